@@ -1,0 +1,46 @@
+# make demo              songs -> shards -> VQ-VAE -> codes -> priors -> samples -> a page, in about ten minutes on two cores
+# make demo SONGS=folder the same with your own audio
+# make test              what must pass before a commit;  make test-all  the slow ones too
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+TORCH  ?= 2.13.0
+
+ifdef SONGS
+DEMO := demo_$(notdir $(abspath $(SONGS))) --songs $(SONGS)
+else
+DEMO := demo
+endif
+
+.PHONY: demo install test test-all check clean
+
+demo: install
+	$(BIN)/megajukebox demo --out $(DEMO)
+
+install: $(VENV)/installed
+
+# torch first: left to itself, pip would fetch gigabytes of CUDA onto a machine without a GPU.
+$(VENV)/installed: pyproject.toml setup.py
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	BIN=$(BIN) TORCH=$(TORCH) sh .ci/install_torch
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/installed-test: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	touch $@
+
+check: $(VENV)/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: check
+	$(BIN)/python -m pytest -q -m "not slow"
+
+test-all: check
+	$(BIN)/python -m pytest -q
+
+clean:
+	rm -rf demo demo_* build

@@ -1,0 +1,34 @@
+"""`megajukebox <verb> ...` runs the entry of that name; a verb is imported only when it is used."""
+
+import sys
+from importlib import import_module
+
+import typer
+
+VERBS = {
+    "prepare": ("prepare", "songs and lyrics -> song shards"),
+    "train": ("train", "shards -> a run: vqvae, top_prior, middle_upsampler, bottom_upsampler"),
+    "encode": ("encode", "song shards and a VQ-VAE -> code shards"),
+    "sample": ("sample", "requests and runs -> songs"),
+    "explore": ("explore", "samples and runs -> pages to look at and listen to"),
+    "demo": ("demo", "the whole pipeline on made-up songs, or yours"),
+    "import": ("import_weights", "OpenAI's or Hugging Face's Jukebox weights -> runs"),
+    "export": ("export_weights", "runs -> plain or OpenAI's weights"),
+}
+
+
+def main() -> None:
+    verb = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if verb in ("-h", "--help", "help"):
+        print("usage: megajukebox <verb> [--help] ...\n")
+        print("\n".join(f"  {name:8s} {about}" for name, (_, about) in VERBS.items()))
+        return
+    if verb not in VERBS:
+        raise SystemExit(f"megajukebox: there is no verb {verb!r}; choose one of {', '.join(VERBS)}")
+    app = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False)
+    app.command()(import_module(f"megajukebox.{VERBS[verb][0]}").main)
+    app(sys.argv[2:], prog_name=f"megajukebox {verb}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""Which clips a song set has, and one of them as audio: the samples of the VQ-VAE's training."""
+
+import hashlib
+from typing import BinaryIO, Literal, cast
+
+import numpy as np
+
+from megajukebox.data.audio import downmix, read_slice
+from megajukebox.data.shards import ShardSet
+
+Part = Literal["train", "held_out"]
+
+
+def split(keys: np.ndarray, held_out: float) -> np.ndarray:
+    """Which songs are held out, [songs] bool: those whose key hashes into the share `held_out` (0..1).
+
+    A pure function of each key: songs and their codes are split alike, and a song stays where it is when others come.
+    """
+    below = int(held_out * 2.0**64)
+    hashes = (int.from_bytes(hashlib.blake2b(bytes(key), digest_size=8).digest(), "little") for key in keys)
+    return np.fromiter((number < below for number in hashes), dtype=bool, count=len(keys))
+
+
+def of_part(per_song: np.ndarray, held_out: np.ndarray, part: Part) -> np.ndarray:
+    """`per_song` with 0 for the songs of the other part."""
+    return np.where(held_out == (part == "held_out"), per_song, 0)
+
+
+def place(clip: int, length: int, song: int, rng: np.random.Generator | None) -> int:
+    """Start of the clip-th clip of `length` in a song of `song`, with `rng` shifted by up to half a clip either way."""
+    half = length // 2
+    shift = int(rng.integers(-half, half)) if rng is not None and half else 0
+    return inside(clip * length + shift, length, song)
+
+
+def inside(start: int, length: int, song: int) -> int:
+    """`start`, moved by up to half a clip where the clip would stick out of the song (Jukebox's rule)."""
+    if start > song - length:
+        return max(0, start - length // 2)
+    if start < 0:
+        return min(song - length, start + length // 2)
+    return start
+
+
+class SongClips:
+    """Clips of `clip` samples of the songs in `shards`, mixed down to mono; songs shorter than a clip are left out.
+
+    With `verify` the first clip read from a song checks the whole member's CRC, once a process (33 MB for four minutes
+    of FLAC); without it a clip is refused if it does not decode to as many finite samples.
+    """
+
+    def __init__(self, shards: ShardSet, clip: int, held_out: float = 0.0, verify: bool = False) -> None:
+        if clip < 1:
+            raise ValueError(f"clip {clip} is not a length in samples; set 1 or more")
+        self.shards = shards
+        self.clip = clip
+        self.held_out = held_out
+        self.verify = verify
+        self.shard_of_song = np.asarray(shards.songs["shard"])
+        self._clips = (np.asarray(shards.songs["frames"]) // clip).astype(np.int64)
+        self._held_out = split(shards.songs["key"], held_out)
+        self._verified = np.zeros(len(self._clips), dtype=bool)
+
+    def clips(self, part: Part) -> np.ndarray:
+        """Number of clips of each song, [songs] int64; 0 for the songs of the other part."""
+        return of_part(self._clips, self._held_out, part)
+
+    def report(self) -> dict[str, int]:
+        return report(self._clips, self._held_out)
+
+    def facts(self) -> dict[str, object]:
+        """What fixes the samples beside the seed."""
+        return {"index": self.shards.fingerprint, "clip": self.clip, "held_out": self.held_out}
+
+    def read(self, song: int, clip: int, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
+        """{"audio": float32 [clip, 1]}; ValueError if it cannot be read. Without `rng`: no shift, equal mix."""
+        start = place(clip, self.clip, int(self.shards.songs["frames"][song]), rng)
+        mix = rng.random() if rng is not None else 0.5
+        if self.verify and not self._verified[song]:
+            self.shards.read_member(song, "audio")
+            self._verified[song] = True
+        with self.shards.open_member(song, "audio") as file:
+            x = read_slice(cast(BinaryIO, file), start, self.clip, self.shards.index["sample_rate"])
+        return {"audio": downmix(x, mix)[:, None].astype(np.float32)}
+
+
+def report(clips: np.ndarray, held_out: np.ndarray) -> dict[str, int]:
+    """Counts for the run's events: what is trained on, held out, and left out for being too short."""
+    return {
+        "songs": len(clips),
+        "songs_too_short": int((clips == 0).sum()),
+        "train_songs": int(((clips > 0) & ~held_out).sum()),
+        "train_clips": int(clips[~held_out].sum()),
+        "held_out_songs": int(((clips > 0) & held_out).sum()),
+        "held_out_clips": int(clips[held_out].sum()),
+    }

@@ -1,0 +1,156 @@
+"""Turn song shards into code shards with a trained VQ-VAE: the priors train on these.
+
+    megajukebox encode shards/songs --vqvae runs/tiny/vqvae --out shards/codes                        # one process
+    deepspeed --num_gpus 2 megajukebox/encode.py shards/songs --vqvae runs/tiny/vqvae --out shards/codes
+    megajukebox encode shards/songs --vqvae runs/vqvae --out shards/codes --part 3/64                 # task 3 of an array
+
+One song shard makes one code shard, whoever makes it, so the result does not depend on the split. Killed? Run it again:
+finished shards are kept. After an array job (--part) a last run without --part writes the index.
+"""
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import typer
+from rich.progress import track
+
+from megajukebox.data.audio import downmix, read_slice
+from megajukebox.data.files import write_whole
+from megajukebox.data.provenance import made_by
+from megajukebox.data.shards import Sample, ShardSet, finished_shard, write_index, write_shard
+from megajukebox.data.weights import load_into, read_facts
+from megajukebox.models.long_audio import encode_long
+from megajukebox.models.vqvae import VQVAE, VQVAEConfig
+from megajukebox.training.launch import world
+
+
+def main(
+    songs: Annotated[Path, typer.Argument(help="The folder of song shards.")],
+    vqvae: Annotated[Path, typer.Option(help="The run (or import) of the VQ-VAE.")],
+    out: Annotated[Path, typer.Option(help="The folder for the code shards.")],
+    mix: Annotated[float, typer.Option(min=0, max=1, help="Mono is mix x left + (1 - mix) x right.")] = 0.5,
+    chunk_seconds: Annotated[float, typer.Option(min=0.1, help="Audio encoded at once; bounds the memory.")] = 20.0,
+    part: Annotated[str | None, typer.Option(help="i/n: only every n-th shard, from the i-th on (0-based).")] = None,
+    local_rank: Annotated[int, typer.Option("--local_rank", hidden=True, help="The deepspeed launcher gives it.")] = 0,
+) -> None:
+    """Encode song shards. Restartable; the result does not depend on how the work is split."""
+    try:
+        encode(ShardSet(songs), vqvae, out, mix, chunk_seconds, part)
+    except ValueError as error:
+        raise SystemExit(f"encode: {error}") from error
+
+
+def encode(songs: ShardSet, run: Path, out: Path, mix: float, chunk_seconds: float, part: str | None) -> None:
+    """Write this process's share of the code shards, and the index once all are there."""
+    here = world()
+    first, stride = parse_part(part) if part else (here.rank, here.size)
+    device = torch.device("cuda", here.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    model, facts = load_vqvae(run, songs, device)
+    out.mkdir(parents=True, exist_ok=True)
+    origin = {"vqvae": facts["fingerprint"], "source": songs.fingerprint, "mix": mix}
+    numbers = range(first, len(songs.index["shards"]), stride)
+    for number in track(numbers, description=f"encode {here.rank}/{here.size}", disable=here.rank != 0):
+        encode_shard(model, songs, number, out, origin, chunk_seconds)
+    if part is None:
+        wait_for_others(here.size)
+        if here.rank == 0:
+            index(songs, model, facts, out, origin)
+
+
+def parse_part(part: str) -> tuple[int, int]:
+    i, _, n = part.partition("/")
+    if not (i.isdigit() and n.isdigit() and int(i) < int(n)):
+        raise ValueError(f"part {part!r} is not of the form i/n with 0 <= i < n")
+    return int(i), int(n)
+
+
+def load_vqvae(run: Path, songs: ShardSet, device: torch.device) -> tuple[VQVAE, dict[str, Any]]:
+    """The VQ-VAE of `run`; ValueError if it is another kind of model or speaks another sample rate."""
+    facts = read_facts(run)
+    if facts["kind"] != "vqvae":
+        raise ValueError(f"{run} holds a {facts['kind']}, not a VQ-VAE")
+    model = VQVAE(VQVAEConfig(**facts["config"]))
+    rate = songs.index["sample_rate"]
+    if songs.index["kind"] != "songs" or rate != model.config.sample_rate:
+        raise ValueError(f"{songs.folder} holds {songs.index['kind']} at {rate} Hz, {run} encodes songs at {model.config.sample_rate} Hz")
+    load_into(model, run, device=device)
+    return model.to(device).eval(), facts
+
+
+def shard_name(number: int) -> str:
+    return f"codes-{number:06d}.tar"
+
+
+def encode_shard(model: VQVAE, songs: ShardSet, number: int, out: Path, origin: dict[str, Any], chunk_seconds: float) -> None:
+    """Shard `number`, unless it is finished and of the same origin."""
+    done = finished_shard(out / shard_name(number))
+    if done and done["notes"]["origin"] == origin:
+        return
+    refused: dict[str, str] = {}
+    samples = encoded_songs(model, songs, number, origin["mix"], chunk_seconds, refused)
+    write_shard(out / shard_name(number), samples, notes={"origin": origin, "refused": refused})
+
+
+def encoded_songs(
+    model: VQVAE, songs: ShardSet, number: int, mix: float, chunk_seconds: float, refused: dict[str, str]
+) -> Iterator[Sample]:
+    """The songs of one shard as codes; those that cannot be read are left out, with the reason in `refused`."""
+    shard = songs.index["shards"][number]
+    for row in range(shard["first"], shard["first"] + shard["songs"]):
+        try:
+            yield encode_song(model, songs, row, mix, chunk_seconds)
+        except ValueError as error:
+            refused[songs.key(row)] = str(error)
+
+
+def encode_song(model: VQVAE, songs: ShardSet, row: int, mix: float, chunk_seconds: float) -> Sample:
+    facts, frames = json.loads(songs.read_member(row, "json")), int(songs.songs[row]["frames"])
+    audio = io.BytesIO(songs.read_member(row, "audio"))
+    x_T = torch.from_numpy(downmix(read_slice(audio, 0, frames, songs.index["sample_rate"]), mix))
+    device = next(model.parameters()).device
+    members = {"json": json.dumps(facts | {"mix": mix}, ensure_ascii=False).encode()}
+    for level in reversed(model.config.levels):
+        members[f"{level}.npy"] = as_npy(encode_long(model, x_T.to(device), level, chunk_seconds))
+    if songs.has(row, "lyrics"):
+        members[songs.member_extension(row, "lyrics")] = songs.read_member(row, "lyrics")
+    return Sample(songs.key(row), frames, members)
+
+
+def as_npy(codes: torch.Tensor) -> bytes:
+    file = io.BytesIO()
+    np.save(file, codes.cpu().numpy().astype("<u2"), allow_pickle=False)
+    return file.getvalue()
+
+
+def wait_for_others(size: int) -> None:
+    """Until every process has written its shards; fails with them if one dies."""
+    if size > 1:
+        dist.init_process_group("gloo")
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def index(songs: ShardSet, model: VQVAE, facts: dict[str, Any], out: Path, origin: dict[str, Any]) -> None:
+    """songs.npy and index.json of the code set, with the lyrics model of the songs."""
+    config, lyrics = model.config, songs.index["lyrics_model"]
+    if lyrics:
+        write_whole(out / lyrics["name"], (songs.folder / lyrics["name"]).read_bytes())
+    names = [shard_name(number) for number in range(len(songs.index["shards"]))]
+    vqvae = {"fingerprint": facts["fingerprint"], "hops": config.hops, "codes": dict.fromkeys(config.levels, config.codes)}
+    made = write_index(
+        out, names, kind="codes", sample_rate=config.sample_rate, made_by=made_by(),
+        lyrics_model=lyrics and lyrics["name"],
+        extra={"vqvae": vqvae, "mix": origin["mix"], "source_digest": origin["source"]},
+    )  # fmt: skip
+    left_out = songs.index["songs"] - made["songs"]
+    print(f"{made['songs']} songs, {made['seconds'] / 60:.1f} minutes of codes in {out}" + (f"; {left_out} left out" if left_out else ""))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,1 @@
+"""The static pages over samples/ and runs/."""

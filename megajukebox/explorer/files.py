@@ -1,0 +1,52 @@
+"""Files of the site: made again only when they are old, and the URLs that lead from one to the other."""
+
+import hashlib
+import os
+import re
+import shutil
+from pathlib import Path
+from urllib.parse import quote
+
+from megajukebox.data.files import whole, write_whole
+
+
+def write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, content)
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy `source` to `target` unless it lies there already."""
+    if up_to_date(target, source) and target.stat().st_size == source.stat().st_size:
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with source.open("rb") as original, whole(target) as file:
+        shutil.copyfileobj(original, file, 1 << 20)
+    stamp(target, source)
+
+
+def stamp(made: Path, source: Path) -> None:
+    """Give `made` the time of the `source` that it was made from."""
+    time = source.stat().st_mtime_ns
+    os.utime(made, ns=(time, time))
+
+
+def up_to_date(made: Path, source: Path) -> bool:
+    """Whether `made` was made from `source` as it is now.
+
+    Times must be equal, not only later: a file put back from a backup is older than what its predecessor became.
+    """
+    return made.exists() and made.stat().st_mtime_ns == source.stat().st_mtime_ns
+
+
+def relative_url(target: Path, page_folder: Path) -> str:
+    """The URL of `target` as written on a page that lies in `page_folder`."""
+    return quote(os.fsencode(os.path.relpath(target, page_folder).replace(os.sep, "/")))
+
+
+def safe_name(name: str) -> str:
+    """`name` if it can stand in any URL and file system, or a readable part of it and a hash that keeps it unique."""
+    if re.fullmatch(r"[A-Za-z0-9_-]{1,48}", name):
+        return name
+    digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:12]
+    return f"{re.sub(r'[^A-Za-z0-9_-]+', '_', name)[:32]}-{digest}"

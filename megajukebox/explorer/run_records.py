@@ -1,0 +1,118 @@
+"""Reads run folders: metrics, events, config. Only reads, and tolerates a run that is being written right now."""
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from megajukebox.explorer.records import Problem
+
+DEPTH = 3  # folders between the one given and a run
+NOT_CURVES = {"step", "time", "epoch"}
+Points = list[tuple[float, float]]  # (step, value)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run folder holds. `curves` maps the name of a metric to its points by split."""
+
+    name: str
+    curves: dict[str, dict[str, Points]]
+    events: list[dict[str, Any]]
+    config: str
+    model: dict[str, Any]
+    seconds: float  # between the first and the last line of the metrics
+    started: float  # unix time of the first line
+    checkpoints: int
+    problems: list[Problem] = field(default_factory=list)
+
+    @property
+    def last_step(self) -> int:
+        return int(max((points[-1][0] for splits in self.curves.values() for points in splits.values()), default=0))
+
+
+def read_runs(folders: list[Path]) -> list[Run]:
+    """The runs in and under `folders`, in the order in which they were started."""
+    for folder in folders:
+        if not folder.is_dir():
+            raise ValueError(f"runs {str(folder)!r} is not a folder; give the folder that `megajukebox train` wrote")
+    found = [(run, folder) for folder in folders for run in find_runs(folder, DEPTH)]
+    runs = [read_run(path, str(path.relative_to(root)) if path != root else path.name) for path, root in found]
+    return sorted(runs, key=lambda run: (run.started, run.name))
+
+
+def find_runs(folder: Path, depth: int) -> Iterator[Path]:
+    if (folder / "run.yaml").exists() or (folder / "metrics.jsonl").exists():
+        yield folder
+    elif depth:
+        for child in sorted(path for path in folder.iterdir() if path.is_dir()):
+            yield from find_runs(child, depth - 1)
+
+
+def read_run(folder: Path, name: str) -> Run:
+    problems: list[Problem] = []
+    metrics = read_lines(folder / "metrics.jsonl", problems)
+    times = [line["time"] for line in metrics if is_number(line.get("time")) and math.isfinite(line["time"])]
+    config, model = folder / "run.yaml", folder / "model.json"
+    return Run(
+        name=name,
+        curves=curves(metrics),
+        events=read_lines(folder / "events.jsonl", problems),
+        config=config.read_text(encoding="utf-8", errors="replace") if config.is_file() else "",
+        model=read_model(model, problems),
+        seconds=max(times) - min(times) if times else 0.0,
+        started=min(times, default=math.inf),
+        checkpoints=sum(1 for _ in folder.glob("checkpoints/step-*")),
+        problems=problems,
+    )
+
+
+def read_model(path: Path, problems: list[Problem]) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        model = json.loads(path.read_bytes())
+    except ValueError as error:
+        problems.append(Problem(path.name, str(error)))
+        return {}
+    return model if isinstance(model, dict) else {}
+
+
+def read_lines(path: Path, problems: list[Problem]) -> list[dict[str, Any]]:
+    """The JSON objects in `path`, one a line; the other lines are counted in `problems`."""
+    if not path.is_file():
+        return []
+    with path.open("rb") as file:
+        parsed = [parse(line) for line in file if line.strip()]
+    objects = [line for line in parsed if line is not None]
+    if len(objects) < len(parsed):
+        problems.append(Problem(path.name, f"{len(parsed) - len(objects)} of {len(parsed)} lines are not JSON objects"))
+    return objects
+
+
+def parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def curves(metrics: list[dict[str, Any]]) -> dict[str, dict[str, Points]]:
+    """Every number logged, loss first. A step logged again after a restart replaces what was logged before."""
+    values: dict[str, dict[str, dict[float, float]]] = {"loss": {}}
+    for line in (line for line in metrics if is_number(line.get("step")) and math.isfinite(line["step"])):
+        for name in (key for key, value in line.items() if key not in NOT_CURVES and is_number(value)):
+            values.setdefault(name, {}).setdefault(str(line.get("split", "train")), {})[line["step"]] = line[name]
+    return {
+        name: {split: sorted(by_step.items()) for split, by_step in sorted(splits.items(), reverse=True)}
+        for name, splits in values.items()
+        if splits
+    }
+
+
+def is_number(value: object) -> bool:
+    """NaN is a number here: a curve shows it as a gap. Left out is what would overflow when drawn."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and not 1e300 < abs(value) < math.inf

@@ -1,0 +1,197 @@
+"use strict";
+/*
+ * One player a page: the bar at its foot. A song is {title, page, seconds, audio: {level: url}}.
+ * Each level has its own <audio>, so that a switch of levels keeps the moment of the song.
+ * Fires "change" when the song, the level or playing changes, and "time" whenever the moment does.
+ */
+const SKIP = 5; // seconds that an arrow key moves
+
+class Player extends EventTarget {
+  constructor(bar) {
+    super();
+    this.bar = bar;
+    this.audios = Object.fromEntries([...bar.querySelectorAll("audio")].map((audio) => [audio.dataset.level, audio]));
+    this.levels = Object.keys(this.audios);
+    this.wanted = this.levels.at(-1);
+    this.song = null;
+    this.waiting = 0; // the moment to start from, while the recording is not loaded yet
+    for (const audio of Object.values(this.audios)) this.listen(audio);
+    this.connectBar();
+    document.addEventListener("keydown", (event) => this.key(event));
+    this.show();
+  }
+
+  /* The level that is heard: the one that was chosen, or the finest one that this song has. */
+  get level() {
+    if (!this.song || this.song.audio[this.wanted]) return this.wanted;
+    return this.levels.findLast((level) => this.song.audio[level]) ?? this.wanted;
+  }
+
+  get audio() { return this.audios[this.level]; }
+  get playing() { return !this.audio.paused; }
+  get moment() { return this.audio.readyState ? this.audio.currentTime : this.waiting; }
+  get seconds() { return this.audio.readyState && isFinite(this.audio.duration) ? this.audio.duration : this.song?.seconds ?? 0; }
+
+  load(song) {
+    if (song === this.song) return;
+    for (const audio of Object.values(this.audios)) {
+      audio.pause();
+      audio.removeAttribute("src");
+      audio.load();
+    }
+    this.song = song;
+    this.prepare(0);
+    this.changed();
+  }
+
+  async play() {
+    if (!this.song?.audio[this.level]) return;
+    const audio = this.audio;
+    try {
+      await audio.play();
+    } catch (error) {
+      // AbortError: another song, level or a pause came in between. The rest was told by the audio's own "error".
+      if (error.name === "NotAllowedError") this.tell("Press play once more: the browser held the sound back.");
+    }
+  }
+
+  toggle() {
+    if (this.playing) this.audio.pause();
+    else this.play();
+  }
+
+  seek(moment) {
+    moment = Math.min(Math.max(moment, 0), Math.max(this.seconds - 0.01, 0));
+    this.waiting = moment;
+    if (this.audio.readyState) this.audio.currentTime = moment;
+    this.dispatchEvent(new Event("time"));
+  }
+
+  choose(level) {
+    if (this.song && !this.song.audio[level]) return;
+    const { audio: before, moment, playing } = this;
+    this.wanted = level;
+    if (this.audio !== before) {
+      before.pause();
+      this.prepare(moment);
+      if (playing) this.play();
+    }
+    this.changed();
+  }
+
+  /* Points the audio at its file; it loads when it is played. */
+  prepare(moment) {
+    const { audio } = this;
+    this.waiting = moment;
+    const url = this.song?.audio[this.level];
+    if (!url) return;
+    if (!audio.hasAttribute("src")) audio.setAttribute("src", url);
+    else if (audio.readyState) audio.currentTime = moment;
+  }
+
+  listen(audio) {
+    const mine = (action) => () => audio === this.audio && audio.hasAttribute("src") && action();
+    audio.addEventListener("loadedmetadata", mine(() => this.loaded(audio)));
+    for (const name of ["play", "pause", "ended"]) audio.addEventListener(name, mine(() => this.changed()));
+    for (const name of ["timeupdate", "seeked"]) audio.addEventListener(name, mine(() => this.dispatchEvent(new Event("time"))));
+    audio.addEventListener("error", mine(() => this.tell("This recording could not be played.")));
+  }
+
+  loaded(audio) {
+    if (this.waiting > 0) audio.currentTime = this.waiting;
+    const seekable = audio.seekable.length && audio.seekable.end(audio.seekable.length - 1) > 0;
+    if (!seekable && location.protocol.startsWith("http")) this.loadWhole(audio);
+  }
+
+  /* Simple web servers send files only from their start; a recording held in memory can be heard from anywhere. */
+  async loadWhole(audio) {
+    const url = audio.getAttribute("src");
+    const { moment, playing } = this;
+    const response = await fetch(url);
+    const whole = URL.createObjectURL(await response.blob());
+    if (audio.getAttribute("src") !== url) return URL.revokeObjectURL(whole);
+    this.waiting = Math.max(this.waiting, moment);
+    audio.src = whole;
+    if (playing) this.play();
+    else audio.load();
+  }
+
+  connectBar() {
+    const find = (selector) => this.bar.querySelector(selector);
+    this.parts = { play: find(".play"), title: find(".title"), seek: find(".seek"), time: find(".time"), trouble: find(".trouble") };
+    this.parts.play.addEventListener("click", () => this.toggle());
+    this.parts.seek.addEventListener("input", () => this.seek(Number(this.parts.seek.value)));
+    this.buttons = [...this.bar.querySelectorAll(".levels button")];
+    for (const button of this.buttons) button.addEventListener("click", () => this.choose(button.dataset.level));
+    this.addEventListener("time", () => this.showTime());
+  }
+
+  key(event) {
+    const { target } = event;
+    if (event.ctrlKey || event.metaKey || event.altKey || target.matches("input:not([type=range]), select, textarea")) return;
+    const level = this.levels[Number(event.key) - 1];
+    if (event.key === " " && !target.matches("button, a, summary")) this.toggle();
+    else if (event.key === "ArrowLeft") this.seek(this.moment - SKIP);
+    else if (event.key === "ArrowRight") this.seek(this.moment + SKIP);
+    else if (level) this.choose(level);
+    else return;
+    event.preventDefault();
+  }
+
+  changed() {
+    this.tell("");
+    this.show();
+    this.dispatchEvent(new Event("change"));
+    if (this.playing) requestAnimationFrame(() => this.tick());
+  }
+
+  /* timeupdate comes four times a second; a playhead wants every frame. */
+  tick() {
+    if (!this.playing) return;
+    this.dispatchEvent(new Event("time"));
+    cancelAnimationFrame(this.frame);
+    this.frame = requestAnimationFrame(() => this.tick());
+  }
+
+  show() {
+    const { play, title } = this.parts;
+    this.bar.classList.toggle("empty", !this.song);
+    setPlaying(play, this.playing, this.song?.title ?? "");
+    title.textContent = this.song ? this.song.title : "Choose a song";
+    if (this.song?.page) title.href = this.song.page;
+    for (const button of this.buttons) {
+      button.setAttribute("aria-pressed", String(button.dataset.level === this.level));
+      button.disabled = Boolean(this.song) && !this.song.audio[button.dataset.level];
+    }
+    this.showTime();
+  }
+
+  showTime() {
+    const { seek, time } = this.parts;
+    seek.max = this.seconds || 1;
+    seek.value = this.moment;
+    seek.setAttribute("aria-valuetext", `${clock(this.moment)} of ${clock(this.seconds)}`);
+    time.textContent = `${clock(this.moment)} / ${clock(this.seconds)}`;
+  }
+
+  tell(text) { this.parts.trouble.textContent = text; }
+}
+
+function setPlaying(button, playing, title) {
+  button.classList.toggle("playing", playing);
+  button.setAttribute("aria-label", `${playing ? "Pause" : "Play"} ${title}`.trim());
+}
+
+function clock(seconds) {
+  return `${Math.floor(seconds / 60)}:${String(Math.floor(seconds % 60)).padStart(2, "0")}`;
+}
+
+/* How far into `element` a click went, 0 at its left to 1 at its right. */
+function share(event, element) {
+  const box = element.getBoundingClientRect();
+  return Math.min(Math.max((event.clientX - box.left) / box.width, 0), 1);
+}
+
+function readJson(id) {
+  return JSON.parse(document.getElementById(id).textContent);
+}

@@ -1,0 +1,1 @@
+"""Checkpoints of other programs, as tables of names."""

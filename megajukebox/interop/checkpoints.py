@@ -1,0 +1,157 @@
+"""Files of Jukebox weights as others wrote them: opened without running anything in them, and recognised."""
+
+import pickle
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megajukebox.data.weights import StoredTensors
+from megajukebox.interop.hugging_face import from_hugging_face, last_convolutions
+
+HUGGING_FACE = re.compile(r"(vqvae|priors\.(\d+))\.(.+)")
+TOP = 2  # Hugging Face counts the priors from the top, OpenAI levels from the bottom
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The weights of one model under OpenAI's names, and what else its file tells."""
+
+    path: Path
+    kind: str  # "vqvae" or "prior"
+    tensors: Mapping[str, Tensor]
+    level: int | None = None  # the reference's number, 0 = bottom; None = the file does not say
+    hps: dict[str, Any] = field(default_factory=dict)
+    step: int = 0
+    layout: str = "openai"  # or "hugging_face"
+    stack: str = "blocks"  # what the file calls a conditioner's residual stacks: blocks or model
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
+
+
+def read_checkpoints(paths: Sequence[Path]) -> list[Checkpoint]:
+    """Every model in the files, which may be OpenAI's (one model each) or Hugging Face's (a whole set in pieces).
+
+    ValueError for a file that is none of them, is damaged, or would need code to run.
+    """
+    models: list[Checkpoint] = []
+    pieces: dict[str, Tensor] = {}
+    for path in paths:
+        content = read_file(path)
+        state = _state(path, content)
+        if all(HUGGING_FACE.fullmatch(name) for name in state):
+            twice = pieces.keys() & state.keys()
+            if twice:
+                raise ValueError(f"{path} repeats {sorted(twice)[0]}, which another file holds; give each file once")
+            pieces.update(state)
+        else:
+            models.append(_openai(path, content, state))
+    return models + (_hugging_face(paths[0], pieces) if pieces else [])
+
+
+def read_file(path: Path) -> Any:
+    """The content of a file of weights: only tensors and plain values are let in. Tensors stay on disk if possible."""
+    if not path.is_file():
+        raise ValueError(f"{path} is not a file; give checkpoints (.pth.tar, .bin, .safetensors) or their folder")
+    if path.suffix == ".safetensors":
+        return StoredTensors(path)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+    except pickle.UnpicklingError as error:
+        if "Unsupported" in str(error) or ("Weights only load failed" in str(error) and "GLOBAL" in str(error)):
+            raise ValueError(
+                f"{path} holds more than tensors and plain values; nothing in it was run: {_gist(error)}"
+            ) from None
+        raise ValueError(f"{path} is damaged or not a checkpoint ({_gist(error)}); fetch it again") from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AssertionError, TypeError) as error:
+        raise ValueError(f"{path} is damaged or not a checkpoint ({_gist(error)}); fetch it again") from None
+
+
+def _is_zip(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(2) == b"PK"
+
+
+def _gist(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[-1] if str(error).strip() else 'no detail'}"[:300]
+
+
+def _state(path: Path, content: Any) -> dict[str, Tensor]:
+    """The state dict in a file's content, without the `module.` that data parallelism puts before the names."""
+    state = content
+    if isinstance(content, dict) and isinstance(content.get("model"), Mapping):
+        state = content["model"]
+    if not isinstance(state, Mapping) or not state:
+        raise ValueError(f"{path} holds no weights of Jukebox: expected tensors, or `model` with tensors")
+    if isinstance(state, StoredTensors):
+        return {name: state[name] for name in state}
+    wrong = [name for name, value in state.items() if not isinstance(name, str) or not isinstance(value, Tensor)]
+    if wrong:
+        raise ValueError(f"{path} holds no weights of Jukebox: {wrong[0]!r} is not a named tensor")
+    return {name.removeprefix("module."): tensor for name, tensor in state.items()}
+
+
+def _openai(path: Path, content: Any, state: dict[str, Tensor]) -> Checkpoint:
+    facts = content if isinstance(content, dict) and "model" in content else {}
+    hps, step = facts.get("hps"), facts.get("step")
+    hps = dict(hps) if isinstance(hps, Mapping) else {}
+    tensors, stack = _one_stack_name(state)
+    kind = _kind(path, tensors)
+    level = _level(path, hps) if kind == "prior" else None
+    return Checkpoint(path, kind, tensors, level, hps, step if isinstance(step, int) else 0, "openai", stack)
+
+
+def _kind(path: Path, tensors: Mapping[str, Tensor]) -> str:
+    vqvae = any(name.startswith("bottleneck.level_blocks.") for name in tensors)
+    prior = "prior.x_emb.weight" in tensors
+    if vqvae == prior:
+        some = ", ".join(sorted(tensors)[:3])
+        raise ValueError(f"{path} is neither a VQ-VAE nor a prior of Jukebox; its tensors are {some}, ...")
+    return "vqvae" if vqvae else "prior"
+
+
+def _level(path: Path, hps: dict[str, Any]) -> int | None:
+    """The level that the file's hyper-parameters and its name speak of; they must not disagree."""
+    named = re.search(r"level_?(\d)", path.name)
+    if named and "level" in hps and int(named[1]) != hps["level"]:
+        raise ValueError(
+            f"{path} is a prior of level {hps['level']} but is named as one of level {named[1]}; rename it"
+        )
+    return hps.get("level", int(named[1]) if named else None)
+
+
+def _one_stack_name(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+    """Conditioners saved without checkpointing call their stacks `model`, not `blocks`; here they are `blocks`."""
+    other = re.compile(r"(conditioner_blocks\.0\.cond\.model\.\d+\.0)\.model\.(\d+\.model\.)")
+    stack = "model" if any(other.match(name) for name in state) else "blocks"
+    return {other.sub(r"\1.blocks.\2", name): tensor for name, tensor in state.items()}, stack
+
+
+def _hugging_face(path: Path, pieces: dict[str, Tensor]) -> list[Checkpoint]:
+    """The models of a set in Hugging Face's layout: `vqvae.` and `priors.0.` (top) to `priors.2.` (bottom)."""
+    models: dict[tuple[str, int | None], dict[str, Tensor]] = {}
+    for name, tensor in pieces.items():
+        found = HUGGING_FACE.fullmatch(name)
+        assert found is not None
+        key = ("prior", TOP - int(found[2])) if found[2] else ("vqvae", None)
+        models.setdefault(key, {})[found[3]] = tensor
+    return [
+        Checkpoint(path, kind, _openai_names(path, tensors), level, layout="hugging_face")
+        for (kind, level), tensors in models.items()
+    ]
+
+
+def _openai_names(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    lasts, renamed = last_convolutions(tensors), {}
+    for name, tensor in tensors.items():
+        openai = from_hugging_face(name, lasts)
+        if openai is None:
+            raise ValueError(f"{path}: {name} is not a tensor of Jukebox in Hugging Face's layout")
+        renamed[openai] = tensor
+    return renamed

@@ -1,0 +1,106 @@
+"""A codebook learned by moving averages, reduced over all ranks, with restarts of codes that nobody uses."""
+
+# N vectors   D size of a vector   K codes
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def _all_reduce(x: Tensor) -> Tensor:
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(x)
+    return x
+
+
+def _from_rank_0(x: Tensor) -> Tensor:
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.broadcast(x, 0)
+    return x
+
+
+class Codebook(nn.Module):
+    """K vectors of size D. `update` is the only thing that changes them; no gradient ever does.
+
+    `fresh_restarts=True` (ours) gives a restarted code the threshold as its count, so that it stays where it was put
+    until the average says otherwise. False is Jukebox's rule: stale sums are kept and a dead code is drawn again at
+    every step (van den Oord et al. 2017, appendix A.1; Dhariwal et al. 2020, section 3.2 on restarts).
+    """
+
+    vectors: Tensor
+    sums: Tensor
+    counts: Tensor
+    started: Tensor
+
+    def __init__(self, codes: int, width: int, decay: float = 0.99, threshold: float = 1.0, fresh_restarts: bool = True):
+        super().__init__()
+        self.decay, self.threshold, self.fresh_restarts = decay, threshold, fresh_restarts
+        self.register_buffer("vectors", torch.zeros(codes, width))
+        self.register_buffer("sums", torch.zeros(codes, width))
+        self.register_buffer("counts", torch.ones(codes))
+        self.register_buffer("started", torch.tensor(False))
+
+    def nearest(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
+        """The index of the nearest code to each vector [N] (the first of equals), and the squared distance [N]."""
+        x_ND = x_ND.float()
+        scores = torch.addmm(self.vectors.square().sum(1), x_ND, self.vectors.t(), alpha=-2)
+        score, codes = scores.min(dim=1)
+        return codes, score + x_ND.square().sum(1)
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        """The vectors [..., D] of `codes` [...]."""
+        return F.embedding(codes, self.vectors)
+
+    @torch.no_grad()
+    def candidates(self, x_ND: Tensor) -> Tensor:
+        """K vectors drawn from this batch on rank 0, the same on every rank; a small batch is repeated with a little noise."""
+        size, width = self.vectors.shape
+        if len(x_ND) < size:
+            x_ND = x_ND.repeat(-(-size // len(x_ND)), 1)
+            x_ND = x_ND + torch.randn_like(x_ND) * 0.01 / width**0.5
+        return _from_rank_0(x_ND[torch.randperm(len(x_ND), device=x_ND.device)[:size]].float().contiguous())
+
+    @torch.no_grad()
+    def start(self, x_ND: Tensor) -> None:
+        """Take the first batch's vectors as the codes, once."""
+        if not bool(self.started):
+            self.vectors.copy_(self.candidates(x_ND))
+            self.sums.copy_(self.vectors)
+            self.counts.fill_(1.0)
+            self.started.fill_(True)
+
+    @torch.no_grad()
+    def restore_counts(self, tokens_per_step: float) -> None:
+        """Counts for further training from vectors alone (a released checkpoint keeps no others; spec 4.2)."""
+        self.counts.fill_(tokens_per_step / len(self.vectors))
+        self.sums.copy_(self.vectors * self.counts[:, None])
+        self.started.fill_(True)
+
+    @torch.no_grad()
+    def update(self, x_ND: Tensor, codes: Tensor, candidates: Tensor | None = None) -> dict[str, Tensor]:
+        """Move every code to the running mean of the vectors that chose it; give unused codes a vector of this batch.
+
+        Returns `entropy` (nats) and `used` (codes chosen) of this batch over all ranks, `usage` (codes alive in the
+        running average) and `moved` (root mean square change of the codes).
+        """
+        candidates = self.candidates(x_ND) if candidates is None else candidates
+        size = len(self.vectors)
+        counts = _all_reduce(torch.bincount(codes, minlength=size).float())
+        sums = _all_reduce(torch.zeros_like(self.sums).index_add_(0, codes, x_ND.float()))
+        self.sums.mul_(self.decay).add_(sums, alpha=1 - self.decay)
+        self.counts.mul_(self.decay).add_(counts, alpha=1 - self.decay)
+        alive = self.counts >= self.threshold
+        usage = alive.sum()
+        vectors = torch.where(alive[:, None], self.sums / self.counts[:, None], candidates)
+        if self.fresh_restarts:
+            self.sums.copy_(torch.where(alive[:, None], self.sums, candidates * self.threshold))
+            self.counts.copy_(torch.where(alive, self.counts, self.threshold))
+        moved = (vectors - self.vectors).square().mean().sqrt()
+        self.vectors.copy_(vectors)
+        share = counts / counts.sum()
+        return {
+            "entropy": -(share * (share + 1e-8).log()).sum(),
+            "used": (counts >= self.threshold).sum().float(),
+            "usage": usage.float(),
+            "moved": moved,
+        }

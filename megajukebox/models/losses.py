@@ -1,0 +1,85 @@
+"""What a reconstruction is judged by: distances of the wave and of its short-time spectra (spec section 4.3)."""
+
+# B batch   T samples of mono audio
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+
+class STFT(BaseModel):
+    """One setting of the short-time Fourier transform, in samples."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    fft: int = 2048
+    hop: int = 256
+    window: int = 1536
+
+    def magnitude(self, x_BT: Tensor) -> Tensor:
+        """|STFT| [B, fft/2 + 1, frames], centred, with a periodic Hann window."""
+        window = torch.hann_window(self.window, device=x_BT.device, dtype=x_BT.dtype)
+        return torch.stft(x_BT, self.fft, self.hop, self.window, window, return_complex=True).abs()
+
+
+class Bandwidth(BaseModel):
+    """Scale of the training audio, by which losses are divided: variance, mean |x|, mean norm of a clip's spectrum."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    l2: float = 1.0
+    l1: float = 1.0
+    spectral: float = 1.0
+
+
+class ReconstructionLoss(BaseModel):
+    """Weights of the terms; a term of weight 0 is not computed. `linf_samples` is k of the k worst samples."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    l1: float = 0.0
+    l2: float = 1.0
+    linf: float = 0.02
+    linf_samples: int = 2048
+    spectral: float = 0.0
+    multispectral: float = 1.0
+    stft: STFT = STFT()
+    stfts: tuple[STFT, ...] = (
+        STFT(fft=2048, hop=240, window=1200),
+        STFT(fft=1024, hop=120, window=600),
+        STFT(fft=512, hop=50, window=240),
+    )
+
+
+def distance(config: ReconstructionLoss, term: str, x_BT: Tensor, y_BT: Tensor, bandwidth: Bandwidth) -> Tensor:
+    """One term of the loss between the truth x and the reconstruction y, already divided by its bandwidth."""
+    if term == "l1":
+        return (y_BT - x_BT).abs().mean() / bandwidth.l1
+    if term == "l2":
+        return (y_BT - x_BT).square().mean() / bandwidth.l2
+    if term == "linf":
+        worst = (y_BT - x_BT).square().topk(min(config.linf_samples, x_BT.shape[1]), dim=1).values
+        return worst.mean() / bandwidth.l2
+    if term == "spectral":
+        return _spectral(config.stft, x_BT, y_BT).mean() / bandwidth.spectral
+    assert term == "multispectral", term
+    return torch.stack([_spectral(stft, x_BT, y_BT) for stft in config.stfts]).mean() / bandwidth.spectral
+
+
+def _spectral(stft: STFT, x_BT: Tensor, y_BT: Tensor) -> Tensor:
+    with torch.no_grad():
+        target = stft.magnitude(x_BT)
+    return (target - stft.magnitude(y_BT)).flatten(1).norm(dim=1)
+
+
+def reconstruction(config: ReconstructionLoss, x_BT: Tensor, y_BT: Tensor, bandwidth: Bandwidth) -> Tensor:
+    """The weighted sum of the terms whose weight is not 0."""
+    terms = {t: getattr(config, t) for t in ("l1", "l2", "linf", "spectral", "multispectral")}
+    return sum((w * distance(config, t, x_BT, y_BT, bandwidth) for t, w in terms.items() if w), x_BT.new_zeros(()))
+
+
+def spectral_convergence(stft: STFT, x_BT: Tensor, y_BT: Tensor, floor: float = 0.002) -> Tensor:
+    """Mean over the batch of |M(x) - M(y)| / |M(x)|; an item quieter than `floor` counts as 0."""
+    truth = stft.magnitude(x_BT)
+    size = truth.flatten(1).norm(dim=1)
+    error = (truth - stft.magnitude(y_BT)).flatten(1).norm(dim=1)
+    return torch.where(size > floor, error / size.clamp(min=floor), 0.0).mean()

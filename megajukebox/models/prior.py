@@ -1,0 +1,158 @@
+"""The autoregressive prior of one level: a list of layers over a window of codes, told labels, timing, lyrics or codes above."""
+
+# B batch   T codes of a window   N lyric tokens   W width   V vocabulary
+from typing import NamedTuple
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+
+from megajukebox.models.conditioning import (
+    LabelConfig,
+    Labels,
+    Lyrics,
+    LyricsConfig,
+    ShiftedEmbedding,
+    Timing,
+    TimingConfig,
+    Upper,
+    UpperConfig,
+    bits,
+)
+from megajukebox.models.transformer import TransformerConfig, blocks
+
+
+class PriorConfig(BaseModel):
+    """Everything that fixes a prior's parameters and numbers. Names of the reference are in `interop`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    level: str = Field(pattern="^(top|middle|bottom)$")
+    sample_rate: int = Field(gt=0)
+    hop: int = Field(gt=0, description="audio samples per code")
+    codes: int = Field(gt=1, description="size of the codebook")
+    window: int = Field(gt=0, description="codes in a context window")
+    transformer: TransformerConfig
+    separate_head: bool = Field(False, description="own output matrix, conditioning not added again before it")
+    labels: dict[str, LabelConfig] = {}
+    timing: TimingConfig | None = None
+    upper: UpperConfig | None = None
+    lyrics: LyricsConfig | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> "PriorConfig":
+        if self.length % self.transformer.rows:
+            raise ValueError(f"rows {self.transformer.rows} does not divide the {self.length} positions of the window")
+        if self.upper and self.window % self.upper.ratio:
+            raise ValueError(f"window {self.window} is not a multiple of {self.upper.ratio}, the codes per code of the level above")
+        reads = "lyrics" in self.transformer.patterns
+        encodes = self.lyrics is not None and self.lyrics.mode == "encoder"
+        if reads != encodes:
+            raise ValueError(f"schedule {self.transformer.schedule!r} {'needs' if reads else 'has no layer for'} a lyrics encoder")
+        if encodes and (self.lyrics.encoder is None or self.lyrics.tokens % self.lyrics.encoder.rows):
+            raise ValueError("lyrics.encoder is missing, or its rows do not divide lyrics.tokens")
+        if "prefix" in self.transformer.patterns and not self.prefix_tokens:
+            raise ValueError(f"schedule {self.transformer.schedule!r} needs lyrics with mode prefix")
+        if self.prefix_tokens and not self.labels:
+            raise ValueError("lyrics with mode prefix need labels: they are the vector before the first lyric token")
+        return self
+
+    @property
+    def prefix_tokens(self) -> int:
+        """Lyric tokens at the head of the sequence itself (0 with a separate encoder)."""
+        return self.lyrics.tokens if self.lyrics and self.lyrics.mode == "prefix" else 0
+
+    @property
+    def length(self) -> int:
+        """Positions of the transformer: the window, after its lyric prefix if there is one."""
+        return self.prefix_tokens + self.window
+
+    @property
+    def shift(self) -> int:
+        """What is added to a code to make it a token of the joint vocabulary."""
+        return self.lyrics.size if self.lyrics and self.prefix_tokens else 0
+
+    @property
+    def attended_prefix(self) -> int:
+        """Positions that a `prefix` layer sees: the lyrics rounded up past the next whole row, as Jukebox has it (spec 5.3)."""
+        rows = self.transformer.rows
+        return (self.prefix_tokens // rows + 1) * rows
+
+
+class Conditioning(NamedTuple):
+    """What the layers are given beside the tokens; computed once per window."""
+
+    start: Tensor | None  # [B, 1, W] the vector before the first token, from the labels
+    added: Tensor | None  # [B, T, W] added to every position: timing, or the codes above
+    lyrics: Tensor | None  # [B, N, W] states of the lyric encoder
+
+
+class Prior(nn.Module):
+    """p(codes of a window | labels, timing, lyrics, codes above)."""
+
+    def __init__(self, config: PriorConfig):
+        super().__init__()
+        self.config = config
+        shape, scale = config.transformer, config.transformer.init_scale
+        self.vocabulary = config.shift + config.codes
+        self.labels = Labels(config.labels, shape.width, scale) if config.labels else None
+        self.timing = Timing(config.timing, config.sample_rate, shape.width, scale) if config.timing else None
+        self.upper = Upper(config.upper, config.codes, shape.width, scale) if config.upper else None
+        separate = config.lyrics is not None and config.lyrics.mode == "encoder"
+        self.lyrics = Lyrics(config.lyrics, shape.width, scale) if config.lyrics and separate else None
+        self.input = ShiftedEmbedding(self.vocabulary, config.length, shape.width, scale, own_start=not config.labels)
+        self.blocks = blocks(shape, config.attended_prefix)
+        self.head = nn.Linear(shape.width, self.vocabulary, bias=False)
+        if not config.separate_head:
+            self.head.weight = self.input.tokens.weight
+
+    def conditioning(self, batch: dict) -> Conditioning:
+        """From `conditions` {name: [B, slots]}, `timing` [B, 3] in samples, `upper_codes` [B, T/ratio], `lyrics` [B, N]."""
+        start = self.labels(batch["conditions"]) if self.labels else None
+        added = self.upper(batch["upper_codes"]) if self.upper else None
+        if self.timing:
+            timing = self.timing(batch["timing"], self.config.window)
+            added = timing if added is None else added + timing
+        if added is not None and self.config.prefix_tokens:
+            silence = added.new_zeros(len(added), self.config.prefix_tokens, added.shape[-1])
+            added = torch.cat([silence, added], dim=1)
+        return Conditioning(start, added, self.lyrics(batch["lyrics"]) if self.lyrics else None)
+
+    def tokens(self, batch: dict) -> Tensor:
+        """The sequence [B, N + T] that the transformer models: the codes, after the lyrics in prefix mode."""
+        codes = batch["codes"]
+        return torch.cat([batch["lyrics"], codes + self.config.shift], dim=1) if self.config.prefix_tokens else codes
+
+    def predict(self, h_BTW: Tensor, added_BTW: Tensor | None) -> Tensor:
+        """Logits [B, T, V] in float32 from the last hidden states."""
+        if added_BTW is not None and not self.config.separate_head:
+            h_BTW = h_BTW + added_BTW
+        return self.head(h_BTW).float()
+
+    def logits(self, tokens_BT: Tensor, given: Conditioning) -> Tensor:
+        """Logits [B, T, V]; those at t predict token t from the tokens before it."""
+        h = self.input(tokens_BT, given.start, given.added)
+        for block in self.blocks:
+            h = block(h, given.lyrics) if block.attention.pattern == "lyrics" else block(h)
+        return self.predict(h, given.added)
+
+    def forward(self, batch: dict) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss [] and metrics: `bits_per_code`, and `bits_per_lyric` where there are lyrics (spec section 8)."""
+        given, tokens = self.conditioning(batch), self.tokens(batch)
+        logits, prefix = self.logits(tokens, given), self.config.prefix_tokens
+        music = bits(logits[:, prefix:], tokens[:, prefix:])
+        metrics = {"bits_per_code": music.detach()}
+        if self.config.lyrics is None:
+            return music, metrics
+        words = self._lyric_bits(batch, given, logits)
+        metrics["bits_per_lyric"] = words.detach()
+        count, window = self.config.lyrics.tokens, self.config.window
+        weight = self.config.lyrics.loss_weight
+        return (weight * words * count + music * window) / (count + window), metrics
+
+    def _lyric_bits(self, batch: dict, given: Conditioning, logits_BTV: Tensor) -> Tensor:
+        if self.lyrics is not None:
+            assert given.lyrics is not None
+            return self.lyrics.loss(given.lyrics, batch["lyrics"])
+        prefix = self.config.prefix_tokens
+        return bits(logits_BTV[:, :prefix], batch["lyrics"])

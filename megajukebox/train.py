@@ -1,0 +1,95 @@
+"""Train one stage of a jukebox, from its first step or from where it stopped.
+
+    megajukebox train vqvae --preset tiny --data shards/songs --out runs/tiny/vqvae                       # one process
+    deepspeed --num_gpus 2 megajukebox/train.py top_prior --preset tiny --data shards/codes --out runs/tiny/top_prior
+    deepspeed --num_gpus 2 megajukebox/train.py middle_upsampler --preset tiny --data shards/codes \\
+        --out runs/tiny/middle_upsampler training.middle_upsampler.steps=50                               # a setting changed
+
+Killed? Run the same command again. The run folder holds run.yaml (all settings), metrics.jsonl, events.jsonl,
+checkpoints/, and model.safetensors + model.json for the stages after it.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import yaml
+
+from megajukebox.data.files import write_whole
+from megajukebox.data.shards import ShardSet
+from megajukebox.training import parallel
+from megajukebox.training.config import STAGES, Preset, TrainingSettings, dump, load_preset
+from megajukebox.training.loop import Run, train
+from megajukebox.training.tasks import Reading, Task, prior_task, vqvae_task
+
+
+def main(
+    stage: Annotated[str, typer.Argument(help=f"One of {', '.join(STAGES)}.")],
+    data: Annotated[Path, typer.Option(help="Shards: songs for vqvae, codes for the others.")],
+    out: Annotated[Path, typer.Option(help="The run folder.")],
+    settings: Annotated[list[str] | None, typer.Argument(help="Changes to the preset: key.sub=value ...")] = None,
+    preset: Annotated[str, typer.Option(help="A name in megajukebox/presets, or a YAML file.")] = "tiny",
+    ds_config: Annotated[str | None, typer.Option(help="Another JSON than the preset's, from ds_configs/ or a path.")] = None,
+    stop_after: Annotated[int | None, typer.Option(min=1, help="Save and leave after this many steps.")] = None,
+    local_rank: Annotated[int, typer.Option("--local_rank", hidden=True, help="The deepspeed launcher gives it.")] = 0,
+) -> None:
+    """Train one stage; the same command goes on where it stopped."""
+    try:
+        chosen = load_preset(preset, settings)
+        if ds_config:
+            chosen = load_preset(preset, [*(settings or []), f"training.{stage}.ds_config={ds_config}"])
+        finished = run_stage(chosen, stage, data, out, stop_after)
+    except (ValueError, parallel.TrainingDiverged) as error:
+        raise SystemExit(f"train: {error}") from error
+    finally:
+        parallel.stop()
+    if not finished:
+        print(f"stopped before the last step; the same command goes on from {out}")
+
+
+def run_stage(preset: Preset, stage: str, data: Path, out: Path, stop_after: int | None) -> bool:
+    """Build the task, its engine and its run, and train. Returns whether the last step was reached."""
+    settings = preset.stage(stage)
+    ds_config = parallel.read_ds_config(settings.ds_config)
+    place = parallel.start()
+    total, micro = parallel.global_batch(ds_config, place.size)
+    run = Run(out, settings, place.rank, stop_after)
+    reading = Reading(place, total, micro, on_bad=lambda shard, key, why: run.log.event("skip", shard=shard, key=key, reason=why))
+    task = task_of(preset, stage, ShardSet(data), settings, reading)
+    if place.rank == 0:
+        write_run_folder(out, preset, stage, task, ds_config)
+    parallel.seed(settings.seed)
+    with parallel.building(ds_config):
+        model = task.build()
+    return train(run, task, parallel.Engine(model, ds_config))
+
+
+def task_of(preset: Preset, stage: str, shards: ShardSet, settings: TrainingSettings, reading: Reading) -> Task:
+    if stage == "vqvae":
+        return vqvae_task(preset, shards, settings, reading)
+    return prior_task(preset, stage, shards, settings, reading)
+
+
+def write_run_folder(out: Path, preset: Preset, stage: str, task: Task, ds_config: dict) -> None:
+    """run.yaml and what the stages after this one read. Raises ValueError if the folder holds another run."""
+    out.mkdir(parents=True, exist_ok=True)
+    record = {"stage": stage, "preset": dump(preset), "model": task.config.model_dump(mode="json"), "ds_config": ds_config}
+    record |= {"facts": {k: v for k, v in task.facts.items() if k != "made_by"}, "made_by": task.facts["made_by"]}
+    path = out / "run.yaml"
+    if path.exists():
+        check_same_run(path, yaml.safe_load(path.read_text()), record)
+    write_whole(path, yaml.safe_dump(record, sort_keys=False, allow_unicode=True).encode())
+    for name, content in task.files.items():
+        write_whole(out / name, content)
+
+
+def check_same_run(path: Path, before: dict, now: dict) -> None:
+    """How long and how often may change between two starts of a run; what is trained, and on what, may not."""
+    for part in ("stage", "model", "facts"):
+        if before[part] != now[part]:
+            differing = [k for k in now[part] if before[part].get(k) != now[part][k]] if isinstance(now[part], dict) else [part]
+            raise ValueError(f"{path} is of a run with another {part} (differing: {', '.join(differing)}); use another --out, or the settings in that file")
+
+
+if __name__ == "__main__":
+    typer.run(main)

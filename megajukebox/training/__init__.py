@@ -1,0 +1,1 @@
+"""One loop for every stage; DeepSpeed lives in `parallel`, and only there."""

@@ -1,0 +1,184 @@
+"""The one place that knows every part's settings: a preset (YAML), overridden by `key.sub=value`, checked before any GPU is touched."""
+
+from pathlib import Path
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from megajukebox.models.conditioning import TimingConfig, UpperConfig
+from megajukebox.models.transformer import TransformerConfig
+from megajukebox.models.vqvae import VQVAEConfig
+
+PRESETS = Path(__file__).parent.parent / "presets"
+STAGES = ("vqvae", "top_prior", "middle_upsampler", "bottom_upsampler")
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ConditionSettings(Settings):
+    """One label of a song (artist, genres, moods, ...). Its vocabulary is made from the corpus."""
+
+    slots: int = Field(1, gt=0, description="how many names of it one song may carry")
+    size: int = Field(gt=1, description="entries of the embedding table; names beyond it are unknown")
+    min_songs: int = Field(1, gt=0, description="names on fewer songs are unknown")
+    dropout: float = Field(0.0, ge=0, lt=1, description="share of training windows that are not told")
+
+
+class LyricsSettings(Settings):
+    """Lyrics of a prior. The tokenizer's size is that of the corpus's model."""
+
+    mode: str = Field("encoder", pattern="^(encoder|prefix)$")
+    tokens: int = Field(gt=0)
+    loss_weight: float = Field(0.4, ge=0)
+    encoder: TransformerConfig | None = None
+
+
+class PriorSettings(Settings):
+    """A prior as its preset gives it; rate, hop, codes and vocabulary sizes come from the code shards."""
+
+    window: int = Field(gt=0)
+    transformer: TransformerConfig
+    separate_head: bool = False
+    labels: tuple[str, ...] = ()
+    timing: TimingConfig | None = None
+    upper: UpperConfig | None = None
+    lyrics: LyricsSettings | None = None
+
+
+class TrainingSettings(Settings):
+    """How long a stage trains and what it keeps. Batch, precision and optimizer are in its `ds_config`."""
+
+    ds_config: str = Field(description="JSON in ds_configs/, or a path")
+    steps: int = Field(gt=0)
+    seed: int = 0
+    warmup: int = Field(0, ge=0, description="steps of linear warm-up")
+    decay: str = Field("constant", pattern="^(constant|linear|cosine)$")
+    decay_floor: float = Field(0.0, ge=0, le=1, description="share of the peak learning rate at the last step")
+    clip: int | None = Field(None, gt=0, description="audio samples in a training clip (vqvae only)")
+    bandwidth_seconds: float = Field(600, ge=0, description="audio measured to scale the losses; 0 keeps vqvae.bandwidth")
+    held_out: float = Field(0.1, ge=0, lt=1, description="share of the songs kept for judging")
+    held_out_batches: int = Field(8, ge=0)
+    evaluate_every: int = Field(100, gt=0)
+    log_every: int = Field(10, gt=0)
+    save_every: int = Field(100, gt=0)
+    keep: int = Field(3, gt=0, description="checkpoints kept")
+    workers: int = Field(0, ge=0, description="processes that read ahead, per rank")
+
+
+class AudioSettings(Settings):
+    sample_rate: int = Field(44100, ge=1000, le=192000)
+
+
+class Preset(Settings):
+    """Everything that fixes a family of runs."""
+
+    name: str
+    about: str = ""
+    audio: AudioSettings = AudioSettings()
+    vqvae: VQVAEConfig
+    conditions: dict[str, ConditionSettings] = {}
+    lyrics_vocabulary: int = Field(512, gt=0)
+    top: PriorSettings
+    middle: PriorSettings | None = None
+    bottom: PriorSettings
+    training: dict[str, TrainingSettings]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_home_for_the_rate(cls, data: dict) -> dict:
+        rate = data.get("audio", {}).get("sample_rate", 44100)
+        return {**data, "vqvae": {"sample_rate": rate, **data.get("vqvae", {})}}
+
+    @model_validator(mode="after")
+    def _check(self) -> "Preset":
+        for level in self.levels:
+            for label in self.prior(level).labels:
+                if label not in self.conditions:
+                    raise ValueError(f"{level}.labels names {label!r}, which is not among conditions ({', '.join(self.conditions)})")
+        upper = None
+        for level in reversed(self.levels):
+            self._check_level_above(level, upper)
+            upper = level
+        if self.vqvae.sample_rate != self.audio.sample_rate:
+            raise ValueError(f"vqvae.sample_rate {self.vqvae.sample_rate} is not audio.sample_rate {self.audio.sample_rate}; give only the latter")
+        unknown = set(self.training) - set(STAGES)
+        if unknown:
+            raise ValueError(f"training has unknown stages {sorted(unknown)}; stages are {', '.join(STAGES)}")
+        return self
+
+    def _check_level_above(self, level: str, upper: str | None) -> None:
+        settings, hops = self.prior(level), self.vqvae.hops
+        if (settings.upper is None) != (upper is None):
+            raise ValueError(f"{level}.upper must {'be left out: nothing is above it' if upper is None else f'describe how the {upper} codes are read'}")
+        if upper and settings.upper and settings.upper.ratio * hops[level] != hops[upper]:
+            raise ValueError(f"{level}.upper lengthens by {settings.upper.ratio}, but a {upper} code lasts {hops[upper] // hops[level]} {level} codes; set down and stride to match")
+
+    @property
+    def levels(self) -> tuple[str, ...]:
+        """Levels of the VQ-VAE, finest first."""
+        return self.vqvae.levels
+
+    def prior(self, level: str) -> PriorSettings:
+        settings = getattr(self, level)
+        if settings is None:
+            raise ValueError(f"the preset describes no {level} prior")
+        return settings
+
+    def stage(self, name: str) -> TrainingSettings:
+        if name not in self.training:
+            raise ValueError(f"preset {self.name!r} does not train {name!r}; it trains {', '.join(self.training)}")
+        return self.training[name]
+
+
+def level_of(stage: str) -> str:
+    """top_prior -> top, middle_upsampler -> middle."""
+    return stage.split("_")[0]
+
+
+def load_preset(name: str, overrides: list[str] | None = None) -> Preset:
+    """The preset called `name` (or the YAML file at that path) with `key.sub=value` settings applied.
+
+    Raises ValueError that names the key, the value and what would be accepted.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else PRESETS / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml")))
+        raise ValueError(f"preset {name!r} is neither a file nor one of {known}")
+    settings = yaml.safe_load(path.read_text())
+    for setting in overrides or []:
+        override(settings, setting)
+    return validate(settings, path.name)
+
+
+def validate(settings: dict, where: str) -> Preset:
+    try:
+        return Preset.model_validate(settings)
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, e['loc'])) or 'preset'}: {e['msg']} (got {_short(e['input'])})" for e in error.errors()]
+        raise ValueError(f"{where} is not a valid preset:\n  " + "\n  ".join(lines)) from None
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) < 60 else text[:57] + "..."
+
+
+def override(settings: dict, setting: str) -> None:
+    """`top.transformer.width=512` changes that one value of `settings`. The value is read as YAML."""
+    path, equals, value = setting.partition("=")
+    if not equals or not path:
+        raise ValueError(f"setting {setting!r} is not of the form key.sub=value")
+    *parents, last = path.split(".")
+    place = settings
+    for i, name in enumerate(parents):
+        place = place.setdefault(name, {}) if isinstance(place, dict) else None
+        if not isinstance(place, dict):
+            raise ValueError(f"setting {setting!r}: {'.'.join(parents[: i + 1])} holds no further settings")
+    place[last] = yaml.safe_load(value)
+
+
+def dump(preset: Preset) -> dict:
+    """The resolved preset as plain data, every default spelt out."""
+    return preset.model_dump(mode="json")

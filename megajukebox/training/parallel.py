@@ -1,0 +1,198 @@
+"""The only file that knows DeepSpeed: a model becomes an engine with `step`, `evaluate`, `save`, `load` and `weights`."""
+
+import contextlib
+import json
+import logging
+import math
+from functools import partial
+from pathlib import Path
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from megajukebox.data.weights import Pending
+from megajukebox.training.launch import World, world
+
+DS_CONFIGS = Path(__file__).parent.parent.parent / "ds_configs"
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss is no longer a number."""
+
+
+def start() -> World:
+    """Join the other processes (gloo on CPUs, NCCL on GPUs) and return this one's place."""
+    here = world()
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # Its shared-memory all-reduce compiles for minutes and leaves 66 MB in /dev/shm for every process; gloo serves.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if not dist.is_initialized():
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+    return here
+
+
+def stop() -> None:
+    """Leave the group, so that no process waits for one that has ended."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def from_rank_0(value: object) -> object:
+    """`value` of rank 0, on every rank."""
+    box = [value]
+    dist.broadcast_object_list(box, 0)
+    return box[0]
+
+
+def seed(number: int) -> None:
+    """The same first weights on every rank and in every run."""
+    torch.manual_seed(number)
+
+
+def barrier() -> None:
+    dist.barrier()
+
+
+def anyone(flag: bool) -> bool:
+    """Whether `flag` is true on any rank."""
+    asked = torch.tensor(float(flag), device=_device())
+    dist.all_reduce(asked, op=dist.ReduceOp.MAX)
+    return bool(asked.item())
+
+
+def _device() -> torch.device:
+    return torch.device("cuda", world().local_rank) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def read_ds_config(name: str) -> dict:
+    """The JSON called `name` in ds_configs/, or at that path. Raises ValueError if it is missing or does not parse."""
+    path = Path(name) if Path(name).is_file() else DS_CONFIGS / name
+    if not path.is_file():
+        known = ", ".join(sorted(p.name for p in DS_CONFIGS.glob("*.json")))
+        raise ValueError(f"ds_config {name!r} is neither a file nor one of {known}")
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+
+
+def global_batch(ds_config: dict, size: int) -> tuple[int, int]:
+    """(samples per step over all ranks, samples per micro-batch). Raises ValueError if the file does not multiply out."""
+    micro, accumulation = ds_config.get("train_micro_batch_size_per_gpu"), ds_config.get("gradient_accumulation_steps", 1)
+    if not micro:
+        raise ValueError("the ds_config has no train_micro_batch_size_per_gpu")
+    total = ds_config.get("train_batch_size", micro * accumulation * size)
+    if total != micro * accumulation * size:
+        raise ValueError(
+            f"train_batch_size {total} is not train_micro_batch_size_per_gpu {micro} x gradient_accumulation_steps {accumulation}"
+            f" x {size} processes; set it to {micro * accumulation * size}, or leave it out"
+        )
+    return total, micro
+
+
+def building(ds_config: dict) -> contextlib.AbstractContextManager:
+    """Build a model inside this: under ZeRO-3 no process ever holds the whole of it."""
+    if _stage(ds_config) == 3:
+        return deepspeed.zero.Init(config_dict_or_path=ds_config)
+    return contextlib.nullcontext()
+
+
+def _stage(ds_config: dict) -> int:
+    return ds_config.get("zero_optimization", {}).get("stage", 0)
+
+
+def recompute_activations(layers: nn.ModuleList) -> None:
+    """Forget each layer's activations in the forward pass and compute them again in the backward pass."""
+    for layer in layers:
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+
+
+class Engine:
+    """A model under ZeRO-0..3: the loop sees only steps and numbers."""
+
+    def __init__(self, model: nn.Module, ds_config: dict):
+        if "activation_checkpointing" in ds_config and hasattr(model, "blocks"):
+            recompute_activations(model.blocks)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        self.engine, *_ = deepspeed.initialize(model=model, model_parameters=trained, config=ds_config)
+        self.peak_rates = [group["lr"] for group in self.engine.optimizer.param_groups]
+        self.stage = _stage(ds_config)
+
+    @property
+    def device(self) -> torch.device:
+        return self.engine.device
+
+    @property
+    def module(self) -> nn.Module:
+        return self.engine.module
+
+    def step(self, micro_batches: list[dict], rate: float) -> dict[str, float]:
+        """One optimizer step at `rate` times the peak learning rate. Returns metrics averaged over ranks.
+
+        Raises TrainingDiverged before the weights are touched if the loss is not finite.
+        """
+        for group, peak in zip(self.engine.optimizer.param_groups, self.peak_rates):
+            group["lr"] = peak * rate
+        self.engine.train()
+        seen = []
+        for batch in micro_batches:
+            loss, metrics = self.engine(self._placed(batch))
+            seen.append(self._average({"loss": loss, **metrics}))
+            if not math.isfinite(seen[-1]["loss"]):
+                raise TrainingDiverged(f"loss is {seen[-1]['loss']}")
+            self.engine.backward(loss)
+            norm = self._gradient_norm() if self.stage == 0 else None
+            self.engine.step()
+        averages = {name: sum(s[name] for s in seen) / len(seen) for name in seen[0]}
+        norm = self.engine.get_global_grad_norm() if norm is None else norm
+        return averages | {"gradient_norm": float(norm or 0.0), "learning_rate": self.peak_rates[0] * rate}
+
+    def _gradient_norm(self) -> float:
+        """Before clipping; DeepSpeed keeps it only with ZeRO."""
+        return float(nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None]))
+
+    @torch.no_grad()
+    def evaluate(self, batch: dict) -> dict[str, float]:
+        """Metrics of one batch a rank, averaged over ranks, without learning anything."""
+        self.engine.eval()
+        loss, metrics = self.engine(self._placed(batch))
+        return self._average({"loss": loss, **metrics})
+
+    def _placed(self, batch: dict) -> dict:
+        move = lambda value: value.to(self.device) if isinstance(value, Tensor) else value  # noqa: E731
+        return {k: {n: move(v) for n, v in value.items()} if isinstance(value, dict) else move(value) for k, value in batch.items()}
+
+    def _average(self, metrics: dict[str, Tensor]) -> dict[str, float]:
+        values = torch.stack([m.detach().float().reshape(()) for m in metrics.values()])
+        dist.all_reduce(values)
+        return dict(zip(metrics, (values / dist.get_world_size()).tolist()))
+
+    def save(self, folder: Path) -> None:
+        """Every rank writes its part of weights and optimizer state into `folder`."""
+        self.engine.save_checkpoint(str(folder), tag="state", save_latest=False)
+
+    def load(self, folder: Path) -> None:
+        """The inverse of `save`, on the same number of ranks. Raises RuntimeError if nothing was loaded."""
+        path, _ = self.engine.load_checkpoint(str(folder), tag="state")
+        if path is None:
+            raise RuntimeError(f"DeepSpeed loaded nothing from {folder}")
+
+    def weights(self) -> dict[str, Pending]:
+        """Every parameter (float32) and buffer by name, each gathered from all ranks only when it is made.
+
+        Making one is a collective: every rank makes all of them, in this order.
+        """
+        found = {name: self._pending(p, torch.float32, shared=self.stage == 3) for name, p in self.module.named_parameters()}
+        return found | {name: self._pending(b, b.dtype, shared=False) for name, b in self.module.named_buffers()}
+
+    @staticmethod
+    def _pending(tensor: Tensor, dtype: torch.dtype, shared: bool) -> Pending:
+        def make() -> Tensor:
+            with deepspeed.zero.GatheredParameters([tensor]) if shared else contextlib.nullcontext():
+                return tensor.detach().to("cpu", dtype, copy=True)
+
+        return Pending(dtype, tuple(getattr(tensor, "ds_shape", tensor.shape)), make)

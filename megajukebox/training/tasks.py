@@ -1,0 +1,179 @@
+"""What is trained, one function a kind: the VQ-VAE on clips of songs, the priors on windows of its codes."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel
+from torch import nn
+
+from megajukebox.data.clips import SongClips
+from megajukebox.data.lyrics import LyricsTokenizer, SentencePieceTokenizer
+from megajukebox.data.order import Order
+from megajukebox.data.provenance import made_by
+from megajukebox.data.shards import ShardSet
+from megajukebox.data.stream import Batches, OnBad, Source, held_out_batches
+from megajukebox.data.vocabulary import Vocabulary
+from megajukebox.data.windows import CodeWindows, Condition, Lyrics
+from megajukebox.models.conditioning import LabelConfig, LyricsConfig
+from megajukebox.models.losses import Bandwidth
+from megajukebox.models.prior import Prior, PriorConfig
+from megajukebox.models.vqvae import VQVAE, VQVAEConfig
+from megajukebox.training.config import PriorSettings, Preset, TrainingSettings, level_of
+from megajukebox.training.launch import World
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How this process shares the reading with the others."""
+
+    place: World
+    global_batch: int
+    micro_batch: int
+    on_bad: OnBad
+
+
+@dataclass(frozen=True)
+class Task:
+    """All that the loop needs to know of what it trains."""
+
+    kind: str  # vqvae or prior, as in model.json
+    config: BaseModel
+    build: Callable[[], nn.Module]
+    source: Source
+    settings: TrainingSettings
+    reading: Reading
+    units_per_step: float
+    speed_name: str
+    facts: dict[str, Any]
+    files: dict[str, bytes] = field(default_factory=dict)  # what the run folder keeps beside the weights
+
+    def batches(self, first_step: int) -> Iterator[list[dict]]:
+        """Lists of micro-batches, one list a step, from `first_step` on."""
+        return iter(self._stream(first_step))
+
+    def held_out(self) -> Iterable[dict]:
+        """The same few batches of held-out songs each time."""
+        size, place = self.reading.micro_batch, self.reading.place
+        limit = self.settings.held_out_batches * size * place.size
+        on_bad = self.reading.on_bad
+        return held_out_batches(self.source, micro_batch=size, rank=place.rank, world=place.size, limit=limit, on_bad=on_bad)
+
+    def stream_state(self, next_step: int) -> dict[str, object]:
+        """Where the stream stands before `next_step`: holds for any number of ranks."""
+        return self._stream(next_step).state()
+
+    def check_state(self, state: dict[str, object]) -> None:
+        """Raises ValueError if a checkpoint was trained on another order of clips."""
+        self._stream(0).check_state(state)
+
+    def _stream(self, first_step: int) -> Batches:
+        reading, settings = self.reading, self.settings
+        return Batches(
+            self.source, seed=settings.seed, global_batch=reading.global_batch, micro_batch=reading.micro_batch,
+            rank=reading.place.rank, world=reading.place.size, first_step=first_step, workers=settings.workers,
+            on_bad=reading.on_bad,
+        )  # fmt: skip
+
+
+def vqvae_task(preset: Preset, songs: ShardSet, settings: TrainingSettings, reading: Reading) -> Task:
+    """The VQ-VAE on clips of `songs`. Raises ValueError if their sample rate is not the preset's."""
+    rate = songs.index["sample_rate"]
+    if songs.index["kind"] != "songs" or rate != preset.audio.sample_rate:
+        raise ValueError(
+            f"{songs.folder} holds {songs.index['kind']} at {rate} Hz, preset {preset.name!r} wants songs at"
+            f" {preset.audio.sample_rate} Hz; prepare them with --preset {preset.name}"
+        )
+    if settings.clip is None or settings.clip % max(preset.vqvae.hops.values()):
+        raise ValueError(f"training.vqvae.clip {settings.clip} is not a multiple of the top hop {max(preset.vqvae.hops.values())}")
+    clips = SongClips(songs, settings.clip, settings.held_out)
+    config = preset.vqvae
+    if settings.bandwidth_seconds:
+        config = config.model_copy(update={"bandwidth": measure_bandwidth(clips, config, settings)})
+    return Task(
+        kind="vqvae", config=config, build=lambda: VQVAE(config), source=clips, settings=settings, reading=reading,
+        units_per_step=reading.global_batch * settings.clip / rate, speed_name="audio_seconds_per_second",
+        facts={"sample_rate": rate, "preset": preset.name, "songs": songs.fingerprint, "made_by": made_by()},
+    )  # fmt: skip
+
+
+def measure_bandwidth(clips: SongClips, config: VQVAEConfig, settings: TrainingSettings) -> Bandwidth:
+    """The scale of the first `bandwidth_seconds` of the training order: what the losses are divided by (spec section 3)."""
+    count = max(1, int(settings.bandwidth_seconds * config.sample_rate / clips.clip))
+    order = Order(clips.clips("train"), clips.shard_of_song, settings.seed)
+    read = (clips.read(*order.locate(p)[1:], None)["audio"][:, 0] for p in range(min(count, order.clips)))
+    x_NT = torch.from_numpy(np.stack(list(read)))
+    spectral = torch.stack([config.loss.stft.magnitude(x[None]).norm() for x in x_NT]).mean()
+    return Bandwidth(l2=float(x_NT.var(correction=0)), l1=float(x_NT.abs().mean()), spectral=float(spectral))
+
+
+def prior_task(preset: Preset, stage: str, codes: ShardSet, settings: TrainingSettings, reading: Reading) -> Task:
+    """The prior of one level on windows of `codes`. Raises ValueError where codes and preset disagree."""
+    level = level_of(stage)
+    check_codes(preset, codes)
+    told = preset.prior(level)
+    vocabularies = {name: vocabulary(preset, codes, name) for name in told.labels}
+    conditions = {
+        name: Condition(names, preset.conditions[name].slots, preset.conditions[name].dropout)
+        for name, names in vocabularies.items()
+    }
+    tokenizer = lyrics_tokenizer(codes) if told.lyrics else None
+    lyrics = Lyrics(tokenizer, told.lyrics.tokens) if told.lyrics and tokenizer else None
+    config = resolve(preset, level, told, codes, tokenizer)
+    files = {"vocabularies.json": vocabularies_json(vocabularies)}
+    if tokenizer:
+        files["lyrics.model"] = (codes.folder / "lyrics.model").read_bytes()
+    return Task(
+        kind="prior", config=config, build=lambda: Prior(config), settings=settings, reading=reading, files=files,
+        source=CodeWindows(codes, level, told.window, settings.held_out, conditions, lyrics),
+        units_per_step=reading.global_batch * told.window, speed_name="tokens_per_second",
+        facts={
+            "level": level, "sample_rate": config.sample_rate, "preset": preset.name, "made_by": made_by(),
+            "vqvae": codes.index["vqvae"]["fingerprint"], "codes": codes.fingerprint,
+            "tokenizer": "lyrics.model" if tokenizer else None,
+        },
+    )  # fmt: skip
+
+
+def check_codes(preset: Preset, codes: ShardSet) -> None:
+    """The code shards must be those of a VQ-VAE of this preset's shape."""
+    if codes.index["kind"] != "codes":
+        raise ValueError(f"{codes.folder} holds {codes.index['kind']}, a prior trains on codes; run encode first")
+    ours = {"sample_rate": preset.audio.sample_rate, "hops": preset.vqvae.hops, "codes": dict.fromkeys(preset.levels, preset.vqvae.codes)}
+    theirs = {"sample_rate": codes.index["sample_rate"], **{k: codes.index["vqvae"][k] for k in ("hops", "codes")}}
+    for name, value in ours.items():
+        if theirs[name] != value:
+            raise ValueError(f"{codes.folder} has {name} {theirs[name]}, preset {preset.name!r} has {value}; use the preset that the codes were made with")
+
+
+def vocabulary(preset: Preset, codes: ShardSet, name: str) -> Vocabulary:
+    """The names of one condition that the corpus has often enough."""
+    settings, index = preset.conditions[name], codes.index
+    if name == "year":
+        return Vocabulary.of_years(*index["years"]) if index["years"] else Vocabulary()
+    return Vocabulary.build(index["vocabulary"].get(name, {}), settings.min_songs, settings.size)
+
+
+def vocabularies_json(vocabularies: dict[str, Vocabulary]) -> bytes:
+    entries = (f' "{name}": {names.to_json()}' for name, names in vocabularies.items())
+    return ("{\n" + ",\n".join(entries) + "\n}\n").encode()
+
+
+def lyrics_tokenizer(codes: ShardSet) -> LyricsTokenizer:
+    if not codes.index["lyrics_model"]:
+        raise ValueError(f"{codes.folder} has no lyrics model (no song came with lyrics), but the preset's prior reads lyrics; override lyrics=null and the schedule, or add lyrics")
+    return SentencePieceTokenizer(codes.folder / codes.index["lyrics_model"]["name"])
+
+
+def resolve(preset: Preset, level: str, told: PriorSettings, codes: ShardSet, tokenizer: LyricsTokenizer | None) -> PriorConfig:
+    """The preset's prior with what the corpus and the VQ-VAE decide: rate, hop, codes, sizes of vocabularies."""
+    lyrics = told.lyrics and tokenizer and LyricsConfig(**told.lyrics.model_dump(), size=tokenizer.size)
+    sizes = {name: LabelConfig(slots=c.slots, size=c.size) for name, c in preset.conditions.items() if name in told.labels}
+    shape = told.model_dump(exclude={"labels", "lyrics"})
+    vqvae = codes.index["vqvae"]
+    return PriorConfig(
+        level=level, sample_rate=codes.index["sample_rate"], hop=vqvae["hops"][level], codes=vqvae["codes"][level],
+        labels=sizes, lyrics=lyrics, **shape,
+    )  # fmt: skip
