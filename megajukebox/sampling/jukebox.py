@@ -155,7 +155,7 @@ class Jukebox:
         on_level: Callable[[str, list[Song]], None] = lambda level, songs: None,
     ) -> list[Song]:  # fmt: skip
         """One song a request. `on_level` hears of each level of all songs as soon as its audio is there."""
-        songs = [Song(r, self.notes(r), self.vqvae.config.sample_rate, facts={"weights": self.weights, "runs": self.runs.name}) for r in requests]
+        songs = [Song(r, self.notes(r), self.vqvae.config.sample_rate, facts={"weights": self.weights, "runs": str(self.runs)}) for r in requests]
         for level, run in self.levels.items():
             with run.loaded(self.device, self.dtype) as prior:
                 for batch in batches_of_equal_length(songs, batch_size):
