@@ -1,9 +1,10 @@
 """Does megajukebox compute what the original Jukebox computed? Runs recorded cases through the importer and the models.
 
-    python tests/parity.py parity/              # every case in a folder: one line a quantity; exit code 1 on any difference
+    python tests/parity.py parity/              # every case in a folder: one line a quantity
     python tests/parity.py parity/vqvae         # one case
 
-A case is a folder with io.npz and meta.json (spec section 16), and a checkpoint in OpenAI's layout where it has a model.
+The exit code is 1 on any difference, and on anything that is not known. A case is a folder with io.npz and meta.json,
+and a checkpoint in OpenAI's layout where it has a model.
 """
 
 import sys
@@ -17,7 +18,8 @@ from parity_vqvae import check_vqvae
 
 from megajukebox.data.weights import load_weights
 from megajukebox.interop.checkpoints import read_checkpoints
-from megajukebox.interop.jukebox_weights import FOLDERS, Part, import_weights, plan
+from megajukebox.interop.jukebox_weights import import_weights
+from megajukebox.interop.planning import FOLDERS, Part, plan
 
 
 def main(folder: Path) -> int:

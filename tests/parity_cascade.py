@@ -1,5 +1,6 @@
 """Parity of whole songs: greedy sampling through all levels, from nothing and after an audio prompt."""
 
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from parity_report import Case
 from torch import Tensor
 
 from megajukebox.data.weights import load_into, read_facts
-from megajukebox.interop.jukebox_weights import FOLDERS, import_weights
+from megajukebox.interop.jukebox_weights import import_weights
+from megajukebox.interop.planning import FOLDERS
 from megajukebox.models.prior import Prior, PriorConfig
 from megajukebox.models.vqvae import VQVAE, VQVAEConfig
 from megajukebox.sampling.windows import sample_level, window_starts
@@ -44,10 +46,16 @@ def checkpoint_in(folder: Path) -> Path:
 
 def import_all(files: dict[str, Path], to: Path) -> None:
     """The VQ-VAE first: it tells the priors how many samples a code stands for."""
-    import_weights([files["vqvae"]], to)
+    import_weights([files["vqvae"]], to, reference_settings(files["vqvae"]))
     for part, file in files.items():
         if part != "vqvae":
-            import_weights([file], to, {"level": int(part.removeprefix("level"))})
+            import_weights([file], to, {**reference_settings(file), "level": int(part.removeprefix("level"))})
+
+
+def reference_settings(file: Path) -> dict[str, Any]:
+    """What the case of a checkpoint tells of its model."""
+    path = file.parent / "meta.json"
+    return json.loads(path.read_text()).get("hps", {}) if path.is_file() else {}
 
 
 def load_all(runs: Path) -> tuple[VQVAE, dict[str, Prior]]:
@@ -81,9 +89,7 @@ def check_prompt(case: Case, vqvae: VQVAE) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def check_mode(
-    case: Case, vqvae: VQVAE, priors: dict[str, Prior], mode: str, prompt: dict[str, Tensor]
-) -> None:
+def check_mode(case: Case, vqvae: VQVAE, priors: dict[str, Prior], mode: str, prompt: dict[str, Tensor]) -> None:
     """One cascade from the top down; each level reads our own codes of the level above, so that errors would add up."""
     upper: Tensor | None = None
     for i, level in reversed(list(enumerate(vqvae.config.levels))):
@@ -109,7 +115,6 @@ def songs(labels: dict[str, Any], config: PriorConfig) -> list:
     conditions: dict[str, Tensor] = told(torch.tensor(labels["y"]), config)["conditions"] if config.labels else {}
     arrays: dict[str, np.ndarray] = {name: values.numpy() for name, values in conditions.items()}
     return [
-        song_of(ids, {name: values[n] for name, values in arrays.items()}) for n, ids in enumerate(labels["full_tokens"])
+        song_of(ids, {name: values[n] for name, values in arrays.items()})
+        for n, ids in enumerate(labels["full_tokens"])
     ]
-
-

@@ -1,4 +1,4 @@
-"""Parity of the small rules: timing bins, filters, attention patterns, text, names, lyric windows, window starts, chunks."""
+"""Parity of the small rules: timing bins, filters, attention patterns, text, names, lyric windows, starts, chunks."""
 
 import re
 from collections.abc import Callable
@@ -55,7 +55,7 @@ def check_filters(case: Case) -> None:
 
 
 def check_patterns(case: Case) -> None:
-    """With equal scores attention is an average over what a position sees; the values are one-hot, so it can be read off."""
+    """With equal scores attention is an average over what a position sees; one-hot values let it be read off."""
     facts = case.fact("pattern")
     length, rows, lyrics = facts["n_ctx"], facts["blocks"], facts["prime_len"]
     for name in case.names("pattern_func"):
@@ -110,7 +110,7 @@ def check_lyric_windows(case: Case) -> None:
 
 
 def check_starts(case: Case) -> None:
-    """Where the level is shorter than a window the reference lists none and takes one partial window: ours is that one."""
+    """Where a level is shorter than a window the reference lists none and takes one partial window: ours is that."""
     for n, facts in enumerate(case.fact("starts")):
         ours = window_starts(facts["total"], facts["n_ctx"], facts["hop"])
         case.same(f"starts.{n}", ours, facts["starts"] if facts["total"] >= facts["n_ctx"] else [0])

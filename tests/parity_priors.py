@@ -11,8 +11,8 @@ from torch import Tensor
 
 from megajukebox.data.lyrics import JukeboxCharacters, Tokens, linear_centre_float32, lyric_window
 from megajukebox.data.weights import fill
-from megajukebox.interop.jukebox_weights import Part
 from megajukebox.interop.names import ORDER_OF_SCHEDULE
+from megajukebox.interop.planning import Part
 from megajukebox.models.alignment import lyric_attention
 from megajukebox.models.prior import Prior, PriorConfig
 from megajukebox.sampling.alignment import align
@@ -141,9 +141,8 @@ def check_optimiser(case: Case, prior: Prior, batch: dict, part: Part) -> None:
     """Some steps of the reference's Adam with its clipping, schedule and moving average of weights."""
     facts = case.fact("optimiser")
     settings = facts["settings"]
-    optimiser = JukeboxAdam(
-        prior.parameters(), settings["lr"], (settings["beta1"], settings["beta2"]), settings["eps"], settings["weight_decay"]
-    )  # fmt: skip
+    betas = (settings["beta1"], settings["beta2"])
+    optimiser = JukeboxAdam(prior.parameters(), settings["lr"], betas, settings["eps"], settings["weight_decay"])
     average = {name: p.detach().clone() for name, p in prior.named_parameters()}
     prior.train()
     for i, step in enumerate(facts["steps"]):
@@ -186,7 +185,9 @@ def optimiser_step(
 
 def reference_rate(settings: dict, step: int) -> float:
     """The reference's learning rate at a 0-based step: the first is 0 where there is a warm-up."""
-    rate = settings["lr"] * settings["lr_scale"] * min(1.0, step / settings["lr_warmup"] if settings["lr_warmup"] else 1.0)
+    rate = (
+        settings["lr"] * settings["lr_scale"] * min(1.0, step / settings["lr_warmup"] if settings["lr_warmup"] else 1.0)
+    )
     if settings["lr_use_linear_decay"]:
         past = max(0.0, step - settings.get("lr_start_linear_decay", 0)) / settings["lr_decay"]
         return rate * max(0.0, 1.0 - past)
@@ -228,9 +229,11 @@ def check_lyric_window(case: Case, config: PriorConfig) -> None:
         case.fail("labels", f"unknown entries {sorted(unknown)}")
     if config.lyrics is None:
         return
-    text = JukeboxCharacters("v3" if config.lyrics.size == 79 else "v2")
+    newer = case.fact("hps").get("labels_v3", config.lyrics.size == 79)
+    text = JukeboxCharacters("v3" if newer else "v2")
     full = labels["full_tokens"]
-    case.same("labels.full_tokens", [text.encode(lyrics).ids == ids for lyrics, ids in zip(labels["lyrics"], full)], [True] * len(full))
+    wrong = [lyrics for lyrics, ids in zip(labels["lyrics"], full) if text.encode(lyrics).ids != ids]
+    case.same("labels.full_tokens", wrong, np.zeros(0))
     ours = []
     for (song, offset, clip, *_), ids in zip(labels["y_before_get_y"], full):
         centre = linear_centre_float32(len(ids), song, offset + labels["start"] * config.hop, clip)
@@ -251,6 +254,7 @@ def check_alignment(case: Case, prior: Prior) -> None:
         for i, ids in enumerate(labels["full_tokens"])
     ]
     pair, fraction = (hps["alignment_layer"], hps["alignment_head"]), case.fact("alignment_hop_fraction")
-    arrays = align(prior, songs, codes, int(y[0, 0]), [pair], fraction, offset=int(y[0, 1]))[pair]
-    for i, ours in enumerate(arrays):
+    for i, song in enumerate(songs):
+        length, offset = int(y[i, 0]), int(y[i, 1])
+        ours = align(prior, [song], codes[i : i + 1], length, [pair], fraction, offset)[pair][0]
         case.close(f"alignment{i}", ours)

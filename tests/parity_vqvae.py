@@ -7,7 +7,7 @@ from parity_report import GRADIENT, Case
 from torch import Tensor
 
 from megajukebox.data.weights import fill
-from megajukebox.interop.jukebox_weights import Part
+from megajukebox.interop.planning import Part
 from megajukebox.models.losses import Bandwidth, distance, reconstruction, spectral_convergence
 from megajukebox.models.vqvae import VQVAE, VQVAEConfig
 
@@ -86,7 +86,9 @@ def codebook_metrics(model: VQVAE, ours: dict[str, Tensor]) -> dict[str, Tensor]
         return torch.stack([ours[f"{level}/{name}"] for level in model.levels])
 
     known = {theirs: mine for theirs, mine in names.items() if f"{next(iter(model.levels))}/{mine}" in ours}
-    return {theirs: of_levels(mine).mean() for theirs, mine in known.items()} | {"commit_loss": of_levels("commit").sum()}
+    return {theirs: of_levels(mine).mean() for theirs, mine in known.items()} | {
+        "commit_loss": of_levels("commit").sum()
+    }
 
 
 def check_training(case: Case, model: VQVAE, part: Part) -> None:

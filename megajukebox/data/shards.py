@@ -239,14 +239,14 @@ class ShardSet:
 
     index        index.json as a dict
     songs        songs.npy: structured array, one row a song, in the order of the shards
-    fingerprint  sha256 of index.json, hex: what other outputs say they were made from
+    fingerprint  sha256 of what index.json says but for `made_by`, hex: what other outputs say they were made from
     """
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         data = index_bytes(self.folder)
-        self.fingerprint = hashlib.sha256(data).hexdigest()
         self.index: dict[str, Any] = json.loads(data)
+        self.fingerprint = fingerprint_of(self.index)
         if self.index.get("format") != FORMAT:
             raise ValueError(
                 f"{self.folder}/index.json: format {self.index.get('format')!r} is not {FORMAT}, the one this version "
@@ -301,6 +301,12 @@ class ShardSet:
             tar.close()
             raise ValueError(f"{tar.name}: {member} of {self.key(row)} is damaged (the tar ends before it does)")
         return OffsetReader(tar, offset, size, owned=True)
+
+
+def fingerprint_of(index: Mapping[str, Any]) -> str:
+    """Of the songs and their order, whoever indexed them with which words: the same shards have the same fingerprint."""
+    content = {name: value for name, value in index.items() if name != "made_by"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def index_bytes(folder: Path) -> bytes:

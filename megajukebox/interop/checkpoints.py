@@ -2,8 +2,8 @@
 
 import pickle
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,13 @@ TOP = 2  # Hugging Face counts the priors from the top, OpenAI levels from the b
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The weights of one model under OpenAI's names, and what else its file tells."""
+    """One model in some files: its tensors under OpenAI's names, and what else the files tell.
 
-    path: Path
+    As `read_checkpoints` gives it the tensors have shape and dtype alone (meta), so that many models can be planned
+    without holding any; `live` opens the files again.
+    """
+
+    files: tuple[Path, ...]
     kind: str  # "vqvae" or "prior"
     tensors: Mapping[str, Tensor]
     level: int | None = None  # the reference's number, 0 = bottom; None = the file does not say
@@ -29,6 +33,11 @@ class Checkpoint:
     step: int = 0
     layout: str = "openai"  # or "hugging_face"
     stack: str = "blocks"  # what the file calls a conditioner's residual stacks: blocks or model
+    tied: bool = False  # whether the output matrix is the embedding, as in every model without `merged_decoder`
+
+    @property
+    def path(self) -> Path:
+        return self.files[0]
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -43,16 +52,51 @@ def read_checkpoints(paths: Sequence[Path]) -> list[Checkpoint]:
     models: list[Checkpoint] = []
     pieces: dict[str, Tensor] = {}
     for path in paths:
-        content = read_file(path)
-        state = _state(path, content)
-        if all(HUGGING_FACE.fullmatch(name) for name in state):
-            twice = pieces.keys() & state.keys()
-            if twice:
-                raise ValueError(f"{path} repeats {sorted(twice)[0]}, which another file holds; give each file once")
-            pieces.update(state)
+        found = _outline_of(path)  # one file at a time in memory
+        if isinstance(found, Checkpoint):
+            models.append(found)
         else:
-            models.append(_openai(path, content, state))
-    return models + (_hugging_face(paths[0], pieces) if pieces else [])
+            _add_pieces(pieces, path, found)
+    return models + [_outline(checkpoint) for checkpoint in _hugging_face(tuple(paths), pieces)]
+
+
+def live(checkpoint: Checkpoint) -> Mapping[str, Tensor]:
+    """The tensors themselves; those of a zip or safetensors file stay on disk until they are touched."""
+    pieces: dict[str, Tensor] = {}
+    for path in checkpoint.files:
+        found = _open(path)
+        if isinstance(found, Checkpoint):
+            return found.tensors
+        _add_pieces(pieces, path, found)
+    key = checkpoint.kind, checkpoint.level
+    return next(c.tensors for c in _hugging_face(checkpoint.files, pieces) if (c.kind, c.level) == key)
+
+
+def _outline_of(path: Path) -> Checkpoint | dict[str, Tensor]:
+    found = _open(path)
+    return _outline(found) if isinstance(found, Checkpoint) else found
+
+
+def _outline(checkpoint: Checkpoint) -> Checkpoint:
+    tensors = checkpoint.tensors
+    one, other = tensors.get("prior.x_emb.weight"), tensors.get("prior.x_out.weight")
+    tied = one is not None and (other is None or one.data_ptr() == other.data_ptr() or torch.equal(one, other))
+    outline = {name: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta") for name, tensor in tensors.items()}
+    return replace(checkpoint, tensors=outline, tied=tied)
+
+
+def _open(path: Path) -> Checkpoint | dict[str, Tensor]:
+    """OpenAI's model with its tensors, or the tensors of a file in Hugging Face's layout under their names there."""
+    content = read_file(path)
+    state = _state(path, content)
+    return state if all(HUGGING_FACE.fullmatch(name) for name in state) else _openai(path, content, state)
+
+
+def _add_pieces(pieces: dict[str, Tensor], path: Path, found: dict[str, Tensor]) -> None:
+    twice = pieces.keys() & found.keys()
+    if twice:
+        raise ValueError(f"{path} repeats {sorted(twice)[0]}, which another file holds; give each file once")
+    pieces.update(found)
 
 
 def read_file(path: Path) -> Any:
@@ -104,7 +148,7 @@ def _openai(path: Path, content: Any, state: dict[str, Tensor]) -> Checkpoint:
     tensors, stack = _one_stack_name(state)
     kind = _kind(path, tensors)
     level = _level(path, hps) if kind == "prior" else None
-    return Checkpoint(path, kind, tensors, level, hps, step if isinstance(step, int) else 0, "openai", stack)
+    return Checkpoint((path,), kind, tensors, level, hps, step if isinstance(step, int) else 0, "openai", stack)
 
 
 def _kind(path: Path, tensors: Mapping[str, Tensor]) -> str:
@@ -133,7 +177,7 @@ def _one_stack_name(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
     return {other.sub(r"\1.blocks.\2", name): tensor for name, tensor in state.items()}, stack
 
 
-def _hugging_face(path: Path, pieces: dict[str, Tensor]) -> list[Checkpoint]:
+def _hugging_face(paths: tuple[Path, ...], pieces: dict[str, Tensor]) -> Iterator[Checkpoint]:
     """The models of a set in Hugging Face's layout: `vqvae.` and `priors.0.` (top) to `priors.2.` (bottom)."""
     models: dict[tuple[str, int | None], dict[str, Tensor]] = {}
     for name, tensor in pieces.items():
@@ -141,10 +185,8 @@ def _hugging_face(path: Path, pieces: dict[str, Tensor]) -> list[Checkpoint]:
         assert found is not None
         key = ("prior", TOP - int(found[2])) if found[2] else ("vqvae", None)
         models.setdefault(key, {})[found[3]] = tensor
-    return [
-        Checkpoint(path, kind, _openai_names(path, tensors), level, layout="hugging_face")
-        for (kind, level), tensors in models.items()
-    ]
+    for (kind, level), tensors in models.items():
+        yield Checkpoint(paths, kind, _openai_names(paths[0], tensors), level, layout="hugging_face")
 
 
 def _openai_names(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

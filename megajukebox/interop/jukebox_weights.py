@@ -1,67 +1,45 @@
 """Jukebox checkpoints (OpenAI's, Hugging Face's) as run folders of ours: every tensor once, one in memory at a time."""
 
+import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
+from megajukebox.data.files import write_whole
+from megajukebox.data.jukebox_labels import Version, read_label_file
 from megajukebox.data.provenance import made_by
-from megajukebox.data.weights import FACTS, Pending, read_facts, save_weights
-from megajukebox.interop.checkpoints import Checkpoint, read_checkpoints
-from megajukebox.interop.names import CODEBOOK_MADE, Entry, prior_table, vqvae_table
-from megajukebox.interop.released import HOPS, like_released_prior, like_released_vqvae
-from megajukebox.interop.settings import OF_THE_VQVAE, Settings
-from megajukebox.interop.shapes import hops, prior_config, vqvae_config
-from megajukebox.models.prior import Prior, PriorConfig
-from megajukebox.models.vqvae import VQVAE, VQVAEConfig
+from megajukebox.data.vocabulary import Vocabulary
+from megajukebox.data.weights import FACTS, read_facts, save_weights
+from megajukebox.interop.checkpoints import live, read_checkpoints
+from megajukebox.interop.planning import FOLDERS, Part, converted, plan
+from megajukebox.models.prior import PriorConfig
+from megajukebox.models.vqvae import VQVAEConfig
 
 NOTICE = (
     "OpenAI's Jukebox weights are licensed for non-commercial use only "
     "(Noncommercial Use License, openai/jukebox); so is everything made from them."
 )
-# The folder of each part of a set, as in our own pipeline.
-FOLDERS = {"vqvae": "vqvae", "top": "top_prior", "middle": "middle_upsampler", "bottom": "bottom_upsampler"}
-
-
-@dataclass(frozen=True)
-class Part:
-    """One model of an import: where it comes from, what it is, and how its tensors are called there and here."""
-
-    name: str  # "vqvae" or a level
-    checkpoint: Checkpoint
-    config: VQVAEConfig | PriorConfig
-    table: list[Entry]
-
-    @property
-    def folder(self) -> str:
-        return FOLDERS[self.name]
+VOCABULARIES = "vocabularies.json"
+LABEL_FILES = {"artist": "artist", "genres": "genre"}
 
 
 def import_weights(
-    paths: Sequence[Path], to: Path, settings: Mapping[str, Any] | None = None, levels: Sequence[str] = ()
+    paths: Sequence[Path], to: Path, settings: Mapping[str, Any] | None = None, labels: Path | None = None
 ) -> dict[str, Path]:
     """Write the models in `paths` (files, or folders of them) as run folders below `to`; returns {part: folder}.
 
-    `settings`: hyper-parameters under the reference's names that go before what the files say. `levels`: the parts
-    wanted ("vqvae", "top", ...), all by default. Nothing is written unless every file is whole and fits; nothing is
-    visible under its real name until all is written. ValueError tells what is wrong with a file.
+    `settings`: hyper-parameters under the reference's names that go before what the files say. `labels`: a folder with
+    OpenAI's lists of names (v2_artist_ids.txt ...), without which only ids can be asked for. Nothing is written unless
+    every file is whole and fits, nothing is visible under its real name until all is written. ValueError tells what is
+    wrong with a file.
     """
     parts = plan(read_checkpoints(_files(paths)), settings or {}, _vqvae_beside(to))
-    missing = set(levels) - {part.name for part in parts}
-    if missing:
-        raise ValueError(
-            f"{', '.join(map(str, paths))} hold no {', '.join(sorted(missing))}; they hold {[p.name for p in parts]}"
-        )
-    parts = [part for part in parts if not levels or part.name in levels]
     taken = [str(to / part.folder) for part in parts if (to / part.folder).exists()]
     if taken:
         raise ValueError(f"{taken[0]} exists; remove it or import to another folder")
-    return _write(parts, to)
+    return _write(parts, to, {part.name: vocabularies(part.config, labels) for part in parts} if labels else {})
 
 
 def _files(paths: Sequence[Path]) -> list[Path]:
@@ -82,184 +60,23 @@ def _vqvae_beside(to: Path) -> VQVAEConfig | None:
     return VQVAEConfig(**read_facts(folder)["config"]) if (folder / FACTS).is_file() else None
 
 
-# ---- What the files are ---------------------------------------------------------------------------------------------
+# ---- Writing --------------------------------------------------------------------------------------------------------
 
 
-def plan(checkpoints: list[Checkpoint], settings: Mapping[str, Any], vqvae: VQVAEConfig | None = None) -> list[Part]:
-    """What would be imported. Every tensor of the files and of our models is accounted for, in name and shape."""
-    parts = [vqvae_part(c, settings) for c in checkpoints if c.kind == "vqvae"]
-    if parts:
-        config = parts[0].config
-        assert isinstance(config, VQVAEConfig)
-        vqvae = config
-    parts += [prior_part(c, settings, vqvae) for c in checkpoints if c.kind == "prior"]
-    for part in parts:
-        same = [other.checkpoint.path for other in parts if other.name == part.name]
-        if len(same) > 1:
-            raise ValueError(f"{same[0]} and {same[1]} both hold the {part.name}; give one of them")
-    return parts
-
-
-def vqvae_part(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> Part:
-    shapes = checkpoint.shapes
-    given = Settings(str(checkpoint.path), settings, checkpoint.hps, like_released_vqvae(shapes))
-    config = vqvae_config(shapes, given)
-    part = Part("vqvae", checkpoint, config, vqvae_table(config))
-    check_cover(part)
-    return part
-
-
-def prior_part(checkpoint: Checkpoint, settings: Mapping[str, Any], vqvae: VQVAEConfig | None) -> Part:
-    shapes, where = checkpoint.shapes, str(checkpoint.path)
-    number = settings.get("level", checkpoint.level)
-    released = like_released_prior(shapes, number)
-    said = {name: value for name, value in checkpoint.hps.items() if name not in OF_THE_VQVAE}
-    given = Settings(where, settings, said, {"merged_decoder": not _is_tied(checkpoint)}, released)
-    given.require(["level"] if number is None else [])
-    number = given["level"] if number is None else number
-    all_hops = _hops(given, vqvae, bool(released))
-    level = _level_name(where, number, len(all_hops), "conditioner_blocks.0.x_emb.weight" in shapes)
-    config = prior_config(shapes, given, level, all_hops[number])
-    _check_against_vqvae(where, config, all_hops, number, vqvae)
-    part = Part(level, checkpoint, config, prior_table(config))
-    check_cover(part)
-    if not config.separate_head and "prior.x_out.weight" in shapes and not _is_tied(checkpoint):
-        raise ValueError(
-            f"{where}: prior.x_out differs from prior.x_emb, but a model without merged_decoder has them as one"
-        )
-    return part
-
-
-def _is_tied(checkpoint: Checkpoint) -> bool:
-    """Whether the output matrix is the embedding, as it is in every model without `merged_decoder`."""
-    tensors = checkpoint.tensors
-    one, other = tensors.get("prior.x_emb.weight"), tensors.get("prior.x_out.weight")
-    if one is None or other is None or one.is_meta:
-        return other is None or one is other
-    return one.data_ptr() == other.data_ptr() or torch.equal(one, other)
-
-
-def _hops(given: Settings, vqvae: VQVAEConfig | None, released: bool) -> tuple[int, ...]:
-    if vqvae is not None:
-        return tuple(vqvae.hops.values())
-    if "downs_t" in given and "strides_t" in given:
-        return hops(given["downs_t"], given["strides_t"])
-    if released:
-        return HOPS
-    raise ValueError(
-        f"{given.where} does not tell how many samples a code stands for; import its VQ-VAE with it, "
-        "or give --set downs_t=3,2,2 --set strides_t=2,2,2"
-    )
-
-
-def _level_name(where: str, number: int, levels: int, has_upper: bool) -> str:
-    """Our name of the reference's level `number` of `levels`; the top is the one that reads no level above."""
-    if not 0 <= number < levels:
-        raise ValueError(f"{where} is a prior of level {number}, but its VQ-VAE has levels 0 to {levels - 1}")
-    if has_upper == (number == levels - 1):
-        what = "reads the codes of a level above" if has_upper else "reads no level above"
-        raise ValueError(
-            f"{where} {what}, so it is not the prior of level {number} of {levels}; give the right --set level="
-        )
-    return "top" if not has_upper else "bottom" if number == 0 else "middle"
-
-
-def _check_against_vqvae(
-    where: str, config: PriorConfig, all_hops: tuple[int, ...], number: int, vqvae: VQVAEConfig | None
-) -> None:
-    if config.upper and config.upper.ratio * all_hops[number] != all_hops[number + 1]:
-        raise ValueError(
-            f"{where} reads one code above for {config.upper.ratio} of its own, but the VQ-VAE's hops are {all_hops}; "
-            "they are of different models"
-        )
-    if vqvae is not None and (vqvae.codes, vqvae.sample_rate) != (config.codes, config.sample_rate):
-        raise ValueError(
-            f"{where} is for {config.codes} codes at {config.sample_rate} Hz, its VQ-VAE has {vqvae.codes} "
-            f"at {vqvae.sample_rate} Hz; they are of different models"
-        )
-
-
-# ---- Every tensor once ----------------------------------------------------------------------------------------------
-
-
-def empty_model(config: VQVAEConfig | PriorConfig) -> nn.Module:
-    """The module on the meta device: names and shapes without memory."""
-    with torch.device("meta"):
-        return VQVAE(config) if isinstance(config, VQVAEConfig) else Prior(config)
-
-
-def check_cover(part: Part) -> None:
-    """The table names every tensor of the file once and every tensor of our model once, and their shapes agree."""
-    theirs, table = part.checkpoint.shapes, part.table
-    ours = {name: tuple(tensor.shape) for name, tensor in empty_model(part.config).state_dict().items()}
-    wanted = {entry.theirs for entry in table}
-    optional = {entry.theirs for entry in table if entry.ours is None}
-    where = str(part.checkpoint.path)
-    _refuse(where, "lacks", wanted - optional - theirs.keys())
-    _refuse(where, "holds, beside what such a model has,", theirs.keys() - wanted)
-    _check_ours(part.config, table, ours)
-    for entry in table:
-        if entry.ours is None:
-            continue
-        found = theirs[entry.theirs][::-1] if entry.change == "transpose" else theirs[entry.theirs]
-        if found != ours[entry.ours]:
-            raise ValueError(f"{where}: {entry.theirs} is {found} (as ours), the model wants {ours[entry.ours]}")
-
-
-def _check_ours(config: VQVAEConfig | PriorConfig, table: list[Entry], ours: Mapping[str, Any]) -> None:
-    """The tables' own correctness: a failure here is ours, not the user's."""
-    filled = [entry.ours for entry in table if entry.ours is not None]
-    assert len(set(filled)) == len(filled), "a tensor of ours is filled twice"
-    tied = {"head.weight"} if isinstance(config, PriorConfig) and not config.separate_head else set()
-    made = {name for name in ours if ".codebook." in name and name.rpartition(".")[2] in CODEBOOK_MADE}
-    assert set(filled) | tied | made == set(ours), (
-        f"left out: {set(ours) - set(filled)}, unknown: {set(filled) - set(ours)}"
-    )
-
-
-def _refuse(where: str, verb: str, names: set[str]) -> None:
-    if names:
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        raise ValueError(
-            f"{where} {verb} {', '.join(sorted(names)[:3])}{more}; it is cut short or another kind of model"
-        )
-
-
-def converted(part: Part) -> dict[str, Pending]:
-    """Our tensors by name, each made from the file when its turn comes; numbers and precision are the file's."""
-    tensors = part.checkpoint.tensors
-    pending = {
-        entry.ours: _pending(tensors[entry.theirs], entry.change) for entry in part.table if entry.ours is not None
-    }
-    if isinstance(part.config, VQVAEConfig):
-        for level in part.config.levels:
-            pending |= _codebook_state(f"levels.{level}.codebook", pending[f"levels.{level}.codebook.vectors"])
-    return pending
-
-
-def _pending(tensor: Tensor, change: str) -> Pending:
-    changed = tensor.t() if change == "transpose" else tensor
-    return Pending(changed.dtype, tuple(changed.shape), lambda: changed)
-
-
-def _codebook_state(name: str, vectors: Pending) -> dict[str, Pending]:
-    """The running sums that files do not keep: as after a first batch. Training on calls `restore_counts`."""
-    codes = vectors.shape[0]
-    return {
-        f"{name}.sums": vectors,
-        f"{name}.counts": Pending(torch.float32, (codes,), lambda: torch.ones(codes)),
-        f"{name}.started": Pending(torch.bool, (), lambda: torch.tensor(True)),
-    }
-
-
-def _write(parts: list[Part], to: Path) -> dict[str, Path]:
-    """All parts into `<to>.partial`, then under their real names."""
+def _write(parts: list[Part], to: Path, names: Mapping[str, dict[str, Vocabulary]]) -> dict[str, Path]:
+    """All parts into `<to>.partial`, then under their real names. The VQ-VAE is the first of the parts."""
     partial = to.with_name(f"{to.name}.partial")
     if partial.exists():
         shutil.rmtree(partial)  # what an import that was killed left
+    beside = to / FOLDERS["vqvae"]
+    vqvae = read_facts(beside)["fingerprint"] if (beside / FACTS).is_file() else None
     try:
         for part in parts:
-            _save(part, partial / part.folder)
+            fingerprint = _save(part, partial / part.folder, vqvae)
+            vqvae = fingerprint if part.name == "vqvae" else vqvae
+            if part.name in names:
+                lists = {name: list(vocabulary.names) for name, vocabulary in names[part.name].items()}
+                write_whole(partial / part.folder / VOCABULARIES, json.dumps(lists, ensure_ascii=False).encode())
         to.mkdir(parents=True, exist_ok=True)
         for part in parts:
             os.replace(partial / part.folder, to / part.folder)
@@ -268,15 +85,39 @@ def _write(parts: list[Part], to: Path) -> dict[str, Path]:
     return {part.name: to / part.folder for part in parts}
 
 
-def _save(part: Part, folder: Path) -> None:
+def _save(part: Part, folder: Path, vqvae: str | None) -> str:
     checkpoint, config = part.checkpoint, part.config
-    kind = "vqvae" if isinstance(config, VQVAEConfig) else "prior"
-    level: dict[str, Any] = {"level": config.level} if isinstance(config, PriorConfig) else {}
+    facts: dict[str, Any] = {"sample_rate": config.sample_rate, "made_by": made_by(), "licence": NOTICE}
     origin = {"file": checkpoint.path.name, "layout": checkpoint.layout, "stack": checkpoint.stack}
-    save_weights(
-        folder, kind, config, converted(part), checkpoint.step, **level, sample_rate=config.sample_rate,
-        made_by=made_by(), licence=NOTICE, imported={**origin, "hps": plain(checkpoint.hps)},
-    )  # fmt: skip
+    facts["imported"] = origin | {"hps": plain(checkpoint.hps)}
+    if isinstance(config, PriorConfig):
+        facts |= {"level": config.level} | ({"vqvae": vqvae} if vqvae else {})
+        facts |= {"names": f"jukebox_{label_version(config)}"} if config.labels else {}
+        facts |= {"tokenizer": f"jukebox_{text_version(config)}"} if config.lyrics else {}
+    kind = "vqvae" if isinstance(config, VQVAEConfig) else "prior"
+    return save_weights(folder, kind, config, converted(part, live(checkpoint)), checkpoint.step, **facts)
+
+
+def label_version(config: PriorConfig) -> Version:
+    """v3 labels name one genre, v2 labels a bag of them."""
+    return "v3" if config.labels["genres"].slots == 1 else "v2"
+
+
+def text_version(config: PriorConfig) -> Version:
+    """v3 has no `+` among its characters."""
+    assert config.lyrics is not None
+    return "v3" if config.lyrics.size == 79 else "v2"
+
+
+def vocabularies(config: VQVAEConfig | PriorConfig, folder: Path) -> dict[str, Vocabulary]:
+    """Names of the rows of the label tables, from OpenAI's lists in `folder`."""
+    if isinstance(config, VQVAEConfig) or not config.labels:
+        return {}
+    files = {name: folder / f"{label_version(config)}_{LABEL_FILES[name]}_ids.txt" for name in config.labels}
+    missing = [str(path) for path in files.values() if not path.is_file()]
+    if missing:
+        raise ValueError(f"{missing[0]} is missing; the {config.level} prior's labels are {label_version(config)} ids")
+    return {name: read_label_file(path, config.labels[name].size) for name, path in files.items()}
 
 
 def plain(value: Any) -> Any:

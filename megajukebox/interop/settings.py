@@ -58,3 +58,13 @@ class Settings:
                 f"{self.where} does not say {', '.join(missing)}, and it has the shapes of no released model; "
                 f"give them, as in --set {missing[0]}=VALUE"
             )
+
+
+# Choices that some code of the reference knows and no model of it was released with; we have no layer for them.
+UNSUPPORTED = {"y_cond_as_bias": False, "copy_input": False, "use_bottleneck": True, "prime_rel_attn": False}
+
+
+def refuse_unsupported(given: Settings) -> None:
+    for name, supported in UNSUPPORTED.items():
+        if bool(given.get(name, supported)) != supported:
+            raise ValueError(f"{given.where} was made with {name} {given[name]}, which megajukebox does not have")

@@ -1,11 +1,11 @@
 """How a layer of a prior reads the lyrics: the attention weights from which sung times are found (spec section 13)."""
 
-# B batch   T codes of a window   P positions (lyric prefix and codes)   S keys   N lyric tokens   H heads   D size of a head
+# B batch   T codes of a window   P positions (lyrics, codes)   S keys   N lyric tokens   H heads   D size of a head
 import torch
 from torch import Tensor
 
 from megajukebox.models.prior import Prior
-from megajukebox.models.transformer import Attention
+from megajukebox.models.transformer import Attention, Block
 
 READERS = ("lyrics", "prefix", "dense")
 
@@ -31,6 +31,7 @@ def lyric_attention(prior: Prior, batch: dict, layers: list[int]) -> dict[int, T
     given, weights = prior.conditioning(batch), {}
     h = prior.input(prior.tokens(batch), given.start, given.added)
     for d, block in enumerate(prior.blocks[: max(layers) + 1]):
+        assert isinstance(block, Block)
         if d in layers:
             weights[d] = _weights(block.attention, block.norm_attention(h), given.lyrics, prior.config.prefix_tokens)
         h = block(h, given.lyrics) if block.attention.pattern == "lyrics" else block(h)

@@ -5,6 +5,28 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+class EvenConv1d(nn.Conv1d):
+    """A convolution that keeps the variance of its input at first.
+
+    PyTorch's default shrinks it to a third; through the 17 layers from audio to top codes and back nothing is left, and
+    the top level learns nothing for its first hundred steps (LOG.md, 2026-11-22). Jukebox used the default.
+    """
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight, std=(self.in_channels * self.kernel_size[0]) ** -0.5)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+
+class EvenConvTranspose1d(nn.ConvTranspose1d):
+    """The same for lengthening: each output is reached by kernel / stride inputs."""
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight, std=(self.in_channels * self.kernel_size[0] / self.stride[0]) ** -0.5)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+
 class ZeroConv1d(nn.Conv1d):
     """A convolution that starts as zero."""
 
@@ -38,14 +60,14 @@ def residual_stack(
     return nn.Sequential(*(reversed(units) if reverse else units))
 
 
-def halving(inputs: int, outputs: int, stride: int) -> nn.Conv1d:
+def halving(inputs: int, outputs: int, stride: int) -> EvenConv1d:
     """A convolution that shortens time by `stride` (even strides keep lengths exact)."""
-    return nn.Conv1d(inputs, outputs, 2 * stride, stride=stride, padding=stride // 2)
+    return EvenConv1d(inputs, outputs, 2 * stride, stride=stride, padding=stride // 2)
 
 
-def doubling(inputs: int, outputs: int, stride: int) -> nn.ConvTranspose1d:
+def doubling(inputs: int, outputs: int, stride: int) -> EvenConvTranspose1d:
     """The transposed twin of `halving`: lengthens time by `stride`."""
-    return nn.ConvTranspose1d(inputs, outputs, 2 * stride, stride=stride, padding=stride // 2)
+    return EvenConvTranspose1d(inputs, outputs, 2 * stride, stride=stride, padding=stride // 2)
 
 
 class Encoder(nn.Module):
@@ -59,7 +81,7 @@ class Encoder(nn.Module):
             for _ in range(down):
                 layers += [halving(channels, width, stride), residual_stack(width, **stack)]
                 channels = width
-            layers.append(nn.Conv1d(channels, outputs, 3, padding=1))
+            layers.append(EvenConv1d(channels, outputs, 3, padding=1))
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x_BCT: Tensor) -> Tensor:
@@ -73,11 +95,11 @@ class Decoder(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         for down, stride in reversed(stages):
-            layers.append(nn.Conv1d(inputs, width, 3, padding=1))
+            layers.append(EvenConv1d(inputs, width, 3, padding=1))
             for j in range(down):
                 channels = inputs if j == down - 1 else width
                 layers += [residual_stack(width, **stack), doubling(width, channels, stride)]
-        layers.append(nn.Conv1d(inputs, outputs, 3, padding=1))
+        layers.append(EvenConv1d(inputs, outputs, 3, padding=1))
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x_BCT: Tensor) -> Tensor:

@@ -1,0 +1,123 @@
+"""Our run folders in OpenAI's and in Hugging Face's layout, without loss: the tables of the import read backwards."""
+
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megajukebox.data.files import whole
+from megajukebox.data.weights import FACTS, WEIGHTS, Pending, StoredTensors, load_weights, write_safetensors
+from megajukebox.interop.hugging_face import to_hugging_face
+from megajukebox.interop.names import Entry, prior_table, vqvae_table
+from megajukebox.interop.planning import FOLDERS
+from megajukebox.interop.reference import reference_hps
+from megajukebox.models.prior import PriorConfig
+from megajukebox.models.vqvae import LEVELS, VQVAEConfig
+
+TOP = 2  # Hugging Face counts the priors from the top
+
+
+@dataclass(frozen=True)
+class Run:
+    """One exported model: its facts, its tensors on disk, and how the reference calls them."""
+
+    folder: Path
+    facts: dict[str, Any]
+    stored: StoredTensors
+    config: VQVAEConfig | PriorConfig
+    level: int | None  # the reference's number
+
+    @property
+    def table(self) -> list[Entry]:
+        if isinstance(self.config, VQVAEConfig):
+            return vqvae_table(self.config)
+        return prior_table(self.config, self.facts.get("imported", {}).get("stack", "blocks"))
+
+    def pending(self, entry: Entry) -> Pending:
+        """One of their tensors; what is left out on purpose is the tied second reference to the embedding."""
+        ours = entry.ours or "input.tokens.weight"
+        slice_ = self.stored[ours]
+        changed = slice_.t() if entry.change == "transpose" else slice_
+        return Pending(changed.dtype, tuple(changed.shape), lambda: changed)
+
+
+def open_runs(path: Path) -> list[Run]:
+    """The models in a run folder, or in a folder of them. ValueError if there are none."""
+    folders = [path] if (path / FACTS).is_file() else [path / name for name in FOLDERS.values()]
+    folders = [folder for folder in folders if (folder / FACTS).is_file()]
+    if not folders:
+        raise ValueError(
+            f"{path} holds no exported model; give a run folder, or a folder with {', '.join(FOLDERS.values())}"
+        )
+    vqvae = next((run for run in map(_open, folders) if isinstance(run.config, VQVAEConfig)), None)
+    levels = vqvae.config.levels if vqvae and isinstance(vqvae.config, VQVAEConfig) else LEVELS
+    return [_open(folder, levels) for folder in folders]
+
+
+def _open(folder: Path, levels: tuple[str, ...] = LEVELS) -> Run:
+    facts, stored = load_weights(folder)
+    if facts["kind"] not in ("vqvae", "prior"):
+        raise ValueError(f"{folder} holds a {facts['kind']}; the reference has only VQ-VAEs and priors")
+    if facts["kind"] == "vqvae":
+        return Run(folder, facts, stored, VQVAEConfig(**facts["config"]), None)
+    config = PriorConfig(**facts["config"])
+    return Run(folder, facts, stored, config, levels.index(config.level))
+
+
+def export_openai(path: Path, to: Path) -> list[Path]:
+    """`vqvae.pth.tar` and `prior_level_<n>.pth.tar` of the models at `path`. One model is held in memory at a time."""
+    to.mkdir(parents=True, exist_ok=True)
+    return [_openai(run, to) for run in open_runs(path)]
+
+
+def _openai(run: Run, to: Path) -> Path:
+    hps = run.facts.get("imported", {}).get("hps") or reference_hps(run.config, run.level)
+    model: dict[str, Tensor] = {}
+    for entry in run.table:
+        model[entry.theirs] = (
+            model["prior.x_emb.weight"] if entry.ours is None else run.pending(entry).make().contiguous()
+        )
+    file = to / ("vqvae.pth.tar" if run.level is None else f"prior_level_{run.level}.pth.tar")
+    with whole(file) as out:
+        torch.save({"hps": as_tuples(hps), "model": model, "opt": None, "step": run.facts["step"]}, out)
+    return file
+
+
+def as_tuples(hps: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON knows no tuples; the reference has no lists."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in hps.items()}
+
+
+def export_hugging_face(path: Path, to: Path) -> list[Path]:
+    """One safetensors file with all models at `path`, under Hugging Face's names; one tensor is in memory at a time."""
+    to.mkdir(parents=True, exist_ok=True)
+    tensors = {name: pending for run in open_runs(path) for name, pending in _hugging_face(run)}
+    with whole(to / WEIGHTS) as out:
+        write_safetensors(out, tensors)
+    return [to / WEIGHTS]
+
+
+def _hugging_face(run: Run) -> Iterator[tuple[str, Pending]]:
+    prefix = "vqvae" if run.level is None else f"priors.{TOP - run.level}"
+    table = vqvae_table(run.config) if isinstance(run.config, VQVAEConfig) else prior_table(run.config)
+    for entry in table:
+        yield f"{prefix}.{to_hugging_face(entry.theirs)}", run.pending(entry)
+
+
+def export_plain(path: Path, to: Path) -> list[Path]:
+    """Copies of model.safetensors and model.json, without checkpoints and logs."""
+    copies = []
+    for run in open_runs(path):
+        folder = to / run.folder.name
+        folder.mkdir(parents=True, exist_ok=True)
+        for source in sorted(
+            p for p in run.folder.iterdir() if p.name in (WEIGHTS, FACTS, "vocabularies.json", "lyrics.model")
+        ):
+            with open(source, "rb") as file, whole(folder / source.name) as out:
+                shutil.copyfileobj(file, out, 1 << 22)
+            copies.append(folder / source.name)
+    return copies

@@ -1,0 +1,31 @@
+"""The whole pipeline, run once for all tests that need a trained jukebox: the real entries, on two ranks."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PRESET = Path(__file__).parent / "data" / "mini.yaml"
+
+
+def environment() -> dict[str, str]:
+    """Of a process that trains or samples: this environment's programs, one thread."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONWARNINGS": "ignore"}
+
+
+@pytest.fixture(scope="session")
+def pipeline(tmp_path_factory) -> Path:
+    """The folder of a finished `megajukebox demo` at miniature size: shards/, runs/, samples/, site/."""
+    if shutil.which("deepspeed", path=environment()["PATH"]) is None:
+        pytest.fail("the deepspeed command is missing; make install")
+    out = tmp_path_factory.mktemp("pipeline") / "demo"
+    command = [sys.executable, "-m", "megajukebox.demo", "--out", str(out), "--preset", str(PRESET)]
+    command += ["--count", "9", "--samples", "3", "--seconds", "1.0"]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    (out / "stdout.txt").write_text(done.stdout)
+    return out
