@@ -1,8 +1,8 @@
 """Give the weights of a run folder (or of a folder of them) to other programs.
 
-    megajukebox export runs/jukebox_5b_lyrics --to weights                              # safetensors and JSON
-    megajukebox export runs/jukebox_5b_lyrics --to weights --layout openai              # vqvae.pth.tar, prior_level_<n>.pth.tar
-    megajukebox export runs/jukebox_1b_lyrics --to weights --layout huggingface         # one model.safetensors
+    megajukebox export runs/jukebox_5b_lyrics --to weights                          # safetensors and JSON
+    megajukebox export runs/jukebox_5b_lyrics --to weights --layout openai          # OpenAI's four .pth.tar files
+    megajukebox export runs/jukebox_1b_lyrics --to weights --layout huggingface     # one model.safetensors
 
 No number changes: what was imported comes back byte for byte.
 """

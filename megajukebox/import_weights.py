@@ -19,9 +19,7 @@ from megajukebox.interop.jukebox_weights import NOTICE, import_weights
 
 def main(
     files: Annotated[list[Path], typer.Argument(help="Checkpoints, or folders with them.")],
-    to: Annotated[
-        Path, typer.Option(help="Folder for the runs: vqvae, top_prior, middle_upsampler, bottom_upsampler.")
-    ],
+    to: Annotated[Path, typer.Option(help="Folder for the runs: vqvae, top_prior, and so on.")],
     labels: Annotated[Path | None, typer.Option(help="Folder with OpenAI's lists v2_artist_ids.txt and so on.")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="name=value of a hyper-parameter, under OpenAI's name.")

@@ -43,7 +43,7 @@ def little_prior(schedule: str = "factored", seed: int = 0, **changed) -> Prior:
 
 
 def awake(model: nn.Module) -> nn.Module:
-    """`model` with every weight that starts as zero drawn at random: else layers that start silent would prove nothing."""
+    """`model` with random weights where it starts with zeros: a layer that is silent would prove nothing."""
     with torch.no_grad():
         for weight in model.parameters():
             if not weight.any():

@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from little_models import ENCODER, LYRICS, ROWS, WINDOW, little_prior, prior_batch, prior_settings, song_of
 from pydantic import ValidationError
 from torch import Tensor
 
 from megajukebox.models.attention import SCHEDULES
 from megajukebox.models.prior import Prior, PriorConfig
-from tests.little_models import ENCODER, LYRICS, ROWS, WINDOW, little_prior, prior_batch, prior_settings, song_of
 
 PREFIX = {"lyrics": {"tokens": LYRICS, "size": 7, "mode": "prefix"}}
 CASES = [(name, {}) for name in SCHEDULES] + [("factored", PREFIX), ("dense", PREFIX)]
@@ -94,7 +94,7 @@ def test_a_song_is_the_same_alone_and_among_others(schedule: str) -> None:
 def cross_entropy_in_bits(logits: Tensor, tokens: Tensor) -> float:
     """The plain sum, one token at a time."""
     places = [(b, t) for b in range(tokens.shape[0]) for t in range(tokens.shape[1])]
-    total = sum(math.log2(F.softmax(logits[b, t].double(), 0)[tokens[b, t]]) for b, t in places)
+    total = sum(math.log2(F.softmax(logits[b, t].double(), 0)[tokens[b, t]].item()) for b, t in places)
     return -total / len(places)
 
 
@@ -135,7 +135,9 @@ def test_the_head_is_the_token_table_unless_it_is_separate() -> None:
     tied, own = little_prior(), little_prior(separate_head=True)
     assert tied.head.weight is tied.input.tokens.weight
     assert own.head.weight is not own.input.tokens.weight
-    assert sum(p.numel() for p in own.parameters()) - sum(p.numel() for p in tied.parameters()) == own.head.weight.numel()
+    assert (
+        sum(p.numel() for p in own.parameters()) - sum(p.numel() for p in tied.parameters()) == own.head.weight.numel()
+    )
 
 
 def test_only_a_tied_head_hears_the_conditioning_again() -> None:
@@ -164,7 +166,10 @@ REFUSED = [
     ({"transformer": {**SHAPE, "heads": 3}}, "heads 3 does not divide the attention width 8"),
     ({"transformer": {**SHAPE, "schedule": "zigzag"}}, "schedule 'zigzag' is unknown"),
     ({"transformer": {**SHAPE, "depth": 4, "schedule": "factored_lyrics"}}, "'factored_lyrics' needs a lyrics encoder"),
-    ({"transformer": {**SHAPE, "depth": 16, "schedule": "prefix_dense_16"}}, "'prefix_dense_16' needs lyrics with mode prefix"),
+    (
+        {"transformer": {**SHAPE, "depth": 16, "schedule": "prefix_dense_16"}},
+        "'prefix_dense_16' needs lyrics with mode prefix",
+    ),
     ({"lyrics": {"tokens": 8, "size": 7, "encoder": ENCODER}}, "'factored' has no layer for a lyrics encoder"),
     ({**PREFIX, "labels": {}}, "mode prefix need labels"),
     ({"lyrics": {"tokens": 8, "size": 7, "mode": "suffix"}}, "lyrics.mode"),

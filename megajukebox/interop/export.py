@@ -18,6 +18,7 @@ from megajukebox.interop.reference import reference_hps
 from megajukebox.models.prior import PriorConfig
 from megajukebox.models.vqvae import LEVELS, VQVAEConfig
 
+PLAIN = (WEIGHTS, "vocabularies.json", "lyrics.model", FACTS)
 TOP = 2  # Hugging Face counts the priors from the top
 
 
@@ -78,9 +79,8 @@ def _openai(run: Run, to: Path) -> Path:
     hps = run.facts.get("imported", {}).get("hps") or reference_hps(run.config, run.level)
     model: dict[str, Tensor] = {}
     for entry in run.table:
-        model[entry.theirs] = (
-            model["prior.x_emb.weight"] if entry.ours is None else run.pending(entry).make().contiguous()
-        )
+        tied = entry.ours is None  # the reference's files name one piece of memory twice
+        model[entry.theirs] = model["prior.x_emb.weight"] if tied else run.pending(entry).make().contiguous()
     file = to / ("vqvae.pth.tar" if run.level is None else f"prior_level_{run.level}.pth.tar")
     with whole(file) as out:
         torch.save({"hps": as_tuples(hps), "model": model, "opt": None, "step": run.facts["step"]}, out)
@@ -114,9 +114,7 @@ def export_plain(path: Path, to: Path) -> list[Path]:
     for run in open_runs(path):
         folder = to / run.folder.name
         folder.mkdir(parents=True, exist_ok=True)
-        for source in sorted(
-            p for p in run.folder.iterdir() if p.name in (WEIGHTS, FACTS, "vocabularies.json", "lyrics.model")
-        ):
+        for source in (run.folder / name for name in PLAIN if (run.folder / name).is_file()):
             with open(source, "rb") as file, whole(folder / source.name) as out:
                 shutil.copyfileobj(file, out, 1 << 22)
             copies.append(folder / source.name)

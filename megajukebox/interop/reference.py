@@ -34,9 +34,7 @@ def _vqvae(config: VQVAEConfig) -> dict[str, Any]:
 
 def _prior(config: PriorConfig, level: int) -> dict[str, Any]:
     if config.labels and set(config.labels) != set(LABEL_TABLES):
-        raise ValueError(
-            f"labels {', '.join(config.labels)} cannot be exported; the reference has {', '.join(LABEL_TABLES)}"
-        )
+        raise ValueError(f"labels {', '.join(config.labels)} cannot be exported; the reference has artist and genres")
     hps = {
         "sr": config.sample_rate, "level": level, "n_ctx": config.window, "l_bins": config.codes,
         "merged_decoder": config.separate_head, "labels": bool(config.labels), "y_bins": 0, "use_tokens": False,
@@ -52,9 +50,7 @@ def _prior(config: PriorConfig, level: int) -> dict[str, Any]:
 
 def _transformer(config: TransformerConfig, prefix: str, shape_prefix: str) -> dict[str, Any]:
     if config.schedule not in ORDER_OF_SCHEDULE:
-        raise ValueError(
-            f"schedule {config.schedule} cannot be exported; the reference has {', '.join(ORDER_OF_SCHEDULE)}"
-        )
+        raise ValueError(f"schedule {config.schedule} is not one of the reference's: {', '.join(ORDER_OF_SCHEDULE)}")
     return {
         f"{shape_prefix}width": config.width, f"{shape_prefix}depth": config.depth, f"{prefix}heads": config.heads,
         f"{prefix}blocks": config.rows, f"{prefix}attn_order": ORDER_OF_SCHEDULE[config.schedule],
