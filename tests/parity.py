@@ -12,6 +12,8 @@ import tempfile
 from pathlib import Path
 
 import torch
+from parity_cascade import check_cascade
+from parity_misc import check_misc
 from parity_priors import check_prior
 from parity_report import Case, Report
 from parity_vqvae import check_vqvae
@@ -48,26 +50,25 @@ def run(folder: Path, quiet: bool = False) -> Report:
 
 def check(folder: Path, report: Report) -> None:
     """One case; an error of ours or a broken file is a failure of the case, not the end of the run."""
+    before = len(report.lines)
     try:
         case = Case(folder, report)
         dispatch(case)
         case.finish()
     except Exception as error:
         report.fail(folder.name, f"{type(error).__name__}: {error}")
+    if len(report.lines) == before:
+        report.fail(folder.name, "holds nothing that can be checked")
 
 
 def dispatch(case: Case) -> None:
     files = [path for path in sorted(case.folder.iterdir()) if path.name not in ("io.npz", "meta.json", "README.md")]
     if "uses" in case.meta:
-        from parity_cascade import check_cascade
-
         check_cascade(case)
     elif len(files) == 1:
         check_model(case, files[0])
         return
-    elif not files and case.has("pattern"):
-        from parity_misc import check_misc
-
+    elif not files:
         check_misc(case)
     else:
         case.fail("case", f"unknown kind of case with files {[path.name for path in files]}")

@@ -3,6 +3,8 @@
 `checkpoint` makes a random file of any shape; on the meta device it costs nothing.
 """
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -170,3 +172,13 @@ TINY: dict[str, dict[str, Any]] = {
 for _name in ("t_bins", "min_duration", "max_duration", "y_bins"):
     TINY["no_labels"].pop(_name)
 TINY["no_labels"]["blocks"] = None
+
+
+def written(folder: Path, names: Sequence[str], **changes: Any) -> list[Path]:
+    """Checkpoints of these tiny models as files."""
+    files = []
+    for name in names:
+        h = TINY[name] | changes
+        files.append(folder / ("vqvae.pth.tar" if name == "vqvae" else f"prior_level_{h['level']}.pth.tar"))
+        torch.save(checkpoint(h, seed=len(files)), files[-1])
+    return files

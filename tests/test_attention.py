@@ -20,9 +20,8 @@ def qkv(batch: int, length: int, heads: int, size: int, keys: int | None = None)
 def assert_equal_with_gradients(fast: Tensor, slow: Tensor, inputs: list[Tensor]) -> None:
     torch.testing.assert_close(fast, slow, rtol=1e-5, atol=1e-6)
     direction = torch.randn(fast.shape, dtype=fast.dtype)
-    nothing = (
-        sum(x.sum() for x in inputs) * 0
-    )  # a single row has no previous one: its result is no function of the inputs
+    # With one row there is no previous one, and so no input to derive by.
+    nothing = sum(x.sum() for x in inputs) * 0
     ours, theirs = (
         torch.autograd.grad((out * direction).sum() + nothing, inputs, retain_graph=True) for out in (fast, slow)
     )

@@ -135,9 +135,8 @@ def test_the_head_is_the_token_table_unless_it_is_separate() -> None:
     tied, own = little_prior(), little_prior(separate_head=True)
     assert tied.head.weight is tied.input.tokens.weight
     assert own.head.weight is not own.input.tokens.weight
-    assert (
-        sum(p.numel() for p in own.parameters()) - sum(p.numel() for p in tied.parameters()) == own.head.weight.numel()
-    )
+    weights_of = {prior: sum(p.numel() for p in prior.parameters()) for prior in (tied, own)}
+    assert weights_of[own] - weights_of[tied] == own.head.weight.numel()
 
 
 def test_only_a_tied_head_hears_the_conditioning_again() -> None:
@@ -166,10 +165,7 @@ REFUSED = [
     ({"transformer": {**SHAPE, "heads": 3}}, "heads 3 does not divide the attention width 8"),
     ({"transformer": {**SHAPE, "schedule": "zigzag"}}, "schedule 'zigzag' is unknown"),
     ({"transformer": {**SHAPE, "depth": 4, "schedule": "factored_lyrics"}}, "'factored_lyrics' needs a lyrics encoder"),
-    (
-        {"transformer": {**SHAPE, "depth": 16, "schedule": "prefix_dense_16"}},
-        "'prefix_dense_16' needs lyrics with mode prefix",
-    ),
+    ({"transformer": {**SHAPE, "depth": 16, "schedule": "prefix_dense_16"}}, "needs lyrics with mode prefix"),
     ({"lyrics": {"tokens": 8, "size": 7, "encoder": ENCODER}}, "'factored' has no layer for a lyrics encoder"),
     ({**PREFIX, "labels": {}}, "mode prefix need labels"),
     ({"lyrics": {"tokens": 8, "size": 7, "mode": "suffix"}}, "lyrics.mode"),

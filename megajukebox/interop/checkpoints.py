@@ -14,6 +14,7 @@ from megajukebox.data.weights import StoredTensors
 from megajukebox.interop.hugging_face import from_hugging_face, last_convolutions
 
 HUGGING_FACE = re.compile(r"(vqvae|priors\.(\d+))\.(.+)")
+RELEASE_AFTER = 256 << 20  # bytes
 TOP = 2  # Hugging Face counts the priors from the top, OpenAI levels from the bottom
 
 
@@ -22,7 +23,7 @@ class Checkpoint:
     """One model in some files: its tensors under OpenAI's names, and what else the files tell.
 
     As `read_checkpoints` gives it the tensors have shape and dtype alone (meta), so that many models can be planned
-    without holding any; `live` opens the files again.
+    without holding any; a `Reader` opens the files again.
     """
 
     files: tuple[Path, ...]
@@ -60,7 +61,24 @@ def read_checkpoints(paths: Sequence[Path]) -> list[Checkpoint]:
     return models + [_outline(checkpoint) for checkpoint in _hugging_face(tuple(paths), pieces)]
 
 
-def live(checkpoint: Checkpoint) -> Mapping[str, Tensor]:
+class Reader:
+    """The tensors of a checkpoint, one after another. Pages read from a mapped file are let go from time to time."""
+
+    def __init__(self, checkpoint: Checkpoint):
+        self._checkpoint, self._read = checkpoint, 0
+        self._tensors = _live(checkpoint)
+        self._mapped = all(path.suffix == ".safetensors" or _is_zip(path) for path in checkpoint.files)
+
+    def __call__(self, name: str) -> Tensor:
+        if self._mapped and self._read > RELEASE_AFTER:
+            self._tensors, self._read = {}, 0  # unmapped here, so that what was read no longer counts as ours
+            self._tensors = _live(self._checkpoint)
+        tensor = self._tensors[name]
+        self._read += tensor.nbytes
+        return tensor
+
+
+def _live(checkpoint: Checkpoint) -> Mapping[str, Tensor]:
     """The tensors themselves; those of a zip or safetensors file stay on disk until they are touched."""
     pieces: dict[str, Tensor] = {}
     for path in checkpoint.files:

@@ -12,7 +12,7 @@ from megajukebox.data.jukebox_labels import Version, read_label_file
 from megajukebox.data.provenance import made_by
 from megajukebox.data.vocabulary import Vocabulary
 from megajukebox.data.weights import FACTS, read_facts, save_weights
-from megajukebox.interop.checkpoints import live, read_checkpoints
+from megajukebox.interop.checkpoints import Reader, read_checkpoints
 from megajukebox.interop.planning import FOLDERS, Part, converted, plan
 from megajukebox.models.prior import PriorConfig
 from megajukebox.models.vqvae import VQVAEConfig
@@ -95,7 +95,7 @@ def _save(part: Part, folder: Path, vqvae: str | None) -> str:
         facts |= {"names": f"jukebox_{label_version(config)}"} if config.labels else {}
         facts |= {"tokenizer": f"jukebox_{text_version(config)}"} if config.lyrics else {}
     kind = "vqvae" if isinstance(config, VQVAEConfig) else "prior"
-    return save_weights(folder, kind, config, converted(part, live(checkpoint)), checkpoint.step, **facts)
+    return save_weights(folder, kind, config, converted(part, Reader(checkpoint)), checkpoint.step, **facts)
 
 
 def label_version(config: PriorConfig) -> Version:

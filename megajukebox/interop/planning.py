@@ -1,6 +1,6 @@
 """What would be imported: which model each file holds, and the proof that its tensors and ours are the same set."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -169,10 +169,11 @@ def _refuse(where: str, verb: str, names: set[str]) -> None:
         )
 
 
-def converted(part: Part, tensors: Mapping[str, Tensor]) -> dict[str, Pending]:
-    """Our tensors by name, each made from the file's `tensors` when its turn comes; precision is the file's."""
+def converted(part: Part, read: Callable[[str], Tensor]) -> dict[str, Pending]:
+    """Our tensors by name, each read from the file when its turn comes; numbers and precision are the file's."""
+    outlines = part.checkpoint.tensors
     pending = {
-        entry.ours: _pending(tensors[entry.theirs], entry.change) for entry in part.table if entry.ours is not None
+        entry.ours: _pending(entry, outlines[entry.theirs], read) for entry in part.table if entry.ours is not None
     }
     if isinstance(part.config, VQVAEConfig):
         for level in part.config.levels:
@@ -180,9 +181,10 @@ def converted(part: Part, tensors: Mapping[str, Tensor]) -> dict[str, Pending]:
     return pending
 
 
-def _pending(tensor: Tensor, change: str) -> Pending:
-    changed = tensor.t() if change == "transpose" else tensor
-    return Pending(changed.dtype, tuple(changed.shape), lambda: changed)
+def _pending(entry: Entry, outline: Tensor, read: Callable[[str], Tensor]) -> Pending:
+    if entry.change == "transpose":
+        return Pending(outline.dtype, tuple(outline.shape)[::-1], lambda: read(entry.theirs).t())
+    return Pending(outline.dtype, tuple(outline.shape), lambda: read(entry.theirs))
 
 
 def _codebook_state(name: str, vectors: Pending) -> dict[str, Pending]:

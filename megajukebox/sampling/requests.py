@@ -40,7 +40,7 @@ class Request(BaseModel):
         given = value if isinstance(value, dict) else dict.fromkeys(LEVELS, value)
         unknown = set(given) - set(LEVELS)
         if unknown:
-            raise ValueError(f"has no level {', '.join(sorted(unknown))}; levels are {', '.join(LEVELS)}")
+            raise ValueError(f"has no level {', '.join(sorted(map(str, unknown)))}; levels are {', '.join(LEVELS)}")
         highest = {"temperature": 10.0, "top_k": 65536, "top_p": 1.0}[info.field_name]
         for level, number in given.items():
             if not isinstance(number, (int, float)) or not 0 <= number <= highest or (info.field_name == "temperature" and number <= 0):

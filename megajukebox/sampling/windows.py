@@ -55,7 +55,7 @@ def sample_level(
     if known_BK is not None:
         done = min(total, known_BK.shape[1])
         codes[:, :done] = known_BK[:, :done]
-    for start in window_starts(total, config.window, max(1, int(hop_fraction * config.window))):
+    for start in window_starts(total, config.window, hop_of(config, hop_fraction)):
         end = min(start + config.window, total)
         if end <= done:
             continue
@@ -63,6 +63,12 @@ def sample_level(
         codes[:, done:end] = _new_codes(prior, batch, codes[:, start:end], done - start, draw, start, progress)
         done = end
     return codes
+
+
+def hop_of(config: PriorConfig, fraction: float) -> int:
+    """Codes by which windows move on: whole codes of the level above, or those would be of another time."""
+    ratio = config.upper.ratio if config.upper else 1
+    return max(1, int(fraction * config.window) // ratio) * ratio
 
 
 def _new_codes(
@@ -94,6 +100,7 @@ def conditions_at(
         batch["lyrics"] = torch.from_numpy(np.stack(windows)).to(device)
     if config.upper:
         assert upper_BU is not None, f"the {config.level} level needs the codes above"
+        assert start % config.upper.ratio == 0, f"a window at {start} starts inside a code of the level above"
         batch["upper_codes"] = upper_window(upper_BU.to(device), start // config.upper.ratio, config.window // config.upper.ratio)
     return batch
 

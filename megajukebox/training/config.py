@@ -5,7 +5,8 @@ from pathlib import Path
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from megajukebox.models.conditioning import TimingConfig, UpperConfig
+from megajukebox.models.conditioning import LabelConfig, LyricsConfig, TimingConfig, UpperConfig
+from megajukebox.models.prior import PriorConfig
 from megajukebox.models.transformer import TransformerConfig
 from megajukebox.models.vqvae import VQVAEConfig
 
@@ -88,8 +89,10 @@ class Preset(Settings):
     @model_validator(mode="before")
     @classmethod
     def _one_home_for_the_rate(cls, data: dict) -> dict:
-        rate = data.get("audio", {}).get("sample_rate", 44100)
-        return {**data, "vqvae": {"sample_rate": rate, **data.get("vqvae", {})}}
+        audio, vqvae = data.get("audio", {}), data.get("vqvae", {})
+        if not isinstance(audio, dict) or not isinstance(vqvae, dict):
+            return data  # what is wrong with them is said where their own settings are read
+        return {**data, "vqvae": {"sample_rate": audio.get("sample_rate", 44100), **vqvae}}
 
     @model_validator(mode="after")
     def _check(self) -> "Preset":
@@ -100,6 +103,7 @@ class Preset(Settings):
         upper = None
         for level in reversed(self.levels):
             self._check_level_above(level, upper)
+            self._check_prior(level)
             upper = level
         if self.vqvae.sample_rate != self.audio.sample_rate:
             raise ValueError(f"vqvae.sample_rate {self.vqvae.sample_rate} is not audio.sample_rate {self.audio.sample_rate}; give only the latter")
@@ -115,6 +119,13 @@ class Preset(Settings):
         if upper and settings.upper and settings.upper.ratio * hops[level] != hops[upper]:
             raise ValueError(f"{level}.upper lengthens by {settings.upper.ratio}, but a {upper} code lasts {hops[upper] // hops[level]} {level} codes; set down and stride to match")
 
+    def _check_prior(self, level: str) -> None:
+        """A prior that cannot be built is refused now, not after the days that the stages before it train."""
+        try:
+            self.prior_config(level, self.lyrics_vocabulary)
+        except ValidationError as error:
+            raise ValueError("; ".join(f"{level}: {e['msg']}" for e in error.errors())) from None
+
     @property
     def levels(self) -> tuple[str, ...]:
         """Levels of the VQ-VAE, finest first."""
@@ -125,6 +136,16 @@ class Preset(Settings):
         if settings is None:
             raise ValueError(f"the preset describes no {level} prior")
         return settings
+
+    def prior_config(self, level: str, lyrics_size: int) -> PriorConfig:
+        """The prior of `level` as its model reads it; `lyrics_size` is the number of the tokenizer's tokens."""
+        told = self.prior(level)
+        labels = {n: LabelConfig(slots=c.slots, size=c.size) for n, c in self.conditions.items() if n in told.labels}
+        lyrics = LyricsConfig(**told.lyrics.model_dump(), size=lyrics_size) if told.lyrics else None
+        return PriorConfig(
+            level=level, sample_rate=self.audio.sample_rate, hop=self.vqvae.hops[level], codes=self.vqvae.codes,
+            labels=labels, lyrics=lyrics, **told.model_dump(exclude={"labels", "lyrics"}),
+        )  # fmt: skip
 
     def stage(self, name: str) -> TrainingSettings:
         if name not in self.training:
@@ -146,10 +167,19 @@ def load_preset(name: str, overrides: list[str] | None = None) -> Preset:
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml")))
         raise ValueError(f"preset {name!r} is neither a file nor one of {known}")
-    settings = yaml.safe_load(path.read_text())
+    settings = _read(path.read_text(), path.name)
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path.name} holds {_short(settings)}, not the settings of a preset; see {PRESETS.name}/tiny.yaml for one")
     for setting in overrides or []:
         override(settings, setting)
     return validate(settings, path.name)
+
+
+def _read(text: str, where: str) -> object:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{where} is not YAML: {' '.join(str(error).split())}") from None
 
 
 def validate(settings: dict, where: str) -> Preset:
@@ -176,7 +206,7 @@ def override(settings: dict, setting: str) -> None:
         place = place.setdefault(name, {}) if isinstance(place, dict) else None
         if not isinstance(place, dict):
             raise ValueError(f"setting {setting!r}: {'.'.join(parents[: i + 1])} holds no further settings")
-    place[last] = yaml.safe_load(value)
+    place[last] = _read(value, f"the value of setting {setting!r}")
 
 
 def dump(preset: Preset) -> dict:

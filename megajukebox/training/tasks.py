@@ -121,7 +121,7 @@ def prior_task(preset: Preset, stage: str, codes: ShardSet, settings: TrainingSe
     }
     tokenizer = lyrics_tokenizer(codes) if told.lyrics else None
     lyrics = Lyrics(tokenizer, told.lyrics.tokens) if told.lyrics and tokenizer else None
-    config = resolve(preset, level, told, codes, tokenizer)
+    config = preset.prior_config(level, tokenizer.size if tokenizer else 0)
     files = {"vocabularies.json": vocabularies_json(vocabularies)}
     if tokenizer:
         files["lyrics.model"] = (codes.folder / "lyrics.model").read_bytes()
@@ -165,15 +165,3 @@ def lyrics_tokenizer(codes: ShardSet) -> LyricsTokenizer:
     if not codes.index["lyrics_model"]:
         raise ValueError(f"{codes.folder} has no lyrics model (no song came with lyrics), but the preset's prior reads lyrics; override lyrics=null and the schedule, or add lyrics")
     return SentencePieceTokenizer(codes.folder / codes.index["lyrics_model"]["name"])
-
-
-def resolve(preset: Preset, level: str, told: PriorSettings, codes: ShardSet, tokenizer: LyricsTokenizer | None) -> PriorConfig:
-    """The preset's prior with what the corpus and the VQ-VAE decide: rate, hop, codes, sizes of vocabularies."""
-    lyrics = told.lyrics and tokenizer and LyricsConfig(**told.lyrics.model_dump(), size=tokenizer.size)
-    sizes = {name: LabelConfig(slots=c.slots, size=c.size) for name, c in preset.conditions.items() if name in told.labels}
-    shape = told.model_dump(exclude={"labels", "lyrics"})
-    vqvae = codes.index["vqvae"]
-    return PriorConfig(
-        level=level, sample_rate=codes.index["sample_rate"], hop=vqvae["hops"][level], codes=vqvae["codes"][level],
-        labels=sizes, lyrics=lyrics, **shape,
-    )  # fmt: skip

@@ -1,0 +1,64 @@
+"""Which code reads which lyric token: weights of a layer, and windows laid over a song."""
+
+import numpy as np
+import pytest
+import torch
+from reference_shapes import TINY, checkpoint
+
+from megajukebox.data.lyrics import Tokens
+from megajukebox.interop.checkpoints import read_checkpoints
+from megajukebox.interop.planning import converted, plan
+from megajukebox.models.alignment import lyric_attention, lyric_layers
+from megajukebox.models.prior import Prior
+from megajukebox.sampling.alignment import align, lay_over
+from megajukebox.sampling.windows import Told
+
+
+@pytest.fixture(params=["prior_5b_lyrics", "prior_1b_lyrics"])
+def prior(request, tmp_path):
+    content = checkpoint(TINY[request.param])
+    torch.save(content, tmp_path / "x.pth.tar")
+    part = plan(read_checkpoints([tmp_path / "x.pth.tar"]), {"downs_t": (3, 2, 2), "strides_t": (2, 2, 2)})[0]
+    model = Prior(part.config)
+    state = {name: pending.make() for name, pending in converted(part, content["model"].__getitem__).items()}
+    model.load_state_dict(state, strict=False)
+    return model.eval()
+
+
+def song(prior: Prior, length: int) -> Told:
+    ids = [1 + i % (prior.config.lyrics.size - 1) for i in range(length)]
+    names = {name: np.zeros(label.slots, dtype=np.int64) for name, label in prior.config.labels.items()}
+    return Told(names, Tokens(ids, [(i, i + 1) for i in range(length)]), [])
+
+
+def test_weights_over_a_lyrics_encoder_sum_to_one_and_other_layers_are_refused(prior):
+    config, told = prior.config, song(prior, 40)
+    batch = {
+        "codes": torch.zeros(1, config.window, dtype=torch.long),
+        "timing": torch.tensor([[9_000_000, 0, config.window * config.hop]]),
+        "conditions": {name: torch.from_numpy(ids)[None] for name, ids in told.conditions.items()},
+        "lyrics": torch.tensor([told.tokens.ids[: config.lyrics.tokens]]),
+    }
+    layer = lyric_layers(prior)[0]
+    weights = lyric_attention(prior, batch, [layer])[layer]
+    assert weights.shape == (1, config.transformer.heads, config.window, config.lyrics.tokens)
+    total = weights.sum(-1)
+    if prior.lyrics is None:
+        assert (total <= 1 + 1e-6).all() and (total > 0).all()
+    else:
+        torch.testing.assert_close(total, torch.ones_like(total))
+    with pytest.raises(ValueError, match="reads no lyrics"):
+        lyric_attention(prior, batch, [0])
+
+
+def test_a_song_longer_than_a_window_is_covered_to_its_end(prior):
+    codes, told = torch.randint(32, (1, 150)), song(prior, 60)
+    pair = (lyric_layers(prior)[0], 0)
+    found = align(prior, [told], codes, samples=9_000_000, pairs=[pair])[pair][0]
+    assert found.shape == (150, 60) and (found.sum(1) > 0).all()
+
+
+def test_of_overlapping_windows_the_earlier_counts_and_padding_is_dropped():
+    windows = [np.full((4, 2), n, dtype=np.float32) for n in (1, 2)]
+    laid = lay_over(windows, [np.array([0, 1]), np.array([-1, 2])], [0, 2], 6, 3)
+    assert laid.tolist() == [[1, 1, 0], [1, 1, 0], [1, 1, 2], [1, 1, 2], [0, 0, 2], [0, 0, 2]]

@@ -1,0 +1,75 @@
+"""What the README says exists: verbs and their options, make targets, files of the table, settings of a request."""
+
+import re
+import shlex
+from pathlib import Path
+
+import yaml
+
+from megajukebox.cli import VERBS
+from megajukebox.sampling.requests import parse_requests
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def code(language: str) -> str:
+    return "\n".join(re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL))
+
+
+def commands() -> list[list[str]]:
+    return [shlex.split(line, comments=True) for line in code("sh").splitlines() if line.strip()]
+
+
+def entry_of(words: list[str]) -> str | None:
+    """The entry's file that a command runs, if it runs one of ours."""
+    if words[:1] == ["megajukebox"]:
+        return f"{VERBS[words[1]][0]}.py"
+    return next((Path(w).name for w in words if w.startswith("megajukebox/")), None)
+
+
+def test_there_are_commands_to_paste():
+    assert sum(entry_of(words) is not None for words in commands()) >= 8
+
+
+def test_every_command_runs_an_entry_that_exists_with_options_that_exist():
+    for words in commands():
+        entry = entry_of(words)
+        if entry:
+            source = (ROOT / "megajukebox" / entry).read_text()
+            ours = words[next(i for i, w in enumerate(words) if w.startswith("megajukebox")) + 1 :]
+            for option in (w for w in ours if w.startswith("--")):
+                name = option.removeprefix("--").replace("-", "_")
+                assert re.search(rf"\b{name}: Annotated", source) or option in source, f"{entry} has no {option}"
+
+
+def test_every_make_target_exists():
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    named = {words[1] for words in commands() if words[0] == "make"} | set(re.findall(r"`make ([a-z-]+)", README))
+    assert named and named <= set(targets)
+
+
+def test_every_verb_that_the_readme_names_exists():
+    assert set(re.findall(r"`megajukebox ([a-z]+)", README)) <= set(VERBS)
+
+
+def test_every_file_of_the_table_exists():
+    rows = re.findall(r"^\| [^|]+ \| (`[^|]+`[^|]*) \|$", README, re.MULTILINE)
+    assert len(rows) > 10
+    for row in rows:
+        folder = None
+        for name in re.findall(r"`([^`]+)`", row):
+            if "/" in name:
+                folder = Path(name).parent
+            path = Path(name) if "/" in name or folder is None else folder / name
+            assert list(ROOT.glob(str(path).rstrip("/"))), f"{path} is in the README's table and does not exist"
+
+
+def test_the_example_request_is_a_good_one():
+    good, wrong = parse_requests(yaml.safe_load(code("yaml")))
+    assert len(good) == 1 and not wrong
+
+
+def test_relative_links_lead_somewhere():
+    for link in re.findall(r"\]\(([^)#]+)\)", README):
+        assert link.startswith("http") or (ROOT / link).exists(), link
