@@ -9,9 +9,11 @@ VERBS = {
     "prepare": ("prepare", "songs and lyrics -> song shards"),
     "train": ("train", "shards -> a run: vqvae, top_prior, middle_upsampler, bottom_upsampler"),
     "encode": ("encode", "song shards and a VQ-VAE -> code shards"),
+    "align": ("align", "code shards and runs -> which head of the top prior tells when words are sung"),
     "sample": ("sample", "requests and runs -> songs"),
     "explore": ("explore", "samples and runs -> pages to look at and listen to"),
     "demo": ("demo", "the whole pipeline on made-up songs, or yours"),
+    "grow": ("grow", "runs and new names -> runs that can be told them"),
     "import": ("import_weights", "OpenAI's or Hugging Face's Jukebox weights -> runs"),
     "export": ("export_weights", "runs -> plain or OpenAI's weights"),
 }

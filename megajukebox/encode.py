@@ -22,8 +22,9 @@ from rich.progress import track
 
 from megajukebox.data.audio import downmix, read_slice
 from megajukebox.data.files import write_whole
+from megajukebox.data.indexing import write_index
 from megajukebox.data.provenance import made_by
-from megajukebox.data.shards import Sample, ShardSet, finished_shard, write_index, write_shard
+from megajukebox.data.shards import Sample, ShardSet, finished_shard, write_shard
 from megajukebox.data.weights import load_into, read_facts
 from megajukebox.models.long_audio import encode_long
 from megajukebox.models.vqvae import VQVAE, VQVAEConfig

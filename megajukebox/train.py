@@ -54,7 +54,7 @@ def run_stage(preset: Preset, stage: str, data: Path, out: Path, stop_after: int
     place = parallel.start()
     total, micro = parallel.global_batch(ds_config, place.size)
     run = Run(out, settings, place.rank, stop_after)
-    reading = Reading(place, total, micro, on_bad=lambda shard, key, why: run.log.event("skip", shard=shard, key=key, reason=why))
+    reading = Reading(place, total, micro, on_bad=run.log.skip)
     task = task_of(preset, stage, ShardSet(data), settings, reading)
     if place.rank == 0:
         write_run_folder(out, preset, stage, task, ds_config)

@@ -12,7 +12,8 @@ import torch
 
 from megajukebox.data.audio import encode_wav
 from megajukebox.data.clips import SongClips
-from megajukebox.data.shards import Sample, write_index, write_shard
+from megajukebox.data.indexing import write_index
+from megajukebox.data.shards import Sample, write_shard
 from megajukebox.data.stream import Batches
 
 RATE = 11025

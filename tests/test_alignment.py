@@ -10,8 +10,8 @@ from megajukebox.interop.checkpoints import read_checkpoints
 from megajukebox.interop.planning import converted, plan
 from megajukebox.models.alignment import lyric_attention, lyric_layers
 from megajukebox.models.prior import Prior
-from megajukebox.sampling.alignment import align, lay_over
-from megajukebox.sampling.windows import Told
+from megajukebox.sampling.alignment import align, lay
+from megajukebox.sampling.windows import Told, window_starts
 
 
 @pytest.fixture(params=["prior_5b_lyrics", "prior_1b_lyrics"])
@@ -58,7 +58,41 @@ def test_a_song_longer_than_a_window_is_covered_to_its_end(prior):
     assert found.shape == (150, 60) and (found.sum(1) > 0).all()
 
 
+def test_all_heads_at_once_are_the_heads_one_by_one(prior):
+    codes, told = torch.randint(32, (2, 150)), [song(prior, 60), song(prior, 9)]
+    pairs = [(layer, head) for layer in lyric_layers(prior) for head in range(prior.config.transformer.heads)]
+    together = align(prior, told, codes, 9_000_000, pairs)
+    for pair in pairs:
+        for b, one in enumerate(told):
+            alone = align(prior, [one], codes[b : b + 1], 9_000_000, [pair])[pair][0]
+            np.testing.assert_allclose(together[pair][b], alone, atol=1e-6)
+
+
+def laid(windows: list[np.ndarray], indices: list[np.ndarray], starts: list[int], total: int, tokens: int) -> np.ndarray:
+    out = np.zeros((total, tokens + 1), np.float32)
+    for window, index, start in reversed(list(zip(windows, indices, starts))):
+        lay(out, window, index, start)
+    return out[:, :-1]
+
+
 def test_of_overlapping_windows_the_earlier_counts_and_padding_is_dropped():
     windows = [np.full((4, 2), n, dtype=np.float32) for n in (1, 2)]
-    laid = lay_over(windows, [np.array([0, 1]), np.array([-1, 2])], [0, 2], 6, 3)
-    assert laid.tolist() == [[1, 1, 0], [1, 1, 0], [1, 1, 2], [1, 1, 2], [0, 0, 2], [0, 0, 2]]
+    out = laid(windows, [np.array([0, 1]), np.array([-1, 2])], [0, 2], 6, 3)
+    assert out.tolist() == [[1, 1, 0], [1, 1, 0], [1, 1, 2], [1, 1, 2], [0, 0, 2], [0, 0, 2]]
+
+
+@pytest.mark.parametrize("total", [5, 8, 20, 23])
+def test_laying_windows_equals_asking_for_each_code_and_token_which_window_is_first(total):
+    rng, size, columns, tokens = np.random.default_rng(total), 8, 6, 11
+    starts = window_starts(total, size, 2)
+    firsts = [rng.integers(-3, tokens - columns + 1) for _ in starts]
+    indices = [np.maximum(np.arange(first, first + columns), -1) for first in firsts]
+    windows = [rng.random((size, columns), dtype=np.float32) for _ in starts]
+    slow = np.zeros((total, tokens), np.float32)
+    for code in range(total):
+        for token in range(tokens):
+            for window, index, start in zip(windows, indices, starts):
+                if 0 <= code - start < size and token in index:
+                    slow[code, token] = window[code - start, list(index).index(token)]
+                    break
+    assert np.array_equal(laid(windows, indices, starts, total, tokens), slow)

@@ -39,7 +39,12 @@ def test_a_preset_may_be_a_file_anywhere(tmp_path: Path) -> None:
 
 def test_overrides_change_one_value_each_and_leave_the_rest() -> None:
     before = load_preset("tiny")
-    changes = ["top.transformer.width=320", "training.vqvae.steps=7", "conditions.genres.dropout=0.5", "top.separate_head=true"]
+    changes = [
+        "top.transformer.width=320",
+        "training.vqvae.steps=7",
+        "conditions.genres.dropout=0.5",
+        "top.separate_head=true",
+    ]
     after = load_preset("tiny", changes)
     assert after.top.transformer.width == 320 and after.training["vqvae"].steps == 7
     assert after.conditions["genres"].dropout == 0.5 and after.top.separate_head is True
@@ -73,6 +78,9 @@ def test_an_override_may_set_what_the_preset_leaves_to_its_default() -> None:
         ("top.window", ["top.window", "key.sub=value"]),
         ("=5", ["'=5'", "key.sub=value"]),
         ("top..window=5", ["top."]),
+        ("top.window=[", ["top.window=[", "not YAML"]),
+        ("audio=5", ["audio"]),
+        ("vqvae=null", ["vqvae"]),
     ],
 )
 def test_a_wrong_setting_is_refused_with_its_key_named(setting: str, told: list[str]) -> None:

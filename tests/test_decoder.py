@@ -13,7 +13,13 @@ from megajukebox.sampling import noise
 from megajukebox.sampling.decoder import Draw, decoding, most_likely, most_mass, sample_window, sample_window_slowly
 
 PREFIX = {"lyrics": {"tokens": LYRICS, "size": 7, "mode": "prefix"}}
-CASES = [(name, {}) for name in SCHEDULES] + [("factored", PREFIX), ("row_column", {"labels": {}})]
+CASES = [
+    *((name, {}) for name in SCHEDULES),
+    ("factored", PREFIX),
+    ("row_column", {"labels": {}}),
+    ("factored", {"separate_head": True}),
+    ("factored", {"timing": None, "upper": None}),
+]
 
 
 @pytest.mark.parametrize(("schedule", "changed"), CASES, ids=str)
@@ -87,6 +93,21 @@ def test_the_same_place_in_the_song_gets_the_same_noise_from_any_window() -> Non
     late = sample_window(prior, given, tokens, 0, WINDOW, hot, first=6)
     assert torch.equal(early[:, 6:], late[:, :-6]) and not torch.equal(early, late)
     assert early.t().tolist() == [draw(flat, t).tolist() for t in range(WINDOW)]
+
+
+@torch.no_grad()
+def test_caches_are_made_once_and_never_grow() -> None:
+    prior = little_prior("factored_lyrics")
+    batch = prior_batch(prior.config)
+    with decoding(prior, prior.conditioning(batch), 2) as decoder:
+        memory = [(id(x), x.data_ptr(), x.shape) for layer in decoder.layers for x in (layer.keys, layer.values)]
+        decoder.fill(batch["codes"][:, :6])
+        for t in range(6, WINDOW):
+            decoder.step(batch["codes"][:, t - 1], t)
+        assert memory == [
+            (id(x), x.data_ptr(), x.shape) for layer in decoder.layers for x in (layer.keys, layer.values)
+        ]
+    assert not hasattr(decoder, "layers") or not decoder.layers, "the memory is gone after the block"
 
 
 def test_progress_counts_the_new_codes() -> None:

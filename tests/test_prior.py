@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from little_models import ENCODER, LYRICS, ROWS, WINDOW, little_prior, prior_batch, prior_settings, song_of
+from little_models import ENCODER, LYRICS, WINDOW, little_prior, prior_batch, prior_settings, song_of
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -166,7 +166,6 @@ REFUSED = [
     ({"transformer": {**SHAPE, "schedule": "zigzag"}}, "schedule 'zigzag' is unknown"),
     ({"transformer": {**SHAPE, "depth": 4, "schedule": "factored_lyrics"}}, "'factored_lyrics' needs a lyrics encoder"),
     ({"transformer": {**SHAPE, "depth": 16, "schedule": "prefix_dense_16"}}, "needs lyrics with mode prefix"),
-    ({"lyrics": {"tokens": 8, "size": 7, "encoder": ENCODER}}, "'factored' has no layer for a lyrics encoder"),
     ({**PREFIX, "labels": {}}, "mode prefix need labels"),
     ({"lyrics": {"tokens": 8, "size": 7, "mode": "suffix"}}, "lyrics.mode"),
 ]
@@ -185,5 +184,9 @@ def test_an_encoder_that_does_not_fit_its_lyrics_is_refused(encoder: dict | None
         PriorConfig(**prior_settings("factored_lyrics", lyrics=lyrics))
 
 
-def test_a_window_is_folded_into_its_rows() -> None:
-    assert WINDOW % ROWS == 0 and little_prior().blocks[0].attention.rows == ROWS
+def test_a_prefix_layer_sees_the_lyrics_and_up_to_a_row_more_as_in_the_1b_model() -> None:
+    shape = {**prior_settings("prefix_dense_16")["transformer"], "rows": 64}
+    lyrics = {"tokens": 384, "size": 79, "mode": "prefix"}
+    config = PriorConfig(**prior_settings("prefix_dense_16", window=6144, transformer=shape, lyrics=lyrics))
+    assert (config.length, config.attended_prefix, config.shift) == (6528, 448, 79)
+    assert {block.attention.prefix for block in little_prior("prefix_dense_16").blocks} == {12}

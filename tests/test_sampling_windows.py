@@ -138,7 +138,9 @@ def test_songs_of_a_level_do_not_hear_each_other() -> None:
     prior, songs, upper = little_prior("factored_lyrics"), told(3), torch.randint(CODES, (3, 8))
     together = sample_level(prior, songs, upper, 32, 500, plain_draw([5, 6, 7], temperature=2.0), 0.5)
     for b in range(3):
-        alone = sample_level(prior, songs[b : b + 1], upper[b : b + 1], 32, 500, plain_draw([5 + b], temperature=2.0), 0.5)
+        alone = sample_level(
+            prior, songs[b : b + 1], upper[b : b + 1], 32, 500, plain_draw([5 + b], temperature=2.0), 0.5
+        )
         assert torch.equal(alone[0], together[b])
 
 

@@ -25,6 +25,7 @@ from little_sets import (
 )
 
 from megajukebox.data.clips import SongClips
+from megajukebox.data.loading import ReadAhead
 from megajukebox.data.shards import ShardSet
 from megajukebox.data.stream import held_out_batches
 from megajukebox.data.windows import CodeWindows
@@ -52,7 +53,7 @@ def test_any_number_of_ranks_reads_the_same_global_batches(songs: Path, codes: P
 @pytest.mark.parametrize("workers", [1, 2])
 def test_any_number_of_workers_gives_the_same_batches(codes: Path, workers: int) -> None:
     source = CodeWindows(ShardSet(codes), "bottom", 16)
-    assert same(steps(batches(source, workers=workers), 7), steps(batches(source), 7))
+    assert same(steps(batches(source, ahead=ReadAhead(workers)), 7), steps(batches(source), 7))
 
 
 @pytest.mark.parametrize("micro_batch", [1, 2, 8])
@@ -99,7 +100,7 @@ def test_resuming_at_any_step_on_any_world_continues_the_same_order(codes: Path,
     state = json.loads(json.dumps(first.state()))
     rest = []
     for rank in range(world):
-        resumed = batches(source, world, rank, workers=rank)
+        resumed = batches(source, world, rank, ahead=ReadAhead(rank))
         resumed.resume(state)
         rest.append(steps(resumed, 8 - cut))
     assert same([torch.cat(parts) for parts in zip(*rest)], whole[cut:])
@@ -133,7 +134,7 @@ def test_held_out_batches_are_fixed_and_shared_by_the_ranks(songs: Path) -> None
     source = SongClips(ShardSet(songs), CLIP, held_out=0.5)
     held = np.flatnonzero(source.clips("held_out"))
     assert 0 < len(held) < SONGS and not (source.clips("held_out") * source.clips("train")).any()
-    whole = list(held_out_batches(source, micro_batch=4, workers=1))
+    whole = list(held_out_batches(source, micro_batch=4, ahead=ReadAhead(1)))
     halves = [list(held_out_batches(source, micro_batch=2, world=2, rank=rank)) for rank in range(2)]
     assert len(whole) == source.clips("held_out").sum() // 4
     for step, parts in zip(whole, zip(*halves), strict=True):
@@ -169,7 +170,7 @@ def test_a_broken_song_is_replaced_alike_on_any_world_and_reported(codes: Path, 
     source = CodeWindows(ShardSet(damaged), "middle", 8)
     whole = steps(batches(source, on_bad=lambda *event: events.append(event), bad_share=1.0), 12)
     assert same(all_ranks(CodeWindows(ShardSet(damaged), "middle", 8), 4, 12, bad_share=1.0), whole)
-    assert same(steps(batches(source, workers=2, bad_share=1.0), 12), whole)
+    assert same(steps(batches(source, ahead=ReadAhead(2), bad_share=1.0), 12), whole)
     old, new = torch.cat(sound), torch.cat(whole)
     replaced = (old[:, 0] // PLACES) == 6
     assert replaced.any() and not ((new[:, 0] // PLACES) == 6).any()
@@ -183,7 +184,10 @@ def test_events_come_from_worker_processes_too(damaged: Path) -> None:
     for workers in (0, 2):
         events: list[tuple[str, ...]] = []
         source = CodeWindows(ShardSet(damaged), "middle", 8)
-        steps(batches(source, workers=workers, on_bad=lambda *event, to=events: to.append(event), bad_share=1.0), 12)
+        steps(
+            batches(source, ahead=ReadAhead(workers), on_bad=lambda *event, to=events: to.append(event), bad_share=1.0),
+            12,
+        )
         seen.append(events)
     assert seen[0] == seen[1] != []
 
@@ -201,7 +205,7 @@ def test_a_set_in_which_nothing_can_be_read_stops_at_once(codes: Path, tmp_path:
     for shard in folder.glob("*.tar"):
         shard.write_bytes(b"")
     with pytest.raises(ValueError, match="too many bad samples: none of"):
-        steps(batches(CodeWindows(ShardSet(folder), "top", 8), workers=workers), 1)
+        steps(batches(CodeWindows(ShardSet(folder), "top", 8), ahead=ReadAhead(workers)), 1)
 
 
 @pytest.fixture

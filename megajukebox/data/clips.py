@@ -6,9 +6,12 @@ from typing import BinaryIO, Literal, cast
 import numpy as np
 
 from megajukebox.data.audio import downmix, read_slice
+from megajukebox.data.augment import Augment
 from megajukebox.data.shards import ShardSet
 
 Part = Literal["train", "held_out"]
+MAX_FRAMES = 24 * 3600 * 192_000  # a song of a day at the highest rate: what claims more would drown all others
+UNCHANGED = Augment()
 
 
 def split(keys: np.ndarray, held_out: float) -> np.ndarray:
@@ -17,8 +20,11 @@ def split(keys: np.ndarray, held_out: float) -> np.ndarray:
     A pure function of each key: songs and their codes are split alike, and a song stays where it is when others come.
     """
     below = int(held_out * 2.0**64)
-    hashes = (int.from_bytes(hashlib.blake2b(bytes(key), digest_size=8).digest(), "little") for key in keys)
-    return np.fromiter((number < below for number in hashes), dtype=bool, count=len(keys))
+    if below == 0:
+        return np.zeros(len(keys), dtype=bool)
+    blake2b = hashlib.blake2b  # a million songs: look nothing up twice, and compare the hashes all at once
+    digests = b"".join([blake2b(key, digest_size=8).digest() for key in keys.tolist()])
+    return np.frombuffer(digests, dtype="<u8") < np.uint64(below)
 
 
 def of_part(per_song: np.ndarray, held_out: np.ndarray, part: Part) -> np.ndarray:
@@ -49,15 +55,23 @@ class SongClips:
     of FLAC); without it a clip is refused if it does not decode to as many finite samples.
     """
 
-    def __init__(self, shards: ShardSet, clip: int, held_out: float = 0.0, verify: bool = False) -> None:
+    def __init__(
+        self,
+        shards: ShardSet,
+        clip: int,
+        held_out: float = 0.0,
+        verify: bool = False,
+        augment: Augment = UNCHANGED,
+    ) -> None:
         if clip < 1:
             raise ValueError(f"clip {clip} is not a length in samples; set 1 or more")
         self.shards = shards
         self.clip = clip
         self.held_out = held_out
         self.verify = verify
+        self.augment = augment
         self.shard_of_song = np.asarray(shards.songs["shard"])
-        self._clips = (np.asarray(shards.songs["frames"]) // clip).astype(np.int64)
+        self._clips = believable(shards.songs["frames"]) // clip
         self._held_out = split(shards.songs["key"], held_out)
         self._verified = np.zeros(len(self._clips), dtype=bool)
 
@@ -70,18 +84,33 @@ class SongClips:
 
     def facts(self) -> dict[str, object]:
         """What fixes the samples beside the seed."""
-        return {"index": self.shards.fingerprint, "clip": self.clip, "held_out": self.held_out}
+        changed = {"volume_db": self.augment.volume_db, "eq_db": self.augment.eq_db} if self.augment.on else {}
+        return {"index": self.shards.fingerprint, "clip": self.clip, "held_out": self.held_out, **changed}
 
     def read(self, song: int, clip: int, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
         """{"audio": float32 [clip, 1]}; ValueError if it cannot be read. Without `rng`: no shift, equal mix."""
         start = place(clip, self.clip, int(self.shards.songs["frames"][song]), rng)
         mix = rng.random() if rng is not None else 0.5
-        if self.verify and not self._verified[song]:
-            self.shards.read_member(song, "audio")
-            self._verified[song] = True
+        self._check(song)
+        rate = self.shards.index["sample_rate"]
         with self.shards.open_member(song, "audio") as file:
-            x = read_slice(cast(BinaryIO, file), start, self.clip, self.shards.index["sample_rate"])
-        return {"audio": downmix(x, mix)[:, None].astype(np.float32)}
+            x_T = downmix(read_slice(cast(BinaryIO, file), start, self.clip, rate), mix)
+        if rng is not None and self.augment.on:
+            x_T = self.augment(x_T, rate, rng)
+        return {"audio": x_T[:, None].astype(np.float32)}
+
+    def _check(self, song: int) -> None:
+        if not self.shards.has(song, "json"):
+            raise ValueError(f"{self.shards.key(song)} has no JSON")
+        if self.verify and not self._verified[song]:
+            self.shards.check_member(song, "audio")
+            self._verified[song] = True
+
+
+def believable(frames: np.ndarray) -> np.ndarray:
+    """Lengths of songs [songs] int64, 0 for those beyond MAX_FRAMES: nobody's song, and no memory holds its order."""
+    frames = np.asarray(frames)
+    return np.where(frames <= MAX_FRAMES, frames, 0).astype(np.int64)
 
 
 def report(clips: np.ndarray, held_out: np.ndarray) -> dict[str, int]:

@@ -22,6 +22,18 @@ def jukebox_genres(genres: str, version: Version) -> list[str]:
     return [word for word in name.split("_") if word] if version == "v2" else [name]
 
 
+def as_written(style: str | None, condition: str, name: str) -> list[str]:
+    """A name as the vocabularies of a run have it: the `names` of its model.json are None, jukebox_v2 or jukebox_v3.
+
+    Of a genre in v2 every word. What v2 cannot spell at all (it knows only a-z) stays as it is.
+    """
+    if style is None:
+        return [name]
+    version: Version = "v2" if style == "jukebox_v2" else "v3"
+    found = jukebox_genres(name, version) if condition == "genres" else [jukebox_name(name, version)]
+    return [word for word in found if word] or [name]
+
+
 def read_label_file(path: Path, size: int) -> Vocabulary:
     """A file of lines `name;id` as the vocabulary of a table with `size` rows.
 

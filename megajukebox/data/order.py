@@ -4,7 +4,8 @@ Let N be the number of clips of all songs. Position p = 0, 1, 2, ... is clip i =
 
     1. Shards are permuted by the Philox stream ("shards", e).
     2. Each `block` shards in that order form a block; the last block may be smaller.
-    3. The clips of a block, listed by shard in that order, then song, then time, are permuted by ("clips", e, block).
+    3. The clips of a block, listed by shard in that order, then song, then time, are permuted by ("clips", e, block);
+       with a `visit` of v > 1, not clips but runs of v neighbouring clips of a song (the last run may be shorter) are.
     4. The epoch is its blocks one after another.
 
 Step t takes positions t*G ... (t+1)*G - 1 for a global batch of G; rank r of W takes the r-th of W equal runs of them.
@@ -60,8 +61,9 @@ class Epoch:
 @dataclass(frozen=True)
 class Block:
     songs: np.ndarray  # [songs of the block] rows, by permuted shard
-    ends: np.ndarray  # [songs of the block] clips up to the end of each song
-    clips: np.ndarray  # [clips of the block] the permutation
+    ends: np.ndarray  # [songs of the block] visits up to the end of each song
+    visits: np.ndarray  # [visits of the block] the permutation
+    places: np.ndarray | None  # [visits of the block] clips up to the end of each permuted visit; None: one clip each
 
 
 class Order:
@@ -70,11 +72,16 @@ class Order:
     Holds the permutation of two blocks at a time: positions read one after another cost a binary search each.
     """
 
-    def __init__(self, clips_per_song: np.ndarray, shard_of_song: np.ndarray, seed: int, block: int = 64) -> None:
+    def __init__(
+        self, clips_per_song: np.ndarray, shard_of_song: np.ndarray, seed: int, block: int = 64, visit: int = 1
+    ) -> None:
         self.clips_per_song = np.asarray(clips_per_song, dtype=np.int64)
         self.clips = int(self.clips_per_song.sum())
         self.seed = seed
         self.block = block
+        self.visit = visit
+        if block < 1 or visit < 1:
+            raise ValueError(f"block {block} and visit {visit} are counts; set each to 1 or more")
         if self.clips == 0:
             raise ValueError(f"none of the {len(clips_per_song)} songs has a clip; use shorter clips or longer songs")
         self._by_shard = np.argsort(shard_of_song, kind="stable")
@@ -87,13 +94,36 @@ class Order:
 
     def locate(self, position: int) -> tuple[int, int, int]:
         """(epoch, song, clip) at `position`."""
+        key = self.block_at(position)
+        block = newest(self._blocks, key, self._make_block)
+        number, inside = self._find(block, int(position) - self._start_of(key))
+        song = int(np.searchsorted(block.ends, number, side="right"))
+        first = number - (int(block.ends[song - 1]) if song else 0)
+        return key[0], int(block.songs[song]), first * self.visit + inside
+
+    def block_at(self, position: int) -> tuple[int, int]:
+        """(epoch, number of the block) in which `position` lies."""
         epoch, i = divmod(int(position), self.clips)
-        ends = newest(self._epochs, epoch, self._make_epoch).ends
-        number = int(np.searchsorted(ends, i, side="right"))
-        block = newest(self._blocks, (epoch, number), self._make_block)
-        clip = int(block.clips[i - (int(ends[number - 1]) if number else 0)])
-        song = int(np.searchsorted(block.ends, clip, side="right"))
-        return epoch, int(block.songs[song]), clip - (int(block.ends[song - 1]) if song else 0)
+        return epoch, int(np.searchsorted(self._epoch(epoch).ends, i, side="right"))
+
+    def shards_from(self, key: tuple[int, int]) -> np.ndarray:
+        """The shards of a block and the next one: what is read soon."""
+        epoch, number = key
+        return self._epoch(epoch).shards[number * self.block : (number + 2) * self.block]
+
+    def _epoch(self, epoch: int) -> Epoch:
+        return newest(self._epochs, epoch, self._make_epoch)
+
+    def _start_of(self, key: tuple[int, int]) -> int:
+        epoch, number = key
+        return epoch * self.clips + (int(self._epoch(epoch).ends[number - 1]) if number else 0)
+
+    def _find(self, block: Block, i: int) -> tuple[int, int]:
+        """(visit, clip within the visit) of the i-th clip of a block."""
+        if block.places is None:
+            return int(block.visits[i]), 0
+        place = int(np.searchsorted(block.places, i, side="right"))
+        return int(block.visits[place]), i - (int(block.places[place - 1]) if place else 0)
 
     def candidate(self, position: int, attempt: int) -> int:
         return candidate(position, attempt, self.clips)
@@ -105,10 +135,20 @@ class Order:
 
     def _make_block(self, key: tuple[int, int]) -> Block:
         epoch, number = key
-        shards = newest(self._epochs, epoch, self._make_epoch).shards[number * self.block : (number + 1) * self.block]
+        shards = self._epoch(epoch).shards[number * self.block : (number + 1) * self.block]
         songs = np.concatenate([self._by_shard[self._first[s] : self._first[s + 1]] for s in shards])
-        ends = np.cumsum(self.clips_per_song[songs])
-        return Block(songs, ends, permutation(int(ends[-1]), self.seed, f"clips/{epoch}", number))
+        clips = self.clips_per_song[songs]
+        visits = -(-clips // self.visit)
+        ends = np.cumsum(visits)
+        order = permutation(int(ends[-1]), self.seed, f"clips/{epoch}", number)
+        return Block(songs, ends, order, None if self.visit == 1 else self._places(clips, visits, order))
+
+    def _places(self, clips: np.ndarray, visits: np.ndarray, order: np.ndarray) -> np.ndarray:
+        """Clips up to the end of each visit in the order `order`: all of `visit` clips but the last of a song."""
+        sizes = np.full(len(order), self.visit)
+        heard = visits > 0
+        sizes[np.cumsum(visits)[heard] - 1] = (clips - (visits - 1) * self.visit)[heard]
+        return np.cumsum(sizes[order])
 
 
 class InOrder:
@@ -126,6 +166,13 @@ class InOrder:
         clip = int(i * self._step)
         song = int(np.searchsorted(self._ends, clip, side="right"))
         return turn, song, clip - (int(self._ends[song - 1]) if song else 0)
+
+    def block_at(self, position: int) -> tuple[int, int]:
+        return 0, 0
+
+    def shards_from(self, key: tuple[int, int]) -> np.ndarray:
+        """None: held-out clips are few and lie everywhere."""
+        return np.zeros(0, dtype=np.int64)
 
     def candidate(self, position: int, attempt: int) -> int:
         return candidate(position, attempt, self.clips)

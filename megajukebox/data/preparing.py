@@ -20,8 +20,9 @@ from typing import Any
 
 from megajukebox.data.convert import Converted, Settings, convert, crashed, sample
 from megajukebox.data.files import write_whole
+from megajukebox.data.indexing import write_index
 from megajukebox.data.lrc import parse_lrc
-from megajukebox.data.shards import Sample, finished_shard, write_index, write_shard
+from megajukebox.data.shards import Sample, finished_shard, write_shard
 from megajukebox.data.songs import Song
 from megajukebox.data.workers import in_order
 

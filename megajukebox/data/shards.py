@@ -9,24 +9,28 @@ Song shards and code shards are written and read by the same functions; only the
 """
 
 import hashlib
-import io
 import json
 import os
-import re
 import zlib
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
-
 from megajukebox.data.audio import OffsetReader
-from megajukebox.data.files import sha256_of, whole, write_whole
+from megajukebox.data.files import whole, write_whole
+from megajukebox.data.node_cache import Cache, RangeReader, fetch_index, fetch_small
+from megajukebox.data.remote import Remote, Site, is_url
+from megajukebox.data.shard_index import (
+    FORMAT,
+    KEY,
+    SHARD_NAME,
+    fingerprint_of,
+    index_bytes,
+    open_songs,
+    read_index,
+)
 
-FORMAT = 1
-MEMBERS = {"songs": ("json", "audio", "lyrics"), "codes": ("json", "top", "middle", "bottom", "lyrics")}
 MEMBER_OF = {  # what follows the key's dot in the tar -> member
     "json": "json",
     "flac": "audio",
@@ -38,8 +42,6 @@ MEMBER_OF = {  # what follows the key's dot in the tar -> member
     "bottom.npy": "bottom",
 }
 COUNTED = ("artist", "genres", "moods", "keywords", "language")  # the fields of <key>.json that have vocabularies
-KEY = re.compile(r"[A-Za-z0-9_-]{1,48}")
-SHARD_NAME = re.compile(r"[A-Za-z0-9_-]+\.tar")
 TAR_BLOCK = 512
 
 
@@ -127,159 +129,75 @@ def check_sample(sample: Sample) -> None:
     assert len(set(names)) == len(names), f"{sample.key}: two members of one kind in {list(sample.members)}"
 
 
-# ---- indexing a set
-
-
-def write_index(
-    folder: str | Path,
-    shards: Iterable[str],
-    *,
-    kind: str,
-    sample_rate: int,
-    made_by: Mapping[str, str | None],
-    lyrics_model: str | None = None,
-    extra: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Write songs.npy, then index.json, over the finished `shards` (names of tars, in order); returns the index.
-
-    `kind` is "songs" or "codes" and decides the members, `lyrics_model` names a file in `folder`, `extra` goes into
-    the index as it is (what codes say of their VQ-VAE). ValueError for shards that are not finished, and for none.
-    """
-    folder = Path(folder)
-    found = {name: finished_shard(folder / name) for name in shards}
-    if unfinished := [name for name, shard in found.items() if shard is None]:
-        raise ValueError(f"{folder}: {unfinished[0]} is not finished; run the same command again to make it")
-    filled = [shard for shard in found.values() if shard and shard["songs"]]
-    if not filled:
-        raise ValueError(f"{folder}: no shard holds a song, so there is nothing to index")
-    songs = song_rows(filled, MEMBERS[kind])
-    assert len(np.unique(songs["key"])) == len(songs), "two songs of one set share a key"
-    index = {
-        "format": FORMAT,
-        "kind": kind,
-        "made_by": dict(made_by),
-        "sample_rate": sample_rate,
-        "members": list(MEMBERS[kind]),
-        "songs": len(songs),
-        "seconds": int(songs["frames"].sum()) / sample_rate,
-        "shards": shard_table(filled),
-        "songs_file": write_songs(folder / "songs.npy", songs),
-        **said_of(song for shard in filled for song in read_jsons(folder, shard)),
-        "lyrics_model": lyrics_model and {"name": lyrics_model, "sha256": sha256_of(folder / lyrics_model)},
-        **(extra or {}),
-    }
-    write_whole(folder / "index.json", (json.dumps(index, indent=1, ensure_ascii=False) + "\n").encode())
-    return index
-
-
-def row_type(members: Iterable[str]) -> np.dtype:
-    """The type of one row of songs.npy."""
-    fields = [("shard", "<u4"), ("key", "S48"), ("frames", "<u8")]
-    for member in members:
-        fields += [(f"{member}_offset", "<u8"), (f"{member}_bytes", "<u8"), (f"{member}_crc32", "<u4")]
-    return np.dtype(fields)
-
-
-def song_rows(shards: list[dict[str, Any]], members: tuple[str, ...]) -> np.ndarray:
-    """The rows of all songs; a member that a song does not have is 0 bytes at 0."""
-    absent = (0, 0, 0)
-    rows = [
-        (number, song["key"], song["frames"], *(x for m in members for x in song["members"].get(m, absent)))
-        for number, shard in enumerate(shards)
-        for song in shard["songs"]
-    ]
-    return np.array(rows, row_type(members))
-
-
-def shard_table(shards: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """index.json's "shards"; "first" is the row of a shard's first song."""
-    table, first = [], 0
-    for shard in shards:
-        songs = len(shard["songs"])
-        table.append({**{name: shard[name] for name in ("name", "bytes", "sha256")}, "songs": songs, "first": first})
-        first += songs
-    return table
-
-
-def read_jsons(folder: Path, shard: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Every <key>.json of one shard."""
-    with open(folder / shard["name"], "rb") as tar:
-        for song in shard["songs"]:
-            offset, size, _ = song["members"]["json"]
-            yield json.loads(os.pread(tar.fileno(), size, offset))
-
-
-def said_of(songs: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """index.json's "vocabulary" (how many songs say each thing, in alphabetical order) and "years"."""
-    counters: dict[str, Counter[str]] = {name: Counter() for name in COUNTED}
-    years = set()
-    for song in songs:
-        years |= {song["year"]} if "year" in song else set()
-        for name, counter in counters.items():
-            said = song.get(name) or []
-            counter.update([said] if isinstance(said, str) else said)
-    vocabulary = {name: dict(sorted(counter.items())) for name, counter in counters.items()}
-    return {"vocabulary": vocabulary, "years": [min(years), max(years)] if years else None}
-
-
-def write_songs(path: Path, songs: np.ndarray) -> dict[str, str]:
-    """Write songs.npy; returns what index.json says of it."""
-    with io.BytesIO() as file:
-        np.save(file, songs, allow_pickle=False)
-        data = file.getvalue()
-    write_whole(path, data)
-    return {"name": path.name, "sha256": hashlib.sha256(data).hexdigest()}
-
-
 # ---- opening a set
+
+LIMITS = {"json": 1 << 22, "lyrics": 1 << 22, "audio": 4 << 30}  # bytes of a member; codes need less than audio
+CHECKED_AT_ONCE = 1 << 20
 
 
 class ShardSet:
-    """A finished shard set, opened by its folder. Only the index is read; songs.npy is mapped, tars stay closed.
+    """A finished shard set, opened by its folder or URL. Only the index is read; songs.npy is mapped, tars stay closed.
 
+    source       what it was opened by, without what a URL keeps secret
+    folder       where index.json, songs.npy and lyrics.model lie on this machine
     index        index.json as a dict
     songs        songs.npy: structured array, one row a song, in the order of the shards
     fingerprint  sha256 of what index.json says but for `made_by`, hex: what other outputs say they were made from
     """
 
-    def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
-        data = index_bytes(self.folder)
-        self.index: dict[str, Any] = json.loads(data)
+    def __init__(self, source: str | Path, remote: Remote | None = None, checked: Path | None = None):
+        """`remote` says how to read what lies behind a URL; `checked` is the folder of a set that was opened before."""
+        self._opened_by, self._remote = source, remote or Remote()
+        site = Site(str(source), self._remote) if is_url(source) else None
+        self.source = site.shown if site else str(source)
+        self.folder, data = self._index_of(site, checked)
+        self.index: dict[str, Any] = read_index(data, self.source)
         self.fingerprint = fingerprint_of(self.index)
-        if self.index.get("format") != FORMAT:
-            raise ValueError(
-                f"{self.folder}/index.json: format {self.index.get('format')!r} is not {FORMAT}, the one this version "
-                f"reads; prepare the set again, or use the version that made it: {self.index.get('made_by')}"
-            )
+        if site and not checked:
+            small = [self.index["songs_file"] | {"name": "songs.npy"}, self.index.get("lyrics_model")]
+            fetch_small(site, self.folder, [file for file in small if file])
         self.members: tuple[str, ...] = tuple(self.index["members"])
-        self.songs = open_songs(self.folder, self.index)
+        self.songs = open_songs(self.folder, self.index, checked is not None)
+        self.cache = Cache(site, self.folder, self.index["shards"]) if site else None
+
+    def _index_of(self, site: Site | None, checked: Path | None) -> tuple[Path, bytes]:
+        if site and not checked:
+            return fetch_index(site)
+        folder = checked or Path(self._opened_by)
+        return folder, index_bytes(folder)
 
     def __len__(self) -> int:
         return len(self.songs)
 
-    def __reduce__(self) -> tuple[type["ShardSet"], tuple[Path]]:
+    def __reduce__(self) -> tuple[type["ShardSet"], tuple[str | Path, Remote, Path]]:
         """Other processes open the folder again: pickling the map would send all of it."""
-        return ShardSet, (self.folder,)
+        return ShardSet, (self._opened_by, self._remote, self.folder)
 
     def path(self, shard: int) -> Path:
-        """The tar number `shard` of index["shards"]."""
+        """The tar number `shard` of index["shards"]; that of a remote set may not be there yet."""
         name = self.index["shards"][shard]["name"]
         if not SHARD_NAME.fullmatch(name):
-            raise ValueError(f"{self.folder}/index.json: shard name {name!r} is not the name of a tar in this folder")
+            raise ValueError(f"{self.source}/index.json: shard name {name!r} is not the name of a tar in this folder")
         return self.folder / name
 
     def key(self, row: int) -> str:
-        return self.songs[row]["key"].decode()
+        return self.songs[row]["key"].decode(errors="backslashreplace")
 
     def has(self, row: int, member: str) -> bool:
         return bool(self.songs[row][f"{member}_bytes"])
 
     def member_extension(self, row: int, member: str) -> str:
-        """What follows the key's dot in the tar, e.g. "flac" or "lrc"; read from the tar's own header."""
-        with open(self.path(self.songs[row]["shard"]), "rb") as tar:
-            header = os.pread(tar.fileno(), 100, int(self.songs[row][f"{member}_offset"]) - TAR_BLOCK)
-        return header.rstrip(b"\0").decode().partition(".")[2]
+        """What follows the key's dot in the tar, e.g. "flac" or "lrc"; read from the tar's own header.
+
+        ValueError if that is not an ending of such a member.
+        """
+        shard, offset = int(self.songs[row]["shard"]), int(self.songs[row][f"{member}_offset"])
+        with self._window(shard, max(0, offset - TAR_BLOCK), 100, member, row) as file:
+            name = file.read(100).rstrip(b"\0").decode()
+        extension = name.partition(".")[2]
+        if MEMBER_OF.get(extension) != member:
+            raise ValueError(f"{self.path(shard)}: {member} of {self.key(row)} is called {name!r}")
+        return extension
 
     def read_member(self, row: int, member: str) -> bytes:
         """A member's bytes, b"" where the song has none. ValueError, naming shard and key, if the checksum is wrong."""
@@ -289,45 +207,52 @@ class ShardSet:
             raise ValueError(f"{self.path(self.songs[row]['shard'])}: {member} of {self.key(row)} is damaged (crc32)")
         return data
 
-    def open_member(self, row: int, member: str) -> OffsetReader:
+    def check_member(self, row: int, member: str) -> None:
+        """ValueError as of `read_member`, without ever holding more than CHECKED_AT_ONCE bytes of it."""
+        total = got = 0
+        with self.open_member(row, member) as file:
+            while block := file.read(CHECKED_AT_ONCE):
+                total, got = zlib.crc32(block, total), got + len(block)
+        if got != file.size or total != self.songs[row][f"{member}_crc32"]:
+            raise ValueError(f"{self.path(self.songs[row]['shard'])}: {member} of {self.key(row)} is damaged (crc32)")
+
+    def read_facts(self, row: int) -> dict[str, Any]:
+        """<key>.json. ValueError if the song has none, or it is not an object."""
+        if not self.has(row, "json"):
+            raise ValueError(f"{self.key(row)} has no JSON")
+        try:
+            facts = json.loads(self.read_member(row, "json"))
+        except RecursionError:
+            raise ValueError(f"the JSON of {self.key(row)} is nested too deeply") from None
+        if not isinstance(facts, dict):
+            raise ValueError(f"the JSON of {self.key(row)} is no object but {str(facts)[:40]!r}")
+        return facts
+
+    def open_member(self, row: int, member: str) -> OffsetReader | RangeReader:
         """A member as a file to read from; its checksum is not looked at. The caller closes it.
 
-        ValueError, naming shard and key, if the tar is too short to hold it.
+        ValueError, naming shard and key, for a key that is no name, for a member of absurd size, and if the tar is too
+        short to hold it; OSError if a remote shard cannot be had.
         """
         song = self.songs[row]
         offset, size = int(song[f"{member}_offset"]), int(song[f"{member}_bytes"])
-        tar = open(self.path(song["shard"]), "rb")  # noqa: SIM115 - closed with the window
+        if not KEY.fullmatch(self.key(row)):
+            raise ValueError(f"key {self.key(row)!r} is not a name of letters, digits, - and _")
+        if size > LIMITS.get(member, LIMITS["audio"]):
+            raise ValueError(f"{member} of {self.key(row)} is too large: {size} bytes")
+        return self._window(int(song["shard"]), offset, size, member, row)
+
+    def prefetch(self, shards: Iterable[int]) -> None:
+        """Fetch remote shards that will be needed soon, in the background."""
+        if self.cache:
+            self.cache.prefetch(shards)
+
+    def _window(self, shard: int, offset: int, size: int, member: str, row: int) -> OffsetReader | RangeReader:
+        path = self.path(shard)
+        if self.cache:
+            return self.cache.open(shard, offset, size)
+        tar = open(path, "rb")  # noqa: SIM115 - closed with the window
         if offset + size > os.fstat(tar.fileno()).st_size:
             tar.close()
             raise ValueError(f"{tar.name}: {member} of {self.key(row)} is damaged (the tar ends before it does)")
         return OffsetReader(tar, offset, size, owned=True)
-
-
-def fingerprint_of(index: Mapping[str, Any]) -> str:
-    """Of the songs and their order, whoever indexed them with which words: the same shards have the same fingerprint."""
-    content = {name: value for name, value in index.items() if name != "made_by"}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def index_bytes(folder: Path) -> bytes:
-    """index.json, or ValueError where there is none."""
-    if not folder.is_dir():
-        raise ValueError(f"shard set {str(folder)!r} does not exist; give the folder that prepare or encode wrote")
-    if not (folder / "index.json").is_file():
-        raise ValueError(
-            f"{str(folder)!r} is not a finished shard set (no index.json); run prepare (or encode) to its end"
-        )
-    return (folder / "index.json").read_bytes()
-
-
-def open_songs(folder: Path, index: dict[str, Any]) -> np.ndarray:
-    """songs.npy, mapped; ValueError if it is not the one that index.json speaks of."""
-    path = folder / "songs.npy"
-    if not path.is_file() or sha256_of(path) != index["songs_file"]["sha256"]:
-        raise ValueError(f"{path} is not the file that index.json was written for; run prepare (or encode) again")
-    songs = np.load(path, mmap_mode="r", allow_pickle=False)
-    if songs.dtype != row_type(index["members"]) or len(songs) != index["songs"]:
-        raise ValueError(
-            f"{path}: {len(songs)} rows of {songs.dtype} do not fit index.json; run prepare (or encode) again"
-        )
-    return songs

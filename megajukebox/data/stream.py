@@ -4,8 +4,10 @@
 
 A source (SongClips, CodeWindows) says which clips there are and reads one; `Order` says which comes when. Worker k of w
 reads the whole steps k, k + w, ...; the DataLoader takes the workers in turn, so steps arrive in order for any w.
+What cannot be read is replaced (data/skips.py); workers that hang or die are dealt with in data/loading.py.
 """
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,14 +19,17 @@ import torch
 import webdataset
 
 from megajukebox.data.clips import Part
+from megajukebox.data.loading import ALONE, Board, ReadAhead, Steps
 from megajukebox.data.order import InOrder, Order, rng, slots
+from megajukebox.data.remote import StopRun
 from megajukebox.data.shards import ShardSet
+from megajukebox.data.skips import Bad, BadCount, OnBad
 
 STATE_VERSION = 1
 ATTEMPTS = 100  # candidates tried in place of a broken clip
+REASON = 500  # letters of a reason that are kept
 
 Batch = dict[str, Any]  # name -> tensor [micro_batch, ...], or "conditions" -> such a dict
-OnBad = Callable[[str, str, str], None]
 
 
 class Source(Protocol):
@@ -38,15 +43,6 @@ class Source(Protocol):
     def facts(self) -> dict[str, object]: ...
 
     def read(self, song: int, clip: int, rng: np.random.Generator | None) -> dict[str, Any]: ...
-
-
-@dataclass(frozen=True)
-class Bad:
-    """A clip that could not be read and was replaced."""
-
-    shard: str
-    key: str
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -86,28 +82,50 @@ class Step:
 # ---- The stages -----------------------------------------------------------------------------------------------------
 
 
-def samples(source: Source, order: Order | InOrder, plan: Plan) -> Iterator[Batch]:
-    """The source stage: every slot of this worker's steps as a sample, in order."""
-    worker = torch.utils.data.get_worker_info()
-    first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
+def samples(
+    source: Source, order: Order | InOrder, plan: Plan, board: Board, left_out: frozenset[int] = frozenset()
+) -> Iterator[Batch]:
+    """The source stage: every slot of this worker's steps as a sample, in order; never of the songs `left_out`."""
+    worker, stride = this_worker()
+    board.begin(worker, os.getpid())
     steps = count(plan.first_step) if plan.steps is None else range(plan.first_step, plan.first_step + plan.steps)
-    for step in islice(steps, first, None, stride):
-        for position in slots(step, plan.rank, plan.world, plan.global_batch):
-            yield {"__key__": str(position), "step": step, **readable(source, order, int(position), plan.seed)}
+    block = None
+    for step in islice(steps, worker, None, stride):
+        for position in map(int, slots(step, plan.rank, plan.world, plan.global_batch)):
+            if order.block_at(position) != block:
+                block = order.block_at(position)
+                source.shards.prefetch(order.shards_from(block))
+            sample = readable(source, order, position, plan.seed, partial(board.note, worker), left_out)
+            yield {"__key__": str(position), "step": step, **sample}
 
 
-def readable(source: Source, order: Order | InOrder, position: int, seed: int | None) -> Batch:
+def this_worker() -> tuple[int, int]:
+    """(number of this worker, how many there are)."""
+    worker = torch.utils.data.get_worker_info()
+    return (worker.id, worker.num_workers) if worker else (0, 1)
+
+
+def readable(
+    source: Source,
+    order: Order | InOrder,
+    position: int,
+    seed: int | None,
+    note: Callable[[int, int], None] | None = None,
+    left_out: frozenset[int] = frozenset(),
+) -> Batch:
     """{"sample", "bad"} at `position`: its clip, or the first candidate in its place that can be read."""
     bad: list[Bad] = []
     for attempt in range(min(ATTEMPTS, order.clips)):
         _, song, clip = order.locate(order.candidate(position, attempt))
+        if note:
+            note(position, song)
         try:
-            return {
-                "sample": source.read(song, clip, None if seed is None else rng(seed, "clip", position)),
-                "bad": bad,
-            }
-        except (ValueError, OSError) as error:
-            bad.append(Bad(shard_name(source, song), source.shards.key(song), str(error)))
+            if song in left_out:
+                raise ValueError("crashed: the processes that read it died")
+            sample = source.read(song, clip, None if seed is None else rng(seed, "clip", position))
+            return {"sample": sample, "bad": bad}
+        except (ValueError, OSError, MemoryError) as error:
+            bad.append(Bad(shard_name(source, song), source.shards.key(song), str(error)[:REASON]))
     raise ValueError(
         f"too many bad samples: none of {len(bad)} clips at position {position} could be read, the last of song "
         f"{bad[-1].key} in {bad[-1].shard} ({bad[-1].reason}); check the shards and the disk they lie on"
@@ -146,44 +164,33 @@ def tensors(batch: Mapping[str, Any]) -> Batch:
     return {field: tensors(x) if isinstance(x, dict) else torch.from_numpy(x) for field, x in batch.items()}
 
 
-def loader(source: Source, order: Order | InOrder, plan: Plan, workers: int) -> torch.utils.data.DataLoader:
-    """A DataLoader over whole steps. Workers send numpy arrays: tensors would cost one open file each."""
-    pipeline = webdataset.DataPipeline(
-        partial(samples, source, order, plan),
-        partial(micro_batches, size=plan.micro_batch),
-        partial(whole_steps, accumulation=plan.accumulation),
-    )
-    private = torch.Generator().manual_seed(plan.seed or 0)
-    return torch.utils.data.DataLoader(
-        pipeline, batch_size=None, num_workers=workers, collate_fn=unchanged, generator=private
-    )
+def counted(steps: Iterator[Step], board: Board) -> Iterator[Step]:
+    """Notes every step that is ready."""
+    worker, _ = this_worker()
+    for step in steps:
+        board.made(worker)
+        yield step
 
 
-def unchanged(item: Any) -> Any:
-    return item
+def steps_of(source: Source, order: Order | InOrder, plan: Plan, ahead: ReadAhead) -> Steps:
+    """The steps of `plan`, read by the processes of `ahead`."""
+
+    def pipeline(first_step: int, board: Board, left_out: frozenset[int]) -> webdataset.DataPipeline:
+        left = None if plan.steps is None else plan.steps - (first_step - plan.first_step)
+        return webdataset.DataPipeline(
+            partial(samples, source, order, replace(plan, first_step=first_step, steps=left), board, left_out),
+            partial(micro_batches, size=plan.micro_batch),
+            partial(whole_steps, accumulation=plan.accumulation),
+            partial(counted, board=board),
+        )
+
+    def name_of(song: int) -> str:
+        return f"{source.shards.key(song)} in {shard_name(source, song)}"
+
+    return Steps(pipeline, name_of, plan.first_step, ahead)
 
 
 # ---- What training calls --------------------------------------------------------------------------------------------
-
-
-class BadCount:
-    """Counts clips read and replaced, reports each bad one, and stops above a share: the disk may be what is broken."""
-
-    def __init__(self, share: float, after: int, on_bad: OnBad | None) -> None:
-        self.share, self.after, self.on_bad = share, after, on_bad
-        self.seen = self.bad = 0
-
-    def add(self, clips: int, bad: Sequence[Bad]) -> None:
-        self.seen += clips
-        self.bad += len(bad)
-        for one in bad:
-            if self.on_bad:
-                self.on_bad(one.shard, one.key, one.reason)
-        if self.seen >= self.after and self.bad > self.share * self.seen:
-            raise ValueError(
-                f"too many bad samples: {self.bad} of {self.seen} clips could not be read, more than the share "
-                f"bad_share {self.share}; check the shards, or raise bad_share to go on without them"
-            )
 
 
 class Batches:
@@ -204,26 +211,42 @@ class Batches:
         rank: int = 0,
         world: int = 1,
         first_step: int = 0,
-        workers: int = 0,
+        ahead: ReadAhead = ALONE,
         block: int = 64,
+        visit: int = 1,
         on_bad: OnBad | None = None,
         bad_share: float = 0.01,
         bad_after: int = 1000,
     ) -> None:
         self.source = source
-        self.workers = workers
+        self.ahead = ahead
         self.next_step = first_step
-        self.order = Order(source.clips("train"), source.shard_of_song, seed, block)
+        self.order = Order(source.clips("train"), source.shard_of_song, seed, block, visit)
         self.plan = Plan(global_batch, micro_batch, rank, world, first_step, seed=seed)
         self.counted = BadCount(bad_share, bad_after, on_bad)
+        self._steps: Steps | None = None
 
     def __iter__(self) -> Iterator[list[Batch]]:
         plan = replace(self.plan, first_step=self.next_step)
-        for step in loader(self.source, self.order, plan, self.workers):
-            assert step.step == self.next_step, f"the loader gave step {step.step} for {self.next_step}"
-            self.counted.add(plan.global_batch // plan.world, step.bad)
-            self.next_step += 1
-            yield [tensors(batch) for batch in step.micro_batches]
+        self._steps = steps_of(self.source, self.order, plan, self.ahead)
+        try:
+            for step in self._steps:
+                assert step.step == self.next_step, f"the loader gave step {step.step} for {self.next_step}"
+                self.counted.add(plan.global_batch // plan.world, step.bad)
+                self.next_step += 1
+                yield [tensors(batch) for batch in step.micro_batches]
+        except StopRun as lost:
+            raise ValueError(f"{lost}; the run was to stop then (lost: stop)") from lost
+
+    def skips(self) -> dict[str, int]:
+        """Clips replaced so far on this rank, by kind."""
+        return dict(self.counted.kinds)
+
+    def report(self) -> dict[str, float]:
+        """For the metrics: clips skipped, in all and by kind, and how full the buffer of read steps is (0..1)."""
+        fill = {"buffer_fill": self._steps.fill()} if self._steps and self.ahead.workers else {}
+        kinds = {f"skipped_{kind}": count for kind, count in self.skips().items()}
+        return {"skipped": self.counted.bad, **kinds, **fill}
 
     def epoch(self) -> float:
         """How often the songs have been heard before `next_step`."""
@@ -250,7 +273,8 @@ class Batches:
     def _fixed(self) -> dict[str, object]:
         order = self.order
         fixed = {"seed": order.seed, "block": order.block, "clips": order.clips, "global_batch": self.plan.global_batch}
-        return {**fixed, **self.source.facts()}
+        visit = {} if order.visit == 1 else {"visit": order.visit}
+        return {**fixed, **visit, **self.source.facts()}
 
 
 def held_out_batches(
@@ -260,7 +284,7 @@ def held_out_batches(
     rank: int = 0,
     world: int = 1,
     limit: int | None = None,
-    workers: int = 0,
+    ahead: ReadAhead = ALONE,
     on_bad: OnBad | None = None,
 ) -> Iterator[Batch]:
     """The held-out songs' clips in order, unshifted and mixed equally; as many batches on every rank.
@@ -275,6 +299,6 @@ def held_out_batches(
     steps = max(1, order.clips // (micro_batch * world))
     plan = Plan(micro_batch * world, micro_batch, rank, world, steps=steps)
     bad = BadCount(share=1.0, after=0, on_bad=on_bad)
-    for step in loader(source, order, plan, workers):
+    for step in steps_of(source, order, plan, ahead):
         bad.add(micro_batch, step.bad)
         yield tensors(step.micro_batches[0])

@@ -1,17 +1,21 @@
 """Names of artists, genres, years ... as ids: the vocabularies that a prior is conditioned on."""
 
 import json
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 
 UNKNOWN = "<unknown>"
 UNKNOWN_ID = 0
 EMPTY_SLOT = -1
+VOCABULARIES = "vocabularies.json"  # of a run folder: the names of every condition
+YEARS = re.compile(r"(\d{4,})-(\d{4,})")
 
 
 def normalised(name: str) -> str:
@@ -21,7 +25,10 @@ def normalised(name: str) -> str:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Normalised names by id; id 0 is "<unknown>". Written to JSON as the list of its names."""
+    """Normalised names by id; id 0 is "<unknown>". Written to JSON as the list of its names.
+
+    A name like "1990-1999" is also that of every year in it.
+    """
 
     names: tuple[str, ...] = (UNKNOWN,)
 
@@ -37,7 +44,13 @@ class Vocabulary:
 
     @cached_property
     def _id(self) -> dict[str, int]:
-        return {name: i for i, name in enumerate(self.names)}
+        ids: dict[str, int] = {}
+        for i, name in enumerate(self.names):  # imported lists are not normalised; of two names alike the first counts
+            ids.setdefault(normalised(name), i)
+        for i, name in enumerate(self.names):
+            for year in years_in(name):
+                ids.setdefault(str(year), i)
+        return ids
 
     def id(self, name: str) -> int:
         return self._id.get(normalised(name), UNKNOWN_ID)
@@ -76,8 +89,21 @@ class Vocabulary:
         return Vocabulary().grown(counts, min_count, size)
 
     @staticmethod
-    def of_years(first: int, last: int) -> "Vocabulary":
-        return Vocabulary((UNKNOWN, *(str(year) for year in range(first, last + 1))))
+    def of_years(first: int, last: int, bin_years: int = 1) -> "Vocabulary":
+        """Every year from `first` to `last`, `bin_years` of them under one id: "1990-1999" for ten."""
+        starts = range(first // bin_years * bin_years, last + 1, bin_years)
+        return Vocabulary((UNKNOWN, *(f"{y:04d}-{y + bin_years - 1:04d}" if bin_years > 1 else str(y) for y in starts)))
+
+    @property
+    def bin_years(self) -> int:
+        """Years under one id, in a vocabulary of years."""
+        return max((len(years_in(name)) for name in self.names[1:]), default=0) or 1
+
+
+def years_in(name: str) -> range:
+    """The years that "1990-1999" stands for; none for any other name."""
+    years = YEARS.fullmatch(name)
+    return range(int(years[1]), int(years[2]) + 1) if years else range(0)
 
 
 def ranked(counts: Mapping[str, int], min_count: int) -> Iterable[str]:
@@ -87,3 +113,16 @@ def ranked(counts: Mapping[str, int], min_count: int) -> Iterable[str]:
         total[normalised(name)] += count
     kept = (name for name, count in total.items() if count >= min_count and name not in ("", UNKNOWN))
     return sorted(kept, key=lambda name: (-total[name], name))
+
+
+def vocabularies_json(vocabularies: Mapping[str, Vocabulary]) -> bytes:
+    """The vocabularies of every condition as a file, one line each."""
+    entries = (f' "{name}": {names.to_json()}' for name, names in vocabularies.items())
+    return ("{\n" + ",\n".join(entries) + "\n}\n").encode()
+
+
+def read_vocabularies(run: Path) -> dict[str, Vocabulary]:
+    """The vocabularies of a run folder by condition; none if it keeps none."""
+    path = run / VOCABULARIES
+    given = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return {name: Vocabulary(tuple(entries)) for name, entries in given.items()}

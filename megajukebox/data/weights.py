@@ -137,6 +137,12 @@ class StoredTensors(Mapping[str, Tensor]):
         """The shape of a tensor, without reading it."""
         return tuple(self._file.get_slice(name).get_shape())
 
+    def pending(self, name: str) -> Pending:
+        """A tensor to write elsewhere, read only in its turn."""
+        stored = self._file.get_slice(name).get_dtype()
+        dtype = next(dtype for dtype, called in DTYPES.items() if called == stored)
+        return Pending(dtype, self.shape(name), lambda: self[name])
+
 
 def read_facts(folder: Path | str) -> dict[str, Any]:
     """What model.json of `folder` says. ValueError where there is no finished model."""

@@ -1,6 +1,5 @@
 """Which windows of codes a code set has at a level, and one with what it is conditioned on: the samples of a prior."""
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,9 +8,10 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from megajukebox.data.audio import OffsetReader
-from megajukebox.data.clips import Part, of_part, place, report, split
+from megajukebox.data.clips import Part, believable, of_part, place, report, split
 from megajukebox.data.lrc import Word, parse_lrc
 from megajukebox.data.lyrics import LyricsTokenizer, LyricWindow, Tokens, linear_centre, lyric_window, sung_centre
+from megajukebox.data.node_cache import RangeReader
 from megajukebox.data.order import newest
 from megajukebox.data.shards import ShardSet
 from megajukebox.data.vocabulary import Vocabulary
@@ -124,11 +124,11 @@ class CodeWindows:
     def _places_of_songs(self) -> np.ndarray:
         """Codes of the level above (at the top: of the top) in each song: whole codes of the slowest level."""
         slowest = max(self.shards.index["vqvae"]["hops"].values())
-        return self.shards.songs["frames"].astype(np.int64) // slowest * (slowest // (self.hop * self.ratio))
+        return believable(self.shards.songs["frames"]) // slowest * (slowest // (self.hop * self.ratio))
 
     def _codes(self, level: str, song: int, start: int, count: int) -> np.ndarray:
         if self.verify and not self._verified[level][song]:
-            self.shards.read_member(song, level)
+            self.shards.check_member(song, level)
             self._verified[level][song] = True
         with self.shards.open_member(song, level) as file:
             codes = read_codes(file, start, count)
@@ -138,7 +138,7 @@ class CodeWindows:
         return codes
 
     def _tell(self, song: int) -> Told:
-        facts = json.loads(self.shards.read_member(song, "json"))
+        facts = self.shards.read_facts(song)
         conditions = {name: c.vocabulary.ids(names_of(facts, name), c.slots) for name, c in self.conditions.items()}
         if not (self.lyrics and self.shards.songs["lyrics_bytes"][song]):
             return Told(conditions, Tokens([], []), [])
@@ -202,7 +202,7 @@ def names_of(facts: Mapping[str, Any], name: str) -> list[str]:
     return [str(v) for v in value] if isinstance(value, list) else [str(value)]
 
 
-def read_codes(file: BinaryIO | OffsetReader, start: int, count: int) -> np.ndarray:
+def read_codes(file: BinaryIO | OffsetReader | RangeReader, start: int, count: int) -> np.ndarray:
     """Codes [count] int64 from code `start` of a .npy of uint16 [T]; only the header and those bytes are read."""
     head = file.read(10)
     if head[:8] != b"\x93NUMPY\x01\x00":

@@ -125,14 +125,13 @@ def read_file(path: Path) -> Any:
         return StoredTensors(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
-    except pickle.UnpicklingError as error:
-        if "Unsupported" in str(error) or ("Weights only load failed" in str(error) and "GLOBAL" in str(error)):
-            raise ValueError(
-                f"{path} holds more than tensors and plain values; nothing in it was run: {_gist(error)}"
-            ) from None
-        raise ValueError(f"{path} is damaged or not a checkpoint ({_gist(error)}); fetch it again") from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AssertionError, TypeError) as error:
-        raise ValueError(f"{path} is damaged or not a checkpoint ({_gist(error)}); fetch it again") from None
+    except Exception as error:  # a damaged file makes the unpickler fail in a dozen ways, all of them the file's fault
+        text = str(error)
+        if isinstance(error, pickle.UnpicklingError) and ("Unsupported" in text or "GLOBAL" in text):
+            why = "holds more than tensors and plain values; nothing in it was run"
+        else:
+            why = "is damaged or not a checkpoint; fetch it again"
+        raise ValueError(f"{path} {why} ({_gist(error)})") from None
 
 
 def _is_zip(path: Path) -> bool:
@@ -141,7 +140,10 @@ def _is_zip(path: Path) -> bool:
 
 
 def _gist(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[-1] if str(error).strip() else 'no detail'}"[:300]
+    """The telling line of an error: torch's unpickler writes a page around it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = next((line for line in lines if "WeightsUnpickler error" in line), lines[0] if lines else "no detail")
+    return f"{type(error).__name__}: {told.split(' Please use')[0]}"[:300]
 
 
 def _state(path: Path, content: Any) -> dict[str, Tensor]:

@@ -77,6 +77,8 @@ def export_openai(path: Path, to: Path) -> list[Path]:
 
 def _openai(run: Run, to: Path) -> Path:
     hps = run.facts.get("imported", {}).get("hps") or reference_hps(run.config, run.level)
+    if "grown_from" in run.facts:
+        hps = {**hps, "y_bins": reference_hps(run.config, run.level)["y_bins"]}
     model: dict[str, Tensor] = {}
     for entry in run.table:
         tied = entry.ours is None  # the reference's files name one piece of memory twice

@@ -35,6 +35,7 @@ class PriorConfig(BaseModel):
     transformer: TransformerConfig
     separate_head: bool = Field(False, description="own output matrix, conditioning not added again before it")
     labels: dict[str, LabelConfig] = {}
+    labels_everywhere: bool = Field(False, description="told at every position, not only before the first (Jukebox)")
     timing: TimingConfig | None = None
     upper: UpperConfig | None = None
     lyrics: LyricsConfig | None = None
@@ -47,8 +48,9 @@ class PriorConfig(BaseModel):
             raise ValueError(f"window {self.window} is not a multiple of {self.upper.ratio}, the codes per code of the level above")
         reads = "lyrics" in self.transformer.patterns
         encodes = self.lyrics is not None and self.lyrics.mode == "encoder"
-        if reads != encodes:
-            raise ValueError(f"schedule {self.transformer.schedule!r} {'needs' if reads else 'has no layer for'} a lyrics encoder")
+        # The other way round is allowed, as in Jukebox: the encoder then learns its own task, unread.
+        if reads and not encodes:
+            raise ValueError(f"schedule {self.transformer.schedule!r} needs a lyrics encoder")
         if encodes and (self.lyrics.encoder is None or self.lyrics.tokens % self.lyrics.encoder.rows):
             raise ValueError("lyrics.encoder is missing, or its rows do not divide lyrics.tokens")
         if "prefix" in self.transformer.patterns and not self.prefix_tokens:
@@ -113,6 +115,9 @@ class Prior(nn.Module):
         if self.timing:
             timing = self.timing(batch["timing"], self.config.window)
             added = timing if added is None else added + timing
+        if start is not None and self.config.labels_everywhere:
+            everywhere = start.expand(-1, self.config.window, -1)
+            added = everywhere if added is None else added + everywhere
         if added is not None and self.config.prefix_tokens:
             silence = added.new_zeros(len(added), self.config.prefix_tokens, added.shape[-1])
             added = torch.cat([silence, added], dim=1)

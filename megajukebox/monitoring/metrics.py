@@ -1,6 +1,7 @@
 """What a run writes about itself: metrics.jsonl (numbers by step) and events.jsonl (what happened, and why)."""
 
 import json
+import os
 import time
 from pathlib import Path
 
@@ -8,12 +9,15 @@ from megajukebox.data.files import write_whole
 
 
 class RunLog:
-    """The two files of a run folder, appended line by line. Only one process of a run writes (`writes`)."""
+    """The two files of a run folder, appended line by line. One process of a run writes (`writes`); all tell of skips."""
 
-    def __init__(self, run: Path, writes: bool):
-        self.run, self.writes = run, writes
+    def __init__(self, run: Path, writes: bool, rank: int = 0):
+        self.run, self.writes, self.rank = run, writes, rank
         if writes:
             run.mkdir(parents=True, exist_ok=True)
+            for name in ("metrics.jsonl", "events.jsonl"):
+                if (run / name).exists():
+                    _end_last_line(run / name)
 
     def metrics(self, step: int, split: str, values: dict[str, float]) -> None:
         """`split` is train or held_out."""
@@ -23,6 +27,16 @@ class RunLog:
         """`event` is one word (start, resume, save, reject, skip, stop, done, ...); `reason` says the rest."""
         place = {} if step is None else {"step": step}
         self._append("events.jsonl", {"time": time.time(), "event": event, **place, **reason})
+
+    def skip(self, shard: str, key: str, reason: str) -> None:
+        """A clip was replaced. Any rank may say so: each line is one write to the file's end, so that none mix."""
+        record = {"time": time.time(), "event": "skip", "rank": self.rank, "shard": shard, "key": key, "reason": reason}
+        self.run.mkdir(parents=True, exist_ok=True)
+        events = os.open(self.run / "events.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            os.write(events, (json.dumps(record) + "\n").encode())
+        finally:
+            os.close(events)
 
     def forget_after(self, step: int) -> None:
         """Drop metrics of steps after `step`: a resumed run computes them again."""
@@ -35,6 +49,15 @@ class RunLog:
         if self.writes:
             with (self.run / name).open("a") as file:
                 file.write(json.dumps(record) + "\n")
+
+
+def _end_last_line(path: Path) -> None:
+    """A crash may have cut the last line; left without its end, it would take the next record with it."""
+    with path.open("ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
 
 
 def _step(line: str) -> float:

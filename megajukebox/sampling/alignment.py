@@ -1,4 +1,4 @@
-"""When each lyric token is sung: attention weights of overlapping windows laid over one song (spec section 13)."""
+"""Which code reads which lyric token, over a whole song: attention of overlapping windows (spec section 13)."""
 
 from collections.abc import Sequence
 
@@ -11,36 +11,44 @@ from megajukebox.data.lyrics import LyricWindow
 from megajukebox.data.windows import window_of_lyrics
 from megajukebox.models.alignment import lyric_attention
 from megajukebox.models.prior import Prior, PriorConfig
-from megajukebox.sampling.windows import Told, window_starts
+from megajukebox.sampling.windows import HOPS, Told, window_starts
+
+Head = tuple[int, int]  # layer, head
+LEAST = 1e-30  # of what a code reads of a token in its window: a sharp softmax ends in zeros
 
 
 @torch.inference_mode()
 def align(
-    prior: Prior, told: list[Told], codes_BT: Tensor, samples: int, pairs: list[tuple[int, int]],
-    hop_fraction: float = 0.125, offset: int = 0,
-) -> dict[tuple[int, int], list[np.ndarray]]:  # fmt: skip
+    prior: Prior, told: list[Told], codes_BT: Tensor, samples: int, pairs: Sequence[Head],
+    hop_fraction: float = HOPS["top"], offset: int = 0,
+) -> dict[Head, list[np.ndarray]]:  # fmt: skip
     """How much each code reads each lyric token: for each (layer, head) one array [T, tokens of the lyrics] a song.
 
-    The codes are a part of a song of `samples` audio samples, from `offset` on (in samples).
+    The codes are a part of a song of `samples` audio samples, from `offset` on (in samples). 0 says that no window held
+    both the code and the token, and nothing else is 0.
     """
     config, total = prior.config, codes_BT.shape[1]
-    starts = window_starts(total, config.window, max(1, int(hop_fraction * config.window)))
-    windows: dict[tuple[int, int], list[np.ndarray]] = {pair: [] for pair in pairs}
-    lyrics: list[list[LyricWindow]] = []
-    for start in starts:
+    laid = {pair: [np.zeros((total, len(song.tokens.ids) + 1), np.float32) for song in told] for pair in pairs}
+    layers = sorted({layer for layer, _ in pairs})
+    # From last to first: where windows overlap the earlier one counts, as in the reference.
+    for start in reversed(window_starts(total, config.window, max(1, int(hop_fraction * config.window)))):
         place = (samples, offset + start * config.hop, config.window * config.hop)
-        lyrics.append([_lyrics_at(config, song, place) for song in told])
-        batch = _batch(config, told, lyrics[-1], place, codes_BT[:, start : start + config.window])
-        weights = lyric_attention(prior, batch, sorted({layer for layer, _ in pairs}))
-        for layer, head in pairs:
-            windows[layer, head].append(weights[layer][:, head].cpu().numpy())
-    return {
-        pair: [
-            lay_over([w[b] for w in found], [at[b].index for at in lyrics], starts, total, len(song.tokens.ids))
-            for b, song in enumerate(told)
-        ]
-        for pair, found in windows.items()
-    }
+        lyrics = [_lyrics_at(config, song, place) for song in told]
+        batch = _batch(config, told, lyrics, place, codes_BT[:, start : start + config.window])
+        weights = {layer: w.clamp(min=LEAST).cpu().numpy() for layer, w in lyric_attention(prior, batch, layers).items()}
+        for (layer, head), songs in laid.items():
+            for b, song in enumerate(songs):
+                lay(song, weights[layer][b, head], lyrics[b].index, start)
+    return {pair: [song[:, :-1] for song in songs] for pair, songs in laid.items()}
+
+
+def lay(song: np.ndarray, window: np.ndarray, index: np.ndarray, start: int) -> None:
+    """Put a window [W, N], whose columns are the tokens `index` [N] of the song, at `start` into `song` [T, tokens + 1].
+
+    Index -1 is padding, which the spare last column of the song takes.
+    """
+    length = min(len(window), len(song) - start)
+    song[start : start + length, index] = window[:length]
 
 
 def _lyrics_at(config: PriorConfig, song: Told, place: tuple[int, int, int]) -> LyricWindow:
@@ -60,17 +68,3 @@ def _batch(
         "conditions": names,
         "lyrics": torch.from_numpy(np.stack([window.ids for window in lyrics])).to(device),
     }
-
-
-def lay_over(
-    windows: Sequence[np.ndarray], indices: Sequence[np.ndarray], starts: Sequence[int], total: int, tokens: int
-) -> np.ndarray:
-    """One array [total, tokens] from windows [T, N], whose columns are the song's tokens `indices` [N] (-1 = padding).
-
-    Where windows overlap the earlier one counts, as in the reference.
-    """
-    song = np.zeros((total, tokens + 1), dtype=np.float32)  # the spare column takes the padding
-    for window, index, start in sorted(zip(windows, indices, starts), key=lambda item: -item[2]):
-        length = min(len(window), total - start)
-        song[start : start + length, index] = window[:length]
-    return song[:, :-1]

@@ -13,6 +13,7 @@ from megajukebox.sampling import noise
 from megajukebox.sampling.cache import LayerCache, attention_cache
 
 Progress = Callable[[int], None]
+Drawing = Callable[[Tensor, int], Tensor]  # logits [B, V] and absolute position -> codes [B]; a `Draw`
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def decoding(prior: Prior, given: Conditioning, batch: int) -> Iterator[WindowDe
 
 @torch.inference_mode()
 def sample_window(
-    prior: Prior, given: Conditioning, tokens_BT: Tensor, known: int, until: int, draw: Draw, first: int,
+    prior: Prior, given: Conditioning, tokens_BT: Tensor, known: int, until: int, draw: Drawing, first: int,
     progress: Progress = lambda count: None,
 ) -> Tensor:  # fmt: skip
     """`tokens` [B, T] with positions `known` .. `until` - 1 sampled; the first `known` stay as they are.
@@ -113,7 +114,7 @@ def sample_window(
 
 @torch.inference_mode()
 def sample_window_slowly(
-    prior: Prior, given: Conditioning, tokens_BT: Tensor, known: int, until: int, draw: Draw, first: int
+    prior: Prior, given: Conditioning, tokens_BT: Tensor, known: int, until: int, draw: Drawing, first: int
 ) -> Tensor:
     """The twin of `sample_window` without caches: one full forward pass for every token."""
     tokens = tokens_BT.clone()

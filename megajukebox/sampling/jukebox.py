@@ -20,18 +20,21 @@ from torch import Tensor
 
 from megajukebox.data.audio import write_wav
 from megajukebox.data.files import write_whole
-from megajukebox.data.lrc import parse_lrc
+from megajukebox.data.jukebox_labels import as_written
+from megajukebox.data.lrc import parse_lrc, write_lrc
 from megajukebox.data.lyrics import JukeboxCharacters, LyricsTokenizer, SentencePieceTokenizer, Tokens
 from megajukebox.data.provenance import made_by
-from megajukebox.data.vocabulary import Vocabulary
+from megajukebox.data.vocabulary import Vocabulary, read_vocabularies
 from megajukebox.data.weights import load_into, read_facts
 from megajukebox.models.long_audio import decode_long
 from megajukebox.models.prior import Prior, PriorConfig
 from megajukebox.models.vqvae import VQVAE, VQVAEConfig
 from megajukebox.sampling import noise
+from megajukebox.sampling.choosing import as_json, read_choice, sung_words
 from megajukebox.sampling.decoder import Draw
+from megajukebox.sampling.guidance import sample_guided
 from megajukebox.sampling.requests import Request
-from megajukebox.sampling.windows import HOPS, Told, sample_level
+from megajukebox.sampling.windows import HOPS, Told
 
 RUNS = {"top": "top_prior", "middle": "middle_upsampler", "bottom": "bottom_upsampler"}
 OnProgress = Callable[[str, int], None]  # level, codes sampled since the last call
@@ -48,6 +51,7 @@ class Song:
     audio: dict[str, np.ndarray] = field(default_factory=dict)
     levels: dict[str, dict[str, Any]] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
+    timed_lyrics: str = ""  # .lrc of times found in the attention
 
     def save(self, folder: Path | str) -> Path:
         """Write the song; <id>.json comes last, so a song that has it is complete. Returns its path."""
@@ -59,11 +63,16 @@ class Song:
         codes = io.BytesIO()
         np.savez(codes, **{level: c.astype(np.uint16) for level, c in self.codes.items()})
         write_whole(folder / f"{name}.codes.npz", codes.getvalue())
-        if self.request.lyrics:
-            timed = parse_lrc(self.request.lyrics)[1]
-            write_whole(folder / f"{name}.{'lrc' if timed else 'txt'}", self.request.lyrics.encode())
+        self._save_lyrics(folder)
         write_whole(folder / f"{name}.json", (json.dumps(self.record(), indent=1, ensure_ascii=False) + "\n").encode())
         return folder / f"{name}.json"
+
+    def _save_lyrics(self, folder: Path) -> None:
+        lyrics = self.timed_lyrics or self.request.lyrics
+        for ending in ("lrc", "txt"):
+            (folder / f"{self.request.id}.{ending}").unlink(missing_ok=True)  # of a song that was here before
+        if lyrics:
+            write_whole(folder / f"{self.request.id}.{'lrc' if parse_lrc(lyrics)[1] else 'txt'}", lyrics.encode())
 
     def record(self) -> dict[str, Any]:
         seconds = max(len(wave) for wave in self.audio.values()) / self.sample_rate
@@ -85,10 +94,9 @@ class LevelRun:
                 f" put the one it was trained with beside it, or train it again"
             )
         self.config = PriorConfig(**self.facts["config"])
-        names = folder / "vocabularies.json"
-        given = json.loads(names.read_text()) if names.exists() else {}
-        self.vocabularies = {name: Vocabulary(tuple(entries)) for name, entries in given.items()}
+        self.vocabularies = read_vocabularies(folder)
         self.tokenizer = self._tokenizer() if self.config.lyrics else None
+        self.alignment = read_choice(folder)
 
     def _tokenizer(self) -> LyricsTokenizer:
         kind = self.facts.get("tokenizer")
@@ -98,16 +106,22 @@ class LevelRun:
 
     def told(self, request: Request) -> Told:
         labels = self.config.labels
-        ids = {n: self.vocabularies.get(n, Vocabulary()).ids(request.names(n), label.slots) for n, label in labels.items()}
+        known = {n: self.vocabularies.get(n, Vocabulary()) for n in labels}
+        ids = {n: known[n].ids(self.names(request, n), label.slots) for n, label in labels.items()}
         text, words = parse_lrc(request.lyrics)
         tokens = self.tokenizer.encode(text) if self.tokenizer else Tokens([], [])
         return Told(ids, tokens, words if self.tokenizer else [])
+
+    def names(self, request: Request, condition: str) -> list[str]:
+        """What the request says of one condition, as this prior's vocabularies spell it."""
+        spelling = self.facts.get("names")
+        return [spelt for name in request.names(condition) for spelt in as_written(spelling, condition, name)]
 
     def notes(self, request: Request) -> Iterator[str]:
         """What of the request this level cannot follow, in words."""
         for name in self.config.labels:
             known = self.vocabularies.get(name, Vocabulary())
-            for value in request.names(name):
+            for value in self.names(request, name):
                 if not known.id(value):
                     yield f"{name} {value!r} is unknown to the {self.config.level} level; it was told <unknown>"
         if self.config.timing and not self.config.timing.min_seconds <= (request.song_seconds or request.seconds) <= self.config.timing.max_seconds:
@@ -169,16 +183,30 @@ class Jukebox:
     def _sample_level(self, level: str, run: LevelRun, prior: Prior, songs: list[Song], on_progress: OnProgress) -> None:
         requests, started = [song.request for song in songs], time.perf_counter()
         total = self.codes_of(requests[0], level)
-        codes = sample_level(
-            prior, [run.told(r) for r in requests], upper_codes(songs, list(self.levels), level), total,
-            round((requests[0].song_seconds or requests[0].seconds) * self.vqvae.config.sample_rate),
-            draw_for(level, requests, self.device), HOPS[level], progress=lambda count: on_progress(level, count * len(songs)),
+        samples = round((requests[0].song_seconds or requests[0].seconds) * self.vqvae.config.sample_rate)
+        above, draw = upper_codes(songs, list(self.levels), level), draw_for(level, requests, self.device)
+        codes = sample_guided(
+            [r.at("guidance", level, 1.0) for r in requests], prior, [run.told(r) for r in requests], above, total, samples,
+            draw, HOPS[level], progress=lambda count: on_progress(level, count * len(songs)),
         )  # fmt: skip
         wall = time.perf_counter() - started
         for song, row in zip(songs, codes):
             song.codes[level] = row.cpu().numpy()
             song.audio[level] = decode_long(self.vqvae, row, level).clamp(-1, 1).cpu().numpy()
             song.levels[level] = {"codes": total, "wall_seconds": wall, "tokens_per_second": total * len(songs) / wall, "batch": len(songs)}
+            time_words(song, run, prior, samples)
+
+
+def time_words(song: Song, run: LevelRun, prior: Prior, samples: int) -> None:
+    """Find when the words of `song` are sung, unless the request says it or no head of `prior` is known to follow them."""
+    told, request = run.told(song.request), song.request
+    if told.words or run.alignment is None or not run.alignment.follows:
+        return
+    codes, whole = torch.from_numpy(song.codes[run.config.level]), (request.song_seconds or 0) <= request.seconds
+    words = sung_words(prior, told, request.lyrics, codes, samples, run.alignment.pair, whole)
+    if words:
+        song.timed_lyrics = write_lrc(words, request.lyrics)
+        song.facts["alignment"] = {**run.alignment.model_dump(), "words": as_json(request.lyrics, words)}
 
 
 def batches_of_equal_length(songs: list[Song], size: int) -> Iterator[list[Song]]:

@@ -10,7 +10,7 @@ LEVELS = ("top", "middle", "bottom")
 
 
 class Request(BaseModel):
-    """One song to make. `temperature`, `top_k` and `top_p` are one number, or one a level."""
+    """One song to make. `temperature`, `top_k`, `top_p` and `guidance` are one number, or one a level."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -28,23 +28,26 @@ class Request(BaseModel):
     temperature: dict[str, float] = {}
     top_k: dict[str, int] = {}
     top_p: dict[str, float] = {}
+    guidance: dict[str, float] = {}  # 1 is off
 
     @field_validator("genres", "moods", "keywords", mode="before")
     @classmethod
     def _one_or_many(cls, value: object) -> object:
         return (value,) if isinstance(value, str) else value
 
-    @field_validator("temperature", "top_k", "top_p", mode="before")
+    @field_validator("temperature", "top_k", "top_p", "guidance", mode="before")
     @classmethod
     def _every_level(cls, value: object, info) -> dict:
         given = value if isinstance(value, dict) else dict.fromkeys(LEVELS, value)
         unknown = set(given) - set(LEVELS)
         if unknown:
             raise ValueError(f"has no level {', '.join(sorted(map(str, unknown)))}; levels are {', '.join(LEVELS)}")
-        highest = {"temperature": 10.0, "top_k": 65536, "top_p": 1.0}[info.field_name]
+        highest = {"temperature": 10.0, "top_k": 65536, "top_p": 1.0, "guidance": 20.0}[info.field_name]
+        may_be_0 = info.field_name != "temperature"
         for level, number in given.items():
-            if not isinstance(number, (int, float)) or not 0 <= number <= highest or (info.field_name == "temperature" and number <= 0):
-                raise ValueError(f"{level} is {number!r}; it must be above 0 (top_k and top_p: from 0, which is off) and at most {highest:g}")
+            if not isinstance(number, (int, float)) or not 0 <= number <= highest or not (number or may_be_0):
+                least = "at least" if may_be_0 else "above"
+                raise ValueError(f"{level} is {number!r}; it must be {least} 0 and at most {highest:g}")
         return given
 
     def at(self, setting: str, level: str, default: float) -> float:

@@ -12,7 +12,7 @@ from megajukebox.data.lrc import Word
 from megajukebox.data.lyrics import Tokens
 from megajukebox.data.windows import window_of_lyrics
 from megajukebox.models.prior import Prior, PriorConfig
-from megajukebox.sampling.decoder import Draw, Progress, sample_window
+from megajukebox.sampling.decoder import Drawing, Progress, sample_window
 
 # Share of a window by which the next one moves on. The top moves little: it has no level above to hold it together.
 HOPS = {"top": 0.125, "middle": 0.5, "bottom": 0.5}
@@ -41,7 +41,7 @@ def window_starts(total: int, window: int, hop: int) -> list[int]:
 
 
 def sample_level(
-    prior: Prior, told: list[Told], upper_BU: Tensor | None, total: int, samples: int, draw: Draw,
+    prior: Prior, told: list[Told], upper_BU: Tensor | None, total: int, samples: int, draw: Drawing,
     hop_fraction: float, known_BK: Tensor | None = None, progress: Progress = lambda count: None,
 ) -> Tensor:  # fmt: skip
     """Codes [B, T] of one level, T = `total`, beginning with `known` [B, K].
@@ -72,7 +72,7 @@ def hop_of(config: PriorConfig, fraction: float) -> int:
 
 
 def _new_codes(
-    prior: Prior, batch: dict, window_BW: Tensor, known: int, draw: Draw, start: int, progress: Progress
+    prior: Prior, batch: dict, window_BW: Tensor, known: int, draw: Drawing, start: int, progress: Progress
 ) -> Tensor:
     """The codes of one window after its `known` ones."""
     config = prior.config

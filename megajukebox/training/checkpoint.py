@@ -10,6 +10,7 @@ from pathlib import Path
 from megajukebox.data.files import write_whole
 
 MANIFEST = "manifest.json"
+STATE = "state.json"
 
 
 def folder_of(run: Path, step: int) -> Path:
@@ -27,7 +28,7 @@ def seal(run: Path, step: int, state: dict, keep: int) -> Path:
     Called by one process after every rank has written its part.
     """
     written = partial(run, step)
-    (written / "state.json").write_text(json.dumps(state, indent=1))
+    (written / STATE).write_text(json.dumps(state, indent=1))
     files = sorted(p for p in written.rglob("*") if p.is_file())
     with ThreadPoolExecutor() as pool:
         digests = list(pool.map(_digest, files))
@@ -38,7 +39,7 @@ def seal(run: Path, step: int, state: dict, keep: int) -> Path:
         shutil.rmtree(final)
     os.replace(written, final)
     write_whole(run / "checkpoints" / "latest", final.name.encode())
-    _forget_old(run, keep)
+    _forget_old(final, keep)
     return final
 
 
@@ -48,7 +49,7 @@ def newest(run: Path) -> tuple[Path | None, list[str]]:
     Raises ValueError if there are checkpoints and none is whole: a run never starts again from zero by accident.
     """
     found = sorted((run / "checkpoints").glob("step-????????"), reverse=True)
-    rejected = []
+    rejected: list[str] = []
     for folder in found:
         wrong = flaws(folder)
         if wrong is None:
@@ -62,28 +63,43 @@ def newest(run: Path) -> tuple[Path | None, list[str]]:
 def flaws(folder: Path) -> str | None:
     """What is wrong with a checkpoint, or None: every file is there with the size and checksum its manifest gives."""
     try:
-        files = json.loads((folder / MANIFEST).read_text())["files"]
-    except (OSError, ValueError, KeyError) as error:
-        return f"its manifest cannot be read ({error})"
-    for name, facts in files.items():
+        listed = json.loads((folder / MANIFEST).read_text(), object_pairs_hook=_each_once)["files"]
+        files = {name: (facts["bytes"], facts["sha256"]) for name, facts in listed.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"its manifest cannot be read ({error!r})"
+    if STATE not in files:
+        return f"its manifest does not list {STATE}"
+    for name, (size, _) in files.items():
         path = folder / name
-        if not path.is_file() or path.stat().st_size != facts["bytes"]:
+        if not path.is_file() or path.stat().st_size != size:
             return f"{name} is missing or has another size"
     with ThreadPoolExecutor() as pool:
-        for (name, facts), digest in zip(files.items(), pool.map(lambda n: _digest(folder / n), files)):
-            if digest != facts["sha256"]:
+        for (name, (_, expected)), digest in zip(files.items(), pool.map(lambda n: _digest(folder / n), files)):
+            if digest != expected:
                 return f"{name} has another checksum"
     return None
 
 
+def _each_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """One flipped bit can give a file the name of another; as a plain dict the list would hide that one is missing."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError(f"a name comes twice among {[name for name, _ in pairs]}")
+    return found
+
+
 def read_state(folder: Path) -> dict:
-    return json.loads((folder / "state.json").read_text())
+    return json.loads((folder / STATE).read_text())
 
 
-def _forget_old(run: Path, keep: int) -> None:
-    for old in sorted((run / "checkpoints").glob("step-????????"))[:-keep]:
+def _forget_old(newest: Path, keep: int) -> None:
+    """Leave the `keep` checkpoints up to `newest`. A later one is left from before a restart: it must not count, or the
+    one just saved could be the one that goes.
+    """
+    until = sorted(path for path in newest.parent.glob("step-????????") if path.name <= newest.name)
+    for old in until[:-keep]:
         shutil.rmtree(old)
-    for stale in (run / "checkpoints").glob("*.partial"):
+    for stale in newest.parent.glob("*.partial"):
         shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
 
 

@@ -5,12 +5,14 @@ from pathlib import Path
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from megajukebox.data.shards import COUNTED
 from megajukebox.models.conditioning import LabelConfig, LyricsConfig, TimingConfig, UpperConfig
 from megajukebox.models.prior import PriorConfig
 from megajukebox.models.transformer import TransformerConfig
 from megajukebox.models.vqvae import VQVAEConfig
 
 PRESETS = Path(__file__).parent.parent / "presets"
+CONDITIONS = (*COUNTED, "year")  # the fields of a song that a prior can be told
 STAGES = ("vqvae", "top_prior", "middle_upsampler", "bottom_upsampler")
 
 
@@ -25,6 +27,7 @@ class ConditionSettings(Settings):
     size: int = Field(gt=1, description="entries of the embedding table; names beyond it are unknown")
     min_songs: int = Field(1, gt=0, description="names on fewer songs are unknown")
     dropout: float = Field(0.0, ge=0, lt=1, description="share of training windows that are not told")
+    bin_years: int = Field(1, gt=0, le=1000, description="condition year only: years that share one entry")
 
 
 class LyricsSettings(Settings):
@@ -33,6 +36,7 @@ class LyricsSettings(Settings):
     mode: str = Field("encoder", pattern="^(encoder|prefix)$")
     tokens: int = Field(gt=0)
     loss_weight: float = Field(0.4, ge=0)
+    dropout: float = Field(0.0, ge=0, lt=1, description="share of training windows that are told no lyrics")
     encoder: TransformerConfig | None = None
 
 
@@ -43,6 +47,7 @@ class PriorSettings(Settings):
     transformer: TransformerConfig
     separate_head: bool = False
     labels: tuple[str, ...] = ()
+    labels_everywhere: bool = False
     timing: TimingConfig | None = None
     upper: UpperConfig | None = None
     lyrics: LyricsSettings | None = None
@@ -66,6 +71,13 @@ class TrainingSettings(Settings):
     save_every: int = Field(100, gt=0)
     keep: int = Field(3, gt=0, description="checkpoints kept")
     workers: int = Field(0, ge=0, description="processes that read ahead, per rank")
+    prefetch: int = Field(2, gt=0, description="steps that each of them holds ready; bounds the memory")
+    data_timeout: float = Field(600, gt=0, description="seconds over one clip after which such a process counts as hung")
+    block: int = Field(64, gt=0, description="shards whose clips are shuffled together")
+    clips_per_visit: int = Field(1, gt=0, description="neighbouring clips of a song read one after another: cheaper, less shuffled")
+    bad_share: float = Field(0.01, ge=0, le=1, description="the run stops when more clips than this cannot be read")
+    volume_db: float = Field(0, ge=0, le=24, description="vqvae only: random volume, up to this much up or down")
+    eq_db: float = Field(0, ge=0, le=24, description="vqvae only: random tone curve, up to this much up or down")
 
 
 class AudioSettings(Settings):
@@ -96,6 +108,7 @@ class Preset(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> "Preset":
+        self._check_conditions()
         for level in self.levels:
             for label in self.prior(level).labels:
                 if label not in self.conditions:
@@ -111,6 +124,13 @@ class Preset(Settings):
         if unknown:
             raise ValueError(f"training has unknown stages {sorted(unknown)}; stages are {', '.join(STAGES)}")
         return self
+
+    def _check_conditions(self) -> None:
+        for name, condition in self.conditions.items():
+            if name not in CONDITIONS:
+                raise ValueError(f"songs do not say their {name!r}; conditions are {', '.join(CONDITIONS)}")
+            if condition.bin_years > 1 and name != "year":
+                raise ValueError(f"conditions.{name}.bin_years is for year alone; leave it out")
 
     def _check_level_above(self, level: str, upper: str | None) -> None:
         settings, hops = self.prior(level), self.vqvae.hops
@@ -141,7 +161,7 @@ class Preset(Settings):
         """The prior of `level` as its model reads it; `lyrics_size` is the number of the tokenizer's tokens."""
         told = self.prior(level)
         labels = {n: LabelConfig(slots=c.slots, size=c.size) for n, c in self.conditions.items() if n in told.labels}
-        lyrics = LyricsConfig(**told.lyrics.model_dump(), size=lyrics_size) if told.lyrics else None
+        lyrics = LyricsConfig(**told.lyrics.model_dump(exclude={"dropout"}), size=lyrics_size) if told.lyrics else None
         return PriorConfig(
             level=level, sample_rate=self.audio.sample_rate, hop=self.vqvae.hops[level], codes=self.vqvae.codes,
             labels=labels, lyrics=lyrics, **told.model_dump(exclude={"labels", "lyrics"}),

@@ -12,6 +12,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from megajukebox.data.order import philox
+from megajukebox.data.stream import Batches
 from megajukebox.data.weights import save_weights
 from megajukebox.monitoring.metrics import RunLog
 from megajukebox.training import checkpoint, parallel
@@ -46,7 +47,7 @@ class Run:
     log: RunLog = field(init=False)
 
     def __post_init__(self) -> None:
-        self.log = RunLog(self.folder, writes=self.rank == 0)
+        self.log = RunLog(self.folder, writes=self.rank == 0, rank=self.rank)
 
 
 def train(run: Run, task: Task, engine: parallel.Engine) -> bool:
@@ -56,10 +57,11 @@ def train(run: Run, task: Task, engine: parallel.Engine) -> bool:
     """
     first, asked = resume(run, task, engine), StopAsked()
     last = min(run.settings.steps, first + (run.stop_after or run.settings.steps))
-    batches, done = task.batches(first), first
+    stream, done = task.batches(first), first
+    batches = iter(stream)
     with progress_bar(run, first) as advance:
         while done < last and not parallel.anyone(bool(asked)):
-            advance(train_one_step(run, task, engine, batches, done))
+            advance(train_one_step(run, task, engine, batches, stream, done))
             done += 1
             if done % run.settings.evaluate_every == 0 or done == run.settings.steps:
                 evaluate(run, task, engine, done)
@@ -89,7 +91,7 @@ def resume(run: Run, task: Task, engine: parallel.Engine) -> int:
     return state["step"]
 
 
-def train_one_step(run: Run, task: Task, engine: parallel.Engine, batches: Iterator[list[dict]], step: int) -> float:
+def train_one_step(run: Run, task: Task, engine: parallel.Engine, batches: Iterator[list[dict]], stream: Batches, step: int) -> float:
     """Train step `step` (0-based), log it if it is due, and return its loss."""
     settings, started = run.settings, time.perf_counter()
     micro_batches = next(batches)
@@ -104,8 +106,9 @@ def train_one_step(run: Run, task: Task, engine: parallel.Engine, batches: Itera
         raise parallel.TrainingDiverged(f"{error} at step {step + 1} of {run.folder}; its last checkpoint is as it was") from None
     if (step + 1) % settings.log_every == 0 or step == 0:
         seconds = time.perf_counter() - started
+        heard = {"audio_seconds_per_second": task.audio_seconds / seconds, "stall_share": waited / seconds, **stream.report()}
         speed = {"step_seconds": seconds, "data_seconds": waited, task.speed_name: task.units_per_step / seconds}
-        run.log.metrics(step + 1, "train", metrics | speed)
+        run.log.metrics(step + 1, "train", metrics | heard | speed)
     return metrics["loss"]
 
 

@@ -1,7 +1,8 @@
 """What is trained, one function a kind: the VQ-VAE on clips of songs, the priors on windows of its codes."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -9,19 +10,20 @@ import torch
 from pydantic import BaseModel
 from torch import nn
 
+from megajukebox.data.augment import Augment
 from megajukebox.data.clips import SongClips
+from megajukebox.data.loading import ReadAhead
 from megajukebox.data.lyrics import LyricsTokenizer, SentencePieceTokenizer
 from megajukebox.data.order import Order
 from megajukebox.data.provenance import made_by
 from megajukebox.data.shards import ShardSet
-from megajukebox.data.stream import Batches, OnBad, Source, held_out_batches
-from megajukebox.data.vocabulary import Vocabulary
+from megajukebox.data.stream import Batches, OnBad, Source, held_out_batches, readable
+from megajukebox.data.vocabulary import VOCABULARIES, Vocabulary, vocabularies_json
 from megajukebox.data.windows import CodeWindows, Condition, Lyrics
-from megajukebox.models.conditioning import LabelConfig, LyricsConfig
 from megajukebox.models.losses import Bandwidth
-from megajukebox.models.prior import Prior, PriorConfig
+from megajukebox.models.prior import Prior
 from megajukebox.models.vqvae import VQVAE, VQVAEConfig
-from megajukebox.training.config import PriorSettings, Preset, TrainingSettings, level_of
+from megajukebox.training.config import ConditionSettings, Preset, TrainingSettings, level_of
 from megajukebox.training.launch import World
 
 
@@ -46,13 +48,14 @@ class Task:
     settings: TrainingSettings
     reading: Reading
     units_per_step: float
+    audio_seconds: float  # in one step
     speed_name: str
     facts: dict[str, Any]
     files: dict[str, bytes] = field(default_factory=dict)  # what the run folder keeps beside the weights
 
-    def batches(self, first_step: int) -> Iterator[list[dict]]:
+    def batches(self, first_step: int) -> Batches:
         """Lists of micro-batches, one list a step, from `first_step` on."""
-        return iter(self._stream(first_step))
+        return self._stream(first_step)
 
     def held_out(self) -> Iterable[dict]:
         """The same few batches of held-out songs each time."""
@@ -73,8 +76,9 @@ class Task:
         reading, settings = self.reading, self.settings
         return Batches(
             self.source, seed=settings.seed, global_batch=reading.global_batch, micro_batch=reading.micro_batch,
-            rank=reading.place.rank, world=reading.place.size, first_step=first_step, workers=settings.workers,
-            on_bad=reading.on_bad,
+            rank=reading.place.rank, world=reading.place.size, first_step=first_step, on_bad=reading.on_bad,
+            ahead=ReadAhead(settings.workers, settings.prefetch, settings.data_timeout), bad_share=settings.bad_share,
+            block=settings.block, visit=settings.clips_per_visit,
         )  # fmt: skip
 
 
@@ -88,25 +92,34 @@ def vqvae_task(preset: Preset, songs: ShardSet, settings: TrainingSettings, read
         )
     if settings.clip is None or settings.clip % max(preset.vqvae.hops.values()):
         raise ValueError(f"training.vqvae.clip {settings.clip} is not a multiple of the top hop {max(preset.vqvae.hops.values())}")
-    clips = SongClips(songs, settings.clip, settings.held_out)
+    clips = SongClips(songs, settings.clip, settings.held_out, augment=Augment(settings.volume_db, settings.eq_db))
     config = preset.vqvae
     if settings.bandwidth_seconds:
         config = config.model_copy(update={"bandwidth": measure_bandwidth(clips, config, settings)})
     return Task(
         kind="vqvae", config=config, build=lambda: VQVAE(config), source=clips, settings=settings, reading=reading,
         units_per_step=reading.global_batch * settings.clip / rate, speed_name="audio_seconds_per_second",
+        audio_seconds=reading.global_batch * settings.clip / rate,
         facts={"sample_rate": rate, "preset": preset.name, "songs": songs.fingerprint, "made_by": made_by()},
     )  # fmt: skip
 
 
 def measure_bandwidth(clips: SongClips, config: VQVAEConfig, settings: TrainingSettings) -> Bandwidth:
     """The scale of the first `bandwidth_seconds` of the training order: what the losses are divided by (spec section 3)."""
-    count = max(1, int(settings.bandwidth_seconds * config.sample_rate / clips.clip))
+    number = max(1, int(settings.bandwidth_seconds * config.sample_rate / clips.clip))
     order = Order(clips.clips("train"), clips.shard_of_song, settings.seed)
-    read = (clips.read(*order.locate(p)[1:], None)["audio"][:, 0] for p in range(min(count, order.clips)))
-    x_NT = torch.from_numpy(np.stack(list(read)))
+    x_NT = torch.from_numpy(np.stack(first_clips(clips, order, min(number, order.clips))))
     spectral = torch.stack([config.loss.stft.magnitude(x[None]).norm() for x in x_NT]).mean()
     return Bandwidth(l2=float(x_NT.var(correction=0)), l1=float(x_NT.abs().mean()), spectral=float(spectral))
+
+
+def first_clips(clips: SongClips, order: Order, number: int) -> list[np.ndarray]:
+    """The first `number` clips [T] of an order, unchanged; broken ones are replaced as in training."""
+
+    def read(position: int) -> np.ndarray:
+        return readable(clips, order, position, None)["sample"]["audio"][:, 0]
+
+    return [read(position) for position in range(number)]
 
 
 def prior_task(preset: Preset, stage: str, codes: ShardSet, settings: TrainingSettings, reading: Reading) -> Task:
@@ -120,15 +133,16 @@ def prior_task(preset: Preset, stage: str, codes: ShardSet, settings: TrainingSe
         for name, names in vocabularies.items()
     }
     tokenizer = lyrics_tokenizer(codes) if told.lyrics else None
-    lyrics = Lyrics(tokenizer, told.lyrics.tokens) if told.lyrics and tokenizer else None
+    lyrics = Lyrics(tokenizer, told.lyrics.tokens, told.lyrics.dropout) if told.lyrics and tokenizer else None
     config = preset.prior_config(level, tokenizer.size if tokenizer else 0)
-    files = {"vocabularies.json": vocabularies_json(vocabularies)}
+    files = {VOCABULARIES: vocabularies_json(vocabularies)}
     if tokenizer:
         files["lyrics.model"] = (codes.folder / "lyrics.model").read_bytes()
     return Task(
         kind="prior", config=config, build=lambda: Prior(config), settings=settings, reading=reading, files=files,
         source=CodeWindows(codes, level, told.window, settings.held_out, conditions, lyrics),
         units_per_step=reading.global_batch * told.window, speed_name="tokens_per_second",
+        audio_seconds=reading.global_batch * told.window * preset.vqvae.hops[level] / config.sample_rate,
         facts={
             "level": level, "sample_rate": config.sample_rate, "preset": preset.name, "made_by": made_by(),
             "vqvae": codes.index["vqvae"]["fingerprint"], "codes": codes.fingerprint,
@@ -152,13 +166,20 @@ def vocabulary(preset: Preset, codes: ShardSet, name: str) -> Vocabulary:
     """The names of one condition that the corpus has often enough."""
     settings, index = preset.conditions[name], codes.index
     if name == "year":
-        return Vocabulary.of_years(*index["years"]) if index["years"] else Vocabulary()
+        return years(settings, *index["years"]) if index["years"] else Vocabulary()
     return Vocabulary.build(index["vocabulary"].get(name, {}), settings.min_songs, settings.size)
 
 
-def vocabularies_json(vocabularies: dict[str, Vocabulary]) -> bytes:
-    entries = (f' "{name}": {names.to_json()}' for name, names in vocabularies.items())
-    return ("{\n" + ",\n".join(entries) + "\n}\n").encode()
+def years(settings: ConditionSettings, first: int, last: int) -> Vocabulary:
+    """The bins of all years from the corpus's first to its last. ValueError if the table has no room for them."""
+    bins = Vocabulary.of_years(first, last, settings.bin_years)
+    if len(bins) > settings.size:
+        fits = next(n for n in count(settings.bin_years) if len(Vocabulary.of_years(first, last, n)) <= settings.size)
+        raise ValueError(
+            f"the songs are of the years {first} to {last}, {len(bins)} entries, and conditions.year.size is"
+            f" {settings.size}; set conditions.year.bin_years to {fits}, or mend the songs' years"
+        )
+    return bins
 
 
 def lyrics_tokenizer(codes: ShardSet) -> LyricsTokenizer:

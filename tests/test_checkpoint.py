@@ -1,0 +1,178 @@
+"""Checkpoints: whole or not there, and a run never starts again from zero by accident."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from megajukebox.training.checkpoint import MANIFEST, flaws, folder_of, newest, partial, read_state, seal
+
+FILES = {"state/rank-0.pt": b"first" * 100, "state/rank-1.pt": b"second" * 100, "empty.txt": b""}
+
+
+def write(run: Path, step: int) -> Path:
+    """What the ranks leave before `seal`."""
+    for name, content in FILES.items():
+        path = partial(run, step) / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content + b"%d" % step if content else b"")
+    return partial(run, step)
+
+
+def saved(run: Path, *steps: int, keep: int = 10) -> Path:
+    for step in steps:
+        write(run, step)
+        seal(run, step, {"step": step, "stream": {"seed": 3}}, keep)
+    return folder_of(run, steps[-1])
+
+
+def steps_of(run: Path) -> list[int]:
+    return sorted(int(path.name.split("-")[1]) for path in (run / "checkpoints").glob("step-????????"))
+
+
+def flip(path: Path, place: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_sealed_checkpoint_is_the_newest_and_holds_what_was_written(tmp_path: Path) -> None:
+    folder = saved(tmp_path, 10, 20)
+    assert newest(tmp_path) == (folder, []) and flaws(folder) is None
+    assert read_state(folder) == {"step": 20, "stream": {"seed": 3}}
+    assert (folder / "state/rank-1.pt").read_bytes() == FILES["state/rank-1.pt"] + b"20"
+    assert (tmp_path / "checkpoints/latest").read_text() == "step-00000020"
+    assert not partial(tmp_path, 20).exists()
+
+
+def test_a_run_that_never_saved_starts_from_zero(tmp_path: Path) -> None:
+    assert newest(tmp_path) == (None, [])
+    write(tmp_path, 10)
+    assert newest(tmp_path) == (None, []), "what was written but not sealed is no checkpoint"
+
+
+def test_a_save_that_was_killed_before_its_end_leaves_the_one_before(tmp_path: Path) -> None:
+    before = saved(tmp_path, 10)
+    write(tmp_path, 20)
+    assert newest(tmp_path) == (before, [])
+    after = saved(tmp_path, 30)
+    assert newest(tmp_path) == (after, []) and not partial(tmp_path, 20).exists(), "and is swept away by the next"
+
+
+SAVE = """
+import sys
+from pathlib import Path
+from megajukebox.training.checkpoint import partial, seal
+run = Path(sys.argv[1])
+for step in range(int(sys.argv[2]), 10**6):
+    written = partial(run, step)
+    written.mkdir(parents=True, exist_ok=True)
+    for rank in range(3):
+        (written / f"rank-{rank}.pt").write_bytes(b"%d" % step * 20000)
+    seal(run, step, {"step": step}, 2)
+    print(step, flush=True)
+"""
+
+
+def test_a_process_killed_at_any_moment_leaves_only_whole_checkpoints(tmp_path: Path) -> None:
+    first = 1
+    for number in range(6):
+        process = subprocess.Popen([sys.executable, "-c", SAVE, str(tmp_path), str(first)], stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(0.003 + 0.011 * number)
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+        folder, rejected = newest(tmp_path)
+        assert folder is not None and rejected == []
+        assert steps_of(tmp_path)[-1] == read_state(folder)["step"] >= first
+        first = read_state(folder)["step"] + 1
+
+
+@pytest.mark.parametrize("name", ["state/rank-0.pt", "state/rank-1.pt", "state.json"])
+def test_a_flipped_bit_is_found_and_the_checkpoint_before_it_used(tmp_path: Path, name: str) -> None:
+    before, broken = saved(tmp_path, 10), saved(tmp_path, 20)
+    for place in (0, len((broken / name).read_bytes()) - 1):
+        flip(broken / name, place)
+        assert newest(tmp_path) == (before, [f"step-00000020: {name} has another checksum"])
+        flip(broken / name, place)
+    assert newest(tmp_path) == (broken, [])
+
+
+def test_a_flipped_bit_anywhere_in_the_manifest_is_found_or_harmless(tmp_path: Path) -> None:
+    """The list of checksums has none itself: every bit of it that matters must be noticed by what it says."""
+    folder = saved(tmp_path, 20)
+    path = folder / MANIFEST
+    whole, harmless = json.loads(path.read_text())["files"], 0
+    for place in range(path.stat().st_size):
+        flip(path, place)
+        if flaws(folder) is None:
+            assert json.loads(path.read_text())["files"] == whole, path.read_bytes()[place - 20 : place + 20]
+            harmless += 1
+        flip(path, place)
+    assert harmless < 20, "only the step and blanks may change unseen"
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "null", '{"files": []}', '{"files": {}}', '{"files": {"a": 5}}', '{"step": 2}']
+)
+def test_a_manifest_of_another_form_is_a_flaw(tmp_path: Path, content: str) -> None:
+    folder = saved(tmp_path, 20)
+    (folder / MANIFEST).write_text(content)
+    assert "manifest" in (flaws(folder) or "")
+
+
+@pytest.mark.parametrize("name", ["state/rank-0.pt", "state.json", "empty.txt", MANIFEST])
+def test_a_missing_or_cut_file_is_found(tmp_path: Path, name: str) -> None:
+    before, broken = saved(tmp_path, 10), saved(tmp_path, 20)
+    (broken / name).unlink()
+    folder, rejected = newest(tmp_path)
+    assert folder == before and len(rejected) == 1 and rejected[0].startswith("step-00000020: ")
+    shutil.rmtree(broken)
+    broken = saved(tmp_path, 20)
+    if name != "empty.txt":
+        os.truncate(broken / name, 5)
+        assert newest(tmp_path)[0] == before
+
+
+def test_with_no_whole_checkpoint_a_run_refuses_to_start_from_zero(tmp_path: Path) -> None:
+    for folder in (saved(tmp_path, 10), saved(tmp_path, 20)):
+        flip(folder / "state/rank-0.pt", 3)
+    with pytest.raises(
+        ValueError, match=r"none is whole .*step-00000020: .*step-00000010: .*restore one, or start in another"
+    ):
+        newest(tmp_path)
+    for folder in (folder_of(tmp_path, 10), folder_of(tmp_path, 20)):
+        shutil.rmtree(folder)
+    with pytest.raises(ValueError, match=r"none is whole .all are missing"):
+        newest(tmp_path)
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_as_many_checkpoints_as_asked_are_kept(tmp_path: Path, keep: int) -> None:
+    saved(tmp_path, 10, 20, 30, 40, keep=keep)
+    assert steps_of(tmp_path) == [10, 20, 30, 40][-keep:]
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_a_rejected_later_checkpoint_never_costs_the_one_just_saved(tmp_path: Path, keep: int) -> None:
+    """Step 30 was damaged, the run went on from 20 and saves 25: 25 must be there to go on from."""
+    saved(tmp_path, 20, 30)
+    flip(folder_of(tmp_path, 30) / "state/rank-0.pt", 0)
+    folder = saved(tmp_path, 25, keep=keep)
+    assert newest(tmp_path)[0] == folder
+    assert steps_of(tmp_path) == ([25, 30] if keep == 1 else [20, 25, 30])
+    folder = saved(tmp_path, 30, keep=keep)
+    assert newest(tmp_path) == (folder, []) and len(steps_of(tmp_path)) == keep
+
+
+def test_a_step_saved_again_replaces_what_was_there(tmp_path: Path) -> None:
+    flip(saved(tmp_path, 10) / "state/rank-0.pt", 0)
+    assert flaws(folder_of(tmp_path, 10)) is not None
+    assert flaws(saved(tmp_path, 10)) is None

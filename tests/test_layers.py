@@ -1,0 +1,163 @@
+"""Decisions about the shape of the house, kept by a test: who imports whom, what is called what, what files say."""
+
+import ast
+import re
+import subprocess
+import sys
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+PACKAGE = REPOSITORY / "megajukebox"
+
+# What each folder may import of ours. Entries, the modules directly in megajukebox/, may import all but entries.
+BELOW = {
+    "data": set(),
+    "models": {"data"},
+    "monitoring": {"data"},
+    "explorer": {"data"},
+    "interop": {"models", "data"},
+    "sampling": {"models", "data"},
+    "training": {"models", "data", "monitoring"},
+}
+# A wrapper of a library lives in one file; the explorer reads the audio of samples by itself, to stay free of the rest.
+WRAPPERS = {
+    "deepspeed": {"training/parallel.py"},
+    "webdataset": {"data/shards.py", "data/stream.py", "data/remote.py", "data/piped.py"},
+    "sentencepiece": {"data/lyrics.py"},
+    "soundfile": {"data/audio.py", "explorer/building.py", "explorer/pictures.py"},
+    "soxr": {"data/audio.py"},
+}
+
+
+def modules() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(REPOSITORY).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names that a module imports, anywhere in it; `from a import b` counts as a.b where that is a module."""
+    known, found = {name_of(m) for m in modules()}, set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and node.module, f"{path}: imports are absolute"
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= (inner & known) | ({node.module} if inner - known else set())
+    return found
+
+
+def ours(path: Path) -> set[str]:
+    return {name for name in imports(path) if name.split(".")[0] == "megajukebox"}
+
+
+def layer_of(name: str) -> str | None:
+    """`data` of megajukebox.data.audio; None for an entry or the package itself."""
+    parts = name.split(".")
+    return parts[1] if len(parts) > 1 and (PACKAGE / parts[1]).is_dir() else None
+
+
+def test_imports_point_one_way() -> None:
+    wrong = []
+    for path in modules():
+        here = layer_of(name_of(path))
+        for name in ours(path):
+            there = layer_of(name)
+            allowed = {None: set(BELOW)}.get(here, BELOW.get(here or "", set()) | {here})
+            if there not in allowed and name != "megajukebox":
+                wrong.append(f"{path.relative_to(REPOSITORY)} imports {name}")
+    assert not wrong
+
+
+def test_every_folder_of_the_package_has_its_place_in_the_order() -> None:
+    folders = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}
+    assert folders == set(BELOW)
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    graph = {name_of(path): ours(path) for path in modules()}
+    done: set[str] = set()
+
+    def visit(name: str, way: list[str]) -> None:
+        assert name not in way, f"a circle of imports: {' -> '.join([*way, name])}"
+        if name not in done:
+            for other in sorted(graph.get(name, set())):
+                visit(other, [*way, name])
+            done.add(name)
+
+    for name in sorted(graph):
+        visit(name, [])
+
+
+@pytest.mark.parametrize("library", WRAPPERS)
+def test_a_library_is_imported_by_its_wrapper_alone(library: str) -> None:
+    users = {path for path in modules() if library in {name.split(".")[0] for name in imports(path)}}
+    assert {str(path.relative_to(PACKAGE)) for path in users} <= WRAPPERS[library]
+
+
+def test_no_module_shadows_another_package() -> None:
+    """The launcher runs megajukebox/train.py as a script: whatever lies beside it is then found before any package."""
+    names = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or path.is_dir()} - {
+        "__init__",
+        "__pycache__",
+    }
+    assert not names & set(sys.stdlib_module_names)
+    assert not names & set(packages_distributions())
+
+
+def entries() -> list[Path]:
+    return [path for path in PACKAGE.glob("*.py") if "__main__" in path.read_text()]
+
+
+def test_there_are_entries() -> None:
+    assert {"prepare", "train", "encode", "sample", "explore", "demo"} <= {path.stem for path in entries()}
+
+
+@pytest.mark.parametrize("path", entries(), ids=lambda path: path.stem)
+def test_every_entry_opens_with_a_command_to_paste(path: Path) -> None:
+    words = ast.get_docstring(ast.parse(path.read_text())) or ""
+    verb = "<verb>" if path.stem == "cli" else path.stem.split("_")[0]  # import_weights is the verb import
+    assert re.search(rf"^\W*(megajukebox|deepspeed|python) .*{verb}", words, re.MULTILINE), path
+
+
+@pytest.mark.parametrize("path", modules(), ids=name_of)
+def test_every_file_says_what_it_is_for(path: Path) -> None:
+    assert ast.get_docstring(ast.parse(path.read_text())) or path.stat().st_size == 0
+
+
+def texts() -> list[Path]:
+    """Every file of the repository that is, or may be, committed, and is text."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    listed = subprocess.run(command, cwd=REPOSITORY, capture_output=True, check=False)
+    if listed.returncode:
+        pytest.skip("not a git repository")
+    paths = [REPOSITORY / name for name in listed.stdout.decode().split("\0") if name]
+    return [path for path in paths if path.is_file() and b"\0" not in path.read_bytes()]
+
+
+# Written in pieces, so that this file passes itself.
+PLACES = ["/" + place for place in ("work/", "home/", "root/", "Users/", "tmp/bash")]
+STRANGERS = [
+    "this " + "session",
+    "a " + "session of",
+    "sub" + "agent",
+    "language " + "model wrote",
+    "co-authored" + "-by",
+]
+
+
+def test_no_file_names_a_place_on_one_machine_or_who_wrote_it() -> None:
+    wrong = []
+    for path in texts():
+        text = path.read_text(errors="replace")
+        found = [word for word in PLACES if re.search(rf"(?<![\w.}}*]){word}", text)]
+        found += [word for word in STRANGERS if word in text.lower()]
+        wrong += [f"{path.relative_to(REPOSITORY)}: {word!r}" for word in found]
+    assert not wrong
