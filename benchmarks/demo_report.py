@@ -1,6 +1,8 @@
 """What a demo is worth: its times, reconstructions, bits per code, and whether it listens to what it is told.
 
-python benchmarks/demo_report.py demo            # prints the tables, writes benchmarks/results/demo.json
+    python benchmarks/demo_report.py demo            # prints the tables, writes benchmarks/results/demo.json
+
+The folder is that of a finished `megajukebox demo`.
 """
 
 import json

@@ -1,6 +1,6 @@
 """Find the attention head of a top prior that follows the lyrics, so that `sample` can say when each word is sung.
 
-    megajukebox align runs/tiny --data shards/codes             # chosen over up to 16 songs that were held out of training
+    megajukebox align runs/tiny --data shards/codes             # over up to 16 songs held out of training
     megajukebox align runs/tiny --data shards/codes --songs 4   # faster
 
 Writes `alignment.json` beside the prior's weights. Where the songs have timed lyrics (.lrc) it also says how many

@@ -7,6 +7,7 @@ import typer
 
 VERBS = {
     "prepare": ("prepare", "songs and lyrics -> song shards"),
+    "shards": ("shard_tools", "check a shard set, or say what is in it"),
     "train": ("train", "shards -> a run: vqvae, top_prior, middle_upsampler, bottom_upsampler"),
     "encode": ("encode", "song shards and a VQ-VAE -> code shards"),
     "align": ("align", "code shards and runs -> which head of the top prior tells when words are sung"),

@@ -64,7 +64,7 @@ def main(
 def stages(out: Path, source: str, preset: str, ranks: int, settings: list[str]) -> list[Stage]:
     """The pipeline in order; each stage reads what the ones before it wrote."""
     songs, codes, runs, site = out / "shards/songs", out / "shards/codes", out / "runs", out / "site"
-    train = [*launch(ranks), str(PACKAGE / "train.py")]
+    train = on_ranks(ranks, "train")
     common = ["--preset", preset]
 
     def training(stage: str, data: Path) -> Stage:
@@ -73,9 +73,10 @@ def stages(out: Path, source: str, preset: str, ranks: int, settings: list[str])
         return Stage(f"train {stage}", command, lambda: finished(folder))
 
     prepare = [*python("prepare"), source, "--out", str(songs), "--songs-per-shard", "8", *common]
-    encode = [*launch(ranks), str(PACKAGE / "encode.py"), str(songs), "--vqvae", str(runs / "vqvae"), "--out", str(codes)]
-    sample = [*launch(ranks), str(PACKAGE / "sample.py"), str(runs), "--requests", str(out / "requests.yaml"), "--out", str(out / "samples")]
-    explore = [*python("explore"), str(out / "samples"), str(runs), "--out", str(site)]
+    encode = [*on_ranks(ranks, "encode"), str(songs), "--vqvae", str(runs / "vqvae"), "--out", str(codes)]
+    asked, samples = str(out / "requests.yaml"), str(out / "samples")
+    sample = [*on_ranks(ranks, "sample"), str(runs), "--requests", asked, "--out", samples]
+    explore = [*python("explore"), samples, str(runs), "--out", str(site)]
     return [
         Stage("prepare", prepare, (songs / "index.json").exists),
         training("vqvae", songs),
@@ -88,6 +89,10 @@ def stages(out: Path, source: str, preset: str, ranks: int, settings: list[str])
 
 def python(entry: str) -> list[str]:
     return [sys.executable, str(PACKAGE / f"{entry}.py")]
+
+
+def on_ranks(ranks: int, entry: str) -> list[str]:
+    return [*launch(ranks), str(PACKAGE / f"{entry}.py")]
 
 
 def launch(ranks: int) -> list[str]:
@@ -110,7 +115,9 @@ def check_same_demo(out: Path, asked: dict) -> None:
     """One folder, one demo: other songs or settings belong into another."""
     path = out / "demo.json"
     if path.exists() and json.loads(path.read_text()) != asked:
-        raise SystemExit(f"demo: {out} holds a demo of other songs or settings ({path}); give another --out, or remove it")
+        raise SystemExit(
+            f"demo: {out} holds a demo of other songs or settings ({path}); give another --out, or remove it"
+        )
     write_whole(path, json.dumps(asked).encode())
 
 
@@ -126,7 +133,9 @@ def run_stage(console: Console, stage: Stage, took: dict[str, float]) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": threads, "PYTHONWARNINGS": "ignore::FutureWarning", **quiet}
     status = subprocess.run(stage.command, env=environment).returncode
     if status:
-        raise SystemExit(f"demo: {stage.name} failed with exit status {status}; mend it, and the same command goes on from there")
+        raise SystemExit(
+            f"demo: {stage.name} failed with exit status {status}; mend it, and the same command goes on from there"
+        )
     took[stage.name] = time.perf_counter() - started
 
 

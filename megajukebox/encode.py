@@ -1,8 +1,8 @@
 """Turn song shards into code shards with a trained VQ-VAE: the priors train on these.
 
-    megajukebox encode shards/songs --vqvae runs/tiny/vqvae --out shards/codes                        # one process
+    megajukebox encode shards/songs --vqvae runs/tiny/vqvae --out shards/codes                    # one process
     deepspeed --num_gpus 2 megajukebox/encode.py shards/songs --vqvae runs/tiny/vqvae --out shards/codes
-    megajukebox encode shards/songs --vqvae runs/vqvae --out shards/codes --part 3/64                 # task 3 of an array
+    megajukebox encode shards/songs --vqvae runs/vqvae --out shards/codes --part 3/64             # task 3 of an array
 
 One song shard makes one code shard, whoever makes it, so the result does not depend on the split. Killed? Run it again:
 finished shards are kept. After an array job (--part) a last run without --part writes the index.
@@ -24,25 +24,30 @@ from megajukebox.data.audio import downmix, read_slice
 from megajukebox.data.files import write_whole
 from megajukebox.data.indexing import write_index
 from megajukebox.data.provenance import made_by
+from megajukebox.data.remote import DEFAULT_CACHE, Remote
 from megajukebox.data.shards import Sample, ShardSet, finished_shard, write_shard
 from megajukebox.data.weights import load_into, read_facts
 from megajukebox.models.long_audio import encode_long
 from megajukebox.models.vqvae import VQVAE, VQVAEConfig
 from megajukebox.training.launch import world
 
+LONGEST = 6 * 3600  # seconds of a song that is encoded at once: it is decoded in memory
+
 
 def main(
-    songs: Annotated[Path, typer.Argument(help="The folder of song shards.")],
+    songs: Annotated[str, typer.Argument(help="The folder or URL of song shards.")],
     vqvae: Annotated[Path, typer.Option(help="The run (or import) of the VQ-VAE.")],
     out: Annotated[Path, typer.Option(help="The folder for the code shards.")],
     mix: Annotated[float, typer.Option(min=0, max=1, help="Mono is mix x left + (1 - mix) x right.")] = 0.5,
     chunk_seconds: Annotated[float, typer.Option(min=0.1, help="Audio encoded at once; bounds the memory.")] = 20.0,
     part: Annotated[str | None, typer.Option(help="i/n: only every n-th shard, from the i-th on (0-based).")] = None,
+    cache: Annotated[Path, typer.Option(help="Where shards behind a URL are kept.")] = DEFAULT_CACHE,
+    allow_pipe: Annotated[bool, typer.Option("--allow-pipe", help="Allow URLs that run commands.")] = False,
     local_rank: Annotated[int, typer.Option("--local_rank", hidden=True, help="The deepspeed launcher gives it.")] = 0,
 ) -> None:
     """Encode song shards. Restartable; the result does not depend on how the work is split."""
     try:
-        encode(ShardSet(songs), vqvae, out, mix, chunk_seconds, part)
+        encode(ShardSet(songs, Remote(cache, allow_pipe=allow_pipe)), vqvae, out, mix, chunk_seconds, part)
     except ValueError as error:
         raise SystemExit(f"encode: {error}") from error
 
@@ -79,7 +84,10 @@ def load_vqvae(run: Path, songs: ShardSet, device: torch.device) -> tuple[VQVAE,
     model = VQVAE(VQVAEConfig(**facts["config"]))
     rate = songs.index["sample_rate"]
     if songs.index["kind"] != "songs" or rate != model.config.sample_rate:
-        raise ValueError(f"{songs.folder} holds {songs.index['kind']} at {rate} Hz, {run} encodes songs at {model.config.sample_rate} Hz")
+        raise ValueError(
+            f"{songs.folder} holds {songs.index['kind']} at {rate} Hz,"
+            f" {run} encodes songs at {model.config.sample_rate} Hz"
+        )
     load_into(model, run, device=device)
     return model.to(device).eval(), facts
 
@@ -88,7 +96,9 @@ def shard_name(number: int) -> str:
     return f"codes-{number:06d}.tar"
 
 
-def encode_shard(model: VQVAE, songs: ShardSet, number: int, out: Path, origin: dict[str, Any], chunk_seconds: float) -> None:
+def encode_shard(
+    model: VQVAE, songs: ShardSet, number: int, out: Path, origin: dict[str, Any], chunk_seconds: float
+) -> None:
     """Shard `number`, unless it is finished and of the same origin."""
     done = finished_shard(out / shard_name(number))
     if done and done["notes"]["origin"] == origin:
@@ -106,12 +116,14 @@ def encoded_songs(
     for row in range(shard["first"], shard["first"] + shard["songs"]):
         try:
             yield encode_song(model, songs, row, mix, chunk_seconds)
-        except ValueError as error:
+        except (ValueError, OSError, MemoryError) as error:
             refused[songs.key(row)] = str(error)
 
 
 def encode_song(model: VQVAE, songs: ShardSet, row: int, mix: float, chunk_seconds: float) -> Sample:
-    facts, frames = json.loads(songs.read_member(row, "json")), int(songs.songs[row]["frames"])
+    facts, frames = songs.read_facts(row), int(songs.songs[row]["frames"])
+    if frames > LONGEST * songs.index["sample_rate"]:
+        raise ValueError(f"{songs.key(row)} claims {frames} frames, over {LONGEST / 3600:g} hours")
     audio = io.BytesIO(songs.read_member(row, "audio"))
     x_T = torch.from_numpy(downmix(read_slice(audio, 0, frames, songs.index["sample_rate"]), mix))
     device = next(model.parameters()).device
@@ -143,14 +155,16 @@ def index(songs: ShardSet, model: VQVAE, facts: dict[str, Any], out: Path, origi
     if lyrics:
         write_whole(out / lyrics["name"], (songs.folder / lyrics["name"]).read_bytes())
     names = [shard_name(number) for number in range(len(songs.index["shards"]))]
-    vqvae = {"fingerprint": facts["fingerprint"], "hops": config.hops, "codes": dict.fromkeys(config.levels, config.codes)}
+    sizes = dict.fromkeys(config.levels, config.codes)
+    vqvae = {"fingerprint": facts["fingerprint"], "hops": config.hops, "codes": sizes}
     made = write_index(
         out, names, kind="codes", sample_rate=config.sample_rate, made_by=made_by(),
         lyrics_model=lyrics and lyrics["name"],
         extra={"vqvae": vqvae, "mix": origin["mix"], "source_digest": origin["source"]},
     )  # fmt: skip
     left_out = songs.index["songs"] - made["songs"]
-    print(f"{made['songs']} songs, {made['seconds'] / 60:.1f} minutes of codes in {out}" + (f"; {left_out} left out" if left_out else ""))
+    lost = f"; {left_out} left out" if left_out else ""
+    print(f"{made['songs']} songs, {made['seconds'] / 60:.1f} minutes of codes in {out}{lost}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-"""Build static pages to listen to samples and to look at training runs. They open from disk and need no server.
+"""Build static pages to listen to samples and to look at training runs.
 
-megajukebox explore samples/ runs/                         # writes site/ beside samples/, prints the page to open
-megajukebox explore samples/ runs/tiny --out page --copy   # with the recordings inside, to be moved anywhere
-python megajukebox/explore.py samples/                     # samples alone
+    megajukebox explore samples/ runs/                         # writes site/ beside samples/, prints the page to open
+    megajukebox explore samples/ runs/tiny --out page --copy   # with the recordings inside, to be moved anywhere
+    python megajukebox/explore.py samples/                     # samples alone
+
+The pages open from disk and need no server.
 """
 
 import os

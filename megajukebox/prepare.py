@@ -1,14 +1,13 @@
 """Make song shards of audio files: the first step, before anything is trained.
 
-    python -m megajukebox.prepare demo:48 --out shards/songs --preset tiny     # 48 made-up songs, about half a minute
-    python -m megajukebox.prepare ~/music --out shards/songs                   # every wav, flac, ogg, mp3 below ~/music
-    python -m megajukebox.prepare songs.jsonl --out shards/songs --bits 24     # a manifest: paths, metadata, lyrics
+    megajukebox prepare demo:48 --out shards/songs --preset tiny     # 48 made-up songs, about half a minute
+    megajukebox prepare ~/music --out shards/songs                   # every wav, flac, ogg, mp3 below ~/music
+    megajukebox prepare songs.jsonl --out shards/songs --bits 24     # a manifest: paths, metadata, lyrics
 
 Killed? Run the same command again: finished shards are kept, and the result is the same to the byte. Songs that cannot
 be used are listed with their reasons in refused.jsonl. `shards/README.md` says what is in the output.
 """
 
-import os
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -24,6 +23,7 @@ from megajukebox.data.convert import Settings
 from megajukebox.data.preparing import Report, prepare_songs, reasons
 from megajukebox.data.provenance import made_by
 from megajukebox.data.songs import Song, find_songs
+from megajukebox.data.workers import cores
 
 DEMO = "demo:"
 PRESETS = Path(__file__).parent / "presets"
@@ -40,7 +40,7 @@ def main(
         str, typer.Argument(help="A folder of songs, a .jsonl or .csv manifest, or demo:48 for 48 made-up songs.")
     ],
     out: Annotated[Path, typer.Option(help="The folder for the shards.")],
-    preset: Annotated[str | None, typer.Option(help="Take the sample rate from this preset, e.g. tiny.")] = None,
+    preset: Annotated[str | None, typer.Option(help="Take the sample rate from this preset: tiny, ..., or a YAML file.")] = None,
     sample_rate: Annotated[int | None, typer.Option(help="Hz. Default: the preset's, else 44100.")] = None,
     audio: Annotated[Codec, typer.Option(help="How audio is stored: flac, or wav (32-bit float).")] = Codec.flac,
     bits: Annotated[int, typer.Option(help="Of the flac: 16 or 24.")] = 16,
@@ -69,19 +69,15 @@ def main(
     tell(screen, report, found, out)
 
 
-def cores() -> int:
-    """The cores this process may use (a job's share of a machine), where the system tells."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def preset_sample_rate(preset: str | None) -> int:
     """`audio.sample_rate` of a preset in Hz; 44100 without one."""
     if preset is None:
         return 44_100
-    known = sorted(path.stem for path in PRESETS.glob("*.yaml"))
-    if preset not in known:
-        raise ValueError(f"preset {preset!r} does not exist; choose one of {', '.join(known)}, or give --sample-rate")
-    values = yaml.safe_load((PRESETS / f"{preset}.yaml").read_text())
+    path = Path(preset) if preset.endswith((".yaml", ".yml")) else PRESETS / f"{preset}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(path.stem for path in PRESETS.glob("*.yaml")))
+        raise ValueError(f"preset {preset!r} is neither a file nor one of {known}; mend it, or give --sample-rate")
+    values = yaml.safe_load(path.read_text())
     try:
         return int(values["audio"]["sample_rate"])
     except (KeyError, TypeError) as error:

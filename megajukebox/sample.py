@@ -43,8 +43,8 @@ def main(
             asked, wrong = read_requests(requests)
         else:
             words = lyrics.read_text() if lyrics else ""
-            one = {"id": name, "artist": artist, "genres": genre or [], "lyrics": words, "seconds": seconds, "seed": seed}
-            asked, wrong = parse_requests([one])
+            said = {"artist": artist, "genres": genre or [], "lyrics": words}
+            asked, wrong = parse_requests([{"id": name, **said, "seconds": seconds, "seed": seed}])
         jukebox = Jukebox(runs)
     except (ValueError, OSError) as error:
         raise SystemExit(f"sample: {error}") from error
@@ -70,7 +70,8 @@ def make(jukebox: Jukebox, requests: list[Request], out: Path, batch_size: int, 
     """Sample and save `requests`, with a bar a level."""
     if not requests:
         return
-    columns = (TextColumn("{task.description:>6}"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f} codes"), TimeRemainingColumn())
+    count = TextColumn("{task.completed:.0f}/{task.total:.0f} codes")
+    columns = (TextColumn("{task.description:>6}"), BarColumn(), count, TimeRemainingColumn())
     with Progress(*columns, disable=not show) as bar:
         totals = {level: sum(jukebox.codes_of(r, level) for r in requests) for level in jukebox.levels}
         rows = {level: bar.add_task(level, total=total) for level, total in totals.items()}
@@ -81,7 +82,8 @@ def make(jukebox: Jukebox, requests: list[Request], out: Path, batch_size: int, 
 
 
 def tell(song: Song, out: Path) -> None:
-    print(f"{out / song.request.id}.wav  {song.record()['seconds']:.1f} s" + "".join(f"\n  note: {n}" for n in song.notes))
+    notes = "".join(f"\n  note: {note}" for note in song.notes)
+    print(f"{out / song.request.id}.wav  {song.record()['seconds']:.1f} s{notes}")
 
 
 if __name__ == "__main__":

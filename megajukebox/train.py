@@ -1,9 +1,9 @@
 """Train one stage of a jukebox, from its first step or from where it stopped.
 
-    megajukebox train vqvae --preset tiny --data shards/songs --out runs/tiny/vqvae                       # one process
+    megajukebox train vqvae --preset tiny --data shards/songs --out runs/tiny/vqvae                  # one process
     deepspeed --num_gpus 2 megajukebox/train.py top_prior --preset tiny --data shards/codes --out runs/tiny/top_prior
     deepspeed --num_gpus 2 megajukebox/train.py middle_upsampler --preset tiny --data shards/codes \\
-        --out runs/tiny/middle_upsampler training.middle_upsampler.steps=50                               # a setting changed
+        --out runs/tiny/middle_upsampler training.middle_upsampler.steps=50                          # a setting changed
 
 Killed? Run the same command again. The run folder holds run.yaml (all settings), metrics.jsonl, events.jsonl,
 checkpoints/, and model.safetensors + model.json for the stages after it.
@@ -16,6 +16,7 @@ import typer
 import yaml
 
 from megajukebox.data.files import write_whole
+from megajukebox.data.remote import DEFAULT_CACHE, Remote
 from megajukebox.data.shards import ShardSet
 from megajukebox.training import parallel
 from megajukebox.training.config import STAGES, Preset, TrainingSettings, dump, load_preset
@@ -25,12 +26,16 @@ from megajukebox.training.tasks import Reading, Task, prior_task, vqvae_task
 
 def main(
     stage: Annotated[str, typer.Argument(help=f"One of {', '.join(STAGES)}.")],
-    data: Annotated[Path, typer.Option(help="Shards: songs for vqvae, codes for the others.")],
+    data: Annotated[str, typer.Option(help="Shards, a folder or URL: songs for vqvae, codes for the others.")],
     out: Annotated[Path, typer.Option(help="The run folder.")],
     settings: Annotated[list[str] | None, typer.Argument(help="Changes to the preset: key.sub=value ...")] = None,
     preset: Annotated[str, typer.Option(help="A name in megajukebox/presets, or a YAML file.")] = "tiny",
-    ds_config: Annotated[str | None, typer.Option(help="Another JSON than the preset's, from ds_configs/ or a path.")] = None,
+    ds_config: Annotated[str | None, typer.Option(help="Another JSON, from ds_configs/ or a path.")] = None,
     stop_after: Annotated[int | None, typer.Option(min=1, help="Save and leave after this many steps.")] = None,
+    cache: Annotated[Path, typer.Option(help="Where shards behind a URL are kept.")] = DEFAULT_CACHE,
+    cache_gb: Annotated[float, typer.Option(min=0, help="How much of that disk they may fill.")] = 64,
+    stop_when_lost: Annotated[bool, typer.Option("--stop-when-lost", help="Do not skip shards that are lost.")] = False,
+    allow_pipe: Annotated[bool, typer.Option("--allow-pipe", help="Allow URLs that run commands.")] = False,
     local_rank: Annotated[int, typer.Option("--local_rank", hidden=True, help="The deepspeed launcher gives it.")] = 0,
 ) -> None:
     """Train one stage; the same command goes on where it stopped."""
@@ -38,7 +43,8 @@ def main(
         chosen = load_preset(preset, settings)
         if ds_config:
             chosen = load_preset(preset, [*(settings or []), f"training.{stage}.ds_config={ds_config}"])
-        finished = run_stage(chosen, stage, data, out, stop_after)
+        remote = Remote(cache, int(cache_gb * 2**30), lost="stop" if stop_when_lost else "skip", allow_pipe=allow_pipe)
+        finished = run_stage(chosen, stage, data, remote, out, stop_after)
     except (ValueError, parallel.TrainingDiverged) as error:
         raise SystemExit(f"train: {error}") from error
     finally:
@@ -47,7 +53,7 @@ def main(
         print(f"stopped before the last step; the same command goes on from {out}")
 
 
-def run_stage(preset: Preset, stage: str, data: Path, out: Path, stop_after: int | None) -> bool:
+def run_stage(preset: Preset, stage: str, data: str, remote: Remote, out: Path, stop_after: int | None) -> bool:
     """Build the task, its engine and its run, and train. Returns whether the last step was reached."""
     settings = preset.stage(stage)
     ds_config = parallel.read_ds_config(settings.ds_config)
@@ -55,7 +61,7 @@ def run_stage(preset: Preset, stage: str, data: Path, out: Path, stop_after: int
     total, micro = parallel.global_batch(ds_config, place.size)
     run = Run(out, settings, place.rank, stop_after)
     reading = Reading(place, total, micro, on_bad=run.log.skip)
-    task = task_of(preset, stage, ShardSet(data), settings, reading)
+    task = task_of(preset, stage, ShardSet(data, remote), settings, reading)
     if place.rank == 0:
         write_run_folder(out, preset, stage, task, ds_config)
     parallel.seed(settings.seed)
@@ -73,8 +79,14 @@ def task_of(preset: Preset, stage: str, shards: ShardSet, settings: TrainingSett
 def write_run_folder(out: Path, preset: Preset, stage: str, task: Task, ds_config: dict) -> None:
     """run.yaml and what the stages after this one read. Raises ValueError if the folder holds another run."""
     out.mkdir(parents=True, exist_ok=True)
-    record = {"stage": stage, "preset": dump(preset), "model": task.config.model_dump(mode="json"), "ds_config": ds_config}
-    record |= {"facts": {k: v for k, v in task.facts.items() if k != "made_by"}, "made_by": task.facts["made_by"]}
+    record = {
+        "stage": stage,
+        "preset": dump(preset),
+        "model": task.config.model_dump(mode="json"),
+        "ds_config": ds_config,
+        "facts": {k: v for k, v in task.facts.items() if k != "made_by"},
+        "made_by": task.facts["made_by"],
+    }
     path = out / "run.yaml"
     if path.exists():
         check_same_run(path, yaml.safe_load(path.read_text()), record)
@@ -87,8 +99,12 @@ def check_same_run(path: Path, before: dict, now: dict) -> None:
     """How long and how often may change between two starts of a run; what is trained, and on what, may not."""
     for part in ("stage", "model", "facts"):
         if before[part] != now[part]:
-            differing = [k for k in now[part] if before[part].get(k) != now[part][k]] if isinstance(now[part], dict) else [part]
-            raise ValueError(f"{path} is of a run with another {part} (differing: {', '.join(differing)}); use another --out, or the settings in that file")
+            names = now[part] if isinstance(now[part], dict) else ()
+            differing = ", ".join(k for k in names if before[part].get(k) != now[part][k]) or part
+            raise ValueError(
+                f"{path} is of a run with another {part} (differing: {differing});"
+                " use another --out, or the settings in that file"
+            )
 
 
 if __name__ == "__main__":

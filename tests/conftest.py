@@ -17,14 +17,19 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONWARNINGS": "ignore"}
 
 
+def demo(out: Path) -> list[str]:
+    """What Python is told to run a whole demo in `out`, at miniature size."""
+    small = ["--count", "9", "--samples", "3", "--seconds", "1.0"]
+    return ["-m", "megajukebox.demo", "--out", str(out), "--preset", str(PRESET), *small]
+
+
 @pytest.fixture(scope="session")
 def pipeline(tmp_path_factory) -> Path:
     """The folder of a finished `megajukebox demo` at miniature size: shards/, runs/, samples/, site/."""
     if shutil.which("deepspeed", path=environment()["PATH"]) is None:
         pytest.fail("the deepspeed command is missing; make install")
     out = tmp_path_factory.mktemp("pipeline") / "demo"
-    command = [sys.executable, "-m", "megajukebox.demo", "--out", str(out), "--preset", str(PRESET)]
-    command += ["--count", "9", "--samples", "3", "--seconds", "1.0"]
+    command = [sys.executable, *demo(out)]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     (out / "stdout.txt").write_text(done.stdout)

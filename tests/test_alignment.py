@@ -68,7 +68,7 @@ def test_all_heads_at_once_are_the_heads_one_by_one(prior):
             np.testing.assert_allclose(together[pair][b], alone, atol=1e-6)
 
 
-def laid(windows: list[np.ndarray], indices: list[np.ndarray], starts: list[int], total: int, tokens: int) -> np.ndarray:
+def laid(windows: list, indices: list, starts: list[int], total: int, tokens: int) -> np.ndarray:
     out = np.zeros((total, tokens + 1), np.float32)
     for window, index, start in reversed(list(zip(windows, indices, starts))):
         lay(out, window, index, start)

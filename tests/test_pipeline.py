@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 import yaml
-from conftest import PRESET, environment
+from conftest import demo, environment
 
 from megajukebox.data.shards import ShardSet
 from megajukebox.data.weights import check_fingerprint, read_facts
@@ -72,7 +72,7 @@ def test_the_page_shows_every_sample_and_every_run(pipeline):
 
 def test_a_second_start_repeats_no_finished_stage(pipeline):
     before = {p: p.stat().st_mtime_ns for p in (pipeline / "runs").rglob("model.safetensors")}
-    printed = run("-m", "megajukebox.demo", "--out", str(pipeline), "--preset", str(PRESET), "--count", "9", "--samples", "3", "--seconds", "1.0")
+    printed = run(*demo(pipeline))
     assert printed.count("is done") == 6
     assert before == {p: p.stat().st_mtime_ns for p in (pipeline / "runs").rglob("model.safetensors")}
 
@@ -88,7 +88,8 @@ def test_a_song_does_not_depend_on_ranks_or_batch_mates(pipeline):
 def test_bad_requests_are_named_and_the_others_are_made(pipeline, tmp_path):
     asked = [{"id": "good", "seconds": 0.5, "artist": "nobody at all"}, {"id": "bad", "seconds": -1}]
     (tmp_path / "requests.yaml").write_text(yaml.safe_dump(asked))
-    printed = run("-m", "megajukebox.sample", str(pipeline / "runs"), "--requests", str(tmp_path / "requests.yaml"), "--out", str(tmp_path), expect=1)
+    arguments = [str(pipeline / "runs"), "--requests", str(tmp_path / "requests.yaml"), "--out", str(tmp_path)]
+    printed = run("-m", "megajukebox.sample", *arguments, expect=1)
     assert "request bad: seconds" in printed
     notes = json.loads((tmp_path / "good.json").read_text())["notes"]
     assert any("nobody at all" in note for note in notes) and any("no lyrics" in note for note in notes)
@@ -107,7 +108,8 @@ def test_a_prior_refuses_the_codes_of_another_vqvae(pipeline, tmp_path):
 
 
 def test_encoding_does_not_depend_on_the_split(pipeline, tmp_path):
-    arguments = [str(pipeline / "shards/songs"), "--vqvae", str(pipeline / "runs/vqvae"), "--out", str(tmp_path / "codes")]
+    songs, vqvae, out = pipeline / "shards/songs", pipeline / "runs/vqvae", tmp_path / "codes"
+    arguments = [str(songs), "--vqvae", str(vqvae), "--out", str(out)]
     run("-m", "megajukebox.encode", *arguments, "--part", "1/2")
     assert not (tmp_path / "codes/index.json").exists()
     run("-m", "megajukebox.encode", *arguments)

@@ -1,4 +1,4 @@
-"""Training through the real entry: resumed equals straight, a kill loses nothing whole, a NaN stops with its step named."""
+"""Training through the real entry: resumed equals straight, a kill loses nothing whole, a NaN stops at a named step."""
 
 import json
 import os
@@ -24,14 +24,23 @@ def command(pipeline: Path, out: Path, ranks: int, *more: str) -> list[str]:
     program = [sys.executable, TRAIN]
     if ranks > 1:
         deepspeed = shutil.which("deepspeed", path=environment()["PATH"])
-        program = [str(deepspeed), "--log_level", "warning", "--num_gpus", str(ranks), "--master_port", str(30000 + os.getpid() % 20000), TRAIN]
-    return [*program, "top_prior", "--preset", str(PRESET), "--data", str(pipeline / "shards/codes"), "--out", str(out), *more]
+        port = str(30000 + os.getpid() % 20000)
+        program = [str(deepspeed), "--log_level", "warning", "--num_gpus", str(ranks), "--master_port", port, TRAIN]
+    data = str(pipeline / "shards/codes")
+    return [*program, "top_prior", "--preset", str(PRESET), "--data", data, "--out", str(out), *more]
 
 
 def train(pipeline: Path, out: Path, *more: str, ranks: int = 1, expect: int = 0) -> str:
-    done = subprocess.run(command(pipeline, out, ranks, *more), env=environment(), capture_output=True, text=True, timeout=200)
+    told = command(pipeline, out, ranks, *more)
+    done = subprocess.run(told, env=environment(), capture_output=True, text=True, timeout=200)
     assert (done.returncode == 0) == (expect == 0), done.stdout[-2000:] + done.stderr[-2000:]
     return done.stdout + done.stderr
+
+
+def start(pipeline: Path, out: Path, *more: str, ranks: int = 1) -> subprocess.Popen:
+    """Training in the background, as the leader of a process group of its own."""
+    told = command(pipeline, out, ranks, *more)
+    return subprocess.Popen(told, env=environment(), stdout=subprocess.DEVNULL, start_new_session=True)
 
 
 def losses(run: Path) -> list[str]:
@@ -53,7 +62,7 @@ def test_stopping_at_step_10_and_resuming_equals_20_straight_steps_on_two_ranks(
 
 
 def test_a_run_killed_without_warning_ends_as_if_it_had_not_been(pipeline, tmp_path):
-    started = subprocess.Popen(command(pipeline, tmp_path / "run", 2), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    started = start(pipeline, tmp_path / "run", ranks=2)
     deadline = time.monotonic() + 120
     while len(read_lines(tmp_path / "run/metrics.jsonl")) < 7 and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -67,7 +76,7 @@ def test_a_run_killed_without_warning_ends_as_if_it_had_not_been(pipeline, tmp_p
 
 
 def test_a_signal_saves_and_leaves(pipeline, tmp_path):
-    started = subprocess.Popen(command(pipeline, tmp_path / "run", 1, "training.top_prior.steps=100000"), env=environment(), stdout=subprocess.DEVNULL)
+    started = start(pipeline, tmp_path / "run", "training.top_prior.steps=100000")
     deadline = time.monotonic() + 120
     while len(read_lines(tmp_path / "run/metrics.jsonl")) < 3 and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -80,7 +89,7 @@ def test_a_signal_saves_and_leaves(pipeline, tmp_path):
 
 def test_a_loss_that_is_not_a_number_stops_the_run_with_the_step_named(pipeline, tmp_path):
     wild = json.loads((Path(TRAIN).parent.parent / "ds_configs/prior_zero3_cpu.json").read_text())
-    wild["optimizer"]["params"]["lr"] = 1e38
+    wild["optimizer"]["params"]["lr"] = 1e37
     (tmp_path / "wild.json").write_text(json.dumps(wild))
     printed = train(pipeline, tmp_path / "run", "--ds-config", str(tmp_path / "wild.json"), expect=1)
     assert "loss is nan at step" in printed or "loss is inf at step" in printed
@@ -95,7 +104,8 @@ def test_another_model_in_the_same_folder_is_refused(pipeline, tmp_path):
 
 
 def test_a_batch_that_does_not_multiply_out_is_refused_with_the_number_that_does(pipeline, tmp_path):
-    odd = json.loads((Path(TRAIN).parent.parent / "ds_configs/prior_zero3_cpu.json").read_text()) | {"train_batch_size": 7}
+    odd = json.loads((Path(TRAIN).parent.parent / "ds_configs/prior_zero3_cpu.json").read_text())
+    odd["train_batch_size"] = 7
     (tmp_path / "odd.json").write_text(json.dumps(odd))
     printed = train(pipeline, tmp_path / "run", "--ds-config", str(tmp_path / "odd.json"), expect=1)
     assert "train_batch_size 7" in printed and "set it to 8" in printed

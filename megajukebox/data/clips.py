@@ -20,8 +20,8 @@ def split(keys: np.ndarray, held_out: float) -> np.ndarray:
     A pure function of each key: songs and their codes are split alike, and a song stays where it is when others come.
     """
     below = int(held_out * 2.0**64)
-    if below == 0:
-        return np.zeros(len(keys), dtype=bool)
+    if not 0 < below < 2**64:
+        return np.full(len(keys), below > 0)
     blake2b = hashlib.blake2b  # a million songs: look nothing up twice, and compare the hashes all at once
     digests = b"".join([blake2b(key, digest_size=8).digest() for key in keys.tolist()])
     return np.frombuffer(digests, dtype="<u8") < np.uint64(below)

@@ -7,6 +7,7 @@ reading starts again at the step that is due, and a song over which two workers 
 
 import multiprocessing
 import signal
+import threading
 import time
 import warnings
 from collections import Counter

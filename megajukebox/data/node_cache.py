@@ -21,6 +21,7 @@ from typing import Any
 from megajukebox.data.audio import OffsetReader
 from megajukebox.data.files import write_whole
 from megajukebox.data.remote import LostShard, NoRanges, Site, StopRun
+from megajukebox.data.shard_index import SHARD_NAME
 
 QUARANTINE = 600.0  # seconds for which a lost shard is not asked for again
 AHEAD = 1 << 18  # bytes a range request asks for at least: audio is read in small pieces
@@ -68,6 +69,8 @@ class Cache:
     def bring(self, shard: int, wait: bool = True) -> None:
         """Fetch a shard into the cache; without `wait` not if another process is at it."""
         facts = self.shards[shard]
+        if not SHARD_NAME.fullmatch(facts["name"]):
+            raise ValueError(f"shard name {facts['name']!r} is not the name of a tar in this folder")
         path = self.folder / facts["name"]
         with locked(path.with_name(f"{facts['name']}.lock"), wait) as mine:
             if not mine or path.exists():

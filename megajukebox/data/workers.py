@@ -14,6 +14,11 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+def cores() -> int:
+    """The cores this process may use (a job's share of a machine), where the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def in_order(
     work: Callable[[Item], Result], items: Iterable[Item], processes: int, crashed: Callable[[Item], Result]
 ) -> Generator[Result, None, None]:

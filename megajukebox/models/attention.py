@@ -16,6 +16,12 @@ from torch import Tensor
 
 TRIPLE = ("row", "column", "previous_row")
 
+
+def _every_16th(*guests: str) -> tuple[str, ...]:
+    """48 layers of `TRIPLE`, in which the three `guests` take layers 16, 32 and 48."""
+    return tuple(guests[d // 16] if d % 16 == 15 else TRIPLE[d % 3] for d in range(48))
+
+
 # What the layers of a transformer are, one period each; a schedule is repeated to the depth of the model.
 SCHEDULES: dict[str, tuple[str, ...]] = {
     "dense": ("dense",),
@@ -26,8 +32,8 @@ SCHEDULES: dict[str, tuple[str, ...]] = {
     "factored_lyrics_10": (*TRIPLE * 3, "lyrics"),
     "factored_dense": (*TRIPLE, "dense"),
     "lyrics_after_18": TRIPLE * 3 + (*TRIPLE * 3, "lyrics") * 7,
-    "lyrics_dense_16": tuple(("lyrics", "lyrics", "dense")[d % 3] if d % 16 == 15 else TRIPLE[d % 3] for d in range(48)),
-    "prefix_dense_16": tuple(("prefix", "prefix", "dense")[d % 3] if d % 16 == 15 else TRIPLE[d % 3] for d in range(48)),
+    "lyrics_dense_16": _every_16th("lyrics", "lyrics", "dense"),
+    "prefix_dense_16": _every_16th("prefix", "prefix", "dense"),
 }
 
 

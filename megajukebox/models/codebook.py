@@ -32,7 +32,9 @@ class Codebook(nn.Module):
     counts: Tensor
     started: Tensor
 
-    def __init__(self, codes: int, width: int, decay: float = 0.99, threshold: float = 1.0, fresh_restarts: bool = True):
+    def __init__(
+        self, codes: int, width: int, decay: float = 0.99, threshold: float = 1.0, fresh_restarts: bool = True
+    ):
         super().__init__()
         self.decay, self.threshold, self.fresh_restarts = decay, threshold, fresh_restarts
         self.register_buffer("vectors", torch.zeros(codes, width))
@@ -53,7 +55,10 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def candidates(self, x_ND: Tensor) -> Tensor:
-        """K vectors drawn from this batch on rank 0, the same on every rank; a small batch is repeated with a little noise."""
+        """K vectors drawn from this batch on rank 0, the same on every rank.
+
+        A batch of fewer vectors is repeated with a little noise.
+        """
         size, width = self.vectors.shape
         if len(x_ND) < size:
             x_ND = x_ND.repeat(-(-size // len(x_ND)), 1)

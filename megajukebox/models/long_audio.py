@@ -4,7 +4,8 @@
         computed  |===========|                         the chunk and its context on both sides, cut at the song's ends
                        |--============--|
 
-Beyond its receptive field a convolution sees nothing, so with that much context the kept part is the same as in one piece.
+Beyond its receptive field a convolution sees nothing, so with that much context the kept part is the same as in one
+piece.
 """
 
 # T samples or codes
@@ -35,7 +36,7 @@ def encode_long(vqvae: VQVAE, audio_T: Tensor, level: str, chunk_seconds: float 
     hop, top = vqvae.config.hops[level], max(vqvae.config.hops.values())
     length = len(audio_T) // top * top
     chunk = max(1, int(chunk_seconds * vqvae.config.sample_rate) // top) * top
-    context = -(-reach(vqvae.levels[level].encoder) // top) * top
+    context = -(-reach(vqvae.level(level).encoder) // top) * top
     pieces = []
     for start in range(0, length, chunk):
         first, last = max(0, start - context), min(length, start + chunk + context)
@@ -49,7 +50,7 @@ def decode_long(vqvae: VQVAE, codes_T: Tensor, level: str, chunk_seconds: float 
     """Mono audio [T*hop] from codes [T] of one level."""
     hop, length = vqvae.config.hops[level], len(codes_T)
     chunk = max(1, int(chunk_seconds * vqvae.config.sample_rate) // hop)
-    context = reach(vqvae.levels[level].decoder)
+    context = reach(vqvae.level(level).decoder)
     pieces = []
     for start in range(0, length, chunk):
         first, last = max(0, start - context), min(length, start + chunk + context)

@@ -1,4 +1,4 @@
-"""The autoregressive prior of one level: a list of layers over a window of codes, told labels, timing, lyrics or codes above."""
+"""The autoregressive prior of one level: layers over a window of codes, told labels, timing, lyrics or codes above."""
 
 # B batch   T codes of a window   N lyric tokens   W width   V vocabulary
 from typing import NamedTuple
@@ -35,7 +35,9 @@ class PriorConfig(BaseModel):
     transformer: TransformerConfig
     separate_head: bool = Field(False, description="own output matrix, conditioning not added again before it")
     labels: dict[str, LabelConfig] = {}
-    labels_everywhere: bool = Field(False, description="told at every position, not only before the first (Jukebox)")
+    labels_everywhere: bool = Field(
+        default=False, description="told at every position, not only before the first (Jukebox)"
+    )
     timing: TimingConfig | None = None
     upper: UpperConfig | None = None
     lyrics: LyricsConfig | None = None
@@ -45,19 +47,24 @@ class PriorConfig(BaseModel):
         if self.length % self.transformer.rows:
             raise ValueError(f"rows {self.transformer.rows} does not divide the {self.length} positions of the window")
         if self.upper and self.window % self.upper.ratio:
-            raise ValueError(f"window {self.window} is not a multiple of {self.upper.ratio}, the codes per code of the level above")
+            raise ValueError(
+                f"window {self.window} is not a multiple of {self.upper.ratio}, the codes per code of the level above"
+            )
+        self._check_lyrics()
+        return self
+
+    def _check_lyrics(self) -> None:
         reads = "lyrics" in self.transformer.patterns
-        encodes = self.lyrics is not None and self.lyrics.mode == "encoder"
+        encoded = self.lyrics if self.lyrics and self.lyrics.mode == "encoder" else None
         # The other way round is allowed, as in Jukebox: the encoder then learns its own task, unread.
-        if reads and not encodes:
+        if reads and not encoded:
             raise ValueError(f"schedule {self.transformer.schedule!r} needs a lyrics encoder")
-        if encodes and (self.lyrics.encoder is None or self.lyrics.tokens % self.lyrics.encoder.rows):
+        if encoded and (encoded.encoder is None or encoded.tokens % encoded.encoder.rows):
             raise ValueError("lyrics.encoder is missing, or its rows do not divide lyrics.tokens")
         if "prefix" in self.transformer.patterns and not self.prefix_tokens:
             raise ValueError(f"schedule {self.transformer.schedule!r} needs lyrics with mode prefix")
         if self.prefix_tokens and not self.labels:
             raise ValueError("lyrics with mode prefix need labels: they are the vector before the first lyric token")
-        return self
 
     @property
     def prefix_tokens(self) -> int:
@@ -76,7 +83,7 @@ class PriorConfig(BaseModel):
 
     @property
     def attended_prefix(self) -> int:
-        """Positions that a `prefix` layer sees: the lyrics rounded up past the next whole row, as Jukebox has it (spec 5.3)."""
+        """Positions that a `prefix` layer sees: lyrics rounded up past the next whole row, as in Jukebox (spec 5.3)."""
         rows = self.transformer.rows
         return (self.prefix_tokens // rows + 1) * rows
 
@@ -109,7 +116,7 @@ class Prior(nn.Module):
             self.head.weight = self.input.tokens.weight
 
     def conditioning(self, batch: dict) -> Conditioning:
-        """From `conditions` {name: [B, slots]}, `timing` [B, 3] in samples, `upper_codes` [B, T/ratio], `lyrics` [B, N]."""
+        """Of `conditions` {name: [B, slots]}, `timing` [B, 3] samples, `upper_codes` [B, T/ratio], `lyrics` [B, N]."""
         start = self.labels(batch["conditions"]) if self.labels else None
         added = self.upper(batch["upper_codes"]) if self.upper else None
         if self.timing:

@@ -1,6 +1,9 @@
-"""The sparse transformer: pre-norm blocks over [B, T, W], as a list that anyone may walk (forward, decoder, pipeline)."""
+"""The sparse transformer: pre-norm blocks over [B, T, W], as a list anyone may walk (forward, decoder, pipeline)."""
 
 # B batch   T positions   W width of the model   A width of the attention state (all heads)   H heads   D size of a head
+from collections.abc import Iterator
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -29,7 +32,10 @@ class TransformerConfig(BaseModel):
     def _check(self) -> "TransformerConfig":
         schedule(self.schedule, self.depth)
         if self.attention_width % self.heads:
-            raise ValueError(f"heads {self.heads} does not divide the attention width {self.attention_width} (= width x attention_ratio)")
+            raise ValueError(
+                f"heads {self.heads} does not divide the attention width {self.attention_width}"
+                " (= width x attention_ratio)"
+            )
         return self
 
     @property
@@ -140,6 +146,13 @@ class Block(nn.Module):
         return self.update(h_BTW, self.attention(self.norm_attention(h_BTW), lyrics_BSW))
 
 
-def blocks(config: TransformerConfig, prefix: int = 0) -> nn.ModuleList:
+class Blocks(nn.ModuleList):
+    """Blocks in order: a ModuleList whose members a type checker knows."""
+
+    def __iter__(self) -> Iterator[Block]:
+        return cast(Iterator[Block], super().__iter__())
+
+
+def blocks(config: TransformerConfig, prefix: int = 0) -> Blocks:
     """The layers of a transformer in order. There is no norm after the last one (as in Jukebox)."""
-    return nn.ModuleList(Block(config, pattern, prefix) for pattern in config.patterns)
+    return Blocks(Block(config, pattern, prefix) for pattern in config.patterns)

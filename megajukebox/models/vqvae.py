@@ -41,7 +41,10 @@ class VQVAEConfig(BaseModel):
     @model_validator(mode="after")
     def _check(self) -> "VQVAEConfig":
         if not len(self.down) == len(self.stride) == len(self.multipliers) or not 1 <= len(self.down) <= len(LEVELS):
-            raise ValueError(f"down {self.down}, stride {self.stride} and multipliers {self.multipliers} must have one entry a level, at most 3")
+            raise ValueError(
+                f"down {self.down}, stride {self.stride} and multipliers {self.multipliers}"
+                " must have one entry a level, at most 3"
+            )
         if any(s % 2 for s in self.stride):
             raise ValueError(f"stride {self.stride} has an odd entry; only even strides keep lengths exact")
         return self
@@ -110,22 +113,30 @@ class VQVAE(nn.Module):
         self.config = config
         self.levels = nn.ModuleDict({level: VQVAELevel(config, i) for i, level in enumerate(config.levels)})
 
+    def level(self, name: str) -> VQVAELevel:
+        model = self.levels[name]
+        assert isinstance(model, VQVAELevel)
+        return model
+
     def encode(self, audio_BT1: Tensor, level: str) -> Tensor:
         """Codes [B, T/hop] of one level. T must be a multiple of the level's hop."""
-        hop = self.config.hops[level]
-        if audio_BT1.shape[1] % hop:
-            raise ValueError(f"audio of {audio_BT1.shape[1]} samples is not a whole number of {level} codes (hop {hop}); cut it first")
-        return self.levels[level].encode(audio_BT1)
+        hop, length = self.config.hops[level], audio_BT1.shape[1]
+        if length % hop:
+            raise ValueError(
+                f"audio of {length} samples is not a whole number of {level} codes (hop {hop}); cut it first"
+            )
+        return self.level(level).encode(audio_BT1)
 
     def decode(self, codes_BT: Tensor, level: str) -> Tensor:
         """Audio [B, T*hop, 1] from the codes of one level alone."""
-        return self.levels[level].decode(codes_BT)
+        return self.level(level).decode(codes_BT)
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss [] and metrics of `batch["audio"]` [B, T, 1]. Each term is summed over levels, as in Jukebox."""
         audio = batch["audio"]
         x_BT = audio.squeeze(-1)
-        total, metrics = x_BT.new_zeros(()), {}
+        total = x_BT.new_zeros(())
+        metrics: dict[str, Tensor] = {}
         for level, model in self.levels.items():
             y, commit, facts = model(audio, batch.get(f"candidates_{level}"))
             loss = reconstruction(self.config.loss, x_BT, y.squeeze(-1), self.config.bandwidth)
@@ -138,7 +149,7 @@ class VQVAE(nn.Module):
 
     @torch.no_grad()
     def _judge(self, level: str, x_BT: Tensor, y_BT: Tensor) -> dict[str, Tensor]:
-        """What people read: signal-to-noise ratio and spectral convergence in dB, and the terms of the loss one by one."""
+        """What people read: the terms of the loss one by one, signal-to-noise ratio and spectral convergence in dB."""
         loss, bandwidth = self.config.loss, self.config.bandwidth
         terms = ("l1", "l2", "linf", "spectral", "multispectral")
         judged = {f"{level}/{term}": distance(loss, term, x_BT, y_BT, bandwidth) for term in terms}

@@ -9,7 +9,7 @@ from megajukebox.data.files import write_whole
 
 
 class RunLog:
-    """The two files of a run folder, appended line by line. One process of a run writes (`writes`); all tell of skips."""
+    """The two files of a run folder, appended line by line. One process of a run writes (`writes`); all note skips."""
 
     def __init__(self, run: Path, writes: bool, rank: int = 0):
         self.run, self.writes, self.rank = run, writes, rank

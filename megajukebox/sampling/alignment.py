@@ -35,15 +35,15 @@ def align(
         place = (samples, offset + start * config.hop, config.window * config.hop)
         lyrics = [_lyrics_at(config, song, place) for song in told]
         batch = _batch(config, told, lyrics, place, codes_BT[:, start : start + config.window])
-        weights = {layer: w.clamp(min=LEAST).cpu().numpy() for layer, w in lyric_attention(prior, batch, layers).items()}
+        weights = lyric_attention(prior, batch, layers)
         for (layer, head), songs in laid.items():
             for b, song in enumerate(songs):
-                lay(song, weights[layer][b, head], lyrics[b].index, start)
+                lay(song, weights[layer][b, head].clamp(min=LEAST).cpu().numpy(), lyrics[b].index, start)
     return {pair: [song[:, :-1] for song in songs] for pair, songs in laid.items()}
 
 
 def lay(song: np.ndarray, window: np.ndarray, index: np.ndarray, start: int) -> None:
-    """Put a window [W, N], whose columns are the tokens `index` [N] of the song, at `start` into `song` [T, tokens + 1].
+    """Put a window [W, N] into `song` [T, tokens + 1] at code `start`; its columns are the song's tokens `index` [N].
 
     Index -1 is padding, which the spare last column of the song takes.
     """

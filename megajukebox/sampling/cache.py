@@ -48,7 +48,7 @@ class LayerCache:
         raise NotImplementedError
 
     def keep(self, k_BRLHD: Tensor, v_BRLHD: Tensor, known: int) -> None:
-        """Remember a beginning of whole rows. What lies past `known` may be kept too: it is written before it is read."""
+        """Remember a beginning of whole rows. What lies past `known` may be kept too: it is written before any read."""
         raise NotImplementedError
 
     def fill(self, x_BTW: Tensor, known: int) -> Tensor:

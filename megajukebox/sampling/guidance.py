@@ -3,8 +3,8 @@
     logits = untold + strength * (told - untold)          strength 1: as the prior says, 0: as if it were told nothing
 
 A guided song has a twin in the batch that is told nothing: every label as training with dropout leaves it out, and no
-lyrics; timing and the codes above are the song's own. Both go on with the codes that the song draws. So guidance costs
-the time and the caches of one more song for each guided one: about twice as much where all are guided.
+lyrics; timing and the codes above are the song's own. Both go on with the codes that the song draws. So a guided song
+costs the caches and the arithmetic of two, and at most twice the time (less where a batch is small: LOG.md).
 """
 
 # B songs   G guided songs   V vocabulary   U codes of the level above   K known codes
@@ -36,8 +36,8 @@ class Guided:
 
 
 def sample_guided(
-    strengths: list[float], prior: Prior, told: list[Told], upper_BU: Tensor | None, total: int, samples: int, draw: Draw,
-    hop_fraction: float, known_BK: Tensor | None = None, progress: Progress = lambda count: None,
+    strengths: list[float], prior: Prior, told: list[Told], upper_BU: Tensor | None, total: int, samples: int,
+    draw: Draw, hop_fraction: float, known_BK: Tensor | None = None, progress: Progress = lambda count: None,
 ) -> Tensor:  # fmt: skip
     """`sample_level` with one guidance strength a song; a song of strength 1 is neither doubled nor changed."""
     songs = [song for song, strength in enumerate(strengths) if strength != 1.0]

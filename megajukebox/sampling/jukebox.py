@@ -3,6 +3,8 @@
     from megajukebox.sampling.jukebox import Jukebox
     songs = Jukebox("runs/tiny").sample([Request(id="mine", artist="...", seconds=8)])
     songs[0].save("samples")
+
+Every song becomes <id>.wav, <id>.json and its codes, in the folder that `save` is given.
 """
 
 import io
@@ -61,7 +63,9 @@ class Song:
             self.levels[level]["audio"] = f"{name}.wav" if level == "bottom" else f"{name}.{level}.wav"
             write_wav(folder / self.levels[level]["audio"], wave[:, None], self.sample_rate)
         codes = io.BytesIO()
-        np.savez(codes, **{level: c.astype(np.uint16) for level, c in self.codes.items()})
+        # The stubs of savez would take a more precise type for its argument allow_pickle.
+        arrays: dict[str, Any] = {level: c.astype(np.uint16) for level, c in self.codes.items()}
+        np.savez(codes, **arrays)
         write_whole(folder / f"{name}.codes.npz", codes.getvalue())
         self._save_lyrics(folder)
         write_whole(folder / f"{name}.json", (json.dumps(self.record(), indent=1, ensure_ascii=False) + "\n").encode())
@@ -75,9 +79,16 @@ class Song:
             write_whole(folder / f"{self.request.id}.{'lrc' if parse_lrc(lyrics)[1] else 'txt'}", lyrics.encode())
 
     def record(self) -> dict[str, Any]:
-        seconds = max(len(wave) for wave in self.audio.values()) / self.sample_rate
-        known = {"request": self.request.model_dump(mode="json"), "notes": self.notes, "levels": self.levels}
-        return {"id": self.request.id, "sample_rate": self.sample_rate, "seconds": seconds, **known, **self.facts, "made_by": made_by()}
+        return {
+            "id": self.request.id,
+            "sample_rate": self.sample_rate,
+            "seconds": max(len(wave) for wave in self.audio.values()) / self.sample_rate,
+            "request": self.request.model_dump(mode="json"),
+            "notes": self.notes,
+            "levels": self.levels,
+            **self.facts,
+            "made_by": made_by(),
+        }
 
 
 class LevelRun:
@@ -90,8 +101,9 @@ class LevelRun:
         trained_on = self.facts.get("vqvae")
         if trained_on is not None and trained_on != vqvae["fingerprint"]:
             raise ValueError(
-                f"{folder} was trained on the codes of another VQ-VAE ({trained_on[:12]}, here {vqvae['fingerprint'][:12]});"
-                f" put the one it was trained with beside it, or train it again"
+                f"{folder} was trained on the codes of another VQ-VAE"
+                f" ({trained_on[:12]}, here {vqvae['fingerprint'][:12]});"
+                " put the one it was trained with beside it, or train it again"
             )
         self.config = PriorConfig(**self.facts["config"])
         self.vocabularies = read_vocabularies(folder)
@@ -124,9 +136,10 @@ class LevelRun:
             for value in self.names(request, name):
                 if not known.id(value):
                     yield f"{name} {value!r} is unknown to the {self.config.level} level; it was told <unknown>"
-        if self.config.timing and not self.config.timing.min_seconds <= (request.song_seconds or request.seconds) <= self.config.timing.max_seconds:
-            limits = self.config.timing
-            yield f"{request.song_seconds or request.seconds:g} s is outside the {limits.min_seconds:g}-{limits.max_seconds:g} s that were trained; it was told the nearest"
+        seconds, trained = request.song_seconds or request.seconds, self.config.timing
+        if trained and not trained.min_seconds <= seconds <= trained.max_seconds:
+            limits = f"{trained.min_seconds:g}-{trained.max_seconds:g} s"
+            yield f"{seconds:g} s is outside the {limits} that were trained; it was told the nearest"
         if self.config.lyrics and not request.lyrics.strip():
             yield "no lyrics: the voice, if any, has nothing to follow"
 
@@ -156,7 +169,8 @@ class Jukebox:
         load_into(self.vqvae, self.runs / "vqvae", device=self.device)
         self.vqvae.to(self.device).eval()
         self.levels = {level: LevelRun(self.runs / RUNS[level], facts) for level in reversed(self.vqvae.config.levels)}
-        self.weights = {"vqvae": facts["fingerprint"], **{n: run.facts["fingerprint"] for n, run in self.levels.items()}}
+        priors = {level: run.facts["fingerprint"] for level, run in self.levels.items()}
+        self.weights = {"vqvae": facts["fingerprint"], **priors}
 
     def codes_of(self, request: Request, level: str) -> int:
         """Codes of a level for the seconds asked: a whole number of top codes, at least one."""
@@ -169,7 +183,7 @@ class Jukebox:
         on_level: Callable[[str, list[Song]], None] = lambda level, songs: None,
     ) -> list[Song]:  # fmt: skip
         """One song a request. `on_level` hears of each level of all songs as soon as its audio is there."""
-        songs = [Song(r, self.notes(r), self.vqvae.config.sample_rate, facts={"weights": self.weights, "runs": str(self.runs)}) for r in requests]
+        songs = [self._unsung(request) for request in requests]
         for level, run in self.levels.items():
             with run.loaded(self.device, self.dtype) as prior:
                 for batch in batches_of_equal_length(songs, batch_size):
@@ -177,28 +191,42 @@ class Jukebox:
             on_level(level, songs)
         return songs
 
+    def _unsung(self, request: Request) -> Song:
+        facts = {"weights": self.weights, "runs": str(self.runs)}
+        return Song(request, self.notes(request), self.vqvae.config.sample_rate, facts=facts)
+
     def notes(self, request: Request) -> list[str]:
         return [note for run in self.levels.values() for note in run.notes(request)]
 
-    def _sample_level(self, level: str, run: LevelRun, prior: Prior, songs: list[Song], on_progress: OnProgress) -> None:
+    def _sample_level(
+        self, level: str, run: LevelRun, prior: Prior, songs: list[Song], on_progress: OnProgress
+    ) -> None:
         requests, started = [song.request for song in songs], time.perf_counter()
         total = self.codes_of(requests[0], level)
         samples = round((requests[0].song_seconds or requests[0].seconds) * self.vqvae.config.sample_rate)
         above, draw = upper_codes(songs, list(self.levels), level), draw_for(level, requests, self.device)
-        codes = sample_guided(
-            [r.at("guidance", level, 1.0) for r in requests], prior, [run.told(r) for r in requests], above, total, samples,
-            draw, HOPS[level], progress=lambda count: on_progress(level, count * len(songs)),
-        )  # fmt: skip
+        guidance, told = [r.at("guidance", level, 1.0) for r in requests], [run.told(r) for r in requests]
+
+        def progress(count: int) -> None:
+            on_progress(level, count * len(songs))
+
+        codes = sample_guided(guidance, prior, told, above, total, samples, draw, HOPS[level], progress=progress)
         wall = time.perf_counter() - started
+        speed = total * len(songs) / wall
         for song, row in zip(songs, codes):
             song.codes[level] = row.cpu().numpy()
             song.audio[level] = decode_long(self.vqvae, row, level).clamp(-1, 1).cpu().numpy()
-            song.levels[level] = {"codes": total, "wall_seconds": wall, "tokens_per_second": total * len(songs) / wall, "batch": len(songs)}
+            song.levels[level] = {
+                "codes": total,
+                "wall_seconds": wall,
+                "tokens_per_second": speed,
+                "batch": len(songs),
+            }
             time_words(song, run, prior, samples)
 
 
 def time_words(song: Song, run: LevelRun, prior: Prior, samples: int) -> None:
-    """Find when the words of `song` are sung, unless the request says it or no head of `prior` is known to follow them."""
+    """Find when the words of `song` are sung, unless the request tells it or no head of `prior` is known to follow."""
     told, request = run.told(song.request), song.request
     if told.words or run.alignment is None or not run.alignment.follows:
         return

@@ -1,4 +1,4 @@
-"""What a user asks for: one song a request, read from YAML or JSON; every mistake is named, and no other request suffers."""
+"""What a user asks for: one song a request, from YAML or JSON; every mistake is named, and no other request suffers."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,9 @@ class Request(BaseModel):
     moods: tuple[str, ...] = ()
     keywords: tuple[str, ...] = ()
     language: str | None = None
-    lyrics: str = Field("", max_length=100_000, description="plain text, or .lrc with the times at which it is to be sung")
+    lyrics: str = Field(
+        "", max_length=100_000, description="plain text, or .lrc with the times at which it is to be sung"
+    )
     seconds: float = Field(10.0, gt=0, le=3600)
     song_seconds: float | None = Field(None, gt=0, description="length the song is told to have; default: seconds")
     seed: int = 0
@@ -87,11 +89,17 @@ def parse_requests(data: list, name: str = "song") -> tuple[list[Request], list[
         try:
             request = Request.model_validate({"id": f"{name}-{number:03d}", **entry})
         except ValidationError as error:
-            told = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']} (got {str(e['input'])[:50]!r})" for e in error.errors())
-            wrong.append(f"request {entry.get('id', number)}: {told}")
+            wrong.append(f"request {entry.get('id', number)}: {_mistakes(error)}")
             continue
         if request.id in good:
             wrong.append(f"request {number}: id {request.id!r} was used before; give each request its own")
         else:
             good[request.id] = request
     return list(good.values()), wrong
+
+
+def _mistakes(error: ValidationError) -> str:
+    """Each wrong setting: what is wrong with it, and what was given."""
+    return "; ".join(
+        f"{'.'.join(map(str, e['loc']))}: {e['msg']} (got {str(e['input'])[:50]!r})" for e in error.errors()
+    )

@@ -28,7 +28,7 @@ class Told:
 
 
 def window_starts(total: int, window: int, hop: int) -> list[int]:
-    """Where windows start: every `hop` codes, the last one moved back to end with the level. [0] if one window holds it all.
+    """Where windows start: every `hop` codes, the last one moved back to end with the level. [0] if one holds it all.
 
     window 8, hop 4, total 18   |----====|        known, new
                                     |----====|
@@ -46,8 +46,8 @@ def sample_level(
 ) -> Tensor:  # fmt: skip
     """Codes [B, T] of one level, T = `total`, beginning with `known` [B, K].
 
-    `upper` are the codes of the level above for at least the same time, `samples` the length of the song in audio samples
-    (what the timing is told; the level may end earlier).
+    `upper` are the codes of the level above for at least the same time, `samples` the length of the song in audio
+    samples (what the timing is told; the level may end earlier).
     """
     config, device = prior.config, next(prior.parameters()).device
     codes = torch.zeros(len(told), total, dtype=torch.long, device=device)
@@ -90,10 +90,8 @@ def conditions_at(
 ) -> dict:
     """The batch that conditions a window starting at code `start`, as the prior's `conditioning` wants it."""
     place = (samples, start * config.hop, config.window * config.hop)
-    batch: dict = {
-        "timing": torch.tensor([place] * len(told), device=device),
-        "conditions": {n: torch.from_numpy(np.stack([t.conditions[n] for t in told])).to(device) for n in config.labels},
-    }
+    names = {n: torch.from_numpy(np.stack([t.conditions[n] for t in told])).to(device) for n in config.labels}
+    batch: dict = {"timing": torch.tensor([place] * len(told), device=device), "conditions": names}
     if config.lyrics:
         rate, size = config.sample_rate, config.lyrics.tokens
         windows = [window_of_lyrics(t.tokens, t.words, *place, rate, size).ids for t in told]
@@ -101,7 +99,8 @@ def conditions_at(
     if config.upper:
         assert upper_BU is not None, f"the {config.level} level needs the codes above"
         assert start % config.upper.ratio == 0, f"a window at {start} starts inside a code of the level above"
-        batch["upper_codes"] = upper_window(upper_BU.to(device), start // config.upper.ratio, config.window // config.upper.ratio)
+        ratio = config.upper.ratio
+        batch["upper_codes"] = upper_window(upper_BU.to(device), start // ratio, config.window // ratio)
     return batch
 
 

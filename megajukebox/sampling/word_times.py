@@ -44,8 +44,8 @@ def over_words(attention_TN: np.ndarray, tokens: Tokens, words: Sequence[tuple[i
 def evidence(attention_TN: np.ndarray) -> np.ndarray:
     """How much more each code reads each word than codes do on average, [..., T, N] in nats.
 
-    Heads like some words (the first, the rare ones) whatever is sung; measured against the word's own mean, over the codes
-    whose window held it, that liking is gone, and 0 says "nothing special", which is what a pause should say.
+    Heads like some words (the first, the rare ones) whatever is sung; measured against the word's own mean, over the
+    codes whose window held it, that liking is gone, and 0 says "nothing special", which is what a pause should say.
     """
     seen = np.maximum((attention_TN > 0).sum(-2, keepdims=True), 1)
     mean = np.maximum(attention_TN.sum(-2, keepdims=True) / seen, 1e-20)
@@ -77,15 +77,15 @@ def beginning(gain_KN: np.ndarray) -> np.ndarray:
 
 
 def walk_gain(gain_KTN: np.ndarray) -> np.ndarray:
-    """What the best walk from the first word to the last gains, [K]; minus infinity if there are more words than codes."""
+    """What the best walk from the first word to the last gains, [K]; if the codes are too few, to any word."""
     best = beginning(gain_KTN[:, 0])
     for t in range(1, gain_KTN.shape[1]):
         best, _ = advance(best, gain_KTN[:, t])
-    return best[:, -2:].max(1)
+    return (best[:, -2:] if gain_KTN.shape[2] <= gain_KTN.shape[1] else best).max(1)
 
 
 def best_walk(gain_TN: np.ndarray, whole: bool = True) -> np.ndarray:
-    """The word that the best walk is at for each code, [T] int64; -1 in a pause. Not `whole`: it may end at any word."""
+    """The word at which the best walk is for each code, [T] int64; -1 in a pause. Not `whole`: it ends at any word."""
     best, came = beginning(gain_TN[:1]), []
     for gain in gain_TN[1:]:
         best, move = advance(best, gain[None])
@@ -98,12 +98,23 @@ def best_walk(gain_TN: np.ndarray, whole: bool = True) -> np.ndarray:
     return np.where(walk % 2 == 1, walk // 2, -1)
 
 
+def sung_walk(gain_TN: np.ndarray, whole: bool = True) -> np.ndarray:
+    """`best_walk` in which a pause is what gains less than half of what sung codes do.
+
+    Without that, chance readings that gain a little would draw a word out into the pause beside it.
+    """
+    walk = best_walk(gain_TN, whole)
+    sung = np.flatnonzero(walk >= 0)
+    typical = gain_TN[sung, walk[sung]].mean() if len(sung) else 0.0
+    return best_walk(gain_TN - max(0.0, typical / 2), whole)
+
+
 def monotonicity(attention_KTN: np.ndarray) -> np.ndarray:
     """How much better each head reads the words forwards than backwards, [K] in nats a code.
 
-    The gain of the best walk through the words, less that of the best walk through the same attention with time reversed.
-    A walk finds some gain in any noise, but as much in either direction: what does not follow the words scores about 0,
-    and so does what never moves.
+    The gain of the best walk through the words, less that of the best walk through the same attention with time
+    reversed. A walk finds some gain in any noise, but as much in either direction: what does not follow the words
+    scores about 0, and so does what never moves.
     """
     gain = evidence(attention_KTN)
     return (walk_gain(gain) - walk_gain(gain[:, ::-1])) / gain.shape[1]
@@ -116,7 +127,7 @@ def word_times(
 
     With `whole` all of them are sung, if there are codes enough; else those that the walk reaches.
     """
-    walk = best_walk(evidence(attention_TN), whole and len(words) <= len(attention_TN))
+    walk = sung_walk(evidence(attention_TN), whole and len(words) <= len(attention_TN))
     shares = attention_TN / np.maximum(attention_TN.sum(1, keepdims=True), 1e-20)
     sung = []
     for n in range(walk.max() + 1):
@@ -127,8 +138,6 @@ def word_times(
 
 
 def in_proportion(tokens: Tokens, words: Sequence[tuple[int, int]], seconds: float) -> np.ndarray:
-    """Start of each word in seconds, [N], if the tokens were sung evenly over the song: what an alignment has to beat."""
-    starts = [start for start, _ in tokens.spans]
-    return np.searchsorted(starts, [start for start, _ in words], side="right").clip(1) * seconds / len(starts) - (
-        seconds / len(starts)
-    )
+    """Start of each word, [N] seconds, if the tokens were sung evenly over the song: what an alignment has to beat."""
+    first = np.searchsorted([end for _, end in tokens.spans], [start for start, _ in words], side="right")
+    return first * seconds / len(tokens.spans)

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there: written aside, sealed by a manifest, renamed, and only then named `latest`."""
+"""Checkpoints, whole or not there: written aside, sealed by a manifest, renamed, and only then named `latest`."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ def partial(run: Path, step: int) -> Path:
 
 
 def seal(run: Path, step: int, state: dict, keep: int) -> Path:
-    """Make the written partial folder a checkpoint: state, manifest with sizes and checksums, rename, `latest`, retention.
+    """Make the partial folder a checkpoint: state, manifest with sizes and checksums, rename, `latest`, retention.
 
     Called by one process after every rank has written its part.
     """
@@ -56,7 +56,10 @@ def newest(run: Path) -> tuple[Path | None, list[str]]:
             return folder, rejected
         rejected.append(f"{folder.name}: {wrong}")
     if found or (run / "checkpoints" / "latest").exists():
-        raise ValueError(f"{run} has checkpoints but none is whole ({'; '.join(rejected) or 'all are missing'}); restore one, or start in another folder")
+        raise ValueError(
+            f"{run} has checkpoints but none is whole ({'; '.join(rejected) or 'all are missing'});"
+            " restore one, or start in another folder"
+        )
     return None, rejected
 
 

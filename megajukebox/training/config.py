@@ -1,4 +1,7 @@
-"""The one place that knows every part's settings: a preset (YAML), overridden by `key.sub=value`, checked before any GPU is touched."""
+"""The one place that knows every part's settings: a preset (YAML), overridden by `key.sub=value`.
+
+It is checked before any GPU is touched.
+"""
 
 from pathlib import Path
 
@@ -63,7 +66,7 @@ class TrainingSettings(Settings):
     decay: str = Field("constant", pattern="^(constant|linear|cosine)$")
     decay_floor: float = Field(0.0, ge=0, le=1, description="share of the peak learning rate at the last step")
     clip: int | None = Field(None, gt=0, description="audio samples in a training clip (vqvae only)")
-    bandwidth_seconds: float = Field(600, ge=0, description="audio measured to scale the losses; 0 keeps vqvae.bandwidth")
+    bandwidth_seconds: float = Field(600, ge=0, description="audio measured to scale losses; 0 keeps vqvae.bandwidth")
     held_out: float = Field(0.1, ge=0, lt=1, description="share of the songs kept for judging")
     held_out_batches: int = Field(8, ge=0)
     evaluate_every: int = Field(100, gt=0)
@@ -72,16 +75,20 @@ class TrainingSettings(Settings):
     keep: int = Field(3, gt=0, description="checkpoints kept")
     workers: int = Field(0, ge=0, description="processes that read ahead, per rank")
     prefetch: int = Field(2, gt=0, description="steps that each of them holds ready; bounds the memory")
-    data_timeout: float = Field(600, gt=0, description="seconds over one clip after which such a process counts as hung")
+    data_timeout: float = Field(
+        600, gt=0, description="seconds over one clip after which such a process counts as hung"
+    )
     block: int = Field(64, gt=0, description="shards whose clips are shuffled together")
-    clips_per_visit: int = Field(1, gt=0, description="neighbouring clips of a song read one after another: cheaper, less shuffled")
+    clips_per_visit: int = Field(
+        1, gt=0, description="neighbouring clips of a song read one after another: cheaper, less shuffled"
+    )
     bad_share: float = Field(0.01, ge=0, le=1, description="the run stops when more clips than this cannot be read")
     volume_db: float = Field(0, ge=0, le=24, description="vqvae only: random volume, up to this much up or down")
     eq_db: float = Field(0, ge=0, le=24, description="vqvae only: random tone curve, up to this much up or down")
 
 
 class AudioSettings(Settings):
-    sample_rate: int = Field(44100, ge=1000, le=192000)
+    sample_rate: int = Field(default=44100, ge=1000, le=192000)
 
 
 class Preset(Settings):
@@ -110,16 +117,17 @@ class Preset(Settings):
     def _check(self) -> "Preset":
         self._check_conditions()
         for level in self.levels:
-            for label in self.prior(level).labels:
-                if label not in self.conditions:
-                    raise ValueError(f"{level}.labels names {label!r}, which is not among conditions ({', '.join(self.conditions)})")
+            self._check_labels(level)
         upper = None
         for level in reversed(self.levels):
             self._check_level_above(level, upper)
             self._check_prior(level)
             upper = level
         if self.vqvae.sample_rate != self.audio.sample_rate:
-            raise ValueError(f"vqvae.sample_rate {self.vqvae.sample_rate} is not audio.sample_rate {self.audio.sample_rate}; give only the latter")
+            raise ValueError(
+                f"vqvae.sample_rate {self.vqvae.sample_rate} is not audio.sample_rate {self.audio.sample_rate};"
+                " give only the latter"
+            )
         unknown = set(self.training) - set(STAGES)
         if unknown:
             raise ValueError(f"training has unknown stages {sorted(unknown)}; stages are {', '.join(STAGES)}")
@@ -132,12 +140,22 @@ class Preset(Settings):
             if condition.bin_years > 1 and name != "year":
                 raise ValueError(f"conditions.{name}.bin_years is for year alone; leave it out")
 
+    def _check_labels(self, level: str) -> None:
+        for label in self.prior(level).labels:
+            if label not in self.conditions:
+                known = ", ".join(self.conditions)
+                raise ValueError(f"{level}.labels names {label!r}, which is not among conditions ({known})")
+
     def _check_level_above(self, level: str, upper: str | None) -> None:
         settings, hops = self.prior(level), self.vqvae.hops
         if (settings.upper is None) != (upper is None):
-            raise ValueError(f"{level}.upper must {'be left out: nothing is above it' if upper is None else f'describe how the {upper} codes are read'}")
+            wanted = f"describe how the {upper} codes are read" if upper else "be left out: nothing is above it"
+            raise ValueError(f"{level}.upper must {wanted}")
         if upper and settings.upper and settings.upper.ratio * hops[level] != hops[upper]:
-            raise ValueError(f"{level}.upper lengthens by {settings.upper.ratio}, but a {upper} code lasts {hops[upper] // hops[level]} {level} codes; set down and stride to match")
+            raise ValueError(
+                f"{level}.upper lengthens by {settings.upper.ratio}, but a {upper} code lasts"
+                f" {hops[upper] // hops[level]} {level} codes; set down and stride to match"
+            )
 
     def _check_prior(self, level: str) -> None:
         """A prior that cannot be built is refused now, not after the days that the stages before it train."""
@@ -189,7 +207,9 @@ def load_preset(name: str, overrides: list[str] | None = None) -> Preset:
         raise ValueError(f"preset {name!r} is neither a file nor one of {known}")
     settings = _read(path.read_text(), path.name)
     if not isinstance(settings, dict):
-        raise ValueError(f"{path.name} holds {_short(settings)}, not the settings of a preset; see {PRESETS.name}/tiny.yaml for one")
+        raise ValueError(
+            f"{path.name} holds {_short(settings)}, not the settings of a preset; see {PRESETS.name}/tiny.yaml for one"
+        )
     for setting in overrides or []:
         override(settings, setting)
     return validate(settings, path.name)
@@ -206,8 +226,11 @@ def validate(settings: dict, where: str) -> Preset:
     try:
         return Preset.model_validate(settings)
     except ValidationError as error:
-        lines = [f"{'.'.join(map(str, e['loc'])) or 'preset'}: {e['msg']} (got {_short(e['input'])})" for e in error.errors()]
-        raise ValueError(f"{where} is not a valid preset:\n  " + "\n  ".join(lines)) from None
+        lines = (
+            f"\n  {'.'.join(map(str, e['loc'])) or 'preset'}: {e['msg']} (got {_short(e['input'])})"
+            for e in error.errors()
+        )
+        raise ValueError(f"{where} is not a valid preset:{''.join(lines)}") from None
 
 
 def _short(value: object) -> str:

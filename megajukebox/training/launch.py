@@ -25,7 +25,10 @@ def world() -> World:
     found = next((names for names in SOURCES if all(n in os.environ for n in names)), None)
     here = World(*(int(os.environ[n]) for n in found)) if found else World(0, 0, 1)
     if here.size > 1 and not ("MASTER_ADDR" in os.environ and "MASTER_PORT" in os.environ):
-        raise ValueError(f"{here.size} processes were started by {found[0] if found else '?'} without MASTER_ADDR and MASTER_PORT; export both")
+        raise ValueError(
+            f"{here.size} processes were started by {found[0] if found else '?'} without MASTER_ADDR and MASTER_PORT;"
+            " export both"
+        )
     os.environ |= {"RANK": str(here.rank), "LOCAL_RANK": str(here.local_rank), "WORLD_SIZE": str(here.size)}
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     os.environ.setdefault("MASTER_PORT", str(_free_port()))

@@ -91,22 +91,29 @@ def resume(run: Run, task: Task, engine: parallel.Engine) -> int:
     return state["step"]
 
 
-def train_one_step(run: Run, task: Task, engine: parallel.Engine, batches: Iterator[list[dict]], stream: Batches, step: int) -> float:
+def train_one_step(
+    run: Run, task: Task, engine: parallel.Engine, batches: Iterator[list[dict]], stream: Batches, step: int
+) -> float:
     """Train step `step` (0-based), log it if it is due, and return its loss."""
     settings, started = run.settings, time.perf_counter()
     micro_batches = next(batches)
     waited = time.perf_counter() - started
-    # A seed for each step makes every draw inside the model a function of (seed, rank, step): no generator is ever saved.
+    # A seed for each step makes every draw inside the model a function of (seed, rank, step): no generator is saved.
     torch.manual_seed(int(philox(settings.seed, f"model/{run.rank}", step).random_raw()) % 2**63)
     share = rate(step, settings.steps, settings.warmup, settings.decay, settings.decay_floor)
     try:
         metrics = engine.step(micro_batches, share)
     except parallel.TrainingDiverged as error:
         run.log.event("diverged", step + 1, reason=str(error))
-        raise parallel.TrainingDiverged(f"{error} at step {step + 1} of {run.folder}; its last checkpoint is as it was") from None
+        where = f"at step {step + 1} of {run.folder}"
+        raise parallel.TrainingDiverged(f"{error} {where}; its last checkpoint is as it was") from None
     if (step + 1) % settings.log_every == 0 or step == 0:
         seconds = time.perf_counter() - started
-        heard = {"audio_seconds_per_second": task.audio_seconds / seconds, "stall_share": waited / seconds, **stream.report()}
+        heard = {
+            "audio_seconds_per_second": task.audio_seconds / seconds,
+            "stall_share": waited / seconds,
+            **stream.report(),
+        }
         speed = {"step_seconds": seconds, "data_seconds": waited, task.speed_name: task.units_per_step / seconds}
         run.log.metrics(step + 1, "train", metrics | heard | speed)
     return metrics["loss"]

@@ -1,4 +1,4 @@
-"""The only file that knows DeepSpeed: a model becomes an engine with `step`, `evaluate`, `save`, `load` and `weights`."""
+"""The only file that knows DeepSpeed: a model becomes an engine with `step`, `evaluate`, `save`, `load`, `weights`."""
 
 import contextlib
 import json
@@ -6,6 +6,7 @@ import logging
 import math
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import deepspeed
 import torch
@@ -17,6 +18,7 @@ from megajukebox.data.weights import Pending
 from megajukebox.training.launch import World, world
 
 DS_CONFIGS = Path(__file__).parent.parent.parent / "ds_configs"
+T = TypeVar("T")
 
 
 class TrainingDiverged(RuntimeError):
@@ -41,11 +43,13 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
-def from_rank_0(value: object) -> object:
-    """`value` of rank 0, on every rank."""
+def from_rank_0(value: T | None) -> T:
+    """`value` of rank 0, on every rank; the others may give None."""
     box = [value]
     dist.broadcast_object_list(box, 0)
-    return box[0]
+    found = box[0]
+    assert found is not None
+    return found
 
 
 def seed(number: int) -> None:
@@ -81,15 +85,18 @@ def read_ds_config(name: str) -> dict:
 
 
 def global_batch(ds_config: dict, size: int) -> tuple[int, int]:
-    """(samples per step over all ranks, samples per micro-batch). Raises ValueError if the file does not multiply out."""
-    micro, accumulation = ds_config.get("train_micro_batch_size_per_gpu"), ds_config.get("gradient_accumulation_steps", 1)
+    """(samples per step over all ranks, samples per micro-batch). ValueError if the file does not multiply out."""
+    micro = ds_config.get("train_micro_batch_size_per_gpu")
     if not micro:
         raise ValueError("the ds_config has no train_micro_batch_size_per_gpu")
-    total = ds_config.get("train_batch_size", micro * accumulation * size)
-    if total != micro * accumulation * size:
+    accumulation = ds_config.get("gradient_accumulation_steps", 1)
+    product = micro * accumulation * size
+    total = ds_config.get("train_batch_size", product)
+    if total != product:
         raise ValueError(
-            f"train_batch_size {total} is not train_micro_batch_size_per_gpu {micro} x gradient_accumulation_steps {accumulation}"
-            f" x {size} processes; set it to {micro * accumulation * size}, or leave it out"
+            f"train_batch_size {total} is not train_micro_batch_size_per_gpu {micro}"
+            f" x gradient_accumulation_steps {accumulation} x {size} processes;"
+            f" set it to {product}, or leave it out"
         )
     return total, micro
 
@@ -115,8 +122,9 @@ class Engine:
     """A model under ZeRO-0..3: the loop sees only steps and numbers."""
 
     def __init__(self, model: nn.Module, ds_config: dict):
-        if "activation_checkpointing" in ds_config and hasattr(model, "blocks"):
-            recompute_activations(model.blocks)
+        layers = getattr(model, "blocks", None)
+        if "activation_checkpointing" in ds_config and isinstance(layers, nn.ModuleList):
+            recompute_activations(layers)
         trained = [p for p in model.parameters() if p.requires_grad]
         self.engine, *_ = deepspeed.initialize(model=model, model_parameters=trained, config=ds_config)
         self.peak_rates = [group["lr"] for group in self.engine.optimizer.param_groups]
@@ -163,8 +171,11 @@ class Engine:
         return self._average({"loss": loss, **metrics})
 
     def _placed(self, batch: dict) -> dict:
-        move = lambda value: value.to(self.device) if isinstance(value, Tensor) else value  # noqa: E731
-        return {k: {n: move(v) for n, v in value.items()} if isinstance(value, dict) else move(value) for k, value in batch.items()}
+        """`batch` with its tensors on this rank's device; the conditions are a dict within it."""
+        return {name: self._placed(v) if isinstance(v, dict) else self._moved(v) for name, v in batch.items()}
+
+    def _moved(self, value: object) -> object:
+        return value.to(self.device) if isinstance(value, Tensor) else value
 
     def _average(self, metrics: dict[str, Tensor]) -> dict[str, float]:
         values = torch.stack([m.detach().float().reshape(()) for m in metrics.values()])
@@ -186,7 +197,8 @@ class Engine:
 
         Making one is a collective: every rank makes all of them, in this order.
         """
-        found = {name: self._pending(p, torch.float32, shared=self.stage == 3) for name, p in self.module.named_parameters()}
+        parameters, shared = self.module.named_parameters(), self.stage == 3
+        found = {name: self._pending(p, torch.float32, shared) for name, p in parameters}
         return found | {name: self._pending(b, b.dtype, shared=False) for name, b in self.module.named_buffers()}
 
     @staticmethod

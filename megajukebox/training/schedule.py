@@ -6,8 +6,8 @@ import math
 def rate(step: int, steps: int, warmup: int = 0, decay: str = "constant", floor: float = 0.0) -> float:
     """Share (0..1] of the peak learning rate at `step` (0-based) of `steps`.
 
-    Linear warm-up over `warmup` steps (the first step is already above 0, unlike Jukebox's), then constant, linear or cosine
-    decay to `floor` at the last step.
+    Linear warm-up over `warmup` steps (the first step is already above 0, unlike Jukebox's), then constant, linear or
+    cosine decay to `floor` at the last step.
     """
     if step < warmup:
         return (step + 1) / (warmup + 1)

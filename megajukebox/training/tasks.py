@@ -62,7 +62,9 @@ class Task:
         size, place = self.reading.micro_batch, self.reading.place
         limit = self.settings.held_out_batches * size * place.size
         on_bad = self.reading.on_bad
-        return held_out_batches(self.source, micro_batch=size, rank=place.rank, world=place.size, limit=limit, on_bad=on_bad)
+        return held_out_batches(
+            self.source, micro_batch=size, rank=place.rank, world=place.size, limit=limit, on_bad=on_bad
+        )
 
     def stream_state(self, next_step: int) -> dict[str, object]:
         """Where the stream stands before `next_step`: holds for any number of ranks."""
@@ -90,8 +92,9 @@ def vqvae_task(preset: Preset, songs: ShardSet, settings: TrainingSettings, read
             f"{songs.folder} holds {songs.index['kind']} at {rate} Hz, preset {preset.name!r} wants songs at"
             f" {preset.audio.sample_rate} Hz; prepare them with --preset {preset.name}"
         )
-    if settings.clip is None or settings.clip % max(preset.vqvae.hops.values()):
-        raise ValueError(f"training.vqvae.clip {settings.clip} is not a multiple of the top hop {max(preset.vqvae.hops.values())}")
+    top_hop = max(preset.vqvae.hops.values())
+    if settings.clip is None or settings.clip % top_hop:
+        raise ValueError(f"training.vqvae.clip {settings.clip} is not a multiple of the top hop {top_hop}")
     clips = SongClips(songs, settings.clip, settings.held_out, augment=Augment(settings.volume_db, settings.eq_db))
     config = preset.vqvae
     if settings.bandwidth_seconds:
@@ -105,7 +108,7 @@ def vqvae_task(preset: Preset, songs: ShardSet, settings: TrainingSettings, read
 
 
 def measure_bandwidth(clips: SongClips, config: VQVAEConfig, settings: TrainingSettings) -> Bandwidth:
-    """The scale of the first `bandwidth_seconds` of the training order: what the losses are divided by (spec section 3)."""
+    """The scale of the first `bandwidth_seconds` of the training order: what losses are divided by (spec section 3)."""
     number = max(1, int(settings.bandwidth_seconds * config.sample_rate / clips.clip))
     order = Order(clips.clips("train"), clips.shard_of_song, settings.seed)
     x_NT = torch.from_numpy(np.stack(first_clips(clips, order, min(number, order.clips))))
@@ -155,11 +158,18 @@ def check_codes(preset: Preset, codes: ShardSet) -> None:
     """The code shards must be those of a VQ-VAE of this preset's shape."""
     if codes.index["kind"] != "codes":
         raise ValueError(f"{codes.folder} holds {codes.index['kind']}, a prior trains on codes; run encode first")
-    ours = {"sample_rate": preset.audio.sample_rate, "hops": preset.vqvae.hops, "codes": dict.fromkeys(preset.levels, preset.vqvae.codes)}
+    ours = {
+        "sample_rate": preset.audio.sample_rate,
+        "hops": preset.vqvae.hops,
+        "codes": dict.fromkeys(preset.levels, preset.vqvae.codes),
+    }
     theirs = {"sample_rate": codes.index["sample_rate"], **{k: codes.index["vqvae"][k] for k in ("hops", "codes")}}
     for name, value in ours.items():
         if theirs[name] != value:
-            raise ValueError(f"{codes.folder} has {name} {theirs[name]}, preset {preset.name!r} has {value}; use the preset that the codes were made with")
+            raise ValueError(
+                f"{codes.folder} has {name} {theirs[name]}, preset {preset.name!r} has {value};"
+                " use the preset that the codes were made with"
+            )
 
 
 def vocabulary(preset: Preset, codes: ShardSet, name: str) -> Vocabulary:
@@ -184,5 +194,8 @@ def years(settings: ConditionSettings, first: int, last: int) -> Vocabulary:
 
 def lyrics_tokenizer(codes: ShardSet) -> LyricsTokenizer:
     if not codes.index["lyrics_model"]:
-        raise ValueError(f"{codes.folder} has no lyrics model (no song came with lyrics), but the preset's prior reads lyrics; override lyrics=null and the schedule, or add lyrics")
+        raise ValueError(
+            f"{codes.folder} has no lyrics model (no song came with lyrics), but the preset's prior reads lyrics;"
+            " override lyrics=null and the schedule, or add lyrics"
+        )
     return SentencePieceTokenizer(codes.folder / codes.index["lyrics_model"]["name"])
