@@ -205,7 +205,7 @@ def test_demo_songs_are_made_and_float_wav_keeps_them(tmp_path):
     ("options", "said"),
     [
         ({"bits": 20}, "bits is 20; choose 16 or 24"),
-        ({"preset": "nope", "sample_rate": None}, "preset 'nope' does not exist"),
+        ({"preset": "nope", "sample_rate": None}, "preset 'nope' is neither a file"),
         ({"songs_per_shard": 0}, "songs_per_shard is 0; choose at least 1"),
         ({"min_seconds": 9999}, "min_seconds is 9999; choose 0 or more, below max_seconds 3600"),
     ],

@@ -1,4 +1,4 @@
-"""megajukebox shards: damage of every kind is found and named, exit statuses tell, statistics and their picture come."""
+"""megajukebox shards: damage of every kind is found and named, exit statuses tell, statistics are drawn."""
 
 import io
 import json

@@ -14,6 +14,7 @@ from megajukebox.data.vocabulary import Vocabulary
 from megajukebox.data.weights import FACTS, read_facts, save_weights
 from megajukebox.interop.checkpoints import Reader, read_checkpoints
 from megajukebox.interop.planning import FOLDERS, Part, converted, plan
+from megajukebox.interop.released import like_released_prior
 from megajukebox.models.prior import PriorConfig
 from megajukebox.models.vqvae import VQVAEConfig
 
@@ -77,6 +78,7 @@ def _write(parts: list[Part], to: Path, names: Mapping[str, dict[str, Vocabulary
             if part.name in names:
                 lists = {name: list(vocabulary.names) for name, vocabulary in names[part.name].items()}
                 write_whole(partial / part.folder / VOCABULARIES, json.dumps(lists, ensure_ascii=False).encode())
+            _save_alignment(part, partial / part.folder)
         to.mkdir(parents=True, exist_ok=True)
         for part in parts:
             os.replace(partial / part.folder, to / part.folder)
@@ -96,6 +98,15 @@ def _save(part: Part, folder: Path, vqvae: str | None) -> str:
         facts |= {"tokenizer": f"jukebox_{text_version(config)}"} if config.lyrics else {}
     kind = "vqvae" if isinstance(config, VQVAEConfig) else "prior"
     return save_weights(folder, kind, config, converted(part, Reader(checkpoint)), checkpoint.step, **facts)
+
+
+def _save_alignment(part: Part, folder: Path) -> None:
+    """The (layer, head) that is known to follow the lyrics, where the file or the released model it is like names one."""
+    if isinstance(part.config, PriorConfig) and part.config.lyrics:
+        known = {**like_released_prior(part.checkpoint.shapes, part.checkpoint.level), **part.checkpoint.hps}
+        if known.get("alignment_layer") is not None:
+            pair = {"layer": known["alignment_layer"], "head": known["alignment_head"]}
+            write_whole(folder / "alignment.json", json.dumps(pair).encode())
 
 
 def label_version(config: PriorConfig) -> Version:
