@@ -21,7 +21,7 @@ from megajukebox.data.shards import ShardSet
 from megajukebox.training import parallel
 from megajukebox.training.config import STAGES, Preset, TrainingSettings, dump, load_preset
 from megajukebox.training.loop import Run, train
-from megajukebox.training.tasks import Reading, Task, prior_task, vqvae_task
+from megajukebox.training.tasks import Reading, Task, piped_task, prior_task, vqvae_task
 
 
 def main(
@@ -61,7 +61,7 @@ def run_stage(preset: Preset, stage: str, data: str, remote: Remote, out: Path, 
     total, micro = parallel.global_batch(ds_config, place.size)
     run = Run(out, settings, place.rank, stop_after)
     reading = Reading(place, total, micro, on_bad=run.log.skip)
-    task = task_of(preset, stage, ShardSet(data, remote), settings, reading)
+    task = task_of(preset, stage, data, remote, settings, reading)
     if place.rank == 0:
         write_run_folder(out, preset, stage, task, ds_config)
     parallel.seed(settings.seed)
@@ -70,10 +70,20 @@ def run_stage(preset: Preset, stage: str, data: str, remote: Remote, out: Path, 
     return train(run, task, parallel.Engine(model, ds_config))
 
 
-def task_of(preset: Preset, stage: str, shards: ShardSet, settings: TrainingSettings, reading: Reading) -> Task:
+def task_of(
+    preset: Preset, stage: str, data: str, remote: Remote, settings: TrainingSettings, reading: Reading
+) -> Task:
+    if stage == "vqvae" and settings.mode == "stream" and not has_index(data):
+        return piped_task(preset, data, remote.allow_pipe, settings, reading)
+    shards = ShardSet(data, remote)
     if stage == "vqvae":
         return vqvae_task(preset, shards, settings, reading)
     return prior_task(preset, stage, shards, settings, reading)
+
+
+def has_index(data: str) -> bool:
+    """A folder, which mode=stream is not for: it wants tars."""
+    return Path(data).is_dir()
 
 
 def write_run_folder(out: Path, preset: Preset, stage: str, task: Task, ds_config: dict) -> None:

@@ -24,16 +24,7 @@ from megajukebox.data.shards import Sample, ShardSet, write_shard
 from megajukebox.data.windows import CodeWindows, names_of, read_codes
 
 SECONDS = 20  # of one input; more is a hang
-EXTREMES = [
-    b"\x00" * 8,
-    b"\xff" * 8,
-    b"\x7f\xff\xff\xff",
-    b"\x80\x00\x00\x00",
-    b"-1",
-    b"99999999999999999999",
-    b"../",
-    b"\n",
-]
+EXTREMES = [b"\x00" * 8, b"\xff" * 8, b"\x7f\xff\xff\xff", b"\x80\x00\x00\x00", b"-1", b"9" * 20, b"../", b"\n"]
 TEXTS = [b"null", b"-1", b"1e999", b"[]", b"{}", b'"../../x"', b"[" * 5000, b"18446744073709551615", b"true", b"\xff"]
 
 
@@ -123,14 +114,12 @@ class Corpus:
             expected(lambda: Order(SongClips(shards, CLIP).clips("train"), shards.songs["shard"], 0).locate(0))
 
     def facts(self, dice: random.Random) -> None:
+        """A song's JSON whose checksum is right."""
         data = mutated(self.songs.read_member(0, "json"), dice, texts=True)
-        shard = self.folder / "facts"
-        shard.mkdir(exist_ok=True)
-        write_shard(shard / "songs-000000.tar", [Sample(key(0), 3000, {"json": data, "flac": b"x"})])
-        expected(lambda: write_index(shard, ["songs-000000.tar"], kind="songs", sample_rate=RATE, made_by=MADE_BY))
-        if (shard / "index.json").exists():
-            told = expected(lambda: ShardSet(shard).read_facts(0))
-            [names_of(told, name) for name in ("artist", "genres", "year") if told is not None]
+        shards = ShardSet(self.songs.folder)
+        shards.read_member = lambda row, member: data  # type: ignore[method-assign]
+        told = expected(lambda: shards.read_facts(0))
+        [names_of(told, name) for name in ("artist", "genres", "year") if told is not None]
 
     def array(self, dice: random.Random) -> None:
         data = mutated(npy(np.arange(200, dtype=np.uint16)), dice)
@@ -150,7 +139,7 @@ def read_song(shards: ShardSet, kind: type, song: int) -> None:
 
 def each(read_one: Callable[[int], None], songs: range) -> None:
     for song in songs:
-        expected(lambda: read_one(song))
+        expected(lambda song=song: read_one(song))
 
 
 def expected(work: Callable):  # type: ignore[type-arg, no-untyped-def]

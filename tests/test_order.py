@@ -19,7 +19,8 @@ def orders(draw: st.DrawFn) -> Order:
     songs = draw(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 9)), min_size=1, max_size=60))
     shard, clips = np.array(songs).T
     clips[0] += 1
-    return Order(clips, np.sort(shard), seed=draw(st.integers(0, 2**31)), block=draw(st.integers(1, 5)))
+    seed, block, visit = draw(st.integers(0, 2**31)), draw(st.integers(1, 5)), draw(st.sampled_from([1, 1, 2, 3, 20]))
+    return Order(clips, np.sort(shard), seed, block, visit)
 
 
 def every_clip(order: Order) -> list[tuple[int, int]]:
@@ -47,9 +48,8 @@ def test_any_cut_and_any_other_world_continue_the_same_order(order: Order, befor
     steps = 7
     worlds = [before] * cut + [after] * (steps - cut)
     shared = [p for t, world in enumerate(worlds) for r in range(world) for p in slots(t, r, world, GLOBAL_BATCH)]
-    resumed = Order(
-        order.clips_per_song, order_shards(order), order.seed, order.block
-    )  # knows nothing of the first half
+    # it knows nothing of the first half
+    resumed = Order(order.clips_per_song, order_shards(order), order.seed, order.block, order.visit)
     seen = [(order if p < cut * GLOBAL_BATCH else resumed).locate(p) for p in shared]
     assert seen == [order.locate(p) for p in range(steps * GLOBAL_BATCH)]
 
@@ -80,6 +80,25 @@ def test_epochs_and_seeds_have_orders_of_their_own() -> None:
     first, other = (Order(np.full(30, 4), np.arange(30) // 5, seed=seed) for seed in (0, 1))
     epochs = [[order.locate(e * 120 + i)[1:] for i in range(120)] for order in (first, other) for e in (0, 1)]
     assert all(a != b for n, a in enumerate(epochs) for b in epochs[:n])
+
+
+def test_the_clips_of_a_visit_follow_each_other_and_visits_are_shuffled() -> None:
+    order = Order(np.full(30, 7), np.arange(30) // 10, seed=4, visit=3)
+    seen = [order.locate(p)[1:] for p in range(order.clips)]
+    begun = [i for i, (_, clip) in enumerate(seen) if clip % 3 == 0]
+    for first, end in zip(begun, [*begun[1:], len(seen)]):
+        song, clip = seen[first]
+        assert seen[first:end] == [(song, c) for c in range(clip, min(clip + 3, 7))]
+    assert len(begun) == 30 * 3 and begun != sorted(begun, key=lambda i: seen[i])
+
+
+def test_the_shards_needed_soon_are_those_of_this_block_and_the_next() -> None:
+    order = Order(np.full(40, 3), np.arange(40) // 2, seed=1, block=4)
+    for position in range(0, 2 * order.clips, 7):
+        soon = order.shards_from(order.block_at(position))
+        assert order.locate(position)[1] // 2 in soon[:4] and len(soon) <= 8
+        if position + 24 < order.clips:
+            assert order.locate(position + 24)[1] // 2 in soon
 
 
 def test_clips_of_a_song_are_spread_over_the_epoch() -> None:

@@ -17,7 +17,7 @@ from megajukebox.sampling.jukebox import Jukebox
 from megajukebox.sampling.requests import Request
 
 STAGES = ("vqvae", "top_prior", "middle_upsampler", "bottom_upsampler")
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("pipeline")]  # one worker trains it once
 
 
 def run(*command: str, expect: int = 0) -> str:

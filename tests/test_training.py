@@ -17,7 +17,7 @@ from megajukebox.monitoring.metrics import read_lines
 from megajukebox.training import checkpoint
 
 TRAIN = str(Path(megajukebox.__file__).parent / "train.py")
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("pipeline")]  # one worker trains it once
 
 
 def command(pipeline: Path, out: Path, ranks: int, *more: str) -> list[str]:

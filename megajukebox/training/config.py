@@ -78,6 +78,7 @@ class TrainingSettings(Settings):
     data_timeout: float = Field(
         600, gt=0, description="seconds over one clip after which such a process counts as hung"
     )
+    mode: str = Field("indexed", pattern="^(indexed|stream)$", description="stream: song tars without an index")
     block: int = Field(64, gt=0, description="shards whose clips are shuffled together")
     clips_per_visit: int = Field(
         1, gt=0, description="neighbouring clips of a song read one after another: cheaper, less shuffled"

@@ -12,6 +12,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from megajukebox.data.order import philox
+from megajukebox.data.piped import PipedBatches
 from megajukebox.data.stream import Batches
 from megajukebox.data.weights import save_weights
 from megajukebox.monitoring.metrics import RunLog
@@ -92,7 +93,12 @@ def resume(run: Run, task: Task, engine: parallel.Engine) -> int:
 
 
 def train_one_step(
-    run: Run, task: Task, engine: parallel.Engine, batches: Iterator[list[dict]], stream: Batches, step: int
+    run: Run,
+    task: Task,
+    engine: parallel.Engine,
+    batches: Iterator[list[dict]],
+    stream: Batches | PipedBatches,
+    step: int,
 ) -> float:
     """Train step `step` (0-based), log it if it is due, and return its loss."""
     settings, started = run.settings, time.perf_counter()

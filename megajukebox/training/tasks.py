@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import count, islice
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from megajukebox.data.clips import SongClips
 from megajukebox.data.loading import ReadAhead
 from megajukebox.data.lyrics import LyricsTokenizer, SentencePieceTokenizer
 from megajukebox.data.order import Order
+from megajukebox.data.piped import Piped, PipedBatches
 from megajukebox.data.provenance import made_by
 from megajukebox.data.shards import ShardSet
 from megajukebox.data.stream import Batches, OnBad, Source, held_out_batches, readable
@@ -44,7 +45,7 @@ class Task:
     kind: str  # vqvae or prior, as in model.json
     config: BaseModel
     build: Callable[[], nn.Module]
-    source: Source
+    source: Source | Piped
     settings: TrainingSettings
     reading: Reading
     units_per_step: float
@@ -53,12 +54,14 @@ class Task:
     facts: dict[str, Any]
     files: dict[str, bytes] = field(default_factory=dict)  # what the run folder keeps beside the weights
 
-    def batches(self, first_step: int) -> Batches:
+    def batches(self, first_step: int) -> Batches | PipedBatches:
         """Lists of micro-batches, one list a step, from `first_step` on."""
         return self._stream(first_step)
 
     def held_out(self) -> Iterable[dict]:
-        """The same few batches of held-out songs each time."""
+        """The same few batches of held-out songs each time; none of a pipe, which cannot be asked for certain songs."""
+        if isinstance(self.source, Piped):
+            return []
         size, place = self.reading.micro_batch, self.reading.place
         limit = self.settings.held_out_batches * size * place.size
         on_bad = self.reading.on_bad
@@ -74,44 +77,76 @@ class Task:
         """Raises ValueError if a checkpoint was trained on another order of clips."""
         self._stream(0).check_state(state)
 
-    def _stream(self, first_step: int) -> Batches:
+    def _stream(self, first_step: int) -> Batches | PipedBatches:
         reading, settings = self.reading, self.settings
-        return Batches(
-            self.source, seed=settings.seed, global_batch=reading.global_batch, micro_batch=reading.micro_batch,
-            rank=reading.place.rank, world=reading.place.size, first_step=first_step, on_bad=reading.on_bad,
-            ahead=ReadAhead(settings.workers, settings.prefetch, settings.data_timeout), bad_share=settings.bad_share,
-            block=settings.block, visit=settings.clips_per_visit,
-        )  # fmt: skip
+        common: dict[str, Any] = {
+            "seed": settings.seed, "global_batch": reading.global_batch, "micro_batch": reading.micro_batch,
+            "rank": reading.place.rank, "world": reading.place.size, "first_step": first_step,
+            "ahead": ReadAhead(settings.workers, settings.prefetch, settings.data_timeout),
+            "on_bad": reading.on_bad, "bad_share": settings.bad_share,
+        }  # fmt: skip
+        if isinstance(self.source, Piped):
+            return PipedBatches(self.source, **common)
+        return Batches(self.source, **common, block=settings.block, visit=settings.clips_per_visit)
 
 
 def vqvae_task(preset: Preset, songs: ShardSet, settings: TrainingSettings, reading: Reading) -> Task:
     """The VQ-VAE on clips of `songs`. Raises ValueError if their sample rate is not the preset's."""
+    if settings.mode == "stream":
+        raise ValueError(f"{songs.source} has an index; leave out training.vqvae.mode=stream to use it")
     rate = songs.index["sample_rate"]
     if songs.index["kind"] != "songs" or rate != preset.audio.sample_rate:
         raise ValueError(
             f"{songs.folder} holds {songs.index['kind']} at {rate} Hz, preset {preset.name!r} wants songs at"
             f" {preset.audio.sample_rate} Hz; prepare them with --preset {preset.name}"
         )
-    top_hop = max(preset.vqvae.hops.values())
-    if settings.clip is None or settings.clip % top_hop:
-        raise ValueError(f"training.vqvae.clip {settings.clip} is not a multiple of the top hop {top_hop}")
-    clips = SongClips(songs, settings.clip, settings.held_out, augment=Augment(settings.volume_db, settings.eq_db))
-    config = preset.vqvae
+    clips = SongClips(songs, clip_of(preset, settings), settings.held_out, augment=augment_of(settings))
+    return audio_task(preset, clips, songs.fingerprint, settings, reading)
+
+
+def piped_task(preset: Preset, urls: str, allow_pipe: bool, settings: TrainingSettings, reading: Reading) -> Task:
+    """The VQ-VAE on tars without an index, read as they come; it resumes only statistically."""
+    piped = Piped(
+        urls, preset.audio.sample_rate, clip_of(preset, settings), settings.held_out, settings.clips_per_visit,
+        augment=augment_of(settings), allow_pipe=allow_pipe,
+    )  # fmt: skip
+    return audio_task(preset, piped, urls, settings, reading)
+
+
+def audio_task(
+    preset: Preset, clips: SongClips | Piped, songs: str, settings: TrainingSettings, reading: Reading
+) -> Task:
+    config, rate = preset.vqvae, preset.audio.sample_rate
     if settings.bandwidth_seconds:
         config = config.model_copy(update={"bandwidth": measure_bandwidth(clips, config, settings)})
     return Task(
         kind="vqvae", config=config, build=lambda: VQVAE(config), source=clips, settings=settings, reading=reading,
-        units_per_step=reading.global_batch * settings.clip / rate, speed_name="audio_seconds_per_second",
-        audio_seconds=reading.global_batch * settings.clip / rate,
-        facts={"sample_rate": rate, "preset": preset.name, "songs": songs.fingerprint, "made_by": made_by()},
+        units_per_step=reading.global_batch * clips.clip / rate, speed_name="audio_seconds_per_second",
+        audio_seconds=reading.global_batch * clips.clip / rate,
+        facts={"sample_rate": rate, "preset": preset.name, "songs": songs, "made_by": made_by()},
     )  # fmt: skip
 
 
-def measure_bandwidth(clips: SongClips, config: VQVAEConfig, settings: TrainingSettings) -> Bandwidth:
+def clip_of(preset: Preset, settings: TrainingSettings) -> int:
+    top_hop = max(preset.vqvae.hops.values())
+    if settings.clip is None or settings.clip % top_hop:
+        raise ValueError(f"training.vqvae.clip {settings.clip} is not a multiple of the top hop {top_hop}")
+    return settings.clip
+
+
+def augment_of(settings: TrainingSettings) -> Augment:
+    return Augment(settings.volume_db, settings.eq_db)
+
+
+def measure_bandwidth(clips: SongClips | Piped, config: VQVAEConfig, settings: TrainingSettings) -> Bandwidth:
     """The scale of the first `bandwidth_seconds` of the training order: what losses are divided by (spec section 3)."""
     number = max(1, int(settings.bandwidth_seconds * config.sample_rate / clips.clip))
-    order = Order(clips.clips("train"), clips.shard_of_song, settings.seed)
-    x_NT = torch.from_numpy(np.stack(first_clips(clips, order, min(number, order.clips))))
+    if isinstance(clips, Piped):
+        first = PipedBatches(clips, seed=settings.seed, global_batch=1, micro_batch=1, bad_share=settings.bad_share)
+        x_NT = torch.cat([step[0]["audio"][:, :, 0] for step in islice(first, number)])
+    else:
+        order = Order(clips.clips("train"), clips.shard_of_song, settings.seed)
+        x_NT = torch.from_numpy(np.stack(first_clips(clips, order, min(number, order.clips))))
     spectral = torch.stack([config.loss.stft.magnitude(x[None]).norm() for x in x_NT]).mean()
     return Bandwidth(l2=float(x_NT.var(correction=0)), l1=float(x_NT.abs().mean()), spectral=float(spectral))
 

@@ -1,0 +1,83 @@
+"""Plain streaming of tars without an index: clips come for ever, damage is skipped, a resume is statistical only."""
+
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from little_sets import CLIP, RATE, write_songs
+from shard_server import serving
+
+from megajukebox.data.loading import ReadAhead
+from megajukebox.data.piped import Piped, PipedBatches
+
+
+@pytest.fixture(scope="module")
+def songs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_songs(tmp_path_factory.mktemp("sets") / "songs")
+
+
+def stream(urls: object, **changed: Any) -> PipedBatches:
+    piped = {name: changed.pop(name) for name in ("allow_pipe", "held_out", "buffer_bytes") if name in changed}
+    settings = {"seed": 3, "global_batch": 8, "micro_batch": 4, **changed}
+    return PipedBatches(Piped(str(urls), RATE, CLIP, **piped), **settings)
+
+
+def steps(batches: PipedBatches, count: int) -> list[torch.Tensor]:
+    return [torch.cat([batch["audio"] for batch in step]) for step in islice(batches, count)]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_clips_of_tars_come_without_an_index(songs: Path, workers: int) -> None:
+    read = steps(stream(songs / "songs-{000000..000002}.tar", ahead=ReadAhead(workers)), 10)
+    assert len(read) == 10 and all(step.shape == (8, CLIP, 1) and step.isfinite().all() for step in read)
+    assert len({float(clip[0]) for step in read for clip in step}) > 40
+
+
+def test_ranks_read_clips_of_their_own_and_a_seed_repeats_them(songs: Path) -> None:
+    urls = songs / "songs-{000000..000002}.tar"
+    first, again, other = (steps(stream(urls, world=2, rank=rank), 4) for rank in (0, 0, 1))
+    assert all(map(torch.equal, first, again)) and not any(map(torch.equal, first, other))
+
+
+def test_http_and_commands_are_read_as_they_come(songs: Path) -> None:
+    with serving(songs) as server:
+        assert len(steps(stream(f"{server.url}/songs-{{000000..000002}}.tar"), 3)) == 3
+    command = f"pipe:cat {songs}/songs-{{000000..000002}}.tar"
+    with pytest.raises(ValueError, match="would run a command; give --allow-pipe"):
+        stream(command)
+    assert len(steps(stream(command, allow_pipe=True), 3)) == 3
+
+
+def test_broken_tars_are_skipped_and_named(songs: Path, tmp_path: Path) -> None:
+    for shard in songs.glob("*.tar"):
+        (tmp_path / shard.name).write_bytes(shard.read_bytes())
+    cut = tmp_path / "songs-000001.tar"
+    cut.write_bytes(cut.read_bytes()[:50_000])
+    (tmp_path / "songs-000002.tar").write_bytes(b"\x00\xff" * 5000)
+    named: set[str] = set()
+    batches = stream(
+        tmp_path / "songs-{000000..000003}.tar", bad_share=1.0, on_bad=lambda shard, key, reason: named.add(shard)
+    )
+    assert len(steps(batches, 12)) == 12
+    assert named == {"songs-000001.tar", "songs-000002.tar", "songs-000003.tar"} and batches.skips()
+    with pytest.raises(ValueError, match="no clip came out of the last"):
+        steps(stream(tmp_path / "songs-000002.tar"), 1)
+
+
+def test_its_state_says_that_a_resume_is_statistical_only(songs: Path) -> None:
+    batches = stream(songs / "songs-000000.tar")
+    steps(batches, 2)
+    state = batches.state()
+    assert state["resume"] == "statistical only" and state["next_step"] == 2
+    resumed = stream(songs / "songs-000000.tar")
+    resumed.resume(state)
+    assert resumed.next_step == 2 and len(steps(resumed, 1)) == 1
+    with pytest.raises(ValueError, match="of an indexed set"):
+        resumed.check_state({"version": 1, "next_step": 2})
+
+
+def test_held_out_songs_never_come(songs: Path) -> None:
+    with pytest.raises(ValueError, match="no clip came out of the last"):
+        steps(stream(songs / "songs-000000.tar", held_out=1.0), 1)
