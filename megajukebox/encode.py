@@ -24,7 +24,7 @@ from megajukebox.data.audio import downmix, read_slice
 from megajukebox.data.files import write_whole
 from megajukebox.data.indexing import write_index
 from megajukebox.data.provenance import made_by
-from megajukebox.data.remote import DEFAULT_CACHE, Remote
+from megajukebox.data.remote import DEFAULT_CACHE, Remote, StopRun
 from megajukebox.data.shards import Sample, ShardSet, finished_shard, write_shard
 from megajukebox.data.weights import load_into, read_facts
 from megajukebox.models.long_audio import encode_long
@@ -47,8 +47,8 @@ def main(
 ) -> None:
     """Encode song shards. Restartable; the result does not depend on how the work is split."""
     try:
-        encode(ShardSet(songs, Remote(cache, allow_pipe=allow_pipe)), vqvae, out, mix, chunk_seconds, part)
-    except ValueError as error:
+        encode(ShardSet(songs, Remote(cache, lost="stop", allow_pipe=allow_pipe)), vqvae, out, mix, chunk_seconds, part)
+    except (ValueError, StopRun) as error:
         raise SystemExit(f"encode: {error}") from error
 
 
@@ -116,7 +116,7 @@ def encoded_songs(
     for row in range(shard["first"], shard["first"] + shard["songs"]):
         try:
             yield encode_song(model, songs, row, mix, chunk_seconds)
-        except (ValueError, OSError, MemoryError) as error:
+        except ValueError as error:  # a disk or server that fails is not the song's fault: that ends the run
             refused[songs.key(row)] = str(error)
 
 

@@ -49,7 +49,7 @@ def hang() -> None:
 
 
 def test_a_worker_that_hangs_is_named_with_what_it_reads(songs: Path) -> None:
-    stream = batches(Trapped(songs, 7, hang), ahead=ReadAhead(2, timeout=0.8))
+    stream = batches(Trapped(songs, 7, hang), ahead=ReadAhead(1, timeout=0.8))
     with pytest.raises(
         ValueError, match=r"worker \d \(pid \d+\) has been reading song-07 in songs-000001.tar at position"
     ):

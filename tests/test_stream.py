@@ -3,12 +3,15 @@
 import json
 import shutil
 from collections.abc import Iterator
+from functools import cache
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from little_sets import (
     CLIP,
     GLOBAL_BATCH,
@@ -104,6 +107,30 @@ def test_resuming_at_any_step_on_any_world_continues_the_same_order(codes: Path,
         resumed.resume(state)
         rest.append(steps(resumed, 8 - cut))
     assert same([torch.cat(parts) for parts in zip(*rest)], whole[cut:])
+
+
+@given(st.sampled_from([1, 2, 3, 4, 8]), st.sampled_from([1, 2, 3, 4, 8]), st.integers(0, 3), st.integers(0, 8))
+@settings(deadline=None, max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_worlds_workers_and_cut_give_every_clip_once_an_epoch(
+    codes: Path, before: int, after: int, workers: int, cut: int
+) -> None:
+    """24 clips a step, so that all the worlds divide it; eight steps are three epochs of uneven shards."""
+    source = CodeWindows(ShardSet(codes), "top", 8)
+    first = [batches(source, before, rank, global_batch=24) for rank in range(before)]
+    read = [torch.cat(step) for step in zip(*(steps(stream, cut) for stream in first))]
+    state = json.loads(json.dumps(first[0].state()))
+    rest = []
+    for rank in range(after):
+        resumed = batches(source, after, rank, global_batch=24, ahead=ReadAhead(workers if rank == after - 1 else 0))
+        resumed.resume(state)
+        rest.append(steps(resumed, 8 - cut))
+    read += [torch.cat(step) for step in zip(*rest)]
+    assert same(read, whole_order(codes))
+
+
+@cache
+def whole_order(codes: Path) -> list[torch.Tensor]:
+    return steps(batches(CodeWindows(ShardSet(codes), "top", 8), global_batch=24), 8)
 
 
 def test_a_state_of_another_order_is_refused_with_the_two_things_that_disagree(songs: Path) -> None:

@@ -168,7 +168,9 @@ def downmix(x: np.ndarray, mix: float = 0.5) -> np.ndarray:
     if x.shape[1] == 1:
         return x[:, 0]
     left, right = (x[:, 0], x[:, 1]) if x.shape[1] == 2 else (x[:, 0::2].mean(axis=1), x[:, 1::2].mean(axis=1))
-    return (np.float32(mix) * left + np.float32(1 - mix) * right).astype(np.float32)
+    mixed = np.multiply(left, np.float32(mix), dtype=np.float32)
+    mixed += np.float32(1 - mix) * right
+    return mixed
 
 
 def container(head: bytes) -> str | None:

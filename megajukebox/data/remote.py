@@ -28,7 +28,7 @@ Result = TypeVar("Result")
 URL = re.compile(r"pipe:|[A-Za-z][A-Za-z0-9+.-]*://")
 PASSING = {408, 425, 429}  # of the 4xx answers, those that another try may change
 MAX_INDEX = 1 << 30  # bytes of index.json; 1.2 million songs need some tens of millions
-DEFAULT_CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "megajukebox"
+DEFAULT_CACHE = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "megajukebox"
 
 
 @dataclass(frozen=True)

@@ -79,9 +79,6 @@ class Step:
     bad: list[Bad]
 
 
-# ---- The stages -----------------------------------------------------------------------------------------------------
-
-
 def samples(
     source: Source, order: Order | InOrder, plan: Plan, board: Board, left_out: frozenset[int] = frozenset()
 ) -> Iterator[Batch]:
@@ -188,9 +185,6 @@ def steps_of(source: Source, order: Order | InOrder, plan: Plan, ahead: ReadAhea
         return f"{source.shards.key(song)} in {shard_name(source, song)}"
 
     return Steps(pipeline, name_of, plan.first_step, ahead)
-
-
-# ---- What training calls --------------------------------------------------------------------------------------------
 
 
 class Batches:

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from megajukebox.models.convnet import doubling, residual_stack
+from megajukebox.models.convnet import Conv1d, Stack, doubling, residual_stack
 from megajukebox.models.transformer import Dense, Norm, Table, TransformerConfig, blocks
 
 
@@ -128,12 +128,12 @@ class Upper(nn.Module):
         self.embedding = Table(codes, width, 0.02 * init_scale)
         scale = config.depth**-0.5 if config.residual_scale else 1.0
         stack = (config.depth, config.dilation_growth, config.dilation_cycle, config.hidden_ratio)
-        layers: list[nn.Module] = [nn.Conv1d(width, config.width, 3, padding=1)]
+        layers: list[nn.Module] = [Conv1d(width, config.width, 3, padding=1)]
         for step in range(config.down):
             outputs = width if step == config.down - 1 else config.width
             stacked = residual_stack(config.width, *stack, scale=scale, zero_out=config.zero_out)
             layers += [stacked, doubling(config.width, outputs, config.stride)]
-        self.layers = nn.Sequential(*layers)
+        self.layers = Stack(*layers)
         self.norm = Norm(width)
 
     def forward(self, codes_BT: Tensor) -> Tensor:

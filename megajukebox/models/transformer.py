@@ -122,8 +122,8 @@ class MLP(nn.Module):
         self.narrow = Dense(hidden, config.width, 0.0 if zero else std)
 
     def forward(self, x_BTW: Tensor) -> Tensor:
-        hidden = self.widen(x_BTW)
-        return self.narrow(hidden * torch.sigmoid(1.702 * hidden))  # quick-GELU
+        # Quick-GELU, x sigmoid(1.702 x), as one known function of 1.702 x: half the passes over memory.
+        return self.narrow(F.silu(self.widen(x_BTW).mul_(1.702)).div_(1.702))
 
 
 class Block(nn.Module):

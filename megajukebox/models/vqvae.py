@@ -139,6 +139,7 @@ class VQVAE(nn.Module):
         metrics: dict[str, Tensor] = {}
         for level, model in self.levels.items():
             y, commit, facts = model(audio, batch.get(f"candidates_{level}"))
+            y = y.float()  # spectra are of float32 also where the layers are not
             loss = reconstruction(self.config.loss, x_BT, y.squeeze(-1), self.config.bandwidth)
             total = total + loss + self.config.commit * commit
             metrics |= {f"{level}/reconstruction": loss.detach(), f"{level}/commit": commit.detach()}
