@@ -40,7 +40,7 @@ def main(
         str, typer.Argument(help="A folder of songs, a .jsonl or .csv manifest, or demo:48 for 48 made-up songs.")
     ],
     out: Annotated[Path, typer.Option(help="The folder for the shards.")],
-    preset: Annotated[str | None, typer.Option(help="Take the sample rate from this preset: tiny, ..., or a YAML file.")] = None,
+    preset: Annotated[str | None, typer.Option(help="Take the sample rate of this preset or YAML file.")] = None,
     sample_rate: Annotated[int | None, typer.Option(help="Hz. Default: the preset's, else 44100.")] = None,
     audio: Annotated[Codec, typer.Option(help="How audio is stored: flac, or wav (32-bit float).")] = Codec.flac,
     bits: Annotated[int, typer.Option(help="Of the flac: 16 or 24.")] = 16,

@@ -9,6 +9,7 @@ Songs that are there already are not made again. A request that cannot be made i
 
 import json
 import os
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +20,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from megajukebox.sampling.jukebox import Jukebox, Song
 from megajukebox.sampling.requests import Request, parse_requests, read_requests
 from megajukebox.training.launch import world
+
+
+class Precision(str, Enum):
+    float32 = "float32"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
 
 
 def main(
@@ -32,6 +39,9 @@ def main(
     seed: Annotated[int, typer.Option(help="Without --requests: one seed, one song.")] = 0,
     name: Annotated[str, typer.Option(help="Without --requests: name of the song's files.")] = "song",
     batch_size: Annotated[int, typer.Option(min=1, help="Songs sampled in lockstep; bounds the memory.")] = 16,
+    precision: Annotated[Precision, typer.Option(help="Of the priors' weights; half of the memory in 16 bits.")] = (
+        Precision.float32
+    ),
     local_rank: Annotated[int, typer.Option("--local_rank", hidden=True, help="The deepspeed launcher gives it.")] = 0,
 ) -> None:
     """Sample songs. Exits with 1 if a request could not be made."""
@@ -45,7 +55,8 @@ def main(
             words = lyrics.read_text() if lyrics else ""
             said = {"artist": artist, "genres": genre or [], "lyrics": words}
             asked, wrong = parse_requests([{"id": name, **said, "seconds": seconds, "seed": seed}])
-        jukebox = Jukebox(runs)
+        device = f"cuda:{here.local_rank}" if torch.cuda.is_available() else "cpu"
+        jukebox = Jukebox(runs, device, getattr(torch, Precision(precision).value))
     except (ValueError, OSError) as error:
         raise SystemExit(f"sample: {error}") from error
     if here.rank == 0:

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import soundfile
+import torch
 import yaml
 from conftest import demo, environment
 
@@ -83,6 +84,14 @@ def test_a_song_does_not_depend_on_ranks_or_batch_mates(pipeline):
     with np.load(pipeline / "samples/song-01.codes.npz", allow_pickle=False) as codes:
         for level, stored in codes.items():
             np.testing.assert_array_equal(alone.codes[level], stored)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_priors_sample_in_half_precision(pipeline, dtype):
+    song = Jukebox(pipeline / "runs", dtype=dtype).sample([Request(id="half", seconds=0.5, seed=3)])[0]
+    assert {level: len(codes) for level, codes in song.codes.items()} == {"top": 31, "middle": 124, "bottom": 496}
+    assert all(codes.max() < 32 and len(set(codes)) > 1 for codes in song.codes.values())
+    assert song.record()["precision"] == str(dtype).removeprefix("torch.")
 
 
 def test_bad_requests_are_named_and_the_others_are_made(pipeline, tmp_path):

@@ -101,7 +101,7 @@ def _save(part: Part, folder: Path, vqvae: str | None) -> str:
 
 
 def _save_alignment(part: Part, folder: Path) -> None:
-    """The (layer, head) that is known to follow the lyrics, where the file or the released model it is like names one."""
+    """The (layer, head) known to follow the lyrics, where the file, or the released model like it, names one."""
     if isinstance(part.config, PriorConfig) and part.config.lyrics:
         known = {**like_released_prior(part.checkpoint.shapes, part.checkpoint.level), **part.checkpoint.hps}
         if known.get("alignment_layer") is not None:

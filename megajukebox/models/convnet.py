@@ -40,8 +40,8 @@ class ConvTranspose1d(nn.ConvTranspose1d):
 
 
 class DilatedConv1d(Conv1d):
-    """A convolution of 3 taps that keeps the length. A wide dilation D becomes a picture D wide: its columns' neighbours
-    are D apart in time.
+    """A convolution of 3 taps that keeps the length. A wide dilation D becomes a picture D wide, without dilation:
+    neighbours in its columns are D apart in time.
 
         0 1 2 3 4 5 6   D = 3   ->   0 1 2      each column on its own, taps above and below;
                                      3 4 5      zeros at the end complete the last row

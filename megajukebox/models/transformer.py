@@ -4,7 +4,6 @@
 from collections.abc import Iterator
 from typing import cast
 
-import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn

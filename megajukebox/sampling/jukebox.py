@@ -192,7 +192,7 @@ class Jukebox:
         return songs
 
     def _unsung(self, request: Request) -> Song:
-        facts = {"weights": self.weights, "runs": str(self.runs)}
+        facts = {"weights": self.weights, "runs": str(self.runs), "precision": str(self.dtype).removeprefix("torch.")}
         return Song(request, self.notes(request), self.vqvae.config.sample_rate, facts=facts)
 
     def notes(self, request: Request) -> list[str]:

@@ -1,0 +1,91 @@
+"""How much memory sampling from a folder of several priors takes; writes benchmarks/results/sampling_memory.json.
+
+    python benchmarks/sampling_memory.py     # under a minute, 3.2 GB of disk while it runs
+
+Three priors of about a gigabyte with random weights lie in one folder, as imported ones would. A fresh process samples a
+little through all levels. Its peak, less what it held before (torch, the VQ-VAE), is what the priors cost: one of them
+and its activations, never two.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from datetime import datetime, timezone
+from pathlib import Path
+
+import torch
+
+from megajukebox.data.files import write_whole
+from megajukebox.data.provenance import made_by
+from megajukebox.data.weights import Pending, save_weights
+from megajukebox.models.conditioning import UpperConfig
+from megajukebox.models.prior import Prior, PriorConfig
+from megajukebox.models.transformer import TransformerConfig
+from megajukebox.models.vqvae import VQVAE, VQVAEConfig
+from megajukebox.sampling.jukebox import RUNS, Jukebox
+from megajukebox.sampling.requests import Request
+
+RESULT = Path(__file__).parent / "results" / "sampling_memory.json"
+SHAPE = TransformerConfig(width=2048, depth=20, heads=2, rows=8)
+RATE, WINDOW = 8000, 256
+SECONDS = 0.128  # eight top codes, 128 bottom codes
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        sizes = write_runs(Path(folder))
+        program = [sys.executable, __file__, folder]
+        used = json.loads(subprocess.run(program, capture_output=True, text=True, check=True).stdout)
+    largest = max(sizes.values())
+    found = {
+        "date": datetime.now(timezone.utc).isoformat(timespec="minutes"), "made_by": made_by(),
+        "torch": torch.__version__, "prior_megabytes": sizes, **used,
+        "added_at_the_peak_to_largest_prior": round(used["added_at_the_peak_megabytes"] / largest, 3),
+        "added_at_the_peak_to_all_priors": round(used["added_at_the_peak_megabytes"] / sum(sizes.values()), 3),
+    }  # fmt: skip
+    print(json.dumps(found, indent=1))
+    write_whole(RESULT, (json.dumps(found, indent=1) + "\n").encode())
+
+
+def write_runs(folder: Path) -> dict[str, int]:
+    """A VQ-VAE and a prior a level; megabytes of each prior's file."""
+    vqvae = VQVAEConfig(sample_rate=RATE, width=8, depth=2, multipliers=(1, 1, 1), code_width=16, codes=64)
+    fingerprint = save_weights(folder / "vqvae", "vqvae", vqvae, VQVAE(vqvae).state_dict(), step=0)
+    for level, run in RUNS.items():
+        config = PriorConfig(
+            level=level, sample_rate=RATE, hop=vqvae.hops[level], codes=64, window=WINDOW, transformer=SHAPE,
+            upper=None if level == "top" else UpperConfig(width=64, depth=2),
+        )  # fmt: skip
+        with torch.device("meta"):
+            shapes = Prior(config).state_dict()
+        if not config.separate_head:
+            del shapes["head.weight"]  # the same tensor as the input's table
+        tensors = {name: random(tensor) for name, tensor in shapes.items()}
+        save_weights(folder / run, "prior", config, tensors, step=0, vqvae=fingerprint)
+    return {run: round((folder / run / "model.safetensors").stat().st_size / 1e6) for run in RUNS.values()}
+
+
+def random(like: torch.Tensor) -> Pending:
+    return Pending(like.dtype, tuple(like.shape), lambda: 0.02 * torch.randn(like.shape))
+
+
+def sample_here(folder: str) -> dict[str, int]:
+    """In a fresh process: megabytes before the priors, and added by them at the peak."""
+    torch.set_num_threads(1)
+    jukebox = Jukebox(folder, device="cpu")
+    before = megabytes("VmRSS")
+    jukebox.sample([Request(id="some", seconds=SECONDS)])
+    return {"before_megabytes": before, "added_at_the_peak_megabytes": megabytes("VmHWM") - before}
+
+
+def megabytes(entry: str) -> int:
+    status = Path("/proc/self/status").read_text()
+    return round(int(next(line.split()[1] for line in status.splitlines() if line.startswith(entry))) * 1024 / 1e6)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:]:
+        print(json.dumps(sample_here(sys.argv[1])))
+    else:
+        main()
