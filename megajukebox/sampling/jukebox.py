@@ -150,7 +150,7 @@ class LevelRun:
             prior = Prior(self.config)
         load_into(prior, self.folder, dtype=dtype, device=device)
         yield prior.eval()
-        del prior
+        prior.to("meta")  # gone even while a caller's name still holds it: the next one is loaded before that is reused
         if device.type == "cuda":
             torch.cuda.empty_cache()
 
