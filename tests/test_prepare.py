@@ -14,6 +14,7 @@ import soundfile
 
 from megajukebox.data import audio
 from megajukebox.data.convert import Converted, Settings, convert, slug
+from megajukebox.data.lyrics import SentencePieceTokenizer
 from megajukebox.data.preparing import plan_shards
 from megajukebox.data.shards import ShardSet
 from megajukebox.data.songs import Song, find_songs
@@ -250,3 +251,11 @@ def fragile(item: int) -> int:
     if item == 5:
         os._exit(1)
     return item
+
+
+def test_songs_without_lyrics_get_a_tokenizer_that_spells_bytes(tmp_path):
+    (tmp_path / "in").mkdir()
+    soundfile.write(tmp_path / "in/tone.wav", 0.3 * np.sin(np.arange(20000) / 9), 11025)
+    prepare(tmp_path / "in", tmp_path / "out")
+    tokenizer = SentencePieceTokenizer(tmp_path / "out/lyrics.model")
+    assert tokenizer.decode(tokenizer.encode("ночь 夜").ids) == "ночь 夜"

@@ -108,4 +108,4 @@ def test_a_batch_that_does_not_multiply_out_is_refused_with_the_number_that_does
     odd["train_batch_size"] = 7
     (tmp_path / "odd.json").write_text(json.dumps(odd))
     printed = train(pipeline, tmp_path / "run", "--ds-config", str(tmp_path / "odd.json"), expect=1)
-    assert "train_batch_size 7" in printed and "set it to 8" in printed
+    assert "train_batch_size 7" in printed and "set it to 2" in printed

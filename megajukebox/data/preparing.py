@@ -32,6 +32,8 @@ OURS = ("index.json", "songs.npy", "lyrics.model", "refused.jsonl", "plan.json",
 
 Plan = dict[str, list[Song]]  # tar name -> its songs
 
+UNSUNG = "the quick brown fox jumps over the lazy dog"  # what a tokenizer is trained on where nothing is sung
+
 
 @dataclass(frozen=True)
 class Report:
@@ -231,14 +233,19 @@ def reasons(refused: list[dict[str, str]]) -> str:
 
 
 def train_lyrics_model(out: Path, shards: list[dict[str, Any]], vocabulary: int) -> str | None:
-    """Train lyrics.model on the lyrics in the shards; None, and no file, if there are none or `vocabulary` is 0."""
+    """Train lyrics.model on the lyrics in the shards; None, and no file, if `vocabulary` is 0.
+
+    Where no song has lyrics it knows little but bytes: a prior that reads lyrics then trains on empty ones, and new
+    songs with words, in any script, can still join.
+    """
     path = out / "lyrics.model"
-    if not vocabulary or not any("lyrics" in song["members"] for shard in shards for song in shard["songs"]):
+    if not vocabulary:
         path.unlink(missing_ok=True)
         return None
     from megajukebox.data.lyrics import train_sentencepiece  # the converting processes import this file, not that one
 
-    train_sentencepiece(all_lyrics(out, shards), path, vocabulary)
+    sung = any("lyrics" in song["members"] for shard in shards for song in shard["songs"])
+    train_sentencepiece(all_lyrics(out, shards) if sung else [UNSUNG], path, vocabulary)
     return path.name
 
 
