@@ -1,6 +1,6 @@
 """The whole pipeline on made-up songs (or yours), in minutes: what `make demo` runs.
 
-    megajukebox demo                                  # 48 made-up songs -> demo/site/index.html
+    megajukebox demo                                  # 63 made-up songs -> demo/site/index.html
     megajukebox demo --songs ~/music --out demo_mine  # your own audio
 
 Each stage is the ordinary entry, started as its own process; killed, the same command goes on where it stopped.
