@@ -243,8 +243,12 @@ def copy_files(source: Path, folder: Path, left_out: tuple[str, ...] = ()) -> No
 def grown_settings(record: dict[str, Any], config: PriorConfig) -> dict[str, Any]:
     """run.yaml with the new sizes: in the model, and in the preset that made it."""
     conditions = record["preset"]["conditions"]
-    sizes = {name: {**conditions[name], "size": label.size} for name, label in config.labels.items()}
-    preset = {**record["preset"], "conditions": conditions | sizes}
+    sizes = {name: {**conditions[name], **label.model_dump()} for name, label in config.labels.items()}
+    level = {
+        **record["preset"][config.level],
+        "label_tables": {},
+    }  # the run trains this level alone: one home is enough
+    preset = {**record["preset"], "conditions": conditions | sizes, config.level: level}
     return {**record, "preset": preset, "model": config.model_dump(mode="json")}
 
 

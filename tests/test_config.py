@@ -161,3 +161,15 @@ def test_the_rate_of_the_middle_is_half_way() -> None:
     assert rate(50, 101, decay="linear") == pytest.approx(0.5)
     assert rate(50, 101, decay="cosine", floor=0.2) == pytest.approx(0.6)
     assert rate(500, 101, decay="cosine", floor=0.2) == pytest.approx(0.2), "past the end it stays at the floor"
+
+
+def test_a_level_may_have_a_table_of_its_own_for_a_label() -> None:
+    preset = load_preset("tiny", ["bottom.label_tables={genres: {slots: 1, size: 9}}"])
+    (bottom, top) = (preset.prior_config(level, 9).labels["genres"] for level in ("bottom", "top"))
+    assert (bottom.slots, bottom.size) == (1, 9) and (top.slots, top.size) == (2, 16)
+    assert preset.condition("bottom", "genres").dropout == preset.conditions["genres"].dropout
+
+
+def test_a_table_for_a_label_that_the_level_is_not_told_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"bottom.label_tables names 'moods'.*artist, genres"):
+        load_preset("tiny", ["bottom.label_tables={moods: {size: 9}}"])

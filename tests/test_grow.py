@@ -160,13 +160,17 @@ def test_settings_of_a_grown_run_have_the_new_sizes(runs: Path, tmp_path: Path) 
     (tmp_path / "runs/x/events.jsonl").write_text("{}\n")
     record = {
         "stage": "bottom_upsampler",
-        "preset": {"conditions": {"artist": {"size": 5, "dropout": 0.1}}},
+        "preset": {
+            "conditions": {"artist": {"size": 9, "dropout": 0.1}},
+            "bottom": {"label_tables": {"artist": {"size": 5}}},
+        },
         "model": {},
     }
     (tmp_path / "runs/x/run.yaml").write_text(yaml.safe_dump(record))
     grow(tmp_path / "runs", tmp_path / "grown", BANDS)
     new = yaml.safe_load((tmp_path / "grown/x/run.yaml").read_text())
-    assert new["preset"]["conditions"]["artist"] == {"size": 10, "dropout": 0.1} and new["stage"] == "bottom_upsampler"
+    assert new["preset"]["conditions"]["artist"] == {"size": 10, "slots": 1, "dropout": 0.1}
+    assert new["preset"]["bottom"]["label_tables"] == {} and new["stage"] == "bottom_upsampler"
     assert new["model"] == read_facts(tmp_path / "grown/x")["config"]
     assert (tmp_path / "grown/x/lyrics.model").read_bytes() == b"words"
     assert not (tmp_path / "grown/x/checkpoints").exists() and not (tmp_path / "grown/x/events.jsonl").exists()

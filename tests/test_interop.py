@@ -25,6 +25,7 @@ from megajukebox.models.attention import SCHEDULES
 from megajukebox.models.prior import Prior, PriorConfig
 from megajukebox.models.vqvae import VQVAE as VQVAEModel
 from megajukebox.models.vqvae import VQVAEConfig
+from megajukebox.training.config import load_preset
 
 RELEASED = {"vqvae": VQVAE, **PRIORS}
 COUNTS = {
@@ -88,6 +89,24 @@ def test_hyper_parameters_and_shapes_lead_to_the_same_config(name):
     assert with_hps.config == without.config
     h = reference_hps(with_hps.config, RELEASED[name].get("level"))
     assert plan([replace(on_meta(name), hps=h)], {})[0].config == with_hps.config
+
+
+TOPS = {"jukebox_5b": "prior_5b", "jukebox_5b_lyrics": "prior_5b_lyrics", "jukebox_1b_lyrics": "prior_1b_lyrics"}
+
+
+@pytest.mark.parametrize("name", TOPS)
+@pytest.mark.parametrize("level", ["top", "middle", "bottom"])
+def test_a_preset_describes_the_released_model_setting_for_setting(name, level):
+    released = {"top": TOPS[name], "middle": "upsampler_level_1", "bottom": "upsampler_level_0"}[level]
+    theirs = plan([on_meta(released)], {})[0].config
+    ours = load_preset(name).prior_config(level, theirs.lyrics.size if theirs.lyrics else 1)
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("name", TOPS)
+def test_a_preset_describes_the_released_vqvae_but_for_the_mended_restarts(name):
+    theirs = plan([on_meta("vqvae")], {})[0].config
+    assert load_preset(name).vqvae == theirs.model_copy(update={"fresh_restarts": True}) != theirs
 
 
 @pytest.mark.parametrize("name", RELEASED)

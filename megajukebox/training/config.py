@@ -33,6 +33,13 @@ class ConditionSettings(Settings):
     bin_years: int = Field(1, gt=0, le=1000, description="condition year only: years that share one entry")
 
 
+class TableSettings(Settings):
+    """Where one level's table of a label differs from what `conditions` says of it."""
+
+    slots: int | None = Field(default=None, gt=0)
+    size: int | None = Field(default=None, gt=1)
+
+
 class LyricsSettings(Settings):
     """Lyrics of a prior. The tokenizer's size is that of the corpus's model."""
 
@@ -50,6 +57,7 @@ class PriorSettings(Settings):
     transformer: TransformerConfig
     separate_head: bool = False
     labels: tuple[str, ...] = ()
+    label_tables: dict[str, TableSettings] = Field({}, description="tables of this level that differ from `conditions`")
     labels_everywhere: bool = False
     timing: TimingConfig | None = None
     upper: UpperConfig | None = None
@@ -142,10 +150,15 @@ class Preset(Settings):
                 raise ValueError(f"conditions.{name}.bin_years is for year alone; leave it out")
 
     def _check_labels(self, level: str) -> None:
-        for label in self.prior(level).labels:
+        told = self.prior(level)
+        for label in told.labels:
             if label not in self.conditions:
                 known = ", ".join(self.conditions)
                 raise ValueError(f"{level}.labels names {label!r}, which is not among conditions ({known})")
+        for label in told.label_tables:
+            if label not in told.labels:
+                known = ", ".join(told.labels)
+                raise ValueError(f"{level}.label_tables names {label!r}, which is not among {level}.labels ({known})")
 
     def _check_level_above(self, level: str, upper: str | None) -> None:
         settings, hops = self.prior(level), self.vqvae.hops
@@ -176,14 +189,20 @@ class Preset(Settings):
             raise ValueError(f"the preset describes no {level} prior")
         return settings
 
+    def condition(self, level: str, name: str) -> ConditionSettings:
+        """What `level` is told of condition `name`: its own table, if the preset gives it one."""
+        own = self.prior(level).label_tables.get(name, TableSettings())
+        return self.conditions[name].model_copy(update=own.model_dump(exclude_none=True))
+
     def prior_config(self, level: str, lyrics_size: int) -> PriorConfig:
         """The prior of `level` as its model reads it; `lyrics_size` is the number of the tokenizer's tokens."""
         told = self.prior(level)
-        labels = {n: LabelConfig(slots=c.slots, size=c.size) for n, c in self.conditions.items() if n in told.labels}
+        tables = {name: self.condition(level, name) for name in self.conditions if name in told.labels}
+        labels = {name: LabelConfig(slots=table.slots, size=table.size) for name, table in tables.items()}
         lyrics = LyricsConfig(**told.lyrics.model_dump(exclude={"dropout"}), size=lyrics_size) if told.lyrics else None
         return PriorConfig(
             level=level, sample_rate=self.audio.sample_rate, hop=self.vqvae.hops[level], codes=self.vqvae.codes,
-            labels=labels, lyrics=lyrics, **told.model_dump(exclude={"labels", "lyrics"}),
+            labels=labels, lyrics=lyrics, **told.model_dump(exclude={"labels", "label_tables", "lyrics"}),
         )  # fmt: skip
 
     def stage(self, name: str) -> TrainingSettings:

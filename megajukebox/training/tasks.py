@@ -165,11 +165,9 @@ def prior_task(preset: Preset, stage: str, codes: ShardSet, settings: TrainingSe
     level = level_of(stage)
     check_codes(preset, codes)
     told = preset.prior(level)
-    vocabularies = {name: vocabulary(preset, codes, name) for name in told.labels}
-    conditions = {
-        name: Condition(names, preset.conditions[name].slots, preset.conditions[name].dropout)
-        for name, names in vocabularies.items()
-    }
+    tables = {name: preset.condition(level, name) for name in told.labels}
+    vocabularies = {name: vocabulary(table, codes, name) for name, table in tables.items()}
+    conditions = {name: Condition(vocabularies[name], table.slots, table.dropout) for name, table in tables.items()}
     tokenizer = lyrics_tokenizer(codes) if told.lyrics else None
     lyrics = Lyrics(tokenizer, told.lyrics.tokens, told.lyrics.dropout) if told.lyrics and tokenizer else None
     config = preset.prior_config(level, tokenizer.size if tokenizer else 0)
@@ -207,9 +205,9 @@ def check_codes(preset: Preset, codes: ShardSet) -> None:
             )
 
 
-def vocabulary(preset: Preset, codes: ShardSet, name: str) -> Vocabulary:
+def vocabulary(settings: ConditionSettings, codes: ShardSet, name: str) -> Vocabulary:
     """The names of one condition that the corpus has often enough."""
-    settings, index = preset.conditions[name], codes.index
+    index = codes.index
     if name == "year":
         return years(settings, *index["years"]) if index["years"] else Vocabulary()
     return Vocabulary.build(index["vocabulary"].get(name, {}), settings.min_songs, settings.size)
