@@ -9,6 +9,7 @@ Killed? Run the same command again. The run folder holds run.yaml (all settings)
 checkpoints/, and model.safetensors + model.json for the stages after it.
 """
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -18,10 +19,13 @@ import yaml
 from megajukebox.data.files import write_whole
 from megajukebox.data.remote import DEFAULT_CACHE, Remote
 from megajukebox.data.shards import ShardSet
+from megajukebox.data.skips import StorageDown
 from megajukebox.training import parallel
 from megajukebox.training.config import STAGES, Preset, TrainingSettings, dump, load_preset
 from megajukebox.training.loop import Run, train
 from megajukebox.training.tasks import Reading, Task, piped_task, prior_task, vqvae_task
+
+TRY_AGAIN = 75  # sysexits' EX_TEMPFAIL: nothing is wrong with the run, starting it again may help
 
 
 def main(
@@ -47,6 +51,9 @@ def main(
         finished = run_stage(chosen, stage, data, remote, out, stop_after)
     except (ValueError, parallel.TrainingDiverged) as error:
         raise SystemExit(f"train: {error}") from error
+    except StorageDown as error:
+        print(f"train: {error}", file=sys.stderr)
+        raise SystemExit(TRY_AGAIN) from error
     finally:
         parallel.stop()
     if not finished:

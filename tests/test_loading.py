@@ -14,6 +14,7 @@ from little_sets import CLIP, batches, same, steps, write_songs
 from megajukebox.data.clips import SongClips
 from megajukebox.data.loading import ReadAhead
 from megajukebox.data.shards import ShardSet
+from megajukebox.data.skips import StorageDown
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def hang() -> None:
 def test_a_worker_that_hangs_is_named_with_what_it_reads(songs: Path) -> None:
     stream = batches(Trapped(songs, 7, hang), ahead=ReadAhead(1, timeout=0.8))
     with pytest.raises(
-        ValueError, match=r"worker \d \(pid \d+\) has been reading song-07 in songs-000001.tar at position"
+        StorageDown, match=r"worker \d \(pid \d+\) has been reading song-07 in songs-000001.tar at position"
     ):
         steps(stream, 100)
 
@@ -74,6 +75,16 @@ def test_a_song_that_kills_its_readers_is_replaced_like_any_broken_one(songs: Pa
     read = steps(stream, 8)
     assert len(read) == 8 and {event[1] for event in events} == {"song-07"}
     assert stream.skips() == {"crashed": len(events)}
+
+
+def test_a_song_that_asks_for_more_memory_than_a_worker_may_take_is_replaced(songs: Path) -> None:
+    events: list[tuple[str, ...]] = []
+    source = Trapped(songs, 7, lambda: np.ones(1 << 29, dtype=np.uint8))
+    for memory, named in ((1 << 28, {"song-07"}), (1 << 31, set())):
+        events.clear()
+        ahead = ReadAhead(1, memory=memory)
+        steps(batches(source, ahead=ahead, bad_share=1.0, on_bad=lambda *event: events.append(event)), 8)
+        assert {event[1] for event in events} == named
 
 
 def test_workers_read_no_further_ahead_than_they_are_told(songs: Path) -> None:

@@ -10,7 +10,8 @@ from little_sets import CLIP, RATE, write_songs
 from shard_server import serving
 
 from megajukebox.data.loading import ReadAhead
-from megajukebox.data.piped import Piped, PipedBatches
+from megajukebox.data.piped import Piped, PipedBatches, held_out_batches
+from megajukebox.data.skips import StorageDown
 
 
 @pytest.fixture(scope="module")
@@ -81,3 +82,27 @@ def test_its_state_says_that_a_resume_is_statistical_only(songs: Path) -> None:
 def test_held_out_songs_never_come(songs: Path) -> None:
     with pytest.raises(ValueError, match="no clip came out of the last"):
         steps(stream(songs / "songs-000000.tar", held_out=1.0), 1)
+
+
+def test_held_out_songs_are_what_a_run_is_judged_by(songs: Path) -> None:
+    piped = Piped(str(songs / "songs-{000000..000002}.tar"), RATE, CLIP, held_out=0.5)
+    whole = [batch["audio"] for batch in held_out_batches(piped, micro_batch=4, rank=0, world=1, limit=16)]
+    assert len(whole) == 4 and all(batch.shape == (4, CLIP, 1) for batch in whole)
+    ranks = [list(held_out_batches(piped, micro_batch=2, rank=rank, world=2, limit=16)) for rank in range(2)]
+    both = [torch.cat([batch["audio"] for batch in step]) for step in zip(*ranks)]
+    assert all(map(torch.equal, whole, both))
+    training = steps(PipedBatches(piped, seed=3, global_batch=8, micro_batch=4), 20)
+    trained = {float(clip[0]) for step in training for clip in step}
+    assert not trained & {float(clip[0]) for batch in whole for clip in batch}
+    everything = Piped(piped.urls, RATE, CLIP)
+    assert not list(held_out_batches(everything, micro_batch=4, rank=0, world=1, limit=16))
+
+
+def test_damage_is_passed_over_and_lost_tars_stop_what_the_run_is_judged_by(songs: Path, tmp_path: Path) -> None:
+    (tmp_path / "songs-000000.tar").write_bytes(b"\x00\xff" * 5000)
+    (tmp_path / "songs-000001.tar").write_bytes((songs / "songs-000001.tar").read_bytes())
+    piped = Piped(str(tmp_path / "songs-{000000..000001}.tar"), RATE, CLIP, held_out=0.5)
+    assert list(held_out_batches(piped, micro_batch=2, rank=0, world=1, limit=4))
+    lost = Piped(str(tmp_path / "songs-{000002..000003}.tar"), RATE, CLIP, held_out=0.5)
+    with pytest.raises(StorageDown, match=r"songs-000002.tar could not be read"):
+        list(held_out_batches(lost, micro_batch=2, rank=0, world=1, limit=4))

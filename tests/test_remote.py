@@ -17,6 +17,7 @@ from megajukebox.data.clips import SongClips
 from megajukebox.data.loading import ReadAhead
 from megajukebox.data.remote import LostShard, Remote, is_url
 from megajukebox.data.shards import ShardSet
+from megajukebox.data.skips import StorageDown
 from megajukebox.data.windows import CodeWindows
 
 FAULTS = [503, "reset", "stall", "cut", 429, 500]
@@ -109,8 +110,16 @@ def test_a_lost_shard_stops_the_run_where_that_is_asked(server: ShardServer, tmp
     server.spoil["songs-000001.tar"] = [503] * 1000
     for workers in (0, 1):
         far = ShardSet(server.url, remote(tmp_path, lost="stop", tries=2))
-        with pytest.raises(ValueError, match=r"(?s)songs-000001.tar could not be fetched in 2 tries .*lost: stop"):
+        with pytest.raises(StorageDown, match=r"(?s)songs-000001.tar could not be fetched in 2 tries .*lost: stop"):
             steps(batches(SongClips(far, CLIP), ahead=ReadAhead(workers)), 8)
+
+
+def test_a_server_that_is_down_is_told_apart_from_a_corpus_that_is_broken(server: ShardServer, tmp_path: Path) -> None:
+    far = SongClips(ShardSet(server.url, remote(tmp_path, tries=2)), CLIP)
+    for name in server.folder.glob("*.tar"):
+        server.spoil[name.name] = [503] * 10_000
+    with pytest.raises(StorageDown, match=r"too many bad samples.*could not be fetched"):
+        steps(batches(far), 8)
 
 
 def test_a_lost_shard_is_not_asked_for_again_and_again(server: ShardServer, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ reading starts again at the step that is due, and a song over which two workers 
 """
 
 import multiprocessing
+import resource
 import signal
 import threading
 import time
@@ -14,9 +15,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
+
+from megajukebox.data.skips import StorageDown
 
 TICK = 5.0  # seconds between two looks at the workers
 DEATHS = 2  # over the same song, until it is left out
@@ -31,9 +36,21 @@ class ReadAhead:
     workers: int = 0  # processes; 0: the process that trains reads by itself
     prefetch: int = 2  # steps that each worker holds ready: bounds the memory
     timeout: float = 600.0  # seconds over one clip after which a worker counts as hung
+    memory: int = 4 << 30  # bytes that each worker may take beyond what it starts with
 
 
 ALONE = ReadAhead()
+
+
+def limit_memory(more: int, worker: int = 0) -> None:
+    """This process may take `more` bytes than now; a file that asks for more is then a MemoryError, and skipped.
+
+    Without it one file that promises terabytes (a "bomb") could end every process of the machine. Only where /proc is.
+    """
+    taken = Path("/proc/self/statm")
+    if taken.exists():
+        pages = int(taken.read_text().split()[0])
+        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + more,) * 2)
 
 
 class Board:
@@ -75,8 +92,8 @@ Make = Callable[[int, Board, frozenset[int]], Any]  # (first step, board, songs 
 class Steps:
     """Iterates the steps of a pipeline in order, read by processes, from `first_step` on.
 
-    `make` builds the pipeline, `name_of(song)` says its shard and key. ValueError, naming worker, shard and key, when
-    a worker hangs, and when workers keep dying.
+    `make` builds the pipeline, `name_of(song)` says its shard and key. StorageDown, naming worker, shard and key, when
+    a worker hangs; ValueError when workers keep dying.
     """
 
     def __init__(self, make: Make, name_of: Callable[[int], str], first_step: int, ahead: ReadAhead) -> None:
@@ -121,7 +138,11 @@ class Steps:
         pipeline, wanted = self.make(self.next_step, self.board, left_out), self.ahead
         options: dict[str, Any] = {}
         if wanted.workers:
-            options = {"timeout": min(TICK, wanted.timeout / 4), "prefetch_factor": wanted.prefetch}
+            options = {
+                "timeout": min(TICK, wanted.timeout / 4),
+                "prefetch_factor": wanted.prefetch,
+                "worker_init_fn": partial(limit_memory, wanted.memory),
+            }
         # A generator of its own: the default one would draw a seed from the model's.
         private = torch.Generator().manual_seed(0)
         return torch.utils.data.DataLoader(
@@ -138,7 +159,7 @@ class Steps:
         late = min(self.board.seconds_since(worker), time.monotonic() - self._started)
         if late > self.ahead.timeout:
             pid, _, song, position, _ = self.board.rows[worker].tolist()
-            raise ValueError(
+            raise StorageDown(
                 f"worker {worker} (pid {pid}) has been reading {self.name_of(song)} at position {position} for "
                 f"{late:.0f} s; look at the disk or server it lies on, or raise data_timeout {self.ahead.timeout:g}"
             ) from None

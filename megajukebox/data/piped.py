@@ -7,6 +7,7 @@ Statistical resume only: tars are drawn with replacement and clips shuffled in a
 indexed set (data/stream.py) has every clip exactly once and should be preferred wherever a tar can be read twice.
 """
 
+import contextlib
 import http.client
 import io
 import json
@@ -14,9 +15,9 @@ import os
 import tarfile
 import urllib.request
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from functools import partial
-from itertools import count
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from itertools import count, islice
 from pathlib import Path
 from typing import BinaryIO
 
@@ -31,13 +32,14 @@ from megajukebox.data.loading import ALONE, Board, ReadAhead, Steps
 from megajukebox.data.order import rng
 from megajukebox.data.remote import URL
 from megajukebox.data.shard_index import KEY
-from megajukebox.data.skips import Bad, BadCount, OnBad
+from megajukebox.data.skips import Bad, BadCount, OnBad, StorageDown
 from megajukebox.data.stream import Batch, counted, micro_batches, tensors, this_worker, whole_steps
 
 MAX_MEMBER = 1 << 30  # bytes of one member; a pipe cannot skip what it does not read
 MAX_JSON = 1 << 22
 STALL = 30.0  # seconds without a byte that end a tar
 AUDIO = ("flac", "wav")
+HELD_OUT_TARS = 16  # read, at most, for clips to judge by
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,7 @@ def drawn(piped: Piped, dice: np.random.Generator, board: Board, worker: int) ->
         try:
             for song in songs_of(tar):
                 board.note(worker, 0, 0)
-                if split(np.array([song.key.encode()[:48]], dtype="S48"), piped.held_out)[0]:
+                if is_held_out(song, piped):
                     continue
                 try:
                     for clip in clips_of(song, piped, dice):
@@ -170,6 +172,43 @@ def shuffled(clips: Iterator[Batch], size: int, dice: np.random.Generator) -> It
         yield buffer.pop()
         if len(buffer) < room - 1:  # two come for each that leaves, until it is full
             buffer.append(next(clips))
+
+
+def held_out_batches(piped: Piped, *, micro_batch: int, rank: int, world: int, limit: int) -> Iterator[Batch]:
+    """The same clips of held-out songs each time, as many batches on every rank; nothing if no song is held out."""
+    clips = held_out_clips(piped, limit) if piped.held_out and limit else ()
+    steps = min(len(clips), 1) and max(1, len(clips) // (micro_batch * world))
+    for step in range(steps):
+        first = (step * world + rank) * micro_batch
+        chosen = [clips[place % len(clips)] for place in range(first, first + micro_batch)]
+        yield tensors({"audio": np.stack(chosen)})
+
+
+@lru_cache(maxsize=1)
+def held_out_clips(piped: Piped, limit: int) -> tuple[np.ndarray, ...]:
+    """The first `limit` clips [clip, 1] of held-out songs, in the order of the tars.
+
+    Every rank reads the same, so what is damaged is passed over; StorageDown if a tar cannot be had, since the other
+    ranks may have had it.
+    """
+    return tuple(islice(all_held_out(replace(piped, augment=Augment())), limit))
+
+
+def all_held_out(piped: Piped) -> Iterator[np.ndarray]:
+    for tar in piped.tars()[:HELD_OUT_TARS]:
+        try:
+            for song in songs_of(tar):
+                if is_held_out(song, piped):
+                    with contextlib.suppress(ValueError):
+                        yield from clips_of(song, piped, rng(0, f"piped/held_out/{song.key}", 0))
+        except ValueError:
+            continue
+        except OSError as error:
+            raise StorageDown(f"{tar} could not be read for the held-out songs ({error})") from error
+
+
+def is_held_out(song: Songs, piped: Piped) -> bool:
+    return bool(split(np.array([song.key.encode()[:48]], dtype="S48"), piped.held_out)[0])
 
 
 class PipedBatches:

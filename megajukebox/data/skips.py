@@ -1,13 +1,15 @@
 """Clips that could not be read: counted by kind, reported one by one, and the end of the run above a share."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 OnBad = Callable[[str, str, str], None]
 
+UNAVAILABLE = "unavailable"
+
 KINDS = (  # words in a reason -> the kind it is counted as; the first that fits
-    ("unavailable:", "unavailable"),
+    ("unavailable:", UNAVAILABLE),
     ("crashed:", "crashed"),
     ("the tar ends", "truncated"),
     ("is damaged", "damaged"),
@@ -26,6 +28,10 @@ KINDS = (  # words in a reason -> the kind it is counted as; the first that fits
 )
 
 
+class StorageDown(Exception):
+    """What the shards lie on does not answer. Nothing is wrong with the run: started again later, it goes on."""
+
+
 @dataclass(frozen=True)
 class Bad:
     """A clip that could not be read and was replaced."""
@@ -40,8 +46,16 @@ class Bad:
         return next((kind for words, kind in KINDS if words in self.reason), "other")
 
 
+def too_many(kinds: Mapping[str, int]) -> type[Exception]:
+    """What too many bad clips of these kinds mean: storage that is down, or a corpus that a person must look at."""
+    return StorageDown if 2 * kinds.get(UNAVAILABLE, 0) > sum(kinds.values()) else ValueError
+
+
 class BadCount:
-    """Counts clips read and replaced, reports each bad one, and stops above a share: the disk may be what is broken."""
+    """Counts clips read and replaced, reports each bad one, and stops above a share: the disk may be what is broken.
+
+    It stops with ValueError, or StorageDown where most of them could not be had at all.
+    """
 
     def __init__(self, share: float, after: int, on_bad: OnBad | None) -> None:
         self.share, self.after, self.on_bad = share, after, on_bad
@@ -58,7 +72,7 @@ class BadCount:
             if self.on_bad:
                 self.on_bad(one.shard, one.key, one.reason)
         if self.seen >= self.after and self.bad > self.share * self.seen:
-            raise ValueError(
+            raise too_many(self.kinds)(
                 f"too many bad samples: {self.bad} of {self.seen} clips could not be read, more than the share "
                 f"bad_share {self.share} ({self.summary()}); check the shards (megajukebox shards check), or raise "
                 f"bad_share to go on without them"

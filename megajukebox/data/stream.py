@@ -8,6 +8,7 @@ What cannot be read is replaced (data/skips.py); workers that hang or die are de
 """
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,7 +24,7 @@ from megajukebox.data.loading import ALONE, Board, ReadAhead, Steps
 from megajukebox.data.order import InOrder, Order, rng, slots
 from megajukebox.data.remote import StopRun
 from megajukebox.data.shards import ShardSet
-from megajukebox.data.skips import Bad, BadCount, OnBad
+from megajukebox.data.skips import Bad, BadCount, OnBad, StorageDown, too_many
 
 STATE_VERSION = 1
 ATTEMPTS = 100  # candidates tried in place of a broken clip
@@ -123,7 +124,7 @@ def readable(
             return {"sample": sample, "bad": bad}
         except (ValueError, OSError, MemoryError) as error:
             bad.append(Bad(shard_name(source, song), source.shards.key(song), str(error)[:REASON]))
-    raise ValueError(
+    raise too_many(Counter(one.kind for one in bad))(
         f"too many bad samples: none of {len(bad)} clips at position {position} could be read, the last of song "
         f"{bad[-1].key} in {bad[-1].shard} ({bad[-1].reason}); check the shards and the disk they lie on"
     )
@@ -192,7 +193,8 @@ class Batches:
 
     The same clips at the same step for any world and number of workers. `on_bad(shard, key, reason)` hears of every
     clip that was replaced; above a share `bad_share` of them, counted from `bad_after` clips on, iterating raises
-    ValueError. Iterate once; `state()` is the place after the last step handed out.
+    ValueError, or StorageDown where most could not be had at all. Iterate once; `state()` is the place after the last
+    step handed out.
     """
 
     def __init__(
@@ -230,7 +232,7 @@ class Batches:
                 self.next_step += 1
                 yield [tensors(batch) for batch in step.micro_batches]
         except StopRun as lost:
-            raise ValueError(f"{lost}; the run was to stop then (lost: stop)") from lost
+            raise StorageDown(f"{lost}; the run was to stop then (lost: stop)") from lost
 
     def skips(self) -> dict[str, int]:
         """Clips replaced so far on this rank, by kind."""

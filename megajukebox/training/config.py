@@ -86,6 +86,7 @@ class TrainingSettings(Settings):
     data_timeout: float = Field(
         600, gt=0, description="seconds over one clip after which such a process counts as hung"
     )
+    worker_gb: float = Field(4, gt=0, description="memory that each of them may take beyond what it starts with")
     mode: str = Field("indexed", pattern="^(indexed|stream)$", description="stream: song tars without an index")
     block: int = Field(64, gt=0, description="shards whose clips are shuffled together")
     clips_per_visit: int = Field(

@@ -16,6 +16,7 @@ from megajukebox.data.loading import ReadAhead
 from megajukebox.data.lyrics import LyricsTokenizer, SentencePieceTokenizer
 from megajukebox.data.order import Order
 from megajukebox.data.piped import Piped, PipedBatches
+from megajukebox.data.piped import held_out_batches as piped_held_out
 from megajukebox.data.provenance import made_by
 from megajukebox.data.shards import ShardSet
 from megajukebox.data.stream import Batches, OnBad, Source, held_out_batches, readable
@@ -59,11 +60,11 @@ class Task:
         return self._stream(first_step)
 
     def held_out(self) -> Iterable[dict]:
-        """The same few batches of held-out songs each time; none of a pipe, which cannot be asked for certain songs."""
-        if isinstance(self.source, Piped):
-            return []
+        """The same few batches of held-out songs each time."""
         size, place = self.reading.micro_batch, self.reading.place
         limit = self.settings.held_out_batches * size * place.size
+        if isinstance(self.source, Piped):
+            return piped_held_out(self.source, micro_batch=size, rank=place.rank, world=place.size, limit=limit)
         on_bad = self.reading.on_bad
         return held_out_batches(
             self.source, micro_batch=size, rank=place.rank, world=place.size, limit=limit, on_bad=on_bad
@@ -82,7 +83,9 @@ class Task:
         common: dict[str, Any] = {
             "seed": settings.seed, "global_batch": reading.global_batch, "micro_batch": reading.micro_batch,
             "rank": reading.place.rank, "world": reading.place.size, "first_step": first_step,
-            "ahead": ReadAhead(settings.workers, settings.prefetch, settings.data_timeout),
+            "ahead": ReadAhead(
+                settings.workers, settings.prefetch, settings.data_timeout, int(settings.worker_gb * 2**30)
+            ),
             "on_bad": reading.on_bad, "bad_share": settings.bad_share,
         }  # fmt: skip
         if isinstance(self.source, Piped):
