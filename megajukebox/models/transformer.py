@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from megajukebox.models.attention import attend, schedule
+from megajukebox.models.grid import Sight, attend_in_order
 
 
 class TransformerConfig(BaseModel):
@@ -104,12 +105,15 @@ class Attention(nn.Module):
     def out(self, attended_BTHD: Tensor) -> Tensor:
         return self.merge(attended_BTHD.flatten(2))
 
-    def forward(self, x_BTW: Tensor, lyrics_BSW: Tensor | None = None) -> Tensor:
+    def forward(self, x_BTW: Tensor, lyrics_BSW: Tensor | None = None, sight: Sight | None = None) -> Tensor:
+        """What the pattern gathers; with `sight` (of a student) in its order."""
         if self.pattern == "lyrics":
             assert lyrics_BSW is not None, "a lyrics layer was given no lyric states"
             q, (k, v) = self.split(self.query(x_BTW)), self.lyric_keys(lyrics_BSW)
         else:
             q, k, v = self.qkv(x_BTW)
+        if sight is not None:
+            return self.out(attend_in_order(q, k, v, self.pattern, sight))
         return self.out(attend(q, k, v, self.pattern, self.rows, self.prefix))
 
 
@@ -141,8 +145,8 @@ class Block(nn.Module):
         change = a_BTW + self.mlp(self.norm_mlp(h_BTW + a_BTW))
         return h_BTW + (change if self.scale == 1.0 else self.scale * change)
 
-    def forward(self, h_BTW: Tensor, lyrics_BSW: Tensor | None = None) -> Tensor:
-        return self.update(h_BTW, self.attention(self.norm_attention(h_BTW), lyrics_BSW))
+    def forward(self, h_BTW: Tensor, lyrics_BSW: Tensor | None = None, sight: Sight | None = None) -> Tensor:
+        return self.update(h_BTW, self.attention(self.norm_attention(h_BTW), lyrics_BSW, sight))
 
 
 class Blocks(nn.ModuleList):

@@ -25,14 +25,14 @@ class Draw:
     top_k_B: Tensor | None = None  # int64; 0: no limit
     top_p_B: Tensor | None = None  # 0: no limit
 
-    def __call__(self, logits_BV: Tensor, position: int) -> Tensor:
-        """Codes [B] for the absolute `position` (codes since the start of the song)."""
+    def __call__(self, logits_BV: Tensor, position: int | Tensor) -> Tensor:
+        """Codes [B] for the absolute `position` (codes since the start of the song), of all songs or of each [B]."""
         logits = logits_BV.float() / self.temperature_B[:, None]
         if self.top_k_B is not None:
             logits = most_likely(logits, self.top_k_B)
         if self.top_p_B is not None:
             logits = most_mass(logits, self.top_p_B)
-        place = torch.full_like(self.keys_B, position)
+        place = torch.zeros_like(self.keys_B) + position
         return (logits + noise.gumbel(self.keys_B, place, logits.shape[1])).argmax(1)
 
 

@@ -1,0 +1,174 @@
+"""The order in which a student emits a window, and what each slot may see: one rule for every order.
+
+A window of T slots is a grid of R rows of L, slot t = r L + c. Slot (r, c) is emitted at the time
+
+    tau(r, c) = a r + b c           and a known slot (a prompt, the surroundings of a gap) at tau = t - T, before all others
+
+and it sees those keys of its layer's pattern whose time is at most its own. Slots of equal time are emitted together:
+
+    (L, 1)  the teacher, R L steps          0  1  2  3       (1, 2)  a wavefront      0  2  4  6
+                                            4  5  6  7                                1  3  5  7
+                                            8  9 10 11                                2  4  6  8
+    (0, 1)  column by column, L steps       0  1  2  3
+                                            0  1  2  3
+
+Known slots see each other as the teacher would, whatever the order. Idea and sources: docs/student.md.
+"""
+
+# B windows   T slots   R rows   L slots in a row   H heads   D size of a head
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from megajukebox.models.attention import attend
+
+NEVER = 2**62  # a float holds it exactly, and padding goes by way of one
+
+
+class Order(NamedTuple):
+    """tau(r, c) = down * r + right * c."""
+
+    down: int
+    right: int
+
+    def __str__(self) -> str:
+        return f"{self.down},{self.right}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Order":
+        """Of "1,2". Raises ValueError for what is no order: time must run to the right, and not upwards."""
+        down, _, right = text.partition(",")
+        if not (down.strip().isdigit() and right.strip().isdigit() and int(right) > 0):
+            raise ValueError(f"order {text!r} is not of the form a,b with a >= 0 and b >= 1, for example 0,1 or 1,2")
+        return cls(int(down), int(right))
+
+    @classmethod
+    def of_teacher(cls, length: int, rows: int) -> "Order":
+        return cls(length // rows, 1)
+
+    def steps(self, length: int, rows: int) -> int:
+        """Steps that emit a window of `length` slots in `rows` rows."""
+        return self.down * (rows - 1) + self.right * (length // rows - 1) + 1
+
+
+def times(order: Order, length: int, rows: int, known_BT: Tensor | None = None, device: object = None) -> Tensor:
+    """tau [1, T] int64, or [B, T] where `known` [B, T] bool says which slots of each window are given."""
+    slot = torch.arange(length, device=device if known_BT is None else known_BT.device)
+    columns = length // rows
+    emitted = (order.down * (slot // columns) + order.right * (slot % columns))[None]
+    return emitted if known_BT is None else torch.where(known_BT, slot[None] - length, emitted)
+
+
+class Sight:
+    """Which keys each slot sees under every pattern, from the slots' times [B, T] (B may be 1, for all windows)."""
+
+    def __init__(self, tau_BT: Tensor, rows: int, prefix: int = 0):
+        self.tau_BT, self.rows, self.prefix = tau_BT, rows, prefix  # `prefix`: as in models/attention.py
+        self.tau_BRL = tau_BT.unflatten(1, (rows, -1))
+
+    @cached_property
+    def is_raster(self) -> bool:
+        """Whether time runs as in the teacher: slot by slot, known ones only at the head."""
+        return bool((self.tau_BT[:, 1:] > self.tau_BT[:, :-1]).all())
+
+    @cached_property
+    def row(self) -> Tensor:
+        """[B, R, L, L]: its own row."""
+        return self.tau_BRL[:, :, None, :] <= self.tau_BRL[..., None]
+
+    @cached_property
+    def column(self) -> Tensor:
+        """[B, L, R, R]: its own column."""
+        tau_BLR = self.tau_BRL.transpose(1, 2)
+        return tau_BLR[:, :, None, :] <= tau_BLR[..., None]
+
+    @cached_property
+    def neighbours(self) -> Tensor:
+        """[B, R, L, 2L]: the row before and the row after; of the latter the teacher sees nothing."""
+        keys_BRK = beside(self.tau_BRL, NEVER)
+        return keys_BRK[:, :, None, :] <= self.tau_BRL[..., None]
+
+    @cached_property
+    def everything(self) -> Tensor:
+        """[B, T, T]"""
+        return self.tau_BT[:, None, :] <= self.tau_BT[..., None]
+
+    @cached_property
+    def left(self) -> Tensor:
+        """[B, T]: whether the token before a slot is there when the slot is emitted; not for the first."""
+        return F.pad(self.tau_BT[:, :-1] < self.tau_BT[:, 1:], (1, 0))
+
+    @cached_property
+    def above(self) -> Tensor:
+        """[B, T]: whether the token one row up is there; not for the first row."""
+        columns = self.tau_BRL.shape[2]
+        return F.pad(self.tau_BT[:, :-columns] < self.tau_BT[:, columns:], (columns, 0))
+
+    @cached_property
+    def knows_no_later(self) -> Tensor:
+        """[B, T]: slots emitted before every token that comes after them in time.
+
+        Only there is the teacher's distribution given the past a target for the student's (docs/student.md).
+        """
+        later_first = self.tau_BT.flip(1).cummin(1).values.flip(1)[:, 1:]
+        return F.pad(later_first, (0, 1), value=NEVER) >= self.tau_BT
+
+
+def beside(x_BRL: Tensor, outside: float) -> Tensor:
+    """Row r - 1 and row r + 1 of each row r, [B, R, 2L, ...]; `outside` where there is none."""
+    rest = (0, 0) * (x_BRL.ndim - 2)
+    before = F.pad(x_BRL[:, :-1], (*rest, 1, 0), value=outside)
+    after = F.pad(x_BRL[:, 1:], (*rest, 0, 1), value=outside)
+    return torch.cat([before, after], dim=2)
+
+
+def attend_in_order(q_BTHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor, pattern: str, sight: Sight) -> Tensor:
+    """What each query gathers under `pattern` by the rule, [B, T, H, D]. With the teacher's order: `attend`."""
+    if pattern == "lyrics":
+        return attend(q_BTHD, k_BSHD, v_BSHD, pattern)
+    if pattern in ("dense", "prefix"):
+        seen = sight.prefix if pattern == "prefix" else q_BTHD.shape[1]
+        return masked(q_BTHD, k_BSHD[:, :seen], v_BSHD[:, :seen], sight.everything[:, :, :seen])
+    q, k, v = (x.unflatten(1, (sight.rows, -1)) for x in (q_BTHD, k_BSHD, v_BSHD))
+    if pattern == "column":
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        return _in_groups(q, k, v, sight.column).transpose(1, 2).flatten(1, 2)
+    if pattern == "previous_row":
+        k, v = beside(k, 0.0), beside(v, 0.0)
+    mask = sight.neighbours if pattern == "previous_row" else sight.row
+    return _in_groups(q, k, v, mask).flatten(1, 2)
+
+
+def _in_groups(q_BGLHD: Tensor, k_BGSHD: Tensor, v_BGSHD: Tensor, mask_BGLS: Tensor) -> Tensor:
+    """Attention within each of G rows (or columns)."""
+    batch, groups = q_BGLHD.shape[:2]
+    mask = mask_BGLS.expand(batch, -1, -1, -1).flatten(0, 1)
+    q, k, v = (x.flatten(0, 1) for x in (q_BGLHD, k_BGSHD, v_BGSHD))
+    return masked(q, k, v, mask).unflatten(0, (batch, groups))
+
+
+def masked(q_NTHD: Tensor, k_NSHD: Tensor, v_NSHD: Tensor, mask_NTS: Tensor) -> Tensor:
+    """Attention over the second axis with a mask; a query that sees nothing gathers zeros."""
+    q, k, v = (x.transpose(1, 2) for x in (q_NTHD, k_NSHD, v_NSHD))
+    nothing = ~mask_NTS.any(-1)
+    # Such a query is let see everything and then blanked: softmax over nothing is not a number, in the gradient too.
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=(mask_NTS | nothing[..., None])[:, None]).transpose(1, 2)
+    return out.masked_fill(nothing[..., None, None], 0.0)
+
+
+def visible_in_order(pattern: str, tau_T: Tensor, rows: int, prefix: int = 0) -> Tensor:
+    """The truth about the rule: which keys [T, T] each query sees, as a boolean mask."""
+    length = len(tau_T)
+    i, j = torch.arange(length)[:, None], torch.arange(length)[None, :]
+    columns = length // rows
+    wide = {
+        "dense": torch.ones(length, length, dtype=torch.bool),
+        "row": j // columns == i // columns,
+        "column": j % columns == i % columns,
+        "previous_row": (j // columns - i // columns).abs() == 1,
+        "prefix": (j < prefix).expand(length, -1),
+    }[pattern]
+    return wide & (tau_T[None, :] <= tau_T[:, None])

@@ -1,0 +1,152 @@
+"""The grid-order student: the prior's own layers, emitting many slots at a time in the order of models/grid.py.
+
+It starts from its teacher's weights. Two small tables are new, and start as zeros: what the token one row up says (the
+teacher reads only the one before), and that the token before is not there yet. So at the teacher's order a student is
+its teacher to the last bit.
+"""
+
+# B windows   N slots of them   T slots of a window   R rows   W width   V vocabulary   K soft targets
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor
+
+from megajukebox.models.grid import Order, Sight, times
+from megajukebox.models.prior import Conditioning, Prior, PriorConfig
+from megajukebox.models.transformer import Table
+
+LOG_2 = 0.6931471805599453
+NEW = ("above.weight", "missing.weight")  # what a student has and its teacher has not
+
+
+class StudentConfig(BaseModel):
+    """A prior with an order, and how it is taught."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prior: PriorConfig
+    order: Order
+    soft_weight: float = Field(0.5, ge=0, description="of the teacher's distributions, where they are a target")
+    known_before: float = Field(0.5, ge=0, le=1, description="share of training windows whose first rows are known")
+    known_after: float = Field(0.25, ge=0, le=1, description="share whose last rows are known")
+
+    @model_validator(mode="after")
+    def _check(self) -> "StudentConfig":
+        Order.parse(str(self.order))
+        if self.prior.prefix_tokens:
+            raise ValueError("a prior that reads its lyrics as a prefix has no student; use lyrics mode encoder")
+        return self
+
+    @property
+    def rows(self) -> int:
+        return self.prior.transformer.rows
+
+    @property
+    def columns(self) -> int:
+        return self.prior.window // self.rows
+
+    @property
+    def steps(self) -> int:
+        """Steps that emit one window."""
+        return self.order.steps(self.prior.window, self.rows)
+
+
+class Student(Prior):
+    """q(codes of a window | what the prior is told), in steps of many slots. Sampled by sampling/student.py."""
+
+    def __init__(self, config: StudentConfig):
+        super().__init__(config.prior)
+        self.how, width = config, config.prior.transformer.width
+        self.above = Table(self.vocabulary, width, 0.0)
+        self.missing = Table(1, width, 0.0)
+
+    def sight(self, known_BT: Tensor | None = None) -> Sight:
+        """Who sees whom, where `known` [B, T] bool are given from the start."""
+        device = self.input.tokens.weight.device
+        return Sight(times(self.how.order, self.config.window, self.how.rows, known_BT, device), self.how.rows)
+
+    def embed(
+        self, left_BN: Tensor, has_left_BN: Tensor, above_BN: Tensor, has_above_BN: Tensor, slots_N: Tensor,
+        given: Conditioning,
+    ) -> Tensor:  # fmt: skip
+        """The inputs [B, N, W] of the slots: the token before and the one a row up where they `has` been emitted."""
+        start_B1W = self.input.start_vector(len(left_BN), given.start)
+        absent = start_B1W + self.missing(torch.zeros_like(slots_N)) * (slots_N > 0)[:, None]
+        h = torch.where(has_left_BN[..., None], self.input.tokens(left_BN), absent) + self.input.positions(slots_N)
+        h = h if given.added is None else h + given.added[:, slots_N]
+        return h + self.above(above_BN) * has_above_BN[..., None]
+
+    def logits(self, tokens_BT: Tensor, given: Conditioning, known_BT: Tensor | None = None) -> Tensor:
+        """Logits [B, T, V] of every slot from what it sees, the whole window in one pass; of known slots too."""
+        sight = self.sight(known_BT)
+        slots = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
+        rolled = tokens_BT.roll(1, 1), sight.left, tokens_BT.roll(self.how.columns, 1), sight.above
+        h = self.embed(*rolled, slots, given)
+        # The teacher's own kernels where the rule is the teacher's: equal to the last bit, not only to the last but few.
+        order = None if sight.is_raster else sight
+        for block in self.blocks:
+            h = block(h, given.lyrics if block.attention.pattern == "lyrics" else None, order)
+        return self.predict(h, given.added)
+
+    def forward(self, batch: dict) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss [] and metrics of `batch`, as of Prior.forward and, of windows that the teacher sampled:
+
+        `teacher_bits` [B, T] its surprisal at each code, `soft_ids`, `soft_log_p` [B, R, K] its likeliest codes of the
+        first slot of each row, `taught` [B] bool whether the window is the teacher's (else a real one).
+        """
+        given, codes = self.conditioning(batch), batch["codes"]
+        known = self.known_rows(codes) if self.training else torch.zeros_like(codes, dtype=torch.bool)
+        log_q = self.logits(codes, given, known).log_softmax(2)
+        free = (~known).float()
+        surprisal = -log_q.gather(2, codes[..., None])[..., 0] / LOG_2
+        bits = (surprisal * free).sum() / free.sum()
+        metrics = {"bits_per_code": bits.detach()}
+        loss = bits
+        if "taught" in batch:
+            soft = self.soft_loss(log_q, batch, known) / free.sum()
+            taught = free * batch["taught"].float()[:, None]
+            gap = ((surprisal.detach() - batch["teacher_bits"]) * taught).sum() / taught.sum().clamp(min=1)
+            metrics |= {"kl_forward": gap, "bits_soft": soft.detach()}
+            loss = loss + self.how.soft_weight * soft
+        return loss, metrics
+
+    def known_rows(self, codes_BT: Tensor) -> Tensor:
+        """Rows that this training step takes as known, [B, T] bool: some of the first, less often some of the last.
+
+        Teaches continuation (0, 1/4, 1/2 or 3/4 of the rows before), infilling and overlaps (up to 1/4 after).
+        """
+        batch, rows, device = len(codes_BT), self.how.rows, codes_BT.device
+        draw = torch.rand(4, batch, device=device)
+        before = (draw[0] < self.how.known_before) * (draw[1] * 4).long() * (rows // 4)
+        after = (draw[2] < self.how.known_after) * (draw[3] * (rows // 4)).ceil()
+        row = torch.arange(rows, device=device)
+        known = (row < before[:, None]) | (row >= rows - after[:, None])
+        known = known & ~known.all(1, keepdim=True)  # a window of nothing but known rows teaches nothing
+        return known.repeat_interleave(self.how.columns, dim=1)
+
+    def soft_loss(self, log_q_BTV: Tensor, batch: dict, known_BT: Tensor) -> Tensor:
+        """Sum of KL(teacher || student) in bits over the first slots of rows where it is a target.
+
+        That is where the student knows nothing later than the slot (models/grid.py, `knows_no_later`): the best it can
+        do elsewhere is not the teacher's distribution given the past, since later tokens are evidence. Codes outside
+        the teacher's likeliest count as one.
+        """
+        first_BR = slice(None), slice(0, None, self.how.columns)
+        target = self.sight(known_BT).knows_no_later[first_BR] & ~known_BT[first_BR] & batch["taught"][:, None]
+        log_q = log_q_BTV[first_BR].gather(2, batch["soft_ids"])
+        log_p = batch["soft_log_p"]
+        inside = (log_p.exp() * (log_p - log_q)).sum(2)
+        rest_p, rest_q = (rest(x) for x in (log_p, log_q))
+        outside = rest_p.exp() * (rest_p - rest_q)
+        return ((inside + outside) * target).sum() / LOG_2
+
+
+def rest(log_p_BRK: Tensor) -> Tensor:
+    """log(1 - sum p): of all other codes together."""
+    return torch.log1p(-log_p_BRK.exp().sum(2).clamp(max=1 - 1e-6))
+
+
+def from_teacher(student: Student, teacher: Prior) -> Student:
+    """`student` with the teacher's weights; what is new in it stays zero."""
+    lacking, extra = student.load_state_dict(teacher.state_dict(), strict=False)
+    assert set(lacking) == set(NEW) and not extra, (lacking, extra)
+    return student

@@ -1,0 +1,198 @@
+"""One window after another is for the teacher: a student emits many slots of many windows at each step, with caches.
+
+Its slow twin `emit_slowly` makes a full forward pass for every step.
+"""
+
+# B windows   N slots of a step   S keys of a slot   T slots of a window   R rows   L slots in a row   H heads   D size
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from megajukebox.models.grid import NEVER, Sight, attend_in_order
+from megajukebox.models.prior import Conditioning
+from megajukebox.models.student import Student
+from megajukebox.models.transformer import Attention
+from megajukebox.sampling.decoder import Draw, Progress
+
+
+@dataclass(frozen=True)
+class Draws:
+    """How codes are drawn for B windows: each song's `Draw`, and where in its song each window starts (in codes)."""
+
+    draw: Draw
+    first_B: Tensor  # int64
+
+    def __call__(self, logits_BNV: Tensor, slots_N: Tensor) -> Tensor:
+        """Codes [B, N] of the slots: each with the noise of its own place in the song, as the teacher's."""
+        draw, many = self.draw, len(slots_N)
+        each = (x if x is None else x.repeat_interleave(many) for x in (draw.temperature_B, draw.top_k_B, draw.top_p_B))
+        places = self.first_B[:, None] + slots_N
+        flat = Draw(draw.keys_B.repeat_interleave(many), *each)
+        return flat(logits_BNV.flatten(0, 1), places.flatten()).unflatten(0, (-1, many))
+
+
+@dataclass(frozen=True)
+class Step:
+    """Slots of equal time, and by pattern the keys they look at: all made before the first step, none waits for one."""
+
+    slots_N: Tensor
+    keys: dict[str, Tensor]  # pattern -> [N, S] slots
+    masks: dict[str, Tensor]  # pattern -> [B or 1, N, S]
+
+
+def steps_of(student: Student, sight: Sight, known_BT: Tensor) -> list[Step]:
+    """The steps that emit every slot which is not known in all windows."""
+    patterns = {block.attention.pattern for block in student.blocks} - {"lyrics"}
+    emitted_T = student.sight().tau_BT[0]
+    wanted_T = ~known_BT.all(0)
+    found = [torch.nonzero(wanted_T & (emitted_T == time))[:, 0] for time in emitted_T[wanted_T].unique()]
+    return [_step(slots, patterns, sight) for slots in found]
+
+
+def _step(slots_N: Tensor, patterns: set[str], sight: Sight) -> Step:
+    keys, masks = {}, {}
+    for pattern in patterns:
+        wide_NS, real_NS = looked_at(pattern, slots_N, sight)
+        tau_BNS = sight.tau_BT[:, wide_NS].masked_fill(~real_NS, NEVER)
+        seen_BNS = tau_BNS <= sight.tau_BT[:, slots_N, None]
+        some_S = seen_BNS.flatten(0, 1).any(0)
+        keys[pattern], masks[pattern] = wide_NS[:, some_S], seen_BNS[..., some_S]
+    return Step(slots_N, keys, masks)
+
+
+def looked_at(pattern: str, slots_N: Tensor, sight: Sight) -> tuple[Tensor, Tensor]:
+    """The slots [N, S] of a pattern before time is asked, and which of them are in the window at all."""
+    rows, columns = sight.tau_BRL.shape[1:]
+    along, down = (torch.arange(n, device=slots_N.device) for n in (columns, rows))
+    row, column = slots_N // columns, slots_N % columns
+    if pattern == "row":
+        keys = row[:, None] * columns + along
+    elif pattern == "column":
+        keys = down * columns + column[:, None]
+    elif pattern == "previous_row":
+        keys = torch.cat([(row[:, None] + way) * columns + along for way in (-1, 1)], dim=1)
+    else:
+        size = sight.prefix if pattern == "prefix" else rows * columns
+        keys = torch.arange(size, device=slots_N.device).expand(len(slots_N), -1)
+    inside = (keys >= 0) & (keys < rows * columns)
+    return keys.clamp(0, rows * columns - 1), inside
+
+
+class Memory:
+    """Keys and values of one layer for every slot, [B, T, H, D]: made once, never grown."""
+
+    def __init__(self, attention: Attention, batch: int, length: int, given: Conditioning):
+        self.attention = attention
+        if attention.pattern == "lyrics":
+            assert given.lyrics is not None
+            self.keys, self.values = (x.transpose(1, 2) for x in attention.lyric_keys(given.lyrics))
+            return
+        weight = attention.merge.weight
+        shape = batch, length, attention.heads, weight.shape[1] // attention.heads
+        self.keys, self.values = weight.new_zeros(shape), weight.new_zeros(shape)
+
+    def fill(self, x_BTW: Tensor, sight: Sight) -> Tensor:
+        """The attention output of a whole window, remembering all of it: what is not known is written again."""
+        if self.attention.pattern == "lyrics":
+            return self._read_lyrics(x_BTW)
+        q, self.keys[:], self.values[:] = self.attention.qkv(x_BTW)
+        return self.attention.out(attend_in_order(q, self.keys, self.values, self.attention.pattern, sight))
+
+    def step(self, x_BNW: Tensor, step: Step, known_BN: Tensor | None) -> Tensor:
+        """The attention output [B, N, W] of a step's slots. Where a slot is `known`, its memory stays."""
+        pattern = self.attention.pattern
+        if pattern == "lyrics":
+            return self._read_lyrics(x_BNW)
+        q, k, v = self.attention.qkv(x_BNW)
+        for memory, new in ((self.keys, k), (self.values, v)):
+            kept = new if known_BN is None else torch.where(known_BN[..., None, None], memory[:, step.slots_N], new)
+            memory[:, step.slots_N] = kept
+        return self.attention.out(self._attend(q, step.keys[pattern], step.masks[pattern]))
+
+    def _attend(self, q_BNHD: Tensor, keys_NS: Tensor, mask_BNS: Tensor) -> Tensor:
+        if not keys_NS.shape[1]:
+            return torch.zeros_like(q_BNHD)
+        k, v = (x[:, keys_NS].transpose(2, 3).flatten(0, 1) for x in (self.keys, self.values))  # [B N, H, S, D]
+        mask = mask_BNS.expand(len(q_BNHD), -1, -1).flatten(0, 1)[:, None, None]
+        nothing = ~mask.any(-1, keepdim=True)
+        out = F.scaled_dot_product_attention(q_BNHD.flatten(0, 1)[:, :, None], k, v, attn_mask=mask | nothing)
+        return out.masked_fill(nothing, 0.0)[:, :, 0].unflatten(0, q_BNHD.shape[:2])
+
+    def _read_lyrics(self, x_BNW: Tensor) -> Tensor:
+        q = self.attention.split(self.attention.query(x_BNW)).transpose(1, 2)
+        return self.attention.out(F.scaled_dot_product_attention(q, self.keys, self.values).transpose(1, 2))
+
+
+class StudentDecoder:
+    """The layers of a student with their memories, for B windows of which `known` [B, T] slots are given."""
+
+    def __init__(self, student: Student, given: Conditioning, known_BT: Tensor):
+        self.student, self.given, self.known = student, given, known_BT
+        self.sight = student.sight(known_BT if known_BT.any() else None)
+        self.steps = steps_of(student, self.sight, known_BT)
+        self.alike = bool((known_BT == known_BT[:1]).all())  # then no step meets a known slot
+        batch, length = known_BT.shape
+        self.layers = [Memory(block.attention, batch, length, given) for block in student.blocks]
+
+    def fill(self, codes_BT: Tensor) -> None:
+        """Take in the known codes in one parallel pass."""
+        h = self._inputs(codes_BT, torch.arange(codes_BT.shape[1], device=codes_BT.device))
+        for block, layer in zip(self.student.blocks, self.layers):
+            h = block.update(h, layer.fill(block.norm_attention(h), self.sight))
+
+    def step(self, codes_BT: Tensor, step: Step) -> Tensor:
+        """Logits [B, N, V] of a step's slots from the codes emitted before."""
+        h, added = self._inputs(codes_BT, step.slots_N), self.given.added
+        known = None if self.alike else self.known[:, step.slots_N]
+        for block, layer in zip(self.student.blocks, self.layers):
+            h = block.update(h, layer.step(block.norm_attention(h), step, known))
+        return self.student.predict(h, added if added is None else added[:, step.slots_N])
+
+    def _inputs(self, codes_BT: Tensor, slots_N: Tensor) -> Tensor:
+        sight, length = self.sight, codes_BT.shape[1]
+        left, above = ((slots_N - back) % length for back in (1, self.student.how.columns))
+        return self.student.embed(
+            codes_BT[:, left], sight.left[:, slots_N], codes_BT[:, above], sight.above[:, slots_N], slots_N, self.given
+        )
+
+
+@contextmanager
+def student_decoding(student: Student, given: Conditioning, known_BT: Tensor) -> Iterator[StudentDecoder]:
+    """The decoder's memory exists only inside the block."""
+    decoder = StudentDecoder(student, given, known_BT)
+    try:
+        yield decoder
+    finally:
+        decoder.layers.clear()
+
+
+@torch.inference_mode()
+def emit(
+    student: Student, given: Conditioning, codes_BT: Tensor, known_BT: Tensor, draws: Draws,
+    progress: Progress = lambda count: None,
+) -> Tensor:  # fmt: skip
+    """`codes` [B, T] of B windows with every slot sampled that is not `known` [B, T]; known ones stay as they are."""
+    codes = codes_BT.clone()
+    with student_decoding(student, given, known_BT) as decoder:
+        if known_BT.any():
+            decoder.fill(codes)
+        for step in decoder.steps:
+            drawn = draws(decoder.step(codes, step), step.slots_N)
+            codes[:, step.slots_N] = torch.where(known_BT[:, step.slots_N], codes[:, step.slots_N], drawn)
+            progress(len(step.slots_N))
+    return codes
+
+
+@torch.inference_mode()
+def emit_slowly(student: Student, given: Conditioning, codes_BT: Tensor, known_BT: Tensor, draws: Draws) -> Tensor:
+    """The twin of `emit` without caches: one full forward pass for every step."""
+    codes, emitted_T = codes_BT.clone(), student.sight().tau_BT[0]
+    for time in emitted_T.unique():
+        slots = torch.nonzero(emitted_T == time)[:, 0]
+        drawn = draws(student.logits(codes, given, known_BT)[:, slots], slots)
+        codes[:, slots] = torch.where(known_BT[:, slots], codes[:, slots], drawn)
+    return codes
