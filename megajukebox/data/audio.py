@@ -14,7 +14,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from megajukebox.data.files import write_whole
+from megajukebox.data.files import Window, write_whole
 
 CONTAINERS = ("WAV", "FLAC", "OGG", "MP3")
 LIBSNDFILE_NAMES = {"WAV": "WAV", "WAVEX": "WAV", "RF64": "WAV", "FLAC": "FLAC", "OGG": "OGG", "MP3": "MP3"}
@@ -54,42 +54,17 @@ class Forward(soundfile.SoundFile):
         return False
 
 
-class OffsetReader(io.RawIOBase):
-    """The bytes [offset, offset + size) of an open file, as a file of their own. Threads may share `file`.
-
-    tar file  |--header--|=======member=======|--header--|=====...
-                         offset               offset + size
-    """
+class OffsetReader(Window):
+    """A window of an open file. Threads may share `file`."""
 
     def __init__(self, file: BinaryIO, offset: int, size: int, owned: bool = False):
         """With `owned`, closing this window closes `file` too."""
-        super().__init__()
-        self.file, self.offset, self.size, self.owned = file, offset, size, owned
-        self.position = 0
+        super().__init__(offset, size)
+        self.file, self.owned = file, owned
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        start = {os.SEEK_SET: 0, os.SEEK_CUR: self.position, os.SEEK_END: self.size}[whence]
-        self.position = max(0, start + offset)
-        return self.position
-
-    def tell(self) -> int:
-        return self.position
-
-    def readinto(self, buffer) -> int:
-        want = max(0, min(len(buffer), self.size - self.position))
+    def fill(self, buffer: memoryview) -> int:
         # pread keeps no position in the shared file, so windows into one shard never disturb each other
-        got = os.preadv(self.file.fileno(), [memoryview(buffer)[:want]], self.offset + self.position) if want else 0
-        self.position += got
-        return got
-
-    def readall(self) -> bytes:
-        return self.read(max(0, self.size - self.position))  # at once; the inherited one goes 8 kB at a time
+        return os.preadv(self.file.fileno(), [buffer], self.offset + self.position)
 
     def close(self) -> None:
         if self.owned and not self.closed:

@@ -1,6 +1,7 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and a part of a file as a file of its own."""
 
 import hashlib
+import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,6 +44,46 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+class Window(io.RawIOBase):
+    """The bytes [offset, offset + size) of something larger, as a file of their own. `fill` fetches them.
+
+    tar file  |--header--|=======member=======|--header--|=====...
+                         offset               offset + size
+    """
+
+    def __init__(self, offset: int, size: int):
+        super().__init__()
+        self.offset, self.size = offset, size
+        self.position = 0
+
+    def fill(self, buffer: memoryview) -> int:
+        """Bytes from `position` on into all of `buffer`; returns how many there were."""
+        raise NotImplementedError
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self.position, os.SEEK_END: self.size}[whence]
+        self.position = max(0, start + offset)
+        return self.position
+
+    def tell(self) -> int:
+        return self.position
+
+    def readinto(self, buffer) -> int:
+        want = max(0, min(len(buffer), self.size - self.position))
+        got = self.fill(memoryview(buffer)[:want]) if want else 0
+        self.position += got
+        return got
+
+    def readall(self) -> bytes:
+        return self.read(max(0, self.size - self.position))  # at once; the inherited one goes 8 kB at a time
 
 
 def sha256_of(path: str | Path) -> str:

@@ -10,7 +10,6 @@ Over http a shard that is not here yet is read by range requests meanwhile, so t
 import contextlib
 import fcntl
 import hashlib
-import io
 import os
 import threading
 import time
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from megajukebox.data.audio import OffsetReader
-from megajukebox.data.files import write_whole
+from megajukebox.data.files import Window, write_whole
 from megajukebox.data.remote import LostShard, NoRanges, Site, StopRun
 from megajukebox.data.shard_index import SHARD_NAME
 
@@ -116,48 +115,27 @@ class Cache:
         return LostShard(why) if self.site.remote.lost == "skip" else StopRun(why)
 
 
-class RangeReader(io.RawIOBase):
-    """The bytes [offset, offset + size) of a remote tar, as a file; each request asks for AHEAD bytes or more.
+class RangeReader(Window):
+    """A window of a remote tar; each request asks for AHEAD bytes or more.
 
     libsndfile reads through callbacks, in which an error is lost: it is kept, the file seems to end, `close` raises.
     """
 
     def __init__(self, cache: Cache, shard: int, offset: int, size: int):
-        super().__init__()
-        self.cache, self.shard, self.offset, self.size = cache, shard, offset, size
-        self.position = 0
+        super().__init__(offset, size)
+        self.cache, self.shard = cache, shard
         self._block, self._block_start = b"", 0
         self._failure: Exception | None = None
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        start = {os.SEEK_SET: 0, os.SEEK_CUR: self.position, os.SEEK_END: self.size}[whence]
-        self.position = max(0, start + offset)
-        return self.position
-
-    def tell(self) -> int:
-        return self.position
-
-    def readinto(self, buffer: Any) -> int:
-        want = max(0, min(len(buffer), self.size - self.position))
-        if want == 0 or self._failure:
+    def fill(self, buffer: memoryview) -> int:
+        if self._failure:
             return 0
         try:
-            data = self._bytes(want)
+            buffer[:] = self._bytes(len(buffer))
         except (OSError, StopRun) as error:
             self._failure = error
             return 0
-        buffer[:want] = data
-        self.position += want
-        return want
-
-    def readall(self) -> bytes:
-        return self.read(max(0, self.size - self.position))
+        return len(buffer)
 
     def close(self) -> None:
         super().close()
