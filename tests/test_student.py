@@ -96,7 +96,7 @@ def test_the_first_slot_of_every_row_knows_no_later_token_unless_one_is_given(or
     assert not given.knows_no_later[0, :10].any()
 
 
-def taught_batch(student, **changed) -> dict:  # noqa: ANN001, ANN003
+def taught_batch(student, **changed) -> dict:
     batch, draw = prior_batch(student.config), torch.Generator().manual_seed(3)
     log_p = torch.randn(2, ROWS, CODES, generator=draw).log_softmax(2).sort(dim=2, descending=True)
     soft = {"soft_ids": log_p.indices[..., :6], "soft_log_p": log_p.values[..., :6]}

@@ -1,4 +1,4 @@
-"""The student's cached decoder: every step is the full forward pass, known slots stay, samples are the student's own."""
+"""The student's cached decoder: each step is the full forward pass, known slots stay, samples are as it says."""
 
 import pytest
 import torch

@@ -2,7 +2,7 @@
 
 A window of T slots is a grid of R rows of L, slot t = r L + c. Slot (r, c) is emitted at the time
 
-    tau(r, c) = a r + b c           and a known slot (a prompt, the surroundings of a gap) at tau = t - T, before all others
+    tau(r, c) = a r + b c        a known slot (a prompt, the surroundings of a gap) at tau = t - T, before all others
 
 and it sees those keys of its layer's pattern whose time is at most its own. Slots of equal time are emitted together:
 
@@ -54,7 +54,9 @@ class Order(NamedTuple):
         return self.down * (rows - 1) + self.right * (length // rows - 1) + 1
 
 
-def times(order: Order, length: int, rows: int, known_BT: Tensor | None = None, device: object = None) -> Tensor:
+def times(
+    order: Order, length: int, rows: int, known_BT: Tensor | None = None, device: torch.device | None = None
+) -> Tensor:
     """tau [1, T] int64, or [B, T] where `known` [B, T] bool says which slots of each window are given."""
     slot = torch.arange(length, device=device if known_BT is None else known_BT.device)
     columns = length // rows

@@ -81,7 +81,7 @@ class Student(Prior):
         slots = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
         rolled = tokens_BT.roll(1, 1), sight.left, tokens_BT.roll(self.how.columns, 1), sight.above
         h = self.embed(*rolled, slots, given)
-        # The teacher's own kernels where the rule is the teacher's: equal to the last bit, not only to the last but few.
+        # The teacher's own kernels where the rule is the teacher's: then equal to the last bit.
         order = None if sight.is_raster else sight
         for block in self.blocks:
             h = block(h, given.lyrics if block.attention.pattern == "lyrics" else None, order)

@@ -29,9 +29,9 @@ class Draws:
     def __call__(self, logits_BNV: Tensor, slots_N: Tensor) -> Tensor:
         """Codes [B, N] of the slots: each with the noise of its own place in the song, as the teacher's."""
         draw, many = self.draw, len(slots_N)
-        each = (x if x is None else x.repeat_interleave(many) for x in (draw.temperature_B, draw.top_k_B, draw.top_p_B))
-        places = self.first_B[:, None] + slots_N
-        flat = Draw(draw.keys_B.repeat_interleave(many), *each)
+        top_k, top_p = (None if x is None else x.repeat_interleave(many) for x in (draw.top_k_B, draw.top_p_B))
+        keys, temperature = (x.repeat_interleave(many) for x in (draw.keys_B, draw.temperature_B))
+        places, flat = self.first_B[:, None] + slots_N, Draw(keys, temperature, top_k, top_p)
         return flat(logits_BNV.flatten(0, 1), places.flatten()).unflatten(0, (-1, many))
 
 
