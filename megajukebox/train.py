@@ -22,7 +22,9 @@ from megajukebox.data.shards import ShardSet
 from megajukebox.data.skips import StorageDown
 from megajukebox.training import parallel
 from megajukebox.training.config import STAGES, Preset, TrainingSettings, dump, load_preset
+from megajukebox.training.engines import engine_of
 from megajukebox.training.loop import Run, train
+from megajukebox.training.pipeline import reader
 from megajukebox.training.tasks import Reading, Task, piped_task, prior_task, vqvae_task
 
 TRY_AGAIN = 75  # sysexits' EX_TEMPFAIL: nothing is wrong with the run, starting it again may help
@@ -65,16 +67,14 @@ def run_stage(preset: Preset, stage: str, data: str, remote: Remote, out: Path, 
     settings = preset.stage(stage)
     ds_config = parallel.read_ds_config(settings.ds_config)
     place = parallel.start()
-    total, micro = parallel.global_batch(ds_config, place.size)
+    reads = reader(place, ds_config)
+    total, micro = parallel.global_batch(ds_config, reads.size)
     run = Run(out, settings, place.rank, stop_after)
-    reading = Reading(place, total, micro, on_bad=run.log.skip)
+    reading = Reading(reads, total, micro, on_bad=run.log.skip)
     task = task_of(preset, stage, data, remote, settings, reading)
     if place.rank == 0:
         write_run_folder(out, preset, stage, task, ds_config)
-    parallel.seed(settings.seed)
-    with parallel.building(ds_config):
-        model = task.build()
-    return train(run, task, parallel.Engine(model, ds_config))
+    return train(run, task, engine_of(task.config, task.build, ds_config, settings.seed))
 
 
 def task_of(

@@ -33,7 +33,7 @@ def prior(level: str) -> tuple[nn.Module, list[dict]]:
     told = preset.prior(level)
     labels = {name: LabelConfig(slots=preset.conditions[name].slots, size=8) for name in told.labels}
     lyrics = told.lyrics and LyricsConfig(**told.lyrics.model_dump(exclude={"dropout"}), size=50)
-    shape = told.model_dump(exclude={"labels", "lyrics"})
+    shape = told.model_dump(exclude={"labels", "lyrics", "label_tables"})
     hop = preset.vqvae.hops[level]
     config = PriorConfig(level=level, sample_rate=8000, hop=hop, codes=32, labels=labels, lyrics=lyrics, **shape)
     return Prior(config), [window(config, rng) for _ in range(STEPS)]

@@ -72,6 +72,11 @@ class PriorConfig(BaseModel):
         return self.lyrics.tokens if self.lyrics and self.lyrics.mode == "prefix" else 0
 
     @property
+    def vocabulary(self) -> int:
+        """Tokens that the transformer tells apart: codes, after the lyric tokens in prefix mode."""
+        return self.shift + self.codes
+
+    @property
     def length(self) -> int:
         """Positions of the transformer: the window, after its lyric prefix if there is one."""
         return self.prefix_tokens + self.window
@@ -96,24 +101,20 @@ class Conditioning(NamedTuple):
     lyrics: Tensor | None  # [B, N, W] states of the lyric encoder
 
 
-class Prior(nn.Module):
-    """p(codes of a window | labels, timing, lyrics, codes above)."""
+class Entrance(nn.Module):
+    """All of a prior before its first layer: what it is told, and the embedding of its tokens."""
 
     def __init__(self, config: PriorConfig):
         super().__init__()
         self.config = config
         shape, scale = config.transformer, config.transformer.init_scale
-        self.vocabulary = config.shift + config.codes
+        self.vocabulary = config.vocabulary
         self.labels = Labels(config.labels, shape.width, scale) if config.labels else None
         self.timing = Timing(config.timing, config.sample_rate, shape.width, scale) if config.timing else None
         self.upper = Upper(config.upper, config.codes, shape.width, scale) if config.upper else None
         separate = config.lyrics is not None and config.lyrics.mode == "encoder"
         self.lyrics = Lyrics(config.lyrics, shape.width, scale) if config.lyrics and separate else None
         self.input = ShiftedEmbedding(self.vocabulary, config.length, shape.width, scale, own_start=not config.labels)
-        self.blocks = blocks(shape, config.attended_prefix)
-        self.head = nn.Linear(shape.width, self.vocabulary, bias=False)
-        if not config.separate_head:
-            self.head.weight = self.input.tokens.weight
 
     def conditioning(self, batch: dict) -> Conditioning:
         """Of `conditions` {name: [B, slots]}, `timing` [B, 3] samples, `upper_codes` [B, T/ratio], `lyrics` [B, N]."""
@@ -130,10 +131,32 @@ class Prior(nn.Module):
             added = torch.cat([silence, added], dim=1)
         return Conditioning(start, added, self.lyrics(batch["lyrics"]) if self.lyrics else None)
 
+    def encoder_bits(self, batch: dict, given: Conditioning) -> Tensor | None:
+        """What the lyric encoder's own task costs, [] bits per lyric token; None without one."""
+        if self.lyrics is None:
+            return None
+        assert given.lyrics is not None
+        return self.lyrics.loss(given.lyrics, batch["lyrics"])
+
     def tokens(self, batch: dict) -> Tensor:
         """The sequence [B, N + T] that the transformer models: the codes, after the lyrics in prefix mode."""
-        codes = batch["codes"]
-        return torch.cat([batch["lyrics"], codes + self.config.shift], dim=1) if self.config.prefix_tokens else codes
+        return tokens_of(self.config, batch)
+
+
+def tokens_of(config: PriorConfig, batch: dict) -> Tensor:
+    codes = batch["codes"]
+    return torch.cat([batch["lyrics"], codes + config.shift], dim=1) if config.prefix_tokens else codes
+
+
+class Prior(Entrance):
+    """p(codes of a window | labels, timing, lyrics, codes above): an entrance, a list of layers, and a head."""
+
+    def __init__(self, config: PriorConfig):
+        super().__init__(config)
+        self.blocks = blocks(config.transformer, config.attended_prefix)
+        self.head = nn.Linear(config.transformer.width, self.vocabulary, bias=False)
+        if not config.separate_head:
+            self.head.weight = self.input.tokens.weight
 
     def predict(self, h_BTW: Tensor, added_BTW: Tensor | None) -> Tensor:
         """Logits [B, T, V] in float32 from the last hidden states."""
@@ -151,20 +174,21 @@ class Prior(nn.Module):
     def forward(self, batch: dict) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss [] and metrics: `bits_per_code`, and `bits_per_lyric` where there are lyrics (spec section 8)."""
         given, tokens = self.conditioning(batch), self.tokens(batch)
-        logits, prefix = self.logits(tokens, given), self.config.prefix_tokens
-        music = bits(logits[:, prefix:], tokens[:, prefix:])
-        metrics = {"bits_per_code": music.detach()}
-        if self.config.lyrics is None:
-            return music, metrics
-        words = self._lyric_bits(batch, given, logits)
-        metrics["bits_per_lyric"] = words.detach()
-        count, window = self.config.lyrics.tokens, self.config.window
-        weight = self.config.lyrics.loss_weight
-        return (weight * words * count + music * window) / (count + window), metrics
+        words = self.encoder_bits(batch, given)
+        return loss_and_metrics(self.config, self.logits(tokens, given), tokens, words)
 
-    def _lyric_bits(self, batch: dict, given: Conditioning, logits_BTV: Tensor) -> Tensor:
-        if self.lyrics is not None:
-            assert given.lyrics is not None
-            return self.lyrics.loss(given.lyrics, batch["lyrics"])
-        prefix = self.config.prefix_tokens
-        return bits(logits_BTV[:, :prefix], batch["lyrics"])
+
+def loss_and_metrics(
+    config: PriorConfig, logits_BTV: Tensor, tokens_BT: Tensor, words: Tensor | None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss [] of a window from its logits; `words` [] are the bits per lyric token of a separate encoder."""
+    prefix = config.prefix_tokens
+    music = bits(logits_BTV[:, prefix:], tokens_BT[:, prefix:])
+    metrics = {"bits_per_code": music.detach()}
+    if config.lyrics is None:
+        return music, metrics
+    if words is None:
+        words = bits(logits_BTV[:, :prefix], tokens_BT[:, :prefix])
+    metrics["bits_per_lyric"] = words.detach()
+    count, window, weight = config.lyrics.tokens, config.window, config.lyrics.loss_weight
+    return (weight * words * count + music * window) / (count + window), metrics

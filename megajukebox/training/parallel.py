@@ -1,9 +1,10 @@
-"""The only file that knows DeepSpeed: a model becomes an engine with `step`, `evaluate`, `save`, `load`, `weights`."""
+"""DeepSpeed: a model becomes an engine with `step`, `evaluate`, `save`, `load`, `weights` (pipelines: pipeline.py)."""
 
 import contextlib
 import json
 import logging
 import math
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -118,6 +119,18 @@ def recompute_activations(layers: nn.ModuleList) -> None:
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
 
 
+def fill(parameters: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
+    """Give `parameters` (by name; shared out under ZeRO-3) the values in `weights`. Names and shapes must have been
+    compared before; a tied name that `weights` lacks has its values under the other.
+    """
+    for name, parameter in parameters.items():
+        if name in weights:
+            shared = hasattr(parameter, "ds_id")
+            with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0 if shared else None, enabled=shared):
+                if not shared or dist.get_rank() == 0:
+                    parameter.data.copy_(weights[name])
+
+
 class Engine:
     """A model under ZeRO-0..3: the loop sees only steps and numbers."""
 
@@ -143,8 +156,7 @@ class Engine:
 
         Raises TrainingDiverged before the weights are touched if the loss is not finite.
         """
-        for group, peak in zip(self.engine.optimizer.param_groups, self.peak_rates):
-            group["lr"] = peak * rate
+        self._set_rate(rate)
         self.engine.train()
         seen = []
         for batch in micro_batches:
@@ -156,6 +168,13 @@ class Engine:
             norm = self._gradient_norm() if self.stage == 0 else None
             self.engine.step()
         averages = {name: sum(s[name] for s in seen) / len(seen) for name in seen[0]}
+        return self._finished(averages, rate, norm)
+
+    def _set_rate(self, rate: float) -> None:
+        for group, peak in zip(self.engine.optimizer.param_groups, self.peak_rates):
+            group["lr"] = peak * rate
+
+    def _finished(self, averages: dict[str, float], rate: float, norm: float | None = None) -> dict[str, float]:
         norm = self.engine.get_global_grad_norm() if norm is None else norm
         return averages | {"gradient_norm": float(norm or 0.0), "learning_rate": self.peak_rates[0] * rate}
 
