@@ -6,10 +6,10 @@
         --out runs/tiny/middle_upsampler training.middle_upsampler.steps=50                          # a setting changed
 
 Killed? Run the same command again. The run folder holds run.yaml (all settings), metrics.jsonl, events.jsonl,
-checkpoints/, and model.safetensors + model.json for the stages after it.
+checkpoints/, and model.safetensors + model.json for the stages after it. How it ended is its exit status
+(training/exits.py): 0 done, 85 stopped and saved, 75 start again, 93 a person is needed, 98 another start took over.
 """
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -19,15 +19,15 @@ import yaml
 from megajukebox.data.files import write_whole
 from megajukebox.data.remote import DEFAULT_CACHE, Remote
 from megajukebox.data.shards import ShardSet
-from megajukebox.data.skips import StorageDown
+from megajukebox.monitoring.metrics import RunLog
 from megajukebox.training import parallel
 from megajukebox.training.config import STAGES, Preset, TrainingSettings, dump, load_preset
 from megajukebox.training.engines import engine_of
-from megajukebox.training.loop import Run, train
+from megajukebox.training.exits import Ending, ending
+from megajukebox.training.loop import train
 from megajukebox.training.pipeline import reader
+from megajukebox.training.run import Run
 from megajukebox.training.tasks import Reading, Task, piped_task, prior_task, vqvae_task
-
-TRY_AGAIN = 75  # sysexits' EX_TEMPFAIL: nothing is wrong with the run, starting it again may help
 
 
 def main(
@@ -45,35 +45,32 @@ def main(
     local_rank: Annotated[int, typer.Option("--local_rank", hidden=True, help="The deepspeed launcher gives it.")] = 0,
 ) -> None:
     """Train one stage; the same command goes on where it stopped."""
-    try:
+    with ending(out, "train") as end:
         chosen = load_preset(preset, settings)
         if ds_config:
             chosen = load_preset(preset, [*(settings or []), f"training.{stage}.ds_config={ds_config}"])
         remote = Remote(cache, int(cache_gb * 2**30), lost="stop" if stop_when_lost else "skip", allow_pipe=allow_pipe)
-        finished = run_stage(chosen, stage, data, remote, out, stop_after)
-    except (ValueError, parallel.TrainingDiverged) as error:
-        raise SystemExit(f"train: {error}") from error
-    except StorageDown as error:
-        print(f"train: {error}", file=sys.stderr)
-        raise SystemExit(TRY_AGAIN) from error
-    finally:
+        finished = run_stage(chosen, stage, data, remote, out, stop_after, end)
         parallel.stop()
-    if not finished:
-        print(f"stopped before the last step; the same command goes on from {out}")
+        if not finished:
+            end.kind = "done" if stop_after else "stopped"
+            print(f"stopped before the last step; the same command goes on from {out}")
 
 
-def run_stage(preset: Preset, stage: str, data: str, remote: Remote, out: Path, stop_after: int | None) -> bool:
+def run_stage(
+    preset: Preset, stage: str, data: str, remote: Remote, out: Path, stop_after: int | None, end: Ending
+) -> bool:
     """Build the task, its engine and its run, and train. Returns whether the last step was reached."""
     settings = preset.stage(stage)
     ds_config = parallel.read_ds_config(settings.ds_config)
     place = parallel.start()
     reads = reader(place, ds_config)
     total, micro = parallel.global_batch(ds_config, reads.size)
-    run = Run(out, settings, place.rank, stop_after)
-    reading = Reading(reads, total, micro, on_bad=run.log.skip)
-    task = task_of(preset, stage, data, remote, settings, reading)
+    log = RunLog(out, writes=place.rank == 0, rank=place.rank)
+    task = task_of(preset, stage, data, remote, settings, Reading(reads, total, micro, on_bad=log.skip))
     if place.rank == 0:
         write_run_folder(out, preset, stage, task, ds_config)
+    run = Run(out, settings, place, end, log, stop_after)
     return train(run, task, engine_of(task.config, task.build, ds_config, settings.seed))
 
 

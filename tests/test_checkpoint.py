@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from megajukebox.training.checkpoint import MANIFEST, flaws, folder_of, newest, partial, read_state, seal
+from megajukebox.training.checkpoint import MANIFEST, Keep, flaws, folder_of, newest, partial, read_state, seal
 
 FILES = {"state/rank-0.pt": b"first" * 100, "state/rank-1.pt": b"second" * 100, "empty.txt": b""}
 
@@ -28,7 +28,7 @@ def write(run: Path, step: int) -> Path:
 def saved(run: Path, *steps: int, keep: int = 10) -> Path:
     for step in steps:
         write(run, step)
-        seal(run, step, {"step": step, "stream": {"seed": 3}}, keep)
+        seal(partial(run, step), step, {"step": step, "stream": {"seed": 3}}, Keep(keep))
     return folder_of(run, steps[-1])
 
 
@@ -68,14 +68,14 @@ def test_a_save_that_was_killed_before_its_end_leaves_the_one_before(tmp_path: P
 SAVE = """
 import sys
 from pathlib import Path
-from megajukebox.training.checkpoint import partial, seal
+from megajukebox.training.checkpoint import Keep, partial, seal
 run = Path(sys.argv[1])
 for step in range(int(sys.argv[2]), 10**6):
     written = partial(run, step)
     written.mkdir(parents=True, exist_ok=True)
     for rank in range(3):
         (written / f"rank-{rank}.pt").write_bytes(b"%d" % step * 20000)
-    seal(run, step, {"step": step}, 2)
+    seal(written, step, {"step": step}, Keep(2))
     print(step, flush=True)
 """
 

@@ -14,7 +14,7 @@ from conftest import PRESET, environment
 
 import megajukebox
 from megajukebox.monitoring.metrics import read_lines
-from megajukebox.training import checkpoint
+from megajukebox.training import checkpoint, exits
 
 TRAIN = str(Path(megajukebox.__file__).parent / "train.py")
 pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("pipeline")]  # one worker trains it once
@@ -81,7 +81,7 @@ def test_a_signal_saves_and_leaves(pipeline, tmp_path):
     while len(read_lines(tmp_path / "run/metrics.jsonl")) < 3 and time.monotonic() < deadline:
         time.sleep(0.02)
     started.send_signal(signal.SIGTERM)
-    assert started.wait(60) == 0
+    assert started.wait(60) == exits.STOPPED
     last = read_lines(tmp_path / "run/events.jsonl")[-1]
     assert last["event"] == "stop" and last["signal"] == signal.SIGTERM
     assert checkpoint.read_state(checkpoint.newest(tmp_path / "run")[0])["step"] == last["step"]

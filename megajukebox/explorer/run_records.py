@@ -43,6 +43,11 @@ def read_runs(folders: list[Path]) -> list[Run]:
     return sorted(runs, key=lambda run: (run.started, run.name))
 
 
+def is_curve(name: str) -> bool:
+    """The account of where the time went only ever grows: it is no curve to look at."""
+    return name not in NOT_CURVES and not (name.startswith("time_") and name.endswith("_seconds"))
+
+
 def find_runs(folder: Path, depth: int) -> Iterator[Path]:
     if (folder / "run.yaml").exists() or (folder / "metrics.jsonl").exists():
         yield folder
@@ -104,7 +109,7 @@ def curves(metrics: list[dict[str, Any]]) -> dict[str, dict[str, Points]]:
     """Every number logged, loss first. A step logged again after a restart replaces what was logged before."""
     values: dict[str, dict[str, dict[float, float]]] = {"loss": {}}
     for line in (line for line in metrics if is_number(line.get("step")) and math.isfinite(line["step"])):
-        for name in (key for key, value in line.items() if key not in NOT_CURVES and is_number(value)):
+        for name in (key for key, value in line.items() if is_curve(key) and is_number(value)):
             values.setdefault(name, {}).setdefault(str(line.get("split", "train")), {})[line["step"]] = line[name]
     return {
         name: {split: sorted(by_step.items()) for split, by_step in sorted(splits.items(), reverse=True)}

@@ -29,8 +29,13 @@ class RunLog:
         self._append("events.jsonl", {"time": time.time(), "event": event, **place, **reason})
 
     def skip(self, shard: str, key: str, reason: str) -> None:
-        """A clip was replaced. Any rank may say so: each line is one write to the file's end, so that none mix."""
-        record = {"time": time.time(), "event": "skip", "rank": self.rank, "shard": shard, "key": key, "reason": reason}
+        """A clip was replaced; any rank may say so."""
+        self.note("skip", shard=shard, key=key, reason=reason)
+
+    def note(self, event: str, step: int | None = None, **reason: object) -> None:
+        """An event that any rank may tell: each line is one write to the file's end, so that none mix."""
+        place = {} if step is None else {"step": step}
+        record = {"time": time.time(), "event": event, **place, "rank": self.rank, **reason}
         self.run.mkdir(parents=True, exist_ok=True)
         events = os.open(self.run / "events.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         try:

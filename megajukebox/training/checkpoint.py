@@ -4,40 +4,75 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
-from megajukebox.data.files import write_whole
+from megajukebox.data.files import sync_folder, write_whole
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
+
+
+class Stored(NamedTuple):
+    """What a file must be: told by whoever wrote it, while writing it."""
+
+    bytes: int
+    sha256: str
+
+
+class Keep(NamedTuple):
+    """Which checkpoints stay: the `last` ones, and every one whose step is a multiple of `every` (0: none)."""
+
+    last: int
+    every: int = 0
 
 
 def folder_of(run: Path, step: int) -> Path:
     return run / "checkpoints" / f"step-{step:08d}"
 
 
-def partial(run: Path, step: int) -> Path:
-    """The folder to write step `step` into before `seal` makes it a checkpoint."""
-    return folder_of(run, step).with_suffix(".partial")
+def partial(run: Path, step: int, generation: int = 0) -> Path:
+    """The folder to write step `step` into before `seal` makes it a checkpoint.
 
-
-def seal(run: Path, step: int, state: dict, keep: int) -> Path:
-    """Make the partial folder a checkpoint: state, manifest with sizes and checksums, rename, `latest`, retention.
-
-    Called by one process after every rank has written its part.
+    Each start of the run has its own, so that one which was thought dead cannot write into another's.
     """
-    written = partial(run, step)
-    (written / STATE).write_text(json.dumps(state, indent=1))
+    folder = folder_of(run, step)
+    return folder.with_name(f"{folder.name}.g{generation:04d}.partial")
+
+
+def seal(
+    written: Path,
+    step: int,
+    state: dict,
+    keep: Keep,
+    stored: Mapping[str, Stored] | None = None,
+    check: Callable[[], None] = lambda: None,
+) -> Path:
+    """Make the partial folder `written` a checkpoint: state, manifest with sizes and checksums, `check`, rename,
+    `latest`, retention.
+
+    Called by one process after every rank has written its part. `stored`, by path, are the files whose sums are known
+    already; the others are read. `check` may raise: then nothing has become final.
+    """
+    run = written.parent.parent
+    write_whole(written / STATE, json.dumps(state, indent=1).encode())
     files = sorted(p for p in written.rglob("*") if p.is_file())
+    facts = dict(stored or {})
+    unread = [path for path in files if str(path) not in facts]
     with ThreadPoolExecutor() as pool:
-        digests = list(pool.map(_digest, files))
-    manifest = {str(p.relative_to(written)): {"bytes": p.stat().st_size, "sha256": d} for p, d in zip(files, digests)}
+        facts |= {str(path): Stored(path.stat().st_size, d) for path, d in zip(unread, pool.map(_digest, unread))}
+    manifest = {str(path.relative_to(written)): facts[str(path)]._asdict() for path in files}
     write_whole(written / MANIFEST, json.dumps({"step": step, "files": manifest}, indent=1).encode())
+    for folder in {path.parent for path in files}:
+        sync_folder(folder)
+    check()
     final = folder_of(run, step)
     if final.exists():
         shutil.rmtree(final)
     os.replace(written, final)
+    sync_folder(final.parent)
     write_whole(run / "checkpoints" / "latest", final.name.encode())
     _forget_old(final, keep)
     return final
@@ -48,39 +83,62 @@ def newest(run: Path) -> tuple[Path | None, list[str]]:
 
     Raises ValueError if there are checkpoints and none is whole: a run never starts again from zero by accident.
     """
-    found = sorted((run / "checkpoints").glob("step-????????"), reverse=True)
     rejected: list[str] = []
-    for folder in found:
+    for folder in candidates(run):
         wrong = flaws(folder)
         if wrong is None:
             return folder, rejected
         rejected.append(f"{folder.name}: {wrong}")
-    if found or (run / "checkpoints" / "latest").exists():
+    refuse_zero(run, rejected)
+    return None, rejected
+
+
+def candidates(run: Path) -> list[Path]:
+    """The checkpoints of a run, newest first, whole or not."""
+    return sorted((run / "checkpoints").glob("step-????????"), reverse=True)
+
+
+def refuse_zero(run: Path, rejected: list[str]) -> None:
+    """Raises ValueError if the run has saved, now that none of its checkpoints was found whole."""
+    if rejected or (run / "checkpoints" / "latest").exists():
         raise ValueError(
             f"{run} has checkpoints but none is whole ({'; '.join(rejected) or 'all are missing'});"
             " restore one, or start in another folder"
         )
-    return None, rejected
 
 
-def flaws(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, or None: every file is there with the size and checksum its manifest gives."""
+def flaws(folder: Path, share: tuple[int, int] = (0, 1)) -> str | None:
+    """What is wrong with a checkpoint, or None: every file is there with the size and checksum its manifest gives.
+
+    `share` (i, n): of n processes that look together, the i-th; each reads its n-th part of the files.
+    """
     try:
-        listed = json.loads((folder / MANIFEST).read_text(), object_pairs_hook=_each_once)["files"]
-        files = {name: (facts["bytes"], facts["sha256"]) for name, facts in listed.items()}
+        files = _listed(folder)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"its manifest cannot be read ({error!r})"
     if STATE not in files:
         return f"its manifest does not list {STATE}"
-    for name, (size, _) in files.items():
+    for name, known in files.items():
         path = folder / name
-        if not path.is_file() or path.stat().st_size != size:
+        if not path.is_file() or path.stat().st_size != known.bytes:
             return f"{name} is missing or has another size"
+    mine = sorted(files)[share[0] :: share[1]]
     with ThreadPoolExecutor() as pool:
-        for (name, (_, expected)), digest in zip(files.items(), pool.map(lambda n: _digest(folder / n), files)):
-            if digest != expected:
+        for name, digest in zip(mine, pool.map(lambda n: _digest(folder / n), mine)):
+            if digest != files[name].sha256:
                 return f"{name} has another checksum"
     return None
+
+
+def _listed(folder: Path) -> dict[str, Stored]:
+    """The files that a checkpoint's manifest lists."""
+    listed = json.loads((folder / MANIFEST).read_text(), object_pairs_hook=_each_once)["files"]
+    return {name: Stored(facts["bytes"], facts["sha256"]) for name, facts in listed.items()}
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of a checkpoint, by its manifest."""
+    return sum(known.bytes for known in _listed(folder).values())
 
 
 def _each_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -95,13 +153,14 @@ def read_state(folder: Path) -> dict:
     return json.loads((folder / STATE).read_text())
 
 
-def _forget_old(newest: Path, keep: int) -> None:
-    """Leave the `keep` checkpoints up to `newest`. A later one is left from before a restart: it must not count, or the
-    one just saved could be the one that goes.
+def _forget_old(newest: Path, keep: Keep) -> None:
+    """Leave the last checkpoints up to `newest`, and those kept for good. A later one is left from before a restart: it
+    must not count, or the one just saved could be the one that goes.
     """
     until = sorted(path for path in newest.parent.glob("step-????????") if path.name <= newest.name)
-    for old in until[:-keep]:
-        shutil.rmtree(old)
+    for old in until[: -keep.last]:
+        if not (keep.every and int(old.name.split("-")[1]) % keep.every == 0):
+            shutil.rmtree(old)
     for stale in newest.parent.glob("*.partial"):
         shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
 

@@ -80,7 +80,16 @@ class TrainingSettings(Settings):
     evaluate_every: int = Field(100, gt=0)
     log_every: int = Field(10, gt=0)
     save_every: int = Field(100, gt=0)
-    keep: int = Field(3, gt=0, description="checkpoints kept")
+    keep: int = Field(3, gt=0, description="checkpoints kept: the last ones")
+    keep_every: int = Field(0, ge=0, description="checkpoints of steps that are multiples of it stay for good; 0: none")
+    hang_seconds: float = Field(
+        300,
+        gt=0,
+        description="a step that takes longer, and 10 times longer than usual, is a hang",
+    )
+    hang_slow_seconds: float = Field(
+        1800, gt=0, description="the same for starting, loading, saving, evaluating, and for the first step"
+    )
     workers: int = Field(0, ge=0, description="processes that read ahead, per rank")
     prefetch: int = Field(2, gt=0, description="steps that each of them holds ready; bounds the memory")
     data_timeout: float = Field(

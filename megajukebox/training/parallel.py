@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import math
+import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -12,11 +13,15 @@ from typing import TypeVar
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+from deepspeed.runtime.zero.config import ZeroStageEnum
+from deepspeed.utils.tensor_fragment import fragment_address
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from megajukebox.data.weights import Pending
 from megajukebox.training.launch import World, world
+from megajukebox.training.storage import Storage
 
 DS_CONFIGS = Path(__file__).parent.parent.parent / "ds_configs"
 T = TypeVar("T")
@@ -32,6 +37,10 @@ def start() -> World:
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # Its shared-memory all-reduce compiles for minutes and leaves 66 MB in /dev/shm for every process; gloo serves.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # The group's own time limit comes after the one of the pulse, which says more (minutes; pulse.py).
+    os.environ.setdefault("DEEPSPEED_TIMEOUT", "60")
+    if torch.cuda.is_available():
+        torch.cuda.set_device(here.local_rank)
     if not dist.is_initialized():
         backend = "nccl" if torch.cuda.is_available() else "gloo"
         deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
@@ -62,11 +71,18 @@ def barrier() -> None:
     dist.barrier()
 
 
-def anyone(flag: bool) -> bool:
-    """Whether `flag` is true on any rank."""
-    asked = torch.tensor(float(flag), device=_device())
+def gathered(value: T) -> list[T]:
+    """`value` of every rank, by rank, on every rank."""
+    box: list = [None] * dist.get_world_size()
+    dist.all_gather_object(box, value)
+    return box
+
+
+def highest(number: int) -> int:
+    """The highest `number` of all ranks."""
+    asked = torch.tensor(number, device=_device())
     dist.all_reduce(asked, op=dist.ReduceOp.MAX)
-    return bool(asked.item())
+    return int(asked.item())
 
 
 def _device() -> torch.device:
@@ -142,6 +158,10 @@ class Engine:
         self.engine, *_ = deepspeed.initialize(model=model, model_parameters=trained, config=ds_config)
         self.peak_rates = [group["lr"] for group in self.engine.optimizer.param_groups]
         self.stage = _stage(ds_config)
+        self.storage = Storage([ZeroStageEnum, LossScaler, DynamicLossScaler, fragment_address])
+        self.engine.checkpoint_engine = self.storage
+        # Scripts that it would leave in every checkpoint: they read pickles, and on a full disk they hang the others.
+        self.engine._copy_recovery_script = lambda folder: None
 
     @property
     def device(self) -> torch.device:
@@ -201,9 +221,11 @@ class Engine:
         dist.all_reduce(values)
         return dict(zip(metrics, (values / dist.get_world_size()).tolist()))
 
-    def save(self, folder: Path) -> None:
-        """Every rank writes its part of weights and optimizer state into `folder`."""
+    def save(self, folder: Path) -> str | None:
+        """Every rank writes its part of weights and optimizer state into `folder`. Returns why this rank could not."""
+        self.storage.begin()
         self.engine.save_checkpoint(str(folder), tag="state", save_latest=False)
+        return self.storage.failure
 
     def load(self, folder: Path) -> None:
         """The inverse of `save`, on the same number of ranks. Raises RuntimeError if nothing was loaded."""

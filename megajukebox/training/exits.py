@@ -1,0 +1,129 @@
+"""How a training process ends: one exit code a kind of ending, and a record of it that outlives the process.
+
+    0  done       85  stopped on request, all saved: start again       75  temporary (hung peer, storage): start again
+    93 a person is needed: starting again would not help               98  a newer generation of this run has taken over
+
+srun returns only the highest code of its tasks, and the code of a killed task hides all others: so every rank leaves
+`exits/rank-00000.json`, and who starts runs again reads those (`attempts.py`).
+"""
+
+import errno
+import json
+import os
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from megajukebox.data.files import write_whole
+
+DONE, STOPPED, TEMPORARY, PERSON, FENCED = 0, 85, 75, 93, 98
+CODES = {"done": DONE, "stopped": STOPPED, "fenced": FENCED, "config": PERSON, "diverged": PERSON, "hang": TEMPORARY}
+CODES |= {"no_checkpoint": PERSON, "storage": TEMPORARY, "peer": TEMPORARY, "memory": TEMPORARY, "code": 1}
+
+
+class Leave(Exception):
+    """End this process as `kind`, one of CODES, for a reason in plain words."""
+
+    def __init__(self, kind: str, reason: str) -> None:
+        super().__init__(reason)
+        assert kind in CODES, kind
+        self.kind = kind
+
+
+@dataclass
+class Ending:
+    """What is known of this process while it still runs. `generation` 0: it has not yet taken part in the run."""
+
+    run: Path
+    rank: int = 0
+    generation: int = 0
+    kind: str = "done"
+    reason: str = ""
+
+    @property
+    def code(self) -> int:
+        return CODES[self.kind]
+
+    def record(self, kind: str, reason: str) -> None:
+        """Note the ending and write it down, unless a newer generation has written there. Never raises OSError."""
+        self.kind, self.reason = kind, reason
+        if not self.generation:
+            return
+        path = self.run / "exits" / f"rank-{self.rank:05d}.json"
+        told = {"rank": self.rank, "host": socket.gethostname(), "code": self.code, "class": kind, "reason": reason}
+        if read_record(path).get("generation", 0) > self.generation:
+            return
+        try:
+            path.parent.mkdir(exist_ok=True)
+            write_whole(path, json.dumps(told | {"time": time.time(), "generation": self.generation}).encode())
+        except OSError as error:
+            print(f"could not write {path}: {error}", file=sys.stderr)
+
+
+def read_record(path: Path) -> dict:
+    """The JSON object at `path`; empty if there is none or it cannot be read."""
+    try:
+        told = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return told if isinstance(told, dict) else {}
+
+
+@contextmanager
+def ending(run: Path, verb: str) -> Iterator[Ending]:
+    """Whatever happens inside ends as an exit code, a record, and one line that says why (a traceback if it was us).
+
+    After an error the process leaves at once: what torch and its libraries do at exit may wait for dead peers.
+    """
+    end = Ending(run)
+    try:
+        yield end
+    except SystemExit:
+        raise
+    except BaseException as error:
+        kind = end.kind if end.kind != "done" else kind_of(error)
+        if kind in ("code", "peer", "memory"):
+            traceback.print_exc()
+        end.record(kind, " ".join(str(error).split()) or type(error).__name__)
+        print(f"{verb}: {error}", file=sys.stderr, flush=True)
+        leave_now(end.code)
+    end.record(end.kind, end.reason)
+    if end.code:
+        raise SystemExit(end.code)
+
+
+def kind_of(error: BaseException) -> str:
+    """The kind of ending that an exception means."""
+    if isinstance(error, Leave):
+        return error.kind
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return "memory"
+    if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EROFS:
+        return "config"
+    if isinstance(error, (OSError, StorageDown)):
+        return "storage"
+    if isinstance(error, ValueError):
+        return "config"
+    if type(error).__name__ == "TrainingDiverged":
+        return "diverged"
+    return "peer" if is_of_a_peer(error) else "code"
+
+
+# What gloo, NCCL and the rendezvous store say when a peer has died or does not answer; each was seen, or is in torch.
+OF_A_PEER = ("closed by peer", "gloo", "nccl", "socket", "timed out", "wait timeout", "broken pipe", "connection re")
+
+
+def is_of_a_peer(error: BaseException) -> bool:
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(words in text for words in OF_A_PEER)
+
+
+def leave_now(code: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

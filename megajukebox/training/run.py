@@ -1,0 +1,44 @@
+"""A run as one of its processes sees it: where it lives, how it trains, who writes, and how it will have ended."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from megajukebox.monitoring.metrics import RunLog
+from megajukebox.training import parallel
+from megajukebox.training.config import TrainingSettings
+from megajukebox.training.exits import Ending
+from megajukebox.training.generation import Generation
+from megajukebox.training.launch import World
+from megajukebox.training.orders import Orders
+from megajukebox.training.pulse import Limits, Pulse
+
+
+@dataclass
+class Run:
+    """One process's view of a run. Making it is a collective: rank 0 takes the run, the others are told."""
+
+    folder: Path
+    settings: TrainingSettings
+    place: World
+    end: Ending
+    log: RunLog
+    stop_after: int | None = None
+    generation: Generation = field(init=False)
+    orders: Orders = field(init=False)
+    pulse: Pulse = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.generation = parallel.from_rank_0(Generation.take(self.folder) if self.rank == 0 else None)
+        self.end.rank, self.end.generation = self.rank, self.generation.number
+        self.orders = Orders(self.folder, self.rank, self.generation)
+        limits = Limits(self.settings.hang_seconds, self.settings.hang_slow_seconds)
+        self.pulse = Pulse(self.log, self.generation, limits, self.end)
+        self.pulse.start()
+
+    @property
+    def rank(self) -> int:
+        return self.place.rank
+
+    @property
+    def ranks(self) -> int:
+        return self.place.size

@@ -1,0 +1,101 @@
+"""How DeepSpeed writes and reads a checkpoint's files: summed on the way, no exception on a full disk, no pickle.
+
+DeepSpeed's own writer raises on the one rank whose disk is full and leaves the others waiting for it; its reader runs
+whatever code a file holds. This one notes the failure for all ranks to agree upon, and loads tensors and three names.
+"""
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+from typing import IO, Any, BinaryIO, cast
+
+import torch
+
+from megajukebox.training.checkpoint import Stored
+
+
+class Hashing:
+    """A file that knows the sha256 and size of what was written to it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.digest, self.bytes = file, hashlib.sha256(), 0
+
+    def write(self, data: Any) -> int:
+        self.digest.update(data)
+        self.bytes += len(data)
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+class Storage:
+    """The ten methods of DeepSpeed's CheckpointEngine that its engines call. `failure` says why a save is no good."""
+
+    name = "Storage"
+
+    def __init__(self, allowed: list[Any]) -> None:
+        """`allowed`: the classes and functions that a checkpoint's files may name."""
+        self.allowed = allowed
+        self.begin()
+
+    def begin(self) -> None:
+        """A new checkpoint: nothing written, nothing failed."""
+        self.failure: str | None = None
+        self.stored: dict[str, Stored] = {}
+
+    def save(self, state_dict: Any, path: str) -> None:
+        """Write one file to the disk itself; after a failure the rest of this save is left out."""
+        if self.failure:
+            return
+        try:
+            with open(path, "wb") as file:
+                hashing = Hashing(file)
+                torch.save(state_dict, cast(IO[bytes], hashing))
+                file.flush()
+                os.fsync(file.fileno())
+            self.stored[path] = Stored(hashing.bytes, hashing.digest.hexdigest())
+        except (OSError, RuntimeError) as error:
+            self.failure = why(error, Path(path))
+
+    def load(self, path: str, map_location: Any = None) -> Any:
+        with torch.serialization.safe_globals(self.allowed):
+            return torch.load(path, map_location=map_location, weights_only=True)
+
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        try:
+            os.makedirs(path, exist_ok=exist_ok)
+        except OSError as error:
+            self.failure = self.failure or why(error, Path(path))
+
+    def create(self, info: Any) -> None: ...
+
+    def commit(self, info: Any) -> bool:
+        return True
+
+    def is_data_parallel_writer(self, dp_rank: int) -> bool:
+        return dp_rank == 0
+
+    def is_decoupled(self) -> bool:
+        return False
+
+    def set_commit_info(self, info: Any) -> None: ...
+
+    def get_commit_info(self) -> None: ...
+
+    def cleanup(self) -> None: ...
+
+    def preserves_storage_sharing(self) -> bool:
+        """True: tensors that are views of a larger one must be cloned first, or the whole would be written."""
+        return True
+
+
+def why(error: BaseException, path: Path) -> str:
+    """What went wrong with a file. torch hides "no space left" behind its own words, so the free space is told too."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__cause__ or cause.__context__
+    folder = next(parent for parent in path.parents if parent.exists())
+    free = shutil.disk_usage(folder).free
+    return f"{path.name}: {' '.join(str(cause or error).split())[:200]} ({free / 1e6:.1f} MB free)"
