@@ -9,6 +9,7 @@ VERBS = {
     "prepare": ("prepare", "songs and lyrics -> song shards"),
     "shards": ("shard_tools", "check a shard set, or say what is in it"),
     "train": ("train", "shards -> a run: vqvae, top_prior, middle_upsampler, bottom_upsampler"),
+    "supervise": ("supervise", "a command that trains -> started again after faults, until the run is done"),
     "encode": ("encode", "song shards and a VQ-VAE -> code shards"),
     "align": ("align", "code shards and runs -> which head of the top prior tells when words are sung"),
     "sample": ("sample", "requests and runs -> songs"),

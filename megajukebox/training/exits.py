@@ -10,7 +10,6 @@ srun returns only the highest code of its tasks, and the code of a killed task h
 import errno
 import json
 import os
-import socket
 import sys
 import time
 import traceback
@@ -20,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megajukebox.data.files import write_whole
+from megajukebox.training.launch import host
 
 DONE, STOPPED, TEMPORARY, PERSON, FENCED = 0, 85, 75, 93, 98
 CODES = {"done": DONE, "stopped": STOPPED, "fenced": FENCED, "config": PERSON, "diverged": PERSON, "hang": TEMPORARY}
@@ -55,7 +55,7 @@ class Ending:
         if not self.generation:
             return
         path = self.run / "exits" / f"rank-{self.rank:05d}.json"
-        told = {"rank": self.rank, "host": socket.gethostname(), "code": self.code, "class": kind, "reason": reason}
+        told = {"rank": self.rank, "host": host(), "code": self.code, "class": kind, "reason": reason}
         if read_record(path).get("generation", 0) > self.generation:
             return
         try:

@@ -7,13 +7,13 @@ into `<run>/generation.json`; whoever finds another token there has been replace
 import json
 import os
 import secrets
-import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from megajukebox.data.files import write_whole
 from megajukebox.training.exits import Leave, read_record
+from megajukebox.training.launch import host
 
 FILE = "generation.json"
 
@@ -31,7 +31,7 @@ class Generation:
         """Make this start the newest one of `run`. By rank 0; what earlier starts told of their ranks goes."""
         run.mkdir(parents=True, exist_ok=True)
         taken = cls(run, read_record(run / FILE).get("number", 0) + 1, secrets.token_hex(8))
-        told = {"number": taken.number, "token": taken.token, "host": socket.gethostname(), "pid": os.getpid()}
+        told = {"number": taken.number, "token": taken.token, "host": host(), "pid": os.getpid()}
         told |= {"time": time.time(), "job": os.environ.get("SLURM_JOB_ID")}
         write_whole(run / FILE, json.dumps(told).encode())
         for folder in ("heartbeats", "exits"):

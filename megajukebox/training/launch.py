@@ -35,6 +35,11 @@ def world() -> World:
     return here
 
 
+def host() -> str:
+    """The name of this machine, as SLURM calls it where there is SLURM."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

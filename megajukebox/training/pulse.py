@@ -8,7 +8,6 @@ import faulthandler
 import json
 import os
 import signal
-import socket
 import threading
 import time
 from collections import defaultdict, deque
@@ -21,6 +20,7 @@ import psutil
 from megajukebox.monitoring.metrics import RunLog
 from megajukebox.training.exits import Ending, leave_now
 from megajukebox.training.generation import Generation
+from megajukebox.training.launch import host
 from megajukebox.training.suspects import read_heartbeats, suspects
 
 PHASES = {"init": "init", "data": "data_wait", "step": "productive", "save": "ckpt_save", "load": "ckpt_restore"}
@@ -102,7 +102,7 @@ class Pulse:
     def tell(self) -> None:
         """Write the heartbeat; a full or absent disk is no reason to die."""
         path = self.log.run / "heartbeats" / f"rank-{self.rank:05d}.json"
-        told = {"rank": self.rank, "host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}
+        told = {"rank": self.rank, "host": host(), "pid": os.getpid(), "time": time.time()}
         told |= {"step": self.step, "section": self.name, "section_since": self.since}
         told |= {"step_seconds": self.steps[-1] if self.steps else None, "generation": self.generation.number}
         partial = path.with_suffix(".partial")
@@ -124,9 +124,12 @@ class Pulse:
         faulthandler.dump_traceback(file=self._stacks, all_threads=True)
         beats = read_heartbeats(self.log.run, self.generation.number)
         named = suspects(beats, time.time(), stale=3 * self.beat)
-        reason = f"rank {self.rank} was in {section} for {seconds:.0f} s; suspects: {', '.join(named) or 'none'}"
+        words = ", ".join(suspect.words for suspect in named) or "none"
+        reason = f"rank {self.rank} was in {section} for {seconds:.0f} s; suspects: {words}"
         if self._first_to_say():
-            self.log.note("hang", self.step, reason=reason, section=section, suspects=named)
+            hosts = sorted({suspect.host for suspect in named})
+            ranks = [suspect.rank for suspect in named]
+            self.log.note("hang", self.step, reason=reason, section=section, suspects=ranks, hosts=hosts)
         time.sleep(GRACE)
         self._leave("hang", reason)
 

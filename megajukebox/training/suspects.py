@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 
 def read_heartbeats(run: Path, generation: int | None = None) -> list[dict]:
@@ -18,24 +19,29 @@ def read_heartbeats(run: Path, generation: int | None = None) -> list[dict]:
     return beats
 
 
-def suspects(beats: list[dict], now: float, stale: float) -> list[str]:
-    """Plain words for each suspect: ranks whose heartbeat is older than `stale` seconds; if there are none, those that
-    are not where most ranks are, by (step, section); of two equal camps the one that is behind.
+class Suspect(NamedTuple):
+    rank: int
+    host: str
+    words: str
 
-    All ranks in one place have none: the hang is then in the network or the storage.
+
+def suspects(beats: list[dict], now: float, stale: float) -> list[Suspect]:
+    """Ranks whose heartbeat is older than `stale` seconds; if there are none, those that are not where most ranks are,
+    by (step, section); of two equal camps the one that is behind.
+
+    All ranks in one place: none, the hang is in the network or the storage.
     """
     silent = [beat for beat in beats if now - beat["time"] > stale]
     if silent:
-        return [f"{who(b)} (silent for {now - b['time']:.0f} s in {b['section']})" for b in silent]
+        return [suspect(b, f"silent for {now - b['time']:.0f} s in {b['section']}") for b in silent]
     places = Counter((beat["step"], beat["section"]) for beat in beats)
     if len(places) < 2:
         return []
     # In a step the others wait for the suspect, so of two equal camps the one that is not in a step is to blame.
-    camps = sorted(places, key=lambda place: (places[place], place[0], place[1] == "step"))
-    crowd = camps[-1]
+    crowd = max(places, key=lambda place: (places[place], place[0], place[1] == "step"))
     apart = [beat for beat in beats if (beat["step"], beat["section"]) != crowd]
-    return [f"{who(b)} (in {b['section']} of step {b['step'] + 1})" for b in apart]
+    return [suspect(b, f"in {b['section']} of step {b['step'] + 1}") for b in apart]
 
 
-def who(beat: dict) -> str:
-    return f"rank {beat['rank']} on {beat['host']}"
+def suspect(beat: dict, why: str) -> Suspect:
+    return Suspect(beat["rank"], beat["host"], f"rank {beat['rank']} on {beat['host']} ({why})")

@@ -1,0 +1,54 @@
+# This cluster's facts, and how a stage is started and kept running. Every script here reads it; change it once for your site.
+# Each value may also be set when submitting:  PROFILE=hopper RUNS=/scratch/runs sbatch slurm/top_prior.sh
+
+PROFILE=${PROFILE:-v100}                     # v100: fp16 with loss scaling; hopper: bf16; cpu: no GPU, for tests
+PRESET=${PRESET:-jukebox_5b_lyrics}          # a name in megajukebox/presets, or a YAML file
+SONGS=${SONGS:-songs}                        # audio, lyrics, metadata: a folder or a manifest
+SHARDS=${SHARDS:-shards}                     # SHARDS/songs and SHARDS/codes; better on the fast file system
+RUNS=${RUNS:-runs}                           # RUNS/vqvae, RUNS/top_prior, ...: seen by all nodes under the same path
+VENV=${VENV:-.venv}                          # where `make install` put Python
+SETTINGS=${SETTINGS:-}                       # further preset settings: "training.top_prior.save_every=200 ..."
+
+set -uo pipefail
+export PATH="$(realpath "$VENV")/bin:$PATH" OMP_NUM_THREADS=${OMP_NUM_THREADS:-4}
+# Since SLURM 22.05 srun does not read SLURM_CPUS_PER_TASK by itself: the readers of data would share one core.
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
+# A compiler that is killed leaves a lock in this folder that later starts wait for: so every job has its own.
+export TORCH_EXTENSIONS_DIR=${TMPDIR:-/tmp}/torch_extensions.${SLURM_JOB_ID:-0}
+export NCCL_ASYNC_ERROR_HANDLING=1 TORCH_NCCL_ASYNC_ERROR_HANDLING=3
+case $PROFILE in
+    v100) export NCCL_IB_TIMEOUT=22 ;;
+    hopper) ;;
+    cpu) export DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 ;;
+    *) echo "PROFILE is $PROFILE; choose v100, hopper or cpu" >&2; exit 93 ;;
+esac
+
+# need FILE WHAT: the stage before must have finished; a job that starts anyway would only burn its nodes.
+need() {
+    [ -e "$1" ] || { echo "$SLURM_JOB_NAME: $1 is missing: $2 has not finished" >&2; exit 93; }
+}
+
+# ds_option KIND: the DeepSpeed JSON of this kind of GPU. On CPUs the preset's own is used.
+ds_option() {
+    [ "$PROFILE" = cpu ] || echo "--ds-config ${DS_CONFIG:-$1_$PROFILE.json}"
+}
+
+# ranks COMMAND...: one task a GPU, and if one of them dies the others follow at once.
+ranks() {
+    srun --kill-on-bad-exit=1 --label --unbuffered "$@"
+}
+
+# train_stage STAGE KIND DATA: train it to its end, through faults, time limits and requeues.
+train_stage() {
+    local run=$RUNS/$1
+    # shellcheck disable=SC2046,SC2086
+    exec megajukebox supervise "$run" -- srun --kill-on-bad-exit=1 --label --unbuffered \
+        python "$(realpath megajukebox/train.py)" "$1" --preset "$PRESET" --data "$3" --out "$run" $(ds_option "$2") $SETTINGS
+}
+
+# Where the tasks of a plain srun meet; supervise chooses another port for each attempt.
+if [ -n "${SLURM_JOB_NODELIST:-}" ]; then
+    MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+    MASTER_PORT=$((20000 + SLURM_JOB_ID * 37 % 20000))
+    export MASTER_ADDR MASTER_PORT
+fi

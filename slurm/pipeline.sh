@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# The whole pipeline, from audio to songs, as jobs that wait for one another. Run it on the login node:
+#
+#   SONGS=/data/music REQUESTS=songs.yaml slurm/pipeline.sh
+#   DRY_RUN=1 slurm/pipeline.sh                                       # only show what would be submitted
+#   SBATCH_ARGS="--nodes=2 --ntasks-per-node=1" PROFILE=cpu PRESET=tiny slurm/pipeline.sh
+#
+#   songs -> vqvae -> codes -> codes' index -+-> top_prior ---------+-> sample
+#                                            +-> middle_upsampler --+
+#                                            +-> bottom_upsampler --+-> distill (DISTILL=1: top, middle, bottom)
+#
+# Costs   the sum of its stages: 450,000 V100-hours at Jukebox's size, four to five weeks, most of it the top prior.
+# Expect  one line a job. A stage that trains is a chain of jobs; the next waits for the end of the whole chain (afterany),
+#         then looks for its DONE. When a person is needed the chain is held, and so everything after it waits too.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+# submit NAME DEPENDENCY [OPTIONS OF SBATCH...]: prints the job's number.
+submit() {
+    local name=$1 after=$2
+    shift 2
+    # shellcheck disable=SC2206
+    local command=(sbatch --parsable ${after:+--dependency=$after} ${SBATCH_ARGS:-} "$@" "slurm/$name.sh")
+    echo "${command[*]}" >&2
+    if [ -n "${DRY_RUN:-}" ]; then echo "<$name>"; else "${command[@]}" | cut -d";" -f1; fi
+}
+
+songs=$(submit songs "")
+vqvae=$(submit vqvae "afterok:$songs")
+codes=$(submit codes "afterany:$vqvae" ${CODES_ARRAY:+--array=$CODES_ARRAY})
+index=$(submit codes "afterok:$codes" --array=0)
+top=$(submit top_prior "afterok:$index")
+middle=$(submit middle_upsampler "afterok:$index")
+bottom=$(submit bottom_upsampler "afterok:$index")
+if [ -n "${DISTILL:-}" ]; then
+    LEVEL=top submit distill "afterany:$top" --job-name=megajukebox-distill_top >/dev/null
+    LEVEL=middle submit distill "afterany:$middle" --job-name=megajukebox-distill_middle >/dev/null
+    LEVEL=bottom submit distill "afterany:$bottom" --job-name=megajukebox-distill_bottom >/dev/null
+fi
+submit sample "afterany:$top:$middle:$bottom" >/dev/null
+echo "songs $songs, vqvae $vqvae, codes $codes, index $index, top $top, middle $middle, bottom $bottom" >&2
