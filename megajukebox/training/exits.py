@@ -97,20 +97,21 @@ def ending(run: Path, verb: str) -> Iterator[Ending]:
         raise SystemExit(end.code)
 
 
+# By name: their modules import torch, which who starts runs again (supervise.py) does without.
+BY_NAME = {"StorageDown": "storage", "TrainingDiverged": "diverged", "OutOfMemoryError": "memory"}
+
+
 def kind_of(error: BaseException) -> str:
     """The kind of ending that an exception means."""
     if isinstance(error, Leave):
         return error.kind
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return "memory"
+    if type(error).__name__ in BY_NAME:
+        return BY_NAME[type(error).__name__]
     if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EROFS:
         return "config"
-    if isinstance(error, (OSError, StorageDown)):
-        return "storage"
-    if isinstance(error, ValueError):
-        return "config"
-    if type(error).__name__ == "TrainingDiverged":
-        return "diverged"
+    for kind, classes in {"memory": MemoryError, "storage": OSError, "config": ValueError}.items():
+        if isinstance(error, classes):
+            return kind
     return "peer" if is_of_a_peer(error) else "code"
 
 
