@@ -47,6 +47,10 @@ def chromium(profile: Path) -> Iterator["Browser"]:
         os.close(write_here)
 
 
+class Left(AssertionError):
+    """The page was left for another before it could answer."""
+
+
 class Browser:
     """One tab."""
 
@@ -65,6 +69,8 @@ class Browser:
         while True:
             answer = self.receive()
             if answer.get("id") == self.number:
+                if "navigated" in str(answer.get("error")):
+                    raise Left(answer["error"])
                 assert "error" not in answer, answer["error"]
                 return answer["result"]
 
@@ -91,13 +97,21 @@ class Browser:
         return answer["result"].get("value")
 
     def wait(self, condition: str, seconds: float = 20) -> Any:
-        """Wait until a JavaScript expression is true."""
-        return until(lambda: self.run(condition), f"{condition} did not come true within {seconds} s", seconds)
+        """Wait until a JavaScript expression is true, be it on the page that comes after this one."""
+
+        def attempt() -> Any:
+            try:
+                return self.run(condition)
+            except Left:
+                return None
+
+        return until(attempt, f"{condition} did not come true within {seconds} s", seconds)
 
     def press(self, key: str) -> None:
         for kind in ("keyDown", "keyUp"):
             text = {"text": key} if kind == "keyDown" and len(key) == 1 else {}
-            self.call("Input.dispatchKeyEvent", type=kind, key=key, **text)
+            code = {"windowsVirtualKeyCode": 27} if key == "Escape" else {}  # without it no dialog closes
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, **text, **code)
 
     def click(self, x: float, y: float) -> None:
         """Press the mouse at a point of the window."""

@@ -11,15 +11,22 @@ RATE = 11025
 
 
 def add_sample(
-    folder: Path, name: str, seconds: float = 1.0, levels: tuple[str, ...] = ("top", "middle", "bottom"), **request: Any
+    folder: Path,
+    name: str,
+    seconds: float = 1.0,
+    levels: tuple[str, ...] = ("top", "middle", "bottom"),
+    steps: dict[str, int] | None = None,
+    loudness: float = 1.0,
+    runs: str = "runs",
+    **request: Any,
 ) -> None:
     """A sample as `megajukebox sample` leaves it: a falling tone, quieter in the coarser levels."""
     folder.mkdir(exist_ok=True)
     time = np.arange(round(seconds * RATE)) / RATE
     audio = {"top": f"{name}.top.wav", "middle": f"{name}.middle.wav", "bottom": f"{name}.wav"}
-    for loudness, level in enumerate(levels, start=1):
+    for number, level in enumerate(levels, start=1):
         soundfile.write(
-            folder / audio[level], 0.2 * loudness * np.sin(2 * np.pi * 880 * np.exp(-time / 5) * time), RATE
+            folder / audio[level], 0.2 * number * loudness * np.sin(2 * np.pi * 880 * np.exp(-time / 5) * time), RATE
         )
     request = {
         "id": name,
@@ -33,7 +40,8 @@ def add_sample(
     sample = {
         "id": name, "request": request, "notes": [], "sample_rate": RATE, "seconds": seconds,
         "levels": {level: {"audio": audio[level], **facts} for level in audio},
-        "weights": {"vqvae": "f" * 64, "top": "0" * 64}, "runs": {"top": "runs/top_prior"}, "made_by": {"version": "0"},
+        "weights": {"vqvae": "f" * 64, "top": "0" * 64}, "runs": runs, "steps": steps or {},
+        "made_by": {"version": "0"},
     }  # fmt: skip
     (folder / f"{name}.json").write_text(json.dumps(sample))
 

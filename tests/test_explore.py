@@ -16,11 +16,13 @@ from explorer_samples import RATE, add_run, add_sample, metrics
 
 from megajukebox.explorer.building import build
 from megajukebox.explorer.curves import figure
+from megajukebox.explorer.entries import asked, pairs
 from megajukebox.explorer.files import safe_name
-from megajukebox.explorer.pictures import CEILING_DB, FLOOR_DB, ROWS, mel_spectrogram
+from megajukebox.explorer.pictures import CEILING_DB, FLOOR_DB, ROWS, loudness, mel_spectrogram, peaks
 from megajukebox.explorer.records import read_samples
 from megajukebox.explorer.run_records import read_run
-from megajukebox.explorer.sample_pages import command
+from megajukebox.explorer.sample_page import command
+from megajukebox.explorer.timed_lyrics import Piece
 
 HOSTILE = "</script><img src=x onerror=\"window.owned='yes'\"> & 'q' \u2028 \u202e"
 ENTRY = Path(__file__).parent.parent / "megajukebox" / "explore.py"
@@ -52,8 +54,13 @@ class Tags(HTMLParser):
         self.found.append((tag, dict(attributes)))
 
 
-def inlined(page: Path, identity: str) -> Any:
-    return json.loads(re.findall(f'id="{identity}">(.*?)</script>', page.read_text())[0])
+def taken(script: Path) -> Any:
+    """What a script of data hands to the page."""
+    return json.loads(json.loads(re.findall(r"take\(\".*?\", (.*)\);\n", script.read_text())[0]))
+
+
+def listed(site: Path) -> list[dict[str, Any]]:
+    return taken(site / "entries.js")
 
 
 def pages(site: Path) -> list[Path]:
@@ -66,13 +73,14 @@ def test_the_entry_writes_a_site_beside_the_samples_and_prints_its_path(demo: Pa
     )
     assert done.stdout.strip() == str(demo / "site" / "index.html")
     assert [str(path.relative_to(demo / "site")) for path in pages(demo / "site")] == [
-        "index.html", "runs.html", "sample/one.html", "sample/three.html", "sample/two.html",
+        "blind.html", "compare.html", "corpus.html", "index.html", "runs.html",
+        "sample/one.html", "sample/three.html", "sample/two.html", "studio.html",
     ]  # fmt: skip
 
 
 def test_the_entry_refuses_a_missing_folder_in_one_line(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, ENTRY, "nowhere"], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 1 and re.fullmatch(r"explore: samples .*nowhere.* is not a folder.*\n", done.stderr)
+    assert done.returncode == 1 and re.fullmatch(r"explore: .*nowhere.* is not a folder.*\n", done.stderr)
 
 
 def test_the_explorer_needs_no_torch() -> None:
@@ -83,11 +91,12 @@ def test_the_explorer_needs_no_torch() -> None:
 @pytest.mark.parametrize("copy", [False, True])
 def test_every_url_is_relative_and_leads_to_a_file(demo: Path, copy: bool) -> None:
     site = demo / "elsewhere" / "site"
-    build(demo / "samples", [demo / "runs"], site, copy_audio=copy)
+    build([demo / "samples"], [demo / "runs"], site, copy_audio=copy)
     for page in pages(site):
         urls = [attributes.get(name) for _, attributes in Tags(page.read_text()).found for name in ("src", "href")]
-        entries = inlined(page, "entries") if page.name == "index.html" else []
-        urls += [url for entry in entries for url in [entry["page"], entry["picture"], *entry["audio"].values()]]
+        for entry in listed(site) if page.name == "index.html" else []:
+            maps = [entry[name] for name in ("audio", "peaks", "spectrogram")]
+            urls += [entry["page"], entry["picture"], *(url for links in maps for url in links.values())]
         for url in filter(None, urls):
             assert url == "data:," or not (urlsplit(url).scheme or urlsplit(url).netloc or url.startswith("/")), url
             target = page.parent / unquote(urlsplit(url).path)
@@ -96,10 +105,13 @@ def test_every_url_is_relative_and_leads_to_a_file(demo: Path, copy: bool) -> No
 
 
 def test_pages_name_no_place_outside_themselves(demo: Path) -> None:
-    site = build(demo / "samples", [demo / "runs"], demo / "site").parent
-    for path in [*pages(site), *(site / "static").iterdir()]:
-        assert not re.search(r"https?://|@import|\burl\(", path.read_text()), path
-        assert str(demo) not in path.read_text(), path
+    site = build([demo / "samples"], [demo / "runs"], demo / "site").parent
+    texts = [path for path in site.rglob("*") if path.suffix in (".html", ".js", ".css")]
+    assert len(texts) > 20
+    for path in texts:
+        text = path.read_text().replace("http://www.w3.org/1999/xhtml", "")  # the name of HTML, no address
+        assert not re.search(r"https?://|@import|\burl\(", text), path
+        assert str(demo) not in text, path
 
 
 def test_whatever_is_written_in_a_sample_stays_text(tmp_path: Path) -> None:
@@ -113,13 +125,13 @@ def test_whatever_is_written_in_a_sample_stays_text(tmp_path: Path) -> None:
         [{"step": 1, "loss": 1.0, HOSTILE: 2.0, "split": HOSTILE}],
         [{"event": HOSTILE, HOSTILE: 1}],
     )
-    site = build(tmp_path / "samples", [tmp_path / "runs"], tmp_path / "site").parent
+    site = build([tmp_path / "samples"], [tmp_path / "runs"], tmp_path / "site").parent
     for page in pages(site):
         tags = Tags(page.read_text()).found
         assert "mark" not in [tag for tag, _ in tags]
         assert not [attributes for _, attributes in tags if any(key.startswith("on") for key in attributes)]
         assert not [attributes for tag, attributes in tags if tag == "img" and attributes.get("src") == "x"]
-    (entry,) = inlined(site / "index.html", "entries")
+    (entry,) = listed(site)
     assert entry["artist"] == HOSTILE and entry["seed"] == str(2**63)
     assert (site / entry["page"]).exists() and (site / unquote(entry["audio"]["bottom"])).exists()
 
@@ -132,7 +144,7 @@ def test_a_sample_cannot_lead_out_of_its_folder(tmp_path: Path) -> None:
         sample = json.loads(path.read_text())
         sample["levels"]["top"]["audio"] = audio
         path.write_text(json.dumps(sample))
-        (read,), problems = read_samples(tmp_path / "samples")
+        (read,), problems = read_samples([tmp_path / "samples"])
         assert set(read.audio) == {"middle", "bottom"} and not problems
 
 
@@ -151,15 +163,15 @@ def test_a_sample_cannot_lead_out_of_its_folder(tmp_path: Path) -> None:
 def test_a_broken_sample_is_skipped_and_said(tmp_path: Path, text: str, why: str) -> None:
     add_sample(tmp_path / "samples", "good")
     (tmp_path / "samples" / "bad.json").write_bytes(text.encode("utf-8", errors="surrogateescape"))
-    page = build(tmp_path / "samples", [], tmp_path / "site")
-    assert [entry["name"] for entry in inlined(page, "entries")] == ["good"]
+    page = build([tmp_path / "samples"], [], tmp_path / "site")
+    assert [entry["name"] for entry in listed(page.parent)] == ["good"]
     assert re.search(f"1 file could not be read.*bad.json.*{why}", page.read_text(), re.DOTALL)
 
 
 def test_a_recording_that_is_no_recording_is_said_and_the_rest_is_shown(tmp_path: Path) -> None:
     add_sample(tmp_path / "samples", "one")
     (tmp_path / "samples" / "one.middle.wav").write_bytes(b"this is not a wav")
-    page = build(tmp_path / "samples", [], tmp_path / "site")
+    page = build([tmp_path / "samples"], [], tmp_path / "site")
     assert "one.middle.wav" in page.read_text()
     assert sorted(path.name for path in (tmp_path / "site" / "pictures").glob("*.png")) == [
         "one.bottom.png",
@@ -169,28 +181,28 @@ def test_a_recording_that_is_no_recording_is_said_and_the_rest_is_shown(tmp_path
 
 def test_an_empty_folder_says_how_to_make_samples_and_a_missing_one_is_refused(tmp_path: Path) -> None:
     (tmp_path / "samples").mkdir()
-    page = build(tmp_path / "samples", [], tmp_path / "site")
+    page = build([tmp_path / "samples"], [], tmp_path / "site")
     assert (
         "megajukebox sample" in page.read_text()
         and "megajukebox train" in (tmp_path / "site" / "runs.html").read_text()
     )
     with pytest.raises(ValueError, match=r"samples .*nowhere.* is not a folder"):
-        build(tmp_path / "nowhere", [], tmp_path / "site")
+        build([tmp_path / "nowhere"], [], tmp_path / "site")
     with pytest.raises(ValueError, match=r"runs .*nowhere.* is not a folder"):
-        build(tmp_path / "samples", [tmp_path / "nowhere"], tmp_path / "site")
+        build([tmp_path / "samples"], [tmp_path / "nowhere"], tmp_path / "site")
 
 
 def test_pictures_are_made_again_only_when_their_recording_changes(demo: Path) -> None:
     def inodes() -> dict[str, int]:
-        build(demo / "samples", [], demo / "site", copy_audio=True)
-        made = [*(demo / "site" / "pictures").iterdir(), *(demo / "site" / "audio").iterdir()]
+        build([demo / "samples"], [], demo / "site", copy_audio=True)
+        made = [path for name in ("pictures", "peaks", "audio") for path in (demo / "site" / name).iterdir()]
         return {path.name: path.stat().st_ino for path in made}
 
     before = inodes()
     assert inodes() == before
     os.utime(demo / "samples" / "two.wav", (1e9, 1e9))  # older than its picture: as put back from a backup
     changed = {name for name, inode in inodes().items() if inode != before[name]}
-    assert changed <= {"two.bottom.png", "two.bottom.svg", "two.bottom.wav"} and changed
+    assert changed <= {"two.bottom.png", "two.bottom.js", "two.bottom.wav"} and changed
 
 
 def test_a_tone_of_full_scale_is_white_at_its_height_and_silence_is_black() -> None:
@@ -202,10 +214,59 @@ def test_a_tone_of_full_scale_is_white_at_its_height_and_silence_is_black() -> N
     assert mel_spectrogram(np.zeros(0, np.float32), RATE).max() < FLOOR_DB
 
 
+def test_peaks_and_loudness_are_those_of_the_wave() -> None:
+    wave = np.concatenate([np.zeros(900), np.tile([0.5, -0.25], 450)]).astype(np.float32)
+    high, low = peaks(wave)
+    assert (max(high), min(low), high[0], low[0]) == (50, -25, 0, 0) and len(high) == len(low) == 900
+    assert loudness(np.full(8, 0.1, np.float32)) == pytest.approx(-20, abs=0.01)
+    assert loudness(np.zeros(0)) == -120 and peaks(np.zeros(0, np.float32)) == [[0], [0]]
+
+
+def test_samples_of_several_folders_keep_apart(tmp_path: Path) -> None:
+    for folder in ("a/samples", "b/samples", "b/samples/step-100"):
+        (tmp_path / folder).mkdir(parents=True)
+        add_sample(tmp_path / folder, "one")
+    samples, problems = read_samples([tmp_path / "a" / "samples", tmp_path / "b" / "samples"])
+    assert not problems
+    assert sorted(sample.name for sample in samples) == ["a/samples/one", "b/samples/one", "b/samples/step-100/one"]
+
+
+def test_words_are_timed_by_the_alignment_with_how_sure_it_is(tmp_path: Path) -> None:
+    add_sample(tmp_path, "one", lyrics="moon light\nagain")
+    (tmp_path / "one.lrc").write_text("[00:03.00] <00:03.00> other <00:04.00>")
+    document = json.loads((tmp_path / "one.json").read_text())
+    word = {"text": "light", "start_char": 5, "end_char": 10, "t0": 1.0, "t1": 1.5, "confidence": 0.75}
+    document["alignment"] = {"words": [word]}
+    (tmp_path / "one.json").write_text(json.dumps(document))
+    ((sample,), _) = read_samples([tmp_path])
+    assert sample.lyrics == [[Piece("moon "), Piece("light", 1.0, 1.5, 0.75)], [Piece("again")]]
+    for wrong in ({"end_char": 99}, {"t1": 0.5}, {"start_char": "x"}, {"t0": None}):
+        document["alignment"] = {"words": [word | wrong]}
+        (tmp_path / "one.json").write_text(json.dumps(document))
+        ((sample,), _) = read_samples([tmp_path])
+        assert sample.lyrics == [[Piece("other", 3.0, 4.0)]]
+
+
+def test_pairs_are_of_one_request_and_of_one_seed_where_there_is_one() -> None:
+    def made(name: str, run: str, asked: str, seed: int) -> dict[str, Any]:
+        return {"name": name, "run": run, "asked": asked, "seed": str(seed), "audio": {"bottom": "x"}}
+
+    old = [made("a1", "old", "x", 1), made("a2", "old", "x", 2), made("a3", "old", "y", 1)]
+    new = [made("b1", "new", "x", 3), made("b2", "new", "x", 1), made("b3", "new", "z", 1)]
+    found = pairs([*old, *new, made("c", "third", "x", 1)], "run", "old", "new")
+    assert [(left["name"], right["name"]) for left, right in found] == [("a1", "b2"), ("a2", "b1")]
+
+
+def test_the_same_song_is_asked_for_whatever_is_to_make_it() -> None:
+    song = {"id": "a", "artist": "Ada", "genres": ["waltz"], "seconds": 4.0, "seed": 1}
+    assert asked(song) == asked(song | {"id": "b", "seed": 2, "sampler": "student", "temperature": {"top": 0.5}})
+    assert asked(song) != asked(song | {"artist": "Eve"})
+
+
 def test_the_command_gives_the_request_back_whatever_is_in_it(tmp_path: Path) -> None:
     lyrics = f"REQUEST\n$(touch owned) `touch owned` {HOSTILE}"
     add_sample(tmp_path / "samples", "one", lyrics=lyrics)
-    (sample,), _ = read_samples(tmp_path / "samples")
+    (sample,), _ = read_samples([tmp_path / "samples"])
     shell = "megajukebox() { :; }\n" + command(sample)
     subprocess.run(["bash", "-c", shell], cwd=tmp_path, check=True)
     assert json.loads((tmp_path / "request.json").read_text())[0]["lyrics"] == lyrics

@@ -1,6 +1,10 @@
 """Builds the site: reads samples and runs, draws pictures, writes pages."""
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
 
 import soundfile
@@ -8,76 +12,141 @@ from rich.console import Console
 from rich.progress import track
 
 from megajukebox.explorer import files
+from megajukebox.explorer.compare_page import blind_page, compare_page
+from megajukebox.explorer.corpus_page import no_corpus_page
+from megajukebox.explorer.entries import Links, entry, words
+from megajukebox.explorer.list_page import list_page
 from megajukebox.explorer.pictures import draw
 from megajukebox.explorer.records import Problem, Sample, read_samples
 from megajukebox.explorer.run_page import runs_page
 from megajukebox.explorer.run_records import read_runs
-from megajukebox.explorer.sample_pages import Links, entry, list_page, sample_page
+from megajukebox.explorer.sample_page import sample_page
+from megajukebox.explorer.studio_page import studio_page
 
 STATIC = Path(__file__).parent / "static"
+ALONE = 24  # recordings that are drawn sooner than other processes are started
 
 
-def build(samples: Path, runs: list[Path], out: Path, copy_audio: bool = False) -> Path:
+@dataclass(frozen=True)
+class Picture:
+    """A recording and the two files that show it."""
+
+    audio: Path
+    spectrogram: Path
+    peaks: Path
+    name: str  # under which the page finds the peaks
+
+    def draw(self) -> Problem | None:
+        try:
+            draw(self.audio, self.spectrogram, self.peaks, self.name)
+        except soundfile.LibsndfileError as error:
+            return Problem(self.audio.name, error.error_string)
+        except OSError as error:
+            return Problem(self.audio.name, error.strerror or str(error))
+        return None
+
+    def is_drawn(self) -> bool:
+        return files.up_to_date(self.spectrogram, self.audio) and files.up_to_date(self.peaks, self.audio)
+
+
+@dataclass
+class SampleSite:
+    """The files of one sample in the site at `out`."""
+
+    sample: Sample
+    out: Path
+    copy_audio: bool
+    problems: list[Problem] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.name = files.safe_name(self.sample.name)
+        self.page = self.out / "sample" / f"{self.name}.html"
+        self.audio = dict(self.sample.audio)
+        if self.copy_audio:
+            self.audio = {t: self.out / "audio" / f"{self.name}.{t}{p.suffix}" for t, p in self.sample.audio.items()}
+        self.pictures = {track: self._picture(track, path) for track, path in self.sample.audio.items()}
+
+    def _picture(self, track: str, audio: Path) -> Picture:
+        spectrogram = self.out / "pictures" / f"{self.name}.{track}.png"
+        return Picture(audio, spectrogram, self.out / "peaks" / f"{self.name}.{track}.js", f"{self.name}.{track}")
+
+    def copy(self) -> None:
+        if self.copy_audio:
+            for track, audio in self.sample.audio.items():
+                files.copy(audio, self.audio[track])
+
+    def lose(self, track: str, problem: Problem) -> None:
+        """A recording that cannot be drawn is shown without pictures."""
+        del self.pictures[track]
+        self.problems.append(problem)
+
+    def links(self, folder: Path) -> Links:
+        """URLs from a page in `folder`."""
+
+        def urls(paths: dict[str, Path]) -> dict[str, str]:
+            return {track: files.relative_url(path, folder) for track, path in paths.items()}
+
+        spectrograms = urls({track: picture.spectrogram for track, picture in self.pictures.items()})
+        peaks = urls({track: picture.peaks for track, picture in self.pictures.items()})
+        return Links(files.relative_url(self.page, folder), urls(self.audio), spectrograms, peaks)
+
+
+def build(samples: list[Path], runs: list[Path], out: Path, copy_audio: bool = False) -> Path:
     """Write the site over `samples` and `runs` into the folder `out`; returns its first page."""
-    found, problems = read_samples(samples)
-    trained = read_runs(runs)
-    for asset in sorted(STATIC.iterdir()):
-        files.write(out / "static" / asset.name, asset.read_bytes())
-    entries = []
-    for sample in progress(found):
-        site = SampleSite(sample, out, copy_audio)
-        problems += site.draw_pictures()
-        site.write_page()
-        entries.append(entry(sample, site.links(out)))
-    write_page(out / "runs.html", runs_page(trained))
-    write_page(out / "index.html", list_page(entries, problems))
+    write_static(out)
+    write_samples(samples, out, copy_audio)
+    write_page(out / "runs.html", runs_page(read_runs(runs)))
+    write_page(out / "corpus.html", no_corpus_page())
     return out / "index.html"
 
 
-def progress(samples: list[Sample]) -> Iterable[Sample]:
-    return track(samples, "pictures and pages", console=Console(stderr=True), disable=not samples)
+def write_static(out: Path) -> None:
+    """Scripts and styles, and the pages that are the same for all samples."""
+    for asset in sorted(path for path in STATIC.rglob("*") if path.is_file()):
+        files.write(out / "static" / asset.relative_to(STATIC), asset.read_bytes())
+    for name, text in (("compare", compare_page()), ("blind", blind_page()), ("studio", studio_page())):
+        write_page(out / f"{name}.html", text)
+
+
+def write_samples(samples: list[Path], out: Path, copy_audio: bool = False) -> list[SampleSite]:
+    """The list and a page for every sample; returns what is in the list, in its order."""
+    found, problems = read_samples(samples)
+    sites = [SampleSite(sample, out, copy_audio) for sample in found]
+    problems += draw_all(sites)
+    for site in sites:
+        site.copy()
+        write_page(site.page, sample_page(site.sample, site.links(site.page.parent), site.problems))
+    entries = [entry(site.sample, site.links(out)) for site in sites]
+    files.write(out / "entries.js", files.script("entries", entries))
+    files.write(out / "words.js", files.script("words", [words(site.sample) for site in sites]))
+    write_page(out / "index.html", list_page(len(entries), problems))
+    return sites
+
+
+def draw_all(sites: list[SampleSite]) -> list[Problem]:
+    """Draws what is missing or old; returns what could not be read."""
+    waiting = [(site, t, pic) for site in sites for t, pic in site.pictures.items() if not pic.is_drawn()]
+    drawn = drawing([picture for _, _, picture in waiting])
+    problems = []
+    for (site, name, _), problem in zip(waiting, progress(drawn, len(waiting))):
+        if problem:
+            site.lose(name, problem)
+            problems.append(problem)
+    return problems
+
+
+def drawing(pictures: list[Picture]) -> Iterator[Problem | None]:
+    """Draw them, on all cores where there are many. Workers are spawned: the server that may call this has threads."""
+    if len(pictures) <= ALONE:
+        yield from map(Picture.draw, pictures)
+        return
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
+        yield from pool.map(Picture.draw, pictures, chunksize=8)
+
+
+def progress(drawn: Iterable[Problem | None], total: int) -> Iterable[Problem | None]:
+    return track(drawn, "pictures", total, console=Console(stderr=True), disable=not total)
 
 
 def write_page(path: Path, text: str) -> None:
     files.write(path, text.encode("utf-8", errors="replace"))  # a file name may hold bytes that are not text
-
-
-class SampleSite:
-    """The files of one sample in the site at `out`."""
-
-    def __init__(self, sample: Sample, out: Path, copy_audio: bool) -> None:
-        self.sample = sample
-        self.copy_audio = copy_audio
-        self.name = files.safe_name(sample.name)
-        self.page = out / "sample" / f"{self.name}.html"
-        self.audio = dict(sample.audio)
-        if copy_audio:
-            self.audio = {
-                level: out / "audio" / f"{self.name}.{level}{path.suffix}" for level, path in sample.audio.items()
-            }
-        self.spectrograms = {level: out / "pictures" / f"{self.name}.{level}.png" for level in sample.audio}
-        self.outlines = {level: out / "pictures" / f"{self.name}.{level}.svg" for level in sample.audio}
-        self.problems: list[Problem] = []
-
-    def draw_pictures(self) -> list[Problem]:
-        """Draws what is missing or old; copies the audio if asked to. Returns what could not be read."""
-        for level, audio in self.sample.audio.items():
-            if self.copy_audio:
-                files.copy(audio, self.audio[level])
-            try:
-                draw(audio, self.spectrograms[level], self.outlines[level])
-            except soundfile.LibsndfileError as error:
-                del self.spectrograms[level], self.outlines[level]
-                self.problems.append(Problem(audio.name, error.error_string))
-        return self.problems
-
-    def write_page(self) -> None:
-        write_page(self.page, sample_page(self.sample, self.links(self.page.parent), self.problems))
-
-    def links(self, folder: Path) -> Links:
-        """URLs from a page in `folder`."""
-        groups = [self.audio, self.spectrograms, self.outlines]
-        audio, spectrograms, outlines = (
-            {level: files.relative_url(path, folder) for level, path in group.items()} for group in groups
-        )
-        return Links(files.relative_url(self.page, folder), audio, spectrograms, outlines)

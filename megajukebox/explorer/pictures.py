@@ -1,4 +1,4 @@
-"""The pictures of a recording: a mel spectrogram as PNG, the outline of its waveform as SVG."""
+"""The pictures of a recording: a mel spectrogram as PNG, and the numbers that its waveform is drawn from."""
 
 # T samples   W columns of a picture   R rows of a picture   F frequencies of a spectrum
 import io
@@ -14,19 +14,20 @@ COLUMNS, ROWS = 900, 160
 LOWEST_HZ = 30.0
 FLOOR_DB, CEILING_DB = -85.0, -15.0  # 0 dB is a sine of full scale; one scale for all, so that pictures can be compared
 SHADES = 64  # fewer shades than a screen has: a third of the bytes, and no difference to the eye
-OUTLINE_POINTS = 450
+PEAKS = 900
 
 
-def draw(audio: Path, spectrogram_png: Path, outline_svg: Path) -> None:
-    """Draw both pictures of `audio` unless they are up to date; soundfile.LibsndfileError if it cannot be read."""
-    if files.up_to_date(spectrogram_png, audio) and files.up_to_date(outline_svg, audio):
+def draw(audio: Path, spectrogram_png: Path, peaks_js: Path, name: str) -> None:
+    """Draw both pictures of `audio` unless they are up to date; soundfile.LibsndfileError if it cannot be read.
+
+    The script `peaks_js` hands its numbers to the page under `name`; as JSON, a page from disk could not read them.
+    """
+    if files.up_to_date(spectrogram_png, audio) and files.up_to_date(peaks_js, audio):
         return
     samples_TC, rate = soundfile.read(audio, dtype="float32", always_2d=True)
     wave_T = np.nan_to_num(samples_TC.mean(axis=1))
-    for picture, content in (
-        (spectrogram_png, png(mel_spectrogram(wave_T, rate))),
-        (outline_svg, outline(wave_T).encode()),
-    ):
+    outline = files.script(name, {"peaks": peaks(wave_T), "db": loudness(wave_T)})
+    for picture, content in ((spectrogram_png, png(mel_spectrogram(wave_T, rate))), (peaks_js, outline)):
         files.write(picture, content)
         files.stamp(picture, audio)
 
@@ -66,16 +67,15 @@ def mel(hz: float) -> float:
     return 2595 * np.log10(1 + hz / 700)
 
 
-def outline(wave_T: np.ndarray) -> str:
-    """Highest and lowest point of each stretch of `wave_T` as one filled shape, for light and dark pages."""
+def peaks(wave_T: np.ndarray) -> list[list[int]]:
+    """Highest and lowest point of each stretch of `wave_T`, in hundredths of full scale."""
     wave_T = wave_T if len(wave_T) else np.zeros(1, np.float32)
-    starts = np.linspace(0, len(wave_T) - 1, OUTLINE_POINTS).astype(int)
-    high = 50 - 49 * np.clip(np.maximum.reduceat(wave_T, starts), -1, 1)
-    low = 50 - 49 * np.clip(np.minimum.reduceat(wave_T, starts), -1, 1)
-    forth = [f"{x} {y:.1f}" for x, y in enumerate(high - 0.5)]
-    back = [f"{x} {y:.1f}" for x, y in enumerate(low + 0.5)][::-1]
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {OUTLINE_POINTS - 1} 100" preserveAspectRatio="none">'
-        "<style>path{fill:#6d6860}@media(prefers-color-scheme:dark){path{fill:#b3aca2}}</style>"
-        f'<path d="M{"L".join(forth + back)}Z"/></svg>'
-    )
+    starts = np.linspace(0, len(wave_T) - 1, min(PEAKS, len(wave_T))).astype(int)
+    sides = (np.maximum.reduceat(wave_T, starts), np.minimum.reduceat(wave_T, starts))
+    return [np.round(100 * np.clip(side, -1, 1)).astype(int).tolist() for side in sides]
+
+
+def loudness(wave_T: np.ndarray) -> float:
+    """Root mean square in dB of full scale, at least -120."""
+    power = float(np.mean(np.square(wave_T, dtype=np.float64))) if len(wave_T) else 0.0
+    return round(10 * np.log10(max(power, 1e-12)), 2)

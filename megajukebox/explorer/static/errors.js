@@ -8,3 +8,7 @@ function showError(message) {
 }
 window.addEventListener("error", (event) => showError(event.message));
 window.addEventListener("unhandledrejection", (event) => showError(String(event.reason)));
+
+/* Data comes as scripts that call this: a page opened from disk may load scripts, but no JSON. */
+const data = new Map();
+function take(name, text) { data.set(name, JSON.parse(text)); }

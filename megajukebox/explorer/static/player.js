@@ -1,38 +1,39 @@
 "use strict";
 /*
- * One player a page: the bar at its foot. A song is {title, page, seconds, audio: {level: url}}.
- * Each level has its own <audio>, so that a switch of levels keeps the moment of the song.
- * Fires "change" when the song, the level or playing changes, and "time" whenever the moment does.
+ * One player a page: the bar at its foot. A song is {title, page, seconds, audio: {track: url}, gain: {track: 0..1}}.
+ * A track is a level of a song, or a side of a comparison. Each has its own <audio>, so that a switch keeps the moment.
+ * Fires "change" when the song, the track or playing changes, and "time" whenever the moment does.
  */
 const SKIP = 5; // seconds that an arrow key moves
+const FINEST = ["bottom", "reconstruction", "original", "middle", "top"];
 
 class Player extends EventTarget {
   constructor(bar) {
     super();
     this.bar = bar;
-    this.audios = Object.fromEntries([...bar.querySelectorAll("audio")].map((audio) => [audio.dataset.level, audio]));
-    this.levels = Object.keys(this.audios);
-    this.wanted = this.levels.at(-1);
+    this.audios = Object.fromEntries([...bar.querySelectorAll("audio")].map((audio) => [audio.dataset.track, audio]));
+    this.tracks = Object.keys(this.audios);
+    this.wanted = FINEST.find((track) => this.audios[track]) ?? this.tracks[0];
     this.song = null;
     this.waiting = 0; // the moment to start from, while the recording is not loaded yet
     for (const audio of Object.values(this.audios)) this.listen(audio);
     this.connectBar();
-    document.addEventListener("keydown", (event) => this.key(event));
+    this.connectKeys();
     this.show();
   }
 
-  /* The level that is heard: the one that was chosen, or the finest one that this song has. */
-  get level() {
+  /* The track that is heard: the one that was chosen, or the finest one that this song has. */
+  get track() {
     if (!this.song || this.song.audio[this.wanted]) return this.wanted;
-    return this.levels.findLast((level) => this.song.audio[level]) ?? this.wanted;
+    return [...FINEST, ...this.tracks].find((track) => this.audios[track] && this.song.audio[track]) ?? this.wanted;
   }
 
-  get audio() { return this.audios[this.level]; }
+  get audio() { return this.audios[this.track]; }
   get playing() { return !this.audio.paused; }
   get moment() { return this.audio.readyState ? this.audio.currentTime : this.waiting; }
   get seconds() { return this.audio.readyState && isFinite(this.audio.duration) ? this.audio.duration : this.song?.seconds ?? 0; }
 
-  load(song) {
+  load(song, moment = 0) {
     if (song === this.song) return;
     for (const audio of Object.values(this.audios)) {
       audio.pause();
@@ -40,17 +41,17 @@ class Player extends EventTarget {
       audio.load();
     }
     this.song = song;
-    this.prepare(0);
+    this.prepare(moment);
     this.changed();
   }
 
   async play() {
-    if (!this.song?.audio[this.level]) return;
+    if (!this.song?.audio[this.track]) return;
     const audio = this.audio;
     try {
       await audio.play();
     } catch (error) {
-      // AbortError: another song, level or a pause came in between. The rest was told by the audio's own "error".
+      // AbortError: another song, track or a pause came in between. The rest was told by the audio's own "error".
       if (error.name === "NotAllowedError") this.tell("Press play once more: the browser held the sound back.");
     }
   }
@@ -67,10 +68,10 @@ class Player extends EventTarget {
     this.dispatchEvent(new Event("time"));
   }
 
-  choose(level) {
-    if (this.song && !this.song.audio[level]) return;
+  choose(track) {
+    if (!this.audios[track] || (this.song && !this.song.audio[track])) return;
     const { audio: before, moment, playing } = this;
-    this.wanted = level;
+    this.wanted = track;
     if (this.audio !== before) {
       before.pause();
       this.prepare(moment);
@@ -83,8 +84,9 @@ class Player extends EventTarget {
   prepare(moment) {
     const { audio } = this;
     this.waiting = moment;
-    const url = this.song?.audio[this.level];
+    const url = this.song?.audio[this.track];
     if (!url) return;
+    audio.volume = this.song.gain?.[this.track] ?? 1;
     if (!audio.hasAttribute("src")) audio.setAttribute("src", url);
     else if (audio.readyState) audio.currentTime = moment;
   }
@@ -121,21 +123,17 @@ class Player extends EventTarget {
     this.parts = { play: find(".play"), title: find(".title"), seek: find(".seek"), time: find(".time"), trouble: find(".trouble") };
     this.parts.play.addEventListener("click", () => this.toggle());
     this.parts.seek.addEventListener("input", () => this.seek(Number(this.parts.seek.value)));
-    this.buttons = [...this.bar.querySelectorAll(".levels button")];
-    for (const button of this.buttons) button.addEventListener("click", () => this.choose(button.dataset.level));
+    this.buttons = [...this.bar.querySelectorAll(".tracks button")];
+    for (const button of this.buttons) button.addEventListener("click", () => this.choose(button.dataset.track));
     this.addEventListener("time", () => this.showTime());
   }
 
-  key(event) {
-    const { target } = event;
-    if (event.ctrlKey || event.metaKey || event.altKey || target.matches("input:not([type=range]), select, textarea")) return;
-    const level = this.levels[Number(event.key) - 1];
-    if (event.key === " " && !target.matches("button, a, summary")) this.toggle();
-    else if (event.key === "ArrowLeft") this.seek(this.moment - SKIP);
-    else if (event.key === "ArrowRight") this.seek(this.moment + SKIP);
-    else if (level) this.choose(level);
-    else return;
-    event.preventDefault();
+  /* 1 2 3 are the buttons that can be seen: the first is the first track that this song has. */
+  connectKeys() {
+    keys.set(" ", () => this.toggle());
+    keys.set("ArrowLeft", () => this.seek(this.moment - SKIP));
+    keys.set("ArrowRight", () => this.seek(this.moment + SKIP));
+    this.tracks.forEach((_, n) => keys.set(String(n + 1), () => this.choose(this.buttons.filter((one) => !one.hidden)[n]?.dataset.track)));
   }
 
   changed() {
@@ -157,13 +155,25 @@ class Player extends EventTarget {
     const { play, title } = this.parts;
     this.bar.classList.toggle("empty", !this.song);
     setPlaying(play, this.playing, this.song?.title ?? "");
+    play.disabled = !this.song;
     title.textContent = this.song ? this.song.title : "Choose a song";
     if (this.song?.page) title.href = this.song.page;
-    for (const button of this.buttons) {
-      button.setAttribute("aria-pressed", String(button.dataset.level === this.level));
-      button.disabled = Boolean(this.song) && !this.song.audio[button.dataset.level];
-    }
+    else title.removeAttribute("href");
+    this.showButtons();
     this.showTime();
+  }
+
+  /* Levels are always there, greyed where a song lacks them; a recording's original only where there is one. */
+  showButtons() {
+    let number = 0;
+    for (const button of this.buttons) {
+      const { track } = button.dataset;
+      const absent = Boolean(this.song) && !this.song.audio[track];
+      button.setAttribute("aria-pressed", String(track === this.track));
+      button.disabled = absent;
+      button.hidden = ["reconstruction", "original"].includes(track) && (absent || !this.song);
+      if (!button.hidden) button.querySelector("kbd").textContent = String(++number);
+    }
   }
 
   showTime() {
@@ -182,16 +192,15 @@ function setPlaying(button, playing, title) {
   button.setAttribute("aria-label", `${playing ? "Pause" : "Play"} ${title}`.trim());
 }
 
-function clock(seconds) {
-  return `${Math.floor(seconds / 60)}:${String(Math.floor(seconds % 60)).padStart(2, "0")}`;
-}
-
 /* How far into `element` a click went, 0 at its left to 1 at its right. */
 function share(event, element) {
   const box = element.getBoundingClientRect();
   return Math.min(Math.max((event.clientX - box.left) / box.width, 0), 1);
 }
 
-function readJson(id) {
-  return JSON.parse(document.getElementById(id).textContent);
+/* Volumes at which both sides of a comparison are equally loud: the louder one is turned down. */
+function equallyLoud(decibels) {
+  const known = Object.entries(decibels).filter(([, db]) => Number.isFinite(db) && db > -90);
+  const quietest = Math.min(...known.map(([, db]) => db));
+  return Object.fromEntries(known.map(([side, db]) => [side, 10 ** ((quietest - db) / 20)]));
 }

@@ -1,0 +1,82 @@
+"use strict";
+/* The blind test: the server picks a pair and hides which side is which; the vote goes back, then it tells. */
+const entries = data.get("entries");
+const player = new Player(document.getElementById("player"));
+const form = document.getElementById("sides");
+const find = (id) => document.getElementById(id);
+let trial = null;
+
+function say(text) {
+  find("say").textContent = text;
+  find("say").hidden = !text;
+}
+
+/* Asks for the next pair; the one that was heard least comes first. */
+async function next() {
+  trial = null;
+  const question = { field: form.field.value, a: form.a.value, b: form.b.value };
+  if (question.a === question.b) return say("Choose two different sides.");
+  const given = await ask("trials", question).catch((error) => ({ refused: error.message }));
+  find("trial").hidden = Boolean(given.refused);
+  say(given.refused ?? "");
+  if (given.refused) return;
+  trial = given;
+  find("about").textContent = `Pair ${given.heard + 1} of ${given.pairs} · ${[given.artist, ...given.genres].filter(Boolean).join(", ") || "no artist"}`;
+  find("asked").textContent = given.lyrics || "None.";
+  setVoting(true);
+  player.load({ title: "A or B?", seconds: given.seconds, audio: given.audio, gain: equallyLoud(given.db) });
+  player.choose("A");
+}
+
+function setVoting(open) { for (const button of document.querySelectorAll("[data-vote]")) button.disabled = !open; }
+
+async function vote(choice) {
+  if (!trial) return;
+  const { id } = trial;
+  trial = null;
+  setVoting(false);
+  player.audio.pause();
+  try {
+    const told = await ask("votes", { trial: id, vote: choice });
+    find("reveal").textContent = `Last pair: A was ${told.A}, B was ${told.B}.`;
+    await showTally();
+    await next();
+  } catch (error) {
+    say(error.message);
+  }
+}
+
+/* One row for each two sides that were ever compared: share of votes, its 95 % interval, and the counts. */
+async function showTally() {
+  const { sums, skipped } = await ask("votes");
+  const rows = sums.flatMap((sum) => {
+    const bar = make("div", "", { class: "interval", role: "img", "aria-label": `${percent(sum.share)} prefer ${sum.b}` });
+    for (const name of ["share", "low", "high"]) bar.style.setProperty(`--${name}`, sum[name]);
+    bar.append(make("i"), make("b"));
+    const count = `${sum.wins_b} of ${sum.votes} for ${sum.b}, ${sum.same} no difference: ${percent(sum.share)} (${percent(sum.low)} to ${percent(sum.high)}), p = ${sum.p.toFixed(3)}`;
+    return [make("span", `${sum.field}: ${sum.a} against ${sum.b}`), bar, make("span", count)];
+  });
+  const table = make("div", "", { class: "tally" });
+  table.append(...rows);
+  const lost = skipped ? [make("p", `${skipped} lines of the votes file could not be read.`, { class: "small" })] : [];
+  find("tally").replaceChildren(rows.length ? table : make("p", "None yet.", { class: "small" }), ...lost);
+}
+
+function percent(share) { return `${Math.round(share * 100)} %`; }
+
+async function start() {
+  if (!SERVED) return;
+  find("unserved").hidden = true;
+  const hasSides = chooseSides(form, entries.filter((entry) => entry.levels), next);
+  form.hidden = !hasSides;
+  await showTally();
+  if (hasSides) await next();
+  else say("All samples here are of one run, checkpoint and sampler: there is nothing to tell apart.");
+}
+
+for (const button of document.querySelectorAll("[data-vote]")) button.addEventListener("click", () => vote(button.dataset.vote));
+keys.set("a", () => vote("a"));
+keys.set("s", () => vote("same"));
+keys.set("b", () => vote("b"));
+find("tally").replaceChildren(make("p", SERVED ? "" : "They are counted by the server.", { class: "small" }));
+start();
