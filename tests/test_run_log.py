@@ -65,7 +65,7 @@ def test_a_line_cut_by_a_crash_is_left_out_and_costs_no_other(tmp_path: Path, cu
     again.metrics(3, "train", {"loss": 1.0})
     assert steps(tmp_path) == [1, 2, 3]
     events = [(e["event"], e["step"]) for e in read_lines(tmp_path / "events.jsonl")]
-    assert [e for e in events if e != ("save", 3)] == [("save", 1), ("save", 2), ("resume", 2)]
+    assert [e for e in events if e not in (("save", 3), ("forget", 2))] == [("save", 1), ("save", 2), ("resume", 2)]
 
 
 def test_a_log_that_is_not_there_has_no_lines(tmp_path: Path) -> None:

@@ -3,16 +3,21 @@
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from megajukebox.data.files import write_whole
+from megajukebox.data.redaction import redacted
+from megajukebox.monitoring.productive import Productive
+
+STARTS = ("start", "resume")  # events with which an attempt begins
 
 
 class RunLog:
     """The two files of a run folder, appended line by line. One process of a run writes (`writes`); all note skips."""
 
-    def __init__(self, run: Path, writes: bool, rank: int = 0):
-        self.run, self.writes, self.rank = run, writes, rank
+    def __init__(self, run: Path, writes: bool, rank: int = 0, clock: Callable[[], float] = time.time):
+        self.run, self.writes, self.rank, self.clock = run, writes, rank, clock
         if writes:
             run.mkdir(parents=True, exist_ok=True)
             for name in ("metrics.jsonl", "events.jsonl"):
@@ -21,12 +26,15 @@ class RunLog:
 
     def metrics(self, step: int, split: str, values: dict[str, float]) -> None:
         """`split` is train or held_out."""
-        self._append("metrics.jsonl", {"step": step, "time": time.time(), "split": split, **values})
+        self._append("metrics.jsonl", {"step": step, "time": self.clock(), "split": split, **values})
 
     def event(self, event: str, step: int | None = None, **reason: object) -> None:
-        """`event` is one word (start, resume, save, reject, skip, stop, done, ...); `reason` says the rest."""
+        """`event` is one word (start, resume, save, reject, skip, stop, done, ...); `reason` says the rest.
+
+        Secrets in it (a signed URL, a token) are hidden.
+        """
         place = {} if step is None else {"step": step}
-        self._append("events.jsonl", {"time": time.time(), "event": event, **place, **reason})
+        self._append("events.jsonl", {"time": self.clock(), "event": event, **place, **redacted(reason)})
 
     def skip(self, shard: str, key: str, reason: str) -> None:
         """A clip was replaced; any rank may say so."""
@@ -35,7 +43,7 @@ class RunLog:
     def note(self, event: str, step: int | None = None, **reason: object) -> None:
         """An event that any rank may tell: each line is one write to the file's end, so that none mix."""
         place = {} if step is None else {"step": step}
-        record = {"time": time.time(), "event": event, **place, "rank": self.rank, **reason}
+        record = {"time": self.clock(), "event": event, **place, "rank": self.rank, **redacted(reason)}
         self.run.mkdir(parents=True, exist_ok=True)
         events = os.open(self.run / "events.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         try:
@@ -44,16 +52,43 @@ class RunLog:
             os.close(events)
 
     def forget_after(self, step: int) -> None:
-        """Drop metrics of steps after `step`: a resumed run computes them again."""
+        """Drop metrics of steps after `step`: a resumed run computes them again.
+
+        What they cost stays, as the event `forget`: without it the account of the run's time would have a hole.
+        """
         path = self.run / "metrics.jsonl"
-        if self.writes and path.exists():
-            lines = [line for line in path.read_text().splitlines(keepends=True) if _step(line) <= step]
-            write_whole(path, "".join(lines).encode())
+        if not self.writes or not path.exists():
+            return
+        lines = path.read_text().splitlines(keepends=True)
+        kept = [line for line in lines if _step(line) <= step]
+        if len(kept) < len(lines):
+            self._note_lost([record for record in read_lines(path) if record.get("split") == "train"], step)
+            write_whole(path, "".join(kept).encode())
+
+    def _note_lost(self, lines: list[dict], step: int) -> None:
+        """The event `forget`: how many steps after `step`, and how many seconds of them, are trained again."""
+        made = Productive([e["time"] for e in read_lines(self.run / "events.jsonl") if e.get("event") in STARTS])
+        points = [(record["step"], made.add(record)) for record in lines if isinstance(record.get("step"), int)]
+        last = max((place for place, _ in points), default=step)
+        if last > step:
+            seconds = made.total - seconds_at(points, step)
+            reason = f"steps {step + 1} to {last} were not in a checkpoint and are trained again"
+            account = {name: value for name, value in lines[-1].items() if name.startswith("time_")}
+            about = {"steps": last - step, "seconds": round(seconds, 3), "until": lines[-1]["time"], "account": account}
+            self.event("forget", step, **about, reason=reason)
 
     def _append(self, name: str, record: dict) -> None:
         if self.writes:
             with (self.run / name).open("a") as file:
                 file.write(json.dumps(record) + "\n")
+
+
+def seconds_at(points: list[tuple[int, float]], step: int) -> float:
+    """Productive seconds up to `step`, in proportion between the two logged steps around it."""
+    before = max((p for p in points if p[0] <= step), default=(0, 0.0))
+    after = min((p for p in points if p[0] > step), default=before)
+    share = (step - before[0]) / (after[0] - before[0]) if after[0] > before[0] else 0.0
+    return before[1] + share * (after[1] - before[1])
 
 
 def _end_last_line(path: Path) -> None:

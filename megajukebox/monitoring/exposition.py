@@ -1,0 +1,303 @@
+"""Runs as Prometheus metrics: one table of names, one function that fills it from what the run folders say."""
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from prometheus_client import generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+
+from megajukebox import __version__
+from megajukebox.monitoring.health import diagnose
+from megajukebox.monitoring.machine import Machine
+from megajukebox.monitoring.productive import number
+from megajukebox.monitoring.run_state import RunState
+
+PREFIX = "megajukebox_"
+LEVELS = ("top", "middle", "bottom")
+STATUSES = ("new", "starting", "training", "stalled", "down", "stopped", "failed", "done")
+BUCKETS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000)
+
+# name -> (type, labels beside `run`, help). Units are in the names, as Prometheus has it.
+FAMILIES: dict[str, tuple[str, tuple[str, ...], str]] = {
+    "run_info": ("gauge", ("stage", "preset", "commit", "version", "config_digest"), "What trains; the value is 1."),
+    "status": ("gauge", ("status",), "1 for the status that the run is in, 0 for the others."),
+    "running": ("gauge", (), "Whether some process of the run was heard of lately."),
+    "finished": ("gauge", (), "Whether the last step was reached, or the run was stopped on request."),
+    "needs_person": ("gauge", (), "Whether training said that it must not be started again as it is (exit code 93)."),
+    "step": ("gauge", (), "Optimizer steps made."),
+    "target_steps": ("gauge", (), "Optimizer steps of the whole run."),
+    "eta_seconds": ("gauge", (), "Time left at the present speed."),
+    "loss": ("gauge", ("split", "level"), "Loss; level is all, or a level's reconstruction of a VQ-VAE."),
+    "bits_per_code": ("gauge", ("split",), "Cross entropy of a prior."),
+    "bits_per_lyric": ("gauge", ("split",), "Cross entropy of a prior's lyrics."),
+    "grad_norm": ("gauge", (), "Norm of the gradient before clipping."),
+    "learning_rate": ("gauge", (), "Learning rate of the last step."),
+    "loss_scale": ("gauge", (), "fp16 loss scale."),
+    "overflows": ("counter", (), "Steps left out because a gradient overflowed fp16."),
+    "spike_score": ("gauge", (), "Standard deviations of the last loss above the losses before it."),
+    "metric": ("gauge", ("split", "name"), "Every other number that the run logs, by its own name."),
+    "codebook_usage_ratio": ("gauge", ("level",), "Share of the codebook's codes that are in use."),
+    "codebook_dead_codes": ("gauge", ("level",), "Codes that hardly any vector chooses."),
+    "codebook_entropy_bits": ("gauge", ("level",), "Entropy of the codes of the last batch."),
+    "steps": ("counter", (), "Optimizer steps made."),
+    "audio_seconds": ("counter", (), "Audio trained on."),
+    "tokens": ("counter", (), "Codes trained on."),
+    "audio_seconds_per_second": ("gauge", (), "Audio trained on, per second of wall clock."),
+    "tokens_per_second": ("gauge", (), "Codes trained on, per second of wall clock."),
+    "model_flops_utilization_ratio": ("gauge", (), "Floating point operations of the model over the peak."),
+    "step_part_seconds": ("gauge", ("part",), "Where the last logged step went."),
+    "data_wait_ratio": ("gauge", (), "Share of the last logged steps spent waiting for data."),
+    "prefetch_depth": ("gauge", (), "How full the buffer of steps read ahead is, 0 to 1."),
+    "step_seconds": ("histogram", (), "Time of the logged steps."),
+    "data_wait_seconds": ("histogram", (), "Wait for data in the logged steps."),
+    "checkpoint_save_seconds": ("histogram", (), "Time of a checkpoint."),
+    "last_step_timestamp_seconds": ("gauge", (), "When the last step was made."),
+    "stall_after_seconds": ("gauge", (), "Time without a step that is too long for this run."),
+    "heartbeat_timestamp_seconds": ("gauge", (), "The newest sign of life of any rank."),
+    "rank_heartbeat_timestamp_seconds": ("gauge", ("rank", "host"), "The last sign of life of a rank."),
+    "rank_silent": ("gauge", ("rank", "host"), "1 for a rank whose heartbeat stopped while others beat."),
+    "rank_slowdown_ratio": ("gauge", ("rank", "host"), "A rank's own time for a step over the median rank's."),
+    "ranks": ("gauge", (), "Processes of the present attempt."),
+    "last_checkpoint_timestamp_seconds": ("gauge", (), "When the newest whole checkpoint was written."),
+    "last_checkpoint_bytes": ("gauge", (), "Its size."),
+    "last_checkpoint_step": ("gauge", (), "Its step."),
+    "checkpoint_valid_count": ("gauge", (), "Checkpoints whose files are all there with the right sizes."),
+    "checkpoint_interval_seconds": ("gauge", (), "Time between checkpoints at the present speed."),
+    "checkpoint_due_seconds": ("gauge", (), "Three intervals, not less than five minutes: an older one is stale."),
+    "checkpoints": ("counter", ("result",), "Checkpoints saved, and saves that failed."),
+    "checkpoint_rejects": ("counter", (), "Checkpoints found damaged at a start."),
+    "steps_skipped": ("counter", ("reason",), "Steps left out (nan, spike, overflow)."),
+    "rewinds": ("counter", (), "Returns to an earlier checkpoint because the loss ran away."),
+    "restarts": ("counter", ("reason",), "Starts after the first, by how the attempt before ended."),
+    "wasted_steps": ("counter", (), "Steps that were trained again after a restart."),
+    "hang_detected": ("counter", ("section",), "Hangs that the watchdog ended."),
+    "node_excluded": ("counter", (), "Nodes taken out of the run."),
+    "sdc_mismatch": ("counter", (), "Ranks whose copies of the weights differed."),
+    "bad_samples": ("counter", ("reason",), "Clips that could not be read and were replaced."),
+    "bad_samples_ratio": ("gauge", (), "Share of the clips of this attempt that could not be read."),
+    "time_seconds": ("counter", ("phase",), "The run's wall clock since its first start, by what it went into."),
+    "goodput_ratio": ("gauge", ("window",), "Share of the wall clock spent on steps that were kept."),
+    "memory_bytes": ("gauge", ("kind",), "Memory of rank 0 as it logs it."),
+    "generation": ("gauge", (), "Number of the present attempt, from 1."),
+    "fs_free_bytes": ("gauge", ("mount",), "Free space of the file system that holds the run."),
+    "fs_free_inodes": ("gauge", ("mount",), "Free inodes of it."),
+    "problem": ("gauge", ("alert", "severity"), "1 while `megajukebox watch` would tell of this problem."),
+    "unreadable_lines": ("gauge", (), "Lines of the run's files that are no records."),
+}
+KNOWN = {  # logged numbers that have a family of their own
+    "step", "time", "loss", "gradient_norm", "learning_rate", "loss_scale", "overflows", "bits_per_code",
+    "bits_per_lyric", "audio_seconds_per_second", "tokens_per_second", "step_seconds", "data_seconds", "stall_share",
+    "buffer_fill", "mfu",
+}  # fmt: skip
+HISTOGRAMS = {"step_seconds": "step_seconds", "data_wait_seconds": "data_seconds", "checkpoint_save_seconds": "save"}
+PARTS = {"data_seconds": "data_wait", "forward_backward_seconds": "forward_backward", "wait_seconds": "communication"}
+MEMORY = {"memory_gpu_bytes": "gpu_peak", "memory_host_bytes": "host"}
+
+
+class Value(NamedTuple):
+    name: str
+    labels: tuple[str, ...]  # without `run`
+    value: float
+
+
+def values(run: RunState) -> Iterator[Value]:
+    """Every number of a run but the histograms."""
+    for part in (told, where, logged, speed, codebooks, ranks, saving, counted, accounted, disk):
+        yield from part(run)
+    for problem in diagnose(run):
+        yield Value("problem", (problem.alert, problem.severity), 1)
+
+
+def gauge(name: str, value: float | None, *labels: str) -> Iterator[Value]:
+    if value is not None and math.isfinite(value):
+        yield Value(name, labels, value)
+
+
+def told(run: RunState) -> Iterator[Value]:
+    made = run.settings.get("made_by")
+    made = made if isinstance(made, dict) else {}
+    preset = run.settings.get("preset")
+    name = preset.get("name", "") if isinstance(preset, dict) else ""
+    commit, version = (str(made.get(fact) or "") for fact in ("commit", "version"))
+    yield Value("run_info", (run.stage, str(name), commit, version, run.config_digest), 1)
+    for status in STATUSES:
+        yield Value("status", (status,), float(status == run.status))
+    yield Value("running", (), float(run.alive))
+    yield Value("finished", (), float(run.status in ("done", "stopped")))
+    yield Value("needs_person", (), float(run.status == "failed"))
+    yield Value("unreadable_lines", (), run.unreadable)
+
+
+def where(run: RunState) -> Iterator[Value]:
+    yield Value("step", (), run.step)
+    yield Value("steps", (), run.step)
+    yield from gauge("target_steps", run.target)
+    yield from gauge("eta_seconds", run.eta_seconds)
+    yield from gauge("last_step_timestamp_seconds", run.last_step_time)
+    yield Value("stall_after_seconds", (), run.stall_after)
+    yield from gauge("heartbeat_timestamp_seconds", run.heartbeat or run.last_seen)
+    yield Value("generation", (), run.counts["start"] + run.counts["resume"])
+
+
+def logged(run: RunState) -> Iterator[Value]:
+    for split, line in (("train", run.last), ("held_out", run.held_out)):
+        loss = line.get("loss")
+        if isinstance(loss, float) and not math.isfinite(loss):
+            yield Value("loss", (split, "all"), math.nan)  # told as it is: an alert asks for it
+        yield from gauge("loss", number(loss), split, "all")
+        for level in LEVELS:
+            yield from gauge("loss", number(line.get(f"{level}/reconstruction")), split, level)
+        for name in ("bits_per_code", "bits_per_lyric"):
+            yield from gauge(name, number(line.get(name)), split)
+        for name, value in line.items():
+            if name not in KNOWN and not name.startswith("time_"):
+                yield from gauge("metric", number(value), split, str(name)[:100])
+    yield from gauge("grad_norm", run.value("gradient_norm"))
+    for name in ("learning_rate", "loss_scale", "overflows"):
+        yield from gauge(name, run.value(name))
+    yield from gauge("spike_score", run.spike_score)
+
+
+def speed(run: RunState) -> Iterator[Value]:
+    seconds, step = run.value("step_seconds"), number(run.last.get("step"))
+    for name in ("audio_seconds", "tokens"):
+        rate = run.value(f"{name}_per_second")
+        yield from gauge(f"{name}_per_second", rate if run.alive else 0.0 if rate is not None else None)
+        if rate is not None and seconds is not None and step is not None:
+            yield Value(name, (), step * rate * seconds)
+    yield from gauge("model_flops_utilization_ratio", run.value("mfu"))
+    for name, part in PARTS.items():
+        yield from gauge("step_part_seconds", run.value(name), part)
+    yield from gauge("data_wait_ratio", run.data_wait)
+    yield from gauge("prefetch_depth", run.value("buffer_fill"))
+    for name, kind in MEMORY.items():
+        yield from gauge("memory_bytes", run.value(name), kind)
+
+
+def codebooks(run: RunState) -> Iterator[Value]:
+    for level in LEVELS:
+        usage, size = run.value(f"{level}/usage"), run.codes
+        if usage is not None and size:
+            yield Value("codebook_usage_ratio", (level,), usage / size)
+            yield Value("codebook_dead_codes", (level,), size - usage)
+        entropy = run.value(f"{level}/entropy")
+        if entropy is not None:
+            yield Value("codebook_entropy_bits", (level,), entropy / math.log(2))
+
+
+def ranks(run: RunState) -> Iterator[Value]:
+    silent = {rank.rank for rank in run.silent_ranks}
+    slow = run.slowdowns
+    for rank in run.ranks:
+        place = (str(rank.rank), rank.host)
+        yield Value("rank_heartbeat_timestamp_seconds", place, rank.time)
+        yield Value("rank_silent", place, float(rank.rank in silent))
+        yield from gauge("rank_slowdown_ratio", slow.get(rank.rank), *place)
+    if run.ranks:
+        yield Value("ranks", (), len(run.ranks))
+
+
+def saving(run: RunState) -> Iterator[Value]:
+    whole = [checkpoint for checkpoint in run.checkpoints if checkpoint.whole]
+    yield Value("checkpoint_valid_count", (), len(whole))
+    if whole:
+        yield Value("last_checkpoint_timestamp_seconds", (), whole[-1].time)
+        yield Value("last_checkpoint_bytes", (), whole[-1].bytes)
+        yield Value("last_checkpoint_step", (), whole[-1].step)
+    yield from gauge("checkpoint_interval_seconds", run.save_interval)
+    yield from gauge("checkpoint_due_seconds", run.checkpoint_due)
+
+
+def counted(run: RunState) -> Iterator[Value]:
+    yield Value("checkpoints", ("saved",), run.counts["save"])
+    yield Value("checkpoints", ("failed",), run.counts["save_failed"])
+    yield Value("checkpoint_rejects", (), run.rejects)
+    for reason in ("nan", "spike", "overflow", "other"):
+        yield Value("steps_skipped", (reason,), run.skipped_steps[reason])
+    for reason in dict.fromkeys(("crash", "stop", "hang", *run.restarts)):
+        yield Value("restarts", (reason,), run.restarts[reason])
+    for reason, count in run.bad_samples.items():
+        yield Value("bad_samples", (reason,), count)
+    yield from gauge("bad_samples_ratio", run.bad_share)
+    yield Value("rewinds", (), run.counts["rewind"])
+    yield Value("wasted_steps", (), run.wasted_steps)
+    for section in {str(e.get("section") or "step")[:40] for e in run.events if e.get("event") == "hang"}:
+        yield Value("hang_detected", (section,), run.counts["hang"])
+    yield Value("node_excluded", (), run.counts["exclude_node"])
+    yield Value("sdc_mismatch", (), run.counts["sdc"])
+
+
+def accounted(run: RunState) -> Iterator[Value]:
+    for phase, seconds in run.account.seconds.items():
+        yield Value("time_seconds", (phase,), seconds)
+    yield from gauge("goodput_ratio", run.account.goodput, "total")
+    yield from gauge("goodput_ratio", run.account.goodput_since(run.now - 86400), "24h")
+
+
+def disk(run: RunState) -> Iterator[Value]:
+    yield from gauge("fs_free_bytes", run.disk.free_bytes, run.disk.mount)
+    yield from gauge("fs_free_inodes", run.disk.free_inodes, run.disk.mount)
+
+
+def families(runs: Iterable[RunState]) -> Iterator[Metric]:
+    """What `prometheus_client` writes out: each family once, with the values of all runs."""
+    made: dict[str, Metric] = {name: family(name) for name in FAMILIES}
+    for run in runs:
+        for name, labels, value in values(run):
+            made[name].add_metric([text(run.name), *map(text, labels)], value)  # type: ignore[attr-defined]
+        for name, source in HISTOGRAMS.items():
+            seen = run.seconds_seen.get(source)
+            if seen:
+                made[name].add_metric([text(run.name)], buckets(seen), sum(seen))  # type: ignore[attr-defined, call-arg]
+    yield from (metric for metric in made.values() if metric.samples)
+
+
+def family(name: str) -> Metric:
+    kind, labels, about = FAMILIES[name]
+    made = {"gauge": GaugeMetricFamily, "counter": CounterMetricFamily, "histogram": HistogramMetricFamily}[kind]
+    return made(PREFIX + name, about, labels=("run", *labels))
+
+
+def buckets(seen: list[float]) -> list[tuple[str, float]]:
+    """Cumulative counts, as Prometheus has it."""
+    return [*((str(top), float(sum(s <= top for s in seen))) for top in BUCKETS), ("+Inf", float(len(seen)))]
+
+
+def text(label: str) -> str:
+    """A label's value: a file name may hold bytes that are not text, and must not break the whole page."""
+    return label.encode("utf-8", "replace").decode()
+
+
+def machine_families(machine: Machine) -> Iterator[Metric]:
+    """The GPUs and the memory of the machine that the exporter runs on."""
+    host = GaugeMetricFamily(f"{PREFIX}host_memory_available_bytes", "Memory left on a node.", labels=("node",))
+    host.add_metric([text(machine.node)], machine.memory_available)
+    yield host
+    for name, about in machine.GPU_FIGURES.items():
+        metric = GaugeMetricFamily(f"{PREFIX}gpu_{name}", about, labels=("node", "gpu", "model"))
+        for gpu in machine.gpus:
+            if name in gpu.figures:
+                metric.add_metric([text(machine.node), str(gpu.index), text(gpu.model)], gpu.figures[name])
+        if metric.samples:
+            yield metric
+    info = GaugeMetricFamily(f"{PREFIX}exporter_info", "The exporter; the value is 1.", labels=("version",))
+    info.add_metric([__version__], 1)
+    yield info
+
+
+class _Page:
+    """A collector whose families were made already."""
+
+    def __init__(self, families: list[Metric]) -> None:
+        self.families = families
+
+    def collect(self) -> list[Metric]:
+        return self.families
+
+
+def page(runs: list[RunState], machine: Machine, webhook_failures: int = 0) -> bytes:
+    """The text that Prometheus reads."""
+    failures = CounterMetricFamily(f"{PREFIX}alert_webhook_failures", "Messages that no webhook took.")
+    failures.add_metric([], webhook_failures)
+    return generate_latest(_Page([*families(runs), *machine_families(machine), failures]))  # type: ignore[arg-type]
