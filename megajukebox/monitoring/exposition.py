@@ -15,7 +15,7 @@ from megajukebox.monitoring.run_state import RunState
 
 PREFIX = "megajukebox_"
 LEVELS = ("top", "middle", "bottom")
-STATUSES = ("new", "starting", "training", "stalled", "down", "stopped", "failed", "done")
+STATUSES = ("new", "starting", "training", "stalled", "waiting", "down", "stopped", "failed", "done")
 BUCKETS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000)
 
 # name -> (type, labels beside `run`, help). Units are in the names, as Prometheus has it.
@@ -64,7 +64,7 @@ FAMILIES: dict[str, tuple[str, tuple[str, ...], str]] = {
     "last_checkpoint_step": ("gauge", (), "Its step."),
     "checkpoint_valid_count": ("gauge", (), "Checkpoints whose files are all there with the right sizes."),
     "checkpoint_interval_seconds": ("gauge", (), "Time between checkpoints at the present speed."),
-    "checkpoint_due_seconds": ("gauge", (), "Three intervals, not less than five minutes: an older one is stale."),
+    "checkpoint_due_timestamp_seconds": ("gauge", (), "When the newest whole checkpoint becomes, or became, stale."),
     "checkpoints": ("counter", ("result",), "Checkpoints saved, and saves that failed."),
     "checkpoint_rejects": ("counter", (), "Checkpoints found damaged at a start."),
     "steps_skipped": ("counter", ("reason",), "Steps left out (nan, spike, overflow)."),
@@ -206,7 +206,7 @@ def saving(run: RunState) -> Iterator[Value]:
         yield Value("last_checkpoint_bytes", (), whole[-1].bytes)
         yield Value("last_checkpoint_step", (), whole[-1].step)
     yield from gauge("checkpoint_interval_seconds", run.save_interval)
-    yield from gauge("checkpoint_due_seconds", run.checkpoint_due)
+    yield from gauge("checkpoint_due_timestamp_seconds", run.checkpoint_due)
 
 
 def counted(run: RunState) -> Iterator[Value]:

@@ -48,7 +48,7 @@ def silent(run: RunState) -> str | None:
 
 
 def down(run: RunState) -> str | None:
-    if run.status != "down" or run.now - (run.last_seen or run.now) < run.limits.down:
+    if run.status != "down":
         return None
     return f"no process for {spoken(run.now - (run.last_seen or run.now))}, and the run is not finished"
 
@@ -63,7 +63,7 @@ def needs_a_person(run: RunState) -> str | None:
 
 def checkpoint_stale(run: RunState) -> str | None:
     whole, due = [c for c in run.checkpoints if c.whole], run.checkpoint_due
-    if not run.alive or due is None or not whole or run.now - whole[-1].time < due:
+    if not run.alive or due is None or run.now < due:
         return None
     return f"the newest whole checkpoint (step {whole[-1].step}) is {spoken(run.now - whole[-1].time)} old"
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import signal
 import statistics
 from collections import Counter
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from megajukebox.monitoring.goodput import Account
 from megajukebox.monitoring.machine import Disk
 from megajukebox.monitoring.productive import number
 
+STARTS = ("start", "resume")
 ENDS = ("done", "stop", "diverged")
 NEEDS_A_PERSON = 93  # exit code of training that must not be started again as it is
 
@@ -38,6 +40,7 @@ class Rank:
     section: str
     section_since: float
     step_seconds: float | None = None
+    generation: float | None = None
     own_seconds: float | None = None  # of a step, without the time spent waiting for other ranks
 
 
@@ -151,11 +154,18 @@ class RunState:
 
     @property
     def ended(self) -> str | None:
-        """The event that ended the run, if nothing came after it."""
+        """The event that ended the run, if no start came after it."""
         if "DONE" in self.flags:
             return "done"
-        last = next((str(e.get("event")) for e in reversed(self.events) if e.get("event") != "alert"), "")
+        last = next((str(e["event"]) for e in reversed(self.events) if e.get("event") in (*ENDS, *STARTS)), None)
         return last if last in ENDS else None
+
+    @property
+    def wanted(self) -> bool:
+        """Whether somebody would have it go on: not where a person asked it to stop."""
+        stop: dict[str, Any] = next((e for e in reversed(self.events) if e.get("event") == "stop"), {})
+        asked = "STOP" in self.flags or stop.get("stop_after") or stop.get("signal") == signal.SIGINT
+        return not (self.ended == "stop" and asked)
 
     @property
     def alive(self) -> bool:
@@ -175,18 +185,23 @@ class RunState:
 
     @property
     def status(self) -> str:
-        """One word: done, stopped, failed, down, starting, stalled, training, or new."""
+        """One word: done, stopped, failed, waiting, down, starting, stalled, training, or new."""
         if self.ended == "done":
             return "done"
-        if not self.alive and (self.exit_code == NEEDS_A_PERSON or self.ended == "diverged"):
-            return "failed"
-        if self.ended == "stop" or (not self.alive and "STOP" in self.flags):
-            return "stopped"
         if not self.alive:
-            return "down" if self.last_seen else "new"
+            return self._status_of_the_dead()
         if self.now - (self.last_step_time or self.now) > self.stall_after:
             return "stalled"
         return "training" if self.recent and (number(self.last.get("time")) or 0) >= (self.began or 0) else "starting"
+
+    def _status_of_the_dead(self) -> str:
+        if self.exit_code == NEEDS_A_PERSON or self.ended == "diverged":
+            return "failed"
+        if not self.wanted:
+            return "stopped"
+        if self.last_seen is None:
+            return "new"
+        return "down" if self.now - self.last_seen > self.limits.down else "waiting"
 
     @property
     def eta_seconds(self) -> float | None:
@@ -242,8 +257,13 @@ class RunState:
 
     @property
     def checkpoint_due(self) -> float | None:
-        """Age in seconds at which the newest checkpoint is stale: three intervals, and not less than the limit."""
-        return max(self.limits.checkpoint, 3 * self.save_interval) if self.save_interval else None
+        """When the newest whole checkpoint becomes stale: three intervals (not less than the limit) after it was made,
+        or after the present attempt began.
+        """
+        whole = [checkpoint.time for checkpoint in self.checkpoints if checkpoint.whole]
+        if self.save_interval is None or not whole:
+            return None
+        return max(whole[-1], self.began or 0.0) + max(self.limits.checkpoint, 3 * self.save_interval)
 
     @property
     def data_wait(self) -> float | None:

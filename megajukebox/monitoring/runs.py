@@ -39,7 +39,7 @@ class RunReader:
         self._read_events()
         self._read_metrics()
         now = time.time() if now is None else now
-        ranks = list(self._ranks())
+        ranks = self._ranks()
         state = RunState(
             name=self.name, folder=self.folder, now=now, limits=self.limits, settings=self._read_settings(),
             recent=list(self.recent), held_out=self.held_out, events=list(self.events), counts=self.counts.copy(),
@@ -119,14 +119,12 @@ class RunReader:
             pass  # being written, or not ours: what was read before holds
         return self._settings[1]
 
-    def _ranks(self) -> Iterator[Rank]:
+    def _ranks(self) -> list[Rank]:
         """Heartbeats of the present attempt; those of one before it, on more ranks, are left over."""
         beats = [read_object(path) for path in sorted(self.folder.glob("heartbeats/rank-*.json"))]
-        found = [rank_of(beat) for beat in beats]
-        known = [rank for rank in found if rank is not None]
-        newest, attempts = max((rank.time for rank in known), default=0.0), self.ledger.attempts
-        began = attempts[-1].began - attempts[-1].phases.get("init", 0.0) - 5 if attempts else 0.0
-        yield from (rank for rank in known if rank.time >= min(began, newest))
+        ranks = [rank for rank in map(rank_of, beats) if rank is not None]
+        newest = max((rank.generation or 0 for rank in ranks), default=0)
+        return [rank for rank in ranks if (rank.generation or 0) == newest]
 
     def _exits(self) -> list[dict[str, Any]]:
         return [e for path in sorted(self.folder.glob("exits/rank-*.json")) if (e := read_object(path))]
@@ -164,7 +162,8 @@ def rank_of(beat: dict[str, Any]) -> Rank | None:
     return Rank(
         rank=int(rank), host=str(beat.get("host", "")), time=when, step=number(beat.get("step")) or 0.0,
         section=str(beat.get("section", "")), section_since=number(beat.get("section_since")) or 0.0,
-        step_seconds=number(beat.get("step_seconds")), own_seconds=number(beat.get("own_seconds")),
+        step_seconds=number(beat.get("step_seconds")), generation=number(beat.get("generation")),
+        own_seconds=number(beat.get("own_seconds")),
     )  # fmt: skip
 
 
@@ -191,7 +190,7 @@ def ending_of(events: deque[dict[str, Any]]) -> str:
         if kind in ("stop", "diverged", "hang", "done"):
             return kind
         if kind == "attempt_end":
-            return str(event.get("class") or "crash")[:40]
+            return "stop" if event.get("kind") == "stopped" else "crash"
         if kind in ("start", "resume", "save"):
             break
     return "crash"
