@@ -18,6 +18,7 @@ import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from megajukebox.sampling.jukebox import Jukebox, Song
+from megajukebox.sampling.reporting import ProgressFile
 from megajukebox.sampling.requests import Request, parse_requests, read_requests
 from megajukebox.training.launch import world
 
@@ -42,6 +43,7 @@ def main(
     precision: Annotated[Precision, typer.Option(help="Of the priors' weights; half of the memory in 16 bits.")] = (
         Precision.float32
     ),
+    progress: Annotated[Path | None, typer.Option(help="A file to keep how far it has come in, as JSON.")] = None,
     local_rank: Annotated[int, typer.Option("--local_rank", hidden=True, help="The deepspeed launcher gives it.")] = 0,
 ) -> None:
     """Sample songs. Exits with 1 if a request could not be made."""
@@ -63,7 +65,7 @@ def main(
         for line in wrong:
             print(f"sample: {line}")
     mine = [r for r in asked[here.rank :: here.size] if not is_made(out, r, jukebox.weights)]
-    make(jukebox, mine, out, batch_size, show=here.rank == 0)
+    make(jukebox, mine, out, batch_size, here.rank == 0, progress if here.rank == 0 else None)
     if wrong:
         raise SystemExit(1)
 
@@ -77,7 +79,9 @@ def is_made(out: Path, request: Request, weights: dict[str, str]) -> bool:
     return record["request"] == request.model_dump(mode="json") and record["weights"] == weights
 
 
-def make(jukebox: Jukebox, requests: list[Request], out: Path, batch_size: int, show: bool) -> None:
+def make(
+    jukebox: Jukebox, requests: list[Request], out: Path, batch_size: int, show: bool, progress: Path | None = None
+) -> None:
     """Sample and save `requests`, with a bar a level."""
     if not requests:
         return
@@ -86,7 +90,13 @@ def make(jukebox: Jukebox, requests: list[Request], out: Path, batch_size: int, 
     with Progress(*columns, disable=not show) as bar:
         totals = {level: sum(jukebox.codes_of(r, level) for r in requests) for level in jukebox.levels}
         rows = {level: bar.add_task(level, total=total) for level, total in totals.items()}
-        songs = jukebox.sample(requests, batch_size, lambda level, count: bar.advance(rows[level], count))
+        report = ProgressFile(progress, totals)
+
+        def advance(level: str, count: int) -> None:
+            bar.advance(rows[level], count)
+            report.advance(level, count)
+
+        songs = jukebox.sample(requests, batch_size, advance)
     for song in songs:
         song.save(out)
         tell(song, out)

@@ -132,7 +132,7 @@ def test_keys_walk_the_list_play_and_open(chromium: Browser, site: Path) -> None
     assert chromium.run("document.activeElement === form.q")
     chromium.press("j")
     assert chromium.run("[form.q.value, at]") == ["j", -1]  # typed, not obeyed
-    chromium.run("form.reset()")
+    search(chromium, q="")
     chromium.press("Escape")
     chromium.press("j")
     chromium.press("?")

@@ -171,6 +171,10 @@ class Jukebox:
         self.levels = {level: LevelRun(self.runs / RUNS[level], facts) for level in reversed(self.vqvae.config.levels)}
         priors = {level: run.facts["fingerprint"] for level, run in self.levels.items()}
         self.weights = {"vqvae": facts["fingerprint"], **priors}
+        self.steps = {
+            "vqvae": facts.get("step"),
+            **{level: run.facts.get("step") for level, run in self.levels.items()},
+        }
 
     def codes_of(self, request: Request, level: str) -> int:
         """Codes of a level for the seconds asked: a whole number of top codes, at least one."""
@@ -192,7 +196,8 @@ class Jukebox:
         return songs
 
     def _unsung(self, request: Request) -> Song:
-        facts = {"weights": self.weights, "runs": str(self.runs), "precision": str(self.dtype).removeprefix("torch.")}
+        made = {"weights": self.weights, "steps": self.steps, "runs": str(self.runs)}
+        facts = made | {"precision": str(self.dtype).removeprefix("torch.")}
         return Song(request, self.notes(request), self.vqvae.config.sample_rate, facts=facts)
 
     def notes(self, request: Request) -> list[str]:
