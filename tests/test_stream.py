@@ -175,6 +175,7 @@ def test_few_held_out_clips_still_fill_one_batch_on_every_rank(songs: Path) -> N
     ranks = [list(held_out_batches(source, micro_batch=4, world=2, rank=rank, limit=3)) for rank in range(2)]
     assert [len(rank) for rank in ranks] == [1, 1]
     assert list(held_out_batches(SongClips(ShardSet(songs), CLIP), micro_batch=4)) == []
+    assert list(held_out_batches(source, micro_batch=4, limit=0)) == []
 
 
 # ---- Broken songs ---------------------------------------------------------------------------------------------------

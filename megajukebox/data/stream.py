@@ -286,10 +286,10 @@ def held_out_batches(
     """The held-out songs' clips in order, unshifted and mixed equally; as many batches on every rank.
 
     With `limit` that many clips, evenly spread. What does not fill a batch on every rank is left out, but at least one
-    batch is filled, by taking clips twice. Nothing if no song is held out.
+    batch is filled, by taking clips twice. Nothing if no song is held out, or `limit` is 0.
     """
     clips = source.clips("held_out")
-    if not clips.any():
+    if not clips.any() or limit == 0:
         return
     order = InOrder(clips, limit)
     steps = max(1, order.clips // (micro_batch * world))
