@@ -37,8 +37,8 @@ FAMILIES: dict[str, tuple[str, tuple[str, ...], str]] = {
     "overflows": ("counter", (), "Steps left out because a gradient overflowed fp16."),
     "spike_score": ("gauge", (), "Standard deviations of the last loss above the losses before it."),
     "metric": ("gauge", ("split", "name"), "Every other number that the run logs, by its own name."),
-    "codebook_usage_ratio": ("gauge", ("level",), "Share of the codebook's codes that are in use."),
-    "codebook_dead_codes": ("gauge", ("level",), "Codes that hardly any vector chooses."),
+    "codebook_usage_ratio": ("gauge", ("level",), "Share of the codes chosen in a batch, of those that could be."),
+    "codebook_dead_codes": ("gauge", ("level",), "Codes that hardly any vector chose lately."),
     "codebook_entropy_bits": ("gauge", ("level",), "Entropy of the codes of the last batch."),
     "steps": ("counter", (), "Optimizer steps made."),
     "audio_seconds": ("counter", (), "Audio trained on."),
@@ -88,10 +88,10 @@ FAMILIES: dict[str, tuple[str, tuple[str, ...], str]] = {
 KNOWN = {  # logged numbers that have a family of their own
     "step", "time", "loss", "gradient_norm", "learning_rate", "loss_scale", "overflows", "bits_per_code",
     "bits_per_lyric", "audio_seconds_per_second", "tokens_per_second", "step_seconds", "data_seconds", "stall_share",
-    "buffer_fill", "mfu",
+    "buffer_fill", "mfu", "memory_host_bytes", "memory_gpu_bytes", "forward_seconds",
 }  # fmt: skip
 HISTOGRAMS = {"step_seconds": "step_seconds", "data_wait_seconds": "data_seconds", "checkpoint_save_seconds": "save"}
-PARTS = {"data_seconds": "data_wait", "forward_backward_seconds": "forward_backward", "wait_seconds": "communication"}
+PARTS = {"data_seconds": "data_wait", "forward_seconds": "forward"}  # the rest: backward, communication, optimizer
 MEMORY = {"memory_gpu_bytes": "gpu_peak", "memory_host_bytes": "host"}
 
 
@@ -167,8 +167,12 @@ def speed(run: RunState) -> Iterator[Value]:
         if rate is not None and seconds is not None and step is not None:
             yield Value(name, (), step * rate * seconds)
     yield from gauge("model_flops_utilization_ratio", run.value("mfu"))
-    for name, part in PARTS.items():
-        yield from gauge("step_part_seconds", run.value(name), part)
+    parts = {part: run.value(name) for name, part in PARTS.items()}
+    for part, value in parts.items():
+        yield from gauge("step_part_seconds", value, part)
+    if seconds is not None:
+        rest = max(0.0, seconds - sum(value or 0.0 for value in parts.values()))
+        yield Value("step_part_seconds", ("backward_and_communication",), rest)
     yield from gauge("data_wait_ratio", run.data_wait)
     yield from gauge("prefetch_depth", run.value("buffer_fill"))
     for name, kind in MEMORY.items():
@@ -178,8 +182,8 @@ def speed(run: RunState) -> Iterator[Value]:
 def codebooks(run: RunState) -> Iterator[Value]:
     for level in LEVELS:
         usage, size = run.value(f"{level}/usage"), run.codes
+        yield from gauge("codebook_usage_ratio", run.codebook_usage(level), level)
         if usage is not None and size:
-            yield Value("codebook_usage_ratio", (level,), usage / size)
             yield Value("codebook_dead_codes", (level,), size - usage)
         entropy = run.value(f"{level}/entropy")
         if entropy is not None:

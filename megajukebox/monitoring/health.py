@@ -158,9 +158,8 @@ def data_wait(run: RunState) -> str | None:
 
 
 def codebook_collapse(run: RunState) -> str | None:
-    usage = {level: run.value(f"{level}/usage") for level in ("top", "middle", "bottom")}
-    low = {level: used / run.codes for level, used in usage.items() if used is not None and run.codes}
-    low = {level: share for level, share in low.items() if share < USAGE}
+    usage = {level: run.codebook_usage(level) for level in ("top", "middle", "bottom")}
+    low = {level: share for level, share in usage.items() if share is not None and share < USAGE}
     if not low or run.status == "done":
         return None
     return "codebook " + ", ".join(f"{level} uses {share:.0%} of its codes" for level, share in low.items())

@@ -217,11 +217,17 @@ class RunState:
 
     @property
     def slowdowns(self) -> dict[int, float]:
-        """Each rank's own time for a step over the median rank's; its whole step where own times are not told."""
-        own = {r.rank: r.own_seconds if r.own_seconds is not None else r.step_seconds for r in self.ranks}
-        seconds = {rank: value for rank, value in own.items() if value}
-        middle = statistics.median_low(seconds.values()) if len(seconds) > 1 else 0.0
-        return {rank: value / middle for rank, value in seconds.items()} if middle else {}
+        """Each rank's own time (data and forward pass) over the median rank's, a tenth of a step added to both.
+
+        So a rank that waits a millisecond for data where another waits none is not twice as slow.
+        """
+        own = {rank.rank: rank.own_seconds for rank in self.ranks if rank.own_seconds is not None}
+        steps = [rank.step_seconds for rank in self.ranks if rank.step_seconds]
+        if len(own) < 2 or not steps:
+            return {}
+        floor = 0.1 * statistics.median(steps)
+        middle = statistics.median_low(own.values())
+        return {rank: (seconds + floor) / (middle + floor) for rank, seconds in own.items()}
 
     @property
     def silent_ranks(self) -> list[Rank]:
@@ -284,6 +290,27 @@ class RunState:
         """Codes of a codebook, of a VQ-VAE."""
         model = self.settings.get("model")
         return number(model.get("codes")) if isinstance(model, dict) else None
+
+    def codebook_usage(self, level: str) -> float | None:
+        """Codes that the last batch chose, of all that it could: a small batch has fewer vectors than there are codes.
+
+        Codes alive in the running average would say nothing: restarts keep those alive that nobody chooses.
+        """
+        used, vectors = self.value(f"{level}/used"), self.vectors(level)
+        return None if used is None or not self.codes else used / min(self.codes, vectors or self.codes)
+
+    def vectors(self, level: str) -> float | None:
+        """Code vectors of one micro-batch over all ranks, of a VQ-VAE."""
+        rate, seconds = self.value("audio_seconds_per_second"), self.value("step_seconds")
+        model = self.settings.get("model")
+        try:
+            down, stride, samples = model["down"], model["stride"], model["sample_rate"]  # type: ignore[index]
+            depth = {3: ("bottom", "middle", "top"), 2: ("bottom", "top"), 1: ("top",)}[len(down)].index(level) + 1
+            hop = math.prod(s**d for s, d in zip(stride[:depth], down[:depth]))
+            accumulation = number((self.settings.get("ds_config") or {}).get("gradient_accumulation_steps")) or 1
+        except (TypeError, KeyError, ValueError, AttributeError, OverflowError):
+            return None
+        return rate * seconds * samples / hop / accumulation if rate and seconds else None
 
     @property
     def config_digest(self) -> str:

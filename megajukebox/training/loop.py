@@ -87,14 +87,17 @@ def train_one_step(
         where = f"at step {step + 1} of {run.folder}"
         raise parallel.TrainingDiverged(f"{error} {where}; its last checkpoint is as it was") from None
     seconds = time.perf_counter() - started
-    run.pulse.stepped(step + 1, seconds)
+    alone = engine.alone.seconds()
+    run.pulse.stepped(step + 1, seconds, waited + alone)
     if (step + 1) % settings.log_every == 0 or step == 0:
         heard = {
             "audio_seconds_per_second": task.audio_seconds / seconds,
             "stall_share": waited / seconds,
             **stream.report(),
+            **parallel.memory(),
         }
-        speed = {"step_seconds": seconds, "data_seconds": waited, task.speed_name: task.units_per_step / seconds}
+        split = {"step_seconds": seconds, "data_seconds": waited} | ({"forward_seconds": alone} if alone else {})
+        speed = split | {task.speed_name: task.units_per_step / seconds}
         run.log.metrics(step + 1, "train", metrics | heard | speed | run.pulse.account())
     return metrics["loss"]
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import deepspeed
+import psutil
 import torch
 import torch.distributed as dist
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
@@ -21,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from megajukebox.data.weights import Pending
 from megajukebox.training.launch import World, world
+from megajukebox.training.stopwatch import Stopwatch
 from megajukebox.training.storage import Storage
 
 DS_CONFIGS = Path(__file__).parent.parent.parent / "ds_configs"
@@ -83,6 +85,12 @@ def highest(number: int) -> int:
     asked = torch.tensor(number, device=_device())
     dist.all_reduce(asked, op=dist.ReduceOp.MAX)
     return int(asked.item())
+
+
+def memory() -> dict[str, float]:
+    """Bytes that this process holds: of the machine's memory now, of the GPU's at most so far."""
+    held = {"memory_host_bytes": float(psutil.Process().memory_info().rss)}
+    return held | ({"memory_gpu_bytes": float(torch.cuda.max_memory_allocated())} if torch.cuda.is_available() else {})
 
 
 def _device() -> torch.device:
@@ -158,6 +166,10 @@ class Engine:
         self.engine, *_ = deepspeed.initialize(model=model, model_parameters=trained, config=ds_config)
         self.peak_rates = [group["lr"] for group in self.engine.optimizer.param_groups]
         self.stage = _stage(ds_config)
+        self.alone = Stopwatch(self.device)  # of the forward passes, up to where the ranks first meet
+        quiet = getattr(model, "before_meeting", None)
+        if quiet is not None:
+            quiet.register_forward_hook(lambda *_: self.alone.stop())
         self.storage = Storage([ZeroStageEnum, LossScaler, DynamicLossScaler, fragment_address])
         self.engine.checkpoint_engine = self.storage
         # Scripts that it would leave in every checkpoint: they read pickles, and on a full disk they hang the others.
@@ -178,9 +190,13 @@ class Engine:
         """
         self._set_rate(rate)
         self.engine.train()
+        self.alone.clear()
         seen = []
         for batch in micro_batches:
+            if self.stage < 3:  # with ZeRO-3 the ranks meet in every layer
+                self.alone.start()
             loss, metrics = self.engine(self._placed(batch))
+            self.alone.stop()
             seen.append(self._average({"loss": loss, **metrics}))
             if not math.isfinite(seen[-1]["loss"]):
                 raise TrainingDiverged(f"loss is {seen[-1]['loss']}")
@@ -196,7 +212,15 @@ class Engine:
 
     def _finished(self, averages: dict[str, float], rate: float, norm: float | None = None) -> dict[str, float]:
         norm = self.engine.get_global_grad_norm() if norm is None else norm
-        return averages | {"gradient_norm": float(norm or 0.0), "learning_rate": self.peak_rates[0] * rate}
+        facts = {"gradient_norm": float(norm or 0.0), "learning_rate": self.peak_rates[0] * rate}
+        return averages | facts | self._scaling()
+
+    def _scaling(self) -> dict[str, float]:
+        """The fp16 loss scale, and the steps left out so far because a gradient overflowed."""
+        if not self.engine.fp16_enabled():
+            return {}
+        scale = getattr(self.engine.optimizer, "loss_scale", getattr(self.engine.optimizer, "cur_scale", 0.0))
+        return {"loss_scale": float(scale), "overflows": float(self.engine.skipped_steps)}
 
     def _gradient_norm(self) -> float:
         """Before clipping; DeepSpeed keeps it only with ZeRO."""

@@ -8,6 +8,7 @@ import faulthandler
 import json
 import os
 import signal
+import statistics
 import threading
 import time
 from collections import defaultdict, deque
@@ -46,6 +47,7 @@ class Pulse:
         self.name, self.since, self.begun = "init", time.time(), psutil.Process().create_time()
         self.seconds: dict[str, float] = defaultdict(float, init=time.time() - self.begun)
         self.steps: deque[float] = deque(maxlen=50)
+        self.own: deque[float] = deque(maxlen=50)
         self._over = threading.Event()
 
     # ---- What the loop says -----------------------------------------------------------------------------------------
@@ -64,9 +66,11 @@ class Pulse:
         yield
         self.enter(before)
 
-    def stepped(self, step: int, seconds: float) -> None:
+    def stepped(self, step: int, seconds: float, own: float) -> None:
+        """A step took `seconds`, of which `own` went into this rank's data and forward pass: not into waiting."""
         self.step = step
         self.steps.append(seconds)
+        self.own.append(own)
 
     def account(self) -> dict[str, float]:
         """Where the time of this process went since it began: {"time_<phase>_seconds": ...}."""
@@ -105,6 +109,7 @@ class Pulse:
         told = {"rank": self.rank, "host": host(), "pid": os.getpid(), "time": time.time()}
         told |= {"step": self.step, "section": self.name, "section_since": self.since}
         told |= {"step_seconds": self.steps[-1] if self.steps else None, "generation": self.generation.number}
+        told |= {"own_seconds": statistics.median(self.own.copy()) if self.own else None}
         partial = path.with_suffix(".partial")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
