@@ -14,6 +14,7 @@ VERBS = {
     "align": ("align", "code shards and runs -> which head of the top prior tells when words are sung"),
     "sample": ("sample", "requests and runs -> songs"),
     "explore": ("explore", "samples and runs -> pages to look at and listen to"),
+    "watch": ("watch", "runs -> one screen: what is wrong, and what to do"),
     "exporter": ("exporter", "runs -> Prometheus metrics, and messages to webhooks"),
     "demo": ("demo", "the whole pipeline on made-up songs, or yours"),
     "grow": ("grow", "runs and new names -> runs that can be told them"),
