@@ -110,7 +110,8 @@ class PretendRun:
                 continue
             beat = {
                 "rank": rank, "host": f"node{rank}", "pid": 100 + rank, "time": self.now, "step": self.step,
-                "section": "step", "section_since": self.now, "step_seconds": self.step_seconds, "own_seconds": self.step_seconds,
+                "section": "step", "section_since": self.now, "step_seconds": self.step_seconds,
+                "own_seconds": self.step_seconds,
             }  # fmt: skip
             path = self.folder / "heartbeats" / f"rank-{rank:05d}.json"
             path.parent.mkdir(exist_ok=True)

@@ -19,15 +19,14 @@ QUIET = ("skip", "save", "alert")  # events that are no news on one screen
 
 
 def screen(runs: Sequence[RunState], now: float, width: int = 200) -> RenderableType:
-    """All of it, for a terminal of `width` columns. Text only: a name or a reason that looks like markup stays what it is."""
+    """All of it, for a terminal of `width` columns. A name or a reason that looks like markup stays what it is."""
     problems = [problem for run in runs for problem in diagnose(run)]
     pages = sum(problem.severity == "page" for problem in problems)
     head = Text(f"{clock(now)} UTC   {len(runs)} run{'s' * (len(runs) != 1)}   ")
     head.append(f"{pages} to act on now, {len(problems) - pages} for the morning" if problems else "nothing is wrong")
-    head.stylize(
-        "bold red" if pages else "yellow" if problems else "green", len(head) - len(head.plain.split("   ")[-1])
-    )
-    parts: list[RenderableType] = [head, table(runs)]
+    color = "bold red" if pages else "yellow" if problems else "green"
+    head.stylize(color, len(head) - len(head.plain.split("   ")[-1]))
+    parts: list[RenderableType] = [head, table(runs, width)]
     if problems:
         parts.append(advice(problems))
     happened = latest(runs)
