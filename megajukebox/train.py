@@ -21,6 +21,7 @@ from megajukebox.data.remote import DEFAULT_CACHE, Remote
 from megajukebox.data.shards import ShardSet
 from megajukebox.monitoring.metrics import RunLog
 from megajukebox.training import parallel
+from megajukebox.training.batching import batch_of_run, share_batch
 from megajukebox.training.config import STAGES, Preset, TrainingSettings, dump, load_preset
 from megajukebox.training.engines import engine_of
 from megajukebox.training.exits import Ending, ending
@@ -62,14 +63,16 @@ def run_stage(
 ) -> bool:
     """Build the task, its engine and its run, and train. Returns whether the last step was reached."""
     settings = preset.stage(stage)
-    ds_config = parallel.read_ds_config(settings.ds_config)
+    as_given = parallel.read_ds_config(settings.ds_config)
     place = parallel.start()
-    reads = reader(place, ds_config)
-    total, micro = parallel.global_batch(ds_config, reads.size)
+    reads = reader(place, as_given)
+    before = parallel.from_rank_0(batch_of_run(record_of(out), as_given) if place.rank == 0 else None)
+    ds_config = share_batch(as_given, reads.size, before)
+    total, micro = ds_config["train_batch_size"], ds_config["train_micro_batch_size_per_gpu"]
     log = RunLog(out, writes=place.rank == 0, rank=place.rank)
     task = task_of(preset, stage, data, remote, settings, Reading(reads, total, micro, on_bad=log.skip))
     if place.rank == 0:
-        write_run_folder(out, preset, stage, task, ds_config)
+        write_run_folder(out, preset, stage, task, {"ds_config": as_given, "global_batch": total})
     run = Run(out, settings, place, end, log, stop_after)
     return train(run, task, engine_of(task.config, task.build, ds_config, settings.seed))
 
@@ -90,20 +93,26 @@ def has_index(data: str) -> bool:
     return Path(data).is_dir()
 
 
-def write_run_folder(out: Path, preset: Preset, stage: str, task: Task, ds_config: dict) -> None:
+def record_of(out: Path) -> dict:
+    """What run.yaml of a run says; nothing if it is new."""
+    path = out / "run.yaml"
+    return yaml.safe_load(path.read_text()) if path.exists() else {}
+
+
+def write_run_folder(out: Path, preset: Preset, stage: str, task: Task, batch: dict) -> None:
     """run.yaml and what the stages after this one read. Raises ValueError if the folder holds another run."""
     out.mkdir(parents=True, exist_ok=True)
     record = {
         "stage": stage,
         "preset": dump(preset),
         "model": task.config.model_dump(mode="json"),
-        "ds_config": ds_config,
+        **batch,
         "facts": {k: v for k, v in task.facts.items() if k != "made_by"},
         "made_by": task.facts["made_by"],
     }
     path = out / "run.yaml"
     if path.exists():
-        check_same_run(path, yaml.safe_load(path.read_text()), record)
+        check_same_run(path, record_of(out), record)
     write_whole(path, yaml.safe_dump(record, sort_keys=False, allow_unicode=True).encode())
     for name, content in task.files.items():
         write_whole(out / name, content)

@@ -3,8 +3,9 @@
 import deepspeed
 import pytest
 
+from megajukebox.training.batching import share_batch
 from megajukebox.training.config import PRESETS, load_preset
-from megajukebox.training.parallel import DS_CONFIGS, global_batch, read_ds_config
+from megajukebox.training.parallel import DS_CONFIGS, read_ds_config
 
 NAMES = sorted(path.name for path in DS_CONFIGS.glob("*.json"))
 
@@ -12,7 +13,7 @@ NAMES = sorted(path.name for path in DS_CONFIGS.glob("*.json"))
 @pytest.mark.parametrize("name", NAMES)
 def test_deepspeed_accepts_it(name):
     config = read_ds_config(name)
-    known = deepspeed.runtime.config.DeepSpeedConfig({**config, "train_batch_size": global_batch(config, 1)[0]})
+    known = deepspeed.runtime.config.DeepSpeedConfig(share_batch(config, 1))
     assert known.zero_optimization_stage == config["zero_optimization"]["stage"]
     assert config["optimizer"]["params"]["torch_adam"], "without it DeepSpeed compiles an optimizer at the first start"
 
@@ -26,16 +27,6 @@ def test_no_v100_configuration_asks_for_bf16(name):
 def test_every_stage_of_a_preset_names_one_that_is_there(preset):
     for settings in load_preset(preset).training.values():
         assert settings.ds_config in NAMES
-
-
-@pytest.mark.parametrize(("total", "size", "right"), [(8, 2, True), (9, 2, False), (16, 2, False)])
-def test_the_batch_must_multiply_out(total, size, right):
-    config = {"train_batch_size": total, "train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 2}
-    if right:
-        assert global_batch(config, size) == (8, 2)
-    else:
-        with pytest.raises(ValueError, match=f"train_batch_size {total}.*set it to 8"):
-            global_batch(config, size)
 
 
 def test_a_missing_file_is_named_with_those_that_exist():

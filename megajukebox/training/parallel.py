@@ -21,9 +21,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from megajukebox.data.weights import Pending
+from megajukebox.training import universal
 from megajukebox.training.launch import World, world
 from megajukebox.training.stopwatch import Stopwatch
 from megajukebox.training.storage import Storage
+from megajukebox.training.universal import Spread
 
 DS_CONFIGS = Path(__file__).parent.parent.parent / "ds_configs"
 T = TypeVar("T")
@@ -109,23 +111,6 @@ def read_ds_config(name: str) -> dict:
         raise ValueError(f"{path} is not JSON: {error}") from None
 
 
-def global_batch(ds_config: dict, size: int) -> tuple[int, int]:
-    """(samples per step over all ranks, samples per micro-batch). ValueError if the file does not multiply out."""
-    micro = ds_config.get("train_micro_batch_size_per_gpu")
-    if not micro:
-        raise ValueError("the ds_config has no train_micro_batch_size_per_gpu")
-    accumulation = ds_config.get("gradient_accumulation_steps", 1)
-    product = micro * accumulation * size
-    total = ds_config.get("train_batch_size", product)
-    if total != product:
-        raise ValueError(
-            f"train_batch_size {total} is not train_micro_batch_size_per_gpu {micro}"
-            f" x gradient_accumulation_steps {accumulation} x {size} processes;"
-            f" set it to {product}, or leave it out"
-        )
-    return total, micro
-
-
 def building(ds_config: dict) -> contextlib.AbstractContextManager:
     """Build a model inside this: under ZeRO-3 no process ever holds the whole of it."""
     if _stage(ds_config) == 3:
@@ -158,6 +143,9 @@ def fill(parameters: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Non
 class Engine:
     """A model under ZeRO-0..3: the loop sees only steps and numbers."""
 
+    stages = 1  # of a pipeline
+    is_pipeline = False
+
     def __init__(self, model: nn.Module, ds_config: dict):
         layers = getattr(model, "blocks", None)
         if "activation_checkpointing" in ds_config and isinstance(layers, nn.ModuleList):
@@ -174,6 +162,7 @@ class Engine:
         self.engine.checkpoint_engine = self.storage
         # Scripts that it would leave in every checkpoint: they read pickles, and on a full disk they hang the others.
         self.engine._copy_recovery_script = lambda folder: None
+        self.spread = Spread(dist.get_world_size() // self.stages, self.stages) if self.stage else None
 
     @property
     def device(self) -> torch.device:
@@ -252,10 +241,37 @@ class Engine:
         return self.storage.failure
 
     def load(self, folder: Path) -> None:
-        """The inverse of `save`, on the same number of ranks. Raises RuntimeError if nothing was loaded."""
+        """The inverse of `save`, on any number of ranks. Raises ValueError for a checkpoint of another way of training.
+
+        Raises RuntimeError if nothing was loaded.
+        """
+        saved = folder / "state"
+        before = universal.spread_of(saved)
+        if (before is None) != (self.spread is None) or universal.is_pipeline(saved) != self.is_pipeline:
+            raise ValueError(
+                f"{folder} was saved under another way of training (ZeRO stage or pipeline);"
+                " go on with the ds_config it had, or start another run --from it"
+            )
+        if before == self.spread:
+            self._load(folder)
+            return
+        with universal.converted(saved) as made:
+            self.engine._config.load_universal_checkpoint = True
+            self._load(made.parent)
+            self.engine._config.load_universal_checkpoint = False
+        self._load_buffers(saved)
+
+    def _load(self, folder: Path) -> None:
         path, _ = self.engine.load_checkpoint(str(folder), tag="state")
         if path is None:
             raise RuntimeError(f"DeepSpeed loaded nothing from {folder}")
+
+    def _load_buffers(self, saved: Path) -> None:
+        """Codebooks, which DeepSpeed leaves out of universal checkpoints; they are the same on every rank."""
+        buffers = dict(self.module.named_buffers())
+        if buffers:
+            file = min(saved.glob("*_model_states.pt"))
+            fill(buffers, self.storage.load(str(file))["module"])
 
     def weights(self) -> dict[str, Pending]:
         """Every parameter (float32) and buffer by name, each gathered from all ranks only when it is made.

@@ -49,6 +49,8 @@ def reader(place: World, ds_config: dict) -> World:
 class PipelineEngine(Engine):
     """The prior of `config` over `pipeline.stages` processes, times as many pipelines side by side as there is room."""
 
+    is_pipeline = True
+
     def __init__(self, config: PriorConfig, ds_config: dict, seed: int, weights: Mapping[str, Tensor] | None = None):
         torch.manual_seed(seed)
         self.config = config
