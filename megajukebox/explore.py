@@ -3,14 +3,17 @@
     megajukebox explore samples/ runs/                         # writes site/ beside samples/, prints the page to open
     megajukebox explore samples/ runs/tiny --out page --copy   # with the recordings inside, to be moved anywhere
     megajukebox explore old/samples new/samples                # two runs to compare
+    megajukebox explore --serve old/samples new/samples        # and to vote on blind (needs the extra [serve])
+    megajukebox explore --serve --run runs/tiny                # and to make new songs with: the Studio
     python megajukebox/explore.py samples/                     # samples alone
 
-The pages open from disk and need no server.
+The pages open from disk and need no server; voting and the Studio need the one of --serve, on loopback unless told.
 """
 
 import os
+import secrets
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -19,15 +22,35 @@ from megajukebox.explorer.run_records import DEPTH, find_runs
 
 
 def main(
-    folders: Annotated[list[Path], typer.Argument(help="Folders of samples, and of runs.")],
+    folders: Annotated[list[Path] | None, typer.Argument(help="Folders of samples, and of runs.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the site; by default `site` beside the first.")] = None,
     copy: Annotated[bool, typer.Option("--copy", help="Copy the recordings into the site.")] = False,
+    serve: Annotated[bool, typer.Option("--serve", help="Serve the pages: blind votes, and with --run the Studio.")] = (
+        False
+    ),
+    run: Annotated[Path | None, typer.Option(help="With --serve: the runs that the Studio makes songs with.")] = None,
+    votes: Annotated[Path | None, typer.Option(help="With --serve: file of votes; `votes.jsonl` beside the site.")] = (
+        None
+    ),
+    host: Annotated[str, typer.Option(help="With --serve: address to listen on; off loopback a token is asked.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(help="With --serve: port; 0 takes a free one.")] = 8377,
+    most_seconds: Annotated[float, typer.Option(help="With --run: longest song that the Studio makes.")] = 240.0,
 ) -> None:
-    """Build static pages over folders of samples and runs; prints the path of the first page."""
+    """Build static pages over folders of samples and runs; prints the path of the first page, or its address."""
     try:
-        samples, runs = sorted_out([absolute(folder) for folder in folders])
-        site = absolute(out) if out else absolute(folders[0]).parent / "site"
-        print(build(samples, runs, site, copy_audio=copy))
+        given = [absolute(folder) for folder in folders or []]
+        samples, runs = sorted_out(given)
+        if run:
+            samples, runs = with_studio(absolute(run), samples, runs)
+        if not samples and not runs:
+            raise ValueError("no folder was given; give what `megajukebox sample` or `train` wrote, or --run")
+        site = absolute(out) if out else (given or samples)[0].parent / "site"
+        if not serve:
+            print(build(samples, runs, site, copy_audio=copy))
+        else:
+            serve_pages(samples, runs, site, run and absolute(run), votes, host, port, most_seconds)
     except ValueError as error:
         raise SystemExit(f"explore: {error}") from error
 
@@ -45,6 +68,58 @@ def sorted_out(folders: list[Path]) -> tuple[list[Path], list[Path]]:
     runs = [folder for folder in folders if next(find_runs(folder, DEPTH), None)]
     own = [run / "samples" for folder in runs for run in find_runs(folder, DEPTH) if (run / "samples").is_dir()]
     return [*(folder for folder in folders if folder not in runs), *own], runs
+
+
+def with_studio(run: Path, samples: list[Path], runs: list[Path]) -> tuple[list[Path], list[Path]]:
+    """The Studio's songs go to the first folder of samples; without one, to `samples` in the run."""
+    if not (run / "vqvae" / "model.json").is_file():
+        raise ValueError(f"--run {str(run)!r} holds no vqvae/model.json; give the folder of vqvae, top_prior, ...")
+    if not samples:
+        (run / "samples").mkdir(exist_ok=True)
+        samples = [run / "samples"]
+    return samples, runs if run in runs else [*runs, run]
+
+
+def serve_pages(
+    samples: list[Path], runs: list[Path], site: Path, run: Path | None, votes: Path | None, host: str, port: int,
+    most_seconds: float,
+) -> None:  # fmt: skip
+    """Build the pages and serve them until somebody presses Ctrl-C."""
+    try:
+        from megajukebox.explorer import api, server
+    except ImportError as error:
+        raise ValueError(f"{error}: --serve needs `pip install 'megajukebox[serve]'`") from None
+    build(samples, runs, site)
+    library = api.Library(samples, site)
+    library.refresh()
+    workshop = studio(run, library, samples[0], most_seconds) if run else None
+    nonce = secrets.token_urlsafe(16)
+    kept = absolute(votes) if votes else site.parent / "votes.jsonl"
+    token = None if server.is_loopback(host) else secrets.token_urlsafe(24)
+    try:
+        server.run(api.application(library, kept, workshop, token, nonce), host, port, token)
+    finally:
+        if workshop:
+            workshop.studio.close()
+
+
+def studio(run: Path, library: Any, songs: Path, most_seconds: float) -> Any:
+    """The Studio over `run`: what it offers is what this version's requests know."""
+    from megajukebox.explorer.api import Workshop
+    from megajukebox.explorer.jobs import Studio
+    from megajukebox.explorer.studio import Offer
+    from megajukebox.explorer.uploads import Uploads
+    from megajukebox.sampling.requests import Request, parse_requests
+
+    known = Request.model_fields
+    offer = Offer(run, ("autoregressive",), "prime" in known, most_seconds)
+    work = songs / ".studio"
+    return Workshop(
+        Studio(run, songs, work, library.refresh),
+        Uploads(work / "uploads"),
+        offer,
+        lambda request: parse_requests([request])[1],
+    )
 
 
 if __name__ == "__main__":

@@ -101,7 +101,7 @@ class Browser:
 
         def attempt() -> Any:
             try:
-                return self.run(condition)
+                return self.run(f"Boolean({condition})")
             except Left:
                 return None
 

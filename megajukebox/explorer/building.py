@@ -6,6 +6,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import soundfile
 from rich.console import Console
@@ -108,8 +109,16 @@ def write_static(out: Path) -> None:
         write_page(out / f"{name}.html", text)
 
 
-def write_samples(samples: list[Path], out: Path, copy_audio: bool = False) -> list[SampleSite]:
-    """The list and a page for every sample; returns what is in the list, in its order."""
+@dataclass(frozen=True)
+class Listed:
+    """What is in the list: the samples, and the record of each."""
+
+    samples: list[Sample]
+    entries: list[dict[str, Any]]
+
+
+def write_samples(samples: list[Path], out: Path, copy_audio: bool = False) -> Listed:
+    """The list and a page for every sample."""
     found, problems = read_samples(samples)
     sites = [SampleSite(sample, out, copy_audio) for sample in found]
     problems += draw_all(sites)
@@ -120,7 +129,7 @@ def write_samples(samples: list[Path], out: Path, copy_audio: bool = False) -> l
     files.write(out / "entries.js", files.script("entries", entries))
     files.write(out / "words.js", files.script("words", [words(site.sample) for site in sites]))
     write_page(out / "index.html", list_page(len(entries), problems))
-    return sites
+    return Listed(found, entries)
 
 
 def draw_all(sites: list[SampleSite]) -> list[Problem]:

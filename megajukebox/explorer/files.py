@@ -6,12 +6,16 @@ import os
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from megajukebox.data.files import whole, write_whole
 
 
 def write(path: Path, content: bytes) -> None:
+    """Write a file unless it is there already, as it should be: of thousands of pages, few change."""
+    if path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content:
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, content)
 
@@ -34,6 +38,12 @@ def script(name: str, data: object) -> bytes:
     """
     text = json.dumps(data, allow_nan=False, separators=(",", ":"))
     return f"take({json.dumps(name)}, {json.dumps(text)});\n".encode("ascii")
+
+
+def read_script(path: Path) -> Any:
+    """The data in a script that `script` wrote."""
+    _, _, text = path.read_text().partition(", ")
+    return json.loads(json.loads(text.rstrip("\n;").removesuffix(")")))
 
 
 def stamp(made: Path, source: Path) -> None:

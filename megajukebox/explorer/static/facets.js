@@ -53,16 +53,38 @@ function pairs(entries, field, left, right) {
   return found;
 }
 
+/* The two values of `field` that have the most requests in common; null where no two have any. */
+function likeliest(entries, field) {
+  const songs = new Map();
+  for (const entry of entries) if (entry.levels && entry[field]) songs.set(entry.asked, (songs.get(entry.asked) ?? new Set()).add(entry[field]));
+  const shared = new Map();
+  for (const values of songs.values()) {
+    const known = [...values].sort((a, b) => a.localeCompare(b, undefined, { numeric: true }));
+    for (const [n, a] of known.entries()) for (const b of known.slice(n + 1)) {
+      const name = JSON.stringify([a, b]);
+      shared.set(name, (shared.get(name) ?? 0) + 1);
+    }
+  }
+  const best = [...shared].sort(([, one], [, other]) => other - one)[0];
+  return best ? JSON.parse(best[0]) : null;
+}
+
 /* The form that says what two sides differ in: offers what there is, and tells `changed` when it was chosen. */
 function chooseSides(form, entries, changed) {
   const fields = [...form.field.options].filter((option) => counted(entries, option.value).length > 1);
   form.field.replaceChildren(...fields);
+  const telling = fields.find((option) => likeliest(entries, option.value));
+  if (telling) form.field.value = telling.value;
   const sides = () => {
     const counts = fields.length ? counted(entries, form.field.value) : [];
-    for (const side of [form.a, form.b]) offer(side, counts);
-    if (form.a.value === form.b.value) form.b.selectedIndex = form.b.options.length > 1 ? Number(form.a.selectedIndex === 0) : 0;
+    const [a, b] = likeliest(entries, form.field.value) ?? counts.map(([name]) => name);
+    for (const [side, value] of [[form.a, a], [form.b, b]]) {
+      side.replaceChildren();
+      offer(side, counts);
+      if (value !== undefined) side.value = value;
+    }
   };
-  form.field.addEventListener("change", () => { form.a.replaceChildren(); form.b.replaceChildren(); sides(); });
+  form.field.addEventListener("change", sides);
   form.addEventListener("change", changed);
   form.addEventListener("submit", (event) => event.preventDefault());
   sides();
