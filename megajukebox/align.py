@@ -28,7 +28,7 @@ from megajukebox.data.windows import names_of, read_codes
 from megajukebox.sampling.alignment import Head
 from megajukebox.sampling.choosing import FILE, Choice, KnownSong, choose, write_choice
 from megajukebox.sampling.jukebox import RUNS, LevelRun
-from megajukebox.sampling.windows import Told
+from megajukebox.sampling.level import Told
 
 
 def main(

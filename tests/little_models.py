@@ -7,7 +7,10 @@ from megajukebox.models.attention import SCHEDULES
 from megajukebox.models.prior import Prior, PriorConfig
 from megajukebox.models.vqvae import VQVAE, VQVAEConfig
 from megajukebox.sampling import noise
-from megajukebox.sampling.decoder import Draw
+from megajukebox.sampling.autoregressive import sampler_of
+from megajukebox.sampling.drawing import Draw
+from megajukebox.sampling.level import Told, new_job
+from megajukebox.sampling.window import Window
 
 WINDOW, ROWS, LYRICS, CODES, RATIO = 16, 4, 8, 11, 4
 ENCODER = {"width": 8, "depth": 3, "heads": 2, "rows": 2, "attention_ratio": 0.5, "init_scale": 15.0}
@@ -70,9 +73,10 @@ def prior_batch(config: PriorConfig, songs: int = 2, seed: int = 1) -> dict:
     return batch
 
 
-def song_of(batch: dict, song: int) -> dict:
-    """One song of `batch`, as a batch of its own."""
-    return {k: song_of(v, song) if isinstance(v, dict) else v[song : song + 1] for k, v in batch.items()}
+def song_of(batch: dict, songs: int | Tensor) -> dict:
+    """One song of `batch`, or several, as a batch of its own."""
+    which = slice(songs, songs + 1) if isinstance(songs, int) else songs
+    return {k: song_of(v, songs) if isinstance(v, dict) else v[which] for k, v in batch.items()}
 
 
 def plain_draw(seeds: list[int], level: str = "middle", temperature: float = 1.0, **filters) -> Draw:
@@ -95,3 +99,22 @@ def little_vqvae(seed: int = 0, **changed) -> VQVAE:
         for level in model.levels.values():
             level.codebook.start(level.encoder(torch.randn(1, 1, 128 * 64)).transpose(1, 2).flatten(0, 1))
     return model.eval()
+
+
+def window_task(prior: Prior, batch: dict, draw, known: int, until: int, first: int = 0) -> Window:
+    """The window of `batch`: the first `known` positions stay, and those from `until` on."""
+    tokens = prior.tokens(batch).clone()
+    stay = torch.ones_like(tokens, dtype=torch.bool)
+    stay[:, known:until] = False
+    return Window(prior, prior.conditioning(batch), tokens, stay, torch.full((len(tokens),), first), draw)
+
+
+def sample_level(
+    prior: Prior, told: list[Told], upper: Tensor | None, total: int, samples: int, draw: Draw, hop: float,
+    known: Tensor | None = None, guidance: list[float] | None = None, way: str = "sequential", **settings,
+) -> Tensor:  # fmt: skip
+    """Codes [B, T] of a whole level."""
+    job = new_job(told, total, samples, draw, hop, upper, guidance, known)
+    sampler_of(prior, way, **settings).sample(job, lambda count: None)
+    assert job.known_BT.all()
+    return job.codes_BT

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from little_models import sample_level
 from parity_priors import greedy, song_of, told
 from parity_report import Case
 from torch import Tensor
@@ -16,7 +17,7 @@ from megajukebox.interop.jukebox_weights import import_weights
 from megajukebox.interop.planning import FOLDERS
 from megajukebox.models.prior import Prior, PriorConfig
 from megajukebox.models.vqvae import VQVAE, VQVAEConfig
-from megajukebox.sampling.windows import sample_level, window_starts
+from megajukebox.sampling.windows import window_starts
 
 NOTES = ("min_top2_gap_over_all_steps", "prompt_code_margin_relative", "chunk_size", "max_batch_size")
 

@@ -12,7 +12,7 @@ from megajukebox.data.jukebox_labels import jukebox_name
 from megajukebox.data.lyrics import CHARACTERS, JukeboxCharacters, linear_centre, lyric_window
 from megajukebox.models.attention import attend
 from megajukebox.models.conditioning import Timing, TimingConfig
-from megajukebox.sampling.decoder import most_likely, most_mass
+from megajukebox.sampling.drawing import most_likely, most_mass
 from megajukebox.sampling.windows import window_starts
 
 PATTERNS = {0: "dense", 1: "row", 2: "column", 3: "previous_row", 6: "lyrics", 7: "prefix"}

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from little_models import window_task
 from parity_report import Case
 from parity_vqvae import check_gradients
 from torch import Tensor
@@ -16,8 +17,10 @@ from megajukebox.interop.planning import Part
 from megajukebox.models.alignment import lyric_attention
 from megajukebox.models.prior import Prior, PriorConfig
 from megajukebox.sampling.alignment import align
-from megajukebox.sampling.decoder import Draw, sample_window
-from megajukebox.sampling.windows import Told
+from megajukebox.sampling.decoder import Packed
+from megajukebox.sampling.drawing import Draw
+from megajukebox.sampling.level import Told
+from megajukebox.sampling.window import sample_window
 from megajukebox.training.adam import JukeboxAdam
 
 FUNCS = {"dense": 0, "row": 1, "column": 2, "previous_row": 3, "lyrics": 6, "prefix": 7}
@@ -213,9 +216,9 @@ def check_greedy(case: Case, prior: Prior, batch: dict) -> None:
 
 @torch.inference_mode()
 def greedy_window(prior: Prior, batch: dict, known: int) -> Tensor:
-    config, given = prior.config, prior.conditioning(batch)
-    prefix, draw = config.prefix_tokens, greedy(len(batch["codes"]))
-    tokens = sample_window(prior, given, prior.tokens(batch), prefix + known, config.length, draw, 0)
+    config, prefix = prior.config, prior.config.prefix_tokens
+    window = window_task(prior, batch, greedy(len(batch["codes"])), prefix + known, config.length)
+    tokens = sample_window(Packed(prior), window)
     return (tokens[:, prefix:] - config.shift).clamp(min=0)
 
 

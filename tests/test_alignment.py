@@ -11,7 +11,8 @@ from megajukebox.interop.planning import converted, plan
 from megajukebox.models.alignment import lyric_attention, lyric_layers
 from megajukebox.models.prior import Prior
 from megajukebox.sampling.alignment import align, lay
-from megajukebox.sampling.windows import Told, window_starts
+from megajukebox.sampling.level import Told
+from megajukebox.sampling.windows import window_starts
 
 
 @pytest.fixture(params=["prior_5b_lyrics", "prior_1b_lyrics"])

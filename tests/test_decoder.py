@@ -4,13 +4,15 @@ import math
 
 import pytest
 import torch
-from little_models import CODES, LYRICS, WINDOW, little_prior, plain_draw, prior_batch, song_of
+from little_models import CODES, LYRICS, WINDOW, little_prior, plain_draw, prior_batch, song_of, window_task
 from torch import Tensor
 
 from megajukebox.models.attention import SCHEDULES
 from megajukebox.models.prior import Prior
 from megajukebox.sampling import noise
-from megajukebox.sampling.decoder import Draw, decoding, most_likely, most_mass, sample_window, sample_window_slowly
+from megajukebox.sampling.decoder import Packed, decoding
+from megajukebox.sampling.drawing import Draw, most_likely, most_mass
+from megajukebox.sampling.window import sample_window, sample_window_slowly
 
 PREFIX = {"lyrics": {"tokens": LYRICS, "size": 7, "mode": "prefix"}}
 CASES = [
@@ -40,40 +42,55 @@ def test_cached_logits_equal_the_full_ones_however_the_window_is_folded(schedule
 
 
 def assert_cached_equals_full(prior: Prior, batch: dict, beginnings: list[int] | range) -> None:
-    """For every length of a known beginning: taken in at once, then one step a position to the window's end."""
-    given, tokens = prior.conditioning(batch), prior.tokens(batch)
+    """For every length of a known beginning: taken in at once, then steps of some positions to the window's end."""
+    given, tokens, packed = prior.conditioning(batch), prior.tokens(batch), Packed(prior)
     full = prior.logits(tokens, given)
     assert full.std(dim=1).mean() > 0.5, "logits that do not vary would prove nothing"
-    for known in beginnings:
+    for known, size in ((known, size) for known in beginnings for size in (1, 3)):
         with decoding(prior, given, len(tokens)) as decoder:
             if known:
                 decoder.fill(tokens[:, :known])
-            for t in range(known, tokens.shape[1]):
-                logits = decoder.step(tokens[:, t - 1] if t else None, t)
-                error = (logits - full[:, t]).abs().max() / full.abs().max()
-                assert error < 1e-5, f"{known} known, position {t}"
+            t = known
+            while t < tokens.shape[1]:
+                new = min(size, decoder.row - t % decoder.row)
+                logits = decoder.step(packed, tokens, t, new)
+                error = (logits - full[:, t : t + new]).abs().max() / full.abs().max()
+                assert error < 2e-6, f"{known} known, position {t}, {new} at once"
+                t += new
 
 
 @pytest.mark.parametrize(("schedule", "changed"), CASES, ids=str)
 def test_the_cached_sampler_draws_the_same_codes_as_the_slow_one(schedule: str, changed: dict) -> None:
     prior = little_prior(schedule, **changed)
     batch = prior_batch(prior.config)
-    given, tokens, prefix = prior.conditioning(batch), prior.tokens(batch), prior.config.prefix_tokens
+    tokens, prefix, packed = prior.tokens(batch), prior.config.prefix_tokens, Packed(prior)
     draw = plain_draw([4, -9], temperature=3.0, top_k_B=torch.tensor([0, 6]), top_p_B=torch.tensor([0.9, 0.0]))
     for known, until in ((prefix, prefix + WINDOW), (prefix + 5, prefix + 14), (prefix + 8, prefix + 9)):
-        fast = sample_window(prior, given, tokens, known, until, draw, first=40)
-        assert torch.equal(fast, sample_window_slowly(prior, given, tokens, known, until, draw, first=40))
-        assert torch.equal(fast[:, :known], tokens[:, :known]) and torch.equal(fast[:, until:], tokens[:, until:])
+        slow = sample_window_slowly(window_task(prior, batch, draw, known, until, first=40))
+        assert torch.equal(sample_window(packed, window_task(prior, batch, draw, known, until, first=40)), slow)
+        assert torch.equal(slow[:, :known], tokens[:, :known]) and torch.equal(slow[:, until:], tokens[:, until:])
+
+
+@torch.no_grad()
+def test_songs_with_one_beginning_take_it_in_once_with_the_same_memory() -> None:
+    prior = little_prior("factored_lyrics")
+    batch = song_of(prior_batch(prior.config, songs=3), torch.tensor([0, 1, 0, 1, 1]))
+    given, tokens, packed = prior.conditioning(batch), prior.tokens(batch), Packed(prior)
+    with decoding(prior, given, 5) as apart, decoding(prior, given, 5) as shared:
+        apart.fill(tokens[:, :6])
+        shared.fill(tokens[:2, :6], torch.tensor([0, 1, 0, 1, 1]))
+        for t in range(6, WINDOW):
+            torch.testing.assert_close(shared.step(packed, tokens, t), apart.step(packed, tokens, t))
 
 
 @pytest.mark.parametrize("schedule", ["factored", "factored_lyrics", "prefix_dense_16"])
 def test_batch_mates_do_not_matter(schedule: str) -> None:
     prior = little_prior(schedule)
     batch, prefix = prior_batch(prior.config, songs=3), prior.config.prefix_tokens
-    end = prefix + WINDOW
+    end, packed = prefix + WINDOW, Packed(prior)
 
     def sampled(songs: dict, draw: Draw) -> Tensor:
-        return sample_window(prior, prior.conditioning(songs), prior.tokens(songs), prefix + 2, end, draw, first=0)
+        return sample_window(packed, window_task(prior, songs, draw, prefix + 2, end))
 
     seeds, temperatures, limits = [11, 22, 33], torch.tensor([2.0, 0.5, 4.0]), torch.tensor([0, 3, 8])
     together = sampled(batch, Draw(noise.keys(seeds, "middle"), temperatures, limits, torch.tensor([0.0, 0.7, 0.9])))
@@ -84,38 +101,34 @@ def test_batch_mates_do_not_matter(schedule: str) -> None:
 
 def test_the_same_place_in_the_song_gets_the_same_noise_from_any_window() -> None:
     """A window from code 0 and one from code 6 draw with the same noise where they overlap."""
-    flat = torch.zeros(2, CODES)
+    flat = torch.zeros(2, WINDOW, CODES)
     draw, prior = plain_draw([1, 2]), little_prior()
     batch = prior_batch(prior.config)
-    given, tokens = prior.conditioning(batch), torch.zeros(2, WINDOW, dtype=torch.long)
     hot = Draw(draw.keys_B, torch.full((2,), 1e9))  # so hot that the noise alone decides
-    early = sample_window(prior, given, tokens, 0, WINDOW, hot, first=0)
-    late = sample_window(prior, given, tokens, 0, WINDOW, hot, first=6)
+    early, late = (sample_window(Packed(prior), window_task(prior, batch, hot, 0, WINDOW, first)) for first in (0, 6))
     assert torch.equal(early[:, 6:], late[:, :-6]) and not torch.equal(early, late)
-    assert early.t().tolist() == [draw(flat, t).tolist() for t in range(WINDOW)]
+    assert torch.equal(early, draw(flat, torch.arange(WINDOW).expand(2, -1)).codes)
 
 
 @torch.no_grad()
 def test_caches_are_made_once_and_never_grow() -> None:
     prior = little_prior("factored_lyrics")
     batch = prior_batch(prior.config)
+    packed = Packed(prior)
     with decoding(prior, prior.conditioning(batch), 2) as decoder:
-        memory = [(id(x), x.data_ptr(), x.shape) for layer in decoder.layers for x in (layer.keys, layer.values)]
+        memory = [(id(layer.memory), layer.memory.data_ptr(), layer.memory.shape) for layer in decoder.layers]
         decoder.fill(batch["codes"][:, :6])
         for t in range(6, WINDOW):
-            decoder.step(batch["codes"][:, t - 1], t)
-        assert memory == [
-            (id(x), x.data_ptr(), x.shape) for layer in decoder.layers for x in (layer.keys, layer.values)
-        ]
+            decoder.step(packed, batch["codes"], t)
+        assert memory == [(id(layer.memory), layer.memory.data_ptr(), layer.memory.shape) for layer in decoder.layers]
     assert not hasattr(decoder, "layers") or not decoder.layers, "the memory is gone after the block"
 
 
-def test_progress_counts_the_new_codes() -> None:
+def test_progress_is_told_after_every_row() -> None:
     prior, told = little_prior(), []
-    batch = prior_batch(prior.config)
-    given = prior.conditioning(batch)
-    sample_window(prior, given, batch["codes"], 3, 13, plain_draw([1, 2]), 0, told.append)
-    assert sum(told) == 10
+    window = window_task(prior, prior_batch(prior.config), plain_draw([1, 2]), 3, 13)
+    sample_window(Packed(prior), window, told.append)
+    assert told == [4, 8, 12, 13]
 
 
 def slowly_filtered(logits: list[float], k: int, p: float) -> list[bool]:
@@ -154,13 +167,16 @@ def test_each_song_has_filters_of_its_own_and_kept_logits_stay() -> None:
 def test_the_greatest_code_alone_is_drawn_when_one_is_left() -> None:
     logits = torch.randn(50, 9, generator=torch.Generator().manual_seed(1))
     for filters in ({"top_k_B": torch.ones(50, dtype=torch.long)}, {"top_p_B": torch.full((50,), 1e-6)}):
-        assert torch.equal(plain_draw(list(range(50)), **filters)(logits, 3), logits.argmax(1))
+        position = torch.full((50, 1), 3)
+        drawn = plain_draw(list(range(50)), **filters)(logits[:, None], position).codes
+        assert torch.equal(drawn[:, 0], logits.argmax(1))
 
 
 def test_codes_are_drawn_as_often_as_their_probability_says() -> None:
     logits, songs = torch.tensor([2.0, 0.0, 1.0, -1.0, -4.0]), 20_000
     draw = plain_draw(list(range(songs)), temperature=0.7)
-    counts = torch.bincount(draw(logits.expand(songs, -1), 5), minlength=5).double()
+    drawn = draw(logits.expand(songs, 1, -1), torch.full((songs, 1), 5)).codes[:, 0]
+    counts = torch.bincount(drawn, minlength=5).double()
     expected = songs * torch.softmax(logits.double() / 0.7, 0)
     assert ((counts - expected).square() / expected).sum() < 18.5  # chi squared of 4 degrees, 99.9 %
 
@@ -181,7 +197,7 @@ def surprisal(temperature: float, k: int = 0, p: float = 0.0) -> float:
     draw = plain_draw(list(range(SONGS)), temperature=temperature, **filters)
     with torch.no_grad():
         given = prior.conditioning(batch)
-        codes = sample_window(prior, given, batch["codes"], 0, 64, draw, first=0)
+        codes = sample_window(Packed(prior), window_task(prior, batch, draw, 0, 64))
         logits = prior.logits(codes, given).flatten(0, 1)
     every = [torch.full((len(logits),), x) for x in (k, p)]
     log_p = most_mass(most_likely(logits, every[0]), every[1]).double().log_softmax(1)

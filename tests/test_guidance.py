@@ -6,16 +6,17 @@ import numpy as np
 import pytest
 import torch
 from little_jukebox import hearing, write_runs
-from little_models import CODES, LYRICS, WINDOW, little_prior, plain_draw
+from little_models import CODES, LYRICS, WINDOW, little_prior, plain_draw, sample_level
 from test_sampling_windows import told
 from torch import Tensor
 
 from megajukebox.models.prior import Prior
-from megajukebox.sampling.decoder import Draw
-from megajukebox.sampling.guidance import Guided, sample_guided, untold
+from megajukebox.sampling.autoregressive import sampler_of
+from megajukebox.sampling.drawing import Draw, Guided
 from megajukebox.sampling.jukebox import RUNS, Jukebox
+from megajukebox.sampling.level import Told, new_job
 from megajukebox.sampling.requests import Request, parse_requests
-from megajukebox.sampling.windows import Told, conditions_at, sample_level
+from megajukebox.sampling.windows import conditions_at, untold
 
 SCHEDULES = ["factored", "factored_lyrics", "prefix_dense_16"]
 SEEDS, SAMPLES, HOP = [5, 6, 7], 300, 0.5
@@ -31,7 +32,7 @@ def sampled(
     """The songs of those numbers, together."""
     draw = plain_draw([SEEDS[s] for s in songs], temperature=1.5)
     given = [told(3)[s] for s in songs]
-    return sample_guided(strengths, prior, given, upper(3, total)[songs], total, SAMPLES, draw, HOP, known)
+    return sample_level(prior, given, upper(3, total)[songs], total, SAMPLES, draw, HOP, known, strengths)
 
 
 def logits_at(prior: Prior, song: Told, above: Tensor, codes: Tensor, t: int, start: int) -> Tensor:
@@ -60,7 +61,8 @@ def test_guided_codes_are_those_of_the_formula_written_out(schedule: str) -> Non
             made = [max(0, code) for code in made] if t == WINDOW else made
             args = (above[song : song + 1], torch.tensor(made, dtype=torch.long), t, start)
             with_, without = (logits_at(prior, x, *args) for x in (told(3)[song], untold(prior.config)))
-            made.append(int(own((without + strength * (with_ - without))[None], t)) - prior.config.shift)
+            guided = (without + strength * (with_ - without))[None, None]
+            made.append(int(own(guided, torch.tensor([[t]])).codes) - prior.config.shift)
             assert codes[song, t] == max(0, made[-1]), f"song {song}, code {t}"
 
 
@@ -93,16 +95,18 @@ def test_a_known_beginning_stays_and_progress_counts_each_code_once() -> None:
     prior, counted = little_prior(), []
     known = torch.randint(CODES, (3, 10))
     draw, strengths = plain_draw(SEEDS), [2.0, 1.0, 2.0]
-    codes = sample_guided(strengths, prior, told(3), upper(3, 40), 40, SAMPLES, draw, HOP, known, counted.append)
-    assert codes.shape == (3, 40) and torch.equal(codes[:, :10], known) and sum(counted) == 30
+    job = new_job(told(3), 40, SAMPLES, draw, HOP, upper(3, 40), strengths, known)
+    sampler_of(prior, "sequential").sample(job, counted.append)
+    assert job.codes_BT.shape == (3, 40) and torch.equal(job.codes_BT[:, :10], known) and sum(counted) == 3 * 30
 
 
 def test_twins_draw_what_their_songs_draw() -> None:
     logits = torch.randn(5, 9, generator=torch.Generator().manual_seed(1))
     guided = Guided(plain_draw(SEEDS), torch.tensor([0, 2]), torch.tensor([2.0, 0.5]))
-    codes = guided(logits, 4)
+    position = torch.full((5, 1), 4)
+    codes = guided(logits[:, None], position).codes[:, 0]
     by_hand = [2 * logits[0] - logits[3], logits[1], 0.5 * logits[2] + 0.5 * logits[4]]
-    assert codes[:3].tolist() == plain_draw(SEEDS)(torch.stack(by_hand), 4).tolist()
+    assert codes[:3].tolist() == plain_draw(SEEDS)(torch.stack(by_hand)[:, None], position[:3]).codes[:, 0].tolist()
     assert codes[3:].tolist() == [codes[0], codes[2]]
 
 
@@ -125,7 +129,7 @@ def test_a_stronger_guidance_makes_the_artist_more_likely_to_be_heard() -> None:
     gains = []
     for strength in strengths:
         draw = plain_draw(list(range(songs)))
-        codes = sample_guided([strength] * songs, prior, [asked] * songs, None, WINDOW, SAMPLES, draw, HOP)
+        codes = sample_level(prior, [asked] * songs, None, WINDOW, SAMPLES, draw, HOP, guidance=[strength] * songs)
         with torch.no_grad():
             told_, untold_ = (prior({**batch, "codes": codes})[0] for batch in batches)
         gains.append(float(untold_ - told_))

@@ -6,14 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from little_models import CODES, LYRICS, WINDOW, little_prior, plain_draw
+from little_models import CODES, LYRICS, WINDOW, little_prior, plain_draw, sample_level, window_task
 from torch import Tensor
 
 from megajukebox.data.lyrics import Tokens
 from megajukebox.data.windows import window_of_lyrics
 from megajukebox.models.prior import Prior
-from megajukebox.sampling.decoder import Draw, sample_window_slowly
-from megajukebox.sampling.windows import Told, sample_level, upper_window, window_starts
+from megajukebox.sampling.drawing import Draw
+from megajukebox.sampling.level import Told
+from megajukebox.sampling.window import sample_window_slowly
+from megajukebox.sampling.windows import upper_window, window_starts
 
 RECORDED = Path(__file__).parents[2] / "shared/parity"
 
@@ -95,8 +97,8 @@ def level_by_hand(
             lyrics = [window_of_lyrics(s.tokens, [], *place, config.sample_rate, LYRICS).ids for s in songs]
             batch["lyrics"] = torch.tensor(np.stack(lyrics))
         with torch.no_grad():
-            given, tokens = prior.conditioning(batch), prior.tokens(batch)
-        made = sample_window_slowly(prior, given, tokens, prefix + done - start, prefix + end - start, draw, start)
+            window = window_task(prior, batch, draw, prefix + done - start, prefix + end - start, start)
+        made = sample_window_slowly(window)
         for row, new in zip(codes, made[:, prefix + done - start : prefix + end - start].tolist()):
             row += [max(0, code - config.shift) for code in new]
     return torch.tensor(codes)

@@ -2,13 +2,14 @@
 
 import pytest
 import torch
-from little_models import WINDOW, little_prior, plain_draw, prior_batch, song_of
+from little_models import WINDOW, little_prior, plain_draw, prior_batch, song_of, window_task
 from little_students import KNOWN, ORDERS, TEACHERS, known_slots, little_student, student_of
 
 from megajukebox.models.grid import Order
 from megajukebox.models.student import Student
-from megajukebox.sampling.decoder import sample_window
+from megajukebox.sampling.decoder import Packed
 from megajukebox.sampling.student import Draws, emit, emit_slowly, student_decoding
+from megajukebox.sampling.window import sample_window
 
 
 def draws_of(seeds: list[int], first: list[int]) -> Draws:
@@ -63,7 +64,8 @@ def test_at_the_teachers_order_a_student_samples_the_teachers_codes() -> None:
     teacher = little_prior("factored_lyrics")
     batch, student = prior_batch(teacher.config), student_of(teacher, TEACHERS, awake=False)
     given, slots = teacher.conditioning(batch), known_slots("prefix")
-    theirs = sample_window(teacher, given, batch["codes"], 6, WINDOW, plain_draw([1, 2]), first=40)
+    window = window_task(teacher, batch, plain_draw([1, 2]), 6, WINDOW, first=40)
+    theirs = sample_window(Packed(teacher), window)
     assert torch.equal(emit(student, given, batch["codes"], slots, draws_of([1, 2], [40, 40])), theirs)
 
 

@@ -20,8 +20,8 @@ from megajukebox.explorer.records import read_samples
 from megajukebox.models.prior import Prior, PriorConfig
 from megajukebox.sampling.choosing import FOLLOWS, Choice, KnownSong, choose, read_choice, write_choice
 from megajukebox.sampling.jukebox import Jukebox
+from megajukebox.sampling.level import Told
 from megajukebox.sampling.requests import Request
-from megajukebox.sampling.windows import Told
 from megajukebox.sampling.word_times import best_walk, monotonicity, over_words, word_times, words_of
 
 TEXT = "the moon is\non the water "

@@ -1,15 +1,18 @@
 """Keys and values that one layer still needs, by pattern: allocated once for a window, never grown, never copied.
 
-    row           [B, H, L, D]      the current row, overwritten by the next
-    previous_row  [2, B, H, L, D]   the row before and the current one, taking turns
-    column        [L, B, H, R, D]   column by column, so that a read is one contiguous run
-    dense, prefix [B, H, S, D]      all positions, or those of the prefix
-    lyrics        [B, H, S, D]      computed once
+    row           [2, B, H, L, D]      the current row, overwritten by the next
+    previous_row  the same, twice      the current row and the one before; they change places at the end of a row
+    column        [2, L, B, H, R, D]   column by column, so that a read is one contiguous run
+    dense, prefix [2, B, H, S, D]      all positions, or those of the prefix
+    lyrics        [2, B, H, S, D]      computed once                                      (2: keys, values)
 
-`fill` takes the keys of a known beginning in one go, `step` one position; both must leave the same memory behind.
+`fill` takes the keys of a known beginning in one go, `step` some neighbours of one row; both leave the same memory.
+A step may be taken again with other tokens: it writes over what it wrote.
 """
 
-# B songs   T positions   R rows   L positions in a row   H heads   D size of a head
+# B songs   T positions   R rows   L positions in a row   N positions of a step   H heads   D size of a head   A = H D
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,11 +21,28 @@ from megajukebox.models.attention import attend
 from megajukebox.models.transformer import Attention
 
 
+@dataclass(frozen=True)
+class Place:
+    """N neighbouring positions of one row: t, t + 1, ... On a GPU the row is only known to the device.
+
+    `rows` is how many rows of the column cache are read; a mask [rows] hides those to come (None: there are none).
+    """
+
+    t: int  # first position; where the row is the device's business: its column
+    size: int
+    column: int
+    row_index: Tensor  # [1] int64
+    rows: int
+    row_mask: Tensor | None = None
+    flat_index: Tensor | None = None  # [N] int64, positions, where t is the device's business
+    flat_mask: Tensor | None = None  # [N, T]
+
+
 def attention_cache(attention: Attention, batch: int, length: int, lyrics_BSW: Tensor | None) -> "LayerCache":
     """The cache of `attention` for `batch` songs and windows of `length` positions."""
     if attention.pattern == "lyrics":
         assert lyrics_BSW is not None
-        return LyricsCache(attention, lyrics_BSW)
+        return LyricsCache(attention, batch, lyrics_BSW)
     kind = {"row": RowCache, "previous_row": PreviousRowCache, "column": ColumnCache}.get(attention.pattern, FlatCache)
     return kind(attention, batch, length)
 
@@ -30,93 +50,108 @@ def attention_cache(attention: Attention, batch: int, length: int, lyrics_BSW: T
 class LayerCache:
     """What every cache can do; `attention` gives the projections, the cache only remembers."""
 
+    memory: Tensor
+
     def __init__(self, attention: Attention, batch: int, length: int):
         self.attention, self.rows = attention, attention.rows
         self.row = length // attention.rows
         weight = attention.merge.weight
-        size = weight.shape[1] // attention.heads
-        self.keys, self.values = (weight.new_zeros(self.shape(batch, attention.heads, size)) for _ in range(2))
+        self.heads, self.size = attention.heads, weight.shape[1] // attention.heads
+        self.memory = weight.new_zeros(2, *self.shape(batch, self.heads, self.size))
 
     def shape(self, batch: int, heads: int, size: int) -> tuple[int, ...]:
         raise NotImplementedError
 
-    def write(self, k_BHD: Tensor, v_BHD: Tensor, t: int) -> None:
-        raise NotImplementedError
-
-    def read(self, t: int) -> tuple[Tensor, Tensor] | None:
-        """Keys and values [B, H, S, D] that position t sees; None if it sees nothing."""
-        raise NotImplementedError
-
-    def keep(self, k_BRLHD: Tensor, v_BRLHD: Tensor, known: int) -> None:
+    def keep(self, kv_BRL2HD: Tensor, known: int) -> None:
         """Remember a beginning of whole rows. What lies past `known` may be kept too: it is written before any read."""
         raise NotImplementedError
 
-    def fill(self, x_BTW: Tensor, known: int) -> Tensor:
-        """Attend over a beginning of whole rows at once, remembering its first `known` positions."""
-        q, k, v = self.attention.qkv(x_BTW)
-        rows = x_BTW.shape[1] // self.row
-        self.keep(k.unflatten(1, (rows, -1)), v.unflatten(1, (rows, -1)), known)
+    def attend(self, q_BNHD: Tensor, kv_BN2HD: Tensor, place: Place) -> Tensor:
+        """Remember the keys and values of N positions, and what their queries gather, [B, N, H, D]."""
+        raise NotImplementedError
+
+    def turn(self) -> None:
+        """A new row begins."""
+
+    def fill(self, x_UTW: Tensor, known: int, songs_B: Tensor | None) -> Tensor:
+        """Attend over a beginning of whole rows at once, remembering its first `known` positions.
+
+        `songs` says which of the U beginnings each of the B songs has; None: each its own.
+        """
+        q, k, v = self.attention.qkv(x_UTW)
+        rows = x_UTW.shape[1] // self.row
+        kv = torch.stack([k, v], dim=2)
+        kv = kv if songs_B is None else kv.index_select(0, songs_B)
+        self.keep(kv.unflatten(1, (rows, -1)), known)
         return self.attention.out(attend(q, k, v, self.attention.pattern, rows, self.attention.prefix))
 
-    def step(self, x_B1W: Tensor, t: int) -> Tensor:
-        """The attention output [B, 1, W] of position t."""
-        q, k, v = self.attention.qkv(x_B1W)
-        self.write(k[:, 0], v[:, 0], t)
-        seen = self.read(t)
-        if seen is None:
-            return self.attention.out(torch.zeros_like(q))
-        return self.attention.out(F.scaled_dot_product_attention(q.transpose(1, 2), *seen).transpose(1, 2))
+    def step(self, qkv_BNX: Tensor, place: Place) -> Tensor:
+        """What the positions of `place` gather, [B, N, A], from their projections [B, N, 3 A]."""
+        q_kv = qkv_BNX.unflatten(-1, (3, self.heads, self.size))
+        return self.attend(q_kv[:, :, 0], q_kv[:, :, 1:], place).flatten(2)
+
+
+def _among(q_BNHD: Tensor, memory: Tensor, mask: Tensor | None = None) -> Tensor:
+    """What queries gather from keys and values [2, B, H, S, D]."""
+    return F.scaled_dot_product_attention(q_BNHD.transpose(1, 2), memory[0], memory[1], mask).transpose(1, 2)
+
+
+def _seen(size: int, first: int, keys: int, device: torch.device) -> Tensor | None:
+    """Which of `keys` keys each of `size` positions from `first` on sees: itself and what is before. One sees all."""
+    if size == 1:
+        return None
+    return torch.ones(size, keys, dtype=torch.bool, device=device).tril(first)
 
 
 class RowCache(LayerCache):
     def shape(self, batch: int, heads: int, size: int) -> tuple[int, ...]:
         return batch, heads, self.row, size
 
-    def write(self, k_BHD: Tensor, v_BHD: Tensor, t: int) -> None:
-        self.keys[:, :, t % self.row], self.values[:, :, t % self.row] = k_BHD, v_BHD
+    def attend(self, q_BNHD: Tensor, kv_BN2HD: Tensor, place: Place) -> Tensor:
+        first, end = place.column, place.column + place.size
+        self.memory[:, :, :, first:end] = kv_BN2HD.permute(2, 0, 3, 1, 4)
+        return _among(q_BNHD, self.memory[:, :, :, :end], _seen(place.size, first, end, q_BNHD.device))
 
-    def read(self, t: int) -> tuple[Tensor, Tensor]:
-        seen = t % self.row + 1
-        return self.keys[:, :, :seen], self.values[:, :, :seen]
-
-    def keep(self, k_BRLHD: Tensor, v_BRLHD: Tensor, known: int) -> None:
-        if known % self.row:
-            current = known // self.row
-            self.keys[:], self.values[:] = k_BRLHD[:, current].transpose(1, 2), v_BRLHD[:, current].transpose(1, 2)
+    def keep(self, kv_BRL2HD: Tensor, known: int) -> None:
+        self.memory[:] = kv_BRL2HD[:, (known - 1) // self.row].permute(2, 0, 3, 1, 4)
 
 
-class PreviousRowCache(LayerCache):
-    def shape(self, batch: int, heads: int, size: int) -> tuple[int, ...]:
-        return 2, batch, heads, self.row, size
+class PreviousRowCache(RowCache):
+    def __init__(self, attention: Attention, batch: int, length: int):
+        super().__init__(attention, batch, length)
+        self.before = torch.zeros_like(self.memory)  # zeros before the first row: their values add up to nothing
 
-    def write(self, k_BHD: Tensor, v_BHD: Tensor, t: int) -> None:
-        row, column = divmod(t, self.row)
-        self.keys[row % 2, :, :, column], self.values[row % 2, :, :, column] = k_BHD, v_BHD
+    def attend(self, q_BNHD: Tensor, kv_BN2HD: Tensor, place: Place) -> Tensor:
+        self.memory[:, :, :, place.column : place.column + place.size] = kv_BN2HD.permute(2, 0, 3, 1, 4)
+        return _among(q_BNHD, self.before)
 
-    def read(self, t: int) -> tuple[Tensor, Tensor] | None:
-        row = t // self.row
-        return (self.keys[(row - 1) % 2], self.values[(row - 1) % 2]) if row else None
+    def turn(self) -> None:
+        self.before.copy_(self.memory)
 
-    def keep(self, k_BRLHD: Tensor, v_BRLHD: Tensor, known: int) -> None:
-        for row in range(max(0, known // self.row - 1), k_BRLHD.shape[1]):
-            self.keys[row % 2], self.values[row % 2] = k_BRLHD[:, row].transpose(1, 2), v_BRLHD[:, row].transpose(1, 2)
+    def keep(self, kv_BRL2HD: Tensor, known: int) -> None:
+        super().keep(kv_BRL2HD, known)
+        current = (known - 1) // self.row
+        if current:
+            self.before[:] = kv_BRL2HD[:, current - 1].permute(2, 0, 3, 1, 4)
+        else:
+            self.before.zero_()
 
 
 class ColumnCache(LayerCache):
     def shape(self, batch: int, heads: int, size: int) -> tuple[int, ...]:
         return self.row, batch, heads, self.rows, size
 
-    def write(self, k_BHD: Tensor, v_BHD: Tensor, t: int) -> None:
-        row, column = divmod(t, self.row)
-        self.keys[column, :, :, row], self.values[column, :, :, row] = k_BHD, v_BHD
+    def attend(self, q_BNHD: Tensor, kv_BN2HD: Tensor, place: Place) -> Tensor:
+        columns = slice(place.column, place.column + place.size)
+        own = self.memory[:, columns]  # [2, N, B, H, R, D]
+        own.index_copy_(4, place.row_index, kv_BN2HD.permute(2, 1, 0, 3, 4).unsqueeze(4))
+        q_MH1D = q_BNHD.transpose(0, 1).flatten(0, 1).unsqueeze(2)  # M = N B
+        keys, values = own[:, :, :, :, : place.rows].flatten(1, 2)
+        out = F.scaled_dot_product_attention(q_MH1D, keys, values, place.row_mask)
+        return out.unflatten(0, (place.size, -1)).transpose(0, 1).squeeze(3)
 
-    def read(self, t: int) -> tuple[Tensor, Tensor]:
-        row, column = divmod(t, self.row)
-        return self.keys[column, :, :, : row + 1], self.values[column, :, :, : row + 1]
-
-    def keep(self, k_BRLHD: Tensor, v_BRLHD: Tensor, known: int) -> None:
-        rows = k_BRLHD.shape[1]
-        self.keys[:, :, :, :rows], self.values[:, :, :, :rows] = (x.permute(2, 0, 3, 1, 4) for x in (k_BRLHD, v_BRLHD))
+    def keep(self, kv_BRL2HD: Tensor, known: int) -> None:
+        self.memory[..., : kv_BRL2HD.shape[1], :] = kv_BRL2HD.permute(3, 2, 0, 4, 1, 5)
 
 
 class FlatCache(LayerCache):
@@ -126,30 +161,45 @@ class FlatCache(LayerCache):
         self.length = self.attention.prefix if self.attention.pattern == "prefix" else self.row * self.rows
         return batch, heads, self.length, size
 
-    def write(self, k_BHD: Tensor, v_BHD: Tensor, t: int) -> None:
-        if t < self.length:
-            self.keys[:, :, t], self.values[:, :, t] = k_BHD, v_BHD
+    def attend(self, q_BNHD: Tensor, kv_BN2HD: Tensor, place: Place) -> Tensor:
+        if place.flat_index is not None:
+            return self._attend_anywhere(q_BNHD, kv_BN2HD, place)
+        new, end = min(place.size, max(0, self.length - place.t)), min(place.t + place.size, self.length)
+        if new:
+            self.memory[:, :, :, place.t : end] = kv_BN2HD[:, :new].permute(2, 0, 3, 1, 4)
+        mask = _seen(place.size, place.t, end, q_BNHD.device) if new else None
+        return _among(q_BNHD, self.memory[:, :, :, :end], mask)
 
-    def read(self, t: int) -> tuple[Tensor, Tensor]:
-        seen = min(t + 1, self.length)
-        return self.keys[:, :, :seen], self.values[:, :, :seen]
+    def _attend_anywhere(self, q_BNHD: Tensor, kv_BN2HD: Tensor, place: Place) -> Tensor:
+        """The same where only the device knows the place: what lies past the end is written over the last position."""
+        assert place.flat_index is not None and place.flat_mask is not None and place.size == 1
+        inside = (place.flat_index < self.length).to(kv_BN2HD.dtype)
+        index = place.flat_index.clamp(max=self.length - 1)
+        kept = self.memory.index_select(3, index)
+        new = kv_BN2HD.permute(2, 0, 3, 1, 4)
+        self.memory.index_copy_(3, index, torch.where(inside.bool(), new, kept))
+        return _among(q_BNHD, self.memory, place.flat_mask[:, : self.length])
 
-    def keep(self, k_BRLHD: Tensor, v_BRLHD: Tensor, known: int) -> None:
+    def keep(self, kv_BRL2HD: Tensor, known: int) -> None:
         kept = min(known, self.length)
-        for memory, x_BRLHD in ((self.keys, k_BRLHD), (self.values, v_BRLHD)):
-            memory[:, :, :kept] = x_BRLHD.flatten(1, 2)[:, :kept].transpose(1, 2)
+        self.memory[:, :, :, :kept] = kv_BRL2HD.flatten(1, 2)[:, :kept].permute(2, 0, 3, 1, 4)
 
 
 class LyricsCache(LayerCache):
     """Keys of the lyric states: the same for every position of the window."""
 
-    def __init__(self, attention: Attention, lyrics_BSW: Tensor):
-        self.attention = attention
-        self.keys, self.values = (x.transpose(1, 2).contiguous() for x in attention.lyric_keys(lyrics_BSW))
+    def __init__(self, attention: Attention, batch: int, lyrics_BSW: Tensor):
+        self.attention, self.heads = attention, attention.heads
+        self.memory = torch.stack([x.transpose(1, 2) for x in attention.lyric_keys(lyrics_BSW)])
+        if len(lyrics_BSW) != batch:
+            self.memory = self.memory.expand(-1, batch, -1, -1, -1)
 
-    def fill(self, x_BTW: Tensor, known: int) -> Tensor:
-        q = self.attention.split(self.attention.query(x_BTW)).transpose(1, 2)
-        return self.attention.out(F.scaled_dot_product_attention(q, self.keys, self.values).transpose(1, 2))
+    def fill(self, x_UTW: Tensor, known: int, songs_B: Tensor | None) -> Tensor:
+        memory = self.memory
+        if songs_B is not None:  # of each beginning, a song that has it
+            first = torch.stack([(songs_B == u).nonzero()[0, 0] for u in range(len(x_UTW))])
+            memory = memory.index_select(1, first)
+        return self.attention.out(_among(self.attention.split(self.attention.query(x_UTW)), memory))
 
-    def step(self, x_B1W: Tensor, t: int) -> Tensor:
-        return self.fill(x_B1W, 1)
+    def step(self, qkv_BNX: Tensor, place: Place) -> Tensor:
+        return _among(qkv_BNX.unflatten(-1, (self.heads, -1)), self.memory).flatten(2)

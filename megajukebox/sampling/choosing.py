@@ -15,7 +15,7 @@ from megajukebox.data.lrc import Word
 from megajukebox.models.alignment import lyric_layers
 from megajukebox.models.prior import Prior
 from megajukebox.sampling.alignment import Head, align
-from megajukebox.sampling.windows import Told
+from megajukebox.sampling.level import Told
 from megajukebox.sampling.word_times import SungWord, in_proportion, monotonicity, over_words, word_times, words_of
 
 FILE = "alignment.json"

@@ -1,85 +1,118 @@
-"""One window of codes, sampled token by token with caches; and its slow twin, a full forward for every token."""
+"""A window of codes in the making: its caches, and the logits of one or several next positions.
 
-# B songs   T positions of the window   V vocabulary   W width
-from collections.abc import Callable, Iterator
+`Packed` holds the layers of a prior, their weights laid out for steps of few rows (linear.py). The same memory may be
+stepped by two of them: a rough int8 one that guesses, and the real one that decides and writes over the guess.
+"""
+
+# B songs   U distinct beginnings   N positions of a step   T positions of the window   V vocabulary   W width
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from megajukebox.models.prior import Conditioning, Prior
-from megajukebox.sampling import noise
-from megajukebox.sampling.cache import LayerCache, attention_cache
-
-Progress = Callable[[int], None]
-Drawing = Callable[[Tensor, int], Tensor]  # logits [B, V] and absolute position -> codes [B]; a `Draw`
+from megajukebox.models.transformer import Block
+from megajukebox.sampling.cache import LayerCache, Place, attention_cache
+from megajukebox.sampling.linear import Linear, packed
 
 
-@dataclass(frozen=True)
-class Draw:
-    """How codes are drawn from logits, for each of B songs: whose noise decides, temperature and filters."""
+class PackedBlock:
+    """One block of a transformer for steps: the sums of `Block.update`, over [M, W] = all positions of all songs."""
 
-    keys_B: Tensor  # int64, of `noise.keys`
-    temperature_B: Tensor
-    top_k_B: Tensor | None = None  # int64; 0: no limit
-    top_p_B: Tensor | None = None  # 0: no limit
+    def __init__(self, block: Block, int8: bool):
+        attention, mlp = block.attention, block.mlp
+        reads_lyrics = attention.pattern == "lyrics"
+        self.project: Linear = packed(attention.query if reads_lyrics else attention.project, int8)
+        self.merge, self.widen, self.narrow = (packed(x, int8) for x in (attention.merge, mlp.widen, mlp.narrow))
+        norms = (block.norm_attention, block.norm_mlp)
+        self.norms = [(norm, norm.weight.detach().float(), norm.bias.detach().float()) for norm in norms]
+        self.scale = block.scale
 
-    def __call__(self, logits_BV: Tensor, position: int | Tensor) -> Tensor:
-        """Codes [B] for the absolute `position` (codes since the start of the song), of all songs or of each [B]."""
-        logits = logits_BV.float() / self.temperature_B[:, None]
-        if self.top_k_B is not None:
-            logits = most_likely(logits, self.top_k_B)
-        if self.top_p_B is not None:
-            logits = most_mass(logits, self.top_p_B)
-        place = torch.zeros_like(self.keys_B) + position
-        return (logits + noise.gumbel(self.keys_B, place, logits.shape[1])).argmax(1)
+    def norm(self, which: int, x_MW: Tensor) -> Tensor:
+        norm, weight, bias = self.norms[which]
+        return torch.layer_norm(x_MW.float(), norm.normalized_shape, weight, bias, norm.eps).to(x_MW.dtype)
 
-
-def most_likely(logits_BV: Tensor, k_B: Tensor) -> Tensor:
-    """`logits` with all but the k greatest (and those equal to the k-th) at minus infinity."""
-    size = logits_BV.shape[1]
-    ranked = logits_BV.sort(dim=1, descending=True).values
-    last = torch.where(k_B > 0, k_B, size).clamp(max=size) - 1
-    return logits_BV.masked_fill(logits_BV < ranked.gather(1, last[:, None]), -torch.inf)
+    def __call__(self, h_MW: Tensor, cache: LayerCache, place: Place) -> Tensor:
+        qkv_BNX = self.project(self.norm(0, h_MW)).unflatten(0, (-1, place.size))
+        a_MW = self.merge(cache.step(qkv_BNX, place).flatten(0, 1))
+        wide = F.silu(self.widen(self.norm(1, h_MW + a_MW)).mul_(1.702)).div_(1.702)
+        change = a_MW.add_(self.narrow(wide))
+        return h_MW + (change if self.scale == 1.0 else change.mul_(self.scale))
 
 
-def most_mass(logits_BV: Tensor, p_B: Tensor) -> Tensor:
-    """`logits` with everything after the first codes that together pass probability p at minus infinity."""
-    ranked, order = logits_BV.sort(dim=1, descending=True)
-    mass = ranked.softmax(1)
-    outside = mass.cumsum(1) - mass > torch.where(p_B > 0, p_B, 2.0)[:, None]
-    return logits_BV.masked_fill(torch.empty_like(outside).scatter(1, order, outside), -torch.inf)
+class Packed:
+    """The layers of `prior` for steps; `int8` rounds their weights (the head's too) to 8 bits."""
+
+    def __init__(self, prior: Prior, int8: bool = False):
+        self.prior, self.int8 = prior, int8
+        self.blocks = [PackedBlock(block, int8) for block in prior.blocks]
+        self.head: Linear = packed(prior.head, int8)
+
+    def logits(self, h_MW: Tensor, added_MW: Tensor | None) -> Tensor:
+        if added_MW is not None and not self.prior.config.separate_head:
+            h_MW = h_MW + added_MW
+        return self.head(h_MW).float()
 
 
 class WindowDecoder:
-    """The layers of a prior with their caches, for one window of B songs. Make it with `decoding`."""
+    """The caches of one window of B songs. Make it with `decoding`."""
 
     def __init__(self, prior: Prior, given: Conditioning, batch: int):
         self.prior, self.given, self.length = prior, given, prior.config.length
+        self.rows = prior.config.transformer.rows
+        self.row = self.length // self.rows
         self.start = prior.input.start_vector(batch, given.start)
         self.layers: list[LayerCache] = [
             attention_cache(block.attention, batch, self.length, given.lyrics) for block in prior.blocks
         ]
+        self.row_indices = torch.arange(self.rows, device=self.start.device).split(1)
+        self.current = 0  # the row that is being written
 
-    def fill(self, tokens_BN: Tensor) -> None:
-        """Take in the N known tokens at the head of the window in one parallel pass."""
-        known = tokens_BN.shape[1]
-        row = self.length // self.prior.config.transformer.rows
-        padded = torch.nn.functional.pad(tokens_BN, (0, -known % row))
-        added = None if self.given.added is None else self.given.added[:, : padded.shape[1]]
-        h = self.prior.input(padded, self.start, added)
-        for block, layer in zip(self.prior.blocks, self.layers):
-            h = block.update(h, layer.fill(block.norm_attention(h), known))
+    def fill(self, tokens_UN: Tensor, songs_B: Tensor | None = None) -> None:
+        """Take in the N known tokens at the head of the window in one parallel pass.
 
-    def step(self, previous_B: Tensor | None, t: int) -> Tensor:
-        """Logits [B, V] of position t, given the token before it (None at t = 0)."""
-        h = self.prior.input.one(previous_B, t, self.start)
-        added = None if self.given.added is None else self.given.added[:, t : t + 1]
-        h = h if added is None else h + added
+        `songs` says which of U beginnings each song has; the songs of one beginning must be told the same.
+        """
+        known = tokens_UN.shape[1]
+        padded = F.pad(tokens_UN, (0, -known % self.row))
+        first = None if songs_B is None else [int((songs_B == u).nonzero()[0]) for u in range(len(tokens_UN))]
+        start, added = (x if first is None or x is None else x[first] for x in (self.start, self.given.added))
+        h = self.prior.input(padded, start, None if added is None else added[:, : padded.shape[1]])
         for block, layer in zip(self.prior.blocks, self.layers):
-            h = block.update(h, layer.step(block.norm_attention(h), t))
-        return self.prior.predict(h, added)[:, 0]
+            h = block.update(h, layer.fill(block.norm_attention(h), known, songs_B))
+        self.current = (known - 1) // self.row
+
+    def step(self, packed: Packed, tokens_BT: Tensor, t: int, size: int = 1) -> Tensor:
+        """Logits [B, N, V] of positions t .. t + N - 1 (of one row), given the tokens before them in `tokens`."""
+        return self.at(packed, tokens_BT, self.place(t, size))
+
+    def place(self, t: int, size: int) -> Place:
+        """Where the next step is; rows must come in order, but one row may be stepped again and again."""
+        row, column = divmod(t, self.row)
+        assert column + size <= self.row and self.current <= row <= self.current + 1, f"row {row} after {self.current}"
+        if row != self.current:
+            for layer in self.layers:
+                layer.turn()
+            self.current = row
+        return Place(t, size, column, self.row_indices[row], row + 1)
+
+    def at(self, packed: Packed, tokens_BT: Tensor, place: Place) -> Tensor:
+        t, end = place.t, place.t + place.size
+        content = self.prior.input.tokens(tokens_BT[:, max(0, t - 1) : end - 1])
+        content = content if t else torch.cat([self.start, content], dim=1)
+        h = content + self.prior.input.positions.weight[t:end]
+        added = None if self.given.added is None else self.given.added[:, t:end]
+        return self.through(packed, h, added, place)
+
+    def through(self, packed: Packed, h_BNW: Tensor, added_BNW: Tensor | None, place: Place) -> Tensor:
+        """Logits [B, N, V] of embedded positions."""
+        h_BNW = h_BNW if added_BNW is None else h_BNW + added_BNW
+        h = h_BNW.flatten(0, 1)
+        for block, layer in zip(packed.blocks, self.layers):
+            h = block(h, layer, place)
+        return packed.logits(h, None if added_BNW is None else added_BNW.flatten(0, 1)).unflatten(0, (-1, place.size))
 
 
 @contextmanager
@@ -90,35 +123,3 @@ def decoding(prior: Prior, given: Conditioning, batch: int) -> Iterator[WindowDe
         yield decoder
     finally:
         decoder.layers.clear()
-
-
-@torch.inference_mode()
-def sample_window(
-    prior: Prior, given: Conditioning, tokens_BT: Tensor, known: int, until: int, draw: Drawing, first: int,
-    progress: Progress = lambda count: None,
-) -> Tensor:  # fmt: skip
-    """`tokens` [B, T] with positions `known` .. `until` - 1 sampled; the first `known` stay as they are.
-
-    `first` is the absolute position (codes since the start of the song) of the window's first code.
-    """
-    tokens, prefix = tokens_BT.clone(), prior.config.prefix_tokens
-    with decoding(prior, given, len(tokens)) as decoder:
-        if known:
-            decoder.fill(tokens[:, :known])
-        for t in range(known, until):
-            logits = decoder.step(tokens[:, t - 1] if t else None, t)
-            tokens[:, t] = draw(logits, first + t - prefix)
-            progress(1)
-    return tokens
-
-
-@torch.inference_mode()
-def sample_window_slowly(
-    prior: Prior, given: Conditioning, tokens_BT: Tensor, known: int, until: int, draw: Drawing, first: int
-) -> Tensor:
-    """The twin of `sample_window` without caches: one full forward pass for every token."""
-    tokens = tokens_BT.clone()
-    for t in range(known, until):
-        logits = prior.logits(tokens, given)[:, t]
-        tokens[:, t] = draw(logits, first + t - prior.config.prefix_tokens)
-    return tokens

@@ -32,11 +32,11 @@ from megajukebox.models.long_audio import decode_long
 from megajukebox.models.prior import Prior, PriorConfig
 from megajukebox.models.vqvae import VQVAE, VQVAEConfig
 from megajukebox.sampling import noise
+from megajukebox.sampling.autoregressive import sampler_of
 from megajukebox.sampling.choosing import as_json, read_choice, sung_words
-from megajukebox.sampling.decoder import Draw
-from megajukebox.sampling.guidance import sample_guided
+from megajukebox.sampling.drawing import Draw
+from megajukebox.sampling.level import HOPS, Told, new_job
 from megajukebox.sampling.requests import Request
-from megajukebox.sampling.windows import HOPS, Told
 
 RUNS = {"top": "top_prior", "middle": "middle_upsampler", "bottom": "bottom_upsampler"}
 OnProgress = Callable[[str, int], None]  # level, codes sampled since the last call
@@ -212,10 +212,9 @@ class Jukebox:
         above, draw = upper_codes(songs, list(self.levels), level), draw_for(level, requests, self.device)
         guidance, told = [r.at("guidance", level, 1.0) for r in requests], [run.told(r) for r in requests]
 
-        def progress(count: int) -> None:
-            on_progress(level, count * len(songs))
-
-        codes = sample_guided(guidance, prior, told, above, total, samples, draw, HOPS[level], progress=progress)
+        job = new_job(told, total, samples, draw, HOPS[level], above, guidance)
+        sampler_of(prior, "sequential").sample(job, lambda count: on_progress(level, count))
+        codes = job.codes_BT
         wall = time.perf_counter() - started
         speed = total * len(songs) / wall
         for song, row in zip(songs, codes):

@@ -3,7 +3,7 @@
 A sample is argmax(log p + noise): it does not depend on batch-mates, windows, ranks, or where it was interrupted.
 """
 
-# B songs   V codes
+# V codes
 import torch
 from torch import Tensor
 
@@ -36,9 +36,9 @@ def _signed(x: int) -> int:
     return (x + 2**63) % 2**64 - 2**63
 
 
-def gumbel(key_B: Tensor, position_B: Tensor, codes: int) -> Tensor:
-    """Standard Gumbel noise [B, V] for each song's absolute position (codes since its start)."""
-    counter = mix(key_B + position_B * GOLDEN)[:, None] + torch.arange(codes, device=key_B.device) * GOLDEN
+def gumbel(key: Tensor, position: Tensor, codes: int) -> Tensor:
+    """Standard Gumbel noise [..., V] for keys and absolute positions (codes since the song's start) of one shape."""
+    counter = mix(key + position * GOLDEN)[..., None] + torch.arange(codes, device=key.device) * GOLDEN
     # 23 bits and a half are exact in float32; one bit more would round to u = 1 and infinite noise.
     u = (_shift(mix(counter), 41).to(torch.float32) + 0.5) * 2.0**-23
-    return -torch.log(-torch.log(u))
+    return u.log_().neg_().log_().neg_()

@@ -16,7 +16,8 @@ from megajukebox.models.grid import NEVER, Sight, attend_in_order
 from megajukebox.models.prior import Conditioning
 from megajukebox.models.student import Student
 from megajukebox.models.transformer import Attention
-from megajukebox.sampling.decoder import Draw, Progress
+from megajukebox.sampling.drawing import Draw
+from megajukebox.sampling.level import Progress
 
 
 @dataclass(frozen=True)
@@ -28,11 +29,7 @@ class Draws:
 
     def __call__(self, logits_BNV: Tensor, slots_N: Tensor) -> Tensor:
         """Codes [B, N] of the slots: each with the noise of its own place in the song, as the teacher's."""
-        draw, many = self.draw, len(slots_N)
-        top_k, top_p = (None if x is None else x.repeat_interleave(many) for x in (draw.top_k_B, draw.top_p_B))
-        keys, temperature = (x.repeat_interleave(many) for x in (draw.keys_B, draw.temperature_B))
-        places, flat = self.first_B[:, None] + slots_N, Draw(keys, temperature, top_k, top_p)
-        return flat(logits_BNV.flatten(0, 1), places.flatten()).unflatten(0, (-1, many))
+        return self.draw(logits_BNV, self.first_B[:, None] + slots_N).codes
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
-"""One level of some songs: overlapping windows, each sampled after what is known of it (spec section 12.2)."""
+"""The windows of a level: where they start, which codes are theirs, what each is told (spec section 12.2)."""
 
-# B songs of equal length   T codes of the whole level   W codes of a window
+# B songs   M rows (a song and one of its windows)   T codes of the whole level   W codes of a window
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,23 +9,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from megajukebox.data.lrc import Word
 from megajukebox.data.lyrics import Tokens
+from megajukebox.data.vocabulary import Vocabulary
 from megajukebox.data.windows import window_of_lyrics
 from megajukebox.models.prior import Prior, PriorConfig
-from megajukebox.sampling.decoder import Drawing, Progress, sample_window
-
-# Share of a window by which the next one moves on. The top moves little: it has no level above to hold it together.
-HOPS = {"top": 0.125, "middle": 0.5, "bottom": 0.5}
+from megajukebox.sampling.drawing import Drawing, Guided
+from megajukebox.sampling.level import LevelJob, Told
+from megajukebox.sampling.window import Window
 
 
 @dataclass(frozen=True)
-class Told:
-    """What one song's prior is told beside codes and timing."""
+class Span:
+    """A window of a level: it begins at code `start`, its own codes are `new` .. `end` - 1."""
 
-    conditions: dict[str, np.ndarray]  # name -> [slots] ids
-    tokens: Tokens  # of the whole lyrics
-    words: list[Word]  # with times, if the lyrics came with them
+    start: int
+    new: int
+    end: int
 
 
 def window_starts(total: int, window: int, hop: int) -> list[int]:
@@ -40,72 +40,105 @@ def window_starts(total: int, window: int, hop: int) -> list[int]:
     return [min(start, total - window) for start in range(0, total - window + hop, hop)]
 
 
-def sample_level(
-    prior: Prior, told: list[Told], upper_BU: Tensor | None, total: int, samples: int, draw: Drawing,
-    hop_fraction: float, known_BK: Tensor | None = None, progress: Progress = lambda count: None,
-) -> Tensor:  # fmt: skip
-    """Codes [B, T] of one level, T = `total`, beginning with `known` [B, K].
-
-    `upper` are the codes of the level above for at least the same time, `samples` the length of the song in audio
-    samples (what the timing is told; the level may end earlier).
-    """
-    config, device = prior.config, next(prior.parameters()).device
-    codes = torch.zeros(len(told), total, dtype=torch.long, device=device)
-    done = 0
-    if known_BK is not None:
-        done = min(total, known_BK.shape[1])
-        codes[:, :done] = known_BK[:, :done]
-    for start in window_starts(total, config.window, hop_of(config, hop_fraction)):
-        end = min(start + config.window, total)
-        if end <= done:
-            continue
-        batch = conditions_at(config, told, upper_BU, start, samples, device)
-        codes[:, done:end] = _new_codes(prior, batch, codes[:, start:end], done - start, draw, start, progress)
-        done = end
-    return codes
-
-
-def hop_of(config: PriorConfig, fraction: float) -> int:
-    """Codes by which windows move on: whole codes of the level above, or those would be of another time."""
-    ratio = config.upper.ratio if config.upper else 1
-    return max(1, int(fraction * config.window) // ratio) * ratio
-
-
-def _new_codes(
-    prior: Prior, batch: dict, window_BW: Tensor, known: int, draw: Drawing, start: int, progress: Progress
-) -> Tensor:
-    """The codes of one window after its `known` ones."""
-    config = prior.config
-    prefix, end = config.prefix_tokens, window_BW.shape[1]
-    batch["codes"] = F.pad(window_BW, (0, config.window - end))
-    with torch.inference_mode():
-        given = prior.conditioning(batch)
-        tokens = sample_window(prior, given, prior.tokens(batch), prefix + known, prefix + end, draw, start, progress)
-    # A model of one sequence may emit a lyric token where music belongs; Jukebox reads that as code 0 (spec 7.5).
-    return (tokens[:, prefix + known : prefix + end] - config.shift).clamp(min=0)
+def spans(total: int, window: int, hop: int) -> list[Span]:
+    """The windows in order: each code belongs to the first window that reaches it."""
+    ends = [min(start + window, total) for start in window_starts(total, window, hop)]
+    return [Span(start, new, end) for start, new, end in zip(window_starts(total, window, hop), [0, *ends[:-1]], ends)]
 
 
 def conditions_at(
     config: PriorConfig, told: list[Told], upper_BU: Tensor | None, start: int, samples: int, device: torch.device
 ) -> dict:
     """The batch that conditions a window starting at code `start`, as the prior's `conditioning` wants it."""
-    place = (samples, start * config.hop, config.window * config.hop)
+    return conditions_of(config, told, upper_BU, [start] * len(told), samples, device)
+
+
+def conditions_of(
+    config: PriorConfig, told: list[Told], upper_MU: Tensor | None, starts: Sequence[int], samples: int,
+    device: torch.device,
+) -> dict:  # fmt: skip
+    """The batch that conditions M rows, each with its own window from code `starts` on."""
+    places = [(samples, start * config.hop, config.window * config.hop) for start in starts]
     names = {n: torch.from_numpy(np.stack([t.conditions[n] for t in told])).to(device) for n in config.labels}
-    batch: dict = {"timing": torch.tensor([place] * len(told), device=device), "conditions": names}
+    batch: dict = {"timing": torch.tensor(places, device=device), "conditions": names}
     if config.lyrics:
         rate, size = config.sample_rate, config.lyrics.tokens
-        windows = [window_of_lyrics(t.tokens, t.words, *place, rate, size).ids for t in told]
-        batch["lyrics"] = torch.from_numpy(np.stack(windows)).to(device)
+        lyrics = [window_of_lyrics(t.tokens, t.words, *place, rate, size).ids for t, place in zip(told, places)]
+        batch["lyrics"] = torch.from_numpy(np.stack(lyrics)).to(device)
     if config.upper:
-        assert upper_BU is not None, f"the {config.level} level needs the codes above"
-        assert start % config.upper.ratio == 0, f"a window at {start} starts inside a code of the level above"
+        assert upper_MU is not None, f"the {config.level} level needs the codes above"
         ratio = config.upper.ratio
-        batch["upper_codes"] = upper_window(upper_BU.to(device), start // ratio, config.window // ratio)
+        assert not any(start % ratio for start in starts), f"windows at {starts} start inside a code of the level above"
+        above = [upper_window(u, start // ratio, config.window // ratio) for u, start in zip(upper_MU, starts)]
+        batch["upper_codes"] = torch.stack(above).to(device)
     return batch
 
 
-def upper_window(upper_BU: Tensor, start: int, length: int) -> Tensor:
-    """`length` upper codes from `start`; past the end of the song the last code is held."""
-    window = upper_BU[:, start : start + length]
-    missing = length - window.shape[1]
-    return torch.cat([window, window[:, -1:].expand(-1, missing)], dim=1) if missing else window
+def upper_window(upper_XU: Tensor, start: int, length: int) -> Tensor:
+    """`length` upper codes from `start`, [..., U]; past the end of the song the last code is held."""
+    window = upper_XU[..., start : start + length]
+    missing = length - window.shape[-1]
+    return torch.cat([window, window[..., -1:].expand(*window.shape[:-1], missing)], dim=-1) if missing else window
+
+
+def untold(config: PriorConfig) -> Told:
+    """What the twin of a guided song is told: nothing, as training with dropout leaves labels and lyrics out."""
+    names = {name: Vocabulary().ids([], label.slots) for name, label in config.labels.items()}
+    return Told(names, Tokens([], []), [])
+
+
+@dataclass(frozen=True)
+class Row:
+    """A song and one of its windows; rows go in lockstep."""
+
+    song: int
+    span: Span
+
+
+@torch.inference_mode()
+def window_of(prior: Prior, job: LevelJob, rows: list[Row]) -> Window:
+    """Those rows, and a twin of every guided one, as one `Window` with the codes and clamps that the job has now."""
+    config, device = prior.config, next(prior.parameters()).device
+    songs = [row.song for row in rows]
+    guided = [n for n, song in enumerate(songs) if job.guidance[song] != 1.0]
+    everyone = [*range(len(rows)), *guided]
+    told = [job.told[song] for song in songs] + [untold(config)] * len(guided)
+    starts = [rows[n].span.start for n in everyone]
+    upper = None if job.upper_BU is None else job.upper_BU[[songs[n] for n in everyone]]
+    batch = conditions_of(config, told, upper, starts, job.samples, device)
+    codes, known = _codes_of(config, job, rows, device)
+    batch["codes"] = codes[everyone]
+    draw: Drawing = job.draw.of(torch.tensor(songs, device=device))
+    if guided:
+        strengths = torch.tensor([job.guidance[songs[n]] for n in guided], device=device)
+        draw = Guided(job.draw.of(torch.tensor(songs, device=device)), torch.tensor(guided, device=device), strengths)
+    return Window(
+        prior, prior.conditioning(batch), prior.tokens(batch), known[everyone],
+        torch.tensor(starts, device=device), draw, _sharing(told, starts, batch, known[everyone]),
+    )  # fmt: skip
+
+
+def _codes_of(config: PriorConfig, job: LevelJob, rows: list[Row], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Codes [M, W] and which positions [M, prefix + W] stay: what is known, and what is none of the row's business."""
+    codes, known = [], []
+    for row in rows:
+        span, room = row.span, (0, config.window - (row.span.end - row.span.start))
+        codes.append(F.pad(job.codes_BT[row.song, span.start : span.end], room))
+        known.append(F.pad(job.known_BT[row.song, span.start : span.end], room, value=True))
+    stay = torch.stack(known).to(device)
+    return torch.stack(codes).to(device), F.pad(stay, (config.prefix_tokens, 0), value=True)
+
+
+def _sharing(told: list[Told], starts: list[int], batch: dict, known_MT: Tensor) -> Tensor | None:
+    """Which rows share what they are told and their known beginning: variations of one request. None: none do."""
+    unknown = (~known_MT).any(0).nonzero()
+    prefix, length = known_MT.shape[1] - batch["codes"].shape[1], known_MT.shape[1]
+    begin = max(0, (int(unknown[0]) if len(unknown) else length) - prefix)
+    upper = batch.get("upper_codes")
+    kinds: dict[tuple, int] = {}
+    songs = []
+    for m, (who, start) in enumerate(zip(told, starts)):
+        above = b"" if upper is None else upper[m].cpu().numpy().tobytes()
+        key = (id(who), start, above, batch["codes"][m, :begin].cpu().numpy().tobytes())
+        songs.append(kinds.setdefault(key, len(kinds)))
+    return torch.tensor(songs, device=known_MT.device) if begin and len(kinds) < len(songs) else None

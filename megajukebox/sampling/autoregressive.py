@@ -1,0 +1,126 @@
+"""The autoregressive level samplers: windows in order, exactly; or all at once, each after a short run-up of its own.
+
+sequential   code by code                                         the reference, and best for many songs at once
+ahead        an int8 copy of the prior guesses, one pass decides  the same codes; best for one or two songs
+fixed_point  the last pass's codes are the guess                  the same codes
+windows      all windows of a song in lockstep                    other codes: a seam between windows (LOG.md)
+"""
+
+# B songs   M rows (a song and one of its windows)
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from megajukebox.models.prior import Prior
+from megajukebox.sampling.decoder import Packed, WindowDecoder
+from megajukebox.sampling.level import LevelJob, LevelSampler, Progress, hop_of
+from megajukebox.sampling.window import Window, sample_window, sample_window_ahead, take
+from megajukebox.sampling.windows import Row, Span, spans, window_of
+
+WAYS = ("sequential", "ahead", "fixed_point", "windows")
+
+
+@dataclass
+class Autoregressive:
+    """Windows in order, all songs in lockstep."""
+
+    prior: Prior
+    way: str = "sequential"
+    ahead: int = 8  # codes that are guessed before one pass decides
+    int8: bool = False  # rounded weights decide: not exact
+    exact: bool = True
+
+    def __post_init__(self) -> None:
+        self.packed = Packed(self.prior, self.int8)
+        self.rough = Packed(self.prior, int8=True) if self.way == "ahead" else None
+        self.exact = not self.int8
+
+    @torch.inference_mode()
+    def sample(self, job: LevelJob, progress: Progress) -> None:
+        config = self.prior.config
+        for span in spans(job.total, config.window, hop_of(config, job.hop_fraction)):
+            if not bool(job.known_BT[:, span.new : span.end].all()):
+                rows = [Row(song, span) for song in range(len(job.told))]
+                self.run(job, rows, window_of(self.prior, job, rows), progress)
+
+    def run(self, job: LevelJob, rows: list[Row], window: Window, progress: Progress) -> None:
+        """Sample one window of every row; codes count as done row by row of the transformer."""
+
+        def note(t: int) -> None:
+            progress(sum(self.write(job, row, window.tokens_BT[m], t) for m, row in enumerate(rows)))
+
+        self.way_of(window)(self.packed, window, progress=note)
+
+    def write(self, job: LevelJob, row: Row, tokens_T: Tensor, t: int) -> int:
+        """Hand on the row's own codes before position t of its window; how many of them are new."""
+        config, span = self.prior.config, row.span
+        first, end = config.prefix_tokens + span.new - span.start, min(t, config.prefix_tokens + span.end - span.start)
+        # A model of one sequence may emit a lyric token where music belongs; that is read as code 0 (spec 7.5).
+        return job.write(row.song, span.new, (tokens_T[first:end] - config.shift).clamp(min=0)) if end > first else 0
+
+    def way_of(self, window: Window) -> Callable:
+        if self.way == "ahead":
+            return partial(sample_window_ahead, guess=self.guess, ahead=self.ahead)
+        if self.way == "fixed_point":
+            return partial(sample_window_ahead, guess=lambda *_: None, ahead=self.ahead)
+        return sample_window
+
+    def guess(self, decoder: WindowDecoder, window: Window, t: int, end: int) -> None:
+        """Sample roughly, with the same noise: the same code nine times of ten or more."""
+        assert self.rough is not None
+        for now in range(t, end):
+            logits = decoder.step(self.rough, window.tokens_BT, now)
+            take(window, now, window.draw(logits, window.positions(now, 1)).codes)
+
+
+@dataclass
+class ParallelWindows(Autoregressive):
+    """All windows of the songs in lockstep, `most_rows` at a time: not the codes of the windows in order.
+
+    Every window but the first samples a run-up of its own, which is thrown away, and waits for no other:
+
+        in order    |========|            in parallel   |========|
+                        |----====|                           |--======|       - run-up
+                            |----====|                             |--======|
+    """
+
+    run_up: float = 0.125  # share of a window
+    most_rows: int = 64
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.exact = False
+
+    @torch.inference_mode()
+    def sample(self, job: LevelJob, progress: Progress) -> None:
+        rows = [Row(song, span) for span in self.spans(job.total) for song in range(len(job.told))]
+        rows = [row for row in rows if not bool(job.known_BT[row.song, row.span.new : row.span.end].all())]
+        for first in range(0, len(rows), self.most_rows):
+            some = rows[first : first + self.most_rows]
+            window = window_of(self.prior, job, some)
+            prefix = self.prior.config.prefix_tokens
+            for m, row in enumerate(some):  # the run-up must not depend on what a neighbour has done by now
+                run_up = slice(prefix, prefix + row.span.new - row.span.start)
+                window.known_BT[m, run_up] = job.given_BT[row.song, row.span.start : row.span.new]
+            for g, song in enumerate(getattr(window.draw, "songs_G", torch.zeros(0)).tolist()):
+                window.known_BT[len(some) + g] = window.known_BT[song]
+            self.run(job, some, window, progress)
+
+    def spans(self, total: int) -> list[Span]:
+        window, run_up = self.prior.config.window, hop_of(self.prior.config, self.run_up)
+        if total <= window:
+            return [Span(0, 0, total)]
+        starts = range(0, total - run_up, window - run_up)
+        return [Span(s, s + run_up if s else 0, min(s + window, total)) for s in starts]
+
+
+def sampler_of(prior: Prior, way: str, **settings) -> LevelSampler:
+    """The level sampler of that name. ValueError if there is none."""
+    if way not in WAYS:
+        raise ValueError(f"sampler {way!r} is unknown; choose one of {', '.join(WAYS)}")
+    if way == "windows":
+        return ParallelWindows(prior, **settings)
+    return Autoregressive(prior, way, **settings)
