@@ -50,11 +50,11 @@ class Child:
 
 def meeting_place(attempt: int) -> dict[str, str]:
     """Where the ranks meet: another port each time, lest the last attempt's still be taken. Empty outside SLURM."""
-    number = slurm.job()
-    if number is None:
+    number, nodes = slurm.job(), slurm.nodes()
+    if number is None or not nodes:
         return {}
     port = 20000 + (int(number) * 37 + attempt * 101) % 20000
-    return {"MASTER_ADDR": slurm.first_node() or "127.0.0.1", "MASTER_PORT": str(port)}
+    return {"MASTER_ADDR": slurm.address(nodes[0]), "MASTER_PORT": str(port)}
 
 
 def main(
@@ -126,8 +126,7 @@ def hand_over(log: RunLog) -> int:
 def leave_bad_nodes(run: Path, log: RunLog) -> int | None:
     """If a node of this job has failed the run twice, the next job must go on without it."""
     bad = bad_nodes(run)
-    here = slurm.ask("scontrol", "show", "hostnames", os.environ.get("SLURM_JOB_NODELIST", "")).split()
-    if not set(bad) & set(here):
+    if not set(bad) & set(slurm.nodes()):
         return None
     log.event("exclude_node", nodes=bad, reason=f"ranks on {', '.join(bad)} died twice within a day")
     slurm.exclude(bad)

@@ -24,7 +24,7 @@ from megajukebox.training import parallel
 from megajukebox.training.batching import batch_of_run, share_batch
 from megajukebox.training.config import STAGES, Preset, TrainingSettings, dump, load_preset
 from megajukebox.training.engines import engine_of
-from megajukebox.training.exits import Ending, ending
+from megajukebox.training.exits import Ending, ending, within
 from megajukebox.training.loop import train
 from megajukebox.training.pipeline import reader
 from megajukebox.training.run import Run
@@ -64,7 +64,8 @@ def run_stage(
     """Build the task, its engine and its run, and train. Returns whether the last step was reached."""
     settings = preset.stage(stage)
     as_given = parallel.read_ds_config(settings.ds_config)
-    place = parallel.start()
+    with within(settings.hang_slow_seconds, "the ranks did not find each other"):
+        place = parallel.start()
     reads = reader(place, as_given)
     before = parallel.from_rank_0(batch_of_run(record_of(out), as_given) if place.rank == 0 else None)
     ds_config = share_batch(as_given, reads.size, before)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from little_sets import write_codes
 
 # Tests run side by side, one on each core: with more threads than cores they wait for each other (4 s became 57 s).
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -36,4 +37,20 @@ def pipeline(tmp_path_factory) -> Path:
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     (out / "stdout.txt").write_text(done.stdout)
+    return out
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory) -> Path:
+    """Code shards for the smallest prior, made without training anything."""
+    return write_codes(tmp_path_factory.mktemp("set") / "codes")
+
+
+@pytest.fixture(scope="session")
+def straight(tmp_path_factory, data) -> Path:
+    """A run of the smallest prior on two ranks of the deepspeed launcher that nothing disturbs."""
+    from disturbed_runs import by_deepspeed, run
+
+    out = tmp_path_factory.mktemp("straight") / "run"
+    assert run(by_deepspeed(data, out)) == 0
     return out

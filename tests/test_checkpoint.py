@@ -6,12 +6,15 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from megajukebox.training.checkpoint import MANIFEST, Keep, flaws, folder_of, newest, partial, read_state, seal
+from megajukebox.training.checkpoint import MANIFEST, Keep, Stored, flaws, folder_of, newest, partial, read_state, seal
 
 FILES = {"state/rank-0.pt": b"first" * 100, "state/rank-1.pt": b"second" * 100, "empty.txt": b""}
 
@@ -176,3 +179,63 @@ def test_a_step_saved_again_replaces_what_was_there(tmp_path: Path) -> None:
     flip(saved(tmp_path, 10) / "state/rank-0.pt", 0)
     assert flaws(folder_of(tmp_path, 10)) is not None
     assert flaws(saved(tmp_path, 10)) is None
+
+
+def test_every_nth_checkpoint_stays_for_good(tmp_path: Path) -> None:
+    for step in range(5, 45, 5):
+        write(tmp_path, step)
+        seal(partial(tmp_path, step), step, {"step": step}, Keep(2, every=15))
+    assert steps_of(tmp_path) == [15, 30, 35, 40]
+
+
+def test_processes_share_the_reading_of_a_checkpoint_and_between_them_find_every_flaw(tmp_path: Path) -> None:
+    folder = saved(tmp_path, 10)
+    for name in ("state/rank-0.pt", "state/rank-1.pt", "state.json"):
+        flip(folder / name, 0)
+        found = [flaws(folder, (rank, 3)) for rank in range(3)]
+        assert [flaw for flaw in found if flaw] == [f"{name} has another checksum"]
+        flip(folder / name, 0)
+    assert [flaws(folder, (rank, 7)) for rank in range(7)] == [None] * 7
+
+
+def test_a_save_that_may_not_be_made_final_leaves_no_checkpoint(tmp_path: Path) -> None:
+    before = saved(tmp_path, 10)
+
+    def replaced() -> None:
+        raise RuntimeError("another start has taken the run")
+
+    written = write(tmp_path, 20)
+    with pytest.raises(RuntimeError, match="another start"):
+        seal(written, 20, {"step": 20}, Keep(2), check=replaced)
+    assert newest(tmp_path) == (before, []) and (tmp_path / "checkpoints/latest").read_text() == "step-00000010"
+
+
+def test_sums_told_by_the_writer_are_believed_so_a_file_that_reached_the_disk_otherwise_is_found(
+    tmp_path: Path,
+) -> None:
+    written = write(tmp_path, 20)
+    told = {str(written / "state/rank-0.pt"): Stored(len(FILES["state/rank-0.pt"]) + 2, "0" * 64)}
+    folder = seal(written, 20, {"step": 20}, Keep(2), told)
+    assert flaws(folder) == "state/rank-0.pt has another checksum"
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 12), st.sampled_from(["save", "killed", "damaged"])), max_size=25),
+    st.integers(1, 3),
+)
+@settings(max_examples=40, deadline=None)
+def test_whatever_is_saved_killed_and_damaged_the_newest_whole_one_is_never_lost(steps, keep) -> None:
+    """The run goes on from the newest whole checkpoint after each fault, as it does in life."""
+    with tempfile.TemporaryDirectory() as folder:
+        run, whole = Path(folder), 0
+        for more, what in steps:
+            write(run, whole + more)
+            if what == "killed":
+                continue
+            last = seal(partial(run, whole + more), whole + more, {"step": whole + more}, Keep(keep))
+            if what == "damaged" and whole and folder_of(run, whole).exists():
+                flip(last / "state/rank-0.pt", 1)
+                assert newest(run)[0] == folder_of(run, whole)
+            else:
+                whole += more
+                assert newest(run)[0] == last

@@ -11,6 +11,7 @@ import errno
 import json
 import os
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterator
@@ -101,13 +102,16 @@ def ending(run: Path, verb: str) -> Iterator[Ending]:
 BY_NAME = {"StorageDown": "storage", "TrainingDiverged": "diverged", "OutOfMemoryError": "memory"}
 
 
+NOT_MENDED_BY_WAITING = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENOENT)
+
+
 def kind_of(error: BaseException) -> str:
     """The kind of ending that an exception means."""
     if isinstance(error, Leave):
         return error.kind
     if type(error).__name__ in BY_NAME:
         return BY_NAME[type(error).__name__]
-    if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EROFS:
+    if isinstance(error, OSError) and error.errno in NOT_MENDED_BY_WAITING:
         return "config"
     for kind, classes in {"memory": MemoryError, "storage": OSError, "config": ValueError}.items():
         if isinstance(error, classes):
@@ -122,6 +126,23 @@ OF_A_PEER = ("closed by peer", "gloo", "nccl", "socket", "timed out", "wait time
 def is_of_a_peer(error: BaseException) -> bool:
     text = str(error).lower()
     return isinstance(error, RuntimeError) and any(words in text for words in OF_A_PEER)
+
+
+@contextmanager
+def within(seconds: float, what: str) -> Iterator[None]:
+    """End the process as TEMPORARY if the block takes longer: for waits that heed nothing else."""
+
+    def leave() -> None:
+        print(f"train: {what} within {seconds:.0f} s; start again", file=sys.stderr)
+        leave_now(TEMPORARY)
+
+    timer = threading.Timer(seconds, leave)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def leave_now(code: int) -> None:

@@ -28,6 +28,8 @@ from megajukebox.training.storage import Storage
 from megajukebox.training.universal import Spread
 
 DS_CONFIGS = Path(__file__).parent.parent.parent / "ds_configs"
+# What the files of a checkpoint may name beside tensors and plain values: nothing in them is run when they are read.
+ALLOWED = [ZeroStageEnum, LossScaler, DynamicLossScaler, fragment_address]
 T = TypeVar("T")
 
 
@@ -158,7 +160,7 @@ class Engine:
         quiet = getattr(model, "before_meeting", None)
         if quiet is not None:
             quiet.register_forward_hook(lambda *_: self.alone.stop())
-        self.storage = Storage([ZeroStageEnum, LossScaler, DynamicLossScaler, fragment_address])
+        self.storage = Storage(ALLOWED)
         self.engine.checkpoint_engine = self.storage
         # Scripts that it would leave in every checkpoint: they read pickles, and on a full disk they hang the others.
         self.engine._copy_recovery_script = lambda folder: None

@@ -126,6 +126,7 @@ class Pulse:
 
     def _hang(self) -> None:
         section, seconds = self.name, time.time() - self.since
+        faulthandler.cancel_dump_traceback_later()
         faulthandler.dump_traceback(file=self._stacks, all_threads=True)
         beats = read_heartbeats(self.log.run, self.generation.number)
         named = suspects(beats, time.time(), stale=3 * self.beat)

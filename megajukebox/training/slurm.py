@@ -5,6 +5,7 @@ starts within seconds and goes on from the newest checkpoint. (`scontrol requeue
 """
 
 import os
+import re
 import subprocess
 
 
@@ -63,10 +64,15 @@ def requeue() -> None:
         ask("scontrol", "requeue", number)
 
 
-def first_node() -> str | None:
-    """Where rank 0 of this job runs."""
-    nodes = os.environ.get("SLURM_JOB_NODELIST")
-    return ask("scontrol", "show", "hostnames", nodes).split()[0] if nodes else None
+def nodes() -> list[str]:
+    """The nodes of this job, the one of rank 0 first."""
+    return ask("scontrol", "show", "hostnames", os.environ.get("SLURM_JOB_NODELIST", "")).split()
+
+
+def address(node: str) -> str:
+    """Where SLURM itself reaches a node; its name need not mean anything to anybody else."""
+    found = re.search(r"NodeAddr=(\S+)", ask("scontrol", "show", "node", node))
+    return found[1] if found else node
 
 
 def runs_elsewhere(number: str | None) -> bool:

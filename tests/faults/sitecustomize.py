@@ -1,0 +1,67 @@
+"""Faults for a training process that is otherwise the real one: Python runs this file where it is on PYTHONPATH.
+
+FAULT is a list such as "slow=0.2 kill=1@7": what happens to which rank before which step (0-based). Each happens once:
+a file in the folder FAULT_MARKS remembers.
+"""
+
+import ctypes
+import importlib.abc
+import importlib.machinery
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+
+def strike(rank: int, step: int) -> None:
+    for fault in os.environ.get("FAULT", "").split():
+        name, _, value = fault.partition("=")
+        if name == "slow":
+            time.sleep(float(value))
+        elif value == f"{rank}@{step}" and first_time(fault):
+            HOW[name]()
+
+
+def first_time(fault: str) -> bool:
+    try:
+        (Path(os.environ["FAULT_MARKS"]) / fault).touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
+def raise_bug() -> None:
+    raise RuntimeError("a bug of ours")
+
+
+HOW = {
+    "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "freeze": lambda: os.kill(os.getpid(), signal.SIGSTOP),
+    "lock": lambda: ctypes.PyDLL(None).sleep(600),  # keeps the interpreter's lock: no Python thread runs
+    "bug": raise_bug,
+}
+
+
+class Patch(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Puts `strike` before every step as soon as the loop is imported."""
+
+    def find_spec(self, name, path, target=None):
+        if name != "megajukebox.training.loop":
+            return None
+        self.real = importlib.machinery.PathFinder.find_spec(name, path)
+        return importlib.machinery.ModuleSpec(name, self, origin=self.real.origin)
+
+    def exec_module(self, module):
+        self.real.loader.exec_module(module)
+        plain = module.train_one_step
+
+        def struck(run, task, engine, batches, stream, step, *more):
+            strike(run.rank, step)
+            return plain(run, task, engine, batches, stream, step, *more)
+
+        module.train_one_step = struck
+
+
+if "FAULT" in os.environ:
+    sys.meta_path.insert(0, Patch())
