@@ -52,7 +52,7 @@ def test_every_second_belongs_to_one_phase(tmp_path: Path) -> None:
 def test_the_heartbeat_says_what_is_promised(tmp_path: Path) -> None:
     heart = pulse(tmp_path)
     heart.enter("step")
-    heart.stepped(7, 0.5)
+    heart.stepped(7, 0.5, 0.1)
     heart.tell()
     told = json.loads((tmp_path / "heartbeats/rank-00000.json").read_text())
     assert {"rank", "host", "pid", "time", "step", "section", "section_since", "step_seconds"} <= set(told)
@@ -63,10 +63,10 @@ def test_the_first_step_may_take_long_and_later_ones_ten_times_their_usual(tmp_p
     heart = pulse(tmp_path, Limits(step=30, slow=600))
     heart.enter("step")
     assert heart.limit() == 600
-    heart.stepped(1, 2.0)
+    heart.stepped(1, 2.0, 0.1)
     assert heart.limit() == 30
     for step in range(2, 9):
-        heart.stepped(step, 20.0)
+        heart.stepped(step, 20.0, 0.1)
     assert heart.limit() == 200
     with heart.section("save"):
         assert heart.limit() == 600
@@ -101,7 +101,7 @@ from test_pulse import Limits, pulse
 heart = pulse(Path(sys.argv[1]), Limits(step=1.0, slow=60))
 heart.end.generation = heart.generation.number
 heart.enter("step")
-heart.stepped(1, 0.01)
+heart.stepped(1, 0.01, 0.01)
 heart.start()
 def waiting_for_the_others():
     time.sleep(60)
