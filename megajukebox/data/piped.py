@@ -269,5 +269,4 @@ class PipedBatches:
         return dict(self.counted.kinds)
 
     def report(self) -> dict[str, float]:
-        fill = {"buffer_fill": self._steps.fill()} if self._steps and self.ahead.workers else {}
-        return {"skipped": self.counted.bad, **{f"skipped_{k}": n for k, n in self.skips().items()}, **fill}
+        return {"buffer_fill": self._steps.fill()} if self._steps and self.ahead.workers else {}

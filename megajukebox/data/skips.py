@@ -26,6 +26,7 @@ KINDS = (  # words in a reason -> the kind it is counted as; the first that fits
     ("unreadable", "undecodable"),
     ("No such file", "missing"),
 )
+ALL_KINDS = (*dict.fromkeys(kind for _, kind in KINDS), "other")
 
 
 class StorageDown(Exception):

@@ -43,6 +43,8 @@ class Source(Protocol):
 
     def facts(self) -> dict[str, object]: ...
 
+    def report(self) -> dict[str, int]: ...
+
     def read(self, song: int, clip: int, rng: np.random.Generator | None) -> dict[str, Any]: ...
 
 
@@ -239,10 +241,8 @@ class Batches:
         return dict(self.counted.kinds)
 
     def report(self) -> dict[str, float]:
-        """For the metrics: clips skipped, in all and by kind, and how full the buffer of read steps is (0..1)."""
-        fill = {"buffer_fill": self._steps.fill()} if self._steps and self.ahead.workers else {}
-        kinds = {f"skipped_{kind}": count for kind, count in self.skips().items()}
-        return {"skipped": self.counted.bad, **kinds, **fill}
+        """For the metrics: how full the buffer of read steps is (0..1), where processes fill one."""
+        return {"buffer_fill": self._steps.fill()} if self._steps and self.ahead.workers else {}
 
     def epoch(self) -> float:
         """How often the songs have been heard before `next_step`."""

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from megajukebox.data.files import write_whole
 from megajukebox.data.order import philox
 from megajukebox.data.piped import PipedBatches
+from megajukebox.data.skips import ALL_KINDS
 from megajukebox.data.stream import Batches
 from megajukebox.training import parallel
 from megajukebox.training.exits import Leave
@@ -27,6 +28,7 @@ def train(run: Run, task: Task, engine: parallel.Engine) -> bool:
     Leave when a newer start has taken the run, or the last checkpoint could not be saved.
     """
     first = saved = resume(run, task, engine)
+    run.log.event("data", first, **task.corpus())
     last = min(run.settings.steps, first + (run.stop_after or run.settings.steps))
     stream, done, order = task.batches(first), first, NOTHING
     batches = iter(stream)
@@ -93,6 +95,7 @@ def train_one_step(
         heard = {
             "audio_seconds_per_second": task.audio_seconds / seconds,
             "stall_share": waited / seconds,
+            **skipped(run, task, stream),
             **stream.report(),
             **parallel.memory(),
         }
@@ -100,6 +103,13 @@ def train_one_step(
         speed = split | {task.speed_name: task.units_per_step / seconds}
         run.log.metrics(step + 1, "train", metrics | heard | speed | run.pulse.account())
     return metrics["loss"]
+
+
+def skipped(run: Run, task: Task, stream: Batches | PipedBatches) -> dict[str, int]:
+    """Clips replaced so far on all ranks, in all and by kind; what the stages of one pipeline read counts once."""
+    mine = stream.skips() if run.rank < task.reading.place.size else {}
+    kinds = dict(zip(ALL_KINDS, parallel.total([mine.get(kind, 0) for kind in ALL_KINDS])))
+    return {"skipped": sum(kinds.values()), **{f"skipped_{kind}": count for kind, count in kinds.items() if count}}
 
 
 def evaluate(run: Run, task: Task, engine: parallel.Engine, step: int) -> dict[str, float]:

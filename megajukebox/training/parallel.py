@@ -97,6 +97,13 @@ def memory() -> dict[str, float]:
     return held | ({"memory_gpu_bytes": float(torch.cuda.max_memory_allocated())} if torch.cuda.is_available() else {})
 
 
+def total(numbers: list[int]) -> list[int]:
+    """Each of `numbers` summed over all ranks."""
+    summed = torch.tensor(numbers, device=_device())
+    dist.all_reduce(summed)
+    return summed.tolist()
+
+
 def _device() -> torch.device:
     return torch.device("cuda", world().local_rank) if torch.cuda.is_available() else torch.device("cpu")
 

@@ -70,6 +70,10 @@ class Task:
             self.source, micro_batch=size, rank=place.rank, world=place.size, limit=limit, on_bad=on_bad
         )
 
+    def corpus(self) -> dict[str, int]:
+        """How many songs and clips are trained on, held out, or too short; nothing is known of a pipe."""
+        return {} if isinstance(self.source, Piped) else self.source.report()
+
     def stream_state(self, next_step: int) -> dict[str, object]:
         """Where the stream stands before `next_step`: holds for any number of ranks."""
         return self._stream(next_step).state()
