@@ -5,25 +5,29 @@
     megajukebox explore old/samples new/samples                # two runs to compare
     megajukebox explore --serve old/samples new/samples        # and to vote on blind (needs the extra [serve])
     megajukebox explore --serve --run runs/tiny                # and to make new songs with: the Studio
+    megajukebox explore samples/ runs/ --follow 30             # writes the runs' pages again every 30 s, till Ctrl-C
     python megajukebox/explore.py samples/                     # samples alone
 
 The pages open from disk and need no server; voting and the Studio need the one of --serve, on loopback unless told.
 """
 
+import contextlib
 import os
 import secrets
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from megajukebox.explorer.building import build
+from megajukebox.explorer.building import build, write_runs
 from megajukebox.explorer.run_records import DEPTH, find_runs
 
 
 def main(
     folders: Annotated[list[Path] | None, typer.Argument(help="Folders of samples, and of runs.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the site; by default `site` beside the first.")] = None,
+    follow: Annotated[float | None, typer.Option(min=1, help="Write runs' pages again every so many seconds.")] = None,
     copy: Annotated[bool, typer.Option("--copy", help="Copy the recordings into the site.")] = False,
     serve: Annotated[bool, typer.Option("--serve", help="Serve the pages: blind votes, and with --run the Studio.")] = (
         False
@@ -48,11 +52,21 @@ def main(
             raise ValueError("no folder was given; give what `megajukebox sample` or `train` wrote, or --run")
         site = absolute(out) if out else (given or samples)[0].parent / "site"
         if not serve:
-            print(build(samples, runs, site, copy_audio=copy))
+            print(build(samples, runs, site, copy_audio=copy), flush=True)
+            if follow:
+                keep_writing(runs, site, copy, follow)
         else:
             serve_pages(samples, runs, site, run and absolute(run), votes, host, port, most_seconds)
     except ValueError as error:
         raise SystemExit(f"explore: {error}") from error
+
+
+def keep_writing(runs: list[Path], site: Path, copy: bool, every: float) -> None:
+    """The runs' pages again and again, until Ctrl-C."""
+    with contextlib.suppress(KeyboardInterrupt):
+        while True:
+            time.sleep(every)
+            write_runs(runs, site, copy)
 
 
 def absolute(folder: Path) -> Path:

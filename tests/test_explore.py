@@ -73,8 +73,8 @@ def test_the_entry_writes_a_site_beside_the_samples_and_prints_its_path(demo: Pa
     )
     assert done.stdout.strip() == str(demo / "site" / "index.html")
     assert [str(path.relative_to(demo / "site")) for path in pages(demo / "site")] == [
-        "blind.html", "compare.html", "corpus.html", "index.html", "runs.html",
-        "sample/one.html", "sample/three.html", "sample/two.html", "studio.html",
+        "blind.html", "compare.html", "corpus.html", "index.html",
+        "run/vqvae.html", "runs.html", "sample/one.html", "sample/three.html", "sample/two.html", "studio.html",
     ]  # fmt: skip
 
 

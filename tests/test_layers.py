@@ -17,7 +17,7 @@ BELOW = {
     "data": set(),
     "models": {"data"},
     "monitoring": {"data"},
-    "explorer": {"data"},
+    "explorer": {"data", "monitoring"},
     "interop": {"models", "data"},
     "sampling": {"models", "data"},
     "training": {"models", "data", "monitoring"},

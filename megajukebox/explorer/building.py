@@ -12,6 +12,7 @@ import soundfile
 from rich.console import Console
 from rich.progress import track
 
+from megajukebox.data.redaction import redacted
 from megajukebox.explorer import files
 from megajukebox.explorer.compare_page import blind_page, compare_page
 from megajukebox.explorer.corpus_page import no_corpus_page
@@ -19,8 +20,9 @@ from megajukebox.explorer.entries import Links, entry, words
 from megajukebox.explorer.list_page import list_page
 from megajukebox.explorer.pictures import draw
 from megajukebox.explorer.records import Problem, Sample, read_samples
-from megajukebox.explorer.run_page import runs_page
-from megajukebox.explorer.run_records import read_runs
+from megajukebox.explorer.run_page import run_page
+from megajukebox.explorer.run_records import Run, read_runs, settings
+from megajukebox.explorer.runs_page import runs_page
 from megajukebox.explorer.sample_page import sample_page
 from megajukebox.explorer.studio_page import studio_page
 
@@ -96,9 +98,38 @@ def build(samples: list[Path], runs: list[Path], out: Path, copy_audio: bool = F
     """Write the site over `samples` and `runs` into the folder `out`; returns its first page."""
     write_static(out)
     write_samples(samples, out, copy_audio)
-    write_page(out / "runs.html", runs_page(read_runs(runs)))
+    write_runs(runs, out, copy_audio)
     write_page(out / "corpus.html", no_corpus_page())
     return out / "index.html"
+
+
+def write_runs(folders: list[Path], out: Path, copy_audio: bool = False) -> list[Run]:
+    """The list of runs, a page for each, and their settings for whoever compares two."""
+    runs = read_runs(folders)
+    write_page(out / "runs.html", runs_page(runs))
+    for run in runs:
+        page = out / "run" / f"{files.safe_name(run.name)}.html"
+        recordings = [files.relative_url(path, page.parent) for path in recordings_of(run, out, copy_audio)]
+        write_page(page, run_page(run, [other.name for other in runs if other is not run], recordings))
+    configs = {run.name: settings(run.config) for run in runs}
+    files.write(out / "configs.js", files.script("configs", as_text(configs)))
+    return runs
+
+
+def recordings_of(run: Run, out: Path, copy_audio: bool) -> list[Path]:
+    """Where the page finds the run's samples: where they lie, or copied into the site."""
+    if not copy_audio:
+        return [sample.path for sample in run.samples]
+    folder, copied = out / "run" / files.safe_name(run.name), []
+    for sample in run.samples:
+        copied.append(folder / sample.path.parent.name / f"{files.safe_name(sample.path.stem)}{sample.path.suffix}")
+        files.copy(sample.path, copied[-1])
+    return copied
+
+
+def as_text(configs: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
+    """Without secrets, and without bytes that are not text."""
+    return {name.encode("utf-8", "replace").decode(): redacted(found) for name, found in configs.items()}
 
 
 def write_static(out: Path) -> None:

@@ -9,7 +9,7 @@ from megajukebox.explorer.markup import Markup, element, joined
 from megajukebox.explorer.run_records import Points
 
 WIDTH, HEIGHT = 360, 200
-LEFT, RIGHT, TOP, BOTTOM = 46, 352, 8, 176  # of the plot inside the picture
+LEFT, RIGHT, TOP, BOTTOM = 54, 352, 8, 176  # of the plot inside the picture
 MOST_POINTS = 300
 LOG_ABOVE = 50  # times the smallest value, and the values are drawn on a logarithmic scale
 
@@ -44,8 +44,11 @@ def round_step(step: float) -> float:
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= step * 0.999)
 
 
-def figure(name: str, splits: dict[str, Points]) -> Markup:
-    """One metric with all its splits, and its last values in words."""
+Marks = list[tuple[float, str, str]]  # (step, kind, what happened)
+
+
+def figure(name: str, splits: dict[str, Points], marks: Marks | None = None) -> Markup:
+    """One metric with all its splits, its last values in words, and `marks` where something happened."""
     thinned = {split: thin(points) for split, points in splits.items()}
     finite = [point for points in thinned.values() for point in points if math.isfinite(point[1])]
     title = name.replace("_", " ")
@@ -56,11 +59,15 @@ def figure(name: str, splits: dict[str, Points]) -> Markup:
         for split, points in splits.items()
     ]
     caption = element("figcaption", element("strong", title), element("span", joined(*last), class_="keys"))
-    drawing = draw(thinned, finite, f"{title} over steps") if finite else element("p", "No finite value was logged.")
+    drawing = (
+        draw(thinned, finite, f"{title} over steps", marks or [])
+        if finite
+        else element("p", "No finite value was logged.")
+    )
     return element("figure", caption, drawing, class_="curve")
 
 
-def draw(splits: dict[str, Points], finite: Points, label: str) -> Markup:
+def draw(splits: dict[str, Points], finite: Points, label: str, marks: Marks) -> Markup:
     x, y = step_axis(finite), value_axis(finite)
     grid = [
         (
@@ -80,6 +87,7 @@ def draw(splits: dict[str, Points], finite: Points, label: str) -> Markup:
         "svg",
         [joined(*pair) for pair in grid],
         steps,
+        [mark(x, *one) for one in marks if x.low <= one[0] <= x.high],
         lines,
         element("path", d="", class_="cursor"),
         viewBox=f"0 0 {WIDTH} {HEIGHT}",
@@ -88,6 +96,12 @@ def draw(splits: dict[str, Points], finite: Points, label: str) -> Markup:
         data_series=json.dumps(readable),
         data_axis=json.dumps([x.low, x.high, x.start, x.end, TOP, BOTTOM]),
     )
+
+
+def mark(x: Axis, step: float, kind: str, words: str) -> Markup:
+    """A line across the picture at a step; the pointer on it tells what happened."""
+    place = x.place(step)
+    return element("path", element("title", words), d=f"M{place} {TOP}V{BOTTOM}", class_=f"mark {kind}")
 
 
 def line(points: Points, x: Axis, y: Axis, kind: str) -> Markup:

@@ -1,64 +1,109 @@
-"""The page of runs: training curves, events and configs."""
+"""The page of one run: what is wrong, where time went, curves with what happened, samples, config and differences."""
 
 import json
 from collections.abc import Iterable
 from datetime import datetime, timezone
 from typing import Any
 
-from megajukebox.explorer.curves import figure
+from megajukebox.data.redaction import redact
+from megajukebox.explorer.curves import Marks, figure, number
 from megajukebox.explorer.markup import Markup, element
-from megajukebox.explorer.page import copyable, facts, page, problem_note
-from megajukebox.explorer.run_records import Run, is_number
+from megajukebox.explorer.page import facts, page, problem_note
+from megajukebox.explorer.run_records import Run, StepSample, is_number
+from megajukebox.explorer.runs_page import percent, status
+from megajukebox.explorer.time_line import time_line
+from megajukebox.monitoring.health import RUNBOOK, diagnose, size_of, spoken
 
 MOST_EVENTS = 200
-HOW_TO_TRAIN = "megajukebox train --help\nmegajukebox explore samples runs"
+MOST_SAMPLES = 120
+MARKED = ("resume", "rewind", "diverged", "hang", "skip_step", "save_failed", "alert", "stop", "sdc")
+FIRST = ("loss", "bits_per_code", "gradient_norm", "learning_rate")  # curves that are looked at first
+LATER = ("time_", "skipped", "memory_")  # and those that stand last
 
 
-def runs_page(runs: list[Run]) -> str:
-    """All runs on one page, in the order in which they were started."""
-    heading = element(
-        "div",
-        element("h1", "Runs"),
-        element("p", f"{len(runs)} run{'s' * (len(runs) > 1)}" if runs else ""),
-        class_="heading",
-    )
-    if not runs:
-        say = element("p", "No run folder was given, or none was found in it. Train one, then build this page again:")
-        return page(
-            "Runs", "Runs", "", heading, element("section", say, copyable(HOW_TO_TRAIN, "commands"), class_="panel")
-        )
-    names = [element("a", run.name, href=f"#run-{n}") for n, run in enumerate(runs, start=1)]
-    contents = element("nav", names, class_="contents", aria_label="Runs")
-    sections = [section(run, f"run-{n}") for n, run in enumerate(runs, start=1)]
-    return page("Runs", "Runs", "", heading, contents, *sections, scripts=("curves.js",))
-
-
-def section(run: Run, identity: str) -> Markup:
-    figures = [figure(name, splits) for name, splits in run.curves.items()]
-    curves = element("div", figures, class_="curves") if figures else element("p", "No metrics yet.", class_="small")
-    return element(
+def run_page(run: Run, others: list[str], recordings: list[str]) -> str:
+    """One run. `others` are the runs to compare its settings with, `recordings` the URLs of its samples."""
+    heading = element("div", element("h1", run.name), status(run), class_="heading")
+    about = element(
         "section",
-        element("h2", run.name),
         facts(summary(run)),
         problem_note(run.problems, "could not be read whole"),
-        curves,
-        events(run.events),
-        details("Config (run.yaml)", element("pre", run.config)) if run.config else "",
-        class_="panel run",
-        id=identity,
+        wrong(run),
+        class_="panel",
+        data_live=run.state.alive,
     )
+    where = element("section", element("h2", "Where its time went"), time_line(run.state), class_="panel")
+    parts = [about, where, samples(run.samples, recordings), curves(run), events(run.events), config(run, others)]
+    return page(run.name, "Runs", "../", heading, *parts, scripts=("curves.js", "live.js", "differences.js"))
 
 
 def summary(run: Run) -> list[tuple[str, str | None]]:
     kind = " ".join(str(run.model[key]) for key in ("level", "kind") if run.model.get(key))
-    fingerprint = run.model.get("fingerprint")
+    fingerprint, state = run.model.get("fingerprint"), run.state
+    whole = [checkpoint for checkpoint in state.checkpoints if checkpoint.whole]
+    saved = f"step {whole[-1].step:,}, {size_of(whole[-1].bytes)}, of {len(whole)}" if whole else None
     return [
         ("model", kind),
-        ("last step", f"{run.last_step:,}" if run.curves else None),
-        ("time", duration(run.seconds) if run.seconds else None),
-        ("checkpoints", str(run.checkpoints) if run.checkpoints else None),
+        ("step", f"{run.last_step:,}" + (f" of {state.target:,}" if state.target else "") if run.curves else None),
+        ("left", spoken(state.eta_seconds) if state.eta_seconds is not None and state.alive else None),
+        ("goodput", percent(state.account.goodput) or None),
+        ("restarts", str(sum(state.restarts.values())) if state.restarts else None),
+        ("newest checkpoint", saved),
+        ("ranks", str(len(state.ranks)) if state.ranks else None),
         ("last event", str(run.events[-1].get("event", "")) if run.events else None),
         ("weights", element("code", f"{str(fingerprint)[:16]}…", title=str(fingerprint)) if fingerprint else None),
+        ("page of", moment(state.now) + " UTC"),
+    ]
+
+
+def wrong(run: Run) -> Markup:
+    """What is wrong and what to do; nothing where nothing is."""
+    problems = diagnose(run.state)
+    rows = [
+        element(
+            "li",
+            element("b", problem.alert.removeprefix("Jukebox")),
+            f" {redact(problem.what)}. ",
+            element("span", f"{problem.do} ({RUNBOOK}#{problem.alert.lower()})", class_="small"),
+            class_=problem.severity,
+        )
+        for problem in problems
+    ]
+    return element("ul", rows, class_="problems") if rows else Markup("")
+
+
+def samples(found: list[StepSample], urls: list[str]) -> Markup:
+    """Recordings by the step that they were made at, the newest first."""
+    if not found:
+        return Markup("")
+    steps: dict[int, list[Markup]] = {}
+    for sample, url in list(zip(found, urls))[:MOST_SAMPLES]:
+        listen = element("audio", controls=True, preload="none", src=url, aria_label=f"{sample.path.stem}")
+        steps.setdefault(sample.step, []).append(element("div", element("span", sample.path.stem), listen))
+    rows = [element("div", element("h3", f"step {step:,}"), heard, class_="heard") for step, heard in steps.items()]
+    more = len(found) - MOST_SAMPLES
+    rest = element("p", f"and {more} older recordings in its folder samples/", class_="small") if more > 0 else ""
+    return element("section", element("h2", "Along training"), rows, rest, class_="panel")
+
+
+def curves(run: Run) -> Markup:
+    names = sorted(run.curves, key=lambda name: (place(name), name if place(name) else ""))
+    figures = [figure(name, run.curves[name], marks(run.events)) for name in names]
+    drawn = element("div", figures, class_="curves") if figures else element("p", "No metrics yet.", class_="small")
+    legend = element("p", "Lines across: ", ", ".join(MARKED), ". Point at one to read it.", class_="small")
+    return element("section", element("h2", "Curves"), legend if figures else "", drawn, class_="panel")
+
+
+def place(name: str) -> int:
+    return 0 if name in FIRST else 2 if name.startswith(LATER) else 1
+
+
+def marks(rows: list[dict[str, Any]]) -> Marks:
+    """What happened, by step; at most the last hundred."""
+    told = [row for row in rows if row.get("event") in MARKED and is_number(row.get("step"))]
+    return [
+        (row["step"], str(row["event"]), f"{row['event']} at step {number(row['step'])}: {rest(row)}")
+        for row in told[-100:]
     ]
 
 
@@ -74,7 +119,19 @@ def events(rows: list[dict[str, Any]]) -> Markup:
     ]
     table = element("table", element("thead", head), element("tbody", body))
     name = f"Events ({len(rows)})" if len(rows) == len(shown) else f"Events (the last {len(shown)} of {len(rows)})"
-    return details(name, element("div", table, class_="scroll", tabindex="0", role="region", aria_label="Events"))
+    scroll = element("div", table, class_="scroll", tabindex="0", role="region", aria_label="Events")
+    return element("section", details(name, scroll), class_="panel")
+
+
+def config(run: Run, others: list[str]) -> Markup:
+    """run.yaml, and a choice of another run to see what differs."""
+    if not run.config:
+        return Markup("")
+    options = [element("option", "choose a run", value=""), *(element("option", name, value=name) for name in others)]
+    choose = element("label", "Differences to ", element("select", options, id="other"))
+    table = element("div", id="differences", class_="scroll", hidden=True, data_run=run.name, tabindex="0")
+    text = details("Config (run.yaml)", element("pre", redact(run.config)))
+    return element("section", element("h2", "Config"), choose if others else "", table, text, class_="panel config")
 
 
 def cells(values: Iterable[str]) -> Markup:
@@ -82,7 +139,7 @@ def cells(values: Iterable[str]) -> Markup:
 
 
 def rest(row: dict[str, Any]) -> str:
-    return ", ".join(f"{key}: {plain(row[key])}" for key in row if key not in ("time", "event", "step"))
+    return redact(", ".join(f"{key}: {plain(row[key])}" for key in row if key not in ("time", "event", "step")))
 
 
 def plain(value: object) -> str:
@@ -98,12 +155,3 @@ def moment(unix_seconds: object) -> str:
     if not is_number(unix_seconds) or not 0 <= unix_seconds < 2**35:  # type: ignore[operator]
         return "" if unix_seconds is None else str(unix_seconds)
     return datetime.fromtimestamp(unix_seconds, timezone.utc).strftime("%Y-%m-%d %H:%M:%S")  # type: ignore[arg-type]
-
-
-def duration(seconds: float) -> str:
-    """4000 -> 1 h 06 min"""
-    minutes, rest_of_minute = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {rest_of_minute:02d} s" if minutes else f"{rest_of_minute} s"

@@ -7,11 +7,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from megajukebox.explorer.records import Problem
+from megajukebox.monitoring.run_state import RunState
+from megajukebox.monitoring.runs import RunReader
 
 DEPTH = 3  # folders between the one given and a run
+AUDIO = (".wav", ".flac", ".ogg", ".mp3")
 NOT_CURVES = {"step", "time", "epoch"}
 Points = list[tuple[float, float]]  # (step, value)
+
+
+@dataclass(frozen=True)
+class StepSample:
+    """A recording that a run left along its training."""
+
+    step: int
+    path: Path
 
 
 @dataclass(frozen=True)
@@ -26,6 +39,8 @@ class Run:
     seconds: float  # between the first and the last line of the metrics
     started: float  # unix time of the first line
     checkpoints: int
+    state: RunState
+    samples: list[StepSample] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
 
     @property
@@ -61,6 +76,7 @@ def read_run(folder: Path, name: str) -> Run:
     metrics = read_lines(folder / "metrics.jsonl", problems)
     times = [line["time"] for line in metrics if is_number(line.get("time")) and math.isfinite(line["time"])]
     config, model = folder / "run.yaml", folder / "model.json"
+    state = RunReader(folder, name).read()
     return Run(
         name=name,
         curves=curves(metrics),
@@ -69,9 +85,40 @@ def read_run(folder: Path, name: str) -> Run:
         model=read_model(model, problems),
         seconds=max(times) - min(times) if times else 0.0,
         started=min(times, default=math.inf),
-        checkpoints=sum(1 for _ in folder.glob("checkpoints/step-*")),
+        checkpoints=len(state.checkpoints),
+        state=state,
+        samples=step_samples(folder),
         problems=problems,
     )
+
+
+def step_samples(folder: Path) -> list[StepSample]:
+    """Recordings in samples/step-*/, the newest step first. What leads out of the run's folder is left out."""
+    inside = folder.resolve()
+    found = [
+        StepSample(int(path.parent.name.removeprefix("step-")), path)
+        for path in folder.glob("samples/step-*/*")
+        if path.suffix in AUDIO and path.parent.name.removeprefix("step-").isdecimal()
+    ]
+    kept = [sample for sample in found if sample.path.is_file() and sample.path.resolve().is_relative_to(inside)]
+    return sorted(kept, key=lambda sample: (-sample.step, sample.path.stem != "original", sample.path.name))
+
+
+def settings(config: str) -> dict[str, str]:
+    """Every setting of a run.yaml by its dotted name; {} if it is not YAML."""
+    try:
+        loaded = yaml.safe_load(config)
+    except (yaml.YAMLError, RecursionError, ValueError):
+        return {}
+    return dict(flat(loaded)) if isinstance(loaded, dict) else {}
+
+
+def flat(value: object, name: str = "", depth: int = 12) -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict) and value and depth:
+        for key, inner in value.items():
+            yield from flat(inner, f"{name}.{key}" if name else str(key), depth - 1)
+    else:
+        yield name, json.dumps(value, ensure_ascii=False, default=str)
 
 
 def read_model(path: Path, problems: list[Problem]) -> dict[str, Any]:

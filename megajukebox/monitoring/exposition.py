@@ -37,7 +37,7 @@ FAMILIES: dict[str, tuple[str, tuple[str, ...], str]] = {
     "overflows": ("counter", (), "Steps left out because a gradient overflowed fp16."),
     "spike_score": ("gauge", (), "Standard deviations of the last loss above the losses before it."),
     "metric": ("gauge", ("split", "name"), "Every other number that the run logs, by its own name."),
-    "codebook_usage_ratio": ("gauge", ("level",), "Share of the codes chosen in a batch, of those that could be."),
+    "codebook_usage_ratio": ("gauge", ("level",), "Codes chosen in a batch, over those that even use would choose."),
     "codebook_dead_codes": ("gauge", ("level",), "Codes that hardly any vector chose lately."),
     "codebook_entropy_bits": ("gauge", ("level",), "Entropy of the codes of the last batch."),
     "steps": ("counter", (), "Optimizer steps made."),

@@ -39,6 +39,7 @@ class Account:
     wall: float
     seconds: dict[str, float]
     useful: Sequence[tuple[float, float]]  # (time, productive seconds that were kept, up to then)
+    attempts: Sequence[tuple[float, float]] = ()  # of each: when it began, and its last sign of life
 
     @property
     def goodput(self) -> float | None:
@@ -107,10 +108,12 @@ class Ledger:
         seconds: dict[str, float] = defaultdict(float, dict.fromkeys(PHASES, 0.0))
         begins = [attempt.began - attempt.phases.get("init", 0.0) for attempt in self.attempts]
         wall = max(0.0, now - begins[0])
+        spans = []
         for attempt, began, until in zip(self.attempts, begins, [*begins[1:], now]):
             for phase, value in attempt.phases.items():
                 seconds[phase] += value
             lived = min(max(attempt.last, began), until) - began
+            spans.append((began, began + lived))
             seconds["other"] += max(0.0, lived - sum(attempt.phases.values()))
         lost = sum(attempt.lost for attempt in self.attempts)
         kept = seconds["productive"] - lost if seconds["productive"] else self.made.total
@@ -119,7 +122,8 @@ class Ledger:
         seconds |= {"recompute": lost, "productive": kept}
         known = sum(value for phase, value in seconds.items() if phase != "down")
         seconds["down"] = max(0.0, wall - known)
-        return Account(wall, dict(seconds), [(begins[0], 0.0), *self.points, (max(now, begins[0]), kept)])
+        useful = [(begins[0], 0.0), *self.points, (max(now, begins[0]), kept)]
+        return Account(wall, dict(seconds), useful, spans)
 
 
 def at(points: Sequence[tuple[float, float]], time: float) -> float:

@@ -292,12 +292,15 @@ class RunState:
         return number(model.get("codes")) if isinstance(model, dict) else None
 
     def codebook_usage(self, level: str) -> float | None:
-        """Codes that the last batch chose, of all that it could: a small batch has fewer vectors than there are codes.
+        """Codes that the last batch chose, over those that it would have chosen if all were used alike.
 
-        Codes alive in the running average would say nothing: restarts keep those alive that nobody chooses.
+        A small batch cannot choose all; and codes alive in the running average say nothing, since restarts keep those
+        alive that nobody chooses.
         """
-        used, vectors = self.value(f"{level}/used"), self.vectors(level)
-        return None if used is None or not self.codes else used / min(self.codes, vectors or self.codes)
+        used, vectors, codes = self.value(f"{level}/used"), self.vectors(level), self.codes
+        if used is None or not codes:
+            return None
+        return used / (codes * (1 - math.exp(-vectors / codes)) if vectors else codes)
 
     def vectors(self, level: str) -> float | None:
         """Code vectors of one micro-batch over all ranks, of a VQ-VAE."""

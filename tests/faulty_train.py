@@ -1,0 +1,93 @@
+"""`train` with a fault: python tests/faulty_train.py FAULT vqvae --preset ... (or under deepspeed)."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megajukebox.training import loop
+
+AT = 12  # the step (0-based) before which a fault begins; enough of them were healthy to compare with
+
+
+def late(batches: Iterator[Any], seconds: float) -> Iterator[Any]:
+    time.sleep(seconds)
+    yield next(batches)
+
+
+@torch.no_grad()
+def spike(run: Any, engine: Any, step: int) -> None:
+    if step == AT:
+        for weight in engine.module.parameters():
+            weight.mul_(20.0)
+
+
+def nan(run: Any, engine: Any, step: int) -> None:
+    if step == AT:
+        engine.peak_rates = [1e30 for _ in engine.peak_rates]
+
+
+@torch.no_grad()
+def collapse(run: Any, engine: Any, step: int) -> None:
+    """All codes but one out of reach, and none given anew."""
+    if step >= AT:
+        for level in engine.module.levels.values():
+            book = level.codebook
+            book.threshold = 0.0
+            book.vectors[1:] = 1e6
+            book.counts.fill_(1.0)
+            book.sums.copy_(book.vectors)
+
+
+def crash(run: Any, engine: Any, step: int) -> None:
+    if step == 2:
+        raise RuntimeError("this fault was put here")
+
+
+def no_saves(run: Any, engine: Any, step: int) -> None:
+    if step == AT:
+        loop.save = lambda *_: True  # type: ignore[assignment]
+
+
+CHANGES: dict[str, Callable[[Any, Any, int], None]] = {
+    "spike": spike, "nan": nan, "collapse": collapse, "crash": crash, "no_saves": no_saves,
+}  # fmt: skip
+WAITS = {  # fault -> seconds that a rank's data is late at a step
+    "slow_rank": lambda rank, step: 0.7 if rank == 1 and step >= AT else 0.0,
+    "slow_data": lambda rank, step: 0.7 if step >= AT else 0.0,
+    "data_stall": lambda rank, step: 600.0 if step == AT else 0.0,
+}
+
+
+def with_fault(fault: str, told: Callable[[float], None]) -> None:
+    """From now on the loop has the fault; `told` hears the time at which it begins."""
+    healthy = loop.train_one_step
+
+    def step_with_fault(run: Any, task: Any, engine: Any, batches: Any, stream: Any, step: int) -> float:
+        if step == (2 if fault == "crash" else AT):
+            told(time.time())
+        if fault in CHANGES:
+            CHANGES[fault](run, engine, step)
+        seconds = WAITS[fault](run.rank, step) if fault in WAITS else 0.0
+        return healthy(run, task, engine, late(batches, seconds) if seconds else batches, stream, step)
+
+    loop.train_one_step = step_with_fault  # type: ignore[assignment]
+
+
+def note(path: Path, when: float) -> None:
+    with path.open("a") as file:
+        file.write(f"{when}\n")
+
+
+if __name__ == "__main__":
+    import typer
+
+    from megajukebox.train import main
+
+    name = sys.argv.pop(1) if not sys.argv[1].startswith("--") else sys.argv.pop(2)  # deepspeed puts its own first
+    out = sys.argv[sys.argv.index("--out") + 1]
+    with_fault(name, lambda when: note(Path(out) / "fault_began", when))
+    typer.run(main)
