@@ -7,7 +7,6 @@ Writes `alignment.json` beside the prior's weights. Where the songs have timed l
 milliseconds the words are off, and how many they would be if they were sung evenly over the song.
 """
 
-import json
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -20,15 +19,12 @@ from rich.console import Console
 from rich.table import Table
 
 from megajukebox.data.clips import split
-from megajukebox.data.lrc import parse_lrc
 from megajukebox.data.shards import ShardSet
-from megajukebox.data.vocabulary import Vocabulary
 from megajukebox.data.weights import read_facts
-from megajukebox.data.windows import names_of, read_codes
 from megajukebox.sampling.alignment import Head
 from megajukebox.sampling.choosing import FILE, Choice, KnownSong, choose, write_choice
 from megajukebox.sampling.jukebox import RUNS, LevelRun
-from megajukebox.sampling.level import Told
+from megajukebox.sampling.known_songs import check_codes, known_song
 
 
 def main(
@@ -53,18 +49,6 @@ def main(
     print(run.folder / FILE)
 
 
-def check_codes(run: LevelRun, codes: ShardSet) -> None:
-    """The prior must have been trained on codes of the VQ-VAE that made these."""
-    if codes.index["kind"] != "codes":
-        raise ValueError(f"{codes.folder} holds {codes.index['kind']}, not codes; run encode first")
-    trained_on, made_by = run.facts.get("vqvae"), codes.index["vqvae"]["fingerprint"]
-    if trained_on not in (None, made_by):
-        raise ValueError(
-            f"{codes.folder} was made by VQ-VAE {made_by[:12]}, {run.folder} reads the codes of {trained_on[:12]};"
-            " encode the songs with the VQ-VAE beside the prior"
-        )
-
-
 def known_songs(run: LevelRun, codes: ShardSet) -> Iterator[KnownSong]:
     """The songs with lyrics that the run did not train on; all of them if it held none out."""
     settings = run.folder / "run.yaml"  # imported runs have none: they were trained on other songs
@@ -76,21 +60,6 @@ def known_songs(run: LevelRun, codes: ShardSet) -> Iterator[KnownSong]:
         song = known_song(run, codes, row)
         if song.told.tokens.ids and len(song.codes):
             yield song
-
-
-def known_song(run: LevelRun, codes: ShardSet, row: int) -> KnownSong:
-    """One song of the shards, told as in training."""
-    assert run.tokenizer is not None
-    facts = json.loads(codes.read_member(row, "json"))
-    text, words = parse_lrc(codes.read_member(row, "lyrics").decode())
-    names = {
-        name: run.vocabularies.get(name, Vocabulary()).ids(names_of(facts, name), label.slots)
-        for name, label in run.config.labels.items()
-    }
-    samples = int(codes.songs["frames"][row])
-    with codes.open_member(row, run.config.level) as file:
-        row_codes = read_codes(file, 0, samples // run.config.hop)
-    return KnownSong(Told(names, run.tokenizer.encode(text), words), text, torch.from_numpy(row_codes), samples)
 
 
 def tell(choice: Choice, scores: dict[Head, float]) -> None:

@@ -13,6 +13,7 @@ VERBS = {
     "encode": ("encode", "song shards and a VQ-VAE -> code shards"),
     "align": ("align", "code shards and runs -> which head of the top prior tells when words are sung"),
     "sample": ("sample", "requests and runs -> songs"),
+    "score": ("score", "a run or samples -> figures, and whether they got worse"),
     "explore": ("explore", "samples and runs -> pages to look at and listen to"),
     "watch": ("watch", "runs -> one screen: what is wrong, and what to do"),
     "exporter": ("exporter", "runs -> Prometheus metrics, and messages to webhooks"),

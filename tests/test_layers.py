@@ -20,6 +20,12 @@ BELOW = {
     "explorer": {"data", "monitoring"},
     "interop": {"models", "data"},
     "sampling": {"models", "data"},
+    "scoring": {
+        "models",
+        "data",
+        "sampling",
+        "explorer",
+    },  # asks a jukebox as a sampler does, shows as the explorer does
     "training": {"models", "data", "monitoring"},
 }
 # A wrapper of a library lives in one file; the explorer reads the audio of samples by itself, to stay free of the rest.

@@ -118,6 +118,11 @@ def read_slice(file_like: BinaryIO, start: int, frames: int, sample_rate: int | 
     return sane(x)
 
 
+def resampled(x: np.ndarray, rate: int, wanted: int) -> np.ndarray:
+    """[T, C] at `rate` Hz as [T', C] at `wanted` Hz, at soxr's very high quality."""
+    return x if rate == wanted else soxr.resample(x, rate, wanted, quality="VHQ")
+
+
 def encode_flac(x: np.ndarray, sample_rate: int, bits: int = 16) -> bytes:
     """[T, C] as a FLAC file of 16 or 24 bits. Rounded to the nearest step, clipped at full scale, no dither:
     the same audio always gives the same bytes, and audio that came from `bits` bits is kept exactly."""

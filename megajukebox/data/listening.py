@@ -59,15 +59,20 @@ def summit(before: float, at: float, after: float) -> float:
 
 def chroma(audio: Array, rate: int) -> Array:
     """[12] share of each pitch class, C first; sums to 1. Only peaks of the spectrum count: drums have few."""
+    strength_C = chromagram(audio, rate).sum(axis=0)
+    return strength_C / max(strength_C.sum(), 1e-12)
+
+
+def chromagram(audio: Array, rate: int) -> Array:
+    """[F, 12] strength of each pitch class, C first, every 93 ms: the peaks of the spectrum from 100 to 1500 Hz."""
     power_FK, hertz_K = spectrogram(audio, rate, window=0.372, hop=0.093)
     magnitude_FK = np.sqrt(power_FK)
     inner = magnitude_FK[:, 1:-1]
     peak_FK = (inner > magnitude_FK[:, :-2]) & (inner > magnitude_FK[:, 2:]) & (inner > 0.05 * inner.max())
-    hertz_K, strength_K = hertz_K[1:-1], (inner * peak_FK).sum(axis=0)
+    hertz_K, strength_FK = hertz_K[1:-1], inner * peak_FK
     heard_K = (hertz_K > 100) & (hertz_K < 1500)
     pitch_K = np.round(69 + 12 * np.log2(hertz_K[heard_K] / 440)).astype(int) % 12
-    shares = np.bincount(pitch_K, strength_K[heard_K], minlength=12)
-    return shares / max(shares.sum(), 1e-12)
+    return strength_FK[:, heard_K] @ np.eye(12)[pitch_K]
 
 
 def scale_match(shares: Array, scales: Sequence[Sequence[int]]) -> Array:

@@ -1,0 +1,96 @@
+"""Score a run or samples: is it better, and than what? Figures, intervals, a page of plots, and a gate.
+
+    megajukebox score runs/tiny/vqvae --against shards/songs                        # reconstructions and codebooks
+    megajukebox score runs/tiny/top_prior --against shards/codes                    # bits per code, lyric alignment
+    megajukebox score runs/tiny --against shards/songs --against shards/codes       # every run of a jukebox
+    megajukebox score samples --against shards/songs --against shards/codes         # what the samples are worth
+    megajukebox score samples_student --against samples_teacher                     # song by song, same requests
+    megajukebox score runs/tiny/vqvae --against shards/songs --gate before/report.json   # exit status 4 if it is worse
+    megajukebox score runs/tiny/top_prior --against shards/codes --checkpoint newest     # beside a training run
+
+Writes report.json and index.html with its plots into --out. A run's figures are appended to its scores.jsonl.
+docs/score.md defines every figure.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+
+from megajukebox.scoring.embedding import built_in, load_embedder
+from megajukebox.scoring.gate import compare
+from megajukebox.scoring.judging import Effort
+from megajukebox.scoring.page import write_page
+from megajukebox.scoring.report import append_scores, is_scored, read_report, write_report
+from megajukebox.scoring.subjects import Judge, Subject, open_sources, subjects_in
+from megajukebox.scoring.table import show, show_gate
+
+WORSE = 4  # exit status of a gate that found something worse
+
+
+def main(
+    subject: Annotated[Path, typer.Argument(help="A run, a folder of runs, or a folder of samples.")],
+    against: Annotated[list[str], typer.Option(help="Song shards, code shards, or other samples; may be repeated.")],
+    out: Annotated[Path, typer.Option(help="The folder for report.json and the page.")] = Path("score"),
+    gate: Annotated[Path | None, typer.Option(help="An earlier report.json: exit with 4 if anything is worse.")] = None,
+    checkpoint: Annotated[str | None, typer.Option(help="newest: nothing to do if it was scored before.")] = None,
+    songs: Annotated[int, typer.Option(min=1, help="Held-out songs judged, at most.")] = Effort.songs,
+    seconds: Annotated[float, typer.Option(min=1, help="Of each song, at most.")] = Effort.seconds,
+    corpus: Annotated[int, typer.Option(min=1, help="Training songs that samples are held against.")] = Effort.corpus,
+    windows: Annotated[int, typer.Option(min=1, help="Windows of codes judged, of each song.")] = Effort.windows,
+    held_out: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Share of songs held out; default: the run's.")
+    ] = None,
+    embedder: Annotated[
+        Path | None, typer.Option(help="An .onnx or TorchScript embedder instead of the built-in one.")
+    ] = None,
+    embedder_rate: Annotated[int, typer.Option(help="Hz of the audio that it wants.")] = 16000,
+    embedder_seconds: Annotated[float, typer.Option(help="Seconds of audio that it wants at once.")] = 4.0,
+    trust_code: Annotated[
+        bool, typer.Option("--trust-code", help="TorchScript is a program: run it all the same.")
+    ] = False,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; default: the GPU if there is one.")] = None,
+) -> None:
+    """Score SUBJECT against songs, codes or other samples. Exits with 4 if the gate found something worse."""
+    console = Console()
+    try:
+        if checkpoint not in (None, "newest"):
+            raise ValueError(
+                f"checkpoint {checkpoint!r} cannot be scored: a run keeps the weights of its newest; give newest"
+            )
+        before = read_report(gate) if gate else None
+        judge = Judge(
+            open_sources(against), Effort(songs, seconds, corpus, windows), held_out,
+            load_embedder(embedder, embedder_rate, embedder_seconds, trust_code) if embedder else built_in(),
+            torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")), say=console.print,
+        )  # fmt: skip
+        found = subjects_in(subject)
+        if checkpoint:
+            found = [one for one in found if not scored_before(one, judge)]
+        if not found:
+            print(f"{subject}: its newest weights were scored before; nothing to do")
+            return
+        scores = []
+        for one in found:
+            scores += (of_one := judge.scores(one))
+            if one.run:
+                append_scores(one.run, judge.report([one], of_one))
+        report = judge.report(found, scores)
+        write_report(out / "report.json", report)
+        changes = compare(report, before) if before else []
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"score: {error}") from error
+    show(report, console)
+    print(write_page(out, report))
+    if before and show_gate(changes, console):
+        raise SystemExit(WORSE)
+
+
+def scored_before(subject: Subject, judge: Judge) -> bool:
+    return subject.run is not None and is_scored(subject.run, subject.weights, judge.fingerprints(), judge.settings())
+
+
+if __name__ == "__main__":
+    typer.run(main)
