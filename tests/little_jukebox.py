@@ -16,12 +16,12 @@ HOPS = {"top": 128, "middle": 32, "bottom": 8}
 UPPER = {"width": 6, "depth": 2}
 
 
-def write_runs(folder: Path, lyrics: str = "encoder", **changed) -> Path:
+def write_runs(folder: Path, lyrics: str = "encoder", sample_rate: int = 1000, **changed) -> Path:
     """The runs vqvae, top_prior, middle_upsampler and bottom_upsampler; the top sings, the bottom knows no genres."""
-    vqvae = little_vqvae()
-    fingerprint = save_weights(folder / "vqvae", "vqvae", vqvae.config, vqvae.state_dict(), 1, sample_rate=1000)
-    for level, prior in priors(lyrics, vqvae.config.codes, **changed).items():
-        facts = {"level": level, "sample_rate": 1000, "vqvae": fingerprint, "tokenizer": "jukebox_v2"}
+    vqvae = little_vqvae(sample_rate=sample_rate)
+    fingerprint = save_weights(folder / "vqvae", "vqvae", vqvae.config, vqvae.state_dict(), 1, sample_rate=sample_rate)
+    for level, prior in priors(lyrics, vqvae.config.codes, sample_rate=sample_rate, **changed).items():
+        facts = {"level": level, "sample_rate": sample_rate, "vqvae": fingerprint, "tokenizer": "jukebox_v2"}
         save_weights(folder / RUNS[level], "prior", prior.config, prior.state_dict(), 5, **facts)
         known = {name: Vocabulary(NAMES[name]) for name in prior.config.labels}
         write_whole(folder / RUNS[level] / VOCABULARIES, vocabularies_json(known))

@@ -28,7 +28,8 @@ def frechet(mean: Array, covariance: Array, other_mean: Array, other_covariance:
     root = square_root(covariance)
     cross = np.linalg.eigvalsh(root @ other_covariance @ root)
     apart = float((mean - other_mean) @ (mean - other_mean))
-    return apart + float(np.trace(covariance) + np.trace(other_covariance) - 2 * np.sqrt(np.maximum(cross, 0)).sum())
+    spread = np.trace(covariance) + np.trace(other_covariance) - 2 * np.sqrt(np.maximum(cross, 0)).sum()
+    return max(0.0, apart + float(spread))  # rounding can leave a little less than nothing
 
 
 def square_root(symmetric: Array) -> Array:

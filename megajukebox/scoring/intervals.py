@@ -10,7 +10,9 @@ Array = np.ndarray
 RESAMPLES = 2000
 
 
-def bootstrap(values: Array, confidence: float = 0.95, seed: str = "", answers: bool = True) -> tuple[float, float] | None:
+def bootstrap(
+    values: Array, confidence: float = 0.95, seed: str = "", answers: bool = True
+) -> tuple[float, float] | None:
     """An interval for the mean of `values` (one a song); None for fewer than two.
 
     The expanded percentile interval (Hesterberg 2015, section 5.3): the percentile bootstrap is too narrow for few

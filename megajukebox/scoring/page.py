@@ -1,4 +1,4 @@
-"""A report as a page: plots first, then every figure with its interval, then the slices. Opens from disk, no scripts."""
+"""A report as a page: plots, then every figure with its interval, then the slices. Opens from disk, no scripts."""
 
 from collections.abc import Mapping
 from datetime import datetime, timezone

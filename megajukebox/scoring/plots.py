@@ -1,4 +1,4 @@
-"""The plots of a report: dots with intervals, lines over frequency, and every song as a point; for light and dark pages."""
+"""The plots of a report: dots with intervals, lines over frequency, every song as a point; for light and dark pages."""
 
 import io
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +24,7 @@ Draw = Callable[[Axes, Mapping[str, Any]], None]
 def svg(draw: Draw, theme: str, height: float) -> bytes:
     """What `draw` draws, as an SVG 7 inches wide. The same report gives the same bytes."""
     colours = THEMES[theme]
-    settings = {
+    settings: dict[Any, Any] = {
         "svg.fonttype": "none", "svg.hashsalt": "megajukebox", "font.family": "sans-serif", "font.size": 10,
         "text.color": colours["ink"], "axes.labelcolor": colours["soft"], "axes.edgecolor": colours["line"],
         "xtick.color": colours["soft"], "ytick.color": colours["soft"], "grid.color": colours["line"],
@@ -81,7 +81,8 @@ def lines(bands: Mapping[str, Mapping[str, Any]], unit: str) -> Draw:
             x = [place for place, _ in found]
             axes.plot(x, [f["value"] for _, f in found], f"-{mark}", color=colour, label=column_name(column))
             if all(f["low"] is not None for _, f in found):
-                axes.fill_between(x, *([f[end] for _, f in found] for end in ("low", "high")), color=colour, alpha=0.18)
+                low, high = ([f[end] for _, f in found] for end in ("low", "high"))
+                axes.fill_between(x, low, high, color=colour, alpha=0.18)
         axes.set_xticks(range(len(bands)), list(bands))
         axes.set_ylabel(unit)
         legend(axes)
@@ -93,7 +94,7 @@ def points(columns: Mapping[str, Sequence[float]], unit: str, limit: float | Non
     """Every song as a point, a line a column; what is beyond the limit is on the wrong side of the dashed line."""
 
     def draw(axes: Axes, colours: Mapping[str, Any]) -> None:
-        for n, (column, values) in enumerate(columns.items()):
+        for n, values in enumerate(columns.values()):
             colour, mark = look(n, colours)
             jitter = np.random.default_rng(0).uniform(-0.25, 0.25, len(values))
             axes.plot(values, n + jitter, mark, color=colour, alpha=0.6, markersize=4)
@@ -176,7 +177,7 @@ def slice_plots(figures: Mapping[str, Any]) -> list[Plot]:
     """Bits per code by artist, genre and language; of the commonest slices."""
     rows: dict[str, dict[str, Any]] = {}
     for name, figure in figures.items():
-        part, column, *rest = name.split("/")
+        _, column, *rest = name.split("/")
         if rest == ["bits_per_code"]:
             for label, cell in {"all songs": figure, **figure["slices"]}.items():
                 rows.setdefault(label.replace("=", " "), {})[column] = cell
@@ -188,8 +189,9 @@ def song_plots(figures: Mapping[str, Any]) -> list[Plot]:
     """Measures that are best seen song by song."""
     wanted = (
         ("loudness", "Loudness of samples and held-out songs", "samples", "loudness_lufs", "LUFS"),
-        ("nearest", "Distance to the nearest training clip; left of the line is suspicious", "copying/clips", "nearest", ""),
-        ("passages", "Longest passage of codes that is in a training song; right of the line is suspicious", "copying/codes", "shared_codes", "codes"),
+        ("nearest", "Nearest training clip; left of the line is suspicious", "copying/clips", "nearest", "distance"),
+        ("passages", "Longest passage of codes in common with a training song; right of the line is suspicious",
+         "copying/codes", "shared_codes", "codes"),
     )  # fmt: skip
     found: list[Plot] = []
     for name, title, part, measure, unit in wanted:
