@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from little_runs import codes_and_preset, train
 from little_sets import CLIP, RATE, batches, frames_of, key, ramp, steps, write_songs
 
 from megajukebox.data.audio import encode_flac, encode_wav
@@ -165,3 +166,17 @@ def test_every_rank_can_tell_of_its_skips_and_lines_do_not_mix(tmp_path: Path) -
             log.skip("a.tar", f"song-{n}", "is damaged " + "x" * 400)
     events = read_lines(tmp_path / "run" / "events.jsonl")
     assert len(events) == 151 and {event["rank"] for event in events[1:]} == {0, 1, 2}
+
+
+def test_a_run_counts_what_every_rank_skipped_and_names_it(tmp_path: Path) -> None:
+    data, preset = codes_and_preset(tmp_path, steps=12, bad_share=1.0)
+    shard = data / "codes-000000.tar"
+    damaged = bytearray(shard.read_bytes())
+    damaged[700::1024] = bytes(255 - byte for byte in damaged[700::1024])
+    shard.write_bytes(damaged)
+    train(data, preset, tmp_path / "run", ranks=2)
+    named = [event for event in read_lines(tmp_path / "run/events.jsonl") if event["event"] == "skip"]
+    assert {event["rank"] for event in named} == {0, 1} and {event["shard"] for event in named} == {shard.name}
+    last = [m for m in read_lines(tmp_path / "run/metrics.jsonl") if m["split"] == "train"][-1]
+    kinds = {name: count for name, count in last.items() if name.startswith("skipped_")}
+    assert last["skipped"] == sum(kinds.values()) == len(named) > 0
