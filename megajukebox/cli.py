@@ -11,6 +11,7 @@ VERBS = {
     "train": ("train", "shards -> a run: vqvae, top_prior, middle_upsampler, bottom_upsampler"),
     "supervise": ("supervise", "a command that trains -> started again after faults, until the run is done"),
     "encode": ("encode", "song shards and a VQ-VAE -> code shards"),
+    "distill": ("distill", "a prior and code shards -> its parallel student"),
     "align": ("align", "code shards and runs -> which head of the top prior tells when words are sung"),
     "sample": ("sample", "requests and runs -> songs"),
     "score": ("score", "a run or samples -> figures, and whether they got worse"),

@@ -12,7 +12,11 @@ import numpy as np
 from megajukebox.data.files import sha256_of
 
 FORMAT = 1
-MEMBERS = {"songs": ("json", "audio", "lyrics"), "codes": ("json", "top", "middle", "bottom", "lyrics")}
+MEMBERS = {
+    "songs": ("json", "audio", "lyrics"),
+    "codes": ("json", "top", "middle", "bottom", "lyrics"),
+    "windows": ("json", "window"),  # data/taught.py
+}
 KEY = re.compile(r"[A-Za-z0-9_-]{1,48}")
 SHARD_NAME = re.compile(r"[A-Za-z0-9_-]+\.tar")
 FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")

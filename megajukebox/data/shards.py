@@ -40,6 +40,7 @@ MEMBER_OF = {  # what follows the key's dot in the tar -> member
     "top.npy": "top",
     "middle.npy": "middle",
     "bottom.npy": "bottom",
+    "npz": "window",
 }
 COUNTED = ("artist", "genres", "moods", "keywords", "language")  # the fields of <key>.json that have vocabularies
 TAR_BLOCK = 512

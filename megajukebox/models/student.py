@@ -25,9 +25,11 @@ class StudentConfig(BaseModel):
 
     prior: PriorConfig
     order: Order
-    soft_weight: float = Field(0.5, ge=0, description="of the teacher's distributions, where they are a target")
-    known_before: float = Field(0.5, ge=0, le=1, description="share of training windows whose first rows are known")
-    known_after: float = Field(0.25, ge=0, le=1, description="share whose last rows are known")
+    soft_weight: float = Field(default=0.5, ge=0, description="of the teacher's distributions, where they are a target")
+    known_before: float = Field(
+        default=0.5, ge=0, le=1, description="share of training windows whose first rows are known"
+    )
+    known_after: float = Field(default=0.25, ge=0, le=1, description="share whose last rows are known")
 
     @model_validator(mode="after")
     def _check(self) -> "StudentConfig":

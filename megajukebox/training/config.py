@@ -17,6 +17,7 @@ from megajukebox.models.vqvae import VQVAEConfig
 PRESETS = Path(__file__).parent.parent / "presets"
 CONDITIONS = (*COUNTED, "year")  # the fields of a song that a prior can be told
 STAGES = ("vqvae", "top_prior", "middle_upsampler", "bottom_upsampler")
+STUDENTS = ("top_student", "middle_student", "bottom_student")  # of `distill`
 
 
 class Settings(BaseModel):
@@ -147,9 +148,10 @@ class Preset(Settings):
                 f"vqvae.sample_rate {self.vqvae.sample_rate} is not audio.sample_rate {self.audio.sample_rate};"
                 " give only the latter"
             )
-        unknown = set(self.training) - set(STAGES)
+        unknown = set(self.training) - {*STAGES, *STUDENTS}
         if unknown:
-            raise ValueError(f"training has unknown stages {sorted(unknown)}; stages are {', '.join(STAGES)}")
+            stages = ", ".join((*STAGES, *STUDENTS))
+            raise ValueError(f"training has unknown stages {sorted(unknown)}; stages are {stages}")
         return self
 
     def _check_conditions(self) -> None:

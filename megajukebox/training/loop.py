@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -116,10 +117,26 @@ def evaluate(run: Run, task: Task, engine: parallel.Engine, step: int) -> dict[s
     """Average the metrics over the held-out batches and log them."""
     with run.pulse.section("evaluate"):
         seen = [engine.evaluate(batch) for batch in task.held_out()]
+        judged = judge(task, engine)
     averages = {name: sum(s[name] for s in seen) / len(seen) for name in seen[0]} if seen else {}
+    averages |= judged
     if averages:
         run.log.metrics(step, "held_out", averages)
     return averages
+
+
+def judge(task: Task, engine: parallel.Engine) -> dict[str, float]:
+    """What the task's own judge says over the windows of all ranks: means, and half their 95 % intervals (`_ci`)."""
+    if task.judge is None:
+        return {}
+    with engine.whole() as model:
+        mine = {name: values.tolist() for name, values in task.judge(model).items()}
+    found: dict[str, float] = {}
+    for name in mine:
+        values = np.array([value for part in parallel.gathered(mine[name]) for value in part])
+        if len(values) > 1:
+            found |= {name: float(values.mean()), f"{name}_ci": float(1.96 * values.std(ddof=1) / len(values) ** 0.5)}
+    return found
 
 
 @contextmanager

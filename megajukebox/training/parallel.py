@@ -5,7 +5,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -242,6 +242,13 @@ class Engine:
         values = torch.stack([m.detach().float().reshape(()) for m in metrics.values()])
         dist.all_reduce(values)
         return dict(zip(metrics, (values / dist.get_world_size()).tolist()))
+
+    @contextlib.contextmanager
+    def whole(self) -> Iterator[nn.Module]:
+        """The model with all its weights on every rank, to be looked at and not trained."""
+        parameters = list(self.module.parameters())
+        with deepspeed.zero.GatheredParameters(parameters, enabled=self.stage == 3):
+            yield self.module
 
     def save(self, folder: Path) -> str | None:
         """Every rank writes its part of weights and optimizer state into `folder`. Returns why this rank could not."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from pydantic import BaseModel
-from torch import nn
+from torch import Tensor, nn
 
 from megajukebox.data.augment import Augment
 from megajukebox.data.clips import SongClips
@@ -54,6 +54,7 @@ class Task:
     speed_name: str
     facts: dict[str, Any]
     files: dict[str, bytes] = field(default_factory=dict)  # what the run folder keeps beside the weights
+    judge: Callable[[nn.Module], dict[str, Tensor]] | None = None  # more to evaluate: by name, values of some windows
 
     def batches(self, first_step: int) -> Batches | PipedBatches:
         """Lists of micro-batches, one list a step, from `first_step` on."""
