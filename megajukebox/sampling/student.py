@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from megajukebox.models.grid import NEVER, Sight, attend_in_order
+from megajukebox.models.grid import NEVER, Sight, attend_in_order, beside, masked
 from megajukebox.models.prior import Conditioning
 from megajukebox.models.student import Student
 from megajukebox.models.transformer import Attention
@@ -34,19 +34,27 @@ class Draws:
 
 @dataclass(frozen=True)
 class Step:
-    """Slots of equal time, and by pattern the keys they look at: all made before the first step, none waits for one."""
+    """Slots of equal time, and by pattern which keys are seen: all made before the first step, so none waits.
+
+    Any order may gather its keys, slot by slot. Where the slots are a whole `column` of the grid, they lie together.
+    """
 
     slots_N: Tensor
-    keys: dict[str, Tensor]  # pattern -> [N, S] slots
     masks: dict[str, Tensor]  # pattern -> [B or 1, N, S]
+    keys: dict[str, Tensor]  # pattern -> [N, S] slots; of no use to a whole column
+    column: int | None = None
+    width: int = 0  # columns that anyone of a whole column looks at
 
 
 def steps_of(student: Student, sight: Sight, known_BT: Tensor) -> list[Step]:
     """The steps that emit every slot which is not known in all windows."""
     patterns = {block.attention.pattern for block in student.blocks} - {"lyrics"}
-    emitted_T = student.sight().tau_BT[0]
-    wanted_T = ~known_BT.all(0)
-    found = [torch.nonzero(wanted_T & (emitted_T == time))[:, 0] for time in emitted_T[wanted_T].unique()]
+    if student.how.order.down == 0:
+        open_L = (~known_BT).unflatten(1, (student.how.rows, -1)).flatten(0, 1).any(0)
+        width = student.how.columns if known_BT.any() else 0
+        return [_column_step(c, width or c + 1, patterns, sight) for c in open_L.nonzero()[:, 0].tolist()]
+    emitted_T, wanted_T = student.sight().tau_BT[0], ~known_BT.all(0)
+    found = [(wanted_T & (emitted_T == time)).nonzero()[:, 0] for time in emitted_T[wanted_T].unique()]
     return [_step(slots, patterns, sight) for slots in found]
 
 
@@ -58,7 +66,21 @@ def _step(slots_N: Tensor, patterns: set[str], sight: Sight) -> Step:
         seen_BNS = tau_BNS <= sight.tau_BT[:, slots_N, None]
         some_S = seen_BNS.flatten(0, 1).any(0)
         keys[pattern], masks[pattern] = wide_NS[:, some_S], seen_BNS[..., some_S]
-    return Step(slots_N, keys, masks)
+    return Step(slots_N, masks, keys)
+
+
+def _column_step(column: int, width: int, patterns: set[str], sight: Sight) -> Step:
+    tau_BRL, now_BR1 = sight.tau_BRL[:, :, :width], sight.tau_BRL[:, :, column, None]
+    tau_BRS = {
+        "row": tau_BRL,
+        "previous_row": beside(tau_BRL, NEVER),
+        "column": sight.tau_BRL[:, None, :, column],
+        "dense": sight.tau_BT[:, None],
+        "prefix": sight.tau_BT[:, None, : sight.prefix],
+    }
+    rows, columns = sight.tau_BRL.shape[1:]
+    slots = torch.arange(rows, device=tau_BRL.device) * columns + column
+    return Step(slots, {p: tau_BRS[p] <= now_BR1 for p in patterns}, {}, column, width)
 
 
 def looked_at(pattern: str, slots_N: Tensor, sight: Sight) -> tuple[Tensor, Tensor]:
@@ -101,23 +123,34 @@ class Memory:
 
     def step(self, x_BNW: Tensor, step: Step, known_BN: Tensor | None) -> Tensor:
         """The attention output [B, N, W] of a step's slots. Where a slot is `known`, its memory stays."""
-        pattern = self.attention.pattern
-        if pattern == "lyrics":
+        if self.attention.pattern == "lyrics":
             return self._read_lyrics(x_BNW)
         q, k, v = self.attention.qkv(x_BNW)
         for memory, new in ((self.keys, k), (self.values, v)):
             kept = new if known_BN is None else torch.where(known_BN[..., None, None], memory[:, step.slots_N], new)
             memory[:, step.slots_N] = kept
-        return self.attention.out(self._attend(q, step.keys[pattern], step.masks[pattern]))
+        return self.attention.out(self._attend(q, step))
 
-    def _attend(self, q_BNHD: Tensor, keys_NS: Tensor, mask_BNS: Tensor) -> Tensor:
-        if not keys_NS.shape[1]:
-            return torch.zeros_like(q_BNHD)
-        k, v = (x[:, keys_NS].transpose(2, 3).flatten(0, 1) for x in (self.keys, self.values))  # [B N, H, S, D]
-        mask = mask_BNS.expand(len(q_BNHD), -1, -1).flatten(0, 1)[:, None, None]
-        nothing = ~mask.any(-1, keepdim=True)
-        out = F.scaled_dot_product_attention(q_BNHD.flatten(0, 1)[:, :, None], k, v, attn_mask=mask | nothing)
-        return out.masked_fill(nothing, 0.0)[:, :, 0].unflatten(0, q_BNHD.shape[:2])
+    def _attend(self, q_BNHD: Tensor, step: Step) -> Tensor:
+        pattern, mask_BNS = self.attention.pattern, step.masks[self.attention.pattern]
+        if step.column is None:
+            near = [memory[:, step.keys[pattern]] for memory in (self.keys, self.values)]  # [B, N, S, H, D]
+        else:
+            near = [self._beside_column(memory, step) for memory in (self.keys, self.values)]
+        if near[0].ndim == 4:  # [B, S, H, D]: all slots look at the same keys
+            return masked(q_BNHD, near[0], near[1], mask_BNS)
+        mask = mask_BNS.expand(len(q_BNHD), -1, -1).flatten(0, 1)[:, None]
+        out = masked(q_BNHD.flatten(0, 1)[:, None], near[0].flatten(0, 1), near[1].flatten(0, 1), mask)
+        return out[:, 0].unflatten(0, q_BNHD.shape[:2])
+
+    def _beside_column(self, memory_BTHD: Tensor, step: Step) -> Tensor:
+        """What the slots of a whole column may look at: the same [B, S, H, D], or [B, R, S, H, D] for each row."""
+        pattern, memory = self.attention.pattern, memory_BTHD.unflatten(1, (self.attention.rows, -1))
+        if pattern == "row":
+            return memory[:, :, : step.width]
+        if pattern == "previous_row":
+            return beside(memory[:, :, : step.width], 0.0)
+        return memory[:, :, step.column] if pattern == "column" else memory_BTHD[:, : self.attention.prefix or None]
 
     def _read_lyrics(self, x_BNW: Tensor) -> Tensor:
         q = self.attention.split(self.attention.query(x_BNW)).transpose(1, 2)
@@ -131,7 +164,7 @@ class StudentDecoder:
         self.student, self.given, self.known = student, given, known_BT
         self.sight = student.sight(known_BT if known_BT.any() else None)
         self.steps = steps_of(student, self.sight, known_BT)
-        self.alike = bool((known_BT == known_BT[:1]).all())  # then no step meets a known slot
+        self.nothing_known = not bool(known_BT.any())
         batch, length = known_BT.shape
         self.layers = [Memory(block.attention, batch, length, given) for block in student.blocks]
 
@@ -144,7 +177,7 @@ class StudentDecoder:
     def step(self, codes_BT: Tensor, step: Step) -> Tensor:
         """Logits [B, N, V] of a step's slots from the codes emitted before."""
         h, added = self._inputs(codes_BT, step.slots_N), self.given.added
-        known = None if self.alike else self.known[:, step.slots_N]
+        known = None if self.nothing_known else self.known[:, step.slots_N]
         for block, layer in zip(self.student.blocks, self.layers):
             h = block.update(h, layer.step(block.norm_attention(h), step, known))
         return self.student.predict(h, added if added is None else added[:, step.slots_N])
