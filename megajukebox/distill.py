@@ -28,7 +28,7 @@ from megajukebox.data.shards import ShardSet
 from megajukebox.data.stream import Source, held_out_batches
 from megajukebox.data.taught import TaughtWindows
 from megajukebox.data.weights import load_into, read_facts
-from megajukebox.models.grid import Order
+from megajukebox.models.grid import GridOrder
 from megajukebox.models.prior import Prior
 from megajukebox.models.student import StudentConfig
 from megajukebox.monitoring.metrics import RunLog, read_lines
@@ -85,7 +85,7 @@ def main(
         chosen = load_preset(preset, settings)
         source = TeacherRun.open(teacher, level)
         shape = source.config.transformer
-        orders = [Order.parse(o) for o in order or []] or curriculum(level, source.config.window, shape.rows)
+        orders = [GridOrder.parse(o) for o in order or []] or curriculum(level, source.config.window, shape.rows)
         lesson = Lesson(windows, JUDGED, Manner(temperature, guidance), real_share)
         codes = ShardSet(data, Remote(cache, int(cache_gb * 2**30)))
         course = Course(source, codes, lesson, out, chosen, settings_of(chosen, level, ds_config), data_only, end)
@@ -117,7 +117,7 @@ class Course:
         load_into(prior, self.teacher.folder, device=device)
         return prior.eval().requires_grad_(False)
 
-    def run(self, orders: list[Order], keep_going: bool, stop_after: int | None) -> bool:
+    def run(self, orders: list[GridOrder], keep_going: bool, stop_after: int | None) -> bool:
         """Teach `orders` one after another. Returns whether all that were to be trained are."""
         taught = self.windows()
         judge = self.judge(taught)
@@ -170,7 +170,9 @@ class Course:
         )  # fmt: skip
         return list(islice(some, -(-share // min(32, share))))
 
-    def teach(self, order: Order, before: Path, taught: TaughtWindows, judge: Judge, stop_after: int | None) -> bool:
+    def teach(
+        self, order: GridOrder, before: Path, taught: TaughtWindows, judge: Judge, stop_after: int | None
+    ) -> bool:
         """Train the student of one order to its end, from the weights in `before`. Whether the end was reached."""
         folder = folder_of(self.out, order)
         if parallel.from_rank_0((folder / "DONE").exists() if self.place.rank == 0 else None):
@@ -189,7 +191,7 @@ class Course:
         return train(run, task, engine_of(config, task.build, self.ds_config, self.settings.seed, weights))
 
 
-def stage_of(folder: Path, order: Order, teacher: TeacherRun, gate: tuple[float, float]) -> dict[str, Any]:
+def stage_of(folder: Path, order: GridOrder, teacher: TeacherRun, gate: tuple[float, float]) -> dict[str, Any]:
     """One row of the table: what the last judgement of a finished order said."""
     judged = next(m for m in reversed(read_lines(folder / "metrics.jsonl")) if m["split"] == "held_out")
     steps = order.steps(teacher.config.window, teacher.config.transformer.rows)

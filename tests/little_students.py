@@ -4,15 +4,24 @@ import torch
 from little_models import WINDOW, little_prior
 from torch import Tensor
 
-from megajukebox.models.grid import Order
+from megajukebox.models.grid import GridOrder
 from megajukebox.models.prior import Prior
 from megajukebox.models.student import Student, StudentConfig, from_teacher
 
-TEACHERS = Order(4, 1)  # of a window of 16 in 4 rows
-ORDERS = [TEACHERS, Order(3, 1), Order(2, 1), Order(1, 1), Order(1, 2), Order(1, 3), Order(2, 3), Order(0, 1)]
+TEACHERS = GridOrder(4, 1)  # of a window of 16 in 4 rows
+ORDERS = [
+    TEACHERS,
+    GridOrder(3, 1),
+    GridOrder(2, 1),
+    GridOrder(1, 1),
+    GridOrder(1, 2),
+    GridOrder(1, 3),
+    GridOrder(2, 3),
+    GridOrder(0, 1),
+]
 
 
-def student_of(teacher: Prior, order: Order, awake: bool = True, **how) -> Student:
+def student_of(teacher: Prior, order: GridOrder, awake: bool = True, **how) -> Student:
     student = from_teacher(Student(StudentConfig(prior=teacher.config, order=order, **how)), teacher)
     if awake:
         draw = torch.Generator().manual_seed(5)
@@ -22,7 +31,7 @@ def student_of(teacher: Prior, order: Order, awake: bool = True, **how) -> Stude
     return student.eval()
 
 
-def little_student(order: Order, schedule: str = "factored", awake: bool = True, **changed) -> Student:
+def little_student(order: GridOrder, schedule: str = "factored", awake: bool = True, **changed) -> Student:
     return student_of(little_prior(schedule, **changed), order, awake)
 
 

@@ -5,7 +5,7 @@ import torch
 from little_models import WINDOW, little_prior, plain_draw, prior_batch, song_of, window_task
 from little_students import KNOWN, ORDERS, TEACHERS, known_slots, little_student, student_of
 
-from megajukebox.models.grid import Order
+from megajukebox.models.grid import GridOrder
 from megajukebox.models.student import Student
 from megajukebox.sampling.decoder import Packed
 from megajukebox.sampling.student import Draws, emit, emit_slowly, student_decoding
@@ -19,7 +19,7 @@ def draws_of(seeds: list[int], first: list[int]) -> Draws:
 @pytest.mark.parametrize("known", KNOWN)
 @pytest.mark.parametrize("order", ORDERS, ids=str)
 @torch.no_grad()
-def test_cached_logits_equal_those_of_the_full_forward_pass(order: Order, known: str) -> None:
+def test_cached_logits_equal_those_of_the_full_forward_pass(order: GridOrder, known: str) -> None:
     assert_cached_equals_full(little_student(order, "factored_lyrics"), known)
 
 
@@ -27,7 +27,7 @@ def test_cached_logits_equal_those_of_the_full_forward_pass(order: Order, known:
 @torch.no_grad()
 def test_cached_logits_equal_the_full_ones_under_other_schedules(schedule: str) -> None:
     for changed in ({}, {"timing": None, "upper": None}, {"labels": {}}):
-        assert_cached_equals_full(little_student(Order(1, 2), schedule, **changed), "different")
+        assert_cached_equals_full(little_student(GridOrder(1, 2), schedule, **changed), "different")
 
 
 def assert_cached_equals_full(student: Student, known: str) -> None:
@@ -50,8 +50,10 @@ def assert_cached_equals_full(student: Student, known: str) -> None:
 
 
 @pytest.mark.parametrize("known", KNOWN)
-@pytest.mark.parametrize("order", [TEACHERS, Order(1, 2), Order(0, 1)], ids=str)
-def test_emitting_with_caches_gives_the_codes_of_the_slow_twin_and_known_ones_stay(order: Order, known: str) -> None:
+@pytest.mark.parametrize("order", [TEACHERS, GridOrder(1, 2), GridOrder(0, 1)], ids=str)
+def test_emitting_with_caches_gives_the_codes_of_the_slow_twin_and_known_ones_stay(
+    order: GridOrder, known: str
+) -> None:
     student = little_student(order)
     batch, slots = prior_batch(student.config, songs=3), known_slots(known, 3)
     given, draws = student.conditioning(batch), draws_of([1, 2, 3], [0, 64, 16])
@@ -69,8 +71,8 @@ def test_at_the_teachers_order_a_student_samples_the_teachers_codes() -> None:
     assert torch.equal(emit(student, given, batch["codes"], slots, draws_of([1, 2], [40, 40])), theirs)
 
 
-@pytest.mark.parametrize("order", [Order(1, 2), Order(0, 1)], ids=str)
-def test_batch_mates_do_not_matter(order: Order) -> None:
+@pytest.mark.parametrize("order", [GridOrder(1, 2), GridOrder(0, 1)], ids=str)
+def test_batch_mates_do_not_matter(order: GridOrder) -> None:
     student = little_student(order)
     batch, slots = prior_batch(student.config, songs=3), known_slots("different", 3)
     together = emit(student, student.conditioning(batch), batch["codes"], slots, draws_of([7, 8, 9], [0, 16, 32]))
@@ -83,7 +85,7 @@ def test_batch_mates_do_not_matter(order: Order) -> None:
 
 @torch.no_grad()
 def test_memory_is_made_once_and_gone_afterwards() -> None:
-    student, slots = little_student(Order(0, 1), "factored_lyrics"), known_slots("different", 2)
+    student, slots = little_student(GridOrder(0, 1), "factored_lyrics"), known_slots("different", 2)
     batch = prior_batch(student.config)
     with student_decoding(student, student.conditioning(batch), slots) as decoder:
         memory = [(x.data_ptr(), x.shape) for layer in decoder.layers for x in (layer.keys, layer.values)]
@@ -95,7 +97,7 @@ def test_memory_is_made_once_and_gone_afterwards() -> None:
 
 
 def test_progress_counts_every_emitted_slot_of_a_window() -> None:
-    student, told = little_student(Order(1, 2)), []
+    student, told = little_student(GridOrder(1, 2)), []
     batch, slots = prior_batch(student.config), known_slots("prefix")
     emit(student, student.conditioning(batch), batch["codes"], slots, draws_of([1, 2], [0, 0]), told.append)
     assert sum(told) == WINDOW - 6
@@ -105,7 +107,7 @@ SONGS = 500
 PLAIN = {"codes": 32, "window": 64, "timing": None, "upper": None}
 
 
-def surprisal(order: Order, temperature: float) -> float:
+def surprisal(order: GridOrder, temperature: float) -> float:
     """Z of the surprisal of emitted codes under the student's own likelihood: standard normal if the sampler is true.
 
     Given what came before, the slots of a step are independent, and each one's surprisal less its entropy has mean 0.
@@ -125,10 +127,10 @@ def surprisal(order: Order, temperature: float) -> float:
     return float((surprise - entropy).sum() / variance.sum().sqrt())
 
 
-@pytest.mark.parametrize("order", [Order(1, 2), Order(0, 1), Order(2, 1)], ids=str)
-def test_emitted_codes_are_as_surprising_as_the_student_says(order: Order) -> None:
+@pytest.mark.parametrize("order", [GridOrder(1, 2), GridOrder(0, 1), GridOrder(2, 1)], ids=str)
+def test_emitted_codes_are_as_surprising_as_the_student_says(order: GridOrder) -> None:
     assert abs(surprisal(order, 1.0)) < 3.5
 
 
 def test_a_temperature_that_is_5_percent_off_is_found_out() -> None:
-    assert abs(surprisal(Order(0, 1), 0.95)) > 4 and abs(surprisal(Order(1, 2), 1.05)) > 4
+    assert abs(surprisal(GridOrder(0, 1), 0.95)) > 4 and abs(surprisal(GridOrder(1, 2), 1.05)) > 4

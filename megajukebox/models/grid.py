@@ -28,7 +28,7 @@ from megajukebox.models.attention import attend
 NEVER = 2**62  # a float holds it exactly, and padding goes by way of one
 
 
-class Order(NamedTuple):
+class GridOrder(NamedTuple):
     """tau(r, c) = down * r + right * c."""
 
     down: int
@@ -38,7 +38,7 @@ class Order(NamedTuple):
         return f"{self.down},{self.right}"
 
     @classmethod
-    def parse(cls, text: str) -> "Order":
+    def parse(cls, text: str) -> "GridOrder":
         """Of "1,2". Raises ValueError for what is no order: time must run to the right, and not upwards."""
         down, _, right = text.partition(",")
         if not (down.strip().isdigit() and right.strip().isdigit() and int(right) > 0):
@@ -46,7 +46,7 @@ class Order(NamedTuple):
         return cls(int(down), int(right))
 
     @classmethod
-    def of_teacher(cls, length: int, rows: int) -> "Order":
+    def of_teacher(cls, length: int, rows: int) -> "GridOrder":
         return cls(length // rows, 1)
 
     def steps(self, length: int, rows: int) -> int:
@@ -55,7 +55,7 @@ class Order(NamedTuple):
 
 
 def times(
-    order: Order, length: int, rows: int, known_BT: Tensor | None = None, device: torch.device | None = None
+    order: GridOrder, length: int, rows: int, known_BT: Tensor | None = None, device: torch.device | None = None
 ) -> Tensor:
     """tau [1, T] int64, or [B, T] where `known` [B, T] bool says which slots of each window are given."""
     slot = torch.arange(length, device=device if known_BT is None else known_BT.device)

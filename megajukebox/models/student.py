@@ -10,7 +10,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
-from megajukebox.models.grid import Order, Sight, times
+from megajukebox.models.grid import GridOrder, Sight, times
 from megajukebox.models.prior import Conditioning, Prior, PriorConfig
 from megajukebox.models.transformer import Table
 
@@ -24,7 +24,7 @@ class StudentConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     prior: PriorConfig
-    order: Order
+    order: GridOrder
     soft_weight: float = Field(default=0.5, ge=0, description="of the teacher's distributions, where they are a target")
     known_before: float = Field(
         default=0.5, ge=0, le=1, description="share of training windows whose first rows are known"
@@ -33,7 +33,7 @@ class StudentConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> "StudentConfig":
-        Order.parse(str(self.order))
+        GridOrder.parse(str(self.order))
         if self.prior.prefix_tokens:
             raise ValueError("a prior that reads its lyrics as a prefix has no student; use lyrics mode encoder")
         return self

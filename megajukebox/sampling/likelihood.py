@@ -16,7 +16,7 @@ from torch import Tensor
 from megajukebox.models.prior import Prior
 from megajukebox.models.student import LOG_2, Student
 from megajukebox.sampling import noise
-from megajukebox.sampling.decoder import Draw
+from megajukebox.sampling.drawing import Draw
 from megajukebox.sampling.student import Draws, emit
 
 

@@ -16,9 +16,10 @@ from megajukebox.data.taught import HELD_OUT, TRAIN, taught_sample
 from megajukebox.data.windows import CodeWindows
 from megajukebox.models.prior import Prior
 from megajukebox.sampling import noise
-from megajukebox.sampling.decoder import Draw, Drawing, sample_window
-from megajukebox.sampling.guidance import Guided
+from megajukebox.sampling.decoder import Packed
+from megajukebox.sampling.drawing import Draw, Drawing, Guided
 from megajukebox.sampling.likelihood import Manner, bits_of, teacher_log_p, untold_batch
+from megajukebox.sampling.window import Window, sample_window
 
 Told = Callable[[int], dict[str, Any]]  # number of a window -> the real window whose labels, timing ... it is told
 
@@ -107,7 +108,9 @@ def teachers_codes(teacher: Prior, batch: dict, seeds: list[int], manner: Manner
         batch = joined(batch, untold_batch(batch))
         songs = torch.arange(count, device=device)
         draw = Guided(alone, songs, torch.full((count,), manner.guidance, device=device))
-    return sample_window(teacher, teacher.conditioning(batch), batch["codes"], 0, config.window, draw, 0)[:count]
+    nothing, first = torch.zeros_like(batch["codes"], dtype=torch.bool), torch.zeros_like(batch["codes"][:, 0])
+    window = Window(teacher, teacher.conditioning(batch), torch.zeros_like(batch["codes"]), nothing, first, draw)
+    return sample_window(Packed(teacher), window)[:count]
 
 
 def joined(one: dict, other: dict) -> dict:

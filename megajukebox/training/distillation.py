@@ -18,7 +18,7 @@ from megajukebox.data.taught import TaughtWindows
 from megajukebox.data.vocabulary import VOCABULARIES, read_vocabularies
 from megajukebox.data.weights import WEIGHTS, StoredTensors, read_facts
 from megajukebox.data.windows import CodeWindows, Condition, Lyrics
-from megajukebox.models.grid import Order
+from megajukebox.models.grid import GridOrder
 from megajukebox.models.prior import PriorConfig
 from megajukebox.models.student import Student, StudentConfig
 from megajukebox.training.config import Preset, TrainingSettings
@@ -124,16 +124,16 @@ def first_weights(folder: Path) -> Mapping[str, Tensor]:
 GATES = {"top": (0.02, 0.03), "middle": (0.05, 0.08), "bottom": (0.05, 0.08)}
 
 
-def curriculum(level: str, length: int, rows: int) -> list[Order]:
+def curriculum(level: str, length: int, rows: int) -> list[GridOrder]:
     """Orders of fewer and fewer steps, each one usable: lags of half a row and less, the wavefront, whole columns.
 
     The top ends with the wavefront: what column by column would emit at once stands too near to each other there.
     """
-    lags = [Order(down, 1) for down in (32, 16, 8, 4, 2) if down < length // rows]
-    return [*lags, Order(1, 1), *([] if level == "top" else [Order(0, 1)])]
+    lags = [GridOrder(down, 1) for down in (32, 16, 8, 4, 2) if down < length // rows]
+    return [*lags, GridOrder(1, 1), *([] if level == "top" else [GridOrder(0, 1)])]
 
 
-def folder_of(out: Path, order: Order) -> Path:
+def folder_of(out: Path, order: GridOrder) -> Path:
     return out / f"order-{order.down}-{order.right}"
 
 
