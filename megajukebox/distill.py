@@ -31,11 +31,11 @@ from megajukebox.data.weights import load_into, read_facts
 from megajukebox.models.grid import GridOrder
 from megajukebox.models.prior import Prior
 from megajukebox.models.student import StudentConfig
-from megajukebox.monitoring.metrics import RunLog, read_lines
+from megajukebox.monitoring.metrics import read_lines
 from megajukebox.sampling.judging import Judge
 from megajukebox.sampling.likelihood import Manner
 from megajukebox.sampling.teaching import Lesson, shard_name, write_lesson_shard
-from megajukebox.train import write_run_folder
+from megajukebox.train import run_task
 from megajukebox.training import parallel
 from megajukebox.training.config import Preset, TrainingSettings, load_preset
 from megajukebox.training.distillation import (
@@ -49,11 +49,8 @@ from megajukebox.training.distillation import (
     verdict,
     write_table,
 )
-from megajukebox.training.engines import engine_of
 from megajukebox.training.exits import Ending, ending
-from megajukebox.training.loop import train
-from megajukebox.training.run import Run
-from megajukebox.training.tasks import Reading
+from megajukebox.training.tasks import Reading, Task
 
 JUDGED = 128  # held-out windows of the teacher, and as many of songs, that students are judged on
 
@@ -104,7 +101,7 @@ class Course:
         settings: TrainingSettings, data_only: bool, end: Ending,
     ) -> None:  # fmt: skip
         self.teacher, self.lesson, self.out, self.preset, self.settings = teacher, lesson, out, preset, settings
-        self.data_only, self.end, self.ds_config = data_only, end, parallel.read_ds_config(settings.ds_config)
+        self.data_only, self.end = data_only, end
         self.place = parallel.start()
         self.songs = teacher.windows(codes)
         self.prior = self._frozen()
@@ -177,18 +174,15 @@ class Course:
         folder = folder_of(self.out, order)
         if parallel.from_rank_0((folder / "DONE").exists() if self.place.rank == 0 else None):
             return True
-        total, micro = parallel.global_batch(self.ds_config, self.place.size)
-        log = RunLog(folder, writes=self.place.rank == 0, rank=self.place.rank)
-        reading = Reading(self.place, total, micro, on_bad=log.skip)
         config = StudentConfig(prior=self.teacher.config, order=order)
         facts = {"manner": asdict(self.lesson.manner), "started_from": read_facts(before)["fingerprint"]}
         source: Source = self.songs if self.data_only else taught
-        task = student_task(self.teacher, config, source, self.settings, reading, facts, judge)
-        if self.place.rank == 0:
-            write_run_folder(folder, self.preset, f"{self.teacher.config.level}_student", task, self.ds_config)
-        run = Run(folder, self.settings, self.place, self.end, log, stop_after)
-        weights = first_weights(before)
-        return train(run, task, engine_of(config, task.build, self.ds_config, self.settings.seed, weights))
+
+        def make(reading: Reading) -> Task:
+            return student_task(self.teacher, config, source, self.settings, reading, facts, judge)
+
+        stage = f"{self.teacher.config.level}_student"
+        return run_task(self.preset, stage, self.settings, make, folder, stop_after, self.end, first_weights(before))
 
 
 def stage_of(folder: Path, order: GridOrder, teacher: TeacherRun, gate: tuple[float, float]) -> dict[str, Any]:

@@ -10,11 +10,13 @@ checkpoints/, and model.safetensors + model.json for the stages after it. How it
 (training/exits.py): 0 done, 85 stopped and saved, 75 start again, 93 a person is needed, 98 another start took over.
 """
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 import yaml
+from torch import Tensor
 
 from megajukebox.data.files import write_whole
 from megajukebox.data.remote import DEFAULT_CACHE, Remote
@@ -61,8 +63,20 @@ def main(
 def run_stage(
     preset: Preset, stage: str, data: str, remote: Remote, out: Path, stop_after: int | None, end: Ending
 ) -> bool:
-    """Build the task, its engine and its run, and train. Returns whether the last step was reached."""
+    """Train a stage of `preset`. Returns whether the last step was reached."""
     settings = preset.stage(stage)
+
+    def make(reading: Reading) -> Task:
+        return task_of(preset, stage, data, remote, settings, reading)
+
+    return run_task(preset, stage, settings, make, out, stop_after, end)
+
+
+def run_task(
+    preset: Preset, stage: str, settings: TrainingSettings, make: Callable[[Reading], Task], out: Path,
+    stop_after: int | None, end: Ending, weights: Mapping[str, Tensor] | None = None,
+) -> bool:  # fmt: skip
+    """Build the task, its engine (with `weights` to start from) and its run, and train. Whether it was finished."""
     as_given = parallel.read_ds_config(settings.ds_config)
     with within(settings.hang_slow_seconds, "the ranks did not find each other"):
         place = parallel.start()
@@ -71,11 +85,11 @@ def run_stage(
     ds_config = share_batch(as_given, reads.size, before)
     total, micro = ds_config["train_batch_size"], ds_config["train_micro_batch_size_per_gpu"]
     log = RunLog(out, writes=place.rank == 0, rank=place.rank)
-    task = task_of(preset, stage, data, remote, settings, Reading(reads, total, micro, on_bad=log.skip))
+    task = make(Reading(reads, total, micro, on_bad=log.skip))
     if place.rank == 0:
         write_run_folder(out, preset, stage, task, {"ds_config": as_given, "global_batch": total})
     run = Run(out, settings, place, end, log, stop_after)
-    return train(run, task, engine_of(task.config, task.build, ds_config, settings.seed))
+    return train(run, task, engine_of(task.config, task.build, ds_config, settings.seed, weights))
 
 
 def task_of(

@@ -1,5 +1,6 @@
 """A level of songs by a student: windows together, known codes untouched, the same codes however work is split."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -9,8 +10,9 @@ from little_students import student_of
 
 from megajukebox.data.lyrics import Tokens
 from megajukebox.models.grid import GridOrder
+from megajukebox.sampling.autoregressive import Autoregressive
 from megajukebox.sampling.level import LevelJob, Told, new_job
-from megajukebox.sampling.student_level import StudentLevel, phases
+from megajukebox.sampling.student_level import Polished, StudentLevel, phases
 from megajukebox.sampling.windows import conditions_of
 
 ORDERS = [GridOrder(0, 1), GridOrder(1, 1), GridOrder(4, 1)]
@@ -91,3 +93,14 @@ def test_at_the_temperature_of_its_lessons_a_student_draws_unchanged() -> None:
     sampler("middle", GridOrder(0, 1)).sample(one, lambda count: None)
     sampler("middle", GridOrder(0, 1), temperature=0.7).sample(other, lambda count: None)
     assert torch.equal(one.codes_BT, other.codes_BT)
+
+
+@pytest.mark.parametrize("level", ["top", "middle"])
+def test_polished_is_the_teachers_sample_whatever_the_student_guessed(level: str) -> None:
+    teacher = little_prior(**({"upper": None, "level": "top"} if level == "top" else {}))
+    exact, polished = (job_of(level, 40, [5, 6], slice(0, 3)) for _ in range(2))
+    Autoregressive(teacher).sample(exact, lambda count: None)
+    for order in (GridOrder(0, 1), GridOrder(4, 1)):
+        again, counted = replace(polished, codes_BT=polished.codes_BT.clone(), known_BT=polished.known_BT.clone()), []
+        Polished(StudentLevel(student_of(teacher, order)), teacher, ahead=4).sample(again, counted.append)
+        assert torch.equal(again.codes_BT, exact.codes_BT) and sum(counted) == 2 * 37

@@ -17,8 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from megajukebox.models.prior import PriorConfig
+from megajukebox.models.prior import Prior, PriorConfig
 from megajukebox.models.student import Student
+from megajukebox.sampling.autoregressive import Autoregressive
 from megajukebox.sampling.level import LevelJob, Progress, hop_of
 from megajukebox.sampling.student import Draws, emit
 from megajukebox.sampling.windows import Row, Span, conditions_of, spans
@@ -65,6 +66,25 @@ class StudentLevel:
         """A row's window of the level; slots past the end of the song are sampled too, and then forgotten."""
         window = x_BT[row.song, row.span.start : row.span.end]
         return F.pad(window, (0, self.student.config.window - len(window)))
+
+
+@dataclass
+class Polished:
+    """The teacher's own sample, code for code, from the student's as the first guess: passes over many codes at once.
+
+    Both draw with the same noise, so most of the student's codes are right already.
+    """
+
+    student: StudentLevel
+    teacher: Prior
+    ahead: int = 32  # codes that a pass looks at
+    exact: bool = True
+
+    def sample(self, job: LevelJob, progress: Progress) -> None:
+        draft = replace(job, codes_BT=job.codes_BT.clone(), known_BT=job.known_BT.clone(), given_BT=job.given_BT)
+        self.student.sample(draft, lambda count: None)
+        job.codes_BT.copy_(draft.codes_BT)  # where nothing is known yet, the first guess
+        Autoregressive(self.teacher, "fixed_point", self.ahead).sample(job, progress)
 
 
 def phases(config: PriorConfig, total: int) -> Iterator[list[Span]]:
