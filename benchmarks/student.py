@@ -1,0 +1,293 @@
+"""What the parallel students are worth: divergence from their teachers, likelihood, seams, sound, and speed, by order.
+
+    python benchmarks/student.py demo/runs --codes demo/shards/codes --songs demo/shards/songs     # all parts, then:
+    python benchmarks/student.py demo/runs --show      # the tables again, and the plot docs/student.svg
+
+`demo/runs` is the folder of a demo's runs with the students that distill made in it (top_student, ...). Parts can be
+run alone (--part worth|songs|speed); benchmarks/results/student.json keeps those that were run before.
+"""
+
+import argparse
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator
+from datetime import date
+from itertools import pairwise, product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from student_table import plot, show
+from torch import Tensor
+
+from megajukebox.data.files import write_whole
+from megajukebox.data.listening import learn, rhythm, timbre
+from megajukebox.data.provenance import made_by
+from megajukebox.data.shards import ShardSet
+from megajukebox.data.stream import held_out_batches
+from megajukebox.data.taught import TaughtWindows
+from megajukebox.data.weights import load_into
+from megajukebox.models.grid import GridOrder
+from megajukebox.models.long_audio import decode_long
+from megajukebox.models.prior import Prior
+from megajukebox.models.student import Student, StudentConfig, from_teacher
+from megajukebox.sampling.autoregressive import Autoregressive
+from megajukebox.sampling.judging import Judge, together
+from megajukebox.sampling.jukebox import Jukebox, draw_for
+from megajukebox.sampling.level import HOPS, LevelJob, new_job
+from megajukebox.sampling.likelihood import Manner, bits_of, sampled, teacher_log_p, with_interval
+from megajukebox.sampling.requests import Request
+from megajukebox.sampling.student_level import Polished, StudentLevel, phases
+from megajukebox.sampling.windows import conditions_of, spans
+from megajukebox.training.distillation import TEACHERS, TeacherRun, folder_of
+
+RESULT = Path(__file__).parent / "results" / "student.json"
+ORDERS = ("teacher", "8,1", "4,1", "1,3", "1,2", "1,1", "0,1")
+MANNER = Manner(0.99)
+WINDOWS = 64  # held-out windows that orders are compared on
+SECONDS, SONGS = 4.0, 18
+
+
+def main() -> None:
+    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words.add_argument("runs", type=Path)
+    words.add_argument("--codes", type=Path)
+    words.add_argument("--songs", type=Path)
+    words.add_argument("--part", choices=("worth", "songs", "speed"), action="append")
+    words.add_argument("--levels", default="top,middle,bottom")
+    words.add_argument("--show", action="store_true")
+    asked = words.parse_args()
+    torch.set_num_threads(1)
+    found = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    levels = asked.levels.split(",")
+    for part in [] if asked.show else asked.part or ("worth", "songs", "speed"):
+        print(part, flush=True)
+        if part == "worth":
+            for level in levels:
+                found.setdefault("worth", {})[level] = worth(asked.runs, asked.codes, level)
+        elif part == "songs":
+            found["songs"] = songs(asked.runs, asked.songs)
+        else:
+            found["speed"] = speed(asked.runs)
+        made = {"date": date.today().isoformat(), "commit": made_by()["commit"], "machine": machine()}
+        found.setdefault("made", {})[part] = made
+        write_whole(RESULT, (json.dumps(found, indent=1) + "\n").encode())
+    show(found)
+    plot(found)
+
+
+def machine() -> str:
+    return f"{platform.machine()}, {os.cpu_count()} cores, 1 thread"
+
+
+def load_prior(runs: Path, level: str) -> Prior:
+    run = TeacherRun.open(runs / TEACHERS[level], level)
+    prior = Prior(run.config)
+    load_into(prior, run.folder)
+    return prior.eval().requires_grad_(False)
+
+
+def students(runs: Path, level: str, teacher: Prior) -> Iterator[tuple[str, str, Student]]:
+    """(order, how it was taught, the student) of every order: with the teacher's weights, distilled, on data alone."""
+    for name in ORDERS:
+        shape = teacher.config.transformer
+        order = GridOrder.of_teacher(teacher.config.window, shape.rows) if name == "teacher" else GridOrder.parse(name)
+        untaught = from_teacher(Student(StudentConfig(prior=teacher.config, order=order)), teacher)
+        yield name, "not at all", untaught.eval()
+        for how, folder in (("distilled", f"{level}_student"), ("data only", f"{level}_student_data")):
+            run = folder_of(runs / folder, order)
+            if (run / "DONE").exists():
+                student = Student(StudentConfig(prior=teacher.config, order=order))
+                load_into(student, run)
+                yield name, how, student.eval()
+
+
+# ---- worth: windows -------------------------------------------------------------------------------------------------
+
+
+def worth(runs: Path, codes: Path, level: str) -> list[dict[str, Any]]:
+    """One row for each order and way of teaching, over held-out windows."""
+    teacher, run = load_prior(runs, level), TeacherRun.open(runs / TEACHERS[level], level)
+    taught = TaughtWindows(ShardSet(str(runs / f"{level}_student" / "windows")))
+    told, real = (
+        list(held_out_batches(w, micro_batch=32, limit=WINDOWS)) for w in (taught, run.windows(ShardSet(str(codes))))
+    )
+    own = with_interval(together(b["teacher_bits"].mean(1) for b in told).numpy())
+    rows = []
+    for order, how, student in students(runs, level, teacher):
+        judged = Judge(teacher, MANNER, told, real, first_seed=2**41)(student)
+        values = {name: with_interval(x.numpy()) for name, x in judged.items()}
+        of_samples = with_interval(samples_under_teacher(student, teacher, told).numpy())
+        rows.append({
+            "order": order, "taught": how, "steps_per_window": student.how.steps, "windows": WINDOWS,
+            "teacher_bits_of_samples": of_samples, "teacher_bits_of_own_samples": own, **values,
+        })  # fmt: skip
+        print(level, order, how, {k: round(v[0], 4) for k, v in values.items()}, flush=True)
+    return rows
+
+
+def samples_under_teacher(student: Student, teacher: Prior, told: list[dict]) -> Tensor:
+    """[windows] bits per code that the teacher gives the student's samples, in the manner it is sampled."""
+    found = []
+    for number, batch in enumerate(told):
+        codes = sampled(student, batch, [2**42 + number * 1000 + n for n in range(len(batch["codes"]))])
+        found.append(bits_of(teacher_log_p(teacher, {**batch, "codes": codes}, MANNER), codes).mean(1))
+    return torch.cat(found)
+
+
+# ---- songs ----------------------------------------------------------------------------------------------------------
+
+
+def job_of(jukebox: Jukebox, level: str, requests: list[Request], above: Tensor | None) -> LevelJob:
+    told = [jukebox.levels[level].told(request) for request in requests]
+    samples = round(requests[0].seconds * jukebox.vqvae.config.sample_rate)
+    total = jukebox.codes_of(requests[0], level)
+    return new_job(told, total, samples, draw_for(level, requests, jukebox.device), HOPS[level], above)
+
+
+def best_student(runs: Path, level: str, teacher: Prior, order: str) -> Student:
+    """The distilled student of an order, or the teacher's weights where none was trained."""
+    return [s for name, how, s in students(runs, level, teacher) if name == order and how != "data only"][-1]
+
+
+CHAINS = {
+    "teacher": {},
+    "exact top, (0,1) upsamplers": {"middle": "0,1", "bottom": "0,1"},
+    "(1,1) top, (0,1) upsamplers": {"top": "1,1", "middle": "0,1", "bottom": "0,1"},
+}
+
+
+def songs(runs: Path, song_shards: Path) -> dict[str, Any]:
+    """Whole songs by each chain: seams, likelihood, sound against the teacher's, and who and what is heard in them."""
+    jukebox = Jukebox(runs)
+    pairs = named_pairs(jukebox)
+    ears = learnt(ShardSet(str(song_shards)))
+    found: dict[str, Any] = {}
+    first_audio: dict[str, np.ndarray] = {}
+    for name, chain in {"teacher, other seeds": {}, **CHAINS}.items():
+        seed = 1000 if name == "teacher, other seeds" else 0
+        who = [pairs[n % len(pairs)] for n in range(SONGS)]
+        requests = [
+            Request(id=f"s{n}", artist=artist, genres=(genre,), seconds=SECONDS, seed=seed + n)
+            for n, (artist, genre) in enumerate(who)
+        ]
+        row, audio = chain_of(jukebox, runs, requests, chain)
+        first_audio.setdefault("reference", audio)
+        row["spectral_distance_to_teacher"] = frechet(bands(first_audio["reference"]), bands(audio))
+        row["heard"] = heard(ears, requests, audio, jukebox.vqvae.config.sample_rate)
+        found[name] = row
+        print(name, {k: v for k, v in row.items() if k != "levels"}, flush=True)
+    return found
+
+
+def named_pairs(jukebox: Jukebox) -> list[tuple[str, str]]:
+    names = jukebox.levels["bottom"].vocabularies
+    return list(product(names["artist"].names[1:], names["genres"].names[1:]))
+
+
+def chain_of(jukebox: Jukebox, runs: Path, requests: list[Request], chain: dict[str, str]) -> tuple[dict, np.ndarray]:
+    above: Tensor | None = None
+    levels = {}
+    for level in ("top", "middle", "bottom"):
+        teacher, job = load_prior(runs, level), job_of(jukebox, level, requests, above)
+        sampler = Autoregressive(teacher) if level not in chain else StudentLevel(
+            best_student(runs, level, teacher, chain[level]), MANNER.temperature
+        )  # fmt: skip
+        sampler.sample(job, lambda count: None)
+        levels[level] = seams(teacher, job) if level != "top" else {}
+        above = job.codes_BT
+    assert above is not None
+    audio = np.stack([decode_long(jukebox.vqvae, row, "bottom").clamp(-1, 1).numpy() for row in above])
+    return {"levels": levels}, audio
+
+
+@torch.inference_mode()
+def seams(teacher: Prior, job: LevelJob) -> dict[str, float]:
+    """The teacher's bits per code given at least half a window before: in the 64 codes after a first window's start,
+    which were sampled without knowing what is before them, and everywhere else. A teacher's own song is the control.
+    """
+    config, bits = teacher.config, torch.zeros_like(job.codes_BT, dtype=torch.float32)
+    for span in spans(job.total, config.window, config.window // 2):
+        told = conditions_of(config, job.told, job.upper_BU, [span.start] * len(job.told), job.samples, bits.device)
+        told["codes"] = torch.nn.functional.pad(
+            job.codes_BT[:, span.start : span.end], (0, config.window - (span.end - span.start))
+        )
+        found = bits_of(teacher_log_p(teacher, told, MANNER), told["codes"])
+        bits[:, span.new : span.end] = found[:, span.new - span.start : span.end - span.start]
+    at_seam = torch.zeros(job.total, dtype=torch.bool)
+    for span in next(iter(phases(config, job.total)))[1:]:
+        at_seam[span.start : span.start + 64] = True
+    return {"bits_at_seams": float(bits[:, at_seam].mean()), "bits_elsewhere": float(bits[:, ~at_seam].mean())}
+
+
+def bands(audio_NT: np.ndarray) -> np.ndarray:
+    """Log energies [frames of all, 24] of bands, for clips of equal length."""
+    frames = np.lib.stride_tricks.sliding_window_view(audio_NT, 1024, axis=1)[:, ::512].reshape(-1, 1024)
+    power = np.abs(np.fft.rfft(frames * np.hanning(1024))) ** 2
+    edges = np.unique(np.geomspace(2, power.shape[1] - 1, 25).astype(int))
+    return np.log(np.stack([power[:, a:b].mean(1) for a, b in pairwise(edges)], 1) + 1e-6)
+
+
+def frechet(one: np.ndarray, other: np.ndarray) -> float:
+    """Distance between two clouds as if they were normal: of means, and of covariances."""
+    covariances = [np.cov(x.T) for x in (one, other)]
+    values, vectors = np.linalg.eigh(covariances[0])
+    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
+    cross = np.sqrt(np.linalg.eigvalsh(root @ covariances[1] @ root).clip(0)).sum()
+    gap = one.mean(0) - other.mean(0)
+    return float(gap @ gap + sum(np.trace(c) for c in covariances) - 2 * cross)
+
+
+def learnt(shards: ShardSet) -> dict[str, Any]:
+    """Ears for artists and genres, from the songs that were trained on."""
+    from demo_report import songs_with_labels
+
+    known, rate = songs_with_labels(shards), shards.index["sample_rate"]
+    return {
+        "artist": learn([(wave, artist) for wave, artist, _ in known], rate, timbre),
+        "genre": learn([(wave, genre) for wave, _, genre in known], rate, rhythm),
+    }
+
+
+def heard(ears: dict[str, Any], requests: list[Request], audio: np.ndarray, rate: int) -> dict[str, str]:
+    asked = {"artist": [r.artist for r in requests], "genre": [r.genres[0] for r in requests]}
+    named = {what: ears[what].name(list(audio)) for what in ears}
+    lower = {what: sum(a.casefold() == str(b).casefold() for a, b in zip(named[what], asked[what])) for what in ears}
+    return {what: f"{right} of {len(requests)}" for what, right in lower.items()}
+
+
+# ---- speed ----------------------------------------------------------------------------------------------------------
+
+
+def speed(runs: Path, seconds: float = 6.0) -> list[dict[str, Any]]:
+    """Wall seconds per second of audio for one song, each level alone, given the same codes above."""
+    jukebox, rows = Jukebox(runs), []
+    request, above = [Request(id="one", seconds=seconds, seed=5)], None
+    for level in ("top", "middle", "bottom"):
+        teacher, codes = load_prior(runs, level), None
+        for name, sampler in ways(runs, level, teacher):
+            job, started = job_of(jukebox, level, request, above), time.perf_counter()
+            sampler.sample(job, lambda count: None)
+            wall = time.perf_counter() - started
+            rows.append({"level": level, "way": name, "wall_per_second_of_audio": wall / seconds})
+            print(rows[-1], flush=True)
+            codes = job.codes_BT if codes is None else codes
+        above = codes
+    return rows
+
+
+def ways(runs: Path, level: str, teacher: Prior) -> Iterator[tuple[str, Any]]:
+    yield "teacher, code by code", Autoregressive(teacher)
+    yield "teacher, fixed point", Autoregressive(teacher, "fixed_point", ahead=32)
+    for order in ORDERS[1:]:
+        if order != "1,3":  # the same student as 1,2
+            yield f"student {order}", StudentLevel(best_student(runs, level, teacher, order), MANNER.temperature)
+    quick = best_student(runs, level, teacher, "1,1" if level == "top" else "0,1")
+    yield "student, polished to exact", Polished(StudentLevel(quick, MANNER.temperature), teacher)
+
+
+if __name__ == "__main__":
+    main()

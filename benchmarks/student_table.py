@@ -1,0 +1,60 @@
+"""The tables and the plot of benchmarks/student.py."""
+
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+PLOT = Path(__file__).parents[1] / "docs" / "student.svg"
+NUMBERS = {
+    "KL forward": "kl_forward", "KL reverse": "kl_reverse",
+    "songs' codes: student": "bits_per_code_of_songs", "teacher": "teacher_bits_per_code_of_songs",
+    "teacher on its samples": "teacher_bits_of_samples", "on own": "teacher_bits_of_own_samples",
+}  # fmt: skip
+COLOURS = {"not at all": "#b0b0b0", "data only": "#d08020", "distilled": "#2060c0"}
+
+
+def show(found: dict[str, Any]) -> None:
+    console = Console(width=150)
+    for level, rows in found.get("worth", {}).items():
+        table = Table("order", "taught", "steps", *NUMBERS, title=level)
+        for row in rows:
+            told = [f"{mean:.4f} ± {half:.4f}" if "KL" in name else f"{mean:.3f}"
+                    for name, (mean, half) in ((n, row[key]) for n, key in NUMBERS.items())]  # fmt: skip
+            table.add_row(row["order"], row["taught"], str(row["steps_per_window"]), *told)
+        console.print(table)
+    for name, row in found.get("songs", {}).items():
+        console.print(name, row)
+    for row in found.get("speed", []):
+        console.print(row)
+
+
+def plot(found: dict[str, Any]) -> None:
+    """Steps per window against divergence, the size of a dot its speed: one panel a level."""
+    if "worth" not in found:
+        return
+    figure = Figure(figsize=(10, 3.4), layout="constrained")
+    axes = figure.subplots(1, len(found["worth"]), squeeze=False)[0]
+    walls = {(r["level"], r["way"]): r["wall_per_second_of_audio"] for r in found.get("speed", [])}
+    for panel, (level, rows) in zip(axes, found["worth"].items()):
+        exact = walls.get((level, "teacher, code by code"), 0.0)
+        for how, colour in COLOURS.items():
+            some = [r for r in rows if r["taught"] == how and r["order"] != "teacher"]
+            if some:
+                x, y = [r["steps_per_window"] for r in some], [r["kl_forward"][0] for r in some]
+                panel.errorbar(x, y, [r["kl_forward"][1] for r in some], fmt="o", color=colour, label=how, ms=4)
+            for r in some if how == "not at all" else []:
+                wall = walls.get((level, f"student {r['order']}"))
+                times = f"\n{exact / wall:.0f}x" if wall else ""
+                panel.annotate(f"({r['order']}){times}", (r["steps_per_window"], r["kl_forward"][0]), fontsize=7,
+                               xytext=(3, 4), textcoords="offset points")  # fmt: skip
+        panel.set_xscale("log")
+        panel.set_ylim(bottom=0)
+        panel.set_title(level)
+        panel.set_xlabel("steps a window")
+    axes[0].set_ylabel("KL(teacher || student), bits per code")
+    axes[-1].legend(title="taught", fontsize=7)
+    PLOT.parent.mkdir(exist_ok=True)
+    figure.savefig(PLOT)
