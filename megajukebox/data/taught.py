@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from megajukebox.data.clips import Part
+from megajukebox.data.clips import Part, report
 from megajukebox.data.shards import Sample, ShardSet
 
 HELD_OUT, TRAIN = "held", "train"
@@ -50,6 +50,9 @@ class TaughtWindows:
     def clips(self, part: Part) -> np.ndarray:
         """One window each, [windows] int64; 0 for those of the other part."""
         return (self._held_out == (part == "held_out")).astype(np.int64)
+
+    def report(self) -> dict[str, int]:
+        return report(np.ones(len(self._held_out), dtype=np.int64), self._held_out)
 
     def facts(self) -> dict[str, object]:
         return {"index": self.shards.fingerprint}
