@@ -35,7 +35,6 @@ from megajukebox.monitoring.metrics import read_lines
 from megajukebox.sampling.judging import Judge
 from megajukebox.sampling.likelihood import Manner
 from megajukebox.sampling.teaching import Lesson, shard_name, write_lesson_shard
-from megajukebox.train import run_task
 from megajukebox.training import parallel
 from megajukebox.training.config import Preset, TrainingSettings, load_preset
 from megajukebox.training.distillation import (
@@ -50,6 +49,7 @@ from megajukebox.training.distillation import (
     write_table,
 )
 from megajukebox.training.exits import Ending, ending
+from megajukebox.training.stage import run_task
 from megajukebox.training.tasks import Reading, Task
 
 JUDGED = 128  # held-out windows of the teacher, and as many of songs, that students are judged on

@@ -10,26 +10,17 @@ checkpoints/, and model.safetensors + model.json for the stages after it. How it
 (training/exits.py): 0 done, 85 stopped and saved, 75 start again, 93 a person is needed, 98 another start took over.
 """
 
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
-import yaml
-from torch import Tensor
 
-from megajukebox.data.files import write_whole
 from megajukebox.data.remote import DEFAULT_CACHE, Remote
 from megajukebox.data.shards import ShardSet
-from megajukebox.monitoring.metrics import RunLog
 from megajukebox.training import parallel
-from megajukebox.training.batching import batch_of_run, share_batch
-from megajukebox.training.config import STAGES, Preset, TrainingSettings, dump, load_preset
-from megajukebox.training.engines import engine_of
-from megajukebox.training.exits import Ending, ending, within
-from megajukebox.training.loop import train
-from megajukebox.training.pipeline import reader
-from megajukebox.training.run import Run
+from megajukebox.training.config import STAGES, Preset, TrainingSettings, load_preset
+from megajukebox.training.exits import Ending, ending
+from megajukebox.training.stage import run_task
 from megajukebox.training.tasks import Reading, Task, piped_task, prior_task, vqvae_task
 
 
@@ -72,26 +63,6 @@ def run_stage(
     return run_task(preset, stage, settings, make, out, stop_after, end)
 
 
-def run_task(
-    preset: Preset, stage: str, settings: TrainingSettings, make: Callable[[Reading], Task], out: Path,
-    stop_after: int | None, end: Ending, weights: Mapping[str, Tensor] | None = None,
-) -> bool:  # fmt: skip
-    """Build the task, its engine (with `weights` to start from) and its run, and train. Whether it was finished."""
-    as_given = parallel.read_ds_config(settings.ds_config)
-    with within(settings.hang_slow_seconds, "the ranks did not find each other"):
-        place = parallel.start()
-    reads = reader(place, as_given)
-    before = parallel.from_rank_0(batch_of_run(record_of(out), as_given) if place.rank == 0 else None)
-    ds_config = share_batch(as_given, reads.size, before)
-    total, micro = ds_config["train_batch_size"], ds_config["train_micro_batch_size_per_gpu"]
-    log = RunLog(out, writes=place.rank == 0, rank=place.rank)
-    task = make(Reading(reads, total, micro, on_bad=log.skip))
-    if place.rank == 0:
-        write_run_folder(out, preset, stage, task, {"ds_config": as_given, "global_batch": total})
-    run = Run(out, settings, place, end, log, stop_after)
-    return train(run, task, engine_of(task.config, task.build, ds_config, settings.seed, weights))
-
-
 def task_of(
     preset: Preset, stage: str, data: str, remote: Remote, settings: TrainingSettings, reading: Reading
 ) -> Task:
@@ -106,43 +77,6 @@ def task_of(
 def has_index(data: str) -> bool:
     """A folder, which mode=stream is not for: it wants tars."""
     return Path(data).is_dir()
-
-
-def record_of(out: Path) -> dict:
-    """What run.yaml of a run says; nothing if it is new."""
-    path = out / "run.yaml"
-    return yaml.safe_load(path.read_text()) if path.exists() else {}
-
-
-def write_run_folder(out: Path, preset: Preset, stage: str, task: Task, batch: dict) -> None:
-    """run.yaml and what the stages after this one read. Raises ValueError if the folder holds another run."""
-    out.mkdir(parents=True, exist_ok=True)
-    record = {
-        "stage": stage,
-        "preset": dump(preset),
-        "model": task.config.model_dump(mode="json"),
-        **batch,
-        "facts": {k: v for k, v in task.facts.items() if k != "made_by"},
-        "made_by": task.facts["made_by"],
-    }
-    path = out / "run.yaml"
-    if path.exists():
-        check_same_run(path, record_of(out), record)
-    write_whole(path, yaml.safe_dump(record, sort_keys=False, allow_unicode=True).encode())
-    for name, content in task.files.items():
-        write_whole(out / name, content)
-
-
-def check_same_run(path: Path, before: dict, now: dict) -> None:
-    """How long and how often may change between two starts of a run; what is trained, and on what, may not."""
-    for part in ("stage", "model", "facts"):
-        if before[part] != now[part]:
-            names = now[part] if isinstance(now[part], dict) else ()
-            differing = ", ".join(k for k in names if before[part].get(k) != now[part][k]) or part
-            raise ValueError(
-                f"{path} is of a run with another {part} (differing: {differing});"
-                " use another --out, or the settings in that file"
-            )
 
 
 if __name__ == "__main__":
