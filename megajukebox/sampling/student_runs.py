@@ -1,28 +1,36 @@
-"""The students that `distill` left beside the priors (runs/top_student, ...), found and loaded."""
+"""The students that `distill` left beside the priors (runs/top_student, ...), as the samplers of their levels.
+
+student                   the upsamplers' students, under the exact top: the quick way
+top=student               that level's, of the order that distill chose; bottom=student:0,1 of another
+bottom=polished           the teacher's own sample, from the student's as a first guess
+top=exact                 the prior itself
+"""
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from megajukebox.data.weights import load_into, read_facts
 from megajukebox.models.grid import GridOrder
+from megajukebox.models.prior import Prior
 from megajukebox.models.student import Student, StudentConfig
-from megajukebox.sampling.requests import Request
-from megajukebox.sampling.student_level import StudentLevel
+from megajukebox.sampling.level import LevelSampler
+from megajukebox.sampling.requests import LEVELS, Request
+from megajukebox.sampling.student_level import Polished, StudentLevel
 
 TABLE = "student.json"  # of training/distillation.py
+QUICK = ("middle", "bottom")  # levels that "student" alone means
+KINDS = ("student", "polished", "exact")
 
 
 class StudentRun:
-    """One level's student. The weights are only in memory while `loaded`."""
+    """One level's student. Called with the level's loaded prior it gives the level's sampler."""
 
-    def __init__(self, runs: Path, level: str, vqvae: str, order: str | None = None):
+    def __init__(self, runs: Path, level: str, vqvae: str, order: str | None = None, polish: bool = False):
         """`order` "a,b", or the one that distill chose. ValueError if there is none, or it is of another VQ-VAE."""
-        self.level, self.folder = level, self._folder(runs / f"{level}_student", order)
+        self.level, self.polish, self.folder = level, polish, folder_of(runs / f"{level}_student", order)
         self.facts = read_facts(self.folder)
         if self.facts["kind"] != "student" or self.facts["level"] != level:
             raise ValueError(f"{self.folder} holds a {self.facts['level']} {self.facts['kind']}, not a {level} student")
@@ -31,46 +39,62 @@ class StudentRun:
         self.config = StudentConfig(**self.facts["config"])
         self.manner: dict[str, float] = self.facts["manner"]
 
-    @staticmethod
-    def _folder(run: Path, order: str | None) -> Path:
-        path = run / TABLE
-        if not path.is_file():
-            raise ValueError(
-                f"{run} holds no student ({TABLE} is missing); run distill first, or choose another sampler"
-            )
-        table = json.loads(path.read_text())
-        if order is None:
-            return run / table["use"]
-        wanted = str(GridOrder.parse(order))
-        known = {row["order"]: row["folder"] for row in table["orders"]}
-        if wanted not in known:
-            raise ValueError(f"{run} has no student of order {wanted}; it has {', '.join(known)}")
-        return run / known[wanted]
-
-    @contextmanager
-    def loaded(self, device: torch.device, dtype: torch.dtype) -> Iterator[StudentLevel]:
-        """A level sampler with the student on `device`, gone after the block."""
+    def __call__(self, prior: Prior) -> LevelSampler:
+        weight = prior.head.weight
         with torch.device("meta"):
             student = Student(self.config)
-        load_into(student, self.folder, dtype=dtype, device=device)
-        yield StudentLevel(student.eval(), self.manner["temperature"])
-        student.to("meta")
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-
-    def told(self) -> dict[str, Any]:
-        """For the record of a song: which student made a level, and how far it is from its teacher."""
-        return {
-            "order": str(self.config.order),
-            "steps_per_window": self.config.steps,
-            "weights": self.facts["fingerprint"],
-        }
+        load_into(student, self.folder, dtype=weight.dtype, device=weight.device)
+        level = StudentLevel(student.eval(), self.manner["temperature"])
+        return Polished(level, prior) if self.polish else level
 
     def notes(self, request: Request) -> Iterator[str]:
         """What of the request a student cannot follow as its teacher would."""
-        for setting, default in (("temperature", 0.99), ("guidance", 1.0)):
-            asked, taught = request.at(setting, self.level, default), self.manner[setting]
-            if setting == "guidance" and asked != taught:
-                yield f"the {self.level} student was taught guidance {taught:g} and keeps to it; {asked:g} was asked"
-            if setting == "temperature" and asked != taught:
-                yield f"the {self.level} student was taught temperature {taught:g}; at {asked:g} it is not its teacher"
+        if self.polish:
+            return
+        asked, taught = request.at("guidance", self.level, 1.0), self.manner["guidance"]
+        if asked != taught:
+            yield f"the {self.level} student was taught guidance {taught:g} and keeps to it; {asked:g} was asked"
+        asked, taught = request.at("temperature", self.level, 0.99), self.manner["temperature"]
+        if asked != taught:
+            yield f"the {self.level} student was taught temperature {taught:g}; at {asked:g} it is not its teacher"
+
+
+def folder_of(run: Path, order: str | None) -> Path:
+    path = run / TABLE
+    if not path.is_file():
+        raise ValueError(f"{run} holds no student ({TABLE} is missing); run distill, or choose another sampler")
+    table = json.loads(path.read_text())
+    if order is None:
+        return run / table["use"]
+    wanted, known = str(GridOrder.parse(order)), {row["order"]: row["folder"] for row in table["orders"]}
+    if wanted not in known:
+        raise ValueError(f"{run} has no student of order {wanted}; it has {'; '.join(known)}")
+    return run / known[wanted]
+
+
+def students_of(runs: Path, asked: list[str]) -> dict[str, StudentRun]:
+    """The students that `asked` ("student", "top=student:1,1", ...) names, by level; later ones overrule.
+
+    Raises ValueError for what is no such name, and where there is no such student.
+    """
+    chosen: dict[str, tuple[str, str | None]] = {}
+    for text in asked:
+        level, equals, way = text.rpartition("=")
+        kind, _, order = way.partition(":")
+        if kind not in KINDS or (equals and level not in LEVELS):
+            raise ValueError(
+                f"sampler {text!r} is none; write student, or LEVEL=KIND with a level of {', '.join(LEVELS)}"
+                f" and a kind of {', '.join(KINDS)} (student:1,1 names an order)"
+            )
+        chosen |= {one: (kind, order or None) for one in ([level] if equals else QUICK)}
+    vqvae = read_facts(runs / "vqvae")["fingerprint"]
+    return {
+        level: StudentRun(runs, level, vqvae, order, polish=kind == "polished")
+        for level, (kind, order) in chosen.items()
+        if kind != "exact"
+    }
+
+
+def fingerprints(students: dict[str, StudentRun]) -> dict[str, str]:
+    """What a song's record says of them; a polished level is its prior's alone."""
+    return {f"{level}_student": run.facts["fingerprint"] for level, run in students.items() if not run.polish}
