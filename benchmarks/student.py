@@ -43,6 +43,7 @@ from megajukebox.sampling.level import HOPS, LevelJob, new_job
 from megajukebox.sampling.likelihood import Manner, bits_of, sampled, teacher_log_p, with_interval
 from megajukebox.sampling.requests import Request
 from megajukebox.sampling.student_level import Polished, StudentLevel, phases
+from megajukebox.sampling.window import Window
 from megajukebox.sampling.windows import conditions_of, spans
 from megajukebox.training.distillation import TEACHERS, TeacherRun, folder_of
 
