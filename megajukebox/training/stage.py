@@ -36,7 +36,10 @@ def run_task(
     if place.rank == 0:
         write_run_folder(out, preset, stage, task, {"ds_config": as_given, "global_batch": total})
     run = Run(out, settings, place, end, log, stop_after)
-    return train(run, task, engine_of(task.config, task.build, ds_config, settings.seed, weights))
+    try:
+        return train(run, task, engine_of(task.config, task.build, ds_config, settings.seed, weights))
+    finally:
+        run.pulse.stop()  # this process may train another: a pulse left behind would take it for a hung run
 
 
 def record_of(out: Path) -> dict:
