@@ -163,3 +163,15 @@ def test_a_new_order_moves_the_logits() -> None:
     given: Tensor = teacher.conditioning(batch)
     logits = [student_of(teacher, order, awake=False).logits(batch["codes"], given) for order in ORDERS]
     assert all((x - logits[0]).abs().max() > 0.1 for x in logits[1:])
+
+
+@torch.no_grad()
+def test_under_factored_patterns_a_steeper_wavefront_sees_nothing_more() -> None:
+    """(1,3) is (1,2) in more steps; (1,1), in fewer, sees one slot more of the row before."""
+    teacher = little_prior()
+    batch = prior_batch(teacher.config)
+    given = teacher.conditioning(batch)
+    steeper, steep, flat = (student_of(teacher, GridOrder(1, b)).logits(batch["codes"], given) for b in (3, 2, 1))
+    assert torch.equal(steeper, steep) and not torch.equal(steep, flat)
+    seen = [visible_in_order("previous_row", times(GridOrder(1, b), WINDOW, ROWS)[0], ROWS) for b in (2, 1)]
+    assert (seen[0] <= seen[1]).all() and seen[1].sum() > seen[0].sum()
