@@ -37,7 +37,7 @@ from megajukebox.models.prior import Prior
 from megajukebox.models.student import Student, StudentConfig, from_teacher
 from megajukebox.sampling.autoregressive import Autoregressive
 from megajukebox.sampling.decoder import Packed
-from megajukebox.sampling.judging import together
+from megajukebox.sampling.judging import teacher_bits, together
 from megajukebox.sampling.jukebox import Jukebox, draw_for
 from megajukebox.sampling.level import HOPS, LevelJob, new_job
 from megajukebox.sampling.likelihood import (
