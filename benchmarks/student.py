@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sampling import sample_growing
 from student_table import plot, show
 from torch import Tensor
 
@@ -306,6 +305,8 @@ class LikeJukebox(Autoregressive):
     """As the released sampler does it: caches that grow, checks for every code, windows one after another."""
 
     def way_of(self, window: Window) -> Callable:
+        from sampling import sample_growing  # benchmarks/sampling.py
+
         def sample(packed: Packed, window: Window, progress: Callable[[int], None]) -> None:
             sample_growing(window)
             progress(window.last())
