@@ -71,22 +71,26 @@ def main() -> None:
     words.add_argument("--show", action="store_true")
     asked = words.parse_args()
     torch.set_num_threads(1)
-    found = json.loads(RESULT.read_text()) if RESULT.exists() else {}
-    levels = asked.levels.split(",")
     for part in [] if asked.show else asked.part or ("worth", "songs", "speed"):
-        print(part, flush=True)
         if part == "worth":
-            for level in levels:
-                found.setdefault("worth", {})[level] = worth(asked.runs, asked.codes, level)
+            for level in asked.levels.split(","):
+                keep(part, {level: worth(asked.runs, asked.codes, level)})
         elif part == "songs":
-            found["songs"] = songs(asked.runs, asked.songs)
+            keep(part, songs(asked.runs, asked.songs))
         else:
-            found["speed"] = speed(asked.runs)
-        made = {"date": date.today().isoformat(), "commit": made_by()["commit"], "machine": machine()}
-        found.setdefault("made", {})[part] = made
-        write_whole(RESULT, (json.dumps(found, indent=1) + "\n").encode())
+            keep(part, {"rows": speed(asked.runs)})
+    found = json.loads(RESULT.read_text())
     show(found)
     plot(found)
+
+
+def keep(part: str, measured: dict[str, Any]) -> None:
+    """Add to what RESULT holds by now."""
+    found = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    found.setdefault(part, {}).update(measured)
+    made = {"date": date.today().isoformat(), "commit": made_by()["commit"], "machine": machine()}
+    found.setdefault("made", {})[part] = made
+    write_whole(RESULT, (json.dumps(found, indent=1) + "\n").encode())
 
 
 def machine() -> str:

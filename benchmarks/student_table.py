@@ -27,7 +27,7 @@ def show(found: dict[str, Any]) -> None:
         console.print(table)
     for name, row in found.get("songs", {}).items():
         console.print(name, row)
-    for row in found.get("speed", []):
+    for row in found.get("speed", {}).get("rows", []):
         console.print(row)
 
 
@@ -37,7 +37,7 @@ def plot(found: dict[str, Any]) -> None:
         return
     figure = Figure(figsize=(10, 3.4), layout="constrained")
     axes = figure.subplots(1, len(found["worth"]), squeeze=False)[0]
-    walls = {(r["level"], r["way"]): r["cpu_per_second"] for r in found.get("speed", [])}
+    walls = {(r["level"], r["way"]): r["cpu_per_second"] for r in found.get("speed", {}).get("rows", [])}
     for panel, (level, rows) in zip(axes, found["worth"].items()):
         exact = walls.get((level, "teacher, code by code"), 0.0)
         for how, colour in COLOURS.items():
