@@ -12,7 +12,7 @@ else
 DEMO := demo
 endif
 
-.PHONY: demo install test test-all check clean
+.PHONY: demo install test test-all check soak clean
 
 demo: install
 	$(BIN)/megajukebox demo --out $(DEMO)
@@ -41,6 +41,10 @@ test: check
 
 test-all: check
 	$(BIN)/python -m pytest -q -n 2 --dist loadgroup
+
+# An hour of faults against a run on an emulated cluster; takes root, SLURM and munge.
+soak: $(VENV)/installed-test
+	$(BIN)/python benchmarks/soak.py --minutes 60 --out benchmarks/results/soak.json
 
 clean:
 	rm -rf demo demo_* build

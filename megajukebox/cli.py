@@ -10,6 +10,8 @@ VERBS = {
     "shards": ("shard_tools", "check a shard set, or say what is in it"),
     "train": ("train", "shards -> a run: vqvae, top_prior, middle_upsampler, bottom_upsampler"),
     "supervise": ("supervise", "a command that trains -> started again after faults, until the run is done"),
+    "stop": ("stop_run", "a run -> saves and stops after its present step"),
+    "save": ("save_run", "a run -> a checkpoint now"),
     "encode": ("encode", "song shards and a VQ-VAE -> code shards"),
     "distill": ("distill", "a prior and code shards -> its parallel student"),
     "align": ("align", "code shards and runs -> which head of the top prior tells when words are sung"),

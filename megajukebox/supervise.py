@@ -125,8 +125,9 @@ def hand_over(log: RunLog) -> int:
 
 def leave_bad_nodes(run: Path, log: RunLog) -> int | None:
     """If a node of this job has failed the run twice, the next job must go on without it."""
-    bad = bad_nodes(run)
-    if not set(bad) & set(slurm.nodes()):
+    here = slurm.nodes()
+    bad = bad_nodes(run, most=max(1, len(here) // 10))
+    if not set(bad) & set(here) or not slurm.successors():
         return None
     log.event("exclude_node", nodes=bad, reason=f"ranks on {', '.join(bad)} died twice within a day")
     slurm.exclude(bad)

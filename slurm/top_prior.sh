@@ -8,7 +8,7 @@
 # Expect  RUNS/top_prior/DONE; at 16 node failures per 1000 node-days about one every day: minutes lost each, nobody called.
 #
 # A chain of jobs of a day each: 15 minutes before the limit it saves, and the next one goes on within seconds. Lost nodes,
-# dead ranks, hangs, full disks: README.md, "What we kill and what happens". Watch:  megajukebox status RUNS/top_prior
+# dead ranks, hangs, full disks: README.md, "What we kill and what happens". Watch:  megajukebox watch RUNS
 #SBATCH --job-name=megajukebox-top_prior
 #SBATCH --nodes=64 --ntasks-per-node=8 --gres=gpu:8 --cpus-per-task=5 --exclusive
 #SBATCH --array=1-60%1 --time=24:00:00 --signal=B:USR1@900 --requeue --open-mode=append

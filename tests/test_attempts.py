@@ -75,6 +75,13 @@ def test_a_hang_blames_the_suspects_node(tmp_path: Path) -> None:
     assert verdict(tmp_path, before, 75).nodes == ("n1",)
 
 
+def test_a_job_that_another_has_replaced_does_not_judge_the_others_ranks(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "2")
+    before = attempt(tmp_path, "", "")
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    assert verdict(tmp_path, before, 85).kind == "fenced"
+
+
 def test_what_earlier_attempts_left_does_not_count(tmp_path: Path) -> None:
     attempt(tmp_path, "config", "config")
     assert verdict(tmp_path, attempt(tmp_path, "peer", "peer"), 75).kind == "again"
@@ -89,10 +96,13 @@ def test_an_attempt_that_never_began_is_tried_again_unless_its_settings_were_wro
 def test_a_node_is_left_after_two_deaths_within_a_day(tmp_path: Path) -> None:
     log = RunLog(tmp_path, writes=True)
     log.note("attempt_end", nodes=["n1", "n2"])
-    assert bad_nodes(tmp_path) == []
+    assert bad_nodes(tmp_path, 2) == []
     log.note("attempt_end", nodes=["n2"])
-    assert bad_nodes(tmp_path) == ["n2"]
-    assert bad_nodes(tmp_path, now=time.time() + 25 * 3600) == []
+    assert bad_nodes(tmp_path, 2) == ["n2"]
+    for _ in range(2):
+        log.note("attempt_end", nodes=["n1"])
+    assert bad_nodes(tmp_path, 1) == ["n1"], "the worst first, and no more than the run can spare"
+    assert bad_nodes(tmp_path, 2, now=time.time() + 25 * 3600) == []
 
 
 def test_attempts_without_a_new_checkpoint_are_counted(tmp_path: Path) -> None:

@@ -125,13 +125,14 @@ def test_asked_to_stop_before_its_time_is_up_a_run_goes_on_in_the_next_job_to_th
 def test_a_lost_node_is_replaced_and_what_still_runs_on_it_does_no_harm(cluster, data, straight, tmp_path):
     runs, out = tmp_path / "runs", tmp_path / "runs/top_prior"
     cluster.wait_for(lambda: cluster.idle() == 4, 60)
-    job = submit(cluster, data, runs, FAULT="slow=0.3", FAULT_MARKS=str(tmp_path))
+    job = submit(cluster, data, runs, FAULT="slow=2", FAULT_MARKS=str(tmp_path))
     cluster.wait_for(lambda: steps(out) >= 7, PATIENCE)
     before, lost = pids(out), time.time()
     second = cluster.ask("squeue", "-h", "-j", job, "-t", "R", "-o", "%N")
     node = cluster.ask("scontrol", "show", "hostnames", second).split()[1]
     cluster.stop_node(node)
     cluster.wait_for(lambda: events(out, "resume"), 2 * PATIENCE)
+    (tmp_path / "hurry").touch()
     resumed = events(out, "resume")[0]
     print("seconds from the loss of a node to training again:", resumed["time"] - lost)
     nodes = cluster.ask("scontrol", "show", "hostnames", resumed["nodes"]).split()

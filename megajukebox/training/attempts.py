@@ -4,6 +4,7 @@ The launcher's exit status is not enough: srun returns the highest of its tasks'
 all others. Only the run folder is read, so the same answer is found after the job, its node or SLURM itself is gone.
 """
 
+import os
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -39,6 +40,9 @@ def verdict(run: Path, before: int, status: int) -> Verdict:
     if generation == before:  # it ended before it took the run: bad settings, or the ranks never met
         kind = "person" if status == 93 else "again"
         return Verdict(kind, f"the attempt ended with status {status} before it began to train")
+    job = read_record(run / FILE).get("job")
+    if job != os.environ.get("SLURM_JOB_ID"):
+        return Verdict("fenced", f"job {job} has taken over the run")
     records = [read_record(path) for path in sorted((run / "exits").glob("rank-*.json"))]
     records = [record for record in records if record.get("generation") == generation]
     for code, kind in ((98, "fenced"), (93, "person")):
@@ -86,12 +90,14 @@ def blamed(run: Path, generation: int, records: list[dict]) -> list[str]:
     return sorted({beat["host"] for beat in silent})
 
 
-def bad_nodes(run: Path, now: float | None = None) -> list[str]:
-    """Nodes that attempts of the last day blame at least twice."""
+def bad_nodes(run: Path, most: int, now: float | None = None) -> list[str]:
+    """Nodes that attempts of the last day blame at least twice, the worst first; `most` of them, for without enough
+    nodes a run waits for ever.
+    """
     since = (time.time() if now is None else now) - WITHIN
     ended = [e for e in read_lines(run / "events.jsonl") if e["event"] == "attempt_end" and e["time"] > since]
     deaths = Counter(node for event in ended for node in set(event.get("nodes", [])))
-    return sorted(node for node, count in deaths.items() if count >= DEATHS)
+    return sorted((node for node, count in deaths.items() if count >= DEATHS), key=lambda n: (-deaths[n], n))[:most]
 
 
 def without_progress(run: Path) -> int:
