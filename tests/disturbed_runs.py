@@ -21,7 +21,7 @@ PATIENCE = 240.0  # seconds that a start may take on a busy machine
 
 def environment_of(fault: str = "", marks: Path | None = None) -> dict[str, str]:
     """Of a process that trains, here and not where pytest was installed; a fault, if given, strikes it."""
-    paths = [str(ROOT), str(ROOT / "tests/faults")] if fault else [str(ROOT)]
+    paths = [str(ROOT), str(ROOT / "tests/strike")] if fault else [str(ROOT)]
     more = {"PYTHONPATH": os.pathsep.join(paths)}
     return environment() | more | ({"FAULT": fault, "FAULT_MARKS": str(marks)} if fault else {})
 

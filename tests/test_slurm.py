@@ -41,7 +41,7 @@ def variables(data: Path, runs: Path, **more: str) -> dict[str, str]:
 
 def submit(cluster: Cluster, data: Path, runs: Path, *options: str, stage: str = "top_prior", **more: str) -> str:
     runs.mkdir(exist_ok=True)
-    told = variables(data, runs, **more) | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests/faults")])}
+    told = variables(data, runs, **more) | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests/strike")])}
     options = (*SMALL, f"--output={runs}/log-%A.txt", *options)
     return cluster.sbatch(f"slurm/{stage}.sh", *options, cwd=ROOT, **told)
 
