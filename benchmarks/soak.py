@@ -29,7 +29,8 @@ import typer
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from disturbed_runs import NANO, alone, environment_of, fingerprint, losses, pids, run  # noqa: E402
+from disturbed_runs import NANO, alone, environment_of, fingerprint, losses, pids, start  # noqa: E402
+from disturbed_runs import steps as last_step  # noqa: E402
 from little_sets import write_codes  # noqa: E402
 from slurm_cluster import Cluster  # noqa: E402
 
@@ -37,7 +38,7 @@ from megajukebox.data.provenance import commit  # noqa: E402
 from megajukebox.monitoring.metrics import read_lines  # noqa: E402
 from megajukebox.training.checkpoint import candidates  # noqa: E402
 
-STEP = 0.25  # seconds that a step is made to take
+STEP = 0.5  # seconds by which a step is made longer
 SAVE_EVERY = 20
 DISK = "48m"
 
@@ -141,14 +142,15 @@ def main(
 ) -> None:
     """Disturb a run until it is done; exit status 1 if it did not end as the undisturbed one."""
     chosen = FAULTS if faults == "all" else faults.split(",")
-    steps = steps or int(minutes * 60 * 0.75 / STEP)
+    steps = steps or int(minutes * 60 * 0.7 / (STEP + 0.1))
     with tempfile.TemporaryDirectory(prefix="soak") as name:
         folder = Path(name)
         data, settings = write_codes(folder / "codes"), [f"steps={steps}", f"save_every={SAVE_EVERY}"]
         straight = folder / "straight"
-        assert run(["mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-n", "2",
-                    *alone(data, straight, *settings)]) == 0  # fmt: skip
+        mpirun = ["mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-n", "2"]
+        undisturbed = start([*mpirun, *alone(data, straight, *settings)])
         report = disturbed(folder, data, settings, chosen, every, seed)
+        assert undisturbed.wait() == 0, "the undisturbed run failed"
         report |= judged(folder / "disk/runs/top_prior", straight, report)
         subprocess.run(["umount", "--lazy", str(folder / "disk")], check=True)
     text = json.dumps(report, indent=1)
@@ -200,11 +202,12 @@ def strike_until_done(monkey: Monkey, out: Path, chosen: list[str], every: float
         if wait((out / "DONE").exists, min(4 * every, monkey.dice.expovariate(1 / every))):
             break
         name = order.pop() if order else monkey.dice.choice(chosen)
-        at = time.time()
+        at, reached = time.time(), last_step(out)
         getattr(monkey, name)()
         recovered = wait(lambda at=at, name=name: recovery(out, at, name), 400)
         seconds = round(recovery(out, at, name) - at, 1) if recovered else None
-        strikes.append({"fault": name, "at": at, "recovered_seconds": seconds, "lost_steps": lost(out, at)})
+        again = reached - (reached if (resumed := resumed_at(out, at)) is None else resumed)
+        strikes.append({"fault": name, "at": at, "recovered_seconds": seconds, "lost_steps": max(0, again)})
         print(strikes[-1], flush=True)
     return strikes
 
@@ -225,11 +228,11 @@ def recovery(out: Path, at: float, name: str) -> float:
     return trained_since(out, first) if first else 0.0
 
 
-def lost(out: Path, at: float) -> int:
-    """Steps that were trained twice because of a strike: from the last one before it back to where the run resumed."""
-    after = [event for event in read_lines(out / "events.jsonl") if event["time"] > at and event["event"] == "resume"]
-    beats = [json.loads(path.read_text())["step"] for path in (out / "heartbeats").glob("rank-*.json")]
-    return max(0, max(beats, default=0) - after[0]["step"]) if after else 0
+def resumed_at(out: Path, at: float) -> int | None:
+    """The step from which the run went on after `at`."""
+    return next(
+        (e["step"] for e in read_lines(out / "events.jsonl") if e["time"] > at and e["event"] == "resume"), None
+    )
 
 
 def judged(out: Path, straight: Path, report: dict) -> dict:
