@@ -61,12 +61,15 @@ def main(
     run: Annotated[Path, typer.Argument(help="The run folder.")],
     command: Annotated[list[str], typer.Argument(help="After --: the command that trains it, with its launcher.")],
     attempts: Annotated[int, typer.Option(min=1, help="Leave with 75 after this many.")] = 100,
+    several_runs: Annotated[
+        bool, typer.Option("--several-runs", help="The command trains runs within the folder; its status 0 means done.")
+    ] = False,
 ) -> None:
     """Start `command` again after faults, until the run is done, stopped, or needs a person."""
-    raise SystemExit(supervise(run, command, attempts))
+    raise SystemExit(supervise(run, command, attempts, several_runs))
 
 
-def supervise(run: Path, command: list[str], attempts: int) -> int:
+def supervise(run: Path, command: list[str], attempts: int, several_runs: bool = False) -> int:
     """Attempt after attempt. Returns this process's exit status."""
     child, log = Child(), RunLog(run, writes=True)
     if slurm.runs_elsewhere(read_record(run / FILE).get("job")):
@@ -79,6 +82,8 @@ def supervise(run: Path, command: list[str], attempts: int) -> int:
             return DONE
         before, started = generation_of(run), time.time()
         status = child.run(command, attempt)
+        if several_runs and status == 0:
+            (run / "DONE").touch()
         found = verdict(run, before, status)
         seconds = round(time.time() - started, 1)
         log.note(

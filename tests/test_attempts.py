@@ -1,12 +1,14 @@
 """What became of an attempt, from what its ranks left; and which nodes a run leaves."""
 
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from megajukebox.monitoring.metrics import RunLog
+from megajukebox.monitoring.metrics import RunLog, read_lines
 from megajukebox.training.attempts import bad_nodes, verdict, without_progress
 from megajukebox.training.exits import CODES, Ending
 from megajukebox.training.generation import Generation
@@ -114,6 +116,20 @@ def test_attempts_without_a_new_checkpoint_are_counted(tmp_path: Path) -> None:
     assert without_progress(tmp_path) == 0
     log.note("attempt_end", kind="again")
     assert without_progress(tmp_path) == 1
+
+
+def test_a_checkpoint_of_a_run_within_is_progress_too(tmp_path: Path) -> None:
+    RunLog(tmp_path, writes=True).note("attempt_end", kind="again")
+    RunLog(tmp_path / "order-0-1", writes=True).event("save", 5)
+    assert without_progress(tmp_path) == 0
+
+
+def test_a_command_that_trains_several_runs_is_done_when_its_status_says_so(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "megajukebox.cli", "supervise", "--several-runs", str(tmp_path), "--", "true"]
+    subprocess.run(command, check=True, timeout=120)
+    assert (tmp_path / "DONE").exists()
+    (last,) = [event for event in read_lines(tmp_path / "events.jsonl") if event["event"] == "attempt_end"]
+    assert last["kind"] == "done"
 
 
 def test_every_kind_of_ending_has_a_code_that_the_shell_can_tell_apart() -> None:

@@ -37,6 +37,8 @@ def generation_of(run: Path) -> int:
 def verdict(run: Path, before: int, status: int) -> Verdict:
     """What became of the attempt that began when the run was at generation `before` and ended with `status`."""
     generation = generation_of(run)
+    if generation == before and (run / "DONE").exists():
+        return Verdict("done", "all runs within are done")
     if generation == before:  # it ended before it took the run: bad settings, or the ranks never met
         kind = "person" if status == 93 else "again"
         return Verdict(kind, f"the attempt ended with status {status} before it began to train")
@@ -101,9 +103,10 @@ def bad_nodes(run: Path, most: int, now: float | None = None) -> list[str]:
 
 
 def without_progress(run: Path) -> int:
-    """Attempts in a row, up to now, that ended badly with no checkpoint saved in between."""
+    """Attempts in a row, up to now, that ended badly with no checkpoint saved in between, here or in a run within."""
+    told = [event for path in (run / "events.jsonl", *run.glob("*/events.jsonl")) for event in read_lines(path)]
     count = 0
-    for event in reversed(read_lines(run / "events.jsonl")):
+    for event in sorted(told, key=lambda event: -event["time"]):
         if event["event"] == "save" or (event["event"] == "attempt_end" and event.get("kind") == "stopped"):
             break
         count += event["event"] == "attempt_end"
