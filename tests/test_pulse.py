@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from megajukebox import save_run, stop_run
 from megajukebox.monitoring.metrics import RunLog, read_lines
 from megajukebox.training.exits import Ending, Leave, kind_of
 from megajukebox.training.generation import Generation
@@ -118,6 +119,25 @@ def test_a_hang_leaves_stacks_an_event_and_status_75(tmp_path: Path) -> None:
     assert hang["event"] == "hang" and "was in step for" in hang["reason"]
     end = json.loads((tmp_path / "exits/rank-00000.json").read_text())
     assert (end["class"], end["code"], end["generation"]) == ("hang", 75, 1)
+
+
+def test_ranks_that_do_not_find_each_other_are_not_waited_for_for_ever() -> None:
+    lines = ["import time", "from megajukebox.training.exits import within"]
+    lines += ["with within(0.3, 'the ranks did not meet'): time.sleep(60)"]
+    program = "\n".join(lines)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 75 and "the ranks did not meet within 0 s; start again" in done.stderr
+
+
+def test_stop_and_save_are_said_to_runs_only(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"is no run folder \(it has no run.yaml\)"):
+        stop_run.main(tmp_path)
+    (tmp_path / "run.yaml").touch()
+    stop_run.main(tmp_path)
+    save_run.main(tmp_path)
+    assert (tmp_path / "STOP").exists() and (tmp_path / "SAVE").exists()
+    stop_run.main(tmp_path, undo=True)
+    assert not (tmp_path / "STOP").exists()
 
 
 def test_the_last_start_is_the_one_that_counts(tmp_path: Path) -> None:
