@@ -19,6 +19,8 @@ VERBS = {
     "score": ("score", "a run or samples -> figures, and whether they got worse"),
     "explore": ("explore", "samples and runs -> pages to look at and listen to"),
     "watch": ("watch", "runs -> one screen: what is wrong, and what to do"),
+    "doctor": ("doctor", "is this machine, or are all ranks, fit for a run"),
+    "board": ("board", "runs -> TensorBoard, or Weights & Biases"),
     "exporter": ("exporter", "runs -> Prometheus metrics, and messages to webhooks"),
     "demo": ("demo", "the whole pipeline on made-up songs, or yours"),
     "grow": ("grow", "runs and new names -> runs that can be told them"),

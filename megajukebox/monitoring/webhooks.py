@@ -61,7 +61,7 @@ class News:
     """What changed in the runs since the last look: alerts that began or ended, and events worth a message."""
 
     firing: dict[tuple[str, str], dict[str, object]] = field(default_factory=dict)
-    seen: dict[str, float] = field(default_factory=dict)
+    seen: dict[str, int] = field(default_factory=dict)
 
     def of(self, runs: list[RunState]) -> list[dict[str, object]]:
         """Messages, oldest first. The first look at a run tells its alerts, not its past."""
@@ -73,12 +73,10 @@ class News:
         return messages
 
     def events(self, run: RunState) -> list[dict[str, object]]:
-        times = [float(e["time"]) for e in run.events if isinstance(e.get("time"), int | float)]
-        newest, before = max(times, default=0.0), self.seen.get(run.name)
-        self.seen[run.name] = newest
-        if before is None:
-            return []
-        fresh = [e for e in run.events if isinstance(e.get("time"), int | float) and e["time"] > before]
+        happened = sum(run.counts.values()) - run.counts["skip"]
+        before = self.seen.get(run.name)
+        self.seen[run.name] = happened
+        fresh = run.events[-(happened - before) :] if before is not None and happened > before else []
         return [{"run": run.name, **e, "event": kind_of(e)} for e in fresh if kind_of(e) in (*TOLD, "restart")]
 
 
