@@ -15,6 +15,7 @@ from megajukebox.data.skips import ALL_KINDS
 from megajukebox.data.stream import Batches
 from megajukebox.training import parallel
 from megajukebox.training.exits import Leave
+from megajukebox.training.listening import listen
 from megajukebox.training.orders import FENCED, NOTHING, SAVE, STOP
 from megajukebox.training.run import Run
 from megajukebox.training.saving import resume, save
@@ -118,6 +119,7 @@ def evaluate(run: Run, task: Task, engine: parallel.Engine, step: int) -> dict[s
     with run.pulse.section("evaluate"):
         seen = [engine.evaluate(batch) for batch in task.held_out()]
         judged = judge(task, engine)
+        listen(run, task, engine, step)
     averages = {name: sum(s[name] for s in seen) / len(seen) for name in seen[0]} if seen else {}
     averages |= judged
     if averages:
