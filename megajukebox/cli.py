@@ -21,6 +21,7 @@ VERBS = {
     "watch": ("watch", "runs -> one screen: what is wrong, and what to do"),
     "doctor": ("doctor", "is this machine, or are all ranks, fit for a run"),
     "board": ("board", "runs -> TensorBoard, or Weights & Biases"),
+    "bundle": ("bundle", "a sick run -> one archive for somebody far away"),
     "exporter": ("exporter", "runs -> Prometheus metrics, and messages to webhooks"),
     "demo": ("demo", "the whole pipeline on made-up songs, or yours"),
     "grow": ("grow", "runs and new names -> runs that can be told them"),
