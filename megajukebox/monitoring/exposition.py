@@ -16,7 +16,6 @@ from megajukebox.monitoring.run_state import RunState
 PREFIX = "megajukebox_"
 LEVELS = ("top", "middle", "bottom")
 STATUSES = ("new", "starting", "training", "stalled", "waiting", "down", "stopped", "failed", "done")
-BUCKETS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000)
 
 # name -> (type, labels beside `run`, help). Units are in the names, as Prometheus has it.
 FAMILIES: dict[str, tuple[str, tuple[str, ...], str]] = {
@@ -253,7 +252,7 @@ def families(runs: Iterable[RunState]) -> Iterator[Metric]:
         for name, source in HISTOGRAMS.items():
             seen = run.seconds_seen.get(source)
             if seen:
-                made[name].add_metric([text(run.name)], buckets(seen), sum(seen))  # type: ignore[attr-defined, call-arg]
+                made[name].add_metric([text(run.name)], seen.cumulative(), seen.total)  # type: ignore[attr-defined, call-arg]
     yield from (metric for metric in made.values() if metric.samples)
 
 
@@ -261,11 +260,6 @@ def family(name: str) -> Metric:
     kind, labels, about = FAMILIES[name]
     made = {"gauge": GaugeMetricFamily, "counter": CounterMetricFamily, "histogram": HistogramMetricFamily}[kind]
     return made(PREFIX + name, about, labels=("run", *labels))
-
-
-def buckets(seen: list[float]) -> list[tuple[str, float]]:
-    """Cumulative counts, as Prometheus has it."""
-    return [*((str(top), float(sum(s <= top for s in seen))) for top in BUCKETS), ("+Inf", float(len(seen)))]
 
 
 def text(label: str) -> str:

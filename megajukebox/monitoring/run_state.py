@@ -5,8 +5,10 @@ import json
 import math
 import signal
 import statistics
+from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,25 @@ class Rank:
     own_seconds: float | None = None  # of a step, without the time spent waiting for other ranks
 
 
+BUCKETS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000)  # seconds
+
+
+@dataclass
+class Histogram:
+    """How many values fell at or under each of BUCKETS, and above them all."""
+
+    counts: list[int] = field(default_factory=lambda: [0] * (len(BUCKETS) + 1))
+    total: float = 0.0
+
+    def add(self, value: float) -> None:
+        self.counts[bisect_left(BUCKETS, value)] += 1
+        self.total += value
+
+    def cumulative(self) -> list[tuple[str, float]]:
+        """As Prometheus has it."""
+        return list(zip([*map(str, BUCKETS), "+Inf"], map(float, accumulate(self.counts))))
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     step: int
@@ -77,7 +98,7 @@ class RunState:
     disk: Disk
     wasted_steps: int
     unreadable: int
-    seconds_seen: dict[str, list[float]] = field(default_factory=dict)  # for histograms: every value of a kind
+    seconds_seen: dict[str, Histogram] = field(default_factory=dict)
 
     @property
     def last(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from megajukebox.data.skips import Bad
 from megajukebox.monitoring.goodput import Account, Ledger
 from megajukebox.monitoring.machine import disk
 from megajukebox.monitoring.productive import number
-from megajukebox.monitoring.run_state import Checkpoint, Limits, Rank, RunState, skip_kind
+from megajukebox.monitoring.run_state import Checkpoint, Histogram, Limits, Rank, RunState, skip_kind
 from megajukebox.monitoring.tailing import Tail, read_object
 
 DEPTH = 4  # folders between the one given and a run
@@ -30,7 +30,7 @@ class RunReader:
         self.recent: deque[dict[str, Any]] = deque(maxlen=WINDOW)
         self.held_out: dict[str, Any] = {}
         self.ledger = Ledger()
-        self.seconds_seen: dict[str, list[float]] = {}
+        self.seconds_seen: dict[str, Histogram] = {}
         self._checkpoints: dict[Path, tuple[float, Checkpoint]] = {}
         self._settings: tuple[float, dict[str, Any]] = (0.0, {})
         self._forget_events()
@@ -80,7 +80,7 @@ class RunReader:
             self.restarts[ending_of(self.events)] += 1
         seconds = number(event.get("seconds"))
         if kind == "save" and seconds is not None:
-            self.seconds_seen.setdefault("save", []).append(seconds)
+            self.seconds_seen.setdefault("save", Histogram()).add(seconds)
         if kind == "forget":
             self.wasted_steps += int(number(event.get("steps")) or 0)
         self.events.append(event)
@@ -105,7 +105,7 @@ class RunReader:
         for name in ("step_seconds", "data_seconds"):
             seconds = number(line.get(name))
             if seconds is not None:
-                self.seconds_seen.setdefault(name, []).append(seconds)
+                self.seconds_seen.setdefault(name, Histogram()).add(seconds)
 
     def _read_settings(self) -> dict[str, Any]:
         path = self.folder / "run.yaml"
