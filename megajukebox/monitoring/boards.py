@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 DEPTH = 4
 AUDIO = (".wav", ".flac", ".ogg")
 NOT_SCALARS = ("step", "time", "split")
+NEW = {"reinit": "create_new"}  # several runs are open at once
 LONGEST = 60  # seconds of a recording that are copied
 
 
@@ -118,7 +119,7 @@ class WeightsAndBiases:
         import wandb
 
         mode = os.environ.get("WANDB_MODE", "offline")
-        self.run = wandb.init(project=project, name=name, dir=str(folder), config=redacted(settings), mode=mode)
+        self.run = wandb.init(project=project, name=name, dir=str(folder), config=redacted(settings), mode=mode, **NEW)
         self.wandb, self.step, self.pending = wandb, 0, {}  # type: ignore[var-annotated]
 
     def scalar(self, name: str, value: float, step: int, time: float) -> None:

@@ -28,7 +28,7 @@ def screen(runs: Sequence[RunState], now: float, width: int = 200) -> Renderable
     head.stylize(color, len(head) - len(head.plain.split("   ")[-1]))
     parts: list[RenderableType] = [head, table(runs, width)]
     if problems:
-        parts.append(advice(problems))
+        parts += [Text(), advice(problems)]
     happened = latest(runs)
     if happened:
         parts += [Text("\nLately", style="bold"), *happened]
