@@ -189,8 +189,10 @@ def test_a_disk_without_room_for_two_checkpoints(run: PretendRun) -> None:
 
 
 def test_the_weights_of_ranks_that_differ(run: PretendRun) -> None:
-    run.log.event("sdc", run.step, reason="rank 1 on node1 differs from the others")
-    assert alerts(run) == {"JukeboxSdc"}
+    reason = "weights of ranks [1] on node1 are not those of the other ranks (silent corruption)"
+    run.log.event("alert", run.step, reason=reason)
+    assert alerts(run) == {"JukeboxSdc"} and read(run).counts["sdc"] == 1
+    assert not alerts(run.train(100).beat())
 
 
 def test_every_problem_is_tried_above() -> None:

@@ -16,7 +16,7 @@ from megajukebox.monitoring.health import RUNBOOK, diagnose, size_of, spoken
 
 MOST_EVENTS = 200
 MOST_SAMPLES = 120
-MARKED = ("resume", "rewind", "diverged", "hang", "skip_step", "save_failed", "alert", "stop", "sdc")
+MARKED = ("resume", "rewind", "diverged", "hang", "skip_step", "save_failed", "alert", "stop")
 FIRST = ("loss", "bits_per_code", "gradient_norm", "learning_rate")  # curves that are looked at first
 LATER = ("time_", "skipped", "memory_")  # and those that stand last
 

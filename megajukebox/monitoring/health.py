@@ -109,8 +109,9 @@ def loss_spike(run: RunState) -> str | None:
 
 
 def sdc(run: RunState) -> str | None:
-    found = [e for e in run.events if e.get("event") == "sdc"]
-    return f"ranks disagree about the weights: {found[-1].get('reason', '')}" if found else None
+    """Told until the run has saved a checkpoint after it."""
+    found = [e for e in run.events if e.get("event") == "save" or "silent corruption" in str(e.get("reason"))]
+    return str(found[-1]["reason"]) if found and found[-1].get("event") == "alert" else None
 
 
 def data_loss(run: RunState) -> str | None:

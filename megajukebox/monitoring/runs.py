@@ -74,6 +74,7 @@ class RunReader:
         if kind == "skip":
             self.bad_samples[Bad(str(event.get("shard")), str(event.get("key")), reason).kind] += 1
             return
+        self.counts["sdc"] += tells_corruption(event)
         if kind == "skip_step":
             self.skipped_steps[skip_kind(event)] += 1
         if kind in ("start", "resume") and self.ledger.attempts:
@@ -181,6 +182,11 @@ def checkpoint_of(folder: Path) -> Checkpoint | None:
     if not when or not digits.isdecimal():
         return None
     return Checkpoint(int(digits), when, int(sum(size or 0 for size in sizes.values())), whole)
+
+
+def tells_corruption(event: dict[str, Any]) -> bool:
+    """Whether ranks were found with other weights than the rest."""
+    return event.get("event") == "alert" and "silent corruption" in str(event.get("reason"))
 
 
 def ending_of(events: deque[dict[str, Any]]) -> str:

@@ -73,7 +73,7 @@ class News:
         return messages
 
     def events(self, run: RunState) -> list[dict[str, object]]:
-        happened = sum(run.counts.values()) - run.counts["skip"]
+        happened = sum(run.counts.values()) - run.counts["skip"] - run.counts["sdc"]
         before = self.seen.get(run.name)
         self.seen[run.name] = happened
         fresh = run.events[-(happened - before) :] if before is not None and happened > before else []
