@@ -106,6 +106,8 @@ def test_an_old_exit_record_says_nothing_of_a_new_attempt(run: PretendRun) -> No
 def test_a_loss_that_is_no_number(run: PretendRun) -> None:
     run.train(10, loss=float("nan")).beat()
     assert "JukeboxLossNaN" in alerts(run)
+    run.log.event("skip_step", run.step, reason="loss is nan")
+    assert "JukeboxLossNaN" not in alerts(run)  # it never reached the weights
 
 
 def test_skipped_steps_are_told_when_they_are_many(run: PretendRun) -> None:

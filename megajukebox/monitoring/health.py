@@ -92,9 +92,10 @@ def disk_full(run: RunState) -> str | None:
 
 
 def loss_nan(run: RunState) -> str | None:
-    loss = run.last.get("loss")
-    if isinstance(loss, float) and not math.isfinite(loss):
-        return f"the loss is {loss} at step {run.last.get('step')}"
+    loss, step = run.last.get("loss"), run.last.get("step")
+    skipped = any(e.get("event") == "skip_step" and e.get("step") == step for e in run.events)
+    if isinstance(loss, float) and not math.isfinite(loss) and not skipped:
+        return f"the loss is {loss} at step {step}"
     if run.ended == "diverged":
         return f"training stopped: {run.events[-1].get('reason', 'the loss is no longer a number')}"
     recent = run.lately_skipped("nan")
