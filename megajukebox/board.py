@@ -40,7 +40,7 @@ def main(
                     return
                 time.sleep(follow)
     except ImportError as error:
-        extra = "wandb" if wandb else "megajukebox[monitoring]"
+        extra = "wandb" if wandb else "tensorboard"
         raise SystemExit(f"board: {error}; pip install {extra}") from error
 
 

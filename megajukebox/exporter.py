@@ -22,6 +22,7 @@ import typer
 
 from megajukebox.data.files import write_whole
 from megajukebox.data.redaction import RedactingFilter
+from megajukebox.monitoring import exposition
 from megajukebox.monitoring.machine import Machine, machine
 from megajukebox.monitoring.run_state import Limits
 from megajukebox.monitoring.runs import Runs
@@ -43,8 +44,6 @@ class Exporter:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def render(self) -> bytes:
-        from megajukebox.monitoring import exposition
-
         with self.lock:
             runs = self.runs.read() if self.runs else []
             if self.looked is None or time.monotonic() - self.looked[0] > self.every:
@@ -88,12 +87,9 @@ def main(
             serve(exporter, listen, token_file)
     except (ValueError, OSError) as error:
         raise SystemExit(f"exporter: {error}") from error
-    except ImportError as error:
-        raise SystemExit(f"exporter: {error}; pip install megajukebox[monitoring]") from error
 
 
 def serve(exporter: Exporter, listen: str, token_file: Path | None) -> None:
-    exporter.render()  # what is missing is told now, not at the first scrape
     token = read_token(token_file)
     server = Server(address_of(listen, token), exporter.render, token)
     print(f"metrics at http://{server.server_address[0]!s}:{server.server_address[1]}/metrics", flush=True)
