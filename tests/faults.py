@@ -63,18 +63,28 @@ def empty_shards(rig: Rig, name: str) -> float:
 
 
 def full_disk(rig: Rig, name: str) -> float:
-    """The run lives on a small tmpfs that somebody fills."""
+    """The run lives on a small tmpfs that somebody fills: nothing can be written, not even that."""
+    return filled(rig, name, left=0)
+
+
+def no_room(rig: Rig, name: str) -> float:
+    """The same, but for a few lines: no room for a checkpoint."""
+    return filled(rig, name, left=96 << 10)
+
+
+def filled(rig: Rig, name: str, left: int) -> float:
     folder = rig.runs / name
     folder.mkdir(parents=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(folder)], check=True)
     rig.train(name, "save_every=10", "keep=1")
     rig.wait_for_step(name, 12)
     began = time.time()
-    with (folder / "filler").open("wb") as file:
+    with (folder / "filler").open("wb", buffering=0) as file:
         try:
-            while file.write(b"\0" * 65536):
-                file.flush()
+            while file.write(b"\0" * 4096):
+                pass
         except OSError:
+            file.truncate(max(0, file.tell() - left))
             return began
     raise AssertionError("the disk did not fill")
 
@@ -101,7 +111,8 @@ FAULTS = {
         Fault("data stall", "JukeboxStalled", 60, by_wrapper("data_stall")),
         Fault("empty shards", "JukeboxNoRestart", 60, empty_shards),
         Fault("codebook collapse", "JukeboxCodebookCollapse", 60, by_wrapper("collapse", "log_every=1")),
-        Fault("full disk", "JukeboxSaveFailed", 60, full_disk),
+        Fault("full disk", "JukeboxDiskFull", 60, full_disk),
+        Fault("no room for a checkpoint", "JukeboxSaveFailed", 60, no_room),
         Fault("stale checkpoint", "JukeboxCheckpointStale", 90, by_wrapper("no_saves", "save_every=5")),
         Fault("hung rank", "JukeboxRankSilent", 40, hung_rank),
         Fault("job gone", "JukeboxDown", 60, whole_job_gone),

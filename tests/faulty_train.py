@@ -37,7 +37,7 @@ def collapse(run: Any, engine: Any, step: int) -> None:
     if step >= AT:
         for level in engine.module.levels.values():
             book = level.codebook
-            book.threshold = 0.0
+            book.threshold = 1e-6
             book.vectors[1:] = 1e6
             book.counts.fill_(1.0)
             book.sums.copy_(book.vectors)

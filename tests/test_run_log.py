@@ -77,3 +77,21 @@ def test_lines_are_json_that_any_program_reads(tmp_path: Path) -> None:
     log.event("skip", shard="songs-000000.tar", key="ключ", reason="broken\nin two")
     (line,) = (tmp_path / "events.jsonl").read_text().splitlines()
     assert json.loads(line)["reason"] == "broken\nin two" and json.loads(line)["key"] == "ключ"
+
+
+def test_a_full_disk_costs_lines_and_not_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = RunLog(tmp_path, writes=True)
+    log.metrics(1, "train", {"loss": 1.0})
+    (tmp_path / "metrics.jsonl").rename(tmp_path / "aside")
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    for step in (2, 3):
+        log.metrics(step, "train", {"loss": 1.0})
+    (tmp_path / "metrics.jsonl").unlink()
+    (tmp_path / "aside").rename(tmp_path / "metrics.jsonl")
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "lo')  # as far as there was room
+    log.metrics(4, "train", {"loss": 1.0})
+    assert steps(tmp_path) == [1, 4]
+    (event,) = read_lines(tmp_path / "events.jsonl")
+    assert event["event"] == "alert" and event["reason"].startswith("2 lines of metrics and events")
+    assert capsys.readouterr().err.count("\n") == 1

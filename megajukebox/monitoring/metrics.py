@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ class RunLog:
 
     def __init__(self, run: Path, writes: bool, rank: int = 0, clock: Callable[[], float] = time.time):
         self.run, self.writes, self.rank, self.clock = run, writes, rank, clock
+        self.lost = 0
         if writes:
             run.mkdir(parents=True, exist_ok=True)
             for name in ("metrics.jsonl", "events.jsonl"):
@@ -78,9 +80,22 @@ class RunLog:
             self.event("forget", step, **about, reason=reason)
 
     def _append(self, name: str, record: dict) -> None:
-        if self.writes:
+        """A full or absent disk costs lines, not the run: they are counted, and told when there is room again."""
+        if not self.writes:
+            return
+        try:
+            if self.lost:
+                _end_last_line(self.run / name)
             with (self.run / name).open("a") as file:
                 file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            if not self.lost:
+                print(f"{self.run / name}: {error.strerror}; training goes on without its lines", file=sys.stderr)
+            self.lost += 1
+            return
+        if self.lost:
+            lost, self.lost = self.lost, 0
+            self.event("alert", reason=f"{lost} lines of metrics and events could not be written: the disk was full")
 
 
 def seconds_at(points: list[tuple[int, float]], step: int) -> float:
