@@ -128,3 +128,22 @@ def test_hostile_names_reasons_and_settings_are_shown_and_never_run(browser: Bro
         assert not browser.run("!!document.querySelector('img')") and "onerror=" in browser.run(
             "document.body.innerText"
         )
+
+
+def test_scores_of_checkpoints_are_drawn_over_steps_and_the_newest_told_in_full(
+    run: PretendRun, tmp_path: Path
+) -> None:
+    lines = [
+        {"step": step, "scores": {
+            "bits/top/bits_per_code": {"value": 7 - step / 100, "low": 5.5, "high": 6.5, "count": 6, "better": -1},
+            "bits/top/entropy_bits": {"value": 7.4, "low": None, "high": None, "count": 6, "better": 0},
+        }}
+        for step in (100, 50)
+    ]  # fmt: skip
+    text = "\n".join(json.dumps(line) for line in lines) + '\n{"step": 150, "sco'
+    assert "<h2>Scores" not in page(tmp_path)
+    (run.folder / "scores.jsonl").write_text(text)
+    html = page(tmp_path)
+    assert "top bits per code" in html and "[[50, 6.5], [100, 6.0]]" in html.replace("&quot;", '"')
+    assert "bits/top/entropy_bits" in html and "5.5 to 6.5" in html
+    assert "scores.jsonl" in html and "1 of 3 lines" in html  # the line that a crash cut is told

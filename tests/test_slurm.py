@@ -144,6 +144,21 @@ def test_a_lost_node_is_replaced_and_what_still_runs_on_it_does_no_harm(cluster,
     cluster.ask("scancel", job)
 
 
+def test_a_run_is_scored_beside_its_training_and_the_job_asks_for_the_next_one(cluster, data, straight, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    for path in straight.iterdir():
+        if path.suffix in (".json", ".yaml", ".model", ".safetensors"):
+            shutil.copy(path, run)
+    told = variables(data, tmp_path, RUN=str(run), AGAINST=str(data), EVERY="6") | {"PYTHONPATH": str(ROOT)}
+    job = cluster.sbatch("slurm/score.sh", f"--output={tmp_path}/log", "--cpus-per-task=1", cwd=ROOT, **told)
+    cluster.wait_for(lambda: cluster.ended(job), 2 * PATIENCE)
+    assert (run / "scores.jsonl").exists() and (run / "score/index.html").exists(), (tmp_path / "log").read_text()
+    waiting = cluster.ask("squeue", "-h", "--me", "--name=megajukebox-score", "-o", "%A").split()
+    assert len(waiting) == 1, "the run is not DONE, so a next job waits for its hour"
+    cluster.ask("scancel", *waiting)
+
+
 @pytest.mark.slow
 def test_requeued_by_an_operator_a_run_goes_on_in_the_next_job(cluster, data, straight, tmp_path):
     runs, out = tmp_path / "runs", tmp_path / "runs/top_prior"

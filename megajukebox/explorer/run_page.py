@@ -11,6 +11,7 @@ from megajukebox.explorer.markup import Markup, element
 from megajukebox.explorer.page import facts, page, problem_note
 from megajukebox.explorer.run_records import Run, StepSample, is_number
 from megajukebox.explorer.runs_page import percent, status
+from megajukebox.explorer.scores import scores
 from megajukebox.explorer.time_line import time_line
 from megajukebox.monitoring.health import RUNBOOK, diagnose, size_of, spoken
 
@@ -33,7 +34,8 @@ def run_page(run: Run, others: list[str], recordings: list[str]) -> str:
         data_live=run.state.alive,
     )
     where = element("section", element("h2", "Where its time went"), time_line(run.state), class_="panel")
-    parts = [about, where, samples(run.samples, recordings), curves(run), events(run.events), config(run, others)]
+    scored, heard = scores(run.scores), samples(run.samples, recordings)
+    parts = [about, where, heard, scored, curves(run), events(run.events), config(run, others)]
     return page(run.name, "Runs", "../", heading, *parts, scripts=("curves.js", "live.js", "differences.js"))
 
 

@@ -41,6 +41,7 @@ class Run:
     checkpoints: int
     state: RunState
     samples: list[StepSample] = field(default_factory=list)
+    scores: list[dict[str, Any]] = field(default_factory=list)  # what `megajukebox score` said of its checkpoints
     problems: list[Problem] = field(default_factory=list)
 
     @property
@@ -88,6 +89,7 @@ def read_run(folder: Path, name: str) -> Run:
         checkpoints=len(state.checkpoints),
         state=state,
         samples=step_samples(folder),
+        scores=read_lines(folder / "scores.jsonl", problems),
         problems=problems,
     )
 

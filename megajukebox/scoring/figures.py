@@ -22,6 +22,7 @@ class Measure:
     matters: float = 0.0  # a change for the worse below this is not worth stopping for, however certain
     unit: str = ""
     limits: tuple[float, float] = (-np.inf, np.inf)  # what it can be
+    answers: bool = False  # yes or no, song by song: the figure is the share of yes
 
 
 MEASURES = {
@@ -43,18 +44,18 @@ MEASURES = {
     "frechet": Measure("Fréchet distance of embeddings", -1, 0.05, limits=(0, np.inf)),
     "tempo_distance": Measure("distance between distributions of tempo", -1, 0.01, "octaves", (0, np.inf)),
     # music
-    "tempo_agreement": Measure("tempo within 4%", 1, 0.01),
-    "tempo_octave_agreement": Measure("tempo within 4%, halves and doubles forgiven", 1, 0.01),
+    "tempo_agreement": Measure("tempo within 4%", 1, 0.01, answers=True),
+    "tempo_octave_agreement": Measure("tempo within 4%, halves and doubles forgiven", 1, 0.01, answers=True),
     "key_agreement": Measure("MIREX key score", 1, 0.01),
     "chroma_agreement": Measure("correlation of pitch classes, moment by moment", 1, 0.01),
-    "tempo_of_genre": Measure("tempo within the range of its genre's songs", 1, 0.01),
+    "tempo_of_genre": Measure("tempo within the range of its genre's songs", 1, 0.01, answers=True),
     "scale_of_genre": Measure("correlation with its genre's scale", 1, 0.01),
     "key_clarity": Measure("correlation with the nearest key", 0),
     "repetition": Measure("chroma similarity of sections marked the same, beyond that of others", 1, 0.01),
     # does it listen?
-    "artist_heard": Measure("share recognised as the artist asked for", 1, 0.01),
-    "genre_heard": Measure("share recognised as the genre asked for", 1, 0.01),
-    "language_heard": Measure("share recognised as the language asked for", 1, 0.01),
+    "artist_heard": Measure("share recognised as the artist asked for", 1, 0.01, answers=True),
+    "genre_heard": Measure("share recognised as the genre asked for", 1, 0.01, answers=True),
+    "language_heard": Measure("share recognised as the language asked for", 1, 0.01, answers=True),
     "word_error_ms": Measure("median error of the start of words", -1, 1.0, "ms"),
     "even_error_ms": Measure("the same if words were sung evenly over the song", 0, 0.0, "ms"),
     # sound
@@ -66,7 +67,7 @@ MEASURES = {
     # copies
     "shared_codes": Measure("longest passage of codes found in a training song", -1, 1.0, "codes"),
     "nearest": Measure("distance to the nearest training clip", 0),
-    "suspicious": Measure("share nearer to a training clip than held-out songs come", -1, 0.0),
+    "suspicious": Measure("share nearer to a training clip than held-out songs come", -1, 0.0, answers=True),
 }
 
 

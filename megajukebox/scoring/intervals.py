@@ -11,18 +11,18 @@ RESAMPLES = 2000
 
 
 def bootstrap(
-    values: Array, confidence: float = 0.95, seed: str = "", answers: bool = True
+    values: Array, confidence: float = 0.95, seed: str = "", answers: bool = False
 ) -> tuple[float, float] | None:
     """An interval for the mean of `values` (one a song); None for fewer than two.
 
     The expanded percentile interval (Hesterberg 2015, section 5.3): the percentile bootstrap is too narrow for few
-    songs, so its tails are moved out to where Student's t has them. Of the same values the same interval. Where all
-    values are `answers`, 0 or 1, resampling cannot leave "all right": there it is Wilson's.
+    songs, so its tails are moved out to where Student's t has them. Of the same values the same interval. Of
+    `answers`, each 0 or 1, it is Wilson's: resampling cannot leave "all right".
     """
     n = len(values)
     if n < 2:
         return None
-    if answers and np.isin(values, (0.0, 1.0)).all():
+    if answers:
         return wilson(float(np.mean(values)), n, confidence)
     rng = np.random.default_rng(zlib.crc32(seed.encode()))
     means = np.asarray(values)[rng.integers(0, n, (RESAMPLES, n))].mean(axis=1)

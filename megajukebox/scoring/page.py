@@ -16,10 +16,11 @@ from megajukebox.scoring.table import ARROWS, grid, in_words
 STYLE = Path(megajukebox.explorer.__file__).parent / "static" / "style.css"
 MORE_STYLE = """
 figure { margin: 0 0 1.2rem; } figure img { display: block; width: 100%; max-width: 760px; }
-figcaption { font-weight: 600; margin-bottom: .3rem; }
+figcaption { font-weight: 600; font-size: 1rem; margin-bottom: .3rem; }
 .wide { overflow-x: auto; } .wide table { width: auto; min-width: 60%; }
 td.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
-th.number { text-align: right; } .way { color: var(--soft); margin-right: .4rem; } .interval { color: var(--soft); }
+th.number { text-align: right; } .way { color: var(--soft); margin-right: .4rem; }
+.interval { color: var(--soft); display: block; font-size: .9em; }
 .panel > h2 { margin-bottom: .6rem; }
 """
 BETTER = {1: "more is better", -1: "less is better", 0: "neither is better"}

@@ -115,7 +115,7 @@ def look(n: int, colours: Mapping[str, Any]) -> tuple[str, str]:
 
 def legend(axes: Axes) -> None:
     axes.legend(
-        loc="lower left", bbox_to_anchor=(0, 1), ncols=5, borderaxespad=0.2, columnspacing=1.2, handlelength=1.4
+        loc="lower left", bbox_to_anchor=(0, 1), ncols=4, borderaxespad=0.2, columnspacing=1.2, handlelength=1.4
     )
 
 
@@ -130,8 +130,9 @@ def plots_of(report: Mapping[str, Any]) -> list[Plot]:
     found = [*band_plots(figures), *heard_plots(figures), *slice_plots(figures), *song_plots(figures)]
     for measure in ("frechet", "repetition", "word_error_ms"):
         rows = of_measure(figures, measure)
-        if rows:
-            found.append(dot_plot(measure, pretty(measure), rows, figures[first(figures, measure)]["unit"]))
+        if sum(map(len, rows.values())) > 1:
+            title = pretty(measure)[:1].upper() + pretty(measure)[1:]
+            found.append(dot_plot(measure, title, rows, figures[first(figures, measure)]["unit"]))
     return found
 
 

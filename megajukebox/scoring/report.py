@@ -49,7 +49,7 @@ def figure_of(score: Score, labels: Labels) -> dict[str, Any]:
 def interval(score: Score) -> dict[str, float | None]:
     """Its bootstrap interval. That of a figure of all songs at once is as wide as its pseudo-values say, around it."""
     values = np.array(list(score.items.values()))
-    found = bootstrap(values, seed=score.name, answers=not score.pooled)
+    found = bootstrap(values, seed=score.name, answers=score.measure.answers)
     if found is None or not np.isfinite(found).all():
         return {"low": None, "high": None}
     shift = score.value - values.mean() if score.pooled else 0.0

@@ -49,8 +49,10 @@ def in_words(figure: Mapping[str, Any]) -> str:
 
 
 def number(value: float) -> str:
-    """Three digits that count: 1234, 12.3, 1.23, 0.0123."""
+    """Three digits that count: 1234, 12.3, 1.23, 0.0123, 1.2e-05."""
     size = abs(value)
+    if 0 < size < 1e-3:
+        return f"{value:.1e}"
     return f"{value:.0f}" if size >= 100 else f"{value:.1f}" if size >= 10 else f"{value:.3g}"
 
 
