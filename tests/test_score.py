@@ -24,7 +24,7 @@ from megajukebox.sampling.jukebox import Jukebox, LevelRun
 from megajukebox.sampling.requests import parse_requests
 from megajukebox.score import WORSE, main
 from megajukebox.scoring.figures import MEASURES
-from megajukebox.scoring.likelihood import collated, divergence, window_bits, windows_of
+from megajukebox.scoring.likelihood import collated, divergence, judged_windows, window_bits, windows_of
 from megajukebox.scoring.subjects import frozen
 
 ROOT = Path(__file__).parents[1]
@@ -225,6 +225,13 @@ def test_divergences_of_known_distributions_are_exact() -> None:
     found = {s.name: s.value for s in divergence(lambda x: -np.log2(p[x]), lambda x: -np.log2(q[x]), heads, tails)}
     assert found["forward_kl_bits"] == pytest.approx((p * np.log2(p / q)).sum(), abs=0.03)
     assert found["reverse_kl_bits"] == pytest.approx((q * np.log2(q / p)).sum(), abs=0.03)
+
+
+def test_what_a_students_own_judge_measured_becomes_scores_by_window() -> None:
+    found = {"kl_forward": torch.tensor([0.1, 0.3]), "kl_reverse": torch.tensor([0.2]), "seconds": torch.tensor([9.0])}
+    scores = {score.name: score for score in judged_windows(found)}
+    assert scores.keys() == {"forward_kl_bits", "reverse_kl_bits"}
+    assert scores["forward_kl_bits"].value == pytest.approx(0.2) and len(scores["forward_kl_bits"].items) == 2
 
 
 def test_weights_that_are_replaced_while_they_are_scored_stay_those_that_were_there(tmp_path: Path) -> None:

@@ -61,6 +61,14 @@ def test_half_the_tempo_is_forgiven_by_the_one_and_not_by_the_other() -> None:
     assert (found["tempo_agreement"], found["tempo_octave_agreement"]) == (0, 1)
 
 
+def test_a_song_that_changes_its_tempo_agrees_with_itself_stretch_by_stretch() -> None:
+    song = np.concatenate([beats(80), beats(131), beats(100)])
+    worn = song + 0.002 * np.random.default_rng(9).standard_normal(len(song)).astype(np.float32)
+    assert agreement(song, worn, RATE)["tempo_agreement"] == 1
+    other = np.concatenate([beats(80), beats(131), beats(117)])
+    assert agreement(song, other, RATE)["tempo_agreement"] == pytest.approx(2 / 3)
+
+
 def test_the_order_of_notes_matters_to_chroma_agreement() -> None:
     notes = [60, 62, 64, 65, 67, 69, 71, 72] * 4
     assert agreement(melody(notes), melody(notes[::-1]), RATE)["chroma_agreement"] < 0.5

@@ -28,11 +28,11 @@ class Corpus:
 
 
 def remember(songs: Songs, seconds: float, embedder: Embedder) -> Corpus:
-    """The corpus of `songs`, with ears taught by clips of `seconds`."""
+    """The corpus of `songs`; tempo, key and what ears are taught by are those of clips of `seconds`, as of samples."""
     embeddings, heard = {}, {}
     for song in songs:
         embeddings[song.key] = embedder.embed(song)
-        told = hear(song)
+        told = hear(middle(song, seconds))
         if told is not None:
             heard[song.key] = told
     return Corpus(embedder, embeddings, heard, listener(songs, seconds))

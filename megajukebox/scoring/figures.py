@@ -44,8 +44,8 @@ MEASURES = {
     "frechet": Measure("Fréchet distance of embeddings", -1, 0.05, limits=(0, np.inf)),
     "tempo_distance": Measure("distance between distributions of tempo", -1, 0.01, "octaves", (0, np.inf)),
     # music
-    "tempo_agreement": Measure("tempo within 4%", 1, 0.01, answers=True),
-    "tempo_octave_agreement": Measure("tempo within 4%, halves and doubles forgiven", 1, 0.01, answers=True),
+    "tempo_agreement": Measure("share of 8 s stretches whose tempo is within 4%", 1, 0.01),
+    "tempo_octave_agreement": Measure("the same, halves and doubles forgiven", 1, 0.01),
     "key_agreement": Measure("MIREX key score", 1, 0.01),
     "chroma_agreement": Measure("correlation of pitch classes, moment by moment", 1, 0.01),
     "tempo_of_genre": Measure("tempo within the range of its genre's songs", 1, 0.01, answers=True),

@@ -113,3 +113,13 @@ def divergence(
         yield mean_score("forward_kl_bits", {k: student(song) - teacher(song) for k, song in of_teacher.items()})
     if of_student:
         yield mean_score("reverse_kl_bits", {k: teacher(song) - student(song) for k, song in of_student.items()})
+
+
+JUDGED = {"kl_forward": "forward_kl_bits", "kl_reverse": "reverse_kl_bits", "bits_per_code_of_songs": "bits_per_code"}
+
+
+def judged_windows(found: Mapping[str, Tensor]) -> Iterator[Score]:
+    """Scores of what the judge of a student in training measures, a value [windows] each, by the judge's own names."""
+    for name, values in found.items():
+        if name in JUDGED:
+            yield mean_score(JUDGED[name], {f"window-{n:04d}": value for n, value in enumerate(values.tolist())})
