@@ -9,18 +9,20 @@ import pytest
 import torch
 from little_jukebox import write_runs
 from little_models import little_prior, little_vqvae
+from little_students import student_of
 from typer.testing import CliRunner
 
 from megajukebox.cli import typer
 from megajukebox.data.audio import encode_wav
 from megajukebox.data.indexing import write_index
 from megajukebox.data.shards import Sample, ShardSet, write_shard
-from megajukebox.data.weights import load_into, save_weights
+from megajukebox.data.weights import load_into, read_facts, save_weights
 from megajukebox.encode import encode
 from megajukebox.models.alignment import lyric_layers
-from megajukebox.models.prior import Prior
+from megajukebox.models.grid import GridOrder
+from megajukebox.models.prior import Prior, PriorConfig
 from megajukebox.sampling.choosing import Choice, write_choice
-from megajukebox.sampling.jukebox import Jukebox, LevelRun
+from megajukebox.sampling.jukebox import RUNS, Jukebox, LevelRun
 from megajukebox.sampling.requests import parse_requests
 from megajukebox.score import WORSE, main
 from megajukebox.scoring.figures import MEASURES
@@ -184,11 +186,39 @@ def test_bits_of_windows_are_those_of_the_training_loss(place: Path) -> None:
         prior = Prior(run.config)
         load_into(prior, run.folder)
         windows = windows_of(run, codes)
-        batch = collated([windows.read(0, clip, None) for clip in range(3)], prior.eval())
+        batch = collated([windows.read(0, clip, None) for clip in range(3)], torch.device("cpu"))
+        prior.eval()
         with torch.inference_mode():
             assert float(window_bits(prior, batch).mean()) == pytest.approx(
                 float(prior(batch)[1]["bits_per_code"]), rel=1e-5
             )
+
+
+def write_student(runs: Path, level: str, order: str, awake: bool) -> Path:
+    """A student beside the runs, at its teacher's weights; awake, it also listens to what its teacher does not know."""
+    teacher = Prior(PriorConfig(**read_facts(runs / RUNS[level])["config"]))
+    load_into(teacher, runs / RUNS[level])
+    student = student_of(teacher, GridOrder.parse(order), awake)
+    facts = {"level": level, "teacher": read_facts(runs / RUNS[level])["fingerprint"]}
+    manner, folder = {"temperature": 1.0, "guidance": 1.0}, runs / f"{level}_student"
+    save_weights(folder / "order", "student", student.how, student.state_dict(), 3, manner=manner, **facts)
+    (folder / "student.json").write_text(json.dumps({"use": "order", "orders": []}))
+    return folder
+
+
+def test_a_student_that_is_its_teacher_is_at_no_distance_and_another_is(place: Path, tmp_path: Path) -> None:
+    """In the teacher's own order, with its weights, a student is the teacher: the same bits, no divergence."""
+    arguments = ["--against", place / "codes", "--windows", 2, "--songs", 3, "--held-out", 0.5, "--out", tmp_path]
+    assert score(place / "runs/bottom_upsampler", *arguments).exit_code == 0
+    teacher = report(tmp_path)["figures"]["bits/bottom/bits_per_code"]["value"]
+    same = score(write_student(place / "runs", "bottom", "4,1", awake=False), *arguments)
+    assert same.exit_code == 0, same.output
+    figures = report(tmp_path)["figures"]
+    assert figures["student/bottom/bits_per_code"]["value"] == pytest.approx(teacher, abs=1e-4)
+    assert figures["student/bottom/reverse_kl_bits"]["value"] == pytest.approx(0, abs=1e-4)
+    assert "no forward divergence" in report(tmp_path)["notes"][0]
+    assert score(write_student(place / "runs", "bottom", "0,1", awake=True), *arguments).exit_code == 0
+    assert report(tmp_path)["figures"]["student/bottom/reverse_kl_bits"]["value"] > 0.01
 
 
 def test_word_errors_are_told_where_a_head_was_chosen(place: Path, tmp_path: Path) -> None:

@@ -7,12 +7,16 @@ import numpy as np
 import torch
 
 from megajukebox.data.shards import ShardSet
+from megajukebox.data.windows import CodeWindows
 from megajukebox.models.long_audio import decode_long, encode_long
 from megajukebox.models.prior import Prior
+from megajukebox.models.student import Student
 from megajukebox.models.vqvae import VQVAE
 from megajukebox.sampling.choosing import errors
 from megajukebox.sampling.jukebox import LevelRun
 from megajukebox.sampling.known_songs import known_song
+from megajukebox.sampling.likelihood import Manner, forward_gap, reverse_gap, student_bits
+from megajukebox.sampling.teaching import placed
 from megajukebox.scoring.adherence import Listener, by_codes, code_counts
 from megajukebox.scoring.codebook import codebook, histogram
 from megajukebox.scoring.copying import clip_scores, passage_scores
@@ -20,7 +24,15 @@ from megajukebox.scoring.corpus import Corpus, judge_set
 from megajukebox.scoring.embedding import Embedder
 from megajukebox.scoring.figures import Score, mean_score, mean_scores, under
 from megajukebox.scoring.frechet import frechet_score
-from megajukebox.scoring.likelihood import held_out_bits, windows_of
+from megajukebox.scoring.likelihood import (
+    BATCH,
+    collated,
+    held_out_bits,
+    judged_windows,
+    song_windows,
+    window_bits,
+    windows_of,
+)
 from megajukebox.scoring.music import agreement
 from megajukebox.scoring.reconstruction import by_band, fidelity
 from megajukebox.scoring.repetition import repetition
@@ -102,7 +114,9 @@ def about_originals(songs: Songs, listener: Listener | None) -> Iterator[Score]:
 def judge_prior(prior: Prior, run: LevelRun, codes: ShardSet, rows: list[int], windows: int) -> Iterator[Score]:
     """Bits per code of the songs in `rows`; and when their words are sung, where that is known and the run can tell."""
     level = run.config.level
-    yield from mean_scores(f"bits/{level}", held_out_bits(prior, windows_of(run, codes), rows, windows))
+    device = next(prior.parameters()).device
+    found = held_out_bits(lambda batch: window_bits(prior, batch), windows_of(run, codes), rows, windows, device)
+    yield from mean_scores(f"bits/{level}", found)
     counts = {codes.key(row): histogram(codes_of(codes, row, level), run.config.codes) for row in rows}
     yield from under(f"bits/{level}", [score for score in codebook(counts) if score.name == "entropy_bits"])
     if run.alignment is not None and run.tokenizer is not None:
@@ -121,6 +135,32 @@ def word_errors(prior: Prior, run: LevelRun, codes: ShardSet, rows: list[int]) -
     if ours:
         yield mean_score("word_error_ms", ours)
         yield mean_score("even_error_ms", even)
+
+
+# ---- A student beside its teacher
+
+
+def judge_student(
+    student: Student, teacher: Prior, manner: Manner, windows: CodeWindows, rows: list[int], most: int,
+    taught: list[dict],
+) -> Iterator[Score]:  # fmt: skip
+    """Bits per code of songs, and the divergences from the teacher, both ways and exact.
+
+    Forward over windows that the teacher sampled (`taught`, batches of data/taught.py), reverse over windows that the
+    student samples here, told what held-out songs are told.
+    """
+    device, part = next(teacher.parameters()).device, f"student/{teacher.config.level}"
+    songs = held_out_bits(lambda batch: student_bits(student, batch).mean(1), windows, rows, most, device)
+    reverse: dict[str, float] = {}
+    for row in rows:
+        batch = collated(song_windows(windows, row, min(most, BATCH)), device)
+        seeds = [2**40 + row * BATCH + n for n in range(len(batch["codes"]))]  # none that the teacher sampled with
+        reverse[windows.shards.key(row)] = float(reverse_gap(student, teacher, batch, seeds, manner).mean())
+    yield from mean_scores(part, songs)
+    yield mean_score(f"{part}/reverse_kl_bits", reverse)
+    if taught:
+        gaps = torch.cat([forward_gap(student, placed(batch, device)).cpu() for batch in taught])
+        yield from under(part, judged_windows({"kl_forward": gaps}))
 
 
 # ---- Samples

@@ -17,6 +17,8 @@ from megajukebox.sampling.jukebox import LevelRun
 from megajukebox.sampling.known_songs import check_codes
 from megajukebox.scoring.figures import Score, mean_score
 
+BATCH = 8  # windows that are judged at once
+WindowBits = Callable[[dict[str, Any]], Tensor]  # a batch of windows -> mean bits [B] a code of each
 Bits = Callable[[Any], float]  # a song's codes, and what is told with them -> mean bits a code
 
 
@@ -35,7 +37,7 @@ def windows_of(run: LevelRun, codes: ShardSet) -> CodeWindows:
 
 
 def held_out_bits(
-    prior: Prior, windows: CodeWindows, rows: list[int], most_windows: int, batch_size: int = 8
+    bits: WindowBits, windows: CodeWindows, rows: list[int], most_windows: int, device: torch.device
 ) -> dict[str, dict[str, float]]:
     """{song: {"bits_per_code", "label_gain_bits"}} of at most `most_windows` of each song.
 
@@ -45,13 +47,12 @@ def held_out_bits(
     counts = windows.clips("train")  # nothing is held out here: `rows` says which songs
     labels = {row: windows.read(row, 0, None)["conditions"] for row in rows if counts[row]}
     for row in labels:
-        chosen = np.unique(np.linspace(0, counts[row] - 1, min(most_windows, counts[row])).round().astype(int))
-        samples = [windows.read(row, int(clip), None) for clip in chosen]
-        own = {"bits_per_code": song_bits(prior, samples, batch_size)}
+        samples = song_windows(windows, row, most_windows)
+        own = {"bits_per_code": song_bits(bits, samples, device)}
         others = other_labels(labels, row)
         if others is not None:
             swapped = [sample | {"conditions": others} for sample in samples]
-            own["label_gain_bits"] = song_bits(prior, swapped, batch_size) - own["bits_per_code"]
+            own["label_gain_bits"] = song_bits(bits, swapped, device) - own["bits_per_code"]
         found[windows.shards.key(row)] = own
     return found
 
@@ -69,15 +70,21 @@ def other_labels(labels: Mapping[int, Mapping[str, np.ndarray]], row: int) -> Ma
     return best if best is not None and differing(best) else None
 
 
-def song_bits(prior: Prior, samples: list[dict], batch_size: int) -> float:
+def song_windows(windows: CodeWindows, row: int, most: int) -> list[dict]:
+    """At most `most` windows of a song, evenly spread."""
+    count = windows.clips("train")[row]
+    chosen = np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(int))
+    return [windows.read(row, int(clip), None) for clip in chosen]
+
+
+def song_bits(bits: WindowBits, samples: list[dict], device: torch.device) -> float:
     """Mean bits a code over the windows of one song."""
-    batches = (samples[first : first + batch_size] for first in range(0, len(samples), batch_size))
-    return float(torch.cat([window_bits(prior, collated(batch, prior)).cpu() for batch in batches]).mean())
+    batches = (samples[first : first + BATCH] for first in range(0, len(samples), BATCH))
+    return float(torch.cat([bits(collated(batch, device)).cpu() for batch in batches]).mean())
 
 
-def collated(samples: list[dict], prior: Prior) -> dict[str, Any]:
-    """Windows as one batch on the prior's device."""
-    device = next(prior.parameters()).device
+def collated(samples: list[dict], device: torch.device) -> dict[str, Any]:
+    """Windows as one batch."""
 
     def stack(values: list) -> Any:
         if isinstance(values[0], Mapping):

@@ -19,9 +19,14 @@ from megajukebox.data.clips import split
 from megajukebox.data.provenance import made_by
 from megajukebox.data.remote import is_url
 from megajukebox.data.shards import ShardSet
+from megajukebox.data.stream import held_out_batches
+from megajukebox.data.taught import TaughtWindows
 from megajukebox.data.weights import FACTS, WEIGHTS, check_fingerprint, load_into, read_facts
+from megajukebox.models.student import Student, StudentConfig
 from megajukebox.models.vqvae import VQVAE, VQVAEConfig
 from megajukebox.sampling.jukebox import RUNS, LevelRun
+from megajukebox.sampling.likelihood import Manner
+from megajukebox.sampling.student_runs import TABLE, folder_of
 from megajukebox.scoring.adherence import Listener, listener
 from megajukebox.scoring.corpus import remember
 from megajukebox.scoring.embedding import Embedder
@@ -33,8 +38,10 @@ from megajukebox.scoring.judging import (
     judge_beside,
     judge_prior,
     judge_samples,
+    judge_student,
     judge_vqvae,
 )
+from megajukebox.scoring.likelihood import windows_of
 from megajukebox.scoring.report import report_of
 from megajukebox.scoring.sources import Sample, Songs, labels_of, rows_of, samples_in, spread
 
@@ -47,7 +54,7 @@ Say = Callable[[str], None]
 class Subject:
     """One run, or one folder of samples."""
 
-    kind: str  # vqvae, prior or samples
+    kind: str  # vqvae, prior, student or samples
     path: Path
     weights: str  # fingerprint
     level: str | None = None
@@ -63,6 +70,8 @@ def subjects_in(folder: Path) -> list[Subject]:
     """The run, the runs of a jukebox, or the samples in `folder`. ValueError if it holds none of them."""
     if (folder / FACTS).is_file():
         return [run_subject(folder)]
+    if (folder / TABLE).is_file():
+        return [run_subject(folder_of(folder, None))]
     runs = [folder / name for name in ("vqvae", *RUNS.values()) if (folder / name / FACTS).is_file()]
     if runs:
         return [run_subject(run) for run in runs]
@@ -74,8 +83,8 @@ def subjects_in(folder: Path) -> list[Subject]:
 
 def run_subject(run: Path) -> Subject:
     facts = read_facts(run)
-    if facts["kind"] not in ("vqvae", "prior"):
-        raise ValueError(f"{run} holds a {facts['kind']}; what is scored is a vqvae, a prior, or samples")
+    if facts["kind"] not in ("vqvae", "prior", "student"):
+        raise ValueError(f"{run} holds a {facts['kind']}; what is scored is a vqvae, a prior, a student, or samples")
     return Subject(facts["kind"], run, facts["fingerprint"], facts.get("level"), facts["step"])
 
 
@@ -151,7 +160,7 @@ class Judge:
     def scores(self, subject: Subject) -> list[Score]:
         """Every figure of one subject."""
         self.say(f"scoring {subject.path}")
-        judges = {"vqvae": self._vqvae, "prior": self._prior, "samples": self._samples}
+        judges = {"vqvae": self._vqvae, "prior": self._prior, "student": self._student, "samples": self._samples}
         return list(judges[subject.kind](subject))
 
     def report(self, subjects: list[Subject], scores: Iterable[Score]) -> dict[str, Any]:
@@ -195,6 +204,29 @@ class Judge:
                 self.notes.append(f"{subject.path}: no head is chosen that tells when words are sung; run align first")
             with run.loaded(self.device, torch.float32) as prior:
                 yield from judge_prior(prior, run, codes, rows, self.effort.windows)
+
+    def _student(self, subject: Subject) -> Iterator[Score]:
+        """A student is judged beside its teacher, the prior of its level in the same folder of runs."""
+        codes, facts = self.sources.need_codes(str(subject.path)), read_facts(subject.path)
+        runs, level = subject.path.parent.parent, facts["level"]
+        teacher = LevelRun(runs / RUNS[level], {"fingerprint": codes.index["vqvae"]["fingerprint"]})
+        if teacher.facts["fingerprint"] != facts["teacher"]:
+            raise ValueError(f"{teacher.folder} is not the prior that {subject.path} was taught by; distill it again")
+        student = Student(StudentConfig(**facts["config"]))
+        load_into(student, subject.path, device=self.device)
+        rows = self._held_out(codes, self._share(run_subject(teacher.folder)), str(subject.path))
+        with teacher.loaded(self.device, torch.float32) as prior:
+            manner, windows = Manner(**facts["manner"]), windows_of(teacher, codes)
+            taught = self._taught(subject.path.parent / "windows")
+            student.to(self.device).eval()
+            yield from judge_student(student, prior, manner, windows, rows, self.effort.windows, taught)
+
+    def _taught(self, folder: Path) -> list[dict]:
+        """The held-out windows that the teacher sampled for `distill`, at most 128; none is noted."""
+        if not (folder / "index.json").is_file():
+            self.notes.append(f"{folder} holds no windows of the teacher: no forward divergence")
+            return []
+        return list(held_out_batches(TaughtWindows(ShardSet(folder)), micro_batch=8, limit=128))
 
     def _samples(self, subject: Subject) -> Iterator[Score]:
         samples, share = samples_in(subject.path), self._share(subject)
