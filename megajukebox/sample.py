@@ -3,24 +3,34 @@
     megajukebox sample runs/tiny --requests songs.yaml --out samples                            # one process
     deepspeed --num_gpus 2 megajukebox/sample.py runs/tiny --requests songs.yaml --out samples  # requests dealt out
     megajukebox sample runs/tiny --artist "..." --genre "..." --lyrics words.txt --seconds 8 --seed 1 --out samples
+    megajukebox sample runs/tiny --prompt demo.wav --keep-seconds 3 --seconds 10    # goes on from a recording
+    megajukebox sample runs/tiny --infill samples/song.json --replace 2-3.5 --lyrics other.txt --name mended
 
-Songs that are there already are not made again. A request that cannot be made is named, and the others go on.
+Songs that are there already are not made again, interrupted ones go on where they were: give the same command again. A
+request that cannot be made is named, and the others go on. Every mode has its command in docs/sampling.md.
 """
 
 import json
 import os
+import signal
+from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from megajukebox.sampling.jukebox import Jukebox, Song
+from megajukebox.data.files import write_whole
+from megajukebox.sampling.autoregressive import WAYS
+from megajukebox.sampling.dealing import Dealer
+from megajukebox.sampling.jukebox import Engine, Jukebox, Song, Stopped
 from megajukebox.sampling.reporting import ProgressFile
 from megajukebox.sampling.requests import Request, parse_requests, read_requests
+from megajukebox.sampling.watching import Watch
 from megajukebox.training.launch import world
+
+STOPPED = 85  # stopped on request, all saved: start again
 
 
 class Precision(str, Enum):
@@ -39,14 +49,23 @@ def main(
     seconds: Annotated[float, typer.Option(help="Without --requests: length of the song.")] = 10.0,
     seed: Annotated[int, typer.Option(help="Without --requests: one seed, one song.")] = 0,
     name: Annotated[str, typer.Option(help="Without --requests: name of the song's files.")] = "song",
+    variations: Annotated[int, typer.Option(help="Without --requests: songs, with seeds seed, seed + 1, ...")] = 1,
+    prompt: Annotated[str | None, typer.Option(help="A recording or an earlier sample to go on from.")] = None,
+    keep_seconds: Annotated[float | None, typer.Option(help="How much of the prompt is kept; default: all.")] = None,
+    upsample: Annotated[str | None, typer.Option(help="An earlier sample whose lower levels are made anew.")] = None,
+    infill: Annotated[str | None, typer.Option(help="A recording or sample of which --replace is made anew.")] = None,
+    replace: Annotated[list[str] | None, typer.Option(help="A range of seconds, as 2-3.5; may be repeated.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Songs sampled in lockstep; bounds the memory.")] = 16,
     precision: Annotated[Precision, typer.Option(help="Of the priors' weights; half of the memory in 16 bits.")] = (
         Precision.float32
     ),
+    exact: Annotated[bool, typer.Option(help="--no-exact: upsample all windows at once; quicker, with seams.")] = True,
+    way: Annotated[str, typer.Option(help=f"auto, or one of {', '.join(WAYS)}, for every level.")] = "auto",
+    int8: Annotated[bool, typer.Option(help="Round the priors' weights to 8 bits: quicker, other songs.")] = False,
     progress: Annotated[Path | None, typer.Option(help="A file to keep how far it has come in, as JSON.")] = None,
     local_rank: Annotated[int, typer.Option("--local_rank", hidden=True, help="The deepspeed launcher gives it.")] = 0,
 ) -> None:
-    """Sample songs. Exits with 1 if a request could not be made."""
+    """Sample songs. Exits with 1 if a request could not be made, with 85 if it was stopped (start it again)."""
     here = world()
     # One token's work is too small to share between threads: two were measured 20 times slower on a busy machine.
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
@@ -54,57 +73,90 @@ def main(
         if requests:
             asked, wrong = read_requests(requests)
         else:
-            words = lyrics.read_text() if lyrics else ""
-            said = {"artist": artist, "genres": genre or [], "lyrics": words}
-            asked, wrong = parse_requests([{"id": name, **said, "seconds": seconds, "seed": seed}])
+            given = {"prompt": prompt, "keep_seconds": keep_seconds, "upsample": upsample, "infill": infill}
+            said = {"artist": artist, "genres": genre or [], "lyrics": lyrics.read_text() if lyrics else ""}
+            one = {"id": name, "seconds": seconds, "seed": seed, "variations": variations, "replace": ranges(replace)}
+            asked, wrong = parse_requests([one | said | given])
         device = f"cuda:{here.local_rank}" if torch.cuda.is_available() else "cpu"
-        jukebox = Jukebox(runs, device, getattr(torch, Precision(precision).value))
+        jukebox = Jukebox(runs, device, getattr(torch, Precision(precision).value), engine_of(exact, way, int8))
     except (ValueError, OSError) as error:
         raise SystemExit(f"sample: {error}") from error
     if here.rank == 0:
         for line in wrong:
             print(f"sample: {line}")
-    mine = [r for r in asked[here.rank :: here.size] if not is_made(out, r, jukebox.weights)]
-    make(jukebox, mine, out, batch_size, here.rank == 0, progress if here.rank == 0 else None)
-    if wrong:
+    dealer = Dealer(jukebox, asked, out, here.rank, here.size, batch_size)
+    maker = Maker(jukebox, asked, out, batch_size, here.rank == 0, progress if here.rank == 0 else None)
+    try:
+        dealer.run(maker.make, lambda line: print(f"sample: {line}", flush=True))
+    except Stopped:
+        print("sample: stopped; what was done is saved, the same command goes on from there", flush=True)
+        raise SystemExit(STOPPED) from None
+    if here.rank == 0:
+        summarise(out, asked, wrong, dealer.failed)
+    if wrong or dealer.failed:
         raise SystemExit(1)
 
 
-def is_made(out: Path, request: Request, weights: dict[str, str]) -> bool:
-    """Whether the song is there, of this very request and these weights."""
-    path = out / f"{request.id}.json"
-    if not path.exists():
-        return False
-    record = json.loads(path.read_text())
-    return record["request"] == request.model_dump(mode="json") and record["weights"] == weights
+def ranges(given: list[str] | None) -> list[list[float]]:
+    """2-3.5 -> [2.0, 3.5]. ValueError for anything else."""
+    found = []
+    for text in given or []:
+        try:
+            start, end = map(float, text.split("-"))
+        except ValueError:
+            raise ValueError(f"replace {text!r} is no range of seconds; write it as 2-3.5") from None
+        found.append([start, end])
+    return found
 
 
-def make(
-    jukebox: Jukebox, requests: list[Request], out: Path, batch_size: int, show: bool, progress: Path | None = None
-) -> None:
-    """Sample and save `requests`, with a bar a level."""
-    if not requests:
-        return
-    count = TextColumn("{task.completed:.0f}/{task.total:.0f} codes")
-    columns = (TextColumn("{task.description:>6}"), BarColumn(), count, TimeRemainingColumn())
-    with Progress(*columns, disable=not show) as bar:
-        totals = {level: sum(jukebox.codes_of(r, level) for r in requests) for level in jukebox.levels}
-        rows = {level: bar.add_task(level, total=total) for level, total in totals.items()}
-        report = ProgressFile(progress, totals)
-
-        def advance(level: str, count: int) -> None:
-            bar.advance(rows[level], count)
-            report.advance(level, count)
-
-        songs = jukebox.sample(requests, batch_size, advance)
-    for song in songs:
-        song.save(out)
-        tell(song, out)
+def engine_of(exact: bool, way: str, int8: bool) -> Engine:
+    if way not in ("auto", *WAYS):
+        raise ValueError(f"way {way!r} is unknown; choose auto or one of {', '.join(WAYS)}")
+    return Engine(exact, way, int8)
 
 
-def tell(song: Song, out: Path) -> None:
-    notes = "".join(f"\n  note: {note}" for note in song.notes)
-    print(f"{out / song.request.id}.wav  {song.record()['seconds']:.1f} s{notes}")
+class Maker:
+    """Makes the songs of one batch after another, shows how far they are, and stops between codes when asked to."""
+
+    def __init__(
+        self, jukebox: Jukebox, requests: list[Request], out: Path, batch_size: int, show: bool, progress: Path | None
+    ):
+        self.jukebox, self.out, self.batch_size, self.show = jukebox, out, batch_size, show
+        totals = {n: sum(jukebox.codes_of(r, n) for r in requests) for n in jukebox.levels}
+        self.report = ProgressFile(progress, totals)
+        self.stopping = False
+        for wish in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(wish, self.stop)
+
+    def stop(self, *_: Any) -> None:
+        self.stopping = True
+
+    def make(self, songs: list[Song]) -> list[Song]:
+        with Watch(self.jukebox, songs, self.show) as watch:
+
+            def advance(level: str, count: int) -> None:
+                watch.advance(level, count)
+                self.report.advance(level, count)
+
+            stop: Callable[[], bool] = lambda: self.stopping  # noqa: E731
+            made = self.jukebox.sample(songs, self.batch_size, advance, self.heard, self.out, stop)
+        for song in made:
+            notes = "".join(f"\n  note: {note}" for note in song.notes)
+            print(f"{self.out / song.request.id}.wav  {song.record()['seconds']:.1f} s{notes}", flush=True)
+        return made
+
+    def heard(self, level: str, songs: list[Song]) -> None:
+        if self.show and level != "bottom":
+            print(f"{level} level can be heard: {self.out / songs[0].levels[level]['audio']}", flush=True)
+
+
+def summarise(out: Path, asked: list[Request], wrong: list[str], failed: dict[str, str]) -> None:
+    """What became of all requests, gathered: `summary.json` in the folder of the songs' own list of unfinished ones."""
+    made = [request.id for request in asked if (out / f"{request.id}.json").exists()]
+    found = {"made": made, "failed": failed, "refused": wrong}
+    write_whole(out / ".unfinished" / "summary.json", (json.dumps(found, indent=1) + "\n").encode())
+    if len(asked) > 1 or wrong:
+        print(f"{len(made)} of {len(asked) + len(wrong)} songs are in {out}", flush=True)
 
 
 if __name__ == "__main__":

@@ -48,12 +48,15 @@ def encode_long(vqvae: VQVAE, audio_T: Tensor, level: str, chunk_seconds: float 
 @torch.inference_mode()
 def decode_long(vqvae: VQVAE, codes_T: Tensor, level: str, chunk_seconds: float = 20.0) -> Tensor:
     """Mono audio [T*hop] from codes [T] of one level."""
-    hop, length = vqvae.config.hops[level], len(codes_T)
-    chunk = max(1, int(chunk_seconds * vqvae.config.sample_rate) // hop)
-    context = reach(vqvae.level(level).decoder)
-    pieces = []
-    for start in range(0, length, chunk):
-        first, last = max(0, start - context), min(length, start + chunk + context)
-        audio = vqvae.decode(codes_T[None, first:last], level)[0, :, 0]
-        pieces.append(audio[(start - first) * hop : (min(start + chunk, length) - first) * hop])
+    chunk = max(1, int(chunk_seconds * vqvae.config.sample_rate) // vqvae.config.hops[level])
+    pieces = [decode_piece(vqvae, codes_T, level, start, chunk) for start in range(0, len(codes_T), chunk)]
     return torch.cat(pieces) if pieces else torch.zeros(0)
+
+
+@torch.inference_mode()
+def decode_piece(vqvae: VQVAE, codes_T: Tensor, level: str, start: int, size: int) -> Tensor:
+    """The audio of `size` codes from `start` on; only codes within `reach` of them matter."""
+    hop, length, context = vqvae.config.hops[level], len(codes_T), reach(vqvae.level(level).decoder)
+    first, last = max(0, start - context), min(length, start + size + context)
+    audio = vqvae.decode(codes_T[None, first:last], level)[0, :, 0]
+    return audio[(start - first) * hop : (min(start + size, length) - first) * hop]

@@ -8,7 +8,7 @@ windows      all windows of a song in lockstep                    other codes: a
 
 # B songs   M rows (a song and one of its windows)
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -17,10 +17,11 @@ from torch import Tensor
 from megajukebox.models.prior import Prior
 from megajukebox.sampling.decoder import Packed, WindowDecoder
 from megajukebox.sampling.level import LevelJob, LevelSampler, Progress, hop_of
-from megajukebox.sampling.window import Window, sample_window, sample_window_ahead, take
+from megajukebox.sampling.rows import sample_window_rows
+from megajukebox.sampling.window import Window, drawn, sample_window, sample_window_ahead, take
 from megajukebox.sampling.windows import Row, Span, spans, window_of
 
-WAYS = ("sequential", "ahead", "fixed_point", "windows")
+WAYS = ("sequential", "ahead", "fixed_point", "across", "rows", "windows")
 
 
 @dataclass
@@ -66,7 +67,7 @@ class Autoregressive:
             return partial(sample_window_ahead, guess=self.guess, ahead=self.ahead)
         if self.way == "fixed_point":
             return partial(sample_window_ahead, guess=lambda *_: None, ahead=self.ahead)
-        return sample_window
+        return sample_window_rows if self.way == "rows" else sample_window
 
     def guess(self, decoder: WindowDecoder, window: Window, t: int, end: int) -> None:
         """Sample roughly, with the same noise: the same code nine times of ten or more."""
@@ -117,10 +118,59 @@ class ParallelWindows(Autoregressive):
         return [Span(s, s + run_up if s else 0, min(s + window, total)) for s in starts]
 
 
+@dataclass
+class AcrossWindows(ParallelWindows):
+    """Exact, all windows at once: codes of windows in parallel are only the first guess.
+
+    Each round is one pass over the windows that are not final, told the codes before them as they are guessed by now. A
+    window is final when the one before it is and the pass gives its own codes again: then every code is the one that
+    the codes before it and the noise decide. At worst there are as many rounds as codes; that codes depend on few
+    codes before them makes it fewer.
+    """
+
+    rounds: int = 0  # of the last level, all windows of a song counted once
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.exact = not self.int8
+
+    @torch.inference_mode()
+    def sample(self, job: LevelJob, progress: Progress) -> None:
+        guess = replace(job, codes_BT=job.codes_BT.clone(), known_BT=job.known_BT.clone())
+        super().sample(guess, lambda count: None)
+        guess.known_BT = job.known_BT.clone()
+        config, self.rounds = self.prior.config, 0
+        order = spans(job.total, config.window, hop_of(config, job.hop_fraction))
+        for song in range(len(job.told)):
+            left = [Row(song, span) for span in order if not bool(job.known_BT[song, span.new : span.end].all())]
+            while left:
+                self.rounds += 1
+                final, changed = 0, [self.again(guess, row) for row in left[: self.most_rows]]
+                while final < len(changed) and not changed[final]:
+                    final += 1
+                for row in left[:final]:
+                    own = slice(row.span.new, row.span.end)
+                    progress(job.write(song, row.span.new, guess.codes_BT[song, own]))
+                left = left[final:]
+
+    def again(self, guess: LevelJob, row: Row) -> bool:
+        """One pass over a window; whether its own codes came out otherwise than they were guessed."""
+        window = window_of(self.prior, guess, [row])
+        begin, until = window.beginning(), window.last()
+        before = window.tokens_BT[:, begin:until].clone()
+        logits = self.prior.logits(window.tokens_BT, window.given)[:, begin:until]
+        take(window, begin, drawn(self.packed, window, logits, begin, before))
+        config, span = self.prior.config, row.span
+        first = config.prefix_tokens + span.new - span.start
+        codes = (window.tokens_BT[0, first : first + span.end - span.new] - config.shift).clamp(min=0)
+        guess.codes_BT[row.song, span.new : span.end] = codes
+        return bool((before[0] != window.tokens_BT[0, begin:until]).any())
+
+
 def sampler_of(prior: Prior, way: str, **settings) -> LevelSampler:
     """The level sampler of that name. ValueError if there is none."""
     if way not in WAYS:
         raise ValueError(f"sampler {way!r} is unknown; choose one of {', '.join(WAYS)}")
-    if way == "windows":
-        return ParallelWindows(prior, **settings)
+    if way in ("windows", "across"):
+        return {"windows": ParallelWindows, "across": AcrossWindows}[way](prior, **settings)
     return Autoregressive(prior, way, **settings)

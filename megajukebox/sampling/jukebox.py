@@ -1,18 +1,18 @@
 """A trained jukebox: requests become songs, level by level, with one prior in memory at a time.
 
-    from megajukebox.sampling.jukebox import Jukebox
+    from megajukebox.sampling.jukebox import Jukebox, Request
     songs = Jukebox("runs/tiny").sample([Request(id="mine", artist="...", seconds=8)])
     songs[0].save("samples")
 
-Every song becomes <id>.wav, <id>.json and its codes, in the folder that `save` is given.
+Every song becomes <id>.wav, <id>.json and its codes, in the folder that `save` is given. With `out`, `sample` itself
+writes there: the audio of each level while it is made, and the codes so far, so that an interrupted song goes on.
 """
 
-import io
+# B songs   T codes of a level
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,149 +20,67 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from megajukebox.data.audio import write_wav
-from megajukebox.data.files import write_whole
-from megajukebox.data.jukebox_labels import as_written
-from megajukebox.data.lrc import parse_lrc, write_lrc
-from megajukebox.data.lyrics import JukeboxCharacters, LyricsTokenizer, SentencePieceTokenizer, Tokens
-from megajukebox.data.provenance import made_by
-from megajukebox.data.vocabulary import Vocabulary, read_vocabularies
+from megajukebox.data.lrc import write_lrc
 from megajukebox.data.weights import load_into, read_facts
-from megajukebox.models.long_audio import decode_long
-from megajukebox.models.prior import Prior, PriorConfig
+from megajukebox.models.prior import Prior
 from megajukebox.models.vqvae import VQVAE, VQVAEConfig
 from megajukebox.sampling import noise
 from megajukebox.sampling.autoregressive import sampler_of
-from megajukebox.sampling.choosing import as_json, read_choice, sung_words
+from megajukebox.sampling.choosing import as_json, sung_words
 from megajukebox.sampling.drawing import Draw
-from megajukebox.sampling.level import HOPS, Told, new_job
+from megajukebox.sampling.level import HOPS, LevelJob, LevelSampler, Told
+from megajukebox.sampling.level_run import LevelRun
 from megajukebox.sampling.requests import Request
+from megajukebox.sampling.song import Song, audio_name
+from megajukebox.sampling.sources import Known, codes_of_source, known_of
+from megajukebox.sampling.streaming import AudioStream, decode_all, finished
+from megajukebox.sampling.unfinished import Unfinished
+
+__all__ = ["RUNS", "Engine", "Jukebox", "LevelRun", "Request", "Song"]
 
 RUNS = {"top": "top_prior", "middle": "middle_upsampler", "bottom": "bottom_upsampler"}
 OnProgress = Callable[[str, int], None]  # level, codes sampled since the last call
+SAVE_EVERY = 10.0  # seconds between two savings of unfinished songs
 
 
-@dataclass
-class Song:
-    """What was made for one request, so far: codes and audio by level."""
-
-    request: Request
-    notes: list[str]
-    sample_rate: int
-    codes: dict[str, np.ndarray] = field(default_factory=dict)
-    audio: dict[str, np.ndarray] = field(default_factory=dict)
-    levels: dict[str, dict[str, Any]] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
-    timed_lyrics: str = ""  # .lrc of times found in the attention
-
-    def save(self, folder: Path | str) -> Path:
-        """Write the song; <id>.json comes last, so a song that has it is complete. Returns its path."""
-        folder, name = Path(folder), self.request.id
-        folder.mkdir(parents=True, exist_ok=True)
-        for level, wave in self.audio.items():
-            self.levels[level]["audio"] = f"{name}.wav" if level == "bottom" else f"{name}.{level}.wav"
-            write_wav(folder / self.levels[level]["audio"], wave[:, None], self.sample_rate)
-        codes = io.BytesIO()
-        # The stubs of savez would take a more precise type for its argument allow_pickle.
-        arrays: dict[str, Any] = {level: c.astype(np.uint16) for level, c in self.codes.items()}
-        np.savez(codes, **arrays)
-        write_whole(folder / f"{name}.codes.npz", codes.getvalue())
-        self._save_lyrics(folder)
-        write_whole(folder / f"{name}.json", (json.dumps(self.record(), indent=1, ensure_ascii=False) + "\n").encode())
-        return folder / f"{name}.json"
-
-    def _save_lyrics(self, folder: Path) -> None:
-        lyrics = self.timed_lyrics or self.request.lyrics
-        for ending in ("lrc", "txt"):
-            (folder / f"{self.request.id}.{ending}").unlink(missing_ok=True)  # of a song that was here before
-        if lyrics:
-            write_whole(folder / f"{self.request.id}.{'lrc' if parse_lrc(lyrics)[1] else 'txt'}", lyrics.encode())
-
-    def record(self) -> dict[str, Any]:
-        return {
-            "id": self.request.id,
-            "sample_rate": self.sample_rate,
-            "seconds": max(len(wave) for wave in self.audio.values()) / self.sample_rate,
-            "request": self.request.model_dump(mode="json"),
-            "notes": self.notes,
-            "levels": self.levels,
-            **self.facts,
-            "made_by": made_by(),
-        }
+class Stopped(Exception):
+    """Raised between two rows of codes because `stop` said so; all that was done is saved if there is an `out`."""
 
 
-class LevelRun:
-    """The run of one level's prior: what it is told in which words. The weights are only in memory while `loaded`."""
+@dataclass(frozen=True)
+class Engine:
+    """How levels are sampled. `exact`: the codes are those of the plain sequential sampler, whatever way is taken."""
 
-    def __init__(self, folder: Path, vqvae: dict[str, Any]):
-        self.folder, self.facts = folder, read_facts(folder)
-        if self.facts["kind"] != "prior":
-            raise ValueError(f"{folder} holds a {self.facts['kind']}, not a prior")
-        trained_on = self.facts.get("vqvae")
-        if trained_on is not None and trained_on != vqvae["fingerprint"]:
-            raise ValueError(
-                f"{folder} was trained on the codes of another VQ-VAE"
-                f" ({trained_on[:12]}, here {vqvae['fingerprint'][:12]});"
-                " put the one it was trained with beside it, or train it again"
-            )
-        self.config = PriorConfig(**self.facts["config"])
-        self.vocabularies = read_vocabularies(folder)
-        self.tokenizer = self._tokenizer() if self.config.lyrics else None
-        self.alignment = read_choice(folder)
+    exact: bool = True
+    way: str = "auto"  # or one of autoregressive.WAYS, for every level
+    int8: bool = False  # weights rounded to 8 bits: quicker, not exact
 
-    def _tokenizer(self) -> LyricsTokenizer:
-        kind = self.facts.get("tokenizer")
-        if kind in ("jukebox_v2", "jukebox_v3"):
-            return JukeboxCharacters(kind[-2:])
-        return SentencePieceTokenizer(self.folder / (kind or "lyrics.model"))
+    def way_of(self, level: str, songs: int, device: torch.device) -> str:
+        """The way measured to be the quickest for so many songs (LOG.md, 2026-11-25)."""
+        if self.way != "auto":
+            return self.way
+        if not self.exact and level != "top":
+            return "windows"
+        return "ahead" if songs == 1 and device.type == "cpu" and not self.int8 else "sequential"
 
-    def told(self, request: Request) -> Told:
-        labels = self.config.labels
-        known = {n: self.vocabularies.get(n, Vocabulary()) for n in labels}
-        ids = {n: known[n].ids(self.names(request, n), label.slots) for n, label in labels.items()}
-        text, words = parse_lrc(request.lyrics)
-        tokens = self.tokenizer.encode(text) if self.tokenizer else Tokens([], [])
-        return Told(ids, tokens, words if self.tokenizer else [])
-
-    def names(self, request: Request, condition: str) -> list[str]:
-        """What the request says of one condition, as this prior's vocabularies spell it."""
-        spelling = self.facts.get("names")
-        return [spelt for name in request.names(condition) for spelt in as_written(spelling, condition, name)]
-
-    def notes(self, request: Request) -> Iterator[str]:
-        """What of the request this level cannot follow, in words."""
-        for name in self.config.labels:
-            known = self.vocabularies.get(name, Vocabulary())
-            for value in self.names(request, name):
-                if not known.id(value):
-                    yield f"{name} {value!r} is unknown to the {self.config.level} level; it was told <unknown>"
-        seconds, trained = request.song_seconds or request.seconds, self.config.timing
-        if trained and not trained.min_seconds <= seconds <= trained.max_seconds:
-            limits = f"{trained.min_seconds:g}-{trained.max_seconds:g} s"
-            yield f"{seconds:g} s is outside the {limits} that were trained; it was told the nearest"
-        if self.config.lyrics and not request.lyrics.strip():
-            yield "no lyrics: the voice, if any, has nothing to follow"
-
-    @contextmanager
-    def loaded(self, device: torch.device, dtype: torch.dtype) -> Iterator[Prior]:
-        """The prior on `device`, straight from the file, and gone after the block."""
-        with torch.device("meta"):
-            prior = Prior(self.config)
-        load_into(prior, self.folder, dtype=dtype, device=device)
-        yield prior.eval()
-        prior.to("meta")  # gone even while a caller's name still holds it: the next one is loaded before that is reused
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+    def facts(self) -> dict[str, Any]:
+        """What decides about the codes: two engines of the same facts make the same songs."""
+        exact = self.exact and not self.int8 and self.way != "windows"
+        return {"exact": True} if exact else {"exact": False, "way": self.way, "int8": self.int8}
 
 
 class Jukebox:
     """The folder that holds the runs vqvae, top_prior, middle_upsampler and bottom_upsampler.
 
-    Raises ValueError where a run is missing, is of another kind, or was trained on another VQ-VAE.
+    `samplers` may give a level a sampler of its own, made of its loaded prior. Raises ValueError where a run is
+    missing, is of another kind, or was trained on another VQ-VAE.
     """
 
-    def __init__(self, runs: Path | str, device: str | None = None, dtype: torch.dtype = torch.float32):
-        self.runs, self.dtype = Path(runs), dtype
+    def __init__(
+        self, runs: Path | str, device: str | None = None, dtype: torch.dtype = torch.float32,
+        engine: Engine = Engine(), samplers: dict[str, Callable[[Prior], LevelSampler]] | None = None,
+    ):  # fmt: skip
+        self.runs, self.dtype, self.engine, self.samplers = Path(runs), dtype, engine, samplers or {}
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         facts = read_facts(self.runs / "vqvae")
         self.vqvae = VQVAE(VQVAEConfig(**facts["config"]))
@@ -171,10 +89,9 @@ class Jukebox:
         self.levels = {level: LevelRun(self.runs / RUNS[level], facts) for level in reversed(self.vqvae.config.levels)}
         priors = {level: run.facts["fingerprint"] for level, run in self.levels.items()}
         self.weights = {"vqvae": facts["fingerprint"], **priors}
-        self.steps = {
-            "vqvae": facts.get("step"),
-            **{level: run.facts.get("step") for level, run in self.levels.items()},
-        }
+        steps = {level: run.facts.get("step") for level, run in self.levels.items()}
+        self.steps = {"vqvae": facts.get("step"), **steps}
+        self.sources: dict[str, dict[str, np.ndarray]] = {}
 
     def codes_of(self, request: Request, level: str) -> int:
         """Codes of a level for the seconds asked: a whole number of top codes, at least one."""
@@ -182,51 +99,175 @@ class Jukebox:
         length = max(1, round(request.seconds * self.vqvae.config.sample_rate / top)) * top
         return length // self.vqvae.config.hops[level]
 
-    def sample(
-        self, requests: list[Request], batch_size: int = 16, on_progress: OnProgress = lambda level, count: None,
-        on_level: Callable[[str, list[Song]], None] = lambda level, songs: None,
-    ) -> list[Song]:  # fmt: skip
-        """One song a request. `on_level` hears of each level of all songs as soon as its audio is there."""
-        songs = [self._unsung(request) for request in requests]
-        for level, run in self.levels.items():
-            with run.loaded(self.device, self.dtype) as prior:
-                for batch in batches_of_equal_length(songs, batch_size):
-                    self._sample_level(level, run, prior, batch, on_progress)
-            on_level(level, songs)
-        return songs
-
-    def _unsung(self, request: Request) -> Song:
-        made = {"weights": self.weights, "steps": self.steps, "runs": str(self.runs)}
-        facts = made | {"precision": str(self.dtype).removeprefix("torch.")}
-        return Song(request, self.notes(request), self.vqvae.config.sample_rate, facts=facts)
-
     def notes(self, request: Request) -> list[str]:
         return [note for run in self.levels.values() for note in run.notes(request)]
 
-    def _sample_level(
-        self, level: str, run: LevelRun, prior: Prior, songs: list[Song], on_progress: OnProgress
-    ) -> None:
-        requests, started = [song.request for song in songs], time.perf_counter()
-        total = self.codes_of(requests[0], level)
-        samples = round((requests[0].song_seconds or requests[0].seconds) * self.vqvae.config.sample_rate)
-        above, draw = upper_codes(songs, list(self.levels), level), draw_for(level, requests, self.device)
-        guidance, told = [r.at("guidance", level, 1.0) for r in requests], [run.told(r) for r in requests]
+    def key(self, request: Request) -> dict[str, Any]:
+        """What fixes a song to the last code."""
+        precision = str(self.dtype).removeprefix("torch.")
+        asked = request.model_dump(mode="json")
+        return {"request": asked, "weights": self.weights, "precision": precision, "engine": self.engine.facts()}
 
-        job = new_job(told, total, samples, draw, HOPS[level], above, guidance)
-        sampler_of(prior, "sequential").sample(job, lambda count: on_progress(level, count))
-        codes = job.codes_BT
+    def begin(self, request: Request) -> Song:
+        """The song of `request` before it is sampled: with what it is given. ValueError names what is wrong with it."""
+        known = Known()
+        if request.source is not None:
+            if request.source not in self.sources:
+                found = codes_of_source(request.source, self.vqvae, self.weights["vqvae"], self.device)
+                self.sources = {request.source: found}  # of variations one after another; not of a thousand requests
+            known, seconds = known_of(request, self.sources[request.source], self.vqvae)
+            request = request.model_copy(update={"seconds": seconds})
+        facts = {"weights": self.weights, "steps": self.steps, "runs": str(self.runs)}
+        facts |= {"precision": str(self.dtype).removeprefix("torch."), "engine": self.engine.facts()}
+        samples = self.codes_of(request, "bottom" if "bottom" in self.levels else "top")
+        samples *= min(self.vqvae.config.hops.values())
+        rate = self.vqvae.config.sample_rate
+        return Song(request, self.notes(request), rate, known, known, facts=facts, samples=samples)
+
+    def sample(
+        self, requests: list[Request] | list[Song], batch_size: int = 16,
+        on_progress: OnProgress = lambda level, count: None,
+        on_level: Callable[[str, list[Song]], None] = lambda level, songs: None,
+        out: Path | str | None = None, stop: Callable[[], bool] = lambda: False,
+    ) -> list[Song]:  # fmt: skip
+        """One song a request. `on_level` hears of each level of all songs as soon as its audio is there.
+
+        With `out` songs are saved there, level by level, and one that was interrupted goes on where it was. `stop` is
+        asked now and then; where it says so, `Stopped` is raised.
+        """
+        songs = [self.begin(request) if isinstance(request, Request) else request for request in requests]
+        making = Making(self, Path(out), stop) if out is not None else None
+        if making:
+            making.resume(songs)
+        for level, run in self.levels.items():
+            with run.loaded(self.device, self.dtype) as prior:
+                for batch in batches_of_equal_length(songs, batch_size):
+                    self._sample_level(level, run, prior, batch, on_progress, making)
+            on_level(level, songs)
+        if making:
+            making.finish(songs)
+        return songs
+
+    def _sample_level(
+        self, level: str, run: LevelRun, prior: Prior, songs: list[Song], on_progress: OnProgress,
+        making: "Making | None",
+    ) -> None:  # fmt: skip
+        started, samples = time.perf_counter(), self._song_samples(songs[0].request)
+        job = self.job(level, run, songs)
+        before = int(job.known_BT.sum())
+        way = self.engine.way_of(level, len(songs), self.device)
+        sampler: LevelSampler | None = None
+        if before < job.known_BT.numel():
+            make = self.samplers.get(level) or (lambda prior: sampler_of(prior, way, int8=self.engine.int8))
+            sampler = make(prior)
+
+        def progress(count: int) -> None:
+            on_progress(level, count)
+            if making:
+                making.note(level, songs, job)
+
+        on_progress(level, before)
+        if making:
+            making.streams(level, songs)
+        if sampler is not None:
+            sampler.sample(job, progress)
         wall = time.perf_counter() - started
-        speed = total * len(songs) / wall
-        for song, row in zip(songs, codes):
-            song.codes[level] = row.cpu().numpy()
-            song.audio[level] = decode_long(self.vqvae, row, level).clamp(-1, 1).cpu().numpy()
-            song.levels[level] = {
-                "codes": total,
-                "wall_seconds": wall,
-                "tokens_per_second": speed,
-                "batch": len(songs),
-            }
+        new, how = job.known_BT.numel() - before, "own" if level in self.samplers else way
+        made: dict[str, Any] = {"codes": job.total, "wall_seconds": wall, "tokens_per_second": new / wall}
+        made |= {"batch": len(songs), "way": how}
+        for song, row in zip(songs, job.codes_BT.cpu()):
+            song.codes[level], song.levels[level] = row.numpy(), dict(made)
+            if not making:
+                song.audio[level] = decode_all(self.vqvae, row.to(self.device), level).float().cpu().numpy()
             time_words(song, run, prior, samples)
+        if making:
+            making.end_level(level, songs, job)
+
+    def job(self, level: str, run: LevelRun, songs: list[Song]) -> LevelJob:
+        """One level of songs of equal length, with what each is given and has done already."""
+        requests, total = [song.request for song in songs], self.codes_of(songs[0].request, level)
+        nothing = np.zeros(total, np.int64)
+        codes, known, given = (
+            torch.from_numpy(np.stack(rows)).to(self.device)
+            for rows in (
+                [song.known.codes.get(level, nothing) for song in songs],
+                [song.known.stays.get(level, nothing.astype(bool)) for song in songs],
+                [song.given.stays.get(level, nothing.astype(bool)) for song in songs],
+            )
+        )
+        hop = {r.at("hop_fraction", level, HOPS[level]) for r in requests}.pop()
+        guidance, draw = [r.at("guidance", level, 1.0) for r in requests], draw_for(level, requests, self.device)
+        above, samples = upper_codes(songs, list(self.levels), level), self._song_samples(requests[0])
+        return LevelJob(told_once(run, requests), codes, known, above, samples, draw, guidance, hop, given)
+
+    def _song_samples(self, request: Request) -> int:
+        return round((request.song_seconds or request.seconds) * self.vqvae.config.sample_rate)
+
+
+class Making:
+    """Songs on their way to files: audio as its codes come, and every few seconds the codes so far."""
+
+    def __init__(self, jukebox: Jukebox, out: Path, stop: Callable[[], bool]):
+        self.jukebox, self.out, self.stop = jukebox, out, stop
+        self.unfinished = Unfinished(out)
+        self.audio: list[AudioStream] = []
+        self.saved = time.monotonic()
+
+    def resume(self, songs: list[Song]) -> None:
+        for song in songs:
+            song.known = self.unfinished.load(song.request.id, self.jukebox.key(song.request)) or song.known
+
+    def streams(self, level: str, songs: list[Song]) -> None:
+        """Audio of a level from its beginning: what is known by now is decoded with the first codes that come."""
+        paths = [self.out / audio_name(song.request.id, level) for song in songs]
+        self.audio = [AudioStream(self.jukebox.vqvae, level, path) for path in paths]
+
+    def note(self, level: str, songs: list[Song], job: LevelJob) -> None:
+        for stream, codes, known in zip(self.audio, job.codes_BT, job.known_BT):
+            done = finished(known)
+            if done < job.total:
+                stream.feed(codes, done)
+        stopping = self.stop()
+        if stopping or time.monotonic() > self.saved + SAVE_EVERY:
+            self._save(level, songs, job)
+        if stopping:
+            raise Stopped
+
+    def end_level(self, level: str, songs: list[Song], job: LevelJob) -> None:
+        for stream, codes, song in zip(self.audio, job.codes_BT, songs):
+            stream.feed(codes, job.total)
+            song.levels[level]["audio"] = stream.path.name
+        self._save(level, songs, job)
+
+    def _save(self, level: str, songs: list[Song], job: LevelJob) -> None:
+        for song, codes, known in zip(songs, job.codes_BT.cpu().numpy(), job.known_BT.cpu().numpy()):
+            song.known = Known(song.known.codes | {level: codes.copy()}, song.known.stays | {level: known.copy()})
+            self.unfinished.save(song.request.id, self.jukebox.key(song.request), song.known)
+            self.unfinished.touch(song.request.id)
+        self.saved = time.monotonic()
+
+    def finish(self, songs: list[Song]) -> None:
+        for song in songs:
+            song.save(self.out)
+            self.unfinished.forget(song.request.id)
+
+
+def told_once(run: LevelRun, requests: list[Request]) -> list[Told]:
+    """What each song is told; those of one request's variations are one object, and share their beginning."""
+    told: dict[str, Told] = {}
+    keys = [request.model_copy(update={"id": "x", "seed": 0}).model_dump_json() for request in requests]
+    return [told.setdefault(key, told.get(key) or run.told(request)) for key, request in zip(keys, requests)]
+
+
+def is_made(jukebox: Jukebox, out: Path, request: Request) -> bool:
+    """Whether the song is there, of this very request, these weights and an engine that gives the same codes."""
+    path = out / f"{request.id}.json"
+    if not path.exists():
+        return False
+    record, key = json.loads(path.read_text()), jukebox.key(request)
+    asked = key.pop("request")
+    theirs = record.get("request", {}) | ({"seconds": request.seconds} if request.source is not None else {})
+    return theirs == asked and all(record.get(name, {"exact": True}) == value for name, value in key.items())
 
 
 def time_words(song: Song, run: LevelRun, prior: Prior, samples: int) -> None:
@@ -242,11 +283,12 @@ def time_words(song: Song, run: LevelRun, prior: Prior, samples: int) -> None:
 
 
 def batches_of_equal_length(songs: list[Song], size: int) -> Iterator[list[Song]]:
-    """Songs of one length together: they walk the same windows in lockstep."""
-    by_length: dict[tuple[float, float | None], list[Song]] = {}
+    """Songs of one length (and hops) together: they walk the same windows in lockstep."""
+    alike: dict[tuple, list[Song]] = {}
     for song in songs:
-        by_length.setdefault((song.request.seconds, song.request.song_seconds), []).append(song)
-    for group in by_length.values():
+        asked = song.request
+        alike.setdefault((asked.seconds, asked.song_seconds, str(asked.hop_fraction)), []).append(song)
+    for group in alike.values():
         for first in range(0, len(group), size):
             yield group[first : first + size]
 

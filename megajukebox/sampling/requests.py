@@ -1,12 +1,20 @@
-"""What a user asks for: one song a request, from YAML or JSON; every mistake is named, and no other request suffers."""
+"""What a user asks for: one song a request, from YAML or JSON; every mistake is named, and no other request suffers.
+
+{id: a, seconds: 20}                                             from nothing
+{id: b, seconds: 20, prompt: demo.wav, keep_seconds: 5}          goes on from a recording
+{id: c, seconds: 40, prompt: samples/a.json}                     goes on from an earlier sample
+{id: d, upsample: samples/a.json}                                the levels below are made anew
+{id: e, infill: samples/a.json, replace: [[4, 6.5]], lyrics: x}  a range is made anew, with other words if wanted
+"""
 
 import json
 from pathlib import Path
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 LEVELS = ("top", "middle", "bottom")
+SOURCES = ("prompt", "upsample", "infill")  # settings that name a file; at most one of them
 
 
 class Request(BaseModel):
@@ -31,21 +39,53 @@ class Request(BaseModel):
     top_k: dict[str, int] = {}
     top_p: dict[str, float] = {}
     guidance: dict[str, float] = {}  # 1 is off
+    hop_fraction: dict[str, float] = {}  # of a window, by which the next one moves on
+    variations: int = Field(1, ge=1, le=1000, description="songs of this request, with seeds seed, seed + 1, ...")
+    prompt: str | None = Field(None, description="a recording, or an earlier sample, to go on from")
+    keep_seconds: float | None = Field(None, gt=0, description="how much of the prompt is kept; default: all")
+    upsample: str | None = Field(None, description="an earlier sample; levels below `upsample_from` are made anew")
+    upsample_from: str = Field("top", pattern="^(top|middle)$")
+    infill: str | None = Field(None, description="a recording or an earlier sample, of which `replace` is made anew")
+    replace: tuple[tuple[float, float], ...] = Field((), description="ranges of seconds")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "Request":
+        given = [name for name in SOURCES if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} cannot be asked together; choose one")
+        if bool(self.replace) != (self.infill is not None):
+            raise ValueError("infill and replace go together: which file, and which ranges of seconds of it")
+        if any(not 0 <= start < end for start, end in self.replace):
+            raise ValueError(f"replace {self.replace} must hold ranges [start, end] with 0 <= start < end")
+        if self.keep_seconds is not None and self.prompt is None:
+            raise ValueError("keep_seconds says how much of a prompt is kept; give the prompt")
+        return self
+
+    @property
+    def source(self) -> str | None:
+        """The file that the song begins with, is made of, or is mended in."""
+        return next((getattr(self, name) for name in SOURCES if getattr(self, name) is not None), None)
+
+    @property
+    def mode(self) -> str:
+        return next((name for name in SOURCES if getattr(self, name) is not None), "new")
 
     @field_validator("genres", "moods", "keywords", mode="before")
     @classmethod
     def _one_or_many(cls, value: object) -> object:
         return (value,) if isinstance(value, str) else value
 
-    @field_validator("temperature", "top_k", "top_p", "guidance", mode="before")
+    @field_validator("temperature", "top_k", "top_p", "guidance", "hop_fraction", mode="before")
     @classmethod
     def _every_level(cls, value: object, info) -> dict:
         given = value if isinstance(value, dict) else dict.fromkeys(LEVELS, value)
         unknown = set(given) - set(LEVELS)
         if unknown:
             raise ValueError(f"has no level {', '.join(sorted(map(str, unknown)))}; levels are {', '.join(LEVELS)}")
-        highest = {"temperature": 10.0, "top_k": 65536, "top_p": 1.0, "guidance": 20.0}[info.field_name]
-        may_be_0 = info.field_name != "temperature"
+        highest = {"temperature": 10.0, "top_k": 65536, "top_p": 1.0, "guidance": 20.0, "hop_fraction": 1.0}[
+            info.field_name
+        ]
+        may_be_0 = info.field_name not in ("temperature", "hop_fraction")
         for level, number in given.items():
             if not isinstance(number, (int, float)) or not 0 <= number <= highest or not (number or may_be_0):
                 least = "at least" if may_be_0 else "above"
@@ -75,7 +115,15 @@ def read_requests(path: Path) -> tuple[list[Request], list[str]]:
     data = [data] if isinstance(data, dict) else data
     if not isinstance(data, list) or not data:
         raise ValueError(f"{path} holds no list of requests; see the README for one")
+    for entry in data:
+        if isinstance(entry, dict):
+            entry.update({name: str(path.parent / entry[name]) for name in SOURCES if _beside(path, entry.get(name))})
     return parse_requests(data, path.stem)
+
+
+def _beside(path: Path, named: object) -> bool:
+    """Whether a file is named as it lies beside the requests, and not as seen from here."""
+    return isinstance(named, str) and not Path(named).exists() and (path.parent / named).exists()
 
 
 def parse_requests(data: list, name: str = "song") -> tuple[list[Request], list[str]]:
@@ -91,11 +139,21 @@ def parse_requests(data: list, name: str = "song") -> tuple[list[Request], list[
         except ValidationError as error:
             wrong.append(f"request {entry.get('id', number)}: {_mistakes(error)}")
             continue
-        if request.id in good:
-            wrong.append(f"request {number}: id {request.id!r} was used before; give each request its own")
-        else:
-            good[request.id] = request
+        for one in variations_of(request):
+            if one.id in good:
+                wrong.append(f"request {number}: id {one.id!r} was used before; give each request its own")
+            else:
+                good[one.id] = one
     return list(good.values()), wrong
+
+
+def variations_of(request: Request) -> list[Request]:
+    """The request once for each of its variations: <id>-1, <id>-2, ... They share their prompt."""
+    if request.variations == 1:
+        return [request]
+    numbers = range(request.variations)
+    changes = ({"id": f"{request.id}-{n + 1}", "seed": request.seed + n, "variations": 1} for n in numbers)
+    return [request.model_copy(update=change) for change in changes]
 
 
 def _mistakes(error: ValidationError) -> str:

@@ -1,0 +1,281 @@
+"""How fast codes are sampled, beside plain ways and the limit; writes benchmarks/results/sampling.json and a table.
+
+    python benchmarks/sampling.py                 # all of it, about two minutes on an idle machine
+    python benchmarks/sampling.py --only levels   # or cascade; the other's figures stay as they are
+
+Figures are in CPU-seconds (`time.process_time`) of one thread, so that others' load matters less. Random weights:
+a prior of width 512, depth 12, 32 rows, window 2048, vocabulary 2048 ("large"), and the bottom of the preset `tiny`.
+
+    naive     no caches: a full forward pass for every code
+    growing   as Jukebox has it: caches grow by concatenation, checks that wait for the device, one window at a time
+    ours      sequential, one code at a time; ahead: an int8 copy guesses 8 codes; fixed_point; int8: rounded weights
+    limit     the weights and the keys and values that a step reads, at the speed at which this thread reads memory
+"""
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import torch.nn.functional as F
+import typer
+from jukebox_forward import today
+from rich.console import Console
+from torch import Tensor
+
+from megajukebox.data.files import write_whole
+from megajukebox.models.prior import Conditioning, Prior, PriorConfig
+from megajukebox.models.transformer import TransformerConfig
+from megajukebox.sampling import noise
+from megajukebox.sampling import window as window_module
+from megajukebox.sampling.autoregressive import sampler_of
+from megajukebox.sampling.decoder import Packed, WindowDecoder, decoding
+from megajukebox.sampling.drawing import Draw
+from megajukebox.sampling.window import Window, sample_window, sample_window_ahead
+from megajukebox.training.config import load_preset
+
+RESULT = Path(__file__).parent / "results" / "sampling.json"
+LARGE = TransformerConfig(width=512, depth=12, heads=1, rows=32)
+# A middle part of the window: what a code costs on average, without minutes for each row of the table.
+KNOWN, NEW = 1024, 64
+
+
+def main(only: Annotated[list[str] | None, typer.Option(help="Any of levels, cascade.")] = None) -> None:
+    """Measure the sampler."""
+    torch.set_num_threads(1)
+    window_module.fill = pretend
+    results = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    for part in only or ("levels", "cascade"):
+        figures = {"levels": levels, "cascade": cascade}[part]()
+        results[part] = {"made": today(), "figures": figures}
+        write_whole(RESULT, (json.dumps(results, indent=1) + "\n").encode())
+        Console().print(json.dumps(figures, indent=1))
+
+
+# ---- Jukebox's way, for comparison ----------------------------------------------------------------------------------
+
+
+class Growing:
+    """One window with caches that grow by concatenation, as the released sampler has them: all keys of every layer are
+    kept and each pattern gathers its own from them; codes are checked on the host before they are used."""
+
+    def __init__(self, prior: Prior, given: Conditioning, batch: int):
+        self.prior, self.given = prior, given
+        self.row = prior.config.length // prior.config.transformer.rows
+        self.start = prior.input.start_vector(batch, given.start)
+        self.keys: list[Tensor | None] = [None] * len(prior.blocks)
+        self.values: list[Tensor | None] = [None] * len(prior.blocks)
+
+    def pretend(self, known: int) -> None:
+        """Caches as `known` codes leave them, of zeros: what they hold does not matter for how long a step takes."""
+        column = known % self.row
+        for d, block in enumerate(self.prior.blocks):
+            weight, batch = block.attention.merge.weight, len(self.start)
+            kept = {"row": column, "previous_row": self.row + column}.get(block.attention.pattern, known)
+            shape = (batch, kept, block.attention.heads, weight.shape[1] // block.attention.heads)
+            self.keys[d], self.values[d] = weight.new_zeros(shape), weight.new_zeros(shape)
+
+    def step(self, tokens_BT: Tensor, t: int) -> Tensor:
+        previous = tokens_BT[:, t - 1] if t else None
+        assert previous is None or (bool((previous >= 0).all()) and bool((previous < self.prior.vocabulary).all()))
+        h = self.prior.input.one(previous, t, self.start)
+        added = None if self.given.added is None else self.given.added[:, t : t + 1]
+        h = h if added is None else h + added
+        for d, block in enumerate(self.prior.blocks):
+            attention = block.attention
+            q, k, v = attention.qkv(block.norm_attention(h))
+            old_k, old_v = self.keys[d], self.values[d]
+            self.keys[d] = k if old_k is None else torch.cat([old_k, k], dim=1)
+            self.values[d] = v if old_v is None else torch.cat([old_v, v], dim=1)
+            assert self.keys[d].shape[1] == self.values[d].shape[1]
+            h = block.update(h, attention.out(self._attend(q, d, attention.pattern, t)))
+        return self.prior.predict(h, added)
+
+    def _attend(self, q: Tensor, d: int, pattern: str, t: int) -> Tensor:
+        row, column = divmod(t, self.row)
+        if pattern == "previous_row" and not row:
+            self._trim(d, 2 * self.row)
+            return torch.zeros_like(q)
+        every_k, every_v = self.keys[d], self.values[d]
+        assert every_k is not None and every_v is not None
+        if pattern == "row":
+            k, v = (x[:, -(column + 1) :] for x in (every_k, every_v))
+            self._trim(d, self.row)
+        elif pattern == "column":
+            k, v = (x[:, column :: self.row] for x in (every_k, every_v))
+        else:
+            end = every_k.shape[1] - column - 1
+            k, v = (x[:, end - self.row : end] for x in (every_k, every_v))
+            self._trim(d, 2 * self.row)
+        return F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
+
+    def _trim(self, d: int, most: int) -> None:
+        """Rows that are over are dropped where the pattern does not need them, at the end of a row, as there."""
+        k, v = self.keys[d], self.values[d]
+        assert k is not None and v is not None
+        if k.shape[1] > most:
+            self.keys[d], self.values[d] = k[:, -most:], v[:, -most:]
+
+
+def sample_growing(window: Window) -> Tensor:
+    """A window by `Growing`; a temperature's division and a Categorical with its checks, as there."""
+    begin, until = window.beginning(), window.last()
+    growing = Growing(window.prior, window.given, len(window.tokens_BT))
+    growing.pretend(begin)
+    for t in range(begin, until):
+        take_growing(growing, window, t)
+    return window.tokens_BT
+
+
+def take_growing(growing: Growing, window: Window, t: int) -> None:
+    logits = growing.step(window.tokens_BT, t) / 0.99
+    window.tokens_BT[:, t] = torch.distributions.Categorical(logits=logits).sample()[:, 0]
+    assert window.tokens_BT[:, t].shape == window.tokens_BT[:, 0].shape
+
+
+# ---- Tokens a CPU-second ------------------------------------------------------------------------------------------
+
+
+def priors() -> dict[str, Prior]:
+    torch.manual_seed(0)
+    shared = {"level": "top", "sample_rate": 44100, "hop": 128, "codes": 2048, "window": 2048}
+    bottom = load_preset("tiny").prior_config("bottom", 1)
+    alone = {"labels": {}, "labels_everywhere": False, "timing": None, "upper": None, "lyrics": None}
+    tiny = bottom.model_copy(update=alone)
+    return {"large": Prior(PriorConfig(**shared, transformer=LARGE)).eval(), "tiny": Prior(tiny).eval()}
+
+
+def window_for(prior: Prior, batch: int, known: int, new: int) -> Window:
+    tokens = torch.randint(prior.config.codes, (batch, prior.config.window), generator=torch.Generator().manual_seed(1))
+    stay = torch.ones_like(tokens, dtype=torch.bool)
+    stay[:, known : known + new] = False
+    draw = Draw(noise.keys(list(range(batch)), "top"), torch.full((batch,), 0.99))
+    given = prior.conditioning({"conditions": {}})
+    return Window(prior, given, tokens, stay, torch.zeros(batch, dtype=torch.long), draw)
+
+
+@torch.inference_mode()
+def levels() -> list[dict[str, Any]]:
+    rows = []
+    bandwidth = memory_bandwidth()
+    for size, prior in priors().items():
+        packed, known = Packed(prior), prior.config.window // 2
+        new = NEW if size == "large" else prior.config.window // 4
+        rough, rounded = Packed(prior, int8=True), Packed(prior, int8=True)
+        for batch in (1, 4, 16):
+            row: dict[str, Any] = {"prior": size, "batch": batch}
+            whole = window_for(prior, batch, known, new)
+            row["naive"] = batch / cpu_seconds(lambda p=prior, w=whole: p.logits(w.tokens_BT, w.given), 1)
+            for name, work in ways(prior, packed, rough, rounded).items():
+                row[name] = rate(work, prior, batch, known, new)
+            row["limit"] = batch / (bytes_read(prior, batch) / bandwidth)
+            row |= {"bandwidth_gb_s": bandwidth / 1e9, "times_growing": row["sequential"] / row["growing"]}
+            row["best_times_growing"] = max(row["sequential"], row["ahead"], row["fixed_point"]) / row["growing"]
+            row["share_of_limit"] = row["sequential"] / row["limit"]
+            rows.append({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()})
+            print(rows[-1], flush=True)
+    return rows
+
+
+def ways(prior: Prior, packed: Packed, rough: Packed, rounded: Packed) -> dict[str, Callable[[Window], Any]]:
+    ahead = sampler_of(prior, "ahead")
+    return {
+        "growing": sample_growing,
+        "sequential": lambda w: sample_window(packed, w),
+        "ahead": lambda w: sample_window_ahead(packed, w, ahead.guess, 8),  # type: ignore[attr-defined]
+        "fixed_point": lambda w: sample_window_ahead(packed, w, lambda *_: None, 16),
+        "int8": lambda w: sample_window(rounded, w),
+    }
+
+
+def rate(work: Callable[[Window], Any], prior: Prior, batch: int, known: int, new: int) -> float:
+    """Codes a CPU-second in the middle of a window; the better of two runs."""
+    return batch * new / min(cpu_seconds(lambda: work(window_for(prior, batch, known, new)), 1) for _ in range(2))
+
+
+def pretend(decoder: WindowDecoder, window: Window, begin: int) -> None:
+    """In place of the fill, which is timed by itself: the memory is there, what it holds does not matter."""
+    decoder.current = max(0, begin - 1) // decoder.row
+
+
+def cpu_seconds(work: Callable[[], Any], repeats: int) -> float:
+    taken = []
+    for _ in range(repeats):
+        begun = time.process_time()
+        work()
+        taken.append(time.process_time() - begun)
+    return statistics.median(taken)
+
+
+def memory_bandwidth() -> float:
+    """Bytes a second that one thread reads from 256 MB."""
+    x = torch.ones(64 * 2**20)
+    x.sum()
+    return 4 * len(x) / min(cpu_seconds(x.sum, 1) for _ in range(5))
+
+
+def bytes_read(prior: Prior, batch: int) -> float:
+    """By one step: every weight of the layers and the head once, and on average the keys and values of each pattern."""
+    config, shape = prior.config, prior.config.transformer
+    weights = sum(p.numel() for p in prior.blocks.parameters()) + prior.head.weight.numel()
+    row = config.length / shape.rows
+    keys = {"row": row / 2, "previous_row": row, "column": shape.rows / 2, "dense": config.length / 2}
+    seen = sum(keys.get(pattern, 0) for pattern in shape.patterns) * 2 * shape.attention_width
+    return 4 * (weights + batch * seen)
+
+
+# ---- The whole cascade of a song of ten seconds -------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def cascade() -> list[dict[str, Any]]:
+    """CPU-seconds for all codes of ten seconds of audio at 44.1 kHz, hops 128, 32, 8, from the rates of `levels`.
+
+    Jukebox's way takes the known part of each window in chunks of 32 codes (timed by our own faster step), one window
+    after another; ours takes it in one pass. Windows at once are those of one song, 16 rows at a time, and 1/7 more
+    codes for their run-ups.
+    """
+    prior = priors()["large"]
+    measured = json.loads(RESULT.read_text())["levels"]["figures"]
+    one, many = (next(r for r in measured if r["prior"] == "large" and r["batch"] == b) for b in (1, 16))
+    fill, chunk, window = (
+        cpu_seconds(lambda: fill_half(prior), 2),
+        chunk_of_32(prior, Packed(prior)),
+        prior.config.window,
+    )
+    rows: list[dict[str, Any]] = []
+    for level, hop, hop_fraction in (("top", 128, 0.125), ("middle", 32, 0.5), ("bottom", 8, 0.5)):
+        codes = 10 * 44100 // 128 * (128 // hop)
+        windows = 1 + max(0, -(-(codes - window) // int(hop_fraction * window)))
+        again = windows * window - codes  # codes that later windows take in once more
+        row = {"level": level, "codes": codes, "windows": windows}
+        row["growing"] = codes / one["growing"] + again / 32 * chunk
+        for way in ("sequential", "ahead", "fixed_point", "int8"):
+            row[way] = codes / one[way] + again / 1024 * fill
+        best = min(row["sequential"], row["ahead"], row["fixed_point"])
+        row["exact"], row["not exact"] = best, best if level == "top" else 8 / 7 * codes / many["sequential"]
+        rows.append(row)
+    ways = [name for name in rows[0] if name not in ("level", "codes", "windows")]
+    total = {name: sum(row[name] for row in rows) for name in ways}
+    speed = {"times_growing": {n: total["growing"] / s for n, s in total.items()}}
+    speed["seconds_per_second_of_audio"] = {n: s / 10 for n, s in total.items()}
+    return [*rows, {"level": "all", **total, **speed}]
+
+
+def chunk_of_32(prior: Prior, packed: Packed) -> float:
+    window = window_for(prior, 1, 1024, 1)
+    with decoding(prior, window.given, 1) as decoder:
+        return cpu_seconds(lambda: decoder.step(packed, window.tokens_BT, 0, 32), 5)
+
+
+def fill_half(prior: Prior) -> None:
+    window = window_for(prior, 1, 1024, 1)
+    with decoding(prior, window.given, 1) as decoder:
+        decoder.fill(window.tokens_BT[:, :1024])
+
+
+if __name__ == "__main__":
+    typer.run(main)

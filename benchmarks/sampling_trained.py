@@ -1,0 +1,152 @@
+"""What the ways to sample cost on a trained jukebox, and what cutting windows costs.
+
+    python benchmarks/sampling_trained.py demo/runs --seconds 4     # after `make demo`; about two minutes
+
+Writes benchmarks/results/sampling_trained.json. For each level: codes a CPU-second of a thread by each way (one song),
+codes that differ from the sequential way's (exact: none), codes that one deciding pass settles. For the upsamplers, of
+the codes of `windows`: nats a code under the prior, told all that came before in order, for the 32 codes after a seam
+and for all others; and the jump of the log spectrum at seams against everywhere else, in dB; both also for the
+sequential codes at the same places. KL is that of the prior's own next code to that of its int8 copy, in bits a code.
+"""
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from jukebox_forward import today
+from torch import Tensor
+
+from megajukebox.data.files import write_whole
+from megajukebox.models.prior import Prior
+from megajukebox.sampling.autoregressive import AcrossWindows, ParallelWindows, sampler_of
+from megajukebox.sampling.decoder import Packed, WindowDecoder, decoding
+from megajukebox.sampling.jukebox import Jukebox
+from megajukebox.sampling.level import LevelJob, hop_of
+from megajukebox.sampling.requests import Request
+from megajukebox.sampling.streaming import decode_all
+from megajukebox.sampling.windows import Row, spans, window_of
+
+RESULT = Path(__file__).parent / "results" / "sampling_trained.json"
+SEAM = 32
+
+
+def main(
+    runs: Annotated[Path, typer.Argument(help="The runs of a trained jukebox.")],
+    seconds: Annotated[float, typer.Option()] = 4.0,
+    temperature: Annotated[float, typer.Option()] = 0.99,
+) -> None:
+    """Measure the ways."""
+    torch.set_num_threads(1)
+    box, figures = Jukebox(runs, "cpu"), {}
+    song = box.begin(Request(id="x", seconds=seconds, temperature=temperature, seed=1))
+    for level, run in box.levels.items():
+        with run.loaded(box.device, torch.float32) as prior:
+            codes, figures[level] = ways(prior, lambda level=level, run=run: box.job(level, run, [song]))
+            job = box.job(level, run, [song])
+            job.codes_BT[:] = codes
+            figures[level]["int8_kl_bits_per_code"] = kl_of_int8(prior, job)
+            if level != "top":
+                figures[level]["seams"] = seams(box, level, prior, box.job(level, run, [song]), codes)
+        song.codes[level] = codes[0].numpy()
+        print(level, json.dumps(figures[level], indent=1), flush=True)
+    asked = {"seconds": seconds, "temperature": temperature}
+    steps = {level: run.facts.get("step") for level, run in box.levels.items()}
+    result = {"made": today(), "asked": asked, "steps": steps, "figures": figures}
+    write_whole(RESULT, (json.dumps(result, indent=1) + "\n").encode())
+
+
+def ways(prior: Prior, job_of: Any) -> tuple[Tensor, dict[str, Any]]:
+    """The sequential codes [1, T], and the figures of every way."""
+    found: dict[str, Any] = {}
+    plain: Tensor | None = None
+    passes = [0]
+    step = WindowDecoder.step
+
+    def counted(self: WindowDecoder, packed: Packed, *rest: Any) -> Tensor:
+        passes[0] += not packed.int8
+        return step(self, packed, *rest)
+
+    for way, settings in (
+        ("sequential", {}), ("ahead", {"ahead": 4}), ("ahead", {"ahead": 8}), ("fixed_point", {"ahead": 8}),
+        ("fixed_point", {"ahead": 16}), ("across", {}), ("sequential", {"int8": True}), ("windows", {}),
+    ):  # fmt: skip
+        sampler, job = sampler_of(prior, way, **settings), job_of()
+        passes[0], WindowDecoder.step = 0, counted  # type: ignore[method-assign]
+        begun = time.process_time()
+        sampler.sample(job, lambda count: None)
+        taken = time.process_time() - begun
+        WindowDecoder.step = step  # type: ignore[method-assign]
+        plain = job.codes_BT if plain is None else plain
+        told = {"codes_per_second": round(job.total / taken, 1), "differ": int((job.codes_BT != plain).sum())}
+        if way in ("ahead", "fixed_point"):
+            told["codes_per_pass"] = round(job.total / passes[0], 2)
+        if isinstance(sampler, AcrossWindows):
+            told["rounds"] = sampler.rounds
+        found[f"{way}{' ' + str(settings) if settings else ''}"] = told
+        if settings.get("int8"):
+            told["exact"] = False
+    assert plain is not None
+    return plain, found
+
+
+@torch.inference_mode()
+def surprisal(prior: Prior, job: LevelJob, codes_1T: Tensor) -> Tensor:
+    """Nats of each code [T] under the prior, told what came before as in sampling in order."""
+    job.codes_BT[:] = codes_1T
+    nats = torch.zeros(job.total)
+    for span in spans(job.total, prior.config.window, hop_of(prior.config, job.hop_fraction)):
+        window = window_of(prior, job, [Row(0, span)])
+        prefix = prior.config.prefix_tokens
+        log_p = prior.logits(window.tokens_BT, window.given)[0].log_softmax(-1)
+        picked = -log_p.gather(1, window.tokens_BT[0][:, None])[:, 0]
+        nats[span.new : span.end] = picked[prefix + span.new - span.start : prefix + span.end - span.start]
+    return nats
+
+
+@torch.inference_mode()
+def seams(box: Jukebox, level: str, prior: Prior, job: LevelJob, plain_1T: Tensor) -> dict[str, Any]:
+    """What the cuts of `windows` cost: nats after them and elsewhere, and the jump of the spectrum."""
+    sampler = ParallelWindows(prior)
+    cut = [span.new for span in sampler.spans(job.total) if span.start]
+    sampler.sample(job, lambda count: None)
+    ours = job.codes_BT.clone()
+    after = torch.zeros(job.total, dtype=torch.bool)
+    for seam in cut:
+        after[seam : seam + SEAM] = True
+    found: dict[str, Any] = {"seams": len(cut)}
+    for name, codes in (("windows", ours), ("sequential", plain_1T)):
+        nats = surprisal(prior, job, codes)
+        jump = flux(decode_all(box.vqvae, codes[0], level), cut, box.vqvae.config.hops[level])
+        found[name] = {"nats_after": float(nats[after].mean()), "nats_elsewhere": float(nats[~after].mean()), **jump}
+    return found
+
+
+def flux(audio_T: Tensor, cut: list[int], hop: int) -> dict[str, float]:
+    """Root mean square change of the log spectrum from frame to frame, in dB: at the cuts and everywhere."""
+    spectrum = torch.stft(audio_T, 512, 128, window=torch.hann_window(512), return_complex=True).abs()
+    change = (20 * (spectrum + 1e-4).log10()).diff(dim=1).square().mean(0).sqrt()
+    frames = torch.tensor([min(len(change) - 1, max(0, seam * hop // 128 + n)) for seam in cut for n in (-1, 0, 1)])
+    return {"flux_at_seams_db": float(change[frames].mean()), "flux_db": float(change.mean())}
+
+
+@torch.inference_mode()
+def kl_of_int8(prior: Prior, job: LevelJob, codes: int = 256) -> float:
+    """KL(prior || its int8 copy), bits a code, over the first codes of the level."""
+    span = spans(job.total, prior.config.window, hop_of(prior.config, job.hop_fraction))[0]
+    window, exact, rough = window_of(prior, job, [Row(0, span)]), Packed(prior), Packed(prior, int8=True)
+    prefix, log_p = prior.config.prefix_tokens, {}
+    for packed in (exact, rough):
+        with decoding(prior, window.given, 1) as decoder:
+            if prefix:
+                decoder.fill(window.tokens_BT[:, :prefix])
+            steps = range(prefix, prefix + min(codes, span.end))
+            logits = torch.cat([decoder.step(packed, window.tokens_BT, t) for t in steps], dim=1)
+        log_p[packed.int8] = logits.double().log_softmax(-1)
+    return float((log_p[False].exp() * (log_p[False] - log_p[True])).sum(-1).mean() / torch.log(torch.tensor(2.0)))
+
+
+if __name__ == "__main__":
+    typer.run(main)

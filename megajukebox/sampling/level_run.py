@@ -1,0 +1,82 @@
+"""The run of one level's prior, as the sampler sees it: its weights while they are loaded, and what it is told."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megajukebox.data.jukebox_labels import as_written
+from megajukebox.data.lrc import parse_lrc
+from megajukebox.data.lyrics import JukeboxCharacters, LyricsTokenizer, SentencePieceTokenizer, Tokens
+from megajukebox.data.vocabulary import Vocabulary, read_vocabularies
+from megajukebox.data.weights import load_into, read_facts
+from megajukebox.models.prior import Prior, PriorConfig
+from megajukebox.sampling.choosing import read_choice
+from megajukebox.sampling.level import Told
+from megajukebox.sampling.requests import Request
+
+
+class LevelRun:
+    """The run of one level's prior: what it is told in which words. The weights are only in memory while `loaded`."""
+
+    def __init__(self, folder: Path, vqvae: dict[str, Any]):
+        self.folder, self.facts = folder, read_facts(folder)
+        if self.facts["kind"] != "prior":
+            raise ValueError(f"{folder} holds a {self.facts['kind']}, not a prior")
+        trained_on = self.facts.get("vqvae")
+        if trained_on is not None and trained_on != vqvae["fingerprint"]:
+            raise ValueError(
+                f"{folder} was trained on the codes of another VQ-VAE"
+                f" ({trained_on[:12]}, here {vqvae['fingerprint'][:12]});"
+                " put the one it was trained with beside it, or train it again"
+            )
+        self.config = PriorConfig(**self.facts["config"])
+        self.vocabularies = read_vocabularies(folder)
+        self.tokenizer = self._tokenizer() if self.config.lyrics else None
+        self.alignment = read_choice(folder)
+
+    def _tokenizer(self) -> LyricsTokenizer:
+        kind = self.facts.get("tokenizer")
+        if kind in ("jukebox_v2", "jukebox_v3"):
+            return JukeboxCharacters(kind[-2:])
+        return SentencePieceTokenizer(self.folder / (kind or "lyrics.model"))
+
+    def told(self, request: Request) -> Told:
+        labels = self.config.labels
+        known = {n: self.vocabularies.get(n, Vocabulary()) for n in labels}
+        ids = {n: known[n].ids(self.names(request, n), label.slots) for n, label in labels.items()}
+        text, words = parse_lrc(request.lyrics)
+        tokens = self.tokenizer.encode(text) if self.tokenizer else Tokens([], [])
+        return Told(ids, tokens, words if self.tokenizer else [])
+
+    def names(self, request: Request, condition: str) -> list[str]:
+        """What the request says of one condition, as this prior's vocabularies spell it."""
+        spelling = self.facts.get("names")
+        return [spelt for name in request.names(condition) for spelt in as_written(spelling, condition, name)]
+
+    def notes(self, request: Request) -> Iterator[str]:
+        """What of the request this level cannot follow, in words."""
+        for name in self.config.labels:
+            known = self.vocabularies.get(name, Vocabulary())
+            for value in self.names(request, name):
+                if not known.id(value):
+                    yield f"{name} {value!r} is unknown to the {self.config.level} level; it was told <unknown>"
+        seconds, trained = request.song_seconds or request.seconds, self.config.timing
+        if trained and not trained.min_seconds <= seconds <= trained.max_seconds:
+            limits = f"{trained.min_seconds:g}-{trained.max_seconds:g} s"
+            yield f"{seconds:g} s is outside the {limits} that were trained; it was told the nearest"
+        if self.config.lyrics and not request.lyrics.strip():
+            yield "no lyrics: the voice, if any, has nothing to follow"
+
+    @contextmanager
+    def loaded(self, device: torch.device, dtype: torch.dtype) -> Iterator[Prior]:
+        """The prior on `device`, straight from the file, and gone after the block."""
+        with torch.device("meta"):
+            prior = Prior(self.config)
+        load_into(prior, self.folder, dtype=dtype, device=device)
+        yield prior.eval()
+        prior.to("meta")  # gone even while a caller's name still holds it: the next one is loaded before that is reused
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
