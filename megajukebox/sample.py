@@ -25,6 +25,7 @@ from megajukebox.data.files import write_whole
 from megajukebox.sampling.autoregressive import WAYS
 from megajukebox.sampling.dealing import Dealer
 from megajukebox.sampling.jukebox import Engine, Jukebox, Song, Stopped
+from megajukebox.sampling.memory import bound, largest_batch
 from megajukebox.sampling.reporting import ProgressFile
 from megajukebox.sampling.requests import Request, parse_requests, read_requests
 from megajukebox.sampling.watching import Watch
@@ -59,6 +60,9 @@ def main(
     precision: Annotated[Precision, typer.Option(help="Of the priors' weights; half of the memory in 16 bits.")] = (
         Precision.float32
     ),
+    memory: Annotated[
+        float | None, typer.Option(help="GB for a prior and its songs; fewer songs at once if need be.")
+    ] = (None),
     exact: Annotated[bool, typer.Option(help="--no-exact: upsample all windows at once; quicker, with seams.")] = True,
     way: Annotated[str, typer.Option(help=f"auto, or one of {', '.join(WAYS)}, for every level.")] = "auto",
     int8: Annotated[bool, typer.Option(help="Round the priors' weights to 8 bits: quicker, other songs.")] = False,
@@ -79,6 +83,7 @@ def main(
             asked, wrong = parse_requests([one | said | given])
         device = f"cuda:{here.local_rank}" if torch.cuda.is_available() else "cpu"
         jukebox = Jukebox(runs, device, getattr(torch, Precision(precision).value), engine_of(exact, way, int8))
+        batch_size = within(memory, jukebox, asked, batch_size, tell=here.rank == 0)
     except (ValueError, OSError) as error:
         raise SystemExit(f"sample: {error}") from error
     if here.rank == 0:
@@ -113,6 +118,20 @@ def engine_of(exact: bool, way: str, int8: bool) -> Engine:
     if way not in ("auto", *WAYS):
         raise ValueError(f"way {way!r} is unknown; choose auto or one of {', '.join(WAYS)}")
     return Engine(exact, way, int8)
+
+
+def within(memory: float | None, jukebox: Jukebox, asked: list[Request], batch_size: int, tell: bool) -> int:
+    """The batch that stays within `memory` GB; says how much it takes at most."""
+    configs, cpu = [run.config for run in jukebox.levels.values()], jukebox.device.type == "cpu"
+    guided = any(strength != 1 for request in asked for strength in request.guidance.values())
+    batch_size = min(batch_size, max(1, len(asked)))
+    if memory is not None:
+        batch_size = largest_batch(configs, batch_size, memory * 1e9, jukebox.dtype, cpu, guided)
+    rows = batch_size * (2 if guided else 1)
+    if tell:
+        most = max(bound(config, rows, jukebox.dtype, cpu) for config in configs)
+        print(f"memory: at most {most / 1e9:.2g} GB for a prior and {batch_size} song(s) in lockstep", flush=True)
+    return batch_size
 
 
 class Maker:
