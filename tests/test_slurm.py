@@ -122,6 +122,17 @@ def test_asked_to_stop_before_its_time_is_up_a_run_goes_on_in_the_next_job_to_th
     print("seconds from the signal to training again:", second["time"] - stop["time"])
 
 
+def test_settings_that_cannot_be_right_hold_the_chain_for_a_person(cluster, data, tmp_path):
+    runs, out = tmp_path / "runs", tmp_path / "runs/top_prior"
+    job = submit(cluster, data, runs, "--nodes=1", SETTINGS="training.top_prior.nonsense=1")
+    cluster.wait_for(lambda: events(out, "alert"), PATIENCE)
+    cluster.wait_for(lambda: "R" not in cluster.ask("squeue", "-h", "-j", job, "-o", "%t"), 60)
+    assert cluster.ask("squeue", "-h", "-j", job, "-o", "%t %r") == "PD JobHeldUser"
+    assert len(events(out, "attempt_end")) == 1, "starting again would not help"
+    assert "nonsense" in (runs / f"log-{job}.txt").read_text()
+    cluster.ask("scancel", job)
+
+
 def test_a_lost_node_is_replaced_and_what_still_runs_on_it_does_no_harm(cluster, data, straight, tmp_path):
     runs, out = tmp_path / "runs", tmp_path / "runs/top_prior"
     cluster.wait_for(lambda: cluster.idle() == 4, 60)

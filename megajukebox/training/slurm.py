@@ -21,7 +21,8 @@ def chain() -> str | None:
 def ask(*command: str) -> str:
     """What a command of SLURM prints; nothing if it fails, for a run must outlive its controller."""
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=60).stdout.strip()
+        env = os.environ | {"SLURM_BITSTR_LEN": "0"}  # do not shorten the list of an array's tasks
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, env=env).stdout.strip()
     except (OSError, subprocess.TimeoutExpired):
         return ""
 
@@ -43,7 +44,7 @@ def cancel_successors() -> None:
 def hold_successors() -> None:
     """They wait until a person says `scontrol release`."""
     for name in successors():
-        ask("scontrol", "hold", plain(name))
+        ask("scontrol", "uhold", plain(name))
 
 
 def exclude(nodes: list[str]) -> None:
