@@ -20,7 +20,7 @@ figcaption { font-weight: 600; font-size: 1rem; margin-bottom: .3rem; }
 .wide { overflow-x: auto; } .wide table { width: auto; min-width: 60%; }
 td.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
 th.number { text-align: right; } .way { color: var(--soft); margin-right: .4rem; }
-.interval { color: var(--soft); display: block; font-size: .9em; }
+.ends { color: var(--soft); display: block; font-size: .9em; }
 .panel > h2 { margin-bottom: .6rem; }
 """
 BETTER = {1: "more is better", -1: "less is better", 0: "neither is better"}
@@ -137,7 +137,7 @@ def cell(figure: Mapping[str, Any] | None) -> Markup:
     if figure is None:
         return element("td", "")
     value, space, rest = in_words(figure).partition(" ")
-    interval = element("span", f"{space}{rest}", class_="interval")
+    interval = element("span", f"{space}{rest}", class_="ends")
     return element("td", value, interval, class_="number", title=f"{figure['count']} songs")
 
 
