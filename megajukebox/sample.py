@@ -3,6 +3,7 @@
     megajukebox sample runs/tiny --requests songs.yaml --out samples                            # one process
     deepspeed --num_gpus 2 megajukebox/sample.py runs/tiny --requests songs.yaml --out samples  # requests dealt out
     megajukebox sample runs/tiny --artist "..." --genre "..." --lyrics words.txt --seconds 8 --seed 1 --out samples
+    megajukebox sample runs/tiny --sampler student --seconds 60                     # parallel students upsample
     megajukebox sample runs/tiny --prompt demo.wav --keep-seconds 3 --seconds 10    # goes on from a recording
     megajukebox sample runs/tiny --infill samples/song.json --replace 2-3.5 --lyrics other.txt --name mended
 
@@ -66,6 +67,7 @@ def main(
     exact: Annotated[bool, typer.Option(help="--no-exact: upsample all windows at once; quicker, with seams.")] = True,
     way: Annotated[str, typer.Option(help=f"auto, or one of {', '.join(WAYS)}, for every level.")] = "auto",
     int8: Annotated[bool, typer.Option(help="Round the priors' weights to 8 bits: quicker, other songs.")] = False,
+    sampler: Annotated[list[str] | None, typer.Option(help="student, top=student, bottom=polished ...: docs.")] = None,
     progress: Annotated[Path | None, typer.Option(help="A file to keep how far it has come in, as JSON.")] = None,
     local_rank: Annotated[int, typer.Option("--local_rank", hidden=True, help="The deepspeed launcher gives it.")] = 0,
 ) -> None:
@@ -82,7 +84,13 @@ def main(
             one = {"id": name, "seconds": seconds, "seed": seed, "variations": variations, "replace": ranges(replace)}
             asked, wrong = parse_requests([one | said | given])
         device = f"cuda:{here.local_rank}" if torch.cuda.is_available() else "cpu"
-        jukebox = Jukebox(runs, device, getattr(torch, Precision(precision).value), engine_of(exact, way, int8))
+        jukebox = Jukebox(
+            runs,
+            device,
+            getattr(torch, Precision(precision).value),
+            engine_of(exact, way, int8),
+            students=sampler or (),
+        )
         batch_size = within(memory, jukebox, asked, batch_size, tell=here.rank == 0)
     except (ValueError, OSError) as error:
         raise SystemExit(f"sample: {error}") from error

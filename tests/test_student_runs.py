@@ -107,3 +107,23 @@ def test_what_a_student_was_not_taught_is_noted(runs) -> None:
     assert not list(run.notes(Request(id="a", temperature=0.9)))
     notes = list(run.notes(Request(id="a", temperature=0.5, guidance=2)))
     assert len(notes) == 2 and "taught guidance 1 and keeps to it; 2 was asked" in notes[0]
+
+
+def test_songs_go_on_and_are_mended_by_students_with_what_is_given_untouched(runs, tmp_path) -> None:
+    jukebox = Jukebox(runs, students=["student", "top=student"])
+    first = jukebox.sample([Request(id="first", seconds=2.0, seed=1, temperature=0.9)], out=tmp_path)[0]
+    record = json.loads((tmp_path / "first.json").read_text())
+    assert record["engine"] == {"exact": False, "students": {
+        "top": "student 1,1", "middle": "student 0,1", "bottom": "student 0,1"
+    }}  # fmt: skip
+    assert {"top_student", "middle_student", "bottom_student"} <= set(record["weights"]) and not [
+        note for note in record["notes"] if "student" in note
+    ]
+    source = str(tmp_path / "first.json")
+    longer = Request(id="longer", prompt=source, seconds=4.0, seed=2)
+    mended = Request(id="mended", infill=source, replace=((0.6, 1.1),), seed=3)
+    for song in jukebox.sample([longer]) + jukebox.sample([mended]):
+        for level, codes in first.codes.items():
+            stays = song.given.stays[level][: len(codes)]
+            assert stays.any() and (song.codes[level][: len(codes)] == codes)[stays].all()
+    assert (song.codes["bottom"] != first.codes["bottom"]).any(), "the mended range is new"

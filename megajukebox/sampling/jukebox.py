@@ -11,7 +11,7 @@ writes there: the audio of each level while it is made, and the codes so far, so
 # B songs   T codes of a level
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from megajukebox.sampling.requests import Request
 from megajukebox.sampling.song import Song, audio_name
 from megajukebox.sampling.sources import Known, codes_of_source, known_of
 from megajukebox.sampling.streaming import AudioStream, decode_all, finished
+from megajukebox.sampling.student_runs import fingerprints, students_of
 from megajukebox.sampling.unfinished import Unfinished
 
 __all__ = ["RUNS", "Engine", "Jukebox", "LevelRun", "Request", "Song"]
@@ -72,15 +73,17 @@ class Engine:
 class Jukebox:
     """The folder that holds the runs vqvae, top_prior, middle_upsampler and bottom_upsampler.
 
-    `samplers` may give a level a sampler of its own, made of its loaded prior. Raises ValueError where a run is
-    missing, is of another kind, or was trained on another VQ-VAE.
+    `students` names levels that students sample (student_runs.py); `samplers` may give a level a sampler of its own,
+    made of its loaded prior. Raises ValueError where a run is missing, is of another kind, or of another VQ-VAE.
     """
 
     def __init__(
         self, runs: Path | str, device: str | None = None, dtype: torch.dtype = torch.float32,
         engine: Engine = Engine(), samplers: dict[str, Callable[[Prior], LevelSampler]] | None = None,
+        students: Sequence[str] = (),
     ):  # fmt: skip
-        self.runs, self.dtype, self.engine, self.samplers = Path(runs), dtype, engine, samplers or {}
+        self.runs, self.dtype, self.engine, self.students = Path(runs), dtype, engine, students_of(Path(runs), students)
+        self.samplers: dict[str, Callable[[Prior], LevelSampler]] = {**(samplers or {}), **self.students}
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         facts = read_facts(self.runs / "vqvae")
         self.vqvae = VQVAE(VQVAEConfig(**facts["config"]))
@@ -88,7 +91,7 @@ class Jukebox:
         self.vqvae.to(self.device).eval()
         self.levels = {level: LevelRun(self.runs / RUNS[level], facts) for level in reversed(self.vqvae.config.levels)}
         priors = {level: run.facts["fingerprint"] for level, run in self.levels.items()}
-        self.weights = {"vqvae": facts["fingerprint"], **priors}
+        self.weights = {"vqvae": facts["fingerprint"], **priors, **fingerprints(self.students)}
         steps = {level: run.facts.get("step") for level, run in self.levels.items()}
         self.steps = {"vqvae": facts.get("step"), **steps}
         self.sources: dict[str, dict[str, np.ndarray]] = {}
@@ -100,13 +103,19 @@ class Jukebox:
         return length // self.vqvae.config.hops[level]
 
     def notes(self, request: Request) -> list[str]:
-        return [note for run in self.levels.values() for note in run.notes(request)]
+        told = [note for run in self.levels.values() for note in run.notes(request)]
+        return told + [note for run in self.students.values() for note in run.notes(request)]
 
     def key(self, request: Request) -> dict[str, Any]:
         """What fixes a song to the last code."""
         precision = str(self.dtype).removeprefix("torch.")
         asked = request.model_dump(mode="json")
-        return {"request": asked, "weights": self.weights, "precision": precision, "engine": self.engine.facts()}
+        return {"request": asked, "weights": self.weights, "precision": precision, "engine": self.engine_facts()}
+
+    def engine_facts(self) -> dict[str, Any]:
+        """What decides about the codes: the engine's facts, and which levels are a student's."""
+        students = {level: run.name for level, run in self.students.items() if not run.polish}
+        return self.engine.facts() | ({"exact": False, "students": students} if students else {})
 
     def begin(self, request: Request) -> Song:
         """The song of `request` before it is sampled: with what it is given. ValueError names what is wrong with it."""
@@ -118,7 +127,7 @@ class Jukebox:
             known, seconds = known_of(request, self.sources[request.source], self.vqvae)
             request = request.model_copy(update={"seconds": seconds})
         facts = {"weights": self.weights, "steps": self.steps, "runs": str(self.runs)}
-        facts |= {"precision": str(self.dtype).removeprefix("torch."), "engine": self.engine.facts()}
+        facts |= {"precision": str(self.dtype).removeprefix("torch."), "engine": self.engine_facts()}
         samples = self.codes_of(request, "bottom" if "bottom" in self.levels else "top")
         samples *= min(self.vqvae.config.hops.values())
         rate = self.vqvae.config.sample_rate
@@ -172,7 +181,7 @@ class Jukebox:
         if sampler is not None:
             sampler.sample(job, progress)
         wall = time.perf_counter() - started
-        new, how = job.known_BT.numel() - before, "own" if level in self.samplers else way
+        new, how = job.known_BT.numel() - before, self.way_told(level, way)
         made: dict[str, Any] = {"codes": job.total, "wall_seconds": wall, "tokens_per_second": new / wall}
         made |= {"batch": len(songs), "way": how}
         for song, row in zip(songs, job.codes_BT.cpu()):
@@ -182,6 +191,10 @@ class Jukebox:
             time_words(song, run, prior, samples)
         if making:
             making.end_level(level, songs, job)
+
+    def way_told(self, level: str, way: str) -> str:
+        """For a song's record: how its level was sampled."""
+        return self.students[level].name if level in self.students else "own" if level in self.samplers else way
 
     def job(self, level: str, run: LevelRun, songs: list[Song]) -> LevelJob:
         """One level of songs of equal length, with what each is given and has done already."""

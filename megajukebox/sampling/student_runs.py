@@ -7,7 +7,7 @@ top=exact                 the prior itself
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -38,6 +38,11 @@ class StudentRun:
             raise ValueError(f"{self.folder} was distilled for the codes of another VQ-VAE; distill it again")
         self.config = StudentConfig(**self.facts["config"])
         self.manner: dict[str, float] = self.facts["manner"]
+
+    @property
+    def name(self) -> str:
+        """As a song's record has it."""
+        return f"{'polished' if self.polish else 'student'} {self.config.order}"
 
     def __call__(self, prior: Prior) -> LevelSampler:
         weight = prior.head.weight
@@ -72,7 +77,7 @@ def folder_of(run: Path, order: str | None) -> Path:
     return run / known[wanted]
 
 
-def students_of(runs: Path, asked: list[str]) -> dict[str, StudentRun]:
+def students_of(runs: Path, asked: Sequence[str]) -> dict[str, StudentRun]:
     """The students that `asked` ("student", "top=student:1,1", ...) names, by level; later ones overrule.
 
     Raises ValueError for what is no such name, and where there is no such student.
