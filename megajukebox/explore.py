@@ -6,6 +6,7 @@
     megajukebox explore --serve old/samples new/samples        # and to vote on blind (needs the extra [serve])
     megajukebox explore --serve --run runs/tiny                # and to make new songs with: the Studio
     megajukebox explore samples/ runs/ --follow 30             # writes the runs' pages again every 30 s, till Ctrl-C
+    megajukebox explore --corpus shards/songs                  # listen to what the model is trained on
     python megajukebox/explore.py samples/                     # samples alone
 
 The pages open from disk and need no server; voting and the Studio need the one of --serve, on loopback unless told.
@@ -15,12 +16,15 @@ import contextlib
 import os
 import secrets
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from megajukebox.explorer.building import build, write_runs
+from megajukebox.data.shards import ShardSet
+from megajukebox.explorer.building import Corpus, build, write_corpus, write_runs, write_static
+from megajukebox.explorer.corpus import Excerpt
 from megajukebox.explorer.run_records import DEPTH, find_runs
 
 
@@ -29,6 +33,12 @@ def main(
     out: Annotated[Path | None, typer.Option(help="Folder of the site; by default `site` beside the first.")] = None,
     follow: Annotated[float | None, typer.Option(min=1, help="Write runs' pages again every so many seconds.")] = None,
     copy: Annotated[bool, typer.Option("--copy", help="Copy the recordings into the site.")] = False,
+    corpus: Annotated[str | None, typer.Option(help="Shards to listen to as well: what the model is trained on.")] = (
+        None
+    ),
+    vqvae: Annotated[Path | None, typer.Option(help="With --corpus: also what this VQ-VAE keeps of it.")] = None,
+    excerpt: Annotated[float, typer.Option(min=0.1, help="Seconds of each song; with --serve songs are whole.")] = 30.0,
+    most_songs: Annotated[int, typer.Option(min=1, help="Songs shown at most, evenly over the shards.")] = 2000,
     serve: Annotated[bool, typer.Option("--serve", help="Serve the pages: blind votes, and with --run the Studio.")] = (
         False
     ),
@@ -48,15 +58,16 @@ def main(
         samples, runs = sorted_out(given)
         if run:
             samples, runs = with_studio(absolute(run), samples, runs)
-        if not samples and not runs:
+        if not samples and not runs and not corpus:
             raise ValueError("no folder was given; give what `megajukebox sample` or `train` wrote, or --run")
-        site = absolute(out) if out else (given or samples)[0].parent / "site"
+        site = absolute(out) if out else [*given, *samples, Path.cwd() / "site"][0].parent / "site"
+        songs = read_shards(corpus, vqvae, None if serve else excerpt, most_songs) if corpus else None
         if not serve:
-            print(build(samples, runs, site, copy_audio=copy), flush=True)
+            print(build(samples, runs, site, copy, songs), flush=True)
             if follow:
                 keep_writing(runs, site, copy, follow)
         else:
-            serve_pages(samples, runs, site, run and absolute(run), votes, host, port, most_seconds)
+            serve_pages(samples, runs, site, songs, run and absolute(run), votes, host, port, most_seconds)
     except ValueError as error:
         raise SystemExit(f"explore: {error}") from error
 
@@ -94,17 +105,30 @@ def with_studio(run: Path, samples: list[Path], runs: list[Path]) -> tuple[list[
     return samples, runs if run in runs else [*runs, run]
 
 
+def read_shards(source: str, vqvae: Path | None, excerpt: float | None, most: int) -> Corpus:
+    """The corpus to show; with a VQ-VAE also what its levels keep of it."""
+    shards = ShardSet(source)
+    if shards.index["kind"] != "songs":
+        raise ValueError(f"--corpus {source!r} holds {shards.index['kind']}, which cannot be heard; give song shards")
+    if vqvae is None:
+        return Corpus(shards, Excerpt(excerpt), most)
+    from megajukebox.sampling.reconstruction import reconstructor  # torch: only for those who ask
+
+    return Corpus(shards, Excerpt(excerpt), most, reconstructor(vqvae, shards.index["sample_rate"]))
+
+
 def serve_pages(
-    samples: list[Path], runs: list[Path], site: Path, run: Path | None, votes: Path | None, host: str, port: int,
-    most_seconds: float,
+    samples: list[Path], runs: list[Path], site: Path, corpus: Corpus | None, run: Path | None, votes: Path | None,
+    host: str, port: int, most_seconds: float,
 ) -> None:  # fmt: skip
     """Build the pages and serve them until somebody presses Ctrl-C."""
     try:
         from megajukebox.explorer import api, server
     except ImportError as error:
         raise ValueError(f"{error}: --serve needs `pip install 'megajukebox[serve]'`") from None
-    build(samples, runs, site)
-    library = api.Library(samples, site)
+    write_static(site)
+    songs = write_corpus(corpus, site)
+    library = api.Library(samples, site, runs, api.Recordings(corpus.shards, songs) if corpus else None)
     library.refresh()
     workshop = studio(run, library, samples[0], most_seconds) if run else None
     nonce = secrets.token_urlsafe(16)
@@ -125,8 +149,10 @@ def studio(run: Path, library: Any, songs: Path, most_seconds: float) -> Any:
     from megajukebox.explorer.uploads import Uploads
     from megajukebox.sampling.requests import Request, parse_requests
 
-    known = Request.model_fields
-    offer = Offer(run, ("autoregressive",), "prime" in known, most_seconds)
+    # Students are made by `distill`; a version or a run without them has the plain sampler alone.
+    students = find_spec("megajukebox.sampling.student_runs") and any(run.glob("*_student/student.json"))
+    samplers = ("autoregressive", "student") if students else ("autoregressive",)
+    offer = Offer(run, samplers, "prompt" in Request.model_fields, most_seconds)
     work = songs / ".studio"
     return Workshop(
         Studio(run, songs, work, library.refresh),

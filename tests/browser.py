@@ -102,7 +102,7 @@ class Browser:
         def attempt() -> Any:
             try:
                 return self.run(f"Boolean({condition})")
-            except Left:
+            except AssertionError:  # the page was left, or its scripts are not all there yet
                 return None
 
         return until(attempt, f"{condition} did not come true within {seconds} s", seconds)

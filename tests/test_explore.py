@@ -260,7 +260,25 @@ def test_pairs_are_of_one_request_and_of_one_seed_where_there_is_one() -> None:
 def test_the_same_song_is_asked_for_whatever_is_to_make_it() -> None:
     song = {"id": "a", "artist": "Ada", "genres": ["waltz"], "seconds": 4.0, "seed": 1}
     assert asked(song) == asked(song | {"id": "b", "seed": 2, "sampler": "student", "temperature": {"top": 0.5}})
-    assert asked(song) != asked(song | {"artist": "Eve"})
+    assert asked(song) != asked(song | {"artist": "Eve"}) and asked(song) != asked(song | {"prompt": "a.wav"})
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({}, ("autoregressive", "new")),
+        ({"weights": {"top": "0", "bottom_student": "1"}}, ("student", "new")),
+        ({"request": {"prompt": "a.wav", "seed": 1}}, ("autoregressive", "prompt")),
+        ({"levels": {"top": {"way": "sequential"}, "bottom": {"way": "windows"}}}, ("autoregressive windows", "new")),
+    ],
+)
+def test_the_list_tells_what_drew_a_song_and_from_what(tmp_path: Path, changed: dict, told: tuple[str, str]) -> None:
+    add_sample(tmp_path / "samples", "one")
+    path = tmp_path / "samples" / "one.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+    build([tmp_path / "samples"], [], tmp_path / "site")
+    (entry,) = listed(tmp_path / "site")
+    assert (entry["sampler"], entry["mode"]) == told
 
 
 def test_the_command_gives_the_request_back_whatever_is_in_it(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from little_jukebox import write_runs
 
 from megajukebox.explorer.jobs import Studio
 from megajukebox.explorer.uploads import MOST_SECONDS, Uploads
+from megajukebox.sampling.requests import Request
 
 needs_chromium = pytest.mark.skipif(
     browser.binary() is None, reason="no chromium on this machine: apt install chromium"
@@ -115,7 +116,7 @@ def test_off_loopback_every_request_needs_the_token(house: Path) -> None:
         ("/api/songs", {"seconds": 1e9}, "seconds"),
         ("/api/songs", {"seconds": 300}, "at most 240"),
         ("/api/songs", {"sampler": "magic"}, "none of autoregressive"),
-        ("/api/songs", {"prime": "/etc/passwd"}, "prime"),
+        ("/api/songs", {"prompt": "/etc/passwd"}, "prompt"),
         ("/api/songs", {"id": "../x"}, "id"),
         ("/api/songs", {"upload": "../../x"}, "not here any more"),
         ("/api/songs", {"lyrics": "x" * 300_000}, "more than 256 kB"),
@@ -183,6 +184,17 @@ def test_a_song_is_made_in_the_studio_and_heard_in_the_list(chromium: Browser, s
     chromium.open(f"{served}/site/index.html#run={house / 'jukebox'}")
     chromium.wait("shown.length === 1 && shown[0].seed === '5'")
     assert chromium.run("[shown[0].checkpoint, shown[0].genres.join()]") == ["step 5", "waltz,dub"]
+
+
+@pytest.mark.skipif("prompt" not in Request.model_fields, reason="this version's sampler goes on from no recording")
+def test_a_song_goes_on_from_an_upload(served: str, house: Path) -> None:
+    upload = told(served, "/api/uploads", recording(1.0))
+    asked = {"seconds": 0.5, "upload": upload["id"], "prime_seconds": 0.25, "seed": 3}
+    assert "leave nothing" in told(served, "/api/songs", asked | {"prime_seconds": 0.9})["error"]
+    job = finished(served, told(served, "/api/songs", asked)["id"])
+    assert (job["state"], job["reason"]) == ("done", "")
+    made = json.loads((house / "old" / f"{job['id']}.json").read_text())["request"]
+    assert made["keep_seconds"] == 0.25 and Path(made["prompt"]).parent == house / "old" / ".studio" / "uploads"
 
 
 def test_a_song_that_fails_says_why_and_the_next_is_made(served: str, house: Path) -> None:

@@ -17,11 +17,12 @@ from starlette.routing import Route
 
 from megajukebox.explorer import votes
 from megajukebox.explorer.jobs import Job, Studio
-from megajukebox.explorer.serving import Guard, Library, Pages, file_response
-from megajukebox.explorer.studio import Check, Offer, job_json, parsed, request_of
+from megajukebox.explorer.serving import Guard, Library, Pages, Recordings, file_response
+from megajukebox.explorer.studio import Check, Offer, job_json, options_of, parsed, request_of
 from megajukebox.explorer.trials import Trials
 from megajukebox.explorer.uploads import MOST_BYTES, Uploads
 
+__all__ = ["Library", "Recordings", "Workshop", "application"]
 MOST_JSON = 256 << 10  # bytes of one question
 Answer = Callable[[Request], Awaitable[Response]]
 
@@ -126,7 +127,8 @@ def studio_routes(library: Library, shop: Workshop) -> list[Route]:
     def ask(body: dict[str, Any], _: Request) -> dict[str, Any]:
         form = parsed(body)
         upload = shop.uploads.find(form.upload) if form.upload is not None else None
-        return song(shop.studio.ask(request_of(form, shop.offer, upload, shop.check)))
+        request = request_of(form, shop.offer, upload, shop.check)
+        return song(shop.studio.ask(request, options_of(form, shop.offer)))
 
     return [
         Route("/api/studio", asked(lambda *_: shop.offer.as_json())),

@@ -13,9 +13,18 @@ from rich.console import Console
 from rich.progress import track
 
 from megajukebox.data.redaction import redacted
+from megajukebox.data.shards import ShardSet
 from megajukebox.explorer import files
 from megajukebox.explorer.compare_page import blind_page, compare_page
-from megajukebox.explorer.corpus_page import no_corpus_page
+from megajukebox.explorer.corpus import CorpusSong, Excerpt, Reconstruct, read_corpus
+from megajukebox.explorer.corpus_page import (
+    corpus_entry,
+    corpus_page,
+    corpus_words,
+    no_corpus_page,
+    song_page,
+    song_page_path,
+)
 from megajukebox.explorer.entries import Links, entry, words
 from megajukebox.explorer.list_page import list_page
 from megajukebox.explorer.pictures import draw
@@ -94,12 +103,24 @@ class SampleSite:
         return Links(files.relative_url(self.page, folder), urls(self.audio), spectrograms, peaks)
 
 
-def build(samples: list[Path], runs: list[Path], out: Path, copy_audio: bool = False) -> Path:
-    """Write the site over `samples` and `runs` into the folder `out`; returns its first page."""
+@dataclass(frozen=True)
+class Corpus:
+    """A shard set to show: which part of its songs, at most how many, and what a VQ-VAE makes of them."""
+
+    shards: ShardSet
+    excerpt: Excerpt
+    most: int
+    reconstruct: Reconstruct | None = None
+
+
+def build(
+    samples: list[Path], runs: list[Path], out: Path, copy_audio: bool = False, corpus: Corpus | None = None
+) -> Path:
+    """Write the site over `samples`, `runs` and `corpus` into the folder `out`; returns its first page."""
     write_static(out)
     write_samples(samples, out, copy_audio)
     write_runs(runs, out, copy_audio)
-    write_page(out / "corpus.html", no_corpus_page())
+    write_corpus(corpus, out)
     return out / "index.html"
 
 
@@ -132,6 +153,20 @@ def as_text(configs: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
     return {name.encode("utf-8", "replace").decode(): redacted(found) for name, found in configs.items()}
 
 
+def write_corpus(corpus: Corpus | None, out: Path) -> list[CorpusSong]:
+    """The list of songs and a page for each; without a corpus, the page that says how to show one."""
+    if corpus is None:
+        write_page(out / "corpus.html", no_corpus_page())
+        return []
+    songs = read_corpus(corpus.shards, out, corpus.excerpt, corpus.most, corpus.reconstruct)
+    for song in songs:
+        write_page(song_page_path(song, out), song_page(song, out))
+    files.write(out / "corpus.js", files.script("corpus", [corpus_entry(song, out) for song in songs]))
+    files.write(out / "corpus-words.js", files.script("corpus-words", [corpus_words(song) for song in songs]))
+    write_page(out / "corpus.html", corpus_page(corpus.shards, songs, corpus.excerpt))
+    return songs
+
+
 def write_static(out: Path) -> None:
     """Scripts and styles, and the pages that are the same for all samples."""
     for asset in sorted(path for path in STATIC.rglob("*") if path.is_file()):
@@ -158,7 +193,7 @@ def write_samples(samples: list[Path], out: Path, copy_audio: bool = False) -> L
         write_page(site.page, sample_page(site.sample, site.links(site.page.parent), site.problems))
     entries = [entry(site.sample, site.links(out)) for site in sites]
     files.write(out / "entries.js", files.script("entries", entries))
-    files.write(out / "words.js", files.script("words", [words(site.sample) for site in sites]))
+    files.write(out / "entries-words.js", files.script("entries-words", [words(site.sample) for site in sites]))
     write_page(out / "index.html", list_page(len(entries), problems))
     return Listed(found, entries)
 

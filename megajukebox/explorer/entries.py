@@ -22,7 +22,10 @@ FACETS = {  # field of an entry -> its name on the page, in the order of the fil
 }
 SIDES = ("run", "checkpoint", "sampler", "mode", "folder")  # what two samples of one request may differ in
 # Of a request, what is asked of the song; the rest says how to draw it.
-ASKED = ("artist", "genres", "year", "moods", "keywords", "language", "lyrics", "seconds", "song_seconds", "prime")
+ASKED = (
+    "artist", "genres", "year", "moods", "keywords", "language", "lyrics", "seconds", "song_seconds",
+    "prompt", "keep_seconds", "upsample", "upsample_from", "infill", "replace",
+)  # fmt: skip
 SEARCHED = 2000  # characters of the lyrics that the list can search
 
 
@@ -53,8 +56,8 @@ def entry(sample: Sample, links: Links) -> dict[str, Any]:
         "language": request.language,
         "run": run_name(sample),
         "checkpoint": checkpoint(sample),
-        "sampler": request.sampler or "autoregressive",
-        "mode": request.mode,
+        "sampler": sampler(sample),
+        "mode": next((mode for mode in ("prompt", "upsample", "infill") if getattr(request, mode)), "new"),
         "folder": sample.name.rpartition("/")[0],
         "seed": None if request.seed is None else str(request.seed),  # text: JavaScript rounds large numbers
         "seconds": sample.facts.seconds,
@@ -100,6 +103,16 @@ def runs_folder(runs: object) -> str:
     if isinstance(one, str) and "/" in one:
         return one.rpartition("/")[0]
     return runs if isinstance(runs, str) else "runs"
+
+
+def sampler(sample: Sample) -> str:
+    """What drew the codes: the request's word for it, a student where one was at work, else how windows followed."""
+    if sample.facts.request.sampler:
+        return sample.facts.request.sampler
+    if any(name.endswith("_student") for name in sample.facts.weights):
+        return "student"
+    ways = {made.way for made in sample.facts.levels.values()} - {"", "sequential"}
+    return " ".join(["autoregressive", *sorted(ways)])
 
 
 def checkpoint(sample: Sample) -> str:

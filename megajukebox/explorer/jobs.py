@@ -35,6 +35,7 @@ class Job:
 
     request: dict[str, Any]
     folder: Path  # of its request, its progress and what the process said
+    options: list[str] = field(default_factory=list)  # of the `sample` entry
     asked: float = field(default_factory=time.time)
     state: str = "waiting"
     reason: str = ""
@@ -68,12 +69,12 @@ class Studio:
         self.thread = Thread(target=self._work, name="studio", daemon=True)
         self.thread.start()
 
-    def ask(self, request: dict[str, Any]) -> Job:
+    def ask(self, request: dict[str, Any], options: list[str] | None = None) -> Job:
         """Queue a song. ValueError if too many are waiting."""
         if sum(job.state == "waiting" for job in self.jobs.values()) >= MOST_WAITING:
             raise ValueError(f"{MOST_WAITING} songs are waiting already; cancel one or come back later")
         identity = f"studio-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
-        job = Job({"id": identity, **request}, self.work / identity)
+        job = Job({"id": identity, **request}, self.work / identity, options or [])
         job.folder.mkdir(parents=True, exist_ok=True)
         write_whole(job.folder / "request.json", json.dumps([job.request]).encode())
         self.jobs[identity] = job
@@ -134,7 +135,7 @@ class Studio:
     def command(self, job: Job) -> list[str]:
         asked, progress = job.folder / "request.json", job.folder / "progress.json"
         sample = [sys.executable, "-m", "megajukebox.sample", str(self.run), "--requests", str(asked)]
-        return [*sample, "--out", str(self.samples), "--progress", str(progress)]
+        return [*sample, "--out", str(self.samples), "--progress", str(progress), *job.options]
 
 
 def end(process: subprocess.Popen) -> None:

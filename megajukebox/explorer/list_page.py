@@ -1,31 +1,49 @@
 """The front page: thousands of samples to search, filter and play."""
 
 from megajukebox.explorer.entries import FACETS
-from megajukebox.explorer.markup import Markup, element
+from megajukebox.explorer.markup import Markup, element, inline_json, joined
 from megajukebox.explorer.page import copyable, heading, icons, page, player, problem_note
 from megajukebox.explorer.records import TRACKS, Problem
 
 HOW_TO_MAKE_SAMPLES = """megajukebox sample runs --requests requests.json --out samples
 megajukebox explore samples runs"""
-ORDERS = (("", "newest first"), ("artist", "by artist"), ("checkpoint", "by checkpoint"), ("seconds", "longest first"))
+ORDERS = {
+    "": "in order",
+    "made": "newest first",
+    "artist": "by artist",
+    "checkpoint": "by checkpoint",
+    "seconds": "longest first",
+}
 
 
 def list_page(count: int, problems: list[Problem]) -> str:
-    """`entries.js` beside the page holds what list.js draws, of which only what is in view; `words.js` the lyrics."""
+    """The samples, newest first."""
     note = problem_note(problems, "could not be read")
+    return listing(
+        "Samples",
+        note if count else joined(note, empty()),
+        FACETS,
+        "entries",
+        ("made", "artist", "checkpoint", "seconds"),
+    )
+
+
+def listing(title: str, note: Markup, facets: dict[str, str], data: str, orders: tuple[str, ...]) -> str:
+    """A list of songs. `<data>.js` beside the page holds what list.js draws, of which only what is in view;
+    `<data>-words.js` the lyrics, for the search alone."""
     content = [
-        heading("Samples", id="count", role="status"),
+        heading(title, id="count", role="status"),
         note,
-        Markup("") if count else empty(),
-        search(),
-        element("ol", id="samples", class_="cards", aria_label="Samples"),
+        search(facets, orders),
+        element("ol", id="samples", class_="cards", aria_label=title),
         element("p", "Nothing fits these filters.", id="none", hidden=True),
         element("noscript", element("p", "The list needs JavaScript.", class_="note")),
         card_template(),
         chosen(),
-        player(TRACKS),
+        player(TRACKS, first="original" if data == "corpus" else None),
+        inline_json("list", {"data": data}),
     ]
-    return page("Samples", "Samples", "", *content, scripts=("./entries.js", "player.js", "facets.js", "list.js"))
+    return page(title, title, "", *content, scripts=(f"./{data}.js", "player.js", "facets.js", "list.js"))
 
 
 def empty() -> Markup:
@@ -33,20 +51,21 @@ def empty() -> Markup:
     return element("section", say, copyable(HOW_TO_MAKE_SAMPLES, "commands"), class_="panel", id="empty")
 
 
-def search() -> Markup:
+def search(facets: dict[str, str], orders: tuple[str, ...]) -> Markup:
     box = element(
         "input", type="search", name="q", placeholder="Search names and lyrics", aria_label="Search names and lyrics"
     )
     choices = [
         element("label", label, element("select", element("option", "all", value=""), name=field), hidden=True)
-        for field, label in FACETS.items()
+        for field, label in facets.items()
     ]
     seed = element("label", "Seed", element("input", type="text", name="seed", size=8, inputmode="numeric"))
-    options = [element("option", label, value=value) for value, label in ORDERS]
+    seeds = [seed] if "run" in facets else []  # songs of a corpus have none
+    options = [element("option", ORDERS[value], value="" if n == 0 else value) for n, value in enumerate(orders)]
     order = element("label", "Order", element("select", options, name="order"))
     clear = element("button", "Clear", type="reset", class_="plain")
     more = element("button", "Filters", type="button", id="more", class_="plain", aria_expanded="false")
-    fields = element("div", *choices, seed, order, clear, class_="fields", id="fields")
+    fields = element("div", *choices, *seeds, order, clear, class_="fields", id="fields")
     return element("form", box, more, fields, id="filters", role="search")
 
 
@@ -60,7 +79,13 @@ def card_template() -> Markup:
         class_="picture",
     )
     pick = element("button", "Compare", type="button", class_="pick", aria_pressed="false")
-    words = [element("h2", element("a")), element("p", class_="genres"), element("p", class_="small"), pick]
+    words = [
+        element("h2", element("a")),
+        element("p", class_="genres"),
+        element("p", class_="small"),
+        element("p", class_="flags"),
+        pick,
+    ]
     return element("template", element("li", picture, element("div", *words, class_="words"), class_="card"), id="card")
 
 

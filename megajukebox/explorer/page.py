@@ -80,8 +80,11 @@ def help_overlay() -> Markup:
     return element("dialog", element("h2", "Keys"), element("dl", rows), close, id="help", aria_label="Keys")
 
 
-def player(tracks: tuple[str, ...], label: str = "Level to listen to") -> Markup:
-    """The bar at the foot of the page. One audio element a track; nothing is loaded before it is played."""
+def player(tracks: tuple[str, ...], label: str = "Level to listen to", first: str | None = None) -> Markup:
+    """The bar at the foot of the page. One audio element a track; nothing is loaded before it is played.
+
+    `first` is the track to begin with, by default the finished song.
+    """
     buttons = [
         element("button", name, element("kbd", str(key)), type="button", data_track=name, aria_pressed="false")
         for key, name in enumerate(tracks, start=1)
@@ -99,6 +102,7 @@ def player(tracks: tuple[str, ...], label: str = "Level to listen to") -> Markup
         element("p", class_="trouble", role="status"),
         id="player",
         aria_label="Player",
+        data_first=first,
     )
 
 

@@ -40,6 +40,7 @@ class Level(Record):
 
     audio: str = ""
     codes: int | None = None
+    way: str = ""
     wall_seconds: FiniteFloat | None = None
     tokens_per_second: FiniteFloat | None = None
 
@@ -53,7 +54,9 @@ class Request(Record):
     lyrics: str = ""
     seed: int | None = None
     sampler: str = ""
-    mode: str = ""
+    prompt: str = ""  # the file that the song goes on from; or is made of, or is mended in:
+    upsample: str = ""
+    infill: str = ""
 
 
 class Facts(Record):

@@ -2,7 +2,10 @@
 
 import json
 import os
+import re
 import secrets
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
@@ -12,28 +15,76 @@ from urllib.parse import parse_qs, unquote_to_bytes, urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import FileResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.responses import FileResponse, PlainTextResponse, RedirectResponse, Response, StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from megajukebox.data.shards import ShardSet
 from megajukebox.explorer import files
-from megajukebox.explorer.building import Listed, write_samples
+from megajukebox.explorer.building import Listed, write_runs, write_samples
+from megajukebox.explorer.corpus import CorpusSong
 from megajukebox.explorer.records import Sample, find_samples
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 COOKIE = "megajukebox"
+RUNS_EVERY = 10.0  # seconds between two writings of the runs' pages
+BLOCK = 1 << 16  # bytes of a song sent at a time
 AUDIO = {".wav": "audio/wav", ".flac": "audio/flac", ".ogg": "audio/ogg", ".mp3": "audio/mpeg"}
+
+
+class Recordings:
+    """The songs of a shard set that are heard straight out of its tars, by the paths that the pages name."""
+
+    def __init__(self, shards: ShardSet, songs: list[CorpusSong]) -> None:
+        self.shards = shards
+        whole = [song for song in songs if song.excerpt.seconds is None and song.audio]
+        self.rows = {str(song.audio["original"]): song.row for song in whole}
+
+    def get(self, path: str, request: Request) -> Response | None:
+        if path not in self.rows:
+            return None
+        reader = self.shards.open_member(self.rows[path], "audio")
+        first, last, status = asked_range(request.headers.get("range"), reader.size)
+        headers = {"Accept-Ranges": "bytes", "Content-Length": str(last - first + 1), "Cache-Control": "no-cache"}
+        if status == 206:
+            headers["Content-Range"] = f"bytes {first}-{last}/{reader.size}"
+        return StreamingResponse(blocks(reader, first, last), status, headers, AUDIO.get(Path(path).suffix))
+
+
+def asked_range(header: str | None, size: int) -> tuple[int, int, int]:
+    """(first byte, last byte, status) of a Range header; all of it where the header is none that is known."""
+    match = re.fullmatch(r"bytes=(\d*)-(\d*)", (header or "").strip())
+    if not match or not any(match.groups()):
+        return 0, size - 1, 200
+    if not match[1]:
+        return max(0, size - int(match[2])), size - 1, 206
+    first = int(match[1])
+    if first >= size:
+        raise HTTPException(416, headers={"Content-Range": f"bytes */{size}"})
+    return first, min(int(match[2] or size), size - 1), 206
+
+
+def blocks(reader: Any, first: int, last: int) -> Iterator[bytes]:
+    with reader:
+        reader.seek(first)
+        while first <= last and (block := reader.read(min(BLOCK, last - first + 1))):
+            first += len(block)
+            yield block
 
 
 @dataclass
 class Library:
-    """The samples that are shown, and their site at `out`; built anew when a sample came, went or changed."""
+    """What is shown, and its site at `out`: built anew when a sample came, went or changed, or a run went on."""
 
     samples: list[Path]
     out: Path
+    runs: list[Path] = field(default_factory=list)
+    corpus: Recordings | None = None
     listed: Listed = field(default_factory=lambda: Listed([], []))
     by_name: dict[str, Sample] = field(default_factory=dict)
-    recordings: set[str] = field(default_factory=set)  # paths that may be served beside those in `out`
+    recordings: set[str] = field(default_factory=set)  # paths of samples that may be served
+    run_recordings: set[str] = field(default_factory=set)  # and of what runs keep
     seen: dict[str, int] | None = None
+    runs_written: float = -RUNS_EVERY
     lock: Lock = field(default_factory=Lock)
 
     def refresh(self) -> None:
@@ -45,11 +96,18 @@ class Library:
                 self.by_name = {sample.name: sample for sample in self.listed.samples}
                 self.recordings = {str(path) for sample in self.listed.samples for path in sample.audio.values()}
                 self.seen = now
+            if time.monotonic() > self.runs_written + RUNS_EVERY:
+                runs = write_runs(self.runs, self.out)
+                self.run_recordings = {str(sample.path) for run in runs for sample in run.samples}
+                self.runs_written = time.monotonic()
+
+    def may_serve(self, path: str) -> bool:
+        return path in self.recordings or path in self.run_recordings or inside(path, self.out)
 
     @property
     def base(self) -> str:
         """The folder that holds site and samples: addresses are paths from it, so the links of the pages are right."""
-        return os.path.commonpath([self.out, *self.samples])
+        return os.path.commonpath([self.out, *self.samples, *self.runs])
 
     def address(self, path: Path) -> str:
         return "/" + files.relative_url(path, Path(self.base))
@@ -75,9 +133,12 @@ class Pages:
             raise HTTPException(404)  # no file has such a name, and the system refuses to look for it
         if path == str(self.library.out / "static" / "served.js"):
             return Response(self.script, media_type="text/javascript", headers={"Cache-Control": "no-store"})
-        if path == str(self.library.out / "index.html"):
+        if path in (str(self.library.out / name) for name in ("index.html", "runs.html")):
             self.library.refresh()
-        if path in self.library.recordings or inside(path, self.library.out):
+        corpus = self.library.corpus
+        if corpus and (member := corpus.get(path, request)):
+            return member
+        if self.library.may_serve(path):
             return file_response(Path(path))
         raise HTTPException(404)
 

@@ -87,8 +87,6 @@ def request_of(form: Form, offer: Offer, upload: Upload | None, check: Check) ->
     }
     if form.temperature is not None:
         request["temperature"] = form.temperature
-    if form.sampler and form.sampler != offer.samplers[0]:
-        request["sampler"] = form.sampler
     if upload:
         request |= beginning(upload, form, offer)
     if wrong := check({"id": "studio", **request}):
@@ -103,7 +101,12 @@ def beginning(upload: Upload, form: Form, offer: Offer) -> dict[str, Any]:
     seconds = min(form.prime_seconds or upload.seconds, upload.seconds)
     if seconds >= form.seconds:
         raise ValueError(f"{seconds:g} s of the recording leave nothing of {form.seconds:g} s to make; ask for more")
-    return {"mode": "prime", "prime": str(upload.path), "prime_seconds": seconds}
+    return {"prompt": str(upload.path), "keep_seconds": seconds}
+
+
+def options_of(form: Form, offer: Offer) -> list[str]:
+    """Of the `sample` entry: which sampler is to draw the codes, if it is not the plain one."""
+    return ["--sampler", form.sampler] if form.sampler and form.sampler != offer.samplers[0] else []
 
 
 def job_json(job: Job, page: str | None, audio: str | None) -> dict[str, Any]:

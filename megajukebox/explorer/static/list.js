@@ -2,12 +2,13 @@
 /* The list of samples: filters it, and holds only the cards that are in view. All text is set as text, never as HTML. */
 const SPARE = 2; // rows drawn above and below the window
 
-const entries = data.get("entries");
+const source = readJson("list").data; // "entries", the samples, or "corpus"
+const entries = data.get(source);
 const player = new Player(document.getElementById("player"));
 const form = document.getElementById("filters");
 const list = document.getElementById("samples");
 const selects = [...form.querySelectorAll(".fields select")].filter((select) => select.name !== "order");
-const fields = [form.q, form.seed, form.order, ...selects];
+const fields = [form.q, form.seed, form.order, ...selects].filter(Boolean);
 const cards = new Map(); // place in `shown` -> card
 const picked = [];
 let haystacks = entries.map((entry) => searchable(entry));
@@ -19,7 +20,7 @@ let grid = { columns: 1, height: 1 };
 function filter() {
   const words = form.q.value.toLowerCase().split(/\s+/).filter(Boolean);
   const wanted = selects.filter((select) => select.value !== "");
-  const seed = form.seed.value.trim();
+  const seed = form.seed?.value.trim() ?? "";
   const fits = (entry, n, but) =>
     (seed === "" || entry.seed === seed) &&
     wanted.every((select) => select === but || values(entry, select.name).includes(select.value)) &&
@@ -87,10 +88,12 @@ function cardOf(entry) {
   ].filter(Boolean).join(" · ");
   if (entry.picture) part("img").src = entry.picture;
   else part("img").remove();
+  part(".flags").append(...(entry.findings ?? []).map((finding) => make("span", finding, { class: "flag" })));
   const play = part(".play");
   play.hidden = !entry.levels;
   play.addEventListener("click", (event) => { event.stopPropagation(); listen(entry); });
   part(".picture").addEventListener("click", (event) => listen(entry, share(event, part(".picture"))));
+  part(".pick").hidden = source !== "entries";
   part(".pick").addEventListener("click", () => pick(entry));
   return card;
 }
@@ -156,7 +159,7 @@ function goTo(place) {
 keys.set("j", () => goTo(at + 1));
 keys.set("k", () => goTo(at - 1));
 keys.set("Enter", () => { if (shown[at]) location.href = shown[at].page; });
-keys.set("c", () => { if (shown[at]) pick(shown[at]); });
+keys.set("c", () => { if (shown[at] && source === "entries") pick(shown[at]); });
 keys.set("/", () => form.q.focus());
 keys.set(" ", () => (shown[at] && (shown[at] !== player.song || !player.playing) ? listen(shown[at]) : player.toggle()));
 
@@ -204,13 +207,15 @@ new ResizeObserver(() => {
 addEventListener("resize", () => draw());
 player.addEventListener("change", showAll);
 player.addEventListener("time", showTime);
+list.classList.toggle("low", source === "corpus" && !entries.some((entry) => entry.findings)); // no third row is needed
 measure();
 readAddress();
+performance.mark("drawn"); // what benchmarks/explorer.py waits for
 
 /* Lyrics can be as long as all the rest: they come after the first cards, for the search alone. */
 requestAnimationFrame(() => setTimeout(async () => {
-  await load("words.js");
-  const words = data.get("words");
+  await load(`${source}-words.js`);
+  const words = data.get(`${source}-words`);
   haystacks = entries.map((entry, n) => searchable(entry, words[n]));
   if (form.q.value) filter();
   document.body.dataset.words = "loaded";

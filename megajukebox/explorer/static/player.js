@@ -13,7 +13,7 @@ class Player extends EventTarget {
     this.bar = bar;
     this.audios = Object.fromEntries([...bar.querySelectorAll("audio")].map((audio) => [audio.dataset.track, audio]));
     this.tracks = Object.keys(this.audios);
-    this.wanted = FINEST.find((track) => this.audios[track]) ?? this.tracks[0];
+    this.wanted = bar.dataset.first ?? FINEST.find((track) => this.audios[track]) ?? this.tracks[0];
     this.song = null;
     this.waiting = 0; // the moment to start from, while the recording is not loaded yet
     for (const audio of Object.values(this.audios)) this.listen(audio);
