@@ -1,6 +1,6 @@
 """The whole pipeline on made-up songs (or yours), in minutes: what `make demo` runs.
 
-    megajukebox demo                                  # 63 made-up songs -> demo/site/index.html
+    megajukebox demo                                  # 189 made-up songs -> demo/site/index.html
     megajukebox demo --songs ~/music --out demo_mine  # your own audio
 
 Each stage is the ordinary entry, started as its own process; killed, the same command goes on where it stopped.
@@ -46,7 +46,7 @@ def main(
     songs: Annotated[str | None, typer.Option(help="A folder of songs or a manifest; default: made-up songs.")] = None,
     preset: Annotated[str, typer.Option(help="A name in megajukebox/presets, or a YAML file.")] = "tiny",
     ranks: Annotated[int, typer.Option(min=1, help="Processes that train and sample together.")] = 2,
-    count: Annotated[int, typer.Option(min=1, help="Made-up songs to make.")] = 63,
+    count: Annotated[int, typer.Option(min=1, help="Made-up songs to make.")] = 189,
     samples: Annotated[int, typer.Option(min=1, help="Songs to sample.")] = 27,
     seconds: Annotated[float, typer.Option(help="Length of the sampled songs.")] = 5.0,
     settings: Annotated[list[str] | None, typer.Argument(help="Changes to the preset: key.sub=value ...")] = None,
