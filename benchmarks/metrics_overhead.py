@@ -1,0 +1,89 @@
+"""What it costs a training process that it tells of itself: every call that the loop makes, timed one by one.
+
+    python benchmarks/metrics_overhead.py
+
+The sum is set against steps of 100 ms (the tiny presets on a CPU) and of 1 s (a prior of a billion on a V100). A loop
+with and without would tell less: a step on a shared machine varies by far more than this.
+Writes benchmarks/results/metrics_overhead.json.
+"""
+
+import json
+import os
+import platform
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from types import SimpleNamespace
+
+import torch
+
+from megajukebox.data.provenance import made_by
+from megajukebox.monitoring.metrics import RunLog
+from megajukebox.training import parallel
+from megajukebox.training.exits import Ending
+from megajukebox.training.pulse import BEAT, Limits, Pulse
+from megajukebox.training.stopwatch import Stopwatch
+
+RESULTS = Path(__file__).parent / "results" / "metrics_overhead.json"
+STEPS = {"100 ms": 0.1, "1 s": 1.0}
+LOG_EVERY = 10
+LINE = {f"level/metric_{n}": n * 1.1 for n in range(40)}  # as many numbers as a VQ-VAE of three levels logs
+
+
+def microseconds(call: Callable[[], object], repeats: int = 2000) -> float:
+    """The median time of one call."""
+    seen = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        call()
+        seen.append(time.perf_counter() - started)
+    return median(seen) * 1e6
+
+
+def measure(folder: Path) -> dict[str, float]:
+    """Microseconds of each part; `every step` and `every logged step` are on the loop's own thread."""
+    log = RunLog(folder, writes=True)
+    pulse = Pulse(log, SimpleNamespace(number=1, is_current=lambda: True), Limits(), Ending(folder))  # type: ignore[arg-type]
+    watch = Stopwatch(torch.device("cpu"))
+
+    def every_step() -> None:
+        with pulse.section("data"):
+            pass
+        watch.clear()
+        watch.start()
+        watch.stop()
+        pulse.stepped(7, 0.1, watch.seconds())
+
+    def every_logged_step() -> None:
+        log.metrics(7, "train", LINE | pulse.account() | parallel.memory())
+
+    return {
+        "every step": microseconds(every_step),
+        "every logged step": microseconds(every_logged_step),
+        "a heartbeat, on its own thread": microseconds(pulse.tell, 300),
+    }
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        parts = measure(Path(folder))
+    a_step = parts["every step"] + parts["every logged step"] / LOG_EVERY
+    shares = {
+        name: (a_step * 1e-6 + parts["a heartbeat, on its own thread"] * 1e-6 * seconds / BEAT) / seconds
+        for name, seconds in STEPS.items()
+    }
+    result = {
+        "date": time.strftime("%Y-%m-%d"), "commit": made_by()["commit"], "threads": threading.active_count(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores", "log_every": LOG_EVERY,
+        "microseconds": {name: round(value, 1) for name, value in parts.items()},
+        "share_of_a_step": {name: round(share, 6) for name, share in shares.items()},
+    }  # fmt: skip
+    RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
