@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from megajukebox.data.audio import downmix, read, read_slice
+from megajukebox.data.audio import downmix, facts, read, read_slice
 from megajukebox.data.clips import split
 from megajukebox.data.lrc import Word, parse_lrc
 from megajukebox.data.shards import ShardSet
@@ -34,11 +34,11 @@ class Song:
         return len(self.audio) / self.rate
 
 
-def labels_of(facts: Mapping[str, Any]) -> dict[str, str]:
+def labels_of(said_of: Mapping[str, Any]) -> dict[str, str]:
     """Artist, genre (the first) and language of a song's JSON or a request, as far as they are said."""
-    genres = facts.get("genres") or ()
+    genres = said_of.get("genres") or ()
     first = genres if isinstance(genres, str) else next(iter(genres), None)
-    said = {"artist": facts.get("artist"), "genre": first, "language": facts.get("language")}
+    said = {"artist": said_of.get("artist"), "genre": first, "language": said_of.get("language")}
     return {name: str(value) for name, value in said.items() if value}
 
 
@@ -112,6 +112,12 @@ class Sample:
         """The levels it has audio of, coarsest first."""
         made = self.record.get("levels", {})
         return [level for level in LEVELS if isinstance(made.get(level), dict) and made[level].get("audio")]
+
+    @property
+    def seconds(self) -> float:
+        """Length of its finest level, as the file's header has it; 0 without audio."""
+        path = self.folder / str(self.record["levels"][self.levels[-1]]["audio"]) if self.levels else None
+        return (facts(path).seconds or 0.0) if path is not None and path.is_file() else 0.0
 
     def song(self, level: str) -> Song:
         """Its audio at one level. ValueError if that cannot be read."""

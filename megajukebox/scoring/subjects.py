@@ -233,7 +233,7 @@ class Judge:
         self.asked = {sample.key: labels_of(sample.record["request"]) for sample in samples}
         if self.sources.samples:
             yield from judge_beside(samples, self.sources.samples, self.embedder)
-        seconds = float(np.median([sample.record.get("seconds", EARS_SECONDS) for sample in samples]))
+        seconds = float(np.median([sample.seconds or EARS_SECONDS for sample in samples]))
         real = self._real(self.sources.songs, share, seconds) if self.sources.songs else None
         codes = self._real_codes(self.sources.codes, share) if self.sources.codes else None
         yield from judge_samples(samples, real, codes, seconds)
