@@ -13,6 +13,7 @@ NUMBERS = {
     "songs' codes: student": "bits_per_code_of_songs", "teacher": "teacher_bits_per_code_of_songs",
     "teacher on its samples": "teacher_bits_of_samples", "on own": "teacher_bits_of_own_samples",
 }  # fmt: skip
+STEPS = (16, 47, 140, 264, 512)  # the preset tiny's
 COLOURS = {"not at all": "#b0b0b0", "data only": "#d08020", "distilled": "#2060c0"}
 
 
@@ -38,7 +39,7 @@ def plot(found: dict[str, Any]) -> None:
     figure = Figure(figsize=(10, 3.4), layout="constrained")
     axes = figure.subplots(1, len(found["worth"]), squeeze=False)[0]
     walls = {(r["level"], r["way"]): r["cpu_per_second"] for r in found.get("speed", {}).get("rows", [])}
-    for panel, (level, rows) in zip(axes, found["worth"].items()):
+    for panel, (level, rows) in zip(axes, sorted(found["worth"].items(), reverse=True)):
         exact = walls.get((level, "teacher, code by code"), 0.0)
         for how, colour in COLOURS.items():
             some = [r for r in rows if r["taught"] == how and r["order"] != "teacher"]
@@ -51,6 +52,9 @@ def plot(found: dict[str, Any]) -> None:
                 panel.annotate(f"({r['order']}){times}", (r["steps_per_window"], r["kl_forward"][0]), fontsize=7,
                                xytext=(3, 4), textcoords="offset points")  # fmt: skip
         panel.set_xscale("log")
+        panel.set_xlim(12, 700)
+        panel.set_xticks(STEPS, [str(steps) for steps in STEPS])
+        panel.minorticks_off()
         panel.set_ylim(bottom=0)
         panel.set_title(level)
         panel.set_xlabel("steps a window")
