@@ -10,7 +10,8 @@ import torch
 
 from megajukebox.training import loop
 
-AT = 12  # the step (0-based) before which a fault begins; enough of them were healthy to compare with
+AT = 12  # the step (0-based) before which a fault begins
+STARTS = {"crash": 2, "spike": 150}  # of these; a spike is one only beside losses that have settled
 
 
 def late(batches: Iterator[Any], seconds: float) -> Iterator[Any]:
@@ -21,7 +22,7 @@ def late(batches: Iterator[Any], seconds: float) -> Iterator[Any]:
 @torch.no_grad()
 def spike(run: Any, engine: Any, step: int) -> None:
     """The last layer of the decoder ten times as loud; all layers so would be the end, not a spike."""
-    if step == AT:
+    if step == STARTS["spike"]:
         for weight in list(engine.module.parameters())[-2:]:
             weight.mul_(10.0)
 
@@ -44,7 +45,7 @@ def collapse(run: Any, engine: Any, step: int) -> None:
 
 
 def crash(run: Any, engine: Any, step: int) -> None:
-    if step == 2:
+    if step == STARTS["crash"]:
         raise RuntimeError("this fault was put here")
 
 
@@ -68,7 +69,7 @@ def with_fault(fault: str, told: Callable[[float], None]) -> None:
     healthy = loop.train_one_step
 
     def step_with_fault(run: Any, task: Any, engine: Any, batches: Any, stream: Any, step: int) -> float:
-        if step == (2 if fault == "crash" else AT):
+        if step == STARTS.get(fault, AT):
             told(time.time())
         if fault in CHANGES:
             CHANGES[fault](run, engine, step)

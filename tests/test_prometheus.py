@@ -87,7 +87,7 @@ def test_the_dashboard_is_the_one_that_its_script_makes() -> None:
 
 def test_faster_rules_differ_in_their_durations_alone() -> None:
     rules = (MONITORING / "rules.yml").read_text()
-    assert re.sub(r"\d+ms", "", faster(rules)).count("[]") == len(re.findall(r"\[\d+[smh]\]", rules))
+    assert re.sub(r"\d+ms", "", faster(rules)).count("[]") == len(re.findall(r"\[\d+[smh]\]", rules)) - 1
     assert "[1800ms]" in faster("increase(x[30m])", 1000) and "for: 15000ms" in faster("for: 15m")
 
 

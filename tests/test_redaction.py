@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from megajukebox.data.provenance import this_command
 from megajukebox.data.redaction import RedactingFilter, redact, redacted
 from megajukebox.monitoring.metrics import RunLog
 
@@ -61,6 +62,11 @@ def test_events_of_a_run_hold_no_secret(tmp_path: Path) -> None:
     written = (tmp_path / "events.jsonl").read_text()
     assert not [secret for secret in CANARIES if secret in written]
     assert all(json.loads(line) for line in written.splitlines())
+
+
+def test_the_command_that_is_kept_in_every_output_holds_no_secret(monkeypatch) -> None:
+    monkeypatch.setattr("sys.argv", ["/opt/train.py", "--data", "https://me:hunter2@host/songs", "--cache", "/local"])
+    assert this_command() == "train.py --data https://[hidden]@host/songs --cache /local"
 
 
 def test_log_lines_and_tracebacks_hold_no_secret() -> None:

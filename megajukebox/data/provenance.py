@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import megajukebox
+from megajukebox.data.redaction import redact
 
 
 def made_by(command: str | None = None) -> dict[str, str | None]:
@@ -17,8 +18,8 @@ def made_by(command: str | None = None) -> dict[str, str | None]:
 
 
 def this_command() -> str:
-    """The program's name without its folder (that is the machine's business), and its arguments."""
-    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    """The program's name without its folder (that is the machine's business), and its arguments without secrets."""
+    return redact(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]))
 
 
 def commit(source: Path) -> str | None:

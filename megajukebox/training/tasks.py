@@ -18,6 +18,7 @@ from megajukebox.data.order import Order
 from megajukebox.data.piped import Piped, PipedBatches
 from megajukebox.data.piped import held_out_batches as piped_held_out
 from megajukebox.data.provenance import made_by
+from megajukebox.data.redaction import redact
 from megajukebox.data.shards import ShardSet
 from megajukebox.data.stream import Batches, OnBad, Source, held_out_batches, readable
 from megajukebox.data.vocabulary import VOCABULARIES, Vocabulary, vocabularies_json
@@ -131,7 +132,7 @@ def audio_task(
         kind="vqvae", config=config, build=lambda: VQVAE(config), source=clips, settings=settings, reading=reading,
         units_per_step=reading.global_batch * clips.clip / rate, speed_name="audio_seconds_per_second",
         audio_seconds=reading.global_batch * clips.clip / rate,
-        facts={"sample_rate": rate, "preset": preset.name, "songs": songs, "made_by": made_by()},
+        facts={"sample_rate": rate, "preset": preset.name, "songs": redact(songs), "made_by": made_by()},
     )  # fmt: skip
 
 
