@@ -233,8 +233,13 @@ class RunState:
 
     @property
     def spike_score(self) -> float | None:
-        """How many standard deviations the last loss lies above those before it; None with fewer than 8 of them."""
-        return spike_score(self.lately("loss"))
+        """The worst of the last ten logged losses, in standard deviations above those before it.
+
+        Of ten, since a spike may be over before anybody looks. None with fewer than 9 losses.
+        """
+        losses = self.lately("loss")
+        scores = [spike_score(losses[:end]) for end in range(max(0, len(losses) - 9), len(losses) + 1)]
+        return max((score for score in scores if score is not None), default=None)
 
     @property
     def slowdowns(self) -> dict[int, float]:
