@@ -6,6 +6,7 @@ from importlib import import_module
 import typer
 
 VERBS = {
+    "plan": ("plan", "a preset and GPUs -> memory, days, disk, failures, before anything is submitted"),
     "prepare": ("prepare", "songs and lyrics -> song shards"),
     "shards": ("shard_tools", "check a shard set, or say what is in it"),
     "train": ("train", "shards -> a run: vqvae, top_prior, middle_upsampler, bottom_upsampler"),

@@ -45,7 +45,7 @@ class Codebook(nn.Module):
     def nearest(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
         """The index of the nearest code to each vector [N] (the first of equals), and the squared distance [N]."""
         x_ND = x_ND.float()
-        with torch.autocast(x_ND.device.type, enabled=False):  # bfloat16 cannot tell near codes apart
+        with torch.autocast("cuda" if x_ND.is_cuda else "cpu", enabled=False):  # bfloat16 cannot tell near codes apart
             scores = torch.addmm(self.vectors.square().sum(1), x_ND, self.vectors.t(), alpha=-2)
         score, codes = scores.min(dim=1)
         return codes, score + x_ND.square().sum(1)

@@ -1,7 +1,6 @@
 """DeepSpeed: a model becomes an engine with `step`, `evaluate`, `save`, `load`, `weights` (pipelines: pipeline.py)."""
 
 import contextlib
-import json
 import logging
 import math
 import os
@@ -22,12 +21,13 @@ from torch.utils.checkpoint import checkpoint
 
 from megajukebox.data.weights import Pending
 from megajukebox.training import universal
+from megajukebox.training.ds_configs import DS_CONFIGS as DS_CONFIGS
+from megajukebox.training.ds_configs import read_ds_config as read_ds_config
 from megajukebox.training.launch import World, world
 from megajukebox.training.stopwatch import Stopwatch
 from megajukebox.training.storage import Storage
 from megajukebox.training.universal import Spread
 
-DS_CONFIGS = Path(__file__).parent.parent.parent / "ds_configs"
 # What the files of a checkpoint may name beside tensors and plain values: nothing in them is run when they are read.
 ALLOWED = [ZeroStageEnum, LossScaler, DynamicLossScaler, fragment_address]
 T = TypeVar("T")
@@ -106,18 +106,6 @@ def total(numbers: list[int]) -> list[int]:
 
 def _device() -> torch.device:
     return torch.device("cuda", world().local_rank) if torch.cuda.is_available() else torch.device("cpu")
-
-
-def read_ds_config(name: str) -> dict:
-    """The JSON called `name` in ds_configs/, or at that path. Raises ValueError if it is missing or does not parse."""
-    path = Path(name) if Path(name).is_file() else DS_CONFIGS / name
-    if not path.is_file():
-        known = ", ".join(sorted(p.name for p in DS_CONFIGS.glob("*.json")))
-        raise ValueError(f"ds_config {name!r} is neither a file nor one of {known}")
-    try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
 
 
 def building(ds_config: dict) -> contextlib.AbstractContextManager:
