@@ -47,7 +47,7 @@ def main(
         told = [made.model_dump(mode="json") for made in plans]
         print(json.dumps(told[0] if stage else told, indent=1))
         return
-    console = Console()
+    console = Console(width=max(Console().width, 110))
     for table in tables(plans[0]) if stage else [overview(plans)]:
         console.print(table)
 

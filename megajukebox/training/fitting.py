@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from megajukebox.training.footprint import Setting
 from megajukebox.training.gpus import FRAGMENTATION, GIB, GPU, GPUS_PER_NODE, OUTSIDE_GIB
-from megajukebox.training.memory import Parts, keeps_gradients, moments
+from megajukebox.training.memory import Parts, gradients_grow, moments
 from megajukebox.training.recipe import Recipe
 from megajukebox.training.subject import Subject, footprint, weights_of
 
@@ -33,7 +33,7 @@ class Need(NamedTuple):
 def setting(of: Subject, recipe: Recipe, gpu: GPU | None) -> Setting:
     """How a pass runs on `gpu`; PyTorch's fused attention on a V100 wants heads of a multiple of 8."""
     fused = gpu is None or gpu.flash or of.head % 8 == 0
-    return Setting(recipe.weights, recipe.precision, recipe.recompute, fused, keeps_gradients(recipe))
+    return Setting(recipe.weights, recipe.precision, recipe.recompute, fused, gpu is None, gradients_grow(recipe))
 
 
 def need(of: Subject, recipe: Recipe, gpus: int, gpu: GPU | None) -> Need:

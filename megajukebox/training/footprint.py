@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_iter
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
+from megajukebox.models import convnet
 from megajukebox.models.codebook import Codebook
 
 FUSED = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # a fused attention that knows the meta device
@@ -82,6 +83,7 @@ class Setting(NamedTuple):
     precision: str  # of products and convolutions; another than the weights' under autocast
     recompute: bool  # activation checkpointing
     fused: bool  # attention that keeps no scores
+    cpu: bool  # layers are laid out as CPUs like it
     gradients: bool  # they stay, rather than go away as soon as they are made
 
 
@@ -112,7 +114,7 @@ def training_pass(build: Callable[[], nn.Module], batch: Callable[[int], dict], 
             for parameter in model.parameters():
                 parameter.register_post_accumulate_grad_hook(_forget)
         ledger = Ledger([*model.parameters(), *model.buffers()])
-        with ledger, fused_attention(how.fused), autocast(how):
+        with ledger, fused_attention(how.fused), autocast(how), patch.object(convnet, "on_cpu", lambda x: how.cpu):
             loss = model(samples)[0]
             activations, flops = ledger.live, ledger.flops
             loss.backward()

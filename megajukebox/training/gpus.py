@@ -12,6 +12,7 @@ class GPU(NamedTuple):
     name: str
     memory: float  # GiB that its driver reports
     peak: dict[str, float]  # TFLOP/s by precision
+    bandwidth: float  # TB/s of its memory
     network: float  # GB/s between two nodes, each way, all cards of a node together
     flash: bool = (
         True  # fused attention for any size of head; V100s have it only for multiples of 8 (PyTorch's kernels)
@@ -24,12 +25,12 @@ HOPPER = {"float32": 67.0, "float16": 989.0, "bfloat16": 989.0}
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        GPU("v100-16gb", 15.7, V100, 12.5, flash=False),  # one EDR InfiniBand port of 100 Gbit/s
-        GPU("v100-32gb", 31.7, V100, 12.5, flash=False),
-        GPU("a100-40gb", 39.4, A100, 100.0),
-        GPU("a100-80gb", 79.2, A100, 100.0),
-        GPU("h100-80gb", 79.1, HOPPER, 400.0),  # eight NDR ports of 400 Gbit/s
-        GPU("h200-141gb", 139.8, HOPPER, 400.0),
+        GPU("v100-16gb", 15.7, V100, 0.9, 12.5, flash=False),  # one EDR InfiniBand port of 100 Gbit/s
+        GPU("v100-32gb", 31.7, V100, 0.9, 12.5, flash=False),
+        GPU("a100-40gb", 39.4, A100, 1.56, 100.0),
+        GPU("a100-80gb", 79.2, A100, 2.04, 100.0),
+        GPU("h100-80gb", 79.1, HOPPER, 3.35, 400.0),  # eight NDR ports of 400 Gbit/s
+        GPU("h200-141gb", 139.8, HOPPER, 4.8, 400.0),
     )
 }
 # What CUDA, NCCL and the gaps between tensors take beside what we count. Not measured here: a margin.
@@ -38,8 +39,9 @@ OUTSIDE_GIB, FRAGMENTATION = 1.5, 0.04
 # Jukebox's own runs (Dhariwal et al. 2020): the default sizes, and where a V100's share of the peak is taken from:
 # 3 x FLOPs of a forward pass x batch (256, 512, 192 samples) / (seconds of a step x GPUs x peak).
 JUKEBOX_GPUS = {"vqvae": 256, "top_prior": 512, "middle_upsampler": 128, "bottom_upsampler": 128}
-JUKEBOX_SHARE = {"vqvae": 0.08, "top_prior": 0.25, "upsampler": 0.11}
-TARGET_SHARE = {"vqvae": 0.08, "top_prior": 0.45, "upsampler": 0.40}
+JUKEBOX_SHARE = {"top_prior": 0.25, "upsampler": 0.11}
+TARGET_SHARE = {"top_prior": 0.45, "upsampler": 0.40}
+JUKEBOX_VQVAE = 1.26  # TFLOP/s of its VQ-VAE in float32 on a V100: bound by the memory's bandwidth, not by arithmetic
 
 
 def gpu_named(name: str) -> GPU:
@@ -49,11 +51,12 @@ def gpu_named(name: str) -> GPU:
     return GPUS[name]
 
 
-def share_of_peak(gpu: GPU, stage: str) -> tuple[float, str]:
+def share_of_peak(gpu: GPU, stage: str, precision: str) -> tuple[float, str]:
     """(model FLOPs over peak FLOPs that `plan` assumes, where it has that from)."""
-    kind = stage if stage in ("vqvae", "top_prior") else "upsampler"
-    if not gpu.flash:
-        return JUKEBOX_SHARE[kind], "what Jukebox's own run on V100s comes to"
-    if kind == "vqvae":
-        return TARGET_SHARE[kind], "as on V100s; not measured"
-    return TARGET_SHARE[kind], "our target; not measured"
+    if stage == "vqvae":
+        faster = gpu.bandwidth / 0.9 * (1 if precision == "float32" else 2)
+        return JUKEBOX_VQVAE * faster / gpu.peak[precision], "from Jukebox's own run, by bytes moved"
+    kind = "top_prior" if stage == "top_prior" else "upsampler"
+    if gpu.flash:
+        return TARGET_SHARE[kind], "our target; not measured"
+    return JUKEBOX_SHARE[kind], "what Jukebox's own run on V100s comes to"

@@ -31,7 +31,7 @@ def moments(recipe: Recipe, weights: Weights, ranks: int, run: Pass, on_gpu: boo
     """{"backward": bytes by part, "update": bytes by part} of each of `ranks` data-parallel ranks."""
     run = in_flight(run, recipe)
     if recipe.stage == 0:
-        return _whole(recipe, weights, ranks, run, on_gpu)
+        return _whole(recipe, weights, run, on_gpu)
     if recipe.stage < 3:
         return _split_optimizer(recipe, weights, ranks, run, on_gpu)
     return _split_weights(recipe, weights, ranks, run, on_gpu)
@@ -54,25 +54,36 @@ def adam_temporaries(elements: int, largest: int, on_gpu: bool) -> float:
 
 
 def keeps_gradients(recipe: Recipe) -> bool:
-    """Whether a gradient stays where the backward pass made it (then the pass is measured so), or is moved away."""
+    """Whether a gradient stays where the backward pass made it, or is moved away (into a bucket, a sum, a share)."""
     return recipe.stage == 0 or (recipe.stage == 1 and recipe.gradient_bytes in (None, recipe.weight_bytes))
 
 
-def _backward(run: Pass, static: Parts) -> Parts:
-    """Forward and backward on top of `static`; gradients that stay are among what the pass was seen to need."""
-    return static | {"activations": run.activations, "temporary": run.peak - run.activations}
+def gradients_grow(recipe: Recipe) -> bool:
+    """Whether they stay and none is there when the backward pass begins: then the pass itself shows how many there are.
+
+    With several micro-batches those of the first are all there when the second begins.
+    """
+    return keeps_gradients(recipe) and recipe.accumulation == 1 and recipe.pipeline == 1
 
 
-def _whole(recipe: Recipe, weights: Weights, ranks: int, run: Pass, on_gpu: bool) -> dict[str, Parts]:
+def _backward(recipe: Recipe, weights: Weights, run: Pass, static: Parts) -> Parts:
+    """Forward and backward on top of `static`; gradients that grow are among what the pass was seen to need."""
+    whole = keeps_gradients(recipe) and not gradients_grow(recipe)
+    gradients = recipe.weight_bytes * weights.total if whole else static["gradients"]
+    temporary = run.peak - run.activations
+    return static | {"gradients": gradients, "activations": run.activations, "temporary": temporary}
+
+
+def _whole(recipe: Recipe, weights: Weights, run: Pass, on_gpu: bool) -> dict[str, Parts]:
     """ZeRO-0: everything on every rank; in half precision beside float32 weights."""
     half, n = recipe.weight_bytes == 2, weights.total
     static = _parts(weights=recipe.weight_bytes * n, optimizer=(12 if half else 8) * n)
-    joined = recipe.weight_bytes * min(n, ALLREDUCE) if ranks > 1 else 0
+    joined = recipe.weight_bytes * min(n, ALLREDUCE)  # also on a single rank
     stepping = adam_temporaries(n, weights.largest, on_gpu) + (4 * n if half else 0)
     gradients = {"gradients": recipe.weight_bytes * n}
     # The joined copy is made after the backward pass and gone before Adam steps.
     update = static | gradients | ({"buffers": joined} if joined > stepping else {"temporary": stepping})
-    return {"backward": _backward(run, static), "update": update}
+    return {"backward": _backward(recipe, weights, run, static), "update": update}
 
 
 def _split_optimizer(recipe: Recipe, weights: Weights, ranks: int, run: Pass, on_gpu: bool) -> dict[str, Parts]:
@@ -85,7 +96,7 @@ def _split_optimizer(recipe: Recipe, weights: Weights, ranks: int, run: Pass, on
     bucket = recipe.bucket if on_gpu else min(recipe.bucket, n)  # a CPU's pages count once they are touched
     if separate and recipe.stage == 1:
         static |= {"gradients": accumulated * n}
-        backward = _backward(run, static)
+        backward = _backward(recipe, weights, run, static)
         stepping = adam_temporaries(int(share), int(share), on_gpu)
         return {"backward": backward, "update": static | {"temporary": stepping}}
     exchange = size * bucket * (2 if recipe.overlap else 1) if recipe.contiguous else 0
@@ -97,7 +108,7 @@ def _split_optimizer(recipe: Recipe, weights: Weights, ranks: int, run: Pass, on
     )
     stepping = 0 if recipe.offload_optimizer else stepping
     update = static | {"gradients": own, "temporary": stepping}
-    return {"backward": _backward(run, backward), "update": update}
+    return {"backward": _backward(recipe, weights, run, backward), "update": update}
 
 
 def _split_weights(recipe: Recipe, weights: Weights, ranks: int, run: Pass, on_gpu: bool) -> dict[str, Parts]:
@@ -116,7 +127,7 @@ def _split_weights(recipe: Recipe, weights: Weights, ranks: int, run: Pass, on_g
         gradients=0 if offloaded else (recipe.gradient_bytes or size) * share,
         buffers=size * bucket if recipe.contiguous else 0,
     )  # fmt: skip
-    backward = _backward(run, static)
+    backward = _backward(recipe, weights, run, static)
     backward["weights"] += live
     backward["buffers"] += fetched
     joined = (4 + size if size == 2 else size) * share

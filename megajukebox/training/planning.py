@@ -79,14 +79,14 @@ def default_gpus(stage: str) -> int:
 
 def plan(preset: Preset, stage: str, gpus: int, gpu: GPU, ds_config: dict, name: str, assumed: Assumptions) -> Plan:
     """Raises ValueError (DoesNotFit among them) where it cannot be done, with the nearest that can."""
-    way, settings, of = recipe(ds_config), preset.stage(stage), subject(preset, stage)
+    way, settings, of = recipe(ds_config, gpus), preset.stage(stage), subject(preset, stage)
     check_precision(way, gpu)
     check_multiplies_out(way, ds_config, gpus)
     found = check_fits(of, way, gpus, gpu)
     elements = weights_of(of, 1, way.persistent).total
     how = setting(of, way, gpu)
     flops = 3 * footprint(of, way.micro, how).flops
-    table, source = share_of_peak(gpu, stage)
+    table, source = share_of_peak(gpu, stage, way.precision)
     share = table if assumed.share is None else assumed.share
     step = pace(way, gpus, flops, elements, gpu, share)
     days = settings.steps * step.step / DAY

@@ -47,8 +47,8 @@ class Recipe(NamedTuple):
         return self.micro * self.accumulation * self.data_ranks(gpus)
 
 
-def recipe(ds_config: dict) -> Recipe:
-    """Read a ds_config. Raises ValueError for what DeepSpeed would ignore or refuse only once training starts."""
+def recipe(ds_config: dict, gpus: int) -> Recipe:
+    """Read a ds_config for `gpus` processes. ValueError for what DeepSpeed ignores, or refuses only when it starts."""
     check_keys(ds_config)
     zero, kinds = ds_config.get("zero_optimization", {}), ds_config.get("data_types", {})
     found = Recipe(
@@ -57,7 +57,7 @@ def recipe(ds_config: dict) -> Recipe:
         precision=precision(ds_config),
         micro=ds_config.get("train_micro_batch_size_per_gpu", 1),
         accumulation=ds_config.get("gradient_accumulation_steps", 1),
-        pipeline=pipeline_stages(ds_config),
+        pipeline=pipeline_stages(ds_config, gpus),
         recompute="activation_checkpointing" in ds_config,
         offload_optimizer=zero.get("offload_optimizer", {}).get("device", "none") != "none",
         offload_weights=zero.get("offload_param", {}).get("device", "none") != "none",
@@ -71,10 +71,10 @@ def recipe(ds_config: dict) -> Recipe:
         group=int(zero.get("sub_group_size", 1e9)),
         gradient_bytes={"fp32": 4, "fp16": 2, "bf16": 2}.get(kinds.get("grad_accum_dtype")),
     )
-    if found.pipeline > 1 and found.stage > 1:
+    if "pipeline" in ds_config and found.stage != 1:
         raise ValueError(
-            f"zero_optimization.stage {found.stage} cannot go with pipeline.stages {found.pipeline}: DeepSpeed's"
-            " pipelines take stage 0 or 1; set stage to 1"
+            f"zero_optimization.stage {found.stage} cannot go with a pipeline, which shares its optimizer by ZeRO-1:"
+            " set it to 1"
         )
     if found.offload_weights and found.stage != 3:
         raise ValueError(f"zero_optimization.offload_param needs stage 3, not {found.stage}")
@@ -103,8 +103,10 @@ def precision(ds_config: dict) -> str:
     return autocast.get("dtype", "bfloat16") if autocast.get("enabled") else weight_precision(ds_config)
 
 
-def pipeline_stages(ds_config: dict) -> int:
+def pipeline_stages(ds_config: dict, gpus: int) -> int:
+    """1 without a pipeline; "auto" is one stage a process."""
     stages = ds_config.get("pipeline", {}).get("stages", 1)
+    stages = gpus if stages == "auto" else stages
     if not isinstance(stages, int) or stages < 1:
-        raise ValueError(f"pipeline.stages {stages!r} is not a whole number of stages")
+        raise ValueError(f'pipeline.stages {stages!r} is neither a number of processes nor "auto"')
     return stages

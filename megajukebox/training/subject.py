@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from megajukebox.models.prior import Prior, PriorConfig
+from megajukebox.models.stages import layers
 from megajukebox.models.vqvae import VQVAE, VQVAEConfig
 from megajukebox.training.config import Preset, level_of
 from megajukebox.training.examples import clips, windows
@@ -23,24 +24,20 @@ class Subject(NamedTuple):
     units: float  # of one sample: codes, or seconds of audio
     unit: str
 
+    @property
+    def prior(self) -> PriorConfig:
+        return PriorConfig.model_validate_json(self.config)
+
     def build(self) -> nn.Module:
-        config = self.config
-        return (
-            VQVAE(VQVAEConfig.model_validate_json(config))
-            if self.kind == "vqvae"
-            else Prior(PriorConfig.model_validate_json(config))
-        )
+        return VQVAE(VQVAEConfig.model_validate_json(self.config)) if self.kind == "vqvae" else Prior(self.prior)
 
     def batch(self, size: int) -> dict:
-        if self.kind == "vqvae":
-            return clips(size, self.clip)
-        return windows(PriorConfig.model_validate_json(self.config), size)
+        return clips(size, self.clip) if self.kind == "vqvae" else windows(self.prior, size)
 
     @property
     def head(self) -> int:
-        """Size of the largest attention head; 8 where there is none (any size is served)."""
-        shape = None if self.kind == "vqvae" else PriorConfig.model_validate_json(self.config).transformer
-        return shape.attention_width // shape.heads if shape else 8
+        """Size of an attention head; 8, which any kernel serves, where there is none."""
+        return 8 if self.kind == "vqvae" else self.prior.transformer.attention_width // self.prior.transformer.heads
 
 
 def subject(preset: Preset, stage: str) -> Subject:
@@ -67,16 +64,24 @@ def footprint(of: Subject, size: int, how: Setting) -> Pass:
 
 @lru_cache(16)
 def weights_of(of: Subject, stages: int, threshold: int) -> Weights:
-    """Of the fullest of `stages` pipeline stages (blocks dealt out evenly, embeddings and head with the outer ones)."""
+    """Of the fullest of `stages` pipeline stages; `threshold` says which tensors are small. ValueError for too many."""
     with torch.device("meta"):
-        model = of.build()
-    sizes = [p.numel() for p in model.parameters()]
-    blocks = getattr(model, "blocks", None)
-    if stages > 1 and (not isinstance(blocks, nn.ModuleList) or len(blocks) < stages):
-        depth = len(blocks) if isinstance(blocks, nn.ModuleList) else 0
-        raise ValueError(f"pipeline.stages {stages} is more than the {depth} layers there are to deal out")
-    if stages > 1 and isinstance(blocks, nn.ModuleList):
-        inside = sum(p.numel() for p in blocks.parameters())
-        total = max(-(-inside // stages) + (sum(sizes) - inside), -(-sum(sizes) // stages))
-        return Weights(total, max(sizes), sum(s for s in sizes if s <= threshold) // stages)
-    return Weights(sum(sizes), max(sizes), sum(s for s in sizes if s <= threshold))
+        parts = [make() for make in layers(of.prior)] if stages > 1 else [of.build()]
+    if stages > len(parts) or (stages > 1 and of.kind == "vqvae"):
+        raise ValueError(f"pipeline.stages {stages} is more than the {len(parts)} layers there are to deal out")
+    sizes = [[p.numel() for p in part.parameters()] for part in parts]
+    total = fullest([sum(s) for s in sizes], stages)
+    small = sum(n for s in sizes for n in s if n <= threshold)
+    return Weights(total, max(n for s in sizes for n in s), small // stages)
+
+
+def fullest(sizes: list[int], parts: int) -> int:
+    """The largest sum of a part if `sizes` are cut into `parts` runs, as evenly as it goes."""
+    low, high = max(sizes), sum(sizes)
+    while low < high:
+        middle = (low + high) // 2
+        needed, room = 1, middle
+        for size in sizes:
+            needed, room = (needed, room - size) if size <= room else (needed + 1, middle - size)
+        low, high = (low, middle) if needed <= parts else (middle + 1, high)
+    return low
