@@ -44,21 +44,16 @@ def need(of: Subject, recipe: Recipe, gpus: int, gpu: GPU | None) -> Need:
     return Need(found, OUTSIDE_GIB * GIB if gpu else 0.0)
 
 
-def check_multiplies_out(recipe: Recipe, ds_config: dict, gpus: int) -> None:
-    """Raises ValueError, with the nearest numbers that do, if GPUs, stages and batch disagree."""
-    if gpus % recipe.pipeline:
-        fits = round(gpus / recipe.pipeline) * recipe.pipeline or recipe.pipeline
-        raise ValueError(f"{gpus} GPUs are not a multiple of pipeline.stages {recipe.pipeline}; the nearest is {fits}")
+def check_whole(gpus: int, stages: int) -> None:
+    """Raises ValueError, with the nearest number that does, if GPUs do not make whole pipelines and nodes."""
+    if gpus % stages:
+        raise ValueError(f"{gpus} GPUs are not a multiple of pipeline.stages {stages}; {_near(gpus, stages)} are")
     if gpus > GPUS_PER_NODE and gpus % GPUS_PER_NODE:
-        near = round(gpus / GPUS_PER_NODE) * GPUS_PER_NODE
-        raise ValueError(f"{gpus} GPUs are not whole nodes of {GPUS_PER_NODE}; the nearest is {near}")
-    asked, given = ds_config.get("train_batch_size"), recipe.samples(gpus)
-    if asked not in (None, given):
-        raise ValueError(
-            f"train_batch_size {asked} is not train_micro_batch_size_per_gpu {recipe.micro} x"
-            f" gradient_accumulation_steps {recipe.accumulation} x {recipe.data_ranks(gpus)} data-parallel ranks;"
-            f" set it to {given}, or leave it out"
-        )
+        raise ValueError(f"{gpus} GPUs are not whole nodes of {GPUS_PER_NODE}; {_near(gpus, GPUS_PER_NODE)} are")
+
+
+def _near(gpus: int, part: int) -> int:
+    return max(1, round(gpus / part)) * part
 
 
 def check_precision(recipe: Recipe, gpu: GPU) -> None:

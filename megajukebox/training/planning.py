@@ -2,12 +2,13 @@
 
 from pydantic import BaseModel
 
+from megajukebox.training.batching import share_batch
 from megajukebox.training.config import Preset
-from megajukebox.training.fitting import check_fits, check_multiplies_out, check_precision, largest_micro_batch, setting
+from megajukebox.training.fitting import check_fits, check_precision, check_whole, largest_micro_batch, setting
 from megajukebox.training.forecast import DAY, FAILURES_PER_1000_NODE_DAYS, Failures, Pace, failures, pace
 from megajukebox.training.gpus import GIB, GPU, GPUS_PER_NODE, JUKEBOX_GPUS, share_of_peak
 from megajukebox.training.memory import checkpoint_bytes, on_host
-from megajukebox.training.recipe import Recipe, recipe
+from megajukebox.training.recipe import Recipe, pipeline_stages, recipe
 from megajukebox.training.subject import footprint, subject, weights_of
 
 
@@ -79,9 +80,10 @@ def default_gpus(stage: str) -> int:
 
 def plan(preset: Preset, stage: str, gpus: int, gpu: GPU, ds_config: dict, name: str, assumed: Assumptions) -> Plan:
     """Raises ValueError (DoesNotFit among them) where it cannot be done, with the nearest that can."""
-    way, settings, of = recipe(ds_config, gpus), preset.stage(stage), subject(preset, stage)
+    stages, settings, of = pipeline_stages(ds_config, gpus), preset.stage(stage), subject(preset, stage)
+    check_whole(gpus, stages)
+    way = recipe(share_batch(ds_config, gpus // stages), gpus)
     check_precision(way, gpu)
-    check_multiplies_out(way, ds_config, gpus)
     found = check_fits(of, way, gpus, gpu)
     elements = weights_of(of, 1, way.persistent).total
     how = setting(of, way, gpu)
