@@ -28,6 +28,10 @@ class Subject(NamedTuple):
     def prior(self) -> PriorConfig:
         return PriorConfig.model_validate_json(self.config)
 
+    @property
+    def config_model(self) -> VQVAEConfig | PriorConfig:
+        return VQVAEConfig.model_validate_json(self.config) if self.kind == "vqvae" else self.prior
+
     def build(self) -> nn.Module:
         return VQVAE(VQVAEConfig.model_validate_json(self.config)) if self.kind == "vqvae" else Prior(self.prior)
 
