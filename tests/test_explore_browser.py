@@ -140,7 +140,7 @@ def test_keys_walk_the_list_play_and_open(chromium: Browser, site: Path) -> None
     assert chromium.run("help.open")
     chromium.press("Escape")
     chromium.wait("!help.open")
-    assert chromium.run("[at, document.activeElement === document.body]") == [0, True]
+    chromium.wait("at === 0 && document.activeElement === document.body")
     wanted = chromium.run("shown[0].page")
     chromium.press("Enter")
     chromium.wait(f"location.href.endsWith({json.dumps(wanted)})")

@@ -46,6 +46,8 @@ async function ask(path, body, method = body === undefined ? "GET" : "POST") {
 const keys = new Map([["?", () => help.showModal()]]);
 const help = document.getElementById("help");
 document.getElementById("keys").addEventListener("click", () => help.showModal());
+// A browser leaves the focus on the hidden button until it paints again, and a button keeps the keys for itself.
+help.addEventListener("close", () => { if (help.contains(document.activeElement)) document.activeElement.blur(); });
 help.addEventListener("click", (event) => { if (event.target === help) help.close(); });
 
 function typing(target) { return target.matches("input:not([type=range]), select, textarea"); }
