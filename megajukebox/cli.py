@@ -18,6 +18,7 @@ VERBS = {
     "align": ("align", "code shards and runs -> which head of the top prior tells when words are sung"),
     "sample": ("sample", "requests and runs -> songs"),
     "score": ("score", "a run or samples -> figures, and whether they got worse"),
+    "listen": ("listen", "a run that trains -> a few seconds of it"),
     "explore": ("explore", "samples and runs -> pages to look at and listen to"),
     "watch": ("watch", "runs -> one screen: what is wrong, and what to do"),
     "doctor": ("doctor", "is this machine, or are all ranks, fit for a run"),

@@ -4,6 +4,7 @@
     deepspeed --num_gpus 2 megajukebox/train.py top_prior --preset tiny --data shards/codes --out runs/tiny/top_prior
     deepspeed --num_gpus 2 megajukebox/train.py middle_upsampler --preset tiny --data shards/codes \\
         --out runs/tiny/middle_upsampler training.middle_upsampler.steps=50                          # a setting changed
+    megajukebox train top_prior --from runs/tiny/top_prior --preset tiny --data shards/mine --out runs/mine/top_prior
 
 Killed? Run the same command again. The run folder holds run.yaml (all settings), metrics.jsonl, events.jsonl,
 checkpoints/, and model.safetensors + model.json for the stages after it. How it ended is its exit status
@@ -20,6 +21,7 @@ from megajukebox.data.shards import ShardSet
 from megajukebox.training import parallel
 from megajukebox.training.config import STAGES, Preset, TrainingSettings, load_preset
 from megajukebox.training.exits import Ending, ending
+from megajukebox.training.finetune import Base, read_base
 from megajukebox.training.stage import run_task
 from megajukebox.training.tasks import Reading, Task, piped_task, prior_task, vqvae_task
 
@@ -31,6 +33,9 @@ def main(
     settings: Annotated[list[str] | None, typer.Argument(help="Changes to the preset: key.sub=value ...")] = None,
     preset: Annotated[str, typer.Option(help="A name in megajukebox/presets, or a YAML file.")] = "tiny",
     ds_config: Annotated[str | None, typer.Option(help="Another JSON, from ds_configs/ or a path.")] = None,
+    base: Annotated[
+        Path | None, typer.Option("--from", help="Start from a run's weights, or from one of its checkpoints.")
+    ] = None,
     stop_after: Annotated[int | None, typer.Option(min=1, help="Save and leave after this many steps.")] = None,
     cache: Annotated[Path, typer.Option(help="Where shards behind a URL are kept.")] = DEFAULT_CACHE,
     cache_gb: Annotated[float, typer.Option(min=0, help="How much of that disk they may fill.")] = 64,
@@ -44,7 +49,7 @@ def main(
         if ds_config:
             chosen = load_preset(preset, [*(settings or []), f"training.{stage}.ds_config={ds_config}"])
         remote = Remote(cache, int(cache_gb * 2**30), lost="stop" if stop_when_lost else "skip", allow_pipe=allow_pipe)
-        finished = run_stage(chosen, stage, data, remote, out, stop_after, end)
+        finished = run_stage(chosen, stage, data, remote, out, base, stop_after, end)
         parallel.stop()
         if not finished:
             end.kind = "done" if stop_after else "stopped"
@@ -52,26 +57,28 @@ def main(
 
 
 def run_stage(
-    preset: Preset, stage: str, data: str, remote: Remote, out: Path, stop_after: int | None, end: Ending
-) -> bool:
+    preset: Preset, stage: str, data: str, remote: Remote, out: Path, base: Path | None, stop_after: int | None,
+    end: Ending,
+) -> bool:  # fmt: skip
     """Train a stage of `preset`. Returns whether the last step was reached."""
-    settings = preset.stage(stage)
+    settings, trained = preset.stage(stage), read_base(base) if base else None
 
     def make(reading: Reading) -> Task:
-        return task_of(preset, stage, data, remote, settings, reading)
+        return task_of(preset, stage, data, remote, settings, reading, trained)
 
-    return run_task(preset, stage, settings, make, out, stop_after, end)
+    return run_task(preset, stage, settings, make, out, stop_after, end, trained.weights if trained else None)
 
 
 def task_of(
-    preset: Preset, stage: str, data: str, remote: Remote, settings: TrainingSettings, reading: Reading
-) -> Task:
+    preset: Preset, stage: str, data: str, remote: Remote, settings: TrainingSettings, reading: Reading,
+    base: Base | None = None,
+) -> Task:  # fmt: skip
     if stage == "vqvae" and settings.mode == "stream" and not has_index(data):
         return piped_task(preset, data, remote.allow_pipe, settings, reading)
     shards = ShardSet(data, remote)
     if stage == "vqvae":
-        return vqvae_task(preset, shards, settings, reading)
-    return prior_task(preset, stage, shards, settings, reading)
+        return vqvae_task(preset, shards, settings, reading, base)
+    return prior_task(preset, stage, shards, settings, reading, base)
 
 
 def has_index(data: str) -> bool:

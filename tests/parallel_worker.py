@@ -15,6 +15,7 @@ from little_models import little_prior, prior_batch, prior_settings
 
 from megajukebox.models.prior import Prior, PriorConfig
 from megajukebox.training import parallel
+from megajukebox.training.config import TrainingSettings
 from megajukebox.training.engines import engine_of
 from megajukebox.training.pipeline import reader
 
@@ -47,7 +48,8 @@ def train(way: dict, place, out: Path) -> None:
     ds_config["gradient_accumulation_steps"] = BATCH // read.size // ds_config["train_micro_batch_size_per_gpu"]
     # A layer that reads lyrics starts as the identity: awake, so that gradients reach the lyric encoder through it.
     awake = dict(little_prior(way["schedule"], **way.get("changed", {})).named_parameters())
-    engine = engine_of(config, lambda: Prior(config), ds_config, seed=7, weights=awake if way["awake"] else None)
+    settings = TrainingSettings(ds_config="", steps=way["steps"], seed=7, **way.get("settings", {}))
+    engine = engine_of(config, lambda: Prior(config), ds_config, settings, weights=awake if way["awake"] else None)
     micro = ds_config["train_micro_batch_size_per_gpu"]
     seen: dict[str, list[float]] = {}
     for step in range(way["steps"]):

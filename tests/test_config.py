@@ -163,6 +163,13 @@ def test_the_rate_of_the_middle_is_half_way() -> None:
     assert rate(500, 101, decay="cosine", floor=0.2) == pytest.approx(0.2), "past the end it stays at the floor"
 
 
+def test_a_run_is_annealed_from_a_given_step_and_value() -> None:
+    """Trained for 1000 steps at a constant rate of 0.3, going on to 0 within 200 steps."""
+    rates = [rate(step, 1300, 10, "linear", 0.0, start=1000, length=200, scale=0.3) for step in range(1300)]
+    assert set(rates[10:1001]) == {0.3} and rates[1100] == pytest.approx(0.15)
+    assert rates[1200:] == [0.0] * 100
+
+
 def test_a_level_may_have_a_table_of_its_own_for_a_label() -> None:
     preset = load_preset("tiny", ["bottom.label_tables={genres: {slots: 1, size: 9}}"])
     (bottom, top) = (preset.prior_config(level, 9).labels["genres"] for level in ("bottom", "top"))

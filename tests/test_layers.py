@@ -30,7 +30,7 @@ BELOW = {
 }
 # A wrapper of a library lives in one file; the explorer reads the audio of samples by itself, to stay free of the rest.
 WRAPPERS = {
-    "deepspeed": {"training/parallel.py", "training/pipeline.py", "training/universal.py"},
+    "deepspeed": {"training/parallel.py", "training/engine.py", "training/pipeline.py", "training/universal.py"},
     "webdataset": {"data/shards.py", "data/stream.py", "data/remote.py", "data/piped.py"},
     "sentencepiece": {"data/lyrics.py"},
     "soundfile": {"data/audio.py", "explorer/building.py", "explorer/pictures.py"},

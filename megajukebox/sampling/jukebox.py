@@ -11,7 +11,7 @@ writes there: the audio of each level while it is made, and the codes so far, so
 # B songs   T codes of a level
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,8 +80,9 @@ class Jukebox:
     def __init__(
         self, runs: Path | str, device: str | None = None, dtype: torch.dtype = torch.float32,
         engine: Engine = Engine(), samplers: dict[str, Callable[[Prior], LevelSampler]] | None = None,
-        students: Sequence[str] = (),
+        students: Sequence[str] = (), folders: Mapping[str, Path] | None = None,
     ):  # fmt: skip
+        """`folders`: only these levels, from the top down, and where their runs are if not in `runs`."""
         self.runs, self.dtype, self.engine, self.students = Path(runs), dtype, engine, students_of(Path(runs), students)
         self.samplers: dict[str, Callable[[Prior], LevelSampler]] = {**(samplers or {}), **self.students}
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -89,7 +90,8 @@ class Jukebox:
         self.vqvae = VQVAE(VQVAEConfig(**facts["config"]))
         load_into(self.vqvae, self.runs / "vqvae", device=self.device)
         self.vqvae.to(self.device).eval()
-        self.levels = {level: LevelRun(self.runs / RUNS[level], facts) for level in reversed(self.vqvae.config.levels)}
+        places = folders or {level: self.runs / RUNS[level] for level in reversed(self.vqvae.config.levels)}
+        self.levels = {level: LevelRun(folder, facts) for level, folder in places.items()}
         priors = {level: run.facts["fingerprint"] for level, run in self.levels.items()}
         self.weights = {"vqvae": facts["fingerprint"], **priors, **fingerprints(self.students)}
         steps = {level: run.facts.get("step") for level, run in self.levels.items()}

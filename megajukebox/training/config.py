@@ -73,7 +73,23 @@ class TrainingSettings(Settings):
     seed: int = 0
     warmup: int = Field(0, ge=0, description="steps of linear warm-up")
     decay: str = Field("constant", pattern="^(constant|linear|cosine)$")
-    decay_floor: float = Field(0.0, ge=0, le=1, description="share of the peak learning rate at the last step")
+    decay_floor: float = Field(0.0, ge=0, le=1, description="share of the peak learning rate at the end of the decay")
+    decay_start: int = Field(0, ge=0, description="first step of the decay; 0: after the warm-up")
+    decay_steps: int = Field(0, ge=0, description="how long the decay takes; 0: until the last step")
+    lr_scale: float = Field(1.0, gt=0, description="share of the ds_config's learning rate that is the peak")
+    freeze: tuple[str, ...] = Field((), description="parts that stay as they are: lyrics, upper, input, blocks.0 ...")
+    ema_decay: float = Field(0.0, ge=0, lt=1, description="keep a moving average of the weights and export it; 0: none")
+    check_every: int = Field(0, ge=0, description="steps between comparisons of what ranks must hold alike; 0: none")
+    sample_every: int = Field(0, ge=0, description="priors: a few seconds are sampled at the save after so many steps")
+    sample_seconds: float = Field(4.0, gt=0)
+    sample_runs: str | None = Field(None, description="folder of the runs to hear it with; else the one it lies in")
+    spike_sigmas: float = Field(6.0, ge=0, description="skip steps this far above the usual loss or gradient; 0: none")
+    spike_window: int = Field(128, gt=1, description="steps that say what is usual")
+    bad_steps: int = Field(10, ge=0, description="more skipped steps than this among bad_within end the run (93)")
+    bad_within: int = Field(100, gt=0)
+    rewinds: int = Field(0, ge=0, description="so often it goes back instead, and reads on behind the data that spiked")
+    rewind_steps: int = Field(100, ge=0, description="to a checkpoint at least so long before the first skipped step")
+    rewind_jump: int = Field(200, ge=0, description="and leaves out so many further steps' clips")
     clip: int | None = Field(None, gt=0, description="audio samples in a training clip (vqvae only)")
     bandwidth_seconds: float = Field(600, ge=0, description="audio measured to scale losses; 0 keeps vqvae.bandwidth")
     held_out: float = Field(0.1, ge=0, lt=1, description="share of the songs kept for judging")
@@ -205,6 +221,10 @@ class Preset(Settings):
         """What `level` is told of condition `name`: its own table, if the preset gives it one."""
         own = self.prior(level).label_tables.get(name, TableSettings())
         return self.conditions[name].model_copy(update=own.model_dump(exclude_none=True))
+
+    def dropout(self, level: str, name: str) -> float:
+        """Share of training windows that `level` is not told condition `name`; 0 for one the preset does not know."""
+        return self.condition(level, name).dropout if name in self.conditions else 0.0
 
     def prior_config(self, level: str, lyrics_size: int) -> PriorConfig:
         """The prior of `level` as its model reads it; `lyrics_size` is the number of the tokenizer's tokens."""

@@ -24,7 +24,15 @@ from megajukebox.training.launch import host
 
 DONE, STOPPED, TEMPORARY, PERSON, FENCED = 0, 85, 75, 93, 98
 CODES = {"done": DONE, "stopped": STOPPED, "fenced": FENCED, "config": PERSON, "diverged": PERSON, "hang": TEMPORARY}
-CODES |= {"no_checkpoint": PERSON, "storage": TEMPORARY, "peer": TEMPORARY, "memory": TEMPORARY, "code": 1}
+CODES |= {
+    "no_checkpoint": PERSON,
+    "storage": TEMPORARY,
+    "rewind": TEMPORARY,
+    "corrupt": TEMPORARY,
+    "peer": TEMPORARY,
+    "memory": TEMPORARY,
+    "code": 1,
+}
 
 
 class Leave(Exception):

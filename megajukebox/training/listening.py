@@ -6,7 +6,7 @@ import torch
 
 from megajukebox.data.audio import write_wav
 from megajukebox.models.vqvae import VQVAE
-from megajukebox.training.parallel import Engine
+from megajukebox.training.engine import Engine
 from megajukebox.training.run import Run
 from megajukebox.training.tasks import Task
 
@@ -17,7 +17,7 @@ GROWTH = 1.25  # each is made this many times later than the last: some forty in
 def listen(run: Run, task: Task, engine: Engine, step: int) -> None:
     """Write `original` and every level's reconstruction, on rank 0 alone: no other rank takes part.
 
-    A prior makes codes, not audio; its songs come from `megajukebox sample`.
+    A prior makes codes, not audio: it is heard by hearing.py.
     """
     if run.rank or not isinstance(engine.module, VQVAE) or engine.stage == 3 or not is_due(run.folder, step):
         return

@@ -14,7 +14,10 @@ from megajukebox.data.piped import PipedBatches
 from megajukebox.data.skips import ALL_KINDS
 from megajukebox.data.stream import Batches
 from megajukebox.training import parallel
+from megajukebox.training.engine import Engine
 from megajukebox.training.exits import Leave
+from megajukebox.training.hearing import Hearing
+from megajukebox.training.heeding import check_copies, heed
 from megajukebox.training.listening import listen
 from megajukebox.training.orders import FENCED, NOTHING, SAVE, STOP
 from megajukebox.training.run import Run
@@ -23,17 +26,18 @@ from megajukebox.training.schedule import rate
 from megajukebox.training.tasks import Task
 
 
-def train(run: Run, task: Task, engine: parallel.Engine) -> bool:
+def train(run: Run, task: Task, engine: Engine) -> bool:
     """Train `task` to its last step, or until asked to stop. Returns whether it is finished.
 
-    Raises TrainingDiverged, with the step, when the loss is not a number; the last checkpoint stays as it is. Raises
-    Leave when a newer start has taken the run, or the last checkpoint could not be saved.
+    Raises TrainingDiverged when too many steps had to be skipped; the last checkpoint stays as it is. Raises Leave when
+    a newer start has taken the run, it was set back, or the last checkpoint could not be saved.
     """
     first = saved = resume(run, task, engine)
     run.log.event("data", first, **task.corpus())
     last = min(run.settings.steps, first + (run.stop_after or run.settings.steps))
-    stream, done, order = task.batches(first), first, NOTHING
+    stream, done, order = task.batches(run.data_step(first)), first, NOTHING
     batches = iter(stream)
+    hearing = Hearing(run.folder, run.settings, run.log, first, active=run.rank == 0 and task.kind == "prior")
     run.pulse.step = first
     run.pulse.enter("step")
     with progress_bar(run, first) as advance:
@@ -43,14 +47,21 @@ def train(run: Run, task: Task, engine: parallel.Engine) -> bool:
             run.orders.saved(order)
             advance(train_one_step(run, task, engine, batches, stream, done))
             done += 1
+            if run.settings.check_every and done % run.settings.check_every == 0:
+                check_copies(run, engine, done)
             if done % run.settings.evaluate_every == 0 or done == run.settings.steps:
                 evaluate(run, task, engine, done)
             if done % run.settings.save_every == 0 and done < last and save(run, task, engine, done):
                 saved = done
+            hearing.after_save(saved)
     if order == FENCED:
         raise Leave("fenced", f"another start of {run.folder} has taken over from generation {run.generation.number}")
     if done > saved and not save(run, task, engine, done):
         raise Leave("storage", f"step {done} of {run.folder} could not be saved (events.jsonl says why); start again")
+    hearing.after_save(done)
+    with run.pulse.section("save"):
+        hearing.end(wait=done == run.settings.steps)
+        parallel.barrier()
     return tell_end(run, done)
 
 
@@ -71,7 +82,7 @@ def tell_end(run: Run, done: int) -> bool:
 def train_one_step(
     run: Run,
     task: Task,
-    engine: parallel.Engine,
+    engine: Engine,
     batches: Iterator[list[dict]],
     stream: Batches | PipedBatches,
     step: int,
@@ -83,13 +94,15 @@ def train_one_step(
     waited = time.perf_counter() - started
     # A seed for each step makes every draw inside the model a function of (seed, rank, step): no generator is saved.
     torch.manual_seed(int(philox(settings.seed, f"model/{run.rank}", step).random_raw()) % 2**63)
-    share = rate(step, settings.steps, settings.warmup, settings.decay, settings.decay_floor)
+    decay = (settings.decay, settings.decay_floor, settings.decay_start, settings.decay_steps, settings.lr_scale)
+    share = rate(step, settings.steps, settings.warmup, *decay)
     try:
         metrics = engine.step(micro_batches, share)
     except parallel.TrainingDiverged as error:
         run.log.event("diverged", step + 1, reason=str(error))
         where = f"at step {step + 1} of {run.folder}"
         raise parallel.TrainingDiverged(f"{error} {where}; its last checkpoint is as it was") from None
+    heed(run, task, engine, step, metrics)
     seconds = time.perf_counter() - started
     alone = engine.alone.seconds()
     run.pulse.stepped(step + 1, seconds, waited + alone)
@@ -114,7 +127,7 @@ def skipped(run: Run, task: Task, stream: Batches | PipedBatches) -> dict[str, i
     return {"skipped": sum(kinds.values()), **{f"skipped_{kind}": count for kind, count in kinds.items() if count}}
 
 
-def evaluate(run: Run, task: Task, engine: parallel.Engine, step: int) -> dict[str, float]:
+def evaluate(run: Run, task: Task, engine: Engine, step: int) -> dict[str, float]:
     """Average the metrics over the held-out batches and log them."""
     with run.pulse.section("evaluate"):
         seen = [engine.evaluate(batch) for batch in task.held_out()]
@@ -127,7 +140,7 @@ def evaluate(run: Run, task: Task, engine: parallel.Engine, step: int) -> dict[s
     return averages
 
 
-def judge(task: Task, engine: parallel.Engine) -> dict[str, float]:
+def judge(task: Task, engine: Engine) -> dict[str, float]:
     """What the task's own judge says over the windows of all ranks: means, and half their 95 % intervals (`_ci`)."""
     if task.judge is None:
         return {}

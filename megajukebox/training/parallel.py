@@ -1,11 +1,12 @@
-"""DeepSpeed: a model becomes an engine with `step`, `evaluate`, `save`, `load`, `weights` (pipelines: pipeline.py)."""
+"""The processes of a run: joining them, agreeing with them, and the ds_config that says how they share the work."""
 
+<<<<<<< HEAD
 import contextlib
+=======
+import json
+>>>>>>> a7b996a (Bad steps leave no trace; training goes on from other weights; averages, annealing, samples on the way)
 import logging
-import math
 import os
-from collections.abc import Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,23 +14,22 @@ import deepspeed
 import psutil
 import torch
 import torch.distributed as dist
-from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
-from deepspeed.runtime.zero.config import ZeroStageEnum
-from deepspeed.utils.tensor_fragment import fragment_address
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+<<<<<<< HEAD
 from megajukebox.data.weights import Pending
 from megajukebox.training import universal
 from megajukebox.training.ds_configs import DS_CONFIGS as DS_CONFIGS
 from megajukebox.training.ds_configs import read_ds_config as read_ds_config
+=======
+>>>>>>> a7b996a (Bad steps leave no trace; training goes on from other weights; averages, annealing, samples on the way)
 from megajukebox.training.launch import World, world
-from megajukebox.training.stopwatch import Stopwatch
-from megajukebox.training.storage import Storage
-from megajukebox.training.universal import Spread
 
+<<<<<<< HEAD
 # What the files of a checkpoint may name beside tensors and plain values: nothing in them is run when they are read.
 ALLOWED = [ZeroStageEnum, LossScaler, DynamicLossScaler, fragment_address]
+=======
+DS_CONFIGS = Path(__file__).parent.parent.parent / "ds_configs"
+>>>>>>> a7b996a (Bad steps leave no trace; training goes on from other weights; averages, annealing, samples on the way)
 T = TypeVar("T")
 
 
@@ -108,6 +108,7 @@ def _device() -> torch.device:
     return torch.device("cuda", world().local_rank) if torch.cuda.is_available() else torch.device("cpu")
 
 
+<<<<<<< HEAD
 def building(ds_config: dict) -> contextlib.AbstractContextManager:
     """Build a model inside this: under ZeRO-3 no process ever holds the whole of it."""
     if _stage(ds_config) == 3:
@@ -293,3 +294,15 @@ class Engine:
                 return tensor.detach().to("cpu", dtype, copy=True)
 
         return Pending(dtype, tuple(getattr(tensor, "ds_shape", tensor.shape)), make)
+=======
+def read_ds_config(name: str) -> dict:
+    """The JSON called `name` in ds_configs/, or at that path. Raises ValueError if it is missing or does not parse."""
+    path = Path(name) if Path(name).is_file() else DS_CONFIGS / name
+    if not path.is_file():
+        known = ", ".join(sorted(p.name for p in DS_CONFIGS.glob("*.json")))
+        raise ValueError(f"ds_config {name!r} is neither a file nor one of {known}")
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+>>>>>>> a7b996a (Bad steps leave no trace; training goes on from other weights; averages, annealing, samples on the way)

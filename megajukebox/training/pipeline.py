@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from megajukebox.data.weights import Pending
 from megajukebox.models.prior import PriorConfig, tokens_of
 from megajukebox.models.stages import TIED, Middle, inputs, layers, loss_of, name_in_prior, read_out
+from megajukebox.training.engine import Engine, fill, recompute_activations, told_of_lowest_scale
 from megajukebox.training.launch import World
-from megajukebox.training.parallel import Engine, fill, recompute_activations
+from megajukebox.training.stability import Rules
 
 KEY = "tokens"  # under which entrance and exit share the embedding of the tokens
 
@@ -51,7 +52,15 @@ class PipelineEngine(Engine):
 
     is_pipeline = True
 
-    def __init__(self, config: PriorConfig, ds_config: dict, seed: int, weights: Mapping[str, Tensor] | None = None):
+    def __init__(
+        self,
+        config: PriorConfig,
+        ds_config: dict,
+        seed: int,
+        weights: Mapping[str, Tensor] | None = None,
+        rules: Rules | None = None,
+        ema_decay: float = 0.0,
+    ):
         torch.manual_seed(seed)
         self.config = config
         self.stages = stages(ds_config, dist.get_world_size())
@@ -66,19 +75,19 @@ class PipelineEngine(Engine):
         self.layers = module
         fill(dict(module.named_in_prior()), weights or {})
         plain = {key: value for key, value in ds_config.items() if key != "pipeline"}
-        super().__init__(module, plain)
+        super().__init__(module, plain, rules, ema_decay)
 
-    def step(self, micro_batches: list[dict], rate: float) -> dict[str, float]:
-        self._set_rate(rate)
-        self.reports = []
-        self.engine.train_batch(iter([self._pair(batch) for batch in micro_batches]))
-        return self._finished(self._averaged(len(micro_batches)), rate)
+    def _learn(self, micro_batches: list[dict]) -> dict[str, float]:
+        self.reports, self.count = [], len(micro_batches)
+        with told_of_lowest_scale():
+            self.engine.train_batch(iter([self._pair(batch) for batch in micro_batches]))
+        return self._averages()
 
     @torch.no_grad()
     def evaluate(self, batch: dict) -> dict[str, float]:
-        self.reports = []
+        self.reports, self.count, self.seen = [], 1, []
         self.engine.eval_batch(iter([self._pair(batch)]), num_micro_batches=1, bcast_loss=False)
-        return self._averaged(1)
+        return self._averages()
 
     def _pair(self, batch: dict) -> tuple[tuple[Tensor, ...], Tensor]:
         """What goes in at the first stage, and what the last one compares with."""
@@ -87,16 +96,19 @@ class PipelineEngine(Engine):
     def _loss(self, given: tuple[Tensor, ...], tokens_BT: Tensor) -> Tensor:
         loss, metrics = loss_of(self.config, given, tokens_BT)
         self.reports.append({"loss": loss.detach(), **metrics})
+        self._own.append(loss.detach())
         return loss
 
-    def _averaged(self, count: int) -> dict[str, float]:
-        """Metrics averaged over micro-batches and pipelines: only the last stages have any to add."""
-        names = ["loss", "bits_per_code", *(["bits_per_lyric"] if self.config.lyrics else [])]
-        seen = [torch.stack([r[name].float().reshape(()) for name in names]) for r in self.reports]
-        values = torch.stack(seen).sum(0) if seen else torch.zeros(len(names), device=self.device)
-        dist.all_reduce(values)
-        pipelines = dist.get_world_size() // self.stages
-        return dict(zip(names, (values / (pipelines * count)).tolist()))
+    def _averages(self) -> dict[str, float]:
+        """Averaged over micro-batches and pipelines, once a step: only the last stages have anything to add."""
+        if not self.seen:
+            names = ["loss", "bits_per_code", *(["bits_per_lyric"] if self.config.lyrics else [])]
+            seen = [torch.stack([r[name].float().reshape(()) for name in names]) for r in self.reports]
+            values = torch.stack(seen).sum(0) if seen else torch.zeros(len(names), device=self.device)
+            dist.all_reduce(values)
+            pipelines = dist.get_world_size() // self.stages
+            self.seen = [dict(zip(names, (values / (pipelines * self.count)).tolist()))]
+        return self.seen[0]
 
     def weights(self) -> dict[str, Pending]:
         """As `Engine.weights`; each tensor comes from the stage that holds it."""
@@ -113,7 +125,9 @@ class PipelineEngine(Engine):
         }
 
     def _from_owner(self, name: str, shape: tuple[int, ...], rank: int) -> Tensor:
-        held = dict(self.layers.named_in_prior()).get(name) if rank == dist.get_rank() else None
+        beside = dist.get_world_size() // self.stages  # ranks that hold the same stage gather an average together
+        mine = dist.get_rank() // beside == rank // beside
+        held = self.gathered(dict(self.layers.named_in_prior())[name]) if mine else None
         value = torch.empty(shape, device=self.device) if held is None else held.detach().float().contiguous()
         dist.broadcast(value, rank)
         return value.to("cpu", copy=True)

@@ -1,5 +1,6 @@
 """A run as one of its processes sees it: where it lives, how it trains, who writes, and how it will have ended."""
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,6 +12,12 @@ from megajukebox.training.generation import Generation
 from megajukebox.training.launch import World
 from megajukebox.training.orders import Orders
 from megajukebox.training.pulse import Limits, Pulse
+from megajukebox.training.stability import Jump, data_step
+
+
+def read_jumps(folder: Path) -> list[Jump]:
+    path = folder / "jumps.json"
+    return [Jump(**jump) for jump in json.loads(path.read_text())] if path.exists() else []
 
 
 @dataclass
@@ -26,6 +33,7 @@ class Run:
     generation: Generation = field(init=False)
     orders: Orders = field(init=False)
     pulse: Pulse = field(init=False)
+    jumps: list[Jump] = field(init=False)  # over data that made the loss spike
 
     def __post_init__(self) -> None:
         self.generation = parallel.from_rank_0(Generation.take(self.folder) if self.rank == 0 else None)
@@ -34,6 +42,11 @@ class Run:
         limits = Limits(self.settings.hang_seconds, self.settings.hang_slow_seconds)
         self.pulse = Pulse(self.log, self.generation, limits, self.end)
         self.pulse.start()
+        self.jumps = parallel.from_rank_0(read_jumps(self.folder) if self.rank == 0 else None)
+
+    def data_step(self, step: int) -> int:
+        """Which step's clips are read at training step `step`."""
+        return data_step(step, self.jumps)
 
     @property
     def rank(self) -> int:

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from megajukebox.data.weights import Pending, save_weights
 from megajukebox.training import checkpoint, parallel
+from megajukebox.training.engine import Engine
 from megajukebox.training.run import Run
 from megajukebox.training.tasks import Task
 
 
-def resume(run: Run, task: Task, engine: parallel.Engine) -> int:
+def resume(run: Run, task: Task, engine: Engine) -> int:
     """Load the newest whole checkpoint, if the run has one; returns the first step to train (0-based).
 
     Raises ValueError where there are checkpoints and none is whole.
@@ -30,6 +31,7 @@ def resume(run: Run, task: Task, engine: parallel.Engine) -> int:
         state = checkpoint.read_state(folder)
         task.check_state(state["stream"])
         engine.load(folder)
+        engine.stability.restore(state.get("stability", {}))
         run.log.forget_after(state["step"])
         facts = {"ranks": run.ranks, "generation": run.generation.number, **slurm_facts()}
         run.log.event("resume", state["step"], checkpoint=folder.name, **facts)
@@ -61,7 +63,7 @@ def slurm_facts() -> dict[str, str]:
     return {name: os.environ[variable] for name, variable in names.items() if variable in os.environ}
 
 
-def save(run: Run, task: Task, engine: parallel.Engine, step: int) -> bool:
+def save(run: Run, task: Task, engine: Engine, step: int) -> bool:
     """A checkpoint of everything, and the weights on their own for those who only read them. Whether it is there."""
     with run.pulse.section("save"):
         started = time.perf_counter()
@@ -74,7 +76,7 @@ def save(run: Run, task: Task, engine: parallel.Engine, step: int) -> bool:
     return failure is None
 
 
-def write_checkpoint(run: Run, task: Task, engine: parallel.Engine, step: int) -> str | None:
+def write_checkpoint(run: Run, task: Task, engine: Engine, step: int) -> str | None:
     """In two phases: all parts are written and found good, then one rank makes them final. Returns why not, if so."""
     written = checkpoint.partial(run.folder, step, run.generation.number)
     failure = agreed(prepare(run, written) if run.rank == 0 else None)
@@ -83,7 +85,8 @@ def write_checkpoint(run: Run, task: Task, engine: parallel.Engine, step: int) -
     failure = agreed(engine.save(written))
     stored = {path: facts for part in parallel.gathered(engine.storage.stored) for path, facts in part.items()}
     if not failure:
-        state = {"step": step, "stream": task.stream_state(step), "ranks": run.ranks}
+        state = {"step": step, "stream": task.stream_state(run.data_step(step)), "ranks": run.ranks}
+        state["stability"] = engine.stability.state()
         failure = agreed(sealed(run, written, step, state, stored) if run.rank == 0 else None)
     if failure and run.rank == 0:
         shutil.rmtree(written, ignore_errors=True)
@@ -120,7 +123,7 @@ def sealed(run: Run, written: Path, step: int, state: dict, stored: dict[str, ch
     return None
 
 
-def export(run: Run, task: Task, engine: parallel.Engine, step: int) -> str | None:
+def export(run: Run, task: Task, engine: Engine, step: int) -> str | None:
     """model.safetensors + model.json: rank 0 writes, the others only help to gather. Returns why it failed, if so."""
     waiting, failure = engine.weights(), None
     if run.rank == 0:

@@ -37,7 +37,7 @@ def run_task(
         write_run_folder(out, preset, stage, task, {"ds_config": as_given, "global_batch": total})
     run = Run(out, settings, place, end, log, stop_after)
     try:
-        return train(run, task, engine_of(task.config, task.build, ds_config, settings.seed, weights))
+        return train(run, task, engine_of(task.config, task.build, ds_config, settings, weights))
     finally:
         run.pulse.stop()  # this process may train another: a pulse left behind would take it for a hung run
 

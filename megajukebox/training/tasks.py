@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import count, islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,9 +24,10 @@ from megajukebox.data.stream import Batches, OnBad, Source, held_out_batches, re
 from megajukebox.data.vocabulary import VOCABULARIES, Vocabulary, vocabularies_json
 from megajukebox.data.windows import CodeWindows, Condition, Lyrics
 from megajukebox.models.losses import Bandwidth
-from megajukebox.models.prior import Prior
+from megajukebox.models.prior import Prior, PriorConfig
 from megajukebox.models.vqvae import VQVAE, VQVAEConfig
 from megajukebox.training.config import ConditionSettings, Preset, TrainingSettings, level_of
+from megajukebox.training.finetune import Base, check_prior
 from megajukebox.training.launch import World
 
 
@@ -99,7 +100,9 @@ class Task:
         return Batches(self.source, **common, block=settings.block, visit=settings.clips_per_visit)
 
 
-def vqvae_task(preset: Preset, songs: ShardSet, settings: TrainingSettings, reading: Reading) -> Task:
+def vqvae_task(
+    preset: Preset, songs: ShardSet, settings: TrainingSettings, reading: Reading, base: Base | None = None
+) -> Task:
     """The VQ-VAE on clips of `songs`. Raises ValueError if their sample rate is not the preset's."""
     if settings.mode == "stream":
         raise ValueError(f"{songs.source} has an index; leave out training.vqvae.mode=stream to use it")
@@ -110,7 +113,7 @@ def vqvae_task(preset: Preset, songs: ShardSet, settings: TrainingSettings, read
             f" {preset.audio.sample_rate} Hz; prepare them with --preset {preset.name}"
         )
     clips = SongClips(songs, clip_of(preset, settings), settings.held_out, augment=augment_of(settings))
-    return audio_task(preset, clips, songs.fingerprint, settings, reading)
+    return audio_task(preset, clips, songs.fingerprint, settings, reading, base)
 
 
 def piped_task(preset: Preset, urls: str, allow_pipe: bool, settings: TrainingSettings, reading: Reading) -> Task:
@@ -123,10 +126,13 @@ def piped_task(preset: Preset, urls: str, allow_pipe: bool, settings: TrainingSe
 
 
 def audio_task(
-    preset: Preset, clips: SongClips | Piped, songs: str, settings: TrainingSettings, reading: Reading
-) -> Task:
-    config, rate = preset.vqvae, preset.audio.sample_rate
-    if settings.bandwidth_seconds:
+    preset: Preset, clips: SongClips | Piped, songs: str, settings: TrainingSettings, reading: Reading,
+    base: Base | None = None,
+) -> Task:  # fmt: skip
+    config, rate = base.config if base else preset.vqvae, preset.audio.sample_rate
+    if not isinstance(config, VQVAEConfig) or config.sample_rate != rate or config.hops != preset.vqvae.hops:
+        raise ValueError(f"--from {base.folder if base else ''} holds no VQ-VAE of preset {preset.name!r}")
+    if settings.bandwidth_seconds and not base:
         config = config.model_copy(update={"bandwidth": measure_bandwidth(clips, config, settings)})
     return Task(
         kind="vqvae", config=config, build=lambda: VQVAE(config), source=clips, settings=settings, reading=reading,
@@ -169,31 +175,70 @@ def first_clips(clips: SongClips, order: Order, number: int) -> list[np.ndarray]
     return [read(position) for position in range(number)]
 
 
-def prior_task(preset: Preset, stage: str, codes: ShardSet, settings: TrainingSettings, reading: Reading) -> Task:
-    """The prior of one level on windows of `codes`. Raises ValueError where codes and preset disagree."""
+def prior_task(
+    preset: Preset, stage: str, codes: ShardSet, settings: TrainingSettings, reading: Reading, base: Base | None = None
+) -> Task:
+    """The prior of one level on windows of `codes`. Raises ValueError where codes and preset, or base, disagree."""
     level = level_of(stage)
     check_codes(preset, codes)
+    known = known_before(preset, level, codes, base) if base else known_from(preset, level, codes)
+    config, told = known.config, preset.prior(level)
+    conditions = {
+        name: Condition(known.vocabularies[name], label.slots, preset.dropout(level, name))
+        for name, label in config.labels.items()
+    }
+    lyrics = None
+    if config.lyrics and known.tokenizer:
+        lyrics = Lyrics(known.tokenizer, config.lyrics.tokens, told.lyrics.dropout if told.lyrics else 0.0)
+    return Task(
+        kind="prior", config=config, build=lambda: Prior(config), settings=settings, reading=reading, files=known.files,
+        source=CodeWindows(codes, level, config.window, settings.held_out, conditions, lyrics),
+        units_per_step=reading.global_batch * config.window, speed_name="tokens_per_second",
+        audio_seconds=reading.global_batch * config.window * preset.vqvae.hops[level] / config.sample_rate,
+        facts={
+            "level": level, "sample_rate": config.sample_rate, "preset": preset.name, "made_by": made_by(),
+            "vqvae": codes.index["vqvae"]["fingerprint"], "codes": codes.fingerprint, **known.facts,
+        },
+    )  # fmt: skip
+
+
+class Known(NamedTuple):
+    """What fixes a prior's ids and numbers, and the files in which its run keeps that."""
+
+    config: PriorConfig
+    vocabularies: dict[str, Vocabulary]
+    tokenizer: LyricsTokenizer | None
+    files: dict[str, bytes]
+    facts: dict[str, Any]
+
+
+def known_from(preset: Preset, level: str, codes: ShardSet) -> Known:
+    """A new prior: its shape from the preset, its names and tokenizer from the corpus."""
     told = preset.prior(level)
-    tables = {name: preset.condition(level, name) for name in told.labels}
-    vocabularies = {name: vocabulary(table, codes, name) for name, table in tables.items()}
-    conditions = {name: Condition(vocabularies[name], table.slots, table.dropout) for name, table in tables.items()}
+    vocabularies = {name: vocabulary(preset.condition(level, name), codes, name) for name in told.labels}
     tokenizer = lyrics_tokenizer(codes) if told.lyrics else None
-    lyrics = Lyrics(tokenizer, told.lyrics.tokens, told.lyrics.dropout) if told.lyrics and tokenizer else None
-    config = preset.prior_config(level, tokenizer.size if tokenizer else 0)
     files = {VOCABULARIES: vocabularies_json(vocabularies)}
     if tokenizer:
         files["lyrics.model"] = (codes.folder / "lyrics.model").read_bytes()
-    return Task(
-        kind="prior", config=config, build=lambda: Prior(config), settings=settings, reading=reading, files=files,
-        source=CodeWindows(codes, level, told.window, settings.held_out, conditions, lyrics),
-        units_per_step=reading.global_batch * told.window, speed_name="tokens_per_second",
-        audio_seconds=reading.global_batch * told.window * preset.vqvae.hops[level] / config.sample_rate,
-        facts={
-            "level": level, "sample_rate": config.sample_rate, "preset": preset.name, "made_by": made_by(),
-            "vqvae": codes.index["vqvae"]["fingerprint"], "codes": codes.fingerprint,
-            "tokenizer": "lyrics.model" if tokenizer else None,
-        },
-    )  # fmt: skip
+    config = preset.prior_config(level, tokenizer.size if tokenizer else 0)
+    return Known(config, vocabularies, tokenizer, files, {"tokenizer": "lyrics.model" if tokenizer else None})
+
+
+def known_before(preset: Preset, level: str, codes: ShardSet, base: Base) -> Known:
+    """A prior that is trained further. ValueError where the codes, or names of their songs, are new to it."""
+    config = base.config
+    assert isinstance(config, PriorConfig)
+    least = {name: preset.condition(level, name).min_songs for name in config.labels if name in preset.conditions}
+    check_prior(base, level, codes, least)
+    vocabularies = {name: base.vocabularies.get(name, Vocabulary()) for name in config.labels}
+    files = {VOCABULARIES: vocabularies_json(vocabularies)}
+    model = base.folder / str(base.facts.get("tokenizer") or "lyrics.model")
+    if config.lyrics and model.is_file():
+        files[model.name] = model.read_bytes()
+    kept: tuple[str, ...] = ("tokenizer", "names", "licence")
+    facts = {name: base.facts[name] for name in kept if name in base.facts}
+    facts["from"] = {"fingerprint": base.facts["fingerprint"], "step": base.facts["step"]}
+    return Known(config, vocabularies, base.tokenizer if config.lyrics else None, files, facts)
 
 
 def check_codes(preset: Preset, codes: ShardSet) -> None:

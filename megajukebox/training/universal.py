@@ -13,10 +13,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 import torch.distributed as dist
 from deepspeed.checkpoint import ds_to_universal
+from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+from torch import Tensor
 
 from megajukebox.data.files import write_whole
+from megajukebox.models.stages import name_in_prior
+from megajukebox.training import ema
 
 PART = re.compile(r"(?:bf16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_optim_states\.pt")
 SMALL = 2**30  # bytes up to which a conversion is not worth processes of its own
@@ -55,6 +60,7 @@ def converted(saved: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
         made.mkdir(parents=True)
         _convert(saved, made)
+        _convert_average(saved, made)
         write_whole(whole, b"")
     while not whole.exists():
         time.sleep(0.1)
@@ -78,3 +84,62 @@ def _convert(saved: Path, made: Path) -> None:
     command += [word for name, value in told.items() for word in (f"--{name}", value)]
     command += ["--num_extract_workers", workers, "--num_merge_workers", workers]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+# ---- The moving average of the weights ------------------------------------------------------------------------------
+
+
+def _convert_average(saved: Path, made: Path) -> None:
+    """DeepSpeed converts Adam's two states only: the average goes through once more under the name of the first."""
+    swapped, other = made.parent / "average" / saved.name, made.parent / "converted"
+    for path in saved.iterdir():
+        swapped.mkdir(parents=True, exist_ok=True)
+        if not PART.fullmatch(path.name):
+            (swapped / path.name).symlink_to(path.resolve())
+        elif not _with_average(path, swapped / path.name):
+            return
+    _convert(swapped, other)
+    for path in (other / "zero").rglob("exp_avg.pt"):
+        target = average_of(made, str(path.parent.relative_to(other / "zero")))
+        target.parent.mkdir(exist_ok=True)
+        os.replace(path, target)
+
+
+def _with_average(path: Path, swapped: Path) -> bool:
+    """Write an optimizer's file with the average in the place of the first moment. False if it keeps none."""
+    whole = torch.load(path, map_location="cpu", weights_only=False)
+    inner = whole["optimizer_state_dict"]
+    states = (inner.get("optimizer_state_dict") or inner["base_optimizer_state"])["state"]
+    for state in states.values() if isinstance(states, dict) else states:
+        if ema.KEY not in state:
+            return False
+        state["exp_avg"] = state[ema.KEY]
+    torch.save(whole, swapped)
+    return True
+
+
+def average_of(made: Path, name: str) -> Path:
+    """The file of one parameter's average in a converted checkpoint: a flat tensor, or {"param": tensor}."""
+    return made / "ema" / f"{name}.pt"
+
+
+# ---- Weights alone --------------------------------------------------------------------------------------------------
+
+
+def weights_of(saved: Path) -> dict[str, Tensor]:
+    """The weights in a checkpoint by the names of the plain model, float32 where the optimizer kept them so."""
+    if is_pipeline(saved):
+        return _weights_of_layers(saved)
+    if spread_of(saved):
+        return get_fp32_state_dict_from_zero_checkpoint(str(saved.parent), saved.name)
+    file = min(saved.glob("*_model_states.pt"))
+    return torch.load(file, map_location="cpu", weights_only=False)["module"]
+
+
+def _weights_of_layers(saved: Path) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for path in sorted(saved.glob("layer_*-model_states.pt")):
+        number = int(path.name.split("-")[0].split("_")[1])
+        layer = torch.load(path, map_location="cpu", weights_only=True)
+        found |= {name_in_prior(number, name): tensor for name, tensor in layer.items()}
+    return found

@@ -1,0 +1,124 @@
+"""Which steps must not touch the weights: those whose loss or gradient is no number, and sudden spikes. Pure rules.
+
+A spike is a loss or gradient norm above mean + 6 standard deviations of the last 128 steps that counted (OLMo's rule).
+After many bad steps the run is no longer worth its electricity: it stops, or goes back (PaLM: restart from a checkpoint
+about 100 steps before the spike and skip 200 to 500 batches, after which it did not come again).
+"""
+
+import math
+from collections import Counter, deque
+from dataclasses import dataclass, field
+
+# The least spread that counts, as a share of the mean: on a plateau six standard deviations can be next to nothing.
+LEAST_SPREAD = 0.01
+
+
+@dataclass(frozen=True)
+class Rules:
+    """When a step is skipped and when skipping has gone on for too long."""
+
+    sigmas: float = 6.0  # 0: spikes are not looked for
+    window: int = 128  # steps that the mean and spread are of; before they are full nothing is a spike
+    most: int = 10  # more bad steps than this ...
+    within: int = 100  # ... in so many end the run
+
+
+@dataclass
+class Stability:
+    """What the last steps were like. The same on every rank, saved with every checkpoint."""
+
+    rules: Rules = field(default_factory=Rules)
+    losses: deque[float] = field(init=False)
+    norms: deque[float] = field(init=False)
+    bad: deque[int] = field(init=False)
+    skipped: int = 0  # steps of the whole run
+
+    def __post_init__(self) -> None:
+        self.losses, self.norms = deque(maxlen=self.rules.window), deque(maxlen=self.rules.window)
+        self.bad = deque()
+
+    def judge(self, loss: float, norm: float) -> str | None:
+        """Why a step with this loss and gradient norm (before clipping) must be skipped; None if it may be taken."""
+        if not math.isfinite(loss):
+            return f"loss is {loss}"
+        if not math.isfinite(norm) or norm < 0:  # DeepSpeed says -1 where it is infinite or not a number
+            return "the gradient is not finite"
+        for name, value, history in (("loss", loss, self.losses), ("gradient norm", norm, self.norms)):
+            limit = self.limit(history)
+            if value > limit:
+                return f"{name} {value:.4g} spiked: over {limit:.4g}, {self.rules.sigmas:g} sigma of the steps before"
+        return None
+
+    def limit(self, history: deque[float]) -> float:
+        """What a value may reach; infinity while there is too little to compare with."""
+        if not self.rules.sigmas or len(history) < self.rules.window:
+            return math.inf
+        mean = sum(history) / len(history)
+        spread = math.sqrt(sum((value - mean) ** 2 for value in history) / len(history))
+        return mean + self.rules.sigmas * max(spread, LEAST_SPREAD * abs(mean))
+
+    def note(self, step: int, loss: float, norm: float, reason: str | None) -> None:
+        """Remember step `step`, skipped for `reason` or taken."""
+        if reason is None:
+            self.losses.append(loss)
+            self.norms.append(norm)
+        else:
+            self.bad.append(step)
+            self.skipped += 1
+        while self.bad and self.bad[0] <= step - self.rules.within:
+            self.bad.popleft()
+
+    @property
+    def hopeless(self) -> bool:
+        """More bad steps of late than the rules allow."""
+        return len(self.bad) > self.rules.most
+
+    def state(self) -> dict[str, object]:
+        kept = {name: list(getattr(self, name)) for name in ("losses", "norms", "bad")}
+        return {**kept, "skipped": self.skipped}
+
+    def restore(self, state: dict) -> None:
+        """Go on from a `state`; one of another window keeps what fits. Nothing to restore: start anew."""
+        for name in ("losses", "norms", "bad"):
+            history = getattr(self, name)
+            history.clear()
+            history.extend(state.get(name, []))
+        self.skipped = state.get("skipped", 0)
+
+
+def odd_ranks(hashes: list[int], stages: int) -> list[int]:
+    """The ranks whose weights are not those of most ranks of their stage; all of a stage where there is no majority."""
+    odd, beside = [], len(hashes) // stages
+    for first in range(0, len(hashes), beside):
+        ranks = range(first, first + beside)
+        [(most, times)] = Counter(hashes[rank] for rank in ranks).most_common(1)
+        known = times * 2 > beside
+        odd += [rank for rank in ranks if not known or hashes[rank] != most]
+    return odd
+
+
+# ---- Going back -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Jump:
+    """From step `step` (0-based) on, training reads the data of `steps` steps later."""
+
+    step: int
+    steps: int
+
+
+def data_step(step: int, jumps: list[Jump]) -> int:
+    """Which step's clips are read at training step `step`: later than itself after every jump before it."""
+    return step + sum(jump.steps for jump in jumps if step >= jump.step)
+
+
+def going_back(saved: list[int], spiked: int, back: int, ahead: int) -> Jump | None:
+    """The jump that leads past a spike that began at step `spiked`: from the newest checkpoint at least `back` steps
+    before it (else the oldest), to `ahead` batches after it. None without a checkpoint before it.
+    """
+    before = [step for step in saved if step <= spiked]
+    if not before:
+        return None
+    target = max((step for step in before if step <= spiked - back), default=min(before))
+    return Jump(target, spiked - target + ahead)

@@ -1,0 +1,178 @@
+"""Bad steps do not reach the weights; too many of them end the run: the rules, and the real entry with faults."""
+
+import math
+from pathlib import Path
+
+import pytest
+import yaml
+from little_runs import codes_and_preset, command, events, finish, losses, start_ranks, train, write_ds_config
+
+from megajukebox.training.stability import Jump, Rules, Stability, data_step, going_back, odd_ranks
+
+SHORT = Rules(window=8, most=2, within=10)
+
+
+def after(values: list[float], rules: Rules = SHORT) -> Stability:
+    """The state after good steps with these losses (and norms ten times smaller)."""
+    stability = Stability(rules)
+    for step, value in enumerate(values):
+        stability.note(step, value, value / 10, None)
+    return stability
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
+def test_a_loss_that_is_no_number_is_never_learned_from(loss):
+    assert "loss" in Stability().judge(loss, 1.0)
+
+
+@pytest.mark.parametrize("norm", [math.nan, math.inf, -1.0])
+def test_a_gradient_that_is_no_number_is_never_learned_from(norm):
+    assert "gradient" in Stability().judge(1.0, norm)
+
+
+def test_a_spike_is_over_six_sigma_of_the_steps_before():
+    stability = after([4.0, 4.2] * 4)
+    assert stability.judge(4.69, 0.41) is None
+    assert "loss 4.72 spiked" in stability.judge(4.72, 0.41)
+    assert "gradient norm" in stability.judge(4.1, 0.8)
+
+
+def test_nothing_is_a_spike_before_the_window_is_full_or_where_it_is_switched_off():
+    assert after([4.0] * 7).judge(400.0, 40.0) is None
+    assert after([4.0] * 8, Rules(window=8, sigmas=0)).judge(400.0, 40.0) is None
+
+
+def test_on_a_plateau_a_small_rise_is_no_spike():
+    assert after([4.0] * 8).judge(4.2, 0.4) is None
+    assert after([4.0] * 8).judge(4.3, 0.4) is not None
+
+
+def test_skipped_steps_do_not_move_what_counts_as_usual():
+    stability = after([4.0, 4.2] * 4)
+    limit = stability.limit(stability.losses)
+    stability.note(8, 400.0, 40.0, "spiked")
+    assert stability.limit(stability.losses) == limit and stability.skipped == 1
+
+
+def test_more_bad_steps_than_allowed_within_the_window_are_hopeless():
+    stability = Stability(SHORT)
+    for step in (0, 4, 9):
+        assert not stability.hopeless
+        stability.note(step, math.nan, 1.0, "loss is nan")
+    assert stability.hopeless
+    stability.note(10, 1.0, 1.0, None)
+    assert not stability.hopeless, "the first is out of the window"
+
+
+def test_a_restored_state_judges_as_the_one_it_is_of():
+    stability = after([4.0, 4.2] * 4)
+    stability.note(8, math.nan, 1.0, "loss is nan")
+    other = Stability(SHORT)
+    other.restore(stability.state())
+    assert other == stability
+    other.restore({})
+    assert other == Stability(SHORT)
+
+
+def test_after_a_jump_training_reads_later_data_once():
+    jumps = [Jump(100, 250), Jump(300, 20)]
+    assert [data_step(step, jumps) for step in (99, 100, 101, 300)] == [99, 350, 351, 570]
+
+
+@pytest.mark.parametrize(
+    ("spiked", "expected"), [(350, Jump(200, 350)), (250, Jump(100, 350)), (150, Jump(100, 250)), (90, None)]
+)
+def test_a_run_goes_back_well_before_the_spike_and_reads_on_behind_it(spiked, expected):
+    assert going_back([100, 200, 300], spiked, back=100, ahead=200) == expected
+
+
+@pytest.mark.parametrize(
+    ("hashes", "stages", "odd"),
+    [([5, 5, 5], 1, []), ([5, 6, 5], 1, [1]), ([5, 6], 1, [0, 1]), ([5, 5, 7, 7], 2, []), ([5, 5, 5, 7, 8, 7], 2, [4])],
+)
+def test_the_rank_with_other_weights_than_most_of_its_stage_is_named(hashes, stages, odd):
+    assert odd_ranks(hashes, stages) == odd
+
+
+# ---- The real entry, with faults ------------------------------------------------------------------------------------
+
+FAULTY = Path(__file__).parent / "bad_step_train.py"
+
+
+@pytest.fixture(scope="module")
+def little(tmp_path_factory):
+    return codes_and_preset(tmp_path_factory.mktemp("little"), save_every=4, steps=8, spike_window=3)
+
+
+def faulty(little, out: Path, fault: str, *more: str, ds_config: Path, expect: int = 0) -> str:
+    """Train on two ranks with a fault; both must end with status `expect`, or be ended for the other's sake."""
+    told = command(*little, out, "--ds-config", str(ds_config), *more)
+    codes, said = finish(start_ranks([str(FAULTY), *told[1:]], 2, FAULT=fault))
+    assert codes == [expect] * 2, (codes, said[-4000:])
+    return said
+
+
+def way(folder: Path, name: str) -> Path:
+    """ZeRO-3, or a pipeline of two stages, one micro-batch a step."""
+    if name == "pipeline":
+        return write_ds_config(folder, "prior_pipeline_cpu.json", gradient_accumulation_steps=1)
+    return write_ds_config(folder, "prior_zero3_cpu.json", zero_optimization={"stage": int(name[-1])})
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", ["zero3", "pipeline", pytest.param("zero0", marks=pytest.mark.slow)])
+def test_a_bad_step_leaves_no_trace_in_the_weights_whatever_was_wrong(little, tmp_path, name):
+    """Three kinds of bad, each at step 5, each seen by one rank alone: all end as if that step had been left out."""
+    ends = []
+    for kind in ("nan_loss", "nan_gradient", "spike"):
+        faulty(little, tmp_path / kind, f"{kind} 5-5 1", ds_config=way(tmp_path, name))
+        [event] = events(tmp_path / kind, "skip_step")
+        batch = yaml.safe_load((tmp_path / kind / "run.yaml").read_text())["global_batch"]
+        assert event["step"] == 5 and event["positions"] == [4 * batch, 5 * batch]
+        assert event["ranks"] == ([1] if kind == "nan_loss" else [])
+        lost = losses(tmp_path / kind)
+        ends.append([loss.hex() for loss in lost[:4] + lost[5:]])
+        assert all(math.isfinite(loss) for loss in lost[:4] + lost[5:]) and len(lost) == 8
+    assert ends[0] == ends[1] == ends[2]
+
+
+@pytest.mark.timeout(600)
+def test_too_many_bad_steps_end_the_run_for_a_person_and_keep_its_checkpoint(little, tmp_path):
+    run, ds_config = tmp_path / "run", way(tmp_path, "zero3")
+    said = faulty(little, run, "nan_loss 6-99 0", "training.top_prior.bad_steps=1", ds_config=ds_config, expect=93)
+    assert "2 of the last 100 steps were bad, the last one: loss is nan" in said
+    assert events(run, "diverged")[-1]["step"] == 7 and [e["step"] for e in events(run, "skip_step")] == [6, 7]
+    train(*little, run, "--ds-config", str(ds_config), ranks=2)
+    assert events(run, "resume")[-1]["step"] == 4, "the last good checkpoint is as it was"
+    assert len(losses(run)) == 8
+
+
+@pytest.mark.timeout(600)
+def test_one_flipped_bit_in_one_rank_is_found_and_the_rank_named(little, tmp_path):
+    ds_config = way(tmp_path, "zero0")
+    said = faulty(
+        little, tmp_path / "run", "flip 5-5 1", "training.top_prior.check_every=2", ds_config=ds_config, expect=75
+    )
+    assert "silent corruption" in said and events(tmp_path / "run", "alert")[-1]["step"] == 6
+    assert events(tmp_path / "run", "save")[-1]["step"] == 4
+
+
+@pytest.mark.timeout(600)
+def test_a_lasting_spike_takes_the_run_back_and_past_the_data(little, tmp_path):
+    run, ds_config = tmp_path / "run", way(tmp_path, "zero3")
+    rules = ["bad_steps=1", "rewinds=1", "rewind_steps=3", "rewind_jump=2", "save_every=2"]
+    settings = [f"training.top_prior.{rule}" for rule in rules]
+    said = faulty(little, run, "spike 6-99 0", *settings, ds_config=ds_config, expect=75)
+    assert "went back, start again" in said
+    [event] = events(run, "rewind")
+    assert (event["to"], event["jump"]) == (2, 5), "the spike began at step 6: from step 2, which is 3 before, past it"
+    assert {p.name for p in (run / "checkpoints").glob("*.rewound")} == {
+        "step-00000004.rewound",
+        "step-00000006.rewound",
+    }
+    train(*little, run, "--ds-config", str(ds_config), *settings, ranks=2)
+    assert events(run, "resume")[-1]["step"] == 2 and len(losses(run)) == 8
+    straight = tmp_path / "straight"
+    train(*little, straight, "--ds-config", str(ds_config), *settings, ranks=2)
+    assert losses(run)[:2] == losses(straight)[:2]
+    assert losses(run)[2] == pytest.approx(losses(straight)[7], rel=0.2) and losses(run)[2] != losses(straight)[2]
