@@ -1,12 +1,20 @@
 """Bad steps do not reach the weights; too many of them end the run: the rules, and the real entry with faults."""
 
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from conftest import environment
+from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
 from little_runs import codes_and_preset, command, events, finish, losses, start_ranks, train, write_ds_config
 
+from megajukebox.training.engine import told_of_lowest_scale
+from megajukebox.training.parallel import TrainingDiverged
 from megajukebox.training.stability import Jump, Rules, Stability, data_step, going_back, odd_ranks
 
 SHORT = Rules(window=8, most=2, within=10)
@@ -176,3 +184,46 @@ def test_a_lasting_spike_takes_the_run_back_and_past_the_data(little, tmp_path):
     train(*little, straight, "--ds-config", str(ds_config), *settings, ranks=2)
     assert losses(run)[:2] == losses(straight)[:2]
     assert losses(run)[2] == pytest.approx(losses(straight)[7], rel=0.2) and losses(run)[2] != losses(straight)[2]
+
+
+CODEBOOKS = """
+import torch
+from little_models import vqvae_config
+from megajukebox.models.vqvae import VQVAE
+from megajukebox.training import parallel
+from megajukebox.training.batching import share_batch
+from megajukebox.training.engine import Engine
+
+parallel.start()
+torch.manual_seed(0)
+adam = {"type": "AdamW", "params": {"lr": 0.01, "torch_adam": True}}
+engine = Engine(VQVAE(vqvae_config()), share_batch({"train_micro_batch_size_per_gpu": 2, "optimizer": adam}, 1))
+audio = torch.randn(2, 128 * 16, 1)
+engine.step([{"audio": audio}], 1.0)
+before = {name: value.clone() for name, value in engine.module.state_dict().items()}
+audio[1, 7] = float("nan")
+metrics = engine.step([{"audio": audio}], 1.0)
+assert metrics["skipped"] == 1 and engine.reason, metrics
+for name, value in engine.module.state_dict().items():
+    assert torch.equal(value, before[name]), name
+audio[1, 7] = 0.5
+assert engine.step([{"audio": audio}], 1.0)["skipped"] == 0
+assert any(not torch.equal(value, before[name]) for name, value in engine.module.named_buffers())
+parallel.stop()
+"""
+
+
+def test_codebooks_that_learn_in_the_forward_pass_are_put_back():
+    told = environment() | {"PYTHONPATH": f"{Path(__file__).parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    done = subprocess.run([sys.executable, "-c", CODEBOOKS], env=told, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_the_lowest_fp16_scale_ends_the_run_and_says_what_to_do():
+    """DeepSpeed's own scaler raises a nameless exception there; half precision itself does not run on every CPU."""
+    scaler = DynamicLossScaler(1.0, 100, 1.0, 1, False, raise_error_at_min_scale=True, dtype=torch.float16)
+    wrong = pytest.raises(TrainingDiverged, match="lowest fp16 loss scale; lower the learning rate")
+    with wrong, told_of_lowest_scale():
+        scaler.update_scale(True)
+    with pytest.raises(RuntimeError, match="something else"), told_of_lowest_scale():
+        raise RuntimeError("something else")
