@@ -25,7 +25,7 @@ from rich.table import Table
 
 from megajukebox.data.files import write_whole
 from megajukebox.data.provenance import made_by
-from megajukebox.training.config import load_preset
+from megajukebox.training.config import TrainingSettings, load_preset
 from megajukebox.training.fitting import need
 from megajukebox.training.recipe import recipe
 from megajukebox.training.subject import Subject, subject
@@ -134,7 +134,7 @@ def measured(case: Case) -> int:
     warm_up(of)
     before = reset_peak()
     config = of.prior if of.kind == "prior" else load_preset("small", VQVAE).vqvae
-    engine = engine_of(config, of.build, case.ds_config, seed=0)
+    engine = engine_of(config, of.build, case.ds_config, TrainingSettings(ds_config="", steps=1))
     batches = [of.batch(case.micro) for _ in range(case.more.get("gradient_accumulation_steps", 1))]
     for _ in range(2):
         engine.step(batches, rate=1.0)

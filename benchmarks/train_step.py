@@ -33,7 +33,8 @@ from megajukebox.data.provenance import made_by
 from megajukebox.monitoring.metrics import RunLog
 from megajukebox.training import parallel
 from megajukebox.training.batching import share_batch
-from megajukebox.training.config import Preset, load_preset
+from megajukebox.training.config import Preset, TrainingSettings, load_preset
+from megajukebox.training.engine import Engine
 from megajukebox.training.engines import engine_of
 from megajukebox.training.fitting import setting
 from megajukebox.training.gpus import GPUS
@@ -70,7 +71,7 @@ def measured(preset: Preset, stage: str, ds_name: str | None, repeats: int) -> d
     as_given, place = parallel.read_ds_config(name), parallel.start()
     ds_config = share_batch(as_given, reader(place, as_given).size)
     way = recipe(ds_config, place.size)
-    engine = engine_of(of.config_model, of.build, ds_config, seed=0)
+    engine = engine_of(of.config_model, of.build, ds_config, TrainingSettings(ds_config="", steps=1))
     batches = [of.batch(way.micro) for _ in range(way.accumulation)]
     spent = timed(engine.engine)
     fresh_peak()
@@ -92,7 +93,7 @@ def measured(preset: Preset, stage: str, ds_name: str | None, repeats: int) -> d
     }  # fmt: skip
 
 
-def loop_step(engine: parallel.Engine, batches: list[dict], log: RunLog, step: int, spent: Counter) -> dict[str, float]:
+def loop_step(engine: Engine, batches: list[dict], log: RunLog, step: int, spent: Counter) -> dict[str, float]:
     """What training/loop.py does in a step that is logged, but for reading data. Seconds, all and by part."""
     spent.clear()
     synchronize(engine.device)

@@ -23,7 +23,7 @@ from megajukebox.training.subject import Subject
 told = json.loads(sys.stdin.read())
 parallel.start()
 of = Subject(*told["subject"])
-engine = engine_of(of.config_model, of.build, share_batch(told["ds_config"], 1), seed=0)
+engine = engine_of(of.config_model, of.build, share_batch(told["ds_config"], 1), TrainingSettings(ds_config="", steps=1))
 torch.manual_seed(0)
 batches = [of.batch(2)]
 losses = [engine.step(batches, 1.0)["loss"] for _ in range(told["steps"])]
