@@ -109,6 +109,8 @@ class Monkey:
         return self.cluster.ask("squeue", "-h", "-j", self.job, "-t", "R", "-o", "%i")
 
     def _part(self) -> Path:
+        """A file of the newest checkpoint."""
+        wait(lambda: candidates(self.out), 120)
         return self.dice.choice(sorted(candidates(self.out)[0].rglob("*.pt")))
 
     def _events(self, name: str) -> list[dict]:
@@ -149,10 +151,12 @@ def main(
         straight = folder / "straight"
         mpirun = ["mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-n", "2"]
         undisturbed = start([*mpirun, *alone(data, straight, *settings)])
-        report = disturbed(folder, data, settings, chosen, every, seed)
-        assert undisturbed.wait() == 0, "the undisturbed run failed"
-        report |= judged(folder / "disk/runs/top_prior", straight, report)
-        subprocess.run(["umount", "--lazy", str(folder / "disk")], check=True)
+        try:
+            report = disturbed(folder, data, settings, chosen, every, seed)
+            assert undisturbed.wait() == 0, "the undisturbed run failed"
+            report |= judged(folder / "disk/runs/top_prior", straight, report)
+        finally:
+            subprocess.run(["umount", "--lazy", str(folder / "disk")], check=False)
     text = json.dumps(report, indent=1)
     print(text)
     if out:
