@@ -14,6 +14,7 @@ from megajukebox.training import exits
 SOAK = Path(__file__).parents[1] / "benchmarks/soak.py"
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.xdist_group("faults")
 def test_killed_damaged_and_warned_by_dice_a_run_ends_as_if_nothing_had_been(tmp_path):
