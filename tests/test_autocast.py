@@ -17,13 +17,15 @@ import json, sys
 import torch
 from megajukebox.training import parallel
 from megajukebox.training.batching import share_batch
+from megajukebox.training.config import TrainingSettings
 from megajukebox.training.engines import engine_of
 from megajukebox.training.subject import Subject
 
 told = json.loads(sys.stdin.read())
 parallel.start()
 of = Subject(*told["subject"])
-engine = engine_of(of.config_model, of.build, share_batch(told["ds_config"], 1), TrainingSettings(ds_config="", steps=1))
+settings = TrainingSettings(ds_config="", steps=1)
+engine = engine_of(of.config_model, of.build, share_batch(told["ds_config"], 1), settings)
 torch.manual_seed(0)
 batches = [of.batch(2)]
 losses = [engine.step(batches, 1.0)["loss"] for _ in range(told["steps"])]
