@@ -156,12 +156,13 @@ class AcrossWindows(ParallelWindows):
     def again(self, guess: LevelJob, row: Row) -> bool:
         """One pass over a window; whether its own codes came out otherwise than they were guessed."""
         window = window_of(self.prior, guess, [row])
+        config, span = self.prior.config, row.span
+        first = config.prefix_tokens + span.new - span.start
+        window.known_BT[:, :first] = True  # another window's codes, as they are guessed by now
         begin, until = window.beginning(), window.last()
         before = window.tokens_BT[:, begin:until].clone()
         logits = self.prior.logits(window.tokens_BT, window.given)[:, begin:until]
         take(window, begin, drawn(self.packed, window, logits, begin, before))
-        config, span = self.prior.config, row.span
-        first = config.prefix_tokens + span.new - span.start
         codes = (window.tokens_BT[0, first : first + span.end - span.new] - config.shift).clamp(min=0)
         guess.codes_BT[row.song, span.new : span.end] = codes
         return bool((before[0] != window.tokens_BT[0, begin:until]).any())

@@ -87,7 +87,7 @@ class LayerCache:
 
     def step(self, qkv_BNX: Tensor, place: Place) -> Tensor:
         """What the positions of `place` gather, [B, N, A], from their projections [B, N, 3 A]."""
-        q_kv = qkv_BNX.unflatten(-1, (3, self.heads, self.size))
+        q_kv = qkv_BNX.view(*qkv_BNX.shape[:2], 3, self.heads, self.size)
         return self.attend(q_kv[:, :, 0], q_kv[:, :, 1:], place).flatten(2)
 
 

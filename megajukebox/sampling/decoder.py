@@ -27,16 +27,18 @@ class PackedBlock:
         self.project: Linear = packed(attention.query if reads_lyrics else attention.project, int8)
         self.merge, self.widen, self.narrow = (packed(x, int8) for x in (attention.merge, mlp.widen, mlp.narrow))
         norms = (block.norm_attention, block.norm_mlp)
-        self.norms = [(norm, norm.weight.detach().float(), norm.bias.detach().float()) for norm in norms]
+        self.norms = [(n.normalized_shape, n.weight.detach().float(), n.bias.detach().float(), n.eps) for n in norms]
         self.scale = block.scale
 
     def norm(self, which: int, x_MW: Tensor) -> Tensor:
-        norm, weight, bias = self.norms[which]
-        return torch.layer_norm(x_MW.float(), norm.normalized_shape, weight, bias, norm.eps).to(x_MW.dtype)
+        shape, weight, bias, eps = self.norms[which]
+        if x_MW.dtype == torch.float32:  # the conversions cost as much as the norm, even where they do nothing
+            return torch.layer_norm(x_MW, shape, weight, bias, eps)
+        return torch.layer_norm(x_MW.float(), shape, weight, bias, eps).to(x_MW.dtype)
 
     def __call__(self, h_MW: Tensor, cache: LayerCache, place: Place) -> Tensor:
-        qkv_BNX = self.project(self.norm(0, h_MW)).unflatten(0, (-1, place.size))
-        a_MW = self.merge(cache.step(qkv_BNX, place).flatten(0, 1))
+        qkv_MX = self.project(self.norm(0, h_MW))
+        a_MW = self.merge(cache.step(qkv_MX.view(-1, place.size, qkv_MX.shape[1]), place).flatten(0, 1))
         wide = F.silu(self.widen(self.norm(1, h_MW + a_MW)).mul_(1.702)).div_(1.702)
         change = a_MW.add_(self.narrow(wide))
         return h_MW + (change if self.scale == 1.0 else change.mul_(self.scale))

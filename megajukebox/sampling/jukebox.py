@@ -41,6 +41,7 @@ __all__ = ["RUNS", "Engine", "Jukebox", "LevelRun", "Request", "Song"]
 
 RUNS = {"top": "top_prior", "middle": "middle_upsampler", "bottom": "bottom_upsampler"}
 OnProgress = Callable[[str, int], None]  # level, codes sampled since the last call
+WIDE = 512  # from this width on a step is so much reading of weights that an int8 copy is worth its guesses
 SAVE_EVERY = 10.0  # seconds between two savings of unfinished songs
 
 
@@ -56,13 +57,15 @@ class Engine:
     way: str = "auto"  # or one of autoregressive.WAYS, for every level
     int8: bool = False  # weights rounded to 8 bits: quicker, not exact
 
-    def way_of(self, level: str, songs: int, device: torch.device) -> str:
-        """The way measured to be the quickest for so many songs (LOG.md, 2026-11-25)."""
+    def way_of(self, level: str, songs: int, prior: Prior) -> str:
+        """The way measured to be the quickest for so many songs and a prior of that size (LOG.md, 2026-11-25)."""
         if self.way != "auto":
             return self.way
         if not self.exact and level != "top":
             return "windows"
-        return "ahead" if songs == 1 and device.type == "cpu" and not self.int8 else "sequential"
+        if songs > 1 or self.int8 or prior.head.weight.device.type != "cpu":
+            return "sequential"
+        return "ahead" if level == "top" and prior.config.transformer.width >= WIDE else "fixed_point"
 
     def facts(self) -> dict[str, Any]:
         """What decides about the codes: two engines of the same facts make the same songs."""
@@ -166,7 +169,7 @@ class Jukebox:
         started, samples = time.perf_counter(), self._song_samples(songs[0].request)
         job = self.job(level, run, songs)
         before = int(job.known_BT.sum())
-        way = self.engine.way_of(level, len(songs), self.device)
+        way = self.engine.way_of(level, len(songs), prior)
         sampler: LevelSampler | None = None
         if before < job.known_BT.numel():
             make = self.samplers.get(level) or (lambda prior: sampler_of(prior, way, int8=self.engine.int8))

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 Linear = Callable[[Tensor], Tensor]  # [N, I] -> [N, O]
 PRECISIONS = ("float32", "bfloat16", "float16", "int8")
+SMALL = 1 << 16  # weights that stay in a cache of the core from one step to the next: any product will do
 MOST_ROWS = 512  # beyond, the plain matrix product is as fast, and nothing is gained by packing
 
 
@@ -37,13 +38,20 @@ def packed(layer: nn.Linear, int8: bool = False) -> Linear:
 
 def _float32_on_cpu(layer: nn.Linear, bias: Tensor | None) -> Linear:
     columns_IO = turned(layer)
-    several = _reordered(layer.weight.detach(), bias)
-    everything = torch.arange(len(columns_IO))[None]
+    weight = layer.weight.detach()
+    if columns_IO.numel() <= SMALL:
+        return lambda x_NI: F.linear(x_NI, weight, bias)
+    several, everything, first = (
+        _reordered(weight, bias),
+        torch.arange(len(columns_IO)),
+        torch.zeros(1, dtype=torch.long),
+    )
 
     def apply(x_NI: Tensor) -> Tensor:
-        if len(x_NI) > 1:
+        if x_NI.shape[0] > 1:
             return several(x_NI)
-        y = F.embedding_bag(everything, columns_IO, mode="sum", per_sample_weights=x_NI)
+        # F.embedding_bag without its checks, which take longer than the sum: mode 0 is "sum".
+        y = torch.embedding_bag(columns_IO, everything, first, False, 0, False, x_NI[0])[0]
         return y if bias is None else y.add_(bias)
 
     return apply
