@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
@@ -27,7 +28,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "faults.json"
 
 
 def main(names: list[str]) -> None:
-    about = json.loads(RESULTS.read_text()) if RESULTS.exists() and names else facts() | {"seconds": {}}
+    about: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() and names else facts() | {"seconds": {}}
     results = about["seconds"]
     with tempfile.TemporaryDirectory() as folder:
         songs = Path(folder) / "songs"

@@ -99,6 +99,7 @@ class TrainingSettings(Settings):
     save_every: int = Field(100, gt=0)
     keep: int = Field(3, gt=0, description="checkpoints kept: the last ones")
     keep_every: int = Field(0, ge=0, description="checkpoints of steps that are multiples of it stay for good; 0: none")
+    peak_tflops: float | None = Field(None, gt=0, description="of one device, for `mfu`; GPUs in gpus.py are known")
     hang_seconds: float = Field(
         300,
         gt=0,

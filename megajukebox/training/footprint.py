@@ -121,6 +121,16 @@ def training_pass(build: Callable[[], nn.Module], batch: Callable[[int], dict], 
     return Pass(activations, ledger.peak, flops)
 
 
+def forward_flops(build: Callable[[], nn.Module], batch: Callable[[], dict]) -> int:
+    """Of every product and convolution of the model's forward pass over a batch; nothing is allocated."""
+    with torch.device("meta"):
+        model, samples = build().train(), batch()
+        prepare(model, recompute=False)
+        with Ledger([]) as ledger:
+            model(samples)
+    return ledger.flops
+
+
 def prepare(model: nn.Module, recompute: bool) -> None:
     """Take out what the meta device cannot do (codebooks learn by counting), and recompute activations if asked."""
     for module in model.modules():

@@ -1,5 +1,6 @@
 """What a plan assumes of the machines: memory, peaks, networks, and the share of the peak that training reaches."""
 
+import re
 from typing import NamedTuple
 
 GIB = 2**30
@@ -33,6 +34,14 @@ GPUS = {
         GPU("h200-141gb", 139.8, HOPPER, 4.8, 400.0),
     )
 }
+# What a driver calls cards that stand in a PCIe slot, whose clocks are lower than those of the boards above.
+SLOTS = {
+    r"V100-PCI": {"float32": 14.0, "float16": 112.0},
+    r"V100S-PCI": {"float32": 16.4, "float16": 130.0},
+    r"H100 PCIe": {"float32": 51.0, "float16": 756.0, "bfloat16": 756.0},
+    r"H[12]00 NVL": {"float32": 60.0, "float16": 835.0, "bfloat16": 835.0},
+}
+BOARDS = {r"\bV100\b": V100, r"\bA100\b": A100, r"\bG?H[12]00\b": HOPPER}
 # What CUDA, NCCL and the gaps between tensors take beside what we count. Not measured here: a margin.
 OUTSIDE_GIB, FRAGMENTATION = 1.5, 0.04
 
@@ -49,6 +58,12 @@ def gpu_named(name: str) -> GPU:
     if name not in GPUS:
         raise ValueError(f"gpu {name!r} is unknown; choose one of {', '.join(GPUS)}")
     return GPUS[name]
+
+
+def peaks_of(name: str) -> dict[str, float]:
+    """TFLOP/s by precision of the card that its driver calls `name`; {} for one that is not in our tables."""
+    found = (peaks for pattern, peaks in (SLOTS | BOARDS).items() if re.search(pattern, name))
+    return next(found, {})
 
 
 def share_of_peak(gpu: GPU, stage: str, precision: str) -> tuple[float, str]:

@@ -116,6 +116,7 @@ def train_one_step(
         }
         split = {"step_seconds": seconds, "data_seconds": waited} | ({"forward_seconds": alone} if alone else {})
         speed = split | {task.speed_name: task.units_per_step / seconds}
+        speed |= {"mfu": run.at_peak / seconds} if run.at_peak else {}
         run.log.metrics(step + 1, "train", metrics | heard | speed | run.pulse.account())
     return metrics["loss"]
 

@@ -30,6 +30,7 @@ class Run:
     end: Ending
     log: RunLog
     stop_after: int | None = None
+    at_peak: float | None = None  # seconds that a step would take at the devices' peak; None where that is not known
     generation: Generation = field(init=False)
     orders: Orders = field(init=False)
     pulse: Pulse = field(init=False)

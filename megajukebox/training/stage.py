@@ -15,8 +15,10 @@ from megajukebox.training.engines import engine_of
 from megajukebox.training.exits import Ending, within
 from megajukebox.training.loop import train
 from megajukebox.training.pipeline import reader
+from megajukebox.training.recipe import precision
 from megajukebox.training.run import Run
 from megajukebox.training.tasks import Reading, Task
+from megajukebox.training.utilisation import peak, seconds_at_peak, step_flops
 
 
 def run_task(
@@ -35,11 +37,20 @@ def run_task(
     task = make(Reading(reads, total, micro, on_bad=log.skip))
     if place.rank == 0:
         write_run_folder(out, preset, stage, task, {"ds_config": as_given, "global_batch": total})
-    run = Run(out, settings, place, end, log, stop_after)
+    run = Run(out, settings, place, end, log, stop_after, at_peak(task, ds_config, place.size))
     try:
         return train(run, task, engine_of(task.config, task.build, ds_config, settings, weights))
     finally:
         run.pulse.stop()  # this process may train another: a pulse left behind would take it for a hung run
+
+
+def at_peak(task: Task, ds_config: dict, devices: int) -> float | None:
+    """Seconds that a step would take at the devices' peak. None where it is not known, or parts are frozen."""
+    most = peak(precision(ds_config), task.settings.peak_tflops)
+    if most is None or task.settings.freeze:
+        return None
+    flops = task.reading.global_batch * step_flops(task.config, task.settings.clip or 0)
+    return seconds_at_peak(flops, devices, most)
 
 
 def record_of(out: Path) -> dict:
