@@ -18,7 +18,8 @@ def code(language: str) -> str:
 
 
 def commands() -> list[list[str]]:
-    return [shlex.split(line, comments=True) for line in code("sh").splitlines() if line.strip()]
+    lines = code("sh").replace("\\\n", " ").splitlines()
+    return [shlex.split(line, comments=True) for line in lines if line.strip()]
 
 
 def entry_of(words: list[str]) -> str | None:

@@ -95,3 +95,12 @@ def test_a_full_disk_costs_lines_and_not_the_run(tmp_path: Path, capsys: pytest.
     (event,) = read_lines(tmp_path / "events.jsonl")
     assert event["event"] == "alert" and event["reason"].startswith("2 lines of metrics and events")
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_run_s_folder_is_closed_to_others_and_one_that_was_there_stays_as_it_is(tmp_path: Path) -> None:
+    RunLog(tmp_path / "runs" / "run", writes=True)
+    assert (tmp_path / "runs" / "run").stat().st_mode & 0o777 & ~0o750 == 0
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared").chmod(0o777)
+    RunLog(tmp_path / "shared", writes=True)
+    assert (tmp_path / "shared").stat().st_mode & 0o777 == 0o777

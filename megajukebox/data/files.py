@@ -46,6 +46,11 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def make_run_folder(run: Path) -> None:
+    """For its owner and group alone: settings, lyrics and file names of a run are nobody else's business."""
+    run.mkdir(mode=0o750, parents=True, exist_ok=True)
+
+
 class Window(io.RawIOBase):
     """The bytes [offset, offset + size) of something larger, as a file of their own. `fill` fetches them.
 

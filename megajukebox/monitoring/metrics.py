@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from megajukebox.data.files import write_whole
+from megajukebox.data.files import make_run_folder, write_whole
 from megajukebox.data.redaction import redacted
 from megajukebox.monitoring.productive import Productive
 
@@ -21,7 +21,7 @@ class RunLog:
         self.run, self.writes, self.rank, self.clock = run, writes, rank, clock
         self.lost = 0
         if writes:
-            run.mkdir(parents=True, exist_ok=True)
+            make_run_folder(run)
             for name in ("metrics.jsonl", "events.jsonl"):
                 if (run / name).exists():
                     _end_last_line(run / name)
@@ -46,7 +46,7 @@ class RunLog:
         """An event that any rank may tell: each line is one write to the file's end, so that none mix."""
         place = {} if step is None else {"step": step}
         record = {"time": self.clock(), "event": event, **place, "rank": self.rank, **redacted(reason)}
-        self.run.mkdir(parents=True, exist_ok=True)
+        make_run_folder(self.run)
         events = os.open(self.run / "events.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         try:
             os.write(events, (json.dumps(record) + "\n").encode())

@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from megajukebox.data.files import write_whole
+from megajukebox.data.files import make_run_folder, write_whole
 from megajukebox.training.exits import Leave, read_record
 from megajukebox.training.launch import host
 
@@ -29,7 +29,7 @@ class Generation:
     @classmethod
     def take(cls, run: Path) -> "Generation":
         """Make this start the newest one of `run`. By rank 0; what earlier starts told of their ranks goes."""
-        run.mkdir(parents=True, exist_ok=True)
+        make_run_folder(run)
         taken = cls(run, read_record(run / FILE).get("number", 0) + 1, secrets.token_hex(8))
         told = {"number": taken.number, "token": taken.token, "host": host(), "pid": os.getpid()}
         told |= {"time": time.time(), "job": os.environ.get("SLURM_JOB_ID")}

@@ -6,7 +6,7 @@ from pathlib import Path
 import yaml
 from torch import Tensor
 
-from megajukebox.data.files import write_whole
+from megajukebox.data.files import make_run_folder, write_whole
 from megajukebox.monitoring.metrics import RunLog
 from megajukebox.training import parallel
 from megajukebox.training.batching import batch_of_run, share_batch
@@ -61,7 +61,7 @@ def record_of(out: Path) -> dict:
 
 def write_run_folder(out: Path, preset: Preset, stage: str, task: Task, batch: dict) -> None:
     """run.yaml and what the stages after this one read. Raises ValueError if the folder holds another run."""
-    out.mkdir(parents=True, exist_ok=True)
+    make_run_folder(out)
     record = {
         "stage": stage,
         "preset": dump(preset),
