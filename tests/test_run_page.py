@@ -6,9 +6,12 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 from browser import Browser, binary, chromium
+from explorer_samples import add_sample
 from pretend_runs import PretendRun
 
+from megajukebox.explore import main as explore
 from megajukebox.explorer.building import write_runs, write_static
 from megajukebox.explorer.run_records import settings, step_samples
 
@@ -63,6 +66,22 @@ def test_samples_along_training_are_there_newest_first(run: PretendRun, tmp_path
     text = page(tmp_path)
     assert text.index("step 200") < text.index("step 100") and "notes" not in text
     assert "../../runs/run/samples/step-00000200/top.wav" in text
+
+
+def test_what_a_prior_lets_hear_along_its_training_is_listed_by_step(run: PretendRun, tmp_path: Path) -> None:
+    """The folders as `megajukebox listen` leaves them: recordings by level, their records, its log."""
+    for step in (450, 900):
+        folder = run.folder / "samples" / f"step-{step:08d}"
+        folder.mkdir(parents=True)
+        for number in (0, 1):
+            add_sample(folder, f"sample-{number}", levels=("top", "bottom"), lyrics="la la")
+        (folder / "listen.log").write_text("sample-0.json")
+    found = [(sample.step, sample.path.name) for sample in step_samples(run.folder)]
+    names = ["sample-0.top.wav", "sample-0.wav", "sample-1.top.wav", "sample-1.wav"]
+    assert found == [(step, name) for step in (900, 450) for name in names]
+    explore([tmp_path / "runs"], out=tmp_path / "site")  # also takes a run's samples as a folder of samples
+    text = (tmp_path / "site" / "run" / "run.html").read_text()
+    assert all(f"samples/step-{step:08d}/{name}" in text for step, name in found) and "listen.log" not in text
 
 
 def test_no_file_outside_the_run_is_ever_linked_or_copied(run: PretendRun, tmp_path: Path) -> None:
@@ -128,6 +147,26 @@ def test_hostile_names_reasons_and_settings_are_shown_and_never_run(browser: Bro
         assert not browser.run("!!document.querySelector('img')") and "onerror=" in browser.run(
             "document.body.innerText"
         )
+
+
+def test_hostile_lyrics_are_shown_as_they_are_and_never_run(browser: Browser, tmp_path: Path) -> None:
+    """Lyrics come near a run's page by what it was told, by an event that quotes them, and by what it lets hear."""
+    run = PretendRun(tmp_path / "runs" / "run").start().train(20)
+    run.log.note("skip", shard="songs-000000.tar", key="song", reason=f"lyrics {HOSTILE} are longer than the song")
+    with (run.folder / "run.yaml").open("a") as file:
+        file.write(yaml.safe_dump({"lyrics": HOSTILE}))
+    folder = run.folder / "samples" / "step-00000020"
+    folder.mkdir(parents=True)
+    add_sample(folder, "sample-0", lyrics=HOSTILE, artist=HOSTILE)
+    (folder / "sample-0.txt").write_text(HOSTILE)
+    explore([tmp_path / "runs"], out=tmp_path / "site")
+    for path in (tmp_path / "site").rglob("*.html"):
+        browser.open(path.as_uri())
+        assert browser.run("typeof owned") == "undefined", path
+        assert not browser.run("!!document.querySelector('img[src=x]')"), path
+    browser.open((tmp_path / "site" / "run" / "run.html").as_uri())
+    browser.run("document.querySelectorAll('details').forEach(d => d.open = true); true")
+    assert browser.run("document.body.innerText").count("window.owned=1") >= 2, "the event's, and the settings'"
 
 
 def test_scores_of_checkpoints_are_drawn_over_steps_and_the_newest_told_in_full(
