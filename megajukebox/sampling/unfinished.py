@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from megajukebox.data.files import write_whole
 from megajukebox.sampling.sources import Known
@@ -93,10 +94,10 @@ class Unfinished:
 
 
 def _runs(pid: int) -> bool:
+    """Whether a process of this machine is at work; one that died may still be listed until its parent looks."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
         return False
-    except PermissionError:
+    except psutil.AccessDenied:
         return True
-    return True
