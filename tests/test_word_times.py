@@ -199,7 +199,7 @@ def test_sampled_words_get_times_that_the_page_shows(runs: Path, tmp_path: Path)
     kept = record["alignment"]
     assert kept["head"] == 1 and kept["score"] == 1.5 and [w["text"] for w in kept["words"]] == text.split()
     assert all(0 <= w["confidence"] <= 1 and abs(w["t0"] - s.t0) < 0.006 for w, s in zip(kept["words"], words))
-    samples, problems = read_samples(tmp_path)
+    samples, problems = read_samples([tmp_path])
     assert not problems and [p.text for line in samples[0].lyrics for p in line if p.start is not None] == text.split()
 
 
