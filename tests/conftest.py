@@ -16,9 +16,14 @@ PRESET = Path(__file__).parent / "data" / "mini.yaml"
 
 
 def environment() -> dict[str, str]:
-    """Of a process that trains or samples: this environment's programs, one thread."""
+    """Of a process that trains or samples: this environment's programs, one thread.
+
+    A test that trains within the tests' own process leaves its place in the world there: no other process is to have it.
+    """
+    place = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONWARNINGS": "ignore"}
+    inherited = {name: value for name, value in os.environ.items() if name not in place}
+    return {**inherited, "PATH": path, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONWARNINGS": "ignore"}
 
 
 def demo(out: Path) -> list[str]:

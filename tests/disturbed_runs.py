@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -38,8 +39,10 @@ def alone(data: Path, out: Path, *settings: str) -> list[str]:
 
 def by_deepspeed(data: Path, out: Path, *settings: str, ranks: int = 2) -> list[str]:
     entry = [str(ROOT / "megajukebox/train.py"), *training(data, out, *settings)[1:]]
-    port = 20000 + (os.getpid() * 7 + time.monotonic_ns() // 1000) % 30000
-    return ["deepspeed", "--log_level", "warning", "--num_gpus", str(ranks), "--master_port", str(port), *entry]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    return ["deepspeed", "--log_level", "warning", "--num_gpus", str(ranks), "--master_port", port, *entry]
 
 
 def start(command: list[str], env: dict[str, str] | None = None) -> subprocess.Popen:

@@ -4,6 +4,7 @@
     CPU, float32         `embedding_bag`: a weighted sum of      oneDNN on reordered weights
                          the rows of W^T, read once, in order
     CPU, bfloat16        oneDNN on reordered weights             the same
+    CPU, float16         the plain matrix product                the same
     CPU, int8            FBGEMM, inputs quantised on the fly     the same
     elsewhere            cuBLAS                                  the same
 
@@ -59,7 +60,7 @@ def _float32_on_cpu(layer: nn.Linear, bias: Tensor | None) -> Linear:
 
 def turned(layer: nn.Linear) -> Tensor:
     """W^T [I, O] in one piece. The layer goes on with a view of it, so the weights are in memory once."""
-    with torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad():  # a tensor of inference mode could never be trained again
         columns_IO = layer.weight.t().contiguous()
         if not isinstance(layer, nn.Linear) or layer.weight.t().is_contiguous():
             return columns_IO
@@ -83,7 +84,8 @@ class _Reordered:
 
 
 def _reordered(weight: Tensor, bias: Tensor | None) -> Linear:
-    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    known = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    if not known or weight.dtype == torch.float16:  # which oneDNN reorders on the newest CPUs alone
         return lambda x_NI: F.linear(x_NI, weight, bias)
     return _Reordered(weight, bias)
 
