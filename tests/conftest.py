@@ -18,7 +18,7 @@ PRESET = Path(__file__).parent / "data" / "mini.yaml"
 def environment() -> dict[str, str]:
     """Of a process that trains or samples: this environment's programs, one thread.
 
-    A test that trains within the tests' own process leaves its place in the world there: no other process is to have it.
+    A test that trains within the tests' own process leaves its place in the world there; no other is to have it.
     """
     place = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
