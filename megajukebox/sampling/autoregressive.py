@@ -143,9 +143,10 @@ class AcrossWindows(ParallelWindows):
         order = spans(job.total, config.window, hop_of(config, job.hop_fraction))
         for song in range(len(job.told)):
             left = [Row(song, span) for span in order if not bool(job.known_BT[song, span.new : span.end].all())]
+            tokens: dict[int, Tensor] = {}
             while left:
                 self.rounds += 1
-                final, changed = 0, [self.again(guess, row) for row in left[: self.most_rows]]
+                final, changed = 0, [self.again(guess, row, tokens) for row in left[: self.most_rows]]
                 while final < len(changed) and not changed[final]:
                     final += 1
                 for row in left[:final]:
@@ -153,19 +154,25 @@ class AcrossWindows(ParallelWindows):
                     progress(job.write(song, row.span.new, guess.codes_BT[song, own]))
                 left = left[final:]
 
-    def again(self, guess: LevelJob, row: Row) -> bool:
-        """One pass over a window; whether its own codes came out otherwise than they were guessed."""
+    def again(self, guess: LevelJob, row: Row, tokens: dict[int, Tensor]) -> bool:
+        """One pass over a window; whether its own tokens came out otherwise than they were guessed.
+
+        `tokens` keeps them from pass to pass by the window's first new code: of a model of one sequence they may be
+        lyrics, which its own window goes on reading and everybody else reads as code 0.
+        """
         window = window_of(self.prior, guess, [row])
         config, span = self.prior.config, row.span
         first = config.prefix_tokens + span.new - span.start
         window.known_BT[:, :first] = True  # another window's codes, as they are guessed by now
         begin, until = window.beginning(), window.last()
-        before = window.tokens_BT[:, begin:until].clone()
+        before = tokens.get(span.new, window.tokens_BT[:, begin:until].clone())
+        window.tokens_BT[:, begin:until] = before
         logits = self.prior.logits(window.tokens_BT, window.given)[:, begin:until]
         take(window, begin, drawn(self.packed, window, logits, begin, before))
         codes = (window.tokens_BT[0, first : first + span.end - span.new] - config.shift).clamp(min=0)
         guess.codes_BT[row.song, span.new : span.end] = codes
-        return bool((before[0] != window.tokens_BT[0, begin:until]).any())
+        tokens[span.new] = window.tokens_BT[:, begin:until].clone()
+        return bool((before != tokens[span.new]).any())
 
 
 def sampler_of(prior: Prior, way: str, **settings) -> LevelSampler:
