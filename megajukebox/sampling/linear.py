@@ -60,7 +60,8 @@ def _float32_on_cpu(layer: nn.Linear, bias: Tensor | None) -> Linear:
 
 def turned(layer: nn.Linear) -> Tensor:
     """W^T [I, O] in one piece. The layer goes on with a view of it, so the weights are in memory once."""
-    with torch.inference_mode(False), torch.no_grad():  # a tensor of inference mode could never be trained again
+    # As the layer's weights are: those that could be trained still can be after songs were sampled in inference mode.
+    with torch.inference_mode(layer.weight.is_inference()), torch.no_grad():
         columns_IO = layer.weight.t().contiguous()
         if not isinstance(layer, nn.Linear) or layer.weight.t().is_contiguous():
             return columns_IO
