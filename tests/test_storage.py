@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from megajukebox.training.parallel import ALLOWED
+from megajukebox.training.engine import ALLOWED
 from megajukebox.training.storage import Storage
 
 STATE = {"weights": torch.arange(1000.0), "step": 7, "names": ["a", "b"]}
