@@ -22,10 +22,10 @@ import torch
 
 from megajukebox.data.provenance import made_by
 from megajukebox.monitoring.metrics import RunLog
-from megajukebox.training import parallel
-from megajukebox.training.exits import Ending
-from megajukebox.training.pulse import BEAT, Limits, Pulse
-from megajukebox.training.stopwatch import Stopwatch
+from megajukebox.training.engines import parallel
+from megajukebox.training.survival.exits import Ending
+from megajukebox.training.survival.pulse import BEAT, Limits, Pulse
+from megajukebox.training.survival.stopwatch import Stopwatch
 
 RESULTS = Path(__file__).parent / "results" / "metrics_overhead.json"
 STEPS = {"100 ms": 0.1, "1 s": 1.0}

@@ -26,8 +26,8 @@ from rich.table import Table
 from megajukebox.data.files import write_whole
 from megajukebox.data.provenance import made_by
 from megajukebox.training.config import TrainingSettings, load_preset
-from megajukebox.training.fitting import need
-from megajukebox.training.recipe import recipe
+from megajukebox.training.plans.fitting import need
+from megajukebox.training.plans.recipe import recipe
 from megajukebox.training.subject import Subject, subject
 
 RESULT = Path(__file__).parent / "results" / "plan_memory.json"
@@ -127,8 +127,8 @@ def launched(name: str, ranks: int) -> list[int]:
 
 def measured(case: Case) -> int:
     """Train two steps in this process; returns by how many bytes its memory rose at the most."""
-    from megajukebox.training import parallel
-    from megajukebox.training.engines import engine_of
+    from megajukebox.training.engines import parallel
+    from megajukebox.training.engines.choosing import engine_of
 
     of, place = case.subject, parallel.start()
     warm_up(of)

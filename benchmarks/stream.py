@@ -30,14 +30,14 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from little_sets import MADE_BY, npy
 
 from megajukebox.data.audio import OffsetReader, encode_flac
-from megajukebox.data.clips import SongClips
-from megajukebox.data.indexing import write_index
-from megajukebox.data.loading import ReadAhead
-from megajukebox.data.order import Order
-from megajukebox.data.shard_index import MEMBERS, row_type
-from megajukebox.data.shards import Sample, ShardSet, write_shard
-from megajukebox.data.stream import Batches
-from megajukebox.data.windows import CodeWindows
+from megajukebox.data.shards.index import MEMBERS, row_type
+from megajukebox.data.shards.indexing import write_index
+from megajukebox.data.shards.sets import Sample, ShardSet, write_shard
+from megajukebox.data.stream.clips import SongClips
+from megajukebox.data.stream.loading import ReadAhead
+from megajukebox.data.stream.order import Order
+from megajukebox.data.stream.stream import Batches
+from megajukebox.data.stream.windows import CodeWindows
 
 RESULT = Path(__file__).parent / "results" / "stream.json"
 RATE = 44_100

@@ -24,13 +24,13 @@ from student_table import plot, show
 from torch import Tensor
 
 from megajukebox.data.audio import downmix, read_slice
-from megajukebox.data.clips import split
 from megajukebox.data.files import write_whole
 from megajukebox.data.listening import learn, rhythm, timbre
 from megajukebox.data.provenance import made_by
-from megajukebox.data.shards import ShardSet
-from megajukebox.data.stream import held_out_batches
-from megajukebox.data.taught import TaughtWindows
+from megajukebox.data.shards.sets import ShardSet
+from megajukebox.data.stream.clips import split
+from megajukebox.data.stream.stream import held_out_batches
+from megajukebox.data.stream.taught import TaughtWindows
 from megajukebox.data.weights import load_into
 from megajukebox.models.grid import GridOrder
 from megajukebox.models.long_audio import decode_long

@@ -20,11 +20,11 @@ import typer
 
 from megajukebox import train
 from megajukebox.data.provenance import made_by
-from megajukebox.data.remote import DEFAULT_CACHE, Remote
+from megajukebox.data.shards.remote import DEFAULT_CACHE, Remote
 from megajukebox.training import loop
 from megajukebox.training import stage as stage_module
 from megajukebox.training.config import load_preset
-from megajukebox.training.exits import Ending
+from megajukebox.training.survival.exits import Ending
 
 RESULTS = Path(__file__).parent / "results" / "train_overhead.json"
 FIRST = 5  # steps that are not counted: caches fill

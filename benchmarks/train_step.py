@@ -28,18 +28,18 @@ from rich.console import Console
 from rich.table import Table
 
 from megajukebox.data.files import write_whole
-from megajukebox.data.order import philox
 from megajukebox.data.provenance import made_by
+from megajukebox.data.stream.order import philox
 from megajukebox.monitoring.metrics import RunLog
-from megajukebox.training import parallel
 from megajukebox.training.batching import share_batch
 from megajukebox.training.config import Preset, TrainingSettings, load_preset
-from megajukebox.training.engine import Engine
-from megajukebox.training.engines import engine_of
-from megajukebox.training.fitting import setting
-from megajukebox.training.gpus import GPUS
-from megajukebox.training.pipeline import reader
-from megajukebox.training.recipe import recipe
+from megajukebox.training.engines import parallel
+from megajukebox.training.engines.choosing import engine_of
+from megajukebox.training.engines.engine import Engine
+from megajukebox.training.engines.pipeline import reader
+from megajukebox.training.plans.fitting import setting
+from megajukebox.training.plans.gpus import GPUS
+from megajukebox.training.plans.recipe import recipe
 from megajukebox.training.subject import footprint, subject, weights_of
 
 RESULT = Path(__file__).parent / "results" / "train_step.json"

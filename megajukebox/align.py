@@ -18,8 +18,8 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from megajukebox.data.clips import split
-from megajukebox.data.shards import ShardSet
+from megajukebox.data.shards.sets import ShardSet
+from megajukebox.data.stream.clips import split
 from megajukebox.data.weights import read_facts
 from megajukebox.sampling.alignment import Head
 from megajukebox.sampling.choosing import FILE, Choice, KnownSong, choose, write_choice

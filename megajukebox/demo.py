@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from megajukebox.data.files import write_whole
-from megajukebox.data.shards import ShardSet
+from megajukebox.data.shards.sets import ShardSet
 from megajukebox.monitoring.metrics import read_lines
 
 PACKAGE = Path(__file__).parent

@@ -9,7 +9,7 @@
 First the teacher samples windows into <out>/windows (ordinary shards); then a student learns each order of a curriculum
 from them, from most steps per window to fewest, each in a run folder of its own (<out>/order-0-1, ...) and each usable;
 it ends where a student is further from the teacher than the gate allows. <out>/student.json is the table. Killed? Run
-the same command again. Exit codes are those of train (training/exits.py). docs/student.md tells how and why.
+the same command again. Exit codes are those of train (training/survival/exits.py). docs/student.md tells how and why.
 """
 
 from dataclasses import asdict
@@ -21,12 +21,12 @@ import torch
 import typer
 
 from megajukebox.data.files import write_whole
-from megajukebox.data.indexing import write_index
 from megajukebox.data.provenance import made_by
-from megajukebox.data.remote import DEFAULT_CACHE, Remote
-from megajukebox.data.shards import ShardSet
-from megajukebox.data.stream import Source, held_out_batches
-from megajukebox.data.taught import TaughtWindows
+from megajukebox.data.shards.indexing import write_index
+from megajukebox.data.shards.remote import DEFAULT_CACHE, Remote
+from megajukebox.data.shards.sets import ShardSet
+from megajukebox.data.stream.stream import Source, held_out_batches
+from megajukebox.data.stream.taught import TaughtWindows
 from megajukebox.data.weights import load_into, read_facts
 from megajukebox.models.grid import GridOrder
 from megajukebox.models.prior import Prior
@@ -35,7 +35,6 @@ from megajukebox.monitoring.metrics import read_lines
 from megajukebox.sampling.judging import Judge
 from megajukebox.sampling.likelihood import Manner
 from megajukebox.sampling.teaching import Lesson, shard_name, write_lesson_shard
-from megajukebox.training import parallel
 from megajukebox.training.config import Preset, TrainingSettings, load_preset
 from megajukebox.training.distillation import (
     GATES,
@@ -48,8 +47,9 @@ from megajukebox.training.distillation import (
     verdict,
     write_table,
 )
-from megajukebox.training.exits import Ending, ending
+from megajukebox.training.engines import parallel
 from megajukebox.training.stage import run_task
+from megajukebox.training.survival.exits import Ending, ending
 from megajukebox.training.tasks import Reading, Task
 
 JUDGED = 128  # held-out windows of the teacher, and as many of songs, that students are judged on

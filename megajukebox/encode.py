@@ -22,10 +22,10 @@ from rich.progress import track
 
 from megajukebox.data.audio import downmix, read_slice
 from megajukebox.data.files import write_whole
-from megajukebox.data.indexing import write_index
 from megajukebox.data.provenance import made_by
-from megajukebox.data.remote import DEFAULT_CACHE, Remote, StopRun
-from megajukebox.data.shards import Sample, ShardSet, finished_shard, write_shard
+from megajukebox.data.shards.indexing import write_index
+from megajukebox.data.shards.remote import DEFAULT_CACHE, Remote, StopRun
+from megajukebox.data.shards.sets import Sample, ShardSet, finished_shard, write_shard
 from megajukebox.data.weights import load_into, read_facts
 from megajukebox.models.long_audio import encode_long
 from megajukebox.models.vqvae import VQVAE, VQVAEConfig

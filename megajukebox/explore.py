@@ -22,7 +22,7 @@ from typing import Annotated, Any
 
 import typer
 
-from megajukebox.data.shards import ShardSet
+from megajukebox.data.shards.sets import ShardSet
 from megajukebox.explorer.building import Corpus, build, write_corpus, write_runs, write_static
 from megajukebox.explorer.corpus import Excerpt
 from megajukebox.explorer.run_records import DEPTH, find_runs

@@ -22,11 +22,17 @@ import typer
 import yaml
 from torch import Tensor
 
+from megajukebox.data.conditions.jukebox_labels import as_written
+from megajukebox.data.conditions.vocabulary import (
+    VOCABULARIES,
+    Vocabulary,
+    normalised,
+    read_vocabularies,
+    vocabularies_json,
+)
 from megajukebox.data.files import write_whole
-from megajukebox.data.jukebox_labels import as_written
 from megajukebox.data.provenance import made_by
-from megajukebox.data.shards import ShardSet
-from megajukebox.data.vocabulary import VOCABULARIES, Vocabulary, normalised, read_vocabularies, vocabularies_json
+from megajukebox.data.shards.sets import ShardSet
 from megajukebox.data.weights import FACTS, WEIGHTS, Pending, StoredTensors, read_facts, save_weights
 from megajukebox.models.prior import PriorConfig
 

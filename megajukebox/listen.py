@@ -13,7 +13,7 @@ from typing import Annotated
 import torch
 import typer
 
-from megajukebox.data.vocabulary import Vocabulary, read_vocabularies
+from megajukebox.data.conditions.vocabulary import Vocabulary, read_vocabularies
 from megajukebox.data.weights import read_facts
 from megajukebox.sampling.jukebox import RUNS, Jukebox
 from megajukebox.sampling.requests import Request, parse_requests

@@ -6,7 +6,8 @@
     megajukebox plan jukebox_5b --stage top_prior --gpus 256 --ds prior_pipeline_v100.json
 
 The models are built on the meta device and run there, so nothing is allocated. What cannot be done is refused with
-exit status 1 and the nearest that can. Peaks, and the share of them that is reached, are assumptions: training/gpus.py.
+exit status 1 and the nearest that can. Peaks, and the share of them that is reached, are assumptions:
+training/plans/gpus.py.
 """
 
 import json
@@ -17,10 +18,10 @@ from rich.console import Console
 from rich.table import Table
 
 from megajukebox.training.config import Preset, load_preset
-from megajukebox.training.ds_configs import read_ds_config
-from megajukebox.training.gpus import GPUS, gpu_named
-from megajukebox.training.memory import PARTS
-from megajukebox.training.planning import Assumptions, Plan, default_gpus, ds_config_for, plan
+from megajukebox.training.engines.ds_configs import read_ds_config
+from megajukebox.training.plans.gpus import GPUS, gpu_named
+from megajukebox.training.plans.memory import PARTS
+from megajukebox.training.plans.planning import Assumptions, Plan, default_gpus, ds_config_for, plan
 
 
 def main(

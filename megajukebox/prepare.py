@@ -19,10 +19,10 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from megajukebox.data.convert import Settings
-from megajukebox.data.preparing import Report, prepare_songs, reasons
+from megajukebox.data.corpus.convert import Settings
+from megajukebox.data.corpus.preparing import Report, prepare_songs, reasons
+from megajukebox.data.corpus.songs import Song, find_songs
 from megajukebox.data.provenance import made_by
-from megajukebox.data.songs import Song, find_songs
 from megajukebox.data.workers import cores
 
 DEMO = "demo:"
@@ -91,7 +91,7 @@ def songs_of(source: str, folder: Path, seed: int, processes: int) -> list[Song]
     count = source.removeprefix(DEMO)
     if not count.isdecimal() or int(count) < 1:
         raise ValueError(f"source {source!r} names no number of songs; write for example {DEMO}48")
-    from megajukebox.data.demo_songs import write_demo_songs  # a synthesiser: only those who ask for it load it
+    from megajukebox.data.demo.songs import write_demo_songs  # a synthesiser: only those who ask for it load it
 
     wanted = set(write_demo_songs(folder, int(count), seed, processes=processes))
     return [song for song in find_songs(folder) if song.path in wanted]

@@ -19,9 +19,9 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from megajukebox.data.checking import check_shard
-from megajukebox.data.remote import DEFAULT_CACHE, Remote
-from megajukebox.data.shards import ShardSet
+from megajukebox.data.shards.checking import check_shard
+from megajukebox.data.shards.remote import DEFAULT_CACHE, Remote
+from megajukebox.data.shards.sets import ShardSet
 from megajukebox.data.workers import cores, in_order
 
 SHOWN = 10  # names of a vocabulary on the screen

@@ -17,10 +17,17 @@ from typing import Annotated
 import typer
 
 from megajukebox.monitoring.metrics import RunLog
-from megajukebox.training import slurm
-from megajukebox.training.attempts import NO_PROGRESS, Verdict, bad_nodes, generation_of, verdict, without_progress
-from megajukebox.training.exits import DONE, FENCED, PERSON, TEMPORARY, read_record
-from megajukebox.training.generation import FILE
+from megajukebox.training.survival import slurm
+from megajukebox.training.survival.attempts import (
+    NO_PROGRESS,
+    Verdict,
+    bad_nodes,
+    generation_of,
+    verdict,
+    without_progress,
+)
+from megajukebox.training.survival.exits import DONE, FENCED, PERSON, TEMPORARY, read_record
+from megajukebox.training.survival.generation import FILE
 
 HEARD = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
 PAUSE = 5.0  # seconds before another attempt, for ports to be free and the dead to be buried

@@ -7,8 +7,8 @@
     megajukebox train top_prior --from runs/tiny/top_prior --preset tiny --data shards/mine --out runs/mine/top_prior
 
 Killed? Run the same command again. The run folder holds run.yaml (all settings), metrics.jsonl, events.jsonl,
-checkpoints/, and model.safetensors + model.json for the stages after it. How it ended is its exit status
-(training/exits.py): 0 done, 85 stopped and saved, 75 start again, 93 a person is needed, 98 another start took over.
+checkpoints/, and model.safetensors + model.json for the stages after it. Its exit status (training/survival/exits.py):
+0 done, 85 stopped and saved, 75 start again, 93 a person is needed, 98 another start took over.
 """
 
 from pathlib import Path
@@ -16,13 +16,13 @@ from typing import Annotated
 
 import typer
 
-from megajukebox.data.remote import DEFAULT_CACHE, Remote
-from megajukebox.data.shards import ShardSet
-from megajukebox.training import parallel
+from megajukebox.data.shards.remote import DEFAULT_CACHE, Remote
+from megajukebox.data.shards.sets import ShardSet
 from megajukebox.training.config import STAGES, Preset, TrainingSettings, load_preset
-from megajukebox.training.exits import Ending, ending
+from megajukebox.training.engines import parallel
 from megajukebox.training.finetune import Base, read_base
 from megajukebox.training.stage import run_task
+from megajukebox.training.survival.exits import Ending, ending
 from megajukebox.training.tasks import Reading, Task, piped_task, prior_task, vqvae_task
 
 

@@ -15,13 +15,13 @@ import numpy as np
 from little_sets import CLIP, MADE_BY, RATE, frames_of, key, npy, ramp, write_codes
 
 from megajukebox.data.audio import encode_flac, read, read_slice
-from megajukebox.data.checking import bad_headers
-from megajukebox.data.clips import SongClips
-from megajukebox.data.indexing import write_index
-from megajukebox.data.lrc import parse_lrc
-from megajukebox.data.order import Order, rng
-from megajukebox.data.shards import Sample, ShardSet, write_shard
-from megajukebox.data.windows import CodeWindows, names_of, read_codes
+from megajukebox.data.conditions.lrc import parse_lrc
+from megajukebox.data.shards.checking import bad_headers
+from megajukebox.data.shards.indexing import write_index
+from megajukebox.data.shards.sets import Sample, ShardSet, write_shard
+from megajukebox.data.stream.clips import SongClips
+from megajukebox.data.stream.order import Order, rng
+from megajukebox.data.stream.windows import CodeWindows, names_of, read_codes
 
 SECONDS = 20  # of one input; more is a hang
 EXTREMES = [b"\x00" * 8, b"\xff" * 8, b"\x7f\xff\xff\xff", b"\x80\x00\x00\x00", b"-1", b"9" * 20, b"../", b"\n"]

@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 from little_models import little_prior, little_vqvae
 
+from megajukebox.data.conditions.vocabulary import VOCABULARIES, Vocabulary, vocabularies_json
 from megajukebox.data.files import write_whole
-from megajukebox.data.vocabulary import VOCABULARIES, Vocabulary, vocabularies_json
 from megajukebox.data.weights import save_weights
 from megajukebox.models.prior import Prior
 from megajukebox.sampling.jukebox import RUNS

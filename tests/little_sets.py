@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from megajukebox.data.audio import encode_wav
-from megajukebox.data.clips import SongClips
-from megajukebox.data.indexing import write_index
-from megajukebox.data.shards import Sample, write_shard
-from megajukebox.data.stream import Batches
+from megajukebox.data.shards.indexing import write_index
+from megajukebox.data.shards.sets import Sample, write_shard
+from megajukebox.data.stream.clips import SongClips
+from megajukebox.data.stream.stream import Batches
 
 RATE = 11025
 HOPS = {"top": 128, "middle": 32, "bottom": 8}

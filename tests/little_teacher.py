@@ -6,8 +6,8 @@ import torch
 from little_models import little_prior
 from little_sets import HOPS, RATE
 
+from megajukebox.data.conditions.vocabulary import VOCABULARIES, Vocabulary, vocabularies_json
 from megajukebox.data.files import write_whole
-from megajukebox.data.vocabulary import VOCABULARIES, Vocabulary, vocabularies_json
 from megajukebox.data.weights import save_weights
 from megajukebox.models.prior import Prior
 

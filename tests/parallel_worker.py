@@ -14,10 +14,10 @@ import torch
 from little_models import little_prior, prior_batch, prior_settings
 
 from megajukebox.models.prior import Prior, PriorConfig
-from megajukebox.training import parallel
 from megajukebox.training.config import TrainingSettings
-from megajukebox.training.engines import engine_of
-from megajukebox.training.pipeline import reader
+from megajukebox.training.engines import parallel
+from megajukebox.training.engines.choosing import engine_of
+from megajukebox.training.engines.pipeline import reader
 
 BATCH = 12  # divided by 1, 2, 3, 4
 

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from parity_report import Case
 
-from megajukebox.data.clips import inside
-from megajukebox.data.jukebox_labels import jukebox_name
-from megajukebox.data.lyrics import CHARACTERS, JukeboxCharacters, linear_centre, lyric_window
+from megajukebox.data.conditions.jukebox_labels import jukebox_name
+from megajukebox.data.conditions.lyrics import CHARACTERS, JukeboxCharacters, linear_centre, lyric_window
+from megajukebox.data.stream.clips import inside
 from megajukebox.models.attention import attend
 from megajukebox.models.conditioning import Timing, TimingConfig
 from megajukebox.sampling.drawing import most_likely, most_mass

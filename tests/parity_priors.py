@@ -10,7 +10,7 @@ from parity_report import Case
 from parity_vqvae import check_gradients
 from torch import Tensor
 
-from megajukebox.data.lyrics import JukeboxCharacters, Tokens, linear_centre_float32, lyric_window
+from megajukebox.data.conditions.lyrics import JukeboxCharacters, Tokens, linear_centre_float32, lyric_window
 from megajukebox.data.weights import fill
 from megajukebox.interop.names import ORDER_OF_SCHEDULE
 from megajukebox.interop.planning import Part
@@ -21,7 +21,7 @@ from megajukebox.sampling.decoder import Packed
 from megajukebox.sampling.drawing import Draw
 from megajukebox.sampling.level import Told
 from megajukebox.sampling.window import sample_window
-from megajukebox.training.adam import JukeboxAdam
+from megajukebox.training.engines.adam import JukeboxAdam
 
 FUNCS = {"dense": 0, "row": 1, "column": 2, "previous_row": 3, "lyrics": 6, "prefix": 7}
 NOTES = ("hps", "chunk_size", "greedy_min_top2_gap", "greedy_unique", "z_shapes")

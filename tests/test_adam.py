@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from megajukebox.training.adam import JukeboxAdam
+from megajukebox.training.engines.adam import JukeboxAdam
 
 
 def test_steps_follow_the_formula_with_scaled_decay_and_plain_epsilon():

@@ -5,7 +5,7 @@ import pytest
 import torch
 from reference_shapes import TINY, checkpoint
 
-from megajukebox.data.lyrics import Tokens
+from megajukebox.data.conditions.lyrics import Tokens
 from megajukebox.interop.checkpoints import read_checkpoints
 from megajukebox.interop.planning import converted, plan
 from megajukebox.models.alignment import lyric_attention, lyric_layers

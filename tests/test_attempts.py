@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from megajukebox.monitoring.metrics import RunLog, read_lines
-from megajukebox.training.attempts import bad_nodes, verdict, without_progress
-from megajukebox.training.exits import CODES, Ending
-from megajukebox.training.generation import Generation
+from megajukebox.training.survival.attempts import bad_nodes, verdict, without_progress
+from megajukebox.training.survival.exits import CODES, Ending
+from megajukebox.training.survival.generation import Generation
 
 
 def attempt(run: Path, *kinds: str, silent: dict[int, float] | None = None) -> int:

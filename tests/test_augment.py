@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from little_sets import CLIP, RATE, batches, same, steps, write_songs
 
-from megajukebox.data.augment import Augment, equalise
-from megajukebox.data.clips import SongClips
-from megajukebox.data.order import rng
-from megajukebox.data.shards import ShardSet
+from megajukebox.data.shards.sets import ShardSet
+from megajukebox.data.stream.augment import Augment, equalise
+from megajukebox.data.stream.clips import SongClips
+from megajukebox.data.stream.order import rng
 
 
 def sine(hertz: float) -> np.ndarray:

@@ -8,17 +8,17 @@ import pytest
 from conftest import environment
 
 from megajukebox.training.config import load_preset
-from megajukebox.training.parallel import read_ds_config
+from megajukebox.training.engines.parallel import read_ds_config
 from megajukebox.training.subject import subject
 
 # One process a run: what autocast DeepSpeed uses is global to it.
 PROGRAM = """
 import json, sys
 import torch
-from megajukebox.training import parallel
+from megajukebox.training.engines import parallel
 from megajukebox.training.batching import share_batch
 from megajukebox.training.config import TrainingSettings
-from megajukebox.training.engines import engine_of
+from megajukebox.training.engines.choosing import engine_of
 from megajukebox.training.subject import Subject
 
 told = json.loads(sys.stdin.read())

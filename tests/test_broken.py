@@ -12,10 +12,10 @@ from little_runs import codes_and_preset, train
 from little_sets import CLIP, RATE, batches, frames_of, key, ramp, steps, write_songs
 
 from megajukebox.data.audio import encode_flac, encode_wav
-from megajukebox.data.clips import SongClips
-from megajukebox.data.indexing import write_index
-from megajukebox.data.shards import Sample, ShardSet, write_shard
-from megajukebox.data.skips import ALL_KINDS, Bad, BadCount
+from megajukebox.data.shards.indexing import write_index
+from megajukebox.data.shards.sets import Sample, ShardSet, write_shard
+from megajukebox.data.stream.clips import SongClips
+from megajukebox.data.stream.skips import ALL_KINDS, Bad, BadCount
 from megajukebox.monitoring.metrics import RunLog, read_lines
 
 BROKEN = 2  # the song that is spoilt

@@ -12,8 +12,8 @@ from little_sets import (
     write_songs,
 )
 
-from megajukebox.data.clips import SongClips, inside, split
-from megajukebox.data.shards import ShardSet
+from megajukebox.data.shards.sets import ShardSet
+from megajukebox.data.stream.clips import SongClips, inside, split
 
 FIXTURE = Path(__file__).parents[2] / "shared" / "parity" / "misc" / "meta.json"
 

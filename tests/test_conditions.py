@@ -11,10 +11,10 @@ from conftest import PRESET
 from little_models import little_vqvae
 from reference_shapes import written
 
+from megajukebox.data.conditions.jukebox_labels import as_written
+from megajukebox.data.conditions.vocabulary import Vocabulary
 from megajukebox.data.files import write_whole
-from megajukebox.data.jukebox_labels import as_written
-from megajukebox.data.shards import ShardSet
-from megajukebox.data.vocabulary import Vocabulary
+from megajukebox.data.shards.sets import ShardSet
 from megajukebox.data.weights import read_facts, save_weights
 from megajukebox.encode import main as encode
 from megajukebox.interop.jukebox_weights import import_weights

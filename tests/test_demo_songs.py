@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from megajukebox.data import audio
-from megajukebox.data.demo_music import compose
-from megajukebox.data.demo_songs import LICENCE, lrc, metadata_of, render, render_section, write_demo_songs
-from megajukebox.data.demo_styles import ARTISTS, GENRES
-from megajukebox.data.demo_voices import SOUNDS, drum_kit, frequency, sing
-from megajukebox.data.demo_words import ENDINGS, LANGUAGES, OPENINGS, words_of
-from megajukebox.data.lrc import parse_lrc
-from megajukebox.data.songs import Metadata, find_songs
+from megajukebox.data.conditions.lrc import parse_lrc
+from megajukebox.data.corpus.songs import Metadata, find_songs
+from megajukebox.data.demo.music import compose
+from megajukebox.data.demo.songs import LICENCE, lrc, metadata_of, render, render_section, write_demo_songs
+from megajukebox.data.demo.styles import ARTISTS, GENRES
+from megajukebox.data.demo.voices import SOUNDS, drum_kit, frequency, sing
+from megajukebox.data.demo.words import ENDINGS, LANGUAGES, OPENINGS, words_of
 
 RATE = 11025
 SECONDS = (10.0, 20.0)

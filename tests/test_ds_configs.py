@@ -5,11 +5,11 @@ import pytest
 
 from megajukebox.training.batching import share_batch
 from megajukebox.training.config import PRESETS, load_preset
-from megajukebox.training.fitting import check_fits, check_precision
-from megajukebox.training.gpus import GIB, gpu_named
-from megajukebox.training.parallel import DS_CONFIGS, read_ds_config
-from megajukebox.training.planning import default_gpus, ds_config_for
-from megajukebox.training.recipe import KEYS, recipe
+from megajukebox.training.engines.parallel import DS_CONFIGS, read_ds_config
+from megajukebox.training.plans.fitting import check_fits, check_precision
+from megajukebox.training.plans.gpus import GIB, gpu_named
+from megajukebox.training.plans.planning import default_gpus, ds_config_for
+from megajukebox.training.plans.recipe import KEYS, recipe
 from megajukebox.training.subject import subject
 
 NAMES = sorted(path.name for path in DS_CONFIGS.glob("*.json"))

@@ -14,9 +14,9 @@ from explorer_server import ask, serving
 from test_explore import HOSTILE, taken
 
 from megajukebox.data.audio import encode_flac
-from megajukebox.data.indexing import write_index
-from megajukebox.data.lrc import Word
-from megajukebox.data.shards import Sample, ShardSet, write_shard
+from megajukebox.data.conditions.lrc import Word
+from megajukebox.data.shards.indexing import write_index
+from megajukebox.data.shards.sets import Sample, ShardSet, write_shard
 from megajukebox.explorer import corpus_checks
 from megajukebox.explorer.building import Corpus, build
 from megajukebox.explorer.corpus import Excerpt, chosen_rows

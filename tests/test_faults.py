@@ -25,7 +25,8 @@ from disturbed_runs import (
     wait_until,
 )  # fmt: skip
 
-from megajukebox.training import checkpoint, exits
+from megajukebox.training import checkpoint
+from megajukebox.training.survival import exits
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.xdist_group("faults")]  # one worker trains the reference once
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from little_runs import codes_and_preset, losses, train, write_ds_config
 
+from megajukebox.data.conditions.vocabulary import VOCABULARIES
 from megajukebox.data.files import write_whole
-from megajukebox.data.vocabulary import VOCABULARIES
 from megajukebox.data.weights import load_weights
-from megajukebox.training.universal import weights_of
+from megajukebox.training.engines.universal import weights_of
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("finetune")]
 

@@ -13,8 +13,8 @@ from little_sets import write_songs
 from reference_shapes import written
 from torch import Tensor
 
-from megajukebox.data.shards import ShardSet
-from megajukebox.data.vocabulary import Vocabulary, read_vocabularies, vocabularies_json
+from megajukebox.data.conditions.vocabulary import Vocabulary, read_vocabularies, vocabularies_json
+from megajukebox.data.shards.sets import ShardSet
 from megajukebox.data.weights import check_fingerprint, load_into, read_facts, save_weights
 from megajukebox.grow import grow, grown_table, main, names_in
 from megajukebox.interop.export import export_openai

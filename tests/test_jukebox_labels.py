@@ -2,7 +2,7 @@
 
 import pytest
 
-from megajukebox.data.jukebox_labels import jukebox_genres, jukebox_name, read_label_file
+from megajukebox.data.conditions.jukebox_labels import jukebox_genres, jukebox_name, read_label_file
 
 
 def test_names_are_written_as_the_label_files_have_them():

@@ -30,9 +30,9 @@ BELOW = {
 }
 # A wrapper of a library lives in one file; the explorer reads the audio of samples by itself, to stay free of the rest.
 WRAPPERS = {
-    "deepspeed": {"training/parallel.py", "training/engine.py", "training/pipeline.py", "training/universal.py"},
-    "webdataset": {"data/shards.py", "data/stream.py", "data/remote.py", "data/piped.py"},
-    "sentencepiece": {"data/lyrics.py"},
+    "deepspeed": {f"training/engines/{name}.py" for name in ("parallel", "engine", "pipeline", "universal")},
+    "webdataset": {"data/shards/sets.py", "data/stream/stream.py", "data/shards/remote.py", "data/stream/piped.py"},
+    "sentencepiece": {"data/conditions/lyrics.py"},
     "soundfile": {"data/audio.py", "explorer/building.py", "explorer/pictures.py"},
     "soxr": {"data/audio.py"},
 }

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from megajukebox.data.demo_music import compose
-from megajukebox.data.demo_songs import render
-from megajukebox.data.demo_styles import GENRES
+from megajukebox.data.demo.music import compose
+from megajukebox.data.demo.songs import render
+from megajukebox.data.demo.styles import GENRES
 from megajukebox.data.listening import (
     HIGHEST,
     chroma,

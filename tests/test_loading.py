@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from little_sets import CLIP, batches, same, steps, write_songs
 
-from megajukebox.data.clips import SongClips
-from megajukebox.data.loading import ReadAhead
-from megajukebox.data.shards import ShardSet
-from megajukebox.data.skips import StorageDown
+from megajukebox.data.shards.sets import ShardSet
+from megajukebox.data.stream.clips import SongClips
+from megajukebox.data.stream.loading import ReadAhead
+from megajukebox.data.stream.skips import StorageDown
 
 
 @pytest.fixture(scope="module")

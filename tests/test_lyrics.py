@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megajukebox.data.lrc import Word, parse_lrc, write_lrc
-from megajukebox.data.lyrics import (
+from megajukebox.data.conditions.lrc import Word, parse_lrc, write_lrc
+from megajukebox.data.conditions.lyrics import (
     JukeboxCharacters,
     SentencePieceTokenizer,
     Tokens,

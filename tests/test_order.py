@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megajukebox.data.order import STRIDE, Order, rng, slots
+from megajukebox.data.stream.order import STRIDE, Order, rng, slots
 
 WORLDS = [1, 2, 3, 4, 8]
 GLOBAL_BATCH = 24  # every world of the list divides it

@@ -9,9 +9,9 @@ import torch
 from little_sets import CLIP, RATE, write_songs
 from shard_server import serving
 
-from megajukebox.data.loading import ReadAhead
-from megajukebox.data.piped import Piped, PipedBatches, held_out_batches
-from megajukebox.data.skips import StorageDown
+from megajukebox.data.stream.loading import ReadAhead
+from megajukebox.data.stream.piped import Piped, PipedBatches, held_out_batches
+from megajukebox.data.stream.skips import StorageDown
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import torch
 import yaml
 from conftest import demo, environment
 
-from megajukebox.data.shards import ShardSet
+from megajukebox.data.shards.sets import ShardSet
 from megajukebox.data.weights import check_fingerprint, read_facts
 from megajukebox.monitoring.metrics import read_lines
 from megajukebox.sampling.jukebox import Jukebox

@@ -8,14 +8,14 @@ from typer.testing import CliRunner
 
 from megajukebox.models.prior import Prior
 from megajukebox.training.config import load_preset
-from megajukebox.training.examples import windows
-from megajukebox.training.fitting import DoesNotFit, check_fits, check_whole, need
-from megajukebox.training.footprint import Pass, Setting, training_pass
-from megajukebox.training.forecast import DAY, failures, pace
-from megajukebox.training.gpus import GIB, GPU, gpu_named
-from megajukebox.training.memory import Weights, gradients_grow, moments
-from megajukebox.training.planning import Assumptions, ds_config_for, plan
-from megajukebox.training.recipe import recipe
+from megajukebox.training.plans.examples import windows
+from megajukebox.training.plans.fitting import DoesNotFit, check_fits, check_whole, need
+from megajukebox.training.plans.footprint import Pass, Setting, training_pass
+from megajukebox.training.plans.forecast import DAY, failures, pace
+from megajukebox.training.plans.gpus import GIB, GPU, gpu_named
+from megajukebox.training.plans.memory import Weights, gradients_grow, moments
+from megajukebox.training.plans.planning import Assumptions, ds_config_for, plan
+from megajukebox.training.plans.recipe import recipe
 from megajukebox.training.subject import fullest, subject, weights_of
 
 ADAM = {"type": "AdamW", "params": {"lr": 1e-3, "torch_adam": True}}

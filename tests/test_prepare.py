@@ -13,11 +13,11 @@ import pytest
 import soundfile
 
 from megajukebox.data import audio
-from megajukebox.data.convert import Converted, Settings, convert, slug
-from megajukebox.data.lyrics import SentencePieceTokenizer
-from megajukebox.data.preparing import plan_shards
-from megajukebox.data.shards import ShardSet
-from megajukebox.data.songs import Song, find_songs
+from megajukebox.data.conditions.lyrics import SentencePieceTokenizer
+from megajukebox.data.corpus.convert import Converted, Settings, convert, slug
+from megajukebox.data.corpus.preparing import plan_shards
+from megajukebox.data.corpus.songs import Song, find_songs
+from megajukebox.data.shards.sets import ShardSet
 from megajukebox.data.workers import in_order
 from megajukebox.prepare import main
 

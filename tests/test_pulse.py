@@ -12,11 +12,11 @@ import pytest
 
 from megajukebox import save_run, stop_run
 from megajukebox.monitoring.metrics import RunLog, read_lines
-from megajukebox.training.exits import Ending, Leave, kind_of
-from megajukebox.training.generation import Generation
-from megajukebox.training.orders import FENCED, NOTHING, SAVE, STOP, Orders
-from megajukebox.training.pulse import Limits, Pulse
-from megajukebox.training.suspects import suspects
+from megajukebox.training.survival.exits import Ending, Leave, kind_of
+from megajukebox.training.survival.generation import Generation
+from megajukebox.training.survival.orders import FENCED, NOTHING, SAVE, STOP, Orders
+from megajukebox.training.survival.pulse import Limits, Pulse
+from megajukebox.training.survival.suspects import suspects
 
 
 def pulse(run: Path, limits: Limits | None = None) -> Pulse:
@@ -122,7 +122,7 @@ def test_a_hang_leaves_stacks_an_event_and_status_75(tmp_path: Path) -> None:
 
 
 def test_ranks_that_do_not_find_each_other_are_not_waited_for_for_ever() -> None:
-    lines = ["import time", "from megajukebox.training.exits import within"]
+    lines = ["import time", "from megajukebox.training.survival.exits import within"]
     lines += ["with within(0.3, 'the ranks did not meet'): time.sleep(60)"]
     program = "\n".join(lines)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)

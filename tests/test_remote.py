@@ -13,12 +13,12 @@ import torch
 from little_sets import CLIP, batches, same, steps, write_codes, write_songs
 from shard_server import ShardServer, serving
 
-from megajukebox.data.clips import SongClips
-from megajukebox.data.loading import ReadAhead
-from megajukebox.data.remote import LostShard, Remote, is_url
-from megajukebox.data.shards import ShardSet
-from megajukebox.data.skips import StorageDown
-from megajukebox.data.windows import CodeWindows
+from megajukebox.data.shards.remote import LostShard, Remote, is_url
+from megajukebox.data.shards.sets import ShardSet
+from megajukebox.data.stream.clips import SongClips
+from megajukebox.data.stream.loading import ReadAhead
+from megajukebox.data.stream.skips import StorageDown
+from megajukebox.data.stream.windows import CodeWindows
 
 FAULTS = [503, "reset", "stall", "cut", 429, 500]
 

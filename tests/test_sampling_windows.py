@@ -9,8 +9,8 @@ import torch
 from little_models import CODES, LYRICS, WINDOW, little_prior, plain_draw, sample_level, window_task
 from torch import Tensor
 
-from megajukebox.data.lyrics import Tokens
-from megajukebox.data.windows import window_of_lyrics
+from megajukebox.data.conditions.lyrics import Tokens
+from megajukebox.data.stream.windows import window_of_lyrics
 from megajukebox.models.prior import Prior
 from megajukebox.sampling.drawing import Draw
 from megajukebox.sampling.level import Told

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from megajukebox.cli import typer
 from megajukebox.data.audio import encode_wav
-from megajukebox.data.indexing import write_index
-from megajukebox.data.shards import Sample, ShardSet, write_shard
+from megajukebox.data.shards.indexing import write_index
+from megajukebox.data.shards.sets import Sample, ShardSet, write_shard
 from megajukebox.data.weights import load_into, read_facts, save_weights
 from megajukebox.encode import encode
 from megajukebox.models.alignment import lyric_layers

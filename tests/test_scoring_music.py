@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from megajukebox.data.conditions.lrc import parse_lrc
 from megajukebox.data.listening import chroma
-from megajukebox.data.lrc import parse_lrc
 from megajukebox.scoring.music import Heard, agreement, key, key_score, like_the_corpus, tempo_distance
 from megajukebox.scoring.repetition import repetition, sections
 from megajukebox.scoring.sources import Song

@@ -14,8 +14,8 @@ import pytest
 from little_sets import SONGS, write_codes, write_songs
 from shard_server import serving
 
-from megajukebox.data.checking import MANY, check_shard
-from megajukebox.data.shards import ShardSet
+from megajukebox.data.shards.checking import MANY, check_shard
+from megajukebox.data.shards.sets import ShardSet
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""megajukebox/data/shards.py: tars that are whole or absent, an index that fits them, damage that is noticed."""
+"""megajukebox/data/shards/sets.py: tars that are whole or absent, an index that fits them, damage that is noticed."""
 
 import json
 import os
@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megajukebox.data.indexing import write_index
-from megajukebox.data.shards import Sample, ShardSet, finished_shard, rows_path, write_shard
+from megajukebox.data.shards.indexing import write_index
+from megajukebox.data.shards.sets import Sample, ShardSet, finished_shard, rows_path, write_shard
 
 MADE_BY = {"version": "0", "commit": None, "command": "test"}
 
@@ -213,5 +213,5 @@ def test_a_shard_of_no_songs_is_finished_but_has_no_tar(tmp_path):
 
 
 def test_reading_songs_does_not_load_torch():
-    modules = "megajukebox.prepare, megajukebox.data.shards, megajukebox.data.preparing"
+    modules = "megajukebox.prepare, megajukebox.data.shards.sets, megajukebox.data.corpus.preparing"
     subprocess.run([sys.executable, "-c", f"import {modules}, sys; assert 'torch' not in sys.modules"], check=True)

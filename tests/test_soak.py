@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from slurm_cluster import missing
 
-from megajukebox.training import exits
+from megajukebox.training.survival import exits
 
 SOAK = Path(__file__).parents[1] / "benchmarks/soak.py"
 

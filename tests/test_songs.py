@@ -1,11 +1,11 @@
-"""megajukebox/data/songs.py: what the user has, and what the user is told when something is wrong with it."""
+"""megajukebox/data/corpus/songs.py: what the user has, and what the user is told when something is wrong with it."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from megajukebox.data.songs import COLUMNS, find_songs
+from megajukebox.data.corpus.songs import COLUMNS, find_songs
 
 
 def put(folder: Path, **files: str) -> Path:

@@ -13,8 +13,8 @@ from conftest import environment
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
 from little_runs import codes_and_preset, command, events, finish, losses, start_ranks, train, write_ds_config
 
-from megajukebox.training.engine import told_of_lowest_scale
-from megajukebox.training.parallel import TrainingDiverged
+from megajukebox.training.engines.engine import told_of_lowest_scale
+from megajukebox.training.engines.parallel import TrainingDiverged
 from megajukebox.training.stability import Jump, Rules, Stability, data_step, going_back, odd_ranks
 
 SHORT = Rules(window=8, most=2, within=10)
@@ -190,9 +190,9 @@ CODEBOOKS = """
 import torch
 from little_models import vqvae_config
 from megajukebox.models.vqvae import VQVAE
-from megajukebox.training import parallel
+from megajukebox.training.engines import parallel
 from megajukebox.training.batching import share_batch
-from megajukebox.training.engine import Engine
+from megajukebox.training.engines.engine import Engine
 
 parallel.start()
 torch.manual_seed(0)

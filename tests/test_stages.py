@@ -6,8 +6,8 @@ from little_models import little_prior, prior_batch
 
 from megajukebox.models.prior import Prior
 from megajukebox.models.stages import carried, inputs, layers, loss_of, name_in_prior
+from megajukebox.training.engines.pipeline import reader, stages
 from megajukebox.training.launch import World
-from megajukebox.training.pipeline import reader, stages
 
 UNTOLD = {"labels": {}, "timing": None, "upper": None}
 

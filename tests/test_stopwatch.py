@@ -5,7 +5,7 @@ import time
 import torch
 from little_models import little_vqvae
 
-from megajukebox.training.stopwatch import Stopwatch
+from megajukebox.training.survival.stopwatch import Stopwatch
 
 
 def test_laps_are_summed_up_to_the_first_stop_of_each() -> None:

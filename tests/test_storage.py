@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from megajukebox.training.engine import ALLOWED
-from megajukebox.training.storage import Storage
+from megajukebox.training.engines.engine import ALLOWED
+from megajukebox.training.engines.storage import Storage
 
 STATE = {"weights": torch.arange(1000.0), "step": 7, "names": ["a", "b"]}
 

@@ -27,11 +27,11 @@ from little_sets import (
     write_songs,
 )
 
-from megajukebox.data.clips import SongClips
-from megajukebox.data.loading import ReadAhead
-from megajukebox.data.shards import ShardSet
-from megajukebox.data.stream import held_out_batches
-from megajukebox.data.windows import CodeWindows
+from megajukebox.data.shards.sets import ShardSet
+from megajukebox.data.stream.clips import SongClips
+from megajukebox.data.stream.loading import ReadAhead
+from megajukebox.data.stream.stream import held_out_batches
+from megajukebox.data.stream.windows import CodeWindows
 
 
 @pytest.fixture(scope="module")

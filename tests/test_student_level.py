@@ -8,7 +8,7 @@ import torch
 from little_models import WINDOW, little_prior, plain_draw
 from little_students import student_of
 
-from megajukebox.data.lyrics import Tokens
+from megajukebox.data.conditions.lyrics import Tokens
 from megajukebox.models.grid import GridOrder
 from megajukebox.sampling.autoregressive import Autoregressive
 from megajukebox.sampling.level import LevelJob, Told, new_job

@@ -11,11 +11,11 @@ from little_sets import write_codes
 from little_students import student_of
 from little_teacher import little_teacher, write_teacher
 
-from megajukebox.data.indexing import write_index
-from megajukebox.data.shards import ShardSet
-from megajukebox.data.stream import stack, tensors
-from megajukebox.data.taught import TaughtWindows
-from megajukebox.data.windows import CodeWindows
+from megajukebox.data.shards.indexing import write_index
+from megajukebox.data.shards.sets import ShardSet
+from megajukebox.data.stream.stream import stack, tensors
+from megajukebox.data.stream.taught import TaughtWindows
+from megajukebox.data.stream.windows import CodeWindows
 from megajukebox.models.grid import GridOrder
 from megajukebox.models.student import Student, StudentConfig, from_teacher
 from megajukebox.sampling.likelihood import (

@@ -14,7 +14,8 @@ from conftest import PRESET, environment
 
 import megajukebox
 from megajukebox.monitoring.metrics import read_lines
-from megajukebox.training import checkpoint, exits
+from megajukebox.training import checkpoint
+from megajukebox.training.survival import exits
 
 TRAIN = str(Path(megajukebox.__file__).parent / "train.py")
 pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("pipeline")]  # one worker trains it once

@@ -10,9 +10,9 @@ from megajukebox.models.student import StudentConfig
 from megajukebox.models.vqvae import VQVAEConfig
 from megajukebox.monitoring.metrics import read_lines
 from megajukebox.training.config import load_preset
-from megajukebox.training.footprint import forward_flops
-from megajukebox.training.gpus import GPUS, peaks_of
-from megajukebox.training.utilisation import peak, seconds_at_peak, step_flops
+from megajukebox.training.plans.footprint import forward_flops
+from megajukebox.training.plans.gpus import GPUS, peaks_of
+from megajukebox.training.plans.utilisation import peak, seconds_at_peak, step_flops
 
 WIDTH, DEPTH, WINDOW, CODES = 256, 3, 128, 64
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from megajukebox.data.vocabulary import Vocabulary
+from megajukebox.data.conditions.vocabulary import Vocabulary
 
 
 def test_vocabularies_rank_merge_and_survive_json() -> None:

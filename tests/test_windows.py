@@ -16,10 +16,10 @@ from little_sets import (
     write_codes,
 )
 
-from megajukebox.data.lyrics import JukeboxCharacters, linear_centre, lyric_window
-from megajukebox.data.shards import ShardSet
-from megajukebox.data.vocabulary import Vocabulary
-from megajukebox.data.windows import CodeWindows, Condition, Lyrics, read_codes
+from megajukebox.data.conditions.lyrics import JukeboxCharacters, linear_centre, lyric_window
+from megajukebox.data.conditions.vocabulary import Vocabulary
+from megajukebox.data.shards.sets import ShardSet
+from megajukebox.data.stream.windows import CodeWindows, Condition, Lyrics, read_codes
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ from little_models import prior_settings
 from little_sets import HOPS, codes_of, npy, write_set
 
 from megajukebox.align import main
-from megajukebox.data.lrc import Word, parse_lrc
-from megajukebox.data.lyrics import JukeboxCharacters, Tokens
+from megajukebox.data.conditions.lrc import Word, parse_lrc
+from megajukebox.data.conditions.lyrics import JukeboxCharacters, Tokens
 from megajukebox.data.weights import read_facts
 from megajukebox.explorer.records import read_samples
 from megajukebox.models.prior import Prior, PriorConfig

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import track
 
 from megajukebox.data.redaction import redacted
-from megajukebox.data.shards import ShardSet
+from megajukebox.data.shards.sets import ShardSet
 from megajukebox.explorer import files
 from megajukebox.explorer.compare_page import blind_page, compare_page
 from megajukebox.explorer.corpus import CorpusSong, Excerpt, Reconstruct, read_corpus

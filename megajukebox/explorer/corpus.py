@@ -13,8 +13,8 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 
 from megajukebox.data.audio import downmix, encode_flac, facts, read_slice
-from megajukebox.data.lrc import parse_lrc
-from megajukebox.data.shards import ShardSet
+from megajukebox.data.conditions.lrc import parse_lrc
+from megajukebox.data.shards.sets import ShardSet
 from megajukebox.explorer import corpus_checks, files
 from megajukebox.explorer.pictures import loudness, mel_spectrogram, peaks, png
 from megajukebox.explorer.timed_lyrics import Line, Piece, lines

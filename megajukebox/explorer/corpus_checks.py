@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from megajukebox.data.lrc import Word
+from megajukebox.data.conditions.lrc import Word
 
 SHORT_SECONDS = 5.0
 FRAME = 0.1  # seconds

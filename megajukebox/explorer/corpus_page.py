@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from megajukebox.data.shards import ShardSet
+from megajukebox.data.shards.sets import ShardSet
 from megajukebox.explorer import files
 from megajukebox.explorer.corpus import CorpusSong, Excerpt, SongFiles
 from megajukebox.explorer.list_page import listing

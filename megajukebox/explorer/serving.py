@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, PlainTextResponse, RedirectResponse, Response, StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from megajukebox.data.shards import ShardSet
+from megajukebox.data.shards.sets import ShardSet
 from megajukebox.explorer import files
 from megajukebox.explorer.building import Listed, write_runs, write_samples
 from megajukebox.explorer.corpus import CorpusSong

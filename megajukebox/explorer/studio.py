@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from megajukebox.data.vocabulary import UNKNOWN, read_vocabularies
+from megajukebox.data.conditions.vocabulary import UNKNOWN, read_vocabularies
 from megajukebox.explorer.jobs import Job
 from megajukebox.explorer.records import reason
 from megajukebox.explorer.uploads import MOST_BYTES, MOST_SECONDS, Upload

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megajukebox.data.lrc import Word, parse_lrc
+from megajukebox.data.conditions.lrc import Word, parse_lrc
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from megajukebox.data.conditions.jukebox_labels import Version, read_label_file
+from megajukebox.data.conditions.vocabulary import Vocabulary
 from megajukebox.data.files import write_whole
-from megajukebox.data.jukebox_labels import Version, read_label_file
 from megajukebox.data.provenance import made_by
-from megajukebox.data.vocabulary import Vocabulary
 from megajukebox.data.weights import FACTS, read_facts, save_weights
 from megajukebox.interop.checkpoints import Reader, read_checkpoints
 from megajukebox.interop.planning import FOLDERS, Part, converted, plan

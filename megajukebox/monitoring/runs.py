@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from megajukebox.data.skips import Bad
+from megajukebox.data.stream.skips import Bad
 from megajukebox.monitoring.goodput import Account, Ledger
 from megajukebox.monitoring.machine import disk
 from megajukebox.monitoring.productive import number

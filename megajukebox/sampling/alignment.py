@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from megajukebox.data.lyrics import LyricWindow
-from megajukebox.data.windows import window_of_lyrics
+from megajukebox.data.conditions.lyrics import LyricWindow
+from megajukebox.data.stream.windows import window_of_lyrics
 from megajukebox.models.alignment import lyric_attention
 from megajukebox.models.prior import Prior, PriorConfig
 from megajukebox.sampling.level import HOPS, Told

@@ -10,8 +10,8 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from megajukebox.data.conditions.lrc import Word
 from megajukebox.data.files import write_whole
-from megajukebox.data.lrc import Word
 from megajukebox.models.alignment import lyric_layers
 from megajukebox.models.prior import Prior
 from megajukebox.sampling.alignment import Head, align

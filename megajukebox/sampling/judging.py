@@ -27,8 +27,8 @@ class Judge:
 
     teacher: Prior
     manner: Manner
-    taught: list[dict]  # batches of data/taught.py, this rank's
-    real: list[dict]  # batches of data/windows.py
+    taught: list[dict]  # batches of data/stream/taught.py, this rank's
+    real: list[dict]  # batches of data/stream/windows.py
     first_seed: int = 0  # ranks sample their own windows
 
     def __call__(self, model: nn.Module) -> dict[str, Tensor]:

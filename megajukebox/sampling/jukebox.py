@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from megajukebox.data.lrc import write_lrc
+from megajukebox.data.conditions.lrc import write_lrc
 from megajukebox.data.weights import load_into, read_facts
 from megajukebox.models.prior import Prior
 from megajukebox.models.vqvae import VQVAE, VQVAEConfig

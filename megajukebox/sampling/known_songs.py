@@ -2,10 +2,10 @@
 
 import torch
 
-from megajukebox.data.lrc import parse_lrc
-from megajukebox.data.shards import ShardSet
-from megajukebox.data.vocabulary import Vocabulary
-from megajukebox.data.windows import names_of, read_codes
+from megajukebox.data.conditions.lrc import parse_lrc
+from megajukebox.data.conditions.vocabulary import Vocabulary
+from megajukebox.data.shards.sets import ShardSet
+from megajukebox.data.stream.windows import names_of, read_codes
 from megajukebox.sampling.choosing import KnownSong
 from megajukebox.sampling.jukebox import LevelRun
 from megajukebox.sampling.level import Told

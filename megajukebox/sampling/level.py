@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from megajukebox.data.lrc import Word
-from megajukebox.data.lyrics import Tokens
+from megajukebox.data.conditions.lrc import Word
+from megajukebox.data.conditions.lyrics import Tokens
 from megajukebox.models.prior import PriorConfig
 from megajukebox.sampling.drawing import Draw
 

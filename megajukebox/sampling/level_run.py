@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from megajukebox.data.jukebox_labels import as_written
-from megajukebox.data.lrc import parse_lrc
-from megajukebox.data.lyrics import JukeboxCharacters, LyricsTokenizer, SentencePieceTokenizer, Tokens
-from megajukebox.data.vocabulary import Vocabulary, read_vocabularies
+from megajukebox.data.conditions.jukebox_labels import as_written
+from megajukebox.data.conditions.lrc import parse_lrc
+from megajukebox.data.conditions.lyrics import JukeboxCharacters, LyricsTokenizer, SentencePieceTokenizer, Tokens
+from megajukebox.data.conditions.vocabulary import Vocabulary, read_vocabularies
 from megajukebox.data.weights import load_into, read_facts
 from megajukebox.models.prior import Prior, PriorConfig
 from megajukebox.sampling.choosing import read_choice

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from megajukebox.data.audio import write_wav
+from megajukebox.data.conditions.lrc import parse_lrc
 from megajukebox.data.files import write_whole
-from megajukebox.data.lrc import parse_lrc
 from megajukebox.data.provenance import made_by
 from megajukebox.sampling.requests import Request
 from megajukebox.sampling.sources import Known

@@ -1,4 +1,4 @@
-"""A teacher samples the windows that its student is trained on, shard by shard (data/taught.py says what is stored)."""
+"""A teacher samples the windows that its student is trained on, shard by shard (taught.py says what is stored)."""
 
 # B windows   T codes of a window   R rows   K likeliest codes
 from collections.abc import Callable, Iterator
@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megajukebox.data.order import InOrder, Order, rng
-from megajukebox.data.shards import Sample, finished_shard, write_shard
-from megajukebox.data.stream import readable, stack, tensors
-from megajukebox.data.taught import HELD_OUT, TRAIN, taught_sample
-from megajukebox.data.windows import CodeWindows
+from megajukebox.data.shards.sets import Sample, finished_shard, write_shard
+from megajukebox.data.stream.order import InOrder, Order, rng
+from megajukebox.data.stream.stream import readable, stack, tensors
+from megajukebox.data.stream.taught import HELD_OUT, TRAIN, taught_sample
+from megajukebox.data.stream.windows import CodeWindows
 from megajukebox.models.prior import Prior
 from megajukebox.sampling import noise
 from megajukebox.sampling.decoder import Packed

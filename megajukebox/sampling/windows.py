@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from megajukebox.data.lyrics import Tokens
-from megajukebox.data.vocabulary import Vocabulary
-from megajukebox.data.windows import window_of_lyrics
+from megajukebox.data.conditions.lyrics import Tokens
+from megajukebox.data.conditions.vocabulary import Vocabulary
+from megajukebox.data.stream.windows import window_of_lyrics
 from megajukebox.models.prior import Prior, PriorConfig
 from megajukebox.sampling.drawing import Drawing, Guided
 from megajukebox.sampling.level import LevelJob, Told

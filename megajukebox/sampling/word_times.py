@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from megajukebox.data.lrc import Word
-from megajukebox.data.lyrics import Tokens
+from megajukebox.data.conditions.lrc import Word
+from megajukebox.data.conditions.lyrics import Tokens
 
 FLOOR = 0.01  # attention below this share of a word's mean counts as this share: one code must not veto a walk
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from megajukebox.data.shards import ShardSet
-from megajukebox.data.windows import CodeWindows
+from megajukebox.data.shards.sets import ShardSet
+from megajukebox.data.stream.windows import CodeWindows
 from megajukebox.models.long_audio import decode_long, encode_long
 from megajukebox.models.prior import Prior
 from megajukebox.models.student import Student
@@ -146,7 +146,7 @@ def judge_student(
 ) -> Iterator[Score]:  # fmt: skip
     """Bits per code of songs, and the divergences from the teacher, both ways and exact.
 
-    Forward over windows that the teacher sampled (`taught`, batches of data/taught.py), reverse over windows that the
+    Forward over windows that the teacher sampled (`taught`: data/stream/taught.py), reverse over those that the
     student samples here, told what held-out songs are told.
     """
     device, part = next(teacher.parameters()).device, f"student/{teacher.config.level}"

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from megajukebox.data.shards import ShardSet
-from megajukebox.data.vocabulary import Vocabulary
-from megajukebox.data.windows import CodeWindows, Condition, Lyrics
+from megajukebox.data.conditions.vocabulary import Vocabulary
+from megajukebox.data.shards.sets import ShardSet
+from megajukebox.data.stream.windows import CodeWindows, Condition, Lyrics
 from megajukebox.models.prior import Prior
 from megajukebox.sampling.jukebox import LevelRun
 from megajukebox.sampling.known_songs import check_codes

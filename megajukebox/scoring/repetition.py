@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from megajukebox.data.lrc import Word
+from megajukebox.data.conditions.lrc import Word
 from megajukebox.scoring.music import course
 from megajukebox.scoring.sources import Song
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from megajukebox.data.audio import downmix, facts, read, read_slice
-from megajukebox.data.clips import split
-from megajukebox.data.lrc import Word, parse_lrc
-from megajukebox.data.shards import ShardSet
+from megajukebox.data.conditions.lrc import Word, parse_lrc
+from megajukebox.data.shards.sets import ShardSet
+from megajukebox.data.stream.clips import split
 
 Array = np.ndarray
 LEVELS = ("top", "middle", "bottom")

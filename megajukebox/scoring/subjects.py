@@ -15,12 +15,12 @@ import numpy as np
 import torch
 import yaml
 
-from megajukebox.data.clips import split
 from megajukebox.data.provenance import made_by
-from megajukebox.data.remote import is_url
-from megajukebox.data.shards import ShardSet
-from megajukebox.data.stream import held_out_batches
-from megajukebox.data.taught import TaughtWindows
+from megajukebox.data.shards.remote import is_url
+from megajukebox.data.shards.sets import ShardSet
+from megajukebox.data.stream.clips import split
+from megajukebox.data.stream.stream import held_out_batches
+from megajukebox.data.stream.taught import TaughtWindows
 from megajukebox.data.weights import FACTS, WEIGHTS, check_fingerprint, load_into, read_facts
 from megajukebox.models.student import Student, StudentConfig
 from megajukebox.models.vqvae import VQVAE, VQVAEConfig

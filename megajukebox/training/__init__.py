@@ -1,1 +1,1 @@
-"""One loop for every stage; DeepSpeed lives in `parallel`, and only there."""
+"""One loop for every stage; DeepSpeed lives in `engines`, and only there."""

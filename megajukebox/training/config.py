@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from megajukebox.data.shards import COUNTED
+from megajukebox.data.shards.sets import COUNTED
 from megajukebox.models.conditioning import LabelConfig, LyricsConfig, TimingConfig, UpperConfig
 from megajukebox.models.prior import PriorConfig
 from megajukebox.models.transformer import TransformerConfig

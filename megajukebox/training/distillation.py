@@ -9,15 +9,15 @@ from typing import Any
 import yaml
 from torch import Tensor, nn
 
+from megajukebox.data.conditions.lyrics import JukeboxCharacters, LyricsTokenizer, SentencePieceTokenizer
+from megajukebox.data.conditions.vocabulary import VOCABULARIES, read_vocabularies
 from megajukebox.data.files import write_whole
-from megajukebox.data.lyrics import JukeboxCharacters, LyricsTokenizer, SentencePieceTokenizer
 from megajukebox.data.provenance import made_by
-from megajukebox.data.shards import ShardSet
-from megajukebox.data.stream import Source
-from megajukebox.data.taught import TaughtWindows
-from megajukebox.data.vocabulary import VOCABULARIES, read_vocabularies
+from megajukebox.data.shards.sets import ShardSet
+from megajukebox.data.stream.stream import Source
+from megajukebox.data.stream.taught import TaughtWindows
+from megajukebox.data.stream.windows import CodeWindows, Condition, Lyrics
 from megajukebox.data.weights import WEIGHTS, StoredTensors, read_facts
-from megajukebox.data.windows import CodeWindows, Condition, Lyrics
 from megajukebox.models.grid import GridOrder
 from megajukebox.models.prior import PriorConfig
 from megajukebox.models.student import Student, StudentConfig

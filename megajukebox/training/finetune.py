@@ -12,14 +12,14 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
-from megajukebox.data.lyrics import JukeboxCharacters, LyricsTokenizer, SentencePieceTokenizer
-from megajukebox.data.shards import ShardSet
-from megajukebox.data.vocabulary import Vocabulary, read_vocabularies
+from megajukebox.data.conditions.lyrics import JukeboxCharacters, LyricsTokenizer, SentencePieceTokenizer
+from megajukebox.data.conditions.vocabulary import Vocabulary, read_vocabularies
+from megajukebox.data.shards.sets import ShardSet
 from megajukebox.data.weights import FACTS, WEIGHTS, StoredTensors, read_facts
 from megajukebox.models.prior import Prior, PriorConfig
 from megajukebox.models.vqvae import VQVAE, VQVAEConfig
 from megajukebox.training import checkpoint
-from megajukebox.training.universal import weights_of
+from megajukebox.training.engines.universal import weights_of
 
 NAMED = 5  # of the names that a model does not know, so many are told
 

@@ -6,7 +6,7 @@ import torch
 
 from megajukebox.data.audio import write_wav
 from megajukebox.models.vqvae import VQVAE
-from megajukebox.training.engine import Engine
+from megajukebox.training.engines.engine import Engine
 from megajukebox.training.run import Run
 from megajukebox.training.tasks import Task
 

@@ -9,20 +9,20 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from megajukebox.data.files import write_whole
-from megajukebox.data.order import philox
-from megajukebox.data.piped import PipedBatches
-from megajukebox.data.skips import ALL_KINDS
-from megajukebox.data.stream import Batches
-from megajukebox.training import parallel
-from megajukebox.training.engine import Engine
-from megajukebox.training.exits import Leave
+from megajukebox.data.stream.order import philox
+from megajukebox.data.stream.piped import PipedBatches
+from megajukebox.data.stream.skips import ALL_KINDS
+from megajukebox.data.stream.stream import Batches
+from megajukebox.training.engines import parallel
+from megajukebox.training.engines.engine import Engine
 from megajukebox.training.hearing import Hearing
 from megajukebox.training.heeding import check_copies, heed
 from megajukebox.training.listening import listen
-from megajukebox.training.orders import FENCED, NOTHING, SAVE, STOP
 from megajukebox.training.run import Run
 from megajukebox.training.saving import resume, save
 from megajukebox.training.schedule import rate
+from megajukebox.training.survival.exits import Leave
+from megajukebox.training.survival.orders import FENCED, NOTHING, SAVE, STOP
 from megajukebox.training.tasks import Task
 
 

@@ -5,14 +5,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from megajukebox.monitoring.metrics import RunLog
-from megajukebox.training import parallel
 from megajukebox.training.config import TrainingSettings
-from megajukebox.training.exits import Ending
-from megajukebox.training.generation import Generation
+from megajukebox.training.engines import parallel
 from megajukebox.training.launch import World
-from megajukebox.training.orders import Orders
-from megajukebox.training.pulse import Limits, Pulse
 from megajukebox.training.stability import Jump, data_step
+from megajukebox.training.survival.exits import Ending
+from megajukebox.training.survival.generation import Generation
+from megajukebox.training.survival.orders import Orders
+from megajukebox.training.survival.pulse import Limits, Pulse
 
 
 def read_jumps(folder: Path) -> list[Jump]:

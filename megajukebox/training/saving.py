@@ -12,8 +12,9 @@ from pathlib import Path
 from torch import Tensor
 
 from megajukebox.data.weights import Pending, save_weights
-from megajukebox.training import checkpoint, parallel
-from megajukebox.training.engine import Engine
+from megajukebox.training import checkpoint
+from megajukebox.training.engines import parallel
+from megajukebox.training.engines.engine import Engine
 from megajukebox.training.run import Run
 from megajukebox.training.tasks import Task
 

@@ -8,17 +8,17 @@ from torch import Tensor
 
 from megajukebox.data.files import make_run_folder, write_whole
 from megajukebox.monitoring.metrics import RunLog
-from megajukebox.training import parallel
 from megajukebox.training.batching import batch_of_run, share_batch
 from megajukebox.training.config import Preset, TrainingSettings, dump
-from megajukebox.training.engines import engine_of
-from megajukebox.training.exits import Ending, within
+from megajukebox.training.engines import parallel
+from megajukebox.training.engines.choosing import engine_of
+from megajukebox.training.engines.pipeline import reader
 from megajukebox.training.loop import train
-from megajukebox.training.pipeline import reader
-from megajukebox.training.recipe import precision
+from megajukebox.training.plans.recipe import precision
+from megajukebox.training.plans.utilisation import peak, seconds_at_peak, step_flops
 from megajukebox.training.run import Run
+from megajukebox.training.survival.exits import Ending, within
 from megajukebox.training.tasks import Reading, Task
-from megajukebox.training.utilisation import peak, seconds_at_peak, step_flops
 
 
 def run_task(

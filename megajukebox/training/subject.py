@@ -10,9 +10,9 @@ from megajukebox.models.prior import Prior, PriorConfig
 from megajukebox.models.stages import layers
 from megajukebox.models.vqvae import VQVAE, VQVAEConfig
 from megajukebox.training.config import Preset, level_of
-from megajukebox.training.examples import clips, windows
-from megajukebox.training.footprint import Pass, Setting, training_pass
-from megajukebox.training.memory import Weights
+from megajukebox.training.plans.examples import clips, windows
+from megajukebox.training.plans.footprint import Pass, Setting, training_pass
+from megajukebox.training.plans.memory import Weights
 
 
 class Subject(NamedTuple):

@@ -10,19 +10,19 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
 
-from megajukebox.data.augment import Augment
-from megajukebox.data.clips import SongClips
-from megajukebox.data.loading import ReadAhead
-from megajukebox.data.lyrics import LyricsTokenizer, SentencePieceTokenizer
-from megajukebox.data.order import Order
-from megajukebox.data.piped import Piped, PipedBatches
-from megajukebox.data.piped import held_out_batches as piped_held_out
+from megajukebox.data.conditions.lyrics import LyricsTokenizer, SentencePieceTokenizer
+from megajukebox.data.conditions.vocabulary import VOCABULARIES, Vocabulary, vocabularies_json
 from megajukebox.data.provenance import made_by
 from megajukebox.data.redaction import redact
-from megajukebox.data.shards import ShardSet
-from megajukebox.data.stream import Batches, OnBad, Source, held_out_batches, readable
-from megajukebox.data.vocabulary import VOCABULARIES, Vocabulary, vocabularies_json
-from megajukebox.data.windows import CodeWindows, Condition, Lyrics
+from megajukebox.data.shards.sets import ShardSet
+from megajukebox.data.stream.augment import Augment
+from megajukebox.data.stream.clips import SongClips
+from megajukebox.data.stream.loading import ReadAhead
+from megajukebox.data.stream.order import Order
+from megajukebox.data.stream.piped import Piped, PipedBatches
+from megajukebox.data.stream.piped import held_out_batches as piped_held_out
+from megajukebox.data.stream.stream import Batches, OnBad, Source, held_out_batches, readable
+from megajukebox.data.stream.windows import CodeWindows, Condition, Lyrics
 from megajukebox.models.losses import Bandwidth
 from megajukebox.models.prior import Prior, PriorConfig
 from megajukebox.models.vqvae import VQVAE, VQVAEConfig

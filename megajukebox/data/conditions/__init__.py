@@ -1,0 +1,1 @@
+"""What music is conditioned on: lyrics as tokens and times, artists and genres as ids."""

@@ -1,0 +1,1 @@
+"""From the user's audio files to song shards."""

@@ -1,0 +1,1 @@
+"""Shard sets on disk or behind a URL: writing, indexing, checking and opening them."""

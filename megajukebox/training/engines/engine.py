@@ -1,0 +1,352 @@
+"""A model under DeepSpeed's ZeRO-0..3: `step`, `evaluate`, `save`, `load`, `weights` are all that the loop sees."""
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+from deepspeed.runtime.zero.config import ZeroStageEnum
+from deepspeed.utils import (
+    safe_get_full_optimizer_state,
+    safe_set_full_optimizer_state,
+    safe_set_local_optimizer_state,
+)
+from deepspeed.utils.tensor_fragment import fragment_address
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from megajukebox.data.weights import Pending
+from megajukebox.training.engines import ema, universal
+from megajukebox.training.engines.parallel import TrainingDiverged
+from megajukebox.training.engines.storage import Storage
+from megajukebox.training.engines.universal import Spread
+from megajukebox.training.stability import Rules, Stability
+from megajukebox.training.survival.stopwatch import Stopwatch
+
+# What the files of a checkpoint may name beside tensors and plain values: nothing in them is run when they are read.
+ALLOWED = [ZeroStageEnum, LossScaler, DynamicLossScaler, fragment_address]
+
+
+def building(ds_config: dict) -> contextlib.AbstractContextManager:
+    """Build a model inside this: under ZeRO-3 no process ever holds the whole of it."""
+    if _stage(ds_config) == 3:
+        return deepspeed.zero.Init(config_dict_or_path=ds_config)
+    return contextlib.nullcontext()
+
+
+def _stage(ds_config: dict) -> int:
+    return ds_config.get("zero_optimization", {}).get("stage", 0)
+
+
+def recompute_activations(layers: nn.ModuleList) -> None:
+    """Forget each layer's activations in the forward pass and compute them again in the backward pass."""
+    for layer in layers:
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+
+
+def fill(parameters: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
+    """Give `parameters` (by name; shared out under ZeRO-3) the values in `weights`. Names and shapes must have been
+    compared before; a tied name that `weights` lacks has its values under the other.
+    """
+    for name, parameter in parameters.items():
+        if name in weights:
+            shared = hasattr(parameter, "ds_id")
+            with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0 if shared else None, enabled=shared):
+                if not shared or dist.get_rank() == 0:
+                    parameter.data.copy_(weights[name])
+
+
+@contextlib.contextmanager
+def told_of_lowest_scale() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # it has no name of its own
+        if "loss scale already at minimum" not in str(error):
+            raise
+        raise TrainingDiverged(
+            "gradients overflow at the lowest fp16 loss scale; lower the learning rate, or set fp16.min_loss_scale"
+        ) from None
+
+
+def _hash(tensor: Tensor) -> int:
+    """Every element, as a whole number, times an odd number of its own, summed modulo 2^64."""
+    numbers = tensor.contiguous().view(-1).view(torch.uint8).to(torch.int64)
+    odd = torch.arange(1, 2 * len(numbers), 2, device=numbers.device)
+    return int((numbers * odd).sum())
+
+
+def _on_host(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True)
+
+
+class Engine:
+    """A model under ZeRO-0..3: the loop sees only steps and numbers."""
+
+    stages = 1  # of a pipeline
+    reason: str | None = None  # why the last step was skipped
+    is_pipeline = False
+
+    def __init__(self, model: nn.Module, ds_config: dict, rules: Rules | None = None, ema_decay: float = 0.0):
+        layers = getattr(model, "blocks", None)
+        if "activation_checkpointing" in ds_config and isinstance(layers, nn.ModuleList):
+            recompute_activations(layers)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        self.engine, *_ = deepspeed.initialize(model=model, model_parameters=trained, config=ds_config)
+        self.peak_rates = [group["lr"] for group in self.engine.optimizer.param_groups]
+        self.stage = _stage(ds_config)
+        self.stability = Stability(rules or Rules())
+        self.ema_decay = ema_decay
+        self._watch_optimizer()
+        self.alone = Stopwatch(self.device)  # of the forward passes, up to where the ranks first meet
+        quiet = getattr(model, "before_meeting", None)
+        if quiet is not None:
+            quiet.register_forward_hook(lambda *_: self.alone.stop())
+        self.storage = Storage(ALLOWED)
+        self.engine.checkpoint_engine = self.storage
+        # Scripts that it would leave in every checkpoint: they read pickles, and on a full disk they hang the others.
+        self.engine._copy_recovery_script = lambda folder: None
+        self.spread = Spread(dist.get_world_size() // self.stages, self.stages) if self.stage else None
+
+    @property
+    def device(self) -> torch.device:
+        return self.engine.device
+
+    @property
+    def module(self) -> nn.Module:
+        return self.engine.module
+
+    def _watch_optimizer(self) -> None:
+        """The optimizer asks `_may_move` first, when the gradient is known, in every way of training.
+
+        Under all that DeepSpeed does, what moves the weights is the step of one plain optimizer.
+        """
+        optimizer = self.engine.basic_optimizer
+        move = optimizer.step
+
+        def step(*given: object, **named: object) -> object:
+            if not self._may_move():
+                return None
+            with ema.following(optimizer, self.ema_decay) if self.ema_decay else contextlib.nullcontext():
+                return move(*given, **named)
+
+        optimizer.step = step
+
+    def _start_average(self) -> None:
+        ema.start(self.engine.basic_optimizer, self._masters())
+        outer = self.engine.optimizer
+        if hasattr(outer, "_lazy_init_hp_params_optimizer_state"):  # ZeRO-1 and 2 learn once which states there are
+            outer._hp_optimizer_states_linked = False
+            outer._lazy_init_hp_params_optimizer_state()
+
+    def _masters(self) -> list[Tensor]:
+        """The float32 weights that the optimizer moves, or this rank's part of them."""
+        outer = self.engine.optimizer
+        names = ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups", "fp32_groups_flat_partition")
+        held = next((getattr(outer, name) for name in names if hasattr(outer, name)), None)
+        return held or [p for group in self.engine.basic_optimizer.param_groups for p in group["params"]]
+
+    def step(self, micro_batches: list[dict], rate: float) -> dict[str, float]:
+        """One optimizer step at `rate` times the peak learning rate. Returns metrics averaged over ranks.
+
+        `skipped` is 1 where `stability` found the step bad: the weights are then as before on every rank, and
+        `self.reason` says why. Raises TrainingDiverged when the fp16 loss scale can fall no further.
+        """
+        self._set_rate(rate)
+        self._begin()
+        before = [buffer.clone() for buffer in self.module.buffers()]  # codebooks learn in the forward pass
+        averages = self._learn(micro_batches)
+        overflow = bool(getattr(self.engine.optimizer, "overflow", False))
+        # With fp16 gradients overflow now and then; DeepSpeed leaves the step out and lowers its scale.
+        self.overflowed = overflow and self.engine.fp16_enabled() and math.isfinite(averages["loss"])
+        if overflow and not self.overflowed and self.reason is None:
+            self.reason = self.stability.judge(averages["loss"], math.inf)
+        if self.reason or self.overflowed:
+            for buffer, value in zip(self.module.buffers(), before):
+                buffer.copy_(value)
+        return self._finished(averages, rate)
+
+    def _begin(self) -> None:
+        self.reason = None
+        self._judged = self.overflowed = False
+        self._norm = math.nan
+        self.seen: list[dict[str, float]] = []
+        self._own: list[Tensor] = []
+
+    def _learn(self, micro_batches: list[dict]) -> dict[str, float]:
+        """Forward, backward and optimizer; returns the metrics of the step."""
+        self.engine.train()
+        self.alone.clear()
+        for batch in micro_batches:
+            if self.stage < 3:  # with ZeRO-3 the ranks meet in every layer
+                self.alone.start()
+            loss, metrics = self.engine(self._placed(batch))
+            self.alone.stop()
+            self._own.append(loss.detach())
+            self.seen.append(self._average({"loss": loss, **metrics}))
+            self.engine.backward(loss)
+            if self.stage == 0:
+                self._norm = self._gradient_norm()
+            with told_of_lowest_scale():
+                self.engine.step()
+        return self._averages()
+
+    def own_loss(self) -> float | None:
+        """The last step's loss on this rank's own clips; None on a stage that sees no loss."""
+        return float(torch.stack(self._own).mean()) if self._own else None
+
+    def _averages(self) -> dict[str, float]:
+        return {name: sum(s[name] for s in self.seen) / len(self.seen) for name in self.seen[0]}
+
+    def _may_move(self) -> bool:
+        """Asked for every group of parameters; all ranks judge the same numbers and so say the same."""
+        if not self._judged:
+            self._judged = True
+            self.reason = self.stability.judge(self._averages()["loss"], self._global_norm())
+        return self.reason is None
+
+    def _global_norm(self) -> float:
+        """Of the whole gradient, before clipping; DeepSpeed keeps it only with ZeRO or half precision."""
+        norm = getattr(self.engine.optimizer, "_global_grad_norm", None)
+        return self._norm if norm is None else float(norm)
+
+    def _set_rate(self, rate: float) -> None:
+        for group, peak in zip(self.engine.optimizer.param_groups, self.peak_rates):
+            group["lr"] = peak * rate
+
+    def _finished(self, averages: dict[str, float], rate: float) -> dict[str, float]:
+        facts = {"gradient_norm": self._global_norm(), "learning_rate": self.peak_rates[0] * rate}
+        return averages | facts | {"skipped": float(self.reason is not None)} | self._scaling()
+
+    def _scaling(self) -> dict[str, float]:
+        """The fp16 loss scale, and the steps left out so far because a gradient overflowed."""
+        if not self.engine.fp16_enabled():
+            return {}
+        scale = getattr(self.engine.optimizer, "loss_scale", getattr(self.engine.optimizer, "cur_scale", 0.0))
+        return {"loss_scale": float(scale), "overflows": float(self.engine.skipped_steps)}
+
+    def _gradient_norm(self) -> float:
+        return float(nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None]))
+
+    @torch.no_grad()
+    def evaluate(self, batch: dict) -> dict[str, float]:
+        """Metrics of one batch a rank, averaged over ranks, without learning anything."""
+        self.engine.eval()
+        loss, metrics = self.engine(self._placed(batch))
+        return self._average({"loss": loss, **metrics})
+
+    def _placed(self, batch: dict) -> dict:
+        """`batch` with its tensors on this rank's device; the conditions are a dict within it."""
+        return {name: self._placed(v) if isinstance(v, dict) else self._moved(v) for name, v in batch.items()}
+
+    def _moved(self, value: object) -> object:
+        return value.to(self.device) if isinstance(value, Tensor) else value
+
+    def _average(self, metrics: dict[str, Tensor]) -> dict[str, float]:
+        values = torch.stack([m.detach().float().reshape(()) for m in metrics.values()])
+        dist.all_reduce(values)
+        return dict(zip(metrics, (values / dist.get_world_size()).tolist()))
+
+    @contextlib.contextmanager
+    def whole(self) -> Iterator[nn.Module]:
+        """The model with all its weights on every rank, to be looked at and not trained."""
+        parameters = list(self.module.parameters())
+        with deepspeed.zero.GatheredParameters(parameters, enabled=self.stage == 3):
+            yield self.module
+
+    def save(self, folder: Path) -> str | None:
+        """Every rank writes its part of weights and optimizer state into `folder`. Returns why this rank could not."""
+        self.storage.begin()
+        self.engine.save_checkpoint(str(folder), tag="state", save_latest=False)
+        return self.storage.failure
+
+    def load(self, folder: Path) -> None:
+        """The inverse of `save`, on any number of ranks. Raises ValueError for a checkpoint of another way of training.
+
+        Raises RuntimeError if nothing was loaded.
+        """
+        saved = folder / "state"
+        before = universal.spread_of(saved)
+        if (before is None) != (self.spread is None) or universal.is_pipeline(saved) != self.is_pipeline:
+            raise ValueError(
+                f"{folder} was saved under another way of training (ZeRO stage or pipeline);"
+                " go on with the ds_config it had, or start another run --from it"
+            )
+        if before == self.spread:
+            self._load(folder)
+            return
+        with universal.converted(saved) as made:
+            self.engine._config.load_universal_checkpoint = True
+            self._load(made.parent)
+            self.engine._config.load_universal_checkpoint = False
+            if self.ema_decay:
+                self._load_average(made)
+        self._load_buffers(saved)
+
+    def _load(self, folder: Path) -> None:
+        ema.forget(self.engine.basic_optimizer)
+        path, _ = self.engine.load_checkpoint(str(folder), tag="state")
+        if path is None:
+            raise RuntimeError(f"DeepSpeed loaded nothing from {folder}")
+        if self.ema_decay:
+            self._start_average()
+
+    def _load_average(self, made: Path) -> None:
+        """Of a converted checkpoint; where it has none, the average starts from the weights that were loaded."""
+        for name, parameter in self.module.named_parameters():
+            path = universal.average_of(made, name)
+            if parameter.requires_grad and path.exists():
+                stored = torch.load(path, map_location=self.device, weights_only=True)
+                self._set_average(parameter, stored["param"] if isinstance(stored, dict) else stored)
+
+    def _set_average(self, parameter: Tensor, value: Tensor) -> None:
+        if self.stage < 3:
+            safe_set_full_optimizer_state(parameter, value, ema.KEY)
+            return
+        # The call for a whole one does not pad it, as ZeRO-3 does where its size is no multiple of the ranks.
+        size, rank, ranks = parameter.ds_tensor.ds_numel, dist.get_rank(), dist.get_world_size()  # type: ignore[attr-defined]
+        padded = nn.functional.pad(value.flatten(), (0, size * ranks - value.numel()))
+        safe_set_local_optimizer_state(parameter, padded.narrow(0, rank * size, size), ema.KEY)
+
+    def _load_buffers(self, saved: Path) -> None:
+        """Codebooks, which DeepSpeed leaves out of universal checkpoints; they are the same on every rank."""
+        buffers = dict(self.module.named_buffers())
+        if buffers:
+            file = min(saved.glob("*_model_states.pt"))
+            fill(buffers, self.storage.load(str(file))["module"])
+
+    def replicated_hash(self) -> int:
+        """A 64-bit sum of all that ranks of one stage must hold alike; one flipped bit changes it.
+
+        Under ZeRO-3 that is only what DeepSpeed keeps whole everywhere (small weights), and buffers.
+        """
+        alike = [p for p in self.module.parameters() if p.numel() == getattr(p, "ds_numel", p.numel())]
+        return sum(_hash(tensor.detach()) for tensor in [*alike, *self.module.buffers()]) % 2**63
+
+    def weights(self) -> dict[str, Pending]:
+        """Every parameter (float32; its moving average where one is kept) and buffer by name, each gathered only when
+        it is made.
+
+        Making one is a collective: every rank makes all of them, in this order.
+        """
+        found = {name: self._pending(p) for name, p in self.module.named_parameters()}
+        buffers = dict(self.module.named_buffers())
+        return found | {n: Pending(b.dtype, tuple(b.shape), partial(_on_host, b)) for n, b in buffers.items()}
+
+    def _pending(self, parameter: Tensor) -> Pending:
+        shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
+        return Pending(torch.float32, shape, lambda: _on_host(self.gathered(parameter).float()))
+
+    def gathered(self, parameter: Tensor) -> Tensor:
+        """A parameter, or its moving average, gathered from the ranks that share it: a collective of those."""
+        if self.ema_decay and parameter.requires_grad:
+            if not self.stage:
+                return self.engine.basic_optimizer.state[parameter][ema.KEY]
+            return safe_get_full_optimizer_state(parameter, ema.KEY)
+        shared = self.stage == 3
+        with deepspeed.zero.GatheredParameters([parameter], enabled=shared):
+            return parameter.detach().clone() if shared else parameter.detach()

@@ -1,0 +1,91 @@
+"""The processes of a run: joining them, agreeing with them, and the ds_config that says how they share the work."""
+
+import logging
+import os
+from typing import TypeVar
+
+import deepspeed
+import psutil
+import torch
+import torch.distributed as dist
+
+from megajukebox.training.engines.ds_configs import DS_CONFIGS as DS_CONFIGS
+from megajukebox.training.engines.ds_configs import read_ds_config as read_ds_config
+from megajukebox.training.launch import World, world
+
+T = TypeVar("T")
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss is no longer a number."""
+
+
+def start() -> World:
+    """Join the other processes (gloo on CPUs, NCCL on GPUs) and return this one's place."""
+    here = world()
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # Its shared-memory all-reduce compiles for minutes and leaves 66 MB in /dev/shm for every process; gloo serves.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # The group's own time limit comes after the one of the pulse, which says more (minutes; pulse.py).
+    os.environ.setdefault("DEEPSPEED_TIMEOUT", "60")
+    if torch.cuda.is_available():
+        torch.cuda.set_device(here.local_rank)
+    if not dist.is_initialized():
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+    return here
+
+
+def stop() -> None:
+    """Leave the group, so that no process waits for one that has ended."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def from_rank_0(value: T | None) -> T:
+    """`value` of rank 0, on every rank; the others may give None."""
+    box = [value]
+    dist.broadcast_object_list(box, 0)
+    found = box[0]
+    assert found is not None
+    return found
+
+
+def seed(number: int) -> None:
+    """The same first weights on every rank and in every run."""
+    torch.manual_seed(number)
+
+
+def barrier() -> None:
+    dist.barrier()
+
+
+def gathered(value: T) -> list[T]:
+    """`value` of every rank, by rank, on every rank."""
+    box: list = [None] * dist.get_world_size()
+    dist.all_gather_object(box, value)
+    return box
+
+
+def highest(number: int) -> int:
+    """The highest `number` of all ranks."""
+    asked = torch.tensor(number, device=_device())
+    dist.all_reduce(asked, op=dist.ReduceOp.MAX)
+    return int(asked.item())
+
+
+def memory() -> dict[str, float]:
+    """Bytes that this process holds: of the machine's memory now, of the GPU's at most so far."""
+    held = {"memory_host_bytes": float(psutil.Process().memory_info().rss)}
+    return held | ({"memory_gpu_bytes": float(torch.cuda.max_memory_allocated())} if torch.cuda.is_available() else {})
+
+
+def total(numbers: list[int]) -> list[int]:
+    """Each of `numbers` summed over all ranks."""
+    summed = torch.tensor(numbers, device=_device())
+    dist.all_reduce(summed)
+    return summed.tolist()
+
+
+def _device() -> torch.device:
+    return torch.device("cuda", world().local_rank) if torch.cuda.is_available() else torch.device("cpu")

@@ -1,0 +1,197 @@
+"""A prior whose layers are spread over processes: DeepSpeed's pipeline behind the same contract as every other engine.
+
+Each process holds one stage of the list in models/stages.py. First weights are drawn as one process would draw them, so
+that they do not depend on where the list is cut; weights leave under the names that the plain `Prior` gives them.
+"""
+
+# B batch   T tokens
+import contextlib
+import io
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+
+import torch
+import torch.distributed as dist
+from deepspeed.pipe import PipelineModule, TiedLayerSpec
+from deepspeed.runtime.utils import partition_balanced
+from torch import Tensor, nn
+
+from megajukebox.data.weights import Pending
+from megajukebox.models.prior import PriorConfig, tokens_of
+from megajukebox.models.stages import TIED, Middle, inputs, layers, loss_of, name_in_prior, read_out
+from megajukebox.training.engines.engine import Engine, fill, recompute_activations, told_of_lowest_scale
+from megajukebox.training.launch import World
+from megajukebox.training.stability import Rules
+
+KEY = "tokens"  # under which entrance and exit share the embedding of the tokens
+
+
+def stages(ds_config: dict, size: int) -> int:
+    """Stages that the pipeline of a ds_config has over `size` processes; 1 for a file without `pipeline`.
+
+    Raises ValueError where the processes do not make whole pipelines.
+    """
+    wanted = ds_config.get("pipeline", {}).get("stages", 1)
+    count = size if wanted == "auto" else wanted
+    if not isinstance(count, int) or count < 1:
+        raise ValueError(f'pipeline.stages {wanted!r} is neither a number of processes nor "auto"')
+    if size % count:
+        fits = [n for n in range(1, size + 1) if size % n == 0]
+        raise ValueError(f"pipeline.stages {count} does not divide {size} processes; set it to one of {fits}")
+    return count
+
+
+def reader(place: World, ds_config: dict) -> World:
+    """Who this process is among those that read different data: the stages of one pipeline read the same."""
+    data = place.size // stages(ds_config, place.size)
+    return World(place.rank % data, place.local_rank, data)
+
+
+class PipelineEngine(Engine):
+    """The prior of `config` over `pipeline.stages` processes, times as many pipelines side by side as there is room."""
+
+    is_pipeline = True
+
+    def __init__(
+        self,
+        config: PriorConfig,
+        ds_config: dict,
+        seed: int,
+        weights: Mapping[str, Tensor] | None = None,
+        rules: Rules | None = None,
+        ema_decay: float = 0.0,
+    ):
+        torch.manual_seed(seed)
+        self.config = config
+        self.stages = stages(ds_config, dist.get_world_size())
+        if ds_config.get("zero_optimization", {}).get("stage") != 1:
+            raise ValueError("a pipeline shares its optimizer by ZeRO-1: set zero_optimization.stage to 1")
+        if self.stages > config.transformer.depth + 2:
+            raise ValueError(
+                f"pipeline.stages {self.stages} is more than the {config.transformer.depth + 2} layers of the prior"
+            )
+        self.reports: list[dict[str, Tensor]] = []
+        module = _Layers(config, self.stages, self._loss, recompute="activation_checkpointing" in ds_config)
+        self.layers = module
+        fill(dict(module.named_in_prior()), weights or {})
+        plain = {key: value for key, value in ds_config.items() if key != "pipeline"}
+        super().__init__(module, plain, rules, ema_decay)
+
+    def _learn(self, micro_batches: list[dict]) -> dict[str, float]:
+        self.reports, self.count = [], len(micro_batches)
+        with told_of_lowest_scale():
+            self.engine.train_batch(iter([self._pair(batch) for batch in micro_batches]))
+        return self._averages()
+
+    @torch.no_grad()
+    def evaluate(self, batch: dict) -> dict[str, float]:
+        self.reports, self.count, self.seen = [], 1, []
+        self.engine.eval_batch(iter([self._pair(batch)]), num_micro_batches=1, bcast_loss=False)
+        return self._averages()
+
+    def _pair(self, batch: dict) -> tuple[tuple[Tensor, ...], Tensor]:
+        """What goes in at the first stage, and what the last one compares with."""
+        return inputs(self.config, batch), tokens_of(self.config, batch)
+
+    def _loss(self, given: tuple[Tensor, ...], tokens_BT: Tensor) -> Tensor:
+        loss, metrics = loss_of(self.config, given, tokens_BT)
+        self.reports.append({"loss": loss.detach(), **metrics})
+        self._own.append(loss.detach())
+        return loss
+
+    def _averages(self) -> dict[str, float]:
+        """Averaged over micro-batches and pipelines, once a step: only the last stages have anything to add."""
+        if not self.seen:
+            names = ["loss", "bits_per_code", *(["bits_per_lyric"] if self.config.lyrics else [])]
+            seen = [torch.stack([r[name].float().reshape(()) for name in names]) for r in self.reports]
+            values = torch.stack(seen).sum(0) if seen else torch.zeros(len(names), device=self.device)
+            dist.all_reduce(values)
+            pipelines = dist.get_world_size() // self.stages
+            self.seen = [dict(zip(names, (values / (pipelines * self.count)).tolist()))]
+        return self.seen[0]
+
+    def weights(self) -> dict[str, Pending]:
+        """As `Engine.weights`; each tensor comes from the stage that holds it."""
+        mine = {name: tensor.detach() for name, tensor in self.layers.named_in_prior()}
+        shapes: list[dict] = [{} for _ in range(dist.get_world_size())]
+        dist.all_gather_object(shapes, {name: tuple(tensor.shape) for name, tensor in mine.items()})
+        owner: dict[str, int] = {}
+        for rank, held in enumerate(shapes):
+            for name in held:
+                owner.setdefault(name, rank)
+        return {
+            name: Pending(torch.float32, shapes[rank][name], partial(self._from_owner, name, shapes[rank][name], rank))
+            for name, rank in owner.items()
+        }
+
+    def _from_owner(self, name: str, shape: tuple[int, ...], rank: int) -> Tensor:
+        beside = dist.get_world_size() // self.stages  # ranks that hold the same stage gather an average together
+        mine = dist.get_rank() // beside == rank // beside
+        held = self.gathered(dict(self.layers.named_in_prior())[name]) if mine else None
+        value = torch.empty(shape, device=self.device) if held is None else held.detach().float().contiguous()
+        dist.broadcast(value, rank)
+        return value.to("cpu", copy=True)
+
+
+class _Layers(PipelineModule):
+    """The layers of one stage. DeepSpeed's own building draws other first weights for other partitions."""
+
+    def __init__(self, config: PriorConfig, stages: int, loss: Callable, recompute: bool):
+        self.wanted = _balanced(config, stages)
+        per_stage = dist.get_world_size() // stages
+        stage = dist.get_rank() // per_stage
+        built = list(_build(config, range(*self.wanted[stage : stage + 2])))
+        if recompute:
+            recompute_activations(nn.ModuleList(layer for layer in built if isinstance(layer, Middle)))
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints every layer
+            super().__init__(_specs(config, built), num_stages=stages, loss_fn=loss)
+        # Read by the conversion for another number of stages: the second copy of the tied matrix is left out.
+        self.universal_checkpoint_info = {
+            "universal_checkpoint_version": 0.2,
+            "pipeline_replicated_parameter_patterns": [rf"tied_modules\.{KEY}\.{TIED}"],
+        }
+
+    def _partition_layers(self, method: str = "") -> None:
+        self.parts = self.wanted
+        stage = self._topo.get_coord(self.global_rank).pipe
+        self._set_bounds(start=self.parts[stage], stop=self.parts[stage + 1])
+
+    def named_in_prior(self) -> Iterator[tuple[str, Tensor]]:
+        """This stage's parameters, by the names of the plain prior."""
+        for name, tensor in self.named_parameters():
+            head, _, rest = name.partition(".")
+            if head == "tied_modules":
+                yield rest.partition(".")[2], tensor
+            else:
+                yield name_in_prior(int(head), rest), tensor
+
+
+def _balanced(config: PriorConfig, stages: int) -> list[int]:
+    """Where to cut the list so that stages have about equally many parameters: [0, ..., number of layers]."""
+    with torch.device("meta"):
+        sizes = [sum(p.numel() for p in make().parameters()) for make in layers(config)]
+    return partition_balanced(weights=sizes, num_parts=stages)
+
+
+def _build(config: PriorConfig, mine: range) -> Iterator[nn.Module]:
+    """Every layer in order, those of other stages as an empty module; each draws its weights after the one before."""
+    for number, make in enumerate(layers(config)):
+        layer = make() if number < mine.stop else nn.Module()
+        yield layer if number in mine else nn.Module()
+
+
+class _Tied(TiedLayerSpec):
+    """A layer that is already built and shares one matrix with another of the list."""
+
+    def __init__(self, layer: nn.Module, forward: Callable | None = None):
+        super().__init__(KEY, type(layer), forward_fn=forward, tied_weight_attr=TIED)
+        self.layer = layer
+
+    def build(self, log: bool = False) -> nn.Module:
+        return self.layer
+
+
+def _specs(config: PriorConfig, built: list[nn.Module]) -> list:
+    if config.separate_head:
+        return built
+    return [_Tied(built[0]), *built[1:-1], _Tied(built[-1], read_out)]
