@@ -23,13 +23,14 @@ import torch
 from megajukebox.data.provenance import made_by
 from megajukebox.monitoring.metrics import RunLog
 from megajukebox.training.engines import parallel
+from megajukebox.training.engines.communication import Communication
 from megajukebox.training.survival.exits import Ending
 from megajukebox.training.survival.pulse import BEAT, Limits, Pulse
-from megajukebox.training.survival.stopwatch import Stopwatch
 
 RESULTS = Path(__file__).parent / "results" / "metrics_overhead.json"
 STEPS = {"100 ms": 0.1, "1 s": 1.0}
 LOG_EVERY = 10
+COLLECTIVES = 300  # in a step: ZeRO-3 over 72 layers, each gathered twice and reduced once, and some more
 LINE = {f"level/metric_{n}": n * 1.1 for n in range(40)}  # as many numbers as a VQ-VAE of three levels logs
 
 
@@ -47,30 +48,47 @@ def measure(folder: Path) -> dict[str, float]:
     """Microseconds of each part; `every step` and `every logged step` are on the loop's own thread."""
     log = RunLog(folder, writes=True)
     pulse = Pulse(log, SimpleNamespace(number=1, is_current=lambda: True), Limits(), Ending(folder))  # type: ignore[arg-type]
-    watch = Stopwatch(torch.device("cpu"))
+    clock = Communication(torch.device("cpu"))
 
     def every_step() -> None:
         with pulse.section("data"):
             pass
-        watch.clear()
-        watch.start()
-        watch.stop()
-        pulse.stepped(7, 0.1, watch.seconds())
+        with clock.timed():
+            pass
+        pulse.stepped(7, 0.1, clock.seconds())
 
     def every_logged_step() -> None:
         log.metrics(7, "train", LINE | pulse.account() | parallel.memory())
 
     return {
         "every step": microseconds(every_step),
+        "every collective": timing_of_a_collective(clock),
         "every logged step": microseconds(every_logged_step),
         "a heartbeat, on its own thread": microseconds(pulse.tell, 300),
     }
 
 
+def timing_of_a_collective(clock: Communication) -> float:
+    """Microseconds that it takes to time one, here one that does nothing, and to add its time up."""
+
+    def nothing() -> None:
+        pass
+
+    timed = clock._timed(nothing)
+
+    def many(call: Callable[[], object]) -> None:
+        for _ in range(COLLECTIVES):
+            call()
+        clock.seconds()
+
+    return (microseconds(lambda: many(timed)) - microseconds(lambda: many(nothing))) / COLLECTIVES
+
+
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         parts = measure(Path(folder))
-    a_step = parts["every step"] + parts["every logged step"] / LOG_EVERY
+    parts["every collective"] = round(parts["every collective"], 3)
+    a_step = parts["every step"] + COLLECTIVES * parts["every collective"] + parts["every logged step"] / LOG_EVERY
     shares = {
         name: (a_step * 1e-6 + parts["a heartbeat, on its own thread"] * 1e-6 * seconds / BEAT) / seconds
         for name, seconds in STEPS.items()
@@ -78,6 +96,7 @@ def main() -> None:
     result = {
         "date": time.strftime("%Y-%m-%d"), "commit": made_by()["commit"], "threads": threading.active_count(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores", "log_every": LOG_EVERY,
+        "collectives_a_step": COLLECTIVES,
         "microseconds": {name: round(value, 1) for name, value in parts.items()},
         "share_of_a_step": {name: round(share, 6) for name, share in shares.items()},
     }  # fmt: skip

@@ -34,6 +34,14 @@ ROWS: dict[str, list[tuple[str, str, dict[str, str]]]] = {
         ("Wall clock since the first start", "s", {"{{run}} {{phase}}": f"megajukebox_time_seconds_total{{{RUN}}}"}),
         ("A step", "s", {"{{run}} {{part}}": f"megajukebox_step_part_seconds{{{RUN}}}"}),
         (
+            "Share of a step in communication",
+            "percentunit",
+            {
+                "{{run}}": f'megajukebox_step_part_seconds{{{RUN}, part="communication"}}'
+                f' / on(run) sum by (run) (megajukebox_step_part_seconds{{{RUN}, part!="save"}})'
+            },
+        ),
+        (
             "Slow steps (95 %)",
             "s",
             {"{{run}}": f"histogram_quantile(0.95, sum by (run, le) (megajukebox_step_seconds_bucket{{{RUN}}}))"},
@@ -68,6 +76,11 @@ ROWS: dict[str, list[tuple[str, str, dict[str, str]]]] = {
     ],
     "Who is slow, who is silent?": [
         ("Slowdown of each rank", "none", {"{{run}} {{rank}} {{host}}": f"megajukebox_rank_slowdown_ratio{{{RUN}}}"}),
+        (
+            "Communication of each rank, waits included",
+            "s",
+            {"{{run}} {{rank}} {{host}}": f"megajukebox_rank_communication_seconds{{{RUN}}}"},
+        ),
         (
             "Age of each rank's heartbeat",
             "s",

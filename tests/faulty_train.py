@@ -11,7 +11,8 @@ import torch
 from megajukebox.training import loop
 
 AT = 12  # the step (0-based) before which a fault begins
-STARTS = {"crash": 2, "spike": 150}  # of these; a spike is one only beside losses that have settled
+SLOW = 0.15  # seconds
+STARTS = {"crash": 2, "spike": 150, "slow_forward": 10}  # of these; a spike is one only beside losses that have settled
 
 
 def late(batches: Iterator[Any], seconds: float) -> Iterator[Any]:
@@ -54,8 +55,16 @@ def no_saves(run: Any, engine: Any, step: int) -> None:
         loop.save = lambda *_: True  # type: ignore[assignment]
 
 
+def slow_forward(run: Any, engine: Any, step: int) -> None:
+    """Rank 1 computes slowly, as a hot GPU would; every rank tells of each step at once."""
+    if step == STARTS["slow_forward"] and run.rank == 1:
+        engine.module.register_forward_pre_hook(lambda *_: time.sleep(SLOW))
+    run.pulse.tell()
+
+
 CHANGES: dict[str, Callable[[Any, Any, int], None]] = {
     "spike": spike, "nan": nan, "collapse": collapse, "crash": crash, "no_saves": no_saves,
+    "slow_forward": slow_forward,
 }  # fmt: skip
 WAITS = {  # fault -> seconds that a rank's data is late at a step
     "slow_rank": lambda rank, step: 0.7 if rank == 1 and step >= AT else 0.0,

@@ -29,8 +29,9 @@ BELOW = {
     "training": {"models", "data", "monitoring"},
 }
 # A wrapper of a library lives in one file; the explorer reads the audio of samples by itself, to stay free of the rest.
+ENGINES = ("parallel", "engine", "pipeline", "universal", "communication")
 WRAPPERS = {
-    "deepspeed": {f"training/engines/{name}.py" for name in ("parallel", "engine", "pipeline", "universal")},
+    "deepspeed": {f"training/engines/{name}.py" for name in ENGINES},
     "webdataset": {"data/shards/sets.py", "data/stream/stream.py", "data/shards/remote.py", "data/stream/piped.py"},
     "sentencepiece": {"data/conditions/lyrics.py"},
     "soundfile": {"data/audio.py", "explorer/building.py", "explorer/pictures.py"},

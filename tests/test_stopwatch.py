@@ -1,30 +1,52 @@
-"""A rank's own time is told apart from the time in which it waits for others."""
+"""Laps are added up, and what a GPU has not passed yet is never waited for."""
 
 import time
 
 import torch
-from little_models import little_vqvae
 
 from megajukebox.training.survival.stopwatch import Stopwatch
 
 
-def test_laps_are_summed_up_to_the_first_stop_of_each() -> None:
+class PretendGpu(Stopwatch):
+    """Hands out events that a GPU reaches when the test says so."""
+
+    def __init__(self, *events: "PretendEvent") -> None:
+        super().__init__(torch.device("cpu"))
+        self.events = list(events)
+
+    def now(self) -> "PretendEvent":  # type: ignore[override]
+        return self.events.pop(0)
+
+
+class PretendEvent:
+    def __init__(self, milliseconds: float, passed: bool = True) -> None:
+        self.milliseconds, self.passed = milliseconds, passed
+
+    def query(self) -> bool:
+        return self.passed
+
+    def elapsed_time(self, end: "PretendEvent") -> float:
+        assert end.passed, "the GPU would have been waited for"
+        return end.milliseconds - self.milliseconds
+
+
+def test_laps_are_summed_and_told_once() -> None:
     watch = Stopwatch(torch.device("cpu"))
     for _ in range(2):
-        watch.start()
+        begun = watch.now()
         time.sleep(0.02)
-        watch.stop()
+        watch.lap(begun)
         time.sleep(0.05)
-        watch.stop()  # as a second hook, or a recomputed layer, would
-    assert 0.04 <= watch.seconds() < 0.09
-    watch.clear()
-    assert watch.seconds() == 0
+    assert 0.04 <= watch.take() < 0.09
+    assert watch.take() == 0
 
 
-def test_a_vqvae_tells_what_it_computes_before_the_ranks_meet() -> None:
-    model, heard = little_vqvae(), []
-    model.before_meeting.register_forward_hook(lambda *_: heard.append("alone"))
-    for level in model.levels.values():
-        level.codebook.update = lambda *_, **__: heard.append("meeting") or {}
-    model.train()({"audio": torch.randn(1, 256, 1)})
-    assert heard[0] == "alone" and heard.count("meeting") == len(model.levels)
+def test_what_the_gpu_has_not_reached_is_told_the_next_time() -> None:
+    late = PretendEvent(70, passed=False)
+    watch = PretendGpu(PretendEvent(0), PretendEvent(10), PretendEvent(50), late)
+    for _ in range(2):
+        watch.lap(watch.now())
+    assert watch.take() == 0.010
+    assert watch.take() == 0
+    late.passed = True
+    assert watch.take() == 0.020

@@ -13,6 +13,7 @@ from megajukebox.explorer.run_records import Run, StepSample, is_number
 from megajukebox.explorer.runs_page import percent, status
 from megajukebox.explorer.scores import scores
 from megajukebox.explorer.time_line import time_line
+from megajukebox.monitoring import step_parts
 from megajukebox.monitoring.health import RUNBOOK, diagnose, size_of, spoken
 
 MOST_EVENTS = 200
@@ -48,6 +49,7 @@ def summary(run: Run) -> list[tuple[str, str | None]]:
         ("model", kind),
         ("step", f"{run.last_step:,}" + (f" of {state.target:,}" if state.target else "") if run.curves else None),
         ("left", spoken(state.eta_seconds) if state.eta_seconds is not None and state.alive else None),
+        ("a step", step_parts.told(state)),
         ("goodput", percent(state.account.goodput) or None),
         ("restarts", str(sum(state.restarts.values())) if state.restarts else None),
         ("newest checkpoint", saved),

@@ -113,11 +113,6 @@ class VQVAE(nn.Module):
         self.config = config
         self.levels = nn.ModuleDict({level: VQVAELevel(config, i) for i, level in enumerate(config.levels)})
 
-    @property
-    def before_meeting(self) -> nn.Module:
-        """What runs before the ranks first wait for each other, in the first codebook's update."""
-        return self.level(self.config.levels[0]).encoder
-
     def level(self, name: str) -> VQVAELevel:
         model = self.levels[name]
         assert isinstance(model, VQVAELevel)

@@ -1,4 +1,4 @@
-"""Runs as Prometheus metrics: one table of names, one function that fills it from what the run folders say."""
+"""Runs as Prometheus metrics: the table of names (families.py) filled from what the run folders say."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -8,89 +8,24 @@ from prometheus_client import generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from megajukebox import __version__
+from megajukebox.monitoring import codebooks as books
+from megajukebox.monitoring.families import FAMILIES
 from megajukebox.monitoring.health import diagnose
 from megajukebox.monitoring.machine import Machine
 from megajukebox.monitoring.productive import number
 from megajukebox.monitoring.run_state import RunState
+from megajukebox.monitoring.step_parts import step_parts
 
 PREFIX = "megajukebox_"
 LEVELS = ("top", "middle", "bottom")
 STATUSES = ("new", "starting", "training", "stalled", "waiting", "down", "stopped", "failed", "done")
 
-# name -> (type, labels beside `run`, help). Units are in the names, as Prometheus has it.
-FAMILIES: dict[str, tuple[str, tuple[str, ...], str]] = {
-    "run_info": ("gauge", ("stage", "preset", "commit", "version", "config_digest"), "What trains; the value is 1."),
-    "status": ("gauge", ("status",), "1 for the status that the run is in, 0 for the others."),
-    "running": ("gauge", (), "Whether some process of the run was heard of lately."),
-    "finished": ("gauge", (), "Whether the last step was reached, or the run was stopped on request."),
-    "needs_person": ("gauge", (), "Whether training said that it must not be started again as it is (exit code 93)."),
-    "step": ("gauge", (), "Optimizer steps made."),
-    "target_steps": ("gauge", (), "Optimizer steps of the whole run."),
-    "eta_seconds": ("gauge", (), "Time left at the present speed."),
-    "loss": ("gauge", ("split", "level"), "Loss; level is all, or a level's reconstruction of a VQ-VAE."),
-    "bits_per_code": ("gauge", ("split",), "Cross entropy of a prior."),
-    "bits_per_lyric": ("gauge", ("split",), "Cross entropy of a prior's lyrics."),
-    "grad_norm": ("gauge", (), "Norm of the gradient before clipping."),
-    "learning_rate": ("gauge", (), "Learning rate of the last step."),
-    "loss_scale": ("gauge", (), "fp16 loss scale."),
-    "overflows": ("counter", (), "Steps left out because a gradient overflowed fp16."),
-    "spike_score": ("gauge", (), "Standard deviations of the last loss above the losses before it."),
-    "metric": ("gauge", ("split", "name"), "Every other number that the run logs, by its own name."),
-    "codebook_usage_ratio": ("gauge", ("level",), "Codes chosen in a batch, over those that even use would choose."),
-    "codebook_dead_codes": ("gauge", ("level",), "Codes that hardly any vector chose lately."),
-    "codebook_entropy_bits": ("gauge", ("level",), "Entropy of the codes of the last batch."),
-    "steps": ("counter", (), "Optimizer steps made."),
-    "audio_seconds": ("counter", (), "Audio trained on."),
-    "tokens": ("counter", (), "Codes trained on."),
-    "audio_seconds_per_second": ("gauge", (), "Audio trained on, per second of wall clock."),
-    "tokens_per_second": ("gauge", (), "Codes trained on, per second of wall clock."),
-    "model_flops_utilization_ratio": ("gauge", (), "Floating point operations of the model over the peak."),
-    "step_part_seconds": ("gauge", ("part",), "Where the last logged step went."),
-    "data_wait_ratio": ("gauge", (), "Share of the last logged steps spent waiting for data."),
-    "prefetch_depth": ("gauge", (), "How full the buffer of steps read ahead is, 0 to 1."),
-    "step_seconds": ("histogram", (), "Time of the logged steps."),
-    "data_wait_seconds": ("histogram", (), "Wait for data in the logged steps."),
-    "checkpoint_save_seconds": ("histogram", (), "Time of a checkpoint."),
-    "last_step_timestamp_seconds": ("gauge", (), "When the last step was made."),
-    "stall_after_seconds": ("gauge", (), "Time without a step that is too long for this run."),
-    "heartbeat_timestamp_seconds": ("gauge", (), "The newest sign of life of any rank."),
-    "rank_heartbeat_timestamp_seconds": ("gauge", ("rank", "host"), "The last sign of life of a rank."),
-    "rank_silent": ("gauge", ("rank", "host"), "1 for a rank whose heartbeat stopped while others beat."),
-    "rank_slowdown_ratio": ("gauge", ("rank", "host"), "A rank's own time for a step over the median rank's."),
-    "ranks": ("gauge", (), "Processes of the present attempt."),
-    "last_checkpoint_timestamp_seconds": ("gauge", (), "When the newest whole checkpoint was written."),
-    "last_checkpoint_bytes": ("gauge", (), "Its size."),
-    "last_checkpoint_step": ("gauge", (), "Its step."),
-    "checkpoint_valid_count": ("gauge", (), "Checkpoints whose files are all there with the right sizes."),
-    "checkpoint_interval_seconds": ("gauge", (), "Time between checkpoints at the present speed."),
-    "checkpoint_due_timestamp_seconds": ("gauge", (), "When the newest whole checkpoint becomes, or became, stale."),
-    "checkpoints": ("counter", ("result",), "Checkpoints saved, and saves that failed."),
-    "checkpoint_rejects": ("counter", (), "Checkpoints found damaged at a start."),
-    "steps_skipped": ("counter", ("reason",), "Steps left out (nan, spike, overflow)."),
-    "rewinds": ("counter", (), "Returns to an earlier checkpoint because the loss ran away."),
-    "restarts": ("counter", ("reason",), "Starts after the first, by how the attempt before ended."),
-    "wasted_steps": ("counter", (), "Steps that were trained again after a restart."),
-    "hang_detected": ("counter", ("section",), "Hangs that the watchdog ended."),
-    "node_excluded": ("counter", (), "Nodes taken out of the run."),
-    "sdc_mismatch": ("counter", (), "Ranks whose copies of the weights differed."),
-    "bad_samples": ("counter", ("reason",), "Clips that could not be read and were replaced."),
-    "bad_samples_ratio": ("gauge", (), "Share of the clips of this attempt that could not be read."),
-    "time_seconds": ("counter", ("phase",), "The run's wall clock since its first start, by what it went into."),
-    "goodput_ratio": ("gauge", ("window",), "Share of the wall clock spent on steps that were kept."),
-    "memory_bytes": ("gauge", ("kind",), "Memory of rank 0 as it logs it."),
-    "generation": ("gauge", (), "Number of the present attempt, from 1."),
-    "fs_free_bytes": ("gauge", ("mount",), "Free space of the file system that holds the run."),
-    "fs_free_inodes": ("gauge", ("mount",), "Free inodes of it."),
-    "problem": ("gauge", ("alert", "severity"), "1 while `megajukebox watch` would tell of this problem."),
-    "unreadable_lines": ("gauge", (), "Lines of the run's files that are no records."),
-}
 KNOWN = {  # logged numbers that have a family of their own
     "step", "time", "loss", "gradient_norm", "learning_rate", "loss_scale", "overflows", "bits_per_code",
     "bits_per_lyric", "audio_seconds_per_second", "tokens_per_second", "step_seconds", "data_seconds", "stall_share",
-    "buffer_fill", "mfu", "memory_host_bytes", "memory_gpu_bytes", "forward_seconds",
+    "buffer_fill", "mfu", "memory_host_bytes", "memory_gpu_bytes", "communication_seconds",
 }  # fmt: skip
 HISTOGRAMS = {"step_seconds": "step_seconds", "data_wait_seconds": "data_seconds", "checkpoint_save_seconds": "save"}
-PARTS = {"data_seconds": "data_wait", "forward_seconds": "forward"}  # the rest: backward, communication, optimizer
 MEMORY = {"memory_gpu_bytes": "gpu_peak", "memory_host_bytes": "host"}
 
 
@@ -166,12 +101,8 @@ def speed(run: RunState) -> Iterator[Value]:
         if rate is not None and seconds is not None and step is not None:
             yield Value(name, (), step * rate * seconds)
     yield from gauge("model_flops_utilization_ratio", run.value("mfu"))
-    parts = {part: run.value(name) for name, part in PARTS.items()}
-    for part, value in parts.items():
-        yield from gauge("step_part_seconds", value, part)
-    if seconds is not None:
-        rest = max(0.0, seconds - sum(value or 0.0 for value in parts.values()))
-        yield Value("step_part_seconds", ("backward_and_communication",), rest)
+    for part, spent in step_parts(run).items():
+        yield Value("step_part_seconds", (part,), spent)
     yield from gauge("data_wait_ratio", run.data_wait)
     yield from gauge("prefetch_depth", run.value("buffer_fill"))
     for name, kind in MEMORY.items():
@@ -180,8 +111,8 @@ def speed(run: RunState) -> Iterator[Value]:
 
 def codebooks(run: RunState) -> Iterator[Value]:
     for level in LEVELS:
-        usage, size = run.value(f"{level}/usage"), run.codes
-        yield from gauge("codebook_usage_ratio", run.codebook_usage(level), level)
+        usage, size = run.value(f"{level}/usage"), books.codes(run)
+        yield from gauge("codebook_usage_ratio", books.usage(run, level), level)
         if usage is not None and size:
             yield Value("codebook_dead_codes", (level,), size - usage)
         entropy = run.value(f"{level}/entropy")
@@ -197,6 +128,7 @@ def ranks(run: RunState) -> Iterator[Value]:
         yield Value("rank_heartbeat_timestamp_seconds", place, rank.time)
         yield Value("rank_silent", place, float(rank.rank in silent))
         yield from gauge("rank_slowdown_ratio", slow.get(rank.rank), *place)
+        yield from gauge("rank_communication_seconds", rank.communication_seconds, *place)
     if run.ranks:
         yield Value("ranks", (), len(run.ranks))
 

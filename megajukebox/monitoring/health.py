@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from megajukebox.monitoring import codebooks
 from megajukebox.monitoring.productive import number
 from megajukebox.monitoring.run_state import NEEDS_A_PERSON, RunState
 
@@ -160,7 +161,7 @@ def data_wait(run: RunState) -> str | None:
 
 
 def codebook_collapse(run: RunState) -> str | None:
-    usage = {level: run.codebook_usage(level) for level in ("top", "middle", "bottom")}
+    usage = {level: codebooks.usage(run, level) for level in ("top", "middle", "bottom")}
     low = {level: share for level, share in usage.items() if share is not None and share < USAGE}
     if not low or run.status == "done":
         return None

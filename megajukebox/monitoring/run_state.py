@@ -2,19 +2,18 @@
 
 import hashlib
 import json
-import math
 import signal
 import statistics
-from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass, field
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from megajukebox.monitoring.goodput import Account
 from megajukebox.monitoring.machine import Disk
 from megajukebox.monitoring.productive import number
+from megajukebox.monitoring.ranks import Rank, slowdowns
+from megajukebox.monitoring.readings import Histogram, percentile, skip_kind, spike_score
 
 STARTS = ("start", "resume")
 ENDS = ("done", "stop", "diverged")
@@ -29,40 +28,6 @@ class Limits:
     silent: float = 60.0  # a heartbeat older than this is missed
     checkpoint: float = 300.0  # the least age at which a checkpoint counts as stale; three intervals if that is longer
     down: float = 900.0  # a run with no process for so long is nobody's plan
-
-
-@dataclass(frozen=True)
-class Rank:
-    """The heartbeat of one process."""
-
-    rank: int
-    host: str
-    time: float
-    step: float
-    section: str
-    section_since: float
-    step_seconds: float | None = None
-    generation: float | None = None
-    own_seconds: float | None = None  # of a step, without the time spent waiting for other ranks
-
-
-BUCKETS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000)  # seconds
-
-
-@dataclass
-class Histogram:
-    """How many values fell at or under each of BUCKETS, and above them all."""
-
-    counts: list[int] = field(default_factory=lambda: [0] * (len(BUCKETS) + 1))
-    total: float = 0.0
-
-    def add(self, value: float) -> None:
-        self.counts[bisect_left(BUCKETS, value)] += 1
-        self.total += value
-
-    def cumulative(self) -> list[tuple[str, float]]:
-        """As Prometheus has it."""
-        return list(zip([*map(str, BUCKETS), "+Inf"], map(float, accumulate(self.counts))))
 
 
 @dataclass(frozen=True)
@@ -243,25 +208,14 @@ class RunState:
 
     @property
     def slowdowns(self) -> dict[int, float]:
-        """Each rank's own time (data and forward pass) over the median rank's, a tenth of a step added to both.
-
-        So a rank that waits a millisecond for data where another waits none is not twice as slow.
-        """
-        own = {rank.rank: rank.own_seconds for rank in self.ranks if rank.own_seconds is not None}
-        steps = [rank.step_seconds for rank in self.ranks if rank.step_seconds]
-        if len(own) < 2 or not steps:
-            return {}
-        floor = 0.1 * statistics.median(steps)
-        middle = statistics.median_low(own.values())
-        return {rank: (seconds + floor) / (middle + floor) for rank, seconds in own.items()}
+        return slowdowns(self.ranks)
 
     @property
     def silent_ranks(self) -> list[Rank]:
         """Ranks whose heartbeat stopped while others still beat."""
-        newest = self.heartbeat or 0.0
         if not self.alive or self.ended:
             return []
-        return [rank for rank in self.ranks if newest - rank.time > self.limits.silent]
+        return [rank for rank in self.ranks if (self.heartbeat or 0.0) - rank.time > self.limits.silent]
 
     @property
     def bad_share(self) -> float | None:
@@ -312,59 +266,7 @@ class RunState:
         return sum((number(e.get("step")) or 0.0) > self.step - steps for e in skipped)
 
     @property
-    def codes(self) -> float | None:
-        """Codes of a codebook, of a VQ-VAE."""
-        model = self.settings.get("model")
-        return number(model.get("codes")) if isinstance(model, dict) else None
-
-    def codebook_usage(self, level: str) -> float | None:
-        """Codes that the last batch chose, over those that it would have chosen if all were used alike.
-
-        A small batch cannot choose all; and codes alive in the running average say nothing, since restarts keep those
-        alive that nobody chooses.
-        """
-        used, vectors, codes = self.value(f"{level}/used"), self.vectors(level), self.codes
-        if used is None or not codes:
-            return None
-        return used / (codes * (1 - math.exp(-vectors / codes)) if vectors else codes)
-
-    def vectors(self, level: str) -> float | None:
-        """Code vectors of one micro-batch over all ranks, of a VQ-VAE."""
-        rate, seconds = self.value("audio_seconds_per_second"), self.value("step_seconds")
-        model = self.settings.get("model")
-        try:
-            down, stride, samples = model["down"], model["stride"], model["sample_rate"]  # type: ignore[index]
-            depth = {3: ("bottom", "middle", "top"), 2: ("bottom", "top"), 1: ("top",)}[len(down)].index(level) + 1
-            hop = math.prod(s**d for s, d in zip(stride[:depth], down[:depth]))
-            accumulation = number((self.settings.get("ds_config") or {}).get("gradient_accumulation_steps")) or 1
-        except (TypeError, KeyError, ValueError, AttributeError, OverflowError):
-            return None
-        return rate * seconds * samples / hop / accumulation if rate and seconds else None
-
-    @property
     def config_digest(self) -> str:
         """The same for two runs of the same settings."""
         about = {name: value for name, value in self.settings.items() if name != "made_by"}
         return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:12]
-
-
-def spike_score(losses: list[float]) -> float | None:
-    before, last = losses[:-1], losses[-1:]
-    if len(before) < 8:
-        return None
-    spread = max(statistics.pstdev(before), 1e-3 * abs(statistics.fmean(before)), 1e-9)
-    return (last[0] - statistics.fmean(before)) / spread
-
-
-def percentile(values: list[float], share: float) -> float | None:
-    """The value that `share` of the values do not exceed."""
-    return sorted(values)[min(len(values) - 1, math.ceil(share * len(values)) - 1)] if values else None
-
-
-def skip_kind(event: dict[str, Any]) -> str:
-    """Why a step was left out, in one word: nan, spike, overflow, or what the event says itself."""
-    told = str(event.get("kind") or event.get("reason") or "").lower()
-    for word, kind in (("overflow", "overflow"), ("nan", "nan"), ("finite", "nan"), ("inf", "nan"), ("spike", "spike")):
-        if word in told:
-            return kind
-    return "spike" if "deviation" in told or "σ" in told else "other"

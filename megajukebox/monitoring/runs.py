@@ -13,7 +13,9 @@ from megajukebox.data.stream.skips import Bad
 from megajukebox.monitoring.goodput import Account, Ledger
 from megajukebox.monitoring.machine import disk
 from megajukebox.monitoring.productive import number
-from megajukebox.monitoring.run_state import Checkpoint, Histogram, Limits, Rank, RunState, skip_kind
+from megajukebox.monitoring.ranks import Rank, rank_of
+from megajukebox.monitoring.readings import Histogram, skip_kind
+from megajukebox.monitoring.run_state import Checkpoint, Limits, RunState
 from megajukebox.monitoring.tailing import Tail, read_object
 
 DEPTH = 4  # folders between the one given and a run
@@ -154,18 +156,6 @@ def with_account(state: RunState, ledger: Ledger) -> RunState:
     if state.status in ("done", "stopped", "failed"):
         until = max((a.last for a in ledger.attempts), default=state.now)
     return replace(state, account=ledger.account(until or state.now))
-
-
-def rank_of(beat: dict[str, Any]) -> Rank | None:
-    rank, when = number(beat.get("rank")), number(beat.get("time"))
-    if rank is None or when is None:
-        return None
-    return Rank(
-        rank=int(rank), host=str(beat.get("host", "")), time=when, step=number(beat.get("step")) or 0.0,
-        section=str(beat.get("section", "")), section_since=number(beat.get("section_since")) or 0.0,
-        step_seconds=number(beat.get("step_seconds")), generation=number(beat.get("generation")),
-        own_seconds=number(beat.get("own_seconds")),
-    )  # fmt: skip
 
 
 def checkpoint_of(folder: Path) -> Checkpoint | None:

@@ -11,6 +11,7 @@ from rich.text import Text
 from megajukebox.data.redaction import redact
 from megajukebox.monitoring.health import RUNBOOK, Problem, diagnose, size_of, spoken
 from megajukebox.monitoring.run_state import RunState
+from megajukebox.monitoring.step_parts import step_parts
 
 COLORS = {"training": "green", "done": "dim", "stopped": "dim", "starting": "cyan", "new": "cyan", "waiting": "yellow"}
 SPARKS = "▁▂▃▄▅▆▇█"
@@ -81,6 +82,12 @@ def share(value: float | None) -> str:
     return "-" if value is None else f"{value:.0%}"
 
 
+def communication(run: RunState) -> str:
+    """Share of the last logged step that rank 0 spent in collectives."""
+    spent, seconds = run.value("communication_seconds"), run.value("step_seconds")
+    return share(spent / seconds if spent is not None and seconds else None)
+
+
 def figure(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
 
@@ -101,6 +108,7 @@ COLUMNS: dict[str, tuple[Callable[[RunState], str], int]] = {
     "": (lambda run: sparkline(run.lately("loss")), 150),
     "speed": (speed, 110),
     "data": (lambda run: share(run.data_wait), 120),
+    "comm": (communication, 145),
     "goodput": (lambda run: share(run.account.goodput), 90),
     "saved": (saved, 70),
     "slowest": (slowest, 130),
@@ -153,7 +161,7 @@ def as_json(runs: Sequence[RunState]) -> list[dict[str, Any]]:
         {
             "run": plain(run.name), "stage": run.stage, "status": run.status, "step": run.step, "target": run.target,
             "eta_seconds": run.eta_seconds, "loss": run.value("loss"), "goodput": run.account.goodput,
-            "seconds": run.account.seconds, "restarts": sum(run.restarts.values()),
+            "seconds": run.account.seconds, "step_parts": step_parts(run), "restarts": sum(run.restarts.values()),
             "last_checkpoint": run.checkpoints[-1].step if run.checkpoints else None,
             "slowdowns": {str(rank): ratio for rank, ratio in run.slowdowns.items()},
             "problems": [

@@ -38,7 +38,7 @@ def train(run: Run, task: Task, engine: Engine) -> bool:
     stream, done, order = task.batches(run.data_step(first)), first, NOTHING
     batches = iter(stream)
     hearing = Hearing(run.folder, run.settings, run.log, first, active=run.rank == 0 and task.kind == "prior")
-    run.pulse.step = first
+    run.pulse.step, run.pulse.stage = first, run.rank * engine.stages // run.ranks
     run.pulse.enter("step")
     with progress_bar(run, first) as advance:
         while done < last and (order := parallel.highest(run.orders.now())) < STOP:
@@ -104,8 +104,8 @@ def train_one_step(
         raise parallel.TrainingDiverged(f"{error} {where}; its last checkpoint is as it was") from None
     heed(run, task, engine, step, metrics)
     seconds = time.perf_counter() - started
-    alone = engine.alone.seconds()
-    run.pulse.stepped(step + 1, seconds, waited + alone)
+    met = engine.communication.seconds()
+    run.pulse.stepped(step + 1, seconds, met)
     if (step + 1) % settings.log_every == 0 or step == 0:
         heard = {
             "audio_seconds_per_second": task.audio_seconds / seconds,
@@ -114,7 +114,7 @@ def train_one_step(
             **stream.report(),
             **parallel.memory(),
         }
-        split = {"step_seconds": seconds, "data_seconds": waited} | ({"forward_seconds": alone} if alone else {})
+        split = {"step_seconds": seconds, "data_seconds": waited, "communication_seconds": met}
         speed = split | {task.speed_name: task.units_per_step / seconds}
         speed |= {"mfu": run.at_peak / seconds} if run.at_peak else {}
         run.log.metrics(step + 1, "train", metrics | heard | speed | run.pulse.account())

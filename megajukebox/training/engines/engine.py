@@ -22,11 +22,11 @@ from torch.utils.checkpoint import checkpoint
 
 from megajukebox.data.weights import Pending
 from megajukebox.training.engines import ema, universal
+from megajukebox.training.engines.communication import Communication
 from megajukebox.training.engines.parallel import TrainingDiverged
 from megajukebox.training.engines.storage import Storage
 from megajukebox.training.engines.universal import Spread
 from megajukebox.training.stability import Rules, Stability
-from megajukebox.training.survival.stopwatch import Stopwatch
 
 # What the files of a checkpoint may name beside tensors and plain values: nothing in them is run when they are read.
 ALLOWED = [ZeroStageEnum, LossScaler, DynamicLossScaler, fragment_address]
@@ -102,10 +102,7 @@ class Engine:
         self.stability = Stability(rules or Rules())
         self.ema_decay = ema_decay
         self._watch_optimizer()
-        self.alone = Stopwatch(self.device)  # of the forward passes, up to where the ranks first meet
-        quiet = getattr(model, "before_meeting", None)
-        if quiet is not None:
-            quiet.register_forward_hook(lambda *_: self.alone.stop())
+        self.communication = Communication(self.device)
         self.storage = Storage(ALLOWED)
         self.engine.checkpoint_engine = self.storage
         # Scripts that it would leave in every checkpoint: they read pickles, and on a full disk they hang the others.
@@ -159,7 +156,8 @@ class Engine:
         self._set_rate(rate)
         self._begin()
         before = [buffer.clone() for buffer in self.module.buffers()]  # codebooks learn in the forward pass
-        averages = self._learn(micro_batches)
+        with self.communication.timed():
+            averages = self._learn(micro_batches)
         overflow = bool(getattr(self.engine.optimizer, "overflow", False))
         # With fp16 gradients overflow now and then; DeepSpeed leaves the step out and lowers its scale.
         self.overflowed = overflow and self.engine.fp16_enabled() and math.isfinite(averages["loss"])
@@ -180,12 +178,8 @@ class Engine:
     def _learn(self, micro_batches: list[dict]) -> dict[str, float]:
         """Forward, backward and optimizer; returns the metrics of the step."""
         self.engine.train()
-        self.alone.clear()
         for batch in micro_batches:
-            if self.stage < 3:  # with ZeRO-3 the ranks meet in every layer
-                self.alone.start()
             loss, metrics = self.engine(self._placed(batch))
-            self.alone.stop()
             self._own.append(loss.detach())
             self.seen.append(self._average({"loss": loss, **metrics}))
             self.engine.backward(loss)

@@ -48,6 +48,8 @@ class Pulse:
         self.seconds: dict[str, float] = defaultdict(float, init=time.time() - self.begun)
         self.steps: deque[float] = deque(maxlen=50)
         self.own: deque[float] = deque(maxlen=50)
+        self.met: deque[float] = deque(maxlen=50)
+        self.stage = 0  # of a pipeline: only ranks of the same one have equal work
         self._over = threading.Event()
 
     # ---- What the loop says -----------------------------------------------------------------------------------------
@@ -66,11 +68,12 @@ class Pulse:
         yield
         self.enter(before)
 
-    def stepped(self, step: int, seconds: float, own: float) -> None:
-        """A step took `seconds`, of which `own` went into this rank's data and forward pass: not into waiting."""
+    def stepped(self, step: int, seconds: float, communication: float) -> None:
+        """A step took `seconds`, of which `communication` went into collectives: into waiting for others too."""
         self.step = step
         self.steps.append(seconds)
-        self.own.append(own)
+        self.met.append(communication)
+        self.own.append(max(0.0, seconds - communication))
 
     def account(self) -> dict[str, float]:
         """Where the time of this process went since it began: {"time_<phase>_seconds": ...}."""
@@ -109,7 +112,7 @@ class Pulse:
         told = {"rank": self.rank, "host": host(), "pid": os.getpid(), "time": time.time()}
         told |= {"step": self.step, "section": self.name, "section_since": self.since}
         told |= {"step_seconds": self.steps[-1] if self.steps else None, "generation": self.generation.number}
-        told |= {"own_seconds": statistics.median(self.own.copy()) if self.own else None}
+        told |= {"own_seconds": _median(self.own), "communication_seconds": _median(self.met), "stage": self.stage}
         partial = path.with_suffix(".partial")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -152,3 +155,8 @@ class Pulse:
         self.end.record(kind, reason)
         print(f"train: {reason}", flush=True)
         leave_now(self.end.code)
+
+
+def _median(seconds: deque[float]) -> float | None:
+    """Of what another thread goes on filling."""
+    return statistics.median(seconds.copy()) if seconds else None
