@@ -10,6 +10,7 @@ from test_sampling_windows import told
 from torch import Tensor
 
 from megajukebox.models.prior import Prior
+from megajukebox.sampling import drawing
 from megajukebox.sampling import window as window_module
 from megajukebox.sampling.autoregressive import WAYS, sampler_of
 from megajukebox.sampling.decoder import Packed
@@ -107,7 +108,7 @@ def test_a_near_tie_is_decided_by_the_plain_pass_in_every_way(monkeypatch: pytes
     prior, asked = little_prior("factored_lyrics"), []
     plain = sampled(prior, "sequential")
     decide = window_module.plainly
-    monkeypatch.setattr(window_module, "TIE", 1e9)
+    monkeypatch.setattr(drawing, "TIE", 1e9)
     monkeypatch.setattr(window_module, "plainly", lambda *args: asked.append(args[1]) or decide(*args))
     for way in ("sequential", "ahead", "fixed_point"):
         asked.clear()

@@ -49,6 +49,8 @@ class Packed:
 
     def __init__(self, prior: Prior, int8: bool = False):
         self.prior, self.int8 = prior, int8
+        # Fewer bits differ by more than near ties are looked for.
+        self.exact = not int8 and prior.head.weight.dtype == torch.float32
         self.blocks = [PackedBlock(block, int8) for block in prior.blocks]
         self.head: Linear = packed(prior.head, int8)
 

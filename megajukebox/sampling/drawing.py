@@ -1,26 +1,32 @@
 """From logits to codes: temperature, filters, and the noise that decides. argmax(log p + noise) is a sample of p.
 
 The noise is a hash of the place (noise.py), so the same logits give the same code in any batch, window or process.
-Logits themselves differ in their last bits with the shape of a matrix product; `Drawn.margin` says when that could
-matter: by how much the best code beat the second.
+Logits themselves differ in their last bits with the shape of a matrix product. `Drawn.close` says where that could
+matter: where the two best codes, or the best one and the edge of a filter, are nearer than the logits' error, which
+guidance and a low temperature magnify.
 """
 
-# B songs   N positions   V vocabulary   G guided songs
+# B songs   N positions   V vocabulary   G guided songs   M = B N
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from megajukebox.sampling import noise
 
+# By how much two logits may move against each other, in nats, if none is greater than ORDINARY; more in proportion.
+# Two ways to compute float32 logits were seen to differ by 2e-6 of the greatest (tests/test_decoder.py).
+TIE, ORDINARY = 1e-4, 10.0
+
 
 class Drawn(NamedTuple):
-    """Codes [B, N] and by how much each beat the second best, in nats [B, N]."""
+    """Codes [B, N], and which of them an error of the logits could have decided [B, N]."""
 
     codes: Tensor
-    margin: Tensor
+    close: Tensor
 
 
 # Logits [B, N, V] and absolute positions [B, N] (codes since the start of the song) -> what is drawn.
@@ -41,21 +47,40 @@ class Draw:
         top_k_B, top_p_B = (None if value is None else value[songs_B] for value in (self.top_k_B, self.top_p_B))
         return Draw(self.keys_B[songs_B], self.temperature_B[songs_B], top_k_B, top_p_B)
 
-    def __call__(self, logits_BNV: Tensor, position_BN: Tensor) -> Drawn:
+    def __call__(self, logits_BNV: Tensor, position_BN: Tensor, error_BN: Tensor | None = None) -> Drawn:
+        """`error`: of the logits [B, N], if it is not the usual one of their size."""
+        error_BN = error_of(logits_BNV) if error_BN is None else error_BN
         logits = logits_BNV.float() / self.temperature_B[:, None, None]
-        if self.top_k_B is not None or self.top_p_B is not None:
-            logits = self._filtered(logits)
-        best, codes = (logits + noise.gumbel(self.keys_B[:, None], position_BN, logits.shape[-1])).topk(2)
-        return Drawn(codes[..., 0], best[..., 0] - best[..., 1])
+        error_BN = error_BN / self.temperature_B[:, None].clamp(max=1.0)
+        gumbel = noise.gumbel(self.keys_B[:, None], position_BN, logits.shape[-1])
+        if self.top_k_B is None and self.top_p_B is None:
+            best, codes = gumbel.add_(logits).topk(2)
+            return Drawn(codes[..., 0], best[..., 0] - best[..., 1] < error_BN)
+        kept, unsure = self._filtered(logits, error_BN)
+        best, codes = (kept + gumbel).topk(2)
+        rival_BN = (logits + gumbel).masked_fill(~unsure, -torch.inf).amax(-1)
+        nearest_BN = torch.maximum(best[..., 1], rival_BN)
+        return Drawn(codes[..., 0], best[..., 0] - nearest_BN < error_BN)
 
-    def _filtered(self, logits_BNV: Tensor) -> Tensor:
-        size = logits_BNV.shape[1]
-        logits = logits_BNV.flatten(0, 1)
+    def _filtered(self, logits_BNV: Tensor, error_BN: Tensor) -> tuple[Tensor, Tensor]:
+        """The logits with what is filtered out at minus infinity; which codes an error could let in or out."""
+        size, logits, error_M = logits_BNV.shape[1], logits_BNV.flatten(0, 1), error_BN.flatten()
+        unsure = torch.zeros_like(logits, dtype=torch.bool)
         if self.top_k_B is not None:
-            logits = most_likely(logits, self.top_k_B.repeat_interleave(size))
+            k_M = self.top_k_B.repeat_interleave(size)
+            unsure |= edge_of_most_likely(logits, k_M, error_M)
+            logits = most_likely(logits, k_M)
         if self.top_p_B is not None:
-            logits = most_mass(logits, self.top_p_B.repeat_interleave(size))
-        return logits.view_as(logits_BNV)
+            p_M = self.top_p_B.repeat_interleave(size)
+            unsure |= unsure.any(1, keepdim=True)  # the mass of the others is unsure too
+            unsure |= edge_of_most_mass(logits, p_M, error_M)
+            logits = most_mass(logits, p_M)
+        return logits.view_as(logits_BNV), unsure.view_as(logits_BNV)
+
+
+def error_of(logits_BNV: Tensor) -> Tensor:
+    """By how much two logits of a position may move against each other when computed in another way, [B, N]."""
+    return logits_BNV.abs().amax(-1).float().clamp(min=ORDINARY) * (TIE / ORDINARY)
 
 
 def most_likely(logits_BV: Tensor, k_B: Tensor) -> Tensor:
@@ -74,6 +99,28 @@ def most_mass(logits_BV: Tensor, p_B: Tensor) -> Tensor:
     return logits_BV.masked_fill(torch.empty_like(outside).scatter(1, order, outside), -torch.inf)
 
 
+def edge_of_most_likely(logits_MV: Tensor, k_M: Tensor, error_M: Tensor) -> Tensor:
+    """Which codes [M, V] the filter of the k greatest could keep or not, if logits moved by `error` against others."""
+    size = logits_MV.shape[1]
+    ranked = logits_MV.sort(dim=1, descending=True).values
+    cut = torch.where(k_M > 0, k_M, size).clamp(max=size)[:, None]
+    last, next_ = ranked.gather(1, cut - 1), ranked.gather(1, cut.clamp(max=size - 1))
+    near = (logits_MV > last - error_M[:, None]) & (logits_MV < next_ + error_M[:, None])
+    return near & (cut < size)
+
+
+def edge_of_most_mass(logits_MV: Tensor, p_M: Tensor, error_M: Tensor) -> Tensor:
+    """The same of the filter of probability p: for a code, what mass may stand before it at least and at most?"""
+    ranked, order = logits_MV.sort(dim=1, descending=True)
+    mass, falling, error = ranked.softmax(1), -ranked, error_M[:, None]
+    before = F.pad(mass.cumsum(1), (1, 0))  # [M, V + 1], of the first so many codes
+    least = before.gather(1, torch.searchsorted(falling, falling - error))
+    most = before.gather(1, torch.searchsorted(falling, falling + error, right=True)) - mass
+    p = torch.where(p_M > 0, p_M, 2.0)[:, None]
+    unsure = (least * (1 - error) <= p) & (most * (1 + error) > p) & ranked.isfinite()
+    return torch.empty_like(unsure).scatter(1, order, unsure)
+
+
 @dataclass(frozen=True)
 class Guided:
     """Draws the codes of B songs and G twins: the songs draw from guided logits, the twins follow their songs.
@@ -88,6 +135,10 @@ class Guided:
     def __call__(self, logits_BNV: Tensor, position_BN: Tensor) -> Drawn:
         guided = len(self.songs_G)
         told_BNV, untold_GNV = logits_BNV.split([len(logits_BNV) - guided, guided])
-        guided_GNV = untold_GNV + self.strength_G[:, None, None] * (told_BNV[self.songs_G] - untold_GNV)
-        drawn = self.draw(told_BNV.index_copy(0, self.songs_G, guided_GNV), position_BN[: len(told_BNV)])
+        strength = self.strength_G[:, None, None]
+        guided_GNV = untold_GNV + strength * (told_BNV[self.songs_G] - untold_GNV)
+        error_BN, untold_error_GN = error_of(logits_BNV).split([len(told_BNV), guided])
+        error_GN = strength[..., 0].abs() * error_BN[self.songs_G] + (1 - strength[..., 0]).abs() * untold_error_GN
+        logits, error = (x.index_copy(0, self.songs_G, y) for x, y in ((told_BNV, guided_GNV), (error_BN, error_GN)))
+        drawn = self.draw(logits, position_BN[: len(told_BNV)], error)
         return Drawn(*(torch.cat([x, x[self.songs_G]]) for x in drawn))

@@ -4,7 +4,8 @@ The column of a step is fixed when it is captured (reads of the current row have
 the device: one graph a column, each replayed once a row. Between rows the host only turns the caches. On a CPU the same
 code runs without capture, which is how it is tested; no GPU has run it yet.
 
-Near ties are not looked for here: that would make the host wait for every code.
+Near ties are noted on the device, and looked at once a row: the row is made again from the first that the plain pass
+decides otherwise.
 """
 
 # B songs   T positions of the window   R rows
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from megajukebox.sampling.cache import Place
 from megajukebox.sampling.decoder import Packed, WindowDecoder, decoding
-from megajukebox.sampling.window import Progress, Window, fill
+from megajukebox.sampling.window import Progress, Window, fill, settled, take
 
 
 class RowSteps:
@@ -26,6 +27,7 @@ class RowSteps:
         self.row = torch.zeros(1, dtype=torch.long, device=device)
         self.rows_seen = torch.zeros(1, decoder.rows, dtype=torch.bool, device=device)
         self.every, self.places = torch.arange(decoder.rows, device=device), torch.arange(length, device=device)
+        self.close_BT = torch.zeros_like(window.known_BT)
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
 
     def enter(self, row: int) -> None:
@@ -67,9 +69,18 @@ class RowSteps:
         place = Place(column, 1, column, self.row, decoder.rows, self.rows_seen, t, flat)
         logits = decoder.through(self.packed, h, added, place)
         prefix = window.prior.config.prefix_tokens
-        codes = window.draw(logits, window.first_B[:, None] + t - prefix).codes
+        found = window.draw(logits, window.first_B[:, None] + t - prefix)
         kept, known = window.tokens_BT.index_select(1, t), window.known_BT.index_select(1, t)
-        window.tokens_BT.index_copy_(1, t, torch.where(known, kept, codes))
+        window.tokens_BT.index_copy_(1, t, torch.where(known, kept, found.codes))
+        self.close_BT.index_copy_(1, t, found.close & ~known)
+
+    def right(self, t: int, end: int) -> int:
+        """How many of the codes t .. end - 1 may stay: all up to the first near tie that is decided otherwise."""
+        close = self.close_BT[:, t:end]
+        if not self.packed.exact or not bool(close.any()):
+            return end - t
+        made = self.window.tokens_BT[:, t:end].clone()
+        return take(self.window, t, settled(self.window, made, close, t, made), made)
 
     def embedded(self, t: Tensor) -> Tensor:
         entry = self.window.prior.input
@@ -92,6 +103,7 @@ def sample_window_rows(packed: Packed, window: Window, progress: Progress = lamb
             end = min(until, (row + 1) * decoder.row)
             for c in range(column, column + end - t):
                 steps.run(c)
-            t = end
-            progress(t)
+            t += steps.right(t, end)
+            if t == end:
+                progress(t)
     return window.tokens_BT

@@ -1,8 +1,8 @@
 """One window of some songs in lockstep: sampled code by code, or guessed ahead and verified; and the slow plain twin.
 
 Every way below gives the codes of the plain one: x_t = argmax(log p(x_t | x before t) + noise_t) at every position.
-Where the best two codes are so close that the order of a sum could decide (`TIE`), the plain full forward pass of that
-song alone decides, whatever way is taken. So one seed is one song: in any batch, by any way.
+Where the order of a sum could decide (`Drawn.close`), the plain full forward pass of that song alone decides, whatever
+way is taken. So one seed is one song: in any batch, by any way.
 """
 
 # B songs (and twins of guided ones)   T positions of the window   N positions of a step
@@ -14,9 +14,8 @@ from torch import Tensor
 
 from megajukebox.models.prior import Conditioning, Prior
 from megajukebox.sampling.decoder import Packed, WindowDecoder, decoding
-from megajukebox.sampling.drawing import Draw, Drawing, Drawn, Guided
+from megajukebox.sampling.drawing import Draw, Drawing, Guided
 
-TIE = 1e-4  # nats; float32 logits differ by up to 1e-5 between ways to compute them
 Progress = Callable[[int], None]  # position up to which the window is done
 Guess = Callable[[WindowDecoder, "Window", int, int], None]  # writes guesses into tokens t .. end - 1
 
@@ -111,18 +110,18 @@ def fill(decoder: WindowDecoder, window: Window, begin: int) -> None:
 def drawn(packed: Packed | None, window: Window, logits_BNV: Tensor, t: int, guess_BN: Tensor | None = None) -> Tensor:
     """Codes [B, N] of positions t .. t + N - 1; near ties among those that count are decided by the plain pass."""
     found = window.draw(logits_BNV, window.positions(t, logits_BNV.shape[1]))
-    close_BN = (found.margin < TIE) & ~window.known_BT[:, t : t + logits_BNV.shape[1]]
-    if packed is not None and (packed.int8 or logits_BNV.dtype != torch.float32):
+    close_BN = found.close & ~window.known_BT[:, t : t + logits_BNV.shape[1]]
+    if packed is not None and not packed.exact:
         return found.codes
-    return settled(window, found, close_BN, t, guess_BN) if bool(close_BN.any()) else found.codes
+    return settled(window, found.codes, close_BN, t, guess_BN) if bool(close_BN.any()) else found.codes
 
 
-def settled(window: Window, found: Drawn, close_BN: Tensor, t: int, guess_BN: Tensor | None) -> Tensor:
-    """The codes of `found` with the close ones decided by full forward passes, a song at a time, in order.
+def settled(window: Window, found_BN: Tensor, close_BN: Tensor, t: int, guess_BN: Tensor | None) -> Tensor:
+    """The codes `found` with the close ones decided by full forward passes, a song at a time, in order.
 
     Past the first wrong guess nothing counts yet, so nothing is decided there.
     """
-    codes_BN = found.codes.clone()
+    codes_BN = found_BN.clone()
     songs = songs_of(window.draw, len(codes_BN))
     for b, n in close_BN.nonzero().tolist():
         guessed = codes_BN[b, :n] if guess_BN is None else guess_BN[b, :n]

@@ -12,7 +12,7 @@ from torch import Tensor
 from megajukebox.data.conditions.lyrics import Tokens
 from megajukebox.data.conditions.vocabulary import Vocabulary
 from megajukebox.data.stream.windows import window_of_lyrics
-from megajukebox.models.prior import Prior, PriorConfig
+from megajukebox.models.prior import Conditioning, Prior, PriorConfig
 from megajukebox.sampling.drawing import Drawing, Guided
 from megajukebox.sampling.level import LevelJob, Told
 from megajukebox.sampling.window import Window
@@ -113,9 +113,19 @@ def window_of(prior: Prior, job: LevelJob, rows: list[Row]) -> Window:
         strengths = torch.tensor([job.guidance[songs[n]] for n in guided], device=device)
         draw = Guided(job.draw.of(torch.tensor(songs, device=device)), torch.tensor(guided, device=device), strengths)
     return Window(
-        prior, prior.conditioning(batch), prior.tokens(batch), known[everyone],
+        prior, _conditioning_apart(prior, batch), prior.tokens(batch), known[everyone],
         torch.tensor(starts, device=device), draw, _sharing(told, starts, batch, known[everyone]),
     )  # fmt: skip
+
+
+def _conditioning_apart(prior: Prior, batch: dict) -> Conditioning:
+    """What each row is given, computed for it alone: to the last bit, batch-mates do not matter."""
+    alone = [prior.conditioning(_row_of(batch, m)) for m in range(len(batch["codes"]))]
+    return Conditioning(*(None if parts[0] is None else torch.cat(parts) for parts in zip(*alone)))
+
+
+def _row_of(batch: dict, m: int) -> dict:
+    return {k: _row_of(v, m) if isinstance(v, dict) else v[m : m + 1] for k, v in batch.items()}
 
 
 def _codes_of(config: PriorConfig, job: LevelJob, rows: list[Row], device: torch.device) -> tuple[Tensor, Tensor]:
