@@ -178,12 +178,19 @@ class Maker:
 
 
 def summarise(out: Path, asked: list[Request], wrong: list[str], failed: dict[str, str]) -> None:
-    """What became of all requests, gathered: `summary.json` in the folder of the songs' own list of unfinished ones."""
-    made = [request.id for request in asked if (out / f"{request.id}.json").exists()]
-    found = {"made": made, "failed": failed, "refused": wrong}
-    write_whole(out / ".unfinished" / "summary.json", (json.dumps(found, indent=1) + "\n").encode())
+    """What became of all requests that this folder was ever asked for: `.unfinished/summary.json`."""
+    path, now = out / ".unfinished" / "summary.json", {request.id: None for request in asked}
+    before = json.loads(path.read_text()) if path.exists() else {"made": [], "failed": {}, "refused": []}
+    made = [song for song in dict.fromkeys([*before["made"], *now]) if (out / f"{song}.json").exists()]
+    refused = [line for line in before["refused"] if not any(line.startswith(f"request {song}:") for song in now)]
+    found = {
+        "made": made,
+        "failed": {song: why for song, why in before["failed"].items() if song not in {*now, *made}} | failed,
+        "refused": list(dict.fromkeys([*refused, *wrong])),
+    }
+    write_whole(path, (json.dumps(found, indent=1) + "\n").encode())
     if len(asked) > 1 or wrong:
-        print(f"{len(made)} of {len(asked) + len(wrong)} songs are in {out}", flush=True)
+        print(f"{len(set(now) & set(made))} of {len(asked) + len(wrong)} songs are in {out}", flush=True)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from conftest import environment
 from little_jukebox import write_runs
 from little_models import little_vqvae
 
+from megajukebox.sample import summarise
 from megajukebox.sampling.dealing import Dealer
 from megajukebox.sampling.jukebox import Jukebox, Stopped
 from megajukebox.sampling.requests import Request
@@ -181,6 +182,50 @@ def test_audio_is_heard_before_its_level_is_done_and_ends_as_the_whole(tmp_path:
         assert heard and 0 < len(heard[0]) < len(whole), "some was heard before the end"
         assert all(np.array_equal(part, whole[: len(part)]) for part in heard)
         assert not (tmp_path / f"{level}.part.wav").exists()
+
+
+def test_what_was_heard_stays_when_a_song_goes_on(tmp_path: Path) -> None:
+    """A second stream over the part that a first one left never shortens it, and ends as the whole."""
+    vqvae, codes = little_vqvae(), torch.randint(16, (900,), generator=torch.Generator().manual_seed(1))
+    whole = (decode_all(vqvae, codes, "bottom").numpy() * 32768).round().clip(-32768, 32767).astype(np.int16)
+    part = tmp_path / "song.part.wav"
+    AudioStream(vqvae, "bottom", tmp_path / "song.wav").feed(codes, 800)
+    heard = frames(part)
+    assert 2 * 2000 <= len(heard) < len(whole)
+    again = AudioStream(vqvae, "bottom", tmp_path / "song.wav")
+    for done in (300, 500, 890, 900):
+        again.feed(codes, done)
+        now = frames(part if done < 900 else tmp_path / "song.wav")
+        assert len(now) >= len(heard) and np.array_equal(now, whole[: len(now)])
+    assert len(now) == len(whole) and not part.exists()
+
+
+def test_a_part_of_another_song_of_that_name_is_not_gone_on_with(runs: Path, tmp_path: Path) -> None:
+    box, part = Jukebox(runs), tmp_path / "out/song-0.top.part.wav"
+    part.parent.mkdir()
+    part.write_bytes(bytes(100_000))
+    box.sample(REQUESTS[:1], out=tmp_path / "out")
+    box.sample(REQUESTS[:1], out=tmp_path / "fresh")
+    assert not part.exists() and same_songs(tmp_path / "out", tmp_path / "fresh", REQUESTS[:1])
+
+
+def test_the_summary_tells_of_every_song_the_folder_was_asked_for(runs: Path, tmp_path: Path) -> None:
+    bad, good = Request(id="bad", prompt="nowhere.wav"), [Request(id=name, seconds=0.2) for name in "abc"]
+    summary = tmp_path / ".unfinished/summary.json"
+    for song in good:
+        if song.id != "c":
+            (tmp_path / f"{song.id}.json").write_text("{}")
+    summary.parent.mkdir()
+    summarise(tmp_path, [good[0], bad], ["request odd: seconds"], {"bad": "no such file"})
+    summarise(tmp_path, [good[1], good[2]], [], {"c": "no memory"})
+    told = json.loads(summary.read_text())
+    assert told == {
+        "made": ["a", "b"], "failed": {"bad": "no such file", "c": "no memory"}, "refused": ["request odd: seconds"],
+    }  # fmt: skip
+    for name in ("c", "odd", "bad"):
+        (tmp_path / f"{name}.json").write_text("{}")
+    summarise(tmp_path, [good[2], Request(id="odd"), bad], [], {})
+    assert json.loads(summary.read_text()) == {"made": ["a", "b", "c", "odd", "bad"], "failed": {}, "refused": []}
 
 
 def frames(path: Path) -> np.ndarray:

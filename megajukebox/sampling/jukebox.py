@@ -33,7 +33,7 @@ from megajukebox.sampling.level_run import LevelRun
 from megajukebox.sampling.requests import Request
 from megajukebox.sampling.song import Song, audio_name
 from megajukebox.sampling.sources import Known, codes_of_source, known_of
-from megajukebox.sampling.streaming import AudioStream, decode_all, finished
+from megajukebox.sampling.streaming import AudioStream, decode_all, finished, part_of
 from megajukebox.sampling.student_runs import fingerprints, students_of
 from megajukebox.sampling.unfinished import Unfinished
 
@@ -233,7 +233,10 @@ class Making:
 
     def resume(self, songs: list[Song]) -> None:
         for song in songs:
-            song.known = self.unfinished.load(song.request.id, self.jukebox.key(song.request)) or song.known
+            known = self.unfinished.load(song.request.id, self.jukebox.key(song.request))
+            song.known = known or song.known
+            for level in self.jukebox.levels if known is None else ():  # what can be heard there is another song
+                part_of(self.out / audio_name(song.request.id, level)).unlink(missing_ok=True)
 
     def streams(self, level: str, songs: list[Song]) -> None:
         """Audio of a level from its beginning: what is known by now is decoded with the first codes that come."""

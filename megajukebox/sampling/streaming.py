@@ -5,8 +5,9 @@ The pieces lie on a grid of their own, so the audio of a level is the same howev
 
 # T codes of a level
 import os
-import wave
+import struct
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from megajukebox.models.long_audio import decode_piece, reach
 from megajukebox.models.vqvae import VQVAE
 
 PIECE_SECONDS = 2.0
+HEADER = 44  # bytes of a wav file before its samples
 
 
 def piece_size(vqvae: VQVAE, level: str) -> int:
@@ -31,14 +33,18 @@ def decode_all(vqvae: VQVAE, codes_T: Tensor, level: str) -> Tensor:
 
 
 class AudioStream:
-    """Writes <name>.part.wav as codes come (16 bits, mono; a player may open it at any moment), at last <name>.wav."""
+    """Writes <name>.part.wav as codes come (16 bits, mono; a player may open it at any moment), at last <name>.wav.
+
+    A part that an interrupted attempt left is written over piece by piece: it never holds less than was heard before.
+    """
 
     def __init__(self, vqvae: VQVAE, level: str, path: Path):
         self.vqvae, self.level, self.path = vqvae, level, path
         self.size, self.context = piece_size(vqvae, level), reach(vqvae.level(level).decoder)
-        self.part = path.with_suffix(".part.wav")
+        self.hop, self.rate = vqvae.config.hops[level], vqvae.config.sample_rate
+        self.part = part_of(path)
         self.at = 0  # codes that are decoded
-        self.writer: wave.Wave_write | None = None
+        self.file: BinaryIO | None = None
 
     def feed(self, codes_T: Tensor, done: int) -> None:
         """`done` codes from the beginning are final; decode what can be decoded of them."""
@@ -50,19 +56,32 @@ class AudioStream:
             self._finish()
 
     def _write(self, audio: np.ndarray) -> None:
-        if self.writer is None:
-            self.writer = wave.open(str(self.part), "wb")  # noqa: SIM115  (open for as long as the level takes)
-            self.writer.setnchannels(1)
-            self.writer.setsampwidth(2)
-            self.writer.setframerate(self.vqvae.config.sample_rate)
-        self.writer.writeframes(quantised(audio, 16).astype("<i2").tobytes())
-        self.writer._file.flush()  # type: ignore[attr-defined]  # the header is patched by now; a player sees whole frames
+        if self.file is None:
+            self.file = open(self.part, "r+b" if self.part.exists() else "w+b")  # noqa: SIM115  (open for a level)
+        self.file.seek(HEADER + 2 * self.at * self.hop)
+        self.file.write(quantised(audio, 16).astype("<i2").tobytes())
+        self.file.flush()  # before the header says that it is there
+        self._tell(self.file.seek(0, os.SEEK_END) - HEADER)
+
+    def _tell(self, data: int) -> None:
+        """Write the header for `data` bytes of samples."""
+        assert self.file is not None
+        self.file.seek(0)
+        form = (b"fmt ", 16, 1, 1, self.rate, 2 * self.rate, 2, 16)  # PCM, one channel
+        self.file.write(struct.pack("<4sI4s4sIHHIIHH4sI", b"RIFF", 36 + data, b"WAVE", *form, b"data", data))
+        self.file.flush()
 
     def _finish(self) -> None:
-        if self.writer is not None:
-            self.writer.close()
+        if self.file is not None:
+            self.file.truncate(HEADER + 2 * self.at * self.hop)
+            self._tell(2 * self.at * self.hop)
+            self.file.close()
             os.replace(self.part, self.path)
-            self.writer = None
+            self.file = None
+
+
+def part_of(path: Path) -> Path:
+    return path.with_suffix(".part.wav")
 
 
 def finished(known_T: Tensor) -> int:
