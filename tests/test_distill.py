@@ -1,19 +1,26 @@
 """Distilling through the real entry: windows, then a run for each order; resumed equals straight; one teacher still."""
 
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import environment
 from little_sets import write_codes
 from little_teacher import write_teacher
 
 import megajukebox
 from megajukebox.data.files import sha256_of
-from megajukebox.data.weights import check_fingerprint, read_facts
+from megajukebox.data.shards.sets import ShardSet
+from megajukebox.data.stream.stream import held_out_batches
+from megajukebox.data.stream.taught import TaughtWindows
+from megajukebox.data.weights import check_fingerprint, load_into, read_facts
+from megajukebox.models.student import Student, StudentConfig
 from megajukebox.monitoring.metrics import read_lines
+from megajukebox.sampling.likelihood import forward_gap
 
 DISTILL = str(Path(megajukebox.__file__).parent / "distill.py")
 PRESET = Path(__file__).parent / "data" / "nano.yaml"
@@ -28,8 +35,16 @@ def given(tmp_path_factory) -> Path:
     return folder
 
 
-def distill(given: Path, out: Path, *more: str) -> None:
-    command = [sys.executable, DISTILL, "middle", "--teacher", str(given / "teacher"), "--data", str(given / "codes")]
+def by_deepspeed(ranks: int) -> list[str]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    return ["deepspeed", "--log_level", "warning", "--num_gpus", str(ranks), "--master_port", port]
+
+
+def distill(given: Path, out: Path, *more: str, ranks: int = 1) -> None:
+    launcher = [sys.executable] if ranks == 1 else by_deepspeed(ranks)
+    command = [*launcher, DISTILL, "middle", "--teacher", str(given / "teacher"), "--data", str(given / "codes")]
     stage = "training.middle_upsampler"
     small = [f"{stage}.steps=12", f"{stage}.log_every=1", f"{stage}.evaluate_every=3", f"{stage}.save_every=100"]
     told = [*command, "--out", str(out), "--preset", str(PRESET), "--windows", "24", *more, *small]
@@ -76,6 +91,46 @@ def test_stopped_and_started_again_ends_as_if_it_had_not_been(straight, given, t
     distill(given, tmp_path / "student", *order)
     one, other = (run / "order-1-1" for run in (straight, tmp_path / "student"))
     assert read_facts(one)["fingerprint"] == read_facts(other)["fingerprint"]
+
+
+def worth(out: Path, order: str) -> float:
+    """KL(teacher || student) of the weights that lie in the student's folder, measured anew."""
+    student = Student(StudentConfig(**read_facts(out / order)["config"]))
+    load_into(student, out / order)
+    held = held_out_batches(TaughtWindows(ShardSet(str(out / "windows"))), micro_batch=32, limit=128)
+    return float(torch.cat([forward_gap(student.eval(), batch) for batch in held]).mean())
+
+
+def said(out: Path) -> float:
+    return json.loads((out / "student.json").read_text())["orders"][-1]["kl_forward"]
+
+
+def test_what_the_table_says_is_said_of_the_weights_that_are_kept(straight, given, tmp_path) -> None:
+    """With a moving average it is the average that is kept, and so the average is judged."""
+    assert said(straight) == pytest.approx(worth(straight, "order-0-1"), abs=1e-5)
+    averaged = ("--order", "1,1", "training.middle_upsampler.ema_decay=0.9", "training.middle_upsampler.lr_scale=20")
+    distill(given, tmp_path / "student", *averaged)
+    assert said(tmp_path / "student") == pytest.approx(worth(tmp_path / "student", "order-1-1"), abs=1e-5)
+
+
+@pytest.mark.slow
+def test_two_ranks_share_the_windows_and_the_training_and_stopped_end_as_if_they_had_not_been(
+    straight, given, tmp_path
+) -> None:
+    """Everything at once: two processes of the launcher, guided lessons, an average of the weights, a stop."""
+    told = ("--order", "1,1", "--guidance", "2", "--keep-going", "training.middle_upsampler.ema_decay=0.5")
+    distill(given, tmp_path / "through", *told, ranks=2)
+    distill(given, tmp_path / "stopped", *told, "--stop-after", "2", ranks=2)
+    assert not (tmp_path / "stopped/DONE").exists()
+    distill(given, tmp_path / "stopped", *told, ranks=2)
+    one, other = (read_facts(tmp_path / name / "order-1-1") for name in ("through", "stopped"))
+    assert one["fingerprint"] == other["fingerprint"] != read_facts(straight / "order-1-1")["fingerprint"]
+    assert one["manner"] == {"temperature": 0.99, "guidance": 2.0}
+    assert said(tmp_path / "stopped") == pytest.approx(worth(tmp_path / "stopped", "order-1-1"), abs=1e-4)
+    # One process makes the same windows, so the work was shared and nothing else changed.
+    distill(given, tmp_path / "alone", *told, "--stop-after", "1")
+    sets = [ShardSet(str(tmp_path / name / "windows")).fingerprint for name in ("through", "alone")]
+    assert sets[0] == sets[1]
 
 
 @pytest.mark.slow

@@ -93,13 +93,29 @@ def test_some_windows_are_a_songs_own_and_none_of_the_held_out(windows, source) 
     assert (real // 80 == real[:, :1] // 80).all(), "the codes of little_sets tell their song"
 
 
+def deviations(said_BTV: torch.Tensor, log_p_BTV: torch.Tensor, codes_BT: torch.Tensor) -> float:
+    """By how many standard deviations what is `said` of the codes is off its mean, were they drawn from `log_p`."""
+    p, said = log_p_BTV.double().exp(), said_BTV.double()
+    mean = (p * said).sum(2)
+    variance = (p * said.square()).sum(2) - mean.square()
+    return float((said.gather(2, codes_BT[..., None])[..., 0] - mean).sum() / variance.sum().sqrt())
+
+
 def test_a_teachers_windows_surprise_it_as_much_as_it_says(windows) -> None:
     held = all_of(windows, "held_out")
-    log_p = teacher_log_p(little_teacher(), held, LESSON.manner).double()
-    entropy = -(log_p.exp() * log_p).sum(2)
-    variance = (log_p.exp() * log_p.square()).sum(2) - entropy.square()
-    surprise = -log_p.gather(2, held["codes"][..., None])[..., 0]
-    assert abs(float((surprise - entropy).sum() / variance.sum().sqrt())) < 3.5
+    log_p = teacher_log_p(little_teacher(), held, LESSON.manner)
+    assert abs(deviations(log_p, log_p, held["codes"])) < 3.5
+
+
+def test_a_guided_teachers_lessons_are_of_the_guided_distribution(source, tmp_path) -> None:
+    lesson = replace(LESSON, manner=Manner(0.9, 4.0), windows=40, held_out=1, real_share=0, likeliest=2048)
+    batch = all_of(taught(source, lesson, tmp_path / "windows"), "train")  # held-out songs' artists have no name
+    guided, plain = (teacher_log_p(little_teacher(), batch, m) for m in (lesson.manner, LESSON.manner))
+    torch.testing.assert_close(batch["teacher_bits"], bits_of(guided, batch["codes"]), atol=1e-3, rtol=1e-3)
+    stored = torch.zeros_like(guided[:, ::4]).scatter(2, batch["soft_ids"], batch["soft_log_p"])
+    torch.testing.assert_close(stored, guided[:, ::4], atol=1e-2, rtol=1e-2)
+    from_guided, from_plain = (abs(deviations(guided - plain, p, batch["codes"])) for p in (guided, plain))
+    assert from_guided < 3.5 < from_plain
 
 
 def test_both_divergences_are_nothing_at_the_teachers_order_and_grow_with_it() -> None:

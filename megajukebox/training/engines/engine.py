@@ -80,6 +80,11 @@ def _hash(tensor: Tensor) -> int:
     return int((numbers * odd).sum())
 
 
+def _fill(parameters: list[nn.Parameter], values: list[Tensor]) -> None:
+    for parameter, value in zip(parameters, values):
+        parameter.copy_(value)
+
+
 def _on_host(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", copy=True)
 
@@ -246,11 +251,18 @@ class Engine:
         return dict(zip(metrics, (values / dist.get_world_size()).tolist()))
 
     @contextlib.contextmanager
+    @torch.no_grad()
     def whole(self) -> Iterator[nn.Module]:
-        """The model with all its weights on every rank, to be looked at and not trained."""
-        parameters = list(self.module.parameters())
-        with deepspeed.zero.GatheredParameters(parameters, enabled=self.stage == 3):
-            yield self.module
+        """The model with the weights that are exported, all of them on every rank, to be looked at and not trained."""
+        parameters = [p for p in self.module.parameters() if p.requires_grad]
+        averages = [self.gathered(p) for p in parameters] if self.ema_decay else []
+        with deepspeed.zero.GatheredParameters(list(self.module.parameters()), enabled=self.stage == 3):
+            trained = [p.clone() for p in parameters] if averages else []
+            _fill(parameters, averages)
+            try:
+                yield self.module
+            finally:
+                _fill(parameters, trained)
 
     def save(self, folder: Path) -> str | None:
         """Every rank writes its part of weights and optimizer state into `folder`. Returns why this rank could not."""
