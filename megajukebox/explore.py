@@ -51,6 +51,9 @@ def main(
     ),
     port: Annotated[int, typer.Option(help="With --serve: port; 0 takes a free one.")] = 8377,
     most_seconds: Annotated[float, typer.Option(help="With --run: longest song that the Studio makes.")] = 240.0,
+    idle_minutes: Annotated[
+        float, typer.Option(min=0, help="With --run: without a song for so long, the model is let go.")
+    ] = 10.0,
 ) -> None:
     """Build static pages over folders of samples and runs; prints the path of the first page, or its address."""
     try:
@@ -67,7 +70,9 @@ def main(
             if follow:
                 keep_writing(runs, site, copy, follow)
         else:
-            serve_pages(samples, runs, site, songs, run and absolute(run), votes, host, port, most_seconds)
+            serve_pages(
+                samples, runs, site, songs, run and absolute(run), votes, host, port, most_seconds, idle_minutes
+            )
     except ValueError as error:
         raise SystemExit(f"explore: {error}") from error
 
@@ -119,7 +124,7 @@ def read_shards(source: str, vqvae: Path | None, excerpt: float | None, most: in
 
 def serve_pages(
     samples: list[Path], runs: list[Path], site: Path, corpus: Corpus | None, run: Path | None, votes: Path | None,
-    host: str, port: int, most_seconds: float,
+    host: str, port: int, most_seconds: float, idle_minutes: float,
 ) -> None:  # fmt: skip
     """Build the pages and serve them until somebody presses Ctrl-C."""
     try:
@@ -130,7 +135,7 @@ def serve_pages(
     songs = write_corpus(corpus, site)
     library = api.Library(samples, site, runs, api.Recordings(corpus.shards, songs) if corpus else None)
     library.refresh()
-    workshop = studio(run, library, samples[0], most_seconds) if run else None
+    workshop = studio(run, library, samples[0], most_seconds, idle_minutes) if run else None
     nonce = secrets.token_urlsafe(16)
     kept = absolute(votes) if votes else site.parent / "votes.jsonl"
     token = None if server.is_loopback(host) else secrets.token_urlsafe(24)
@@ -141,7 +146,7 @@ def serve_pages(
             workshop.studio.close()
 
 
-def studio(run: Path, library: Any, songs: Path, most_seconds: float) -> Any:
+def studio(run: Path, library: Any, songs: Path, most_seconds: float, idle_minutes: float) -> Any:
     """The Studio over `run`: what it offers is what this version's requests know."""
     from megajukebox.explorer.api import Workshop
     from megajukebox.explorer.jobs import Studio
@@ -155,7 +160,7 @@ def studio(run: Path, library: Any, songs: Path, most_seconds: float) -> Any:
     offer = Offer(run, samplers, "prompt" in Request.model_fields, most_seconds)
     work = songs / ".studio"
     return Workshop(
-        Studio(run, songs, work, library.refresh),
+        Studio(run, songs, work, library.refresh, idle_minutes),
         Uploads(work / "uploads"),
         offer,
         lambda request: parse_requests([request])[1],

@@ -210,26 +210,97 @@ def test_a_song_that_fails_says_why_and_the_next_is_made(served: str, house: Pat
     assert again["state"] == "done" and ask(served, again["audio"])[0] == 200 and ask(served, again["page"])[0] == 200
 
 
-def test_cancelling_ends_the_process_and_the_queue_goes_on(tmp_path: Path) -> None:
-    class Slow(Studio):
-        def command(self, job: Any) -> list[str]:
-            code = "import time; time.sleep(600)" if job.request["seconds"] > 1 else "pass"
-            return [sys.executable, "-c", code]
+def test_the_model_stays_loaded_between_songs_and_is_read_again_when_it_changed(served: str, house: Path) -> None:
+    made = [finished(served, told(served, "/api/songs", {"seconds": 0.3, "seed": seed})["id"]) for seed in (7, 8)]
+    before = told(served, "/api/songs")["model"]
+    assert [job["state"] for job in made] == ["done", "done"]
+    assert before["loaded"] and before["songs"] >= 2 and before["memory"] > 1e7 and before["idle_minutes"] == 10
+    write_runs(house / "jukebox", lyrics="prefix")
+    again = finished(served, told(served, "/api/songs", {"seconds": 0.3, "seed": 8})["id"])
+    assert told(served, "/api/songs")["model"]["songs"] == before["songs"] + 1  # by the same process
+    old, new = (json.loads((house / "old" / f"{job['id']}.json").read_text())["weights"] for job in (made[1], again))
+    assert old["top"] != new["top"]
 
-    studio = Slow(tmp_path, tmp_path / "samples", tmp_path / "work", lambda: None)
-    try:
-        slow, waiting, quick = (studio.ask({"seconds": seconds}) for seconds in (9, 9, 1))
-        wait_for(lambda: slow.process is not None)
-        studio.cancel(waiting.id)
-        studio.cancel(slow.id)
-        wait_for(lambda: quick.state == "done")
-        assert (slow.state, waiting.state, waiting.process) == ("cancelled", "cancelled", None)
-        assert slow.process.poll() is not None  # type: ignore[union-attr]
-        last = studio.ask({"seconds": 9})
-        wait_for(lambda: last.process is not None)
-    finally:
+
+# What stands in for the process with the model: it says when it began, and a song of so many seconds is its fate.
+PRETENDER = """
+import json, os, sys, time
+from pathlib import Path
+open(sys.argv[1], "a").write("began" + os.linesep)
+for line in sys.stdin:
+    order = json.loads(line)
+    seconds = order["request"]["seconds"]
+    while seconds == 8 and not Path(order["stop"]).exists():
+        time.sleep(0.01)
+    if seconds == 9:
+        time.sleep(600)
+    if seconds == 7:
+        os.kill(os.getpid(), 9)
+    state = "stopped" if Path(order["stop"]).exists() else "done"
+    print(json.dumps({"state": state, "reason": "", "memory": 5, "gpu_memory": 0}), flush=True)
+"""
+
+
+@pytest.fixture
+def pretending(tmp_path: Path) -> Iterator[Any]:
+    """Makes a Studio whose songs are made by the pretender; `began` counts its processes."""
+    studios = []
+
+    def make(**settings: Any) -> Studio:
+        start = lambda run, samplers: [sys.executable, "-c", PRETENDER, str(tmp_path / "began")]  # noqa: E731
+        settings = {"start": start, "patience": 1.0} | settings
+        studios.append(Studio(tmp_path, tmp_path / "samples", tmp_path / "work", lambda: None, **settings))
+        return studios[-1]
+
+    yield make
+    for studio in studios:
         studio.close()
-    assert last.state == "cancelled" and last.process.poll() is not None  # type: ignore[union-attr]
+
+
+def began(folder: Path) -> int:
+    return len((folder / "began").read_text().splitlines())
+
+
+def test_a_cancelled_song_keeps_the_model_unless_it_does_not_stop(tmp_path: Path, pretending: Any) -> None:
+    studio = pretending()
+    first, waiting, quick = (studio.ask({"seconds": seconds}) for seconds in (8, 8, 1))
+    wait_for(lambda: first.state == "making" and studio.maker.alive)
+    studio.cancel(waiting.id)
+    studio.cancel(first.id)
+    wait_for(lambda: quick.state == "done")
+    assert (first.state, waiting.state, began(tmp_path)) == ("cancelled", "cancelled", 1)
+    deaf, after = studio.ask({"seconds": 9}), studio.ask({"seconds": 1})
+    wait_for(lambda: deaf.state == "making")
+    studio.cancel(deaf.id)
+    wait_for(lambda: after.state == "done")
+    assert (deaf.state, began(tmp_path)) == ("cancelled", 2)
+
+
+def test_a_process_that_dies_loses_its_song_alone(tmp_path: Path, pretending: Any) -> None:
+    studio = pretending()
+    before, lost, after = (studio.ask({"seconds": seconds}) for seconds in (1, 7, 1))
+    wait_for(lambda: after.state == "done")
+    assert (before.state, lost.state, began(tmp_path)) == ("done", "failed", 2)
+    assert "SIGKILL" in lost.reason and "memory" in lost.reason
+
+
+def test_an_idle_model_is_let_go_and_comes_back(tmp_path: Path, pretending: Any) -> None:
+    studio = pretending(idle_minutes=0.5 / 60)
+    first = studio.ask({"seconds": 1})
+    wait_for(lambda: first.state == "done")
+    wait_for(lambda: not studio.maker.alive)
+    assert studio.model() == {"loaded": False, "songs": 1, "memory": 0, "gpu_memory": 0, "idle_minutes": 0.5 / 60}
+    second = studio.ask({"seconds": 1})
+    wait_for(lambda: second.state == "done")
+    assert began(tmp_path) == 2
+
+
+def test_a_studio_that_closes_takes_its_process_along(pretending: Any) -> None:
+    studio = pretending()
+    song = studio.ask({"seconds": 9})
+    wait_for(lambda: song.state == "making" and studio.maker.alive)
+    studio.close()
+    assert song.state == "cancelled" and not studio.maker.alive
 
 
 def wait_for(condition: Any, seconds: float = 60) -> None:

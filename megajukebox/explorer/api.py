@@ -18,7 +18,7 @@ from starlette.routing import Route
 from megajukebox.explorer import votes
 from megajukebox.explorer.jobs import Job, Studio
 from megajukebox.explorer.serving import Guard, Library, Pages, Recordings, file_response
-from megajukebox.explorer.studio import Check, Offer, job_json, options_of, parsed, request_of
+from megajukebox.explorer.studio import Check, Offer, job_json, parsed, request_of, samplers_of
 from megajukebox.explorer.trials import Trials
 from megajukebox.explorer.uploads import MOST_BYTES, Uploads
 
@@ -128,12 +128,15 @@ def studio_routes(library: Library, shop: Workshop) -> list[Route]:
         form = parsed(body)
         upload = shop.uploads.find(form.upload) if form.upload is not None else None
         request = request_of(form, shop.offer, upload, shop.check)
-        return song(shop.studio.ask(request, options_of(form, shop.offer)))
+        return song(shop.studio.ask(request, samplers_of(form, shop.offer)))
+
+    def listed(_: dict[str, Any], __: Request) -> dict[str, Any]:
+        return {"songs": [song(job) for job in shop.studio.newest()], "model": shop.studio.model()}
 
     return [
         Route("/api/studio", asked(lambda *_: shop.offer.as_json())),
         Route("/api/songs", asked(ask), methods=["POST"]),
-        Route("/api/songs", asked(lambda *_: {"songs": [song(job) for job in shop.studio.newest()]})),
+        Route("/api/songs", asked(listed)),
         Route(
             "/api/songs/{id}/cancel",
             asked(lambda _, request: song(shop.studio.cancel(request.path_params["id"]))),

@@ -1,55 +1,57 @@
-"""The Studio's queue: one song at a time, each by the `sample` entry in a process of its own.
+"""The Studio's queue: one song at a time, made by a process that keeps the model loaded in between (makers.py).
 
     waiting -> making -> done | failed | cancelled
 
-The server never imports a model: whatever happens to a song, the pages stay up, and to cancel is to end a process.
+The server never imports a model: whatever happens to a song, the pages stay up, and the next song gets a new process.
 """
 
 import json
-import os
 import secrets
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from queue import Queue
-from threading import Lock, Thread
+from queue import Empty, Queue
+from threading import Lock, Thread, Timer
 from typing import Any
 
 from megajukebox.data.files import write_whole
-from megajukebox.explorer.uploads import environment
+from megajukebox.explorer.makers import Died, Maker, Start, sampling
 
 MOST_WAITING = 20
 SHOWN = 50  # songs of the list; older ones are in the folder
-PATIENCE = 5  # seconds between asking a process to end and ending it
-TAIL = 2000  # bytes of what a failed process said, to look for its last line
+PATIENCE = 10.0  # seconds that a song has to stop by itself before its process is ended
+IDLE_MINUTES = 10.0  # without a song, after which the model is let go
 
 
 @dataclass
 class Job:
-    """One song asked for; `request` is what the `sample` entry is given."""
+    """One song asked for; `request` is what the `sample` entry would be given."""
 
     request: dict[str, Any]
-    folder: Path  # of its request, its progress and what the process said
-    options: list[str] = field(default_factory=list)  # of the `sample` entry
+    folder: Path  # of its request, its progress, and STOP once it is to stop
+    samplers: list[str] = field(default_factory=list)
     asked: float = field(default_factory=time.time)
     state: str = "waiting"
     reason: str = ""
-    process: subprocess.Popen | None = None
     cancelled: bool = False
 
     @property
     def id(self) -> str:
         return self.request["id"]
 
+    @property
+    def stop(self) -> Path:
+        return self.folder / "STOP"
+
+    @property
+    def told(self) -> Path:
+        return self.folder / "progress.json"
+
     def progress(self) -> tuple[float, str]:
         """(share of all codes, what is being made)."""
         try:
-            told = json.loads((self.folder / "progress.json").read_text())
+            told = json.loads(self.told.read_text())
             done, total = told["done"], told["total"]
         except (OSError, ValueError, KeyError):
             return 0.0, "loading the model" if self.state == "making" else "waiting"
@@ -59,22 +61,31 @@ class Job:
 
 
 class Studio:
-    """Makes songs with the jukebox at `run` into `samples`; `on_song` is called after each."""
+    """Makes songs with the jukebox at `run` into `samples`; `on_song` is called after each.
 
-    def __init__(self, run: Path, samples: Path, work: Path, on_song: Callable[[], None]) -> None:
-        self.run, self.samples, self.work, self.on_song = run, samples, work, on_song
+    `start` gives the command of a process for some samplers; after `idle_minutes` without a song it is ended.
+    """
+
+    def __init__(
+        self, run: Path, samples: Path, work: Path, on_song: Callable[[], None],
+        idle_minutes: float = IDLE_MINUTES, start: Start = sampling, patience: float = PATIENCE,
+    ) -> None:  # fmt: skip
+        self.samples, self.work, self.on_song, self.patience = samples, work, on_song, patience
+        self.idle_minutes = idle_minutes
+        self.maker = Maker(lambda samplers: start(run, samplers), work / "maker.log")
         self.jobs: dict[str, Job] = {}
         self.waiting: Queue[Job | None] = Queue()
         self.lock = Lock()
+        self.closed = False
         self.thread = Thread(target=self._work, name="studio", daemon=True)
         self.thread.start()
 
-    def ask(self, request: dict[str, Any], options: list[str] | None = None) -> Job:
+    def ask(self, request: dict[str, Any], samplers: list[str] | None = None) -> Job:
         """Queue a song. ValueError if too many are waiting."""
         if sum(job.state == "waiting" for job in self.jobs.values()) >= MOST_WAITING:
             raise ValueError(f"{MOST_WAITING} songs are waiting already; cancel one or come back later")
         identity = f"studio-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
-        job = Job({"id": identity, **request}, self.work / identity, options or [])
+        job = Job({"id": identity, **request}, self.work / identity, samplers or [])
         job.folder.mkdir(parents=True, exist_ok=True)
         write_whole(job.folder / "request.json", json.dumps([job.request]).encode())
         self.jobs[identity] = job
@@ -82,7 +93,7 @@ class Studio:
         return job
 
     def cancel(self, identity: str) -> Job:
-        """Take a song out of the queue, or end its process."""
+        """Take a song out of the queue, or stop it: the model stays loaded, unless the song does not stop in time."""
         job = self.jobs.get(identity)
         if job is None:
             raise ValueError("there is no such song")
@@ -90,73 +101,71 @@ class Studio:
             job.cancelled = True
             if job.state == "waiting":
                 job.state, job.reason = "cancelled", "Cancelled before it began."
-            elif job.process:
-                end(job.process)
+            elif job.state == "making" and not job.stop.exists():
+                job.stop.touch()
+                timer = Timer(self.patience, self._end, (job,))
+                timer.daemon = True
+                timer.start()
         return job
 
     def newest(self) -> list[Job]:
         return list(self.jobs.values())[: -SHOWN - 1 : -1]
 
+    def model(self) -> dict[str, Any]:
+        """Whether the model is loaded, what it takes and for how long it stays, for the page."""
+        return {**self.maker.facts(), "idle_minutes": self.idle_minutes}
+
     def close(self) -> None:
         """End what runs; nothing waits any more."""
+        self.closed = True
         for job in self.jobs.values():
             if job.state in ("waiting", "making"):
                 self.cancel(job.id)
+        self.maker.end()
         self.waiting.put(None)
-        self.thread.join(timeout=2 * PATIENCE)
+        self.thread.join(timeout=self.patience)
+        self.maker.end()
+
+    def _end(self, job: Job) -> None:
+        """The process of a song that did not stop."""
+        with self.lock:
+            if job.state == "making":
+                self.maker.end()
 
     def _work(self) -> None:
-        while job := self.waiting.get():
+        while not self.closed:
+            try:
+                job = self.waiting.get(timeout=self.idle_minutes * 60 if self.maker.alive else None)
+            except Empty:
+                self.maker.end()
+                continue
+            if job is None:
+                return
             try:
                 self._make(job)
             except Exception as error:  # whatever it is, the next song must be made
                 job.state, job.reason = "failed", f"{type(error).__name__}: {error}"
 
     def _make(self, job: Job) -> None:
-        log = job.folder / "log.txt"
-        with log.open("wb") as output:
-            with self.lock:
-                if job.state != "waiting":
-                    return
-                job.state = "making"
-                job.process = subprocess.Popen(
-                    self.command(job), stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-                    env=environment(), start_new_session=True,
-                )  # fmt: skip
-            status = job.process.wait()
-        if status == 0:
-            self.on_song()  # before "done", so that whoever reads "done" finds the page
-            job.state = "done"
-        elif job.cancelled:
-            job.state, job.reason = "cancelled", "Cancelled while it was made."
-        else:
-            job.state, job.reason = "failed", last_line(log) or f"The sampler ended with status {status}."
-
-    def command(self, job: Job) -> list[str]:
-        asked, progress = job.folder / "request.json", job.folder / "progress.json"
-        sample = [sys.executable, "-m", "megajukebox.sample", str(self.run), "--requests", str(asked)]
-        return [*sample, "--out", str(self.samples), "--progress", str(progress), *job.options]
-
-
-def end(process: subprocess.Popen) -> None:
-    """Ask a process and its children to end, and soon after end them."""
-
-    def kill() -> None:
+        with self.lock:
+            if job.state != "waiting" or self.closed:
+                return
+            job.state = "making"
+        paths = {"out": str(self.samples), "progress": str(job.told), "stop": str(job.stop)}
         try:
-            process.wait(PATIENCE)
-        except subprocess.TimeoutExpired:
-            signalled(process, signal.SIGKILL)
-
-    signalled(process, signal.SIGTERM)
-    Thread(target=kill, daemon=True).start()
-
-
-def signalled(process: subprocess.Popen, sign: int) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, sign)  # its own session, so the group is its alone
+            answer = self.maker.make(job.samplers, {"request": job.request, **paths})
+        except Died as death:
+            answer = {"state": "failed", "reason": str(death)}
+        if answer["state"] == "done":
+            self.on_song()  # before "done", so that whoever reads "done" finds the page
+        with self.lock:
+            job.state, job.reason = ended(job, answer)
 
 
-def last_line(log: Path) -> str:
-    """The last thing a process said: with the entries of this package, the reason in one line."""
-    said = log.read_bytes()[-TAIL:].decode(errors="replace").splitlines()
-    return next((line.strip() for line in reversed(said) if line.strip()), "")
+def ended(job: Job, answer: dict[str, Any]) -> tuple[str, str]:
+    """(state, reason) of a song from what its process answered."""
+    if answer["state"] == "done":
+        return "done", ""
+    if job.cancelled:
+        return "cancelled", "Cancelled while it was made."
+    return "failed", answer["reason"]

@@ -104,9 +104,9 @@ def beginning(upload: Upload, form: Form, offer: Offer) -> dict[str, Any]:
     return {"prompt": str(upload.path), "keep_seconds": seconds}
 
 
-def options_of(form: Form, offer: Offer) -> list[str]:
-    """Of the `sample` entry: which sampler is to draw the codes, if it is not the plain one."""
-    return ["--sampler", form.sampler] if form.sampler and form.sampler != offer.samplers[0] else []
+def samplers_of(form: Form, offer: Offer) -> list[str]:
+    """Which sampler is to draw the codes, if it is not the plain one: as `sample --sampler` takes it."""
+    return [form.sampler] if form.sampler and form.sampler != offer.samplers[0] else []
 
 
 def job_json(job: Job, page: str | None, audio: str | None) -> dict[str, Any]:

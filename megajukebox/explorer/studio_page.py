@@ -11,7 +11,13 @@ def studio_page() -> str:
     say = element("p", "New songs are made by a trained run, so the Studio needs the pages' own server:")
     unserved = element("section", say, copyable(SERVE, "command"), class_="panel", id="unserved")
     queue = element(
-        "section", element("h2", "Songs"), element("ol", id="jobs"), class_="panel", id="queue", hidden=True
+        "section",
+        element("h2", "Songs"),
+        element("p", id="model", class_="small"),
+        element("ol", id="jobs"),
+        class_="panel",
+        id="queue",
+        hidden=True,
     )
     content = [
         heading("Studio", id="run"),

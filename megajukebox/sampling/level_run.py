@@ -19,7 +19,7 @@ from megajukebox.sampling.requests import Request
 
 
 class LevelRun:
-    """The run of one level's prior: what it is told in which words. The weights are only in memory while `loaded`."""
+    """The run of one level's prior: what it is told in which words. Weights are in memory while `loaded`."""
 
     def __init__(self, folder: Path, vqvae: dict[str, Any]):
         self.folder, self.facts = folder, read_facts(folder)
@@ -36,6 +36,7 @@ class LevelRun:
         self.vocabularies = read_vocabularies(folder)
         self.tokenizer = self._tokenizer() if self.config.lyrics else None
         self.alignment = read_choice(folder)
+        self.kept: Prior | None = None
 
     def _tokenizer(self) -> LyricsTokenizer:
         kind = self.facts.get("tokenizer")
@@ -70,13 +71,24 @@ class LevelRun:
         if self.config.lyrics and not request.lyrics.strip():
             yield "no lyrics: the voice, if any, has nothing to follow"
 
+    def keep(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Load the prior for good: for a process that makes one song after another."""
+        self.kept = self._prior(device, dtype)
+
     @contextmanager
     def loaded(self, device: torch.device, dtype: torch.dtype) -> Iterator[Prior]:
-        """The prior on `device`, straight from the file, and gone after the block."""
-        with torch.device("meta"):
-            prior = Prior(self.config)
-        load_into(prior, self.folder, dtype=dtype, device=device)
-        yield prior.eval()
+        """The prior on `device`, straight from the file, and gone after the block; or the one that is kept."""
+        if self.kept is not None:
+            yield self.kept
+            return
+        prior = self._prior(device, dtype)
+        yield prior
         prior.to("meta")  # gone even while a caller's name still holds it: the next one is loaded before that is reused
         if device.type == "cuda":
             torch.cuda.empty_cache()
+
+    def _prior(self, device: torch.device, dtype: torch.dtype) -> Prior:
+        with torch.device("meta"):
+            prior = Prior(self.config)
+        load_into(prior, self.folder, dtype=dtype, device=device)
+        return prior.eval()

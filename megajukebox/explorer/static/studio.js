@@ -67,11 +67,21 @@ async function follow() {
 }
 
 async function show() {
-  const { songs } = await ask("songs");
+  const { songs, model } = await ask("songs");
+  find("model").textContent = about(model);
   for (const song of songs) showSong(song);
   const order = songs.map((song) => drawn.get(song.id).element);
   if (order.some((element, n) => find("jobs").children[n] !== element)) find("jobs").replaceChildren(...order);
   if (!songs.length) find("jobs").replaceChildren(make("li", "None yet.", { class: "small" }));
+}
+
+/* Whether the model is there already, what it takes, and until when. */
+function about(model) {
+  if (!model.loaded) return "The model is not loaded: the first song waits for it.";
+  const gigabytes = (bytes) => `${(bytes / 1e9).toFixed(2)} GB`;
+  const gpu = model.gpu_memory ? ` and ${gigabytes(model.gpu_memory)} of the GPU` : "";
+  const takes = model.memory ? ` (${gigabytes(model.memory)} of memory${gpu})` : "";
+  return `The model is loaded${takes}. Without a song it is let go after ${model.idle_minutes} minutes.`;
 }
 
 /* Draws a song anew only when something of it changed: a player in it must not lose its place. */
