@@ -11,8 +11,9 @@ import torch
 from megajukebox.training import loop
 
 AT = 12  # the step (0-based) before which a fault begins
-SLOW = 0.15  # seconds
-STARTS = {"crash": 2, "spike": 150, "slow_forward": 10}  # of these; a spike is one only beside losses that have settled
+SLOW, REST = 0.15, 2.0  # seconds
+# Of these; a spike is one only beside losses that have settled.
+STARTS = {"crash": 2, "spike": 150, "slow_forward": 10, "gentle": 0}
 
 
 def late(batches: Iterator[Any], seconds: float) -> Iterator[Any]:
@@ -62,9 +63,16 @@ def slow_forward(run: Any, engine: Any, step: int) -> None:
     run.pulse.tell()
 
 
+def gentle(run: Any, engine: Any, step: int) -> None:
+    """No fault: every training step rests, so that a run lasts long and takes hardly any of a CPU."""
+    if step == STARTS["gentle"]:
+        engine.module.register_forward_pre_hook(lambda module, _: time.sleep(REST * module.training))
+
+
 CHANGES: dict[str, Callable[[Any, Any, int], None]] = {
     "spike": spike, "nan": nan, "collapse": collapse, "crash": crash, "no_saves": no_saves,
     "slow_forward": slow_forward,
+    "gentle": gentle,
 }  # fmt: skip
 WAITS = {  # fault -> seconds that a rank's data is late at a step
     "slow_rank": lambda rank, step: 0.7 if rank == 1 and step >= AT else 0.0,

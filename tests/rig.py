@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import re
 import shutil
@@ -47,13 +48,18 @@ def free_port() -> int:
 def faster(rules: str, times: int = FASTER) -> str:
     """The rules with every duration (for:, ranges, offsets) divided, to whole milliseconds.
 
-    But that over which restarts are counted: processes do not start faster here than elsewhere.
+    And the time that a trend is drawn on. But not that over which restarts are counted: processes do not start faster
+    here than elsewhere.
     """
     units = {"s": 1000, "m": 60_000, "h": 3_600_000}
 
     def short(found: re.Match[str]) -> str:
         return f"{found[1]}{max(1000, int(found[2]) * units[found[3]] // times)}ms{found[4]}"
 
+    def sooner(found: re.Match[str]) -> str:
+        return f"{found[1]}{math.prod(map(int, found[2].split('*'))) // times})"
+
+    rules = re.sub(r"(predict_linear\([^,]+, )([\d *]+)\)", sooner, rules)
     return re.sub(r"(?<!restarts_total)(for: |\[|offset )(\d+)([smh])(\b|\])", short, rules)
 
 
@@ -97,8 +103,11 @@ class Rig:
             f"--web.listen-address=127.0.0.1:{self.port}", log="prometheus",
         )  # fmt: skip
 
-    def train(self, name: str, *settings: str, ranks: int = 1, fault: str = "", steps: int = 4000) -> subprocess.Popen:
-        """A tiny VQ-VAE in the folder runs/`name`, in the background."""
+    def train(
+        self, name: str, *settings: str, ranks: int = 1, fault: str = "", steps: int = 4000,
+        stage: str = "vqvae", preset: Path = PRESET,
+    ) -> subprocess.Popen:  # fmt: skip
+        """A tiny VQ-VAE, or another stage of a preset, in the folder runs/`name`, in the background."""
         program = [FAULTY, fault] if fault else [TRAIN]
         if ranks > 1:
             deepspeed = shutil.which("deepspeed", path=environment()["PATH"])
@@ -106,10 +115,10 @@ class Rig:
             launcher = [str(deepspeed), "--log_level", "warning", "--num_gpus", str(ranks), "--master_port", port]
         else:
             launcher = [sys.executable]
-        asked = ["--preset", str(PRESET), "--data", str(self.songs), "--out", str(self.runs / name)]
+        asked = ["--preset", str(preset), "--data", str(self.songs), "--out", str(self.runs / name)]
         (self.runs / name).mkdir(parents=True, exist_ok=True)
-        small = [f"training.vqvae.{s}" for s in (f"steps={steps}", "save_every=20", "evaluate_every=1000", *settings)]
-        return self.start(*launcher, *program, "vqvae", *asked, *small, log=name)
+        small = [f"training.{stage}.{s}" for s in (f"steps={steps}", "save_every=20", "evaluate_every=1000", *settings)]
+        return self.start(*launcher, *program, stage, *asked, *small, log=name)
 
     def end(self, child: subprocess.Popen, how: int = signal.SIGKILL) -> None:
         """The whole group: the launcher's ranks are its children."""
