@@ -26,6 +26,7 @@ from megajukebox.training.survival.attempts import (
     verdict,
     without_progress,
 )
+from megajukebox.training.survival.chain import telling
 from megajukebox.training.survival.exits import DONE, FENCED, PERSON, TEMPORARY, read_record
 from megajukebox.training.survival.generation import FILE
 
@@ -73,7 +74,8 @@ def main(
     ] = False,
 ) -> None:
     """Start `command` again after faults, until the run is done, stopped, or needs a person."""
-    raise SystemExit(supervise(run, command, attempts, several_runs))
+    with telling(run):
+        raise SystemExit(supervise(run, command, attempts, several_runs))
 
 
 def supervise(run: Path, command: list[str], attempts: int, several_runs: bool = False) -> int:

@@ -14,6 +14,8 @@ ROWS: dict[str, list[tuple[str, str, dict[str, str]]]] = {
         ("Progress", "percentunit", {"{{run}}": f"megajukebox_step{{{RUN}}} / megajukebox_target_steps{{{RUN}}}"}),
         ("Age of the last step", "s", {"{{run}}": f"time() - megajukebox_last_step_timestamp_seconds{{{RUN}}}"}),
         ("Time left", "s", {"{{run}}": f"megajukebox_eta_seconds{{{RUN}}}"}),
+        ("Time left of the job", "s", {"{{run}}": f"megajukebox_job_time_left_seconds{{{RUN}}}"}),
+        ("Jobs queued after it", "short", {"{{run}}": f"megajukebox_chain_queued{{{RUN}}}"}),
         ("Problems", "short", {"{{run}} {{alert}}": f"megajukebox_problem{{{RUN}}} or vector(0)"}),
     ],
     "Is it healthy?": [

@@ -1,5 +1,6 @@
 """The faults that the monitoring is tried with, on real tiny runs: how each is put in, and the alert it must raise."""
 
+import json
 import os
 import shutil
 import signal
@@ -100,6 +101,16 @@ def exporter_gone(rig: Rig, name: str) -> float:
     return time.time()
 
 
+def chain_short(rig: Rig, name: str) -> float:
+    """The queue holds one more job of ten seconds: far less than the run needs."""
+    rig.train(name, steps=10**6)
+    rig.wait_for_step(name, 12)
+    now = time.time()
+    told = {"time": now, "job": "7", "array": "1", "ends": now + 600, "queued": 1, "queued_seconds": 10.0}
+    (rig.runs / name / "chain.json").write_text(json.dumps(told))
+    return now
+
+
 FAULTS = {
     fault.name: fault
     for fault in (
@@ -117,6 +128,7 @@ FAULTS = {
         Fault("hung rank", "JukeboxRankSilent", 40, hung_rank),
         Fault("job gone", "JukeboxDown", 60, whole_job_gone),
         Fault("crash loop", "JukeboxRestartStorm", 300, crash_loop),
+        Fault("too few jobs queued", "JukeboxChainShort", 60, chain_short),
         Fault("exporter gone", "JukeboxWatcherBlind", 20, exporter_gone),
     )
 }

@@ -197,6 +197,13 @@ def test_the_weights_of_ranks_that_differ(run: PretendRun) -> None:
     assert not alerts(run.train(100).beat())
 
 
+def test_too_few_jobs_in_the_queue(run: PretendRun) -> None:
+    """What is read of the queue: test_chain.py."""
+    told = {"time": run.now, "array": "1", "queued": 1, "ends": run.now + 60, "queued_seconds": 60.0}
+    (run.folder / "chain.json").write_text(json.dumps(told))
+    assert alerts(run) == {"JukeboxChainShort"}
+
+
 def test_every_problem_is_tried_above() -> None:
     told = set(CHECKS)
     assert not {alert for alert in told if alert not in Path(__file__).read_text()}

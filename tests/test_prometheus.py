@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,9 @@ def rig(songs: Path, tmp_path_factory):
     rig = Rig(tmp_path_factory.mktemp("rig"), songs)
     try:
         rig.train("healthy", "log_every=1", ranks=2)
+        now = time.time()
+        queue = {"time": now, "job": "7", "array": "1", "ends": now + 86400, "queued": 3, "queued_seconds": 3 * 86400}
+        (rig.runs / "healthy" / "chain.json").write_text(json.dumps(queue))  # as its supervisor would under SLURM
         rig.wait_for_step("healthy", 25)
         yield rig
     finally:
@@ -88,6 +92,7 @@ def test_the_dashboard_is_the_one_that_its_script_makes() -> None:
 def test_faster_rules_differ_in_their_durations_alone() -> None:
     rules = (MONITORING / "rules.yml").read_text()
     assert re.sub(r"\d+ms", "", faster(rules)).count("[]") == len(re.findall(r"\[\d+[smh]\]", rules)) - 1
+    assert faster("predict_linear(x[6h], 4 * 3600) < 0") == "predict_linear(x[360000ms], 240) < 0"
     assert "[1800ms]" in faster("increase(x[30m])", 1000) and "for: 15000ms" in faster("for: 15m")
 
 

@@ -1,5 +1,6 @@
 """slurm/*.sh for real: a cluster of four claimed nodes is started here and the scripts' own #SBATCH lines submitted."""
 
+import json
 import os
 import re
 import shutil
@@ -119,6 +120,9 @@ def test_asked_to_stop_before_its_time_is_up_a_run_goes_on_in_the_next_job_to_th
     assert first["job"] != second["job"] and first["ranks"] == 2
     assert [event["kind"] for event in events(out, "attempt_end")] == ["stopped", "done"]
     assert (out / "DONE").exists() and same_as(straight, out)
+    queue = json.loads((out / "chain.json").read_text())
+    assert (queue["array"], queue["queued"], queue["queued_seconds"]) == (job, 58, 58 * 86400), "of 60, two have run"
+    assert 86000 < queue["ends"] - queue["time"] <= 86400
     print("seconds from the signal to training again:", second["time"] - stop["time"])
 
 

@@ -15,6 +15,7 @@ from megajukebox.explorer.scores import scores
 from megajukebox.explorer.time_line import time_line
 from megajukebox.monitoring import step_parts
 from megajukebox.monitoring.health import RUNBOOK, diagnose, size_of, spoken
+from megajukebox.monitoring.screen import queued
 
 MOST_EVENTS = 200
 MOST_SAMPLES = 120
@@ -50,6 +51,7 @@ def summary(run: Run) -> list[tuple[str, str | None]]:
         ("step", f"{run.last_step:,}" + (f" of {state.target:,}" if state.target else "") if run.curves else None),
         ("left", spoken(state.eta_seconds) if state.eta_seconds is not None and state.alive else None),
         ("a step", step_parts.told(state)),
+        ("job", f"{queued(state)} queued" if state.chain and state.alive else None),
         ("goodput", percent(state.account.goodput) or None),
         ("restarts", str(sum(state.restarts.values())) if state.restarts else None),
         ("newest checkpoint", saved),

@@ -37,7 +37,7 @@ class Value(NamedTuple):
 
 def values(run: RunState) -> Iterator[Value]:
     """Every number of a run but the histograms."""
-    for part in (told, where, logged, speed, codebooks, ranks, saving, counted, accounted, disk):
+    for part in (told, where, queue, logged, speed, codebooks, ranks, saving, counted, accounted, disk):
         yield from part(run)
     for problem in diagnose(run):
         yield Value("problem", (problem.alert, problem.severity), 1)
@@ -72,6 +72,13 @@ def where(run: RunState) -> Iterator[Value]:
     yield Value("stall_after_seconds", (), run.stall_after)
     yield from gauge("heartbeat_timestamp_seconds", run.heartbeat or run.last_seen)
     yield Value("generation", (), run.counts["start"] + run.counts["resume"])
+
+
+def queue(run: RunState) -> Iterator[Value]:
+    if run.chain is not None and run.alive:
+        yield from gauge("job_time_left_seconds", run.chain.left(run.now))
+        yield Value("chain_queued", (), run.chain.queued)
+        yield from gauge("chain_seconds", run.chain_seconds)
 
 
 def logged(run: RunState) -> Iterator[Value]:

@@ -62,6 +62,13 @@ def needs_a_person(run: RunState) -> str | None:
     return f"{code}: {told[-1] if told else 'see the end of its log'}"
 
 
+def chain_short(run: RunState) -> str | None:
+    lasts, needs = run.chain_seconds, run.eta_seconds
+    if run.chain is None or lasts is None or needs is None or lasts >= needs:
+        return None
+    return f"this job and the {run.chain.queued} after it last {spoken(lasts)}, training takes {spoken(needs)} more"
+
+
 def checkpoint_stale(run: RunState) -> str | None:
     whole, due = [c for c in run.checkpoints if c.whole], run.checkpoint_due
     if not run.alive or due is None or run.now < due:
@@ -183,6 +190,7 @@ CHECKS: dict[str, tuple[str, Callable[[RunState], str | None], str]] = {
     "JukeboxDataLoss": ("page", data_loss, "megajukebox shards check on the data; look at the mount"),
     "JukeboxLossSpike": ("ticket", loss_spike, "watch whether it comes back down; the events tell what was skipped"),
     "JukeboxRestartStorm": ("ticket", restart_storm, "compare how the attempts ended: exits/ and events.jsonl"),
+    "JukeboxChainShort": ("ticket", chain_short, "queue more jobs behind it: sbatch --dependency=afterany:ARRAY"),
     "JukeboxStraggler": ("ticket", straggler, "megajukebox doctor on that node; exclude it if it stays slow"),
     "JukeboxDataWait": ("ticket", data_wait, "more workers or prefetch; megajukebox doctor tells the disk's speed"),
     "JukeboxGoodputLow": ("ticket", goodput_low, "see where the time went on the run's page"),

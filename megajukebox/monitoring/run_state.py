@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from megajukebox.monitoring.chain import Chain
 from megajukebox.monitoring.goodput import Account
 from megajukebox.monitoring.machine import Disk
 from megajukebox.monitoring.productive import number
@@ -64,6 +65,7 @@ class RunState:
     wasted_steps: int
     unreadable: int
     seconds_seen: dict[str, Histogram] = field(default_factory=dict)
+    chain: Chain | None = None  # of jobs, under SLURM
 
     @property
     def last(self) -> dict[str, Any]:
@@ -195,6 +197,11 @@ class RunState:
         if self.target is None or self.step_seconds is None or self.status in ("done", "failed"):
             return None
         return max(0, self.target - self.step) * self.step_seconds
+
+    @property
+    def chain_seconds(self) -> float | None:
+        """What the present job and those queued after it may still take; None outside a chain of jobs."""
+        return self.chain.seconds(self.now) if self.chain and self.alive else None
 
     @property
     def spike_score(self) -> float | None:

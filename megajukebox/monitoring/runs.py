@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from megajukebox.data.stream.skips import Bad
+from megajukebox.monitoring.chain import chain_of
 from megajukebox.monitoring.goodput import Account, Ledger
 from megajukebox.monitoring.machine import disk
 from megajukebox.monitoring.productive import number
@@ -50,6 +51,7 @@ class RunReader:
             checkpoints=self._read_checkpoints(now), account=Account(0.0, {}, []), flags=self._flags(),
             disk=disk(self.folder), wasted_steps=self.wasted_steps,
             unreadable=self.metrics.lost + self.happened.lost, seconds_seen=self.seconds_seen,
+            chain=chain_of(self.folder, now),
         )  # fmt: skip
         return with_account(state, self.ledger)
 

@@ -57,6 +57,14 @@ def left(run: RunState) -> str:
     return spoken(run.eta_seconds) if run.eta_seconds is not None and run.alive else "-"
 
 
+def queued(run: RunState) -> str:
+    """Time left of the job, and the jobs queued after it."""
+    if run.chain is None or not run.alive:
+        return "-"
+    time_left = run.chain.left(run.now)
+    return f"{spoken(time_left) if time_left is not None else 'no limit'} +{run.chain.queued}"
+
+
 def speed(run: RunState) -> str:
     rate = run.value("tokens_per_second")
     if rate is not None:
@@ -112,6 +120,7 @@ COLUMNS: dict[str, tuple[Callable[[RunState], str], int]] = {
     "goodput": (lambda run: share(run.account.goodput), 90),
     "saved": (saved, 70),
     "slowest": (slowest, 130),
+    "job": (queued, 165),
     "restarts": (lambda run: str(sum(run.restarts.values())), 140),
     "disk": (lambda run: size_of(run.disk.free_bytes or 0), 160),
 }
@@ -161,6 +170,7 @@ def as_json(runs: Sequence[RunState]) -> list[dict[str, Any]]:
         {
             "run": plain(run.name), "stage": run.stage, "status": run.status, "step": run.step, "target": run.target,
             "eta_seconds": run.eta_seconds, "loss": run.value("loss"), "goodput": run.account.goodput,
+            "chain_queued": run.chain.queued if run.chain else None, "chain_seconds": run.chain_seconds,
             "seconds": run.account.seconds, "step_parts": step_parts(run), "restarts": sum(run.restarts.values()),
             "last_checkpoint": run.checkpoints[-1].step if run.checkpoints else None,
             "slowdowns": {str(rank): ratio for rank, ratio in run.slowdowns.items()},
