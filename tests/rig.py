@@ -66,8 +66,9 @@ def faster(rules: str, times: int = FASTER) -> str:
 class Rig:
     """Starts all of it in a folder, asks Prometheus, ends what it started."""
 
-    def __init__(self, folder: Path, songs: Path, interval: str = "1s") -> None:
-        self.folder, self.songs, self.interval = folder, songs, interval
+    def __init__(self, folder: Path, songs: Path, interval: str = "1s", alertmanager: int | None = None) -> None:
+        """`alertmanager` is the port of one that Prometheus sends its alerts to."""
+        self.folder, self.songs, self.interval, self.alertmanager = folder, songs, interval, alertmanager
         self.runs = folder / "runs"
         self.runs.mkdir(parents=True)
         self.exporter_port, self.port = free_port(), free_port()
@@ -92,15 +93,18 @@ class Rig:
     def start_prometheus(self) -> subprocess.Popen:
         (self.folder / "rules.yml").write_text(faster((REPOSITORY / "monitoring" / "rules.yml").read_text()))
         target = [f"127.0.0.1:{self.exporter_port}"]
-        settings = {
+        settings: dict[str, object] = {
             "global": {"scrape_interval": self.interval, "evaluation_interval": self.interval},
             "rule_files": ["rules.yml"],
             "scrape_configs": [{"job_name": "megajukebox", "static_configs": [{"targets": target}]}],
         }
+        if self.alertmanager:
+            to = [{"targets": [f"127.0.0.1:{self.alertmanager}"]}]
+            settings["alerting"] = {"alertmanagers": [{"static_configs": to}]}
         (self.folder / "prometheus.yml").write_text(yaml.safe_dump(settings))
         return self.start(
             "prometheus", f"--config.file={self.folder}/prometheus.yml", f"--storage.tsdb.path={self.folder}/tsdb",
-            f"--web.listen-address=127.0.0.1:{self.port}", log="prometheus",
+            f"--web.listen-address=127.0.0.1:{self.port}", "--rules.alert.resend-delay=1s", log="prometheus",
         )  # fmt: skip
 
     def train(
