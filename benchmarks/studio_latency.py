@@ -6,10 +6,13 @@ The same short song every time, so that what is left is mostly the way to it: st
 """
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import Annotated
 
@@ -40,17 +43,26 @@ def main(
         standing = [seconds_of(lambda n=n: kept(n)) for n in range(times)]
         facts = maker.facts()
         maker.end()
-    found = {"song_seconds": seconds, "process_each": apart, "process_kept": standing, "kept_bytes": facts["memory"]}
+    machine = {"date": str(date.today()), "cores": os.cpu_count(), "load": os.getloadavg()[0]}
+    found = {
+        **machine,
+        "song_seconds": seconds,
+        "process_each": apart,
+        "process_kept": standing,
+        "kept_bytes": facts["memory"],
+    }
     print(json.dumps(found, indent=1))
     if out:
-        out.write_text(json.dumps({**found, "made_by": made_by(), "time": time.time()}, indent=1) + "\n")
+        out.write_text(
+            json.dumps({**found, "made_by": made_by(f"studio_latency.py --seconds {seconds:g}")}, indent=1) + "\n"
+        )
 
 
 def run(command: list[str]) -> None:
     subprocess.run(command, check=True, capture_output=True)
 
 
-def seconds_of(make) -> float:
+def seconds_of(make: Callable[[], None]) -> float:
     started = time.perf_counter()
     make()
     return round(time.perf_counter() - started, 2)

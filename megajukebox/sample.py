@@ -6,6 +6,7 @@
     megajukebox sample runs/tiny --sampler student --seconds 60                     # parallel students upsample
     megajukebox sample runs/tiny --prompt demo.wav --keep-seconds 3 --seconds 10    # goes on from a recording
     megajukebox sample runs/tiny --infill samples/song.json --replace 2-3.5 --lyrics other.txt --name mended
+    megajukebox sample runs/tiny --reconstruct shards/songs --count 8                # what the codes keep of real songs
 
 Songs that are there already are not made again, interrupted ones go on where they were: give the same command again. A
 request that cannot be made is named, and the others go on. Every mode has its command in docs/sampling.md.
@@ -14,7 +15,7 @@ request that cannot be made is named, and the others go on. Every mode has its c
 import json
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,10 +24,12 @@ import torch
 import typer
 
 from megajukebox.data.files import write_whole
+from megajukebox.data.shards.sets import ShardSet
 from megajukebox.sampling.autoregressive import WAYS
 from megajukebox.sampling.dealing import Dealer
 from megajukebox.sampling.jukebox import Engine, Jukebox, Song, Stopped
 from megajukebox.sampling.memory import bound, largest_batch
+from megajukebox.sampling.reconstruction import chosen, reconstructions
 from megajukebox.sampling.reporting import ProgressFile
 from megajukebox.sampling.requests import Request, parse_requests, read_requests
 from megajukebox.sampling.watching import Watch
@@ -57,6 +60,11 @@ def main(
     upsample: Annotated[str | None, typer.Option(help="An earlier sample whose lower levels are made anew.")] = None,
     infill: Annotated[str | None, typer.Option(help="A recording or sample of which --replace is made anew.")] = None,
     replace: Annotated[list[str] | None, typer.Option(help="A range of seconds, as 2-3.5; may be repeated.")] = None,
+    reconstruct: Annotated[str | None, typer.Option(help="Song shards: held-out songs and their reconstructions.")] = (
+        None
+    ),
+    count: Annotated[int, typer.Option(min=1, help="With --reconstruct: how many held-out songs.")] = 8,
+    song: Annotated[list[str] | None, typer.Option(help="With --reconstruct: songs by key instead.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Songs sampled in lockstep; bounds the memory.")] = 16,
     precision: Annotated[Precision, typer.Option(help="Of the priors' weights; half of the memory in 16 bits.")] = (
         Precision.float32
@@ -75,7 +83,13 @@ def main(
     here = world()
     # One token's work is too small to share between threads: two were measured 20 times slower on a busy machine.
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    device = f"cuda:{here.local_rank}" if torch.cuda.is_available() else "cpu"
     try:
+        if reconstruct:
+            shards = ShardSet(reconstruct)
+            rows = chosen(shards, runs / "vqvae", song or [], count)[here.rank :: here.size]
+            save_all(reconstructions(runs, shards, rows, seconds, device), out)
+            return
         if requests:
             asked, wrong = read_requests(requests)
         else:
@@ -83,7 +97,6 @@ def main(
             said = {"artist": artist, "genres": genre or [], "lyrics": lyrics.read_text() if lyrics else ""}
             one = {"id": name, "seconds": seconds, "seed": seed, "variations": variations, "replace": ranges(replace)}
             asked, wrong = parse_requests([one | said | given])
-        device = f"cuda:{here.local_rank}" if torch.cuda.is_available() else "cpu"
         jukebox = Jukebox(
             runs,
             device,
@@ -108,6 +121,11 @@ def main(
         summarise(out, asked, wrong, dealer.failed)
     if wrong or dealer.failed:
         raise SystemExit(1)
+
+
+def save_all(songs: Iterable[Song], out: Path) -> None:
+    for song in songs:
+        print(song.save(out), flush=True)
 
 
 def ranges(given: list[str] | None) -> list[list[float]]:

@@ -24,6 +24,7 @@ def add_sample(
     folder.mkdir(exist_ok=True)
     time = np.arange(round(seconds * RATE)) / RATE
     audio = {"top": f"{name}.top.wav", "middle": f"{name}.middle.wav", "bottom": f"{name}.wav"}
+    audio |= {track: f"{name}.{track}.wav" for track in levels if track not in audio}
     for number, level in enumerate(levels, start=1):
         soundfile.write(
             folder / audio[level], 0.2 * number * loudness * np.sin(2 * np.pi * 880 * np.exp(-time / 5) * time), RATE

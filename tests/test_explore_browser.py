@@ -8,6 +8,7 @@ from pathlib import Path
 from threading import Thread
 from urllib.parse import urlencode
 
+import accessibility
 import browser
 import pytest
 from browser import Browser
@@ -202,6 +203,21 @@ def test_each_word_lights_up_while_it_is_sung(chromium: Browser, site: Path) -> 
     chromium.wait("player.playing && player.audio.currentTime >= 1 && player.audio.currentTime < 3")
 
 
+def test_reconstruction_and_original_are_switched_to_at_the_same_moment(chromium: Browser, tmp_path: Path) -> None:
+    tracks = ("top", "middle", "bottom", "reconstruction", "original")
+    add_sample(tmp_path / "samples", "primed", seconds=4.0, levels=tracks)
+    build([tmp_path / "samples"], [], tmp_path / "site")
+    chromium.open((tmp_path / "site" / "sample" / "primed.html").as_uri())
+    chromium.press(" ")
+    chromium.wait("player.playing && player.moment > 0.1")
+    chromium.run("player.seek(2)")
+    for key, track in (("4", "reconstruction"), ("5", "original"), ("3", "bottom")):
+        chromium.press(key)
+        chromium.wait(f"player.playing && player.track === {track!r} && player.audio.currentTime > 1.9")
+        assert chromium.run(f"player.audio.src.endsWith('primed.{track}.wav')") or track == "bottom"
+        assert chromium.run("document.querySelector('.strip.current').dataset.track") == track
+
+
 def test_a_click_on_a_picture_plays_that_level_from_there(chromium: Browser, site: Path) -> None:
     chromium.open((site / "site" / "sample" / "one.html").as_uri())
     click(chromium, ".bar[data-track=middle] .inner", share=0.75)
@@ -299,3 +315,23 @@ def test_no_page_is_wider_than_its_window(chromium: Browser, site: Path, width: 
         chromium.open(page.as_uri())
         assert chromium.run("document.documentElement.scrollWidth") <= width, page
     size(chromium, 1280, 900)
+
+
+def test_no_page_breaks_wcag_in_either_theme(chromium: Browser, site: Path) -> None:
+    pages = ("index", "sample/one", "sample/two", "compare", "runs", "run/vqvae", "corpus", "studio", "blind")
+    wrong = {}
+    for page in pages:
+        chromium.open((site / "site" / f"{page}.html").as_uri())
+        wrong[page] = accessibility.violations(chromium)
+    chromium.open((site / "site" / "index.html").as_uri())
+    chromium.press("?")
+    wrong["keys"] = accessibility.violations(chromium)
+    assert not any(wrong.values()), wrong
+
+
+def test_the_audit_finds_what_is_wrong(chromium: Browser, site: Path) -> None:
+    chromium.open((site / "site" / "runs.html").as_uri())
+    chromium.run("document.querySelector('main').append(make('input'), make('p', 'pale', { id: 'pale' }))")
+    chromium.run("document.getElementById('pale').style.color = '#888'")
+    found = [one.split(": ")[:2] for one in accessibility.violations(chromium)]
+    assert ["light", "label"] in found and ["light", "color-contrast"] in found

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import accessibility
 import browser
 import numpy as np
 import pytest
@@ -168,3 +169,10 @@ def test_bad_songs_are_filtered_opened_and_heard_at_every_level(chromium: Browse
     assert HOSTILE.split("\u2028")[0] in chromium.run("document.querySelector('#lyrics').textContent")
     assert chromium.run("typeof owned") == "undefined" and not chromium.run("!!document.querySelector('img[src=x]')")
     assert chromium.run("document.getElementById('error').textContent") == ""
+
+
+@pytest.mark.skipif(browser.binary() is None, reason="no chromium on this machine: apt install chromium")
+def test_the_corpus_breaks_no_wcag_in_either_theme(chromium: Browser, site: Path) -> None:
+    for page in ("corpus.html", "corpus/dark.html"):
+        chromium.open((site / page).as_uri())
+        assert accessibility.violations(chromium) == [], page

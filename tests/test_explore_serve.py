@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import accessibility
 import browser
 import numpy as np
 import pytest
 import soundfile
 from browser import Browser
 from conftest import environment
-from explorer_samples import RATE, add_sample
+from explorer_samples import RATE, add_run, add_sample, metrics
 from explorer_server import ask, serving, told
 from little_jukebox import write_runs
 
@@ -39,6 +40,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
             add_sample(root / run, f"song-{seed}", seconds=2.0, runs=f"runs/{run}", seed=seed)
     add_sample(root / "old", "hostile <b>", artist=HOSTILE, lyrics=HOSTILE, runs="runs/old", seed=9)
     write_runs(root / "jukebox")
+    add_run(root / "jukebox" / "trained", metrics(40), [{"time": 1e9, "event": "save", "step": 20}])
     (root / "secret.txt").write_text("secret")
     (root / "old" / "notes.txt").write_text("secret")
     (root / "old" / "unlisted.wav").write_bytes(b"secret")
@@ -336,6 +338,7 @@ def test_no_page_breaks_under_the_servers_policy(chromium: Browser, served: str,
     noting = "addEventListener('securitypolicyviolation', event => { window.violation = event.violatedDirective })"
     chromium.call("Page.enable")
     source = f"window.violation = null; {noting}"
+    assert "bar-of-time" in (house / "site" / "run" / "trained.html").read_text()  # what a style attribute once drew
     script = chromium.call("Page.addScriptToEvaluateOnNewDocument", source=source)
     for page in sorted((house / "site").rglob("*.html")):
         chromium.open(f"{served}/site/{page.relative_to(house / 'site')}")
@@ -343,6 +346,17 @@ def test_no_page_breaks_under_the_servers_policy(chromium: Browser, served: str,
         assert chromium.run("typeof owned") == "undefined"
     chromium.call("Page.removeScriptToEvaluateOnNewDocument", **script)
     chromium.call("Page.disable")
+
+
+@needs_chromium
+def test_served_pages_break_no_wcag_in_either_theme(chromium: Browser, served: str) -> None:
+    wrong, _ = {}, finished(served, told(served, "/api/songs", {"seconds": 0.3})["id"])
+    ready = {"studio": "limits !== null && document.querySelector('.job')", "blind": "trial !== null"}
+    for page in ("studio", "blind", "compare"):
+        chromium.open(f"{served}/site/{page}.html")
+        chromium.wait(ready.get(page, "player.song !== null"))
+        wrong[page] = accessibility.violations(chromium)
+    assert not any(wrong.values()), wrong
 
 
 def test_a_taken_port_and_a_missing_run_are_said_in_one_line(house: Path, served: str) -> None:

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import accessibility
+import browser
 import numpy as np
 import pytest
 import torch
@@ -120,6 +122,10 @@ def test_a_jukebox_is_scored_and_its_runs_keep_the_scores(place: Path, tmp_path:
     page = (tmp_path / "index.html").read_text()
     assert "<script" not in page and "artist orrin" in page
     assert all((tmp_path / source).is_file() for source in ("plots/bands.light.svg", "plots/bits.dark.svg"))
+    if browser.binary():
+        with browser.chromium(tmp_path / "profile") as tab:
+            tab.open((tmp_path / "index.html").as_uri())
+            assert accessibility.violations(tab) == []
 
 
 def test_samples_are_scored_against_songs_and_codes(place: Path, tmp_path: Path) -> None:

@@ -41,7 +41,8 @@ def corpus_page(shards: ShardSet, songs: list[CorpusSong], excerpt: Excerpt) -> 
     heard = "whole" if excerpt.seconds is None else f"{excerpt.seconds:g} s from the middle of each"
     say = f"{shards.source}: {part}, {hours:.1f} hours; {heard}."
     wrong = sum(bool(song.findings) for song in songs)
-    note = element("p", f"{say} {wrong} look wrong: choose under “Looks wrong”, then listen.", class_="small")
+    look = f"{wrong} look wrong: choose under “Looks wrong”, then listen." if wrong else "None looks wrong."
+    note = element("p", f"{say} {look}", class_="small")
     return listing("Corpus", note, FACETS, "corpus", ("", "artist", "seconds"))
 
 

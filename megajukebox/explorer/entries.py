@@ -24,7 +24,7 @@ SIDES = ("run", "checkpoint", "sampler", "mode", "folder")  # what two samples o
 # Of a request, what is asked of the song; the rest says how to draw it.
 ASKED = (
     "artist", "genres", "year", "moods", "keywords", "language", "lyrics", "seconds", "song_seconds",
-    "prompt", "keep_seconds", "upsample", "upsample_from", "infill", "replace",
+    "prompt", "keep_seconds", "upsample", "upsample_from", "infill", "replace", "song",
 )  # fmt: skip
 SEARCHED = 2000  # characters of the lyrics that the list can search
 
@@ -57,13 +57,13 @@ def entry(sample: Sample, links: Links) -> dict[str, Any]:
         "run": run_name(sample),
         "checkpoint": checkpoint(sample),
         "sampler": sampler(sample),
-        "mode": next((mode for mode in ("prompt", "upsample", "infill") if getattr(request, mode)), "new"),
+        "mode": mode(sample),
         "folder": sample.name.rpartition("/")[0],
-        "seed": None if request.seed is None else str(request.seed),  # text: JavaScript rounds large numbers
+        "seed": seed(sample),
         "seconds": sample.facts.seconds,
         "notes": len(sample.facts.notes),
         "made": round(sample.made),
-        "asked": asked(sample.request),
+        "asked": asked(sample.request, song_of(sample)),
         "levels": [track for track in TRACKS if track in links.audio],
         "page": links.page,
         "picture": finest(links.spectrogram),
@@ -72,6 +72,19 @@ def entry(sample: Sample, links: Links) -> dict[str, Any]:
         "spectrogram": links.spectrogram,
     }
     return {key: value for key, value in known.items() if value not in (None, "", [], 0) or key == "seconds"}
+
+
+def mode(sample: Sample) -> str:
+    """How the song came about: from nothing, from a recording or another sample, or as a reconstruction."""
+    if sample.facts.reconstruction:
+        return "reconstruct"
+    return next((mode for mode in ("prompt", "upsample", "infill") if getattr(sample.facts.request, mode)), "new")
+
+
+def seed(sample: Sample) -> str | None:
+    """As text, for JavaScript rounds large numbers. A reconstruction draws nothing."""
+    given = sample.facts.request.seed
+    return None if given is None or sample.facts.reconstruction else str(given)
 
 
 def words(sample: Sample) -> str:
@@ -85,11 +98,17 @@ def finest(by_track: dict[str, str]) -> str | None:
     return next((by_track[track] for track in order if track in by_track), None)
 
 
-def asked(request: Any) -> str:
-    """One name for all requests that ask for the same song, whatever is to make it."""
-    told = request if isinstance(request, dict) else {}
-    song = {name: told.get(name) for name in ASKED if told.get(name)}
-    return hashlib.sha256(json.dumps(song, sort_keys=True).encode()).hexdigest()[:12]
+def song_of(sample: Sample) -> str | None:
+    """The key of the real song that a reconstruction is of."""
+    told = sample.facts.reconstruction
+    return str(told.get("song")) if isinstance(told, dict) else None
+
+
+def asked(request: Any, song: str | None = None) -> str:
+    """One name for all requests that ask for one song, or all reconstructions of one, whatever is to make it."""
+    told = {**request, "song": song} if isinstance(request, dict) else {}
+    said = {name: told.get(name) for name in ASKED if told.get(name)}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def run_name(sample: Sample) -> str:
@@ -107,6 +126,8 @@ def runs_folder(runs: object) -> str:
 
 def sampler(sample: Sample) -> str:
     """What drew the codes: the request's word for it, a student where one was at work, else how windows followed."""
+    if sample.facts.reconstruction:
+        return ""
     if sample.facts.request.sampler:
         return sample.facts.request.sampler
     if any(name.endswith("_student") for name in sample.facts.weights):
@@ -116,8 +137,8 @@ def sampler(sample: Sample) -> str:
 
 
 def checkpoint(sample: Sample) -> str:
-    """Which state of the priors: the step of the first that is known, else the head of its fingerprint."""
-    for level in LEVELS:
+    """Which state of the priors (or of a reconstruction's VQ-VAE): the first known step, or a fingerprint's head."""
+    for level in ("vqvae",) if sample.facts.reconstruction else LEVELS:
         if sample.facts.steps.get(level) is not None:
             return f"step {sample.facts.steps[level]}"
         if isinstance(weights := sample.facts.weights.get(level), str):

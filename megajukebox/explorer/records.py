@@ -72,6 +72,7 @@ class Facts(Record):
     runs: JsonValue = None
     alignment: JsonValue = None
     made_by: JsonValue = None
+    reconstruction: JsonValue = None  # of which real song, where nothing was sampled
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import json
 import shlex
 
-from megajukebox.explorer.entries import Links, entry, runs_folder, title
+from megajukebox.explorer.entries import Links, entry, runs_folder, seed, title
 from megajukebox.explorer.markup import Markup, element, inline_json
 from megajukebox.explorer.page import copyable, facts, heading, page, player, problem_note
 from megajukebox.explorer.records import LEVELS, Problem, Sample
@@ -61,10 +61,11 @@ def notes(warnings: tuple[str, ...]) -> Markup:
 
 def subtitle(sample: Sample) -> str:
     request = sample.facts.request
-    seed = "" if request.seed is None else f"seed {request.seed}"
+    number = seed(sample)
+    drawn = "" if number is None else f"seed {number}"
     parts = [
         ", ".join(request.genres), "" if request.year is None else str(request.year), ", ".join(request.moods),
-        request.language, f"{sample.facts.seconds:.1f} s", seed, sample.name,
+        request.language, f"{sample.facts.seconds:.1f} s", drawn, sample.name,
     ]  # fmt: skip
     return " · ".join(part for part in parts if part)
 
@@ -138,6 +139,11 @@ def short(fingerprint: object) -> Markup | str:
 
 def command(sample: Sample) -> str:
     """Shell lines that ask for the same song again; quoted, so that no lyrics can become a command."""
+    told, runs = sample.facts.reconstruction, shlex.quote(runs_folder(sample.facts.runs))
+    if isinstance(told, dict):
+        shards, song = (shlex.quote(str(told.get(name))) for name in ("of", "song"))
+        seconds = f" --seconds {sample.facts.seconds:g} --out again"
+        return f"megajukebox sample {runs} --reconstruct {shards} --song {song}{seconds}"
     request = printable_json([sample.request])  # no line of it is a bare word, so none can end the heredoc
-    again = f"megajukebox sample {shlex.quote(runs_folder(sample.facts.runs))} --requests request.json --out again"
+    again = f"megajukebox sample {runs} --requests request.json --out again"
     return f"cat > request.json <<'REQUEST'\n{request}\nREQUEST\n{again}"

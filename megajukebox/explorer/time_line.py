@@ -48,17 +48,20 @@ def picture(run: RunState) -> Markup:
 
 
 def bar(run: RunState) -> Markup:
-    """Shares of the wall clock, the useful one first."""
+    """Shares of the wall clock, the useful one first. Drawn: the server's policy forbids style attributes."""
     shares = {phase: seconds / run.account.wall for phase, seconds in run.account.seconds.items() if seconds > 0}
+    starts = [sum(list(shares.values())[:n]) for n in range(len(shares))]
     pieces = [
         element(
-            "span", class_=f"phase {phase}", style=f"width: {share:.3%}", title=f"{WORDS.get(phase, phase)} {share:.1%}"
+            "rect", element("title", f"{WORDS.get(phase, phase)} {share:.1%}"),
+            x=f"{start:.3%}", width=f"{share:.3%}", height="100%", class_=f"phase {phase}",
         )
-        for phase, share in shares.items()
-    ]
+        for start, (phase, share) in zip(starts, shares.items())
+    ]  # fmt: skip
     words = [
         element("span", element("i", class_=f"phase {phase}"), f"{WORDS.get(phase, phase)} {share:.1%}", class_="key")
         for phase, share in shares.items()
         if share >= 0.001
     ]
-    return element("div", element("div", pieces, class_="bar-of-time"), element("p", words, class_="small keys"))
+    drawn = element("svg", pieces, class_="bar-of-time", role="img", aria_label="Shares of its time; in words below")
+    return element("div", drawn, element("p", words, class_="small keys"))

@@ -30,9 +30,10 @@ from megajukebox.sampling.choosing import as_json, sung_words
 from megajukebox.sampling.drawing import Draw
 from megajukebox.sampling.level import HOPS, LevelJob, LevelSampler, Told
 from megajukebox.sampling.level_run import LevelRun
+from megajukebox.sampling.reconstruction import beside
 from megajukebox.sampling.requests import Request
 from megajukebox.sampling.song import Song, audio_name
-from megajukebox.sampling.sources import Known, codes_of_source, known_of
+from megajukebox.sampling.sources import Known, Source, known_of, source_of
 from megajukebox.sampling.streaming import AudioStream, decode_all, finished, part_of
 from megajukebox.sampling.student_runs import fingerprints, students_of
 from megajukebox.sampling.unfinished import Unfinished
@@ -99,7 +100,7 @@ class Jukebox:
         self.weights = {"vqvae": facts["fingerprint"], **priors, **fingerprints(self.students)}
         steps = {level: run.facts.get("step") for level, run in self.levels.items()}
         self.steps = {"vqvae": facts.get("step"), **steps}
-        self.sources: dict[str, dict[str, np.ndarray]] = {}
+        self.sources: dict[str, Source] = {}
 
     def codes_of(self, request: Request, level: str) -> int:
         """Codes of a level for the seconds asked: a whole number of top codes, at least one."""
@@ -124,19 +125,23 @@ class Jukebox:
 
     def begin(self, request: Request) -> Song:
         """The song of `request` before it is sampled: with what it is given. ValueError names what is wrong with it."""
-        known = Known()
+        known, source = Known(), None
         if request.source is not None:
             if request.source not in self.sources:
-                found = codes_of_source(request.source, self.vqvae, self.weights["vqvae"], self.device)
+                found = source_of(request.source, self.vqvae, self.weights["vqvae"], self.device)
                 self.sources = {request.source: found}  # of variations one after another; not of a thousand requests
-            known, seconds = known_of(request, self.sources[request.source], self.vqvae)
+            source = self.sources[request.source]
+            known, seconds = known_of(request, source.codes, self.vqvae)
             request = request.model_copy(update={"seconds": seconds})
         facts = {"weights": self.weights, "steps": self.steps, "runs": str(self.runs)}
         facts |= {"precision": str(self.dtype).removeprefix("torch."), "engine": self.engine_facts()}
         samples = self.codes_of(request, "bottom" if "bottom" in self.levels else "top")
         samples *= min(self.vqvae.config.hops.values())
         rate = self.vqvae.config.sample_rate
-        return Song(request, self.notes(request), rate, known, known, facts=facts, samples=samples)
+        song = Song(request, self.notes(request), rate, known, known, facts=facts, samples=samples)
+        if source is not None:
+            song.put_beside(beside(source, self.vqvae, samples, self.device))
+        return song
 
     def sample(
         self, requests: list[Request] | list[Song], batch_size: int = 16,

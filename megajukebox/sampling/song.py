@@ -32,6 +32,11 @@ class Song:
     timed_lyrics: str = ""  # .lrc of times found in the attention
     samples: int = 0  # of audio
 
+    def put_beside(self, tracks: dict[str, np.ndarray]) -> None:
+        """Recordings to hear at the same moments as the song: `original`, `reconstruction`."""
+        for track, wave_T in tracks.items():
+            self.audio[track], self.levels[track] = wave_T, {}
+
     def save(self, folder: Path | str) -> Path:
         """Write the song; <id>.json comes last, so a song that has it is complete. Returns its path."""
         folder, name = Path(folder), self.request.id

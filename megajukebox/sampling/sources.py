@@ -27,8 +27,16 @@ class Known:
     stays: dict[str, np.ndarray] = field(default_factory=dict)
 
 
-def codes_of_source(path: str, vqvae: VQVAE, fingerprint: str, device: torch.device) -> dict[str, np.ndarray]:
-    """Codes [T] by level of an audio file (encoded now) or of an earlier sample (<id>.json or <id>.codes.npz).
+@dataclass(frozen=True)
+class Source:
+    """The file of a request: its codes [T] by level and, where it is a recording, its sound (mono) [samples]."""
+
+    codes: dict[str, np.ndarray]
+    sound: np.ndarray | None = None
+
+
+def source_of(path: str, vqvae: VQVAE, fingerprint: str, device: torch.device) -> Source:
+    """An audio file (encoded now), or an earlier sample (<id>.json or <id>.codes.npz).
 
     ValueError if the file is missing, is neither, or holds codes of another VQ-VAE.
     """
@@ -36,7 +44,7 @@ def codes_of_source(path: str, vqvae: VQVAE, fingerprint: str, device: torch.dev
     if not file.is_file():
         raise ValueError(f"file {path!r} is missing; give a recording, or the .json of an earlier sample")
     if file.suffix in (".json", ".npz"):
-        return _codes_of_sample(file, vqvae, fingerprint)
+        return Source(_codes_of_sample(file, vqvae, fingerprint))
     try:
         audio = downmix(read(file, vqvae.config.sample_rate))
     except ValueError as error:
@@ -45,7 +53,7 @@ def codes_of_source(path: str, vqvae: VQVAE, fingerprint: str, device: torch.dev
     found = {level: encode_long(vqvae, wave, level).cpu().numpy() for level in vqvae.config.levels}
     if not all(map(len, found.values())):
         raise ValueError(f"file {path!r} is shorter than one top code")
-    return found
+    return Source(found, audio)
 
 
 def _codes_of_sample(file: Path, vqvae: VQVAE, fingerprint: str) -> dict[str, np.ndarray]:

@@ -22,6 +22,12 @@ td.number { text-align: right; white-space: nowrap; font-variant-numeric: tabula
 th.number { text-align: right; } .way { color: var(--soft); margin-right: .4rem; }
 .ends { color: var(--soft); display: block; font-size: .9em; }
 .panel > h2 { margin-bottom: .6rem; }
+.wide th[scope=row] { left: 0; z-index: 1; }
+@media (max-width: 720px) {
+  figure div { overflow-x: auto; } figure img { width: 620px; max-width: none; }
+  .wide th[scope=row] { white-space: normal; min-width: 8rem; max-width: 8rem; }
+  .wide th, .wide td { padding: .3rem .4rem; }
+}
 """
 BETTER = {1: "more is better", -1: "less is better", 0: "neither is better"}
 
@@ -104,25 +110,30 @@ def picture(name: str, title: str) -> Markup:
     light = element(
         "img", src=f"plots/{name}.light.svg", alt=f"{title} (the numbers are in the tables below)", loading="lazy"
     )
-    return element("figure", element("figcaption", title), element("picture", dark, light))
+    scrolls = {"tabindex": "0", "role": "group", "aria_label": title}  # on a phone it is wider than the page
+    return element("figure", element("figcaption", title), element("div", element("picture", dark, light), **scrolls))
 
 
 def table_of(part: str, columns: list[str], rows: Mapping[str, Mapping[str, Any]]) -> Markup:
     """One part's figures; those of single bands are folded away."""
     plain = {name: cells for name, cells in rows.items() if not name.startswith("band_")}
     bands = {name: cells for name, cells in rows.items() if name.startswith("band_")}
-    more = element("details", element("summary", "By band"), table(columns, bands)) if bands else Markup("")
     name = pretty(part)
-    return element("section", element("h2", name[:1].upper() + name[1:]), table(columns, plain), more, class_="panel")
+    folded = element("details", element("summary", "By band"), table(columns, bands, f"{name} by band"))
+    more = folded if bands else Markup("")
+    return element(
+        "section", element("h2", name[:1].upper() + name[1:]), table(columns, plain, name), more, class_="panel"
+    )
 
 
-def table(columns: list[str], rows: Mapping[str, Mapping[str, Any]]) -> Markup:
+def table(columns: list[str], rows: Mapping[str, Mapping[str, Any]], about: str) -> Markup:
     used = [column for column in columns if any(column in cells for cells in rows.values())]
-    head = [element("th", ""), *(element("th", column_name(c), scope="col", class_="number") for c in used)]
+    head = [element("td", ""), *(element("th", column_name(c), scope="col", class_="number") for c in used)]
     body = [element("tr", row_head(name, cells), [cell(cells.get(c)) for c in used]) for name, cells in rows.items()]
     return element(
-        "div", element("table", element("thead", element("tr", head)), element("tbody", body)), class_="wide"
-    )
+        "div", element("table", element("thead", element("tr", head)), element("tbody", body)),
+        class_="wide", tabindex="0", role="region", aria_label=about,
+    )  # fmt: skip
 
 
 def row_head(name: str, cells: Mapping[str, Any]) -> Markup:
@@ -157,7 +168,13 @@ def slices(figures: Mapping[str, Any]) -> Markup:
             ]
             words = " · ".join(pretty(word) for word in name.split("/"))
             found.append(
-                element("details", element("summary", words), element("div", element("table", rows), class_="wide"))
+                element(
+                    "details",
+                    element("summary", words),
+                    element(
+                        "div", element("table", rows), class_="wide", tabindex="0", role="region", aria_label=words
+                    ),
+                )
             )
     return (
         element("section", element("h2", "By artist, genre and language"), found, class_="panel")

@@ -141,11 +141,12 @@ class Sample:
 
 
 def samples_in(folder: Path) -> list[Sample]:
-    """The samples of a folder by name. ValueError if it has none."""
+    """The samples of a folder by name; reconstructions of real songs are none. ValueError if it has none."""
     found = []
     for path in sorted(folder.glob("*.json")):
         record = json.loads(path.read_bytes())
-        if isinstance(record, dict) and isinstance(record.get("request"), dict) and "sample_rate" in record:
+        made = isinstance(record, dict) and isinstance(record.get("request"), dict) and "sample_rate" in record
+        if made and "reconstruction" not in record:
             found.append(Sample(path.stem, folder, record))
     if not found:
         raise ValueError(f"{folder} holds no samples; give a folder that `megajukebox sample` wrote")

@@ -13,12 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 
 from megajukebox.data.provenance import made_by
 from megajukebox.data.shards.remote import is_url
 from megajukebox.data.shards.sets import ShardSet
-from megajukebox.data.stream.clips import split
+from megajukebox.data.stream.clips import held_out_share, split
 from megajukebox.data.stream.stream import held_out_batches
 from megajukebox.data.stream.taught import TaughtWindows
 from megajukebox.data.weights import FACTS, WEIGHTS, check_fingerprint, load_into, read_facts
@@ -45,7 +44,6 @@ from megajukebox.scoring.likelihood import windows_of
 from megajukebox.scoring.report import report_of
 from megajukebox.scoring.sources import Sample, Songs, labels_of, rows_of, samples_in, spread
 
-HELD_OUT = 0.1  # share of songs that nobody trained on, where no run says so
 EARS_SECONDS = 5.0  # of the clips by which reconstructions are recognised
 Say = Callable[[str], None]
 
@@ -268,11 +266,7 @@ class Judge:
         """The share of songs that was held out in training."""
         if self.held_out is not None:
             return self.held_out
-        settings = subject.path / "run.yaml"
-        if not settings.is_file():
-            return HELD_OUT
-        run = yaml.safe_load(settings.read_text())
-        return float(run["preset"]["training"][run["stage"]]["held_out"])
+        return held_out_share(subject.path)
 
     def _labels(self, keys: set[str]) -> dict[str, dict[str, str]]:
         """Labels of the songs that were judged; those of samples are what they were asked to be."""

@@ -2,9 +2,11 @@
 
 import hashlib
 import io
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import yaml
 
 from megajukebox.data.audio import downmix, read_slice
 from megajukebox.data.shards.sets import ShardSet
@@ -14,6 +16,7 @@ Part = Literal["train", "held_out"]
 MAX_FRAMES = 24 * 3600 * 192_000  # a song of a day at the highest rate: what claims more would drown all others
 BUFFER = 1 << 16  # bytes of a song read at a time
 UNCHANGED = Augment()
+HELD_OUT = 0.1  # share of songs that nobody trained on, where no run says so
 
 
 def split(keys: np.ndarray, held_out: float) -> np.ndarray:
@@ -27,6 +30,15 @@ def split(keys: np.ndarray, held_out: float) -> np.ndarray:
     blake2b = hashlib.blake2b  # a million songs: look nothing up twice, and compare the hashes all at once
     digests = b"".join([blake2b(key, digest_size=8).digest() for key in keys.tolist()])
     return np.frombuffer(digests, dtype="<u8") < np.uint64(below)
+
+
+def held_out_share(run: Path) -> float:
+    """The share of songs that the run in this folder kept out of its training, as its run.yaml says."""
+    settings = run / "run.yaml"
+    if not settings.is_file():
+        return HELD_OUT
+    said = yaml.safe_load(settings.read_text())
+    return float(said["preset"]["training"][said["stage"]]["held_out"])
 
 
 def of_part(per_song: np.ndarray, held_out: np.ndarray, part: Part) -> np.ndarray:

@@ -16,6 +16,7 @@ function step(n) {
   found = form.a.value && form.a.value !== form.b.value ? pairs(entries, form.field.value, form.a.value, form.b.value) : [];
   place = Math.min(Math.max(n, 0), Math.max(found.length - 1, 0));
   document.getElementById("place").textContent = found.length ? `pair ${place + 1} of ${found.length}` : "no pair";
+  document.getElementById("previous").parentElement.hidden = !found.length;
   document.getElementById("previous").disabled = place === 0;
   document.getElementById("next").disabled = place >= found.length - 1;
   if (found.length) show(...found[place]);
@@ -36,6 +37,7 @@ function levels() {
 function show(a, b) {
   both = [a, b];
   say("");
+  form.level.closest(".row").hidden = false;
   document.getElementById("both").hidden = false;
   history.replaceState(null, "", `#${new URLSearchParams({ a: a.name, b: b.name })}`);
   const { value } = form.level;
@@ -80,9 +82,9 @@ async function listen(moment) {
 }
 
 function differences() {
-  const text = (entry, field) => values(entry, field).join(", ") || "–";
+  const text = (entry, field) => (field === "seconds" ? entry.seconds.toFixed(2) : values(entry, field).join(", ")) || "–";
   const table = make("table");
-  table.createTHead().insertRow().append(make("th", ""), make("th", "A", { scope: "col" }), make("th", "B", { scope: "col" }));
+  table.createTHead().insertRow().append(make("td", ""), make("th", "A", { scope: "col" }), make("th", "B", { scope: "col" }));
   const body = table.createTBody();
   for (const field of FACTS) {
     const cells = both.map((entry) => text(entry, field));

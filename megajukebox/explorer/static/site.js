@@ -86,3 +86,6 @@ async function copy(button) {
   setTimeout(() => { button.textContent = "Copy"; }, 1500);
 }
 for (const button of document.querySelectorAll(".copy")) button.addEventListener("click", () => copy(button));
+
+/* On the narrowest phones the pages' names are scrolled sideways: this page's must be in view. */
+document.querySelector("header nav [aria-current]")?.scrollIntoView({ block: "nearest", inline: "nearest", behavior: "instant" });
