@@ -62,6 +62,15 @@ def test_a_run_says_where_it_stands(run: PretendRun, tmp_path: Path) -> None:
     assert value(text, "step_seconds_count") == 26
 
 
+def test_the_parts_of_a_step_add_up_and_saves_have_their_share(tmp_path: Path) -> None:
+    run = PretendRun(tmp_path / "run", step_seconds=1.0, data_seconds=0.25).start()
+    text = page(tmp_path, run.train(250, communication_seconds=0.3).beat(r1={"communication_seconds": 0.4}).now)
+    parts = {p: value(text, "step_part_seconds", part=p) for p in ("data_wait", "communication", "forward_backward")}
+    assert parts == pytest.approx({"data_wait": 0.25, "communication": 0.3, "forward_backward": 0.7})
+    assert value(text, "step_part_seconds", part="save") == pytest.approx(2 * 2 / 249)  # two of 2 s in steps 1 to 250
+    assert value(text, "rank_communication_seconds", rank="1", host="node1") == 0.4
+
+
 def test_every_family_is_named_and_has_a_unit_as_prometheus_wants_it() -> None:
     for name, (kind, labels, about) in exposition.FAMILIES.items():
         assert re.fullmatch(r"[a-z][a-z_]+", name) and about.endswith(".") and "run" not in labels

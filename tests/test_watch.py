@@ -40,6 +40,13 @@ def test_a_row_answers_the_questions_in_their_order(tmp_path: Path) -> None:
         assert words in text, words
 
 
+def test_a_row_tells_of_communication_and_of_the_queue(tmp_path: Path) -> None:
+    run = PretendRun(tmp_path / "run").start().train(320, communication_seconds=0.25).beat()
+    queue = {"time": run.now, "array": "1", "queued": 3, "ends": run.now + 7200, "queued_seconds": 1e6}
+    (run.folder / "chain.json").write_text(json.dumps(queue))
+    assert "25%" in shown(tmp_path, run.now) and "2 h 0 min +3" in shown(tmp_path, run.now)
+
+
 def test_what_is_wrong_comes_with_what_to_do_and_where_to_read_on(tmp_path: Path) -> None:
     run = PretendRun(tmp_path / "run").start().train(320).beat(r1={"time": 1.0})
     text = shown(tmp_path, run.now)

@@ -4,6 +4,8 @@ from megajukebox.monitoring.productive import number
 from megajukebox.monitoring.run_state import RunState
 
 MEASURED = {"data_wait": "data_seconds", "communication": "communication_seconds"}
+SPOKEN = {"data_wait": "data wait", "communication": "communication", "forward_backward": "forward and backward"}
+SPOKEN |= {"save": "saves"}
 
 
 def step_parts(run: RunState) -> dict[str, float]:
@@ -29,10 +31,10 @@ def save_seconds(run: RunState) -> float | None:
 
 
 def told(run: RunState) -> str | None:
-    """`0.53 s: forward_backward 80%, communication 15%, data_wait 5%`, the largest part first."""
+    """`0.53 s: forward and backward 80%, communication 15%, data wait 5%`, the largest part first."""
     parts = step_parts(run)
     whole = sum(parts.values())
     if not whole:
         return None
     shares = sorted(parts.items(), key=lambda part: -part[1])
-    return f"{whole:.3g} s: " + ", ".join(f"{part.replace('_', ' ')} {spent / whole:.0%}" for part, spent in shares)
+    return f"{whole:.3g} s: " + ", ".join(f"{SPOKEN[part]} {spent / whole:.0%}" for part, spent in shares)
