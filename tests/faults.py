@@ -117,7 +117,7 @@ FAULTS = {
         Fault("loss is not a number", "JukeboxLossNaN", 30, by_wrapper("nan")),
         Fault("loss spike", "JukeboxLossSpike", 30, by_wrapper("spike", "log_every=1")),
         Fault("slow rank", "JukeboxStraggler", 90, by_wrapper("slow_rank", "log_every=1", ranks=2)),
-        Fault("slow rank, speed", "JukeboxThroughputDrop", 120, by_wrapper("slow_rank", "log_every=1", ranks=2)),
+        Fault("slow rank, speed", "JukeboxThroughputDrop", 120, by_wrapper("rank_gets_slow", "log_every=1", ranks=2)),
         Fault("slow data", "JukeboxDataWait", 60, by_wrapper("slow_data", "log_every=1")),
         Fault("data stall", "JukeboxStalled", 60, by_wrapper("data_stall")),
         Fault("empty shards", "JukeboxNoRestart", 60, empty_shards),

@@ -12,8 +12,8 @@ from megajukebox.training import loop
 
 AT = 12  # the step (0-based) before which a fault begins
 SLOW, REST = 0.15, 2.0  # seconds
-# Of these; a spike is one only beside losses that have settled.
-STARTS = {"crash": 2, "spike": 150, "slow_forward": 10, "gentle": 0}
+# Of these; a spike is one only beside losses that have settled, and a drop of speed only below what was usual.
+STARTS = {"crash": 2, "spike": 150, "slow_forward": 10, "gentle": 0, "rank_gets_slow": 60}
 
 
 def late(batches: Iterator[Any], seconds: float) -> Iterator[Any]:
@@ -76,6 +76,7 @@ CHANGES: dict[str, Callable[[Any, Any, int], None]] = {
 }  # fmt: skip
 WAITS = {  # fault -> seconds that a rank's data is late at a step
     "slow_rank": lambda rank, step: 0.7 if rank == 1 and step >= AT else 0.0,
+    "rank_gets_slow": lambda rank, step: 0.7 if rank == 1 and step >= STARTS["rank_gets_slow"] else 0.0,
     "slow_data": lambda rank, step: 0.7 if step >= AT else 0.0,
     "data_stall": lambda rank, step: 600.0 if step == AT else 0.0,
 }
