@@ -155,7 +155,7 @@ def test_a_name_that_is_not_text_does_not_break_the_page(tmp_path: Path) -> None
 def test_whatever_the_files_hold_the_page_is_whole(tmp_path: Path, lines: bytes) -> None:
     good = PretendRun(tmp_path / "good").start().train(10)
     bad = PretendRun(tmp_path / "bad").start().train(10).beat()
-    for name in ("metrics.jsonl", "events.jsonl", "run.yaml", "heartbeats/rank-00000.json", "DONE"):
+    for name in ("metrics.jsonl", "events.jsonl", "run.yaml", "heartbeats/rank-00000.json", "DONE", "chain.json"):
         (bad.folder / name).write_bytes(lines)
     (bad.folder / "exits").mkdir()
     (bad.folder / "exits" / "rank-00000.json").write_bytes(lines)
