@@ -13,7 +13,7 @@ NUMBERS = {
     "songs' codes: student": "bits_per_code_of_songs", "teacher": "teacher_bits_per_code_of_songs",
     "teacher on its samples": "teacher_bits_of_samples", "on own": "teacher_bits_of_own_samples",
 }  # fmt: skip
-STEPS = (16, 47, 140, 264, 512)  # the preset tiny's
+STEPS = (16, 47, 78, 140, 264, 512)  # the preset tiny's
 COLOURS = {"not at all": "#b0b0b0", "data only": "#d08020", "distilled": "#2060c0"}
 
 
@@ -26,6 +26,10 @@ def show(found: dict[str, Any]) -> None:
                     for name, (mean, half) in ((n, row[key]) for n, key in NUMBERS.items())]  # fmt: skip
             table.add_row(row["order"], row["taught"], str(row["steps_per_window"]), *told)
         console.print(table)
+        for row in rows:
+            for place in ("column", "row"):
+                means = " ".join(f"{x:.2f}" for x in row.get(f"kl_forward_by_{place}", []))
+                console.print(f"{level} {row['order']} {row['taught']}: KL forward by {place}: {means}", soft_wrap=True)
     for name, row in found.get("songs", {}).items():
         console.print(name, row)
     for row in found.get("speed", {}).get("rows", []):

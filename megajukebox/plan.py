@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from megajukebox.training.config import Preset, load_preset
+from megajukebox.training.config import STAGES, Preset, load_preset
 from megajukebox.training.engines.ds_configs import read_ds_config
 from megajukebox.training.plans.gpus import GPUS, gpu_named
 from megajukebox.training.plans.memory import PARTS
@@ -40,7 +40,7 @@ def main(
     try:
         chosen = load_preset(preset, settings)
         assumed = Assumptions(share=share, save_seconds=save_seconds, restart_seconds=60 * restart_minutes)
-        stages = [stage] if stage else list(chosen.training)
+        stages = [stage] if stage else [name for name in STAGES if name in chosen.training]  # no students
         plans = [plan_of(chosen, name, gpus, gpu, ds, assumed) for name in stages]
     except ValueError as error:
         raise SystemExit(f"plan: {error}") from error

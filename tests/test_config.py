@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from megajukebox.training.config import PRESETS, STAGES, dump, level_of, load_preset, override, validate
+from megajukebox.training.config import PRESETS, STAGES, STUDENTS, dump, level_of, load_preset, override, validate
 from megajukebox.training.schedule import rate
 
 NAMES = sorted(path.stem for path in PRESETS.glob("*.yaml"))
@@ -22,7 +22,7 @@ def test_every_preset_loads_and_comes_back_from_its_own_dump(name: str) -> None:
     preset = load_preset(name)
     assert preset.name == name
     assert validate(yaml.safe_load(yaml.safe_dump(dump(preset))), "dump") == preset
-    assert set(preset.training) <= set(STAGES) and preset.vqvae.sample_rate == preset.audio.sample_rate
+    assert set(preset.training) <= {*STAGES, *STUDENTS} and preset.vqvae.sample_rate == preset.audio.sample_rate
 
 
 @pytest.mark.parametrize("name", NAMES)

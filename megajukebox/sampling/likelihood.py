@@ -62,7 +62,13 @@ def student_bits(student: Student, batch: dict, known_BT: Tensor | None = None) 
 @torch.inference_mode()
 def forward_gap(student: Student, batch: dict) -> Tensor:
     """[B] bits per code by which each of the teacher's windows surprises the student more than the teacher."""
-    return (student_bits(student, batch) - batch["teacher_bits"]).mean(1)
+    return forward_gaps(student, batch).mean(1)
+
+
+@torch.inference_mode()
+def forward_gaps(student: Student, batch: dict) -> Tensor:
+    """The same, code by code [B, T]: less than nothing where a student knows what the teacher has yet to draw."""
+    return student_bits(student, batch) - batch["teacher_bits"]
 
 
 @torch.inference_mode()
