@@ -1,14 +1,15 @@
 """How fast codes are sampled, beside plain ways and the limit; writes benchmarks/results/sampling.json and a table.
 
-    python benchmarks/sampling.py                 # all of it, about two minutes on an idle machine
+    python benchmarks/sampling.py                 # all of it, about three minutes on an idle machine
     python benchmarks/sampling.py --only levels   # or cascade; the other's figures stay as they are
 
-Figures are in CPU-seconds (`time.process_time`) of one thread, so that others' load matters less. Random weights:
-a prior of width 512, depth 12, 32 rows, window 2048, vocabulary 2048 ("large"), and the bottom of the preset `tiny`.
+Figures are in CPU-seconds (`time.process_time`) of one thread; the ways take turns, and medians are given, of the
+ratios too. Random weights: a prior of width 512, depth 12, 32 rows, window 2048, vocabulary 2048 ("large"), and the
+bottom of the preset `tiny`.
 
     naive     no caches: a full forward pass for every code
     growing   as Jukebox has it: caches grow by concatenation, checks that wait for the device, one window at a time
-    ours      sequential, one code at a time; ahead: an int8 copy guesses 8 codes; int8: rounded weights
+    ours      sequential, one code at a time; ahead: an int8 copy guesses 16 codes; int8: rounded weights
     limit     the weights and the keys and values that a step reads, at the speed at which this thread reads memory
 """
 
@@ -40,7 +41,8 @@ from megajukebox.training.config import load_preset
 RESULT = Path(__file__).parent / "results" / "sampling.json"
 LARGE = TransformerConfig(width=512, depth=12, heads=1, rows=32)
 # A middle part of the window: what a code costs on average, without minutes for each row of the table.
-KNOWN, NEW, REPEATS = 1024, 16, 8
+NEW, ROUNDS = 32, 7
+BATCHES = (1, 4, 8, 16, 32)  # 8 and 32 for the windows of one song at once
 
 
 def main(only: Annotated[list[str] | None, typer.Option(help="Any of levels, cascade.")] = None) -> None:
@@ -124,7 +126,8 @@ def sample_growing(window: Window) -> Tensor:
     """A window by `Growing`; a temperature's division and a Categorical with its checks, as there."""
     begin, until = window.beginning(), window.last()
     growing = Growing(window.prior, window.given, len(window.tokens_BT))
-    growing.pretend(begin)
+    if begin:
+        growing.pretend(begin)
     for t in range(begin, until):
         take_growing(growing, window, t)
     return window.tokens_BT
@@ -163,17 +166,17 @@ def levels() -> list[dict[str, Any]]:
     bandwidth = memory_bandwidth()
     for size, prior in priors().items():
         packed, known = Packed(prior), prior.config.window // 2
-        new = NEW
         rough, rounded = Packed(prior, int8=True), Packed(prior, int8=True)
-        for batch in (1, 4, 16):
+        for batch in BATCHES:
             row: dict[str, Any] = {"prior": size, "batch": batch}
-            whole = window_for(prior, batch, known, new)
+            whole = window_for(prior, batch, known, 1)
             row["naive"] = batch / cpu_seconds(lambda p=prior, w=whole: p.logits(w.tokens_BT, w.given), 1)
-            for name, work in ways(prior, packed, rough, rounded).items():
-                row[name] = rate(work, prior, batch, known, new)
+            taken = rounds(ways(prior, packed, rough, rounded), prior, batch, known)
+            row |= {name: batch * NEW / statistics.median(seconds) for name, seconds in taken.items()}
             row["limit"] = batch / (bytes_read(prior, batch) / bandwidth)
-            row |= {"bandwidth_gb_s": bandwidth / 1e9, "times_growing": row["sequential"] / row["growing"]}
-            row["ahead_times_growing"] = row["ahead"] / row["growing"]
+            row["bandwidth_gb_s"] = bandwidth / 1e9
+            for name, key in (("sequential", "times_growing"), ("ahead", "ahead_times_growing")):
+                row[key] = statistics.median(g / ours for g, ours in zip(taken["growing"], taken[name]))
             row["share_of_limit"] = row["sequential"] / row["limit"]
             rows.append({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()})
             print(rows[-1], flush=True)
@@ -185,14 +188,20 @@ def ways(prior: Prior, packed: Packed, rough: Packed, rounded: Packed) -> dict[s
     return {
         "growing": sample_growing,
         "sequential": lambda w: sample_window(packed, w),
-        "ahead": lambda w: sample_window_ahead(packed, w, ahead.guess, 8),  # type: ignore[attr-defined]
+        "ahead": lambda w: sample_window_ahead(packed, w, ahead.guess, ahead.ahead),  # type: ignore[attr-defined]
         "int8": lambda w: sample_window(rounded, w),
     }
 
 
-def rate(work: Callable[[Window], Any], prior: Prior, batch: int, known: int, new: int) -> float:
-    """Codes a CPU-second in the middle of a window: the best of some short runs, as the one least disturbed."""
-    return batch * new / min(cpu_seconds(lambda: work(window_for(prior, batch, known, new)), 1) for _ in range(REPEATS))
+def rounds(ways: dict[str, Callable[[Window], Any]], prior: Prior, batch: int, known: int) -> dict[str, list[float]]:
+    """CPU-seconds of each way for NEW codes in the middle of a window, by rounds: what disturbs one, disturbs all."""
+    taken: dict[str, list[float]] = {name: [] for name in ways}
+    for n in range(ROUNDS + 1):
+        for name, work in ways.items():
+            seconds = cpu_seconds(lambda work=work: work(window_for(prior, batch, known, NEW)), 1)
+            if n:  # the first round is for warming up
+                taken[name].append(seconds)
+    return taken
 
 
 def pretend(decoder: WindowDecoder, window: Window, begin: int) -> None:
@@ -234,12 +243,13 @@ def cascade() -> list[dict[str, Any]]:
     """CPU-seconds for all codes of ten seconds of audio at 44.1 kHz, hops 128, 32, 8, from the rates of `levels`.
 
     Jukebox's way takes the known part of each window in chunks of 32 codes (timed by our own faster step), one window
-    after another; ours takes it in one pass. Windows at once are those of one song, 16 rows at a time, and 1/7 more
-    codes for their run-ups.
+    after another; ours takes it in one pass. Windows at once are those of one song: 8 of the middle level, 31 of the
+    bottom, with their run-ups, all in lockstep for as many steps as a window is long.
     """
     prior = priors()["large"]
     measured = json.loads(RESULT.read_text())["levels"]["figures"]
-    one, many = (next(r for r in measured if r["prior"] == "large" and r["batch"] == b) for b in (1, 16))
+    large = {row["batch"]: row for row in measured if row["prior"] == "large"}
+    one, at_once = large[1], {"middle": large[8], "bottom": large[32]}
     fill, chunk, window = (
         cpu_seconds(lambda: fill_half(prior), 2),
         chunk_of_32(prior, Packed(prior)),
@@ -255,8 +265,9 @@ def cascade() -> list[dict[str, Any]]:
         for way in ("sequential", "ahead", "int8"):
             row[way] = codes / one[way] + again / 1024 * fill
         top = min(row["sequential"], row["ahead"])
-        row["windows at once"] = top if level == "top" else 8 / 7 * codes / many["sequential"]
-        row["windows at once, int8"] = row["int8"] if level == "top" else 8 / 7 * codes / many["int8"]
+        for name, way, alone in (("", "sequential", top), (", int8", "int8", row["int8"])):
+            many = at_once.get(level)
+            row[f"windows at once{name}"] = window * many["batch"] / many[way] if many else alone
         rows.append(row)
     ways = [name for name in rows[0] if name not in ("level", "codes", "windows")]
     total = {name: sum(row[name] for row in rows) for name in ways}

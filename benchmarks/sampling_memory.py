@@ -4,8 +4,7 @@
 
 Three priors of about a gigabyte with random weights lie in one folder, as imported ones would. A fresh process samples
 a little through all levels. Its peak, less what it held before (torch, the VQ-VAE), is what the priors cost: one of
-them and its activations, never two. In bfloat16 the pages of the float32 file that is read count as well, until the
-system wants them back.
+them and its activations at a time, or all if they fit; beside it stands the bound that `sample` prints.
 """
 
 import json
@@ -24,7 +23,9 @@ from megajukebox.models.conditioning import UpperConfig
 from megajukebox.models.prior import Prior, PriorConfig
 from megajukebox.models.transformer import TransformerConfig
 from megajukebox.models.vqvae import VQVAE, VQVAEConfig
+from megajukebox.sample import needs_of
 from megajukebox.sampling.jukebox import RUNS, Jukebox
+from megajukebox.sampling.memory import room
 from megajukebox.sampling.requests import Request
 
 RESULT = Path(__file__).parent / "results" / "sampling_memory.json"
@@ -36,7 +37,8 @@ SECONDS = 0.128  # eight top codes, 128 bottom codes
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         sizes = write_runs(Path(folder))
-        used = {dtype: peak_in_a_fresh_process(folder, dtype) for dtype in ("float32", "bfloat16")}
+        ways = [(dtype, kept) for dtype in ("float32", "bfloat16") for kept in ("one at a time", "all kept")]
+        used = {f"{dtype}, {kept}": peak_in_a_fresh_process(folder, dtype, kept) for dtype, kept in ways}
     largest = max(sizes.values())
     for found in used.values():
         found["peak_to_largest_prior"] = round(found["added_at_the_peak_megabytes"] / largest, 3)
@@ -49,8 +51,8 @@ def main() -> None:
     write_whole(RESULT, (json.dumps(result, indent=1) + "\n").encode())
 
 
-def peak_in_a_fresh_process(folder: str, dtype: str) -> dict[str, float]:
-    program = [sys.executable, __file__, folder, dtype]
+def peak_in_a_fresh_process(folder: str, dtype: str, kept: str) -> dict[str, float]:
+    program = [sys.executable, __file__, folder, dtype, kept]
     return json.loads(subprocess.run(program, capture_output=True, text=True, check=True).stdout)
 
 
@@ -76,13 +78,18 @@ def random(like: torch.Tensor) -> Pending:
     return Pending(like.dtype, tuple(like.shape), lambda: 0.02 * torch.randn(like.shape))
 
 
-def sample_here(folder: str, dtype: str) -> dict[str, int]:
-    """In a fresh process: megabytes before the priors, and added by them at the peak."""
+def sample_here(folder: str, dtype: str, kept: str) -> dict[str, int]:
+    """In a fresh process: megabytes before the priors, added by them at the peak, and the bound of that."""
     torch.set_num_threads(1)
-    jukebox = Jukebox(folder, device="cpu", dtype=getattr(torch, dtype))
+    jukebox, request = Jukebox(folder, device="cpu", dtype=getattr(torch, dtype)), Request(id="some", seconds=SECONDS)
+    jukebox.together = kept == "all kept"
+    needs = needs_of(jukebox, [request])
+    limit = room(needs, 1, float("inf"), jukebox.dtype, cpu=True).bytes - (not jukebox.together)
+    bound = room(needs, 1, limit, jukebox.dtype, cpu=True)
     before = megabytes("VmRSS")
-    jukebox.sample([Request(id="some", seconds=SECONDS)])
-    return {"before_megabytes": before, "added_at_the_peak_megabytes": megabytes("VmHWM") - before}
+    jukebox.sample([request])
+    told = {"before_megabytes": before, "added_at_the_peak_megabytes": megabytes("VmHWM") - before}
+    return told | {"bound_megabytes": round(bound.bytes / 1e6)}
 
 
 def megabytes(entry: str) -> int:

@@ -3,6 +3,7 @@
     python benchmarks/sampling_trained.py demo/runs --seconds 4     # after `make demo`; about two minutes
 
 Writes benchmarks/results/sampling_trained.json. For each level: codes a CPU-second of a thread by each way (one song),
+the same of growing caches (sampling.py) over the first window of an upsampler,
 codes that differ from the sequential way's (exact: none), codes that one deciding pass settles. For the upsamplers, of
 the codes of `windows`: nats a code under the prior, told all that came before in order, for the 32 codes after a seam
 and for all others; and the jump of the log spectrum at seams against everywhere else, in dB; both also for the
@@ -17,6 +18,7 @@ from typing import Annotated, Any
 import torch
 import typer
 from jukebox_forward import today
+from sampling import sample_growing
 from torch import Tensor
 
 from megajukebox.data.files import write_whole
@@ -47,6 +49,8 @@ def main(
         with run.loaded(box.device, torch.float32) as prior:
             codes, figures[level] = ways(prior, lambda level=level, run=run: box.job(level, run, [song]), across)
             job = box.job(level, run, [song])
+            if level != "top":  # whose layers that read lyrics the growing caches do not have
+                figures[level]["growing"] = {"codes_per_second": growing(prior, box.job(level, run, [song]))}
             job.codes_BT[:] = codes
             figures[level]["int8_kl_bits_per_code"] = kl_of_int8(prior, job)
             if level != "top":
@@ -94,6 +98,16 @@ def ways(prior: Prior, job_of: Any, across: bool) -> tuple[Tensor, dict[str, Any
             told["exact"] = False
     assert plain is not None
     return plain, found
+
+
+@torch.inference_mode()
+def growing(prior: Prior, job: LevelJob) -> float:
+    """Codes a CPU-second by caches that grow, in the first window."""
+    span = spans(job.total, prior.config.window, hop_of(prior.config, job.hop_fraction))[0]
+    window = window_of(prior, job, [Row(0, span)])
+    begun = time.process_time()
+    sample_growing(window)
+    return round(span.end / (time.process_time() - begun), 1)
 
 
 @torch.inference_mode()

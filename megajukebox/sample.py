@@ -28,12 +28,12 @@ from megajukebox.data.shards.sets import ShardSet
 from megajukebox.sampling.autoregressive import WAYS
 from megajukebox.sampling.dealing import Dealer
 from megajukebox.sampling.jukebox import Engine, Jukebox, Song, Stopped
-from megajukebox.sampling.memory import bound, largest_batch
+from megajukebox.sampling.memory import Need, free_memory, room
 from megajukebox.sampling.reconstruction import chosen, reconstructions
 from megajukebox.sampling.reporting import ProgressFile
 from megajukebox.sampling.requests import Request, parse_requests, read_requests
 from megajukebox.sampling.watching import Watch
-from megajukebox.training.launch import world
+from megajukebox.training.launch import World, world
 
 STOPPED = 85  # stopped on request, all saved: start again
 
@@ -70,7 +70,7 @@ def main(
         Precision.float32
     ),
     memory: Annotated[
-        float | None, typer.Option(help="GB for a prior and its songs; fewer songs at once if need be.")
+        float | None, typer.Option(help="GB for priors and songs (default: what is free); fewer at once if need be.")
     ] = (None),
     exact: Annotated[bool, typer.Option(help="--no-exact: upsample all windows at once; quicker, with seams.")] = True,
     way: Annotated[str, typer.Option(help=f"auto, or one of {', '.join(WAYS)}, for every level.")] = "auto",
@@ -104,7 +104,7 @@ def main(
             engine_of(exact, way, int8),
             students=sampler or (),
         )
-        batch_size = within(memory, jukebox, asked, batch_size, tell=here.rank == 0)
+        batch_size = within(memory, jukebox, asked, batch_size, here)
     except (ValueError, OSError) as error:
         raise SystemExit(f"sample: {error}") from error
     if here.rank == 0:
@@ -146,18 +146,29 @@ def engine_of(exact: bool, way: str, int8: bool) -> Engine:
     return Engine(exact, way, int8)
 
 
-def within(memory: float | None, jukebox: Jukebox, asked: list[Request], batch_size: int, tell: bool) -> int:
-    """The batch that stays within `memory` GB; says how much it takes at most."""
-    configs, cpu = [run.config for run in jukebox.levels.values()], jukebox.device.type == "cpu"
-    guided = any(strength != 1 for request in asked for strength in request.guidance.values())
-    batch_size = min(batch_size, max(1, len(asked)))
-    if memory is not None:
-        batch_size = largest_batch(configs, batch_size, memory * 1e9, jukebox.dtype, cpu, guided)
-    rows = batch_size * (2 if guided else 1)
-    if tell:
-        most = max(bound(config, rows, jukebox.dtype, cpu) for config in configs)
-        print(f"memory: at most {most / 1e9:.2g} GB for a prior and {batch_size} song(s) in lockstep", flush=True)
-    return batch_size
+def needs_of(jukebox: Jukebox, asked: list[Request]) -> list[Need]:
+    """What each level takes for the longest of the requests."""
+    twins = 2 if any(strength != 1 for request in asked for strength in request.guidance.values()) else 1
+    needs = []
+    for level, run in jukebox.levels.items():
+        # Windows of a song go in lockstep where they need not wait for each other; each begins with a run-up of 1/8.
+        at_once = level in jukebox.students or jukebox.engine.way_of(level, 2, None) in ("windows", "across")
+        codes = max((jukebox.codes_of(request, level) for request in asked), default=1)
+        windows = -(-8 * codes // (7 * run.config.window)) if at_once else 1
+        needs.append(Need(run.config, windows, twins, level in jukebox.students))
+    return needs
+
+
+def within(memory: float | None, jukebox: Jukebox, asked: list[Request], batch_size: int, here: World) -> int:
+    """The batch that stays within `memory` GB, or what is free now; priors stay loaded if that fits. Says so."""
+    cpu, local = jukebox.device.type == "cpu", int(os.environ.get("LOCAL_WORLD_SIZE", here.size))
+    limit = free_memory(jukebox.device, local) if memory is None else memory * 1e9
+    found = room(needs_of(jukebox, asked), min(batch_size, max(1, len(asked))), limit, jukebox.dtype, cpu)
+    jukebox.together = found.together
+    if here.rank == 0:
+        where = "asked for" if memory is not None else "free"
+        print(f"memory: {found}; {limit / 1e9:.3g} GB are {where}", flush=True)
+    return found.songs
 
 
 class Maker:

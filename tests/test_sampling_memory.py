@@ -1,13 +1,24 @@
 """The bound of memory is one: caches are what the formula says, a batch stays within it, too little is refused."""
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
-from little_models import little_prior, plain_draw, prior_batch, window_task
+from conftest import environment
+from little_jukebox import write_runs
+from little_models import ROWS, little_prior, plain_draw, prior_batch, window_task
 
 from megajukebox.models.attention import SCHEDULES
+from megajukebox.sample import needs_of
 from megajukebox.sampling.autoregressive import sampler_of
 from megajukebox.sampling.decoder import decoding
-from megajukebox.sampling.memory import bound, cache_numbers, largest_batch
+from megajukebox.sampling.jukebox import Jukebox
+from megajukebox.sampling.level_run import LevelRun
+from megajukebox.sampling.memory import BESIDE, Need, Room, cache_numbers, room
+from megajukebox.sampling.requests import Request
 from megajukebox.sampling.window import sample_window
 
 
@@ -23,13 +34,71 @@ def test_caches_hold_what_the_formula_says(schedule: str) -> None:
 
 
 def test_the_largest_batch_is_the_one_that_just_fits() -> None:
-    config = little_prior().config
-    limit = bound(config, 5, torch.float32, cpu=True)
-    assert largest_batch([config], 16, limit, torch.float32, cpu=True) == 5
-    assert largest_batch([config], 3, limit, torch.float32, cpu=True) == 3
-    assert largest_batch([config], 16, limit, torch.float32, cpu=True, guided=True) == 2
+    needs, f32 = [Need(little_prior().config)], torch.float32
+    limit = BESIDE + needs[0].weights(f32, cpu=True) + needs[0].songs(5, f32)
+    assert room(needs, 16, limit, f32, cpu=True) == Room(5, True, limit)
+    assert room(needs, 3, limit, f32, cpu=True).songs == 3
+    assert room([Need(needs[0].config, twins=2)], 16, limit, f32, cpu=True).songs == 2
+    assert room([Need(needs[0].config, windows=4)], 16, limit, f32, cpu=True).songs == 1
+    assert needs[0].songs(70, f32) == Need(needs[0].config, windows=9).songs(70, f32), "at most so many rows"
     with pytest.raises(ValueError, match="too little for one song"):
-        largest_batch([config], 16, 1000, torch.float32, cpu=True)
+        room(needs, 16, 1000, f32, cpu=True)
+
+
+def test_all_priors_stay_if_they_fit_beside_the_songs() -> None:
+    needs, f32 = [Need(little_prior(seed=n).config) for n in range(3)], torch.float32
+    weights, rest = needs[0].weights(f32, cpu=True), BESIDE + needs[0].songs(2, f32)
+    assert room(needs, 2, 3 * weights + rest, f32, cpu=True) == Room(2, True, 3 * weights + rest)
+    assert room(needs, 2, 3 * weights + rest - 1, f32, cpu=True) == Room(2, False, weights + rest)
+
+
+def test_kept_priors_are_loaded_once_and_make_the_same_songs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loads, load = [], LevelRun._prior
+    monkeypatch.setattr(LevelRun, "_prior", lambda self, *rest: loads.append(self.config.level) or load(self, *rest))
+    runs, asked = write_runs(tmp_path), [Request(id=f"{n}", seconds=0.3, seed=n, temperature=3.0) for n in range(2)]
+    apart, kept = Jukebox(runs), Jukebox(runs)
+    kept.together = True
+    plain = [apart.sample([request])[0] for request in asked]
+    assert loads == ["top", "middle", "bottom"] * 2
+    loads.clear()
+    for song, request in zip(plain, asked):
+        again = kept.sample([request])[0]
+        assert all((song.codes[level] == again.codes[level]).all() for level in song.codes)
+    assert loads == ["top", "middle", "bottom"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads a process's peak as Linux tells it")
+def test_the_peak_of_a_process_keeps_under_the_bound_that_was_printed(tmp_path: Path) -> None:
+    """Three priors of 28 MB: all of them, and with just too little for that, one at a time."""
+    write_runs(tmp_path / "little")
+    shape = {"width": 512, "depth": 9, "heads": 2, "rows": ROWS, "attention_ratio": 0.25, "init_scale": 0.1}
+    write_runs(tmp_path / "runs", transformer={**shape, "schedule": "factored"})
+    peaks = {}
+    for together in (True, False):
+        command = [sys.executable, __file__, str(tmp_path), "" if together else str(peaks[True][0] * 0.99)]
+        told = subprocess.run(command, capture_output=True, text=True, check=True, env=environment()).stdout
+        assert ("all priors" if together else "one prior at a time") in told, told
+        peaks[together] = bound, peak = json.loads(told.splitlines()[-1])
+        assert 0.5 * bound < peak < bound, f"{peak / 1e6:.0f} MB of {bound / 1e6:.0f}"
+    assert peaks[False][1] < 0.7 * peaks[True][1]
+
+
+def peak_here(folder: Path, limit: str) -> None:
+    """In a fresh process: the bound, and what sampling added at its peak, in bytes. A little one has warmed it up."""
+    torch.set_num_threads(1)
+    Jukebox(folder / "little").sample([Request(id="warm", seconds=0.3)])
+    box, asked = Jukebox(folder / "runs"), [Request(id=f"{n}", seconds=0.3) for n in range(2)]
+    before = kilobytes("VmRSS")
+    found = room(needs_of(box, asked), 2, float(limit or "inf"), torch.float32, cpu=True)
+    box.together = found.together
+    print(found)
+    box.sample(asked, batch_size=found.songs)
+    print(json.dumps([found.bytes, 1024 * (kilobytes("VmHWM") - before)]))
+
+
+def kilobytes(entry: str) -> int:
+    status = Path("/proc/self/status").read_text()
+    return int(next(line.split()[1] for line in status.splitlines() if line.startswith(entry)))
 
 
 @pytest.mark.gpu
@@ -47,3 +116,7 @@ def test_graphs_on_a_gpu_give_the_codes_of_steps_one_by_one(schedule: str) -> No
     rows, steps = (sampler_of(prior, way) for way in ("rows", "sequential"))
     plain = sample_window(steps.packed, tasks[0])  # type: ignore[attr-defined]
     assert torch.equal(rows.way_of(tasks[1])(rows.packed, tasks[1]), plain)  # type: ignore[attr-defined]
+
+
+if __name__ == "__main__":
+    peak_here(Path(sys.argv[1]), sys.argv[2])

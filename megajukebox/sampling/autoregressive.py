@@ -30,7 +30,7 @@ class Autoregressive:
 
     prior: Prior
     way: str = "sequential"
-    ahead: int = 8  # codes that are guessed before one pass decides
+    ahead: int = 16  # codes that are guessed before one pass decides
     int8: bool = False  # rounded weights decide: not exact
     exact: bool = True
 
@@ -74,7 +74,7 @@ class Autoregressive:
         assert self.rough is not None
         for now in range(t, end):
             logits = decoder.step(self.rough, window.tokens_BT, now)
-            take(window, now, window.draw(logits, window.positions(now, 1)).codes)
+            take(window, now, window.drawn(logits, now).codes)
 
 
 @dataclass

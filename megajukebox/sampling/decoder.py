@@ -17,6 +17,8 @@ from megajukebox.models.transformer import Block
 from megajukebox.sampling.cache import LayerCache, Place, attention_cache
 from megajukebox.sampling.linear import Linear, packed
 
+GELU = torch.tensor(1.702)  # a number of Python's would be made a tensor at each step, for three times the price
+
 
 class PackedBlock:
     """One block of a transformer for steps: the sums of `Block.update`, over [M, W] = all positions of all songs."""
@@ -39,9 +41,11 @@ class PackedBlock:
     def __call__(self, h_MW: Tensor, cache: LayerCache, place: Place) -> Tensor:
         qkv_MX = self.project(self.norm(0, h_MW))
         a_MW = self.merge(cache.step(qkv_MX.view(-1, place.size, qkv_MX.shape[1]), place).flatten(0, 1))
-        wide = F.silu(self.widen(self.norm(1, h_MW + a_MW)).mul_(1.702)).div_(1.702)
-        change = a_MW.add_(self.narrow(wide))
-        return h_MW + (change if self.scale == 1.0 else change.mul_(self.scale))
+        x_MW = h_MW + a_MW
+        wide = F.silu(self.widen(self.norm(1, x_MW)).mul_(GELU), inplace=True).div_(GELU)
+        if self.scale == 1.0:
+            return x_MW.add_(self.narrow(wide))
+        return h_MW + a_MW.add_(self.narrow(wide)).mul_(self.scale)
 
 
 class Packed:

@@ -7,9 +7,8 @@ guidance and a low temperature magnify.
 """
 
 # B songs   N positions   V vocabulary   G guided songs   M = B N
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -29,8 +28,14 @@ class Drawn(NamedTuple):
     close: Tensor
 
 
-# Logits [B, N, V] and absolute positions [B, N] (codes since the start of the song) -> what is drawn.
-Drawing = Callable[[Tensor, Tensor], Drawn]
+class Drawing(Protocol):
+    """Draws codes of logits [B, N, V] at absolute positions [B, N] (codes since the start of the song)."""
+
+    def __call__(self, logits_BNV: Tensor, position_BN: Tensor, *, gumbel: Tensor | None = None) -> Drawn: ...
+
+    def gumbel(self, position_BN: Tensor, codes: int) -> Tensor:
+        """The noise that decides there, for who wants to make that of several steps at once."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -47,14 +52,19 @@ class Draw:
         top_k_B, top_p_B = (None if value is None else value[songs_B] for value in (self.top_k_B, self.top_p_B))
         return Draw(self.keys_B[songs_B], self.temperature_B[songs_B], top_k_B, top_p_B)
 
-    def __call__(self, logits_BNV: Tensor, position_BN: Tensor, error_BN: Tensor | None = None) -> Drawn:
-        """`error`: of the logits [B, N], if it is not the usual one of their size."""
+    def gumbel(self, position_BN: Tensor, codes: int) -> Tensor:
+        return noise.gumbel(self.keys_B[:, None], position_BN, codes)
+
+    def __call__(
+        self, logits_BNV: Tensor, position_BN: Tensor, error_BN: Tensor | None = None, *, gumbel: Tensor | None = None
+    ) -> Drawn:
+        """`error`: of the logits [B, N], if it is not the usual one of their size. `gumbel`: if it was made before."""
         error_BN = error_of(logits_BNV) if error_BN is None else error_BN
         logits = logits_BNV.float() / self.temperature_B[:, None, None]
         error_BN = error_BN / self.temperature_B[:, None].clamp(max=1.0)
-        gumbel = noise.gumbel(self.keys_B[:, None], position_BN, logits.shape[-1])
+        gumbel = self.gumbel(position_BN, logits.shape[-1]) if gumbel is None else gumbel
         if self.top_k_B is None and self.top_p_B is None:
-            best, codes = gumbel.add_(logits).topk(2)
+            best, codes = logits.add_(gumbel).topk(2)
             return Drawn(codes[..., 0], best[..., 0] - best[..., 1] < error_BN)
         kept, unsure = self._filtered(logits, error_BN)
         best, codes = (kept + gumbel).topk(2)
@@ -132,7 +142,10 @@ class Guided:
     songs_G: Tensor  # int64, which of the B songs
     strength_G: Tensor
 
-    def __call__(self, logits_BNV: Tensor, position_BN: Tensor) -> Drawn:
+    def gumbel(self, position_BN: Tensor, codes: int) -> Tensor:
+        return self.draw.gumbel(position_BN[: len(self.draw.keys_B)], codes)
+
+    def __call__(self, logits_BNV: Tensor, position_BN: Tensor, *, gumbel: Tensor | None = None) -> Drawn:
         guided = len(self.songs_G)
         told_BNV, untold_GNV = logits_BNV.split([len(logits_BNV) - guided, guided])
         strength = self.strength_G[:, None, None]
@@ -140,5 +153,5 @@ class Guided:
         error_BN, untold_error_GN = error_of(logits_BNV).split([len(told_BNV), guided])
         error_GN = strength[..., 0].abs() * error_BN[self.songs_G] + (1 - strength[..., 0]).abs() * untold_error_GN
         logits, error = (x.index_copy(0, self.songs_G, y) for x, y in ((told_BNV, guided_GNV), (error_BN, error_GN)))
-        drawn = self.draw(logits, position_BN[: len(told_BNV)], error)
+        drawn = self.draw(logits, position_BN[: len(told_BNV)], error, gumbel=gumbel)
         return Drawn(*(torch.cat([x, x[self.songs_G]]) for x in drawn))

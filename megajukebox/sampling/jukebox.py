@@ -1,4 +1,4 @@
-"""A trained jukebox: requests become songs, level by level, with one prior in memory at a time.
+"""A trained jukebox: requests become songs, level by level, with one prior in memory at a time, or all of them.
 
     from megajukebox.sampling.jukebox import Jukebox, Request
     songs = Jukebox("runs/tiny").sample([Request(id="mine", artist="...", seconds=8)])
@@ -58,13 +58,13 @@ class Engine:
     way: str = "auto"  # or one of autoregressive.WAYS, for every level
     int8: bool = False  # weights rounded to 8 bits: quicker, not exact
 
-    def way_of(self, level: str, songs: int, prior: Prior) -> str:
+    def way_of(self, level: str, songs: int, prior: Prior | None) -> str:
         """The way measured to be the quickest for so many songs and a prior of that size (LOG.md, 2026-11-25)."""
         if self.way != "auto":
             return self.way
         if not self.exact and level != "top":
             return "windows"
-        if songs > 1 or self.int8 or prior.head.weight.device.type != "cpu":
+        if songs > 1 or prior is None or self.int8 or prior.head.weight.device.type != "cpu":
             return "sequential"
         return "ahead" if level == "top" and prior.config.transformer.width >= WIDE else "fixed_point"
 
@@ -101,6 +101,7 @@ class Jukebox:
         steps = {level: run.facts.get("step") for level, run in self.levels.items()}
         self.steps = {"vqvae": facts.get("step"), **steps}
         self.sources: dict[str, Source] = {}
+        self.together = False  # whether priors stay loaded from batch to batch; memory.py says if they fit
 
     def codes_of(self, request: Request, level: str) -> int:
         """Codes of a level for the seconds asked: a whole number of top codes, at least one."""
@@ -159,6 +160,8 @@ class Jukebox:
         if making:
             making.resume(songs)
         for level, run in self.levels.items():
+            if self.together and run.kept is None:
+                run.keep(self.device, self.dtype)
             with run.loaded(self.device, self.dtype) as prior:
                 for batch in batches_of_equal_length(songs, batch_size):
                     self._sample_level(level, run, prior, batch, on_progress, making)

@@ -1,5 +1,6 @@
 """The run of one level's prior, as the sampler sees it: its weights while they are loaded, and what it is told."""
 
+import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -86,9 +87,21 @@ class LevelRun:
         prior.to("meta")  # gone even while a caller's name still holds it: the next one is loaded before that is reused
         if device.type == "cuda":
             torch.cuda.empty_cache()
+        give_back()
 
     def _prior(self, device: torch.device, dtype: torch.dtype) -> Prior:
         with torch.device("meta"):
             prior = Prior(self.config)
         load_into(prior, self.folder, dtype=dtype, device=device)
+        if device.type == "cpu":  # away from the pages of the file, which would stay beside the packed weights
+            for tensor in (*prior.parameters(), *prior.buffers()):
+                tensor.data = tensor.data.clone()
         return prior.eval()
+
+
+def give_back() -> None:
+    """Free memory goes back to the system: glibc would keep a whole prior's beside the next one's file."""
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    except (OSError, AttributeError):
+        pass  # another system, another allocator

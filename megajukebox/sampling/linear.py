@@ -2,7 +2,8 @@
 
     device, weights      one row                                 more rows
     CPU, float32         `embedding_bag`: a weighted sum of      oneDNN on reordered weights
-                         the rows of W^T, read once, in order
+                         the rows of W^T, read once, in order;
+                         `mm` if those are long
     CPU, bfloat16        oneDNN on reordered weights             the same
     CPU, float16         the plain matrix product                the same
     CPU, int8            FBGEMM, inputs quantised on the fly     the same
@@ -21,7 +22,8 @@ from torch import Tensor, nn
 
 Linear = Callable[[Tensor], Tensor]  # [N, I] -> [N, O]
 PRECISIONS = ("float32", "bfloat16", "float16", "int8")
-SMALL = 1 << 16  # weights that stay in a cache of the core from one step to the next: any product will do
+SMALL = 1 << 15  # weights of models that stay in a cache of the core from one step to the next: any product will do
+LONG = 2048  # outputs from which on the matrix product reads W^T at 22 GB/s, `embedding_bag` at 13 (LOG.md, 2026-11-25)
 MOST_ROWS = 512  # beyond, the plain matrix product is as fast, and nothing is gained by packing
 
 
@@ -42,15 +44,14 @@ def _float32_on_cpu(layer: nn.Linear, bias: Tensor | None) -> Linear:
     weight = layer.weight.detach()
     if columns_IO.numel() <= SMALL:
         return lambda x_NI: F.linear(x_NI, weight, bias)
-    several, everything, first = (
-        _reordered(weight, bias),
-        torch.arange(len(columns_IO)),
-        torch.zeros(1, dtype=torch.long),
-    )
+    several, everything = _reordered(weight, bias), torch.arange(len(columns_IO))
+    first, long = torch.zeros(1, dtype=torch.long), columns_IO.shape[1] >= LONG
 
     def apply(x_NI: Tensor) -> Tensor:
         if x_NI.shape[0] > 1:
             return several(x_NI)
+        if long:
+            return torch.mm(x_NI, columns_IO) if bias is None else torch.addmm(bias, x_NI, columns_IO)
         # F.embedding_bag without its checks, which take longer than the sum: mode 0 is "sum".
         y = torch.embedding_bag(columns_IO, everything, first, False, 0, False, x_NI[0])[0]
         return y if bias is None else y.add_(bias)

@@ -1,10 +1,17 @@
-"""How much memory sampling takes at most, before it takes any; and the largest batch that stays within a bound."""
+"""How much memory sampling takes at most, before it takes any; what fits into it: how many songs, one prior or all."""
 
+# B songs in lockstep   M rows (a song or its twin, and one of its windows)
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import psutil
 import torch
 
 from megajukebox.models.prior import Prior, PriorConfig
 
 ACTIVATIONS = 12  # tensors of a window and the width of the prior that live at once while a beginning is taken in
+BESIDE = 64_000_000  # bytes that the allocator, oneDNN and libraries loaded late were seen to keep on a CPU, and more
+MOST_WINDOWS = 64  # rows in lockstep where windows of one song are sampled together, unless songs alone are more
 
 
 def cache_numbers(config: PriorConfig) -> int:
@@ -21,31 +28,67 @@ def weight_numbers(config: PriorConfig) -> int:
         return sum(p.numel() for p in Prior(config).parameters())
 
 
-def bound(config: PriorConfig, rows: int, dtype: torch.dtype, cpu: bool, weights: int | None = None) -> int:
-    """Bytes for a prior and `rows` songs (twins of guided ones count) in lockstep.
+@dataclass(frozen=True)
+class Need:
+    """What one level takes: the prior, how many rows a song is, and whether a student is beside the prior."""
 
-    On a CPU the weights are kept a second time, reordered, for steps of several rows, and a quarter again for the int8
-    copy that guesses. Logits are of one song: near ties are decided one by one.
+    config: PriorConfig
+    windows: int = 1  # of a song in lockstep
+    twins: int = 1  # 2 where songs are guided
+    student: bool = False
+
+    def weights(self, dtype: torch.dtype, cpu: bool) -> int:
+        """Bytes. On a CPU weights are kept a second time, reordered, for steps of several rows; and a byte each for the
+        int8 copy that guesses."""
+        size = dtype.itemsize
+        copies = (2.0 if cpu else 1.0) + 1.08 / size + self.student
+        return int(weight_numbers(self.config) * size * copies)
+
+    def songs(self, batch: int, dtype: torch.dtype) -> int:
+        """Bytes for `batch` songs: caches and activations. Logits are of one song: near ties are decided one by one."""
+        config, size = self.config, dtype.itemsize
+        rows = self.twins * min(batch * self.windows, max(batch, MOST_WINDOWS))
+        depth, state = config.transformer.depth, config.transformer.attention_width
+        cache = 2 * depth * config.length * state if self.student else cache_numbers(config)
+        window = config.length * config.transformer.width * max(4, size) * ACTIVATIONS
+        logits = 3 * config.length * (config.shift + config.codes) * 4
+        return rows * (cache * size + window) + logits
+
+
+@dataclass(frozen=True)
+class Room:
+    """What fits: songs in lockstep, all priors or one at a time, and the bytes that this takes at most."""
+
+    songs: int
+    together: bool
+    bytes: int
+
+    def __str__(self) -> str:
+        priors = "all priors" if self.together else "one prior at a time"
+        return f"at most {self.bytes / 1e9:.2g} GB for {priors} and {self.songs} song(s) in lockstep"
+
+
+def room(needs: Sequence[Need], most: int, limit: float, dtype: torch.dtype, cpu: bool) -> Room:
+    """The most songs, up to `most`, that every level samples within `limit` bytes; then all priors, if they fit too.
+
+    Raises ValueError if not even one song does.
     """
-    size = dtype.itemsize
-    weights = (weight_numbers(config) if weights is None else weights) * size
-    copies = (2.0 if cpu else 1.0) + 4.0 / size / 4 * 0.27
-    window = config.length * config.transformer.width * max(4, size) * ACTIVATIONS
-    logits = 3 * config.length * (config.shift + config.codes) * 4
-    return int(weights * copies + rows * (cache_numbers(config) * size + window) + logits)
-
-
-def largest_batch(
-    configs: list[PriorConfig], most: int, limit: float, dtype: torch.dtype, cpu: bool, guided: bool = False
-) -> int:
-    """The most songs, up to `most`, that every level samples within `limit` bytes. ValueError if not even one."""
-    twins = 2 if guided else 1
-    weights = [weight_numbers(config) for config in configs]
+    weights, beside = [need.weights(dtype, cpu) for need in needs], BESIDE if cpu else 0
     for songs in range(most, 0, -1):
-        if all(bound(config, songs * twins, dtype, cpu, w) <= limit for config, w in zip(configs, weights)):
-            return songs
-    least = max(bound(config, twins, dtype, cpu, w) for config, w in zip(configs, weights))
+        working = [need.songs(songs, dtype) for need in needs]
+        apart, together = beside + max(map(sum, zip(weights, working))), beside + sum(weights) + max(working)
+        if together <= limit:
+            return Room(songs, True, together)
+        if apart <= limit:
+            return Room(songs, False, apart)
     raise ValueError(
-        f"memory {limit / 1e9:.2g} GB is too little for one song, which takes up to {least / 1e9:.2g} GB;"
-        " give more, or a lower --precision"
+        f"memory {limit / 1e9:.2g} GB is too little for one song, which takes up to {apart / 1e9:.2g} GB;"
+        " give --memory GB if there is more, or a lower --precision"
     )
+
+
+def free_memory(device: torch.device, processes: int = 1) -> float:
+    """Bytes of `device` that are free now; of a CPU's, the share of one of `processes`."""
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    return psutil.virtual_memory().available / processes

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from megajukebox.models.prior import Conditioning, Prior
 from megajukebox.sampling.decoder import Packed, WindowDecoder, decoding
-from megajukebox.sampling.drawing import Draw, Drawing, Guided
+from megajukebox.sampling.drawing import Draw, Drawing, Drawn, Guided
 
+NOISE_AHEAD = 16  # codes of all songs whose noise is made at once: one by one it takes four times as long
 Progress = Callable[[int], None]  # position up to which the window is done
 Guess = Callable[[WindowDecoder, "Window", int, int], None]  # writes guesses into tokens t .. end - 1
 
@@ -31,11 +32,20 @@ class Window:
     first_B: Tensor  # int64, absolute position (codes since the start of the song) of the window's first code
     draw: Drawing
     songs_B: Tensor | None = None  # which songs share told and known beginning; None: none do
+    noise: tuple[int, Tensor] | None = None  # of the positions from that one on, [B, N, V]
 
     def positions(self, t: int, size: int) -> Tensor:
         """Absolute positions [B, N] of N positions of the window."""
         places = torch.arange(t - self.prior.config.prefix_tokens, t - self.prior.config.prefix_tokens + size)
         return self.first_B[:, None] + places.to(self.first_B.device)
+
+    def drawn(self, logits_BNV: Tensor, t: int) -> Drawn:
+        """What is drawn at positions t .. t + N - 1. Noise is made for some steps at once, where songs are few."""
+        size, (first, noise) = logits_BNV.shape[1], self.noise or (t, logits_BNV[:, :0])
+        if not first <= t <= t + size <= first + noise.shape[1]:
+            many = max(size, NOISE_AHEAD // len(logits_BNV))
+            first, noise = self.noise = t, self.draw.gumbel(self.positions(t, many), logits_BNV.shape[2])
+        return self.draw(logits_BNV, self.positions(t, size), gumbel=noise[:, t - first : t - first + size])
 
     def beginning(self) -> int:
         """How many positions at the head are known in every song."""
@@ -109,7 +119,7 @@ def fill(decoder: WindowDecoder, window: Window, begin: int) -> None:
 
 def drawn(packed: Packed | None, window: Window, logits_BNV: Tensor, t: int, guess_BN: Tensor | None = None) -> Tensor:
     """Codes [B, N] of positions t .. t + N - 1; near ties among those that count are decided by the plain pass."""
-    found = window.draw(logits_BNV, window.positions(t, logits_BNV.shape[1]))
+    found = window.drawn(logits_BNV, t)
     close_BN = found.close & ~window.known_BT[:, t : t + logits_BNV.shape[1]]
     if packed is not None and not packed.exact:
         return found.codes
