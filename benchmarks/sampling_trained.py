@@ -76,8 +76,8 @@ def ways(prior: Prior, job_of: Any, across: bool) -> tuple[Tensor, dict[str, Any
 
     tried: list[tuple[str, dict[str, Any]]] = [
         ("sequential", {}),
-        ("ahead", {"ahead": 8}),
-        ("fixed_point", {"ahead": 8}),
+        ("ahead", {"ahead": 16}),
+        *(("fixed_point", {"ahead": ahead}) for ahead in (8, 16, 32, 64)),
     ]
     tried += [("sequential", {"int8": True}), ("windows", {})] + ([("across", {})] if across else [])
     for way, settings in tried:
