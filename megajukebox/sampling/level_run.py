@@ -2,7 +2,7 @@
 
 import ctypes
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +101,5 @@ class LevelRun:
 
 def give_back() -> None:
     """Free memory goes back to the system: glibc would keep a whole prior's beside the next one's file."""
-    try:
+    with suppress(OSError, AttributeError):  # another system, another allocator
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-    except (OSError, AttributeError):
-        pass  # another system, another allocator
