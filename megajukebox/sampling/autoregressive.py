@@ -1,7 +1,7 @@
 """The autoregressive level samplers: windows in order, exactly; or all at once, each after a short run-up of its own.
 
 sequential   code by code                                         the reference, and best for many songs at once
-ahead        an int8 copy of the prior guesses, one pass decides  the same codes; best for one or two songs
+ahead        an int8 copy of the prior guesses, one pass decides  the same codes; best for a wide prior and few songs
 fixed_point  the last pass's codes are the guess                  the same codes
 windows      all windows of a song in lockstep                    other codes: a seam between windows (LOG.md)
 """
@@ -70,9 +70,12 @@ class Autoregressive:
         return sample_window_rows if self.way == "rows" else sample_window
 
     def guess(self, decoder: WindowDecoder, window: Window, t: int, end: int) -> None:
-        """Sample roughly, with the same noise: the same code nine times of ten or more."""
+        """Sample roughly, with the same noise: the same code nine times of ten or more.
+
+        Not the last one: nothing is read after it, so the pass decides it without a guess.
+        """
         assert self.rough is not None
-        for now in range(t, end):
+        for now in range(t, end - 1):
             logits = decoder.step(self.rough, window.tokens_BT, now)
             take(window, now, window.drawn(logits, now).codes)
 

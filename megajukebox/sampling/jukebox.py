@@ -43,6 +43,7 @@ __all__ = ["RUNS", "Engine", "Jukebox", "LevelRun", "Request", "Song"]
 RUNS = {"top": "top_prior", "middle": "middle_upsampler", "bottom": "bottom_upsampler"}
 OnProgress = Callable[[str, int], None]  # level, codes sampled since the last call
 WIDE = 512  # from this width on a step is so much reading of weights that an int8 copy is worth its guesses
+FEW = 8  # songs up to which it is
 SAVE_EVERY = 10.0  # seconds between two savings of unfinished songs
 
 
@@ -64,9 +65,11 @@ class Engine:
             return self.way
         if not self.exact and level != "top":
             return "windows"
-        if songs > 1 or prior is None or self.int8 or prior.head.weight.device.type != "cpu":
+        if prior is None or self.int8 or prior.head.weight.device.type != "cpu":
             return "sequential"
-        return "ahead" if level == "top" and prior.config.transformer.width >= WIDE else "fixed_point"
+        if level == "top" and prior.config.transformer.width >= WIDE and songs <= FEW:
+            return "ahead"
+        return "fixed_point" if songs == 1 else "sequential"
 
     def facts(self) -> dict[str, Any]:
         """What decides about the codes: two engines of the same facts make the same songs."""
