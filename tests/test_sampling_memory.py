@@ -21,6 +21,8 @@ from megajukebox.sampling.memory import BESIDE, Need, Room, cache_numbers, room
 from megajukebox.sampling.requests import Request
 from megajukebox.sampling.window import sample_window
 
+F32 = torch.float32
+
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @torch.no_grad()
@@ -34,22 +36,26 @@ def test_caches_hold_what_the_formula_says(schedule: str) -> None:
 
 
 def test_the_largest_batch_is_the_one_that_just_fits() -> None:
-    needs, f32 = [Need(little_prior().config)], torch.float32
-    limit = BESIDE + needs[0].weights(f32, cpu=True) + needs[0].songs(5, f32)
-    assert room(needs, 16, limit, f32, cpu=True) == Room(5, True, limit)
-    assert room(needs, 3, limit, f32, cpu=True).songs == 3
-    assert room([Need(needs[0].config, twins=2)], 16, limit, f32, cpu=True).songs == 2
-    assert room([Need(needs[0].config, windows=4)], 16, limit, f32, cpu=True).songs == 1
-    assert needs[0].songs(70, f32) == Need(needs[0].config, windows=9).songs(70, f32), "at most so many rows"
+    need = Need(little_prior().config)
+    limit = beside_songs(need) + need.weights(F32) + need.songs(5, F32)
+    assert room([need], 16, limit, F32, cpu=True) == Room(5, True, limit)
+    assert room([need], 3, limit, F32, cpu=True).songs == 3
+    assert room([Need(need.config, twins=2)], 16, limit, F32, cpu=True).songs == 2
+    assert room([Need(need.config, windows=4)], 16, limit, F32, cpu=True).songs == 1
+    assert need.songs(70, F32) == Need(need.config, windows=9).songs(70, F32), "at most so many rows"
     with pytest.raises(ValueError, match="too little for one song"):
-        room(needs, 16, 1000, f32, cpu=True)
+        room([need], 16, 1000, F32, cpu=True)
 
 
 def test_all_priors_stay_if_they_fit_beside_the_songs() -> None:
-    needs, f32 = [Need(little_prior(seed=n).config) for n in range(3)], torch.float32
-    weights, rest = needs[0].weights(f32, cpu=True), BESIDE + needs[0].songs(2, f32)
-    assert room(needs, 2, 3 * weights + rest, f32, cpu=True) == Room(2, True, 3 * weights + rest)
-    assert room(needs, 2, 3 * weights + rest - 1, f32, cpu=True) == Room(2, False, weights + rest)
+    needs = [Need(little_prior(seed=n).config) for n in range(3)]
+    weights, rest = needs[0].weights(F32), beside_songs(needs[0]) + needs[0].songs(2, F32)
+    assert room(needs, 2, 3 * weights + rest, F32, cpu=True) == Room(2, True, 3 * weights + rest)
+    assert room(needs, 2, 3 * weights + rest - 1, F32, cpu=True) == Room(2, False, weights + rest)
+
+
+def beside_songs(need: Need) -> int:
+    return BESIDE + need.copies(F32, cpu=True)
 
 
 def test_kept_priors_are_loaded_once_and_make_the_same_songs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,8 +85,8 @@ def test_the_peak_of_a_process_keeps_under_the_bound_that_was_printed(tmp_path: 
         told = subprocess.run(command, capture_output=True, text=True, check=True, env=environment()).stdout
         assert ("all priors" if together else "one prior at a time") in told, told
         peaks[together] = bound, peak = json.loads(told.splitlines()[-1])
-        assert 0.5 * bound < peak < bound, f"{peak / 1e6:.0f} MB of {bound / 1e6:.0f}"
-    assert peaks[False][1] < 0.7 * peaks[True][1]
+        assert 0.4 * bound < peak < bound, f"{peak / 1e6:.0f} MB of {bound / 1e6:.0f}"
+    assert peaks[False][1] < 0.8 * peaks[True][1]
 
 
 def peak_here(folder: Path, limit: str) -> None:
@@ -89,7 +95,7 @@ def peak_here(folder: Path, limit: str) -> None:
     Jukebox(folder / "little").sample([Request(id="warm", seconds=0.3)])
     box, asked = Jukebox(folder / "runs"), [Request(id=f"{n}", seconds=0.3) for n in range(2)]
     before = kilobytes("VmRSS")
-    found = room(needs_of(box, asked), 2, float(limit or "inf"), torch.float32, cpu=True)
+    found = room(needs_of(box, asked), 2, float(limit or "inf"), F32, cpu=True)
     box.together = found.together
     print(found)
     box.sample(asked, batch_size=found.songs)

@@ -37,12 +37,18 @@ class Need:
     twins: int = 1  # 2 where songs are guided
     student: bool = False
 
-    def weights(self, dtype: torch.dtype, cpu: bool) -> int:
-        """Bytes. On a CPU weights are kept a second time, reordered, for steps of several rows; and a byte each for the
-        int8 copy that guesses."""
+    def weights(self, dtype: torch.dtype) -> int:
+        """Bytes of the prior itself."""
+        return weight_numbers(self.config) * dtype.itemsize
+
+    def copies(self, dtype: torch.dtype, cpu: bool) -> int:
+        """Bytes beside it while its level is sampled: a student, and a byte each for the int8 copy that guesses.
+
+        On a CPU the weights once more, reordered for steps of several rows, and 0.6 times for holes that the allocator
+        leaves (0.3 were seen: benchmarks/sampling_memory.py).
+        """
         size = dtype.itemsize
-        copies = (2.0 if cpu else 1.0) + 1.08 / size + self.student
-        return int(weight_numbers(self.config) * size * copies)
+        return int(weight_numbers(self.config) * (size * ((1.6 if cpu else 0.0) + self.student) + 1.08))
 
     def songs(self, batch: int, dtype: torch.dtype) -> int:
         """Bytes for `batch` songs: caches and activations. Logits are of one song: near ties are decided one by one."""
@@ -73,9 +79,10 @@ def room(needs: Sequence[Need], most: int, limit: float, dtype: torch.dtype, cpu
 
     Raises ValueError if not even one song does.
     """
-    weights, beside = [need.weights(dtype, cpu) for need in needs], BESIDE if cpu else 0
+    weights, copies = [need.weights(dtype) for need in needs], [need.copies(dtype, cpu) for need in needs]
+    beside = BESIDE if cpu else 0
     for songs in range(most, 0, -1):
-        working = [need.songs(songs, dtype) for need in needs]
+        working = [copied + need.songs(songs, dtype) for copied, need in zip(copies, needs)]
         apart, together = beside + max(map(sum, zip(weights, working))), beside + sum(weights) + max(working)
         if together <= limit:
             return Room(songs, True, together)
