@@ -7,10 +7,13 @@ the same of growing caches (sampling.py) over the first window of an upsampler,
 codes that differ from the sequential way's (exact: none), codes that one deciding pass settles. For the upsamplers, of
 the codes of `windows`: nats a code under the prior, told all that came before in order, for the 32 codes after a seam
 and for all others; and the jump of the log spectrum at seams against everywhere else, in dB; both also for the
-sequential codes at the same places. KL is that of the prior's own next code to that of its int8 copy, in bits a code.
+sequential codes at the same places. `wall`: a song of --wall seconds by the ways that `auto` takes, from loaded VQ-VAE
+to files: how long it takes, and after how long a level can first be heard. KL is that of the prior's own next code to
+that of its int8 copy, in bits a code.
 """
 
 import json
+import tempfile
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,7 +31,7 @@ from megajukebox.sampling.decoder import Packed, WindowDecoder, decoding
 from megajukebox.sampling.jukebox import Jukebox
 from megajukebox.sampling.level import LevelJob, hop_of
 from megajukebox.sampling.requests import Request
-from megajukebox.sampling.streaming import decode_all
+from megajukebox.sampling.streaming import AudioStream, decode_all
 from megajukebox.sampling.windows import Row, spans, window_of
 
 RESULT = Path(__file__).parent / "results" / "sampling_trained.json"
@@ -39,6 +42,7 @@ def main(
     runs: Annotated[Path, typer.Argument(help="The runs of a trained jukebox.")],
     seconds: Annotated[float, typer.Option()] = 4.0,
     temperature: Annotated[float, typer.Option()] = 0.99,
+    wall: Annotated[float, typer.Option(help="Seconds of the song that is timed by the clock; 0: none.")] = 10.0,
     across: Annotated[bool, typer.Option(help="The way across whole windows too: minutes.")] = False,
 ) -> None:
     """Measure the ways."""
@@ -57,6 +61,9 @@ def main(
                 figures[level]["seams"] = seams(box, level, prior, box.job(level, run, [song]), codes)
         song.codes[level] = codes[0].numpy()
         print(level, json.dumps(figures[level], indent=1), flush=True)
+    if wall:
+        figures["wall"] = by_the_clock(box, wall)
+        print("wall", json.dumps(figures["wall"], indent=1), flush=True)
     asked = {"seconds": seconds, "temperature": temperature}
     steps = {level: run.facts.get("step") for level, run in box.levels.items()}
     result = {"made": today(), "asked": asked, "steps": steps, "figures": figures}
@@ -98,6 +105,24 @@ def ways(prior: Prior, job_of: Any, across: bool) -> tuple[Tensor, dict[str, Any
             told["exact"] = False
     assert plain is not None
     return plain, found
+
+
+def by_the_clock(box: Jukebox, seconds: float) -> dict[str, Any]:
+    """A song as `sample` makes it: wall seconds, their share of the audio's, and when each level was first heard."""
+    heard: dict[str, float] = {}
+    write, begun = AudioStream._write, time.perf_counter()
+
+    def noted(self: AudioStream, audio: Any) -> None:
+        write(self, audio)
+        heard.setdefault(self.level, round(time.perf_counter() - begun, 2))
+
+    AudioStream._write = noted  # type: ignore[method-assign]
+    with tempfile.TemporaryDirectory() as out:
+        song = box.sample([Request(id="clock", seconds=seconds, seed=1)], out=out)[0]
+    AudioStream._write = write  # type: ignore[method-assign]
+    taken, ways = time.perf_counter() - begun, {level: made["way"] for level, made in song.levels.items()}
+    factor = round(taken / seconds, 3)
+    return {"seconds": seconds, "taken": round(taken, 2), "real_time_factor": factor, "heard": heard, "ways": ways}
 
 
 @torch.inference_mode()
