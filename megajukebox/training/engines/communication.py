@@ -28,6 +28,7 @@ class Communication:
     def __init__(self, device: torch.device) -> None:
         self.watch = Stopwatch(device)
         self._within = False
+        self._made: dict[Callable[..., Any], Callable[..., Any]] = {}  # making them anew cost 20 microseconds a step
 
     @contextmanager
     def timed(self) -> Iterator[None]:
@@ -36,7 +37,9 @@ class Communication:
         names = [*((dist, name) for name in CALLS), *((backend, name) for name in KEPT if hasattr(backend, name))]
         before = [(place, name, getattr(place, name)) for place, name in names]
         for place, name, call in before:
-            setattr(place, name, self._timed(call))
+            if call not in self._made:
+                self._made[call] = self._timed(call)
+            setattr(place, name, self._made[call])
         try:
             yield
         finally:
