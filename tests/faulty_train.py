@@ -11,7 +11,7 @@ import torch
 from megajukebox.training import loop
 
 AT = 12  # the step (0-based) before which a fault begins
-SLOW, REST = 0.15, 2.0  # seconds
+SLOW, REST = 0.15, 8.0  # seconds
 # Of these; a spike is one only beside losses that have settled, and a drop of speed only below what was usual.
 STARTS = {"crash": 2, "spike": 150, "slow_forward": 10, "gentle": 0, "rank_gets_slow": 60}
 
