@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from megajukebox.explorer.corpus_page import (
 )
 from megajukebox.explorer.entries import Links, entry, words
 from megajukebox.explorer.list_page import list_page
+from megajukebox.explorer.made import Made
 from megajukebox.explorer.pictures import draw
 from megajukebox.explorer.records import Problem, Sample, read_samples
 from megajukebox.explorer.run_page import run_page
@@ -86,6 +88,12 @@ class SampleSite:
         if self.copy_audio:
             for track, audio in self.sample.audio.items():
                 files.copy(audio, self.audio[track])
+
+    def write(self, made: Made) -> None:
+        """The page, unless it is there as it should be."""
+        sample, links = self.sample, self.links(self.page.parent)
+        inputs = (sample.source, sample.lyrics, sample.audio, links, self.problems)
+        made.page(self.page, inputs, lambda: sample_page(sample, links, self.problems))
 
     def lose(self, track: str, problem: Problem) -> None:
         """A recording that cannot be drawn is shown without pictures."""
@@ -159,8 +167,10 @@ def write_corpus(corpus: Corpus | None, out: Path) -> list[CorpusSong]:
         write_page(out / "corpus.html", no_corpus_page())
         return []
     songs = read_corpus(corpus.shards, out, corpus.excerpt, corpus.most, corpus.reconstruct)
+    made = Made(out, "corpus")
     for song in songs:
-        write_page(song_page_path(song, out), song_page(song, out))
+        made.page(song_page_path(song, out), (song,), partial(song_page, song, out))
+    made.keep()
     files.write(out / "corpus.js", files.script("corpus", [corpus_entry(song, out) for song in songs]))
     files.write(out / "corpus-words.js", files.script("corpus-words", [corpus_words(song) for song in songs]))
     write_page(out / "corpus.html", corpus_page(corpus.shards, songs, corpus.excerpt))
@@ -186,11 +196,12 @@ class Listed:
 def write_samples(samples: list[Path], out: Path, copy_audio: bool = False) -> Listed:
     """The list and a page for every sample."""
     found, problems = read_samples(samples)
-    sites = [SampleSite(sample, out, copy_audio) for sample in found]
+    sites, made = [SampleSite(sample, out, copy_audio) for sample in found], Made(out, "samples")
     problems += draw_all(sites)
     for site in sites:
         site.copy()
-        write_page(site.page, sample_page(site.sample, site.links(site.page.parent), site.problems))
+        site.write(made)
+    made.keep()
     entries = [entry(site.sample, site.links(out)) for site in sites]
     files.write(out / "entries.js", files.script("entries", entries))
     files.write(out / "entries-words.js", files.script("entries-words", [words(site.sample) for site in sites]))

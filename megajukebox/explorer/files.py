@@ -9,15 +9,21 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from megajukebox.data.files import whole, write_whole
+from megajukebox.data.files import whole
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write a file unless it is there already, as it should be: of thousands of pages, few change."""
+    """Write a file unless it is there already, as it should be: of thousands of pages, few change.
+
+    It appears whole, but is not waited for until it lies on the disk: a site can be made again, and thousands of syncs
+    take longer than all the rest.
+    """
     if path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, content)
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_bytes(content)
+    os.replace(partial, path)
 
 
 def copy(source: Path, target: Path) -> None:

@@ -1,5 +1,6 @@
 """Reads folders of samples. What cannot be read becomes a `Problem` to show, never a crash."""
 
+import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -85,6 +86,7 @@ class Sample:
     lyrics: list[Line]
     audio: dict[str, Path]  # track -> recording that exists
     made: float  # unix time of its JSON
+    source: str  # sha256 of its JSON
 
 
 def read_samples(folders: list[Path]) -> tuple[list[Sample], list[Problem]]:
@@ -137,7 +139,8 @@ def json_files(folder: Path, depth: int) -> Iterator[Path]:
 
 def read_sample(path: Path, name: str) -> Sample:
     """The sample that the JSON at `path` describes. Raises ValueError saying what is wrong with it."""
-    document = json.loads(path.read_bytes())
+    content = path.read_bytes()
+    document = json.loads(content)
     if not isinstance(document, dict):
         raise ValueError(f"holds a {type(document).__name__}, not an object")
     facts = Facts.model_validate(document)
@@ -148,6 +151,7 @@ def read_sample(path: Path, name: str) -> Sample:
         lyrics=read_lyrics(path, facts.request.lyrics, facts.alignment),
         audio={track: audio for track in TRACKS if (audio := recording(path.parent, facts, track)) is not None},
         made=path.stat().st_mtime,
+        source=hashlib.sha256(content).hexdigest(),
     )
 
 
