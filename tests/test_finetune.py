@@ -6,12 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 from little_runs import codes_and_preset, losses, train, write_ds_config
+from typer.testing import CliRunner
 
 from megajukebox.data.conditions.vocabulary import VOCABULARIES
 from megajukebox.data.files import write_whole
 from megajukebox.data.weights import load_weights
+from megajukebox.score import main as score_main
 from megajukebox.training.engines.universal import weights_of
+
+app = typer.Typer()
+app.command()(score_main)
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("finetune")]
 
@@ -61,6 +67,24 @@ def test_a_checkpoint_of_a_run_is_as_good_a_start_as_the_run(little, base, tmp_p
         train(*little, tmp_path / name, "--from", str(start), "training.top_prior.steps=2")
     assert losses(tmp_path / "run") == losses(tmp_path / "checkpoint")
     assert losses(tmp_path / "run")[0] < losses(base)[0], "it starts where the other had come to"
+
+
+def test_a_kept_checkpoint_is_scored_as_the_run_was_at_that_step(little, base, tmp_path):
+    codes, run = little[0], shutil.copytree(base, tmp_path / "runs" / "top_prior")
+
+    def score(*more: str) -> tuple[str, dict]:
+        settings = ["--held-out", "0.5", "--windows", "1", "--songs", "2", "--out", str(tmp_path / "out")]
+        done = CliRunner().invoke(app, [str(run), "--against", str(codes), *settings, *more])
+        return done.output, json.loads((tmp_path / "out" / "report.json").read_text()) if not done.exit_code else {}
+
+    kept, exported = score("--checkpoint", "4")[1], score()[1]
+    name = "bits/top/bits_per_code"
+    assert kept["figures"][name]["value"] == pytest.approx(exported["figures"][name]["value"], abs=1e-6)
+    assert kept["subject"]["weights"] == exported["subject"]["weights"] and kept["subject"]["step"] == 4
+    assert kept["subject"]["path"] == str(run) and "checkpoint 4" in kept["notes"][-1]
+    assert [json.loads(line)["step"] for line in (run / "scores.jsonl").read_text().splitlines()] == [4, 4]
+    assert "scored before" in score("--checkpoint", "4")[0] and "it has 4" in score("--checkpoint", "3")[0]
+    assert [path.name for path in run.parent.iterdir()] == ["top_prior"], "nothing is left behind"
 
 
 def test_songs_with_names_that_the_model_does_not_know_are_refused_naming_grow(little, base, tmp_path):

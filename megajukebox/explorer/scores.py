@@ -21,7 +21,7 @@ def scores(lines: list[dict[str, Any]]) -> Markup:
     if not told:
         return Markup("")
     drawn = [figure(name, {"held_out": points}) for name, points in moved(told).items()]
-    newest = told[-1]
+    newest = max(reversed(told), key=lambda line: line["step"])  # of equal steps the one scored last
     caption = f"Every figure at step {number(newest['step'])}"
     rows = [row(name, said) for name, said in newest["scores"].items() if isinstance(said, dict)]
     head = element("tr", [element("th", name, scope="col") for name in ("Figure", "Value", "95 %", "Songs", "")])
