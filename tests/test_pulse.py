@@ -73,6 +73,19 @@ def test_the_first_step_may_take_long_and_later_ones_ten_times_their_usual(tmp_p
         assert heart.limit() == 600
 
 
+def test_a_section_that_says_that_it_goes_on_may_take_longer_than_its_limit(tmp_path: Path) -> None:
+    """A large checkpoint is converted for other numbers of processes in three quarters of an hour."""
+    heart = pulse(tmp_path, Limits(step=30, slow=600))
+    with heart.section("load"):
+        begun = heart.since
+        heart.moved -= 700
+        assert heart.overdue()
+        heart.progressed()
+        assert not heart.overdue() and heart.since == begun, "since when it loads is told as before"
+        heart.moved -= 700
+        assert heart.overdue()
+
+
 def test_silent_ranks_are_suspected_first() -> None:
     told = beats((5, "step"), (5, "step"), (5, "step"), silent={1: 60.0})
     found = suspects(told, 1000.0, stale=15)

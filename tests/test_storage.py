@@ -3,6 +3,9 @@
 import hashlib
 import os
 import pickle
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ import torch
 
 from megajukebox.training.engines.engine import ALLOWED
 from megajukebox.training.engines.storage import Storage
+from megajukebox.training.engines.universal import _wait_for, follow
 
 STATE = {"weights": torch.arange(1000.0), "step": 7, "names": ["a", "b"]}
 
@@ -57,3 +61,52 @@ def test_a_folder_that_is_gone_is_noted_too(tmp_path: Path) -> None:
     storage = Storage([])
     storage.save(STATE, str(tmp_path / "gone/state.pt"))
     assert storage.failure and "No such file" in storage.failure
+
+
+# A child writes until it is allowed to end, as DeepSpeed's conversion does in its pool of processes.
+WRITES = """
+import pathlib, subprocess, sys, time
+if sys.argv[2:]:
+    raise SystemExit(subprocess.call([sys.executable, *sys.argv[2:]]))
+folder = pathlib.Path(sys.argv[1])
+while not (folder / "enough").exists():
+    (folder / "part").write_text("x" * 100)
+    time.sleep(0.01)
+"""
+
+
+def test_a_conversion_makes_progress_as_long_as_its_processes_write(tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    def progressed() -> None:
+        calls.append(1)
+        if len(calls) == 5:
+            (tmp_path / "enough").touch()
+
+    script = tmp_path / "writes.py"
+    script.write_text(WRITES)
+    follow([sys.executable, str(script), "", str(script), str(tmp_path)], progressed, look=0.1)
+    assert len(calls) >= 5
+
+
+def test_a_conversion_that_is_stuck_makes_none_and_one_that_fails_says_so() -> None:
+    calls: list[int] = []
+    follow(["sleep", "3"], lambda: calls.append(1), look=0.05)
+    assert len(calls) <= 3, "of some sixty looks, those while it started"
+    with pytest.raises(subprocess.CalledProcessError, match="exit status 1"):
+        follow(["false"], lambda: None)
+
+
+def test_who_waits_for_a_conversion_sees_its_progress(tmp_path: Path) -> None:
+    whole, sign, calls = tmp_path / "whole", tmp_path / "goes_on", list[int]()
+    sign.touch()
+
+    def progressed() -> None:
+        calls.append(1)
+        if len(calls) == 3:
+            whole.touch()
+        else:
+            threading.Timer(0.1, sign.touch).start()
+
+    _wait_for(whole, sign, progressed)
+    assert len(calls) == 3

@@ -106,7 +106,10 @@ class TrainingSettings(Settings):
         description="a step that takes longer, and 10 times longer than usual, is a hang",
     )
     hang_slow_seconds: float = Field(
-        1800, gt=0, description="the same for starting, loading, saving, evaluating, and for the first step"
+        1800,
+        gt=0,
+        description="the same for starting, loading, saving, evaluating, and for the first step; "
+        "converting a checkpoint for another number of processes may take longer as long as it goes on",
     )
     workers: int = Field(0, ge=0, description="processes that read ahead, per rank")
     prefetch: int = Field(2, gt=0, description="steps that each of them holds ready; bounds the memory")

@@ -31,7 +31,7 @@ def resume(run: Run, task: Task, engine: Engine) -> int:
             return 0
         state = checkpoint.read_state(folder)
         task.check_state(state["stream"])
-        engine.load(folder)
+        engine.load(folder, run.pulse.progressed)
         engine.stability.restore(state.get("stability", {}))
         run.log.forget_after(state["step"])
         facts = {"ranks": run.ranks, "generation": run.generation.number, **slurm_facts()}

@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -270,10 +270,10 @@ class Engine:
         self.engine.save_checkpoint(str(folder), tag="state", save_latest=False)
         return self.storage.failure
 
-    def load(self, folder: Path) -> None:
-        """The inverse of `save`, on any number of ranks. Raises ValueError for a checkpoint of another way of training.
+    def load(self, folder: Path, progressed: Callable[[], None] = lambda: None) -> None:
+        """The inverse of `save`, on any number of ranks; `progressed` is called while a long conversion goes on.
 
-        Raises RuntimeError if nothing was loaded.
+        Raises ValueError for a checkpoint of another way of training, RuntimeError if nothing was loaded.
         """
         saved = folder / "state"
         before = universal.spread_of(saved)
@@ -285,7 +285,7 @@ class Engine:
         if before == self.spread:
             self._load(folder)
             return
-        with universal.converted(saved) as made:
+        with universal.converted(saved, progressed) as made:
             self.engine._config.load_universal_checkpoint = True
             self._load(made.parent)
             self.engine._config.load_universal_checkpoint = False

@@ -9,10 +9,11 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
 import torch
 import torch.distributed as dist
 from deepspeed.checkpoint import ds_to_universal
@@ -25,6 +26,7 @@ from megajukebox.training.engines import ema
 
 PART = re.compile(r"(?:bf16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_optim_states\.pt")
 SMALL = 2**30  # bytes up to which a conversion is not worth processes of its own
+LOOK = 5.0  # seconds between two looks at whether a conversion goes on
 
 
 class Spread(NamedTuple):
@@ -47,23 +49,27 @@ def is_pipeline(saved: Path) -> bool:
 
 
 @contextlib.contextmanager
-def converted(saved: Path) -> Iterator[Path]:
+def converted(saved: Path, progressed: Callable[[], None]) -> Iterator[Path]:
     """The checkpoint files in `saved` in universal form, in a folder that is there while inside.
 
     Rank 0 makes it; the others look for it instead of waiting in a collective, whose time limit is shorter than a large
-    conversion.
+    conversion. As long as it goes on every rank calls `progressed`, or the watch over hung ranks would end it.
     """
     folder = saved.parent.with_name(saved.parent.name + ".universal")
-    made, whole = folder / saved.name, folder / "whole"
+    made, whole, sign = folder / saved.name, folder / "whole", folder / "goes_on"
     dist.barrier()
     if dist.get_rank() == 0:
         shutil.rmtree(folder, ignore_errors=True)
         made.mkdir(parents=True)
-        _convert(saved, made)
-        _convert_average(saved, made)
+
+        def tell() -> None:
+            sign.touch()
+            progressed()
+
+        _convert(saved, made, tell)
+        _convert_average(saved, made, tell)
         write_whole(whole, b"")
-    while not whole.exists():
-        time.sleep(0.1)
+    _wait_for(whole, sign, progressed)
     dist.barrier()
     yield made
     dist.barrier()
@@ -71,7 +77,18 @@ def converted(saved: Path) -> Iterator[Path]:
         shutil.rmtree(folder)
 
 
-def _convert(saved: Path, made: Path) -> None:
+def _wait_for(whole: Path, sign: Path, progressed: Callable[[], None]) -> None:
+    """Until `whole` is there; a `sign` that was touched again since the last look is progress."""
+    seen = 0
+    while not whole.exists():
+        time.sleep(0.1)
+        with contextlib.suppress(FileNotFoundError):
+            if (touched := sign.stat().st_mtime_ns) != seen:
+                seen = touched
+                progressed()
+
+
+def _convert(saved: Path, made: Path, progressed: Callable[[], None]) -> None:
     told = {"input_folder": str(saved), "output_folder": str(made)}
     if sum(path.stat().st_size for path in saved.iterdir()) < SMALL:
         alone = {"num_extract_workers": 1, "num_merge_workers": 1, "keep_temp_folder": False, "strict": True}
@@ -83,13 +100,43 @@ def _convert(saved: Path, made: Path) -> None:
     command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
     command += [word for name, value in told.items() for word in (f"--{name}", value)]
     command += ["--num_extract_workers", workers, "--num_merge_workers", workers]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    follow(command, progressed)
+
+
+def follow(command: Sequence[str], progressed: Callable[[], None], look: float = LOOK) -> None:
+    """Run `command` to its end; each `look` seconds in which it or its children read or wrote count as progress.
+
+    Raises CalledProcessError if it fails.
+    """
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        before = 0
+        while process.poll() is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(look)
+            if (now := _moved(process.pid)) != before:
+                before = now
+                progressed()
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, list(command))
+
+
+def _moved(pid: int) -> int:
+    """Bytes that a process and its children have read and written so far. Their processor time would not do: a pool
+    looks after its workers all the time, also when they are stuck.
+    """
+    total = 0
+    with contextlib.suppress(psutil.Error):
+        for process in (parent := psutil.Process(pid), *parent.children(recursive=True)):
+            with contextlib.suppress(psutil.Error):
+                counters = process.io_counters()
+                total += counters.read_chars + counters.write_chars
+    return total
 
 
 # ---- The moving average of the weights ------------------------------------------------------------------------------
 
 
-def _convert_average(saved: Path, made: Path) -> None:
+def _convert_average(saved: Path, made: Path, progressed: Callable[[], None]) -> None:
     """DeepSpeed converts Adam's two states only: the average goes through once more under the name of the first."""
     swapped, other = made.parent / "average" / saved.name, made.parent / "converted"
     for path in saved.iterdir():
@@ -98,7 +145,8 @@ def _convert_average(saved: Path, made: Path) -> None:
             (swapped / path.name).symlink_to(path.resolve())
         elif not _with_average(path, swapped / path.name):
             return
-    _convert(swapped, other)
+        progressed()
+    _convert(swapped, other, progressed)
     for path in (other / "zero").rglob("exp_avg.pt"):
         target = average_of(made, str(path.parent.relative_to(other / "zero")))
         target.parent.mkdir(exist_ok=True)

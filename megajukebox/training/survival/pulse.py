@@ -35,7 +35,7 @@ class Limits:
     """Seconds in one section after which a rank counts as hung."""
 
     step: float = 300.0  # also of waiting for data; a step that is always slow is given ten times its own time
-    slow: float = 1800.0  # of starting, loading, saving, evaluating, and of the first step, which compiles
+    slow: float = 1800.0  # of starting, loading, saving, evaluating, and of the first step, without any progress
 
 
 class Pulse:
@@ -45,6 +45,7 @@ class Pulse:
         self.log, self.generation, self.limits, self.end, self.beat = log, generation, limits, end, beat
         self.rank, self.step = log.rank, 0
         self.name, self.since, self.begun = "init", time.time(), psutil.Process().create_time()
+        self.moved = self.since
         self.seconds: dict[str, float] = defaultdict(float, init=time.time() - self.begun)
         self.steps: deque[float] = deque(maxlen=50)
         self.own: deque[float] = deque(maxlen=50)
@@ -58,7 +59,11 @@ class Pulse:
         """From now on this process is in section `name`."""
         now = time.time()
         self.seconds[PHASES[self.name]] += now - self.since
-        self.name, self.since = name, now
+        self.name, self.since, self.moved = name, now, now
+
+    def progressed(self) -> None:
+        """This section takes long, but it goes on: its time limit begins anew."""
+        self.moved = time.time()
 
     @contextmanager
     def section(self, name: str) -> Iterator[None]:
@@ -102,7 +107,7 @@ class Pulse:
             self.tell()
             if not self.generation.is_current():
                 self._leave("fenced", f"another start took over from generation {self.generation.number}")
-            if time.time() - self.since > self.limit():
+            if self.overdue():
                 self._hang()
             self._over.wait(self.beat)
 
@@ -126,6 +131,10 @@ class Pulse:
         if self.name not in ("step", "data") or not self.steps:
             return self.limits.slow
         return max(self.limits.step, 10 * sorted(self.steps)[len(self.steps) // 2])
+
+    def overdue(self) -> bool:
+        """Whether nothing has been heard of this section for longer than it may take."""
+        return time.time() - self.moved > self.limit()
 
     def _hang(self) -> None:
         section, seconds = self.name, time.time() - self.since
