@@ -1,6 +1,7 @@
 """Conditions: every kind of label goes from a song's JSON to the model and from a request to the same ids."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,18 @@ def top_task(codes: ShardSet, *settings: str) -> Task:
     chosen = preset("training.top_prior.held_out=0", *settings)
     reading = Reading(World(0, 0, 1), global_batch=4, micro_batch=4, on_bad=lambda shard, key, why: pytest.fail(why))
     return prior_task(chosen, "top_prior", codes, chosen.stage("top_prior"), reading)
+
+
+def test_a_process_that_sees_no_data_makes_as_many_steps_and_opens_no_shard(codes: ShardSet, monkeypatch) -> None:
+    more = ("training.top_prior.held_out=0.2", "training.top_prior.held_out_batches=3")
+    reads = top_task(codes, *more)
+    idle = replace(reads, reading=replace(reads.reading, needed=False, micro_batch=2))
+    expected = len(list(replace(reads, reading=replace(reads.reading, micro_batch=2)).held_out()))
+    monkeypatch.setattr(ShardSet, "open_member", lambda *unused: pytest.fail("it opened a shard"))
+    steps = iter(idle.batches(7))
+    assert [next(steps), next(steps)] == [[{}, {}], [{}, {}]] and idle.batches(7).skips() == {}
+    assert list(idle.held_out()) == [{}] * expected and expected > 0
+    assert idle.stream_state(7) == reads.stream_state(7), "what is saved does not depend on who saves it"
 
 
 def run_of(task: Task, codes: ShardSet, folder: Path) -> LevelRun:

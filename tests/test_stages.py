@@ -6,7 +6,7 @@ from little_models import little_prior, prior_batch
 
 from megajukebox.models.prior import Prior
 from megajukebox.models.stages import carried, inputs, layers, loss_of, name_in_prior
-from megajukebox.training.engines.pipeline import reader, stages
+from megajukebox.training.engines.pipeline import reader, sees_data, stages
 from megajukebox.training.launch import World
 
 UNTOLD = {"labels": {}, "timing": None, "upper": None}
@@ -57,6 +57,15 @@ def test_processes_are_shared_between_stages_and_pipelines(wanted, size, count):
     assert stages(config, size) == count
     places = [reader(World(rank, 0, size), config) for rank in range(size)]
     assert [place.rank for place in places] == list(range(size // count)) * count, "stages of a pipeline read the same"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "size", "reads"),
+    [(4, 4, [0, 3]), (3, 6, [0, 1, 4, 5]), (2, 4, [0, 1, 2, 3]), (1, 3, [0, 1, 2])],
+)
+def test_only_the_ends_of_a_pipeline_see_data(wanted, size, reads):
+    config = {"pipeline": {"stages": wanted}}
+    assert [rank for rank in range(size) if sees_data(World(rank, 0, size), config)] == reads
 
 
 @pytest.mark.parametrize(("wanted", "message"), [(3, r"3 does not divide 4 .*\[1, 2, 4\]"), ("two", "neither")])

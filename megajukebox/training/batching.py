@@ -1,5 +1,7 @@
 """How the clips of one step are shared out: the number of processes may change during a run, the step may not."""
 
+from collections.abc import Iterator
+
 NUMBERS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 
 
@@ -48,3 +50,20 @@ def batch_of_run(record: dict, ds_config: dict) -> int:
     before = record.get("ds_config", {})
     same = all(before.get(name) == ds_config.get(name) for name in NUMBERS)
     return int(record.get("global_batch", 0)) if same else 0
+
+
+class NoClips:
+    """The stream of a process that sees no data, between the ends of a pipeline: empty micro-batches, for ever."""
+
+    def __init__(self, accumulation: int) -> None:
+        self.accumulation = accumulation
+
+    def __iter__(self) -> Iterator[list[dict]]:
+        while True:
+            yield [{} for _ in range(self.accumulation)]
+
+    def skips(self) -> dict[str, int]:
+        return {}
+
+    def report(self) -> dict[str, float]:
+        return {}

@@ -10,9 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from megajukebox.data.files import write_whole
 from megajukebox.data.stream.order import philox
-from megajukebox.data.stream.piped import PipedBatches
 from megajukebox.data.stream.skips import ALL_KINDS
-from megajukebox.data.stream.stream import Batches
 from megajukebox.training.engines import parallel
 from megajukebox.training.engines.engine import Engine
 from megajukebox.training.hearing import Hearing
@@ -23,7 +21,7 @@ from megajukebox.training.saving import resume, save
 from megajukebox.training.schedule import rate
 from megajukebox.training.survival.exits import Leave
 from megajukebox.training.survival.orders import FENCED, NOTHING, SAVE, STOP
-from megajukebox.training.tasks import Task
+from megajukebox.training.tasks import Stream, Task
 
 
 def train(run: Run, task: Task, engine: Engine) -> bool:
@@ -84,7 +82,7 @@ def train_one_step(
     task: Task,
     engine: Engine,
     batches: Iterator[list[dict]],
-    stream: Batches | PipedBatches,
+    stream: Stream,
     step: int,
 ) -> float:
     """Train step `step` (0-based), log it if it is due, and return its loss."""
@@ -121,7 +119,7 @@ def train_one_step(
     return metrics["loss"]
 
 
-def skipped(run: Run, task: Task, stream: Batches | PipedBatches) -> dict[str, int]:
+def skipped(run: Run, task: Task, stream: Stream) -> dict[str, int]:
     """Clips replaced so far on all ranks, in all and by kind; what the stages of one pipeline read counts once."""
     mine = stream.skips() if run.rank < task.reading.place.size else {}
     kinds = dict(zip(ALL_KINDS, parallel.total([mine.get(kind, 0) for kind in ALL_KINDS])))

@@ -12,7 +12,7 @@ from megajukebox.training.batching import batch_of_run, share_batch
 from megajukebox.training.config import Preset, TrainingSettings, dump
 from megajukebox.training.engines import parallel
 from megajukebox.training.engines.choosing import engine_of
-from megajukebox.training.engines.pipeline import reader
+from megajukebox.training.engines.pipeline import reader, sees_data
 from megajukebox.training.loop import train
 from megajukebox.training.plans.recipe import precision
 from megajukebox.training.plans.utilisation import peak, seconds_at_peak, step_flops
@@ -34,7 +34,7 @@ def run_task(
     ds_config = share_batch(as_given, reads.size, before)
     total, micro = ds_config["train_batch_size"], ds_config["train_micro_batch_size_per_gpu"]
     log = RunLog(out, writes=place.rank == 0, rank=place.rank)
-    task = make(Reading(reads, total, micro, on_bad=log.skip))
+    task = make(Reading(reads, total, micro, on_bad=log.skip, needed=sees_data(place, as_given)))
     if place.rank == 0:
         write_run_folder(out, preset, stage, task, {"ds_config": as_given, "global_batch": total})
     run = Run(out, settings, place, end, log, stop_after, at_peak(task, ds_config, place.size))

@@ -21,14 +21,17 @@ from megajukebox.data.stream.loading import ReadAhead
 from megajukebox.data.stream.order import Order
 from megajukebox.data.stream.piped import Piped, PipedBatches
 from megajukebox.data.stream.piped import held_out_batches as piped_held_out
-from megajukebox.data.stream.stream import Batches, OnBad, Source, held_out_batches, readable
+from megajukebox.data.stream.stream import Batches, OnBad, Source, held_out_batches, held_out_steps, readable
 from megajukebox.data.stream.windows import CodeWindows, Condition, Lyrics
 from megajukebox.models.losses import Bandwidth
 from megajukebox.models.prior import Prior, PriorConfig
 from megajukebox.models.vqvae import VQVAE, VQVAEConfig
+from megajukebox.training.batching import NoClips
 from megajukebox.training.config import ConditionSettings, Preset, TrainingSettings, level_of
 from megajukebox.training.finetune import Base, check_prior
 from megajukebox.training.launch import World
+
+Stream = Batches | PipedBatches | NoClips
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class Reading:
     global_batch: int
     micro_batch: int
     on_bad: OnBad
+    needed: bool = True  # False between the ends of a pipeline: nothing is read, all else is as for the others
 
 
 @dataclass(frozen=True)
@@ -58,8 +62,11 @@ class Task:
     files: dict[str, bytes] = field(default_factory=dict)  # what the run folder keeps beside the weights
     judge: Callable[[nn.Module], dict[str, Tensor]] | None = None  # more to evaluate: by name, values of some windows
 
-    def batches(self, first_step: int) -> Batches | PipedBatches:
+    def batches(self, first_step: int) -> Stream:
         """Lists of micro-batches, one list a step, from `first_step` on."""
+        reading = self.reading
+        if not reading.needed:
+            return NoClips(reading.global_batch // (reading.place.size * reading.micro_batch))
         return self._stream(first_step)
 
     def held_out(self) -> Iterable[dict]:
@@ -68,6 +75,8 @@ class Task:
         limit = self.settings.held_out_batches * size * place.size
         if isinstance(self.source, Piped):
             return piped_held_out(self.source, micro_batch=size, rank=place.rank, world=place.size, limit=limit)
+        if not self.reading.needed:
+            return [{}] * held_out_steps(self.source, micro_batch=size, world=place.size, limit=limit)
         on_bad = self.reading.on_bad
         return held_out_batches(
             self.source, micro_batch=size, rank=place.rank, world=place.size, limit=limit, on_bad=on_bad

@@ -288,13 +288,20 @@ def held_out_batches(
     With `limit` that many clips, evenly spread. What does not fill a batch on every rank is left out, but at least one
     batch is filled, by taking clips twice. Nothing if no song is held out, or `limit` is 0.
     """
-    clips = source.clips("held_out")
-    if not clips.any() or limit == 0:
+    steps = held_out_steps(source, micro_batch=micro_batch, world=world, limit=limit)
+    if not steps:
         return
-    order = InOrder(clips, limit)
-    steps = max(1, order.clips // (micro_batch * world))
+    order = InOrder(source.clips("held_out"), limit)
     plan = Plan(micro_batch * world, micro_batch, rank, world, steps=steps)
     bad = BadCount(share=1.0, after=0, on_bad=on_bad)
     for step in steps_of(source, order, plan, ahead):
         bad.add(micro_batch, step.bad)
         yield tensors(step.micro_batches[0])
+
+
+def held_out_steps(source: Source, *, micro_batch: int, world: int, limit: int | None = None) -> int:
+    """How many batches `held_out_batches` gives on every rank."""
+    clips = source.clips("held_out")
+    if not clips.any() or limit == 0:
+        return 0
+    return max(1, InOrder(clips, limit).clips // (micro_batch * world))

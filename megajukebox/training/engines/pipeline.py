@@ -47,6 +47,12 @@ def reader(place: World, ds_config: dict) -> World:
     return World(place.rank % data, place.local_rank, data)
 
 
+def sees_data(place: World, ds_config: dict) -> bool:
+    """Whether this process reads at all: of a pipeline the first stage does, and the last, which compares."""
+    count = stages(ds_config, place.size)
+    return place.rank // (place.size // count) in (0, count - 1)
+
+
 class PipelineEngine(Engine):
     """The prior of `config` over `pipeline.stages` processes, times as many pipelines side by side as there is room."""
 
@@ -80,13 +86,13 @@ class PipelineEngine(Engine):
     def _learn(self, micro_batches: list[dict]) -> dict[str, float]:
         self.reports, self.count = [], len(micro_batches)
         with told_of_lowest_scale():
-            self.engine.train_batch(iter([self._pair(batch) for batch in micro_batches]))
+            self.engine.train_batch(map(self._pair, micro_batches))  # the stages between the ends take none
         return self._averages()
 
     @torch.no_grad()
     def evaluate(self, batch: dict) -> dict[str, float]:
         self.reports, self.count, self.seen = [], 1, []
-        self.engine.eval_batch(iter([self._pair(batch)]), num_micro_batches=1, bcast_loss=False)
+        self.engine.eval_batch(map(self._pair, [batch]), num_micro_batches=1, bcast_loss=False)
         return self._averages()
 
     def _pair(self, batch: dict) -> tuple[tuple[Tensor, ...], Tensor]:
