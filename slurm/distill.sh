@@ -2,6 +2,7 @@
 # One level's student on 128 GPUs: it learns to draw many codes at once from the prior that draws one at a time.
 #
 #   LEVEL=top sbatch slurm/distill.sh                                 # or middle, bottom
+#   LEVEL=middle LESSON="--windows 20000 --order 0,1" sbatch slurm/distill.sh    # more windows, one order (distill --help)
 #
 # Costs   16 nodes x 8 V100; not a stage of Jukebox's run, so its days are those of your preset's steps (megajukebox plan).
 # Expect  RUNS/<level>_student/DONE; then sample draws that level with its student.
@@ -15,6 +16,7 @@
 cd "${SLURM_SUBMIT_DIR:-.}" && source slurm/cluster.sh || exit 93
 
 LEVEL=${LEVEL:-top}
+LESSON=${LESSON:-}                           # further options of distill
 case $LEVEL in
     top) teacher=$RUNS/top_prior ;;
     middle | bottom) teacher=$RUNS/${LEVEL}_upsampler ;;
@@ -25,4 +27,4 @@ run=$RUNS/${LEVEL}_student
 # shellcheck disable=SC2046,SC2086
 exec megajukebox supervise --several-runs "$run" -- srun --kill-on-bad-exit=1 --label --unbuffered \
     python "$(realpath megajukebox/distill.py)" "$LEVEL" --teacher "$teacher" --preset "$PRESET" \
-    --data "$SHARDS/codes" --out "$run" $(ds_option student) $SETTINGS
+    --data "$SHARDS/codes" --out "$run" $LESSON $(ds_option student) $SETTINGS

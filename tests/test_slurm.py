@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 from conftest import environment
 from disturbed_runs import NANO, PATIENCE, ROOT, events, fingerprint, losses, pids, steps
+from little_teacher import write_teacher
 from slurm_cluster import Cluster, missing
+
+from megajukebox.data.weights import read_facts
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.xdist_group("faults")]
 SMALL = ("--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1")
@@ -208,6 +211,23 @@ def test_a_node_on_which_ranks_died_twice_is_left(cluster, data, straight, tmp_p
     last = events(out, "resume")[-1]
     assert bad not in cluster.ask("scontrol", "show", "hostnames", last["nodes"]).split()
     assert same_as(straight, out)
+
+
+@pytest.mark.slow
+def test_a_student_is_distilled_through_the_death_of_a_rank(cluster, data, tmp_path):
+    """distill.sh with a tiny teacher: several runs in one folder, begun again by the job itself."""
+    runs, out = tmp_path / "runs", tmp_path / "runs/middle_student"
+    write_teacher(runs / "middle_upsampler")
+    (runs / "middle_upsampler/DONE").touch()
+    small = [f"training.middle_upsampler.{s}" for s in ("steps=8", "log_every=1", "evaluate_every=4", "save_every=2")]
+    told = {"LEVEL": "middle", "LESSON": "--windows 24 --order 0,1 --keep-going", "SETTINGS": " ".join(small)}
+    submit(cluster, data, runs, stage="distill", FAULT="kill=1@5", FAULT_MARKS=str(tmp_path), **told)
+    cluster.wait_for((out / "DONE").exists, 3 * PATIENCE)
+    assert [event["kind"] for event in events(out, "attempt_end")] == ["again", "done"]
+    (order,) = json.loads((out / "student.json").read_text())["orders"]
+    student = out / order["folder"]
+    assert events(student, "resume")[0]["step"] == 4 and steps(student) == 8
+    assert read_facts(student)["teacher"] == read_facts(runs / "middle_upsampler")["fingerprint"]
 
 
 @pytest.mark.slow
