@@ -6,7 +6,8 @@
 Every process builds its engine, trains two steps on made-up batches, and reports by how much its resident memory rose
 above what it was with everything imported (Linux: VmHWM, which /proc/self/clear_refs resets). The predictions are those
 of `plan` for CPUs, where a page counts once it is touched. malloc is told to give memory back at once, as a GPU's
-allocator reuses it; without that a process keeps what it has freed. Writes benchmarks/results/plan_memory.json.
+allocator reuses it; without that a process keeps what it has freed. benchmarks/results/plan_memory.json keeps the
+newest figures of each case.
 """
 
 import json
@@ -92,11 +93,19 @@ def main(
         print(json.dumps(measured(CASES[worker])))
         return
     chosen = [name for name in CASES if not only or any(part in name for part in only)]
-    rows = [compared(name, CASES[name]) for name in chosen]
+    rows = []
+    for name in chosen:
+        rows.append(compared(name, CASES[name]))
+        keep(rows[-1])
     Console(width=120).print(table(rows))
-    machine = {"date": datetime.now(timezone.utc).isoformat(timespec="minutes"), "torch": torch.__version__}
-    if not only:
-        write_whole(RESULT, (json.dumps({**machine, "made_by": made_by(), "cases": rows}, indent=1) + "\n").encode())
+
+
+def keep(row: dict[str, Any]) -> None:
+    """Add to the file of results; a case replaces what was known of it."""
+    known = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    date = datetime.now(timezone.utc).isoformat(timespec="minutes")
+    known[row["case"]] = {**row, "date": date, "torch": torch.__version__, "made_by": made_by()}
+    write_whole(RESULT, (json.dumps(known, indent=1) + "\n").encode())
 
 
 def compared(name: str, case: Case) -> dict[str, Any]:
