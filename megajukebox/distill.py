@@ -70,6 +70,7 @@ def main(
     real_share: Annotated[float, typer.Option(min=0, max=1, help="Share of them that are songs' own codes.")] = 0.2,
     data_only: Annotated[bool, typer.Option("--data-only", help="Train on songs' codes alone.")] = False,
     keep_going: Annotated[bool, typer.Option("--keep-going", help="Train orders after one that fails.")] = False,
+    chain: Annotated[bool, typer.Option("--chain", help="Start from the order before, not from the teacher.")] = False,
     stop_after: Annotated[int | None, typer.Option(min=1, help="Save and leave after this many steps.")] = None,
     cache: Annotated[Path, typer.Option(help="Where shards behind a URL are kept.")] = DEFAULT_CACHE,
     cache_gb: Annotated[float, typer.Option(min=0, help="How much of that disk they may fill.")] = 64,
@@ -86,7 +87,7 @@ def main(
         lesson = Lesson(windows, JUDGED, Manner(temperature, guidance), real_share)
         codes = ShardSet(data, Remote(cache, int(cache_gb * 2**30)))
         course = Course(source, codes, lesson, out, chosen, settings_of(chosen, level, ds_config), data_only, end)
-        finished = course.run(orders, keep_going, stop_after)
+        finished = course.run(orders, keep_going, chain, stop_after)
         parallel.stop()
         if not finished:
             end.kind = "done" if stop_after else "stopped"
@@ -114,7 +115,7 @@ class Course:
         load_into(prior, self.teacher.folder, device=device)
         return prior.eval().requires_grad_(False)
 
-    def run(self, orders: list[GridOrder], keep_going: bool, stop_after: int | None) -> bool:
+    def run(self, orders: list[GridOrder], keep_going: bool, chain: bool, stop_after: int | None) -> bool:
         """Teach `orders` one after another. Returns whether all that were to be trained are."""
         taught = self.windows()
         judge = self.judge(taught)
@@ -130,7 +131,7 @@ class Course:
                 print(told_of(stages[-1]))
             if not (stages[-1]["passed"] or keep_going):
                 break
-            before = folder
+            before = folder if chain else before
         if self.place.rank == 0:
             write_whole(self.out / "DONE", f"{len(stages)} orders\n".encode())
         parallel.barrier()

@@ -71,10 +71,9 @@ def test_each_order_is_a_run_that_says_what_it_is_worth(straight, given) -> None
     assert (straight / "DONE").exists() and (straight / table["use"] / "vocabularies.json").exists()
 
 
-def test_an_order_starts_from_the_one_before(straight, given) -> None:
+def test_every_order_starts_from_the_teacher(straight, given) -> None:
     first, then = (read_facts(straight / f"order-{o}") for o in ("1-1", "0-1"))
-    assert first["started_from"] == read_facts(given / "teacher")["fingerprint"]
-    assert then["started_from"] == first["fingerprint"]
+    assert first["started_from"] == then["started_from"] == read_facts(given / "teacher")["fingerprint"]
 
 
 def test_divergences_are_logged_in_training(straight) -> None:
@@ -134,9 +133,10 @@ def test_two_ranks_share_the_windows_and_the_training_and_stopped_end_as_if_they
 
 
 @pytest.mark.slow
-def test_on_data_alone_the_teachers_windows_only_judge(straight, given, tmp_path) -> None:
-    distill(given, tmp_path / "student", "--order", "0,1", "--data-only", "--keep-going")
-    facts = read_facts(tmp_path / "student/order-0-1")
+def test_on_data_alone_the_teachers_windows_only_judge_and_in_a_chain_orders_follow_each_other(given, tmp_path) -> None:
+    distill(given, tmp_path / "student", "--order", "1,1", "--order", "0,1", "--data-only", "--keep-going", "--chain")
+    first, facts = (read_facts(tmp_path / f"student/order-{o}") for o in ("1-1", "0-1"))
+    assert facts["started_from"] == first["fingerprint"] != first["started_from"]
     assert facts["data_only"] and "windows" not in facts
     last = read_lines(tmp_path / "student/order-0-1/metrics.jsonl")[-1]
     assert last["split"] == "held_out" and "kl_forward_ci" in last
