@@ -2,7 +2,7 @@
 
     python benchmarks/quiet_run.py [MINUTES]      # 30; every step rests, so that it takes a few per cent of two cores
 
-Half an hour of it is for the rules as more than a day. Writes benchmarks/results/quiet_run.json; exit code 1 if any
+Half an hour of it is for the rules as more than a day. Adds to benchmarks/results/quiet_run.json; exit code 1 if any
 alert fired or `watch` told of any problem.
 """
 
@@ -72,7 +72,8 @@ def main(minutes: float) -> int:
         "date": time.strftime("%Y-%m-%d"), "commit": made_by()["commit"], "rules_faster": FASTER, "scrape": "1s",
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, shared with other work",
     }  # fmt: skip
-    RESULTS.write_text(json.dumps(about | found, indent=1) + "\n")
+    before = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+    RESULTS.write_text(json.dumps([*before, about | found], indent=1) + "\n")
     print(json.dumps(found, indent=1))
     return int(bool(found["fired"] or found["told_by_watch"]))
 
