@@ -289,7 +289,7 @@ def test_weights_that_are_replaced_while_they_are_scored_stay_those_that_were_th
         (["nowhere", "--against", "songs"], "does not exist"),
         (["runs/vqvae", "--against", "runs"], "holds no samples"),
         (["runs/vqvae", "--against", "songs", "--against", "songs"], "a second set of songs"),
-        (["runs/vqvae", "--against", "songs", "--checkpoint", "step-7"], "give newest"),
+        (["runs/vqvae", "--against", "songs", "--checkpoint", "step-7"], "neither newest nor a step"),
         (["runs/vqvae", "--against", "songs", "--gate", "none.json"], "cannot be read"),
     ],
     ids=str,
