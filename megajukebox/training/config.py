@@ -97,6 +97,10 @@ class TrainingSettings(Settings):
     evaluate_every: int = Field(100, gt=0)
     log_every: int = Field(10, gt=0)
     save_every: int = Field(100, gt=0)
+    save_in_background: bool = Field(True, description="train on while a checkpoint is written, from a copy in memory")
+    export_every: int = Field(
+        1, gt=0, description="weights are exported at the first save, at one after every so many steps, and at the end"
+    )
     keep: int = Field(3, gt=0, description="checkpoints kept: the last ones")
     keep_every: int = Field(0, ge=0, description="checkpoints of steps that are multiples of it stay for good; 0: none")
     peak_tflops: float | None = Field(None, gt=0, description="of one device, for `mfu`; GPUs in gpus.py are known")
@@ -125,6 +129,15 @@ class TrainingSettings(Settings):
     bad_share: float = Field(0.01, ge=0, le=1, description="the run stops when more clips than this cannot be read")
     volume_db: float = Field(0, ge=0, le=24, description="vqvae only: random volume, up to this much up or down")
     eq_db: float = Field(0, ge=0, le=24, description="vqvae only: random tone curve, up to this much up or down")
+
+    @model_validator(mode="after")
+    def _check_samples(self) -> "TrainingSettings":
+        if 0 < self.sample_every < self.export_every:
+            raise ValueError(
+                f"sample_every {self.sample_every} needs exported weights, but export_every is {self.export_every};"
+                " lower the latter or raise the former"
+            )
+        return self
 
 
 class AudioSettings(Settings):

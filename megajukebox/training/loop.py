@@ -16,8 +16,9 @@ from megajukebox.training.engines.engine import Engine
 from megajukebox.training.hearing import Hearing
 from megajukebox.training.heeding import check_copies, heed
 from megajukebox.training.listening import listen
+from megajukebox.training.resuming import resume
 from megajukebox.training.run import Run
-from megajukebox.training.saving import resume, save
+from megajukebox.training.saving import Saves
 from megajukebox.training.schedule import rate
 from megajukebox.training.survival.exits import Leave
 from megajukebox.training.survival.orders import FENCED, NOTHING, SAVE, STOP
@@ -30,7 +31,8 @@ def train(run: Run, task: Task, engine: Engine) -> bool:
     Raises TrainingDiverged when too many steps had to be skipped; the last checkpoint stays as it is. Raises Leave when
     a newer start has taken the run, it was set back, or the last checkpoint could not be saved.
     """
-    first = saved = resume(run, task, engine)
+    first = resume(run, task, engine)
+    saves = Saves(run, task, engine, first)
     run.log.event("data", first, **task.corpus())
     last = min(run.settings.steps, first + (run.stop_after or run.settings.steps))
     stream, done, order = task.batches(run.data_step(first)), first, NOTHING
@@ -39,9 +41,10 @@ def train(run: Run, task: Task, engine: Engine) -> bool:
     run.pulse.step, run.pulse.stage = first, run.rank * engine.stages // run.ranks
     run.pulse.enter("step")
     with progress_bar(run, first) as advance:
-        while done < last and (order := parallel.highest(run.orders.now())) < STOP:
-            if order == SAVE and done > saved and save(run, task, engine, done):
-                saved = done
+        while done < last and (order := meet(run, saves)) < STOP:
+            if order == SAVE:
+                saves.begin(done, export=True)
+                saves.end()
             run.orders.saved(order)
             advance(train_one_step(run, task, engine, batches, stream, done))
             done += 1
@@ -49,18 +52,27 @@ def train(run: Run, task: Task, engine: Engine) -> bool:
                 check_copies(run, engine, done)
             if done % run.settings.evaluate_every == 0 or done == run.settings.steps:
                 evaluate(run, task, engine, done)
-            if done % run.settings.save_every == 0 and done < last and save(run, task, engine, done):
-                saved = done
-            hearing.after_save(saved)
+            if done % run.settings.save_every == 0 and done < last:
+                saves.begin(done)
+            hearing.after_save(saves.exported)
     if order == FENCED:
         raise Leave("fenced", f"another start of {run.folder} has taken over from generation {run.generation.number}")
-    if done > saved and not save(run, task, engine, done):
+    saves.begin(done, export=done == run.settings.steps)
+    if not saves.end():
         raise Leave("storage", f"step {done} of {run.folder} could not be saved (events.jsonl says why); start again")
-    hearing.after_save(done)
+    hearing.after_save(saves.exported)
     with run.pulse.section("save"):
         hearing.end(wait=done == run.settings.steps)
         parallel.barrier()
     return tell_end(run, done)
+
+
+def meet(run: Run, saves: Saves) -> int:
+    """All ranks, before a step: the strongest order that one of them knows of. What all have written is made final."""
+    order, writing = parallel.highest(run.orders.now(), saves.writing)
+    if not writing and order != FENCED:
+        saves.end()
+    return order
 
 
 def tell_end(run: Run, done: int) -> bool:

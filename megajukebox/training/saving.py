@@ -1,17 +1,20 @@
-"""Saving and going on: every rank writes its part, all agree whether it is good, and only then is it a checkpoint.
+"""Saving: every rank writes its part, all agree whether it is good, and only then is it a checkpoint.
 
-A full disk costs this save, not the run: all ranks give it up together, say so, and train on.
+A full disk costs this save, not the run: all ranks give it up together, say so, and train on. So may they while the
+files are being written, in the background: the ranks meet before every step anyway, and the step before which all have
+written is the one at which the checkpoint is made final.
 """
 
-import os
+import json
 import shutil
 import time
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 from torch import Tensor
 
-from megajukebox.data.weights import Pending, save_weights
+from megajukebox.data.weights import FACTS, WEIGHTS, Pending, save_weights
 from megajukebox.training import checkpoint
 from megajukebox.training.engines import parallel
 from megajukebox.training.engines.engine import Engine
@@ -19,79 +22,112 @@ from megajukebox.training.run import Run
 from megajukebox.training.tasks import Task
 
 
-def resume(run: Run, task: Task, engine: Engine) -> int:
-    """Load the newest whole checkpoint, if the run has one; returns the first step to train (0-based).
+@dataclass
+class Begun:
+    """A save that is not yet final."""
 
-    Raises ValueError where there are checkpoints and none is whole.
-    """
-    with run.pulse.section("load"):
-        folder = newest(run)
-        if folder is None:
-            run.log.event("start", 0, ranks=run.ranks, generation=run.generation.number, **slurm_facts())
-            return 0
-        state = checkpoint.read_state(folder)
-        task.check_state(state["stream"])
-        engine.load(folder, run.pulse.progressed)
-        engine.stability.restore(state.get("stability", {}))
-        run.log.forget_after(state["step"])
-        facts = {"ranks": run.ranks, "generation": run.generation.number, **slurm_facts()}
-        run.log.event("resume", state["step"], checkpoint=folder.name, **facts)
-    return state["step"]
+    step: int
+    written: Path | None = None  # the folder; None if there was nothing to write, or no room
+    state: dict = field(default_factory=dict)
+    failure: str | None = None
+    started: float = field(default_factory=time.perf_counter)
+    stall: float = 0.0  # seconds that training stood still for it
 
 
-def newest(run: Run) -> Path | None:
-    """The newest whole checkpoint; the ranks share the reading of its files, and must all find them whole."""
-    rejected: list[str] = []
-    for folder in parallel.from_rank_0(checkpoint.candidates(run.folder)):
-        found = parallel.gathered(checkpoint.flaws(folder, (run.rank, run.ranks)))
-        wrong = next((flaw for flaw in found if flaw), None)
-        if wrong is None:
-            return folder
-        rejected.append(f"{folder.name}: {wrong}")
-        run.log.event("reject", reason=rejected[-1])
-    try:
-        checkpoint.refuse_zero(run.folder, rejected)
-    except ValueError as error:
-        run.end.kind = "no_checkpoint"
-        run.log.event("alert", reason=str(error))
-        raise
-    return None
+class Saves:
+    """Checkpoints of everything, and the weights on their own for those who only read them. Methods are collectives."""
 
+    def __init__(self, run: Run, task: Task, engine: Engine, first: int) -> None:
+        self.run, self.task, self.engine = run, task, engine
+        self.saved = first  # the step of the newest checkpoint
+        self.exported = min(first, parallel.from_rank_0(exported(run.folder)))  # and of the newest weights; -1: none
+        self.begun: Begun | None = None
 
-def slurm_facts() -> dict[str, str]:
-    """The job and nodes of this start, where SLURM tells."""
-    names = {"job": "SLURM_JOB_ID", "nodes": "SLURM_JOB_NODELIST", "restarts": "SLURM_RESTART_COUNT"}
-    return {name: os.environ[variable] for name, variable in names.items() if variable in os.environ}
+    @property
+    def writing(self) -> bool:
+        """Whether this rank's part of a checkpoint is still on its way to the disk."""
+        return self.begun is not None and self.engine.storage.busy
 
+    def begin(self, step: int, export: bool = False) -> None:
+        """Save `step`, the present one, as far as that has not been done; `end` makes it final.
 
-def save(run: Run, task: Task, engine: Engine, step: int) -> bool:
-    """A checkpoint of everything, and the weights on their own for those who only read them. Whether it is there."""
-    with run.pulse.section("save"):
-        started = time.perf_counter()
-        failure = write_checkpoint(run, task, engine, step) or export(run, task, engine, step)
-        seconds = round(time.perf_counter() - started, 3)
+        Weights are exported when it is their turn, or with `export` at once.
+        """
+        self.end()
+        export = step > self.exported and (export or self._export_is_due(step))
+        if step <= self.saved and not export:
+            return
+        with self.run.pulse.section("save"):
+            begun = self.begun = Begun(step)
+            if step > self.saved:
+                self._write(begun, export)
+            if export and not begun.failure:
+                begun.failure = self._export(step)
+            begun.stall = time.perf_counter() - begun.started
+
+    def end(self) -> bool:
+        """Wait until all ranks have written what was begun, and make it a checkpoint. Whether all of it is there."""
+        if self.begun is None:
+            return True
+        begun, self.begun, again = self.begun, None, time.perf_counter()
+        with self.run.pulse.section("save"):
+            failure = (self._seal(begun, begun.written) if begun.written else None) or begun.failure
+        now = time.perf_counter()
+        told = {"seconds": round(now - begun.started, 3), "stall_seconds": round(begun.stall + now - again, 3)}
+        told |= {"exported": self.exported}
         if failure:
-            run.log.event("save_failed", step, reason=failure, seconds=seconds)
-        else:
-            run.log.event("save", step, seconds=seconds)
-    return failure is None
+            self.run.log.event("save_failed", begun.step, reason=failure, **told)
+            return False
+        self.run.log.event("save", begun.step, **told)
+        self.saved = begun.step
+        return True
 
+    def _export_is_due(self, step: int) -> bool:
+        every = self.run.settings.export_every
+        return self.exported < 0 or step // every > self.exported // every
 
-def write_checkpoint(run: Run, task: Task, engine: Engine, step: int) -> str | None:
-    """In two phases: all parts are written and found good, then one rank makes them final. Returns why not, if so."""
-    written = checkpoint.partial(run.folder, step, run.generation.number)
-    failure = agreed(prepare(run, written) if run.rank == 0 else None)
-    if failure:
+    def _write(self, begun: Begun, export: bool) -> None:
+        """Every rank's part, or the beginning of it."""
+        run, step = self.run, begun.step
+        written = checkpoint.partial(run.folder, step, run.generation.number)
+        begun.failure = agreed(prepare(run, written, export) if run.rank == 0 else None)
+        if begun.failure:
+            return
+        begun.written = written
+        begun.state = {"step": step, "stream": self.task.stream_state(run.data_step(step)), "ranks": run.ranks}
+        begun.state["stability"] = self.engine.stability.state()
+        self.engine.save(written, run.settings.save_in_background)
+
+    def _seal(self, begun: Begun, written: Path) -> str | None:
+        """All parts were written and found good, then one rank makes them final. Returns why not, if so."""
+        failure = agreed(self.engine.storage.finish())
+        stored = {path: facts for part in parallel.gathered(self.engine.storage.stored) for path, facts in part.items()}
+        if not failure:
+            failure = agreed(sealed(self.run, written, begun, stored) if self.run.rank == 0 else None)
+        if failure and self.run.rank == 0:
+            shutil.rmtree(written, ignore_errors=True)
         return failure
-    failure = agreed(engine.save(written))
-    stored = {path: facts for part in parallel.gathered(engine.storage.stored) for path, facts in part.items()}
-    if not failure:
-        state = {"step": step, "stream": task.stream_state(run.data_step(step)), "ranks": run.ranks}
-        state["stability"] = engine.stability.state()
-        failure = agreed(sealed(run, written, step, state, stored) if run.rank == 0 else None)
-    if failure and run.rank == 0:
-        shutil.rmtree(written, ignore_errors=True)
-    return failure
+
+    def _export(self, step: int) -> str | None:
+        """model.safetensors + model.json: rank 0 writes, the others only help to gather. Returns why not, if so."""
+        waiting, failure = self.engine.weights(), None
+        if self.run.rank == 0:
+            weights = {name: Pending(w.dtype, w.shape, partial(taken, waiting, name)) for name, w in waiting.items()}
+            try:
+                save_weights(self.run.folder, self.task.kind, self.task.config, weights, step, **self.task.facts)
+            except OSError as error:
+                failure = f"cannot write the weights: {error}"
+        for pending in waiting.values():  # to gather takes all ranks, also when the one that writes has given up
+            pending.make()
+        failure = agreed(failure)
+        self.exported = self.exported if failure else step
+        return failure
+
+
+def exported(run: Path) -> int:
+    """The step of the weights that a run has exported; -1 if there are none."""
+    path = run / FACTS
+    return json.loads(path.read_text())["step"] if path.is_file() else -1
 
 
 def agreed(failure: str | None) -> str | None:
@@ -99,14 +135,16 @@ def agreed(failure: str | None) -> str | None:
     return next((found for found in parallel.gathered(failure) if found), None)
 
 
-def prepare(run: Run, written: Path) -> str | None:
-    """An empty folder to write to, if there is room: what the newest checkpoint took, or what state must take."""
+def prepare(run: Run, written: Path, export: bool) -> str | None:
+    """An empty folder to write to, if there is room for what the newest checkpoint took (and the exported weights)."""
     try:
         for stale in written.parent.glob("*.partial"):
             shutil.rmtree(stale, ignore_errors=True)
         (written / "state").mkdir(parents=True)  # DeepSpeed would make it, and on a full disk raise
         before = checkpoint.candidates(run.folder)
         needed = checkpoint.size_of(before[0]) if before else 0
+        if export and (run.folder / WEIGHTS).is_file():
+            needed += (run.folder / WEIGHTS).stat().st_size
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"cannot prepare {written.name}: {error}"
     free = shutil.disk_usage(written).free
@@ -115,27 +153,13 @@ def prepare(run: Run, written: Path) -> str | None:
     return None
 
 
-def sealed(run: Run, written: Path, step: int, state: dict, stored: dict[str, checkpoint.Stored]) -> str | None:
+def sealed(run: Run, written: Path, begun: Begun, stored: dict[str, checkpoint.Stored]) -> str | None:
     keep = checkpoint.Keep(run.settings.keep, run.settings.keep_every)
     try:
-        checkpoint.seal(written, step, state, keep, stored, run.generation.check)
+        checkpoint.seal(written, begun.step, begun.state, keep, stored, run.generation.check)
     except OSError as error:
         return f"cannot finish {written.name}: {error}"
     return None
-
-
-def export(run: Run, task: Task, engine: Engine, step: int) -> str | None:
-    """model.safetensors + model.json: rank 0 writes, the others only help to gather. Returns why it failed, if so."""
-    waiting, failure = engine.weights(), None
-    if run.rank == 0:
-        weights = {name: Pending(w.dtype, w.shape, partial(taken, waiting, name)) for name, w in waiting.items()}
-        try:
-            save_weights(run.folder, task.kind, task.config, weights, step, **task.facts)
-        except OSError as error:
-            failure = f"cannot write the weights: {error}"
-    for pending in waiting.values():  # to gather takes all ranks, also when the one that writes has given up
-        pending.make()
-    return agreed(failure)
 
 
 def taken(waiting: dict[str, Pending], name: str) -> Tensor:

@@ -1,7 +1,8 @@
 """Faults for a training process that is otherwise the real one: Python runs this file where it is on PYTHONPATH.
 
 FAULT is a list such as "slow=0.2 kill=1@7": what happens to which rank before which step (0-based). Each happens once:
-a file in the folder FAULT_MARKS remembers. A file `hurry` there ends slowness.
+a file in the folder FAULT_MARKS remembers. A file `hurry` there ends slowness. With "slow_disk=2" every file of a
+checkpoint rests for so many seconds when half of it is written.
 """
 
 import ctypes
@@ -62,6 +63,22 @@ class Patch(importlib.abc.MetaPathFinder, importlib.abc.Loader):
             return plain(run, task, engine, batches, stream, step, *more)
 
         module.train_one_step = struck
+        slow_disk(sum(float(f.partition("=")[2]) for f in os.environ["FAULT"].split() if f.startswith("slow_disk=")))
+
+
+def slow_disk(seconds):
+    from megajukebox.training.engines.storage import Hashing
+
+    plain = Hashing.write
+
+    def slowly(file, data):
+        half = len(data) // 2 if seconds and len(data) > 5000 else 0
+        plain(file, data[:half])
+        file.flush()
+        time.sleep(seconds if half else 0)
+        return plain(file, data[half:])
+
+    Hashing.write = slowly
 
 
 if "FAULT" in os.environ:

@@ -264,11 +264,13 @@ class Engine:
             finally:
                 _fill(parameters, trained)
 
-    def save(self, folder: Path) -> str | None:
-        """Every rank writes its part of weights and optimizer state into `folder`. Returns why this rank could not."""
-        self.storage.begin()
+    def save(self, folder: Path, background: bool = False) -> None:
+        """Every rank writes its part of weights and optimizer state, as they are now, into `folder`; or begins to.
+
+        `storage.finish` tells whether it could.
+        """
+        self.storage.begin(background)
         self.engine.save_checkpoint(str(folder), tag="state", save_latest=False)
-        return self.storage.failure
 
     def load(self, folder: Path, progressed: Callable[[], None] = lambda: None) -> None:
         """The inverse of `save`, on any number of ranks; `progressed` is called while a long conversion goes on.

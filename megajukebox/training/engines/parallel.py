@@ -67,11 +67,11 @@ def gathered(value: T) -> list[T]:
     return box
 
 
-def highest(number: int) -> int:
-    """The highest `number` of all ranks."""
-    asked = torch.tensor(number, device=_device())
+def highest(*numbers: int) -> list[int]:
+    """The highest of all ranks, for each of `numbers`."""
+    asked = torch.tensor(numbers, device=_device())
     dist.all_reduce(asked, op=dist.ReduceOp.MAX)
-    return int(asked.item())
+    return asked.tolist()
 
 
 def memory() -> dict[str, float]:

@@ -2,11 +2,18 @@
 
 DeepSpeed's own writer raises on the one rank whose disk is full and leaves the others waiting for it; its reader runs
 whatever code a file holds. This one notes the failure for all ranks to agree upon, and loads tensors and three names.
+
+In the background, a file is first made in memory (what it holds may change with the next step) and written by a thread,
+which only sums and writes: it takes no part in a collective and hardly needs the interpreter.
 """
 
 import hashlib
+import io
 import os
 import shutil
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
@@ -38,21 +45,44 @@ class Storage:
     def __init__(self, allowed: list[Any]) -> None:
         """`allowed`: the classes and functions that a checkpoint's files may name."""
         self.allowed = allowed
+        self._writer = ThreadPoolExecutor(1, "checkpoint")
         self.begin()
 
-    def begin(self) -> None:
-        """A new checkpoint: nothing written, nothing failed."""
+    def begin(self, background: bool = False) -> None:
+        """A new checkpoint: nothing written, nothing failed. The one before must be finished."""
+        self.background = background
         self.failure: str | None = None
         self.stored: dict[str, Stored] = {}
+        self._writing: list[Future[None]] = []
+
+    @property
+    def busy(self) -> bool:
+        """Whether files of this checkpoint are still being written."""
+        return not all(file.done() for file in self._writing)
+
+    def finish(self) -> str | None:
+        """Wait for the files of this checkpoint; why it is no good, if so."""
+        for file in self._writing:
+            file.result()
+        return self.failure
 
     def save(self, state_dict: Any, path: str) -> None:
-        """Write one file to the disk itself; after a failure the rest of this save is left out."""
+        """Write one file, now or in the background; after a failure the rest of this save is left out."""
+        if not self.background:
+            self._write(path, partial(torch.save, state_dict))
+            return
+        held = io.BytesIO()
+        torch.save(state_dict, held)
+        self._writing.append(self._writer.submit(self._write, path, lambda file: file.write(held.getbuffer())))
+
+    def _write(self, path: str, fill: Callable[[IO[bytes]], Any]) -> None:
+        """One file, to the disk itself."""
         if self.failure:
             return
         try:
             with open(path, "wb") as file:
                 hashing = Hashing(file)
-                torch.save(state_dict, cast(IO[bytes], hashing))
+                fill(cast(IO[bytes], hashing))
                 file.flush()
                 os.fsync(file.fileno())
             self.stored[path] = Stored(hashing.bytes, hashing.digest.hexdigest())
