@@ -1,6 +1,6 @@
 """Ask a run to save now, whatever its save_every says.
 
-megajukebox save runs/top_prior            # leaves the file SAVE, which goes when the checkpoint is there
+megajukebox save runs/top_prior    # leaves the file SAVE, which goes when checkpoint and exported weights are there
 """
 
 from pathlib import Path
