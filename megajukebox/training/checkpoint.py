@@ -58,7 +58,8 @@ def seal(
     """
     run = written.parent.parent
     write_whole(written / STATE, json.dumps(state, indent=1).encode())
-    files = sorted(p for p in written.rglob("*") if p.is_file())
+    # A start that was killed while it sealed this same folder may have left a half manifest there.
+    files = sorted(p for p in written.rglob("*") if p.is_file() and p.suffix != ".partial")
     facts = dict(stored or {})
     unread = [path for path in files if str(path) not in facts]
     with ThreadPoolExecutor() as pool:
