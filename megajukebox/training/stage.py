@@ -16,6 +16,7 @@ from megajukebox.training.engines.pipeline import reader, sees_data
 from megajukebox.training.loop import train
 from megajukebox.training.plans.recipe import precision
 from megajukebox.training.plans.utilisation import peak, seconds_at_peak, step_flops
+from megajukebox.training.room import no_room
 from megajukebox.training.run import Run
 from megajukebox.training.survival.exits import Ending, within
 from megajukebox.training.tasks import Reading, Task
@@ -37,6 +38,9 @@ def run_task(
     task = make(Reading(reads, total, micro, on_bad=log.skip, needed=sees_data(place, as_given)))
     if place.rank == 0:
         write_run_folder(out, preset, stage, task, {"ds_config": as_given, "global_batch": total})
+    lacking = parallel.from_rank_0(no_room(out, task.build, settings.ema_decay > 0) if place.rank == 0 else None)
+    if lacking:
+        raise ValueError(lacking)
     run = Run(out, settings, place, end, log, stop_after, at_peak(task, ds_config, place.size))
     try:
         return train(run, task, engine_of(task.config, task.build, ds_config, settings, weights))
