@@ -13,19 +13,19 @@ CHECKPOINT_BYTES = 12  # a weight, at least: it and Adam's two moments, in float
 EXPORT_BYTES = 4
 
 
-def no_room(run: Path, build: Callable[[], nn.Module], averaged: bool) -> str | None:
-    """Why the first checkpoint and exported weights of a run cannot be written to its disk; None if they can.
+def no_room(run: Path, build: Callable[[], nn.Module], averaged: bool) -> str:
+    """Why the first checkpoint and exported weights of a run cannot be written to its disk; empty if they can.
 
     The weights are counted on the meta device. A run that has a checkpoint is not asked: each save looks by itself.
     """
     if checkpoint.candidates(run):
-        return None
+        return ""
     with torch.device("meta"):
         weights = sum(parameter.numel() for parameter in build().parameters())
     needed = weights * (CHECKPOINT_BYTES + EXPORT_BYTES + (4 if averaged else 0))
     free = shutil.disk_usage(run).free
     if free >= needed:
-        return None
+        return ""
     return (
         f"{run} has {free / 1e9:.3g} GB free, but the first checkpoint and the exported weights of {weights:,} weights"
         f" take at least {needed / 1e9:.3g} GB; make room or give another --out"
