@@ -16,6 +16,7 @@ from typing import Annotated
 
 import typer
 
+from megajukebox.data.files import read_record
 from megajukebox.monitoring.metrics import RunLog
 from megajukebox.training.survival import slurm
 from megajukebox.training.survival.attempts import (
@@ -27,7 +28,7 @@ from megajukebox.training.survival.attempts import (
     without_progress,
 )
 from megajukebox.training.survival.chain import telling
-from megajukebox.training.survival.exits import DONE, FENCED, PERSON, TEMPORARY, read_record
+from megajukebox.training.survival.exits import DONE, FENCED, PERSON, TEMPORARY
 from megajukebox.training.survival.generation import FILE
 
 HEARD = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-from megajukebox.data.files import write_whole
+from megajukebox.data.files import read_record, write_whole
 from megajukebox.explorer import files
 
 PACKAGE = Path(__file__).parent
@@ -17,7 +17,7 @@ class Made:
 
     def __init__(self, out: Path, kind: str) -> None:
         self.out, self.path = out, out / f".{kind}.json"
-        self.before = remembered(self.path)
+        self.before = read_record(self.path)
         self.now: dict[str, list] = {}
 
     def page(self, path: Path, inputs: tuple, render: Callable[[], str]) -> None:
@@ -40,15 +40,6 @@ class Made:
         if self.now != self.before:
             self.out.mkdir(parents=True, exist_ok=True)
             write_whole(self.path, json.dumps(self.now).encode())
-
-
-def remembered(path: Path) -> dict[str, list]:
-    """Nothing where the file is missing or damaged: then every page is made again."""
-    try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 @cache

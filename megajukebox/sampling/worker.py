@@ -24,16 +24,14 @@ from megajukebox.data.conditions.vocabulary import VOCABULARIES
 from megajukebox.data.weights import FACTS, WEIGHTS
 from megajukebox.sampling.choosing import FILE as ALIGNMENT
 from megajukebox.sampling.jukebox import Jukebox, Stopped
-from megajukebox.sampling.memory import weight_numbers
+from megajukebox.sampling.memory import Need, free_memory, room
 from megajukebox.sampling.reporting import ProgressFile
 from megajukebox.sampling.requests import Request, parse_requests
 from megajukebox.sampling.student_runs import TABLE
 from megajukebox.sampling.unfinished import Unfinished
 
 READ = (FACTS, WEIGHTS, VOCABULARIES, ALIGNMENT, TABLE)  # of a run; where one changes, the jukebox is loaded again
-SHARE = (
-    0.5  # of the free memory that the priors may fill together; larger ones are loaded level by level, as `sample` does
-)
+SHARE = 0.5  # of the free memory, for priors that stay loaded; larger ones are loaded level by level, as `sample` does
 
 
 class Standing:
@@ -91,10 +89,12 @@ def stamps(runs: Path) -> dict[str, tuple[int, int]]:
 
 def fits(jukebox: Jukebox) -> bool:
     """Whether all priors may stay loaded together: within a share of what the device has free."""
-    on_gpu = jukebox.device.type == "cuda"
-    free = torch.cuda.mem_get_info(jukebox.device)[0] if on_gpu else psutil.virtual_memory().available
-    numbers = sum(weight_numbers(run.config) for run in jukebox.levels.values())
-    return numbers * jukebox.dtype.itemsize <= SHARE * free
+    needs = [Need(run.config, 1, 2, level in jukebox.students) for level, run in jukebox.levels.items()]
+    limit = SHARE * free_memory(jukebox.device)
+    try:
+        return room(needs, 1, limit, jukebox.dtype, jukebox.device.type == "cpu").together
+    except ValueError:  # not even one at a time: then a song's own attempt says so
+        return False
 
 
 def forget(out: Path, request: Request) -> None:

@@ -10,8 +10,8 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from megajukebox.data.files import read_record
 from megajukebox.monitoring.metrics import read_lines
-from megajukebox.training.survival.exits import read_record
 from megajukebox.training.survival.generation import FILE
 from megajukebox.training.survival.suspects import read_heartbeats
 

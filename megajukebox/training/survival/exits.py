@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from megajukebox.data.files import write_whole
+from megajukebox.data.files import read_record, write_whole
 from megajukebox.training.launch import host
 
 DONE, STOPPED, TEMPORARY, PERSON, FENCED = 0, 85, 75, 93, 98
@@ -72,15 +72,6 @@ class Ending:
             write_whole(path, json.dumps(told | {"time": time.time(), "generation": self.generation}).encode())
         except OSError as error:
             print(f"could not write {path}: {error}", file=sys.stderr)
-
-
-def read_record(path: Path) -> dict:
-    """The JSON object at `path`; empty if there is none or it cannot be read."""
-    try:
-        told = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return told if isinstance(told, dict) else {}
 
 
 @contextmanager

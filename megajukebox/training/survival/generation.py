@@ -11,9 +11,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from megajukebox.data.files import make_run_folder, write_whole
+from megajukebox.data.files import make_run_folder, read_record, write_whole
 from megajukebox.training.launch import host
-from megajukebox.training.survival.exits import Leave, read_record
+from megajukebox.training.survival.exits import Leave
 
 FILE = "generation.json"
 
