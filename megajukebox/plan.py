@@ -69,15 +69,36 @@ def plan_of(preset: Preset, stage: str, gpus: int | None, gpu: str, ds: str | No
 def overview(plans: list[Plan]) -> Table:
     """A line for each stage."""
     made = Table(title=f"{plans[0].preset} on {plans[0].gpu}")
-    for column in ("stage", "parameters", "GPUs", "ds_config", "GiB a GPU", "s a step", "steps", "days", "GPU-days"):
+    for column in (
+        "stage",
+        "parameters",
+        "GPUs",
+        "ds_config",
+        "GiB a GPU",
+        "samples",
+        "s a step",
+        "steps",
+        "days",
+        "GPU-days",
+    ):
         made.add_column(column, justify="left" if column in ("stage", "ds_config") else "right")
     for p in plans:
         made.add_row(
             p.stage, f"{p.parameters / 1e6:,.1f} M", str(p.gpus), p.ds_config,
-            f"{p.memory.needed:.1f} of {p.memory.available:.1f}", f"{p.step_seconds:.2f}", f"{p.steps:,}",
-            f"{p.days:.1f}", f"{p.gpu_days:,.0f}",
+            f"{p.memory.needed:.1f} of {p.memory.available:.1f}", f"{p.samples_per_step:,}",
+            f"{p.step_seconds:.2f}", f"{p.steps:,}", f"{p.days:.1f}", f"{p.gpu_days:,.0f}",
         )  # fmt: skip
+    smaller = [p for p in plans if p.samples_of_jukebox]
+    made.caption = "\n".join(f"{p.stage}: {same_step(p)}" for p in smaller) or None
     return made
+
+
+def same_step(p: Plan) -> str:
+    """How to have Jukebox's step on other numbers of GPUs: the nearest that the ranks can share."""
+    ranks = p.recipe.data_ranks(p.gpus)
+    batch = max(1, round((p.samples_of_jukebox or 0) / ranks)) * ranks
+    days = f"about {p.days * batch / p.samples_per_step:,.0f} days"
+    return f"{p.samples_of_jukebox} a step on Jukebox's GPUs: training.{p.stage}.batch={batch}, {days}"
 
 
 def tables(p: Plan) -> list[Table]:
@@ -92,7 +113,7 @@ def what(p: Plan) -> Table:
         "parameters": f"{p.parameters:,}",
         "how": f"{p.ds_config}: ZeRO-{way.stage}, {way.precision}, {split}{way.data_ranks(p.gpus)} data-parallel ranks",
         "a step": f"{way.micro} x {way.accumulation} a rank, {p.samples_per_step:,} samples, "
-        f"{p.units_per_step:,.0f} {p.unit}",
+        f"{p.units_per_step:,.0f} {p.unit}" + (f" ({same_step(p)})" if p.samples_of_jukebox else ""),
         "largest micro-batch": f"{p.memory.largest_micro_batch} (of 1, 2, 4 ... 64)",
         "work": f"{p.teraflops_per_sample:.2f} TFLOP a sample, forward and backward",
         "pace": f"{p.share_of_peak:.1%} of the peak ({p.share_from}): {p.step_seconds:.2f} s a step"

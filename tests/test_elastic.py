@@ -54,6 +54,16 @@ def test_zero3_goes_on_with_another_number_of_processes(little, zero3, ranks, tm
     goes_on(little, zero3, ranks, tmp_path)
 
 
+def test_a_preset_s_batch_is_that_of_all_processes_together(little, zero3, tmp_path):
+    run, plain = tmp_path / "run", str(write_ds_config(tmp_path, "prior_zero3_cpu.json", optimizer=ADAM))
+    train(*little, run, "--ds-config", plain, "training.top_prior.batch=12")
+    assert losses(run) == pytest.approx(losses(zero3[0]), rel=1e-5), "the same 12 clips a step, one after another"
+    done = train(
+        *little, run, "--ds-config", plain, "training.top_prior.batch=6", "training.top_prior.steps=9", expect=93
+    )
+    assert "global_batch 12 but this run has 6" in done
+
+
 @pytest.mark.parametrize("ranks", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_pipeline_goes_on_with_another_number_of_stages(little, pipeline, ranks, tmp_path):
     goes_on(little, pipeline, ranks, tmp_path)

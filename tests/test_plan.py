@@ -247,6 +247,15 @@ def test_the_entry_tells_a_stage_as_json():
     assert made["samples_per_step"] == 4 and made["days"] == pytest.approx(made["steps"] * made["step_seconds"] / DAY)
 
 
+def test_fewer_gpus_than_jukebox_had_are_told_how_to_have_its_step():
+    asked = ("jukebox_5b", "--stage", "middle_upsampler", "--gpus", "16")
+    code, output = entry(*asked)
+    assert code == 0 and "16 samples" in output and "training.middle_upsampler.batch=128" in output
+    code, output = entry(*asked, "training.middle_upsampler.batch=128")
+    assert code == 0 and "1 x 8 a rank, 128 samples" in output and "Jukebox's GPUs" not in output
+    assert "cannot share the 128 clips" in entry(*asked[:-1], "48", "training.middle_upsampler.batch=128")[1]
+
+
 def test_the_entry_refuses_in_one_line():
     code, output = entry("tiny", "--stage", "top_prior", "--gpus", "9")
     assert code == 1 and "plan: top_prior with prior_zero3_cpu.json: 9 GPUs are not whole nodes" in output

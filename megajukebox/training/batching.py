@@ -8,8 +8,8 @@ NUMBERS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accum
 def share_batch(ds_config: dict, readers: int, total: int = 0) -> dict:
     """A copy of `ds_config` whose three numbers multiply out over `readers` processes with data of their own.
 
-    `total` clips a step are those of a run that goes on (0: a new run). They stay: accumulation follows the number of
-    processes, and the micro-batch gets smaller where it must. Raises ValueError where nothing multiplies out.
+    `total` clips a step are those of a run that goes on, or of the preset (0: neither). They stay: accumulation follows
+    the number of processes, and the micro-batch gets smaller where it must. ValueError where nothing multiplies out.
     """
     micro = ds_config.get("train_micro_batch_size_per_gpu")
     if not micro:
@@ -38,7 +38,7 @@ def _fitted(total: int, micro: int, readers: int) -> tuple[int, int]:
     if rest:
         fits = [n for n in range(1, total + 1) if total % n == 0]
         raise ValueError(
-            f"{readers} processes cannot share the {total} clips of a step of this run evenly;"
+            f"{readers} processes cannot share the {total} clips of a step evenly;"
             f" use one of {', '.join(map(str, fits))}"
         )
     micro = max(m for m in range(1, min(micro, share) + 1) if share % m == 0)

@@ -66,10 +66,11 @@ class PriorSettings(Settings):
 
 
 class TrainingSettings(Settings):
-    """How long a stage trains and what it keeps. Batch, precision and optimizer are in its `ds_config`."""
+    """How long a stage trains and what it keeps. Micro-batch, precision and optimizer are in its `ds_config`."""
 
     ds_config: str = Field(description="JSON in ds_configs/, or a path")
     steps: int = Field(gt=0)
+    batch: int = Field(0, ge=0, description="clips a step of all processes together; 0: as the ds_config says for each")
     seed: int = 0
     warmup: int = Field(0, ge=0, description="steps of linear warm-up")
     decay: str = Field("constant", pattern="^(constant|linear|cosine)$")

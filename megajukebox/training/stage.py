@@ -32,7 +32,7 @@ def run_task(
         place = parallel.start()
     reads = reader(place, as_given)
     before = parallel.from_rank_0(batch_of_run(record_of(out), as_given) if place.rank == 0 else None)
-    ds_config = share_batch(as_given, reads.size, before)
+    ds_config = share_batch(as_given, reads.size, settings.batch or before)
     total, micro = ds_config["train_batch_size"], ds_config["train_micro_batch_size_per_gpu"]
     log = RunLog(out, writes=place.rank == 0, rank=place.rank)
     task = make(Reading(reads, total, micro, on_bad=log.skip, needed=sees_data(place, as_given)))

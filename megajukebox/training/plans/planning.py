@@ -38,6 +38,7 @@ class Plan(BaseModel):
     parameters: int
     memory: Memory
     samples_per_step: int
+    samples_of_jukebox: int | None  # of a step of the released models, if it differs
     units_per_step: float
     unit: str
     steps: int
@@ -78,11 +79,17 @@ def default_gpus(stage: str) -> int:
     return JUKEBOX_GPUS.get(stage, 8)
 
 
+def samples_of_jukebox(preset: Preset, stage: str, samples: int) -> int | None:
+    """Samples of a step where each of Jukebox's GPUs has one. None if the step is that, or was chosen."""
+    asked = preset.name.startswith("jukebox") and not preset.stage(stage).batch
+    return default_gpus(stage) if asked and default_gpus(stage) != samples else None
+
+
 def plan(preset: Preset, stage: str, gpus: int, gpu: GPU, ds_config: dict, name: str, assumed: Assumptions) -> Plan:
     """Raises ValueError (DoesNotFit among them) where it cannot be done, with the nearest that can."""
     stages, settings, of = pipeline_stages(ds_config, gpus), preset.stage(stage), subject(preset, stage)
     check_whole(gpus, stages)
-    way = recipe(share_batch(ds_config, gpus // stages), gpus)
+    way = recipe(share_batch(ds_config, gpus // stages, settings.batch), gpus)
     check_precision(way, gpu)
     found = check_fits(of, way, gpus, gpu)
     elements = weights_of(of, 1, way.persistent).total
@@ -97,8 +104,10 @@ def plan(preset: Preset, stage: str, gpus: int, gpu: GPU, ds_config: dict, name:
     kept, recomputed = (footprint(of, way.micro, how._replace(recompute=again)).activations for again in (False, True))
     return Plan(
         preset=preset.name, stage=stage, ds_config=name, gpu=gpu.name, gpus=gpus, nodes=nodes, recipe=way,
-        parameters=elements, samples_per_step=way.samples(gpus), units_per_step=way.samples(gpus) * of.units,
-        unit=of.unit, steps=settings.steps, teraflops_per_sample=flops / way.micro / 1e12, share_of_peak=share,
+        parameters=elements, samples_per_step=way.samples(gpus),
+        samples_of_jukebox=samples_of_jukebox(preset, stage, way.samples(gpus)),
+        units_per_step=way.samples(gpus) * of.units, unit=of.unit, steps=settings.steps,
+        teraflops_per_sample=flops / way.micro / 1e12, share_of_peak=share,
         share_from=source if assumed.share is None else "as told", pace=step, step_seconds=step.step, days=days,
         gpu_days=days * gpus, checkpoint_gib=checkpoint,
         disk_gib=checkpoint * (settings.keep + 1) + 4 * elements / GIB,
