@@ -23,7 +23,7 @@ from explorer_samples import add_sample
 from megajukebox.data.files import write_whole
 from megajukebox.data.provenance import made_by
 from megajukebox.explorer.building import SampleSite, build, draw_all
-from megajukebox.explorer.records import read_samples
+from megajukebox.explorer.reading.records import read_samples
 
 DRAWN = 40  # samples that are really drawn; the others are links to them, for a list does not care
 TIMES = 15

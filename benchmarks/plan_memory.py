@@ -29,7 +29,7 @@ from megajukebox.data.provenance import made_by
 from megajukebox.training.config import TrainingSettings, load_preset
 from megajukebox.training.plans.fitting import need
 from megajukebox.training.plans.recipe import recipe
-from megajukebox.training.subject import Subject, subject
+from megajukebox.training.plans.subject import Subject, subject
 
 RESULT = Path(__file__).parent / "results" / "plan_memory.json"
 MIB = 2**20

@@ -19,7 +19,7 @@ from typing import Annotated
 import typer
 
 from megajukebox.data.provenance import made_by
-from megajukebox.explorer.makers import Maker, sampling
+from megajukebox.explorer.server.makers import Maker, sampling
 
 
 def main(

@@ -40,7 +40,7 @@ from megajukebox.training.engines.pipeline import reader
 from megajukebox.training.plans.fitting import setting
 from megajukebox.training.plans.gpus import GPUS
 from megajukebox.training.plans.recipe import recipe
-from megajukebox.training.subject import footprint, subject, weights_of
+from megajukebox.training.plans.subject import footprint, subject, weights_of
 
 RESULT = Path(__file__).parent / "results" / "train_step.json"
 CLEAR = Path("/proc/self/clear_refs")

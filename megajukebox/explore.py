@@ -24,8 +24,8 @@ import typer
 
 from megajukebox.data.shards.sets import ShardSet
 from megajukebox.explorer.building import Corpus, build, write_corpus, write_runs, write_static
-from megajukebox.explorer.corpus import Excerpt
-from megajukebox.explorer.run_records import DEPTH, find_runs
+from megajukebox.explorer.reading.corpus import Excerpt
+from megajukebox.explorer.reading.run_records import DEPTH, find_runs
 
 
 def main(
@@ -128,7 +128,7 @@ def serve_pages(
 ) -> None:  # fmt: skip
     """Build the pages and serve them until somebody presses Ctrl-C."""
     try:
-        from megajukebox.explorer import api, server
+        from megajukebox.explorer.server import api, running
     except ImportError as error:
         raise ValueError(f"{error}: --serve needs `pip install 'megajukebox[serve]'`") from None
     write_static(site)
@@ -138,9 +138,9 @@ def serve_pages(
     workshop = studio(run, library, samples[0], most_seconds, idle_minutes) if run else None
     nonce = secrets.token_urlsafe(16)
     kept = absolute(votes) if votes else site.parent / "votes.jsonl"
-    token = None if server.is_loopback(host) else secrets.token_urlsafe(24)
+    token = None if running.is_loopback(host) else secrets.token_urlsafe(24)
     try:
-        server.run(api.application(library, kept, workshop, token, nonce), host, port, token)
+        running.run(api.application(library, kept, workshop, token, nonce), host, port, token)
     finally:
         if workshop:
             workshop.studio.close()
@@ -148,10 +148,10 @@ def serve_pages(
 
 def studio(run: Path, library: Any, songs: Path, most_seconds: float, idle_minutes: float) -> Any:
     """The Studio over `run`: what it offers is what this version's requests know."""
-    from megajukebox.explorer.api import Workshop
-    from megajukebox.explorer.jobs import Studio
-    from megajukebox.explorer.studio import Offer
-    from megajukebox.explorer.uploads import Uploads
+    from megajukebox.explorer.server.api import Workshop
+    from megajukebox.explorer.server.jobs import Studio
+    from megajukebox.explorer.server.studio import Offer
+    from megajukebox.explorer.server.uploads import Uploads
     from megajukebox.sampling.requests import Request, parse_requests
 
     # Students are made by `distill`; a version or a run without them has the plain sampler alone.

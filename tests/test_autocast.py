@@ -9,7 +9,7 @@ from conftest import environment
 
 from megajukebox.training.config import load_preset
 from megajukebox.training.engines.parallel import read_ds_config
-from megajukebox.training.subject import subject
+from megajukebox.training.plans.subject import subject
 
 # One process a run: what autocast DeepSpeed uses is global to it.
 PROGRAM = """
@@ -19,7 +19,7 @@ from megajukebox.training.engines import parallel
 from megajukebox.training.batching import share_batch
 from megajukebox.training.config import TrainingSettings
 from megajukebox.training.engines.choosing import engine_of
-from megajukebox.training.subject import Subject
+from megajukebox.training.plans.subject import Subject
 
 told = json.loads(sys.stdin.read())
 parallel.start()

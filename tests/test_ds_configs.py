@@ -10,7 +10,7 @@ from megajukebox.training.plans.fitting import check_fits, check_precision
 from megajukebox.training.plans.gpus import GIB, gpu_named
 from megajukebox.training.plans.planning import default_gpus, ds_config_for
 from megajukebox.training.plans.recipe import KEYS, recipe
-from megajukebox.training.subject import subject
+from megajukebox.training.plans.subject import subject
 
 NAMES = sorted(path.name for path in DS_CONFIGS.glob("*.json"))
 

@@ -15,14 +15,14 @@ import pytest
 from explorer_samples import RATE, add_run, add_sample, metrics
 
 from megajukebox.explorer.building import build
-from megajukebox.explorer.curves import figure
-from megajukebox.explorer.entries import asked, pairs
-from megajukebox.explorer.files import safe_name
-from megajukebox.explorer.pictures import CEILING_DB, FLOOR_DB, ROWS, loudness, mel_spectrogram, peaks
-from megajukebox.explorer.records import read_samples
-from megajukebox.explorer.run_records import read_run
-from megajukebox.explorer.sample_page import command
-from megajukebox.explorer.timed_lyrics import Piece
+from megajukebox.explorer.pages.curves import figure
+from megajukebox.explorer.pages.sample_page import command
+from megajukebox.explorer.reading.entries import asked, pairs
+from megajukebox.explorer.reading.files import safe_name
+from megajukebox.explorer.reading.pictures import CEILING_DB, FLOOR_DB, ROWS, loudness, mel_spectrogram, peaks
+from megajukebox.explorer.reading.records import read_samples
+from megajukebox.explorer.reading.run_records import read_run
+from megajukebox.explorer.reading.timed_lyrics import Piece
 
 HOSTILE = "</script><img src=x onerror=\"window.owned='yes'\"> & 'q' \u2028 \u202e"
 ENTRY = Path(__file__).parent.parent / "megajukebox" / "explore.py"

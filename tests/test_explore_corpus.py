@@ -18,9 +18,9 @@ from megajukebox.data.audio import encode_flac
 from megajukebox.data.conditions.lrc import Word
 from megajukebox.data.shards.indexing import write_index
 from megajukebox.data.shards.sets import Sample, ShardSet, write_shard
-from megajukebox.explorer import corpus_checks
 from megajukebox.explorer.building import Corpus, build
-from megajukebox.explorer.corpus import Excerpt, chosen_rows
+from megajukebox.explorer.reading import corpus_checks
+from megajukebox.explorer.reading.corpus import Excerpt, chosen_rows
 
 RATE = 11025
 RANDOM = np.random.default_rng(7)
@@ -123,7 +123,7 @@ def test_a_large_set_is_shown_evenly() -> None:
 def test_a_second_build_reads_no_song_again(shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     corpus = Corpus(shards, Excerpt(6.0), 3)
     build([], [], tmp_path, corpus=corpus)
-    monkeypatch.setattr("megajukebox.explorer.corpus.read_slice", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr("megajukebox.explorer.reading.corpus.read_slice", lambda *_: pytest.fail("read again"))
     build([], [], tmp_path, corpus=corpus)
 
 

@@ -21,8 +21,8 @@ from explorer_samples import RATE, add_run, add_sample, metrics
 from explorer_server import ask, serving, told
 from little_jukebox import write_runs
 
-from megajukebox.explorer.jobs import Studio
-from megajukebox.explorer.uploads import MOST_SECONDS, Uploads
+from megajukebox.explorer.server.jobs import Studio
+from megajukebox.explorer.server.uploads import MOST_SECONDS, Uploads
 from megajukebox.sampling.requests import Request
 
 needs_chromium = pytest.mark.skipif(

@@ -16,7 +16,7 @@ from megajukebox.training.plans.gpus import GIB, GPU, gpu_named
 from megajukebox.training.plans.memory import Weights, gradients_grow, moments
 from megajukebox.training.plans.planning import Assumptions, ds_config_for, plan
 from megajukebox.training.plans.recipe import recipe
-from megajukebox.training.subject import fullest, subject, weights_of
+from megajukebox.training.plans.subject import fullest, subject, weights_of
 
 ADAM = {"type": "AdamW", "params": {"lr": 1e-3, "torch_adam": True}}
 HALF = {"fp16": {"enabled": True}}

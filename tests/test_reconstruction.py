@@ -15,9 +15,9 @@ from little_sets import write_songs
 
 from megajukebox.data.shards.sets import ShardSet
 from megajukebox.data.stream.clips import split
-from megajukebox.explorer.entries import Links, entry
-from megajukebox.explorer.records import read_samples
-from megajukebox.explorer.sample_page import command
+from megajukebox.explorer.pages.sample_page import command
+from megajukebox.explorer.reading.entries import Links, entry
+from megajukebox.explorer.reading.records import read_samples
 from megajukebox.models.long_audio import decode_long
 from megajukebox.sampling.jukebox import Jukebox
 from megajukebox.sampling.reconstruction import chosen, reconstructions

@@ -13,7 +13,7 @@ from pretend_runs import PretendRun
 
 from megajukebox.explore import main as explore
 from megajukebox.explorer.building import write_runs, write_static
-from megajukebox.explorer.run_records import settings, step_samples
+from megajukebox.explorer.reading.run_records import settings, step_samples
 
 HOSTILE = '"><img src=x onerror="window.owned=1"></script><script>window.owned=1</script>'
 

@@ -8,8 +8,8 @@ import pytest
 from explorer_samples import add_sample
 
 from megajukebox.explorer.building import write_samples
-from megajukebox.explorer.trials import Trials
-from megajukebox.explorer.votes import Vote, append, read, sign_test, sums, wilson
+from megajukebox.explorer.server.trials import Trials
+from megajukebox.explorer.server.votes import Vote, append, read, sign_test, sums, wilson
 
 
 def vote(winner: str = "a", a: str = "old", b: str = "new", number: int = 0) -> Vote:

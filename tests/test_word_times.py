@@ -16,7 +16,7 @@ from megajukebox.align import main
 from megajukebox.data.conditions.lrc import Word, parse_lrc
 from megajukebox.data.conditions.lyrics import JukeboxCharacters, Tokens
 from megajukebox.data.weights import read_facts
-from megajukebox.explorer.records import read_samples
+from megajukebox.explorer.reading.records import read_samples
 from megajukebox.models.prior import Prior, PriorConfig
 from megajukebox.sampling.choosing import FOLLOWS, Choice, KnownSong, choose, read_choice, write_choice
 from megajukebox.sampling.jukebox import Jukebox

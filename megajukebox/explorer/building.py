@@ -15,10 +15,9 @@ from rich.progress import track
 
 from megajukebox.data.redaction import redacted
 from megajukebox.data.shards.sets import ShardSet
-from megajukebox.explorer import files
-from megajukebox.explorer.compare_page import blind_page, compare_page
-from megajukebox.explorer.corpus import CorpusSong, Excerpt, Reconstruct, read_corpus
-from megajukebox.explorer.corpus_page import (
+from megajukebox.explorer.made import Made
+from megajukebox.explorer.pages.compare_page import blind_page, compare_page
+from megajukebox.explorer.pages.corpus_page import (
     corpus_entry,
     corpus_page,
     corpus_words,
@@ -26,16 +25,17 @@ from megajukebox.explorer.corpus_page import (
     song_page,
     song_page_path,
 )
-from megajukebox.explorer.entries import Links, entry, words
-from megajukebox.explorer.list_page import list_page
-from megajukebox.explorer.made import Made
-from megajukebox.explorer.pictures import draw
-from megajukebox.explorer.records import Problem, Sample, read_samples
-from megajukebox.explorer.run_page import run_page
-from megajukebox.explorer.run_records import Run, read_runs, settings
-from megajukebox.explorer.runs_page import runs_page
-from megajukebox.explorer.sample_page import sample_page
-from megajukebox.explorer.studio_page import studio_page
+from megajukebox.explorer.pages.list_page import list_page
+from megajukebox.explorer.pages.run_page import run_page
+from megajukebox.explorer.pages.runs_page import runs_page
+from megajukebox.explorer.pages.sample_page import sample_page
+from megajukebox.explorer.pages.studio_page import studio_page
+from megajukebox.explorer.reading import files
+from megajukebox.explorer.reading.corpus import CorpusSong, Excerpt, Reconstruct, read_corpus
+from megajukebox.explorer.reading.entries import Links, entry, words
+from megajukebox.explorer.reading.pictures import draw
+from megajukebox.explorer.reading.records import Problem, Sample, read_samples
+from megajukebox.explorer.reading.run_records import Run, read_runs, settings
 
 STATIC = Path(__file__).parent / "static"
 ALONE = 24  # recordings that are drawn sooner than other processes are started

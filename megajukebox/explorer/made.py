@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 from megajukebox.data.files import read_record, write_whole
-from megajukebox.explorer import files
+from megajukebox.explorer.reading import files
 
 PACKAGE = Path(__file__).parent
 
@@ -45,5 +45,5 @@ class Made:
 @cache
 def templates() -> str:
     """One name for this very version of the code that makes pages."""
-    sources = sorted(PACKAGE.glob("*.py"))
+    sources = sorted(PACKAGE.rglob("*.py"))
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()

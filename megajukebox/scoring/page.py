@@ -8,7 +8,7 @@ from typing import Any
 import megajukebox.explorer
 from megajukebox import __version__
 from megajukebox.data.files import write_whole
-from megajukebox.explorer.markup import Markup, element
+from megajukebox.explorer.pages.markup import Markup, element
 from megajukebox.scoring.names import column_name, pretty
 from megajukebox.scoring.plots import THEMES, Plot, plots_of, svg
 from megajukebox.scoring.table import ARROWS, grid, in_words

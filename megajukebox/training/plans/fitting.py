@@ -8,7 +8,7 @@ from megajukebox.training.plans.footprint import Setting
 from megajukebox.training.plans.gpus import FRAGMENTATION, GIB, GPU, GPUS_PER_NODE, OUTSIDE_GIB
 from megajukebox.training.plans.memory import Parts, gradients_grow, moments
 from megajukebox.training.plans.recipe import Recipe
-from megajukebox.training.subject import Subject, footprint, weights_of
+from megajukebox.training.plans.subject import Subject, footprint, weights_of
 
 
 class DoesNotFit(ValueError):

@@ -9,7 +9,7 @@ from megajukebox.training.plans.forecast import DAY, FAILURES_PER_1000_NODE_DAYS
 from megajukebox.training.plans.gpus import GIB, GPU, GPUS_PER_NODE, JUKEBOX_GPUS, share_of_peak
 from megajukebox.training.plans.memory import checkpoint_bytes, on_host
 from megajukebox.training.plans.recipe import Recipe, pipeline_stages, recipe
-from megajukebox.training.subject import footprint, subject, weights_of
+from megajukebox.training.plans.subject import footprint, subject, weights_of
 
 
 class Memory(BaseModel):

@@ -13,7 +13,7 @@ from megajukebox.models.student import StudentConfig
 from megajukebox.models.vqvae import VQVAEConfig
 from megajukebox.training.plans.footprint import forward_flops
 from megajukebox.training.plans.gpus import peaks_of
-from megajukebox.training.subject import Subject
+from megajukebox.training.plans.subject import Subject
 
 
 def step_flops(config: BaseModel, clip: int) -> int:

@@ -15,9 +15,9 @@ import numpy as np
 from megajukebox.data.audio import downmix, encode_flac, facts, read_slice
 from megajukebox.data.conditions.lrc import parse_lrc
 from megajukebox.data.shards.sets import ShardSet
-from megajukebox.explorer import corpus_checks, files
-from megajukebox.explorer.pictures import loudness, mel_spectrogram, peaks, png
-from megajukebox.explorer.timed_lyrics import Line, Piece, lines
+from megajukebox.explorer.reading import corpus_checks, files
+from megajukebox.explorer.reading.pictures import loudness, mel_spectrogram, peaks, png
+from megajukebox.explorer.reading.timed_lyrics import Line, Piece, lines
 
 FOLDER = "corpus"  # of the site
 ALONE = 8  # songs that are read sooner than other processes are started

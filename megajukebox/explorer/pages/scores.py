@@ -4,9 +4,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from megajukebox.explorer.curves import figure, number
-from megajukebox.explorer.markup import Markup, element
-from megajukebox.explorer.run_records import is_number
+from megajukebox.explorer.pages.curves import figure, number
+from megajukebox.explorer.pages.markup import Markup, element
+from megajukebox.explorer.reading.run_records import is_number
 
 # The measures that are drawn over steps; the table has all.
 DRAWN = (

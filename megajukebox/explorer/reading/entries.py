@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from megajukebox.explorer.records import LEVELS, TRACKS, Sample
-from megajukebox.explorer.timed_lyrics import plain
+from megajukebox.explorer.reading.records import LEVELS, TRACKS, Sample
+from megajukebox.explorer.reading.timed_lyrics import plain
 
 FACETS = {  # field of an entry -> its name on the page, in the order of the filters
     "artist": "Artist",

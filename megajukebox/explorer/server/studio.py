@@ -8,9 +8,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from megajukebox.data.conditions.vocabulary import UNKNOWN, read_vocabularies
-from megajukebox.explorer.jobs import Job
-from megajukebox.explorer.records import reason
-from megajukebox.explorer.uploads import MOST_BYTES, MOST_SECONDS, Upload
+from megajukebox.explorer.reading.records import reason
+from megajukebox.explorer.server.jobs import Job
+from megajukebox.explorer.server.uploads import MOST_BYTES, MOST_SECONDS, Upload
 
 MOST_NAMES = 2000  # offered while somebody types
 

@@ -5,8 +5,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from megajukebox.explorer.markup import Markup, element, joined
-from megajukebox.explorer.run_records import Points
+from megajukebox.explorer.pages.markup import Markup, element, joined
+from megajukebox.explorer.reading.run_records import Points
 
 WIDTH, HEIGHT = 360, 200
 LEFT, RIGHT, TOP, BOTTOM = 54, 352, 8, 176  # of the plot inside the picture

@@ -1,8 +1,8 @@
 """What all pages share: head, navigation, the player at the foot, and the pieces they are built of."""
 
 from megajukebox import __version__
-from megajukebox.explorer.markup import Markup, element, joined
-from megajukebox.explorer.records import Problem
+from megajukebox.explorer.pages.markup import Markup, element, joined
+from megajukebox.explorer.reading.records import Problem
 
 SHOWN_PROBLEMS = 50
 ICONS = {"play": "M8 5v14l11-7z", "pause": "M6 5h4v14H6zM14 5h4v14h-4z"}

@@ -15,12 +15,12 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from megajukebox.explorer import votes
-from megajukebox.explorer.jobs import Job, Studio
-from megajukebox.explorer.serving import Guard, Library, Pages, Recordings, file_response
-from megajukebox.explorer.studio import Check, Offer, job_json, parsed, request_of, samplers_of
-from megajukebox.explorer.trials import Trials
-from megajukebox.explorer.uploads import MOST_BYTES, Uploads
+from megajukebox.explorer.server import votes
+from megajukebox.explorer.server.jobs import Job, Studio
+from megajukebox.explorer.server.site import Guard, Library, Pages, Recordings, file_response
+from megajukebox.explorer.server.studio import Check, Offer, job_json, parsed, request_of, samplers_of
+from megajukebox.explorer.server.trials import Trials
+from megajukebox.explorer.server.uploads import MOST_BYTES, Uploads
 
 __all__ = ["Library", "Recordings", "Workshop", "application"]
 MOST_JSON = 256 << 10  # bytes of one question

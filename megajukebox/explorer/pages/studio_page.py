@@ -1,7 +1,7 @@
 """The form for a new song, and the queue of those that are being made."""
 
-from megajukebox.explorer.markup import Markup, element
-from megajukebox.explorer.page import copyable, heading, page
+from megajukebox.explorer.pages.markup import Markup, element
+from megajukebox.explorer.pages.page import copyable, heading, page
 
 SERVE = "megajukebox explore --serve --run runs/tiny"
 

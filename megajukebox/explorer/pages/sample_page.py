@@ -3,12 +3,12 @@
 import json
 import shlex
 
-from megajukebox.explorer.entries import Links, entry, runs_folder, seed, title
-from megajukebox.explorer.markup import Markup, element, inline_json
-from megajukebox.explorer.page import copyable, facts, heading, page, player, problem_note
-from megajukebox.explorer.records import LEVELS, Problem, Sample
-from megajukebox.explorer.strips import SCRIPTS, scale, strip
-from megajukebox.explorer.timed_lyrics import Line, Piece
+from megajukebox.explorer.pages.markup import Markup, element, inline_json
+from megajukebox.explorer.pages.page import copyable, facts, heading, page, player, problem_note
+from megajukebox.explorer.pages.strips import SCRIPTS, scale, strip
+from megajukebox.explorer.reading.entries import Links, entry, runs_folder, seed, title
+from megajukebox.explorer.reading.records import LEVELS, Problem, Sample
+from megajukebox.explorer.reading.timed_lyrics import Line, Piece
 
 
 def sample_page(sample: Sample, links: Links, problems: list[Problem]) -> str:

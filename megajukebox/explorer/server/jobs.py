@@ -16,7 +16,7 @@ from threading import Lock, Thread, Timer
 from typing import Any
 
 from megajukebox.data.files import write_whole
-from megajukebox.explorer.makers import Died, Maker, Start, sampling
+from megajukebox.explorer.server.makers import Died, Maker, Start, sampling
 
 MOST_WAITING = 20
 SHOWN = 50  # songs of the list; older ones are in the folder

@@ -1,9 +1,9 @@
 """The list of runs: where each stands, what is wrong, and the way to its page."""
 
-from megajukebox.explorer.files import safe_name
-from megajukebox.explorer.markup import Markup, element, joined
-from megajukebox.explorer.page import copyable, page
-from megajukebox.explorer.run_records import Run
+from megajukebox.explorer.pages.markup import Markup, element, joined
+from megajukebox.explorer.pages.page import copyable, page
+from megajukebox.explorer.reading.files import safe_name
+from megajukebox.explorer.reading.run_records import Run
 from megajukebox.monitoring.health import diagnose, spoken
 
 HOW_TO_TRAIN = "megajukebox train --help\nmegajukebox explore samples runs"

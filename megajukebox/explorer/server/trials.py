@@ -8,11 +8,11 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from megajukebox.explorer import files
-from megajukebox.explorer.entries import SIDES, finest, pairs
-from megajukebox.explorer.records import Sample
-from megajukebox.explorer.timed_lyrics import plain
-from megajukebox.explorer.votes import Vote, append, read
+from megajukebox.explorer.reading import files
+from megajukebox.explorer.reading.entries import SIDES, finest, pairs
+from megajukebox.explorer.reading.records import Sample
+from megajukebox.explorer.reading.timed_lyrics import plain
+from megajukebox.explorer.server.votes import Vote, append, read
 
 OPEN_TRIALS = 1000  # that may wait for their vote; the oldest is forgotten
 

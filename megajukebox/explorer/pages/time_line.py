@@ -1,6 +1,6 @@
 """A run over the wall clock: its attempts, what happened between and in them, and what the seconds went into."""
 
-from megajukebox.explorer.markup import Markup, element
+from megajukebox.explorer.pages.markup import Markup, element
 from megajukebox.monitoring.health import spoken
 from megajukebox.monitoring.productive import number
 from megajukebox.monitoring.run_state import RunState

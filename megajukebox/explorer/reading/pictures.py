@@ -8,7 +8,7 @@ import numpy as np
 import soundfile
 from matplotlib.image import imsave
 
-from megajukebox.explorer import files
+from megajukebox.explorer.reading import files
 
 COLUMNS, ROWS = 900, 160
 LOWEST_HZ = 30.0

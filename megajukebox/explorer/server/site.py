@@ -19,10 +19,10 @@ from starlette.responses import FileResponse, PlainTextResponse, RedirectRespons
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from megajukebox.data.shards.sets import ShardSet
-from megajukebox.explorer import files
 from megajukebox.explorer.building import Listed, write_runs, write_samples
-from megajukebox.explorer.corpus import CorpusSong
-from megajukebox.explorer.records import Sample, find_samples
+from megajukebox.explorer.reading import files
+from megajukebox.explorer.reading.corpus import CorpusSong
+from megajukebox.explorer.reading.records import Sample, find_samples
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 COOKIE = "megajukebox"

@@ -9,7 +9,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from megajukebox.explorer.uploads import environment
+from megajukebox.explorer.server.uploads import environment
 
 LEAVE = 5.0  # seconds between asking a process to end and ending it
 TAIL = 2000  # bytes of what a dead process said, to look for its last line

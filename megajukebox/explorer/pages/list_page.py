@@ -1,9 +1,9 @@
 """The front page: thousands of samples to search, filter and play."""
 
-from megajukebox.explorer.entries import FACETS
-from megajukebox.explorer.markup import Markup, element, inline_json, joined
-from megajukebox.explorer.page import copyable, heading, icons, page, player, problem_note
-from megajukebox.explorer.records import TRACKS, Problem
+from megajukebox.explorer.pages.markup import Markup, element, inline_json, joined
+from megajukebox.explorer.pages.page import copyable, heading, icons, page, player, problem_note
+from megajukebox.explorer.reading.entries import FACETS
+from megajukebox.explorer.reading.records import TRACKS, Problem
 
 HOW_TO_MAKE_SAMPLES = """megajukebox sample runs --requests requests.json --out samples
 megajukebox explore samples runs"""

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from megajukebox.explorer.records import Problem
+from megajukebox.explorer.reading.records import Problem
 from megajukebox.monitoring.run_state import RunState
 from megajukebox.monitoring.runs import RunReader
 

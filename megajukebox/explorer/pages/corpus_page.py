@@ -4,15 +4,15 @@ from pathlib import Path
 from typing import Any
 
 from megajukebox.data.shards.sets import ShardSet
-from megajukebox.explorer import files
-from megajukebox.explorer.corpus import CorpusSong, Excerpt, SongFiles
-from megajukebox.explorer.list_page import listing
-from megajukebox.explorer.markup import Markup, element, inline_json
-from megajukebox.explorer.page import clock, copyable, facts, heading, page, player
-from megajukebox.explorer.records import TRACKS
-from megajukebox.explorer.sample_page import as_text, folded, lyrics_panel
-from megajukebox.explorer.strips import SCRIPTS, scale, strip
-from megajukebox.explorer.timed_lyrics import plain
+from megajukebox.explorer.pages.list_page import listing
+from megajukebox.explorer.pages.markup import Markup, element, inline_json
+from megajukebox.explorer.pages.page import clock, copyable, facts, heading, page, player
+from megajukebox.explorer.pages.sample_page import as_text, folded, lyrics_panel
+from megajukebox.explorer.pages.strips import SCRIPTS, scale, strip
+from megajukebox.explorer.reading import files
+from megajukebox.explorer.reading.corpus import CorpusSong, Excerpt, SongFiles
+from megajukebox.explorer.reading.records import TRACKS
+from megajukebox.explorer.reading.timed_lyrics import plain
 
 HOW_TO_SHOW = "megajukebox explore samples runs --corpus shards/songs"
 FACETS = {

@@ -93,6 +93,6 @@ def run_worker(source: Path, target: Path) -> dict:
 
 def environment() -> dict[str, str]:
     """Of a process that the server starts: one thread, and this very package."""
-    package = str(Path(__file__).parents[2])
+    package = str(Path(__file__).parents[3])
     path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
     return {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "PYTHONPATH": path}

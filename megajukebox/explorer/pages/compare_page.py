@@ -1,9 +1,9 @@
 """Two samples side by side at the same moment, and the blind test of two runs or samplers."""
 
-from megajukebox.explorer.entries import SIDES
-from megajukebox.explorer.markup import Markup, element
-from megajukebox.explorer.page import copyable, heading, page, player
-from megajukebox.explorer.strips import SCRIPTS, scrolled
+from megajukebox.explorer.pages.markup import Markup, element
+from megajukebox.explorer.pages.page import copyable, heading, page, player
+from megajukebox.explorer.pages.strips import SCRIPTS, scrolled
+from megajukebox.explorer.reading.entries import SIDES
 
 SERVE = "megajukebox explore --serve samples runs"
 DATA = ("./entries.js", *SCRIPTS, "facets.js")

@@ -6,13 +6,13 @@ from datetime import datetime, timezone
 from typing import Any
 
 from megajukebox.data.redaction import redact
-from megajukebox.explorer.curves import Marks, figure, number
-from megajukebox.explorer.markup import Markup, element
-from megajukebox.explorer.page import facts, page, problem_note
-from megajukebox.explorer.run_records import Run, StepSample, is_number
-from megajukebox.explorer.runs_page import percent, status
-from megajukebox.explorer.scores import scores
-from megajukebox.explorer.time_line import time_line
+from megajukebox.explorer.pages.curves import Marks, figure, number
+from megajukebox.explorer.pages.markup import Markup, element
+from megajukebox.explorer.pages.page import facts, page, problem_note
+from megajukebox.explorer.pages.runs_page import percent, status
+from megajukebox.explorer.pages.scores import scores
+from megajukebox.explorer.pages.time_line import time_line
+from megajukebox.explorer.reading.run_records import Run, StepSample, is_number
 from megajukebox.monitoring import step_parts
 from megajukebox.monitoring.health import RUNBOOK, diagnose, size_of, spoken
 from megajukebox.monitoring.screen import queued

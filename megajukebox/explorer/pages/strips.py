@@ -1,8 +1,8 @@
 """A track of a song to see and to click on: waveform over spectrogram. strips.js brings it to life."""
 
-from megajukebox.explorer.markup import Markup, element, joined
-from megajukebox.explorer.page import clock
-from megajukebox.explorer.pictures import CEILING_DB, FLOOR_DB
+from megajukebox.explorer.pages.markup import Markup, element, joined
+from megajukebox.explorer.pages.page import clock
+from megajukebox.explorer.reading.pictures import CEILING_DB, FLOOR_DB
 
 SCRIPTS = ("vendor/wavesurfer.min.js", "player.js", "strips.js")
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, FiniteFloat, JsonValue, ValidationError, model_validator
 
-from megajukebox.explorer.timed_lyrics import Line, read_lyrics
+from megajukebox.explorer.reading.timed_lyrics import Line, read_lyrics
 
 LEVELS = ("top", "middle", "bottom")  # in the order in which they are made; the last is the finished song
 TRACKS = (*LEVELS, "reconstruction", "original")  # all that a song can be heard as

@@ -1,0 +1,1 @@
+"""What the pages are made from: samples, runs and songs as they lie on disk, and pictures of them."""

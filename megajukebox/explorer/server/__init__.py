@@ -1,0 +1,1 @@
+"""The pages' own server: blind votes, and the Studio that makes songs."""
