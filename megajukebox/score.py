@@ -26,13 +26,13 @@ import typer
 from rich.console import Console
 
 from megajukebox.data.weights import FACTS, read_facts, save_weights
-from megajukebox.scoring.embedding import built_in, load_embedder
-from megajukebox.scoring.gate import compare
+from megajukebox.scoring.evaluators.embedding import built_in, load_embedder
 from megajukebox.scoring.judging import Effort
-from megajukebox.scoring.page import write_page
-from megajukebox.scoring.report import append_scores, is_scored, read_report, write_report
+from megajukebox.scoring.reporting.gate import compare
+from megajukebox.scoring.reporting.page import write_page
+from megajukebox.scoring.reporting.report import append_scores, is_scored, read_report, write_report
+from megajukebox.scoring.reporting.table import show, show_gate
 from megajukebox.scoring.subjects import Judge, Subject, open_sources, subjects_in
-from megajukebox.scoring.table import show, show_gate
 from megajukebox.training.checkpoint import candidates, folder_of
 
 WRITTEN = ("config", "fingerprint", "step")  # of model.json: what save_weights writes itself

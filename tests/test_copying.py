@@ -5,7 +5,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from megajukebox.scoring.copying import clip_scores, longest_shared, passage_scores, pieces, without_repeats
+from megajukebox.scoring.evaluators.copying import clip_scores, longest_shared, passage_scores, pieces, without_repeats
 
 RNG = np.random.default_rng(0)
 

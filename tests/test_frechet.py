@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from megajukebox.scoring.embedding import load_embedder, mel_modulation
-from megajukebox.scoring.frechet import frechet, frechet_score, gaussian, moments
+from megajukebox.scoring.evaluators.embedding import load_embedder, mel_modulation
+from megajukebox.scoring.evaluators.frechet import frechet, frechet_score, gaussian, moments
 from megajukebox.scoring.sources import Song
 
 RATE = 11025

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from megajukebox.scoring.codebook import codebook, histogram
+from megajukebox.scoring.evaluators.codebook import codebook, histogram
 from megajukebox.scoring.figures import Score, mean_score, set_score, sum_score
-from megajukebox.scoring.gate import compare
-from megajukebox.scoring.intervals import bootstrap, difference, student, wilson
-from megajukebox.scoring.report import report_of
+from megajukebox.scoring.reporting.gate import compare
+from megajukebox.scoring.reporting.intervals import bootstrap, difference, student, wilson
+from megajukebox.scoring.reporting.report import report_of
 
 
 @pytest.mark.parametrize(("freedom", "quantile"), [(1, 12.706), (5, 2.5706), (30, 2.0423), (1000, 1.9623)], ids=str)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from megajukebox.scoring.loudness import k_gain, sound
+from megajukebox.scoring.evaluators.loudness import k_gain, sound
 
 
 def sine(hertz: float, seconds: float, rate: int, amplitude: float = 1.0) -> np.ndarray:

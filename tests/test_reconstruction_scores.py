@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from megajukebox.scoring.reconstruction import bands, by_band, fidelity, si_sdr, snr
+from megajukebox.scoring.evaluators.reconstruction import bands, by_band, fidelity, si_sdr, snr
 
 RATE = 11025
 

@@ -27,8 +27,8 @@ from megajukebox.sampling.choosing import Choice, write_choice
 from megajukebox.sampling.jukebox import RUNS, Jukebox, LevelRun
 from megajukebox.sampling.requests import parse_requests
 from megajukebox.score import WORSE, main
+from megajukebox.scoring.evaluators.likelihood import collated, divergence, judged_windows, window_bits, windows_of
 from megajukebox.scoring.figures import MEASURES
-from megajukebox.scoring.likelihood import collated, divergence, judged_windows, window_bits, windows_of
 from megajukebox.scoring.subjects import frozen
 
 ROOT = Path(__file__).parents[1]

@@ -5,8 +5,8 @@ import pytest
 
 from megajukebox.data.conditions.lrc import parse_lrc
 from megajukebox.data.listening import chroma
-from megajukebox.scoring.music import Heard, agreement, key, key_score, like_the_corpus, tempo_distance
-from megajukebox.scoring.repetition import repetition, sections
+from megajukebox.scoring.evaluators.music import Heard, agreement, key, key_score, like_the_corpus, tempo_distance
+from megajukebox.scoring.evaluators.repetition import repetition, sections
 from megajukebox.scoring.sources import Song
 
 RATE = 12000

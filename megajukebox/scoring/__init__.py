@@ -1,1 +1,1 @@
-"""Evaluators: is a checkpoint better, and do its songs hold up? They yield scores and know nothing of reports."""
+"""Is a checkpoint better, and do its songs hold up? Sources, evaluators, and reports."""

@@ -5,13 +5,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from megajukebox.scoring.adherence import Listener, listener
-from megajukebox.scoring.embedding import Embedder
+from megajukebox.scoring.evaluators.adherence import Listener, listener
+from megajukebox.scoring.evaluators.embedding import Embedder
+from megajukebox.scoring.evaluators.frechet import frechet_score
+from megajukebox.scoring.evaluators.loudness import sound
+from megajukebox.scoring.evaluators.music import Heard, hear, like_the_corpus
+from megajukebox.scoring.evaluators.repetition import repetition
 from megajukebox.scoring.figures import Score, mean_scores, under
-from megajukebox.scoring.frechet import frechet_score
-from megajukebox.scoring.loudness import sound
-from megajukebox.scoring.music import Heard, hear, like_the_corpus
-from megajukebox.scoring.repetition import repetition
 from megajukebox.scoring.sources import Sampled, Song, Songs
 
 Array = np.ndarray

@@ -17,14 +17,13 @@ from megajukebox.sampling.jukebox import LevelRun
 from megajukebox.sampling.known_songs import known_song
 from megajukebox.sampling.likelihood import Manner, forward_gap, reverse_gap, student_bits
 from megajukebox.sampling.teaching import placed
-from megajukebox.scoring.adherence import Listener, by_codes, code_counts
-from megajukebox.scoring.codebook import codebook, histogram
-from megajukebox.scoring.copying import clip_scores, passage_scores
 from megajukebox.scoring.corpus import Corpus, judge_set
-from megajukebox.scoring.embedding import Embedder
-from megajukebox.scoring.figures import Score, mean_score, mean_scores, under
-from megajukebox.scoring.frechet import frechet_score
-from megajukebox.scoring.likelihood import (
+from megajukebox.scoring.evaluators.adherence import Listener, by_codes, code_counts
+from megajukebox.scoring.evaluators.codebook import codebook, histogram
+from megajukebox.scoring.evaluators.copying import clip_scores, passage_scores
+from megajukebox.scoring.evaluators.embedding import Embedder
+from megajukebox.scoring.evaluators.frechet import frechet_score
+from megajukebox.scoring.evaluators.likelihood import (
     BATCH,
     collated,
     held_out_bits,
@@ -33,9 +32,10 @@ from megajukebox.scoring.likelihood import (
     window_bits,
     windows_of,
 )
-from megajukebox.scoring.music import agreement
-from megajukebox.scoring.reconstruction import by_band, fidelity
-from megajukebox.scoring.repetition import repetition
+from megajukebox.scoring.evaluators.music import agreement
+from megajukebox.scoring.evaluators.reconstruction import by_band, fidelity
+from megajukebox.scoring.evaluators.repetition import repetition
+from megajukebox.scoring.figures import Score, mean_score, mean_scores, under
 from megajukebox.scoring.sources import Sample, Sampled, Song, Songs, codes_of, labels_of
 
 Array = np.ndarray

@@ -26,9 +26,10 @@ from megajukebox.models.vqvae import VQVAE, VQVAEConfig
 from megajukebox.sampling.jukebox import RUNS, LevelRun
 from megajukebox.sampling.likelihood import Manner
 from megajukebox.sampling.student_runs import TABLE, folder_of
-from megajukebox.scoring.adherence import Listener, listener
 from megajukebox.scoring.corpus import remember
-from megajukebox.scoring.embedding import Embedder
+from megajukebox.scoring.evaluators.adherence import Listener, listener
+from megajukebox.scoring.evaluators.embedding import Embedder
+from megajukebox.scoring.evaluators.likelihood import windows_of
 from megajukebox.scoring.figures import Score
 from megajukebox.scoring.judging import (
     Effort,
@@ -40,8 +41,7 @@ from megajukebox.scoring.judging import (
     judge_student,
     judge_vqvae,
 )
-from megajukebox.scoring.likelihood import windows_of
-from megajukebox.scoring.report import report_of
+from megajukebox.scoring.reporting.report import report_of
 from megajukebox.scoring.sources import Sample, Songs, labels_of, rows_of, samples_in, spread
 
 EARS_SECONDS = 5.0  # of the clips by which reconstructions are recognised

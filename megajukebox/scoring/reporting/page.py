@@ -9,9 +9,9 @@ import megajukebox.explorer
 from megajukebox import __version__
 from megajukebox.data.files import write_whole
 from megajukebox.explorer.pages.markup import Markup, element
-from megajukebox.scoring.names import column_name, pretty
-from megajukebox.scoring.plots import THEMES, Plot, plots_of, svg
-from megajukebox.scoring.table import ARROWS, grid, in_words
+from megajukebox.scoring.reporting.names import column_name, pretty
+from megajukebox.scoring.reporting.plots import THEMES, Plot, plots_of, svg
+from megajukebox.scoring.reporting.table import ARROWS, grid, in_words
 
 STYLE = Path(megajukebox.explorer.__file__).parent / "static" / "style.css"
 MORE_STYLE = """

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from megajukebox.scoring.figures import MEASURES
-from megajukebox.scoring.intervals import difference
-from megajukebox.scoring.report import sliced
+from megajukebox.scoring.reporting.intervals import difference
+from megajukebox.scoring.reporting.report import sliced
 
 CONFIDENCE = 0.95
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from megajukebox.data.files import write_whole
 from megajukebox.scoring.figures import Score
-from megajukebox.scoring.intervals import bootstrap
+from megajukebox.scoring.reporting.intervals import bootstrap
 
 VERSION = 1
 FEWEST, MOST_SLICES = 2, 50  # songs of a slice; slices a label, the commonest

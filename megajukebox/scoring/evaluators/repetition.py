@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from megajukebox.data.conditions.lrc import Word
-from megajukebox.scoring.music import course
+from megajukebox.scoring.evaluators.music import course
 from megajukebox.scoring.sources import Song
 
 Array = np.ndarray

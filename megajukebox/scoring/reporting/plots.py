@@ -9,7 +9,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from megajukebox.scoring.names import column_name, pretty
+from megajukebox.scoring.reporting.names import column_name, pretty
 
 # The explorer's colours (explorer/static/style.css), so that all pages are of one kind.
 THEMES = {

@@ -6,8 +6,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from megajukebox.scoring.gate import Change
-from megajukebox.scoring.names import column_name, pretty
+from megajukebox.scoring.reporting.gate import Change
+from megajukebox.scoring.reporting.names import column_name, pretty
 
 ARROWS = {1: "↑", -1: "↓", 0: " "}
 
