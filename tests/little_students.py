@@ -18,6 +18,8 @@ ORDERS = [
     GridOrder(1, 3),
     GridOrder(2, 3),
     GridOrder(0, 1),
+    GridOrder(1, 1, 2),  # two lines of two rows
+    GridOrder(0, 1, 2),
 ]
 
 

@@ -80,17 +80,19 @@ def test_slots_of_a_wavefront_and_of_a_column_are_emitted_together() -> None:
         [0, 2, 4, 6], [1, 3, 5, 7], [2, 4, 6, 8], [3, 5, 7, 9]
     ]  # fmt: skip
     assert times(GridOrder(0, 1), WINDOW, ROWS).unflatten(1, (ROWS, -1))[0].tolist() == [[0, 1, 2, 3]] * 4
-    of_8192 = {"64,1": 8192, "8,1": 1080, "1,3": 317, "1,2": 254, "1,1": 191, "0,1": 64}
+    lines = times(GridOrder(1, 1, 2), WINDOW, ROWS).unflatten(1, (ROWS, -1))[0]
+    assert lines.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7], [1, 2, 3, 4], [5, 6, 7, 8]]
+    of_8192 = {"64,1": 8192, "8,1": 1080, "1,3": 317, "1,2": 254, "1,1": 191, "0,1": 64, "1,1,8": 527, "512,1,8": 8192}
     assert {order: GridOrder.parse(order).steps(8192, 128) for order in of_8192} == of_8192
 
 
 @pytest.mark.parametrize("order", ORDERS, ids=str)
-def test_the_first_slot_of_every_row_knows_no_later_token_unless_one_is_given(order: GridOrder) -> None:
+def test_the_first_slot_of_every_line_knows_no_later_token_unless_one_is_given(order: GridOrder) -> None:
     sight = Sight(times(order, WINDOW, ROWS), ROWS)
     tau = sight.tau_BT[0].tolist()
     slowly = [not any(tau[j] < tau[i] for j in range(i + 1, WINDOW)) for i in range(WINDOW)]
     assert sight.knows_no_later[0].tolist() == slowly
-    assert sight.knows_no_later[0, :: WINDOW // ROWS].all()
+    assert sight.knows_no_later[0, :: WINDOW // ROWS * order.fold].all()
     given = Sight(times(order, WINDOW, ROWS, known_slots("suffix", 1)), ROWS)
     assert not given.knows_no_later[0, :10].any()
 
@@ -147,13 +149,16 @@ def test_known_slots_cost_nothing_and_real_windows_teach_no_divergence() -> None
 
 
 def test_what_is_no_order_is_refused() -> None:
-    for wrong in ("1", "0,0", "a,b", "-1,2", "1,0"):
+    for wrong in ("1", "0,0", "a,b", "-1,2", "1,0", "1,1,0", "1,1,1,1", "1,", "1,1,x"):
         with pytest.raises(ValueError, match="not of the form a,b"):
             GridOrder.parse(wrong)
     with pytest.raises(ValueError, match="has no student"):
         prefixed = little_prior("factored", lyrics={"tokens": 8, "size": 7, "mode": "prefix"})
         StudentConfig(prior=prefixed.config, order=GridOrder(0, 1))
-    assert GridOrder.parse("1,2") == GridOrder(1, 2)
+    with pytest.raises(ValueError, match="lines of 3 rows do not fill a window of 4 rows"):
+        StudentConfig(prior=little_prior().config, order=GridOrder(1, 1, 3))
+    assert GridOrder.parse("1,2") == GridOrder(1, 2) and GridOrder.parse(str(GridOrder(1, 1, 8))) == (1, 1, 8)
+    assert StudentConfig.model_validate({"prior": little_prior().config, "order": [0, 1]}).order == GridOrder(0, 1)
 
 
 def test_a_new_order_moves_the_logits() -> None:

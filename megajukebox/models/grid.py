@@ -9,8 +9,11 @@ and it sees those keys of its layer's pattern whose time is at most its own. Slo
     (L, 1)  the teacher, R L steps          0  1  2  3       (1, 2)  a wavefront      0  2  4  6
                                             4  5  6  7                                1  3  5  7
                                             8  9 10 11                                2  4  6  8
-    (0, 1)  column by column, L steps       0  1  2  3
-                                            0  1  2  3
+    (0, 1)  column by column, L steps       0  1  2  3      (1, 1, 2)            0  1  2  3  4  5  6  7
+                                            0  1  2  3      lines of two rows    1  2  3  4  5  6  7  8
+
+A line of an order may be several rows of the grid: what a line's first slots do not know, the end of the line before,
+they then miss more seldom, and fewer slots are emitted at once. Patterns stay those of the grid.
 
 Known slots see each other as the teacher would, whatever the order. Idea and sources: docs/student.md.
 """
@@ -29,29 +32,37 @@ NEVER = 2**62  # a float holds it exactly, and padding goes by way of one
 
 
 class GridOrder(NamedTuple):
-    """tau(r, c) = down * r + right * c."""
+    """tau(r, c) = down * r + right * c, of the slot in place c of line r; a line is `fold` rows of the grid."""
 
     down: int
     right: int
+    fold: int = 1
 
     def __str__(self) -> str:
-        return f"{self.down},{self.right}"
+        return ",".join(map(str, self[:2] if self.fold == 1 else self))
 
     @classmethod
     def parse(cls, text: str) -> "GridOrder":
-        """Of "1,2". Raises ValueError for what is no order: time must run to the right, and not upwards."""
-        down, _, right = text.partition(",")
-        if not (down.strip().isdigit() and right.strip().isdigit() and int(right) > 0):
-            raise ValueError(f"order {text!r} is not of the form a,b with a >= 0 and b >= 1, for example 0,1 or 1,2")
-        return cls(int(down), int(right))
+        """Of "1,2" or "1,2,8". Raises ValueError for what is no order: time runs to the right, and not upwards."""
+        parts = text.split(",")
+        numbers = [int(part) for part in parts if part.strip().isdecimal()]
+        if len(numbers) != len(parts) or len(numbers) not in (2, 3) or min(numbers[1:]) < 1:
+            raise ValueError(
+                f"order {text!r} is not of the form a,b or a,b,k with a >= 0, b >= 1 and lines of k >= 1 rows,"
+                " for example 0,1 or 1,1,8"
+            )
+        return cls(*numbers)
 
     @classmethod
     def of_teacher(cls, length: int, rows: int) -> "GridOrder":
         return cls(length // rows, 1)
 
     def steps(self, length: int, rows: int) -> int:
-        """Steps that emit a window of `length` slots in `rows` rows."""
-        return self.down * (rows - 1) + self.right * (length // rows - 1) + 1
+        """Steps that emit a window of `length` slots in `rows` rows. ValueError if no whole number of lines fits."""
+        if rows % self.fold:
+            raise ValueError(f"order {self}: lines of {self.fold} rows do not fill a window of {rows} rows")
+        lines = rows // self.fold
+        return self.down * (lines - 1) + self.right * (length // lines - 1) + 1
 
 
 def times(
@@ -59,8 +70,8 @@ def times(
 ) -> Tensor:
     """tau [1, T] int64, or [B, T] where `known` [B, T] bool says which slots of each window are given."""
     slot = torch.arange(length, device=device if known_BT is None else known_BT.device)
-    columns = length // rows
-    emitted = (order.down * (slot // columns) + order.right * (slot % columns))[None]
+    line = length // rows * order.fold
+    emitted = (order.down * (slot // line) + order.right * (slot % line))[None]
     return emitted if known_BT is None else torch.where(known_BT, slot[None] - length, emitted)
 
 

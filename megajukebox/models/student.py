@@ -33,7 +33,7 @@ class StudentConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> "StudentConfig":
-        GridOrder.parse(str(self.order))
+        GridOrder.parse(str(self.order)).steps(self.prior.window, self.prior.transformer.rows)
         if self.prior.prefix_tokens:
             raise ValueError("a prior that reads its lyrics as a prefix has no student; use lyrics mode encoder")
         return self

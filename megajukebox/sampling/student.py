@@ -49,7 +49,7 @@ class Step:
 def steps_of(student: Student, sight: Sight, known_BT: Tensor) -> list[Step]:
     """The steps that emit every slot which is not known in all windows."""
     patterns = {block.attention.pattern for block in student.blocks} - {"lyrics"}
-    if student.how.order.down == 0:
+    if student.how.order[::2] == (0, 1):
         open_L = (~known_BT).unflatten(1, (student.how.rows, -1)).flatten(0, 1).any(0)
         width = student.how.columns if known_BT.any() else 0
         return [_column_step(c, width or c + 1, patterns, sight) for c in open_L.nonzero()[:, 0].tolist()]

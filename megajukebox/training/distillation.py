@@ -134,7 +134,7 @@ def curriculum(level: str, length: int, rows: int) -> list[GridOrder]:
 
 
 def folder_of(out: Path, order: GridOrder) -> Path:
-    return out / f"order-{order.down}-{order.right}"
+    return out / f"order-{str(order).replace(',', '-')}"
 
 
 def verdict(judged: Mapping[str, float], gate: tuple[float, float]) -> bool:
