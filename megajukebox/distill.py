@@ -63,7 +63,7 @@ def main(
     settings: Annotated[list[str] | None, typer.Argument(help="Changes to the preset: key.sub=value ...")] = None,
     preset: Annotated[str, typer.Option(help="Whose training settings hold.")] = "tiny",
     ds_config: Annotated[str | None, typer.Option(help="Another JSON, from ds_configs/ or a path.")] = None,
-    order: Annotated[list[str] | None, typer.Option(help="a,b; several times: a curriculum of your own.")] = None,
+    order: Annotated[list[str] | None, typer.Option(help="a,b or a,b,k; several times: your own curriculum.")] = None,
     windows: Annotated[int, typer.Option(min=1, help="Windows that the teacher samples for training.")] = 2048,
     temperature: Annotated[float, typer.Option(min=0.01, help="At which it samples them.")] = 0.99,
     guidance: Annotated[float, typer.Option(min=0, help="With which; the student needs none then. 1 is off.")] = 1.0,
@@ -134,6 +134,8 @@ class Course:
             before = folder if chain else before
         if self.place.rank == 0:
             write_whole(self.out / "DONE", f"{len(stages)} orders\n".encode())
+            if not any(stage["passed"] for stage in stages):
+                print(f"no order passes the gate {gate}: the prior itself stays the better sampler of this level")
         parallel.barrier()
         return True
 

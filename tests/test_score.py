@@ -208,7 +208,9 @@ def write_student(runs: Path, level: str, order: str, awake: bool) -> Path:
     facts = {"level": level, "teacher": read_facts(runs / RUNS[level])["fingerprint"]}
     manner, folder = {"temperature": 1.0, "guidance": 1.0}, runs / f"{level}_student"
     save_weights(folder / "order", "student", student.how, student.state_dict(), 3, manner=manner, **facts)
-    (folder / "student.json").write_text(json.dumps({"use": "order", "orders": []}))
+    (folder / "student.json").write_text(
+        json.dumps({"use": "order", "gate": {}, "orders": [{"order": order, "folder": "order"}]})
+    )
     return folder
 
 

@@ -23,6 +23,8 @@ def test_at_the_teachers_order_a_student_is_its_teacher_to_the_last_bit(schedule
     expected = teacher.logits(batch["codes"], given)
     assert torch.equal(student.logits(batch["codes"], student.conditioning(batch)), expected)
     assert torch.equal(student.logits(batch["codes"], given, known_slots("prefix", 3)), expected)
+    two_rows_a_line = student_of(teacher, GridOrder(2 * TEACHERS.down, 1, 2), awake=False)
+    assert torch.equal(two_rows_a_line.logits(batch["codes"], given), expected)
 
 
 @torch.no_grad()

@@ -31,22 +31,23 @@ def test_cached_logits_equal_the_full_ones_under_other_schedules(schedule: str) 
 
 
 def assert_cached_equals_full(student: Student, known: str) -> None:
-    """Given the same codes, each step's logits are those of one pass over the whole window."""
+    """Given the same codes, each step's logits are those of one pass over the whole window; packed or not."""
     batch, slots = prior_batch(student.config, songs=3), known_slots(known, 3)
     given = student.conditioning(batch)
     full = student.logits(batch["codes"], given, slots)
     assert full.std(dim=1).mean() > 0.5, "logits that do not vary would prove nothing"
-    hidden, seen = torch.zeros_like(batch["codes"]), torch.zeros(WINDOW, dtype=torch.bool)
-    hidden[slots] = batch["codes"][slots]
-    with student_decoding(student, given, slots) as decoder:
-        if slots.any():
-            decoder.fill(hidden)
-        for step in decoder.steps:
-            logits, open_BN = decoder.step(hidden, step), ~slots[:, step.slots_N]
-            torch.testing.assert_close(logits[open_BN], full[:, step.slots_N][open_BN], atol=2e-4, rtol=2e-4)
-            hidden[:, step.slots_N] = batch["codes"][:, step.slots_N]  # not there before their time
-            seen[step.slots_N] = True
-    assert seen[~slots.all(0)].all(), "every slot that is not known in all windows is emitted"
+    for packed in (None, Packed(student)):
+        hidden, seen = torch.zeros_like(batch["codes"]), torch.zeros(WINDOW, dtype=torch.bool)
+        hidden[slots] = batch["codes"][slots]
+        with student_decoding(student, given, slots, packed) as decoder:
+            if slots.any():
+                decoder.fill(hidden)
+            for step in decoder.steps:
+                logits, open_BN = decoder.step(hidden, step), ~slots[:, step.slots_N]
+                torch.testing.assert_close(logits[open_BN], full[:, step.slots_N][open_BN], atol=2e-4, rtol=2e-4)
+                hidden[:, step.slots_N] = batch["codes"][:, step.slots_N]  # not there before their time
+                seen[step.slots_N] = True
+        assert seen[~slots.all(0)].all(), "every slot that is not known in all windows is emitted"
 
 
 @pytest.mark.parametrize("known", KNOWN)

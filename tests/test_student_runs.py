@@ -36,11 +36,12 @@ def runs(tmp_path_factory) -> Path:
         rows = []
         for order in orders:
             student = student_of(load(folder, level), GridOrder.parse(order))
-            rows.append({"order": order, "folder": f"order-{order.replace(',', '-')}"})
+            row = {"order": order, "folder": f"order-{order.replace(',', '-')}"}
+            rows.append(row | {"passed": order != "4,1", "kl_forward": 0.06})
             facts = {"level": level, "vqvae": vqvae, "manner": {"temperature": 0.9, "guidance": 1.0}}
             run = folder / f"{level}_student" / rows[-1]["folder"]
             save_weights(run, "student", student.how, student.state_dict(), 3, **facts)
-        table = {"use": rows[0]["folder"], "orders": rows}
+        table = {"use": rows[0]["folder"], "gate": {"kl_forward": 0.05, "kl_reverse": 0.08}, "orders": rows}
         (folder / f"{level}_student" / "student.json").write_text(json.dumps(table))
     return folder
 
@@ -107,6 +108,13 @@ def test_what_a_student_was_not_taught_is_noted(runs) -> None:
     assert not list(run.notes(Request(id="a", temperature=0.9)))
     notes = list(run.notes(Request(id="a", temperature=0.5, guidance=2)))
     assert len(notes) == 2 and "taught guidance 1 and keeps to it; 2 was asked" in notes[0]
+
+
+def test_a_student_that_did_not_pass_its_gate_is_noted(runs) -> None:
+    notes = [list(students_of(runs, [f"top=student{order}"])["top"].notes(Request(id="a", temperature=0.9)))
+             for order in ("", ":4,1")]  # fmt: skip
+    further = "the top student 4,1 is further from its prior than allowed: 0.060 bits per code, gate 0.05"
+    assert notes == [[], [further]]
 
 
 def test_songs_go_on_and_are_mended_by_students_with_what_is_given_untouched(runs, tmp_path) -> None:

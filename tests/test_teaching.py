@@ -163,7 +163,9 @@ def test_the_curriculum_takes_fewer_steps_each_time_and_the_top_never_whole_colu
         steps = [order.steps(8192, 128) for order in orders]
         assert steps == sorted(steps, reverse=True) and steps[0] < 8192
         assert (GridOrder(0, 1) in orders) == (level != "top")
-    assert curriculum("middle", 512, 32)[0] == GridOrder(8, 1)
+    assert [order.fold for order in curriculum("top", 512, 32)] == [16, 8, 4, 2]
+    assert [order.fold for order in curriculum("middle", 512, 32)] == [4, 2, 1]
+    assert [order.fold for order in curriculum("middle", 96, 6)] == [1], "lines must fill a window"
 
 
 def test_the_student_in_use_is_the_one_of_fewest_steps_that_passed(tmp_path) -> None:

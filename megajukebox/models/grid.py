@@ -165,11 +165,23 @@ def _in_groups(q_BGLHD: Tensor, k_BGSHD: Tensor, v_BGSHD: Tensor, mask_BGLS: Ten
 
 def masked(q_NTHD: Tensor, k_NSHD: Tensor, v_NSHD: Tensor, mask_NTS: Tensor) -> Tensor:
     """Attention over the second axis with a mask; a query that sees nothing gathers zeros."""
+    return gathered(q_NTHD, k_NSHD, v_NSHD, *opened(mask_NTS))
+
+
+def opened(mask_NTS: Tensor) -> tuple[Tensor, Tensor]:
+    """A mask in which every query sees something, and which ones see nothing in truth [N, T].
+
+    Softmax over nothing is not a number, in the gradient too: such a query is let see everything and then blanked.
+    """
+    nothing_NT = ~mask_NTS.any(-1)
+    return mask_NTS | nothing_NT[..., None], nothing_NT
+
+
+def gathered(q_NTHD: Tensor, k_NSHD: Tensor, v_NSHD: Tensor, mask_NTS: Tensor, nothing_NT: Tensor | None) -> Tensor:
+    """`masked`, with a mask that was `opened` before; None where no query sees nothing."""
     q, k, v = (x.transpose(1, 2) for x in (q_NTHD, k_NSHD, v_NSHD))
-    nothing = ~mask_NTS.any(-1)
-    # Such a query is let see everything and then blanked: softmax over nothing is not a number, in the gradient too.
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=(mask_NTS | nothing[..., None])[:, None]).transpose(1, 2)
-    return out.masked_fill(nothing[..., None, None], 0.0)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_NTS[:, None]).transpose(1, 2)
+    return out if nothing_NT is None else out.masked_fill(nothing_NT[..., None, None], 0.0)
 
 
 def visible_in_order(pattern: str, tau_T: Tensor, rows: int, prefix: int = 0) -> Tensor:

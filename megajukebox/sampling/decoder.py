@@ -7,6 +7,7 @@ stepped by two of them: a rough int8 one that guesses, and the real one that dec
 # B songs   U distinct beginnings   N positions of a step   T positions of the window   V vocabulary   W width
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,22 @@ from megajukebox.sampling.cache import LayerCache, Place, attention_cache
 from megajukebox.sampling.linear import Linear, packed
 
 GELU = torch.tensor(1.702)  # a number of Python's would be made a tensor at each step, for three times the price
+
+
+class Step(Protocol):
+    """What one step of a decoder is about: at least, how many positions."""
+
+    @property
+    def size(self) -> int: ...
+
+
+AnyStep = TypeVar("AnyStep", bound=Step, contravariant=True)
+
+
+class Layer(Protocol[AnyStep]):
+    """What remembers keys and values: of this decoder (cache.py), or of a student's (student.py)."""
+
+    def step(self, qkv_BNX: Tensor, place: AnyStep, /) -> Tensor: ...
 
 
 class PackedBlock:
@@ -38,7 +55,7 @@ class PackedBlock:
             return torch.layer_norm(x_MW, shape, weight, bias, eps)
         return torch.layer_norm(x_MW.float(), shape, weight, bias, eps).to(x_MW.dtype)
 
-    def __call__(self, h_MW: Tensor, cache: LayerCache, place: Place) -> Tensor:
+    def __call__(self, h_MW: Tensor, cache: Layer[AnyStep], place: AnyStep) -> Tensor:
         qkv_MX = self.project(self.norm(0, h_MW))
         a_MW = self.merge(cache.step(qkv_MX.view(-1, place.size, qkv_MX.shape[1]), place).flatten(0, 1))
         x_MW = h_MW + a_MW

@@ -4,7 +4,7 @@ Its slow twin `emit_slowly` makes a full forward pass for every step.
 """
 
 # B windows   N slots of a step   S keys of a slot   T slots of a window   R rows   L slots in a row   H heads   D size
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from megajukebox.models.grid import NEVER, Sight, attend_in_order, beside, masked
+from megajukebox.models.grid import NEVER, Sight, attend_in_order, beside, gathered, opened
 from megajukebox.models.prior import Conditioning
 from megajukebox.models.student import Student
-from megajukebox.models.transformer import Attention
+from megajukebox.models.transformer import Attention, Block
+from megajukebox.sampling.decoder import Packed, PackedBlock
 from megajukebox.sampling.drawing import Draw
 from megajukebox.sampling.level import Progress
 
@@ -40,36 +41,42 @@ class Step:
     """
 
     slots_N: Tensor
-    masks: dict[str, Tensor]  # pattern -> [B or 1, N, S]
+    masks: dict[str, tuple[Tensor, Tensor | None]]  # pattern -> of `_mask`
     keys: dict[str, Tensor]  # pattern -> [N, S] slots; of no use to a whole column
+    known_BN: Tensor | None  # whose keys are there already, and stay
     column: int | None = None
     width: int = 0  # columns that anyone of a whole column looks at
+
+    @property
+    def size(self) -> int:
+        return len(self.slots_N)
 
 
 def steps_of(student: Student, sight: Sight, known_BT: Tensor) -> list[Step]:
     """The steps that emit every slot which is not known in all windows."""
     patterns = {block.attention.pattern for block in student.blocks} - {"lyrics"}
+    known = known_BT if known_BT.any() else None
     if student.how.order[::2] == (0, 1):
         open_L = (~known_BT).unflatten(1, (student.how.rows, -1)).flatten(0, 1).any(0)
-        width = student.how.columns if known_BT.any() else 0
-        return [_column_step(c, width or c + 1, patterns, sight) for c in open_L.nonzero()[:, 0].tolist()]
+        width = 0 if known is None else student.how.columns
+        return [_column_step(c, width or c + 1, patterns, sight, known) for c in open_L.nonzero()[:, 0].tolist()]
     emitted_T, wanted_T = student.sight().tau_BT[0], ~known_BT.all(0)
     found = [(wanted_T & (emitted_T == time)).nonzero()[:, 0] for time in emitted_T[wanted_T].unique()]
-    return [_step(slots, patterns, sight) for slots in found]
+    return [_step(slots, patterns, sight, known) for slots in found]
 
 
-def _step(slots_N: Tensor, patterns: set[str], sight: Sight) -> Step:
+def _step(slots_N: Tensor, patterns: set[str], sight: Sight, known_BT: Tensor | None) -> Step:
     keys, masks = {}, {}
     for pattern in patterns:
         wide_NS, real_NS = looked_at(pattern, slots_N, sight)
         tau_BNS = sight.tau_BT[:, wide_NS].masked_fill(~real_NS, NEVER)
         seen_BNS = tau_BNS <= sight.tau_BT[:, slots_N, None]
         some_S = seen_BNS.flatten(0, 1).any(0)
-        keys[pattern], masks[pattern] = wide_NS[:, some_S], seen_BNS[..., some_S]
-    return Step(slots_N, masks, keys)
+        keys[pattern], masks[pattern] = wide_NS[:, some_S], _mask(seen_BNS[..., some_S])
+    return Step(slots_N, masks, keys, None if known_BT is None else known_BT[:, slots_N])
 
 
-def _column_step(column: int, width: int, patterns: set[str], sight: Sight) -> Step:
+def _column_step(column: int, width: int, patterns: set[str], sight: Sight, known_BT: Tensor | None) -> Step:
     tau_BRL, now_BR1 = sight.tau_BRL[:, :, :width], sight.tau_BRL[:, :, column, None]
     tau_BRS = {
         "row": tau_BRL,
@@ -80,7 +87,14 @@ def _column_step(column: int, width: int, patterns: set[str], sight: Sight) -> S
     }
     rows, columns = sight.tau_BRL.shape[1:]
     slots = torch.arange(rows, device=tau_BRL.device) * columns + column
-    return Step(slots, {p: tau_BRS[p] <= now_BR1 for p in patterns}, {}, column, width)
+    known_BN = None if known_BT is None else known_BT[:, slots]
+    return Step(slots, {p: _mask(tau_BRS[p] <= now_BR1) for p in patterns}, {}, known_BN, column, width)
+
+
+def _mask(seen_BNS: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The mask [B or 1, N, S] `opened`, and who sees nothing, if anyone."""
+    mask_BNS, nothing_BN = opened(seen_BNS)
+    return mask_BNS, nothing_BN if nothing_BN.any() else None
 
 
 def looked_at(pattern: str, slots_N: Tensor, sight: Sight) -> tuple[Tensor, Tensor]:
@@ -121,27 +135,30 @@ class Memory:
         q, self.keys[:], self.values[:] = self.attention.qkv(x_BTW)
         return self.attention.out(attend_in_order(q, self.keys, self.values, self.attention.pattern, sight))
 
-    def step(self, x_BNW: Tensor, step: Step, known_BN: Tensor | None) -> Tensor:
-        """The attention output [B, N, W] of a step's slots. Where a slot is `known`, its memory stays."""
+    def step(self, qkv_BNX: Tensor, step: Step) -> Tensor:
+        """What the queries of a step's slots gather, [B, N, A], from the projections of their inputs."""
         if self.attention.pattern == "lyrics":
-            return self._read_lyrics(x_BNW)
-        q, k, v = self.attention.qkv(x_BNW)
+            q = self.attention.split(qkv_BNX).transpose(1, 2)
+            return F.scaled_dot_product_attention(q, self.keys, self.values).transpose(1, 2).flatten(2)
+        q, k, v = (self.attention.split(x) for x in qkv_BNX.chunk(3, dim=-1))
         for memory, new in ((self.keys, k), (self.values, v)):
-            kept = new if known_BN is None else torch.where(known_BN[..., None, None], memory[:, step.slots_N], new)
-            memory[:, step.slots_N] = kept
-        return self.attention.out(self._attend(q, step))
+            if step.known_BN is not None:
+                new = torch.where(step.known_BN[..., None, None], memory[:, step.slots_N], new)
+            memory[:, step.slots_N] = new
+        return self._attend(q, step).flatten(2)
 
     def _attend(self, q_BNHD: Tensor, step: Step) -> Tensor:
-        pattern, mask_BNS = self.attention.pattern, step.masks[self.attention.pattern]
+        pattern, (mask_BNS, nothing_BN) = self.attention.pattern, step.masks[self.attention.pattern]
         if step.column is None:
             near = [memory[:, step.keys[pattern]] for memory in (self.keys, self.values)]  # [B, N, S, H, D]
         else:
             near = [self._beside_column(memory, step) for memory in (self.keys, self.values)]
         if near[0].ndim == 4:  # [B, S, H, D]: all slots look at the same keys
-            return masked(q_BNHD, near[0], near[1], mask_BNS)
+            return gathered(q_BNHD, near[0], near[1], mask_BNS, nothing_BN)
         mask = mask_BNS.expand(len(q_BNHD), -1, -1).flatten(0, 1)[:, None]
-        out = masked(q_BNHD.flatten(0, 1)[:, None], near[0].flatten(0, 1), near[1].flatten(0, 1), mask)
-        return out[:, 0].unflatten(0, q_BNHD.shape[:2])
+        out = gathered(q_BNHD.flatten(0, 1)[:, None], near[0].flatten(0, 1), near[1].flatten(0, 1), mask, None)
+        out = out[:, 0].unflatten(0, q_BNHD.shape[:2])
+        return out if nothing_BN is None else out.masked_fill(nothing_BN[..., None, None], 0.0)
 
     def _beside_column(self, memory_BTHD: Tensor, step: Step) -> Tensor:
         """What the slots of a whole column may look at: the same [B, S, H, D], or [B, R, S, H, D] for each row."""
@@ -157,14 +174,32 @@ class Memory:
         return self.attention.out(F.scaled_dot_product_attention(q, self.keys, self.values).transpose(1, 2))
 
 
-class StudentDecoder:
-    """The layers of a student with their memories, for B windows of which `known` [B, T] slots are given."""
+class PlainBlock:
+    """A block for steps as it is, weights where training keeps them: the twin of `PackedBlock`."""
 
-    def __init__(self, student: Student, given: Conditioning, known_BT: Tensor):
-        self.student, self.given, self.known = student, given, known_BT
+    def __init__(self, block: Block):
+        self.block = block
+
+    def __call__(self, h_MW: Tensor, memory: Memory, step: Step) -> Tensor:
+        attention = self.block.attention
+        project = attention.query if attention.pattern == "lyrics" else attention.project
+        qkv_BNX = project(self.block.norm_attention(h_MW)).unflatten(0, (-1, step.size))
+        return self.block.update(h_MW, attention.merge(memory.step(qkv_BNX, step).flatten(0, 1)))
+
+
+class StudentDecoder:
+    """The layers of a student with their memories, for B windows of which `known` [B, T] slots are given.
+
+    `packed`: the student's layers laid out for steps; a student in training must not be packed, its weights would move.
+    """
+
+    def __init__(self, student: Student, given: Conditioning, known_BT: Tensor, packed: Packed | None = None):
+        self.student, self.given = student, given
         self.sight = student.sight(known_BT if known_BT.any() else None)
         self.steps = steps_of(student, self.sight, known_BT)
-        self.nothing_known = not bool(known_BT.any())
+        self.packed = packed
+        plain = [PlainBlock(block) for block in student.blocks]
+        self.blocks: Sequence[PackedBlock | PlainBlock] = packed.blocks if packed else plain
         batch, length = known_BT.shape
         self.layers = [Memory(block.attention, batch, length, given) for block in student.blocks]
 
@@ -176,11 +211,12 @@ class StudentDecoder:
 
     def step(self, codes_BT: Tensor, step: Step) -> Tensor:
         """Logits [B, N, V] of a step's slots from the codes emitted before."""
-        h, added = self._inputs(codes_BT, step.slots_N), self.given.added
-        known = None if self.nothing_known else self.known[:, step.slots_N]
-        for block, layer in zip(self.student.blocks, self.layers):
-            h = block.update(h, layer.step(block.norm_attention(h), step, known))
-        return self.student.predict(h, added if added is None else added[:, step.slots_N])
+        h = self._inputs(codes_BT, step.slots_N).flatten(0, 1)
+        for block, layer in zip(self.blocks, self.layers):
+            h = block(h, layer, step)
+        added = None if self.given.added is None else self.given.added[:, step.slots_N].flatten(0, 1)
+        logits = self.packed.logits(h, added) if self.packed else self.student.predict(h, added)
+        return logits.unflatten(0, (-1, step.size))
 
     def _inputs(self, codes_BT: Tensor, slots_N: Tensor) -> Tensor:
         sight, length = self.sight, codes_BT.shape[1]
@@ -191,9 +227,11 @@ class StudentDecoder:
 
 
 @contextmanager
-def student_decoding(student: Student, given: Conditioning, known_BT: Tensor) -> Iterator[StudentDecoder]:
+def student_decoding(
+    student: Student, given: Conditioning, known_BT: Tensor, packed: Packed | None = None
+) -> Iterator[StudentDecoder]:
     """The decoder's memory exists only inside the block."""
-    decoder = StudentDecoder(student, given, known_BT)
+    decoder = StudentDecoder(student, given, known_BT, packed)
     try:
         yield decoder
     finally:
@@ -203,11 +241,11 @@ def student_decoding(student: Student, given: Conditioning, known_BT: Tensor) ->
 @torch.inference_mode()
 def emit(
     student: Student, given: Conditioning, codes_BT: Tensor, known_BT: Tensor, draws: Draws,
-    progress: Progress = lambda count: None,
+    progress: Progress = lambda count: None, packed: Packed | None = None,
 ) -> Tensor:  # fmt: skip
     """`codes` [B, T] of B windows with every slot sampled that is not `known` [B, T]; known ones stay as they are."""
     codes = codes_BT.clone()
-    with student_decoding(student, given, known_BT) as decoder:
+    with student_decoding(student, given, known_BT, packed) as decoder:
         if known_BT.any():
             decoder.fill(codes)
         for step in decoder.steps:

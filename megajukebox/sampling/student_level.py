@@ -20,6 +20,7 @@ from torch import Tensor
 from megajukebox.models.prior import Prior, PriorConfig
 from megajukebox.models.student import Student
 from megajukebox.sampling.autoregressive import Autoregressive
+from megajukebox.sampling.decoder import Packed
 from megajukebox.sampling.level import LevelJob, Progress, hop_of
 from megajukebox.sampling.student import Draws, emit
 from megajukebox.sampling.windows import Row, Span, conditions_of, spans
@@ -36,6 +37,9 @@ class StudentLevel:
     temperature: float = 1.0
     most_rows: int = 64  # windows in lockstep; bounds the memory
     exact: bool = False
+
+    def __post_init__(self) -> None:
+        self.packed = Packed(self.student)
 
     @torch.inference_mode()
     def sample(self, job: LevelJob, progress: Progress) -> None:
@@ -57,7 +61,7 @@ class StudentLevel:
         draws = Draws(
             replace(draw, temperature_B=draw.temperature_B / self.temperature), torch.tensor(starts, device=device)
         )
-        emitted = emit(self.student, self.student.conditioning(batch), codes, known, draws)
+        emitted = emit(self.student, self.student.conditioning(batch), codes, known, draws, packed=self.packed)
         new = [job.write(row.song, row.span.start, codes[: row.span.end - row.span.start]) for row, codes in
                zip(rows, emitted)]  # fmt: skip
         progress(sum(new))

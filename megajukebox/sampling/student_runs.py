@@ -1,7 +1,7 @@
 """The students that `distill` left beside the priors (runs/top_student, ...), as the samplers of their levels.
 
 student                   the upsamplers' students, under the exact top: the quick way
-top=student               that level's, of the order that distill chose; bottom=student:0,1 of another
+top=student               that level's, of the order that distill chose; bottom=student:0,1 of another (or 0,1,2: docs)
 bottom=polished           the teacher's own sample, from the student's as a first guess
 top=exact                 the prior itself
 """
@@ -9,6 +9,7 @@ top=exact                 the prior itself
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -30,7 +31,8 @@ class StudentRun:
 
     def __init__(self, runs: Path, level: str, vqvae: str, order: str | None = None, polish: bool = False):
         """`order` "a,b", or the one that distill chose. ValueError if there is none, or it is of another VQ-VAE."""
-        self.level, self.polish, self.folder = level, polish, folder_of(runs / f"{level}_student", order)
+        row, gate = row_of(runs / f"{level}_student", order)
+        self.level, self.polish, self.folder = level, polish, runs / f"{level}_student" / row["folder"]
         self.facts = read_facts(self.folder)
         if self.facts["kind"] != "student" or self.facts["level"] != level:
             raise ValueError(f"{self.folder} holds a {self.facts['level']} {self.facts['kind']}, not a {level} student")
@@ -38,6 +40,9 @@ class StudentRun:
             raise ValueError(f"{self.folder} was distilled for the codes of another VQ-VAE; distill it again")
         self.config = StudentConfig(**self.facts["config"])
         self.manner: dict[str, float] = self.facts["manner"]
+        self.failed = (
+            None if row.get("passed", True) else f"{row['kl_forward']:.3f} bits per code, gate {gate['kl_forward']:g}"
+        )
 
     @property
     def name(self) -> str:
@@ -56,6 +61,8 @@ class StudentRun:
         """What of the request a student cannot follow as its teacher would."""
         if self.polish:
             return
+        if self.failed:
+            yield f"the {self.level} student {self.config.order} is further from its prior than allowed: {self.failed}"
         asked, taught = request.at("guidance", self.level, 1.0), self.manner["guidance"]
         if asked != taught:
             yield f"the {self.level} student was taught guidance {taught:g} and keeps to it; {asked:g} was asked"
@@ -64,17 +71,22 @@ class StudentRun:
             yield f"the {self.level} student was taught temperature {taught:g}; at {asked:g} it is not its teacher"
 
 
-def folder_of(run: Path, order: str | None) -> Path:
+def row_of(run: Path, order: str | None) -> tuple[dict[str, Any], dict[str, float]]:
+    """What distill wrote of an order, or of the one that it chose, and the gate."""
     path = run / TABLE
     if not path.is_file():
         raise ValueError(f"{run} holds no student ({TABLE} is missing); run distill, or choose another sampler")
     table = json.loads(path.read_text())
     if order is None:
-        return run / table["use"]
-    wanted, known = str(GridOrder.parse(order)), {row["order"]: row["folder"] for row in table["orders"]}
+        return next(row for row in table["orders"] if row["folder"] == table["use"]), table["gate"]
+    wanted, known = str(GridOrder.parse(order)), {row["order"]: row for row in table["orders"]}
     if wanted not in known:
         raise ValueError(f"{run} has no student of order {wanted}; it has {'; '.join(known)}")
-    return run / known[wanted]
+    return known[wanted], table["gate"]
+
+
+def folder_of(run: Path, order: str | None) -> Path:
+    return run / row_of(run, order)[0]["folder"]
 
 
 def students_of(runs: Path, asked: Sequence[str]) -> dict[str, StudentRun]:

@@ -125,12 +125,19 @@ GATES = {"top": (0.02, 0.03), "middle": (0.05, 0.08), "bottom": (0.05, 0.08)}
 
 
 def curriculum(level: str, length: int, rows: int) -> list[GridOrder]:
-    """Orders of fewer and fewer steps, each one usable: lags of half a row and less, the wavefront, whole columns.
+    """Orders of fewer and fewer steps, each one usable: shorter and shorter lines, all of them drawn at once.
 
-    The top ends with the wavefront: what column by column would emit at once stands too near to each other there.
+    The top starts with half a window a line and ends where one row a line would take no fewer steps; there each line
+    follows the one before by one slot: what column by column would emit at once stands too near to each other. An
+    upsampler is told the codes above, so its lines need not be long; it ends with whole columns.
     """
-    lags = [GridOrder(down, 1) for down in (32, 16, 8, 4, 2) if down < length // rows]
-    return [*lags, GridOrder(1, 1), *([] if level == "top" else [GridOrder(0, 1)])]
+    longest, down = (rows // 2, 1) if level == "top" else (rows // 8, 0)
+    halved = (max(longest, 1) >> n for n in range(max(longest, 1).bit_length()))
+    orders: list[GridOrder] = []
+    for order in (GridOrder(down, 1, fold) for fold in halved if rows % fold == 0):
+        if not orders or order.steps(length, rows) < orders[-1].steps(length, rows):
+            orders.append(order)
+    return orders
 
 
 def folder_of(out: Path, order: GridOrder) -> Path:
