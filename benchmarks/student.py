@@ -57,10 +57,18 @@ from megajukebox.sampling.windows import conditions_of, spans
 from megajukebox.training.distillation import TEACHERS, TeacherRun, folder_of
 
 RESULT = Path(__file__).parent / "results" / "student.json"
-ORDERS = ("teacher", "8,1", "4,1", "2,1", "1,2", "1,1", "0,1")  # (1,3) is (1,2), slower: tests/test_student.py
+LINES = {
+    "top": ("1,1,16", "1,1,8", "1,1,4", "1,1,2"),
+    "middle": ("0,1,8", "0,1,4", "0,1,2"),
+    "bottom": ("0,1,4", "0,1,2"),
+}
+WAITS = {"top": ("14,1", "12,1", "8,1", "4,1"), "middle": ("8,1", "4,1"), "bottom": ("8,1", "4,1")}
+ORDERS = {  # (1,3) is (1,2), slower: tests/test_student.py
+    level: ("teacher", *WAITS[level], "1,2", "1,1", *LINES[level], "0,1") for level in LINES
+}
 MANNER = Manner(0.99)
 WINDOWS = 64  # held-out windows that orders are compared on
-SECONDS, SONGS = 3.0, 18
+SECONDS, SONGS = 6.0, 18
 
 
 def main() -> None:
@@ -108,7 +116,7 @@ def load_prior(runs: Path, level: str) -> Prior:
 
 def students(runs: Path, level: str, teacher: Prior) -> Iterator[tuple[str, str, Student]]:
     """(order, how it was taught, the student) of every order: with the teacher's weights, distilled, on data alone."""
-    for name in ORDERS:
+    for name in ORDERS[level]:
         shape = teacher.config.transformer
         order = GridOrder.of_teacher(teacher.config.window, shape.rows) if name == "teacher" else GridOrder.parse(name)
         untaught = from_teacher(Student(StudentConfig(prior=teacher.config, order=order)), teacher)
@@ -189,7 +197,8 @@ def best_student(runs: Path, level: str, teacher: Prior, order: str) -> Student:
 CHAINS = {
     "teacher": {},
     "exact top, (0,1) upsamplers": {"middle": "0,1", "bottom": "0,1"},
-    "(1,1) top, (0,1) upsamplers": {"top": "1,1", "middle": "0,1", "bottom": "0,1"},
+    "(1,1,16) top, (0,1) upsamplers": {"top": "1,1,16", "middle": "0,1", "bottom": "0,1"},
+    "(1,1,8) top, (0,1) upsamplers": {"top": "1,1,8", "middle": "0,1", "bottom": "0,1"},
 }
 
 
@@ -298,7 +307,7 @@ def heard(ears: dict[str, Any], requests: list[Request], audio: np.ndarray, rate
 # ---- speed ----------------------------------------------------------------------------------------------------------
 
 
-def speed(runs: Path, seconds: float = 4.0) -> list[dict[str, Any]]:
+def speed(runs: Path, seconds: float = 12.0) -> list[dict[str, Any]]:
     """CPU-seconds (of one thread, so that others' load matters less) per second of audio of one song, level by level,
     each way given the same codes above; a level's first use, with whatever it prepares, is not counted.
     """
@@ -336,9 +345,9 @@ def ways(runs: Path, level: str, teacher: Prior) -> Iterator[tuple[str, Any]]:
     yield "teacher, code by code", Autoregressive(teacher)
     if "lyrics" not in teacher.config.transformer.patterns:  # benchmarks/sampling.py has no such layers
         yield "teacher, as Jukebox does it", LikeJukebox(teacher)
-    for order in ORDERS[1:]:
+    for order in ORDERS[level][1:]:
         yield f"student {order}", StudentLevel(best_student(runs, level, teacher, order), MANNER.temperature)
-    quick = StudentLevel(best_student(runs, level, teacher, "1,1" if level == "top" else "0,1"), MANNER.temperature)
+    quick = StudentLevel(best_student(runs, level, teacher, "1,1,8" if level == "top" else "0,1"), MANNER.temperature)
     yield "teacher, fixed point", Autoregressive(teacher, "fixed_point", ahead=32)
     yield "student, polished to exact", Polished(quick, teacher)
 

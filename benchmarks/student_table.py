@@ -13,8 +13,13 @@ NUMBERS = {
     "songs' codes: student": "bits_per_code_of_songs", "teacher": "teacher_bits_per_code_of_songs",
     "teacher on its samples": "teacher_bits_of_samples", "on own": "teacher_bits_of_own_samples",
 }  # fmt: skip
-STEPS = (16, 47, 78, 140, 264, 512)  # the preset tiny's
+STEPS = (16, 32, 64, 128, 256, 512)  # the preset tiny's
 COLOURS = {"not at all": "#b0b0b0", "data only": "#d08020", "distilled": "#2060c0"}
+
+
+def marker_of(order: str) -> str:
+    """A dot for lines of several rows and for whole columns, a cross for one row a line."""
+    return "o" if order.count(",") == 2 or order == "0,1" else "x"
 
 
 def show(found: dict[str, Any]) -> None:
@@ -47,14 +52,16 @@ def plot(found: dict[str, Any]) -> None:
         exact = walls.get((level, "teacher, code by code"), 0.0)
         for how, colour in COLOURS.items():
             some = [r for r in rows if r["taught"] == how and r["order"] != "teacher"]
-            if some:
-                x, y = [r["steps_per_window"] for r in some], [r["kl_forward"][0] for r in some]
-                panel.errorbar(x, y, [r["kl_forward"][1] for r in some], fmt="o", color=colour, label=how, ms=4)
+            for marker in "ox":
+                dots = [r for r in some if marker_of(r["order"]) == marker]
+                x, y = [r["steps_per_window"] for r in dots], [r["kl_forward"][0] for r in dots]
+                label = how if marker == "o" and dots else None
+                panel.errorbar(x, y, [r["kl_forward"][1] for r in dots], fmt=marker, color=colour, label=label, ms=4)
             for r in some if how == "not at all" else []:
                 wall = walls.get((level, f"student {r['order']}"))
-                times = f"\n{exact / wall:.0f}x" if wall else ""
-                panel.annotate(f"({r['order']}){times}", (r["steps_per_window"], r["kl_forward"][0]), fontsize=7,
-                               xytext=(3, 4), textcoords="offset points")  # fmt: skip
+                times = f" {exact / wall:.1f}x" if wall else ""
+                panel.annotate(f"({r['order']}){times}", (r["steps_per_window"], r["kl_forward"][0]), fontsize=6,
+                               xytext=(4, 3), textcoords="offset points")  # fmt: skip
         panel.set_xscale("log")
         panel.set_xlim(12, 700)
         panel.set_xticks(STEPS, [str(steps) for steps in STEPS])

@@ -44,11 +44,11 @@ class Need:
     def copies(self, dtype: torch.dtype, cpu: bool) -> int:
         """Bytes beside it while its level is sampled: a student, and a byte each for the int8 copy that guesses.
 
-        On a CPU the weights once more, reordered for steps of several rows, and 0.6 times for holes that the allocator
-        leaves (0.3 were seen: benchmarks/sampling_memory.py).
+        On a CPU the weights of either once more, reordered for steps of several rows, and 0.6 times for holes that the
+        allocator leaves (0.3 were seen: benchmarks/sampling_memory.py).
         """
         size = dtype.itemsize
-        return int(weight_numbers(self.config) * (size * ((1.6 if cpu else 0.0) + self.student) + 1.08))
+        return int(weight_numbers(self.config) * (size * (self.student + (1.6 + self.student if cpu else 0.0)) + 1.08))
 
     def songs(self, batch: int, dtype: torch.dtype) -> int:
         """Bytes for `batch` songs: caches and activations. Logits are of one song: near ties are decided one by one."""
