@@ -36,7 +36,7 @@ from megajukebox.models.grid import GridOrder
 from megajukebox.models.long_audio import decode_long
 from megajukebox.models.prior import Prior
 from megajukebox.models.student import Student, StudentConfig, from_teacher
-from megajukebox.sampling.autoregressive import Autoregressive
+from megajukebox.sampling.autoregressive import Autoregressive, FixedPoint
 from megajukebox.sampling.decoder import Packed
 from megajukebox.sampling.judging import teacher_bits, together
 from megajukebox.sampling.jukebox import Jukebox, draw_for
@@ -348,7 +348,7 @@ def ways(runs: Path, level: str, teacher: Prior) -> Iterator[tuple[str, Any]]:
     for order in ORDERS[level][1:]:
         yield f"student {order}", StudentLevel(best_student(runs, level, teacher, order), MANNER.temperature)
     quick = StudentLevel(best_student(runs, level, teacher, "1,1,8" if level == "top" else "0,1"), MANNER.temperature)
-    yield "teacher, fixed point", Autoregressive(teacher, "fixed_point", ahead=32)
+    yield "teacher, fixed point", FixedPoint(teacher)
     yield "student, polished to exact", Polished(quick, teacher)
 
 

@@ -1,5 +1,6 @@
 """Every exact way of sampling gives the codes of the plain sequential one; what is known stays."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from megajukebox.sampling.level import LevelJob, new_job
 from megajukebox.sampling.window import sample_window, sample_window_ahead
 
 SCHEDULES = ["factored", "factored_lyrics", "prefix_dense_16", "factored_dense"]
-EXACT = [("ahead", 3), ("fixed_point", 4), ("across", 8), ("rows", 8)]
+EXACT = [("ahead", 3), ("fixed_point", 3), ("fixed_point", 9), ("across", 9), ("rows", 8)]  # rows are 4 codes
 UPPER = torch.randint(CODES, (3, 12), generator=torch.Generator().manual_seed(3))
 
 
@@ -43,12 +44,34 @@ def test_guesses_save_passes() -> None:
     draw, batch = plain_draw([1], temperature=0.1), prior_batch(prior.config, songs=1)
     right = sample_window(packed, window_task(prior, batch, draw, 0, WINDOW))
 
-    def guess(decoder, window, t: int, end: int) -> None:
+    def guess(decoder, window, t: int, end: int) -> int:
         passes.append(t)
         window.tokens_BT[:, t:end] = right[:, t:end]
+        return end
 
-    found = sample_window_ahead(packed, window_task(prior, batch, draw, 0, WINDOW), guess, ahead=4)
-    assert torch.equal(found, right) and passes == [0, 4, 8, 12]
+    for ahead, first in ((4, [0, 4, 8, 12]), (6, [0, 6, 12]), (16, [0])):  # a row is 4
+        passes.clear()
+        found = sample_window_ahead(packed, window_task(prior, batch, draw, 0, WINDOW), guess, ahead=ahead)
+        assert torch.equal(found, right) and passes == first
+
+
+def test_blocks_are_short_where_guesses_are_wrong_and_long_where_they_are_right() -> None:
+    prior, sizes = little_prior(window=64), []
+    packed, batch = Packed(prior), prior_batch(little_prior(window=64).config, songs=1)
+    draw = plain_draw([1], temperature=0.1)
+    right = sample_window(packed, window_task(prior, batch, draw, 0, 64))
+
+    def guess(decoder, window, t: int, end: int, off: int = 0) -> int:
+        sizes.append(end - t)
+        window.tokens_BT[:, t:end] = (right[:, t:end] + off) % CODES
+        return end
+
+    for off, expected in ((0, [32, 32]), (1, [32, 29, 26])):
+        sizes.clear()
+        task = window_task(prior, batch, draw, 0, 64)
+        found = sample_window_ahead(packed, task, partial(guess, off=off), ahead=64)
+        assert torch.equal(found, right) and sizes[: len(expected)] == expected
+    assert sizes[25] == 8
 
 
 def infilled(prior: Prior, way: str, known: Tensor, codes: Tensor) -> LevelJob:

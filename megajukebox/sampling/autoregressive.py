@@ -3,6 +3,7 @@
 sequential   code by code                                         the reference, and best for many songs at once
 ahead        an int8 copy of the prior guesses, one pass decides  the same codes; best for a wide prior and few songs
 fixed_point  the last pass's codes are the guess                  the same codes
+across       the codes of `windows` are the guess                 the same codes
 windows      all windows of a song in lockstep                    other codes: a seam between windows (LOG.md)
 """
 
@@ -18,9 +19,10 @@ from megajukebox.models.prior import Prior
 from megajukebox.sampling.decoder import Packed, WindowDecoder
 from megajukebox.sampling.level import LevelJob, LevelSampler, Progress, hop_of
 from megajukebox.sampling.rows import sample_window_rows
-from megajukebox.sampling.window import Window, drawn, sample_window, sample_window_ahead, take
+from megajukebox.sampling.window import Window, sample_window, sample_window_ahead, take
 from megajukebox.sampling.windows import Row, Span, spans, window_of
 
+WIDE = 512  # from this width on a step is so much reading of weights that an int8 copy is worth its guesses
 WAYS = ("sequential", "ahead", "fixed_point", "across", "rows", "windows")
 
 
@@ -65,19 +67,38 @@ class Autoregressive:
     def way_of(self, window: Window) -> Callable:
         if self.way == "ahead":
             return partial(sample_window_ahead, guess=self.guess, ahead=self.ahead)
-        if self.way == "fixed_point":
-            return partial(sample_window_ahead, guess=lambda *_: None, ahead=self.ahead)
         return sample_window_rows if self.way == "rows" else sample_window
 
-    def guess(self, decoder: WindowDecoder, window: Window, t: int, end: int) -> None:
-        """Sample roughly, with the same noise: the same code nine times of ten or more.
+    def guess(self, decoder: WindowDecoder, window: Window, t: int, end: int) -> int:
+        """Sample roughly, with the same noise: the same code nine times of ten or more. Steps cannot leave a row.
 
         Not the last one: nothing is read after it, so the pass decides it without a guess.
         """
         assert self.rough is not None
+        end = min(end, (t // decoder.row + 1) * decoder.row)
         for now in range(t, end - 1):
             logits = decoder.step(self.rough, window.tokens_BT, now)
             take(window, now, window.drawn(logits, now).codes)
+        return end
+
+
+@dataclass
+class FixedPoint(Autoregressive):
+    """Exact: what a pass over a block of codes draws is the guess of the next pass, until it draws it again.
+
+    Song by song: side by side they would wait for each other at every wrong guess. What `job.codes` holds where nothing
+    is known yet is the first guess.
+    """
+
+    ahead: int = 128  # codes of a block at most
+
+    @torch.inference_mode()
+    def sample(self, job: LevelJob, progress: Progress) -> None:
+        for song in range(len(job.told)):
+            super().sample(job.of(song), progress)
+
+    def way_of(self, window: Window) -> Callable:
+        return partial(sample_window_ahead, guess=lambda decoder, window, t, end: end, ahead=self.ahead)
 
 
 @dataclass
@@ -122,66 +143,25 @@ class ParallelWindows(Autoregressive):
 
 
 @dataclass
-class AcrossWindows(ParallelWindows):
-    """Exact, all windows at once: codes of windows in parallel are only the first guess.
-
-    Each round is one pass over the windows that are not final, told the codes before them as they are guessed by now. A
-    window is final when the one before it is and the pass gives its own codes again: then every code is the one that
-    the codes before it and the noise decide. At worst there are as many rounds as codes; that codes depend on few
-    codes before them makes it fewer.
-    """
-
-    rounds: int = 0  # of the last level, all windows of a song counted once
+class AcrossWindows(FixedPoint):
+    """Exact: the codes of all windows at once are the guess; what a seam changed is settled again, window by window."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.exact = not self.int8
+        wide = self.prior.config.transformer.width >= WIDE and self.prior.head.weight.device.type == "cpu"
+        self.windows = ParallelWindows(self.prior, int8=self.int8 or wide)
 
     @torch.inference_mode()
     def sample(self, job: LevelJob, progress: Progress) -> None:
         guess = replace(job, codes_BT=job.codes_BT.clone(), known_BT=job.known_BT.clone())
-        super().sample(guess, lambda count: None)
-        guess.known_BT = job.known_BT.clone()
-        config, self.rounds = self.prior.config, 0
-        order = spans(job.total, config.window, hop_of(config, job.hop_fraction))
-        for song in range(len(job.told)):
-            left = [Row(song, span) for span in order if not bool(job.known_BT[song, span.new : span.end].all())]
-            tokens: dict[int, Tensor] = {}
-            while left:
-                self.rounds += 1
-                final, changed = 0, [self.again(guess, row, tokens) for row in left[: self.most_rows]]
-                while final < len(changed) and not changed[final]:
-                    final += 1
-                for row in left[:final]:
-                    own = slice(row.span.new, row.span.end)
-                    progress(job.write(song, row.span.new, guess.codes_BT[song, own]))
-                left = left[final:]
-
-    def again(self, guess: LevelJob, row: Row, tokens: dict[int, Tensor]) -> bool:
-        """One pass over a window; whether its own tokens came out otherwise than they were guessed.
-
-        `tokens` keeps them from pass to pass by the window's first new code: of a model of one sequence they may be
-        lyrics, which its own window goes on reading and everybody else reads as code 0.
-        """
-        window = window_of(self.prior, guess, [row])
-        config, span = self.prior.config, row.span
-        first = config.prefix_tokens + span.new - span.start
-        window.known_BT[:, :first] = True  # another window's codes, as they are guessed by now
-        begin, until = window.beginning(), window.last()
-        before = tokens.get(span.new, window.tokens_BT[:, begin:until].clone())
-        window.tokens_BT[:, begin:until] = before
-        logits = self.prior.logits(window.tokens_BT, window.given)[:, begin:until]
-        take(window, begin, drawn(self.packed, window, logits, begin, before))
-        codes = (window.tokens_BT[0, first : first + span.end - span.new] - config.shift).clamp(min=0)
-        guess.codes_BT[row.song, span.new : span.end] = codes
-        tokens[span.new] = window.tokens_BT[:, begin:until].clone()
-        return bool((before != tokens[span.new]).any())
+        self.windows.sample(guess, lambda count: progress(0))
+        job.codes_BT.copy_(guess.codes_BT)
+        super().sample(job, progress)
 
 
 def sampler_of(prior: Prior, way: str, **settings) -> LevelSampler:
     """The level sampler of that name. ValueError if there is none."""
     if way not in WAYS:
         raise ValueError(f"sampler {way!r} is unknown; choose one of {', '.join(WAYS)}")
-    if way in ("windows", "across"):
-        return {"windows": ParallelWindows, "across": AcrossWindows}[way](prior, **settings)
-    return Autoregressive(prior, way, **settings)
+    own = {"fixed_point": FixedPoint, "windows": ParallelWindows, "across": AcrossWindows}
+    return own[way](prior, **settings) if way in own else Autoregressive(prior, way, **settings)

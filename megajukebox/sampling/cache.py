@@ -6,8 +6,9 @@
     dense, prefix [2, B, H, S, D]      all positions, or those of the prefix
     lyrics        [2, B, H, S, D]      computed once                                      (2: keys, values)
 
-`fill` takes the keys of a known beginning in one go, `step` some neighbours of one row; both leave the same memory.
-A step may be taken again with other tokens: it writes over what it wrote.
+`fill` takes the keys of a known beginning in one go, `step` some neighbours, of one row or several; both leave the
+same memory. A step may be taken again with other tokens, from its beginning or any later position: it writes over what
+it wrote. Rows of one step see each other as they are in it.
 """
 
 # B songs   T positions   R rows   L positions in a row   N positions of a step   H heads   D size of a head   A = H D
@@ -23,7 +24,7 @@ from megajukebox.models.transformer import Attention
 
 @dataclass(frozen=True)
 class Place:
-    """N neighbouring positions of one row: t, t + 1, ... On a GPU the row is only known to the device.
+    """N neighbouring positions: t, t + 1, ..., of one row or several. On a GPU the row is only known to the device.
 
     `rows` is how many rows of the column cache are read; a mask [rows] hides those to come (None: there are none).
     """
@@ -31,7 +32,7 @@ class Place:
     t: int  # first position; where the row is the device's business: its column
     size: int
     column: int
-    row_index: Tensor  # [1] int64
+    row_index: Tensor  # [1] int64, the first row
     rows: int
     row_mask: Tensor | None = None
     flat_index: Tensor | None = None  # [N] int64, positions, where t is the device's business
@@ -70,8 +71,8 @@ class LayerCache:
         """Remember the keys and values of N positions, and what their queries gather, [B, N, H, D]."""
         raise NotImplementedError
 
-    def turn(self) -> None:
-        """A new row begins."""
+    def turn(self, rows: int) -> None:
+        """What follows is so many rows after the row in which the last step began."""
 
     def fill(self, x_UTW: Tensor, known: int, songs_B: Tensor | None) -> Tensor:
         """Attend over a beginning of whole rows at once, remembering its first `known` positions.
@@ -103,7 +104,36 @@ def _seen(size: int, first: int, keys: int, device: torch.device) -> Tensor | No
     return torch.ones(size, keys, dtype=torch.bool, device=device).tril(first)
 
 
-class RowCache(LayerCache):
+class FoldedCache(LayerCache):
+    """What the caches of patterns in rows and columns share: a step over several rows is made one over whole rows.
+
+    rows of 4, positions 3 .. 9     remembered  . . . 3     The keys before them are remembered; what lies after them
+                                                4 5 6 7     is written before any read.
+                                                8 9 - -
+    """
+
+    def attend_rows(self, q_BRLHD: Tensor, kv_BRL2HD: Tensor, rows: int) -> Tensor:
+        """`attend` for R whole rows, the last of the first `rows`: [B, R L, H, D]."""
+        raise NotImplementedError
+
+    def beginning(self, place: Place) -> Tensor:
+        """Keys and values of the positions before `place` in its row, [2, B, H, columns, D]."""
+        raise NotImplementedError
+
+    def step(self, qkv_BNX: Tensor, place: Place) -> Tensor:
+        end = place.column + place.size
+        if end <= self.row:
+            return super().step(qkv_BNX, place)
+        q_kv = qkv_BNX.view(*qkv_BNX.shape[:2], 3, self.heads, self.size)
+        whole = F.pad(q_kv, (0, 0, 0, 0, 0, 0, place.column, -end % self.row))
+        whole[:, : place.column, 1:] = self.beginning(place).permute(1, 3, 0, 2, 4)
+        q_kv = whole.unflatten(1, (-1, self.row))
+        return self.attend_rows(q_kv[:, :, :, 0], q_kv[:, :, :, 1:], place.rows)[:, place.column : end].flatten(2)
+
+
+class RowCache(FoldedCache):
+    made: Tensor | None = None  # [R, 2, B, H, L, D], the rows of the last step if they were several
+
     def shape(self, batch: int, heads: int, size: int) -> tuple[int, ...]:
         return batch, heads, self.row, size
 
@@ -111,6 +141,19 @@ class RowCache(LayerCache):
         first, end = place.column, place.column + place.size
         self.memory[:, :, :, first:end] = kv_BN2HD.permute(2, 0, 3, 1, 4)
         return _among(q_BNHD, self.memory[:, :, :, :end], _seen(place.size, first, end, q_BNHD.device))
+
+    def attend_rows(self, q_BRLHD: Tensor, kv_BRL2HD: Tensor, rows: int) -> Tensor:
+        self.made = kv_BRL2HD.permute(1, 3, 0, 4, 2, 5)
+        k, v = kv_BRL2HD.flatten(1, 2).unbind(2)
+        return attend(q_BRLHD.flatten(1, 2), k, v, "row", len(self.made))
+
+    def beginning(self, place: Place) -> Tensor:
+        return self.memory[:, :, :, : place.column]
+
+    def turn(self, rows: int) -> None:
+        if self.made is not None and rows < len(self.made):
+            self.memory.copy_(self.made[rows])
+        self.made = None
 
     def keep(self, kv_BRL2HD: Tensor, known: int) -> None:
         self.memory[:] = kv_BRL2HD[:, (known - 1) // self.row].permute(2, 0, 3, 1, 4)
@@ -125,8 +168,18 @@ class PreviousRowCache(RowCache):
         self.memory[:, :, :, place.column : place.column + place.size] = kv_BN2HD.permute(2, 0, 3, 1, 4)
         return _among(q_BNHD, self.before)
 
-    def turn(self) -> None:
-        self.before.copy_(self.memory)
+    def attend_rows(self, q_BRLHD: Tensor, kv_BRL2HD: Tensor, rows: int) -> Tensor:
+        self.made = kv_BRL2HD.permute(1, 3, 0, 4, 2, 5)
+        k_RBHLD, v_RBHLD = torch.cat([self.before[None], self.made[:-1]]).unbind(1)
+        q_RBHLD = q_BRLHD.permute(1, 0, 3, 2, 4)
+        q, k, v = (x.flatten(0, 1) for x in (q_RBHLD, k_RBHLD, v_RBHLD))
+        out = F.scaled_dot_product_attention(q, k, v)
+        return out.view_as(q_RBHLD).permute(1, 0, 3, 2, 4).flatten(1, 2)
+
+    def turn(self, rows: int) -> None:
+        if rows:
+            self.before.copy_(self.memory if self.made is None else self.made[rows - 1])
+        super().turn(rows)
 
     def keep(self, kv_BRL2HD: Tensor, known: int) -> None:
         super().keep(kv_BRL2HD, known)
@@ -137,7 +190,7 @@ class PreviousRowCache(RowCache):
             self.before.zero_()
 
 
-class ColumnCache(LayerCache):
+class ColumnCache(FoldedCache):
     def shape(self, batch: int, heads: int, size: int) -> tuple[int, ...]:
         return self.row, batch, heads, self.rows, size
 
@@ -149,6 +202,18 @@ class ColumnCache(LayerCache):
         keys, values = own[:, :, :, :, : place.rows].flatten(1, 2)
         out = F.scaled_dot_product_attention(q_MH1D, keys, values, place.row_mask)
         return out.unflatten(0, (place.size, -1)).transpose(0, 1).squeeze(3)
+
+    def attend_rows(self, q_BRLHD: Tensor, kv_BRL2HD: Tensor, rows: int) -> Tensor:
+        first = rows - kv_BRL2HD.shape[1]
+        self.memory[..., first:rows, :] = kv_BRL2HD.permute(3, 2, 0, 4, 1, 5)
+        q_LBHRD = q_BRLHD.permute(2, 0, 3, 1, 4)
+        keys, values = self.memory[..., :rows, :].flatten(1, 2)
+        mask = _seen(rows - first, first, rows, keys.device)
+        out = F.scaled_dot_product_attention(q_LBHRD.flatten(0, 1), keys, values, mask)
+        return out.view_as(q_LBHRD).permute(1, 3, 0, 2, 4).flatten(1, 2)
+
+    def beginning(self, place: Place) -> Tensor:
+        return self.memory[:, : place.column, :, :, place.t // self.row].permute(0, 2, 3, 1, 4)
 
     def keep(self, kv_BRL2HD: Tensor, known: int) -> None:
         self.memory[..., : kv_BRL2HD.shape[1], :] = kv_BRL2HD.permute(3, 2, 0, 4, 1, 5)

@@ -93,7 +93,7 @@ class WindowDecoder:
             attention_cache(block.attention, batch, self.length, given.lyrics) for block in prior.blocks
         ]
         self.row_indices = torch.arange(self.rows, device=self.start.device).split(1)
-        self.current = 0  # the row that is being written
+        self.current, self.reach = 0, 1  # the row in which the last step began, and how many it touched
 
     def fill(self, tokens_UN: Tensor, songs_B: Tensor | None = None) -> None:
         """Take in the N known tokens at the head of the window in one parallel pass.
@@ -110,18 +110,22 @@ class WindowDecoder:
         self.current = (known - 1) // self.row
 
     def step(self, packed: Packed, tokens_BT: Tensor, t: int, size: int = 1) -> Tensor:
-        """Logits [B, N, V] of positions t .. t + N - 1 (of one row), given the tokens before them in `tokens`."""
+        """Logits [B, N, V] of positions t .. t + N - 1, given the tokens before them in `tokens`."""
         return self.at(packed, tokens_BT, self.place(t, size))
 
     def place(self, t: int, size: int) -> Place:
-        """Where the next step is; rows must come in order, but one row may be stepped again and again."""
+        """Where the next step is; it begins in a row of the last step, or in the one after."""
+        self.enter(t // self.row)
         row, column = divmod(t, self.row)
-        assert column + size <= self.row and self.current <= row <= self.current + 1, f"row {row} after {self.current}"
-        if row != self.current:
+        self.reach = -(-(column + size) // self.row)
+        return Place(t, size, column, self.row_indices[row], row + self.reach)
+
+    def enter(self, row: int) -> None:
+        assert self.current <= row <= self.current + self.reach, f"row {row} after {self.current}"
+        if row != self.current or self.reach > 1:
             for layer in self.layers:
-                layer.turn()
-            self.current = row
-        return Place(t, size, column, self.row_indices[row], row + 1)
+                layer.turn(row - self.current)
+        self.current, self.reach = row, 1
 
     def at(self, packed: Packed, tokens_BT: Tensor, place: Place) -> Tensor:
         t, end = place.t, place.t + place.size

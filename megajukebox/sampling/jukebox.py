@@ -25,7 +25,7 @@ from megajukebox.data.weights import load_into, read_facts
 from megajukebox.models.prior import Prior
 from megajukebox.models.vqvae import VQVAE, VQVAEConfig
 from megajukebox.sampling import noise
-from megajukebox.sampling.autoregressive import sampler_of
+from megajukebox.sampling.autoregressive import WIDE, sampler_of
 from megajukebox.sampling.choosing import as_json, sung_words
 from megajukebox.sampling.drawing import Draw
 from megajukebox.sampling.level import HOPS, LevelJob, LevelSampler, Told
@@ -42,8 +42,8 @@ __all__ = ["RUNS", "Engine", "Jukebox", "LevelRun", "Request", "Song"]
 
 RUNS = {"top": "top_prior", "middle": "middle_upsampler", "bottom": "bottom_upsampler"}
 OnProgress = Callable[[str, int], None]  # level, codes sampled since the last call
-WIDE = 512  # from this width on a step is so much reading of weights that an int8 copy is worth its guesses
 FEW = 8  # songs up to which it is
+FEWER = 3  # songs up to which one after another by `fixed_point` is quicker than all in lockstep
 SAVE_EVERY = 10.0  # seconds between two savings of unfinished songs
 
 
@@ -67,9 +67,9 @@ class Engine:
             return "windows"
         if prior is None or self.int8 or prior.head.weight.device.type != "cpu":
             return "sequential"
-        if level == "top" and prior.config.transformer.width >= WIDE and songs <= FEW:
-            return "ahead"
-        return "fixed_point" if songs == 1 else "sequential"
+        if level != "top" and songs <= FEWER:  # the top's codes depend too much on each other
+            return "fixed_point"
+        return "ahead" if prior.config.transformer.width >= WIDE and songs <= FEW else "sequential"
 
     def facts(self) -> dict[str, Any]:
         """What decides about the codes: two engines of the same facts make the same songs."""

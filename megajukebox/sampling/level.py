@@ -10,7 +10,7 @@ already. The codes that come out must not depend on how much of them was done be
 
 # B songs of equal length   T codes of the whole level   U codes of the level above
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -58,6 +58,15 @@ class LevelJob:
     @property
     def total(self) -> int:
         return self.codes_BT.shape[1]
+
+    def of(self, song: int) -> "LevelJob":
+        """The job of that song alone: its codes and what is known are written to the same memory."""
+        one, index = slice(song, song + 1), torch.tensor([song], device=self.codes_BT.device)
+        upper = None if self.upper_BU is None else self.upper_BU[one]
+        return replace(
+            self, told=self.told[one], codes_BT=self.codes_BT[one], known_BT=self.known_BT[one], upper_BU=upper,
+            draw=self.draw.of(index), guidance=self.guidance[one], given_BT=self.given_BT[one],
+        )  # fmt: skip
 
     def write(self, songs: Any, start: int, codes_NT: Tensor) -> int:
         """Put codes of those songs (an index of the first axis) from `start` on; how many of them were not known."""

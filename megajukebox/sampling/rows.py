@@ -32,10 +32,7 @@ class RowSteps:
 
     def enter(self, row: int) -> None:
         """Go to a row; rows must come in order."""
-        if row != self.decoder.current:
-            for layer in self.decoder.layers:
-                layer.turn()
-            self.decoder.current = row
+        self.decoder.enter(row)
         self.row.fill_(row)
         torch.le(self.every[None], self.row, out=self.rows_seen)
 

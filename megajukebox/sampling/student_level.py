@@ -19,7 +19,7 @@ from torch import Tensor
 
 from megajukebox.models.prior import Prior, PriorConfig
 from megajukebox.models.student import Student
-from megajukebox.sampling.autoregressive import Autoregressive
+from megajukebox.sampling.autoregressive import FixedPoint
 from megajukebox.sampling.decoder import Packed
 from megajukebox.sampling.level import LevelJob, Progress, hop_of
 from megajukebox.sampling.student import Draws, emit
@@ -88,7 +88,7 @@ class Polished:
         draft = replace(job, codes_BT=job.codes_BT.clone(), known_BT=job.known_BT.clone(), given_BT=job.given_BT)
         self.student.sample(draft, lambda count: None)
         job.codes_BT.copy_(draft.codes_BT)  # where nothing is known yet, the first guess
-        Autoregressive(self.teacher, "fixed_point", self.ahead).sample(job, progress)
+        FixedPoint(self.teacher, ahead=self.ahead).sample(job, progress)
 
 
 def phases(config: PriorConfig, total: int) -> Iterator[list[Span]]:

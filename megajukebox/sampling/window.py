@@ -16,9 +16,13 @@ from megajukebox.models.prior import Conditioning, Prior
 from megajukebox.sampling.decoder import Packed, WindowDecoder, decoding
 from megajukebox.sampling.drawing import Draw, Drawing, Drawn, Guided
 
-NOISE_AHEAD = 16  # codes of all songs whose noise is made at once: one by one it takes four times as long
+# Codes of all songs whose noise is made at once: one by one it takes four times as long, by hundreds ten times.
+NOISE_AHEAD = 16
 Progress = Callable[[int], None]  # position up to which the window is done
-Guess = Callable[[WindowDecoder, "Window", int, int], None]  # writes guesses into tokens t .. end - 1
+# Writes guesses into tokens t .. end - 1, or fewer; says where they end.
+Guess = Callable[[WindowDecoder, "Window", int, int], int]
+# Codes of a window's first block, and of any at least; passes in which a code goes from a block's end to its beginning.
+FIRST, FEWEST, PASSES = 32, 8, 6
 
 
 @dataclass
@@ -40,12 +44,21 @@ class Window:
         return self.first_B[:, None] + places.to(self.first_B.device)
 
     def drawn(self, logits_BNV: Tensor, t: int) -> Drawn:
-        """What is drawn at positions t .. t + N - 1. Noise is made for some steps at once, where songs are few."""
-        size, (first, noise) = logits_BNV.shape[1], self.noise or (t, logits_BNV[:, :0])
-        if not first <= t <= t + size <= first + noise.shape[1]:
-            many = max(size, NOISE_AHEAD // len(logits_BNV))
-            first, noise = self.noise = t, self.draw.gumbel(self.positions(t, many), logits_BNV.shape[2])
-        return self.draw(logits_BNV, self.positions(t, size), gumbel=noise[:, t - first : t - first + size])
+        """What is drawn at positions t .. t + N - 1."""
+        size, codes = logits_BNV.shape[1:]
+        return self.draw(logits_BNV, self.positions(t, size), gumbel=self.gumbel(t, size, codes))
+
+    def gumbel(self, t: int, size: int, codes: int) -> Tensor:
+        """The noise of positions t .. t + N - 1, kept until a later position is asked for first."""
+        first, noise = self.noise or (t, None)
+        end = first if noise is None else first + noise.shape[1]
+        if noise is None or not first <= t <= end:
+            first, end, noise = t, t, None
+        if noise is None or t + size > end:
+            many = max(1, NOISE_AHEAD // len(self.first_B))
+            more = [self.draw.gumbel(self.positions(n, many), codes) for n in range(end, t + size, many)]
+            first, noise = self.noise = t, torch.cat(([] if noise is None else [noise[:, t - first :]]) + more, dim=1)
+        return noise[:, t - first : t - first + size]
 
     def beginning(self) -> int:
         """How many positions at the head are known in every song."""
@@ -80,21 +93,28 @@ def sample_window_ahead(
 
     guessed   a b c d e      the pass gives the right code after every right beginning:
     decided   a b x y z      a b x are right (x follows a right beginning), y z are better guesses at most
+
+    Blocks are as long as pays: `ahead` codes at most, fewer where few of them turn out right.
     """
-    begin, until = window.beginning(), window.last()
+    begin, until, mean = window.beginning(), window.last(), min(ahead, FIRST) / PASSES
     with decoding(window.prior, window.given, len(window.tokens_BT)) as decoder:
         fill(decoder, window, begin)
         t = begin
         while t < until:
-            end = min(t + ahead, until, (t // decoder.row + 1) * decoder.row)
-            guess(decoder, window, t, end)
-            before = window.tokens_BT[:, t:end].clone()
-            found = drawn(packed, window, decoder.step(packed, window.tokens_BT, t, end - t), t, before)
-            right = take(window, t, found, before)
-            t += right
-            if t % decoder.row == 0 or t == until:
+            size = min(ahead, max(FEWEST, round(PASSES * mean)))
+            end = guess(decoder, window, t, min(t + size, until))
+            row, right = t // decoder.row, decided(decoder, packed, window, t, end)
+            t, mean = t + right, mean + (right - mean) / 8
+            if t // decoder.row > row or t == until:
                 progress(t)
     return window.tokens_BT
+
+
+def decided(decoder: WindowDecoder, packed: Packed, window: Window, t: int, end: int) -> int:
+    """One pass over the guesses at t .. end - 1, which its own codes replace. How many of them are right."""
+    before = window.tokens_BT[:, t:end].clone()
+    logits = decoder.step(packed, window.tokens_BT, t, end - t)
+    return take(window, t, drawn(packed, window, logits, t, before), before)
 
 
 @torch.inference_mode()
