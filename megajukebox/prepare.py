@@ -48,6 +48,9 @@ def main(
     shard_megabytes: Annotated[int, typer.Option(help="At most about this many MB in a shard.")] = 1000,
     min_seconds: Annotated[float, typer.Option(help="Shorter songs are refused.")] = 1.0,
     max_seconds: Annotated[float, typer.Option(help="Longer songs are refused.")] = 3600.0,
+    tags: Annotated[
+        bool, typer.Option(help="Where nothing else says so: artist, title ... by the files' tags.")
+    ] = True,
     lyrics_vocabulary: Annotated[int, typer.Option(help="Pieces of the lyrics tokenizer; 0 trains none.")] = 512,
     processes: Annotated[int | None, typer.Option(min=1, help="Default: one for each core.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Throw away what an earlier run left in --out.")] = False,
@@ -61,7 +64,8 @@ def main(
     processes = processes or cores()
     try:
         rate = sample_rate or preset_sample_rate(preset)
-        settings = Settings(rate, Codec(audio).value, bits, songs_per_shard, shard_megabytes, min_seconds, max_seconds)
+        lengths = (min_seconds, max_seconds)
+        settings = Settings(rate, Codec(audio).value, bits, songs_per_shard, shard_megabytes, *lengths, tags)
         found = songs_of(source, songs or out.parent / "demo_songs", seed, processes)
         report = with_progress(screen, found, out, settings, processes, lyrics_vocabulary, fresh)
     except ValueError as error:

@@ -16,7 +16,7 @@ from megajukebox.data import audio
 from megajukebox.data.conditions.lyrics import SentencePieceTokenizer
 from megajukebox.data.corpus.convert import Converted, Settings, convert, slug
 from megajukebox.data.corpus.preparing import plan_shards
-from megajukebox.data.corpus.songs import Song, find_songs
+from megajukebox.data.corpus.songs import Song, find_songs, metadata_of_tags
 from megajukebox.data.shards.sets import ShardSet
 from megajukebox.data.workers import in_order
 from megajukebox.prepare import main
@@ -259,3 +259,32 @@ def test_songs_without_lyrics_get_a_tokenizer_that_spells_bytes(tmp_path):
     prepare(tmp_path / "in", tmp_path / "out")
     tokenizer = SentencePieceTokenizer(tmp_path / "out/lyrics.model")
     assert tokenizer.decode(tokenizer.encode("ночь 夜").ids) == "ночь 夜"
+
+
+@pytest.mark.parametrize("suffix", ["flac", "ogg", "mp3", "wav"])
+def test_what_nobody_says_of_a_song_is_taken_from_its_tags(tmp_path, suffix):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    with soundfile.SoundFile(folder / f"a.{suffix}", "w", 2 * RATE, 1) as file:
+        file.artist, file.title, file.genre, file.date = "Ilune", "Hyper", "Jazz; Pop", "2011-07-19"
+        file.write(music(3, 4 * RATE, 1))
+    (folder / "a.json").write_text('{"title": "Ballad"}')
+    told = json.loads(prepare(folder, tmp_path / "out").read_member(0, "json"))
+    assert [told[name] for name in ("artist", "title", "genres", "year")] == ["Ilune", "Ballad", ["Jazz", "Pop"], 2011]
+    bare = json.loads(prepare(folder, tmp_path / "bare", tags=False).read_member(0, "json"))
+    assert bare["title"] == "Ballad" and not {"artist", "genres", "year"} & set(bare)
+
+
+@pytest.mark.parametrize(
+    ("tags", "told"),
+    [
+        ({"genre": "(17)", "date": "07/2011", "artist": "  "}, {"year": 2011}),
+        ({"genre": "12"}, {}),
+        (
+            {"title": "x" * 1001, "album": "Night", "date": "soon", "license": "CC0"},
+            {"album": "Night", "licence": "CC0"},
+        ),
+    ],
+)
+def test_tags_that_make_no_sense_are_left_out(tags, told):
+    assert metadata_of_tags(tags) == told

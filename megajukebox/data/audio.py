@@ -79,6 +79,12 @@ def facts(source: Source) -> Facts:
         return Facts(LIBSNDFILE_NAMES[file.format], file.subtype, file.samplerate, file.channels, frames)
 
 
+def tags(source: Source) -> dict[str, str]:
+    """What the file says of itself, under libsndfile's names: title, artist, album, genre, date, license, and more."""
+    with opened(source) as file:
+        return file.copy_metadata()
+
+
 def read(source: Source, sample_rate: int, max_seconds: float = MAX_SECONDS) -> np.ndarray:
     """The whole file as [T, C] at `sample_rate` (Hz), resampled by soxr at its very high quality.
 

@@ -4,13 +4,14 @@ import hashlib
 import json
 import re
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
+from typing import Any
 
 import numpy as np
 
 from megajukebox.data import audio
-from megajukebox.data.corpus.songs import Song
+from megajukebox.data.corpus.songs import Metadata, Song, metadata_of_tags
 from megajukebox.data.shards.sets import Sample
 
 SILENCE = 1e-4  # a peak below this is not music
@@ -28,6 +29,7 @@ class Settings:
     shard_megabytes: int = 1000  # about, at most
     min_seconds: float = 1.0
     max_seconds: float = audio.MAX_SECONDS
+    tags: bool = True  # fields that nobody gave are those of the file's own tags
 
     def __post_init__(self) -> None:
         low, high = audio.SAMPLE_RATES
@@ -49,6 +51,7 @@ class Converted:
     sha256: str = ""  # of `audio`, so of the samples too: the encoders are deterministic
     channels: int = 0
     frames: int = 0
+    told: dict[str, Any] = field(default_factory=dict)  # by the file's tags: fields of Metadata
 
 
 def check(name: str, value: object, fits: bool, way_out: str) -> None:
@@ -62,11 +65,13 @@ def convert(song: Song, settings: Settings) -> Converted:
         return Converted(song.refusal)
     try:
         x = audio.read(song.path, settings.sample_rate, settings.max_seconds)
+        told = metadata_of_tags(audio.tags(song.path)) if settings.tags else {}
     except ValueError as error:
         return Converted(str(error))
     except OSError as error:
         return Converted(f"unreadable: {error.strerror or error}")
-    return Converted(unfit(x, settings)) if unfit(x, settings) else stored(x, settings)
+    reason = unfit(x, settings)
+    return Converted(reason) if reason else replace(stored(x, settings), told=told)
 
 
 def unfit(x: np.ndarray, settings: Settings) -> str | None:
@@ -97,7 +102,7 @@ def sample(song: Song, converted: Converted, settings: Settings) -> Sample:
     facts = {
         "version": 1,
         "key": key,
-        **song.metadata,
+        **ordered(converted.told | song.metadata),
         "source": PurePosixPath(song.name).name,
         "sample_rate": settings.sample_rate,
         "channels": converted.channels,
@@ -108,6 +113,10 @@ def sample(song: Song, converted: Converted, settings: Settings) -> Sample:
     if song.lyrics and song.lyrics_kind:
         members[song.lyrics_kind] = song.lyrics.encode()
     return Sample(key, converted.frames, members)
+
+
+def ordered(metadata: dict[str, Any]) -> dict[str, Any]:
+    return {name: metadata[name] for name in Metadata.model_fields if name in metadata}
 
 
 def slug(stem: str) -> str:

@@ -1,10 +1,11 @@
-"""What the user has: audio files with metadata and lyrics, from a folder or from a manifest (JSONL or CSV)."""
+"""What the user has: audio files, their metadata and lyrics, in a folder or by a manifest (JSONL or CSV)."""
 
 import csv
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -197,7 +198,30 @@ def existing(folder: Path, where: str, name: str, value: Any) -> Path:
     return path
 
 
-# ---- checks shared by both
+# ---- the tags of an audio file
+
+OF_TAGS = {"artist": "artist", "album": "album", "title": "title", "genre": "genres", "license": "licence"}
+
+
+def metadata_of_tags(tags: Mapping[str, str]) -> dict[str, Any]:
+    """What the tags of a file tell (`audio.tags`), as fields of Metadata. What makes no sense is left out: nobody wrote
+    it for us, so it must not cost the song."""
+    told: dict[str, Any] = {name: tags[tag] for tag, name in OF_TAGS.items() if tag in tags}
+    if re.fullmatch(r"[\s()\d]*", told.get("genres", "")):  # a number in a list of the nineties
+        told.pop("genres", None)
+    if year := re.search(r"\b\d{4}\b", tags.get("date", "")):
+        told["year"] = int(year[0])
+    return {name: value for field in told.items() for name, value in sensible(*field).items()}
+
+
+def sensible(name: str, value: Any) -> dict[str, Any]:
+    try:
+        return checked({name: value}, "tags")
+    except ValueError:
+        return {}
+
+
+# ---- checks shared by all
 
 
 def checked(values: dict[str, Any], where: str) -> dict[str, Any]:
