@@ -40,7 +40,7 @@ class Links:
 
 
 def title(sample: Sample) -> str:
-    return sample.facts.request.artist or "No artist"
+    return sample.facts.request.artist or sample.name
 
 
 def entry(sample: Sample, links: Links) -> dict[str, Any]:
