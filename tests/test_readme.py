@@ -1,9 +1,10 @@
-"""What the README says exists: verbs and their options, make targets, files of the table, settings of a request."""
+"""What the README and the other documents say exists: verbs, options, make targets, files, links, settings."""
 
 import re
 import shlex
 from pathlib import Path
 
+import pytest
 import yaml
 
 from megajukebox.cli import VERBS
@@ -11,14 +12,16 @@ from megajukebox.sampling.requests import parse_requests
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+DOCUMENTS = [ROOT / "README.md", ROOT / "shards/README.md", *sorted((ROOT / "docs").glob("*.md"))]
+ALL = "\n".join(path.read_text() for path in DOCUMENTS)
 
 
-def code(language: str) -> str:
-    return "\n".join(re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL))
+def code(language: str, text: str = README) -> str:
+    return "\n".join(re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL))
 
 
 def commands() -> list[list[str]]:
-    lines = code("sh").replace("\\\n", " ").splitlines()
+    lines = code("sh", ALL).replace("\\\n", " ").splitlines()
     return [shlex.split(line, comments=True) for line in lines if line.strip()]
 
 
@@ -46,12 +49,14 @@ def test_every_command_runs_an_entry_that_exists_with_options_that_exist():
 
 def test_every_make_target_exists():
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    named = {words[1] for words in commands() if words[0] == "make"} | set(re.findall(r"`make ([a-z-]+)", README))
+    named = {words[1] for words in commands() if words[0] == "make" and words[1:]} | set(
+        re.findall(r"`make ([a-z-]+)", ALL)
+    )
     assert named and named <= set(targets)
 
 
-def test_every_verb_that_the_readme_names_exists():
-    assert set(re.findall(r"`megajukebox ([a-z]+)", README)) <= set(VERBS)
+def test_every_verb_that_is_named_exists():
+    assert set(re.findall(r"`megajukebox ([a-z]+)", ALL)) <= set(VERBS)
 
 
 def test_every_file_of_the_table_exists():
@@ -71,6 +76,11 @@ def test_the_example_request_is_a_good_one():
     assert len(good) == 1 and not wrong
 
 
-def test_relative_links_lead_somewhere():
-    for link in re.findall(r"\]\(([^)#]+)\)", README):
-        assert link.startswith("http") or (ROOT / link).exists(), link
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_relative_links_lead_somewhere(document):
+    for link in re.findall(r"\]\(([^)\s]+)\)", document.read_text()):
+        path, _, heading = link.partition("#")
+        assert link.startswith("http") or (document.parent / path).exists(), link
+        if heading:
+            there = re.findall(r"^#+ (.+)$", (document.parent / path if path else document).read_text(), re.MULTILINE)
+            assert heading in {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in there}, link
