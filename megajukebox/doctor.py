@@ -4,13 +4,14 @@
     megajukebox doctor --run runs/vqvae --data shards/songs                # with the run's folder and its shards
     deepspeed --num_gpus 8 megajukebox/doctor.py --data shards/songs       # all ranks: all-reduce, bandwidth, agreement
     srun --ntasks-per-node=8 megajukebox doctor --data shards/songs        # the same under SLURM
+    megajukebox supervise --preflight runs/x -- srun ...                   # before a run starts; bad nodes are left
 
 Exit code 0: all is well, 1: worth a look, 2: do not start. Takes seconds; a rank that does not come is named.
 """
 
 import json
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -21,10 +22,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from megajukebox.data.files import write_whole
 from megajukebox.monitoring import checks, network
 from megajukebox.monitoring.checks import Finding
 from megajukebox.monitoring.screen import plain
-from megajukebox.training.launch import World, world
+from megajukebox.training.launch import World, host, ranks_here, world
 
 COLORS = {"good": "green", "warn": "yellow", "bad": "bold red"}
 CODES = {"good": 0, "warn": 1, "bad": 2}
@@ -36,6 +38,9 @@ def main(
     ds_config: Annotated[Path | None, typer.Option(help="A ds_config that all ranks must have alike.")] = None,
     seconds: Annotated[float, typer.Option(min=1, help="How long to wait for the other ranks.")] = 60.0,
     as_text: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    leave: Annotated[
+        Path | None, typer.Option(help="A folder in which each rank leaves what it found, before it meets the others.")
+    ] = None,
     local_rank: Annotated[int, typer.Option("--local_rank", hidden=True, help="The deepspeed launcher gives it.")] = 0,
 ) -> None:
     """Examine this machine, or, under deepspeed or srun, all ranks together."""
@@ -44,19 +49,29 @@ def main(
     except ValueError as error:
         raise SystemExit(f"doctor: {error}") from error
     findings = alone(run, data or [], first_of_node=here.local_rank == 0)
+    if leave:
+        write_report(leave / f"rank-{here.rank:05d}.json", findings)
     if here.size > 1:
         findings = together(here, findings, [run / "run.yaml"] if run else [], ds_config, data or [], seconds)
+    if leave and here.rank == 0:
+        write_report(leave / "together.json", findings)
     if here.rank == 0:
         print(json.dumps([asdict(f) for f in findings], indent=1)) if as_text else show(findings)
     raise SystemExit(CODES[checks.worst(findings)] if here.rank == 0 else 0)
+
+
+def write_report(path: Path, findings: list[Finding]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps({"host": host(), "findings": [asdict(f) for f in findings]}).encode())
 
 
 def alone(run: Path | None, data: list[Path], first_of_node: bool) -> list[Finding]:
     """What one process can tell of its machine; of a node, the first one tells what is common to all."""
     if not first_of_node:
         return []
-    found = [checks.check_versions(), checks.check_gpus(), checks.check_locks(), checks.check_disk(run or Path.cwd())]
-    return [*found, *([checks.check_run(run)] if run else []), *(checks.check_shards(folder) for folder in data)]
+    found = [checks.check_versions(), checks.check_gpus(ranks_here()), checks.check_locks()]
+    found += [checks.check_disk(run or Path.cwd()), *([checks.check_run(run)] if run else [])]
+    return [replace(f, hosts=(host(),)) for f in (*found, *(checks.check_shards(folder) for folder in data))]
 
 
 def together(
@@ -64,15 +79,15 @@ def together(
 ) -> list[Finding]:
     """The findings of all nodes (good ones only once), and those about the ranks."""
     device = torch.device("cuda", here.local_rank) if torch.cuda.is_available() else torch.device("cpu")
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
     try:
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
         network.meet(seconds)
     except (RuntimeError, OSError) as error:
         return [*own, Finding("ranks", "bad", " ".join(str(error).split())[:300], "look at their nodes and logs")]
     compared = [*files, *([ds_config] if ds_config else []), *(folder / "index.json" for folder in data)]
     digests = {str(path): checks.digest(path) for path in compared}
-    reports = network.examine(device, checks.versions(), digests)
+    reports = network.examine(device, host(), checks.versions(), digests)
     everyone: list[list[Finding] | None] = [None] * here.size
     dist.all_gather_object(everyone, own)
     told = network.heard(*network.bandwidth(device), here.size)
@@ -80,7 +95,7 @@ def together(
         told = Finding("all-reduce", "bad", "gives a wrong sum", "exclude nodes by halves until it is right")
     dist.destroy_process_group()
     of_others = [
-        Finding(f"{finding.about} ({report.host})", finding.verdict, finding.what, finding.do)
+        replace(finding, about=f"{finding.about} ({report.host})")
         for report, findings in zip(reports, everyone)
         for finding in findings or []
         if report.rank and finding.verdict != "good"

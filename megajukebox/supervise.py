@@ -2,6 +2,7 @@
 
     megajukebox supervise runs/tiny/top_prior -- deepspeed --num_gpus 2 megajukebox/train.py top_prior ...
     megajukebox supervise runs/top_prior -- srun -K1 --label megajukebox train top_prior ...   # in a SLURM job
+    megajukebox supervise --preflight --nodes 64 runs/top_prior -- srun ...   # the doctor first; other nodes are spare
 
 Every decision is an event in the run's events.jsonl. Signals go on to the command, which saves. Exit status: 0 when the
 run is done or was asked to stop, 75 when the next job should go on, 93 when a person is needed, 98 when replaced.
@@ -18,7 +19,7 @@ import typer
 
 from megajukebox.data.files import read_record
 from megajukebox.monitoring.metrics import RunLog
-from megajukebox.training.survival import slurm
+from megajukebox.training.survival import crew, preflight, slurm
 from megajukebox.training.survival.attempts import (
     NO_PROGRESS,
     Verdict,
@@ -36,11 +37,12 @@ PAUSE = 5.0  # seconds before another attempt, for ports to be free and the dead
 
 
 class Child:
-    """The command that trains, and the signal that was passed on to it."""
+    """The command that runs now, and whether a signal was passed on to it."""
 
     def __init__(self) -> None:
         self.process: subprocess.Popen | None = None
         self.asked = False
+        self.starts = 0
         for number in HEARD:
             signal.signal(number, self._pass_on)
 
@@ -51,18 +53,24 @@ class Child:
             knows = Path(str(self.process.args[0])).name in ("srun", "mpirun")  # type: ignore[index]
             self.process.send_signal(signal.SIGUSR1 if knows else signal.SIGTERM)
 
-    def run(self, command: list[str], attempt: int) -> int:
-        """Exit status of the command."""
-        self.process = subprocess.Popen(command, env=os.environ | meeting_place(attempt))
-        return self.process.wait()
+    def run(self, command: list[str], nodes: list[str], seconds: float | None = None) -> int:
+        """Exit status of the command on `nodes`; it is ended after `seconds`."""
+        self.starts += 1
+        command, env = crew.on_nodes(command, nodes), os.environ | meeting_place(nodes, self.starts)
+        self.process = subprocess.Popen(command, env=env)
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.process.terminate()
+            return self.process.wait()
 
 
-def meeting_place(attempt: int) -> dict[str, str]:
-    """Where the ranks meet: another port each time, lest the last attempt's still be taken. Empty outside SLURM."""
-    number, nodes = slurm.job(), slurm.nodes()
+def meeting_place(nodes: list[str], start: int) -> dict[str, str]:
+    """Where the ranks meet: another port each time, lest the last one be still taken. Empty outside SLURM."""
+    number = slurm.job()
     if number is None or not nodes:
         return {}
-    port = 20000 + (int(number) * 37 + attempt * 101) % 20000
+    port = 20000 + (int(number) * 37 + start * 101) % 20000
     return {"MASTER_ADDR": slurm.address(nodes[0]), "MASTER_PORT": str(port)}
 
 
@@ -73,77 +81,153 @@ def main(
     several_runs: Annotated[
         bool, typer.Option("--several-runs", help="The command trains runs within the folder; its status 0 means done.")
     ] = False,
+    examined: Annotated[
+        bool, typer.Option("--preflight", help="The doctor looks at all ranks before they train; unfit nodes are left.")
+    ] = False,
+    nodes: Annotated[
+        int | None, typer.Option(min=1, help="Train on so many of the SLURM job's nodes; the others are spare.")
+    ] = None,
 ) -> None:
     """Start `command` again after faults, until the run is done, stopped, or needs a person."""
+    try:
+        doctor = preflight.doctors(command, run) if examined else []
+    except ValueError as error:
+        raise SystemExit(f"supervise: {error}") from error
     with telling(run):
-        raise SystemExit(supervise(run, command, attempts, several_runs))
+        raise SystemExit(Supervisor(run, command, doctor, nodes, several_runs).work(attempts))
 
 
-def supervise(run: Path, command: list[str], attempts: int, several_runs: bool = False) -> int:
-    """Attempt after attempt. Returns this process's exit status."""
-    child, log = Child(), RunLog(run, writes=True)
-    if slurm.runs_elsewhere(read_record(run / FILE).get("job")):
-        print(f"supervise: job {read_record(run / FILE)['job']} is training {run}; cancel it first")
-        return PERSON
-    for attempt in range(1, attempts + 1):
-        if (run / "DONE").exists() or (run / "STOP").exists():
-            print(f"supervise: {run} has the file {'DONE' if (run / 'DONE').exists() else 'STOP'}; nothing is started")
-            slurm.cancel_successors()
-            return DONE
-        before, started = generation_of(run), time.time()
-        status = child.run(command, attempt)
-        if several_runs and status == 0:
-            (run / "DONE").touch()
-        found = verdict(run, before, status)
+class Supervisor:
+    """A job's watch over a run: which nodes train, what became of each attempt, what is next."""
+
+    def __init__(
+        self, run: Path, command: list[str], doctor: list[str], wanted: int | None, several_runs: bool
+    ) -> None:
+        self.run, self.command, self.doctor, self.several_runs = run, command, doctor, several_runs
+        self.child, self.log = Child(), RunLog(run, writes=True)
+        self.here, self.team, self.left = slurm.nodes(), list[str](), set[str]()
+        self.wanted = min(wanted or len(self.here), len(self.here))
+
+    def work(self, attempts: int) -> int:
+        """Attempt after attempt. Returns this process's exit status."""
+        if slurm.runs_elsewhere(read_record(self.run / FILE).get("job")):
+            print(f"supervise: job {read_record(self.run / FILE)['job']} is training {self.run}; cancel it first")
+            return PERSON
+        doubtful = True  # whether a node may be ill
+        for number in range(1, attempts + 1):
+            if (self.run / "DONE").exists() or (self.run / "STOP").exists():
+                word = "DONE" if (self.run / "DONE").exists() else "STOP"
+                print(f"supervise: {self.run} has the file {word}; nothing is started")
+                slurm.cancel_successors()
+                return DONE
+            answer = self.choose_team(doubtful)
+            if answer is None:
+                found = self.attempt(number)
+                answer, doubtful = self.decide(found), bool(found.nodes)
+            if answer is not None:
+                return answer
+            time.sleep(PAUSE)
+        return TEMPORARY
+
+    def attempt(self, number: int) -> Verdict:
+        """Train, and say what became of it."""
+        before, started = generation_of(self.run), time.time()
+        status = self.child.run(self.command, self.team)
+        if self.several_runs and status == 0:
+            (self.run / "DONE").touch()
+        found = verdict(self.run, before, status)
+        if found.kind == "stopped" and not self.child.asked and (lost := set(self.team) - set(slurm.living_nodes())):
+            found = Verdict("again", f"SLURM lost {', '.join(sorted(lost))} and stopped the others")
         seconds = round(time.time() - started, 1)
-        log.note(
-            "attempt_end", attempt=attempt, status=status, seconds=seconds, kind=found.kind, reason=found.reason,
+        self.log.note(
+            "attempt_end", attempt=number, status=status, seconds=seconds, kind=found.kind, reason=found.reason,
             nodes=list(found.nodes),
         )  # fmt: skip
-        print(f"supervise: attempt {attempt} of {run}: {found.kind}: {found.reason}", flush=True)
-        answer = decide(run, log, found, child.asked)
-        if answer is not None:
-            return answer
-        time.sleep(PAUSE)
-    return TEMPORARY
+        print(f"supervise: attempt {number} of {self.run}: {found.kind}: {found.reason}", flush=True)
+        return found
 
+    def decide(self, found: Verdict) -> int | None:
+        """The exit status to leave with; None to try again here."""
+        if found.kind == "done" or (self.run / "STOP").exists():
+            slurm.cancel_successors()
+            return DONE
+        if found.kind == "fenced":
+            return FENCED
+        if found.kind == "person":
+            return self.call_person(found.reason)
+        if found.kind == "stopped" or self.child.asked:
+            return self.hand_over("its time is up")
+        return self.no_progress(found.reason)
 
-def decide(run: Path, log: RunLog, found: Verdict, asked: bool) -> int | None:
-    """The exit status to leave with; None to try again here."""
-    if found.kind == "done" or (run / "STOP").exists():
-        slurm.cancel_successors()
+    def choose_team(self, doubtful: bool) -> int | None:
+        """Who trains next, spares taken for nodes that are lost or unfit. An exit status if there are too few."""
+        while True:
+            before, self.team = self.team, crew.team(self.run, self.wanted)
+            crew.tell_change(self.log, before, self.team)
+            answer = self.leave_bad_nodes()
+            if answer is not None or not self.doctor or not (doubtful or self.team != before):
+                return answer
+            found = self.examine()
+            if self.child.asked:
+                return self.hand_over("asked to stop before training began")
+            if found.verdict == "good":
+                return None
+            told = "; ".join(filter(None, [found.everywhere, *(f"{n}: {what}" for n, what in found.unfit.items())]))
+            replaced = len(slurm.living_nodes()) - len(crew.unfit(self.run, self.here)) >= self.wanted > 0
+            if found.everywhere or not (replaced or slurm.successors()):
+                return self.call_person(told)
+            answer = self.no_progress(told)
+            if answer is not None:
+                return answer
+            if not replaced:
+                self.exclude(list(found.unfit))
+                return TEMPORARY
+            doubtful = False
+
+    def examine(self) -> preflight.Examination:
+        """Let the doctor look at the team."""
+        started = time.time()
+        found = preflight.examine(self.run, self.team, lambda most: self.child.run(self.doctor, self.team, most))
+        seconds = round(time.time() - started, 1)
+        self.log.note("preflight", verdict=found.verdict, seconds=seconds, nodes=list(found.unfit), reason=found.told)
+        print(f"supervise: preflight of {self.run}: {found.verdict} in {seconds} s: {found.told}", flush=True)
+        return found
+
+    def leave_bad_nodes(self) -> int | None:
+        """If nodes of the team are lost, or failed the run twice, the next job must go on, without them."""
+        bad = [node for node in crew.unfit(self.run, self.here) if node not in self.left]
+        spared, successors = not set(bad) & set(self.team), slurm.successors()
+        worst = bad_nodes(self.run, most=self.few)
+        if bad and (spared or (successors and set(bad) & set(worst))):
+            self.exclude(bad)
+        if successors and (set(worst) & set(self.team) or len(self.team) < self.wanted):
+            return TEMPORARY
+        return self.hand_over("nodes are lost") if len(self.team) < self.wanted else None
+
+    @property
+    def few(self) -> int:
+        """Nodes that may be excluded at once: a tenth; for without enough a run waits for ever."""
+        return max(1, len(self.here) // 10)
+
+    def exclude(self, nodes: list[str]) -> None:
+        """The next jobs do without `nodes`."""
+        self.left |= set(nodes)
+        self.log.event("exclude_node", nodes=nodes, reason=f"{', '.join(nodes)} failed this run; events tell how")
+        slurm.exclude(bad_nodes(self.run, most=self.few))
+
+    def no_progress(self, reason: str) -> int | None:
+        if without_progress(self.run) < NO_PROGRESS:
+            return None
+        return self.call_person(f"{NO_PROGRESS} attempts in a row saved nothing; the last one: {reason}")
+
+    def call_person(self, reason: str) -> int:
+        self.log.event("alert", reason=reason)
+        slurm.hold_successors()
+        return PERSON
+
+    def hand_over(self, reason: str) -> int:
+        """The next task of the array goes on; a job without one puts itself back into the queue."""
+        if slurm.job() and not slurm.successors():
+            self.log.event("requeue", reason=f"{reason}, and no task of the array is left")
+            slurm.requeue()
         return DONE
-    if found.kind == "fenced":
-        return FENCED
-    if found.kind == "person":
-        return call_person(log, found.reason)
-    if found.kind == "stopped" or asked:
-        return hand_over(log)
-    if without_progress(run) >= NO_PROGRESS:
-        return call_person(log, f"{NO_PROGRESS} attempts in a row saved nothing; the last one: {found.reason}")
-    return leave_bad_nodes(run, log)
-
-
-def call_person(log: RunLog, reason: str) -> int:
-    log.event("alert", reason=reason)
-    slurm.hold_successors()
-    return PERSON
-
-
-def hand_over(log: RunLog) -> int:
-    """The time is up: the next task of the array goes on; a job without one puts itself back into the queue."""
-    if slurm.job() and not slurm.successors():
-        log.event("requeue", reason="no task of the array is left")
-        slurm.requeue()
-    return DONE
-
-
-def leave_bad_nodes(run: Path, log: RunLog) -> int | None:
-    """If a node of this job has failed the run twice, the next job must go on without it."""
-    here = slurm.nodes()
-    bad = bad_nodes(run, most=max(1, len(here) // 10))
-    if not set(bad) & set(here) or not slurm.successors():
-        return None
-    log.event("exclude_node", nodes=bad, reason=f"ranks on {', '.join(bad)} died twice within a day")
-    slurm.exclude(bad)
-    return TEMPORARY

@@ -8,6 +8,8 @@ SHARDS=${SHARDS:-shards}                     # SHARDS/songs and SHARDS/codes; be
 RUNS=${RUNS:-runs}                           # RUNS/vqvae, RUNS/top_prior, ...: seen by all nodes under the same path
 VENV=${VENV:-.venv}                          # where `make install` put Python
 SETTINGS=${SETTINGS:-}                       # further preset settings: "training.top_prior.save_every=200 ..."
+PREFLIGHT=${PREFLIGHT-1}                     # the doctor looks at every node before ranks train on it; empty: it does not
+NODES=${NODES:-}                             # train on so many nodes; what the job has beyond them is spare (sbatch --no-kill)
 
 set -uo pipefail
 export PATH="$(realpath "$VENV")/bin:$PATH" OMP_NUM_THREADS=${OMP_NUM_THREADS:-4}
@@ -38,12 +40,21 @@ ranks() {
     srun --kill-on-bad-exit=1 --label --unbuffered "$@"
 }
 
-# train_stage STAGE KIND DATA: train it to its end, through faults, time limits and requeues.
+# supervised [OPTION] RUN PROGRAM...: one task a GPU, kept going to its end, through faults, time limits and requeues.
+supervised() {
+    local options=(${PREFLIGHT:+--preflight} ${NODES:+--nodes "$NODES"})
+    [ "$1" = --several-runs ] && options+=("$1") && shift
+    local run=$1
+    shift
+    exec megajukebox supervise "${options[@]}" "$run" -- srun --kill-on-bad-exit=1 --label --unbuffered "$@"
+}
+
+# train_stage STAGE KIND DATA: train it to its end.
 train_stage() {
     local run=$RUNS/$1
     # shellcheck disable=SC2046,SC2086
-    exec megajukebox supervise "$run" -- srun --kill-on-bad-exit=1 --label --unbuffered \
-        python "$(realpath megajukebox/train.py)" "$1" --preset "$PRESET" --data "$3" --out "$run" $(ds_option "$2") $SETTINGS
+    supervised "$run" python "$(realpath megajukebox/train.py)" "$1" --preset "$PRESET" --data "$3" --out "$run" \
+        $(ds_option "$2") $SETTINGS
 }
 
 # Where the tasks of a plain srun meet; supervise chooses another port for each attempt.

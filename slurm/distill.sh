@@ -25,6 +25,5 @@ esac
 need "$teacher/DONE" "the teacher's training"
 run=$RUNS/${LEVEL}_student
 # shellcheck disable=SC2046,SC2086
-exec megajukebox supervise --several-runs "$run" -- srun --kill-on-bad-exit=1 --label --unbuffered \
-    python "$(realpath megajukebox/distill.py)" "$LEVEL" --teacher "$teacher" --preset "$PRESET" \
+supervised --several-runs "$run" python "$(realpath megajukebox/distill.py)" "$LEVEL" --teacher "$teacher" --preset "$PRESET" \
     --data "$SHARDS/codes" --out "$run" $LESSON $(ds_option student) $SETTINGS

@@ -1,6 +1,6 @@
 """A SLURM cluster of four nodes with eight GPUs each on this machine: munged, slurmctld, four slurmd, in one folder.
 
-Nodes and GPUs are only claimed, so that the scripts' own #SBATCH lines can be submitted; big01 to big64 are never up,
+Nodes and GPUs are only claimed, so that the scripts' own #SBATCH lines can be submitted; big01 to big66 are never up,
 so that jobs of full size can be checked. It has ports of its own, and its daemons are ended by their process ids.
 """
 
@@ -39,13 +39,14 @@ SlurmctldTimeout=30
 InactiveLimit=0
 KillWait=20
 MinJobAge=600
+FirstJobId={number}
 SchedulerParameters=sched_interval=2,bf_interval=2,batch_sched_delay=1
 SlurmdParameters=config_overrides
 PropagateResourceLimits=NONE
 NodeName=n[1-4] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{first}-{last}] CPUs=64 RealMemory=4000 Gres=gpu:8
-NodeName=big[01-64] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{big}-{bigger}] CPUs=64 Gres=gpu:8 State=DOWN
+NodeName=big[01-66] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{big}-{bigger}] CPUs=64 Gres=gpu:8 State=DOWN
 PartitionName=main Nodes=n[1-4] Default=YES MaxTime=INFINITE State=UP
-PartitionName=big Nodes=big[01-64] MaxTime=INFINITE State=UP
+PartitionName=big Nodes=big[01-66] MaxTime=INFINITE State=UP
 """
 
 
@@ -68,8 +69,9 @@ class Cluster:
     def start(self) -> None:
         for name in ("munge", "state", "spool"):
             (self.folder / name).mkdir(parents=True, mode=0o700)
-        ports = free_ports(69)
-        facts = {"first": ports[1], "last": ports[4], "big": ports[5], "bigger": ports[68], "port": ports[0]}
+        ports = free_ports(71)
+        facts = {"first": ports[1], "last": ports[4], "big": ports[5], "bigger": ports[70], "port": ports[0]}
+        facts["number"] = 1 + os.getpid() % 50000  # ports of runs follow from it: two clusters may be here at once
         config = CONFIG.format(folder=self.folder, host=socket.gethostname(), user=getpass.getuser(), **facts)
         (self.folder / "slurm.conf").write_text(config)
         for number in range(8):  # slurmd only looks whether a GPU's file is there

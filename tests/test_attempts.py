@@ -71,9 +71,10 @@ def test_if_no_rank_left_anything_the_one_that_fell_silent_first_is_blamed(tmp_p
     assert verdict(tmp_path, attempt(tmp_path, "", "", ""), 137).nodes == (), "killed all at once: nobody's fault"
 
 
-def test_a_hang_blames_the_suspects_node(tmp_path: Path) -> None:
-    before = attempt(tmp_path, "hang", "")
-    RunLog(tmp_path, writes=True).note("hang", 10, reason="rank 1", hosts=["n1"])
+@pytest.mark.parametrize(("kind", "event"), [("hang", "hang"), ("corrupt", "alert")])
+def test_a_hang_blames_the_suspects_node_and_silent_corruption_the_odd_one(tmp_path: Path, kind, event) -> None:
+    before = attempt(tmp_path, kind, "")
+    RunLog(tmp_path, writes=True).note(event, 10, reason="rank 1", hosts=["n1"])
     assert verdict(tmp_path, before, 75).nodes == ("n1",)
 
 

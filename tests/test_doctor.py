@@ -83,7 +83,7 @@ def reports(number: int = 8) -> list[Report]:
         ({"compute_seconds": 0.2}, "computing", "rank 5 on node1 x2.00"),
         ({"checksum": 9.0}, "results", "rank 5 on node1"),
         ({"clock": 1030.0}, "clocks", "node1 +30 s"),
-        ({"versions": {"torch": "2.12"}}, "agreement", "rank 5 on node1 has torch 2.12, rank 0 2.13"),
+        ({"versions": {"torch": "2.12"}}, "agreement", "rank 5 on node1 has torch 2.12, most have 2.13"),
         ({"digests": {"run.yaml": "missing"}}, "agreement", "has run.yaml missing"),
     ],
     ids=["slow", "wrong", "clock", "version", "file"],

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -175,6 +176,16 @@ def test_failures_of_jukebox_s_top_prior(rate, expected, ettr):
     seen = failures(nodes=64, days=28, rate=rate, save=10, restart=900)
     assert (round(seen.expected, 1), round(100 * seen.ettr, 1)) == (expected, ettr)
     assert seen.interval == pytest.approx((2 * 10 * DAY * 1000 / (rate * 64)) ** 0.5)
+
+
+@pytest.mark.parametrize("rate", [3, 6.5, 16])
+@pytest.mark.parametrize(("save", "restart"), [(10, 900), (1, 180)])
+def test_the_share_of_time_in_training_is_that_of_a_simulated_run(rate, save, restart):
+    """Many years of failures at random moments: each costs a restart and what was not yet in a checkpoint."""
+    seen = failures(nodes=64, days=28, rate=rate, save=save, restart=restart)
+    lives = np.random.default_rng(0).exponential(DAY * 1000 / (rate * 64), 200_000)  # seconds between two failures
+    saved = np.floor(np.maximum(0, lives - restart) / (seen.interval + save)) * seen.interval
+    assert saved.sum() / lives.sum() == pytest.approx(seen.ettr, abs=0.003) and seen.ettr > 0.97
 
 
 # ---- Refusals --------------------------------------------------------------------------------------------------------

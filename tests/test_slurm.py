@@ -19,6 +19,7 @@ from megajukebox.data.weights import read_facts
 pytestmark = [pytest.mark.timeout(900), pytest.mark.xdist_group("faults")]
 SMALL = ("--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1")
 GPUS = {"vqvae": 256, "top_prior": 512, "middle_upsampler": 128, "bottom_upsampler": 128, "distill": 128, "sample": 8}
+SPARE = {"top_prior": 2}  # nodes
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def cluster(tmp_path_factory):
 
 def variables(data: Path, runs: Path, **more: str) -> dict[str, str]:
     """What slurm/cluster.sh reads, for the smallest prior on CPUs."""
-    told = {"PROFILE": "cpu", "PRESET": str(NANO), "SHARDS": str(data.parent), "RUNS": str(runs)}
+    told = {"PROFILE": "cpu", "PRESET": str(NANO), "SHARDS": str(data.parent), "RUNS": str(runs), "PREFLIGHT": ""}
     return told | {"VENV": str(Path(shutil.which("megajukebox", path=environment()["PATH"])).parents[1])} | more
 
 
@@ -64,7 +65,8 @@ def test_at_full_size_every_stage_asks_for_the_gpus_of_jukeboxs_run(cluster, tmp
     told = cluster.ask("scontrol", "show", "job", job)
     cluster.ask("scancel", job)
     nodes = int(re.search(r"NumNodes=(\d+)", told)[1])
-    assert nodes * 8 == GPUS[stage] == int(re.search(r"NumTasks=(\d+)", told)[1]) and "gres:gpu:8" in told
+    assert int(re.search(r"NumTasks=(\d+)", told)[1]) == nodes * 8 and "gres:gpu:8" in told
+    assert (nodes - SPARE.get(stage, 0)) * 8 == GPUS[stage]
     assert "JobState=PENDING" in told and "Requeue=1" in told
 
 
@@ -177,6 +179,42 @@ def test_a_run_is_scored_beside_its_training_and_the_job_asks_for_the_next_one(c
     cluster.ask("scancel", *waiting)
 
 
+SICK = """#!/bin/sh
+[ "$SLURMD_NODENAME" = {node} ] && errors=3 || errors=0
+echo "0, Tesla V100, 0, 10, 32510, 40, 50, 1300, $errors"
+"""
+
+
+@pytest.mark.slow
+def test_spare_nodes_take_the_places_of_a_sick_and_of_a_lost_one_within_the_job(cluster, data, straight, tmp_path):
+    """Two of four nodes train: the doctor finds memory errors on the second, later the one in its place is lost."""
+    runs, out = tmp_path / "runs", tmp_path / "runs/top_prior"
+    cluster.wait_for(lambda: cluster.idle() == 4, 60)
+    (tmp_path / "nvidia-smi").write_text(SICK.format(node="n2"))
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    told = {"PATH": f"{cluster.environment['PATH']}:{tmp_path}", "NODES": "2", "PREFLIGHT": "1"}
+    told |= {"FAULT": "slow=1", "FAULT_MARKS": str(tmp_path)}
+    job = submit(cluster, data, runs, "--nodes=4", "--no-kill", **told)
+    cluster.wait_for(lambda: steps(out) >= 7, PATIENCE)
+    before = pids(out)
+    cluster.stop_node("n3")
+    lost = time.time()
+    cluster.wait_for(lambda: events(out, "resume"), 2 * PATIENCE)
+    resumed = events(out, "resume")[0]
+    print("seconds from the loss of a node to training again on a spare:", resumed["time"] - lost)
+    (tmp_path / "hurry").touch()
+    cluster.wait_for((out / "DONE").exists, PATIENCE)
+    assert {event["job"] for event in events(out, "start", "resume")} == {events(out, "start")[0]["job"]}, "one job"
+    assert [(e["nodes"], e["instead_of"]) for e in events(out, "spare")] == [(["n3"], ["n2"]), (["n4"], ["n3"])]
+    first = events(out, "preflight")[0]
+    assert first["nodes"] == ["n2"] and "memory errors" in first["reason"]
+    assert [event["nodes"] for event in events(out, "exclude_node")] == [["n2"]]
+    assert same_as(straight, out)
+    cluster.wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in before), 60)
+    cluster.start_node("n3")
+    cluster.ask("scancel", job)
+
+
 @pytest.mark.slow
 def test_requeued_by_an_operator_a_run_goes_on_in_the_next_job(cluster, data, straight, tmp_path):
     runs, out = tmp_path / "runs", tmp_path / "runs/top_prior"
@@ -219,14 +257,14 @@ def test_a_student_is_distilled_through_the_death_of_a_rank(cluster, data, tmp_p
     runs, out = tmp_path / "runs", tmp_path / "runs/middle_student"
     write_teacher(runs / "middle_upsampler")
     (runs / "middle_upsampler/DONE").touch()
-    small = [f"training.middle_upsampler.{s}" for s in ("steps=8", "log_every=1", "evaluate_every=4", "save_every=2")]
+    small = [f"training.middle_upsampler.{s}" for s in ("steps=16", "log_every=1", "evaluate_every=4", "save_every=2")]
     told = {"LEVEL": "middle", "LESSON": "--windows 24 --order 0,1 --keep-going", "SETTINGS": " ".join(small)}
     submit(cluster, data, runs, stage="distill", FAULT="kill=1@5", FAULT_MARKS=str(tmp_path), **told)
-    cluster.wait_for((out / "DONE").exists, 3 * PATIENCE)
+    cluster.wait_for(lambda: len(events(out, "attempt_end")) == 2, 3 * PATIENCE)
     assert [event["kind"] for event in events(out, "attempt_end")] == ["again", "done"]
     (order,) = json.loads((out / "student.json").read_text())["orders"]
     student = out / order["folder"]
-    assert events(student, "resume")[0]["step"] == 4 and steps(student) == 8
+    assert events(student, "resume")[0]["step"] == 4 and steps(student) == 8, "half of the teacher's steps"
     assert read_facts(student)["teacher"] == read_facts(runs / "middle_upsampler")["fingerprint"]
 
 

@@ -3,9 +3,12 @@
 import hashlib
 import os
 import platform
+import re
+import subprocess
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from random import Random
@@ -22,16 +25,20 @@ SLOW_DISK = 50e6  # bytes a second
 WRITTEN = 64 << 20  # bytes of the file that measures a disk
 HOT = 85.0  # degrees Celsius
 CHECKED = 4  # shards whose checksum is computed
+# Errors of NVIDIA's driver that mean broken hardware (memory, a link, off the bus); others are mostly programs' faults.
+XIDS = (48, 64, 74, 79, 92, 94, 95, 119, 120)
+XID_HOURS = 24.0
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the doctor's: `verdict` is good, warn or bad; `do` is what to do about it."""
+    """One line of the doctor's: `verdict` is good, warn or bad; `do` is what to do about it; `hosts` have it."""
 
     about: str
     verdict: str
     what: str
     do: str = ""
+    hosts: tuple[str, ...] = ()
 
 
 def versions() -> dict[str, str]:
@@ -56,14 +63,20 @@ def check_versions() -> Finding:
     return Finding("versions", "good", told)
 
 
-def check_gpus() -> Finding:
-    """Not alike, hot, or with memory errors: the slowest sets the pace of all."""
+def check_gpus(needed: int = 0) -> Finding:
+    """Fewer than the `needed`, not alike, hot, or with errors: the slowest sets the pace of all."""
     found = gpus()
     if not found:
         return Finding("GPUs", "good", "none that NVML knows of: training uses the CPU")
     models = {gpu.model for gpu in found}
     ill = [gpu for gpu in found if gpu.figures.get("ecc_uncorrected_errors", 0) > 0]
     hot = [gpu for gpu in found if gpu.figures.get("temperature_celsius", 0) > HOT]
+    broken = xids()
+    if len(found) < needed:
+        return Finding("GPUs", "bad", f"{len(found)} answer, {needed} are needed", "exclude this node")
+    if broken:
+        told = ", ".join(map(str, broken))
+        return Finding("GPUs", "bad", f"Xid {told} in the last {XID_HOURS:.0f} hours", "exclude this node")
     if len(models) > 1:
         return Finding("GPUs", "warn", f"of different kinds: {', '.join(sorted(models))}", "choose nodes of one kind")
     if ill:
@@ -71,6 +84,21 @@ def check_gpus() -> Finding:
     if hot:
         return Finding("GPUs", "warn", f"above {HOT:.0f} C: {', '.join(str(g.index) for g in hot)}", "look at its fans")
     return Finding("GPUs", "good", f"{len(found)} x {models.pop()}")
+
+
+def xids(now: float | None = None) -> list[int]:
+    """Numbers of the last day's driver errors that mean broken hardware; none where we may not read the kernel's log.
+
+    2026-11-25T17:00:00,123456+00:00 NVRM: Xid (PCI:0000:3b:00): 79, pid=...
+    """
+    try:
+        told = subprocess.run(["dmesg", "--time-format=iso"], capture_output=True, text=True, timeout=20).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    since = datetime.fromtimestamp((time.time() if now is None else now) - XID_HOURS * 3600, timezone.utc)
+    lines = re.findall(r"^([\d-]+T[\d:]+),\d+(\S+) NVRM: Xid \(.*?\): (\d+)", told, re.MULTILINE)
+    recent = {int(number) for day, zone, number in lines if datetime.fromisoformat(day + zone) >= since}
+    return sorted(recent & set(XIDS))
 
 
 def check_locks(folder: Path | None = None) -> Finding:

@@ -83,7 +83,7 @@ class Ledger:
             account = event.get("account")
             self.attempts[-1].take(account if isinstance(account, dict) else {}, until)
             self.attempts[-1].lost += number(event.get("seconds")) or 0.0
-        elif event.get("event") not in ("reject", "attempt_end"):
+        elif event.get("event") not in ("reject", "attempt_end", "preflight", "exclude_node", "spare"):
             self.attempts[-1].last = max(self.attempts[-1].last, time)
 
     def line(self, line: dict[str, Any]) -> None:

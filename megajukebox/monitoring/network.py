@@ -33,6 +33,7 @@ class Report:
     versions: dict[str, str]
     digests: dict[str, str]  # of files that all must have alike
     checksum: float  # of the matrix products: the same on machines of one kind that compute rightly
+    device: str = ""  # the kind of GPU; none on a CPU
 
 
 def meet(seconds: float) -> None:
@@ -59,14 +60,15 @@ def not_heard(store: dist.TCPStore, size: int, seconds: float) -> list[int]:
     return missing
 
 
-def examine(device: torch.device, versions: dict[str, str], digests: dict[str, str]) -> list[Report]:
+def examine(device: torch.device, host: str, versions: dict[str, str], digests: dict[str, str]) -> list[Report]:
     """Every rank's report, on every rank."""
+    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     dist.barrier()
     clock = time.time()
     started = time.perf_counter()
     checksum = compute(device)
     seconds = time.perf_counter() - started
-    own = Report(dist.get_rank(), socket.gethostname(), clock, seconds, versions, digests, checksum)
+    own = Report(dist.get_rank(), host, clock, seconds, versions, digests, checksum, kind)
     told: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(told, asdict(own))
     return [Report(**report) for report in told]
@@ -117,17 +119,21 @@ def slow_ranks(reports: list[Report]) -> Finding:
     if slow:
         named = "; ".join(f"rank {r.rank} on {r.host} x{r.compute_seconds / middle:.2f}" for r in slow[:8])
         return Finding(
-            "computing", "warn", f"slower than the median rank: {named}", "exclude these nodes, or free them"
+            "computing", "warn", f"slower than the median rank: {named}", "exclude these nodes, or free them", of(slow)
         )
     return Finding("computing", "good", f"{len(reports)} ranks alike, {middle * 1e3:.0f} ms each")
 
 
 def wrong_ranks(reports: list[Report]) -> Finding:
-    usual = Counter(round(report.checksum, 2) for report in reports).most_common(1)[0][0]
-    wrong = [r for r in reports if abs(r.checksum - usual) > 0.5]
+    """GPUs of one kind compute the same to the last bit; CPUs add up in another order with other instructions."""
+    wrong = []
+    for kind in {report.device for report in reports}:
+        alike = [report for report in reports if report.device == kind]
+        usual = Counter(r.checksum if kind else round(r.checksum, 2) for r in alike).most_common(1)[0][0]
+        wrong += [r for r in alike if abs(r.checksum - usual) > (0.0 if kind else 0.5)]
     if wrong:
         named = ", ".join(f"rank {r.rank} on {r.host}" for r in wrong[:8])
-        return Finding("results", "bad", f"another result of the same sums: {named}", "exclude these nodes")
+        return Finding("results", "bad", f"another result of the same sums: {named}", "exclude these nodes", of(wrong))
     return Finding("results", "good", "the same on all ranks")
 
 
@@ -139,22 +145,29 @@ def skewed(reports: list[Report]) -> Finding:
             f"{host} {seconds:+.0f} s" for host, seconds in {r.host: r.clock - middle for r in off}.items()
         )
         return Finding(
-            "clocks", "warn", f"wrong: {named}", "have their time service mended: events would be misordered"
+            "clocks", "warn", f"wrong: {named}", "have their time service mended: events would be misordered", of(off)
         )
     return Finding("clocks", "good", f"within {max(abs(r.clock - middle) for r in reports):.2f} s")
 
 
 def disagreement(reports: list[Report]) -> Finding:
-    """Versions and files that are not the same everywhere."""
-    first, odd = reports[0], []
-    for report in reports[1:]:
-        for name, value in {**report.versions, **report.digests}.items():
-            before = {**first.versions, **first.digests}.get(name)
-            if value != before:
-                odd.append(f"rank {report.rank} on {report.host} has {name} {value}, rank 0 {before}")
+    """Versions, GPUs and files that are not as on most ranks."""
+    told, odd, where = [{**r.versions, **r.digests, "GPU": r.device} for r in reports], [], []
+    for name in told[0]:
+        usual = Counter(facts.get(name) for facts in told).most_common(1)[0][0]
+        for report, facts in zip(reports, told):
+            if facts.get(name) != usual:
+                odd.append(f"rank {report.rank} on {report.host} has {name} {facts.get(name)}, most have {usual}")
+                where.append(report)
     if odd:
-        return Finding("agreement", "bad", "; ".join(odd[:4]), "install the same everywhere; look at the mounts")
+        do = "install the same everywhere; look at the mounts"
+        return Finding("agreement", "bad", "; ".join(odd[:4]), do, of(where))
     return Finding("agreement", "good", "the same versions and settings on all ranks")
+
+
+def of(reports: list[Report]) -> tuple[str, ...]:
+    """The machines of some ranks."""
+    return tuple(sorted({report.host for report in reports}))
 
 
 def heard(latency: float, algorithm: float, wire: float, ranks: int) -> Finding:

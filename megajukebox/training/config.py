@@ -80,7 +80,7 @@ class TrainingSettings(Settings):
     lr_scale: float = Field(1.0, gt=0, description="share of the ds_config's learning rate that is the peak")
     freeze: tuple[str, ...] = Field((), description="parts that stay as they are: lyrics, upper, input, blocks.0 ...")
     ema_decay: float = Field(0.0, ge=0, lt=1, description="keep a moving average of the weights and export it; 0: none")
-    check_every: int = Field(0, ge=0, description="steps between comparisons of what ranks must hold alike; 0: none")
+    check_every: int = Field(100, ge=0, description="steps between comparisons of what ranks must hold alike; 0: none")
     sample_every: int = Field(0, ge=0, description="priors: a few seconds are sampled at the save after so many steps")
     sample_seconds: float = Field(4.0, gt=0)
     sample_runs: str | None = Field(None, description="folder of the runs to hear it with; else the one it lies in")

@@ -4,7 +4,6 @@ import json
 import math
 import os
 import shutil
-import socket
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from megajukebox.data.files import write_whole
 from megajukebox.training import checkpoint
 from megajukebox.training.engines import parallel
 from megajukebox.training.engines.engine import Engine
+from megajukebox.training.launch import host
 from megajukebox.training.run import Run
 from megajukebox.training.stability import going_back, odd_ranks
 from megajukebox.training.survival.exits import Leave
@@ -45,9 +45,9 @@ def check_copies(run: Run, engine: Engine, step: int) -> None:
     """Raises Leave, naming them, if ranks that must hold the same weights do not (silent corruption)."""
     odd = odd_ranks(parallel.gathered(engine.replicated_hash()), engine.stages)
     if odd:
-        hosts = sorted({host for rank, host in enumerate(parallel.gathered(socket.gethostname())) if rank in odd})
+        hosts = sorted({where for rank, where in enumerate(parallel.gathered(host())) if rank in odd})
         reason = f"weights of ranks {odd} on {', '.join(hosts)} are not those of the other ranks (silent corruption)"
-        run.log.event("alert", step, reason=reason)
+        run.log.event("alert", step, reason=reason, hosts=hosts)
         raise Leave("corrupt", f"{reason}; start again from the last checkpoint, without those machines")
 
 

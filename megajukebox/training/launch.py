@@ -39,6 +39,13 @@ def world() -> World:
     return here
 
 
+def ranks_here() -> int:
+    """How many ranks of this launch are on this machine; 1 where no launcher says."""
+    names = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "SLURM_STEP_TASKS_PER_NODE", "OMPI_COMM_WORLD_LOCAL_SIZE")
+    told = next((os.environ[name] for name in names if name in os.environ), "1")
+    return int(told.partition("(")[0].partition(",")[0])  # SLURM: "8(x64)"
+
+
 def meet_by_mpi(rank: int) -> None:
     """Rank 0 chooses where to meet and MPI tells the others; with that MPI's work is done."""
     import mpi4py

@@ -48,7 +48,7 @@ def train(run: Run, task: Task, engine: Engine) -> bool:
             run.orders.saved(order)
             advance(train_one_step(run, task, engine, batches, stream, done))
             done += 1
-            if run.settings.check_every and done % run.settings.check_every == 0:
+            if run.ranks > 1 and run.settings.check_every and done % run.settings.check_every == 0:
                 check_copies(run, engine, done)
             if done % run.settings.evaluate_every == 0 or done == run.settings.steps:
                 evaluate(run, task, engine, done)

@@ -30,6 +30,7 @@ from megajukebox.training.stability import Rules, Stability
 
 # What the files of a checkpoint may name beside tensors and plain values: nothing in them is run when they are read.
 ALLOWED = [ZeroStageEnum, LossScaler, DynamicLossScaler, fragment_address]
+HASHED = 1 << 22  # bytes of weights that are summed at a time: each takes 24 then
 
 
 def building(ds_config: dict) -> contextlib.AbstractContextManager:
@@ -74,10 +75,14 @@ def told_of_lowest_scale() -> Iterator[None]:
 
 
 def _hash(tensor: Tensor) -> int:
-    """Every element, as a whole number, times an odd number of its own, summed modulo 2^64."""
-    numbers = tensor.contiguous().view(-1).view(torch.uint8).to(torch.int64)
-    odd = torch.arange(1, 2 * len(numbers), 2, device=numbers.device)
-    return int((numbers * odd).sum())
+    """Every byte, as a whole number, times an odd number of its own, summed modulo 2^64."""
+    total = torch.zeros((), dtype=torch.int64, device=tensor.device)
+    first = 0
+    for part in tensor.contiguous().view(-1).view(torch.uint8).split(HASHED):
+        odd = torch.arange(2 * first + 1, 2 * (first + len(part)), 2, device=tensor.device)
+        total += (part.to(torch.int64) * odd).sum()
+        first += len(part)
+    return int(total)
 
 
 def _fill(parameters: list[nn.Parameter], values: list[Tensor]) -> None:

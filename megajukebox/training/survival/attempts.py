@@ -77,13 +77,14 @@ def events(run: Path, name: str, generation: int) -> list[dict]:
 
 
 def blamed(run: Path, generation: int, records: list[dict]) -> list[str]:
-    """Nodes whose ranks brought the attempt down: named by a hang, or dead without a record of their own.
+    """Nodes whose ranks brought the attempt down: named by a hang or by other weights than the rest, or dead without a
+    record of their own.
 
     If no rank could leave a record, the launcher killed all; then those that fell silent first are to blame.
     """
-    hangs = [event for event in events(run, "hang", generation) if event.get("hosts")]
-    if hangs:
-        return sorted(set(hangs[-1]["hosts"]))
+    named = [e for name in ("hang", "alert") for e in events(run, name, generation) if e.get("hosts")]
+    if named:
+        return sorted(set(named[-1]["hosts"]))
     recorded = {record["rank"] for record in records}
     silent = [beat for beat in read_heartbeats(run, generation) if beat["rank"] not in recorded]
     if not recorded and silent:
@@ -92,22 +93,33 @@ def blamed(run: Path, generation: int, records: list[dict]) -> list[str]:
     return sorted({beat["host"] for beat in silent})
 
 
-def bad_nodes(run: Path, most: int, now: float | None = None) -> list[str]:
-    """Nodes that attempts of the last day blame at least twice, the worst first; `most` of them, for without enough
-    nodes a run waits for ever.
-    """
+def blames(run: Path, now: float | None = None) -> Counter[str]:
+    """How often attempts of the last day blame each node; one that the doctor found unfit counts as often as needed."""
     since = (time.time() if now is None else now) - WITHIN
-    ended = [e for e in read_lines(run / "events.jsonl") if e["event"] == "attempt_end" and e["time"] > since]
-    deaths = Counter(node for event in ended for node in set(event.get("nodes", [])))
+    count: Counter[str] = Counter()
+    for event in read_lines(run / "events.jsonl"):
+        weight = {"attempt_end": 1, "preflight": DEATHS}.get(event["event"], 0)
+        for node in set(event.get("nodes", [])) if weight and event["time"] > since else ():
+            count[node] += weight
+    return count
+
+
+def bad_nodes(run: Path, most: int, now: float | None = None) -> list[str]:
+    """Nodes that are blamed at least twice, the worst first; `most` of them, for without enough nodes a run waits for
+    ever.
+    """
+    deaths = blames(run, now)
     return sorted((node for node, count in deaths.items() if count >= DEATHS), key=lambda n: (-deaths[n], n))[:most]
 
 
 def without_progress(run: Path) -> int:
-    """Attempts in a row, up to now, that ended badly with no checkpoint saved in between, here or in a run within."""
+    """Attempts in a row, up to now, that ended badly or before they began (preflight), with no checkpoint saved in
+    between, here or in a run within.
+    """
     told = [event for path in (run / "events.jsonl", *run.glob("*/events.jsonl")) for event in read_lines(path)]
     count = 0
     for event in sorted(told, key=lambda event: -event["time"]):
         if event["event"] == "save" or (event["event"] == "attempt_end" and event.get("kind") == "stopped"):
             break
-        count += event["event"] == "attempt_end"
+        count += event["event"] == "attempt_end" or (event["event"] == "preflight" and event["verdict"] == "bad")
     return count

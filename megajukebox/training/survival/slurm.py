@@ -70,6 +70,12 @@ def nodes() -> list[str]:
     return ask("scontrol", "show", "hostnames", os.environ.get("SLURM_JOB_NODELIST", "")).split()
 
 
+def living_nodes() -> list[str]:
+    """Those of this job's nodes that SLURM has not lost: a job with --no-kill goes on without them."""
+    told = ask("squeue", "--noheader", "--jobs", job() or "", "--states", "RUNNING", "--format", "%N") if job() else ""
+    return ask("scontrol", "show", "hostnames", told).split() if told else nodes()
+
+
 def address(node: str) -> str:
     """Where SLURM itself reaches a node; its name need not mean anything to anybody else."""
     found = re.search(r"NodeAddr=(\S+)", ask("scontrol", "show", "node", node))
