@@ -37,6 +37,7 @@ from slurm_cluster import Cluster  # noqa: E402
 from megajukebox.data.provenance import commit  # noqa: E402
 from megajukebox.monitoring.metrics import read_lines  # noqa: E402
 from megajukebox.training.checkpoint import candidates  # noqa: E402
+from megajukebox.training.survival.attempts import NO_PROGRESS, without_progress  # noqa: E402
 
 STEP = 0.5  # seconds by which a step is made longer
 SAVE_EVERY = 20
@@ -205,6 +206,8 @@ def strike_until_done(monkey: Monkey, out: Path, chosen: list[str], every: float
     while not (out / "DONE").exists():
         if wait((out / "DONE").exists, min(4 * every, monkey.dice.expovariate(1 / every))):
             break
+        # Three attempts without a new checkpoint call a person, as they should: here nobody comes.
+        wait(lambda: (out / "DONE").exists() or without_progress(out) < NO_PROGRESS - 1, 400)
         name = order.pop() if order else monkey.dice.choice(chosen)
         at, reached = time.time(), last_step(out)
         getattr(monkey, name)()

@@ -55,7 +55,7 @@ def main(
         findings = together(here, findings, [run / "run.yaml"] if run else [], ds_config, data or [], seconds)
     if leave and here.rank == 0:
         write_report(leave / "together.json", findings)
-    if here.rank == 0:
+    if here.rank == 0 and not leave:
         print(json.dumps([asdict(f) for f in findings], indent=1)) if as_text else show(findings)
     raise SystemExit(CODES[checks.worst(findings)] if here.rank == 0 else 0)
 

@@ -24,6 +24,7 @@ from disturbed_runs import (
     steps,
     wait_until,
 )  # fmt: skip
+from little_runs import write_ds_config
 
 from megajukebox.training import checkpoint
 from megajukebox.training.survival import exits
@@ -48,10 +49,25 @@ def test_a_rank_killed_without_warning_ends_the_others_and_the_run_goes_on_as_if
     assert losses(out) == losses(straight) and fingerprint(out) == fingerprint(straight)
 
 
-def test_a_rank_that_stops_answering_is_named_the_stacks_are_kept_and_the_run_goes_on(data, straight, tmp_path):
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["prior_pipeline_cpu.json", "zero1"])
+def test_killed_by_zero_1_and_in_a_pipeline_a_run_also_goes_on_as_if_nothing_had_been(data, tmp_path, way):
+    zero1 = {"zero_optimization": {"stage": 1}, "train_micro_batch_size_per_gpu": 1}
+    ds_config = way if way.endswith(".json") else str(write_ds_config(tmp_path, "prior_zero3_cpu.json", **zero1))
+    told = ("--ds-config", ds_config, "steps=14", "save_every=5")
+    straight, out = tmp_path / "straight", tmp_path / "run"
+    assert run(by_deepspeed(data, straight, *told)) == exits.DONE
+    assert run(supervised(out, by_deepspeed(data, out, *told)), environment_of("kill=1@12", tmp_path)) == exits.DONE
+    assert [e["step"] for e in events(out, "resume")] == [10]
+    assert losses(out) == losses(straight) and fingerprint(out) == fingerprint(straight)
+
+
+@pytest.mark.parametrize("fault", ["freeze", pytest.param("lock", marks=pytest.mark.slow)])
+def test_a_rank_that_stops_answering_is_named_the_stacks_are_kept_and_the_run_goes_on(data, straight, tmp_path, fault):
+    """It is stopped, or never lets go of the interpreter, so that none of its threads runs."""
     out = tmp_path / "run"
     command = by_deepspeed(data, out, "hang_seconds=8")
-    assert run(supervised(out, command), environment_of("freeze=1@12", tmp_path)) == exits.DONE
+    assert run(supervised(out, command), environment_of(f"{fault}=1@12", tmp_path)) == exits.DONE
     (hang,) = events(out, "hang")
     assert hang["suspects"] == [1] and "rank 1 on" in hang["reason"]
     stacks = (out / "hangs/generation-0001-rank-00000.txt").read_text()

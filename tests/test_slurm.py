@@ -193,7 +193,7 @@ def test_spare_nodes_take_the_places_of_a_sick_and_of_a_lost_one_within_the_job(
     (tmp_path / "nvidia-smi").write_text(SICK.format(node="n2"))
     (tmp_path / "nvidia-smi").chmod(0o755)
     told = {"PATH": f"{cluster.environment['PATH']}:{tmp_path}", "NODES": "2", "PREFLIGHT": "1"}
-    told |= {"FAULT": "slow=1", "FAULT_MARKS": str(tmp_path)}
+    told |= {"FAULT": "slow=2", "FAULT_MARKS": str(tmp_path)}
     job = submit(cluster, data, runs, "--nodes=4", "--no-kill", **told)
     cluster.wait_for(lambda: steps(out) >= 7, PATIENCE)
     before = pids(out)

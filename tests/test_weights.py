@@ -1,6 +1,7 @@
 """Weights on disk: written whole or not at all, read back exactly, refused with a reason."""
 
 import json
+import pickle
 
 import pytest
 import torch
@@ -37,6 +38,15 @@ def test_a_model_comes_back_exactly_and_a_tied_tensor_is_stored_once(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values()))
     assert set(load_file(tmp_path / WEIGHTS)) == {"embedding.weight", "norm.weight", "norm.bias", "started"}
     check_fingerprint(tmp_path)
+
+
+def test_exported_weights_are_read_where_nothing_may_be_unpickled(tmp_path, monkeypatch):
+    first, second = Tied(), Tied()
+    saved(tmp_path, first)
+    for where, name in ((pickle, "Unpickler"), (pickle, "load"), (pickle, "loads"), (torch, "load")):
+        monkeypatch.setattr(where, name, None)
+    load_into(second, tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values()))
 
 
 def test_a_module_on_meta_is_filled_straight_in_the_wanted_precision_and_stays_tied(tmp_path):

@@ -51,5 +51,5 @@ def newest(run: Run) -> Path | None:
 
 def slurm_facts() -> dict[str, str]:
     """The job and nodes of this start, where SLURM tells."""
-    names = {"job": "SLURM_JOB_ID", "nodes": "SLURM_JOB_NODELIST", "restarts": "SLURM_RESTART_COUNT"}
+    names = {"job": "SLURM_JOB_ID", "nodes": "SLURM_STEP_NODELIST", "restarts": "SLURM_RESTART_COUNT"}
     return {name: os.environ[variable] for name, variable in names.items() if variable in os.environ}

@@ -33,7 +33,7 @@ class Examination(NamedTuple):
 
 def doctors(command: list[str], run: Path) -> list[str]:
     """The doctor under the launcher of `command`. Raises ValueError where no entry of ours is in it."""
-    told = ["--run", str(run), "--leave", str(run / FOLDER), "--seconds", f"{MEETING:.0f}", "--json"]
+    told = ["--run", str(run), "--leave", str(run / FOLDER), "--seconds", f"{MEETING:.0f}"]
     for place, word in enumerate(command):
         launcher = [part for part in command[:place] if not part.startswith(STRICT)]
         if Path(word).name in ENTRIES:
