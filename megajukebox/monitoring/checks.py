@@ -119,7 +119,7 @@ def check_disk(folder: Path, written: int = WRITTEN) -> Finding:
     place = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     free = disk(place)
     try:
-        write, read = throughput(place, written)
+        write, read = throughput(place, min(written, int(free.free_bytes or 0) // 10))
     except OSError as error:
         return Finding(about, "bad", f"cannot be written to: {error.strerror}", "mend the mount, or choose another")
     told = f"{size_of(free.free_bytes or 0)} free, writes {size_of(write)}/s, reads {size_of(read)}/s"
@@ -127,17 +127,18 @@ def check_disk(folder: Path, written: int = WRITTEN) -> Finding:
         return Finding(about, "warn", told, f"under {size_of(SLOW_DISK)}/s: saves will be slow")
     needed = checkpoint_bytes(folder)
     if needed and (free.free_bytes or 0) < 3 * needed:
-        return Finding(about, "bad", f"{told}; a checkpoint takes {size_of(needed)}", "free three checkpoints' space")
+        verdict = "bad" if (free.free_bytes or 0) < needed else "warn"
+        return Finding(about, verdict, f"{told}; a checkpoint takes {size_of(needed)}", "free three checkpoints' space")
     return Finding(about, "good", told)
 
 
 def throughput(folder: Path, size: int) -> tuple[float, float]:
     """Bytes a second of writing (fsync included) and of reading a file of `size` bytes in `folder`."""
-    path, block = folder / f".megajukebox-doctor-{os.getpid()}", os.urandom(1 << 20)
+    path, block = folder / f".megajukebox-doctor-{os.getpid()}", os.urandom(min(size, 1 << 20) or 1)
     try:
         started = time.perf_counter()
         with path.open("wb") as file:
-            for _ in range(max(1, size >> 20)):
+            for _ in range(max(1, size // len(block))):
                 file.write(block)
             file.flush()
             os.fsync(file.fileno())
