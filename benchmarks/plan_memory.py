@@ -4,10 +4,10 @@
     python benchmarks/plan_memory.py --only "ZeRO-3 x 2"
 
 Every process builds its engine, trains two steps on made-up batches, and reports by how much its resident memory rose
-above what it was with everything imported (Linux: VmHWM, which /proc/self/clear_refs resets). The predictions are those
-of `plan` for CPUs, where a page counts once it is touched. malloc is told to give memory back at once, as a GPU's
-allocator reuses it; without that a process keeps what it has freed. benchmarks/results/plan_memory.json keeps the
-newest figures of each case.
+above what it was with everything of ours imported (Linux: VmHWM, which /proc/self/clear_refs resets). The predictions
+are those of `plan` for CPUs, where a page counts once it is touched; what the cases of next to nothing take beside their
+tensors is its "process". malloc is told to give memory back at once, as a GPU's allocator reuses it; without that a
+process keeps what it has freed. benchmarks/results/plan_memory.json keeps the newest figures of each case.
 """
 
 import json
@@ -26,7 +26,7 @@ from rich.table import Table
 
 from megajukebox.data.files import write_whole
 from megajukebox.data.provenance import made_by
-from megajukebox.training.config import TrainingSettings, load_preset
+from megajukebox.training.config import Preset, TrainingSettings, load_preset
 from megajukebox.training.plans.fitting import need
 from megajukebox.training.plans.recipe import recipe
 from megajukebox.training.plans.subject import Subject, subject
@@ -35,6 +35,8 @@ RESULT = Path(__file__).parent / "results" / "plan_memory.json"
 MIB = 2**20
 PRIOR = ["top.transformer.depth=10", "top.window=2048", "top.transformer.rows=32"]  # of the preset `small`: 53 M
 VQVAE = ["training.vqvae.clip=131072"]
+NO_PRIOR = [f"top.transformer.{size}" for size in ("depth=2", "width=32", "heads=1", "rows=16")] + ["top.window=256"]
+NO_VQVAE = ["training.vqvae.clip=4096"]
 ADAM = {"type": "AdamW", "params": {"lr": 1e-4, "torch_adam": True}}
 RECOMPUTE = {"activation_checkpointing": {"partition_activations": False}}
 BF16 = {"bf16": {"enabled": True}}
@@ -49,6 +51,7 @@ class Case(NamedTuple):
     zero: int
     micro: int = 1
     more: dict[str, Any] = {}  # noqa: RUF012  further keys of its ds_config
+    nothing: bool = False  # a model of next to no size: what is left is the process's own
 
     @property
     def ds_config(self) -> dict[str, Any]:
@@ -61,11 +64,18 @@ class Case(NamedTuple):
 
     @property
     def subject(self) -> Subject:
-        changes = VQVAE if self.stage == "vqvae" else PRIOR
-        return subject(load_preset("small", changes), self.stage)
+        return subject(self.preset, self.stage)
+
+    @property
+    def preset(self) -> Preset:
+        changes = {"vqvae": (VQVAE, NO_VQVAE), "top_prior": (PRIOR, NO_PRIOR)}[self.stage][self.nothing]
+        return load_preset("small", changes)
 
 
 CASES = {
+    "next to nothing, ZeRO-0 x 1": Case("top_prior", 1, 0, nothing=True),
+    "next to nothing, ZeRO-1 x 2": Case("top_prior", 2, 1, nothing=True),
+    "next to nothing, VQ-VAE": Case("vqvae", 1, 0, nothing=True),
     "VQ-VAE, ZeRO-0 x 1": Case("vqvae", 1, 0, micro=2),
     "VQ-VAE, ZeRO-0 x 2": Case("vqvae", 2, 0),
     "prior, ZeRO-0 x 1": Case("top_prior", 1, 0),
@@ -112,9 +122,10 @@ def compared(name: str, case: Case) -> dict[str, Any]:
     """MiB of the fullest process: what plan says, what was seen, and plan's error."""
     wanted = need(case.subject, recipe(case.ds_config, case.ranks), case.ranks, None)
     seen = max(launched(name, case.ranks))
-    error = wanted.counted / seen - 1
+    error = wanted.total / seen - 1
     parts = {moment: {k: round(v / MIB) for k, v in p.items()} for moment, p in wanted.moments.items()}
-    return {"case": name, "plan": wanted.counted / MIB, "measured": seen / MIB, "error": error, "parts": parts}
+    told = {"plan": wanted.total / MIB, "process": wanted.outside / MIB, "measured": seen / MIB}
+    return {"case": name, **told, "error": error, "parts": parts}
 
 
 def launched(name: str, ranks: int) -> list[int]:
@@ -142,7 +153,7 @@ def measured(case: Case) -> int:
     of, place = case.subject, parallel.start()
     warm_up(of)
     before = reset_peak()
-    config = of.prior if of.kind == "prior" else load_preset("small", VQVAE).vqvae
+    config = of.prior if of.kind == "prior" else case.preset.vqvae
     engine = engine_of(config, of.build, case.ds_config, TrainingSettings(ds_config="", steps=1))
     batches = [of.batch(case.micro) for _ in range(case.more.get("gradient_accumulation_steps", 1))]
     for _ in range(2):

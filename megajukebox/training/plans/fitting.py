@@ -5,7 +5,17 @@ from itertools import product
 from typing import NamedTuple
 
 from megajukebox.training.plans.footprint import Setting
-from megajukebox.training.plans.gpus import FRAGMENTATION, GIB, GPU, GPUS_PER_NODE, OUTSIDE_GIB
+from megajukebox.training.plans.gpus import (
+    CONVOLUTIONS_MIB,
+    FRAGMENTATION,
+    GIB,
+    GPU,
+    GPUS_PER_NODE,
+    MIB,
+    OUTSIDE_GIB,
+    PROCESS_MIB,
+    PROCESS_ZERO_MIB,
+)
 from megajukebox.training.plans.memory import Parts, gradients_grow, moments
 from megajukebox.training.plans.recipe import Recipe
 from megajukebox.training.plans.subject import Subject, footprint, weights_of
@@ -19,7 +29,8 @@ class Need(NamedTuple):
     """Of one GPU, in bytes."""
 
     moments: dict[str, Parts]
-    outside: float  # CUDA, NCCL, gaps between tensors
+    outside: float  # CUDA, NCCL; of a CPU process what is there without a model
+    gaps: float = FRAGMENTATION  # between tensors, as a share of them
 
     @property
     def counted(self) -> float:
@@ -27,7 +38,7 @@ class Need(NamedTuple):
 
     @property
     def total(self) -> float:
-        return self.counted * (1 + FRAGMENTATION) + self.outside
+        return self.counted * (1 + self.gaps) + self.outside
 
 
 def setting(of: Subject, recipe: Recipe, gpu: GPU | None) -> Setting:
@@ -41,7 +52,13 @@ def need(of: Subject, recipe: Recipe, gpus: int, gpu: GPU | None) -> Need:
     run = footprint(of, recipe.micro, setting(of, recipe, gpu))
     weights = weights_of(of, recipe.pipeline, recipe.persistent)
     found = moments(recipe, weights, recipe.data_ranks(gpus), run, on_gpu=gpu is not None)
-    return Need(found, OUTSIDE_GIB * GIB if gpu else 0.0)
+    return Need(found, OUTSIDE_GIB * GIB) if gpu else Need(found, process(of, recipe) * MIB, gaps=0.0)
+
+
+def process(of: Subject, recipe: Recipe) -> float:
+    """MiB that a CPU process takes beside the tensors that we count."""
+    modules = PROCESS_ZERO_MIB if recipe.stage or recipe.pipeline > 1 else PROCESS_MIB
+    return modules + (CONVOLUTIONS_MIB if of.kind == "vqvae" else 0)
 
 
 def check_whole(gpus: int, stages: int) -> None:

@@ -3,7 +3,7 @@
 import re
 from typing import NamedTuple
 
-GIB = 2**30
+GIB, MIB = 2**30, 2**20
 GPUS_PER_NODE = 8
 
 
@@ -44,6 +44,10 @@ SLOTS = {
 BOARDS = {r"\bV100\b": V100, r"\bA100\b": A100, r"\bG?H[12]00\b": HOPPER}
 # What CUDA, NCCL and the gaps between tensors take beside what we count. Not measured here: a margin.
 OUTSIDE_GIB, FRAGMENTATION = 1.5, 0.04
+# What a CPU process takes besides, in MiB: above all modules that DeepSpeed only imports when it makes an engine (831
+# without ZeRO, 1421 with), and room in which convolutions work. Measured by training next to nothing
+# (benchmarks/plan_memory.py).
+PROCESS_MIB, PROCESS_ZERO_MIB, CONVOLUTIONS_MIB = 83, 121, 49
 
 # Jukebox's own runs (Dhariwal et al. 2020): the default sizes, and where a V100's share of the peak is taken from:
 # 3 x FLOPs of a forward pass x batch (256, 512, 192 samples) / (seconds of a step x GPUs x peak).
