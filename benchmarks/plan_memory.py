@@ -5,7 +5,7 @@
 
 Every process builds its engine, trains two steps on made-up batches, and reports by how much its resident memory rose
 above what it was with everything of ours imported (Linux: VmHWM, which /proc/self/clear_refs resets). The predictions
-are those of `plan` for CPUs, where a page counts once it is touched; what the cases of next to nothing take beside their
+are those of `plan` for CPUs, where a page counts once it is touched; what cases of next to nothing take beside their
 tensors is its "process". malloc is told to give memory back at once, as a GPU's allocator reuses it; without that a
 process keeps what it has freed. benchmarks/results/plan_memory.json keeps the newest figures of each case.
 """
