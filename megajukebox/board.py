@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 import yaml
 
-from megajukebox.monitoring.boards import Board, Copier, TensorBoard, WeightsAndBiases, runs_in
+from megajukebox.monitoring.telling.boards import Board, Copier, TensorBoard, WeightsAndBiases, runs_in
 
 
 def main(

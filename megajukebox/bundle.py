@@ -11,8 +11,8 @@ from typing import Annotated
 
 import typer
 
-from megajukebox.monitoring.bundling import write_bundle
-from megajukebox.monitoring.health import size_of
+from megajukebox.monitoring.reading.health import size_of
+from megajukebox.monitoring.telling.bundling import write_bundle
 
 
 def main(

@@ -23,9 +23,9 @@ from rich.table import Table
 from rich.text import Text
 
 from megajukebox.data.files import write_whole
-from megajukebox.monitoring import checks, network
-from megajukebox.monitoring.checks import Finding
-from megajukebox.monitoring.screen import plain
+from megajukebox.monitoring.doctor import checks, network
+from megajukebox.monitoring.doctor.checks import Finding
+from megajukebox.monitoring.telling.screen import plain
 from megajukebox.training.launch import World, host, ranks_here, world
 
 COLORS = {"good": "green", "warn": "yellow", "bad": "bold red"}

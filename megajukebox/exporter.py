@@ -22,12 +22,12 @@ import typer
 
 from megajukebox.data.files import write_whole
 from megajukebox.data.redaction import RedactingFilter
-from megajukebox.monitoring import exposition
-from megajukebox.monitoring.machine import Machine, machine
-from megajukebox.monitoring.run_state import Limits
-from megajukebox.monitoring.runs import Runs
-from megajukebox.monitoring.server import Server, address_of, read_token
-from megajukebox.monitoring.webhooks import News, Webhook, read_url
+from megajukebox.monitoring.reading.machine import Machine, machine
+from megajukebox.monitoring.reading.run_state import Limits
+from megajukebox.monitoring.reading.runs import Runs
+from megajukebox.monitoring.telling import exposition
+from megajukebox.monitoring.telling.server import Server, address_of, read_token
+from megajukebox.monitoring.telling.webhooks import News, Webhook, read_url
 
 TEXTFILE = "megajukebox.prom"
 

@@ -93,7 +93,7 @@ def stats(shards: ShardSet, picture: Path | None) -> None:
         if counts:
             show_counts(screen, name, counts)
     if picture:
-        from megajukebox.monitoring.corpus_picture import draw  # matplotlib: only those who ask for it load it
+        from megajukebox.monitoring.telling.corpus_picture import draw  # matplotlib: only those who ask for it load it
 
         draw(picture, seconds, index["vocabulary"], f"{len(shards)} songs, {seconds.sum() / 3600:.1f} hours")
         screen.print(f"drawn: {picture}", markup=False, highlight=False)

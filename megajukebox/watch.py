@@ -17,10 +17,10 @@ import typer
 from rich.console import Console
 from rich.live import Live
 
-from megajukebox.monitoring.health import diagnose
-from megajukebox.monitoring.run_state import Limits, RunState
-from megajukebox.monitoring.runs import Runs
-from megajukebox.monitoring.screen import as_json, screen
+from megajukebox.monitoring.reading.health import diagnose
+from megajukebox.monitoring.reading.run_state import Limits, RunState
+from megajukebox.monitoring.reading.runs import Runs
+from megajukebox.monitoring.telling.screen import as_json, screen
 
 
 def main(

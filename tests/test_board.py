@@ -11,9 +11,9 @@ from pretend_runs import PretendRun
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from megajukebox.data.audio import write_wav
-from megajukebox.monitoring import boards
-from megajukebox.monitoring.boards import Copier, TensorBoard
-from megajukebox.monitoring.spectrogram import picture
+from megajukebox.monitoring.telling import boards
+from megajukebox.monitoring.telling.boards import Copier, TensorBoard
+from megajukebox.monitoring.telling.spectrogram import picture
 
 
 def told(folder: Path) -> EventAccumulator:

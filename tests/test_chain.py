@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from pretend_runs import PretendRun
 
-from megajukebox.monitoring.chain import FILE, chain_of
-from megajukebox.monitoring.exposition import values
-from megajukebox.monitoring.health import diagnose
-from megajukebox.monitoring.runs import Runs
+from megajukebox.monitoring.reading.chain import FILE, chain_of
+from megajukebox.monitoring.reading.health import diagnose
+from megajukebox.monitoring.reading.runs import Runs
+from megajukebox.monitoring.telling.exposition import values
 from megajukebox.training.survival import chain
 from megajukebox.training.survival.chain import seconds, seen_by, telling
 

@@ -12,11 +12,11 @@ from conftest import environment
 from disturbed_runs import ROOT, by_deepspeed, finish, start
 from pretend_runs import PretendRun
 
-from megajukebox.monitoring.health import straggler
 from megajukebox.monitoring.metrics import read_lines
-from megajukebox.monitoring.ranks import Rank, slowdowns
-from megajukebox.monitoring.runs import Runs
-from megajukebox.monitoring.step_parts import step_parts, told
+from megajukebox.monitoring.reading.health import straggler
+from megajukebox.monitoring.reading.ranks import Rank, slowdowns
+from megajukebox.monitoring.reading.runs import Runs
+from megajukebox.monitoring.reading.step_parts import step_parts, told
 from megajukebox.training.engines.communication import CALLS, Communication
 from megajukebox.training.engines.ds_configs import DS_CONFIGS
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from rig import free_port
 
-from megajukebox.monitoring import checks, network
-from megajukebox.monitoring.network import Report, judge
+from megajukebox.monitoring.doctor import checks, network
+from megajukebox.monitoring.doctor.network import Report, judge
 
 ENTRY = [sys.executable, "-m", "megajukebox.doctor"]
 

@@ -15,11 +15,11 @@ import pytest
 from pretend_runs import PretendRun
 from prometheus_client.parser import text_string_to_metric_families
 
-from megajukebox.monitoring import exposition
-from megajukebox.monitoring.machine import Machine, gpus
-from megajukebox.monitoring.run_state import Limits
-from megajukebox.monitoring.runs import Runs
-from megajukebox.monitoring.server import Server, address_of, read_token
+from megajukebox.monitoring.reading.machine import Machine, gpus
+from megajukebox.monitoring.reading.run_state import Limits
+from megajukebox.monitoring.reading.runs import Runs
+from megajukebox.monitoring.telling import exposition
+from megajukebox.monitoring.telling.server import Server, address_of, read_token
 
 HERE = Machine("here", 1e9, [])
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from pretend_runs import START, PretendRun
 
-from megajukebox.monitoring.goodput import PHASES
-from megajukebox.monitoring.run_state import RunState
-from megajukebox.monitoring.runs import RunReader
+from megajukebox.monitoring.reading.goodput import PHASES
+from megajukebox.monitoring.reading.run_state import RunState
+from megajukebox.monitoring.reading.runs import RunReader
 
 
 def read(run: PretendRun) -> RunState:

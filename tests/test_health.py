@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from pretend_runs import CODES, PretendRun
 
-from megajukebox.monitoring.health import CHECKS, diagnose
-from megajukebox.monitoring.run_state import Limits, RunState
-from megajukebox.monitoring.runs import RunReader
+from megajukebox.monitoring.reading.health import CHECKS, diagnose
+from megajukebox.monitoring.reading.run_state import Limits, RunState
+from megajukebox.monitoring.reading.runs import RunReader
 
 LIMITS = Limits(stall=120, silent=60, checkpoint=300, down=900)
 

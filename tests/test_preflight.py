@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from disturbed_runs import by_deepspeed, environment_of, events, run
 
-from megajukebox.monitoring import checks
+from megajukebox.monitoring.doctor import checks
 from megajukebox.monitoring.metrics import RunLog
 from megajukebox.training.launch import ranks_here
 from megajukebox.training.survival import crew, exits, slurm

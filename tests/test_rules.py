@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from megajukebox.monitoring.exposition import FAMILIES
-from megajukebox.monitoring.health import CHECKS
-from megajukebox.monitoring.machine import Machine
+from megajukebox.monitoring.reading.health import CHECKS
+from megajukebox.monitoring.reading.machine import Machine
+from megajukebox.monitoring.telling.exposition import FAMILIES
 
 FOLDER = Path(__file__).parents[1] / "monitoring"
 RULES = [rule for group in yaml.safe_load((FOLDER / "rules.yml").read_text())["groups"] for rule in group["rules"]]

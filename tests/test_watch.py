@@ -11,8 +11,8 @@ import pytest
 from pretend_runs import PretendRun
 from rich.console import Console
 
-from megajukebox.monitoring.runs import Runs
-from megajukebox.monitoring.screen import screen, sparkline
+from megajukebox.monitoring.reading.runs import Runs
+from megajukebox.monitoring.telling.screen import screen, sparkline
 
 
 def shown(folder: Path, now: float, width: int = 200) -> str:

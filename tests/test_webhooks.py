@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from pretend_runs import PretendRun
 
-from megajukebox.monitoring.runs import Runs
-from megajukebox.monitoring.webhooks import News, Webhook, read_url
+from megajukebox.monitoring.reading.runs import Runs
+from megajukebox.monitoring.telling.webhooks import News, Webhook, read_url
 
 
 class Receiver(HTTPServer):

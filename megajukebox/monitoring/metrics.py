@@ -9,7 +9,7 @@ from pathlib import Path
 
 from megajukebox.data.files import make_run_folder, write_whole
 from megajukebox.data.redaction import redacted
-from megajukebox.monitoring.productive import Productive
+from megajukebox.monitoring.reading.productive import Productive
 
 STARTS = ("start", "resume")  # events with which an attempt begins
 

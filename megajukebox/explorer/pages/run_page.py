@@ -13,9 +13,9 @@ from megajukebox.explorer.pages.runs_page import percent, status
 from megajukebox.explorer.pages.scores import scores
 from megajukebox.explorer.pages.time_line import time_line
 from megajukebox.explorer.reading.run_records import Run, StepSample, is_number
-from megajukebox.monitoring import step_parts
-from megajukebox.monitoring.health import RUNBOOK, diagnose, size_of, spoken
-from megajukebox.monitoring.screen import queued
+from megajukebox.monitoring.reading import step_parts
+from megajukebox.monitoring.reading.health import RUNBOOK, diagnose, size_of, spoken
+from megajukebox.monitoring.telling.screen import queued
 
 MOST_EVENTS = 200
 MOST_SAMPLES = 120

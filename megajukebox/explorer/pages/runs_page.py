@@ -4,7 +4,7 @@ from megajukebox.explorer.pages.markup import Markup, element, joined
 from megajukebox.explorer.pages.page import copyable, page
 from megajukebox.explorer.reading.files import safe_name
 from megajukebox.explorer.reading.run_records import Run
-from megajukebox.monitoring.health import diagnose, spoken
+from megajukebox.monitoring.reading.health import diagnose, spoken
 
 HOW_TO_TRAIN = "megajukebox train --help\nmegajukebox explore samples runs"
 HEADS = ("Run", "Status", "Step", "Left", "Loss", "Goodput", "Restarts", "What is wrong")

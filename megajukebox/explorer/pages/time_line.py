@@ -1,9 +1,9 @@
 """A run over the wall clock: its attempts, what happened between and in them, and what the seconds went into."""
 
 from megajukebox.explorer.pages.markup import Markup, element
-from megajukebox.monitoring.health import spoken
-from megajukebox.monitoring.productive import number
-from megajukebox.monitoring.run_state import RunState
+from megajukebox.monitoring.reading.health import spoken
+from megajukebox.monitoring.reading.productive import number
+from megajukebox.monitoring.reading.run_state import RunState
 
 WIDTH, HEIGHT = 1000, 46
 MOST = 200  # marks

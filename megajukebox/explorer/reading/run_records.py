@@ -10,8 +10,8 @@ from typing import Any
 import yaml
 
 from megajukebox.explorer.reading.records import Problem
-from megajukebox.monitoring.run_state import RunState
-from megajukebox.monitoring.runs import RunReader
+from megajukebox.monitoring.reading.run_state import RunState
+from megajukebox.monitoring.reading.runs import RunReader
 
 DEPTH = 3  # folders between the one given and a run
 AUDIO = (".wav", ".flac", ".ogg", ".mp3")

@@ -10,14 +10,14 @@ from typing import Any
 import yaml
 
 from megajukebox.data.stream.skips import Bad
-from megajukebox.monitoring.chain import chain_of
-from megajukebox.monitoring.goodput import Account, Ledger
-from megajukebox.monitoring.machine import disk
-from megajukebox.monitoring.productive import number
-from megajukebox.monitoring.ranks import Rank, rank_of
-from megajukebox.monitoring.readings import Histogram, skip_kind
-from megajukebox.monitoring.run_state import Checkpoint, Limits, RunState
-from megajukebox.monitoring.tailing import Tail, read_object
+from megajukebox.monitoring.reading.chain import chain_of
+from megajukebox.monitoring.reading.goodput import Account, Ledger
+from megajukebox.monitoring.reading.machine import disk
+from megajukebox.monitoring.reading.productive import number
+from megajukebox.monitoring.reading.ranks import Rank, rank_of
+from megajukebox.monitoring.reading.run_state import Checkpoint, Limits, RunState
+from megajukebox.monitoring.reading.statistics import Histogram, skip_kind
+from megajukebox.monitoring.reading.tailing import Tail, read_object
 
 DEPTH = 4  # folders between the one given and a run
 WINDOW = 128  # train lines that the spike score and percentiles look back on

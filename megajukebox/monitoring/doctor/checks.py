@@ -14,9 +14,9 @@ from pathlib import Path
 from random import Random
 
 from megajukebox.data.files import sha256_of
-from megajukebox.monitoring.health import size_of, spoken
-from megajukebox.monitoring.machine import disk, gpus
-from megajukebox.monitoring.tailing import read_object
+from megajukebox.monitoring.reading.health import size_of, spoken
+from megajukebox.monitoring.reading.machine import disk, gpus
+from megajukebox.monitoring.reading.tailing import read_object
 
 PACKAGES = ("megajukebox", "torch", "deepspeed", "numpy", "webdataset", "soundfile")
 OLDEST_TORCH = (2, 10)  # before it, torch.load(weights_only=True) could be made to run code (CVE-2026-24747)

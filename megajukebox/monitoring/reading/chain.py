@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from megajukebox.monitoring.productive import number
-from megajukebox.monitoring.tailing import read_object
+from megajukebox.monitoring.reading.productive import number
+from megajukebox.monitoring.reading.tailing import read_object
 
 FILE = "chain.json"  # as training/survival/chain.py writes it
 FRESH = 900.0  # seconds; older than this it says nothing of now

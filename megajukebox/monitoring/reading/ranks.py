@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from megajukebox.monitoring.productive import number
+from megajukebox.monitoring.reading.productive import number
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from megajukebox.data.redaction import redact
-from megajukebox.monitoring.health import RUNBOOK, Problem, diagnose, size_of, spoken
-from megajukebox.monitoring.run_state import RunState
-from megajukebox.monitoring.step_parts import step_parts
+from megajukebox.monitoring.reading.health import RUNBOOK, Problem, diagnose, size_of, spoken
+from megajukebox.monitoring.reading.run_state import RunState
+from megajukebox.monitoring.reading.step_parts import step_parts
 
 COLORS = {"training": "green", "done": "dim", "stopped": "dim", "starting": "cyan", "new": "cyan", "waiting": "yellow"}
 SPARKS = "▁▂▃▄▅▆▇█"

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from megajukebox.monitoring.chain import Chain
-from megajukebox.monitoring.goodput import Account
-from megajukebox.monitoring.machine import Disk
-from megajukebox.monitoring.productive import number
-from megajukebox.monitoring.ranks import Rank, slowdowns
-from megajukebox.monitoring.readings import Histogram, percentile, skip_kind, spike_score
+from megajukebox.monitoring.reading.chain import Chain
+from megajukebox.monitoring.reading.goodput import Account
+from megajukebox.monitoring.reading.machine import Disk
+from megajukebox.monitoring.reading.productive import number
+from megajukebox.monitoring.reading.ranks import Rank, slowdowns
+from megajukebox.monitoring.reading.statistics import Histogram, percentile, skip_kind, spike_score
 
 STARTS = ("start", "resume")
 ENDS = ("done", "stop", "diverged")

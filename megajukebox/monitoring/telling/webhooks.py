@@ -10,8 +10,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from megajukebox.data.redaction import redact, redacted
-from megajukebox.monitoring.health import diagnose
-from megajukebox.monitoring.run_state import RunState
+from megajukebox.monitoring.reading.health import diagnose
+from megajukebox.monitoring.reading.run_state import RunState
 
 WAITS = (1.0, 4.0, 15.0)  # seconds before the second, third and fourth try
 TOLD = ("resume", "done", "stop", "diverged", "rewind", "hang", "save_failed", "exclude_node")

@@ -11,10 +11,10 @@ import numpy as np
 
 from megajukebox.data.audio import downmix, facts, read
 from megajukebox.data.redaction import redact, redacted
-from megajukebox.monitoring.productive import number
-from megajukebox.monitoring.runs import find_runs
-from megajukebox.monitoring.spectrogram import picture
-from megajukebox.monitoring.tailing import Tail
+from megajukebox.monitoring.reading.productive import number
+from megajukebox.monitoring.reading.runs import find_runs
+from megajukebox.monitoring.reading.tailing import Tail
+from megajukebox.monitoring.telling.spectrogram import picture
 
 log = logging.getLogger(__name__)
 DEPTH = 4

@@ -8,13 +8,13 @@ from prometheus_client import generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from megajukebox import __version__
-from megajukebox.monitoring import codebooks as books
-from megajukebox.monitoring.families import FAMILIES
-from megajukebox.monitoring.health import diagnose
-from megajukebox.monitoring.machine import Machine
-from megajukebox.monitoring.productive import number
-from megajukebox.monitoring.run_state import RunState
-from megajukebox.monitoring.step_parts import step_parts
+from megajukebox.monitoring.reading import codebooks as books
+from megajukebox.monitoring.reading.health import diagnose
+from megajukebox.monitoring.reading.machine import Machine
+from megajukebox.monitoring.reading.productive import number
+from megajukebox.monitoring.reading.run_state import RunState
+from megajukebox.monitoring.reading.step_parts import step_parts
+from megajukebox.monitoring.telling.families import FAMILIES
 
 PREFIX = "megajukebox_"
 LEVELS = ("top", "middle", "bottom")

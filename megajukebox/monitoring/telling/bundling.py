@@ -10,10 +10,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from megajukebox.data.redaction import HIDDEN, is_secret, redact, redacted
-from megajukebox.monitoring import checks
-from megajukebox.monitoring.machine import machine
-from megajukebox.monitoring.runs import RunReader
-from megajukebox.monitoring.screen import as_json
+from megajukebox.monitoring.doctor import checks
+from megajukebox.monitoring.reading.machine import machine
+from megajukebox.monitoring.reading.runs import RunReader
+from megajukebox.monitoring.telling.screen import as_json
 
 TEXTS = ("run.yaml", "model.json", "generation.json", "heartbeats/*.json", "exits/*.json", "hangs/*", "*.log", "logs/*")
 LARGEST = 2 << 20  # bytes of one file; of a longer one the end, which is what tells

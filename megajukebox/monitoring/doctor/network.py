@@ -12,8 +12,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from megajukebox.monitoring.checks import Finding
-from megajukebox.monitoring.health import size_of
+from megajukebox.monitoring.doctor.checks import Finding
+from megajukebox.monitoring.reading.health import size_of
 
 SLOW = 1.3  # times the median rank
 SKEW = 2.0  # seconds

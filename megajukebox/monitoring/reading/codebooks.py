@@ -2,8 +2,8 @@
 
 import math
 
-from megajukebox.monitoring.productive import number
-from megajukebox.monitoring.run_state import RunState
+from megajukebox.monitoring.reading.productive import number
+from megajukebox.monitoring.reading.run_state import RunState
 
 
 def codes(run: RunState) -> float | None:

@@ -1,7 +1,7 @@
 """Where the time of a step goes: data, communication, computing, and its share of the saves."""
 
-from megajukebox.monitoring.productive import number
-from megajukebox.monitoring.run_state import RunState
+from megajukebox.monitoring.reading.productive import number
+from megajukebox.monitoring.reading.run_state import RunState
 
 MEASURED = {"data_wait": "data_seconds", "communication": "communication_seconds"}
 SPOKEN = {"data_wait": "data wait", "communication": "communication", "forward_backward": "forward and backward"}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from megajukebox.monitoring.productive import Productive, number
+from megajukebox.monitoring.reading.productive import Productive, number
 
 PHASES = (
     "productive", "data_wait", "ckpt_save", "ckpt_restore", "init", "eval", "recompute", "other", "down",

@@ -7,9 +7,9 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from megajukebox.monitoring import codebooks
-from megajukebox.monitoring.productive import number
-from megajukebox.monitoring.run_state import NEEDS_A_PERSON, RunState
+from megajukebox.monitoring.reading import codebooks
+from megajukebox.monitoring.reading.productive import number
+from megajukebox.monitoring.reading.run_state import NEEDS_A_PERSON, RunState
 
 SLOW = 1.15  # times the median rank
 DATA_WAIT = 0.10

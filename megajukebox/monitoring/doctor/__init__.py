@@ -1,0 +1,1 @@
+"""What can be wrong with machines, alone and together, before a run."""
