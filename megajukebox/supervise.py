@@ -221,7 +221,7 @@ class Supervisor:
         return self.call_person(f"{NO_PROGRESS} attempts in a row saved nothing; the last one: {reason}")
 
     def call_person(self, reason: str) -> int:
-        self.log.event("alert", reason=reason)
+        self.log.event("alert", reason=reason, person=True)
         slurm.hold_successors()
         return PERSON
 

@@ -97,6 +97,15 @@ def test_an_exit_that_wants_a_person_tells_why(run: PretendRun) -> None:
     assert read(run, 61).status == "failed"
 
 
+def test_a_supervisor_that_calls_a_person_is_heard_at_once(run: PretendRun) -> None:
+    """What it found may have kept every rank from starting: none left an ending."""
+    run.log.event("alert", reason="disk of /runs: cannot be written to", person=True)
+    (problem,) = [p for p in diagnose(read(run)) if p.alert == "JukeboxNoRestart"]
+    assert problem.what == "training ended: disk of /runs: cannot be written to"
+    run.log.event("resume", run.step)
+    assert "JukeboxNoRestart" not in alerts(run)
+
+
 def test_an_old_exit_record_says_nothing_of_a_new_attempt(run: PretendRun) -> None:
     exits(run, 93, "the preset had changed")
     run.die().start().train(10).beat()

@@ -176,6 +176,8 @@ class RunState:
         """One word: done, stopped, failed, waiting, down, starting, stalled, training, or new."""
         if self.ended == "done":
             return "done"
+        if self.events and self.events[-1].get("person"):  # the supervisor will not start it again
+            return "failed"
         if not self.alive:
             return self._status_of_the_dead()
         if self.now - (self.last_step_time or self.now) > self.stall_after:
