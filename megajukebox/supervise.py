@@ -122,8 +122,8 @@ class Supervisor:
                 return DONE
             answer = self.choose_team(doubtful)
             if answer is None:
-                found = self.attempt(number)
-                answer, doubtful = self.decide(found), bool(found.nodes)
+                before, found = generation_of(self.run), self.attempt(number)
+                answer, doubtful = self.decide(found), bool(found.nodes) or generation_of(self.run) == before
             if answer is not None:
                 return answer
             time.sleep(PAUSE)
