@@ -148,7 +148,7 @@ def worth(runs: Path, codes: Path, level: str) -> list[dict[str, Any]]:
             "kl_forward": gaps.mean(1),
             "bits_per_code_of_songs": together(student_bits(student, batch).mean(1) for batch in real),
             "teacher_bits_per_code_of_songs": songs_bits,
-            **of_samples(student, teacher, told),
+            **(of_samples(student, teacher, told) if how != "not at all" or order == "teacher" else {}),
         }
         rows.append({
             "order": order, "taught": how, "steps_per_window": student.how.steps, "windows": WINDOWS,

@@ -17,6 +17,10 @@ STEPS = (16, 32, 64, 128, 256, 512)  # the preset tiny's
 COLOURS = {"not at all": "#b0b0b0", "data only": "#d08020", "distilled": "#2060c0"}
 
 
+def number(name: str, mean: float, half: float) -> str:
+    return f"{mean:.4f} ± {half:.4f}" if "KL" in name else f"{mean:.3f}"
+
+
 def marker_of(order: str) -> str:
     """A dot for lines of several rows and for whole columns, a cross for one row a line."""
     return "o" if order.count(",") == 2 or order == "0,1" else "x"
@@ -27,8 +31,7 @@ def show(found: dict[str, Any]) -> None:
     for level, rows in found.get("worth", {}).items():
         table = Table("order", "taught", "steps", *NUMBERS, title=level)
         for row in rows:
-            told = [f"{mean:.4f} ± {half:.4f}" if "KL" in name else f"{mean:.3f}"
-                    for name, (mean, half) in ((n, row[key]) for n, key in NUMBERS.items())]  # fmt: skip
+            told = [number(name, *row[key]) if key in row else "" for name, key in NUMBERS.items()]
             table.add_row(row["order"], row["taught"], str(row["steps_per_window"]), *told)
         console.print(table)
         for row in rows:
