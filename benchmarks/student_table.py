@@ -7,6 +7,8 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
+from megajukebox.training.distillation import GATES
+
 PLOT = Path(__file__).parents[1] / "docs" / "student.svg"
 NUMBERS = {
     "KL forward": "kl_forward", "KL reverse": "kl_reverse",
@@ -66,7 +68,8 @@ def plot(found: dict[str, Any]) -> None:
                 panel.annotate(f"({r['order']}){times}", (r["steps_per_window"], r["kl_forward"][0]), fontsize=6,
                                xytext=(4, 3), textcoords="offset points")  # fmt: skip
         panel.set_xscale("log")
-        panel.set_xlim(12, 700)
+        panel.axhline(GATES[level][0], color="#c04040", linewidth=0.8, linestyle=":")
+        panel.set_xlim(12, 1000)
         panel.set_xticks(STEPS, [str(steps) for steps in STEPS])
         panel.minorticks_off()
         panel.set_ylim(bottom=0)
