@@ -39,6 +39,7 @@ from megajukebox.sampling.window import Window, sample_window, sample_window_ahe
 from megajukebox.training.config import load_preset
 
 RESULT = Path(__file__).parent / "results" / "sampling.json"
+TRAINED = RESULT.with_name("sampling_trained.json")
 LARGE = TransformerConfig(width=512, depth=12, heads=1, rows=32)
 # A middle part of the window: what a code costs on average, without minutes for each row of the table.
 NEW, ROUNDS = 32, 7
@@ -244,7 +245,9 @@ def cascade() -> list[dict[str, Any]]:
 
     Jukebox's way takes the known part of each window in chunks of 32 codes (timed by our own faster step), one window
     after another; ours takes it in one pass. Windows at once are those of one song: 8 of the middle level, 31 of the
-    bottom, with their run-ups, all in lockstep for as many steps as a window is long.
+    bottom, with their run-ups, all in lockstep for as many steps as a window is long. Random weights would settle at
+    once by `fixed_point`: its passes of upsamplers are those of the trained demo (sampling_trained.py), as many and as
+    long, at the cost that they have here; the top is by the quicker of `sequential` and `ahead`.
     """
     prior = priors()["large"]
     measured = json.loads(RESULT.read_text())["levels"]["figures"]
@@ -268,12 +271,29 @@ def cascade() -> list[dict[str, Any]]:
         for name, way, alone in (("", "sequential", top), (", int8", "int8", row["int8"])):
             many = at_once.get(level)
             row[f"windows at once{name}"] = window * many["batch"] / many[way] if many else alone
+        row["fixed point as trained"] = top if level == "top" else codes * settling(prior, level) + again / 1024 * fill
         rows.append(row)
     ways = [name for name in rows[0] if name not in ("level", "codes", "windows")]
     total = {name: sum(row[name] for row in rows) for name in ways}
     speed = {"times_growing": {n: total["growing"] / s for n, s in total.items()}}
     speed["seconds_per_second_of_audio"] = {n: s / 10 for n, s in total.items()}
     return [*rows, {"level": "all", **total, **speed}]
+
+
+def settling(prior: Prior, level: str) -> float:
+    """CPU-seconds a code by blocks as long as those of the trained demo were, which settled as many codes a pass."""
+    known = json.loads(TRAINED.read_text())["levels"]["figures"][level]["fixed_point {'ahead': 128}"]
+    block = round(known["codes_per_pass"] * known["positions_a_code"])
+    window, packed = window_for(prior, 1, 1024, block), Packed(prior)
+
+    def decide() -> None:
+        window.noise = None
+        window.drawn(decoder.step(packed, window.tokens_BT, 1024, block), 1024)
+
+    with decoding(prior, window.given, 1) as decoder:
+        pretend(decoder, window, 1024)
+        decide()
+        return cpu_seconds(decide, 7) / known["codes_per_pass"]
 
 
 def chunk_of_32(prior: Prior, packed: Packed) -> float:

@@ -1,20 +1,23 @@
 """What the ways to sample cost on a trained jukebox, and what cutting windows costs.
 
-    python benchmarks/sampling_trained.py demo/runs --seconds 4     # after `make demo`; about two minutes
+    python benchmarks/sampling_trained.py demo/runs                 # after `make demo`; about two minutes
+    python benchmarks/sampling_trained.py demo/runs --only wide     # the upsamplers at width 512; three minutes
 
 Writes benchmarks/results/sampling_trained.json. For each level: codes a CPU-second of a thread by each way (one song),
 the same of growing caches (sampling.py) over the first window of an upsampler,
 codes that differ from the sequential way's (exact: none), codes that one deciding pass settles. For the upsamplers, of
 the codes of `windows`: nats a code under the prior, told all that came before in order, for the 32 codes after a seam
 and for all others; and the jump of the log spectrum at seams against everywhere else, in dB; both also for the
-sequential codes at the same places. `wall`: a song of --wall seconds by the ways that `auto` takes, from loaded VQ-VAE
-to files: how long it takes, and after how long a level can first be heard. KL is that of the prior's own next code to
-that of its int8 copy, in bits a code.
+sequential codes at the same places. KL is that of the prior's own next code to that of its int8 copy, in bits a code.
+`wide`: the upsamplers at the cost of width 512 and depth 12 (widened.py), the same codes. `wall`: a song of --clock
+seconds by the ways that `auto` takes, from loaded VQ-VAE to files: how long it takes, and after how long a level can
+first be heard.
 """
 
 import json
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,14 +26,17 @@ import typer
 from jukebox_forward import today
 from sampling import sample_growing
 from torch import Tensor
+from widened import widened
 
 from megajukebox.data.files import write_whole
 from megajukebox.models.prior import Prior
-from megajukebox.sampling.autoregressive import AcrossWindows, ParallelWindows, sampler_of
+from megajukebox.sampling.autoregressive import ParallelWindows, sampler_of
 from megajukebox.sampling.decoder import Packed, WindowDecoder, decoding
 from megajukebox.sampling.jukebox import Jukebox
 from megajukebox.sampling.level import LevelJob, hop_of
+from megajukebox.sampling.level_run import LevelRun
 from megajukebox.sampling.requests import Request
+from megajukebox.sampling.song import Song
 from megajukebox.sampling.streaming import AudioStream, decode_all
 from megajukebox.sampling.windows import Row, spans, window_of
 
@@ -42,54 +48,93 @@ def main(
     runs: Annotated[Path, typer.Argument(help="The runs of a trained jukebox.")],
     seconds: Annotated[float, typer.Option()] = 4.0,
     temperature: Annotated[float, typer.Option()] = 0.99,
-    wall: Annotated[float, typer.Option(help="Seconds of the song that is timed by the clock; 0: none.")] = 10.0,
-    across: Annotated[bool, typer.Option(help="The way across whole windows too: minutes.")] = False,
+    clock: Annotated[float, typer.Option(help="Seconds of the song that is timed by the clock.")] = 10.0,
+    only: Annotated[list[str] | None, typer.Option(help="Any of levels, wide, wall.")] = None,
 ) -> None:
-    """Measure the ways."""
+    """Measure the ways; figures of other parts stay as they are."""
     torch.set_num_threads(1)
-    box, figures = Jukebox(runs, "cpu"), {}
-    song = box.begin(Request(id="x", seconds=seconds, temperature=temperature, seed=1))
+    box = Jukebox(runs, "cpu")
+    results = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    for part in only or ("levels", "wall"):
+        if part == "wall":
+            figures = by_the_clock(box, clock)
+        else:
+            song = box.begin(Request(id="x", seconds=seconds, temperature=temperature, seed=1))
+            figures = {"levels": levels, "wide": wide}[part](box, song)
+        print(part, json.dumps(figures, indent=1), flush=True)
+        asked = {"seconds": seconds, "temperature": temperature}
+        steps = {level: run.facts.get("step") for level, run in box.levels.items()}
+        results[part] = {"made": today(), "asked": asked, "steps": steps, "figures": figures}
+        write_whole(RESULT, (json.dumps(results, indent=1) + "\n").encode())
+
+
+TRIED: list[tuple[str, dict[str, Any]]] = [
+    ("sequential", {}),
+    ("ahead", {"ahead": 16}),
+    *(("fixed_point", {"ahead": ahead}) for ahead in (8, 16, 32, 64, 128, 256)),
+    ("across", {}),
+    ("sequential", {"int8": True}),
+    ("windows", {}),
+]
+WIDE = [TRIED[n] for n in (0, 1, 3, 5, 6, 8, 10)]
+
+
+def levels(box: Jukebox, song: Song) -> dict[str, Any]:
+    figures = {}
     for level, run in box.levels.items():
         with run.loaded(box.device, torch.float32) as prior:
-            codes, figures[level] = ways(prior, lambda level=level, run=run: box.job(level, run, [song]), across)
-            job = box.job(level, run, [song])
+
+            def job(level: str = level, run: LevelRun = run) -> LevelJob:
+                return box.job(level, run, [song])
+
+            codes, figures[level] = ways(prior, job, TRIED)
             if level != "top":  # whose layers that read lyrics the growing caches do not have
-                figures[level]["growing"] = {"codes_per_second": growing(prior, box.job(level, run, [song]))}
-            job.codes_BT[:] = codes
-            figures[level]["int8_kl_bits_per_code"] = kl_of_int8(prior, job)
-            if level != "top":
-                figures[level]["seams"] = seams(box, level, prior, box.job(level, run, [song]), codes)
+                figures[level]["growing"] = {"codes_per_second": growing(prior, job())}
+                figures[level]["seams"] = seams(box, level, prior, job(), codes)
+            sampled = job()
+            sampled.codes_BT[:] = codes
+            figures[level]["int8_kl_bits_per_code"] = kl_of_int8(prior, sampled)
         song.codes[level] = codes[0].numpy()
         print(level, json.dumps(figures[level], indent=1), flush=True)
-    if wall:
-        figures["wall"] = by_the_clock(box, wall)
-        print("wall", json.dumps(figures["wall"], indent=1), flush=True)
-    asked = {"seconds": seconds, "temperature": temperature}
-    steps = {level: run.facts.get("step") for level, run in box.levels.items()}
-    result = {"made": today(), "asked": asked, "steps": steps, "figures": figures}
-    write_whole(RESULT, (json.dumps(result, indent=1) + "\n").encode())
+    return figures
 
 
-def ways(prior: Prior, job_of: Any, across: bool) -> tuple[Tensor, dict[str, Any]]:
-    """The sequential codes [1, T], and the figures of every way."""
+def wide(box: Jukebox, song: Song) -> dict[str, Any]:
+    """The upsamplers as if they were wide. Their codes are the trained ones', which stay below."""
+    figures: dict[str, Any] = {}
+    for level, run in box.levels.items():
+        with run.loaded(box.device, torch.float32) as prior:
+
+            def job(level: str = level, run: LevelRun = run) -> LevelJob:
+                return box.job(level, run, [song])
+
+            codes, _ = ways(prior, job, [("sequential", {})])
+            if level != "top":
+                larger = widened(prior)
+                same, figures[level] = ways(larger, job, WIDE)
+                figures[level]["codes_that_differ_from_the_narrow"] = int((same != codes).sum())
+                figures[level]["growing"] = {"codes_per_second": growing(larger, job())}
+                print(level, json.dumps(figures[level], indent=1), flush=True)
+        song.codes[level] = codes[0].numpy()
+    return figures
+
+
+def ways(
+    prior: Prior, job_of: Callable[[], LevelJob], tried: list[tuple[str, dict[str, Any]]]
+) -> tuple[Tensor, dict[str, Any]]:
+    """The codes [1, T] of the first way, which is the sequential one, and the figures of every way."""
     found: dict[str, Any] = {}
     plain: Tensor | None = None
-    passes = [0]
+    passes = [0, 0]
     step = WindowDecoder.step
 
-    def counted(self: WindowDecoder, packed: Packed, *rest: Any) -> Tensor:
-        passes[0] += not packed.int8
-        return step(self, packed, *rest)
+    def counted(self: WindowDecoder, packed: Packed, tokens: Tensor, t: int, size: int = 1) -> Tensor:
+        passes[0], passes[1] = passes[0] + (not packed.int8), passes[1] + size * (not packed.int8)
+        return step(self, packed, tokens, t, size)
 
-    tried: list[tuple[str, dict[str, Any]]] = [
-        ("sequential", {}),
-        ("ahead", {"ahead": 16}),
-        *(("fixed_point", {"ahead": ahead}) for ahead in (8, 16, 32, 64)),
-    ]
-    tried += [("sequential", {"int8": True}), ("windows", {})] + ([("across", {})] if across else [])
     for way, settings in tried:
         sampler, job = sampler_of(prior, way, **settings), job_of()
-        passes[0], WindowDecoder.step = 0, counted  # type: ignore[method-assign]
+        passes[:], WindowDecoder.step = [0, 0], counted  # type: ignore[method-assign]
         begun = time.process_time()
         sampler.sample(job, lambda count: None)
         taken = time.process_time() - begun
@@ -98,8 +143,7 @@ def ways(prior: Prior, job_of: Any, across: bool) -> tuple[Tensor, dict[str, Any
         told = {"codes_per_second": round(job.total / taken, 1), "differ": int((job.codes_BT != plain).sum())}
         if way in ("ahead", "fixed_point"):
             told["codes_per_pass"] = round(job.total / passes[0], 2)
-        if isinstance(sampler, AcrossWindows):
-            told["rounds"] = sampler.rounds
+            told["positions_a_code"] = round(passes[1] / job.total, 2)
         found[f"{way}{' ' + str(settings) if settings else ''}"] = told
         if settings.get("int8"):
             told["exact"] = False

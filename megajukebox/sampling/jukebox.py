@@ -43,7 +43,7 @@ __all__ = ["RUNS", "Engine", "Jukebox", "LevelRun", "Request", "Song"]
 RUNS = {"top": "top_prior", "middle": "middle_upsampler", "bottom": "bottom_upsampler"}
 OnProgress = Callable[[str, int], None]  # level, codes sampled since the last call
 FEW = 8  # songs up to which it is
-FEWER = 3  # songs up to which one after another by `fixed_point` is quicker than all in lockstep
+FEWER = 4  # songs up to which one after another by `fixed_point` is quicker than all in lockstep
 SAVE_EVERY = 10.0  # seconds between two savings of unfinished songs
 
 

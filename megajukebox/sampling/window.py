@@ -22,7 +22,7 @@ Progress = Callable[[int], None]  # position up to which the window is done
 # Writes guesses into tokens t .. end - 1, or fewer; says where they end.
 Guess = Callable[[WindowDecoder, "Window", int, int], int]
 # Codes of a window's first block, and of any at least; passes in which a code goes from a block's end to its beginning.
-FIRST, FEWEST, PASSES = 32, 8, 6
+FIRST, FEWEST, PASSES = 64, 8, 6
 
 
 @dataclass
