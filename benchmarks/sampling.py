@@ -30,12 +30,12 @@ from torch import Tensor
 from megajukebox.data.files import write_whole
 from megajukebox.models.prior import Conditioning, Prior, PriorConfig
 from megajukebox.models.transformer import TransformerConfig
-from megajukebox.sampling import noise
-from megajukebox.sampling import window as window_module
-from megajukebox.sampling.autoregressive import sampler_of
-from megajukebox.sampling.decoder import Packed, WindowDecoder, decoding
-from megajukebox.sampling.drawing import Draw
-from megajukebox.sampling.window import Window, sample_window, sample_window_ahead
+from megajukebox.sampling.levels.autoregressive import sampler_of
+from megajukebox.sampling.steps import noise
+from megajukebox.sampling.steps import window as window_module
+from megajukebox.sampling.steps.decoder import Packed, WindowDecoder, decoding
+from megajukebox.sampling.steps.drawing import Draw
+from megajukebox.sampling.steps.window import Window, sample_window, sample_window_ahead
 from megajukebox.training.config import load_preset
 
 RESULT = Path(__file__).parent / "results" / "sampling.json"

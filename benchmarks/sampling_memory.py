@@ -26,7 +26,7 @@ from megajukebox.models.vqvae import VQVAE, VQVAEConfig
 from megajukebox.sample import needs_of
 from megajukebox.sampling.jukebox import RUNS, Jukebox
 from megajukebox.sampling.memory import room
-from megajukebox.sampling.requests import Request
+from megajukebox.sampling.songs.requests import Request
 
 RESULT = Path(__file__).parent / "results" / "sampling_memory.json"
 SHAPE = TransformerConfig(width=2048, depth=20, heads=2, rows=8)

@@ -30,15 +30,15 @@ from widened import widened
 
 from megajukebox.data.files import write_whole
 from megajukebox.models.prior import Prior
-from megajukebox.sampling.autoregressive import ParallelWindows, sampler_of
-from megajukebox.sampling.decoder import Packed, WindowDecoder, decoding
 from megajukebox.sampling.jukebox import Jukebox
-from megajukebox.sampling.level import LevelJob, hop_of
 from megajukebox.sampling.level_run import LevelRun
-from megajukebox.sampling.requests import Request
-from megajukebox.sampling.song import Song
-from megajukebox.sampling.streaming import AudioStream, decode_all
-from megajukebox.sampling.windows import Row, spans, window_of
+from megajukebox.sampling.levels.autoregressive import ParallelWindows, sampler_of
+from megajukebox.sampling.levels.level import LevelJob, hop_of
+from megajukebox.sampling.levels.windows import Row, spans, window_of
+from megajukebox.sampling.songs.requests import Request
+from megajukebox.sampling.songs.song import Song
+from megajukebox.sampling.songs.streaming import AudioStream, decode_all
+from megajukebox.sampling.steps.decoder import Packed, WindowDecoder, decoding
 
 RESULT = Path(__file__).parent / "results" / "sampling_trained.json"
 SEAM = 32

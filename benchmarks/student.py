@@ -36,12 +36,15 @@ from megajukebox.models.grid import GridOrder
 from megajukebox.models.long_audio import decode_long
 from megajukebox.models.prior import Prior
 from megajukebox.models.student import Student, StudentConfig, from_teacher
-from megajukebox.sampling.autoregressive import Autoregressive, FixedPoint
-from megajukebox.sampling.decoder import Packed
-from megajukebox.sampling.judging import teacher_bits, together
 from megajukebox.sampling.jukebox import Jukebox, draw_for
-from megajukebox.sampling.level import HOPS, LevelJob, new_job
-from megajukebox.sampling.likelihood import (
+from megajukebox.sampling.levels.autoregressive import Autoregressive, FixedPoint
+from megajukebox.sampling.levels.level import HOPS, LevelJob, new_job
+from megajukebox.sampling.levels.windows import conditions_of, spans
+from megajukebox.sampling.songs.requests import Request
+from megajukebox.sampling.steps.decoder import Packed
+from megajukebox.sampling.steps.window import Window
+from megajukebox.sampling.students.judging import teacher_bits, together
+from megajukebox.sampling.students.likelihood import (
     Manner,
     bits_of,
     forward_gaps,
@@ -50,10 +53,7 @@ from megajukebox.sampling.likelihood import (
     teacher_log_p,
     with_interval,
 )
-from megajukebox.sampling.requests import Request
-from megajukebox.sampling.student_level import Polished, StudentLevel, phases
-from megajukebox.sampling.window import Window
-from megajukebox.sampling.windows import conditions_of, spans
+from megajukebox.sampling.students.student_level import Polished, StudentLevel, phases
 from megajukebox.training.distillation import TEACHERS, TeacherRun, folder_of
 
 RESULT = Path(__file__).parent / "results" / "student.json"

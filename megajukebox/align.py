@@ -21,10 +21,10 @@ from rich.table import Table
 from megajukebox.data.shards.sets import ShardSet
 from megajukebox.data.stream.clips import split
 from megajukebox.data.weights import read_facts
-from megajukebox.sampling.alignment import Head
-from megajukebox.sampling.choosing import FILE, Choice, KnownSong, choose, write_choice
 from megajukebox.sampling.jukebox import RUNS, LevelRun
 from megajukebox.sampling.known_songs import check_codes, known_song
+from megajukebox.sampling.lyrics.alignment import Head
+from megajukebox.sampling.lyrics.choosing import FILE, Choice, KnownSong, choose, write_choice
 
 
 def main(

@@ -32,9 +32,9 @@ from megajukebox.models.grid import GridOrder
 from megajukebox.models.prior import Prior
 from megajukebox.models.student import StudentConfig
 from megajukebox.monitoring.metrics import read_lines
-from megajukebox.sampling.judging import Judge
-from megajukebox.sampling.likelihood import Manner
-from megajukebox.sampling.teaching import Lesson, shard_name, write_lesson_shard
+from megajukebox.sampling.students.judging import Judge
+from megajukebox.sampling.students.likelihood import Manner
+from megajukebox.sampling.students.teaching import Lesson, shard_name, write_lesson_shard
 from megajukebox.training.config import Preset, TrainingSettings, load_preset
 from megajukebox.training.distillation import (
     GATES,

@@ -117,7 +117,7 @@ def read_shards(source: str, vqvae: Path | None, excerpt: float | None, most: in
         raise ValueError(f"--corpus {source!r} holds {shards.index['kind']}, which cannot be heard; give song shards")
     if vqvae is None:
         return Corpus(shards, Excerpt(excerpt), most)
-    from megajukebox.sampling.reconstruction import reconstructor  # torch: only for those who ask
+    from megajukebox.sampling.songs.reconstruction import reconstructor  # torch: only for those who ask
 
     return Corpus(shards, Excerpt(excerpt), most, reconstructor(vqvae, shards.index["sample_rate"]))
 
@@ -152,10 +152,10 @@ def studio(run: Path, library: Any, songs: Path, most_seconds: float, idle_minut
     from megajukebox.explorer.server.jobs import Studio
     from megajukebox.explorer.server.studio import Offer
     from megajukebox.explorer.server.uploads import Uploads
-    from megajukebox.sampling.requests import Request, parse_requests
+    from megajukebox.sampling.songs.requests import Request, parse_requests
 
     # Students are made by `distill`; a version or a run without them has the plain sampler alone.
-    students = find_spec("megajukebox.sampling.student_runs") and any(run.glob("*_student/student.json"))
+    students = find_spec("megajukebox.sampling.students.student_runs") and any(run.glob("*_student/student.json"))
     samplers = ("autoregressive", "student") if students else ("autoregressive",)
     offer = Offer(run, samplers, "prompt" in Request.model_fields, most_seconds)
     work = songs / ".studio"

@@ -16,7 +16,7 @@ import typer
 from megajukebox.data.conditions.vocabulary import Vocabulary, read_vocabularies
 from megajukebox.data.weights import read_facts
 from megajukebox.sampling.jukebox import RUNS, Jukebox
-from megajukebox.sampling.requests import Request, parse_requests
+from megajukebox.sampling.songs.requests import Request, parse_requests
 
 
 def main(

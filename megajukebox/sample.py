@@ -25,13 +25,13 @@ import typer
 
 from megajukebox.data.files import write_whole
 from megajukebox.data.shards.sets import ShardSet
-from megajukebox.sampling.autoregressive import WAYS
 from megajukebox.sampling.dealing import Dealer
 from megajukebox.sampling.jukebox import Engine, Jukebox, Song, Stopped
+from megajukebox.sampling.levels.autoregressive import WAYS
 from megajukebox.sampling.memory import Need, free_memory, room
-from megajukebox.sampling.reconstruction import chosen, reconstructions
 from megajukebox.sampling.reporting import ProgressFile
-from megajukebox.sampling.requests import Request, parse_requests, read_requests
+from megajukebox.sampling.songs.reconstruction import chosen, reconstructions
+from megajukebox.sampling.songs.requests import Request, parse_requests, read_requests
 from megajukebox.sampling.watching import Watch
 from megajukebox.training.launch import World, world
 

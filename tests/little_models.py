@@ -6,11 +6,11 @@ from torch import Tensor, nn
 from megajukebox.models.attention import SCHEDULES
 from megajukebox.models.prior import Prior, PriorConfig
 from megajukebox.models.vqvae import VQVAE, VQVAEConfig
-from megajukebox.sampling import noise
-from megajukebox.sampling.autoregressive import sampler_of
-from megajukebox.sampling.drawing import Draw
-from megajukebox.sampling.level import Told, new_job
-from megajukebox.sampling.window import Window
+from megajukebox.sampling.levels.autoregressive import sampler_of
+from megajukebox.sampling.levels.level import Told, new_job
+from megajukebox.sampling.steps import noise
+from megajukebox.sampling.steps.drawing import Draw
+from megajukebox.sampling.steps.window import Window
 
 WINDOW, ROWS, LYRICS, CODES, RATIO = 16, 4, 8, 11, 4
 ENCODER = {"width": 8, "depth": 3, "heads": 2, "rows": 2, "attention_ratio": 0.5, "init_scale": 15.0}

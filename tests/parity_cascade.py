@@ -17,7 +17,7 @@ from megajukebox.interop.jukebox_weights import import_weights
 from megajukebox.interop.planning import FOLDERS
 from megajukebox.models.prior import Prior, PriorConfig
 from megajukebox.models.vqvae import VQVAE, VQVAEConfig
-from megajukebox.sampling.windows import window_starts
+from megajukebox.sampling.levels.windows import window_starts
 
 NOTES = ("min_top2_gap_over_all_steps", "prompt_code_margin_relative", "chunk_size", "max_batch_size")
 

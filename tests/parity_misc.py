@@ -12,8 +12,8 @@ from megajukebox.data.conditions.lyrics import CHARACTERS, JukeboxCharacters, li
 from megajukebox.data.stream.clips import inside
 from megajukebox.models.attention import attend
 from megajukebox.models.conditioning import Timing, TimingConfig
-from megajukebox.sampling.drawing import most_likely, most_mass
-from megajukebox.sampling.windows import window_starts
+from megajukebox.sampling.levels.windows import window_starts
+from megajukebox.sampling.steps.drawing import most_likely, most_mass
 
 PATTERNS = {0: "dense", 1: "row", 2: "column", 3: "previous_row", 6: "lyrics", 7: "prefix"}
 LEFT_OUT = {4: "summary", 5: "summary spread"}  # in no released or preset model, and the reference cannot sample them

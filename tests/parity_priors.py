@@ -16,11 +16,11 @@ from megajukebox.interop.names import ORDER_OF_SCHEDULE
 from megajukebox.interop.planning import Part
 from megajukebox.models.alignment import lyric_attention
 from megajukebox.models.prior import Prior, PriorConfig
-from megajukebox.sampling.alignment import align
-from megajukebox.sampling.decoder import Packed
-from megajukebox.sampling.drawing import Draw
-from megajukebox.sampling.level import Told
-from megajukebox.sampling.window import sample_window
+from megajukebox.sampling.levels.level import Told
+from megajukebox.sampling.lyrics.alignment import align
+from megajukebox.sampling.steps.decoder import Packed
+from megajukebox.sampling.steps.drawing import Draw
+from megajukebox.sampling.steps.window import sample_window
 from megajukebox.training.engines.adam import JukeboxAdam
 
 FUNCS = {"dense": 0, "row": 1, "column": 2, "previous_row": 3, "lyrics": 6, "prefix": 7}

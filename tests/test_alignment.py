@@ -10,9 +10,9 @@ from megajukebox.interop.checkpoints import read_checkpoints
 from megajukebox.interop.planning import converted, plan
 from megajukebox.models.alignment import lyric_attention, lyric_layers
 from megajukebox.models.prior import Prior
-from megajukebox.sampling.alignment import align, lay
-from megajukebox.sampling.level import Told
-from megajukebox.sampling.windows import window_starts
+from megajukebox.sampling.levels.level import Told
+from megajukebox.sampling.levels.windows import window_starts
+from megajukebox.sampling.lyrics.alignment import align, lay
 
 
 @pytest.fixture(params=["prior_5b_lyrics", "prior_1b_lyrics"])

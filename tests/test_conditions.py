@@ -21,7 +21,7 @@ from megajukebox.encode import main as encode
 from megajukebox.interop.jukebox_weights import import_weights
 from megajukebox.prepare import main as prepare
 from megajukebox.sampling.jukebox import LevelRun
-from megajukebox.sampling.requests import Request
+from megajukebox.sampling.songs.requests import Request
 from megajukebox.training.config import CONDITIONS, Preset, load_preset
 from megajukebox.training.launch import World
 from megajukebox.training.tasks import Reading, Task, prior_task, years

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from megajukebox.models.attention import SCHEDULES
 from megajukebox.models.prior import Prior
-from megajukebox.sampling import noise
-from megajukebox.sampling.decoder import Packed, decoding
-from megajukebox.sampling.drawing import Draw, most_likely, most_mass
-from megajukebox.sampling.window import sample_window, sample_window_slowly
+from megajukebox.sampling.steps import noise
+from megajukebox.sampling.steps.decoder import Packed, decoding
+from megajukebox.sampling.steps.drawing import Draw, most_likely, most_mass
+from megajukebox.sampling.steps.window import sample_window, sample_window_slowly
 
 PREFIX = {"lyrics": {"tokens": LYRICS, "size": 7, "mode": "prefix"}}
 CASES = [

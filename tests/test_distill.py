@@ -20,7 +20,7 @@ from megajukebox.data.stream.taught import TaughtWindows
 from megajukebox.data.weights import check_fingerprint, load_into, read_facts
 from megajukebox.models.student import Student, StudentConfig
 from megajukebox.monitoring.metrics import read_lines
-from megajukebox.sampling.likelihood import forward_gap
+from megajukebox.sampling.students.likelihood import forward_gap
 
 DISTILL = str(Path(megajukebox.__file__).parent / "distill.py")
 PRESET = Path(__file__).parent / "data" / "nano.yaml"

@@ -23,7 +23,7 @@ from little_jukebox import write_runs
 
 from megajukebox.explorer.server.jobs import Studio
 from megajukebox.explorer.server.uploads import MOST_SECONDS, Uploads
-from megajukebox.sampling.requests import Request
+from megajukebox.sampling.songs.requests import Request
 
 needs_chromium = pytest.mark.skipif(
     browser.binary() is None, reason="no chromium on this machine: apt install chromium"

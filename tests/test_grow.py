@@ -21,7 +21,7 @@ from megajukebox.interop.export import export_openai
 from megajukebox.interop.jukebox_weights import import_weights
 from megajukebox.models.prior import Prior, PriorConfig
 from megajukebox.sampling.jukebox import RUNS, Jukebox
-from megajukebox.sampling.requests import Request
+from megajukebox.sampling.songs.requests import Request
 
 BANDS = [("artist", f"Band {i}") for i in range(7)]  # the tables have 2 spare rows: these need both, and 5 more
 

@@ -11,12 +11,12 @@ from test_sampling_windows import told
 from torch import Tensor
 
 from megajukebox.models.prior import Prior
-from megajukebox.sampling.autoregressive import sampler_of
-from megajukebox.sampling.drawing import Draw, Guided
 from megajukebox.sampling.jukebox import RUNS, Jukebox
-from megajukebox.sampling.level import Told, new_job
-from megajukebox.sampling.requests import Request, parse_requests
-from megajukebox.sampling.windows import conditions_at, untold
+from megajukebox.sampling.levels.autoregressive import sampler_of
+from megajukebox.sampling.levels.level import Told, new_job
+from megajukebox.sampling.levels.windows import conditions_at, untold
+from megajukebox.sampling.songs.requests import Request, parse_requests
+from megajukebox.sampling.steps.drawing import Draw, Guided
 
 SCHEDULES = ["factored", "factored_lyrics", "prefix_dense_16"]
 SEEDS, SAMPLES, HOP = [5, 6, 7], 300, 0.5

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from megajukebox.sampling.linear import SMALL, packed
+from megajukebox.sampling.steps.linear import SMALL, packed
 
 ROWS = (1, 2, 7, 64, 600)
 

@@ -10,8 +10,8 @@ from little_jukebox import HOPS, write_runs
 
 from megajukebox.models.long_audio import reach
 from megajukebox.sampling.jukebox import Engine, Jukebox
-from megajukebox.sampling.requests import Request, parse_requests, read_requests
-from megajukebox.sampling.song import Song
+from megajukebox.sampling.songs.requests import Request, parse_requests, read_requests
+from megajukebox.sampling.songs.song import Song
 
 HOT = {"temperature": 3.0, "artist": "ilune"}  # so hot that two seeds never agree by chance
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from megajukebox.sampling.noise import GOLDEN, MULTIPLIERS, gumbel, keys, mix
+from megajukebox.sampling.steps.noise import GOLDEN, MULTIPLIERS, gumbel, keys, mix
 
 LEVELS = ("top", "middle", "bottom")
 EULER = 0.5772156649015329

@@ -15,7 +15,7 @@ from megajukebox.data.shards.sets import ShardSet
 from megajukebox.data.weights import check_fingerprint, read_facts
 from megajukebox.monitoring.metrics import read_lines
 from megajukebox.sampling.jukebox import Jukebox
-from megajukebox.sampling.requests import Request
+from megajukebox.sampling.songs.requests import Request
 
 STAGES = ("vqvae", "top_prior", "middle_upsampler", "bottom_upsampler")
 pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("pipeline")]  # one worker trains it once

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from megajukebox.cli import VERBS
-from megajukebox.sampling.requests import parse_requests
+from megajukebox.sampling.songs.requests import parse_requests
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -20,8 +20,8 @@ from megajukebox.explorer.reading.entries import Links, entry
 from megajukebox.explorer.reading.records import read_samples
 from megajukebox.models.long_audio import decode_long
 from megajukebox.sampling.jukebox import Jukebox
-from megajukebox.sampling.reconstruction import chosen, reconstructions
-from megajukebox.sampling.requests import Request
+from megajukebox.sampling.songs.reconstruction import chosen, reconstructions
+from megajukebox.sampling.songs.requests import Request
 from megajukebox.scoring.sources import samples_in
 
 SHARE = 0.5  # of the little songs that the run says it held out

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from megajukebox.sampling.requests import Request, parse_requests, read_requests
+from megajukebox.sampling.songs.requests import Request, parse_requests, read_requests
 
 GOOD = {"id": "good", "artist": "A", "seconds": 2}
 # A mistake, and what its one line must name: the request, the setting, and what would be accepted or was given.

@@ -13,13 +13,13 @@ from little_models import ROWS, little_prior, plain_draw, prior_batch, window_ta
 
 from megajukebox.models.attention import SCHEDULES
 from megajukebox.sample import needs_of
-from megajukebox.sampling.autoregressive import sampler_of
-from megajukebox.sampling.decoder import decoding
 from megajukebox.sampling.jukebox import Jukebox
 from megajukebox.sampling.level_run import LevelRun
+from megajukebox.sampling.levels.autoregressive import sampler_of
 from megajukebox.sampling.memory import BESIDE, Need, Room, cache_numbers, room
-from megajukebox.sampling.requests import Request
-from megajukebox.sampling.window import sample_window
+from megajukebox.sampling.songs.requests import Request
+from megajukebox.sampling.steps.decoder import decoding
+from megajukebox.sampling.steps.window import sample_window
 
 F32 = torch.float32
 SHORT = [Request(id=f"{n}", seconds=0.3) for n in range(2)]

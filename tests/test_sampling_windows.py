@@ -12,10 +12,10 @@ from torch import Tensor
 from megajukebox.data.conditions.lyrics import Tokens
 from megajukebox.data.stream.windows import window_of_lyrics
 from megajukebox.models.prior import Prior
-from megajukebox.sampling.drawing import Draw
-from megajukebox.sampling.level import Told
-from megajukebox.sampling.window import sample_window_slowly
-from megajukebox.sampling.windows import upper_window, window_starts
+from megajukebox.sampling.levels.level import Told
+from megajukebox.sampling.levels.windows import upper_window, window_starts
+from megajukebox.sampling.steps.drawing import Draw
+from megajukebox.sampling.steps.window import sample_window_slowly
 
 RECORDED = Path(__file__).parents[2] / "shared/parity"
 

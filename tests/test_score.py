@@ -23,9 +23,9 @@ from megajukebox.encode import encode
 from megajukebox.models.alignment import lyric_layers
 from megajukebox.models.grid import GridOrder
 from megajukebox.models.prior import Prior, PriorConfig
-from megajukebox.sampling.choosing import Choice, write_choice
 from megajukebox.sampling.jukebox import RUNS, Jukebox, LevelRun
-from megajukebox.sampling.requests import parse_requests
+from megajukebox.sampling.lyrics.choosing import Choice, write_choice
+from megajukebox.sampling.songs.requests import parse_requests
 from megajukebox.score import WORSE, main
 from megajukebox.scoring.evaluators.likelihood import collated, divergence, judged_windows, window_bits, windows_of
 from megajukebox.scoring.figures import MEASURES

@@ -7,9 +7,9 @@ from little_students import KNOWN, ORDERS, TEACHERS, known_slots, little_student
 
 from megajukebox.models.grid import GridOrder
 from megajukebox.models.student import Student
-from megajukebox.sampling.decoder import Packed
-from megajukebox.sampling.student import Draws, emit, emit_slowly, student_decoding
-from megajukebox.sampling.window import sample_window
+from megajukebox.sampling.steps.decoder import Packed
+from megajukebox.sampling.steps.window import sample_window
+from megajukebox.sampling.students.student import Draws, emit, emit_slowly, student_decoding
 
 
 def draws_of(seeds: list[int], first: list[int]) -> Draws:

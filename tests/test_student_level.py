@@ -10,10 +10,10 @@ from little_students import student_of
 
 from megajukebox.data.conditions.lyrics import Tokens
 from megajukebox.models.grid import GridOrder
-from megajukebox.sampling.autoregressive import Autoregressive
-from megajukebox.sampling.level import LevelJob, Told, new_job
-from megajukebox.sampling.student_level import Polished, StudentLevel, phases
-from megajukebox.sampling.windows import conditions_of
+from megajukebox.sampling.levels.autoregressive import Autoregressive
+from megajukebox.sampling.levels.level import LevelJob, Told, new_job
+from megajukebox.sampling.levels.windows import conditions_of
+from megajukebox.sampling.students.student_level import Polished, StudentLevel, phases
 
 ORDERS = [GridOrder(0, 1), GridOrder(1, 1), GridOrder(4, 1)]
 

@@ -11,12 +11,12 @@ from little_students import student_of
 from megajukebox.data.weights import load_into, read_facts, save_weights
 from megajukebox.models.grid import GridOrder
 from megajukebox.models.prior import Prior, PriorConfig
-from megajukebox.sampling.autoregressive import Autoregressive
 from megajukebox.sampling.jukebox import RUNS, Jukebox, draw_for
-from megajukebox.sampling.level import LevelJob, new_job
-from megajukebox.sampling.requests import Request
-from megajukebox.sampling.student_level import Polished, StudentLevel
-from megajukebox.sampling.student_runs import fingerprints, students_of
+from megajukebox.sampling.levels.autoregressive import Autoregressive
+from megajukebox.sampling.levels.level import LevelJob, new_job
+from megajukebox.sampling.songs.requests import Request
+from megajukebox.sampling.students.student_level import Polished, StudentLevel
+from megajukebox.sampling.students.student_runs import fingerprints, students_of
 
 ORDERS = {"top": ("1,1", "4,1"), "middle": ("0,1", "1,1"), "bottom": ("0,1",)}
 

@@ -18,7 +18,7 @@ from megajukebox.data.stream.taught import TaughtWindows
 from megajukebox.data.stream.windows import CodeWindows
 from megajukebox.models.grid import GridOrder
 from megajukebox.models.student import Student, StudentConfig, from_teacher
-from megajukebox.sampling.likelihood import (
+from megajukebox.sampling.students.likelihood import (
     Manner,
     bits_of,
     forward_gap,
@@ -27,7 +27,7 @@ from megajukebox.sampling.likelihood import (
     untold_batch,
     with_interval,
 )
-from megajukebox.sampling.teaching import Lesson, shard_name, teachers_codes, write_lesson_shard
+from megajukebox.sampling.students.teaching import Lesson, shard_name, teachers_codes, write_lesson_shard
 from megajukebox.training.distillation import TeacherRun, curriculum, read_table, verdict, write_table
 
 LESSON = Lesson(windows=20, held_out=6, manner=Manner(0.9), real_share=0.3, likeliest=8, batch=4, per_shard=8)

@@ -9,11 +9,18 @@ from test_sampling_windows import told
 from torch import Tensor
 
 from megajukebox.models.prior import Prior
-from megajukebox.sampling import drawing
-from megajukebox.sampling.autoregressive import WAYS
-from megajukebox.sampling.decoder import Packed
-from megajukebox.sampling.drawing import TIE as USUAL
-from megajukebox.sampling.drawing import Draw, Guided, edge_of_most_likely, edge_of_most_mass, most_likely, most_mass
+from megajukebox.sampling.levels.autoregressive import WAYS
+from megajukebox.sampling.steps import drawing
+from megajukebox.sampling.steps.decoder import Packed
+from megajukebox.sampling.steps.drawing import TIE as USUAL
+from megajukebox.sampling.steps.drawing import (
+    Draw,
+    Guided,
+    edge_of_most_likely,
+    edge_of_most_mass,
+    most_likely,
+    most_mass,
+)
 
 EXACT = [way for way in WAYS if way != "windows"]
 SEEDS, TOTAL, SONGS = [3, 4, 5], 24, 3

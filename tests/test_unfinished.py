@@ -20,10 +20,10 @@ from little_models import little_vqvae
 from megajukebox.sample import summarise
 from megajukebox.sampling.dealing import Dealer
 from megajukebox.sampling.jukebox import Jukebox, Stopped
-from megajukebox.sampling.requests import Request
-from megajukebox.sampling.sources import Known
-from megajukebox.sampling.streaming import AudioStream, decode_all
-from megajukebox.sampling.unfinished import Unfinished
+from megajukebox.sampling.songs.requests import Request
+from megajukebox.sampling.songs.sources import Known
+from megajukebox.sampling.songs.streaming import AudioStream, decode_all
+from megajukebox.sampling.songs.unfinished import Unfinished
 
 REQUESTS = [Request(id=f"song-{n}", seconds=0.6, seed=n, temperature=3.0) for n in range(3)]
 

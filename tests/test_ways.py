@@ -11,12 +11,12 @@ from test_sampling_windows import told
 from torch import Tensor
 
 from megajukebox.models.prior import Prior
-from megajukebox.sampling import drawing
-from megajukebox.sampling import window as window_module
-from megajukebox.sampling.autoregressive import WAYS, sampler_of
-from megajukebox.sampling.decoder import Packed
-from megajukebox.sampling.level import LevelJob, new_job
-from megajukebox.sampling.window import sample_window, sample_window_ahead
+from megajukebox.sampling.levels.autoregressive import WAYS, sampler_of
+from megajukebox.sampling.levels.level import LevelJob, new_job
+from megajukebox.sampling.steps import drawing
+from megajukebox.sampling.steps import window as window_module
+from megajukebox.sampling.steps.decoder import Packed
+from megajukebox.sampling.steps.window import sample_window, sample_window_ahead
 
 SCHEDULES = ["factored", "factored_lyrics", "prefix_dense_16", "factored_dense"]
 EXACT = [("ahead", 3), ("fixed_point", 3), ("fixed_point", 9), ("across", 9), ("rows", 8)]  # rows are 4 codes

@@ -18,11 +18,11 @@ from megajukebox.data.conditions.lyrics import JukeboxCharacters, Tokens
 from megajukebox.data.weights import read_facts
 from megajukebox.explorer.reading.records import read_samples
 from megajukebox.models.prior import Prior, PriorConfig
-from megajukebox.sampling.choosing import FOLLOWS, Choice, KnownSong, choose, read_choice, write_choice
 from megajukebox.sampling.jukebox import Jukebox
-from megajukebox.sampling.level import Told
-from megajukebox.sampling.requests import Request
-from megajukebox.sampling.word_times import best_walk, monotonicity, over_words, word_times, words_of
+from megajukebox.sampling.levels.level import Told
+from megajukebox.sampling.lyrics.choosing import FOLLOWS, Choice, KnownSong, choose, read_choice, write_choice
+from megajukebox.sampling.lyrics.word_times import best_walk, monotonicity, over_words, word_times, words_of
+from megajukebox.sampling.songs.requests import Request
 
 TEXT = "the moon is\non the water "
 TOKENS = Tokens(list(range(1, len(TEXT) + 1)), [(i, i + 1) for i in range(len(TEXT))])

@@ -15,7 +15,7 @@ from little_jukebox import write_runs
 
 from megajukebox.sampling import worker
 from megajukebox.sampling.jukebox import Jukebox
-from megajukebox.sampling.requests import Request
+from megajukebox.sampling.songs.requests import Request
 
 
 @pytest.fixture(scope="module")

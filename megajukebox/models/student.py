@@ -53,7 +53,7 @@ class StudentConfig(BaseModel):
 
 
 class Student(Prior):
-    """q(codes of a window | what the prior is told), in steps of many slots. Sampled by sampling/student.py."""
+    """q(codes of a window | what the prior is told), in steps of many slots. Sampled by sampling/students/."""
 
     def __init__(self, config: StudentConfig):
         super().__init__(config.prior)

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from megajukebox.sampling.jukebox import Jukebox, is_made
-from megajukebox.sampling.requests import Request
-from megajukebox.sampling.song import Song
-from megajukebox.sampling.unfinished import Unfinished
+from megajukebox.sampling.songs.requests import Request
+from megajukebox.sampling.songs.song import Song
+from megajukebox.sampling.songs.unfinished import Unfinished
 
 Make = Callable[[list[Song]], list[Song]]
 

@@ -24,19 +24,19 @@ from megajukebox.data.conditions.lrc import write_lrc
 from megajukebox.data.weights import load_into, read_facts
 from megajukebox.models.prior import Prior
 from megajukebox.models.vqvae import VQVAE, VQVAEConfig
-from megajukebox.sampling import noise
-from megajukebox.sampling.autoregressive import WIDE, sampler_of
-from megajukebox.sampling.choosing import as_json, sung_words
-from megajukebox.sampling.drawing import Draw
-from megajukebox.sampling.level import HOPS, LevelJob, LevelSampler, Told
 from megajukebox.sampling.level_run import LevelRun
-from megajukebox.sampling.reconstruction import beside
-from megajukebox.sampling.requests import Request
-from megajukebox.sampling.song import Song, audio_name
-from megajukebox.sampling.sources import Known, Source, known_of, source_of
-from megajukebox.sampling.streaming import AudioStream, decode_all, finished, part_of
-from megajukebox.sampling.student_runs import fingerprints, students_of
-from megajukebox.sampling.unfinished import Unfinished
+from megajukebox.sampling.levels.autoregressive import WIDE, sampler_of
+from megajukebox.sampling.levels.level import HOPS, LevelJob, LevelSampler, Told
+from megajukebox.sampling.lyrics.choosing import as_json, sung_words
+from megajukebox.sampling.songs.reconstruction import beside
+from megajukebox.sampling.songs.requests import Request
+from megajukebox.sampling.songs.song import Song, audio_name
+from megajukebox.sampling.songs.sources import Known, Source, known_of, source_of
+from megajukebox.sampling.songs.streaming import AudioStream, decode_all, finished, part_of
+from megajukebox.sampling.songs.unfinished import Unfinished
+from megajukebox.sampling.steps import noise
+from megajukebox.sampling.steps.drawing import Draw
+from megajukebox.sampling.students.student_runs import fingerprints, students_of
 
 __all__ = ["RUNS", "Engine", "Jukebox", "LevelRun", "Request", "Song"]
 

@@ -6,9 +6,9 @@ from megajukebox.data.conditions.lrc import parse_lrc
 from megajukebox.data.conditions.vocabulary import Vocabulary
 from megajukebox.data.shards.sets import ShardSet
 from megajukebox.data.stream.windows import names_of, read_codes
-from megajukebox.sampling.choosing import KnownSong
 from megajukebox.sampling.jukebox import LevelRun
-from megajukebox.sampling.level import Told
+from megajukebox.sampling.levels.level import Told
+from megajukebox.sampling.lyrics.choosing import KnownSong
 
 
 def check_codes(run: LevelRun, codes: ShardSet) -> None:

@@ -14,9 +14,9 @@ from megajukebox.data.conditions.lyrics import JukeboxCharacters, LyricsTokenize
 from megajukebox.data.conditions.vocabulary import Vocabulary, read_vocabularies
 from megajukebox.data.weights import load_into, read_facts
 from megajukebox.models.prior import Prior, PriorConfig
-from megajukebox.sampling.choosing import read_choice
-from megajukebox.sampling.level import Told
-from megajukebox.sampling.requests import Request
+from megajukebox.sampling.levels.level import Told
+from megajukebox.sampling.lyrics.choosing import read_choice
+from megajukebox.sampling.songs.requests import Request
 
 
 class LevelRun:

@@ -7,9 +7,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from megajukebox.sampling.jukebox import Jukebox
-from megajukebox.sampling.level import HOPS, hop_of
-from megajukebox.sampling.song import Song
-from megajukebox.sampling.windows import spans
+from megajukebox.sampling.levels.level import HOPS, hop_of
+from megajukebox.sampling.levels.windows import spans
+from megajukebox.sampling.songs.song import Song
 
 EVERY = 10.0  # seconds between two lines where there is no screen
 

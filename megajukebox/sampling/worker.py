@@ -22,13 +22,13 @@ import torch
 
 from megajukebox.data.conditions.vocabulary import VOCABULARIES
 from megajukebox.data.weights import FACTS, WEIGHTS
-from megajukebox.sampling.choosing import FILE as ALIGNMENT
 from megajukebox.sampling.jukebox import Jukebox, Stopped
+from megajukebox.sampling.lyrics.choosing import FILE as ALIGNMENT
 from megajukebox.sampling.memory import Need, free_memory, room
 from megajukebox.sampling.reporting import ProgressFile
-from megajukebox.sampling.requests import Request, parse_requests
-from megajukebox.sampling.student_runs import TABLE
-from megajukebox.sampling.unfinished import Unfinished
+from megajukebox.sampling.songs.requests import Request, parse_requests
+from megajukebox.sampling.songs.unfinished import Unfinished
+from megajukebox.sampling.students.student_runs import TABLE
 
 READ = (FACTS, WEIGHTS, VOCABULARIES, ALIGNMENT, TABLE)  # of a run; where one changes, the jukebox is loaded again
 SHARE = 0.5  # of the free memory, for priors that stay loaded; larger ones are loaded level by level, as `sample` does

@@ -12,11 +12,11 @@ from megajukebox.models.long_audio import decode_long, encode_long
 from megajukebox.models.prior import Prior
 from megajukebox.models.student import Student
 from megajukebox.models.vqvae import VQVAE
-from megajukebox.sampling.choosing import errors
 from megajukebox.sampling.jukebox import LevelRun
 from megajukebox.sampling.known_songs import known_song
-from megajukebox.sampling.likelihood import Manner, forward_gap, reverse_gap, student_bits
-from megajukebox.sampling.teaching import placed
+from megajukebox.sampling.lyrics.choosing import errors
+from megajukebox.sampling.students.likelihood import Manner, forward_gap, reverse_gap, student_bits
+from megajukebox.sampling.students.teaching import placed
 from megajukebox.scoring.corpus import Corpus, judge_set
 from megajukebox.scoring.evaluators.adherence import Listener, by_codes, code_counts
 from megajukebox.scoring.evaluators.codebook import codebook, histogram

@@ -24,8 +24,8 @@ from megajukebox.data.weights import FACTS, WEIGHTS, check_fingerprint, load_int
 from megajukebox.models.student import Student, StudentConfig
 from megajukebox.models.vqvae import VQVAE, VQVAEConfig
 from megajukebox.sampling.jukebox import RUNS, LevelRun
-from megajukebox.sampling.likelihood import Manner
-from megajukebox.sampling.student_runs import TABLE, folder_of
+from megajukebox.sampling.students.likelihood import Manner
+from megajukebox.sampling.students.student_runs import TABLE, folder_of
 from megajukebox.scoring.corpus import remember
 from megajukebox.scoring.evaluators.adherence import Listener, listener
 from megajukebox.scoring.evaluators.embedding import Embedder

@@ -16,7 +16,7 @@ import torch
 from megajukebox.data.audio import downmix, read
 from megajukebox.models.long_audio import encode_long
 from megajukebox.models.vqvae import VQVAE
-from megajukebox.sampling.requests import Request
+from megajukebox.sampling.songs.requests import Request
 
 
 @dataclass

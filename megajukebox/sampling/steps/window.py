@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from megajukebox.models.prior import Conditioning, Prior
-from megajukebox.sampling.decoder import Packed, WindowDecoder, decoding
-from megajukebox.sampling.drawing import Draw, Drawing, Drawn, Guided
+from megajukebox.sampling.steps.decoder import Packed, WindowDecoder, decoding
+from megajukebox.sampling.steps.drawing import Draw, Drawing, Drawn, Guided
 
 # Codes of all songs whose noise is made at once: one by one it takes four times as long, by hundreds ten times.
 NOISE_AHEAD = 16

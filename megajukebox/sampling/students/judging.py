@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from megajukebox.models.prior import Prior
 from megajukebox.models.student import Student
-from megajukebox.sampling.likelihood import (
+from megajukebox.sampling.students.likelihood import (
     PLAIN,
     Manner,
     bits_of,
@@ -18,7 +18,7 @@ from megajukebox.sampling.likelihood import (
     student_bits,
     teacher_log_p,
 )
-from megajukebox.sampling.teaching import placed
+from megajukebox.sampling.students.teaching import placed
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from megajukebox.models.grid import NEVER, Sight, attend_in_order, beside, gathe
 from megajukebox.models.prior import Conditioning
 from megajukebox.models.student import Student
 from megajukebox.models.transformer import Attention, Block
-from megajukebox.sampling.decoder import Packed, PackedBlock
-from megajukebox.sampling.drawing import Draw
-from megajukebox.sampling.level import Progress
+from megajukebox.sampling.levels.level import Progress
+from megajukebox.sampling.steps.decoder import Packed, PackedBlock
+from megajukebox.sampling.steps.drawing import Draw
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from torch import Tensor
 from megajukebox.data.conditions.lrc import Word
 from megajukebox.data.conditions.lyrics import Tokens
 from megajukebox.models.prior import PriorConfig
-from megajukebox.sampling.drawing import Draw
+from megajukebox.sampling.steps.drawing import Draw
 
 Progress = Callable[[int], None]  # codes newly done, over all songs; job.codes and job.known hold them already
 

@@ -17,7 +17,7 @@ import numpy as np
 import psutil
 
 from megajukebox.data.files import write_whole
-from megajukebox.sampling.sources import Known
+from megajukebox.sampling.songs.sources import Known
 
 STALE = 120.0  # seconds without a touch after which a claim counts as that of a dead process
 

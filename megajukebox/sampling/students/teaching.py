@@ -15,11 +15,11 @@ from megajukebox.data.stream.stream import readable, stack, tensors
 from megajukebox.data.stream.taught import HELD_OUT, TRAIN, taught_sample
 from megajukebox.data.stream.windows import CodeWindows
 from megajukebox.models.prior import Prior
-from megajukebox.sampling import noise
-from megajukebox.sampling.decoder import Packed
-from megajukebox.sampling.drawing import Draw, Drawing, Guided
-from megajukebox.sampling.likelihood import Manner, bits_of, teacher_log_p, untold_batch
-from megajukebox.sampling.window import Window, sample_window
+from megajukebox.sampling.steps import noise
+from megajukebox.sampling.steps.decoder import Packed
+from megajukebox.sampling.steps.drawing import Draw, Drawing, Guided
+from megajukebox.sampling.steps.window import Window, sample_window
+from megajukebox.sampling.students.likelihood import Manner, bits_of, teacher_log_p, untold_batch
 
 Told = Callable[[int], dict[str, Any]]  # number of a window -> the real window whose labels, timing ... it is told
 

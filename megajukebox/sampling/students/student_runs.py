@@ -17,9 +17,9 @@ from megajukebox.data.weights import load_into, read_facts
 from megajukebox.models.grid import GridOrder
 from megajukebox.models.prior import Prior
 from megajukebox.models.student import Student, StudentConfig
-from megajukebox.sampling.level import LevelSampler
-from megajukebox.sampling.requests import LEVELS, Request
-from megajukebox.sampling.student_level import Polished, StudentLevel
+from megajukebox.sampling.levels.level import LevelSampler
+from megajukebox.sampling.songs.requests import LEVELS, Request
+from megajukebox.sampling.students.student_level import Polished, StudentLevel
 
 TABLE = "student.json"  # of training/distillation.py
 QUICK = ("middle", "bottom")  # levels that "student" alone means

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from megajukebox.models.prior import Prior
 from megajukebox.models.student import LOG_2, Student
-from megajukebox.sampling import noise
-from megajukebox.sampling.drawing import Draw
-from megajukebox.sampling.student import Draws, emit
+from megajukebox.sampling.steps import noise
+from megajukebox.sampling.steps.drawing import Draw
+from megajukebox.sampling.students.student import Draws, emit
 
 
 @dataclass(frozen=True)

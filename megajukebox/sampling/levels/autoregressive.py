@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from megajukebox.models.prior import Prior
-from megajukebox.sampling.decoder import Packed, WindowDecoder
-from megajukebox.sampling.level import LevelJob, LevelSampler, Progress, hop_of
-from megajukebox.sampling.rows import sample_window_rows
-from megajukebox.sampling.window import Window, sample_window, sample_window_ahead, take
-from megajukebox.sampling.windows import Row, Span, spans, window_of
+from megajukebox.sampling.levels.level import LevelJob, LevelSampler, Progress, hop_of
+from megajukebox.sampling.levels.windows import Row, Span, spans, window_of
+from megajukebox.sampling.steps.decoder import Packed, WindowDecoder
+from megajukebox.sampling.steps.rows import sample_window_rows
+from megajukebox.sampling.steps.window import Window, sample_window, sample_window_ahead, take
 
 WIDE = 512  # from this width on a step is so much reading of weights that an int8 copy is worth its guesses
 WAYS = ("sequential", "ahead", "fixed_point", "across", "rows", "windows")

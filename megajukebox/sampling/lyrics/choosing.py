@@ -14,9 +14,16 @@ from megajukebox.data.conditions.lrc import Word
 from megajukebox.data.files import write_whole
 from megajukebox.models.alignment import lyric_layers
 from megajukebox.models.prior import Prior
-from megajukebox.sampling.alignment import Head, align
-from megajukebox.sampling.level import Told
-from megajukebox.sampling.word_times import SungWord, in_proportion, monotonicity, over_words, word_times, words_of
+from megajukebox.sampling.levels.level import Told
+from megajukebox.sampling.lyrics.alignment import Head, align
+from megajukebox.sampling.lyrics.word_times import (
+    SungWord,
+    in_proportion,
+    monotonicity,
+    over_words,
+    word_times,
+    words_of,
+)
 
 FILE = "alignment.json"
 # Nats a code. Heads that do not follow the lyrics scored up to 0.1, one that had learned to 1.35 (LOG.md, 2026-11-22).

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from megajukebox.models.prior import Conditioning, Prior
 from megajukebox.models.transformer import Block
-from megajukebox.sampling.cache import LayerCache, Place, attention_cache
-from megajukebox.sampling.linear import Linear, packed
+from megajukebox.sampling.steps.cache import LayerCache, Place, attention_cache
+from megajukebox.sampling.steps.linear import Linear, packed
 
 GELU = torch.tensor(1.702)  # a number of Python's would be made a tensor at each step, for three times the price
 

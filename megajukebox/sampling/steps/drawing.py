@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from megajukebox.sampling import noise
+from megajukebox.sampling.steps import noise
 
 # By how much two logits may move against each other, in nats, if none is greater than ORDINARY; more in proportion.
 # Two ways to compute float32 logits were seen to differ by 2e-6 of the greatest (tests/test_decoder.py).

@@ -19,11 +19,11 @@ from torch import Tensor
 
 from megajukebox.models.prior import Prior, PriorConfig
 from megajukebox.models.student import Student
-from megajukebox.sampling.autoregressive import FixedPoint
-from megajukebox.sampling.decoder import Packed
-from megajukebox.sampling.level import LevelJob, Progress, hop_of
-from megajukebox.sampling.student import Draws, emit
-from megajukebox.sampling.windows import Row, Span, conditions_of, spans
+from megajukebox.sampling.levels.autoregressive import FixedPoint
+from megajukebox.sampling.levels.level import LevelJob, Progress, hop_of
+from megajukebox.sampling.levels.windows import Row, Span, conditions_of, spans
+from megajukebox.sampling.steps.decoder import Packed
+from megajukebox.sampling.students.student import Draws, emit
 
 OVERLAP = 1 / 8  # of a window, on either side, that the windows between are given
 HOP = 1 / 2  # of a window, by which the top's windows move on

@@ -13,9 +13,9 @@ from megajukebox.data.conditions.lyrics import Tokens
 from megajukebox.data.conditions.vocabulary import Vocabulary
 from megajukebox.data.stream.windows import window_of_lyrics
 from megajukebox.models.prior import Conditioning, Prior, PriorConfig
-from megajukebox.sampling.drawing import Drawing, Guided
-from megajukebox.sampling.level import LevelJob, Told
-from megajukebox.sampling.window import Window
+from megajukebox.sampling.levels.level import LevelJob, Told
+from megajukebox.sampling.steps.drawing import Drawing, Guided
+from megajukebox.sampling.steps.window import Window
 
 
 @dataclass(frozen=True)

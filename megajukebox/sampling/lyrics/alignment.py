@@ -11,8 +11,8 @@ from megajukebox.data.conditions.lyrics import LyricWindow
 from megajukebox.data.stream.windows import window_of_lyrics
 from megajukebox.models.alignment import lyric_attention
 from megajukebox.models.prior import Prior, PriorConfig
-from megajukebox.sampling.level import HOPS, Told
-from megajukebox.sampling.windows import window_starts
+from megajukebox.sampling.levels.level import HOPS, Told
+from megajukebox.sampling.levels.windows import window_starts
 
 Head = tuple[int, int]  # layer, head
 LEAST = 1e-30  # of what a code reads of a token in its window: a sharp softmax ends in zeros

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from megajukebox.sampling.cache import Place
-from megajukebox.sampling.decoder import Packed, WindowDecoder, decoding
-from megajukebox.sampling.window import Progress, Window, fill, settled, take
+from megajukebox.sampling.steps.cache import Place
+from megajukebox.sampling.steps.decoder import Packed, WindowDecoder, decoding
+from megajukebox.sampling.steps.window import Progress, Window, fill, settled, take
 
 
 class RowSteps:

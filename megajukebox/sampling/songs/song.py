@@ -12,8 +12,8 @@ from megajukebox.data.audio import write_wav
 from megajukebox.data.conditions.lrc import parse_lrc
 from megajukebox.data.files import write_whole
 from megajukebox.data.provenance import made_by
-from megajukebox.sampling.requests import Request
-from megajukebox.sampling.sources import Known
+from megajukebox.sampling.songs.requests import Request
+from megajukebox.sampling.songs.sources import Known
 
 
 @dataclass

@@ -19,9 +19,9 @@ from megajukebox.data.stream.clips import held_out_share, split
 from megajukebox.data.weights import load_into, read_facts
 from megajukebox.models.long_audio import decode_long, encode_long
 from megajukebox.models.vqvae import VQVAE, VQVAEConfig
-from megajukebox.sampling.requests import Request
-from megajukebox.sampling.song import Song
-from megajukebox.sampling.sources import Source
+from megajukebox.sampling.songs.requests import Request
+from megajukebox.sampling.songs.song import Song
+from megajukebox.sampling.songs.sources import Source
 
 
 def load_vqvae(run: Path, sample_rate: int) -> tuple[VQVAE, dict[str, Any]]:

@@ -1,0 +1,1 @@
+"""One level of some songs: its windows, and the ways to go through them."""

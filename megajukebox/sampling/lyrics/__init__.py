@@ -1,0 +1,1 @@
+"""Which word is sung when: read off a prior's attention."""

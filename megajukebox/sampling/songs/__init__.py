@@ -1,0 +1,1 @@
+"""What is asked for, what is known of it beforehand, and the files that a song becomes."""

@@ -1,0 +1,1 @@
+"""One step of a prior: caches, packed weights, logits, and the code that noise decides."""
