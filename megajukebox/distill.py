@@ -135,7 +135,7 @@ class Course:
         if self.place.rank == 0:
             write_whole(self.out / "DONE", f"{len(stages)} orders\n".encode())
             if not any(stage["passed"] for stage in stages):
-                print(f"no order passes the gate {gate}: the prior itself stays the better sampler of this level")
+                print(f"none of these orders passes the gate {gate}: the prior itself stays the better sampler")
         parallel.barrier()
         return True
 
