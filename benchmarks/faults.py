@@ -2,7 +2,7 @@
 
     python benchmarks/faults.py [NAME OF A FAULT ...]      # about ten minutes; needs root for the full disk (a tmpfs)
 
-Writes benchmarks/results/faults.json and prints the table of the README.
+Writes benchmarks/results/faults.json and prints the table of docs/monitoring.md.
 """
 
 import json
