@@ -24,7 +24,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from megajukebox.data.files import write_whole
+from megajukebox.data.files import make_folder, write_whole
 from megajukebox.data.shards.sets import ShardSet
 from megajukebox.monitoring.metrics import read_lines
 
@@ -52,7 +52,10 @@ def main(
     settings: Annotated[list[str] | None, typer.Argument(help="Changes to the preset: key.sub=value ...")] = None,
 ) -> None:
     """From a folder of songs to songs you can hear."""
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        make_folder(out)
+    except ValueError as error:
+        raise SystemExit(f"demo: {error}") from error
     console = Console()
     check_same_demo(out, {"songs": songs or f"demo:{count}", "preset": preset, "settings": settings or []})
     took: dict[str, float] = {}

@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from megajukebox.data.files import write_whole
+from megajukebox.data.files import make_folder, write_whole
 from megajukebox.data.provenance import made_by
 from megajukebox.data.shards.indexing import write_index
 from megajukebox.data.shards.remote import DEFAULT_CACHE, Remote
@@ -106,7 +106,7 @@ class Course:
         self.place = parallel.start()
         self.songs = teacher.windows(codes)
         self.prior = self._frozen()
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
 
     def _frozen(self) -> Prior:
         device = torch.device("cuda", self.place.local_rank) if torch.cuda.is_available() else torch.device("cpu")

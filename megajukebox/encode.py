@@ -21,7 +21,7 @@ import typer
 from rich.progress import track
 
 from megajukebox.data.audio import downmix, read_slice
-from megajukebox.data.files import write_whole
+from megajukebox.data.files import make_folder, write_whole
 from megajukebox.data.provenance import made_by
 from megajukebox.data.shards.indexing import write_index
 from megajukebox.data.shards.remote import DEFAULT_CACHE, Remote, StopRun
@@ -58,7 +58,7 @@ def encode(songs: ShardSet, run: Path, out: Path, mix: float, chunk_seconds: flo
     first, stride = parse_part(part) if part else (here.rank, here.size)
     device = torch.device("cuda", here.local_rank) if torch.cuda.is_available() else torch.device("cpu")
     model, facts = load_vqvae(run, songs, device)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     origin = {"vqvae": facts["fingerprint"], "source": songs.fingerprint, "mix": mix}
     numbers = range(first, len(songs.index["shards"]), stride)
     for number in track(numbers, description=f"encode {here.rank}/{here.size}", disable=here.rank != 0):

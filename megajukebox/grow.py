@@ -30,7 +30,7 @@ from megajukebox.data.conditions.vocabulary import (
     read_vocabularies,
     vocabularies_json,
 )
-from megajukebox.data.files import write_whole
+from megajukebox.data.files import make_folder, write_whole
 from megajukebox.data.provenance import made_by
 from megajukebox.data.shards.sets import ShardSet
 from megajukebox.data.weights import FACTS, WEIGHTS, Pending, StoredTensors, read_facts, save_weights
@@ -216,7 +216,7 @@ def write(runs: Path, folders: list[Path], growths: dict[Path, Growth], to: Path
     try:
         for folder in folders:
             target = partial / folder.relative_to(runs)
-            target.mkdir(parents=True, exist_ok=True)
+            make_folder(target)
             growth = growths.get(folder)
             if growth and growth.added:
                 write_grown(growth, target)

@@ -23,7 +23,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from megajukebox.data.files import write_whole
+from megajukebox.data.files import make_folder, write_whole
 from megajukebox.data.shards.sets import ShardSet
 from megajukebox.sampling.dealing import Dealer
 from megajukebox.sampling.jukebox import Engine, Jukebox, Song, Stopped
@@ -97,6 +97,7 @@ def main(
             said = {"artist": artist, "genres": genre or [], "lyrics": lyrics.read_text() if lyrics else ""}
             one = {"id": name, "seconds": seconds, "seed": seed, "variations": variations, "replace": ranges(replace)}
             asked, wrong = parse_requests([one | said | given])
+        make_folder(out)
         jukebox = Jukebox(
             runs,
             device,

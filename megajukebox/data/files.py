@@ -47,9 +47,18 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def make_folder(folder: Path, mode: int = 0o777) -> None:
+    """`folder` and those above it. ValueError where a file stands in its way."""
+    try:
+        folder.mkdir(mode=mode, parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        file = next(path for path in (folder, *folder.parents) if path.is_file())
+        raise ValueError(f"{str(folder)!r} cannot be a folder: {file} is a file; choose another, or move it") from error
+
+
 def make_run_folder(run: Path) -> None:
     """For its owner and group alone: settings, lyrics and file names of a run are nobody else's business."""
-    run.mkdir(mode=0o750, parents=True, exist_ok=True)
+    make_folder(run, 0o750)
 
 
 class Window(io.RawIOBase):

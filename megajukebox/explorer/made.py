@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-from megajukebox.data.files import read_record, write_whole
+from megajukebox.data.files import make_folder, read_record, write_whole
 from megajukebox.explorer.reading import files
 
 PACKAGE = Path(__file__).parent
@@ -38,7 +38,7 @@ class Made:
 
     def keep(self) -> None:
         if self.now != self.before:
-            self.out.mkdir(parents=True, exist_ok=True)
+            make_folder(self.out)
             write_whole(self.path, json.dumps(self.now).encode())
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megajukebox.data.files import whole
+from megajukebox.data.files import make_folder, whole
 from megajukebox.data.weights import FACTS, WEIGHTS, Pending, StoredTensors, load_weights, write_safetensors
 from megajukebox.interop.hugging_face import to_hugging_face
 from megajukebox.interop.names import Entry, prior_table, vqvae_table
@@ -71,7 +71,7 @@ def _open(folder: Path, levels: tuple[str, ...] = LEVELS) -> Run:
 
 def export_openai(path: Path, to: Path) -> list[Path]:
     """`vqvae.pth.tar` and `prior_level_<n>.pth.tar` of the models at `path`. One model is held in memory at a time."""
-    to.mkdir(parents=True, exist_ok=True)
+    make_folder(to)
     return [_openai(run, to) for run in open_runs(path)]
 
 
@@ -96,7 +96,7 @@ def as_tuples(hps: Mapping[str, Any]) -> dict[str, Any]:
 
 def export_hugging_face(path: Path, to: Path) -> list[Path]:
     """One safetensors file with all models at `path`, under Hugging Face's names; one tensor is in memory at a time."""
-    to.mkdir(parents=True, exist_ok=True)
+    make_folder(to)
     tensors = {name: pending for run in open_runs(path) for name, pending in _hugging_face(run)}
     with whole(to / WEIGHTS) as out:
         write_safetensors(out, tensors)
@@ -115,7 +115,7 @@ def export_plain(path: Path, to: Path) -> list[Path]:
     copies = []
     for run in open_runs(path):
         folder = to / run.folder.name
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         for source in (run.folder / name for name in PLAIN if (run.folder / name).is_file()):
             with open(source, "rb") as file, whole(folder / source.name) as out:
                 shutil.copyfileobj(file, out, 1 << 22)

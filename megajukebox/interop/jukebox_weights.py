@@ -9,7 +9,7 @@ from typing import Any
 
 from megajukebox.data.conditions.jukebox_labels import Version, read_label_file
 from megajukebox.data.conditions.vocabulary import Vocabulary
-from megajukebox.data.files import write_whole
+from megajukebox.data.files import make_folder, write_whole
 from megajukebox.data.provenance import made_by
 from megajukebox.data.weights import FACTS, read_facts, save_weights
 from megajukebox.interop.checkpoints import Reader, read_checkpoints
@@ -79,7 +79,7 @@ def _write(parts: list[Part], to: Path, names: Mapping[str, dict[str, Vocabulary
                 lists = {name: list(vocabulary.names) for name, vocabulary in names[part.name].items()}
                 write_whole(partial / part.folder / VOCABULARIES, json.dumps(lists, ensure_ascii=False).encode())
             _save_alignment(part, partial / part.folder)
-        to.mkdir(parents=True, exist_ok=True)
+        make_folder(to)
         for part in parts:
             os.replace(partial / part.folder, to / part.folder)
     finally:

@@ -21,7 +21,7 @@ from typing import Any
 from megajukebox.data.conditions.lrc import parse_lrc
 from megajukebox.data.corpus.convert import Converted, Settings, convert, crashed, sample
 from megajukebox.data.corpus.songs import Song
-from megajukebox.data.files import write_whole
+from megajukebox.data.files import make_folder, write_whole
 from megajukebox.data.shards.indexing import write_index
 from megajukebox.data.shards.sets import Sample, finished_shard, write_shard
 from megajukebox.data.workers import in_order
@@ -60,7 +60,7 @@ def prepare_songs(
 
     ValueError if `out` holds shards of other songs or settings (unless `fresh`), or if every song is refused.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     if fresh:
         clear(out)
     hold_to_plan(out, songs, settings)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from megajukebox.data.files import whole
+from megajukebox.data.files import make_folder, whole
 
 
 def write(path: Path, content: bytes) -> None:
@@ -20,7 +20,7 @@ def write(path: Path, content: bytes) -> None:
     """
     if path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     partial = path.with_name(f"{path.name}.partial")
     partial.write_bytes(content)
     os.replace(partial, path)
@@ -30,7 +30,7 @@ def copy(source: Path, target: Path) -> None:
     """Copy `source` to `target` unless it lies there already."""
     if up_to_date(target, source) and target.stat().st_size == source.stat().st_size:
         return
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     with source.open("rb") as original, whole(target) as file:
         shutil.copyfileobj(original, file, 1 << 20)
     stamp(target, source)

@@ -10,7 +10,7 @@ import numpy as np
 
 from megajukebox.data.audio import write_wav
 from megajukebox.data.conditions.lrc import parse_lrc
-from megajukebox.data.files import write_whole
+from megajukebox.data.files import make_folder, write_whole
 from megajukebox.data.provenance import made_by
 from megajukebox.sampling.songs.requests import Request
 from megajukebox.sampling.songs.sources import Known
@@ -40,7 +40,7 @@ class Song:
     def save(self, folder: Path | str) -> Path:
         """Write the song; <id>.json comes last, so a song that has it is complete. Returns its path."""
         folder, name = Path(folder), self.request.id
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         for level, wave in self.audio.items():  # a level whose audio was streamed to its file is not in memory
             self.levels[level]["audio"] = audio_name(name, level)
             write_wav(folder / self.levels[level]["audio"], wave[:, None], self.sample_rate)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from megajukebox.data.files import write_whole
+from megajukebox.data.files import make_folder, write_whole
 from megajukebox.sampling.songs.sources import Known
 
 STALE = 120.0  # seconds without a touch after which a claim counts as that of a dead process
@@ -27,7 +27,7 @@ class Unfinished:
 
     def __init__(self, out: Path, stale: float = STALE):
         self.folder, self.stale = out / ".unfinished", stale
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
 
     # ---- Codes so far ------------------------------------------------------------------------------------------------
 

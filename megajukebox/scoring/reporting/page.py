@@ -7,7 +7,7 @@ from typing import Any
 
 import megajukebox.explorer
 from megajukebox import __version__
-from megajukebox.data.files import write_whole
+from megajukebox.data.files import make_folder, write_whole
 from megajukebox.explorer.pages.markup import Markup, element
 from megajukebox.scoring.reporting.names import column_name, pretty
 from megajukebox.scoring.reporting.plots import THEMES, Plot, plots_of, svg
@@ -35,7 +35,7 @@ BETTER = {1: "more is better", -1: "less is better", 0: "neither is better"}
 def write_page(out: Path, report: Mapping[str, Any]) -> Path:
     """index.html and its pictures in the folder `out`; returns the page's path."""
     plots = plots_of(report)
-    (out / "plots").mkdir(parents=True, exist_ok=True)
+    make_folder(out / "plots")
     for name, _, draw, height in plots:
         for theme in THEMES:
             write_whole(out / "plots" / f"{name}.{theme}.svg", svg(draw, theme, height))
