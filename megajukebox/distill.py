@@ -69,6 +69,9 @@ def main(
     guidance: Annotated[float, typer.Option(min=0, help="With which; the student needs none then. 1 is off.")] = 1.0,
     real_share: Annotated[float, typer.Option(min=0, max=1, help="Share of them that are songs' own codes.")] = 0.2,
     data_only: Annotated[bool, typer.Option("--data-only", help="Train on songs' codes alone.")] = False,
+    causal: Annotated[
+        bool | None, typer.Option(help="The student sees nothing later in the music. Default: the top's does not.")
+    ] = None,
     keep_going: Annotated[bool, typer.Option("--keep-going", help="Train orders after one that fails.")] = False,
     chain: Annotated[bool, typer.Option("--chain", help="Start from the order before, not from the teacher.")] = False,
     stop_after: Annotated[int | None, typer.Option(min=1, help="Save and leave after this many steps.")] = None,
@@ -84,7 +87,8 @@ def main(
         source = TeacherRun.open(teacher, level)
         shape = source.config.transformer
         orders = [GridOrder.parse(o) for o in order or []] or curriculum(level, source.config.window, shape.rows)
-        lesson = Lesson(windows, JUDGED, Manner(temperature, guidance), real_share)
+        causal = level == "top" if causal is None else causal
+        lesson = Lesson(windows, JUDGED, Manner(temperature, guidance), real_share, soft_everywhere=causal)
         codes = ShardSet(data, Remote(cache, int(cache_gb * 2**30)))
         course = Course(source, codes, lesson, out, chosen, settings_of(chosen, level, ds_config), data_only, end)
         finished = course.run(orders, keep_going, chain, stop_after)
@@ -177,7 +181,7 @@ class Course:
         folder = folder_of(self.out, order)
         if parallel.from_rank_0((folder / "DONE").exists() if self.place.rank == 0 else None):
             return True
-        config = StudentConfig(prior=self.teacher.config, order=order)
+        config = StudentConfig(prior=self.teacher.config, order=order, causal=self.lesson.soft_everywhere)
         facts = {"manner": asdict(self.lesson.manner), "started_from": read_facts(before)["fingerprint"]}
         source: Source = self.songs if self.data_only else taught
 

@@ -47,22 +47,26 @@ def test_the_rule_at_the_teachers_order_sees_what_the_teachers_pattern_sees(patt
 @pytest.mark.parametrize("known", KNOWN)
 @pytest.mark.parametrize("order", ORDERS, ids=str)
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_attention_in_order_equals_masked_dense_attention(pattern: str, order: GridOrder, known: str) -> None:
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_in_order_equals_masked_dense_attention(
+    causal: bool, pattern: str, order: GridOrder, known: str
+) -> None:
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 2, WINDOW, 2, 5, dtype=torch.double)
     tau = times(order, WINDOW, ROWS, known_slots(known))
-    found = attend_in_order(q, k, v, pattern, Sight(tau, ROWS))
+    found = attend_in_order(q, k, v, pattern, Sight(tau, ROWS, causal=causal))
     for song in range(2):
-        mask, one = visible_in_order(pattern, tau[song], ROWS), slice(song, song + 1)
+        mask, one = visible_in_order(pattern, tau[song], ROWS, causal=causal), slice(song, song + 1)
         truth = masked_dense_attention(q[one], k[one], v[one], mask)
         torch.testing.assert_close(found[one], truth, atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("known", KNOWN)
 @pytest.mark.parametrize("order", ORDERS, ids=str)
+@pytest.mark.parametrize("causal", [False, True])
 @torch.no_grad()
-def test_no_logit_changes_with_a_token_that_is_not_there_yet(order: GridOrder, known: str) -> None:
-    student = little_student(order, "factored_dense")
+def test_no_logit_changes_with_a_token_that_is_not_there_yet(causal: bool, order: GridOrder, known: str) -> None:
+    student = little_student(order, "factored_dense", causal=causal)
     batch, given_slots = prior_batch(student.config), known_slots(known)
     given, tau = student.conditioning(batch), times(order, WINDOW, ROWS, given_slots).expand(2, -1)
     before = student.logits(batch["codes"], given, given_slots)
@@ -72,6 +76,8 @@ def test_no_logit_changes_with_a_token_that_is_not_there_yet(order: GridOrder, k
         codes[:, slot] = (codes[:, slot] + 1) % CODES
         changed = (student.logits(codes, given, given_slots) != before).any(2)
         forbidden = tau <= tau[:, slot, None]
+        if causal:  # nor with one that comes later in the music, unless it is given
+            forbidden = forbidden | ((torch.arange(WINDOW) <= slot) & ~given_slots[:, slot, None])
         assert not (changed & forbidden).any(), f"slot {slot} is seen before its time"
         moved[slot] = changed.any(0)
     assert moved.sum() > WINDOW, "tokens that change nothing would prove nothing"
@@ -95,8 +101,10 @@ def test_the_first_slot_of_every_line_knows_no_later_token_unless_one_is_given(o
     slowly = [not any(tau[j] < tau[i] for j in range(i + 1, WINDOW)) for i in range(WINDOW)]
     assert sight.knows_no_later[0].tolist() == slowly
     assert sight.knows_no_later[0, :: WINDOW // ROWS * order.fold].all()
-    given = Sight(times(order, WINDOW, ROWS, known_slots("suffix", 1)), ROWS)
-    assert not given.knows_no_later[0, :10].any()
+    for causal in (False, True):
+        given = Sight(times(order, WINDOW, ROWS, known_slots("suffix", 1)), ROWS, causal=causal)
+        assert not given.knows_no_later[0, :10].any()
+    assert Sight(times(order, WINDOW, ROWS, known_slots("prefix", 1)), ROWS, causal=True).knows_no_later[0, 6:].all()
 
 
 def taught_batch(student, **changed) -> dict:
@@ -118,7 +126,7 @@ def test_the_soft_loss_has_no_gradient_where_a_later_token_is_known(order: GridO
     student, slots = little_student(order), known_slots(known)
     batch = taught_batch(student)
     logits = student.logits(batch["codes"], student.conditioning(batch), slots).detach().requires_grad_()
-    student.soft_loss(logits.log_softmax(2), batch, slots).backward()
+    student.soft_loss(logits.log_softmax(2), batch, student.soft_targets(batch, slots)).backward()
     touched = logits.grad.abs().sum(2) > 0
     allowed = Sight(times(order, WINDOW, ROWS, slots), ROWS).knows_no_later & ~slots
     allowed[:, torch.arange(WINDOW) % (WINDOW // ROWS) > 0] = False
@@ -134,8 +142,25 @@ def test_the_soft_loss_is_the_divergence_from_the_teacher_when_all_codes_are_kep
     batch |= {"soft_ids": torch.arange(CODES).expand(2, ROWS, -1), "soft_log_p": log_p}
     log_q = student.logits(batch["codes"], student.conditioning(batch)).log_softmax(2)
     truth = (log_p.exp() * (log_p - log_q[:, :: WINDOW // ROWS])).sum() / torch.log(torch.tensor(2.0))
-    found = student.soft_loss(log_q, batch, known_slots("nothing"))
+    found = student.soft_loss(log_q, batch, student.soft_targets(batch, known_slots("nothing")))
     torch.testing.assert_close(found, truth, rtol=1e-4, atol=1e-4)
+
+
+def test_a_causal_student_learns_distributions_wherever_nothing_later_is_given() -> None:
+    student = little_student(GridOrder(1, 1), causal=True)
+    batch = taught_batch(student, taught=torch.tensor([True, False]))
+    log_p = torch.randn(2, WINDOW, CODES).log_softmax(2)
+    batch |= {"soft_ids": torch.arange(CODES).expand(2, WINDOW, -1), "soft_log_p": log_p}
+    assert student.soft_targets(batch, known_slots("nothing")).all(), "also where a song's own codes came before"
+    suffix = known_slots("suffix")
+    assert not student.soft_targets(batch, suffix).any()
+    log_q = student.logits(batch["codes"], student.conditioning(batch)).log_softmax(2)
+    truth = (log_p.exp() * (log_p - log_q)).sum(2).mean() / torch.log(torch.tensor(2.0))
+    torch.testing.assert_close(student(batch)[0], truth, rtol=1e-4, atol=1e-4)
+    student.train()
+    student.known_rows = lambda codes: suffix
+    loss, metrics = student(batch)
+    torch.testing.assert_close(loss.detach(), 0.1 * metrics["bits_per_code"])
 
 
 def test_known_slots_cost_nothing_and_real_windows_teach_no_divergence() -> None:

@@ -78,9 +78,15 @@ def times(
 class Sight:
     """Which keys each slot sees under every pattern, from the slots' times [B, T] (B may be 1, for all windows)."""
 
-    def __init__(self, tau_BT: Tensor, rows: int, prefix: int = 0):
-        self.tau_BT, self.rows, self.prefix = tau_BT, rows, prefix  # `prefix`: as in models/attention.py
+    def __init__(self, tau_BT: Tensor, rows: int, prefix: int = 0, causal: bool = False):
+        """`prefix`: as in models/attention.py. `causal`: nothing later in the music is seen, unless given."""
+        self.tau_BT, self.rows, self.prefix, self.causal = tau_BT, rows, prefix, causal
         self.tau_BRL = tau_BT.unflatten(1, (rows, -1))
+        self.slot_1RL = torch.arange(tau_BT.shape[1], device=tau_BT.device).unflatten(0, (rows, -1))[None]
+
+    def sees(self, tau: Tensor, key: Tensor, now: Tensor, slot: Tensor) -> Tensor:
+        """The rule: whether `slot`, emitted at `now`, sees `key` of time `tau`; all of shapes that broadcast."""
+        return (tau <= now) & ((key <= slot) | (tau < 0)) if self.causal else tau <= now
 
     @cached_property
     def is_raster(self) -> bool:
@@ -90,24 +96,26 @@ class Sight:
     @cached_property
     def row(self) -> Tensor:
         """[B, R, L, L]: its own row."""
-        return self.tau_BRL[:, :, None, :] <= self.tau_BRL[..., None]
+        tau, slot = self.tau_BRL, self.slot_1RL
+        return self.sees(tau[:, :, None, :], slot[:, :, None, :], tau[..., None], slot[..., None])
 
     @cached_property
     def column(self) -> Tensor:
         """[B, L, R, R]: its own column."""
-        tau_BLR = self.tau_BRL.transpose(1, 2)
-        return tau_BLR[:, :, None, :] <= tau_BLR[..., None]
+        tau, slot = self.tau_BRL.transpose(1, 2), self.slot_1RL.transpose(1, 2)
+        return self.sees(tau[:, :, None, :], slot[:, :, None, :], tau[..., None], slot[..., None])
 
     @cached_property
     def neighbours(self) -> Tensor:
         """[B, R, L, 2L]: the row before and the row after; of the latter the teacher sees nothing."""
-        keys_BRK = beside(self.tau_BRL, NEVER)
-        return keys_BRK[:, :, None, :] <= self.tau_BRL[..., None]
+        tau, slot = beside(self.tau_BRL, NEVER), beside(self.slot_1RL, NEVER)
+        return self.sees(tau[:, :, None, :], slot[:, :, None, :], self.tau_BRL[..., None], self.slot_1RL[..., None])
 
     @cached_property
     def everything(self) -> Tensor:
         """[B, T, T]"""
-        return self.tau_BT[:, None, :] <= self.tau_BT[..., None]
+        tau, slot = self.tau_BT, self.slot_1RL.flatten(1)
+        return self.sees(tau[:, None, :], slot[:, None, :], tau[..., None], slot[..., None])
 
     @cached_property
     def left(self) -> Tensor:
@@ -122,12 +130,12 @@ class Sight:
 
     @cached_property
     def knows_no_later(self) -> Tensor:
-        """[B, T]: slots emitted before every token that comes after them in time.
+        """[B, T]: slots that see no token which comes after them in time.
 
         Only there is the teacher's distribution given the past a target for the student's (docs/student.md).
         """
-        later_first = self.tau_BT.flip(1).cummin(1).values.flip(1)[:, 1:]
-        return F.pad(later_first, (0, 1), value=NEVER) >= self.tau_BT
+        later_first = F.pad(self.tau_BT.flip(1).cummin(1).values.flip(1)[:, 1:], (0, 1), value=NEVER)
+        return later_first >= (torch.zeros_like(self.tau_BT) if self.causal else self.tau_BT)
 
 
 def beside(x_BRL: Tensor, outside: float) -> Tensor:
@@ -184,7 +192,7 @@ def gathered(q_NTHD: Tensor, k_NSHD: Tensor, v_NSHD: Tensor, mask_NTS: Tensor, n
     return out if nothing_NT is None else out.masked_fill(nothing_NT[..., None, None], 0.0)
 
 
-def visible_in_order(pattern: str, tau_T: Tensor, rows: int, prefix: int = 0) -> Tensor:
+def visible_in_order(pattern: str, tau_T: Tensor, rows: int, prefix: int = 0, causal: bool = False) -> Tensor:
     """The truth about the rule: which keys [T, T] each query sees, as a boolean mask."""
     length = len(tau_T)
     i, j = torch.arange(length)[:, None], torch.arange(length)[None, :]
@@ -196,4 +204,5 @@ def visible_in_order(pattern: str, tau_T: Tensor, rows: int, prefix: int = 0) ->
         "previous_row": (j // columns - i // columns).abs() == 1,
         "prefix": (j < prefix).expand(length, -1),
     }[pattern]
-    return wide & (tau_T[None, :] <= tau_T[:, None])
+    later = (j > i) & (tau_T[None, :] >= 0) if causal else torch.zeros_like(wide)
+    return wide & (tau_T[None, :] <= tau_T[:, None]) & ~later

@@ -15,6 +15,7 @@ from megajukebox.models.prior import Conditioning, Prior, PriorConfig
 from megajukebox.models.transformer import Table
 
 LOG_2 = 0.6931471805599453
+HARD_WEIGHT = 0.1  # of single codes, where all else is the distributions that they were drawn from
 NEW = ("above.weight", "missing.weight")  # what a student has and its teacher has not
 
 
@@ -25,6 +26,7 @@ class StudentConfig(BaseModel):
 
     prior: PriorConfig
     order: GridOrder
+    causal: bool = Field(False, description="sees nothing later in the music, unless given: all targets are soft then")
     soft_weight: float = Field(default=0.5, ge=0, description="of the teacher's distributions, where they are a target")
     known_before: float = Field(
         default=0.5, ge=0, le=1, description="share of training windows whose first rows are known"
@@ -64,7 +66,8 @@ class Student(Prior):
     def sight(self, known_BT: Tensor | None = None) -> Sight:
         """Who sees whom, where `known` [B, T] bool are given from the start."""
         device = self.input.tokens.weight.device
-        return Sight(times(self.how.order, self.config.window, self.how.rows, known_BT, device), self.how.rows)
+        tau_BT = times(self.how.order, self.config.window, self.how.rows, known_BT, device)
+        return Sight(tau_BT, self.how.rows, causal=self.how.causal)
 
     def embed(
         self, left_BN: Tensor, has_left_BN: Tensor, above_BN: Tensor, has_above_BN: Tensor, slots_N: Tensor,
@@ -92,8 +95,9 @@ class Student(Prior):
     def forward(self, batch: dict) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss [] and metrics of `batch`, as of Prior.forward and, of windows that the teacher sampled:
 
-        `teacher_bits` [B, T] its surprisal at each code, `soft_ids`, `soft_log_p` [B, R, K] its likeliest codes of the
-        first slot of each row, `taught` [B] bool whether the window is the teacher's (else a real one).
+        `teacher_bits` [B, T] its surprisal at each code, `soft_ids`, `soft_log_p` [B, S, K] its likeliest codes of
+        every (T/S)th slot: of the first of each row, or of all; `taught` [B] bool whether the window is the teacher's
+        (else a real one).
         """
         given, codes = self.conditioning(batch), batch["codes"]
         known = self.known_rows(codes) if self.training else torch.zeros_like(codes, dtype=torch.bool)
@@ -104,11 +108,15 @@ class Student(Prior):
         metrics = {"bits_per_code": bits.detach()}
         loss = bits
         if "taught" in batch:
-            soft = self.soft_loss(log_q, batch, known) / free.sum()
+            target = self.soft_targets(batch, known)
+            soft = self.soft_loss(log_q, batch, target) / free.sum()
             taught = free * batch["taught"].float()[:, None]
             gap = ((surprisal.detach() - batch["teacher_bits"]) * taught).sum() / taught.sum().clamp(min=1)
             metrics |= {"kl_forward": gap, "bits_soft": soft.detach()}
-            loss = loss + self.how.soft_weight * soft
+            if self.how.causal:
+                loss = soft + HARD_WEIGHT * (surprisal * (free - target.float())).sum() / free.sum()
+            else:
+                loss = loss + self.how.soft_weight * soft
         return loss, metrics
 
     def known_rows(self, codes_BT: Tensor) -> Tensor:
@@ -125,21 +133,26 @@ class Student(Prior):
         known = known & ~known.all(1, keepdim=True)  # a window of nothing but known rows teaches nothing
         return known.repeat_interleave(self.how.columns, dim=1)
 
-    def soft_loss(self, log_q_BTV: Tensor, batch: dict, known_BT: Tensor) -> Tensor:
-        """Sum of KL(teacher || student) in bits over the first slots of rows where it is a target.
+    def soft_targets(self, batch: dict, known_BT: Tensor) -> Tensor:
+        """[B, T] bool: slots of which the teacher's distribution is stored and is a target.
 
         That is where the student knows nothing later than the slot (models/grid.py, `knows_no_later`): the best it can
-        do elsewhere is not the teacher's distribution given the past, since later tokens are evidence. Codes outside
-        the teacher's likeliest count as one.
+        do elsewhere is not the teacher's distribution given the past, since later tokens are evidence.
         """
-        first_BR = slice(None), slice(0, None, self.how.columns)
-        target = self.sight(known_BT).knows_no_later[first_BR] & ~known_BT[first_BR] & batch["taught"][:, None]
-        log_q = log_q_BTV[first_BR].gather(2, batch["soft_ids"])
+        stored = torch.zeros_like(known_BT)
+        stored[:, :: known_BT.shape[1] // batch["soft_ids"].shape[1]] = True
+        target = self.sight(known_BT).knows_no_later & ~known_BT & stored
+        return target if self.how.causal else target & batch["taught"][:, None]
+
+    def soft_loss(self, log_q_BTV: Tensor, batch: dict, target_BT: Tensor) -> Tensor:
+        """Sum of KL(teacher || student) in bits over the target slots. Codes outside the likeliest count as one."""
+        every = slice(None), slice(0, None, target_BT.shape[1] // batch["soft_ids"].shape[1])
+        log_q = log_q_BTV[every].gather(2, batch["soft_ids"])
         log_p = batch["soft_log_p"]
         inside = (log_p.exp() * (log_p - log_q)).sum(2)
         rest_p, rest_q = (rest(x) for x in (log_p, log_q))
         outside = rest_p.exp() * (rest_p - rest_q)
-        return ((inside + outside) * target).sum() / LOG_2
+        return ((inside + outside) * target_BT[every]).sum() / LOG_2
 
 
 def rest(log_p_BRK: Tensor) -> Tensor:

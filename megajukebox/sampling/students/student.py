@@ -56,7 +56,7 @@ def steps_of(student: Student, sight: Sight, known_BT: Tensor) -> list[Step]:
     """The steps that emit every slot which is not known in all windows."""
     patterns = {block.attention.pattern for block in student.blocks} - {"lyrics"}
     known = known_BT if known_BT.any() else None
-    if student.how.order[::2] == (0, 1):
+    if student.how.order[::2] == (0, 1) and not sight.causal:
         open_L = (~known_BT).unflatten(1, (student.how.rows, -1)).flatten(0, 1).any(0)
         width = 0 if known is None else student.how.columns
         return [_column_step(c, width or c + 1, patterns, sight, known) for c in open_L.nonzero()[:, 0].tolist()]
@@ -70,7 +70,7 @@ def _step(slots_N: Tensor, patterns: set[str], sight: Sight, known_BT: Tensor | 
     for pattern in patterns:
         wide_NS, real_NS = looked_at(pattern, slots_N, sight)
         tau_BNS = sight.tau_BT[:, wide_NS].masked_fill(~real_NS, NEVER)
-        seen_BNS = tau_BNS <= sight.tau_BT[:, slots_N, None]
+        seen_BNS = sight.sees(tau_BNS, wide_NS, sight.tau_BT[:, slots_N, None], slots_N[:, None])
         some_S = seen_BNS.flatten(0, 1).any(0)
         keys[pattern], masks[pattern] = wide_NS[:, some_S], _mask(seen_BNS[..., some_S])
     return Step(slots_N, masks, keys, None if known_BT is None else known_BT[:, slots_N])
