@@ -90,7 +90,8 @@ def main(
         causal = level == "top" if causal is None else causal
         lesson = Lesson(windows, JUDGED, Manner(temperature, guidance), real_share, soft_everywhere=causal)
         codes = ShardSet(data, Remote(cache, int(cache_gb * 2**30)))
-        course = Course(source, codes, lesson, out, chosen, settings_of(chosen, level, ds_config), data_only, end)
+        how = settings_of(chosen, level, ds_config)
+        course = Course(source, codes, lesson, out, chosen, how, causal, data_only, end)
         finished = course.run(orders, keep_going, chain, stop_after)
         parallel.stop()
         if not finished:
@@ -103,10 +104,10 @@ class Course:
 
     def __init__(
         self, teacher: TeacherRun, codes: ShardSet, lesson: Lesson, out: Path, preset: Preset,
-        settings: TrainingSettings, data_only: bool, end: Ending,
+        settings: TrainingSettings, causal: bool, data_only: bool, end: Ending,
     ) -> None:  # fmt: skip
         self.teacher, self.lesson, self.out, self.preset, self.settings = teacher, lesson, out, preset, settings
-        self.data_only, self.end = data_only, end
+        self.causal, self.data_only, self.end = causal, data_only, end
         self.place = parallel.start()
         self.songs = teacher.windows(codes)
         self.prior = self._frozen()
@@ -121,6 +122,8 @@ class Course:
 
     def run(self, orders: list[GridOrder], keep_going: bool, chain: bool, stop_after: int | None) -> bool:
         """Teach `orders` one after another. Returns whether all that were to be trained are."""
+        for order in orders:  # before windows are made anew that would no longer be those of a finished student
+            check_taught_so(folder_of(self.out, order), self.config(order))
         taught = self.windows()
         judge = self.judge(taught)
         gate, stages = GATES[self.teacher.config.level], []
@@ -142,6 +145,9 @@ class Course:
                 print(f"none of these orders passes the gate {gate}: the prior itself stays the better sampler")
         parallel.barrier()
         return True
+
+    def config(self, order: GridOrder) -> StudentConfig:
+        return StudentConfig(prior=self.teacher.config, order=order, causal=self.causal)
 
     def windows(self) -> TaughtWindows:
         """What the teacher samples, each process its share of the shards; those that are there are kept."""
@@ -181,7 +187,7 @@ class Course:
         folder = folder_of(self.out, order)
         if parallel.from_rank_0((folder / "DONE").exists() if self.place.rank == 0 else None):
             return True
-        config = StudentConfig(prior=self.teacher.config, order=order, causal=self.lesson.soft_everywhere)
+        config = self.config(order)
         facts = {"manner": asdict(self.lesson.manner), "started_from": read_facts(before)["fingerprint"]}
         source: Source = self.songs if self.data_only else taught
 
@@ -190,6 +196,16 @@ class Course:
 
         stage = f"{self.teacher.config.level}_student"
         return run_task(self.preset, stage, self.settings, make, folder, stop_after, self.end, first_weights(before))
+
+
+def check_taught_so(folder: Path, config: StudentConfig) -> None:
+    """ValueError if a student that is finished in `folder` is another one than is asked for now."""
+    if not (folder / "DONE").exists():
+        return
+    there = StudentConfig(**read_facts(folder)["config"])
+    if there != config:
+        asked = {name: value for name, value in config if getattr(there, name) != value}
+        raise ValueError(f"{folder} holds a finished student that is not {asked}; choose another --out, or remove it")
 
 
 def stage_of(folder: Path, order: GridOrder, teacher: TeacherRun, gate: tuple[float, float]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from megajukebox.data.weights import check_fingerprint, load_into, read_facts
 from megajukebox.models.student import Student, StudentConfig
 from megajukebox.monitoring.metrics import read_lines
 from megajukebox.sampling.students.likelihood import forward_gap
+from megajukebox.training.survival.exits import PERSON
 
 DISTILL = str(Path(megajukebox.__file__).parent / "distill.py")
 PRESET = Path(__file__).parent / "data" / "nano.yaml"
@@ -42,14 +43,15 @@ def by_deepspeed(ranks: int) -> list[str]:
     return ["deepspeed", "--log_level", "warning", "--num_gpus", str(ranks), "--master_port", port]
 
 
-def distill(given: Path, out: Path, *more: str, ranks: int = 1) -> None:
+def distill(given: Path, out: Path, *more: str, ranks: int = 1, expect: int = 0) -> str:
     launcher = [sys.executable] if ranks == 1 else by_deepspeed(ranks)
     command = [*launcher, DISTILL, "middle", "--teacher", str(given / "teacher"), "--data", str(given / "codes")]
     stage = "training.middle_upsampler"
     small = [f"{stage}.steps=12", f"{stage}.log_every=1", f"{stage}.evaluate_every=3", f"{stage}.save_every=100"]
     told = [*command, "--out", str(out), "--preset", str(PRESET), "--windows", "24", *more, *small]
     done = subprocess.run(told, env=environment(), capture_output=True, text=True, timeout=400)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert done.returncode == expect, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +112,19 @@ def test_what_the_table_says_is_said_of_the_weights_that_are_kept(straight, give
     averaged = ("--order", "1,1", "training.middle_upsampler.ema_decay=0.9", "training.middle_upsampler.lr_scale=20")
     distill(given, tmp_path / "student", *averaged)
     assert said(tmp_path / "student") == pytest.approx(worth(tmp_path / "student", "order-1-1"), abs=1e-5)
+
+
+def test_a_causal_student_is_taught_distributions_and_is_not_taken_for_another(given, tmp_path) -> None:
+    out = tmp_path / "student"
+    distill(given, out, "--order", "1,1", "--causal")
+    assert read_facts(out / "order-1-1")["config"]["causal"]
+    before = ShardSet(str(out / "windows"))
+    window = TaughtWindows(before).read(0, 0, None)
+    assert len(window["soft_ids"]) == len(window["codes"])
+    assert said(out) == pytest.approx(worth(out, "order-1-1"), abs=1e-5)
+    told = distill(given, out, "--order", "1,1", expect=PERSON)
+    assert "holds a finished student that is not {'causal': False}" in told
+    assert ShardSet(str(out / "windows")).fingerprint == before.fingerprint, "its windows are still there"
 
 
 @pytest.mark.slow

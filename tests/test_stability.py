@@ -13,9 +13,10 @@ from conftest import environment
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
 from little_runs import codes_and_preset, command, events, finish, losses, start_ranks, train, write_ds_config
 
+from megajukebox.training.copies import hashed, odd_ranks
 from megajukebox.training.engines.engine import told_of_lowest_scale
 from megajukebox.training.engines.parallel import TrainingDiverged
-from megajukebox.training.stability import Jump, Rules, Stability, data_step, going_back, odd_ranks
+from megajukebox.training.stability import Jump, Rules, Stability, data_step, going_back
 
 SHORT = Rules(window=8, most=2, within=10)
 
@@ -100,6 +101,16 @@ def test_a_run_goes_back_well_before_the_spike_and_reads_on_behind_it(spiked, ex
 )
 def test_the_rank_with_other_weights_than_most_of_its_stage_is_named(hashes, stages, odd):
     assert odd_ranks(hashes, stages) == odd
+
+
+@pytest.mark.parametrize("place", [0, 5, 2**22 + 1])
+def test_one_flipped_bit_changes_the_sum_wherever_it_is(place):
+    weights = torch.arange(2**20 + 9, dtype=torch.float32)  # two parts, the second not whole
+    flipped = weights.clone()
+    flipped.view(torch.uint8)[place] ^= 1
+    exact = sum(int(byte) * (2 * i + 1) for i, byte in enumerate(weights[:3].view(torch.uint8).tolist()))
+    assert hashed([weights[:3]]) == exact
+    assert hashed([weights, weights[:3]]) == (hashed([weights]) + exact) % 2**63 != hashed([flipped, weights[:3]])
 
 
 # ---- The real entry, with faults ------------------------------------------------------------------------------------

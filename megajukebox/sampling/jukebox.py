@@ -12,7 +12,6 @@ writes there: the audio of each level while it is made, and the codes so far, so
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,8 @@ from megajukebox.data.weights import load_into, read_facts
 from megajukebox.models.prior import Prior
 from megajukebox.models.vqvae import VQVAE, VQVAEConfig
 from megajukebox.sampling.level_run import LevelRun
-from megajukebox.sampling.levels.autoregressive import WIDE, sampler_of
+from megajukebox.sampling.levels.autoregressive import sampler_of
+from megajukebox.sampling.levels.engine import QUICKEST, Engine
 from megajukebox.sampling.levels.level import HOPS, LevelJob, LevelSampler, Told
 from megajukebox.sampling.lyrics.choosing import as_json, sung_words
 from megajukebox.sampling.songs.reconstruction import beside
@@ -42,39 +42,11 @@ __all__ = ["RUNS", "Engine", "Jukebox", "LevelRun", "Request", "Song"]
 
 RUNS = {"top": "top_prior", "middle": "middle_upsampler", "bottom": "bottom_upsampler"}
 OnProgress = Callable[[str, int], None]  # level, codes sampled since the last call
-FEW = 8  # songs up to which it is
-FEWER = 4  # songs up to which one after another by `fixed_point` is quicker than all in lockstep
 SAVE_EVERY = 10.0  # seconds between two savings of unfinished songs
 
 
 class Stopped(Exception):
     """Raised between two rows of codes because `stop` said so; all that was done is saved if there is an `out`."""
-
-
-@dataclass(frozen=True)
-class Engine:
-    """How levels are sampled. `exact`: the codes are those of the plain sequential sampler, whatever way is taken."""
-
-    exact: bool = True
-    way: str = "auto"  # or one of autoregressive.WAYS, for every level
-    int8: bool = False  # weights rounded to 8 bits: quicker, not exact
-
-    def way_of(self, level: str, songs: int, prior: Prior | None) -> str:
-        """The way measured to be the quickest for so many songs and a prior of that size (LOG.md, 2026-11-25)."""
-        if self.way != "auto":
-            return self.way
-        if not self.exact and level != "top":
-            return "windows"
-        if prior is None or self.int8 or prior.head.weight.device.type != "cpu":
-            return "sequential"
-        if level != "top" and songs <= FEWER:  # the top's codes depend too much on each other
-            return "fixed_point"
-        return "ahead" if prior.config.transformer.width >= WIDE and songs <= FEW else "sequential"
-
-    def facts(self) -> dict[str, Any]:
-        """What decides about the codes: two engines of the same facts make the same songs."""
-        exact = self.exact and not self.int8 and self.way != "windows"
-        return {"exact": True} if exact else {"exact": False, "way": self.way, "int8": self.int8}
 
 
 class Jukebox:
@@ -86,7 +58,7 @@ class Jukebox:
 
     def __init__(
         self, runs: Path | str, device: str | None = None, dtype: torch.dtype = torch.float32,
-        engine: Engine = Engine(), samplers: dict[str, Callable[[Prior], LevelSampler]] | None = None,
+        engine: Engine = QUICKEST, samplers: dict[str, Callable[[Prior], LevelSampler]] | None = None,
         students: Sequence[str] = (), folders: Mapping[str, Path] | None = None,
     ):  # fmt: skip
         """`folders`: only these levels, from the top down, and where their runs are if not in `runs`."""

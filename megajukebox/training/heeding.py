@@ -9,11 +9,12 @@ from pathlib import Path
 
 from megajukebox.data.files import write_whole
 from megajukebox.training import checkpoint
+from megajukebox.training.copies import odd_ranks
 from megajukebox.training.engines import parallel
 from megajukebox.training.engines.engine import Engine
 from megajukebox.training.launch import host
 from megajukebox.training.run import Run
-from megajukebox.training.stability import going_back, odd_ranks
+from megajukebox.training.stability import going_back
 from megajukebox.training.survival.exits import Leave
 from megajukebox.training.tasks import Task
 

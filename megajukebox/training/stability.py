@@ -6,7 +6,7 @@ about 100 steps before the spike and skip 200 to 500 batches, after which it did
 """
 
 import math
-from collections import Counter, deque
+from collections import deque
 from dataclasses import dataclass, field
 
 # The least spread that counts, as a share of the mean: on a plateau six standard deviations can be next to nothing.
@@ -84,17 +84,6 @@ class Stability:
             history.clear()
             history.extend(state.get(name, []))
         self.skipped = state.get("skipped", 0)
-
-
-def odd_ranks(hashes: list[int], stages: int) -> list[int]:
-    """The ranks whose weights are not those of most ranks of their stage; all of a stage where there is no majority."""
-    odd, beside = [], len(hashes) // stages
-    for first in range(0, len(hashes), beside):
-        ranks = range(first, first + beside)
-        [(most, times)] = Counter(hashes[rank] for rank in ranks).most_common(1)
-        known = times * 2 > beside
-        odd += [rank for rank in ranks if not known or hashes[rank] != most]
-    return odd
 
 
 # ---- Going back -----------------------------------------------------------------------------------------------------

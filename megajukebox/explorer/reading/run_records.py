@@ -12,6 +12,7 @@ import yaml
 from megajukebox.explorer.reading.records import Problem
 from megajukebox.monitoring.reading.run_state import RunState
 from megajukebox.monitoring.reading.runs import RunReader
+from megajukebox.monitoring.reading.tailing import parsed
 
 DEPTH = 3  # folders between the one given and a run
 AUDIO = (".wav", ".flac", ".ogg", ".mp3")
@@ -139,19 +140,11 @@ def read_lines(path: Path, problems: list[Problem]) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     with path.open("rb") as file:
-        parsed = [parse(line) for line in file if line.strip()]
-    objects = [line for line in parsed if line is not None]
-    if len(objects) < len(parsed):
-        problems.append(Problem(path.name, f"{len(parsed) - len(objects)} of {len(parsed)} lines are not JSON objects"))
+        found = [parsed(line) for line in file if line.strip()]
+    objects = [line for line in found if line is not None]
+    if len(objects) < len(found):
+        problems.append(Problem(path.name, f"{len(found) - len(objects)} of {len(found)} lines are not JSON objects"))
     return objects
-
-
-def parse(line: bytes) -> dict[str, Any] | None:
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
 
 
 def curves(metrics: list[dict[str, Any]]) -> dict[str, dict[str, Points]]:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from megajukebox.data.weights import Pending
+from megajukebox.training.copies import hashed
 from megajukebox.training.engines import ema, universal
 from megajukebox.training.engines.communication import Communication
 from megajukebox.training.engines.parallel import TrainingDiverged
@@ -30,7 +31,6 @@ from megajukebox.training.stability import Rules, Stability
 
 # What the files of a checkpoint may name beside tensors and plain values: nothing in them is run when they are read.
 ALLOWED = [ZeroStageEnum, LossScaler, DynamicLossScaler, fragment_address]
-HASHED = 1 << 22  # bytes of weights that are summed at a time: each takes 24 then
 
 
 def building(ds_config: dict) -> contextlib.AbstractContextManager:
@@ -72,17 +72,6 @@ def told_of_lowest_scale() -> Iterator[None]:
         raise TrainingDiverged(
             "gradients overflow at the lowest fp16 loss scale; lower the learning rate, or set fp16.min_loss_scale"
         ) from None
-
-
-def _hash(tensor: Tensor) -> int:
-    """Every byte, as a whole number, times an odd number of its own, summed modulo 2^64."""
-    total = torch.zeros((), dtype=torch.int64, device=tensor.device)
-    first = 0
-    for part in tensor.contiguous().view(-1).view(torch.uint8).split(HASHED):
-        odd = torch.arange(2 * first + 1, 2 * (first + len(part)), 2, device=tensor.device)
-        total += (part.to(torch.int64) * odd).sum()
-        first += len(part)
-    return int(total)
 
 
 def _fill(parameters: list[nn.Parameter], values: list[Tensor]) -> None:
@@ -333,12 +322,12 @@ class Engine:
             fill(buffers, self.storage.load(str(file))["module"])
 
     def replicated_hash(self) -> int:
-        """A 64-bit sum of all that ranks of one stage must hold alike; one flipped bit changes it.
+        """A sum of all that ranks of one stage must hold alike.
 
         Under ZeRO-3 that is only what DeepSpeed keeps whole everywhere (small weights), and buffers.
         """
         alike = [p for p in self.module.parameters() if p.numel() == getattr(p, "ds_numel", p.numel())]
-        return sum(_hash(tensor.detach()) for tensor in [*alike, *self.module.buffers()]) % 2**63
+        return hashed([*alike, *self.module.buffers()])
 
     def weights(self) -> dict[str, Pending]:
         """Every parameter (float32; its moving average where one is kept) and buffer by name, each gathered only when
