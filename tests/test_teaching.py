@@ -27,8 +27,9 @@ from megajukebox.sampling.students.likelihood import (
     untold_batch,
     with_interval,
 )
+from megajukebox.sampling.students.student_runs import row_of
 from megajukebox.sampling.students.teaching import Lesson, shard_name, teachers_codes, write_lesson_shard
-from megajukebox.training.distillation import TeacherRun, curriculum, read_table, verdict, write_table
+from megajukebox.training.distillation import TeacherRun, curriculum, verdict, write_table
 
 LESSON = Lesson(windows=20, held_out=6, manner=Manner(0.9), real_share=0.3, likeliest=8, batch=4, per_shard=8)
 
@@ -177,11 +178,11 @@ def test_the_student_in_use_is_the_one_of_fewest_steps_that_passed(tmp_path) -> 
 
     stages = [row(264, 0.01), row(47, 0.04), row(16, 0.06)]
     write_table(tmp_path, stages, gate)
-    assert read_table(tmp_path)["use"] == "order-47"
+    assert row_of(tmp_path, None)[0]["folder"] == "order-47"
     write_table(tmp_path, stages[-1:], gate)
-    assert read_table(tmp_path)["use"] == "order-16"
+    assert row_of(tmp_path, None)[0]["folder"] == "order-16"
     with pytest.raises(ValueError, match="holds no student"):
-        read_table(tmp_path / "elsewhere")
+        row_of(tmp_path / "elsewhere", None)
 
 
 def test_a_student_starts_from_every_weight_of_its_teacher() -> None:

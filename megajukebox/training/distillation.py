@@ -157,11 +157,3 @@ def write_table(out: Path, stages: list[dict[str, Any]], gate: tuple[float, floa
     )  # fmt: skip
     table = {"use": chosen["folder"], "gate": {"kl_forward": gate[0], "kl_reverse": gate[1]}, "orders": stages}
     write_whole(out / TABLE, (json.dumps(table, indent=1) + "\n").encode())
-
-
-def read_table(out: Path) -> dict[str, Any]:
-    """ValueError if no student was trained there."""
-    path = out / TABLE
-    if not path.is_file():
-        raise ValueError(f"{out} holds no student ({TABLE} is missing); run distill first")
-    return json.loads(path.read_text())

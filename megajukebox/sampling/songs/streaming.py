@@ -88,7 +88,3 @@ def finished(known_T: Tensor) -> int:
     """How many codes from the beginning are known."""
     unknown = (~known_T).nonzero()
     return int(unknown[0]) if len(unknown) else len(known_T)
-
-
-def as_tensor(codes_T: np.ndarray) -> Tensor:
-    return torch.from_numpy(codes_T.astype(np.int64))

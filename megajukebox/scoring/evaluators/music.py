@@ -98,11 +98,6 @@ def hear(song: Song) -> Heard | None:
     return Heard(tempo(song.audio, song.rate), chroma(song.audio, song.rate), song.labels.get("genre"))
 
 
-def heard_songs(songs: Iterable[Song]) -> dict[str, Heard]:
-    found = ((song.key, hear(song)) for song in songs)
-    return {key: heard for key, heard in found if heard is not None}
-
-
 def like_the_corpus(songs: Mapping[str, Heard], corpus: Mapping[str, Heard]) -> Iterator[Score]:
     """Tempi, scales and keys of `songs` beside those of `corpus`, as a whole and within each one's own genre."""
     if not songs or not corpus:
