@@ -1,4 +1,4 @@
-"""The chaos soak in short; `make soak` is the hour."""
+"""The chaos soak in short, five minutes of which are mostly waits for SLURM; `make soak` is the hour."""
 
 import json
 import os
@@ -14,7 +14,6 @@ from megajukebox.training.survival import exits
 SOAK = Path(__file__).parents[1] / "benchmarks/soak.py"
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.xdist_group("faults")
 def test_killed_damaged_and_warned_by_dice_a_run_ends_as_if_nothing_had_been(tmp_path):
