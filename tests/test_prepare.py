@@ -275,6 +275,17 @@ def test_what_nobody_says_of_a_song_is_taken_from_its_tags(tmp_path, suffix):
     assert bare["title"] == "Ballad" and not {"artist", "genres", "year"} & set(bare)
 
 
+def test_shards_begun_when_tags_were_not_read_go_on_without_them(tmp_path):
+    plain, plan = {"tags": False}, tmp_path / "out/plan.json"
+    prepare(songs(tmp_path / "in", 3), tmp_path / "out", **plain)
+    before = json.loads(plan.read_text())
+    del before["settings"]["tags"]
+    plan.write_text(json.dumps(before))
+    prepare(tmp_path / "in", tmp_path / "out", **plain)
+    with pytest.raises(SystemExit, match="tags was False and is now True"):
+        prepare(tmp_path / "in", tmp_path / "out")
+
+
 @pytest.mark.parametrize(
     ("tags", "told"),
     [

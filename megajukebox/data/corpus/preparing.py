@@ -134,7 +134,7 @@ def hold_to_plan(out: Path, songs: list[Song], settings: Settings) -> None:
 
 def changed(then: dict[str, Any], now: dict[str, Any]) -> str:
     """The differences between two plans in words; "" if there are none."""
-    was, is_ = then.get("settings", {}), now["settings"]
+    was, is_ = {"tags": False} | then.get("settings", {}), now["settings"]  # tags were once not read
     words = [f"{name} was {was.get(name)!r} and is now {is_[name]!r}" for name in is_ if was.get(name) != is_[name]]
     if then.get("songs") != now["songs"]:
         words.append(f"it had {then.get('songs')} songs and there are now {now['songs']}")
