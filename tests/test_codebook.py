@@ -127,6 +127,9 @@ for number, (parts, candidates) in enumerate(data):
     facts.append(book.update(x, book.nearest(x)[0], candidates))
 own = book.candidates(x)
 torch.save((book.state_dict(), facts, own), f"{folder}/rank-{rank}-of-{size}.pt")
+if size > 1:  # or a thread of gloo's may outlive the process, which aborts it
+    dist.barrier()
+    dist.destroy_process_group()
 """
 
 
