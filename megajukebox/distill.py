@@ -69,9 +69,6 @@ def main(
     guidance: Annotated[float, typer.Option(min=0, help="With which; the student needs none then. 1 is off.")] = 1.0,
     real_share: Annotated[float, typer.Option(min=0, max=1, help="Share of them that are songs' own codes.")] = 0.2,
     data_only: Annotated[bool, typer.Option("--data-only", help="Train on songs' codes alone.")] = False,
-    causal: Annotated[
-        bool | None, typer.Option(help="The student sees nothing later in the music. Default: the top's does not.")
-    ] = None,
     keep_going: Annotated[bool, typer.Option("--keep-going", help="Train orders after one that fails.")] = False,
     chain: Annotated[bool, typer.Option("--chain", help="Start from the order before, not from the teacher.")] = False,
     stop_after: Annotated[int | None, typer.Option(min=1, help="Save and leave after this many steps.")] = None,
@@ -87,11 +84,10 @@ def main(
         source = TeacherRun.open(teacher, level)
         shape = source.config.transformer
         orders = [GridOrder.parse(o) for o in order or []] or curriculum(level, source.config.window, shape.rows)
-        causal = level == "top" if causal is None else causal
-        lesson = Lesson(windows, JUDGED, Manner(temperature, guidance), real_share, soft_everywhere=causal)
+        lesson = Lesson(windows, JUDGED, Manner(temperature, guidance), real_share)
         codes = ShardSet(data, Remote(cache, int(cache_gb * 2**30)))
         how = settings_of(chosen, level, ds_config)
-        course = Course(source, codes, lesson, out, chosen, how, causal, data_only, end)
+        course = Course(source, codes, lesson, out, chosen, how, data_only, end)
         finished = course.run(orders, keep_going, chain, stop_after)
         parallel.stop()
         if not finished:
@@ -104,10 +100,10 @@ class Course:
 
     def __init__(
         self, teacher: TeacherRun, codes: ShardSet, lesson: Lesson, out: Path, preset: Preset,
-        settings: TrainingSettings, causal: bool, data_only: bool, end: Ending,
+        settings: TrainingSettings, data_only: bool, end: Ending,
     ) -> None:  # fmt: skip
         self.teacher, self.lesson, self.out, self.preset, self.settings = teacher, lesson, out, preset, settings
-        self.causal, self.data_only, self.end = causal, data_only, end
+        self.data_only, self.end = data_only, end
         self.place = parallel.start()
         self.songs = teacher.windows(codes)
         self.prior = self._frozen()
@@ -147,7 +143,7 @@ class Course:
         return True
 
     def config(self, order: GridOrder) -> StudentConfig:
-        return StudentConfig(prior=self.teacher.config, order=order, causal=self.causal)
+        return StudentConfig(prior=self.teacher.config, order=order)
 
     def windows(self) -> TaughtWindows:
         """What the teacher samples, each process its share of the shards; those that are there are kept."""

@@ -33,10 +33,8 @@ def student_of(teacher: Prior, order: GridOrder, awake: bool = True, **how) -> S
     return student.eval()
 
 
-def little_student(
-    order: GridOrder, schedule: str = "factored", awake: bool = True, causal: bool = False, **changed
-) -> Student:
-    return student_of(little_prior(schedule, **changed), order, awake, causal=causal)
+def little_student(order: GridOrder, schedule: str = "factored", awake: bool = True, **changed) -> Student:
+    return student_of(little_prior(schedule, **changed), order, awake)
 
 
 def known_slots(name: str, songs: int = 2) -> Tensor:

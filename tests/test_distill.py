@@ -1,6 +1,7 @@
 """Distilling through the real entry: windows, then a run for each order; resumed equals straight; one teacher still."""
 
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -114,17 +115,25 @@ def test_what_the_table_says_is_said_of_the_weights_that_are_kept(straight, give
     assert said(tmp_path / "student") == pytest.approx(worth(tmp_path / "student", "order-1-1"), abs=1e-5)
 
 
-def test_a_causal_student_is_taught_distributions_and_is_not_taken_for_another(given, tmp_path) -> None:
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"causal": False}, "saw what comes later; distil it again"),
+        ({"known_before": 0.25}, "holds a finished student that is not {'known_before': 0.5}"),
+    ],
+)
+def test_a_finished_student_that_was_taught_otherwise_is_not_taken_for_this_one(
+    straight, given, tmp_path, changed: dict, why: str
+) -> None:
     out = tmp_path / "student"
-    distill(given, out, "--order", "1,1", "--causal")
-    assert read_facts(out / "order-1-1")["config"]["causal"]
-    before = ShardSet(str(out / "windows"))
-    window = TaughtWindows(before).read(0, 0, None)
-    assert len(window["soft_ids"]) == len(window["codes"])
-    assert said(out) == pytest.approx(worth(out, "order-1-1"), abs=1e-5)
-    told = distill(given, out, "--order", "1,1", expect=PERSON)
-    assert "holds a finished student that is not {'causal': False}" in told
-    assert ShardSet(str(out / "windows")).fingerprint == before.fingerprint, "its windows are still there"
+    shutil.copytree(straight, out)
+    path = out / "order-0-1" / "model.json"
+    facts = json.loads(path.read_text())
+    path.write_text(json.dumps({**facts, "config": facts["config"] | changed}))
+    before = ShardSet(str(out / "windows")).fingerprint
+    told = distill(given, out, "--order", "0,1", expect=PERSON)
+    assert why in told
+    assert ShardSet(str(out / "windows")).fingerprint == before
 
 
 @pytest.mark.slow

@@ -4,7 +4,8 @@ A window of T slots is a grid of R rows of L, slot t = r L + c. Slot (r, c) is e
 
     tau(r, c) = a r + b c        a known slot (a prompt, the surroundings of a gap) at tau = t - T, before all others
 
-and it sees those keys of its layer's pattern whose time is at most its own. Slots of equal time are emitted together:
+and it sees those keys of its layer's pattern whose time is at most its own, and which its teacher would see too:
+nothing that comes later in the music, unless it is known. Slots of equal time are emitted together:
 
     (L, 1)  the teacher, R L steps          0  1  2  3       (1, 2)  a wavefront      0  2  4  6
                                             4  5  6  7                                1  3  5  7
@@ -78,15 +79,15 @@ def times(
 class Sight:
     """Which keys each slot sees under every pattern, from the slots' times [B, T] (B may be 1, for all windows)."""
 
-    def __init__(self, tau_BT: Tensor, rows: int, prefix: int = 0, causal: bool = False):
-        """`prefix`: as in models/attention.py. `causal`: nothing later in the music is seen, unless given."""
-        self.tau_BT, self.rows, self.prefix, self.causal = tau_BT, rows, prefix, causal
+    def __init__(self, tau_BT: Tensor, rows: int, prefix: int = 0):
+        """`prefix`: as in models/attention.py."""
+        self.tau_BT, self.rows, self.prefix = tau_BT, rows, prefix
         self.tau_BRL = tau_BT.unflatten(1, (rows, -1))
         self.slot_1RL = torch.arange(tau_BT.shape[1], device=tau_BT.device).unflatten(0, (rows, -1))[None]
 
     def sees(self, tau: Tensor, key: Tensor, now: Tensor, slot: Tensor) -> Tensor:
         """The rule: whether `slot`, emitted at `now`, sees `key` of time `tau`; all of shapes that broadcast."""
-        return (tau <= now) & ((key <= slot) | (tau < 0)) if self.causal else tau <= now
+        return (tau <= now) & ((key <= slot) | (tau < 0))
 
     @cached_property
     def is_raster(self) -> bool:
@@ -107,7 +108,7 @@ class Sight:
 
     @cached_property
     def neighbours(self) -> Tensor:
-        """[B, R, L, 2L]: the row before and the row after; of the latter the teacher sees nothing."""
+        """[B, R, L, 2L]: the row before and the row after; of the latter only what is known."""
         tau, slot = beside(self.tau_BRL, NEVER), beside(self.slot_1RL, NEVER)
         return self.sees(tau[:, :, None, :], slot[:, :, None, :], self.tau_BRL[..., None], self.slot_1RL[..., None])
 
@@ -130,20 +131,23 @@ class Sight:
 
     @cached_property
     def knows_no_later(self) -> Tensor:
-        """[B, T]: slots that see no token which comes after them in time.
+        """[B, T]: slots after which nothing in the music is known.
 
         Only there is the teacher's distribution given the past a target for the student's (docs/student.md).
         """
-        later_first = F.pad(self.tau_BT.flip(1).cummin(1).values.flip(1)[:, 1:], (0, 1), value=NEVER)
-        return later_first >= (torch.zeros_like(self.tau_BT) if self.causal else self.tau_BT)
+        known_after = F.pad(self.tau_BT[:, 1:] < 0, (0, 1))
+        return known_after.flip(1).cumsum(1).flip(1) == 0
+
+
+def before(x_BRL: Tensor, outside: float) -> Tensor:
+    """Row r - 1 of each row r, [B, R, L, ...]; `outside` where there is none."""
+    return F.pad(x_BRL[:, :-1], (*((0, 0) * (x_BRL.ndim - 2)), 1, 0), value=outside)
 
 
 def beside(x_BRL: Tensor, outside: float) -> Tensor:
     """Row r - 1 and row r + 1 of each row r, [B, R, 2L, ...]; `outside` where there is none."""
-    rest = (0, 0) * (x_BRL.ndim - 2)
-    before = F.pad(x_BRL[:, :-1], (*rest, 1, 0), value=outside)
-    after = F.pad(x_BRL[:, 1:], (*rest, 0, 1), value=outside)
-    return torch.cat([before, after], dim=2)
+    after = F.pad(x_BRL[:, 1:], (*((0, 0) * (x_BRL.ndim - 2)), 0, 1), value=outside)
+    return torch.cat([before(x_BRL, outside), after], dim=2)
 
 
 def attend_in_order(q_BTHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor, pattern: str, sight: Sight) -> Tensor:
@@ -192,7 +196,7 @@ def gathered(q_NTHD: Tensor, k_NSHD: Tensor, v_NSHD: Tensor, mask_NTS: Tensor, n
     return out if nothing_NT is None else out.masked_fill(nothing_NT[..., None, None], 0.0)
 
 
-def visible_in_order(pattern: str, tau_T: Tensor, rows: int, prefix: int = 0, causal: bool = False) -> Tensor:
+def visible_in_order(pattern: str, tau_T: Tensor, rows: int, prefix: int = 0) -> Tensor:
     """The truth about the rule: which keys [T, T] each query sees, as a boolean mask."""
     length = len(tau_T)
     i, j = torch.arange(length)[:, None], torch.arange(length)[None, :]
@@ -204,5 +208,5 @@ def visible_in_order(pattern: str, tau_T: Tensor, rows: int, prefix: int = 0, ca
         "previous_row": (j // columns - i // columns).abs() == 1,
         "prefix": (j < prefix).expand(length, -1),
     }[pattern]
-    later = (j > i) & (tau_T[None, :] >= 0) if causal else torch.zeros_like(wide)
+    later = (j > i) & (tau_T[None, :] >= 0)
     return wide & (tau_T[None, :] <= tau_T[:, None]) & ~later

@@ -1,11 +1,13 @@
 """The grid-order student: the prior's own layers, emitting many slots at a time in the order of models/grid.py.
 
-It starts from its teacher's weights. Two small tables are new, and start as zeros: what the token one row up says (the
-teacher reads only the one before), and that the token before is not there yet. So at the teacher's order a student is
-its teacher to the last bit.
+It sees what its teacher would see, as far as it is there. It starts from its teacher's weights. Two small tables are
+new, and start as zeros: what the token one row up says (the teacher reads only the one before), and that the token
+before is not there yet. So at the teacher's order a student is its teacher to the last bit.
 """
 
 # B windows   N slots of them   T slots of a window   R rows   W width   V vocabulary   K soft targets
+from typing import Any
+
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
@@ -15,7 +17,7 @@ from megajukebox.models.prior import Conditioning, Prior, PriorConfig
 from megajukebox.models.transformer import Table
 
 LOG_2 = 0.6931471805599453
-HARD_WEIGHT = 0.1  # of single codes, where all else is the distributions that they were drawn from
+HARD_WEIGHT = 0.1  # of single codes, a target only where something later is known; all else are distributions
 NEW = ("above.weight", "missing.weight")  # what a student has and its teacher has not
 
 
@@ -26,12 +28,17 @@ class StudentConfig(BaseModel):
 
     prior: PriorConfig
     order: GridOrder
-    causal: bool = Field(False, description="sees nothing later in the music, unless given: all targets are soft then")
-    soft_weight: float = Field(default=0.5, ge=0, description="of the teacher's distributions, where they are a target")
     known_before: float = Field(
         default=0.5, ge=0, le=1, description="share of training windows whose first rows are known"
     )
     known_after: float = Field(default=0.25, ge=0, le=1, description="share whose last rows are known")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_what_looked_forward(cls, given: Any) -> Any:
+        if isinstance(given, dict) and {"causal", "soft_weight"} & given.keys():
+            raise ValueError("this student is of an older version, which saw what comes later; distil it again")
+        return given
 
     @model_validator(mode="after")
     def _check(self) -> "StudentConfig":
@@ -67,7 +74,7 @@ class Student(Prior):
         """Who sees whom, where `known` [B, T] bool are given from the start."""
         device = self.input.tokens.weight.device
         tau_BT = times(self.how.order, self.config.window, self.how.rows, known_BT, device)
-        return Sight(tau_BT, self.how.rows, causal=self.how.causal)
+        return Sight(tau_BT, self.how.rows)
 
     def embed(
         self, left_BN: Tensor, has_left_BN: Tensor, above_BN: Tensor, has_above_BN: Tensor, slots_N: Tensor,
@@ -95,9 +102,8 @@ class Student(Prior):
     def forward(self, batch: dict) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss [] and metrics of `batch`, as of Prior.forward and, of windows that the teacher sampled:
 
-        `teacher_bits` [B, T] its surprisal at each code, `soft_ids`, `soft_log_p` [B, S, K] its likeliest codes of
-        every (T/S)th slot: of the first of each row, or of all; `taught` [B] bool whether the window is the teacher's
-        (else a real one).
+        `teacher_bits` [B, T] its surprisal at each code, `soft_ids`, `soft_log_p` [B, T, K] its likeliest codes at
+        every slot; `taught` [B] bool whether the window is the teacher's (else a real one).
         """
         given, codes = self.conditioning(batch), batch["codes"]
         known = self.known_rows(codes) if self.training else torch.zeros_like(codes, dtype=torch.bool)
@@ -108,15 +114,12 @@ class Student(Prior):
         metrics = {"bits_per_code": bits.detach()}
         loss = bits
         if "taught" in batch:
-            target = self.soft_targets(batch, known)
+            target = self.soft_targets(known)
             soft = self.soft_loss(log_q, batch, target) / free.sum()
             taught = free * batch["taught"].float()[:, None]
             gap = ((surprisal.detach() - batch["teacher_bits"]) * taught).sum() / taught.sum().clamp(min=1)
             metrics |= {"kl_forward": gap, "bits_soft": soft.detach()}
-            if self.how.causal:
-                loss = soft + HARD_WEIGHT * (surprisal * (free - target.float())).sum() / free.sum()
-            else:
-                loss = loss + self.how.soft_weight * soft
+            loss = soft + HARD_WEIGHT * (surprisal * (free - target.float())).sum() / free.sum()
         return loss, metrics
 
     def known_rows(self, codes_BT: Tensor) -> Tensor:
@@ -133,31 +136,27 @@ class Student(Prior):
         known = known & ~known.all(1, keepdim=True)  # a window of nothing but known rows teaches nothing
         return known.repeat_interleave(self.how.columns, dim=1)
 
-    def soft_targets(self, batch: dict, known_BT: Tensor) -> Tensor:
-        """[B, T] bool: slots of which the teacher's distribution is stored and is a target.
+    def soft_targets(self, known_BT: Tensor) -> Tensor:
+        """[B, T] bool: slots whose target is the teacher's distribution: after which nothing is known.
 
-        That is where the student knows nothing later than the slot (models/grid.py, `knows_no_later`): the best it can
-        do elsewhere is not the teacher's distribution given the past, since later tokens are evidence.
+        The best a student can do elsewhere is not the teacher's distribution given the past, since what comes later is
+        evidence.
         """
-        stored = torch.zeros_like(known_BT)
-        stored[:, :: known_BT.shape[1] // batch["soft_ids"].shape[1]] = True
-        target = self.sight(known_BT).knows_no_later & ~known_BT & stored
-        return target if self.how.causal else target & batch["taught"][:, None]
+        return self.sight(known_BT).knows_no_later & ~known_BT
 
     def soft_loss(self, log_q_BTV: Tensor, batch: dict, target_BT: Tensor) -> Tensor:
         """Sum of KL(teacher || student) in bits over the target slots. Codes outside the likeliest count as one."""
-        every = slice(None), slice(0, None, target_BT.shape[1] // batch["soft_ids"].shape[1])
-        log_q = log_q_BTV[every].gather(2, batch["soft_ids"])
+        log_q = log_q_BTV.gather(2, batch["soft_ids"])
         log_p = batch["soft_log_p"]
         inside = (log_p.exp() * (log_p - log_q)).sum(2)
         rest_p, rest_q = (rest(x) for x in (log_p, log_q))
         outside = rest_p.exp() * (rest_p - rest_q)
-        return ((inside + outside) * target_BT[every]).sum() / LOG_2
+        return ((inside + outside) * target_BT).sum() / LOG_2
 
 
-def rest(log_p_BRK: Tensor) -> Tensor:
+def rest(log_p_BTK: Tensor) -> Tensor:
     """log(1 - sum p): of all other codes together."""
-    return torch.log1p(-log_p_BRK.exp().sum(2).clamp(max=1 - 1e-6))
+    return torch.log1p(-log_p_BTK.exp().sum(2).clamp(max=1 - 1e-6))
 
 
 def from_teacher(student: Student, teacher: Prior) -> Student:

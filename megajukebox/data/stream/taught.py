@@ -4,8 +4,8 @@ One sample a window: <key>.json (what made it), <key>.npz with the arrays
 
     codes [T] uint16            what the teacher sampled, told conditions.<name>, timing, lyrics, upper_codes
     teacher_bits [T] float32    its surprisal at each code, in bits
-    soft_ids [S, K] uint16      its K likeliest codes at the first slot of each row of the window (S = R), or at every
-    soft_log_p [S, K] float16   slot (S = T), and their log probabilities (natural), given the window before
+    soft_ids [T, K] uint16      its K likeliest codes at every slot, and
+    soft_log_p [T, K] float16   their log probabilities (natural), given the window before
     taught [] bool              whether the teacher sampled the codes (else they are a real song's)
 
 A key tells the part: held-0000000 was told what a song is told that the teacher was not trained on, train-0000000 not.

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from megajukebox.models.grid import NEVER, Sight, attend_in_order, beside, gathered, opened
+from megajukebox.models.grid import NEVER, Sight, attend_in_order, before, beside, gathered, opened
 from megajukebox.models.prior import Conditioning
 from megajukebox.models.student import Student
 from megajukebox.models.transformer import Attention, Block
@@ -56,7 +56,7 @@ def steps_of(student: Student, sight: Sight, known_BT: Tensor) -> list[Step]:
     """The steps that emit every slot which is not known in all windows."""
     patterns = {block.attention.pattern for block in student.blocks} - {"lyrics"}
     known = known_BT if known_BT.any() else None
-    if student.how.order[::2] == (0, 1) and not sight.causal:
+    if student.how.order[::2] == (0, 1):
         open_L = (~known_BT).unflatten(1, (student.how.rows, -1)).flatten(0, 1).any(0)
         width = 0 if known is None else student.how.columns
         return [_column_step(c, width or c + 1, patterns, sight, known) for c in open_L.nonzero()[:, 0].tolist()]
@@ -77,18 +77,22 @@ def _step(slots_N: Tensor, patterns: set[str], sight: Sight, known_BT: Tensor | 
 
 
 def _column_step(column: int, width: int, patterns: set[str], sight: Sight, known_BT: Tensor | None) -> Step:
-    tau_BRL, now_BR1 = sight.tau_BRL[:, :, :width], sight.tau_BRL[:, :, column, None]
-    tau_BRS = {
-        "row": tau_BRL,
-        "previous_row": beside(tau_BRL, NEVER),
-        "column": sight.tau_BRL[:, None, :, column],
-        "dense": sight.tau_BT[:, None],
-        "prefix": sight.tau_BT[:, None, : sight.prefix],
-    }
-    rows, columns = sight.tau_BRL.shape[1:]
-    slots = torch.arange(rows, device=tau_BRL.device) * columns + column
-    known_BN = None if known_BT is None else known_BT[:, slots]
-    return Step(slots, {p: _mask(tau_BRS[p] <= now_BR1) for p in patterns}, {}, known_BN, column, width)
+    near = before if known_BT is None else beside
+
+    def looked_at(x_BRL: Tensor) -> dict[str, Tensor]:
+        return {
+            "row": x_BRL[:, :, :width],
+            "previous_row": near(x_BRL[:, :, :width], NEVER),
+            "column": x_BRL[:, None, :, column],
+            "dense": x_BRL.flatten(1)[:, None],
+            "prefix": x_BRL.flatten(1)[:, None, : sight.prefix],
+        }
+
+    tau, keys = looked_at(sight.tau_BRL), looked_at(sight.slot_1RL)
+    now_BR1, slot_1R1 = sight.tau_BRL[:, :, column, None], sight.slot_1RL[:, :, column, None]
+    masks = {p: _mask(sight.sees(tau[p], keys[p], now_BR1, slot_1R1)) for p in patterns}
+    slots = slot_1R1[0, :, 0]
+    return Step(slots, masks, {}, None if known_BT is None else known_BT[:, slots], column, width)
 
 
 def _mask(seen_BNS: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -166,7 +170,7 @@ class Memory:
         if pattern == "row":
             return memory[:, :, : step.width]
         if pattern == "previous_row":
-            return beside(memory[:, :, : step.width], 0.0)
+            return (before if step.known_BN is None else beside)(memory[:, :, : step.width], 0.0)
         return memory[:, :, step.column] if pattern == "column" else memory_BTHD[:, : self.attention.prefix or None]
 
     def _read_lyrics(self, x_BNW: Tensor) -> Tensor:

@@ -33,7 +33,6 @@ class Lesson:
     manner: Manner
     real_share: float = 0.2  # of the training windows are a song's own codes
     likeliest: int = 64
-    soft_everywhere: bool = False  # its distributions at every slot, not only at the first of each row
     seed: int = 0
     batch: int = 64
     per_shard: int = 256
@@ -82,8 +81,7 @@ def sampled_windows(teacher: Prior, told: Told, lesson: Lesson, part: str, numbe
     seeds = [(2 * lesson.seed + (part == TRAIN)) * 2**32 + number for number in numbers]
     batch["codes"] = torch.where(taught[:, None], teachers_codes(teacher, batch, seeds, lesson.manner), batch["codes"])
     log_p = teacher_log_p(teacher, batch, lesson.manner)
-    every = 1 if lesson.soft_everywhere else config.window // config.transformer.rows
-    likeliest = log_p[:, ::every].topk(min(lesson.likeliest, config.codes), dim=2)
+    likeliest = log_p.topk(min(lesson.likeliest, config.codes), dim=2)
     said = {
         "codes": batch["codes"], "teacher_bits": bits_of(log_p, batch["codes"]), "taught": taught,
         "soft_ids": likeliest.indices, "soft_log_p": likeliest.values,
