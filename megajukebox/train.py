@@ -22,7 +22,7 @@ from megajukebox.training.config import STAGES, Preset, TrainingSettings, load_p
 from megajukebox.training.engines import parallel
 from megajukebox.training.finetune import Base, read_base
 from megajukebox.training.stage import run_task
-from megajukebox.training.survival.exits import Ending, ending
+from megajukebox.training.survival.exits import Ending, ending, say
 from megajukebox.training.tasks import Reading, Task, piped_task, prior_task, vqvae_task
 
 
@@ -53,7 +53,7 @@ def main(
         parallel.stop()
         if not finished:
             end.kind = "done" if stop_after else "stopped"
-            print(f"stopped before the last step; the same command goes on from {out}")
+            say(f"stopped before the last step; the same command goes on from {out}")
 
 
 def run_stage(

@@ -15,9 +15,10 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from megajukebox.data.files import read_record, write_whole
 from megajukebox.training.launch import host
@@ -71,14 +72,16 @@ class Ending:
             path.parent.mkdir(exist_ok=True)
             write_whole(path, json.dumps(told | {"time": time.time(), "generation": self.generation}).encode())
         except OSError as error:
-            print(f"could not write {path}: {error}", file=sys.stderr)
+            say(f"could not write {path}: {error}")
 
 
 @contextmanager
 def ending(run: Path, verb: str) -> Iterator[Ending]:
     """Whatever happens inside ends as an exit code, a record, and one line that says why (a traceback if it was us).
 
-    After an error the process leaves at once: what torch and its libraries do at exit may wait for dead peers.
+    The process leaves at once, with and without an error: what torch and its libraries do at exit may wait for dead
+    peers, or abort over a thread of gloo's (DeepSpeed keeps groups alive that were left), and then a signal would stand
+    where the code is read.
     """
     end = Ending(run)
     try:
@@ -87,14 +90,11 @@ def ending(run: Path, verb: str) -> Iterator[Ending]:
         raise
     except BaseException as error:
         kind = end.kind if end.kind != "done" else kind_of(error)
-        if kind in ("code", "peer", "memory"):
-            traceback.print_exc()
         end.record(kind, " ".join(str(error).split()) or type(error).__name__)
-        print(f"{verb}: {error}", file=sys.stderr, flush=True)
-        leave_now(end.code)
-    end.record(end.kind, end.reason)
-    if end.code:
-        raise SystemExit(end.code)
+        say((traceback.format_exc() if kind in ("code", "peer", "memory") else "") + f"{verb}: {error}")
+    else:
+        end.record(end.kind, end.reason)
+    leave_now(end.code)
 
 
 # By name: their modules import torch, which who starts runs again (supervise.py) does without.
@@ -132,7 +132,7 @@ def within(seconds: float, what: str) -> Iterator[None]:
     """End the process as TEMPORARY if the block takes longer: for waits that heed nothing else."""
 
     def leave() -> None:
-        print(f"train: {what} within {seconds:.0f} s; start again", file=sys.stderr)
+        say(f"train: {what} within {seconds:.0f} s; start again")
         leave_now(TEMPORARY)
 
     timer = threading.Timer(seconds, leave)
@@ -144,7 +144,14 @@ def within(seconds: float, what: str) -> Iterator[None]:
         timer.cancel()
 
 
-def leave_now(code: int) -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
+def say(text: str) -> None:
+    """Print to stderr, if that can be written: a log on a full disk, or one that nobody reads any more, is no fault."""
+    with suppress(OSError, ValueError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def leave_now(code: int) -> NoReturn:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
     os._exit(code)

@@ -20,7 +20,7 @@ import psutil
 
 from megajukebox.monitoring.metrics import RunLog
 from megajukebox.training.launch import host
-from megajukebox.training.survival.exits import Ending, leave_now
+from megajukebox.training.survival.exits import Ending, leave_now, say
 from megajukebox.training.survival.generation import Generation
 from megajukebox.training.survival.suspects import read_heartbeats, suspects
 
@@ -162,7 +162,7 @@ class Pulse:
 
     def _leave(self, kind: str, reason: str) -> None:
         self.end.record(kind, reason)
-        print(f"train: {reason}", flush=True)
+        say(f"train: {reason}")
         leave_now(self.end.code)
 
 
