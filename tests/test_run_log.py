@@ -104,3 +104,14 @@ def test_a_run_s_folder_is_closed_to_others_and_one_that_was_there_stays_as_it_i
     (tmp_path / "shared").chmod(0o777)
     RunLog(tmp_path / "shared", writes=True)
     assert (tmp_path / "shared").stat().st_mode & 0o777 == 0o777
+
+
+def test_a_full_disk_costs_what_any_rank_would_have_said_and_not_the_rank(tmp_path: Path) -> None:
+    log = RunLog(tmp_path, writes=False, rank=3)
+    (tmp_path / "events.jsonl").symlink_to("/dev/full")
+    log.skip("a.tar", "song-1", "is damaged")
+    log.note("hang", 5, reason="rank 3 was in step for 400 s")
+    assert log.lost == 2
+    (tmp_path / "events.jsonl").unlink()
+    log.note("hang", 6, reason="again")
+    assert [event["step"] for event in read_lines(tmp_path / "events.jsonl")] == [6]

@@ -5,6 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from megajukebox.data.files import make_run_folder, write_whole
@@ -46,12 +47,15 @@ class RunLog:
         """An event that any rank may tell: each line is one write to the file's end, so that none mix."""
         place = {} if step is None else {"step": step}
         record = {"time": self.clock(), "event": event, **place, "rank": self.rank, **redacted(reason)}
-        make_run_folder(self.run)
-        events = os.open(self.run / "events.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         try:
-            os.write(events, (json.dumps(record) + "\n").encode())
-        finally:
-            os.close(events)
+            make_run_folder(self.run)
+            events = os.open(self.run / "events.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            try:
+                os.write(events, (json.dumps(record) + "\n").encode())
+            finally:
+                os.close(events)
+        except OSError as error:
+            self._lose("events.jsonl", error)
 
     def forget_after(self, step: int) -> None:
         """Drop metrics of steps after `step`: a resumed run computes them again.
@@ -89,13 +93,18 @@ class RunLog:
             with (self.run / name).open("a") as file:
                 file.write(json.dumps(record) + "\n")
         except OSError as error:
-            if not self.lost:
-                print(f"{self.run / name}: {error.strerror}; training goes on without its lines", file=sys.stderr)
-            self.lost += 1
+            self._lose(name, error)
             return
         if self.lost:
             lost, self.lost = self.lost, 0
             self.event("alert", reason=f"{lost} lines of metrics and events could not be written: the disk was full")
+
+    def _lose(self, name: str, error: OSError) -> None:
+        """A line could not be written; what the job prints to may lie on the same full disk."""
+        if not self.lost:
+            with suppress(OSError):
+                print(f"{self.run / name}: {error.strerror}; training goes on without its lines", file=sys.stderr)
+        self.lost += 1
 
 
 def seconds_at(points: list[tuple[int, float]], step: int) -> float:
