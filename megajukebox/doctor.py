@@ -27,6 +27,7 @@ from megajukebox.monitoring.doctor import checks, network
 from megajukebox.monitoring.doctor.checks import Finding
 from megajukebox.monitoring.telling.screen import plain
 from megajukebox.training.launch import World, host, ranks_here, world
+from megajukebox.training.survival.exits import leave_now
 
 COLORS = {"good": "green", "warn": "yellow", "bad": "bold red"}
 CODES = {"good": 0, "warn": 1, "bad": 2}
@@ -57,7 +58,10 @@ def main(
         write_report(leave / "together.json", findings)
     if here.rank == 0 and not leave:
         print(json.dumps([asdict(f) for f in findings], indent=1)) if as_text else show(findings)
-    raise SystemExit(CODES[checks.worst(findings)] if here.rank == 0 else 0)
+    code = CODES[checks.worst(findings)] if here.rank == 0 else 0
+    if here.size > 1:
+        leave_now(code)  # what torch makes of a group that somebody has left would hide it
+    raise SystemExit(code)
 
 
 def write_report(path: Path, findings: list[Finding]) -> None:
@@ -79,14 +83,19 @@ def together(
 ) -> list[Finding]:
     """The findings of all nodes (good ones only once), and those about the ranks."""
     device = torch.device("cuda", here.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    compared = [*files, *([ds_config] if ds_config else []), *(folder / "index.json" for folder in data)]
+    digests = {str(path): checks.digest(path) for path in compared}
     try:
         if device.type == "cuda":
             torch.cuda.set_device(device)
         network.meet(seconds)
+        return compare(here, device, own, digests)
     except (RuntimeError, OSError) as error:
         return [*own, Finding("ranks", "bad", " ".join(str(error).split())[:300], "look at their nodes and logs")]
-    compared = [*files, *([ds_config] if ds_config else []), *(folder / "index.json" for folder in data)]
-    digests = {str(path): checks.digest(path) for path in compared}
+
+
+def compare(here: World, device: torch.device, own: list[Finding], digests: dict[str, str]) -> list[Finding]:
+    """What the ranks, which have met, find of one another."""
     reports = network.examine(device, host(), checks.versions(), digests)
     everyone: list[list[Finding] | None] = [None] * here.size
     dist.all_gather_object(everyone, own)

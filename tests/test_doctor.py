@@ -18,15 +18,18 @@ from megajukebox.monitoring.doctor.network import Report, judge
 ENTRY = [sys.executable, "-m", "megajukebox.doctor"]
 
 
-def doctor(*arguments: str, ranks: int = 1, silent: tuple[int, ...] = (), **variables: str) -> list[subprocess.Popen]:
-    """The entry on some ranks as srun would start them; those in `silent` never come."""
+def doctor(
+    *arguments: str, ranks: int = 1, silent: tuple[int, ...] = (), dies: tuple[int, ...] = (), **variables: str
+) -> list[subprocess.Popen]:
+    """The entry on some ranks as srun would start them; those in `silent` never come, those in `dies` only come."""
     place = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())} if ranks > 1 else {}
     started = []
     for rank in (rank for rank in range(ranks) if rank not in silent):
         mine = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {}
         environment = {**os.environ, "OMP_NUM_THREADS": "1", **place, **mine, **variables}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        started.append(subprocess.Popen([*ENTRY, *arguments, "--json"], env=environment, **pipes))
+        command = [sys.executable, "-c", DIES] if rank in dies else [*ENTRY, *arguments, "--json"]
+        started.append(subprocess.Popen(command, env=environment, **pipes))
     return started
 
 
@@ -68,6 +71,17 @@ def test_a_rank_that_does_not_come_is_named() -> None:
     assert first.returncode == 2
     for process in processes:
         process.kill()
+
+
+DIES = "import os; from megajukebox.monitoring.doctor import network; network.meet(100); os._exit(0)"
+
+
+def test_a_rank_that_dies_while_it_is_examined_is_no_healthy_start() -> None:
+    """A status of 1 would say "worth a look", that of an abort nothing at all."""
+    first, dying = doctor(ranks=2, dies=(1,))
+    told = findings(first)["ranks"]
+    assert told["verdict"] == "bad" and told["what"] and first.returncode == 2
+    dying.communicate(timeout=120)
 
 
 def reports(number: int = 8) -> list[Report]:
