@@ -11,6 +11,7 @@ finished shards are kept. After an array job (--part) a last run without --part 
 import io
 import json
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -142,9 +143,13 @@ def as_npy(codes: torch.Tensor) -> bytes:
 
 
 def wait_for_others(size: int) -> None:
-    """Until every process has written its shards; fails with them if one dies."""
+    """Until every process has written its shards; fails with them if one dies.
+
+    Of a run that was killed, one process may have nothing left to do and another hours: torch's own limit, half an
+    hour, would end both.
+    """
     if size > 1:
-        dist.init_process_group("gloo")
+        dist.init_process_group("gloo", timeout=timedelta(days=7))
         dist.barrier()
         dist.destroy_process_group()
 
