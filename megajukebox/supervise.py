@@ -58,6 +58,8 @@ class Child:
         self.starts += 1
         command, env = crew.on_nodes(command, nodes), os.environ | meeting_place(nodes, self.starts)
         self.process = subprocess.Popen(command, env=env)
+        if self.asked:  # while it was being started
+            self._pass_on(signal.SIGTERM, None)
         try:
             return self.process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -121,6 +123,8 @@ class Supervisor:
                 slurm.cancel_successors()
                 return DONE
             answer = self.choose_team(doubtful)
+            if answer is None and self.child.asked:  # since the last attempt ended: nobody says it twice
+                answer = self.hand_over("asked to stop before training began")
             if answer is None:
                 before, found = generation_of(self.run), self.attempt(number)
                 answer, doubtful = self.decide(found), bool(found.nodes) or generation_of(self.run) == before
@@ -168,9 +172,7 @@ class Supervisor:
             if answer is not None or not self.doctor or not (doubtful or self.team != before):
                 return answer
             found = self.examine()
-            if self.child.asked:
-                return self.hand_over("asked to stop before training began")
-            if found.verdict == "good":
+            if self.child.asked or found.verdict == "good":
                 return None
             told = "; ".join(filter(None, [found.everywhere, *(f"{n}: {what}" for n, what in found.unfit.items())]))
             replaced = len(slurm.living_nodes()) - len(crew.unfit(self.run, self.here)) >= self.wanted > 0

@@ -78,6 +78,15 @@ def test_a_hang_blames_the_suspects_node_and_silent_corruption_the_odd_one(tmp_p
     assert verdict(tmp_path, before, 75).nodes == ("n1",)
 
 
+def test_a_node_named_in_an_attempt_before_is_not_blamed_for_one_that_ended_while_it_loaded(tmp_path: Path) -> None:
+    before = attempt(tmp_path, "hang", "")
+    log = RunLog(tmp_path, writes=True)
+    log.note("hang", 10, reason="rank 1", hosts=["n1"])
+    log.note("attempt_end", nodes=list(verdict(tmp_path, before, 75).nodes))
+    Generation.take(tmp_path)  # and dies before it says that it has begun
+    assert verdict(tmp_path, before + 1, 137).nodes == () and bad_nodes(tmp_path, 2) == []
+
+
 def test_a_job_that_another_has_replaced_does_not_judge_the_others_ranks(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "2")
     before = attempt(tmp_path, "", "")

@@ -138,6 +138,17 @@ def test_a_command_that_always_fails_is_tried_three_times_and_then_a_person_is_c
     assert len(events(out, "attempt_end")) == 3 and "saved nothing" in events(out, "alert")[0]["reason"]
 
 
+def test_a_signal_between_two_attempts_is_not_forgotten(tmp_path):
+    """SLURM sends one signal before its time is up: an attempt begun after it would be killed, and save nothing."""
+    out = tmp_path / "run"
+    out.mkdir()
+    process = subprocess.Popen(supervised(out, ["false"]), env=environment_of())
+    wait_until(lambda: events(out, "attempt_end"))
+    process.send_signal(signal.SIGUSR1)
+    assert process.wait(120) == exits.DONE
+    assert len(events(out, "attempt_end")) == 1, "it waits some seconds between two, and was told then"
+
+
 def test_a_run_folder_that_cannot_be_written_is_the_users_to_mend(data, tmp_path):
     (tmp_path / "file").touch()
     out = tmp_path / "file/run"

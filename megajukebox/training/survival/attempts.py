@@ -66,10 +66,11 @@ def told(record: dict) -> str:
 
 
 def events(run: Path, name: str, generation: int) -> list[dict]:
-    """The events called `name` since a generation began."""
+    """The events called `name` since a generation began; one that ended while it loaded has not said that it did."""
     found: list[dict] = []
     for event in read_lines(run / "events.jsonl"):
-        if event["event"] in ("start", "resume") and event.get("generation") == generation:
+        began = event["event"] in ("start", "resume") and event.get("generation") == generation
+        if began or event["event"] == "attempt_end":
             found = []
         if event["event"] == name:
             found.append(event)
