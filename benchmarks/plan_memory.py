@@ -12,7 +12,6 @@ process keeps what it has freed. benchmarks/results/plan_memory.json keeps the n
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from datetime import datetime, timezone
@@ -27,6 +26,7 @@ from rich.table import Table
 from megajukebox.data.files import write_whole
 from megajukebox.data.provenance import made_by
 from megajukebox.training.config import Preset, TrainingSettings, load_preset
+from megajukebox.training.launch import free_port
 from megajukebox.training.plans.fitting import need
 from megajukebox.training.plans.recipe import recipe
 from megajukebox.training.plans.subject import Subject, subject
@@ -130,10 +130,8 @@ def compared(name: str, case: Case) -> dict[str, Any]:
 
 def launched(name: str, ranks: int) -> list[int]:
     """Bytes by which each rank's memory rose."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    common = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    place = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    common = place | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, __file__, "--worker", name]
     started = [
         subprocess.Popen(

@@ -9,7 +9,6 @@ Each stage is the ordinary entry, started as its own process; killed, the same c
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -27,6 +26,7 @@ from rich.table import Table
 from megajukebox.data.files import make_folder, write_whole
 from megajukebox.data.shards.sets import ShardSet
 from megajukebox.monitoring.metrics import read_lines
+from megajukebox.training.launch import free_port
 
 PACKAGE = Path(__file__).parent
 # After minutes of training the upsamplers spread their guesses too wide; colder, tones come out of the noise (LOG.md).
@@ -105,10 +105,7 @@ def launch(ranks: int) -> list[str]:
     deepspeed = shutil.which("deepspeed", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
     if deepspeed is None:
         raise SystemExit("demo: the deepspeed command is missing; install this package's dependencies (make install)")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    return [deepspeed, "--log_level", "warning", "--num_gpus", str(ranks), "--master_port", str(port)]
+    return [deepspeed, "--log_level", "warning", "--num_gpus", str(ranks), "--master_port", str(free_port())]
 
 
 def finished(run: Path) -> bool:

@@ -60,6 +60,6 @@ train_stage() {
 # Where the tasks of a plain srun meet; supervise chooses another port for each attempt.
 if [ -n "${SLURM_JOB_NODELIST:-}" ]; then
     MASTER_ADDR=$(scontrol show node "$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')
-    MASTER_PORT=$((20000 + SLURM_JOB_ID * 37 % 20000))
+    MASTER_PORT=$((20000 + SLURM_JOB_ID * 37 % 12000))
     export MASTER_ADDR MASTER_PORT
 fi

@@ -96,7 +96,7 @@ class Browser:
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
-    def wait(self, condition: str, seconds: float = 20) -> Any:
+    def wait(self, condition: str, seconds: float = 90) -> Any:
         """Wait until a JavaScript expression is true, be it on the page that comes after this one."""
 
         def attempt() -> Any:

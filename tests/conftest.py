@@ -39,7 +39,7 @@ def pipeline(tmp_path_factory) -> Path:
         pytest.fail("the deepspeed command is missing; make install")
     out = tmp_path_factory.mktemp("pipeline") / "demo"
     command = [sys.executable, *demo(out)]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     (out / "stdout.txt").write_text(done.stdout)
     return out

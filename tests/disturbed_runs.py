@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from conftest import environment
 from test_training import fingerprint, losses  # noqa: F401
 
 from megajukebox.monitoring.metrics import read_lines
+from megajukebox.training.launch import free_port
 
 ROOT = Path(__file__).parents[1]
 NANO = ROOT / "tests/data/nano.yaml"
@@ -39,10 +39,7 @@ def alone(data: Path, out: Path, *settings: str) -> list[str]:
 
 def by_deepspeed(data: Path, out: Path, *settings: str, ranks: int = 2) -> list[str]:
     entry = [str(ROOT / "megajukebox/train.py"), *training(data, out, *settings)[1:]]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    return ["deepspeed", "--log_level", "warning", "--num_gpus", str(ranks), "--master_port", port, *entry]
+    return ["deepspeed", "--log_level", "warning", "--num_gpus", str(ranks), "--master_port", str(free_port()), *entry]
 
 
 def start(command: list[str], env: dict[str, str] | None = None) -> subprocess.Popen:

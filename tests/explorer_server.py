@@ -35,7 +35,7 @@ def serving(*arguments: str | Path, host: str = "127.0.0.1") -> Iterator[str]:
         assert process.poll() is None, "the server ended by itself"
     finally:
         process.terminate()
-        process.communicate(timeout=30)
+        process.communicate(timeout=120)
 
 
 def ask(

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from little_sets import write_codes
 
 import megajukebox
 from megajukebox.monitoring.metrics import read_lines
+from megajukebox.training.launch import free_port
 
 TRAIN = Path(megajukebox.__file__).parent / "train.py"
 DS_CONFIGS = TRAIN.parent.parent / "ds_configs"
@@ -21,10 +21,8 @@ DS_CONFIGS = TRAIN.parent.parent / "ds_configs"
 
 def start_ranks(command: list[str], ranks: int, **variables: str) -> list[subprocess.Popen]:
     """`command` once for each rank, each told its place as a launcher would."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    common = environment() | {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port} | variables
+    place = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    common = environment() | place | variables
     return [
         subprocess.Popen(
             [sys.executable, *command], env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, text=True,

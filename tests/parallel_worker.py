@@ -18,6 +18,7 @@ from megajukebox.training.config import TrainingSettings
 from megajukebox.training.engines import parallel
 from megajukebox.training.engines.choosing import engine_of
 from megajukebox.training.engines.pipeline import reader
+from megajukebox.training.survival.exits import leave_now
 
 BATCH = 12  # divided by 1, 2, 3, 4
 
@@ -69,6 +70,7 @@ def main() -> None:
     for way in ways:
         train(way, place, out)
     parallel.stop()
+    leave_now(0)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ import yaml
 from conftest import PRESET, environment
 
 import megajukebox
+from megajukebox.training.launch import free_port
 
 REPOSITORY = Path(__file__).parents[1]
 TRAIN = str(Path(megajukebox.__file__).parent / "train.py")
@@ -37,12 +37,6 @@ LIMITS = [
     "--every",
     "2",
 ]  # a rank beats every 5 s
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def faster(rules: str, times: int = FASTER) -> str:
@@ -130,7 +124,7 @@ class Rig:
             os.killpg(child.pid, how)
         except ProcessLookupError:
             return
-        child.wait(30)
+        child.wait(120)
 
     def end_all(self) -> None:
         for child in self.children:

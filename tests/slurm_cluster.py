@@ -81,7 +81,7 @@ class Cluster:
         self.daemons["slurmctld"] = self._daemon("slurmctld", "-D", "-i")
         for node in ("n1", "n2", "n3", "n4"):
             self.start_node(node)
-        self.wait_for(lambda: self.idle() == 4, 60)
+        self.wait_for(lambda: self.idle() == 4, 180)
 
     def idle(self) -> int:
         """Nodes of the small partition that wait for work."""
@@ -95,7 +95,7 @@ class Cluster:
         paths = {"socket": "socket", "key-file": "key", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
         files = [f"--{name}={munge / path}" for name, path in paths.items()]
         self.daemons["munged"] = self._daemon("munged", "--foreground", "--force", *files)
-        self.wait_for((munge / "socket").exists, 20)
+        self.wait_for((munge / "socket").exists, 100)
 
     def _daemon(self, name: str, *arguments: str) -> subprocess.Popen:
         program = shutil.which(name, path=SBIN)
@@ -158,7 +158,7 @@ class Cluster:
 
 def free_ports(count: int) -> list[int]:
     """That many ports in a row that nobody listens on now."""
-    for first in range(20000 + os.getpid() % 20000, 60000, count):
+    for first in range(10000 + os.getpid() % 20000, 32000, count):
         taken = []
         for port in range(first, first + count):
             with socket.socket() as probe:

@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 import yaml
 from pretend_runs import PretendRun
-from rig import REPOSITORY, Rig, free_port
+from rig import REPOSITORY, Rig
+
+from megajukebox.training.launch import free_port
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.xdist_group("prometheus")]
 SECRET = "s3cr3t-0f-the-pager"
@@ -108,14 +110,14 @@ def watched(tmp_path: Path) -> Iterator[Watched]:
 def test_whoever_is_on_call_hears_of_an_alert_and_of_its_end_and_no_log_holds_the_secret(watched: Watched) -> None:
     rig, run, receiver = watched.rig, watched.run, watched.receiver
     run.log.event("save_failed", run.step, reason="no space left on device")
-    rig.wait(lambda: receiver.heard("/page", "JukeboxSaveFailed", "firing"), 60)
+    rig.wait(lambda: receiver.heard("/page", "JukeboxSaveFailed", "firing"), 120)
     told = receiver.heard("/page", "JukeboxSaveFailed", "firing")[0]
     assert told["labels"]["run"] == "prior" and told["labels"]["severity"] == "page"
     assert told["annotations"]["runbook"] == "docs/RUNBOOK.md#jukeboxsavefailed"
     assert not receiver.heard("/page", "JukeboxSaveFailed", "resolved")
     run.save()
-    rig.wait(lambda: receiver.heard("/page", "JukeboxSaveFailed", "resolved"), 60)
-    rig.wait(lambda: receiver.heard("/alive", "JukeboxWatchdog", "firing"), 60)
+    rig.wait(lambda: receiver.heard("/page", "JukeboxSaveFailed", "resolved"), 120)
+    rig.wait(lambda: receiver.heard("/alive", "JukeboxWatchdog", "firing"), 120)
     assert not receiver.heard("/ticket", "JukeboxSaveFailed", "firing"), "a page is no ticket"
     assert {post.secret for post in receiver.posts} == {f"Bearer {SECRET}"}
     with urllib.request.urlopen(f"http://127.0.0.1:{watched.port}/api/v2/status", timeout=30) as answer:

@@ -16,6 +16,7 @@ PROGRAM = """
 import json, sys
 import torch
 from megajukebox.training.engines import parallel
+from megajukebox.training.survival.exits import leave_now
 from megajukebox.training.batching import share_batch
 from megajukebox.training.config import TrainingSettings
 from megajukebox.training.engines.choosing import engine_of
@@ -32,6 +33,7 @@ losses = [engine.step(batches, 1.0)["loss"] for _ in range(told["steps"])]
 kinds = sorted({str(t.dtype) for t in [*engine.module.parameters(), *engine.module.buffers()] if t.is_floating_point()})
 print(json.dumps({"losses": losses, "kinds": kinds}))
 parallel.stop()
+leave_now(0)  # as the entries do
 """
 SMALL = {
     "vqvae": ["training.vqvae.clip=4096", "vqvae.depth=2"],

@@ -14,7 +14,7 @@ CANARY = "hf_" + "abcdefghijklmnopqrstuvwx"
 
 def bundle(run: Path, out: Path, **variables: str) -> dict[str, str]:
     command = [sys.executable, "-m", "megajukebox.bundle", str(run), "--out", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env={**os.environ, **variables})
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, env={**os.environ, **variables})
     assert done.returncode == 0, done.stderr
     with tarfile.open(out) as tar:
         return {m.name.split("/", 1)[1]: tar.extractfile(m).read().decode() for m in tar.getmembers()}  # type: ignore[union-attr]

@@ -20,7 +20,7 @@ from megajukebox.monitoring.reading.step_parts import step_parts, told
 from megajukebox.training.engines.communication import CALLS, Communication
 from megajukebox.training.engines.ds_configs import DS_CONFIGS
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 
 def slowed(data: Path, out: Path, *settings: str, ranks: int = 2) -> Path:

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +21,7 @@ from megajukebox.data.weights import check_fingerprint, load_into, read_facts
 from megajukebox.models.student import Student, StudentConfig
 from megajukebox.monitoring.metrics import read_lines
 from megajukebox.sampling.students.likelihood import forward_gap
+from megajukebox.training.launch import free_port
 from megajukebox.training.survival.exits import PERSON
 
 DISTILL = str(Path(megajukebox.__file__).parent / "distill.py")
@@ -38,10 +38,7 @@ def given(tmp_path_factory) -> Path:
 
 
 def by_deepspeed(ranks: int) -> list[str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    return ["deepspeed", "--log_level", "warning", "--num_gpus", str(ranks), "--master_port", port]
+    return ["deepspeed", "--log_level", "warning", "--num_gpus", str(ranks), "--master_port", str(free_port())]
 
 
 def distill(given: Path, out: Path, *more: str, ranks: int = 1, expect: int = 0) -> str:

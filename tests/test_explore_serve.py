@@ -250,7 +250,7 @@ def pretending(tmp_path: Path) -> Iterator[Any]:
 
     def make(**settings: Any) -> Studio:
         start = lambda run, samplers: [sys.executable, "-c", PRETENDER, str(tmp_path / "began")]  # noqa: E731
-        settings = {"start": start, "patience": 1.0} | settings
+        settings = {"start": start, "patience": 5.0} | settings
         studios.append(Studio(tmp_path, tmp_path / "samples", tmp_path / "work", lambda: None, **settings))
         return studios[-1]
 

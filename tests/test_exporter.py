@@ -214,7 +214,7 @@ def serve(render, token: str | None = None) -> tuple[Server, str]:
 def status(url: str, token: str | None = None, method: str = "GET") -> int:
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, headers=headers, method=method), timeout=10) as answer:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers, method=method), timeout=100) as answer:
             return answer.status
     except urllib.error.HTTPError as error:
         return error.code
@@ -247,7 +247,7 @@ def test_with_a_token_nothing_is_told_without_it() -> None:
 
 def exporter(*arguments: str, expect: int = 0) -> str:
     command = [sys.executable, "-m", "megajukebox.exporter", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert done.returncode == expect, done.stderr
     return done.stderr
 

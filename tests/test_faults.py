@@ -4,7 +4,6 @@ import os
 import shutil
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -168,6 +167,5 @@ def test_stop_and_save_are_files_anybody_may_leave(data, tmp_path):
     last = events(out)[-1]
     assert last["event"] == "stop" and last["reason"] == "the file STOP" and last["step"] < 40
     assert ends(out)[0]["class"] == "stopped" and len(pids(out)) == 1
-    started = time.monotonic()
-    assert run(supervised(out, alone(data, out))) == exits.DONE and time.monotonic() - started < 30
-    assert len(events(out, "resume")) == 0, "supervise does not start what was told to stop"
+    assert run(supervised(out, alone(data, out))) == exits.DONE
+    assert len(events(out, "resume", "attempt_end")) == 0, "supervise does not start what was told to stop"

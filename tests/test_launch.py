@@ -3,12 +3,13 @@
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 from conftest import environment
 from disturbed_runs import ROOT, alone, events, fingerprint, losses, printed, run
 
-from megajukebox.training.launch import SOURCES, World, world
+from megajukebox.training.launch import SOURCES, World, free_port, world
 
 ADDRESS = {"MASTER_ADDR": "node-1", "MASTER_PORT": "1234"}
 
@@ -40,6 +41,12 @@ def test_the_inner_launcher_counts_when_two_are_there(started_by) -> None:
 def test_without_a_launcher_one_process_is_the_whole_world() -> None:
     assert world() == World(rank=0, local_rank=0, size=1)
     assert os.environ["MASTER_ADDR"] == "127.0.0.1" and int(os.environ["MASTER_PORT"]) > 1000
+
+
+def test_a_free_port_is_none_that_the_system_may_give_away_meanwhile() -> None:
+    first, last = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    ports = {free_port() for _ in range(50)}
+    assert len(ports) > 40 and not any(first <= port <= last for port in ports)
 
 
 @pytest.mark.parametrize("missing", ADDRESS)

@@ -12,9 +12,15 @@ import pytest
 from little_sets import CLIP, batches, same, steps, write_songs
 
 from megajukebox.data.shards.sets import ShardSet
+from megajukebox.data.stream import loading
 from megajukebox.data.stream.clips import SongClips
 from megajukebox.data.stream.loading import ReadAhead
 from megajukebox.data.stream.skips import StorageDown
+
+
+@pytest.fixture(autouse=True)
+def looked_after_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "TICK", 0.3)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +56,7 @@ def hang() -> None:
 
 
 def test_a_worker_that_hangs_is_named_with_what_it_reads(songs: Path) -> None:
-    stream = batches(Trapped(songs, 7, hang), ahead=ReadAhead(1, timeout=0.8))
+    stream = batches(Trapped(songs, 7, hang), ahead=ReadAhead(1, timeout=4))
     with pytest.raises(
         StorageDown, match=r"worker \d \(pid \d+\) has been reading song-07 in songs-000001.tar at position"
     ):
@@ -62,7 +68,7 @@ def test_a_worker_that_died_is_replaced_and_nothing_changes(songs: Path, tmp_pat
     expected = steps(batches(SongClips(ShardSet(songs), CLIP)), 8)
     source = Trapped(songs, 7, lambda: die_once(tmp_path))
     events: list[tuple[str, ...]] = []
-    ahead = ReadAhead(2, timeout=4)
+    ahead = ReadAhead(2, timeout=100)
     assert same(steps(batches(source, ahead=ahead, on_bad=lambda *event: events.append(event)), 8), expected)
     assert (tmp_path / "died").exists() and not events
 
@@ -71,7 +77,7 @@ def test_a_worker_that_died_is_replaced_and_nothing_changes(songs: Path, tmp_pat
 def test_a_song_that_kills_its_readers_is_replaced_like_any_broken_one(songs: Path) -> None:
     events: list[tuple[str, ...]] = []
     source = Trapped(songs, 7, die)
-    stream = batches(source, ahead=ReadAhead(1, timeout=4), bad_share=1.0, on_bad=lambda *event: events.append(event))
+    stream = batches(source, ahead=ReadAhead(1, timeout=100), bad_share=1.0, on_bad=lambda *event: events.append(event))
     read = steps(stream, 8)
     assert len(read) == 8 and {event[1] for event in events} == {"song-07"}
     assert stream.skips() == {"crashed": len(events)}
@@ -92,7 +98,7 @@ def test_workers_read_no_further_ahead_than_they_are_told(songs: Path) -> None:
     iterator = iter(stream)
     for _ in range(4):
         next(iterator)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 100
     while stream.report()["buffer_fill"] < 1 and time.monotonic() < deadline:
         time.sleep(0.02)
     time.sleep(0.2)
@@ -109,7 +115,7 @@ def test_the_handling_of_children_that_end_is_left_as_it_was(songs: Path) -> Non
 
 def test_no_worker_is_left_behind(songs: Path) -> None:
     steps(batches(SongClips(ShardSet(songs), CLIP), ahead=ReadAhead(2)), 2)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 100
     while multiprocessing.active_children() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not multiprocessing.active_children()

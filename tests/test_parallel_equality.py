@@ -4,7 +4,6 @@ Plain SGD at a huge rate makes the weights after one step tell the gradient to t
 """
 
 import json
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ from little_models import little_prior
 from parallel_worker import config_of, global_batch
 
 from megajukebox.models.prior import Prior
+from megajukebox.training.launch import free_port
 
 WORKER = Path(__file__).parent / "parallel_worker.py"
 RATE = 1e5
@@ -47,9 +47,7 @@ def launch(tmp_path: Path, ranks: int, ways: list[dict]) -> dict[str, dict[str, 
     told = tmp_path / f"ways-{ranks}.json"
     # DeepSpeed cannot make another engine in a process that has had a pipeline.
     told.write_text(json.dumps(sorted(ways, key=lambda way: "pipeline" in way["ds_config"])))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     started = [
         subprocess.Popen(
             [sys.executable, str(WORKER), str(told), str(tmp_path)],

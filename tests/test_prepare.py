@@ -132,7 +132,7 @@ def test_workers_leave_when_their_parent_is_killed(tmp_path):
     worker = int(parent.stdout.readline())
     parent.kill()
     parent.wait()
-    for _ in range(400):
+    for _ in range(2000):
         if not running(worker):
             return
         time.sleep(0.05)

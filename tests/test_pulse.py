@@ -42,8 +42,8 @@ def test_every_second_belongs_to_one_phase(tmp_path: Path) -> None:
         time.sleep(0.01)
     with heart.section("save"):
         time.sleep(0.05)
-    account = heart.account()
-    assert sum(account.values()) == pytest.approx(time.time() - heart.begun, abs=0.05)
+    before, account, after = time.time(), heart.account(), time.time()
+    assert before - 0.01 < heart.begun + sum(account.values()) < after + 0.01
     assert account["time_data_wait_seconds"] >= 0.06 and account["time_ckpt_save_seconds"] >= 0.05
     assert account["time_productive_seconds"] >= 0.03 and account["time_eval_seconds"] == 0
     phases = ("init", "data_wait", "productive", "ckpt_save", "ckpt_restore", "eval")
@@ -112,20 +112,20 @@ import sys, time
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from test_pulse import Limits, pulse
-heart = pulse(Path(sys.argv[1]), Limits(step=1.0, slow=60))
+heart = pulse(Path(sys.argv[1]), Limits(step=3.0, slow=600))
 heart.end.generation = heart.generation.number
 heart.enter("step")
 heart.stepped(1, 0.01, 0.01)
 heart.start()
 def waiting_for_the_others():
-    time.sleep(60)
+    time.sleep(300)
 waiting_for_the_others()
 """
 
 
 def test_a_hang_leaves_stacks_an_event_and_status_75(tmp_path: Path) -> None:
     program = HANG.format(tests=str(Path(__file__).parent))
-    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, timeout=200)
     assert done.returncode == 75, done.stderr
     assert "waiting_for_the_others" in (tmp_path / "hangs/generation-0001-rank-00000.txt").read_text()
     (hang,) = read_lines(tmp_path / "events.jsonl")
@@ -136,9 +136,9 @@ def test_a_hang_leaves_stacks_an_event_and_status_75(tmp_path: Path) -> None:
 
 def test_ranks_that_do_not_find_each_other_are_not_waited_for_for_ever() -> None:
     lines = ["import time", "from megajukebox.training.survival.exits import within"]
-    lines += ["with within(0.3, 'the ranks did not meet'): time.sleep(60)"]
+    lines += ["with within(0.3, 'the ranks did not meet'): time.sleep(300)"]
     program = "\n".join(lines)
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=200)
     assert done.returncode == 75 and "the ranks did not meet within 0 s; start again" in done.stderr
 
 

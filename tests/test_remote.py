@@ -35,10 +35,10 @@ def server(songs: Path) -> Iterator[ShardServer]:
 
 
 def remote(tmp_path: Path, **changed: Any) -> Remote:
-    return Remote(**{"cache": tmp_path / "cache", "backoff": 0.001, "stall": 0.3, **changed})
+    return Remote(**{"cache": tmp_path / "cache", "backoff": 0.001, "stall": 1.0, **changed})
 
 
-def wait_for(path: Path, folder: Path, seconds: float = 10.0) -> None:
+def wait_for(path: Path, folder: Path, seconds: float = 100.0) -> None:
     deadline = time.monotonic() + seconds
     while not (folder / path).exists():
         assert time.monotonic() < deadline, f"{path} never came"

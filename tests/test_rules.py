@@ -22,7 +22,7 @@ OF_THE_MACHINE = {"host_memory_available_bytes", "alert_webhook_failures", "expo
 def run(*command: str) -> None:
     if shutil.which(command[0]) is None:
         pytest.skip(f"{command[0]} is not installed (apt-get install prometheus prometheus-alertmanager)")
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=FOLDER)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, cwd=FOLDER)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

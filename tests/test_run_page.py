@@ -46,7 +46,7 @@ def test_the_page_says_where_the_run_stands_and_where_its_time_went(run: Pretend
 
 def test_the_page_says_where_a_step_goes_and_what_is_queued(run: PretendRun, tmp_path: Path) -> None:
     run.train(10, communication_seconds=0.25).beat()
-    queue = {"time": time.time(), "array": "1", "queued": 3, "ends": time.time() + 7210, "queued_seconds": 1e6}
+    queue = {"time": time.time(), "array": "1", "queued": 3, "ends": time.time() + 7228, "queued_seconds": 1e6}
     (run.folder / "chain.json").write_text(json.dumps(queue))
     text = page(tmp_path)
     assert "forward and backward 74%, communication 25%, saves 2%, data wait 0%" in text

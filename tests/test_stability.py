@@ -202,6 +202,7 @@ import torch
 from little_models import vqvae_config
 from megajukebox.models.vqvae import VQVAE
 from megajukebox.training.engines import parallel
+from megajukebox.training.survival.exits import leave_now
 from megajukebox.training.batching import share_batch
 from megajukebox.training.engines.engine import Engine
 
@@ -221,6 +222,7 @@ audio[1, 7] = 0.5
 assert engine.step([{"audio": audio}], 1.0)["skipped"] == 0
 assert any(not torch.equal(value, before[name]) for name, value in engine.module.named_buffers())
 parallel.stop()
+leave_now(0)  # as the entries do
 """
 
 

@@ -31,13 +31,13 @@ class PretendEvent:
 
 
 def test_laps_are_summed_and_told_once() -> None:
-    watch = Stopwatch(torch.device("cpu"))
+    watch, started = Stopwatch(torch.device("cpu")), time.perf_counter()
     for _ in range(2):
         begun = watch.now()
         time.sleep(0.02)
         watch.lap(begun)
         time.sleep(0.05)
-    assert 0.04 <= watch.take() < 0.09
+    assert 0.04 <= watch.take() <= time.perf_counter() - started - 0.1
     assert watch.take() == 0
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from conftest import PRESET, environment
 import megajukebox
 from megajukebox.monitoring.metrics import read_lines
 from megajukebox.training import checkpoint
+from megajukebox.training.launch import free_port
 from megajukebox.training.survival import exits
 
 TRAIN = str(Path(megajukebox.__file__).parent / "train.py")
@@ -25,7 +27,7 @@ def command(pipeline: Path, out: Path, ranks: int, *more: str) -> list[str]:
     program = [sys.executable, TRAIN]
     if ranks > 1:
         deepspeed = shutil.which("deepspeed", path=environment()["PATH"])
-        port = str(30000 + os.getpid() % 20000)
+        port = str(free_port())
         program = [str(deepspeed), "--log_level", "warning", "--num_gpus", str(ranks), "--master_port", port, TRAIN]
     data = str(pipeline / "shards/codes")
     return [*program, "top_prior", "--preset", str(PRESET), "--data", data, "--out", str(out), *more]
@@ -42,6 +44,13 @@ def start(pipeline: Path, out: Path, *more: str, ranks: int = 1) -> subprocess.P
     """Training in the background, as the leader of a process group of its own."""
     told = command(pipeline, out, ranks, *more)
     return subprocess.Popen(told, env=environment(), stdout=subprocess.DEVNULL, start_new_session=True)
+
+
+def wait_for(done: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 240
+    while not done():
+        assert time.monotonic() < deadline, "not so after 240 s"
+        time.sleep(0.02)
 
 
 def losses(run: Path) -> list[str]:
@@ -64,9 +73,7 @@ def test_stopping_at_step_10_and_resuming_equals_20_straight_steps_on_two_ranks(
 
 def test_a_run_killed_without_warning_ends_as_if_it_had_not_been(pipeline, tmp_path):
     started = start(pipeline, tmp_path / "run", ranks=2)
-    deadline = time.monotonic() + 120
-    while len(read_lines(tmp_path / "run/metrics.jsonl")) < 7 and time.monotonic() < deadline:
-        time.sleep(0.02)
+    wait_for(lambda: len(read_lines(tmp_path / "run/metrics.jsonl")) >= 7 and checkpoint.candidates(tmp_path / "run"))
     os.killpg(started.pid, signal.SIGKILL)
     started.wait()
     folder, rejected = checkpoint.newest(tmp_path / "run")
@@ -78,11 +85,9 @@ def test_a_run_killed_without_warning_ends_as_if_it_had_not_been(pipeline, tmp_p
 
 def test_a_signal_saves_and_leaves(pipeline, tmp_path):
     started = start(pipeline, tmp_path / "run", "training.top_prior.steps=100000")
-    deadline = time.monotonic() + 120
-    while len(read_lines(tmp_path / "run/metrics.jsonl")) < 3 and time.monotonic() < deadline:
-        time.sleep(0.02)
+    wait_for(lambda: len(read_lines(tmp_path / "run/metrics.jsonl")) >= 3)
     started.send_signal(signal.SIGTERM)
-    assert started.wait(60) == exits.STOPPED
+    assert started.wait(200) == exits.STOPPED
     last = read_lines(tmp_path / "run/events.jsonl")[-1]
     assert last["event"] == "stop" and last["signal"] == signal.SIGTERM
     assert checkpoint.read_state(checkpoint.newest(tmp_path / "run")[0])["step"] == last["step"]

@@ -23,7 +23,7 @@ def shown(folder: Path, now: float, width: int = 200) -> str:
 
 def watch(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "megajukebox.watch", str(folder), *more]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, timeout=200)
 
 
 def live(folder: Path, **changed) -> PretendRun:

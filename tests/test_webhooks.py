@@ -97,7 +97,7 @@ def test_the_exporter_tells_a_webhook_and_shows_its_address_nowhere(tmp_path: Pa
     PretendRun(tmp_path / "runs" / "run", now=time.time() - 60).start().train(20, loss=float("nan"))
     arguments = ["--textfile", str(tmp_path), "--once", "--webhook-file", str(tmp_path / "url")]
     command = [sys.executable, "-m", "megajukebox.exporter", str(tmp_path / "runs"), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0 and [m["alert"] for m in receiver.heard] == ["JukeboxLossNaN"]
     written = done.stdout + done.stderr + (tmp_path / "megajukebox.prom").read_text()
     assert "s3cr3t" not in written

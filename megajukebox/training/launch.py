@@ -1,7 +1,9 @@
 """Who this process is: reads whichever launcher's variables are there (deepspeed, torchrun, srun, mpirun, or none)."""
 
 import os
+import random
 import socket
+from contextlib import suppress
 from typing import NamedTuple
 
 MPI_NAMES = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_SIZE")
@@ -10,6 +12,8 @@ SOURCES = (
     ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS"),  # the last one only under srun, not in the job's script
     MPI_NAMES,
 )
+
+PORTS = (10_000, 32_768)  # above them Linux, and above 49152 other systems, choose ports themselves
 
 
 class World(NamedTuple):
@@ -35,7 +39,7 @@ def world() -> World:
         )
     os.environ |= {"RANK": str(here.rank), "LOCAL_RANK": str(here.local_rank), "WORLD_SIZE": str(here.size)}
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    os.environ.setdefault("MASTER_PORT", str(_free_port()))
+    os.environ.setdefault("MASTER_PORT", str(free_port()))
     return here
 
 
@@ -54,7 +58,7 @@ def meet_by_mpi(rank: int) -> None:
     from mpi4py import MPI
 
     alone = os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") == os.environ["OMPI_COMM_WORLD_SIZE"]
-    mine = ("127.0.0.1" if alone else socket.gethostname(), str(_free_port())) if rank == 0 else None
+    mine = ("127.0.0.1" if alone else socket.gethostname(), str(free_port())) if rank == 0 else None
     os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = MPI.COMM_WORLD.bcast(mine)
     MPI.Finalize()
 
@@ -64,7 +68,13 @@ def host() -> str:
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def free_port() -> int:
+    """A port that nobody listens on now, of those that no system gives to whoever asks for any: until a process of ours
+    has started and listens there, another's connection may have taken one of those.
+    """
+    draw = random.SystemRandom()  # the seeded generators are the training's
+    for _ in range(1000):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("", port := draw.randrange(*PORTS)))
+            return port
+    raise OSError(f"no port from {PORTS[0]} to {PORTS[1]} is free")
