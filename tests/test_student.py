@@ -193,11 +193,14 @@ def test_a_new_order_moves_the_logits() -> None:
 
 @torch.no_grad()
 def test_under_factored_patterns_a_steeper_wavefront_sees_nothing_more() -> None:
-    """(1,3) is (1,2) in more steps; (1,1), in fewer, sees one slot more of the row before."""
+    """(1,3) is (1,2) in more steps, and but for the code just above so is (1,2) of (0,1); (1,1) sees one slot more."""
     teacher = little_prior()
     batch = prior_batch(teacher.config)
     given = teacher.conditioning(batch)
     steeper, steep, flat = (student_of(teacher, GridOrder(1, b)).logits(batch["codes"], given) for b in (3, 2, 1))
     assert torch.equal(steeper, steep) and not torch.equal(steep, flat)
+    untold = (student_of(teacher, order, awake=False) for order in (GridOrder(1, 2), GridOrder(0, 1)))
+    steep, columns = (student.logits(batch["codes"], given) for student in untold)
+    torch.testing.assert_close(steep, columns)
     seen = [visible_in_order("previous_row", times(GridOrder(1, b), WINDOW, ROWS)[0], ROWS) for b in (2, 1)]
     assert (seen[0] <= seen[1]).all() and seen[1].sum() > seen[0].sum()
