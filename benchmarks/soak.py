@@ -148,13 +148,15 @@ def main(
     steps = steps or int(minutes * 60 * 0.7 / (STEP + 0.1))
     with tempfile.TemporaryDirectory(prefix="soak") as name:
         folder = Path(name)
-        data, settings = write_codes(folder / "codes"), [f"steps={steps}", f"save_every={SAVE_EVERY}"]
+        # The nano prior's own rate, made for 40 steps, ends in spikes after an hour of them.
+        data = write_codes(folder / "codes")
+        settings = [f"steps={steps}", f"save_every={SAVE_EVERY}", "lr_scale=0.1"]
         straight = folder / "straight"
         mpirun = ["mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-n", "2"]
         undisturbed = start([*mpirun, *alone(data, straight, *settings)])
         try:
             report = disturbed(folder, data, settings, chosen, every, seed)
-            assert undisturbed.wait() == 0, "the undisturbed run failed"
+            assert undisturbed.wait() == 0, f"the undisturbed run failed: {straight.with_suffix('.txt').read_text()}"
             report |= judged(folder / "disk/runs/top_prior", straight, report)
         finally:
             subprocess.run(["umount", "--lazy", str(folder / "disk")], check=False)
@@ -204,6 +206,9 @@ def strike_until_done(monkey: Monkey, out: Path, chosen: list[str], every: float
     order = monkey.dice.sample(chosen, len(chosen))  # each kind once, then by the dice
     wait(lambda: trained_since(out, 0), 300)
     while not (out / "DONE").exists():
+        called = [e for e in read_lines(out / "events.jsonl") if e["event"] == "attempt_end" and e["kind"] == "person"]
+        if called:
+            raise RuntimeError(f"a person was called: {called[-1]['reason']}")
         if wait((out / "DONE").exists, min(4 * every, monkey.dice.expovariate(1 / every))):
             break
         # Three attempts without a new checkpoint call a person, as they should: here nobody comes.
