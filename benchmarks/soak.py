@@ -206,7 +206,9 @@ def strike_until_done(monkey: Monkey, out: Path, chosen: list[str], every: float
     order = monkey.dice.sample(chosen, len(chosen))  # each kind once, then by the dice
     wait(lambda: trained_since(out, 0), 300)
     while not (out / "DONE").exists():
-        called = [e for e in read_lines(out / "events.jsonl") if e["event"] == "attempt_end" and e["kind"] == "person"]
+        called = [
+            e for e in read_lines(out / "events.jsonl") if e["event"] == "attempt_end" and e.get("kind") == "person"
+        ]
         if called:
             raise RuntimeError(f"a person was called: {called[-1]['reason']}")
         if wait((out / "DONE").exists, min(4 * every, monkey.dice.expovariate(1 / every))):
