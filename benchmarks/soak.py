@@ -144,6 +144,7 @@ def main(
     out: Annotated[Path | None, typer.Option(help="Where the report goes, as JSON.")] = None,
 ) -> None:
     """Disturb a run until it is done; exit status 1 if it did not end as the undisturbed one."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # taking the cluster down
     chosen = FAULTS if faults == "all" else faults.split(",")
     steps = steps or int(minutes * 60 * 0.7 / (STEP + 0.1))
     with tempfile.TemporaryDirectory(prefix="soak") as name:
