@@ -19,7 +19,8 @@ from megajukebox.data.corpus.preparing import plan_shards
 from megajukebox.data.corpus.songs import Song, find_songs, metadata_of_tags
 from megajukebox.data.shards.sets import ShardSet
 from megajukebox.data.workers import in_order
-from megajukebox.prepare import main
+from megajukebox.prepare import main, preset_sample_rate
+from megajukebox.training.config import PRESETS, load_preset
 
 RATE = 11_025
 
@@ -230,6 +231,16 @@ def test_resampled_songs_last_as_long_as_before(tmp_path):
     made = convert(Song(tmp_path / "a.wav", "a.wav"), Settings(sample_rate=RATE))
     assert made == convert(Song(tmp_path / "a.wav", "a.wav"), Settings(sample_rate=RATE))
     assert (made.frames, made.channels, made.refusal) == (22_050, 2, None)
+
+
+@pytest.mark.parametrize("path", sorted(PRESETS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_songs_are_prepared_at_the_rate_that_every_preset_trains_at(path):
+    assert preset_sample_rate(path.stem) == load_preset(path.stem).audio.sample_rate
+
+
+def test_a_pipe_called_a_song_is_refused_instead_of_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.wav")
+    assert convert(Song(tmp_path / "a.wav", "a.wav"), Settings()) == Converted("unreadable: not a file")
 
 
 def test_a_song_that_vanished_is_a_refusal(tmp_path):

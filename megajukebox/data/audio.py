@@ -204,6 +204,8 @@ def misfit(file: soundfile.SoundFile, announced: str) -> str | None:
 def first_bytes(source: Source) -> bytes:
     """The first 12 bytes; an open file is put back to its start."""
     if isinstance(source, (str, Path)):
+        if Path(source).exists() and not Path(source).is_file():
+            raise ValueError("unreadable: not a file")  # a pipe, whose end would be waited for forever
         with open(source, "rb") as file:
             return file.read(12)
     source.seek(0)
