@@ -41,7 +41,11 @@ def main() -> None:
     if verb not in VERBS:
         raise SystemExit(f"megajukebox: there is no verb {verb!r}; choose one of {', '.join(VERBS)}")
     app = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False)
-    app.command()(import_module(f"megajukebox.{VERBS[verb][0]}").main)
+    try:
+        entry = import_module(f"megajukebox.{VERBS[verb][0]}")
+    except KeyboardInterrupt:  # while torch is read, for a second or more
+        raise SystemExit(f"megajukebox {verb}: stopped before it began") from None
+    app.command()(entry.main)
     app(sys.argv[2:], prog_name=f"megajukebox {verb}")
 
 

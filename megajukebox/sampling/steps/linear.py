@@ -15,6 +15,7 @@ MKL, which `F.linear` calls, reads weights at a third of the speed of memory her
 # N rows   I inputs   O outputs
 import warnings
 from collections.abc import Callable
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -113,10 +114,15 @@ def _int8_on_gpu(weight_OI: Tensor, bias: Tensor | None) -> Linear:
     scale_O = scales_of(weight_OI)
     steps_OI = (weight_OI.float() / scale_O[:, None]).round().clamp(-127, 127).to(torch.int8)
     scale_O = scale_O.to(weight_OI.dtype)
-    return lambda x_NI: _dequantised(x_NI, steps_OI, scale_O, bias)
+    return lambda x_NI: _compiled()(x_NI, steps_OI, scale_O, bias)
 
 
-@torch.compile(dynamic=False)
+@cache
+def _compiled() -> Callable[..., Tensor]:
+    """Made when it is used: to import the compiler takes two seconds, of every start of every command that samples."""
+    return torch.compile(_dequantised, dynamic=False)
+
+
 def _dequantised(x_NI: Tensor, steps_OI: Tensor, scale_O: Tensor, bias: Tensor | None) -> Tensor:
     y_NO = F.linear(x_NI, steps_OI.to(x_NI.dtype)) * scale_O
     return y_NO if bias is None else y_NO + bias
