@@ -120,6 +120,9 @@ def test_a_song_made_from_a_recording_has_it_and_what_its_codes_keep_beside_it(r
     again = jukebox.begin(Request(id="x", **prompt)).audio["reconstruction"]
     np.testing.assert_allclose(heard, again, atol=1e-4)
     assert len(heard) == song.samples and not np.array_equal(heard, sound(tmp_path, "primed.wav"))
+    longer = jukebox.begin(Request(id="x", **prompt | {"seconds": 5.0}))
+    assert {len(track) for track in longer.audio.values()} == {longer.samples}, "pictures of one width, of one time"
+    np.testing.assert_array_equal(longer.audio["original"][4 * rate :], 0)
 
 
 def test_a_mended_sample_stands_beside_what_it_was(runs: Path, tmp_path: Path) -> None:

@@ -214,7 +214,9 @@ def draw_all(sites: list[SampleSite]) -> list[Problem]:
     waiting = [(site, t, pic) for site in sites for t, pic in site.pictures.items() if not pic.is_drawn()]
     drawn = drawing([picture for _, _, picture in waiting])
     problems = []
-    for (site, name, _), problem in zip(waiting, progress(drawn, len(waiting))):
+    for problem, (site, name, _) in zip(
+        progress(drawn, len(waiting)), waiting
+    ):  # in this order the bar comes to its end
         if problem:
             site.lose(name, problem)
             problems.append(problem)

@@ -69,10 +69,11 @@ def beside(source: Source, vqvae: VQVAE, samples: int, device: torch.device) -> 
     tracks = {}
     if finest in source.codes:
         codes_T = torch.from_numpy(source.codes[finest][: -(-samples // vqvae.config.hops[finest])]).to(device)
-        tracks["reconstruction"] = decode_long(vqvae, codes_T, finest).clamp(-1, 1).float().cpu().numpy()[:samples]
+        tracks["reconstruction"] = decode_long(vqvae, codes_T, finest).clamp(-1, 1).float().cpu().numpy()
     if source.sound is not None:
-        tracks["original"] = source.sound[:samples]
-    return tracks
+        tracks["original"] = source.sound
+    # As long as the song, so that pictures one below the other show the same moments.
+    return {track: padded(wave_T[:samples], samples) for track, wave_T in tracks.items()}
 
 
 # ---- Songs of a set --------------------------------------------------------------------------------------------------
