@@ -3,6 +3,8 @@
     megajukebox sample runs/tiny --requests songs.yaml --out samples                            # one process
     deepspeed --num_gpus 2 megajukebox/sample.py runs/tiny --requests songs.yaml --out samples  # requests dealt out
     megajukebox sample runs/tiny --artist "..." --genre "..." --lyrics words.txt --seconds 8 --seed 1 --out samples
+    megajukebox sample runs/tiny --artist "..." temperature=0.9 guidance=2 'moods=[calm]'   # any setting of a request
+    megajukebox sample runs/tiny --names                                            # which artists, genres ... it knows
     megajukebox sample runs/tiny --sampler student --seconds 60                     # parallel students upsample
     megajukebox sample runs/tiny --prompt demo.wav --keep-seconds 3 --seconds 10    # goes on from a recording
     megajukebox sample runs/tiny --infill samples/song.json --replace 2-3.5 --lyrics other.txt --name mended
@@ -23,16 +25,19 @@ from typing import Annotated, Any
 import torch
 import typer
 
+from megajukebox.data.conditions.vocabulary import UNKNOWN, read_vocabularies
 from megajukebox.data.files import make_folder, write_whole
 from megajukebox.data.shards.sets import ShardSet
+from megajukebox.data.weights import read_facts
 from megajukebox.sampling.dealing import Dealer
-from megajukebox.sampling.jukebox import Engine, Jukebox, Song, Stopped
+from megajukebox.sampling.jukebox import RUNS, Engine, Jukebox, Song, Stopped
 from megajukebox.sampling.levels.autoregressive import WAYS
 from megajukebox.sampling.memory import Need, free_memory, room
 from megajukebox.sampling.reporting import ProgressFile
 from megajukebox.sampling.songs.reconstruction import chosen, reconstructions
 from megajukebox.sampling.songs.requests import Request, parse_requests, read_requests
 from megajukebox.sampling.watching import Watch
+from megajukebox.training.config import override
 from megajukebox.training.launch import World, world
 
 STOPPED = 85  # stopped on request, all saved: start again
@@ -46,15 +51,18 @@ class Precision(str, Enum):
 
 def main(
     runs: Annotated[Path, typer.Argument(help="The folder of the runs.")],
+    settings: Annotated[
+        list[str] | None, typer.Argument(help="Others of a request's settings: temperature=0.9 'moods=[calm]' ...")
+    ] = None,
     out: Annotated[Path, typer.Option(help="The folder for the songs.")] = Path("samples"),
     requests: Annotated[Path | None, typer.Option(help="A YAML or JSON list of requests.")] = None,
-    artist: Annotated[str | None, typer.Option(help="Without --requests: who plays.")] = None,
-    genre: Annotated[list[str] | None, typer.Option(help="Without --requests: may be given several times.")] = None,
-    lyrics: Annotated[Path | None, typer.Option(help="Without --requests: a .txt or .lrc file to sing.")] = None,
-    seconds: Annotated[float, typer.Option(help="Without --requests: length of the song.")] = 10.0,
-    seed: Annotated[int, typer.Option(help="Without --requests: one seed, one song.")] = 0,
-    name: Annotated[str, typer.Option(help="Without --requests: name of the song's files.")] = "song",
-    variations: Annotated[int, typer.Option(help="Without --requests: songs, with seeds seed, seed + 1, ...")] = 1,
+    artist: Annotated[str | None, typer.Option(help="Who plays.")] = None,
+    genre: Annotated[list[str] | None, typer.Option(help="May be given several times.")] = None,
+    lyrics: Annotated[Path | None, typer.Option(help="A .txt or .lrc file to sing.")] = None,
+    seconds: Annotated[float | None, typer.Option(help="Length of the song; default: 10.")] = None,
+    seed: Annotated[int | None, typer.Option(help="One seed, one song; default: 0.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the song's files; default: song.")] = None,
+    variations: Annotated[int | None, typer.Option(help="Songs, with seeds seed, seed + 1, ...; default: 1.")] = None,
     prompt: Annotated[str | None, typer.Option(help="A recording or an earlier sample to go on from.")] = None,
     keep_seconds: Annotated[float | None, typer.Option(help="How much of the prompt is kept; default: all.")] = None,
     upsample: Annotated[str | None, typer.Option(help="An earlier sample whose lower levels are made anew.")] = None,
@@ -63,6 +71,7 @@ def main(
     reconstruct: Annotated[str | None, typer.Option(help="Song shards: held-out songs and their reconstructions.")] = (
         None
     ),
+    names: Annotated[bool, typer.Option("--names", help="Only tell which names the top prior knows.")] = False,
     count: Annotated[int, typer.Option(min=1, help="With --reconstruct: how many held-out songs.")] = 8,
     song: Annotated[list[str] | None, typer.Option(help="With --reconstruct: songs by key instead.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Songs sampled in lockstep; bounds the memory.")] = 16,
@@ -79,7 +88,10 @@ def main(
     progress: Annotated[Path | None, typer.Option(help="A file to keep how far it has come in, as JSON.")] = None,
     local_rank: Annotated[int, typer.Option("--local_rank", hidden=True, help="The deepspeed launcher gives it.")] = 0,
 ) -> None:
-    """Sample songs. Exits with 1 if a request could not be made, with 85 if it was stopped (start it again)."""
+    """Sample songs: those of --requests, or the one that the options tell.
+
+    Exits with 1 if a request could not be made, with 85 if it was stopped (start it again).
+    """
     here = world()
     # One token's work is too small to share between threads: two were measured 20 times slower on a busy machine.
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
@@ -88,15 +100,17 @@ def main(
         if reconstruct:
             shards = ShardSet(reconstruct)
             rows = chosen(shards, runs / "vqvae", song or [], count)[here.rank :: here.size]
-            save_all(reconstructions(runs, shards, rows, seconds, device), out)
+            save_all(reconstructions(runs, shards, rows, seconds or 10.0, device), out)
             return
-        if requests:
-            asked, wrong = read_requests(requests)
-        else:
-            given = {"prompt": prompt, "keep_seconds": keep_seconds, "upsample": upsample, "infill": infill}
-            said = {"artist": artist, "genres": genre or [], "lyrics": lyrics.read_text() if lyrics else ""}
-            one = {"id": name, "seconds": seconds, "seed": seed, "variations": variations, "replace": ranges(replace)}
-            asked, wrong = parse_requests([one | said | given])
+        if names:
+            tell_names(runs / RUNS["top"])
+            return
+        one = {
+            "id": name, "artist": artist, "genres": genre, "lyrics": words_of(lyrics) if lyrics else None,
+            "seconds": seconds, "seed": seed, "variations": variations, "prompt": prompt, "keep_seconds": keep_seconds,
+            "upsample": upsample, "infill": infill, "replace": ranges(replace),
+        }  # fmt: skip
+        asked, wrong = asked_of(requests, {key: value for key, value in one.items() if value is not None}, settings)
         make_folder(out)
         jukebox = Jukebox(
             runs,
@@ -105,13 +119,16 @@ def main(
             engine_of(exact, way, int8),
             students=sampler or (),
         )
-        batch_size = within(memory, jukebox, asked, batch_size, here)
+        if asked:
+            batch_size = within(memory, jukebox, asked, batch_size, here)
     except (ValueError, OSError) as error:
         raise SystemExit(f"sample: {error}") from error
     if here.rank == 0:
         for line in wrong:
             print(f"sample: {line}")
     dealer = Dealer(jukebox, asked, out, here.rank, here.size, batch_size)
+    if here.rank == 0 and asked and not dealer.left():
+        print(f"nothing to do: made before, of the same requests and weights: {asked[0].id} ...", flush=True)
     maker = Maker(jukebox, asked, out, batch_size, here.rank == 0, progress if here.rank == 0 else None)
     try:
         dealer.run(maker.make, lambda line: print(f"sample: {line}", flush=True))
@@ -129,10 +146,37 @@ def save_all(songs: Iterable[Song], out: Path) -> None:
         print(song.save(out), flush=True)
 
 
-def ranges(given: list[str] | None) -> list[list[float]]:
+def asked_of(file: Path | None, one: dict[str, Any], settings: list[str] | None) -> tuple[list[Request], list[str]]:
+    """The requests of `file`, or the one that the command line tells; and one line for each that cannot be made."""
+    for setting in settings or []:
+        override(one, setting)
+    if file is None:
+        return parse_requests([{"id": "song"} | one])
+    if one:
+        raise ValueError(f"{', '.join(one)} cannot be given beside --requests; write them into {file}")
+    return read_requests(file)
+
+
+def words_of(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"lyrics {str(file)!r} cannot be read ({error}); give a text in UTF-8") from None
+
+
+def tell_names(prior: Path) -> None:
+    """Every name that a request may use, by condition, as the vocabularies of `prior` spell it."""
+    read_facts(prior)
+    for condition, known in read_vocabularies(prior).items():
+        print(f"{condition}: {', '.join(name for name in known.names if name != UNKNOWN)}")
+
+
+def ranges(given: list[str] | None) -> list[list[float]] | None:
     """2-3.5 -> [2.0, 3.5]. ValueError for anything else."""
+    if given is None:
+        return None
     found = []
-    for text in given or []:
+    for text in given:
         try:
             start, end = map(float, text.split("-"))
         except ValueError:
@@ -142,6 +186,8 @@ def ranges(given: list[str] | None) -> list[list[float]]:
 
 
 def engine_of(exact: bool, way: str, int8: bool) -> Engine:
+    if not exact and way not in ("auto", "windows"):
+        raise ValueError(f"--no-exact takes the way windows, not {way}; leave one of the two out")
     if way not in ("auto", *WAYS):
         raise ValueError(f"way {way!r} is unknown; choose auto or one of {', '.join(WAYS)}")
     return Engine(exact, way, int8)

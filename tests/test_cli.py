@@ -27,6 +27,11 @@ def test_help_comes_at_once_because_no_verb_is_imported_for_it() -> None:
     assert subprocess.run([sys.executable, "-c", script], capture_output=True).returncode == 0
 
 
+def test_what_samples_starts_without_torch_s_compiler_which_takes_seconds_to_import() -> None:
+    script = "import sys, megajukebox.sample; sys.exit('torch._inductor' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True).returncode == 0
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_help(verb: str) -> None:
     done = megajukebox(verb, "--help")
@@ -44,7 +49,8 @@ def test_an_unknown_verb_is_refused_and_the_known_ones_named() -> None:
     ("arguments", "told"),
     [
         (["sample", "nowhere", "--requests", "none.yaml"], "requests file 'none.yaml' cannot be read"),
-        (["sample", "nowhere", "--seconds", "-1"], "nowhere"),
+        (["sample", "nowhere", "--seconds", "-1"], "nowhere is no folder of runs"),
+        (["sample", "nowhere", "--no-exact", "--way", "rows"], "--no-exact takes the way windows, not rows"),
         (["train", "vqvae", "--data", "nowhere", "--out", "none", "--preset", "huge"], "preset 'huge' is neither"),
     ],
     ids=str,

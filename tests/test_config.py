@@ -61,7 +61,9 @@ def test_an_override_may_set_what_the_preset_leaves_to_its_default() -> None:
 @pytest.mark.parametrize(
     ("setting", "told"),
     [
-        ("top.transformer.witdh=8", ["top.transformer.witdh"]),
+        ("top.transformer.witdh=8", ["top.transformer.witdh is no setting; did you mean width?"]),
+        ("training.vqvae.save_evry=8", ["training.vqvae.save_evry is no setting; did you mean save_every?"]),
+        ("vqvae.loss.linff=1", ["vqvae.loss.linff is no setting; did you mean linf?"]),
         ("topp.window=8", ["topp"]),
         ("training.vqvae.stepz=8", ["training.vqvae.stepz"]),
         ("top.transformer.width=wide", ["top.transformer.width", "'wide'"]),

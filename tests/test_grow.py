@@ -69,8 +69,10 @@ def test_one_command_grows_every_level_and_the_runs_can_be_sampled_at_once(runs:
     printed = capsys.readouterr().out
     assert "top: artist + new band" in printed and "bottom: artist 'Orrin' is known already" in printed
     request = Request(id="a", artist="NEW BAND", genres=("ska",), seconds=0.3)
-    notes = Jukebox(runs).notes(request)
-    assert sum("'NEW BAND' is unknown" in note for note in notes) == 3
+    (band, genre) = (note for note in Jukebox(runs).notes(request) if "unknown" in note)
+    assert "'NEW BAND' is unknown to top, middle, bottom" in band and "mean" not in band and "'ska'" in genre
+    (typed,) = (n for n in Jukebox(runs).notes(Request(id="a", artist="ILUNA")) if "unknown" in n)
+    assert typed.endswith("did you mean 'ilune'?")
     song = Jukebox(tmp_path / "grown").sample([request])[0]
     assert not any("unknown" in note for note in song.notes) and set(song.codes) == set(RUNS)
 

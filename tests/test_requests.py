@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from megajukebox.sample import asked_of
 from megajukebox.sampling.songs.requests import Request, parse_requests, read_requests
 
 GOOD = {"id": "good", "artist": "A", "seconds": 2}
@@ -21,7 +22,9 @@ BAD = [
     ({"id": ""}, ["id"]),
     ({"id": "with space"}, ["id", "with space"]),
     ({"id": 7}, ["id", "7"]),
-    ({"artis": "A"}, ["artis", "not permitted"]),
+    ({"artis": "A"}, ["artis is no setting", "did you mean artist?"]),
+    ({"tempo": 4}, ["tempo is no setting"]),
+    ({"upsample": "a.json", "upsample_from": "bottom"}, ["upsample_from", "'top' or 'middle'", "bottom"]),
     ({"artist": ["A", "B"]}, ["artist", "string"]),
     ({"genres": 5}, ["genres"]),
     ({"seed": 1.5}, ["seed", "1.5"]),
@@ -128,3 +131,20 @@ def test_a_file_that_holds_no_requests_says_so(tmp_path: Path, name: str, conten
 def test_a_folder_in_place_of_a_file_says_so(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cannot be read"):
         read_requests(tmp_path)
+
+
+def test_the_command_line_tells_one_song_with_any_setting_of_a_request() -> None:
+    settings = ["temperature.top=0.9", "guidance=2", "moods=[calm, warm]", "seconds=3"]
+    (good,), wrong = asked_of(None, {"artist": "A", "seconds": 9}, settings)
+    assert not wrong and (good.id, good.artist, good.seconds, good.moods) == ("song", "A", 3, ("calm", "warm"))
+    assert good.temperature == {"top": 0.9} and good.at("guidance", "bottom", 1) == 2
+    assert asked_of(None, {}, ["temprature=1"])[1] == [
+        "request song: temprature is no setting; did you mean temperature?"
+    ]
+
+
+def test_what_the_command_line_tells_beside_a_file_of_requests_is_refused_and_not_forgotten(tmp_path: Path) -> None:
+    (tmp_path / "songs.yaml").write_text("- {id: two}\n")
+    assert asked_of(tmp_path / "songs.yaml", {}, None)[0] == [Request(id="two")]
+    with pytest.raises(ValueError, match="artist, temperature cannot be given beside --requests"):
+        asked_of(tmp_path / "songs.yaml", {"artist": "A"}, ["temperature=0.9"])

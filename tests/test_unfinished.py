@@ -123,6 +123,12 @@ def test_a_rank_makes_its_share_and_then_what_nobody_is_at(runs: Path, tmp_path:
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*")}
     Dealer(box, REQUESTS, tmp_path, 0, 1, 16).run(make, print)
     assert len(order) == 3 and before == {path: path.stat().st_mtime_ns for path in tmp_path.glob("*")}
+    lines: list[str] = []
+    changed = [REQUESTS[0], REQUESTS[1].model_copy(update={"seed": 99})]
+    Dealer(box, changed, tmp_path / "elsewhere", 0, 1, 16).next_batch(lines.append)
+    assert not lines
+    Dealer(box, changed, tmp_path, 0, 1, 16).next_batch(lines.append)
+    assert len(lines) == 1 and "request song-1: a song of that name is there" in lines[0]
 
 
 def test_a_dead_rank_loses_no_song_and_the_songs_are_those_of_one_process(runs: Path, tmp_path: Path) -> None:

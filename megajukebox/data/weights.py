@@ -148,7 +148,7 @@ def read_facts(folder: Path | str) -> dict[str, Any]:
     """What model.json of `folder` says. ValueError where there is no finished model."""
     path = Path(folder) / FACTS
     if not path.is_file():
-        raise ValueError(f"{folder} holds no finished model ({FACTS} is missing); export or import one there")
+        raise ValueError(f"{folder} holds no finished model ({FACTS} is missing); train it, or import one there")
     facts = json.loads(path.read_text(encoding="utf-8"))
     missing = {"kind", "config", "fingerprint", "step"} - set(facts)
     if missing:

@@ -48,6 +48,10 @@ class Dealer:
         batch: list[Song] = []
         for request in self.left():
             if len(batch) < self.batch_size and self.unfinished.claim(request.id):
+                if (self.out / f"{request.id}.json").exists():
+                    tell(
+                        f"request {request.id}: a song of that name is there, of another request or weights; made anew"
+                    )
                 try:
                     batch.append(self.jukebox.begin(request))
                 except (ValueError, OSError) as error:

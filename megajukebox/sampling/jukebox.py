@@ -62,7 +62,10 @@ class Jukebox:
         students: Sequence[str] = (), folders: Mapping[str, Path] | None = None,
     ):  # fmt: skip
         """`folders`: only these levels, from the top down, and where their runs are if not in `runs`."""
-        self.runs, self.dtype, self.engine, self.students = Path(runs), dtype, engine, students_of(Path(runs), students)
+        self.runs, self.dtype, self.engine = Path(runs), dtype, engine
+        if folders is None and not (self.runs / "vqvae").is_dir():
+            raise ValueError(f"{runs} is no folder of runs; give the one that holds vqvae, {', '.join(RUNS.values())}")
+        self.students = students_of(self.runs, students)
         self.samplers: dict[str, Callable[[Prior], LevelSampler]] = {**(samplers or {}), **self.students}
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         facts = read_facts(self.runs / "vqvae")
@@ -86,6 +89,7 @@ class Jukebox:
 
     def notes(self, request: Request) -> list[str]:
         told = [note for run in self.levels.values() for note in run.notes(request)]
+        told = [*unknown_names(self.levels, request), *told]
         return told + [note for run in self.students.values() for note in run.notes(request)]
 
     def key(self, request: Request) -> dict[str, Any]:
@@ -101,20 +105,26 @@ class Jukebox:
 
     def begin(self, request: Request) -> Song:
         """The song of `request` before it is sampled: with what it is given. ValueError names what is wrong with it."""
-        known, source = Known(), None
+        known, source, notes = Known(), None, []
         if request.source is not None:
             if request.source not in self.sources:
                 found = source_of(request.source, self.vqvae, self.weights["vqvae"], self.device)
                 self.sources = {request.source: found}  # of variations one after another; not of a thousand requests
             source = self.sources[request.source]
             known, seconds = known_of(request, source.codes, self.vqvae)
+            if (
+                request.mode != "prompt"
+                and "seconds" in request.model_fields_set
+                and abs(request.seconds - seconds) > 0.1
+            ):
+                notes.append(f"it is as long as {request.source}, {seconds:.1f} s, not {request.seconds:g} s")
             request = request.model_copy(update={"seconds": seconds})
         facts = {"weights": self.weights, "steps": self.steps, "runs": str(self.runs)}
         facts |= {"precision": str(self.dtype).removeprefix("torch."), "engine": self.engine_facts()}
         samples = self.codes_of(request, "bottom" if "bottom" in self.levels else "top")
         samples *= min(self.vqvae.config.hops.values())
         rate = self.vqvae.config.sample_rate
-        song = Song(request, self.notes(request), rate, known, known, facts=facts, samples=samples)
+        song = Song(request, [*notes, *self.notes(request)], rate, known, known, facts=facts, samples=samples)
         if source is not None:
             song.put_beside(beside(source, self.vqvae, samples, self.device))
         return song
@@ -261,6 +271,18 @@ def told_once(run: LevelRun, requests: list[Request]) -> list[Told]:
     told: dict[str, Told] = {}
     keys = [request.model_copy(update={"id": "x", "seed": 0}).model_dump_json() for request in requests]
     return [told.setdefault(key, told.get(key) or run.told(request)) for key, request in zip(keys, requests)]
+
+
+def unknown_names(levels: Mapping[str, LevelRun], request: Request) -> Iterator[str]:
+    """A note for each name that some levels never met, with the known one that it may be meant as."""
+    strangers: dict[tuple[str, str], list[str]] = {}
+    for level, run in levels.items():
+        for stranger in run.unknown(request):
+            strangers.setdefault(stranger, []).append(level)
+    for (condition, name), where in strangers.items():
+        near = levels[where[0]].nearest(condition, name)
+        meant = f"; did you mean {near!r}?" if near else ""
+        yield f"{condition} {name!r} is unknown to {', '.join(where)}, which took it as <unknown>{meant}"
 
 
 def is_made(jukebox: Jukebox, out: Path, request: Request) -> bool:

@@ -3,6 +3,7 @@
 import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from megajukebox.data.conditions.jukebox_labels import as_written
 from megajukebox.data.conditions.lrc import parse_lrc
 from megajukebox.data.conditions.lyrics import JukeboxCharacters, LyricsTokenizer, SentencePieceTokenizer, Tokens
-from megajukebox.data.conditions.vocabulary import Vocabulary, read_vocabularies
+from megajukebox.data.conditions.vocabulary import Vocabulary, normalised, read_vocabularies
 from megajukebox.data.weights import load_into, read_facts
 from megajukebox.models.prior import Prior, PriorConfig
 from megajukebox.sampling.levels.level import Told
@@ -58,13 +59,19 @@ class LevelRun:
         spelling = self.facts.get("names")
         return [spelt for name in request.names(condition) for spelt in as_written(spelling, condition, name)]
 
+    def unknown(self, request: Request) -> Iterator[tuple[str, str]]:
+        """The conditions and names of the request that this level never met, as (condition, name)."""
+        for condition in self.config.labels:
+            known = self.vocabularies.get(condition, Vocabulary())
+            yield from ((condition, name) for name in self.names(request, condition) if not known.id(name))
+
+    def nearest(self, condition: str, name: str) -> str | None:
+        """The known name that is written most alike, if one is at all."""
+        known = self.vocabularies.get(condition, Vocabulary()).names
+        return next(iter(get_close_matches(normalised(name), known[1:], 1, cutoff=0.75)), None)
+
     def notes(self, request: Request) -> Iterator[str]:
-        """What of the request this level cannot follow, in words."""
-        for name in self.config.labels:
-            known = self.vocabularies.get(name, Vocabulary())
-            for value in self.names(request, name):
-                if not known.id(value):
-                    yield f"{name} {value!r} is unknown to the {self.config.level} level; it was told <unknown>"
+        """What else of the request this level cannot follow, in words."""
         seconds, trained = request.song_seconds or request.seconds, self.config.timing
         if trained and not trained.min_seconds <= seconds <= trained.max_seconds:
             limits = f"{trained.min_seconds:g}-{trained.max_seconds:g} s"

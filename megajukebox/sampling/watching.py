@@ -4,7 +4,7 @@ import sys
 import time
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn
 
 from megajukebox.sampling.jukebox import Jukebox
 from megajukebox.sampling.levels.level import HOPS, hop_of
@@ -19,8 +19,7 @@ class Watch:
 
     def __init__(self, jukebox: Jukebox, songs: list[Song], show: bool):
         self.show, self.screen = show, sys.stdout.isatty()
-        told = TextColumn("{task.fields[said]}")
-        columns = (TextColumn("{task.description:>6}"), BarColumn(), told, TimeRemainingColumn())
+        columns = (TextColumn("{task.description:>6}"), BarColumn(), TextColumn("{task.fields[said]}"))
         self.bars = Progress(*columns, console=Console(), disable=not (show and self.screen))
         self.songs, self.jukebox = songs, jukebox
         self.totals = {n: sum(jukebox.codes_of(s.request, n) for s in songs) for n in jukebox.levels}

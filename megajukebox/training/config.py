@@ -8,6 +8,7 @@ from pathlib import Path
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from megajukebox.data.mistakes import mistakes, shortened
 from megajukebox.data.shards.sets import COUNTED
 from megajukebox.models.conditioning import LabelConfig, LyricsConfig, TimingConfig, UpperConfig
 from megajukebox.models.prior import PriorConfig
@@ -222,7 +223,7 @@ class Preset(Settings):
         try:
             self.prior_config(level, self.lyrics_vocabulary)
         except ValidationError as error:
-            raise ValueError("; ".join(f"{level}: {e['msg']}" for e in error.errors())) from None
+            raise ValueError("; ".join(f"{level}: {mistake}" for mistake in mistakes(error, PriorConfig))) from None
 
     @property
     def levels(self) -> tuple[str, ...]:
@@ -277,9 +278,8 @@ def load_preset(name: str, overrides: list[str] | None = None) -> Preset:
         raise ValueError(f"preset {name!r} is neither a file nor one of {known}")
     settings = _read(path.read_text(), path.name)
     if not isinstance(settings, dict):
-        raise ValueError(
-            f"{path.name} holds {_short(settings)}, not the settings of a preset; see {PRESETS.name}/tiny.yaml for one"
-        )
+        found = f"{path.name} holds {shortened(settings)}"
+        raise ValueError(f"{found}, not the settings of a preset; see {PRESETS.name}/tiny.yaml for one")
     for setting in overrides or []:
         override(settings, setting)
     return validate(settings, path.name)
@@ -296,16 +296,8 @@ def validate(settings: dict, where: str) -> Preset:
     try:
         return Preset.model_validate(settings)
     except ValidationError as error:
-        lines = (
-            f"\n  {'.'.join(map(str, e['loc'])) or 'preset'}: {e['msg']} (got {_short(e['input'])})"
-            for e in error.errors()
-        )
+        lines = (f"\n  {mistake}" for mistake in mistakes(error, Preset))
         raise ValueError(f"{where} is not a valid preset:{''.join(lines)}") from None
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) < 60 else text[:57] + "..."
 
 
 def override(settings: dict, setting: str) -> None:

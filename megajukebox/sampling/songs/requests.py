@@ -8,12 +8,17 @@
 """
 
 import json
+import re
 from pathlib import Path
+from typing import Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from megajukebox.data.mistakes import mistakes
+
 LEVELS = ("top", "middle", "bottom")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 SOURCES = ("prompt", "upsample", "infill")  # settings that name a file; at most one of them
 
 
@@ -22,7 +27,7 @@ class Request(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")
+    id: str
     artist: str | None = None
     genres: tuple[str, ...] = ()
     year: int | None = None
@@ -44,9 +49,16 @@ class Request(BaseModel):
     prompt: str | None = Field(None, description="a recording, or an earlier sample, to go on from")
     keep_seconds: float | None = Field(None, gt=0, description="how much of the prompt is kept; default: all")
     upsample: str | None = Field(None, description="an earlier sample; levels below `upsample_from` are made anew")
-    upsample_from: str = Field("top", pattern="^(top|middle)$")
+    upsample_from: Literal["top", "middle"] = "top"
     infill: str | None = Field(None, description="a recording or an earlier sample, of which `replace` is made anew")
     replace: tuple[tuple[float, float], ...] = Field((), description="ranges of seconds")
+
+    @field_validator("id")
+    @classmethod
+    def _names_files(cls, value: str) -> str:
+        if not NAME.fullmatch(value):
+            raise ValueError("it names the files: letters a to z, digits, - and _, at most 64, the first no - or _")
+        return value
 
     @model_validator(mode="after")
     def _one_source(self) -> "Request":
@@ -137,7 +149,7 @@ def parse_requests(data: list, name: str = "song") -> tuple[list[Request], list[
         try:
             request = Request.model_validate({"id": f"{name}-{number:03d}", **entry})
         except ValidationError as error:
-            wrong.append(f"request {entry.get('id', number)}: {_mistakes(error)}")
+            wrong.append(f"request {entry.get('id', number)}: {'; '.join(mistakes(error, Request))}")
             continue
         for one in variations_of(request):
             if one.id in good:
@@ -154,10 +166,3 @@ def variations_of(request: Request) -> list[Request]:
     numbers = range(request.variations)
     changes = ({"id": f"{request.id}-{n + 1}", "seed": request.seed + n, "variations": 1} for n in numbers)
     return [request.model_copy(update=change) for change in changes]
-
-
-def _mistakes(error: ValidationError) -> str:
-    """Each wrong setting: what is wrong with it, and what was given."""
-    return "; ".join(
-        f"{'.'.join(map(str, e['loc']))}: {e['msg']} (got {str(e['input'])[:50]!r})" for e in error.errors()
-    )

@@ -23,10 +23,10 @@ class Song:
     request: Request
     notes: list[str]
     sample_rate: int
-    known: Known = field(default_factory=Known)  # what is given, or was done by an interrupted attempt
-    given: Known = field(default_factory=Known)  # what is given alone
-    codes: dict[str, np.ndarray] = field(default_factory=dict)
-    audio: dict[str, np.ndarray] = field(default_factory=dict)
+    known: Known = field(default_factory=Known, repr=False)  # what is given, or was done by an interrupted attempt
+    given: Known = field(default_factory=Known, repr=False)  # what is given alone
+    codes: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
+    audio: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
     levels: dict[str, dict[str, Any]] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     timed_lyrics: str = ""  # .lrc of times found in the attention

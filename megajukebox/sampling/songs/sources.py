@@ -42,7 +42,8 @@ def source_of(path: str, vqvae: VQVAE, fingerprint: str, device: torch.device) -
     """
     file = Path(path)
     if not file.is_file():
-        raise ValueError(f"file {path!r} is missing; give a recording, or the .json of an earlier sample")
+        what = "is a folder" if file.is_dir() else "is missing"
+        raise ValueError(f"file {path!r} {what}; give a recording, or the .json of an earlier sample")
     if file.suffix in (".json", ".npz"):
         return Source(_codes_of_sample(file, vqvae, fingerprint))
     try:
