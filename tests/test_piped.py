@@ -62,9 +62,19 @@ def test_broken_tars_are_skipped_and_named(songs: Path, tmp_path: Path) -> None:
         tmp_path / "songs-{000000..000003}.tar", bad_share=1.0, on_bad=lambda shard, key, reason: named.add(shard)
     )
     assert len(steps(batches, 12)) == 12
-    assert named == {"songs-000001.tar", "songs-000002.tar", "songs-000003.tar"} and batches.skips()
+    assert named == {"songs-000001.tar", "songs-000002.tar", "songs-000003.tar"}
+    assert batches.skips().keys() == {"damaged", "missing"}
     with pytest.raises(ValueError, match="no clip came out of the last"):
         steps(stream(tmp_path / "songs-000002.tar"), 1)
+
+
+def test_a_site_that_is_down_is_told_apart_from_tars_that_are_broken(songs: Path) -> None:
+    with serving(songs) as server:
+        batches = stream(f"{server.url}/songs-{{000000..000002}}.tar")
+    for workers in (0, 1):
+        batches.ahead = ReadAhead(workers)
+        with pytest.raises(StorageDown, match=r"no clip came out of the last .*refused"):
+            steps(batches, 1)
 
 
 def test_its_state_says_that_a_resume_is_statistical_only(songs: Path) -> None:
@@ -103,6 +113,12 @@ def test_damage_is_passed_over_and_lost_tars_stop_what_the_run_is_judged_by(song
     (tmp_path / "songs-000001.tar").write_bytes((songs / "songs-000001.tar").read_bytes())
     piped = Piped(str(tmp_path / "songs-{000000..000001}.tar"), RATE, CLIP, held_out=0.5)
     assert list(held_out_batches(piped, micro_batch=2, rank=0, world=1, limit=4))
+    for fault in ("cut", "reset", 503):
+        with serving(tmp_path) as server:
+            server.spoil["songs-000001.tar"] = [fault]
+            broke_off = Piped(f"{server.url}/songs-{{000000..000001}}.tar", RATE, CLIP, held_out=0.5)
+            with pytest.raises(StorageDown, match=r"songs-000001.tar could not be read"):
+                list(held_out_batches(broke_off, micro_batch=2, rank=0, world=1, limit=400))
     lost = Piped(str(tmp_path / "songs-{000002..000003}.tar"), RATE, CLIP, held_out=0.5)
     with pytest.raises(StorageDown, match=r"songs-000002.tar could not be read"):
         list(held_out_batches(lost, micro_batch=2, rank=0, world=1, limit=4))

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pickle
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from little_sets import CLIP, batches, same, steps, write_codes, write_songs
 from shard_server import ShardServer, serving
 
-from megajukebox.data.shards.remote import LostShard, Remote, is_url
+from megajukebox.data.shards.remote import LostShard, Remote, Site, is_url
 from megajukebox.data.shards.sets import ShardSet
 from megajukebox.data.stream.clips import SongClips
 from megajukebox.data.stream.loading import ReadAhead
@@ -162,6 +163,20 @@ def test_the_cache_keeps_to_its_size_and_drops_what_was_unused_longest(
     assert same(steps(batches(SongClips(tiny, CLIP)), 2), steps(batches(SongClips(ShardSet(songs), CLIP)), 2))
     with pytest.raises(ValueError, match="the cache 100; enlarge it"):
         tiny.cache.bring(0)
+
+
+def test_a_token_goes_along_where_the_url_says_where_the_name_goes(server: ShardServer, tmp_path: Path) -> None:
+    far = Site(f"{server.url}/{{name}}?token=hush", remote(tmp_path))
+    assert far.file_url("index.json") == f"{server.url}/index.json?token=hush"
+
+
+def test_an_index_that_keeps_a_checksum_from_us_is_refused_in_words(songs: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(songs, tmp_path / "site")
+    index = json.loads((folder / "index.json").read_text())
+    for spoilt in ({"songs_file": {"name": "songs.npy"}}, {"lyrics_model": {"name": "lyrics.model"}}):
+        (folder / "index.json").write_text(json.dumps(index | spoilt))
+        with serving(folder) as server, pytest.raises(ValueError, match="sha256"):
+            ShardSet(server.url, remote(tmp_path))
 
 
 def test_a_remote_set_survives_a_trip_to_another_process_without_asking_again(

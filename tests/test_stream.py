@@ -1,11 +1,14 @@
 """The stream: any rank, worker count and resume gives the same global order; broken songs are replaced alike."""
 
+import errno
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from functools import cache
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,8 +31,10 @@ from little_sets import (
 )
 
 from megajukebox.data.shards.sets import ShardSet
+from megajukebox.data.stream.augment import Augment
 from megajukebox.data.stream.clips import SongClips
 from megajukebox.data.stream.loading import ReadAhead
+from megajukebox.data.stream.skips import StorageDown
 from megajukebox.data.stream.stream import held_out_batches
 from megajukebox.data.stream.windows import CodeWindows
 
@@ -148,6 +153,14 @@ def test_a_state_of_another_order_is_refused_with_the_two_things_that_disagree(s
         batches(SongClips(ShardSet(songs), CLIP // 2)).check_state(state)
 
 
+def test_what_the_run_had_and_no_longer_has_is_another_order_too(songs: Path) -> None:
+    source = SongClips(ShardSet(songs), CLIP)
+    louder = SongClips(ShardSet(songs), CLIP, augment=Augment(volume_db=6))
+    for before, fact in ((batches(source, visit=4), "visit 4"), (batches(louder), "volume_db 6")):
+        with pytest.raises(ValueError, match=f"{fact} but this run has"):
+            batches(source).check_state(before.state())
+
+
 def test_a_batch_that_does_not_come_out_even_is_refused_with_the_way_out(songs: Path) -> None:
     source = SongClips(ShardSet(songs), CLIP)
     with pytest.raises(ValueError, match=r"global batch 10 is not micro batch 4 x accumulation x 2 ranks; set it to 8"):
@@ -225,6 +238,39 @@ def test_too_many_broken_songs_stop_the_run(damaged: Path) -> None:
     stream = batches(source, bad_share=0.01, bad_after=16)
     with pytest.raises(ValueError, match=r"too many bad samples: \d+ of \d+ clips could not be read"):
         steps(stream, 1000)
+
+
+class Failing(SongClips):
+    """Song clips; all songs but some fail as the system would say it."""
+
+    def __init__(self, songs: Path, sound: set[int], error: OSError, **more: Any) -> None:
+        super().__init__(ShardSet(songs), CLIP, **more)
+        self.sound, self.error = sound, error
+
+    def read(self, song: int, clip: int, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
+        if song not in self.sound:
+            raise self.error
+        return super().read(song, clip, rng)
+
+
+def test_most_of_the_held_out_songs_may_be_broken_and_a_share_of_1_never_stops(songs: Path) -> None:
+    every = SongClips(ShardSet(songs), CLIP, held_out=0.5)
+    sound = {int(part.nonzero()[0][0]) for part in (every.clips("held_out"), every.clips("train"))}
+    source = Failing(songs, sound, OSError(errno.EIO, "Input/output error"), held_out=0.5)
+    assert len(list(held_out_batches(source, micro_batch=1, limit=8))) == 8
+    assert len(steps(batches(source, bad_share=1.0, bad_after=0), 6)) == 6
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"), [(errno.EIO, StorageDown), (errno.ESTALE, StorageDown), (errno.ENOENT, ValueError)]
+)
+@pytest.mark.parametrize("sound", [set(), {3}], ids=["nothing", "one"])
+def test_a_disk_that_does_not_answer_is_not_a_corpus_that_a_person_must_mend(
+    songs: Path, number: int, kind: type, sound: set[int]
+) -> None:
+    source = Failing(songs, sound, OSError(number, os.strerror(number)))
+    with pytest.raises(kind, match="too many bad samples"):
+        steps(batches(source, bad_share=0.1, bad_after=8), 10)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -92,6 +92,9 @@ def misfit(index: Mapping[str, Any]) -> str | None:
     lyrics = index.get("lyrics_model")
     if lyrics and not (isinstance(lyrics, dict) and FILE_NAME.fullmatch(str(lyrics.get("name")))):
         return f"lyrics_model {str(lyrics)[:60]} names no file of this folder"
+    for file in filter(None, (index["songs_file"], lyrics)):
+        if not isinstance(file.get("sha256"), str):
+            return f"{str(file)[:60]} has no sha256"
     return None
 
 

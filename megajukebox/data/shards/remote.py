@@ -70,9 +70,8 @@ class Site:
             raise ValueError(f"{url!r} says not where the file's name goes; write {{name}} there")
 
     def file_url(self, name: str) -> str:
-        if "{name}" in self.base:
-            return self.base.replace("{name}", name)
-        return f"{self.shown}/{name}" + (f"?{self.query}" if self.query else "")
+        url = self.base.replace("{name}", name) if "{name}" in self.base else f"{self.shown}/{name}"
+        return url + (f"?{self.query}" if self.query else "")
 
     def read(self, name: str, limit: int = MAX_INDEX) -> bytes:
         """A small file. LostShard if it cannot be fetched."""

@@ -14,6 +14,7 @@ import json
 import os
 import tarfile
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -27,12 +28,12 @@ from webdataset.gopen import gopen
 
 from megajukebox.data.audio import downmix, opened, read_slice
 from megajukebox.data.shards.index import KEY
-from megajukebox.data.shards.remote import URL
+from megajukebox.data.shards.remote import URL, may_pass
 from megajukebox.data.stream.augment import Augment
 from megajukebox.data.stream.clips import place, split
 from megajukebox.data.stream.loading import ALONE, Board, ReadAhead, Steps
 from megajukebox.data.stream.order import rng
-from megajukebox.data.stream.skips import Bad, BadCount, OnBad, StorageDown
+from megajukebox.data.stream.skips import Bad, BadCount, OnBad, StorageDown, too_many
 from megajukebox.data.stream.stream import Batch, counted, micro_batches, tensors, this_worker, whole_steps
 
 MAX_MEMBER = 1 << 30  # bytes of one member; a pipe cannot skip what it does not read
@@ -81,8 +82,10 @@ def open_tar(tar: str) -> BinaryIO:
 
 
 def songs_of(tar: str) -> Iterator[Songs]:
-    """The songs of one tar, in order, nothing written to disk. ValueError or OSError where it breaks off."""
-    name, members, before = Path(tar.split()[-1]).name, dict[str, bytes](), None
+    """The songs of one tar, in order, nothing written to disk. ValueError where it is damaged, OSError where less of it
+    came than there is.
+    """
+    name, members, before, file = Path(tar.split()[-1]).name, dict[str, bytes](), None, None
     try:
         with open_tar(tar) as file, tarfile.open(fileobj=file, mode="r|") as archive:
             for member in archive:
@@ -94,7 +97,11 @@ def songs_of(tar: str) -> Iterator[Songs]:
                 if member.isreg() and 0 <= member.size <= MAX_MEMBER and extension in ("json", *AUDIO):
                     content = archive.extractfile(member)  # a view of the stream; nothing is unpacked
                     members[extension] = content.read() if content else b""
-    except (tarfile.TarError, http.client.HTTPException) as error:
+    except http.client.HTTPException as error:
+        raise ConnectionError(f"{name} broke off ({error!r})") from error
+    except tarfile.TarError as error:
+        if missing := getattr(file, "length", None):  # bytes that the site has promised and not sent
+            raise ConnectionError(f"{name} broke off, {missing} bytes before its end") from error
         raise ValueError(f"{name} is damaged ({error})") from error
     if before is not None:
         yield Songs(before, name, members)
@@ -143,7 +150,8 @@ def drawn(piped: Piped, dice: np.random.Generator, board: Board, worker: int) ->
         barren += 1
         if barren > 2 * len(tars) + 8:
             why = bad[-1].reason if bad else "every song is shorter than a clip or held out"
-            raise ValueError(f"no clip came out of the last {barren - 1} tars of {piped.urls} ({why})")
+            down = too_many(Counter(one.kind for one in bad))
+            raise down(f"no clip came out of the last {barren - 1} tars of {piped.urls} ({why})")
         try:
             for song in songs_of(tar):
                 board.note(worker, 0, 0)
@@ -156,7 +164,8 @@ def drawn(piped: Piped, dice: np.random.Generator, board: Board, worker: int) ->
                 except (ValueError, OSError, MemoryError) as error:
                     bad.append(Bad(song.shard, song.key, str(error)[:500]))
         except (ValueError, OSError) as error:
-            bad.append(Bad(Path(tar.split()[-1]).name, "", f"unavailable: {error}"[:500]))
+            passes = isinstance(error, OSError) and not isinstance(error, FileNotFoundError) and may_pass(error)
+            bad.append(Bad(Path(tar.split()[-1]).name, "", f"{'unavailable: ' if passes else ''}{error}"[:500]))
 
 
 def shuffled(clips: Iterator[Batch], size: int, dice: np.random.Generator) -> Iterator[Batch]:

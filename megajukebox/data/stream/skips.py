@@ -1,5 +1,6 @@
 """Clips that could not be read: counted by kind, reported one by one, and the end of the run above a share."""
 
+import errno
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,18 @@ KINDS = (  # words in a reason -> the kind it is counted as; the first that fits
     ("unreadable", "undecodable"),
     ("No such file", "missing"),
 )
+# What a file system answers that is down or out of reach: the same file may be read later.
+PASSING = {
+    errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH,
+    errno.ENOTCONN, errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED, errno.ESHUTDOWN, errno.EAGAIN,
+    errno.EBUSY, errno.ENODEV, errno.ENXIO, errno.EREMOTEIO, errno.ENOLINK,
+}  # fmt: skip
 ALL_KINDS = (*dict.fromkeys(kind for _, kind in KINDS), "other")
+
+
+def reason_of(error: Exception) -> str:
+    """Why a clip could not be read."""
+    return f"{UNAVAILABLE}: {error}" if isinstance(error, OSError) and error.errno in PASSING else str(error)
 
 
 class StorageDown(Exception):
@@ -55,7 +67,8 @@ def too_many(kinds: Mapping[str, int]) -> type[Exception]:
 class BadCount:
     """Counts clips read and replaced, reports each bad one, and stops above a share: the disk may be what is broken.
 
-    It stops with ValueError, or StorageDown where most of them could not be had at all.
+    It stops with ValueError, or StorageDown where most of them could not be had at all; with a share of 1 never: of
+    one clip that is read, any number of candidates may have been tried.
     """
 
     def __init__(self, share: float, after: int, on_bad: OnBad | None) -> None:
@@ -72,7 +85,7 @@ class BadCount:
             self.shards[one.shard] += 1
             if self.on_bad:
                 self.on_bad(one.shard, one.key, one.reason)
-        if self.seen >= self.after and self.bad > self.share * self.seen:
+        if self.share < 1 and self.seen >= self.after and self.bad > self.share * self.seen:
             raise too_many(self.kinds)(
                 f"too many bad samples: {self.bad} of {self.seen} clips could not be read, more than the share "
                 f"bad_share {self.share} ({self.summary()}); check the shards (megajukebox shards check), or raise "

@@ -24,7 +24,7 @@ from megajukebox.data.shards.sets import ShardSet
 from megajukebox.data.stream.clips import Part
 from megajukebox.data.stream.loading import ALONE, Board, ReadAhead, Steps
 from megajukebox.data.stream.order import InOrder, Order, rng, slots
-from megajukebox.data.stream.skips import Bad, BadCount, OnBad, StorageDown, too_many
+from megajukebox.data.stream.skips import Bad, BadCount, OnBad, StorageDown, reason_of, too_many
 
 STATE_VERSION = 1
 ATTEMPTS = 100  # candidates tried in place of a broken clip
@@ -125,7 +125,7 @@ def readable(
             sample = source.read(song, clip, None if seed is None else rng(seed, "clip", position))
             return {"sample": sample, "bad": bad}
         except (ValueError, OSError, MemoryError) as error:
-            bad.append(Bad(shard_name(source, song), source.shards.key(song), str(error)[:REASON]))
+            bad.append(Bad(shard_name(source, song), source.shards.key(song), reason_of(error)[:REASON]))
     raise too_many(Counter(one.kind for one in bad))(
         f"too many bad samples: none of {len(bad)} clips at position {position} could be read, the last of song "
         f"{bad[-1].key} in {bad[-1].shard} ({bad[-1].reason}); check the shards and the disk they lie on"
@@ -254,10 +254,11 @@ class Batches:
 
     def check_state(self, state: Mapping[str, object]) -> None:
         """ValueError, naming the two things that disagree, if `state` belongs to another order than this one."""
-        for fact, ours in {"version": STATE_VERSION, **self._fixed()}.items():
-            if state.get(fact) != ours:
+        ours = {"version": STATE_VERSION, **self._fixed()}
+        for fact in {**ours, **state}:  # also what is told only where it is not the usual
+            if fact != "next_step" and state.get(fact) != ours.get(fact):
                 raise ValueError(
-                    f"the checkpoint's data state has {fact} {state.get(fact)!r} but this run has {ours!r}; "
+                    f"the checkpoint's data state has {fact} {state.get(fact)!r} but this run has {ours.get(fact)!r}; "
                     f"resume with the same {fact}, or start a new run from the checkpoint's weights"
                 )
 
