@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import environment
 
 from megajukebox.training.engines.engine import ALLOWED
 from megajukebox.training.engines.storage import Storage
@@ -110,3 +111,41 @@ def test_who_waits_for_a_conversion_sees_its_progress(tmp_path: Path) -> None:
 
     _wait_for(whole, sign, progressed)
     assert len(calls) == 3
+
+
+CONVERTS = """
+import pathlib, shutil, sys, time
+import torch.distributed as dist
+from megajukebox.training.engines import universal
+from megajukebox.training.survival.exits import leave_now
+
+saved, rank = pathlib.Path(sys.argv[1]), int(sys.argv[2])
+dist.init_process_group("gloo", init_method=f"file://{saved.parent.parent}/meeting", rank=rank, world_size=2)
+
+def slowly(saved, made, tell):
+    for _ in range(8):
+        tell()
+        time.sleep(0.25)
+
+universal._convert, universal._convert_average = slowly, lambda *_: None
+seen, remove = [], shutil.rmtree
+shutil.rmtree = lambda *given, **named: (time.sleep(1), remove(*given, **named))  # a large folder takes its time
+with universal.converted(saved, lambda: seen.append(1)):
+    print(len(seen))
+dist.barrier()
+leave_now(0)
+"""
+
+
+def test_what_a_killed_conversion_left_is_not_taken_for_the_new_one(tmp_path: Path) -> None:
+    """Else the other ranks wait where they tell no progress, and are ended as hung."""
+    saved, old = tmp_path / "step-00000004/state", tmp_path / "step-00000004.universal"
+    saved.mkdir(parents=True)
+    old.mkdir()
+    (old / "whole").touch()
+    command = [sys.executable, "-c", CONVERTS, str(saved)]
+    pipes = {"stdout": subprocess.PIPE, "text": True, "env": environment()}
+    ranks = [subprocess.Popen([*command, str(rank)], **pipes) for rank in (0, 1)]  # type: ignore[call-overload]
+    counts = [int(rank.communicate(timeout=200)[0].splitlines()[-1]) for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0] and counts[0] == 8 and counts[1] >= 1
+    assert not old.exists()

@@ -57,10 +57,11 @@ def converted(saved: Path, progressed: Callable[[], None]) -> Iterator[Path]:
     """
     folder = saved.parent.with_name(saved.parent.name + ".universal")
     made, whole, sign = folder / saved.name, folder / "whole", folder / "goes_on"
+    if dist.get_rank() == 0:
+        shutil.rmtree(folder, ignore_errors=True)  # what a killed start left, before any rank looks for it
+        made.mkdir(parents=True)
     dist.barrier()
     if dist.get_rank() == 0:
-        shutil.rmtree(folder, ignore_errors=True)
-        made.mkdir(parents=True)
 
         def tell() -> None:
             sign.touch()
