@@ -3,6 +3,8 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -119,3 +121,13 @@ def test_no_worker_is_left_behind(songs: Path) -> None:
     while multiprocessing.active_children() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not multiprocessing.active_children()
+
+
+def test_a_limit_that_the_job_has_already_is_not_exceeded_and_no_fault() -> None:
+    """SLURM or a site may limit memory for good; who is not root may not ask for more."""
+    program = "import os, resource; from megajukebox.data.stream.loading import limit_memory; "
+    program += "resource.setrlimit(resource.RLIMIT_AS, (1 << 40, 1 << 40)); "
+    program += "os.setuid(65534) if os.getuid() == 0 else None; "
+    program += "limit_memory(1 << 41); print(resource.getrlimit(resource.RLIMIT_AS)[0] == 1 << 40)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=200)
+    assert done.stdout == "True\n", done.stderr

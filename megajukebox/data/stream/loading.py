@@ -49,8 +49,10 @@ def limit_memory(more: int, worker: int = 0) -> None:
     """
     taken = Path("/proc/self/statm")
     if taken.exists():
-        pages = int(taken.read_text().split()[0])
-        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + more,) * 2)
+        bytes_then = int(taken.read_text().split()[0]) * resource.getpagesize() + more
+        _, most = resource.getrlimit(resource.RLIMIT_AS)
+        limit = bytes_then if most == resource.RLIM_INFINITY else min(bytes_then, most)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
 class Board:
