@@ -14,7 +14,7 @@ from conftest import environment
 
 from megajukebox.training.engines.engine import ALLOWED
 from megajukebox.training.engines.storage import Storage
-from megajukebox.training.engines.universal import _wait_for, follow
+from megajukebox.training.engines.universal import _wait_for, follow, vet, weights_of
 
 STATE = {"weights": torch.arange(1000.0), "step": 7, "names": ["a", "b"]}
 
@@ -39,6 +39,23 @@ def test_a_file_that_would_run_code_is_refused(tmp_path: Path, monkeypatch) -> N
     torch.save({"x": Evil()}, path)
     with pytest.raises(pickle.UnpicklingError, match="system"):
         Storage(ALLOWED).load(str(path))
+    assert not (tmp_path / "evil").exists()
+
+
+FILES = ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_optim_states.pt", "layer_00-model_states.pt")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_checkpoint_that_would_run_code_is_no_start_for_another_run(tmp_path: Path, monkeypatch, name: str) -> None:
+    """DeepSpeed's own readers, of weights alone and for other numbers of processes, would run it."""
+    monkeypatch.chdir(tmp_path)
+    saved = tmp_path / "step-00000004/state"
+    saved.mkdir(parents=True)
+    torch.save({"module": {"w": torch.zeros(3)}, "x": Evil()}, saved / name)
+    with pytest.raises(ValueError, match=f"{name} holds more than tensors and plain values"):
+        weights_of(saved)
+    with pytest.raises(ValueError, match=f"{name} holds more than tensors and plain values"):
+        vet(saved)
     assert not (tmp_path / "evil").exists()
 
 

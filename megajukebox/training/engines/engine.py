@@ -9,14 +9,11 @@ from pathlib import Path
 import deepspeed
 import torch
 import torch.distributed as dist
-from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
-from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils import (
     safe_get_full_optimizer_state,
     safe_set_full_optimizer_state,
     safe_set_local_optimizer_state,
 )
-from deepspeed.utils.tensor_fragment import fragment_address
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -25,12 +22,9 @@ from megajukebox.training.copies import hashed
 from megajukebox.training.engines import ema, universal
 from megajukebox.training.engines.communication import Communication
 from megajukebox.training.engines.parallel import TrainingDiverged
-from megajukebox.training.engines.storage import Storage
+from megajukebox.training.engines.storage import ALLOWED, Storage
 from megajukebox.training.engines.universal import Spread
 from megajukebox.training.stability import Rules, Stability
-
-# What the files of a checkpoint may name beside tensors and plain values: nothing in them is run when they are read.
-ALLOWED = [ZeroStageEnum, LossScaler, DynamicLossScaler, fragment_address]
 
 
 def building(ds_config: dict) -> contextlib.AbstractContextManager:

@@ -1,7 +1,7 @@
 """How DeepSpeed writes and reads a checkpoint's files: summed on the way, no exception on a full disk, no pickle.
 
 DeepSpeed's own writer raises on the one rank whose disk is full and leaves the others waiting for it; its reader runs
-whatever code a file holds. This one notes the failure for all ranks to agree upon, and loads tensors and three names.
+whatever code a file holds. This one notes the failure for all ranks to agree upon, and loads tensors and four names.
 
 In the background, a file is first made in memory (what it holds may change with the next step) and written by a thread,
 which only sums and writes: it takes no part in a collective and hardly needs the interpreter.
@@ -18,8 +18,14 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
 import torch
+from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+from deepspeed.runtime.zero.config import ZeroStageEnum
+from deepspeed.utils.tensor_fragment import fragment_address
 
 from megajukebox.training.checkpoint import Stored
+
+# What the files of a checkpoint may name beside tensors and plain values: nothing in them is run when they are read.
+ALLOWED = [ZeroStageEnum, LossScaler, DynamicLossScaler, fragment_address]
 
 
 class Hashing:

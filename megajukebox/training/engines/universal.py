@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import io
 import os
+import pickle
 import re
 import shutil
 import subprocess
@@ -23,6 +24,7 @@ from torch import Tensor
 from megajukebox.data.files import write_whole
 from megajukebox.models.stages import name_in_prior
 from megajukebox.training.engines import ema
+from megajukebox.training.engines.storage import ALLOWED
 
 PART = re.compile(r"(?:bf16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_optim_states\.pt")
 SMALL = 2**30  # bytes up to which a conversion is not worth processes of its own
@@ -67,6 +69,7 @@ def converted(saved: Path, progressed: Callable[[], None]) -> Iterator[Path]:
             sign.touch()
             progressed()
 
+        vet(saved)
         _convert(saved, made, tell)
         _convert_average(saved, made, tell)
         write_whole(whole, b"")
@@ -76,6 +79,19 @@ def converted(saved: Path, progressed: Callable[[], None]) -> Iterator[Path]:
     dist.barrier()
     if dist.get_rank() == 0:
         shutil.rmtree(folder)
+
+
+def vet(saved: Path) -> None:
+    """ValueError if a file of a checkpoint names more than ALLOWED; only what it names is read, and nothing is run.
+
+    DeepSpeed's own readers, for other numbers of processes and for weights alone, would run it.
+    """
+    with torch.serialization.safe_globals(ALLOWED):
+        for path in sorted(saved.rglob("*.pt")):
+            try:
+                torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            except (pickle.UnpicklingError, RuntimeError) as error:
+                raise ValueError(f"{path} holds more than tensors and plain values; nothing in it was run") from error
 
 
 def _wait_for(whole: Path, sign: Path, progressed: Callable[[], None]) -> None:
@@ -177,6 +193,7 @@ def average_of(made: Path, name: str) -> Path:
 
 def weights_of(saved: Path) -> dict[str, Tensor]:
     """The weights in a checkpoint by the names of the plain model, float32 where the optimizer kept them so."""
+    vet(saved)
     if is_pipeline(saved):
         return _weights_of_layers(saved)
     if spread_of(saved):
