@@ -19,14 +19,16 @@ TRAIN = Path(megajukebox.__file__).parent / "train.py"
 DS_CONFIGS = TRAIN.parent.parent / "ds_configs"
 
 
-def start_ranks(command: list[str], ranks: int, **variables: str) -> list[subprocess.Popen]:
-    """`command` once for each rank, each told its place as a launcher would."""
+def start_ranks(
+    command: list[str], ranks: int, own: dict[int, list[str]] | None = None, **variables: str
+) -> list[subprocess.Popen]:
+    """`command` once for each rank, each told its place as a launcher would; `own`: what is told to one alone."""
     place = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    common = environment() | place | variables
+    common, own = environment() | place | variables, own or {}
     return [
         subprocess.Popen(
-            [sys.executable, *command], env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+            [sys.executable, *command, *own.get(rank, [])], env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
         )
         for rank in range(ranks)
     ]  # fmt: skip

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 from conftest import environment
 from disturbed_runs import ROOT, alone, events, fingerprint, losses, printed, run
+from little_runs import codes_and_preset, command, finish, start_ranks
 
-from megajukebox.training.launch import SOURCES, World, free_port, world
+from megajukebox.training.launch import SOURCES, World, free_port, host, world
+from megajukebox.training.survival import exits
 
 ADDRESS = {"MASTER_ADDR": "node-1", "MASTER_PORT": "1234"}
 
@@ -87,3 +89,15 @@ def test_a_plain_process_trains_the_batch_of_two_ranks_by_accumulation_close_to_
     assert run(alone(data, out, "--ds-config", str(tmp_path / "two.json"))) == 0, printed(out)[-2000:]
     ours, theirs = ([float.fromhex(loss) for loss in losses(run)] for run in (out, straight))
     assert ours == pytest.approx(theirs, rel=1e-4) and events(out, "start")[0]["ranks"] == 1
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("setting", "what"), [("top.transformer.init_scale=6", "model"), ("training.top_prior.seed=1", "data, settings")]
+)
+def test_ranks_that_would_train_something_else_are_named_before_they_do(tmp_path, setting: str, what: str):
+    """Another preset, package or copy of the shards on one machine; or a scale measured of other clips."""
+    data, preset = codes_and_preset(tmp_path)
+    codes, said = finish(start_ranks(command(data, preset, tmp_path / "run"), 2, own={1: [setting]}))
+    assert codes == [exits.TEMPORARY] * 2, said[-4000:]
+    assert f"rank 1 on {host()} has another {what} than rank 0" in said and not (tmp_path / "run/checkpoints").exists()

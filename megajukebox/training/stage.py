@@ -13,12 +13,13 @@ from megajukebox.training.config import Preset, TrainingSettings, dump
 from megajukebox.training.engines import parallel
 from megajukebox.training.engines.choosing import engine_of
 from megajukebox.training.engines.pipeline import reader, sees_data
+from megajukebox.training.launch import host
 from megajukebox.training.loop import train
 from megajukebox.training.plans.recipe import precision
 from megajukebox.training.plans.utilisation import peak, seconds_at_peak, step_flops
 from megajukebox.training.room import no_room
 from megajukebox.training.run import Run
-from megajukebox.training.survival.exits import Ending, within
+from megajukebox.training.survival.exits import Ending, Leave, within
 from megajukebox.training.tasks import Reading, Task
 
 
@@ -36,6 +37,7 @@ def run_task(
     total, micro = ds_config["train_batch_size"], ds_config["train_micro_batch_size_per_gpu"]
     log = RunLog(out, writes=place.rank == 0, rank=place.rank)
     task = make(Reading(reads, total, micro, on_bad=log.skip, needed=sees_data(place, as_given)))
+    check_alike(task, ds_config)
     if place.rank == 0:
         write_run_folder(out, preset, stage, task, {"ds_config": as_given, "global_batch": total})
     lacking = parallel.from_rank_0(no_room(out, task.build, settings.ema_decay > 0) if place.rank == 0 else None)
@@ -46,6 +48,26 @@ def run_task(
         return train(run, task, engine_of(task.config, task.build, ds_config, settings, weights))
     finally:
         run.pulse.stop()  # this process may train another: a pulse left behind would take it for a hung run
+
+
+def check_alike(task: Task, ds_config: dict) -> None:
+    """Raises Leave, naming them, where ranks would train another model, in another way or on other clips than rank 0.
+
+    The preset, the package or the shards may differ between machines; or a clip could not be read on one alone, of
+    which the scale of the losses is measured.
+    """
+    mine = {"model": task.config, "settings": task.settings, "ds_config": ds_config, "data": task.stream_state(0)}
+    told = parallel.gathered((host(), {part: str(value) for part, value in mine.items()}))
+    odd = [rank for rank, (_, theirs) in enumerate(told) if theirs != told[0][1]]
+    if odd:
+        where, theirs = told[odd[0]]
+        parts = ", ".join(sorted(part for part in mine if theirs[part] != told[0][1][part]))
+        more = f" (and {len(odd) - 1} more ranks)" if len(odd) > 1 else ""
+        raise Leave(
+            "storage",
+            f"rank {odd[0]} on {where}{more} has another {parts} than rank 0; start again, and if it comes again make"
+            " preset, package and shards alike on all machines",
+        )
 
 
 def at_peak(task: Task, ds_config: dict, devices: int) -> float | None:
