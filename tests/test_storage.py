@@ -12,9 +12,8 @@ import pytest
 import torch
 from conftest import environment
 
-from megajukebox.training.engines.engine import ALLOWED
 from megajukebox.training.engines.storage import Storage
-from megajukebox.training.engines.universal import _wait_for, follow, vet, weights_of
+from megajukebox.training.engines.universal import ALLOWED, _wait_for, follow, vet, weights_of
 
 STATE = {"weights": torch.arange(1000.0), "step": 7, "names": ["a", "b"]}
 

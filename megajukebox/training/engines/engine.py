@@ -22,8 +22,8 @@ from megajukebox.training.copies import hashed
 from megajukebox.training.engines import ema, universal
 from megajukebox.training.engines.communication import Communication
 from megajukebox.training.engines.parallel import TrainingDiverged
-from megajukebox.training.engines.storage import ALLOWED, Storage
-from megajukebox.training.engines.universal import Spread
+from megajukebox.training.engines.storage import Storage
+from megajukebox.training.engines.universal import ALLOWED, Spread
 from megajukebox.training.stability import Rules, Stability
 
 

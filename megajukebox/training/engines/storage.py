@@ -18,14 +18,8 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
 import torch
-from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
-from deepspeed.runtime.zero.config import ZeroStageEnum
-from deepspeed.utils.tensor_fragment import fragment_address
 
 from megajukebox.training.checkpoint import Stored
-
-# What the files of a checkpoint may name beside tensors and plain values: nothing in them is run when they are read.
-ALLOWED = [ZeroStageEnum, LossScaler, DynamicLossScaler, fragment_address]
 
 
 class Hashing:

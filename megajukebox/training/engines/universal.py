@@ -18,14 +18,18 @@ import psutil
 import torch
 import torch.distributed as dist
 from deepspeed.checkpoint import ds_to_universal
+from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+from deepspeed.runtime.zero.config import ZeroStageEnum
+from deepspeed.utils.tensor_fragment import fragment_address
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 from torch import Tensor
 
 from megajukebox.data.files import write_whole
 from megajukebox.models.stages import name_in_prior
 from megajukebox.training.engines import ema
-from megajukebox.training.engines.storage import ALLOWED
 
+# What the files of a checkpoint may name beside tensors and plain values: nothing in them is run when they are read.
+ALLOWED = [ZeroStageEnum, LossScaler, DynamicLossScaler, fragment_address]
 PART = re.compile(r"(?:bf16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_optim_states\.pt")
 SMALL = 2**30  # bytes up to which a conversion is not worth processes of its own
 LOOK = 5.0  # seconds between two looks at whether a conversion goes on
