@@ -79,7 +79,7 @@ def _step(slots_N: Tensor, patterns: set[str], sight: Sight, known_BT: Tensor | 
 def _column_step(column: int, width: int, patterns: set[str], sight: Sight, known_BT: Tensor | None) -> Step:
     near = before if known_BT is None else beside
 
-    def looked_at(x_BRL: Tensor) -> dict[str, Tensor]:
+    def keys_of(x_BRL: Tensor) -> dict[str, Tensor]:
         return {
             "row": x_BRL[:, :, :width],
             "previous_row": near(x_BRL[:, :, :width], NEVER),
@@ -88,7 +88,7 @@ def _column_step(column: int, width: int, patterns: set[str], sight: Sight, know
             "prefix": x_BRL.flatten(1)[:, None, : sight.prefix],
         }
 
-    tau, keys = looked_at(sight.tau_BRL), looked_at(sight.slot_1RL)
+    tau, keys = keys_of(sight.tau_BRL), keys_of(sight.slot_1RL)
     now_BR1, slot_1R1 = sight.tau_BRL[:, :, column, None], sight.slot_1RL[:, :, column, None]
     masks = {p: _mask(sight.sees(tau[p], keys[p], now_BR1, slot_1R1)) for p in patterns}
     slots = slot_1R1[0, :, 0]
