@@ -9,6 +9,7 @@ from torch import Tensor
 from megajukebox.data.files import make_run_folder, write_whole
 from megajukebox.monitoring.metrics import RunLog
 from megajukebox.training.batching import batch_of_run, share_batch
+from megajukebox.training.checkpoint import candidates
 from megajukebox.training.config import Preset, TrainingSettings, dump
 from megajukebox.training.engines import parallel
 from megajukebox.training.engines.choosing import engine_of
@@ -99,6 +100,7 @@ def write_run_folder(out: Path, preset: Preset, stage: str, task: Task, batch: d
     path = out / "run.yaml"
     if path.exists():
         check_same_run(path, record_of(out), record)
+        check_same_batch(path, record_of(out), record, task.settings.mode)
     write_whole(path, yaml.safe_dump(record, sort_keys=False, allow_unicode=True).encode())
     for name, content in task.files.items():
         write_whole(out / name, content)
@@ -114,3 +116,16 @@ def check_same_run(path: Path, before: dict, now: dict) -> None:
                 f"{path} is of a run with another {part} (differing: {differing});"
                 " use another --out, or the settings in that file"
             )
+
+
+def check_same_batch(path: Path, before: dict, now: dict, mode: str) -> None:
+    """Once there is a checkpoint, the order of the data hangs on the clips of a step; mode=stream knows no order.
+
+    Before run.yaml is written: the next start takes the clips of a step from there, and would be refused in its turn.
+    """
+    had, has = before.get("global_batch"), now["global_batch"]
+    if had not in (None, has) and mode != "stream" and candidates(path.parent):
+        raise ValueError(
+            f"{path} is of a run with {had} clips a step, not {has};"
+            " leave out what changes that, or start another --out with --from"
+        )
