@@ -30,7 +30,9 @@ def main(
     stage: Annotated[str | None, typer.Option(help="One stage in full; else a line for each.")] = None,
     gpus: Annotated[int | None, typer.Option(min=1, help="How many; as many as Jukebox had if not given.")] = None,
     gpu: Annotated[str, typer.Option(help=f"One of {', '.join(GPUS)}.")] = "v100-32gb",
-    ds: Annotated[str | None, typer.Option(help="Another JSON, from ds_configs/ or a path.")] = None,
+    ds: Annotated[
+        str | None, typer.Option("--ds", "--ds-config", help="Another JSON, from ds_configs/ or a path.")
+    ] = None,
     share: Annotated[float | None, typer.Option(min=0.001, max=1, help="Of the peak that training reaches.")] = None,
     save_seconds: Annotated[float, typer.Option(min=0.01, help="Training stands still for a checkpoint.")] = 10,
     restart_minutes: Annotated[float, typer.Option(min=0, help="From a failure to the next step.")] = 15,
@@ -159,7 +161,11 @@ def broken(p: Plan) -> Table:
     for f in p.failures:
         interval = f"{f.interval / 60:.0f} min, {max(1, round(f.interval / p.step_seconds)):,} steps"
         made.add_row(
-            f"{f.per_1000_node_days:g}", f"{f.expected:.1f}", interval, f"{f.ettr:.1%}", f"{p.days / f.ettr:.1f}"
+            f"{f.per_1000_node_days:g}",
+            f"{f.expected:.1f}",
+            interval,
+            f"{f.ettr:.1%}",
+            f"{p.days / f.ettr:.1f}" if f.ettr else "never",
         )
     return made
 

@@ -276,3 +276,7 @@ def test_a_v100_configuration_has_a_twin_for_hopper():
     assert ds_config_for("upsampler_v100.json", gpu_named("h100-80gb")) == "upsampler_hopper.json"
     assert ds_config_for("upsampler_hopper.json", gpu_named("v100-16gb")) == "upsampler_v100.json"
     assert ds_config_for("prior_zero3_cpu.json", gpu_named("h100-80gb")) == "prior_zero3_cpu.json"
+
+
+def test_a_run_that_fails_faster_than_it_comes_back_never_ends() -> None:
+    assert failures(nodes=12_500, days=28.3, rate=16, save=10, restart=900).ettr == 0

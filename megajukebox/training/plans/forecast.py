@@ -54,7 +54,7 @@ class Failures(NamedTuple):
     per_1000_node_days: float
     expected: float
     interval: float  # seconds between checkpoints that lose the least
-    ettr: float  # share of the time in which it trains
+    ettr: float  # share of the time in which it trains; 0 where it fails before it is back
 
 
 def failures(nodes: float, days: float, rate: float, save: float, restart: float) -> Failures:
@@ -65,4 +65,4 @@ def failures(nodes: float, days: float, rate: float, save: float, restart: float
     between = DAY * 1000 / (rate * nodes)
     interval = (2 * save * between) ** 0.5
     lost = save / interval + (interval / 2 + restart) / between
-    return Failures(rate, rate * nodes * days / 1000, interval, 1 - lost)
+    return Failures(rate, rate * nodes * days / 1000, interval, max(0.0, 1 - lost))
