@@ -19,8 +19,11 @@ def main(
         raise SystemExit(f"{run} is no run folder (it has no run.yaml); give the folder that train wrote to")
     if undo:
         (run / "STOP").unlink(missing_ok=True)
+    elif (run / "DONE").exists():
+        raise SystemExit(f"{run} is done; there is nothing to stop")
     else:
         (run / "STOP").touch()
+        print(f"{run} will save and stop after its present step, and not start again before: stop --undo")
 
 
 if __name__ == "__main__":

@@ -50,9 +50,9 @@ def main(
 
 
 def urgency(runs: list[RunState]) -> int:
-    """0: nothing is wrong, 1: for the morning, 2: act now."""
+    """0: nothing is wrong, 1: for the morning (or there is no run at all), 2: act now."""
     severities = {problem.severity for run in runs for problem in diagnose(run)}
-    return 2 if "page" in severities else 1 if severities else 0
+    return 2 if "page" in severities else 1 if severities or not runs else 0
 
 
 def keep_watching(watched: Runs, every: float) -> None:

@@ -62,8 +62,10 @@ def test_a_preset_s_batch_is_that_of_all_processes_together(little, zero3, tmp_p
         *little, run, "--ds-config", plain, "training.top_prior.batch=6", "training.top_prior.steps=9", expect=93
     )
     assert "is of a run with 12 clips a step, not 6; leave out what changes that" in done
-    train(*little, run, "--ds-config", plain, "training.top_prior.steps=9")
+    assert (run / "DONE").exists()
+    train(*little, run, "--ds-config", plain, "training.top_prior.steps=10", "--stop-after", "1")
     assert len(losses(run)) == 9, "a start that was refused changes nothing"
+    assert not (run / "DONE").exists(), "a run that trains on is not done"
 
 
 @pytest.mark.parametrize("ranks", [1, pytest.param(4, marks=pytest.mark.slow)])

@@ -181,8 +181,10 @@ def test_a_loss_scale_at_its_floor(run: PretendRun) -> None:
 
 
 def test_a_collapsed_codebook_is_named_by_its_level(tmp_path: Path) -> None:
-    run = PretendRun(tmp_path, stage="vqvae").start().train(50, **{"top/used": 3.0, "bottom/used": CODES - 1.0})
-    (problem,) = diagnose(read(run.beat()))
+    used = {"top/used": 3.0, "bottom/used": CODES - 1.0}
+    run = PretendRun(tmp_path, stage="vqvae", steps=5000).start().train(50, **used)
+    assert not alerts(run.beat()), "codebooks are still found"
+    (problem,) = diagnose(read(run.train(1000, **used).beat()))
     assert problem.alert == "JukeboxCodebookCollapse" and problem.what == "codebook top uses 9% of its codes"
 
 

@@ -151,6 +151,12 @@ def test_stop_and_save_are_said_to_runs_only(tmp_path: Path) -> None:
     assert (tmp_path / "STOP").exists() and (tmp_path / "SAVE").exists()
     stop_run.main(tmp_path, undo=True)
     assert not (tmp_path / "STOP").exists()
+    (tmp_path / "SAVE").unlink()
+    (tmp_path / "DONE").touch()
+    for entry in (stop_run, save_run):  # an order that nobody obeys would wait for whoever trains it on
+        with pytest.raises(SystemExit, match="is done"):
+            entry.main(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"run.yaml", "DONE"}
 
 
 def test_the_last_start_is_the_one_that_counts(tmp_path: Path) -> None:

@@ -82,6 +82,8 @@ def test_a_sparkline_shows_the_course() -> None:
 
 
 def test_the_exit_code_tells_cron_how_bad_it_is(tmp_path: Path) -> None:
+    nothing = watch(tmp_path, "--once")
+    assert nothing.returncode == 1 and "no run is here: is the path right?" in nothing.stdout
     live(tmp_path / "good")
     assert watch(tmp_path, "--once").returncode == 0
     live(tmp_path / "slow", data_seconds=0.5)

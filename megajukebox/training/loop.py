@@ -32,6 +32,8 @@ def train(run: Run, task: Task, engine: Engine) -> bool:
     a newer start has taken the run, it was set back, or the last checkpoint could not be saved.
     """
     first = resume(run, task, engine)
+    if run.rank == 0 and first < run.settings.steps:
+        (run.folder / "DONE").unlink(missing_ok=True)  # of fewer steps: a run that trains on is not done
     saves = Saves(run, task, engine, first)
     run.log.event("data", first, **task.corpus())
     last = min(run.settings.steps, first + (run.stop_after or run.settings.steps))

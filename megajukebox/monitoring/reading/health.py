@@ -15,6 +15,7 @@ SLOW = 1.15  # times the median rank
 DATA_WAIT = 0.10
 BAD_SHARE = 0.01
 USAGE = 0.5
+FOUND = 1000  # steps in which codebooks are still found; before, few codes in use are no news
 SPIKE = 6.0
 SCALE_FLOOR = 1.0
 GOODPUT = 0.95
@@ -170,7 +171,7 @@ def data_wait(run: RunState) -> str | None:
 def codebook_collapse(run: RunState) -> str | None:
     usage = {level: codebooks.usage(run, level) for level in ("top", "middle", "bottom")}
     low = {level: share for level, share in usage.items() if share is not None and share < USAGE}
-    if not low or run.status == "done":
+    if not low or not run.alive or run.step < FOUND:
         return None
     return "codebook " + ", ".join(f"{level} uses {share:.0%} of its codes" for level, share in low.items())
 

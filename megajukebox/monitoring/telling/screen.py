@@ -24,8 +24,9 @@ def screen(runs: Sequence[RunState], now: float, width: int = 200) -> Renderable
     problems = [problem for run in runs for problem in diagnose(run)]
     pages = sum(problem.severity == "page" for problem in problems)
     head = Text(f"{clock(now)} UTC   {len(runs)} run{'s' * (len(runs) != 1)}   ")
-    head.append(f"{pages} to act on now, {len(problems) - pages} for the morning" if problems else "nothing is wrong")
-    color = "bold red" if pages else "yellow" if problems else "green"
+    well = "nothing is wrong" if runs else "no run is here: is the path right?"
+    head.append(f"{pages} to act on now, {len(problems) - pages} for the morning" if problems else well)
+    color = "bold red" if pages else "yellow" if problems or not runs else "green"
     head.stylize(color, len(head) - len(head.plain.split("   ")[-1]))
     parts: list[RenderableType] = [head, table(runs, width)]
     if problems:
