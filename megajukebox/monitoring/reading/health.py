@@ -178,7 +178,7 @@ def codebook_collapse(run: RunState) -> str | None:
 
 # alert -> (severity, what tells of it, what to do first; the rest is in the runbook)
 CHECKS: dict[str, tuple[str, Callable[[RunState], str | None], str]] = {
-    "JukeboxLossNaN": ("page", loss_nan, "look at the steps before it; resume from a checkpoint before them"),
+    "JukeboxLossNaN": ("page", loss_nan, "start it again with a lower lr_scale; at the same step again it is the data"),
     "JukeboxNoRestart": ("page", needs_a_person, "read the reason; mend it, then start the same command again"),
     "JukeboxRankSilent": ("page", silent, "look at that node; kill the process there and the run starts again"),
     "JukeboxStalled": ("page", stalled, "see which rank is in another section; py-spy dump it, then restart the run"),
