@@ -29,6 +29,7 @@ from megajukebox.sampling.songs.requests import parse_requests
 from megajukebox.score import WORSE, main
 from megajukebox.scoring.evaluators.likelihood import collated, divergence, judged_windows, window_bits, windows_of
 from megajukebox.scoring.figures import MEASURES
+from megajukebox.scoring.sources import paced
 from megajukebox.scoring.subjects import frozen
 
 ROOT = Path(__file__).parents[1]
@@ -305,3 +306,12 @@ def test_mistakes_are_told_in_one_line(place: Path, tmp_path: Path, arguments: l
 def test_every_figure_is_defined_in_the_documentation() -> None:
     text = (ROOT / "docs" / "score.md").read_text()
     assert not [name for name in MEASURES if f"`{name}`" not in text]
+
+
+def test_how_far_a_long_scoring_is_is_said_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    assert list(paced([5, 6, 7, 8], told.append, "listening")) == [5, 6, 7, 8]
+    assert not told, "what takes under ten seconds is not told of"
+    monkeypatch.setattr("megajukebox.scoring.sources.TELL_EVERY", 0.0)
+    assert list(paced([5, 6, 7, 8], told.append, "listening")) == [5, 6, 7, 8]
+    assert len(told) == 3 and told[1].startswith("listening: 2 of 4 songs, 0 s left")

@@ -36,7 +36,7 @@ from megajukebox.scoring.evaluators.music import agreement
 from megajukebox.scoring.evaluators.reconstruction import by_band, fidelity
 from megajukebox.scoring.evaluators.repetition import repetition
 from megajukebox.scoring.figures import Score, mean_score, mean_scores, under
-from megajukebox.scoring.sources import Sample, Sampled, Song, Songs, codes_of, labels_of
+from megajukebox.scoring.sources import Sample, Sampled, Say, Song, Songs, codes_of, labels_of, silent
 
 Array = np.ndarray
 LEAST_SECONDS = 1.0  # of a song: what is shorter is not judged
@@ -111,11 +111,13 @@ def about_originals(songs: Songs, listener: Listener | None) -> Iterator[Score]:
 # ---- A prior
 
 
-def judge_prior(prior: Prior, run: LevelRun, codes: ShardSet, rows: list[int], windows: int) -> Iterator[Score]:
+def judge_prior(
+    prior: Prior, run: LevelRun, codes: ShardSet, rows: list[int], windows: int, say: Say = silent
+) -> Iterator[Score]:
     """Bits per code of the songs in `rows`; and when their words are sung, where that is known and the run can tell."""
     level = run.config.level
     device = next(prior.parameters()).device
-    found = held_out_bits(lambda batch: window_bits(prior, batch), windows_of(run, codes), rows, windows, device)
+    found = held_out_bits(lambda batch: window_bits(prior, batch), windows_of(run, codes), rows, windows, device, say)
     yield from mean_scores(f"bits/{level}", found)
     counts = {codes.key(row): histogram(codes_of(codes, row, level), run.config.codes) for row in rows}
     yield from under(f"bits/{level}", [score for score in codebook(counts) if score.name == "entropy_bits"])

@@ -1,7 +1,8 @@
 """The songs that are judged and those they are judged against: of song shards, code shards, and folders of samples."""
 
 import json
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,23 @@ from megajukebox.data.stream.clips import split
 Array = np.ndarray
 LEVELS = ("top", "middle", "bottom")
 LABELS = ("artist", "genre", "language")
+TELL_EVERY = 10.0  # seconds between two words of how far it is
+Say = Callable[[str], None]
+
+
+def silent(text: str) -> None:
+    """Nobody listens."""
+
+
+def paced(rows: Sequence[int], say: Say, what: str) -> Iterator[int]:
+    """`rows` of songs; now and then `say` hears how many of them are done, and the seconds that are left."""
+    begun = told = time.monotonic()
+    for done, row in enumerate(rows):
+        now = time.monotonic()
+        if done and now - told >= TELL_EVERY:
+            told = now
+            say(f"{what}: {done} of {len(rows)} songs, {(now - begun) / done * (len(rows) - done):.0f} s left")
+        yield row
 
 
 @dataclass(frozen=True)
@@ -78,9 +96,10 @@ class Songs:
     rows: list[int]
     longest: float  # seconds of each that are listened to
     refused: dict[str, str] = field(default_factory=dict)
+    say: Say = silent
 
     def __iter__(self) -> Iterator[Song]:
-        for row in self.rows:
+        for row in paced(self.rows, self.say, "listening"):
             try:
                 yield song_of(self.shards, row, self.longest)
             except ValueError as error:

@@ -5,7 +5,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -42,10 +42,9 @@ from megajukebox.scoring.judging import (
     judge_vqvae,
 )
 from megajukebox.scoring.reporting.report import report_of
-from megajukebox.scoring.sources import Sample, Songs, labels_of, rows_of, samples_in, spread
+from megajukebox.scoring.sources import Sample, Say, Songs, labels_of, rows_of, samples_in, silent, spread
 
 EARS_SECONDS = 5.0  # of the clips by which reconstructions are recognised
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -150,7 +149,7 @@ class Judge:
     held_out: float | None  # share; None: what the run says
     embedder: Embedder
     device: torch.device
-    say: Say = lambda text: None
+    say: Say = silent
     notes: list[str] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
     asked: dict[str, dict[str, str]] = field(default_factory=dict)  # labels of samples
@@ -201,7 +200,7 @@ class Judge:
             if run.tokenizer and run.alignment is None:
                 self.notes.append(f"{subject.path}: no head is chosen that tells when words are sung; run align first")
             with run.loaded(self.device, torch.float32) as prior:
-                yield from judge_prior(prior, run, codes, rows, self.effort.windows)
+                yield from judge_prior(prior, run, codes, rows, self.effort.windows, self.say)
 
     def _student(self, subject: Subject) -> Iterator[Score]:
         """A student is judged beside its teacher, the prior of its level in the same folder of runs."""
@@ -253,7 +252,7 @@ class Judge:
         return found if found and found.ears else None
 
     def _songs(self, shards: ShardSet, rows: list[int]) -> Songs:
-        return Songs(shards, rows, self.effort.seconds)
+        return Songs(shards, rows, self.effort.seconds, say=self.say)
 
     def _held_out(self, shards: ShardSet, share: float, who: str) -> list[int]:
         """The songs that are judged: held-out ones, or all where none is held out, which is noted."""

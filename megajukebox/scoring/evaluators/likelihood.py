@@ -16,6 +16,7 @@ from megajukebox.models.prior import Prior
 from megajukebox.sampling.jukebox import LevelRun
 from megajukebox.sampling.known_songs import check_codes
 from megajukebox.scoring.figures import Score, mean_score
+from megajukebox.scoring.sources import Say, paced, silent
 
 BATCH = 8  # windows that are judged at once
 WindowBits = Callable[[dict[str, Any]], Tensor]  # a batch of windows -> mean bits [B] a code of each
@@ -37,8 +38,9 @@ def windows_of(run: LevelRun, codes: ShardSet) -> CodeWindows:
 
 
 def held_out_bits(
-    bits: WindowBits, windows: CodeWindows, rows: list[int], most_windows: int, device: torch.device
-) -> dict[str, dict[str, float]]:
+    bits: WindowBits, windows: CodeWindows, rows: list[int], most_windows: int, device: torch.device,
+    say: Say = silent,
+) -> dict[str, dict[str, float]]:  # fmt: skip
     """{song: {"bits_per_code", "label_gain_bits"}} of at most `most_windows` of each song.
 
     `label_gain_bits` is what the labels are worth: the bits with those of another song in their place, less the bits.
@@ -46,7 +48,7 @@ def held_out_bits(
     found: dict[str, dict[str, float]] = {}
     counts = windows.clips("train")  # nothing is held out here: `rows` says which songs
     labels = {row: windows.read(row, 0, None)["conditions"] for row in rows if counts[row]}
-    for row in labels:
+    for row in paced(list(labels), say, "bits per code"):
         samples = song_windows(windows, row, most_windows)
         own = {"bits_per_code": song_bits(bits, samples, device)}
         others = other_labels(labels, row)
