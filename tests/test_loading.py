@@ -85,6 +85,14 @@ def test_a_song_that_kills_its_readers_is_replaced_like_any_broken_one(songs: Pa
     assert stream.skips() == {"crashed": len(events)}
 
 
+@pytest.mark.filterwarnings("ignore:a worker died")
+def test_no_song_is_blamed_for_workers_that_die_before_they_read_one(songs: Path) -> None:
+    source = SongClips(ShardSet(songs), CLIP)
+    source.shards.prefetch = lambda shards: die()  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match=r"workers died 11 times, the last before it read anything; if the machine"):
+        steps(batches(source, ahead=ReadAhead(1, timeout=100), bad_share=1.0), 1)
+
+
 def test_a_song_that_asks_for_more_memory_than_a_worker_may_take_is_replaced(songs: Path) -> None:
     events: list[tuple[str, ...]] = []
     source = Trapped(songs, 7, lambda: np.ones(1 << 29, dtype=np.uint8))

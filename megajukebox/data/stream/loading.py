@@ -81,7 +81,7 @@ class Board:
 
 
 class WorkerDied(Exception):
-    """Worker processes ended while they were reading `songs`."""
+    """Worker processes ended while they were reading `songs`, which are none where they had not begun to."""
 
     def __init__(self, songs: list[int]) -> None:
         super().__init__(f"workers died over songs {songs}")
@@ -103,6 +103,7 @@ class Steps:
         self.next_step = self._first_step = first_step
         self.board = Board(ahead.workers)
         self.deaths: Counter[int] = Counter()
+        self.restarts = 0
 
     def __iter__(self) -> Iterator[Any]:
         while True:
@@ -154,7 +155,8 @@ class Steps:
     def _look_at_workers(self, error: RuntimeError) -> None:
         """Returns if the step is only late; otherwise raises what is wrong."""
         if dead := self._dead():
-            raise WorkerDied([int(self.board.rows[worker, SONG]) for worker in dead]) from None
+            reading = [worker for worker in dead if self.board.rows[worker, SINCE]]
+            raise WorkerDied([int(self.board.rows[worker, SONG]) for worker in reading]) from None
         if not str(error).startswith("DataLoader timed out"):
             raise error
         worker = (self.next_step - self._first_step) % self.ahead.workers
@@ -173,15 +175,15 @@ class Steps:
 
     def _survive(self, death: WorkerDied) -> None:
         self.deaths.update(death.songs)
+        self.restarts += 1
         names = ", ".join(self.name_of(song) for song in death.songs)
-        if self.deaths.total() > RESTARTS:
+        when = f"while reading {names}" if names else "before it read anything"
+        if self.restarts > RESTARTS:
             raise ValueError(
-                f"workers died {self.deaths.total()} times, the last while reading {names}; if the machine ran out of "
-                f"memory, set fewer workers or a smaller prefetch"
+                f"workers died {self.restarts} times, the last {when}; if the machine ran out of memory, set fewer "
+                f"workers or a smaller prefetch"
             )
-        warnings.warn(
-            f"a worker died while reading {names}; reading starts again at step {self.next_step}", stacklevel=2
-        )
+        warnings.warn(f"a worker died {when}; reading starts again at step {self.next_step}", stacklevel=2)
 
 
 @contextmanager
