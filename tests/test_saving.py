@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from disturbed_runs import (
@@ -24,6 +25,9 @@ from megajukebox.monitoring.metrics import read_lines
 from megajukebox.training import checkpoint
 from megajukebox.training.config import TrainingSettings
 from megajukebox.training.engines.storage import Storage
+from megajukebox.training.saving import prepare
+from megajukebox.training.survival.exits import Leave
+from megajukebox.training.survival.generation import Generation
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("faults")]
 WAYS = {
@@ -93,6 +97,16 @@ def test_a_disk_that_refuses_in_the_background_is_noted_when_the_writing_is_over
     storage.begin(background=True)
     storage.save({"big": b"0" * 100_000}, "/dev/full")
     assert "No space left" in (storage.finish() or "") and not storage.busy and storage.stored == {}
+
+
+def test_a_start_that_was_thought_dead_does_not_clear_away_what_a_newer_one_is_writing(tmp_path):
+    old, new = Generation.take(tmp_path), Generation.take(tmp_path)
+    theirs = checkpoint.partial(tmp_path, 5, new.number)
+    theirs.mkdir(parents=True)
+    late = SimpleNamespace(folder=tmp_path, generation=old)
+    with pytest.raises(Leave, match="another start"):
+        prepare(late, checkpoint.partial(tmp_path, 5, old.number), export=False)
+    assert theirs.exists()
 
 
 # ---- Exported weights -----------------------------------------------------------------------------------------------

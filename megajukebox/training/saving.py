@@ -136,7 +136,11 @@ def agreed(failure: str | None) -> str | None:
 
 
 def prepare(run: Run, written: Path, export: bool) -> str | None:
-    """An empty folder to write to, if there is room for what the newest checkpoint took (and the exported weights)."""
+    """An empty folder to write to, if there is room for what the newest checkpoint took (and the exported weights).
+
+    Raises Leave if another start has taken the run: what is being written there is no longer ours to clear away.
+    """
+    run.generation.check()
     try:
         for stale in written.parent.glob("*.partial"):
             shutil.rmtree(stale, ignore_errors=True)
