@@ -73,6 +73,16 @@ def train(data: Path, preset: Path, out: Path, *more: str, ranks: int = 1, expec
     return said
 
 
+def faulty(
+    little: tuple[Path, Path], out: Path, fault: str, *more: str, ds_config: Path, expect: int = 0, ranks: int = 2
+) -> str:
+    """`train` with a fault of bad_step_train.py; all ranks must end with status `expect`."""
+    told = command(*little, out, "--ds-config", str(ds_config), *more)
+    codes, said = finish(start_ranks([str(Path(__file__).parent / "bad_step_train.py"), *told[1:]], ranks, FAULT=fault))
+    assert codes == [expect] * ranks, (codes, said[-4000:])
+    return said
+
+
 def losses(run: Path, first: int = 0) -> list[float]:
     """The loss of every training step after step `first`."""
     return [m["loss"] for m in read_lines(run / "metrics.jsonl") if m["split"] == "train" and m["step"] > first]

@@ -208,6 +208,14 @@ def test_the_weights_of_ranks_that_differ(run: PretendRun) -> None:
     assert not alerts(run.train(100).beat())
 
 
+def test_a_run_that_went_back_to_a_smaller_rate_tells_somebody(run: PretendRun) -> None:
+    reason = "gradients overflow at the lowest fp16 loss scale; went back to step 100"
+    run.log.event("rewind", run.step, reason=reason, to=100, jump=0, rate=0.5)
+    run.log.event("alert", run.step, reason=reason)
+    assert alerts(run) == {"JukeboxRateLowered"} and read(run).counts["sdc"] == 0
+    assert not alerts(run.train(100).beat())
+
+
 def test_too_few_jobs_in_the_queue(run: PretendRun) -> None:
     """What is read of the queue: test_chain.py."""
     told = {"time": run.now, "array": "1", "queued": 1, "ends": run.now + 60, "queued_seconds": 60.0}

@@ -29,7 +29,7 @@ BELOW = {
     "training": {"models", "data", "monitoring"},
 }
 # A wrapper of a library lives in one file; the explorer reads the audio of samples by itself, to stay free of the rest.
-ENGINES = ("parallel", "engine", "pipeline", "universal", "communication")
+ENGINES = ("parallel", "building", "engine", "pipeline", "universal", "communication")
 WRAPPERS = {
     "deepspeed": {f"training/engines/{name}.py" for name in ENGINES},
     "webdataset": {"data/shards/sets.py", "data/stream/stream.py", "data/shards/remote.py", "data/stream/piped.py"},

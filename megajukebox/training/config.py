@@ -81,7 +81,14 @@ class TrainingSettings(Settings):
     lr_scale: float = Field(1.0, gt=0, description="share of the ds_config's learning rate that is the peak")
     freeze: tuple[str, ...] = Field((), description="parts that stay as they are: lyrics, upper, input, blocks.0 ...")
     ema_decay: float = Field(0.0, ge=0, lt=1, description="keep a moving average of the weights and export it; 0: none")
-    check_every: int = Field(100, ge=0, description="steps between comparisons of what ranks must hold alike; 0: none")
+    check_every: int = Field(
+        100,
+        ge=0,
+        description="steps between comparisons of what ranks must hold alike, and of weights held twice; 0: none",
+    )
+    recompute_every: int = Field(
+        1000, ge=0, description="steps after which all ranks compute the same micro-batch, and compare; 0: never"
+    )
     sample_every: int = Field(0, ge=0, description="priors: a few seconds are sampled at the save after so many steps")
     sample_seconds: float = Field(4.0, gt=0)
     sample_runs: str | None = Field(None, description="folder of the runs to hear it with; else the one it lies in")
@@ -92,6 +99,8 @@ class TrainingSettings(Settings):
     rewinds: int = Field(0, ge=0, description="so often it goes back instead, and reads on behind the data that spiked")
     rewind_steps: int = Field(100, ge=0, description="to a checkpoint at least so long before the first skipped step")
     rewind_jump: int = Field(200, ge=0, description="and leaves out so many further steps' clips")
+    floor_rewinds: int = Field(1, ge=0, description="so often it goes back from the lowest fp16 loss scale (then 93)")
+    floor_lr: float = Field(0.5, gt=0, lt=1, description="and trains on at so much of the learning rate")
     clip: int | None = Field(None, gt=0, description="audio samples in a training clip (vqvae only)")
     bandwidth_seconds: float = Field(600, ge=0, description="audio measured to scale losses; 0 keeps vqvae.bandwidth")
     held_out: float = Field(0.1, ge=0, lt=1, description="share of the songs kept for judging")

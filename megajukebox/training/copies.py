@@ -1,7 +1,9 @@
-"""Silent corruption: whether ranks still hold the same weights, and which of them do not."""
+"""Silent corruption: which ranks do not hold, or do not compute, what the others do. Pure rules."""
 
+import math
 from collections import Counter
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,3 +36,32 @@ def odd_ranks(hashes: list[int], stages: int) -> list[int]:
         known = times * 2 > beside
         odd += [rank for rank in ranks if not known or hashes[rank] != most]
     return odd
+
+
+class Result(NamedTuple):
+    """The loss of a micro-batch that all had, computed twice, on a device of some kind, and how exact that kind is."""
+
+    first: float
+    again: float
+    kind: str
+    tolerance: float  # relative; 0: to the last bit
+
+
+def odd_results(results: list[Result]) -> list[int]:
+    """Whose numbers are not to be trusted: two at once where there should be one, or not that of most others of a kind
+    (all of the kind, where there is no majority).
+    """
+    odd = [n for n, result in enumerate(results) if not alike(result.first, result.again, result.tolerance)]
+    steady = [n for n in range(len(results)) if n not in odd]
+    for kind in {result.kind for result in results}:
+        beside = [n for n in steady if results[n].kind == kind]
+        near = {
+            n: {m for m in beside if alike(results[n].first, results[m].first, results[n].tolerance)} for n in beside
+        }
+        most = max(near.values(), key=len, default=set())
+        odd += [n for n in beside if n not in most or len(most) * 2 <= len(beside)]
+    return sorted(odd)
+
+
+def alike(a: float, b: float, tolerance: float) -> bool:
+    return math.isclose(a, b, rel_tol=tolerance, abs_tol=0.0) or (math.isnan(a) and math.isnan(b))

@@ -6,15 +6,14 @@ import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
+from typing import NoReturn
 
 from megajukebox.data.files import write_whole
 from megajukebox.training import checkpoint
-from megajukebox.training.copies import odd_ranks
 from megajukebox.training.engines import parallel
 from megajukebox.training.engines.engine import Engine
-from megajukebox.training.launch import host
 from megajukebox.training.run import Run
-from megajukebox.training.stability import going_back
+from megajukebox.training.stability import Jump, going_back, slowing
 from megajukebox.training.survival.exits import Leave
 from megajukebox.training.tasks import Task
 
@@ -24,9 +23,10 @@ def heed(run: Run, task: Task, engine: Engine, step: int, metrics: dict[str, flo
 
     Raises TrainingDiverged when too many were, or Leave after the run was set back to an older checkpoint.
     """
+    stability, settings = engine.stability, run.settings
     if engine.overflowed:  # DeepSpeed's loss scale heeds it
+        stability.left_out(step)
         return
-    stability = engine.stability
     stability.note(step, metrics["loss"], metrics["gradient_norm"], engine.reason)
     if engine.reason is None:
         return
@@ -36,20 +36,30 @@ def heed(run: Run, task: Task, engine: Engine, step: int, metrics: dict[str, flo
             f"{len(stability.bad)} of the last {stability.rules.within} steps were bad, the last one: {engine.reason}"
         )
         spiked = stability.bad[0]
-        if len(run.jumps) < run.settings.rewinds and go_back(run, spiked, last):
+        jump = going_back(saved(run), spiked, settings.rewind_steps, settings.rewind_jump)
+        if jump and sum(before.rate == 1 for before in run.jumps) < settings.rewinds:
+            go_back(run, jump, spiked, last)
             raise Leave("rewind", f"{last}; went back, start again")
         run.log.event("diverged", step + 1, reason=last)
         raise parallel.TrainingDiverged(f"{last}, at step {step + 1} of {run.folder}; its last checkpoint is as it was")
 
 
-def check_copies(run: Run, engine: Engine, step: int) -> None:
-    """Raises Leave, naming them, if ranks that must hold the same weights do not (silent corruption)."""
-    odd = odd_ranks(parallel.gathered(engine.replicated_hash()), engine.stages)
-    if odd:
-        hosts = sorted({where for rank, where in enumerate(parallel.gathered(host())) if rank in odd})
-        reason = f"weights of ranks {odd} on {', '.join(hosts)} are not those of the other ranks (silent corruption)"
-        run.log.event("alert", step, reason=reason, hosts=hosts)
-        raise Leave("corrupt", f"{reason}; start again from the last checkpoint, without those machines")
+def heed_lowest_scale(run: Run, engine: Engine, step: int, reason: str) -> NoReturn:
+    """At step `step` (0-based) fp16 overflowed and its loss scale could fall no further: such weights learn no more.
+
+    Raises Leave after the run was set back to train on at a smaller rate, TrainingDiverged where that has been tried.
+    """
+    settings, stuck = run.settings, engine.stability.stuck
+    stuck = step if stuck is None else stuck
+    jump = slowing(saved(run), stuck, settings.rewind_steps, settings.floor_lr)
+    if jump and sum(before.rate < 1 for before in run.jumps) < settings.floor_rewinds:
+        told = f"{reason}; went back to step {jump.step}, from there {jump.rate:g} times the learning rate"
+        go_back(run, jump, stuck, told)
+        run.log.event("alert", step + 1, reason=told)  # the run goes on, but somebody should know
+        raise Leave("rewind", f"{told}; start again")
+    last = f"{reason}; lower the learning rate, or set fp16.min_loss_scale"
+    run.log.event("diverged", step + 1, reason=last)
+    raise parallel.TrainingDiverged(f"{last}, at step {step + 1} of {run.folder}; its last checkpoint is as it was")
 
 
 def tell(run: Run, task: Task, engine: Engine, step: int) -> None:
@@ -61,25 +71,31 @@ def tell(run: Run, task: Task, engine: Engine, step: int) -> None:
     run.log.event("skip_step", step + 1, reason=engine.reason, count=engine.stability.skipped, **facts)
 
 
-def go_back(run: Run, spiked: int, reason: str) -> bool:
-    """Set later checkpoints aside and note the jump over the data; a later start reads both. False if there is none."""
-    folders = {int(folder.name.split("-")[1]): folder for folder in checkpoint.candidates(run.folder)}
-    jump = going_back(list(folders), spiked, run.settings.rewind_steps, run.settings.rewind_jump)
-    if jump is None:
-        return False
+def saved(run: Run) -> list[int]:
+    """The steps of all checkpoints, as rank 0 sees them."""
+    return parallel.from_rank_0(list(folders(run.folder)) if run.rank == 0 else None)
+
+
+def folders(run: Path) -> dict[int, Path]:
+    return {int(folder.name.split("-")[1]): folder for folder in checkpoint.candidates(run)}
+
+
+def go_back(run: Run, jump: Jump, began: int, reason: str) -> None:
+    """Set checkpoints later than the jump aside and note it; a later start reads both. `began`: the first bad step."""
     parallel.barrier()
     if run.rank == 0:
         run.generation.check()
         write_jumps(run.folder, [*run.jumps, jump])
-        for number, folder in folders.items():
+        found = folders(run.folder)
+        for number, folder in found.items():
             if number > jump.step:
                 aside = folder.with_suffix(".rewound")
                 shutil.rmtree(aside, ignore_errors=True)
                 os.replace(folder, aside)
-        write_whole(run.folder / "checkpoints" / "latest", folders[jump.step].name.encode())
-    run.log.event("rewind", spiked + 1, to=jump.step, jump=jump.steps, reason=reason)
+        write_whole(run.folder / "checkpoints" / "latest", found[jump.step].name.encode())
+    slower = {"rate": jump.rate} if jump.rate < 1 else {}
+    run.log.event("rewind", began + 1, to=jump.step, jump=jump.steps, reason=reason, **slower)
     parallel.barrier()
-    return True
 
 
 def write_jumps(run: Path, jumps: list) -> None:

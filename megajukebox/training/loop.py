@@ -11,10 +11,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from megajukebox.data.files import write_whole
 from megajukebox.data.stream.order import philox
 from megajukebox.data.stream.skips import ALL_KINDS
+from megajukebox.training.corruption import check_memory, check_results
 from megajukebox.training.engines import parallel
 from megajukebox.training.engines.engine import Engine
 from megajukebox.training.hearing import Hearing
-from megajukebox.training.heeding import check_copies, heed
+from megajukebox.training.heeding import heed, heed_lowest_scale
 from megajukebox.training.listening import listen
 from megajukebox.training.resuming import resume
 from megajukebox.training.run import Run
@@ -29,7 +30,8 @@ def train(run: Run, task: Task, engine: Engine) -> bool:
     """Train `task` to its last step, or until asked to stop. Returns whether it is finished.
 
     Raises TrainingDiverged when too many steps had to be skipped; the last checkpoint stays as it is. Raises Leave when
-    a newer start has taken the run, it was set back, or the last checkpoint could not be saved.
+    a newer start has taken the run, it was set back, a rank holds or computes what it should not, or the last
+    checkpoint could not be saved.
     """
     first = resume(run, task, engine)
     if run.rank == 0 and first < run.settings.steps:
@@ -37,6 +39,7 @@ def train(run: Run, task: Task, engine: Engine) -> bool:
     saves = Saves(run, task, engine, first)
     run.log.event("data", first, **task.corpus())
     last = min(run.settings.steps, first + (run.stop_after or run.settings.steps))
+    engine.masters.watched = run.settings.check_every > 0
     stream, done, order = task.batches(run.data_step(first)), first, NOTHING
     batches = iter(stream)
     hearing = Hearing(run.folder, run.settings, run.log, first, active=run.rank == 0 and task.kind == "prior")
@@ -50,8 +53,8 @@ def train(run: Run, task: Task, engine: Engine) -> bool:
             run.orders.saved(order)
             advance(train_one_step(run, task, engine, batches, stream, done))
             done += 1
-            if run.ranks > 1 and run.settings.check_every and done % run.settings.check_every == 0:
-                check_copies(run, engine, done)
+            if run.settings.check_every and done % run.settings.check_every == 0:
+                check_memory(run, engine, done)
             if done % run.settings.evaluate_every == 0 or done == run.settings.steps:
                 evaluate(run, task, engine, done)
             if done % run.settings.save_every == 0 and done < last:
@@ -107,13 +110,11 @@ def train_one_step(
     # A seed for each step makes every draw inside the model a function of (seed, rank, step): no generator is saved.
     torch.manual_seed(int(philox(settings.seed, f"model/{run.rank}", step).random_raw()) % 2**63)
     decay = (settings.decay, settings.decay_floor, settings.decay_start, settings.decay_steps, settings.lr_scale)
-    share = rate(step, settings.steps, settings.warmup, *decay)
+    share = rate(step, settings.steps, settings.warmup, *decay) * run.rate_share(step)
     try:
         metrics = engine.step(micro_batches, share)
-    except parallel.TrainingDiverged as error:
-        run.log.event("diverged", step + 1, reason=str(error))
-        where = f"at step {step + 1} of {run.folder}"
-        raise parallel.TrainingDiverged(f"{error} {where}; its last checkpoint is as it was") from None
+    except parallel.LowestScale as error:
+        heed_lowest_scale(run, engine, step, str(error))
     heed(run, task, engine, step, metrics)
     seconds = time.perf_counter() - started
     met = engine.communication.seconds()
@@ -130,6 +131,8 @@ def train_one_step(
         speed = split | {task.speed_name: task.units_per_step / seconds}
         speed |= {"mfu": run.at_peak / seconds} if run.at_peak else {}
         run.log.metrics(step + 1, "train", metrics | heard | speed | run.pulse.account())
+    if settings.recompute_every and (step + 1) % settings.recompute_every == 0:
+        check_results(run, task, engine, micro_batches[0], step + 1)
     return metrics["loss"]
 
 

@@ -8,7 +8,7 @@ from megajukebox.monitoring.metrics import RunLog
 from megajukebox.training.config import TrainingSettings
 from megajukebox.training.engines import parallel
 from megajukebox.training.launch import World
-from megajukebox.training.stability import Jump, data_step
+from megajukebox.training.stability import Jump, data_step, rate_share
 from megajukebox.training.survival.exits import Ending
 from megajukebox.training.survival.generation import Generation
 from megajukebox.training.survival.orders import Orders
@@ -34,7 +34,7 @@ class Run:
     generation: Generation = field(init=False)
     orders: Orders = field(init=False)
     pulse: Pulse = field(init=False)
-    jumps: list[Jump] = field(init=False)  # over data that made the loss spike
+    jumps: list[Jump] = field(init=False)  # back: over data that made the loss spike, or to a smaller rate
 
     def __post_init__(self) -> None:
         self.generation = parallel.from_rank_0(Generation.take(self.folder) if self.rank == 0 else None)
@@ -48,6 +48,10 @@ class Run:
     def data_step(self, step: int) -> int:
         """Which step's clips are read at training step `step`."""
         return data_step(step, self.jumps)
+
+    def rate_share(self, step: int) -> float:
+        """What is left of the schedule's learning rate at `step`."""
+        return rate_share(step, self.jumps)
 
     @property
     def rank(self) -> int:

@@ -7,7 +7,7 @@ about 100 steps before the spike and skip 200 to 500 batches, after which it did
 
 import math
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 # The least spread that counts, as a share of the mean: on a plateau six standard deviations can be next to nothing.
 LEAST_SPREAD = 0.01
@@ -32,6 +32,7 @@ class Stability:
     norms: deque[float] = field(init=False)
     bad: deque[int] = field(init=False)
     skipped: int = 0  # steps of the whole run
+    stuck: int | None = None  # the first of the steps left out since the last one that was taken
 
     def __post_init__(self) -> None:
         self.losses, self.norms = deque(maxlen=self.rules.window), deque(maxlen=self.rules.window)
@@ -62,11 +63,17 @@ class Stability:
         if reason is None:
             self.losses.append(loss)
             self.norms.append(norm)
+            self.stuck = None
         else:
+            self.left_out(step)
             self.bad.append(step)
             self.skipped += 1
         while self.bad and self.bad[0] <= step - self.rules.within:
             self.bad.popleft()
+
+    def left_out(self, step: int) -> None:
+        """Step `step` was not taken; where that is for fp16's loss scale to heed, nothing else is noted of it."""
+        self.stuck = step if self.stuck is None else self.stuck
 
     @property
     def hopeless(self) -> bool:
@@ -75,7 +82,7 @@ class Stability:
 
     def state(self) -> dict[str, object]:
         kept = {name: list(getattr(self, name)) for name in ("losses", "norms", "bad")}
-        return {**kept, "skipped": self.skipped}
+        return {**kept, "skipped": self.skipped, "stuck": self.stuck}
 
     def restore(self, state: dict) -> None:
         """Go on from a `state`; one of another window keeps what fits. Nothing to restore: start anew."""
@@ -83,7 +90,7 @@ class Stability:
             history = getattr(self, name)
             history.clear()
             history.extend(state.get(name, []))
-        self.skipped = state.get("skipped", 0)
+        self.skipped, self.stuck = state.get("skipped", 0), state.get("stuck")
 
 
 # ---- Going back -----------------------------------------------------------------------------------------------------
@@ -91,15 +98,21 @@ class Stability:
 
 @dataclass(frozen=True)
 class Jump:
-    """From step `step` (0-based) on, training reads the data of `steps` steps later."""
+    """From step `step` (0-based) on, training reads the data of `steps` steps later, at `rate` times the rate."""
 
     step: int
     steps: int
+    rate: float = 1.0
 
 
 def data_step(step: int, jumps: list[Jump]) -> int:
     """Which step's clips are read at training step `step`: later than itself after every jump before it."""
     return step + sum(jump.steps for jump in jumps if step >= jump.step)
+
+
+def rate_share(step: int, jumps: list[Jump]) -> float:
+    """What is left of the learning rate at `step` after every jump before it."""
+    return math.prod(jump.rate for jump in jumps if step >= jump.step)
 
 
 def going_back(saved: list[int], spiked: int, back: int, ahead: int) -> Jump | None:
@@ -111,3 +124,13 @@ def going_back(saved: list[int], spiked: int, back: int, ahead: int) -> Jump | N
         return None
     target = max((step for step in before if step <= spiked - back), default=min(before))
     return Jump(target, spiked - target + ahead)
+
+
+def slowing(saved: list[int], stuck: int, back: int, rate: float) -> Jump | None:
+    """The jump back to before step `stuck`, from which on fp16 could take no step: the same data again, at `rate` times
+    the rate.
+
+    Weights that could not take step `stuck` cannot at a smaller rate either, so at least one step lies between.
+    """
+    jump = going_back(saved, stuck - 1, back, 0)
+    return jump and replace(jump, steps=0, rate=rate)

@@ -119,9 +119,19 @@ def loss_spike(run: RunState) -> str | None:
 
 
 def sdc(run: RunState) -> str | None:
-    """Told until the run has saved a checkpoint after it."""
-    found = [e for e in run.events if e.get("event") == "save" or "silent corruption" in str(e.get("reason"))]
-    return str(found[-1]["reason"]) if found and found[-1].get("event") == "alert" else None
+    return alerted(run, "silent corruption")
+
+
+def rate_lowered(run: RunState) -> str | None:
+    return alerted(run, "lowest fp16 loss scale")
+
+
+def alerted(run: RunState, words: str) -> str | None:
+    """The reason of an event `alert` that says `words`, until the run has saved a checkpoint after it."""
+    said = [
+        e for e in run.events if e.get("event") == "save" or (e.get("event") == "alert" and words in str(e["reason"]))
+    ]
+    return str(said[-1]["reason"]) if said and said[-1]["event"] == "alert" else None
 
 
 def data_loss(run: RunState) -> str | None:
@@ -188,6 +198,7 @@ CHECKS: dict[str, tuple[str, Callable[[RunState], str | None], str]] = {
     "JukeboxDiskFull": ("page", disk_full, "delete old runs' checkpoints; the run goes on and saves again by itself"),
     "JukeboxCheckpointStale": ("page", checkpoint_stale, "touch SAVE in the run folder; if none comes, see the log"),
     "JukeboxSdc": ("page", sdc, "exclude the node that is named; resume from the checkpoint before"),
+    "JukeboxRateLowered": ("page", rate_lowered, "start it again if nothing does; see whether the loss comes back"),
     "JukeboxDataLoss": ("page", data_loss, "megajukebox shards check on the data; look at the mount"),
     "JukeboxLossSpike": ("ticket", loss_spike, "watch whether it comes back down; the events tell what was skipped"),
     "JukeboxRestartStorm": ("ticket", restart_storm, "compare how the attempts ended: exits/ and events.jsonl"),

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from megajukebox.models.prior import PriorConfig
 from megajukebox.training.config import TrainingSettings
 from megajukebox.training.engines import parallel
-from megajukebox.training.engines.engine import Engine, building, fill
+from megajukebox.training.engines.building import building, fill
+from megajukebox.training.engines.engine import Engine
 from megajukebox.training.engines.pipeline import PipelineEngine
 from megajukebox.training.stability import Rules
 

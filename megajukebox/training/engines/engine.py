@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -15,57 +15,17 @@ from deepspeed.utils import (
     safe_set_local_optimizer_state,
 )
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from megajukebox.data.weights import Pending
 from megajukebox.training.copies import hashed
 from megajukebox.training.engines import ema, universal
+from megajukebox.training.engines.building import fill, recompute_activations, zero_stage
 from megajukebox.training.engines.communication import Communication
-from megajukebox.training.engines.parallel import TrainingDiverged
+from megajukebox.training.engines.masters import Masters
+from megajukebox.training.engines.parallel import told_of_lowest_scale
 from megajukebox.training.engines.storage import Storage
 from megajukebox.training.engines.universal import ALLOWED, Spread
 from megajukebox.training.stability import Rules, Stability
-
-
-def building(ds_config: dict) -> contextlib.AbstractContextManager:
-    """Build a model inside this: under ZeRO-3 no process ever holds the whole of it."""
-    if _stage(ds_config) == 3:
-        return deepspeed.zero.Init(config_dict_or_path=ds_config)
-    return contextlib.nullcontext()
-
-
-def _stage(ds_config: dict) -> int:
-    return ds_config.get("zero_optimization", {}).get("stage", 0)
-
-
-def recompute_activations(layers: nn.ModuleList) -> None:
-    """Forget each layer's activations in the forward pass and compute them again in the backward pass."""
-    for layer in layers:
-        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
-
-
-def fill(parameters: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
-    """Give `parameters` (by name; shared out under ZeRO-3) the values in `weights`. Names and shapes must have been
-    compared before; a tied name that `weights` lacks has its values under the other.
-    """
-    for name, parameter in parameters.items():
-        if name in weights:
-            shared = hasattr(parameter, "ds_id")
-            with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0 if shared else None, enabled=shared):
-                if not shared or dist.get_rank() == 0:
-                    parameter.data.copy_(weights[name])
-
-
-@contextlib.contextmanager
-def told_of_lowest_scale() -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # it has no name of its own
-        if "loss scale already at minimum" not in str(error):
-            raise
-        raise TrainingDiverged(
-            "gradients overflow at the lowest fp16 loss scale; lower the learning rate, or set fp16.min_loss_scale"
-        ) from None
 
 
 def _fill(parameters: list[nn.Parameter], values: list[Tensor]) -> None:
@@ -91,9 +51,10 @@ class Engine:
         trained = [p for p in model.parameters() if p.requires_grad]
         self.engine, *_ = deepspeed.initialize(model=model, model_parameters=trained, config=ds_config)
         self.peak_rates = [group["lr"] for group in self.engine.optimizer.param_groups]
-        self.stage = _stage(ds_config)
+        self.stage = zero_stage(ds_config)
         self.stability = Stability(rules or Rules())
         self.ema_decay = ema_decay
+        self.masters = Masters(self.engine.optimizer, self.engine.basic_optimizer)
         self._watch_optimizer()
         self.communication = Communication(self.device)
         self.storage = Storage(ALLOWED)
@@ -127,24 +88,17 @@ class Engine:
         optimizer.step = step
 
     def _start_average(self) -> None:
-        ema.start(self.engine.basic_optimizer, self._masters())
+        ema.start(self.engine.basic_optimizer, self.masters.held())
         outer = self.engine.optimizer
         if hasattr(outer, "_lazy_init_hp_params_optimizer_state"):  # ZeRO-1 and 2 learn once which states there are
             outer._hp_optimizer_states_linked = False
             outer._lazy_init_hp_params_optimizer_state()
 
-    def _masters(self) -> list[Tensor]:
-        """The float32 weights that the optimizer moves, or this rank's part of them."""
-        outer = self.engine.optimizer
-        names = ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups", "fp32_groups_flat_partition")
-        held = next((getattr(outer, name) for name in names if hasattr(outer, name)), None)
-        return held or [p for group in self.engine.basic_optimizer.param_groups for p in group["params"]]
-
     def step(self, micro_batches: list[dict], rate: float) -> dict[str, float]:
         """One optimizer step at `rate` times the peak learning rate. Returns metrics averaged over ranks.
 
         `skipped` is 1 where `stability` found the step bad: the weights are then as before on every rank, and
-        `self.reason` says why. Raises TrainingDiverged when the fp16 loss scale can fall no further.
+        `self.reason` says why. Raises LowestScale when the fp16 loss scale can fall no further.
         """
         self._set_rate(rate)
         self._begin()
@@ -193,6 +147,8 @@ class Engine:
         """Asked for every group of parameters; all ranks judge the same numbers and so say the same."""
         if not self._judged:
             self._judged = True
+            if self.masters.watched:
+                self.masters.compare()
             self.reason = self.stability.judge(self._averages()["loss"], self._global_norm())
         return self.reason is None
 
@@ -225,6 +181,23 @@ class Engine:
         self.engine.eval()
         loss, metrics = self.engine(self._placed(batch))
         return self._average({"loss": loss, **metrics})
+
+    @torch.no_grad()
+    def loss_here(self, batch: dict) -> float | None:
+        """What this rank alone gets as the loss of `batch`, without learning; None on a stage that sees no loss."""
+        self.engine.eval()
+        loss, _ = self.engine(self._placed(batch))
+        return float(loss)
+
+    def exactness(self) -> tuple[str, float]:
+        """Whose results should be this rank's (devices of the same name), and how near, relatively.
+
+        GPUs of one kind compute alike to the last bit; CPUs may differ in kind, and add up in another order then.
+        """
+        if self.device.type == "cuda":
+            return torch.cuda.get_device_name(self.device), 0.0
+        short = self.engine.fp16_enabled() or self.engine.bfloat16_enabled() or self.engine.torch_autocast_enabled()
+        return self.device.type, 1e-2 if short else 1e-5
 
     def _placed(self, batch: dict) -> dict:
         """`batch` with its tensors on this rank's device; the conditions are a dict within it."""

@@ -2,6 +2,8 @@
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import deepspeed
@@ -18,6 +20,20 @@ T = TypeVar("T")
 
 class TrainingDiverged(RuntimeError):
     """The loss is no longer a number."""
+
+
+class LowestScale(RuntimeError):
+    """Gradients overflow in fp16, and the loss scale can fall no further."""
+
+
+@contextmanager
+def told_of_lowest_scale() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # it has no name of its own
+        if "loss scale already at minimum" not in str(error):
+            raise
+        raise LowestScale("gradients overflow at the lowest fp16 loss scale") from None
 
 
 def start() -> World:
@@ -44,8 +60,12 @@ def stop() -> None:
 
 def from_rank_0(value: T | None) -> T:
     """`value` of rank 0, on every rank; the others may give None."""
+    return from_rank(0, value)
+
+
+def from_rank(rank: int, value: T | None) -> T:
     box = [value]
-    dist.broadcast_object_list(box, 0)
+    dist.broadcast_object_list(box, rank)
     found = box[0]
     assert found is not None
     return found

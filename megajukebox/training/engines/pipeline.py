@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from megajukebox.data.weights import Pending
 from megajukebox.models.prior import PriorConfig, tokens_of
 from megajukebox.models.stages import TIED, Middle, inputs, layers, loss_of, name_in_prior, read_out
-from megajukebox.training.engines.engine import Engine, fill, recompute_activations, told_of_lowest_scale
+from megajukebox.training.engines.building import fill, recompute_activations
+from megajukebox.training.engines.engine import Engine
+from megajukebox.training.engines.parallel import told_of_lowest_scale
 from megajukebox.training.launch import World
 from megajukebox.training.stability import Rules
 
@@ -94,6 +96,13 @@ class PipelineEngine(Engine):
         self.reports, self.count, self.seen = [], 1, []
         self.engine.eval_batch(map(self._pair, [batch]), num_micro_batches=1, bcast_loss=False)
         return self._averages()
+
+    @torch.no_grad()
+    def loss_here(self, batch: dict) -> float | None:
+        """As `Engine.loss_here`: the last stage of a pipeline sees its loss."""
+        self.reports, self.count = [], 1
+        self.engine.eval_batch(map(self._pair, [batch]), num_micro_batches=1, bcast_loss=False)
+        return float(self.reports[0]["loss"]) if self.reports else None
 
     def _pair(self, batch: dict) -> tuple[tuple[Tensor, ...], Tensor]:
         """What goes in at the first stage, and what the last one compares with."""
