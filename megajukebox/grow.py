@@ -95,6 +95,8 @@ def grow(runs: Path, to: Path, asked: list[tuple[str, str]], found: Counts | Non
     growths = [Growth.of(folder) for folder in folders if read_facts(folder)["kind"] == "prior"]
     check_asked(runs, growths, asked)
     growths = [growth.with_names(asked, found or {}) for growth in growths]
+    if not asked and not found:
+        raise ValueError("no name was given; give --artist, --genre, --name condition=name, or --data")
     if not any(growth.added for growth in growths):
         raise ValueError(f"every one of these names is known to {runs} already; nothing was written")
     write(runs, folders, {growth.folder: growth for growth in growths}, to)

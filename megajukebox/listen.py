@@ -40,7 +40,10 @@ def main(
 
 def folders(run: Path, runs: Path) -> dict[str, Path]:
     """Where each level's prior is, from the top down: all above this run's level, and those below that are there."""
-    level, found = read_facts(run)["level"], {}
+    facts, found = read_facts(run), {}
+    if facts["kind"] != "prior":
+        raise ValueError(f"{run} holds a {facts['kind']}; give the run of a prior")
+    level = facts["level"]
     for name, folder in RUNS.items():
         place = run if name == level else runs / folder
         if not (place / "model.json").is_file():

@@ -224,6 +224,7 @@ class Supervisor:
 
     def call_person(self, reason: str) -> int:
         self.log.event("alert", reason=reason, person=True)
+        print(f"supervise: {self.run} needs a person: {reason}", flush=True)
         slurm.hold_successors()
         return PERSON
 

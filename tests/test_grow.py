@@ -198,7 +198,7 @@ def test_openai_s_weights_grow_and_still_export(tmp_path: Path) -> None:
         ([("moods", "calm")], "is told 'moods'; they are told artist, genres"),
         ([("artist", "Orrin"), ("genres", "WALTZ ")], "known to .* already"),
         ([("artist", "  ")], "'  ' is no artist; give a name"),
-        ([], "known to .* already"),
+        ([], "no name was given; give --artist"),
     ],
 )
 def test_what_cannot_be_added_is_refused_and_nothing_is_written(

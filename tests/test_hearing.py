@@ -46,6 +46,8 @@ def test_a_top_prior_alone_is_heard_through_its_own_level(tmp_path):
     assert list(folders(runs / "top_prior", runs)) == ["top"]
     with pytest.raises(ValueError, match="holds no trained middle prior, which is above this run"):
         folders(runs / "bottom_upsampler", runs)
+    with pytest.raises(ValueError, match="vqvae holds a vqvae; give the run of a prior"):
+        folders(runs / "vqvae", runs)
     assert [r.artist for r in requests(runs / "top_prior", 1.0, 3)] == ["ilune", "orrin", "ilune"]
 
 
