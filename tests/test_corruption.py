@@ -12,7 +12,7 @@ import torch
 from conftest import environment
 from little_runs import codes_and_preset, events, faulty, losses, write_ds_config
 
-from megajukebox.training.copies import Result, hashed, odd_ranks, odd_results
+from megajukebox.training.copies import Result, doubtful, hashed, odd_ranks, odd_results
 from megajukebox.training.engines.masters import differing
 
 
@@ -80,6 +80,27 @@ def near(loss: float) -> float:
 )
 def test_who_gets_another_loss_than_most_of_its_kind_or_two_at_once_is_named(got, odd):
     assert odd_results(got) == odd
+
+
+TWICE = (5.0, near(5.0))
+
+
+@pytest.mark.parametrize(
+    ("got", "doubt"),
+    [
+        (results(TWICE, TWICE, 5.0), True),
+        (results(TWICE, 5.0, 5.0), False),
+        (results(5.0, 6.0, 7.0, 8.0), True),
+        (results(5.0, 5.0, 6.0), False),
+        (results(TWICE), True),
+        (results(5.0, 6.0), False),
+        (results(TWICE, 5.0), False),
+        (results(TWICE, TWICE), True),
+        (results((5.0, 5.1), (5.0, 5.1), (5.0, 5.1), tolerance=1e-5), False),
+    ],
+)
+def test_where_most_exact_devices_do_not_repeat_nobody_is_blamed(got, doubt):
+    assert doubtful(got, odd_results(got)) == doubt
 
 
 WAYS = """

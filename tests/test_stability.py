@@ -4,7 +4,9 @@ import math
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -223,20 +225,38 @@ def test_codebooks_that_learn_in_the_forward_pass_are_put_back_and_stay_when_a_l
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+class Scaling(SimpleNamespace):
+    """An engine of DeepSpeed, as far as its loss scale goes; ZeRO's has no `loss_scale_config`."""
+
+    def is_gradient_accumulation_boundary(self) -> bool:
+        return self.last
+
+
 def test_the_lowest_fp16_scale_has_a_name():
     """DeepSpeed's own scaler raises a nameless exception there."""
     scaler = DynamicLossScaler(1.0, 100, 1.0, 1, False, raise_error_at_min_scale=True, dtype=torch.float16)
-    with pytest.raises(LowestScale, match="lowest fp16 loss scale"), told_of_lowest_scale():
+    zero = Scaling(optimizer=SimpleNamespace())
+    with pytest.raises(LowestScale, match="lowest fp16 loss scale"), told_of_lowest_scale(zero):
         scaler.update_scale(True)
-    with pytest.raises(RuntimeError, match="something else"), told_of_lowest_scale():
+    with pytest.raises(RuntimeError, match="something else"), told_of_lowest_scale(zero):
         raise RuntimeError("something else")
 
 
+@pytest.mark.parametrize(("scale", "last", "raised"), [(1.0, True, True), (2.0, True, False), (1.0, False, False)])
+def test_without_zero_an_overflow_at_the_lowest_scale_is_told_at_the_end_of_a_step(scale, last, raised):
+    scaling = SimpleNamespace(dynamic_loss_scale=True, cur_scale=scale, min_loss_scale=1.0)
+    engine = Scaling(optimizer=SimpleNamespace(loss_scale_config=scaling, overflow=False), last=last)
+    with pytest.raises(LowestScale) if raised else nullcontext(), told_of_lowest_scale(engine):
+        engine.optimizer.overflow, scaling.cur_scale = True, 1.0
+
+
 @pytest.mark.timeout(600)
-def test_a_run_at_the_lowest_fp16_scale_goes_back_and_on_at_half_the_rate_once(little, tmp_path):
+@pytest.mark.parametrize("stage", [3, pytest.param(0, marks=pytest.mark.slow)])
+def test_a_run_at_the_lowest_fp16_scale_goes_back_and_on_at_half_the_rate_once(little, tmp_path, stage):
     """30 overflows, from the sixth step of either start on: the scale falls from 65536 to 1 in 16 of them."""
     run, fp16 = tmp_path / "run", {"enabled": True, "initial_scale_power": 16, "hysteresis": 1, "min_loss_scale": 1}
-    ds_config = write_ds_config(tmp_path, "prior_zero3_cpu.json", fp16=fp16)
+    zero = {"stage": stage, "stage3_param_persistence_threshold": 0}
+    ds_config = write_ds_config(tmp_path, "prior_zero3_cpu.json", fp16=fp16, zero_optimization=zero)
     rules = [f"training.top_prior.{rule}" for rule in ("steps=40", "keep=9", "rewind_steps=1", "spike_sigmas=0")]
     said = faulty(little, run, "overflow 6-35 0", *rules, ds_config=ds_config, expect=75, ranks=1)
     assert "lowest fp16 loss scale; went back to step 4, from there 0.5 times the learning rate; start again" in said

@@ -63,5 +63,15 @@ def odd_results(results: list[Result]) -> list[int]:
     return sorted(odd)
 
 
+def doubtful(results: list[Result], odd: list[int]) -> bool:
+    """Whether it is rather the rule than the machines that is wrong: more than half of those that should be exact are
+    `odd` (of two that disagree, each with itself). Then some kernel does not repeat to the last bit.
+    """
+    exact = [n for n in odd if results[n].tolerance == 0]
+    if len(results) == 2:
+        exact = [n for n in exact if not alike(results[n].first, results[n].again, 0)]
+    return len(exact) * 2 > len(results)
+
+
 def alike(a: float, b: float, tolerance: float) -> bool:
     return math.isclose(a, b, rel_tol=tolerance, abs_tol=0.0) or (math.isnan(a) and math.isnan(b))

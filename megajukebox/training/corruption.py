@@ -9,7 +9,7 @@ from typing import NoReturn
 import torch
 
 from megajukebox.data.stream.order import philox
-from megajukebox.training.copies import Result, odd_ranks, odd_results
+from megajukebox.training.copies import Result, doubtful, odd_ranks, odd_results
 from megajukebox.training.engines import parallel
 from megajukebox.training.engines.engine import Engine
 from megajukebox.training.launch import host
@@ -34,6 +34,8 @@ def check_results(run: Run, task: Task, engine: Engine, micro_batch: dict, step:
 
     The micro-batch is one that a rank has just trained on, each time another one's. Nothing of the run is touched.
     """
+    if not run.repeatable:
+        return
     readers = task.reading.place.size
     with run.pulse.section("evaluate"):
         turn = step // run.settings.recompute_every % readers
@@ -45,10 +47,16 @@ def check_results(run: Run, task: Task, engine: Engine, micro_batch: dict, step:
     # Ranks of one pipeline are `readers` apart, and its last stage alone sees a loss.
     results = [result for result in parallel.gathered(mine) if result]
     odd = odd_results(results)
-    wrong = [rank for rank in range(run.ranks) if rank % readers in odd]
-    if wrong:
-        losses = [[result.first.hex(), result.again.hex()] for result in results]
+    losses = [[result.first.hex(), result.again.hex()] for result in results]
+    if doubtful(results, odd):
+        reason = (
+            f"{len(odd)} of {len(results)} got another loss: it does not repeat to the last bit here, so none is blamed"
+        )
+        run.log.event("alert", step, reason=f"{reason}; recompute_every does nothing from here on", losses=losses)
+        run.repeatable = False
+    elif odd:
         what = "ranks {} do not compute the loss that others do, or not at a second time"
+        wrong = [rank for rank in range(run.ranks) if rank % readers in odd]
         leave(run, wrong, step, what, losses=losses)
 
 

@@ -31,6 +31,7 @@ class Run:
     log: RunLog
     stop_after: int | None = None
     at_peak: float | None = None  # seconds that a step would take at the devices' peak; None where that is not known
+    repeatable: bool = True  # whether losses repeat as they should on devices of one kind
     generation: Generation = field(init=False)
     orders: Orders = field(init=False)
     pulse: Pulse = field(init=False)

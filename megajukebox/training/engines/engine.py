@@ -132,7 +132,7 @@ class Engine:
             self.engine.backward(loss)
             if self.stage == 0:
                 self._norm = self._gradient_norm()
-            with told_of_lowest_scale():
+            with told_of_lowest_scale(self.engine):
                 self.engine.step()
         return self._averages()
 

@@ -4,7 +4,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import deepspeed
 import psutil
@@ -16,6 +16,7 @@ from megajukebox.training.engines.ds_configs import read_ds_config as read_ds_co
 from megajukebox.training.launch import World, world
 
 T = TypeVar("T")
+AT_LOWEST = "gradients overflow at the lowest fp16 loss scale"
 
 
 class TrainingDiverged(RuntimeError):
@@ -27,13 +28,22 @@ class LowestScale(RuntimeError):
 
 
 @contextmanager
-def told_of_lowest_scale() -> Iterator[None]:
+def told_of_lowest_scale(engine: Any) -> Iterator[None]:
+    """Raises LowestScale if the gradient overflows inside, at the lowest loss scale.
+
+    Under ZeRO DeepSpeed says so; its optimizers for fp16 without ZeRO would stay there for ever, in silence.
+    """
+    scaling = getattr(engine.optimizer, "loss_scale_config", None)
+    lowest = scaling and scaling.dynamic_loss_scale and scaling.cur_scale <= scaling.min_loss_scale
+    last = lowest and engine.is_gradient_accumulation_boundary()
     try:
         yield
     except Exception as error:  # it has no name of its own
         if "loss scale already at minimum" not in str(error):
             raise
-        raise LowestScale("gradients overflow at the lowest fp16 loss scale") from None
+        raise LowestScale(AT_LOWEST) from None
+    if last and engine.optimizer.overflow:
+        raise LowestScale(AT_LOWEST)
 
 
 def start() -> World:

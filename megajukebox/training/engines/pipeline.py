@@ -87,7 +87,7 @@ class PipelineEngine(Engine):
 
     def _learn(self, micro_batches: list[dict]) -> dict[str, float]:
         self.reports, self.count = [], len(micro_batches)
-        with told_of_lowest_scale():
+        with told_of_lowest_scale(self.engine):
             self.engine.train_batch(map(self._pair, micro_batches))  # the stages between the ends take none
         return self._averages()
 
