@@ -49,7 +49,7 @@ def main(
     host: Annotated[str, typer.Option(help="With --serve: address to listen on; off loopback a token is asked.")] = (
         "127.0.0.1"
     ),
-    port: Annotated[int, typer.Option(help="With --serve: port; 0 takes a free one.")] = 8377,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="With --serve: port; 0 takes a free one.")] = 8377,
     most_seconds: Annotated[float, typer.Option(help="With --run: longest song that the Studio makes.")] = 240.0,
     idle_minutes: Annotated[
         float, typer.Option(min=0, help="With --run: without a song for so long, the model is let go.")
