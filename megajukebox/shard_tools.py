@@ -19,6 +19,7 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
+from megajukebox.data.files import make_folder
 from megajukebox.data.shards.checking import check_shard
 from megajukebox.data.shards.remote import DEFAULT_CACHE, Remote
 from megajukebox.data.shards.sets import ShardSet
@@ -95,6 +96,7 @@ def stats(shards: ShardSet, picture: Path | None) -> None:
     if picture:
         from megajukebox.monitoring.telling.corpus_picture import draw  # matplotlib: only those who ask for it load it
 
+        make_folder(picture.parent)
         draw(picture, seconds, index["vocabulary"], f"{len(shards)} songs, {seconds.sum() / 3600:.1f} hours")
         screen.print(f"drawn: {picture}", markup=False, highlight=False)
 

@@ -111,9 +111,9 @@ def test_where_there_is_no_set_the_exit_status_is_2(tmp_path: Path) -> None:
 
 
 def test_statistics_are_shown_and_drawn(songs: Path, tmp_path: Path) -> None:
-    done = shards("stats", songs, "--picture", tmp_path / "songs.png")
+    done = shards("stats", songs, "--picture", tmp_path / "new" / "songs.png")
     assert done.returncode == 0 and "12" in done.stdout and "Artist 1" in done.stdout and "11025 Hz" in done.stdout
-    assert (tmp_path / "songs.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "new" / "songs.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_ls_has_a_line_for_every_song(songs: Path) -> None:
