@@ -188,6 +188,15 @@ def test_every_nth_checkpoint_stays_for_good(tmp_path: Path) -> None:
     assert steps_of(tmp_path) == [15, 30, 35, 40]
 
 
+def test_while_no_step_can_be_taken_the_last_good_checkpoint_stays(tmp_path: Path) -> None:
+    for step in range(5, 45, 5):
+        write(tmp_path, step)
+        seal(partial(tmp_path, step), step, {"step": step}, Keep(2, stuck=15 if step in range(20, 40) else None))
+        if step == 35:
+            assert steps_of(tmp_path) == [10, 30, 35], "the weights of 15 are those that could not take the next step"
+    assert steps_of(tmp_path) == [35, 40]
+
+
 def test_processes_share_the_reading_of_a_checkpoint_and_between_them_find_every_flaw(tmp_path: Path) -> None:
     folder = saved(tmp_path, 10)
     for name in ("state/rank-0.pt", "state/rank-1.pt", "state.json"):

@@ -257,11 +257,13 @@ def test_a_run_at_the_lowest_fp16_scale_goes_back_and_on_at_half_the_rate_once(l
     run, fp16 = tmp_path / "run", {"enabled": True, "initial_scale_power": 16, "hysteresis": 1, "min_loss_scale": 1}
     zero = {"stage": stage, "stage3_param_persistence_threshold": 0}
     ds_config = write_ds_config(tmp_path, "prior_zero3_cpu.json", fp16=fp16, zero_optimization=zero)
-    rules = [f"training.top_prior.{rule}" for rule in ("steps=40", "keep=9", "rewind_steps=1", "spike_sigmas=0")]
+    rules = [f"training.top_prior.{rule}" for rule in ("steps=40", "rewind_steps=1", "spike_sigmas=0")]
     said = faulty(little, run, "overflow 6-35 0", *rules, ds_config=ds_config, expect=75, ranks=1)
     assert "lowest fp16 loss scale; went back to step 4, from there 0.5 times the learning rate; start again" in said
     [rewind], [alert] = events(run, "rewind"), events(run, "alert")
     assert (rewind["step"], rewind["to"], rewind["jump"], rewind["rate"]) == (6, 4, 0, 0.5)
+    kept = {folder.name.split(".")[0] for folder in (run / "checkpoints").glob("step-*")}
+    assert kept == {f"step-{step:08d}" for step in (4, 12, 16, 20)}, "the last three, and the one from before"
     assert alert["step"] == 22 and "lowest fp16 loss scale" in alert["reason"]
     before = trained(run)
     assert max(before) == 21 and len({m["loss_scale"] for m in before.values()}) > 10

@@ -23,10 +23,13 @@ class Stored(NamedTuple):
 
 
 class Keep(NamedTuple):
-    """Which checkpoints stay: the `last` ones, and every one whose step is a multiple of `every` (0: none)."""
+    """Which checkpoints stay: the `last` ones, every one whose step is a multiple of `every` (0: none), and the newest
+    from before step `stuck`, since when no step could be taken (None: all were).
+    """
 
     last: int
     every: int = 0
+    stuck: int | None = None
 
 
 def folder_of(run: Path, step: int) -> Path:
@@ -159,8 +162,10 @@ def _forget_old(newest: Path, keep: Keep) -> None:
     must not count, or the one just saved could be the one that goes.
     """
     until = sorted(path for path in newest.parent.glob("step-????????") if path.name <= newest.name)
+    steps = {path: int(path.name.split("-")[1]) for path in until}
+    good = max((step for step in steps.values() if keep.stuck is not None and step < keep.stuck), default=None)
     for old in until[: -keep.last]:
-        if not (keep.every and int(old.name.split("-")[1]) % keep.every == 0):
+        if not (keep.every and steps[old] % keep.every == 0) and steps[old] != good:
             shutil.rmtree(old)
     for stale in newest.parent.glob("*.partial"):
         shutil.rmtree(stale) if stale.is_dir() else stale.unlink()

@@ -158,7 +158,7 @@ def prepare(run: Run, written: Path, export: bool) -> str | None:
 
 
 def sealed(run: Run, written: Path, begun: Begun, stored: dict[str, checkpoint.Stored]) -> str | None:
-    keep = checkpoint.Keep(run.settings.keep, run.settings.keep_every)
+    keep = checkpoint.Keep(run.settings.keep, run.settings.keep_every, begun.state["stability"]["stuck"])
     try:
         checkpoint.seal(written, begun.step, begun.state, keep, stored, run.generation.check)
     except OSError as error:
