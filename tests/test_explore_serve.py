@@ -174,18 +174,21 @@ def test_a_song_is_made_in_the_studio_and_heard_in_the_list(chromium: Browser, s
     for name, value in song.items():
         chromium.run(f"form[{name!r}].value = {json.dumps(value)}")
     chromium.run("form.requestSubmit()")
-    chromium.wait("document.querySelector('.job audio') || document.querySelector('#trouble').textContent", 120)
+    job = "[...document.querySelectorAll('.job')].find(job => job.querySelector('strong').textContent === " + (
+        f"{json.dumps(HOSTILE)})"  # others may have made songs before
+    )
+    chromium.wait(f"{job}?.querySelector('audio') || document.querySelector('#trouble').textContent", 240)
     assert chromium.run("document.querySelector('#trouble').textContent") == ""
-    assert chromium.run("document.querySelector('.job strong').textContent") == HOSTILE
     assert chromium.run("typeof owned") == "undefined"
-    chromium.run("document.querySelector('.job a').click()")
+    chromium.run(f"{job}.querySelector('a').click()")
     chromium.wait("typeof strips !== 'undefined' && player.song && document.readyState === 'complete'")
     assert chromium.run("document.querySelector('h1').textContent") == HOSTILE
     song = chromium.run("player.audio.src").removeprefix(served)  # at 1 kHz: Chromium plays none so low
     assert soundfile.info(io.BytesIO(ask(served, song)[2])).duration == pytest.approx(0.5, abs=0.1)
     chromium.open(f"{served}/site/index.html#run={house / 'jukebox'}")
-    chromium.wait("shown.length === 1 && shown[0].seed === '5'")
-    assert chromium.run("[shown[0].checkpoint, shown[0].genres.join()]") == ["step 5", "waltz,dub"]
+    ours = "shown.find(song => song.seed === '5')"
+    chromium.wait(f"shown.length < 20 && {ours}")
+    assert chromium.run(f"[{ours}.checkpoint, {ours}.genres.join()]") == ["step 5", "waltz,dub"]
 
 
 @pytest.mark.skipif("prompt" not in Request.model_fields, reason="this version's sampler goes on from no recording")

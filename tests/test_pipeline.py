@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("pipeline")]  # 
 
 
 def run(*command: str, expect: int = 0) -> str:
-    done = subprocess.run([sys.executable, *command], env=environment(), capture_output=True, text=True, timeout=200)
+    done = subprocess.run([sys.executable, *command], env=environment(), capture_output=True, text=True, timeout=500)
     assert done.returncode == expect, done.stdout[-2000:] + done.stderr[-2000:]
     return done.stdout + done.stderr
 
