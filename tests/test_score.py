@@ -118,7 +118,7 @@ def test_a_jukebox_is_scored_and_its_runs_keep_the_scores(place: Path, tmp_path:
         > figures["reconstruction/chance/artist_heard"]["value"]
     )
     for run in ("vqvae", "top_prior", "middle_upsampler", "bottom_upsampler"):
-        (line,) = (place / "runs" / run / "scores.jsonl").read_text().splitlines()
+        line = (place / "runs" / run / "scores.jsonl").read_text().splitlines()[-1]
         assert json.loads(line)["step"] in (1, 5) and json.loads(line)["scores"]
     page = (tmp_path / "index.html").read_text()
     assert "<script" not in page and "artist orrin" in page
