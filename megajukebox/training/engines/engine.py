@@ -314,7 +314,7 @@ class Engine:
         """A parameter, or its moving average, gathered from the ranks that share it: a collective of those."""
         if self.ema_decay and parameter.requires_grad:
             if not self.stage:
-                return self.engine.basic_optimizer.state[parameter][ema.KEY]
+                return self.masters.state(parameter, ema.KEY)
             return safe_get_full_optimizer_state(parameter, ema.KEY)
         shared = self.stage == 3
         with deepspeed.zero.GatheredParameters([parameter], enabled=shared):

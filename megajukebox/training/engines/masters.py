@@ -66,6 +66,20 @@ class Masters:
             if weights is not None and weights.dtype != master.dtype and weights.numel() == master.numel():
                 yield master.detach(), weights.detach()
 
+    def state(self, parameter: Tensor, key: str) -> Tensor:
+        """What the optimizer keeps of `parameter` under `key`, of its shape. Where nothing is shared out (ZeRO-0)."""
+        if self.names is None:
+            return self.basic.state[parameter][key]
+        for group, masters in zip(self.outer.fp16_groups, getattr(self.outer, self.names.masters), strict=True):
+            first = 0
+            for place, one in enumerate(group):
+                if one is parameter and isinstance(masters, list):  # a master for each
+                    return self.basic.state[masters[place]][key]
+                if one is parameter:  # one for the group, flat
+                    return self.basic.state[masters][key].view(-1)[first : first + one.numel()].view_as(one)
+                first += one.numel()
+        raise KeyError(f"the optimizer moves no such weight of {tuple(parameter.shape)}")
+
     def compare(self) -> None:
         """Count weights that are not their masters, rounded. No collective, and the device is not waited for (offloaded
         masters are: the weights come to them).
