@@ -177,6 +177,16 @@ class Preset(Settings):
             return data  # what is wrong with them is said where their own settings are read
         return {**data, "vqvae": {"sample_rate": audio.get("sample_rate", 44100), **vqvae}}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _stages_that_are_there(cls, data: dict) -> dict:
+        training = data.get("training", {})
+        unknown = sorted(set(training) - {*STAGES, *STUDENTS}) if isinstance(training, dict) else []
+        if unknown:  # first: else it is their settings that are missing
+            stages = ", ".join((*STAGES, *STUDENTS))
+            raise ValueError(f"training has unknown stages {unknown}; stages are {stages}")
+        return data
+
     @model_validator(mode="after")
     def _check(self) -> "Preset":
         self._check_conditions()
@@ -192,10 +202,6 @@ class Preset(Settings):
                 f"vqvae.sample_rate {self.vqvae.sample_rate} is not audio.sample_rate {self.audio.sample_rate};"
                 " give only the latter"
             )
-        unknown = set(self.training) - {*STAGES, *STUDENTS}
-        if unknown:
-            stages = ", ".join((*STAGES, *STUDENTS))
-            raise ValueError(f"training has unknown stages {sorted(unknown)}; stages are {stages}")
         return self
 
     def _check_conditions(self) -> None:
