@@ -262,7 +262,8 @@ def test_most_of_the_held_out_songs_may_be_broken_and_a_share_of_1_never_stops(s
 
 
 @pytest.mark.parametrize(
-    ("number", "kind"), [(errno.EIO, StorageDown), (errno.ESTALE, StorageDown), (errno.ENOENT, ValueError)]
+    ("number", "kind"),
+    [(errno.EIO, StorageDown), (errno.ESTALE, StorageDown), (errno.EMFILE, StorageDown), (errno.ENOENT, ValueError)],
 )
 @pytest.mark.parametrize("sound", [set(), {3}], ids=["nothing", "one"])
 def test_a_disk_that_does_not_answer_is_not_a_corpus_that_a_person_must_mend(

@@ -27,11 +27,12 @@ KINDS = (  # words in a reason -> the kind it is counted as; the first that fits
     ("unreadable", "undecodable"),
     ("No such file", "missing"),
 )
-# What a file system answers that is down or out of reach: the same file may be read later.
+# What a file system answers that is down or out of reach, and a machine that is short of handles or memory: the same file
+# may be read later.
 PASSING = {
     errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH,
     errno.ENOTCONN, errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED, errno.ESHUTDOWN, errno.EAGAIN,
-    errno.EBUSY, errno.ENODEV, errno.ENXIO, errno.EREMOTEIO, errno.ENOLINK,
+    errno.EBUSY, errno.ENODEV, errno.ENXIO, errno.EREMOTEIO, errno.ENOLINK, errno.EMFILE, errno.ENFILE, errno.ENOMEM,
 }  # fmt: skip
 ALL_KINDS = (*dict.fromkeys(kind for _, kind in KINDS), "other")
 
