@@ -66,7 +66,7 @@ def main(
     order: Annotated[list[str] | None, typer.Option(help="a,b or a,b,k; several times: your own curriculum.")] = None,
     windows: Annotated[int, typer.Option(min=1, help="Windows that the teacher samples for training.")] = 2048,
     temperature: Annotated[float, typer.Option(min=0.01, help="At which it samples them.")] = 0.99,
-    guidance: Annotated[float, typer.Option(min=0, help="Guidance of these windows; the student needs none then. 1: off.")] = 1.0,
+    guidance: Annotated[float, typer.Option(min=0, help="Their guidance; the student needs none then. 1: off.")] = 1.0,
     real_share: Annotated[float, typer.Option(min=0, max=1, help="Share of them that are songs' own codes.")] = 0.2,
     data_only: Annotated[bool, typer.Option("--data-only", help="Train on songs' codes alone.")] = False,
     keep_going: Annotated[bool, typer.Option("--keep-going", help="Train orders after one that fails.")] = False,

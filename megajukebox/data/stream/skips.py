@@ -27,7 +27,7 @@ KINDS = (  # words in a reason -> the kind it is counted as; the first that fits
     ("unreadable", "undecodable"),
     ("No such file", "missing"),
 )
-# What a file system answers that is down or out of reach, and a machine that is short of handles or memory: the same file
+# What a file system answers that is down or out of reach, and a machine short of handles or memory: the same file
 # may be read later.
 PASSING = {
     errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH,
