@@ -13,16 +13,12 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
-from train_step import device_name, synchronize
+from train_step import device_name, keep, synchronize
 
-from megajukebox.data.files import write_whole
-from megajukebox.data.provenance import made_by
 from megajukebox.training.batching import share_batch
 from megajukebox.training.config import Preset, TrainingSettings, load_preset
 from megajukebox.training.engines import parallel
@@ -51,7 +47,7 @@ def main(
     parallel.stop()
     if place.rank == 0:
         print(json.dumps(rows, indent=1))
-        keep(rows)
+        keep(rows, RESULT, "precision")
 
 
 def measured(preset: Preset, stage: str, as_given: dict, repeats: int) -> dict[str, Any]:
@@ -83,16 +79,6 @@ def median(engine: Engine, repeats: int, work: Callable[[], object]) -> float:
         synchronize(engine.device)
         seconds.append(time.perf_counter() - begun)
     return statistics.median(seconds[2:])
-
-
-def keep(rows: list[dict[str, Any]]) -> None:
-    """Add to the file of results; a row replaces the one before of the same case."""
-    known = json.loads(RESULT.read_text()) if RESULT.exists() else {}
-    date = datetime.now(timezone.utc).isoformat(timespec="minutes")
-    for row in rows:
-        key = ", ".join(str(row[k]) for k in ("device", "ranks", "preset", "stage", "precision"))
-        known[key] = {**row, "date": date, "torch": torch.__version__, "made_by": made_by()}
-    write_whole(RESULT, (json.dumps(known, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":

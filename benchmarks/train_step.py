@@ -188,14 +188,14 @@ def table(rows: list[dict[str, Any]]) -> Table:
     return made
 
 
-def keep(rows: list[dict[str, Any]]) -> None:
-    """Add to the file of results; a row replaces the one before of the same device, preset, stage and ds_config."""
-    known = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+def keep(rows: list[dict[str, Any]], result: Path = RESULT, last: str = "ds_config") -> None:
+    """Add to the file `result`; a row replaces the one before of the same device, ranks, preset, stage and `last`."""
+    known = json.loads(result.read_text()) if result.exists() else {}
     date = datetime.now(timezone.utc).isoformat(timespec="minutes")
     for row in rows:
-        key = ", ".join(str(row[k]) for k in ("device", "ranks", "preset", "stage", "ds_config"))
+        key = ", ".join(str(row[k]) for k in ("device", "ranks", "preset", "stage", last))
         known[key] = {**row, "date": date, "torch": torch.__version__, "made_by": made_by()}
-    write_whole(RESULT, (json.dumps(known, indent=1) + "\n").encode())
+    write_whole(result, (json.dumps(known, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":

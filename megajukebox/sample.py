@@ -80,7 +80,7 @@ def main(
     ),
     memory: Annotated[
         float | None, typer.Option(help="GB for priors and songs (default: what is free); fewer at once if need be.")
-    ] = (None),
+    ] = None,
     exact: Annotated[bool, typer.Option(help="--no-exact: upsample all windows at once; quicker, with seams.")] = True,
     way: Annotated[str, typer.Option(help=f"auto, or one of {', '.join(WAYS)}, for every level.")] = "auto",
     int8: Annotated[bool, typer.Option(help="Round the priors' weights to 8 bits: quicker, other songs.")] = False,
@@ -123,6 +123,14 @@ def main(
             batch_size = within(memory, jukebox, asked, batch_size, here)
     except (ValueError, OSError) as error:
         raise SystemExit(f"sample: {error}") from error
+    make_all(jukebox, asked, wrong, out, batch_size, here, progress)
+
+
+def make_all(
+    jukebox: Jukebox, asked: list[Request], wrong: list[str], out: Path, batch_size: int, here: World,
+    progress: Path | None,
+) -> None:  # fmt: skip
+    """Make this rank's songs and tell of all; SystemExit as in `main`. `wrong`: of the requests that cannot be made."""
     if here.rank == 0:
         for line in wrong:
             print(f"sample: {line}")
