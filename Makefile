@@ -35,6 +35,7 @@ check: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/codespell
 
 test: check
 	$(BIN)/python -m pytest -q -n 2 --dist loadgroup -m "not slow"
