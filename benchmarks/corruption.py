@@ -21,40 +21,56 @@ from train_step import device_name, keep, synchronize
 
 from megajukebox.training.batching import share_batch
 from megajukebox.training.config import Preset, TrainingSettings, load_preset
-from megajukebox.training.engines import parallel
-from megajukebox.training.engines.choosing import engine_of
-from megajukebox.training.engines.engine import Engine
+from megajukebox.training.engines import collectives
+from megajukebox.training.engines.factory import engine_of
 from megajukebox.training.engines.pipeline import reader
-from megajukebox.training.plans.recipe import recipe
-from megajukebox.training.plans.subject import subject
+from megajukebox.training.engines.zero import Engine
+from megajukebox.training.planner.recipe import recipe
+from megajukebox.training.planner.workload import subject
 
 RESULT = Path(__file__).parent / "results" / "corruption.json"
 
 
 def main(
-    settings: Annotated[list[str] | None, typer.Argument(help="Changes to the preset: key.sub=value ...")] = None,
-    preset: Annotated[str, typer.Option(help="A name in megajukebox/presets, or a YAML file.")] = "tiny",
+    settings: Annotated[
+        list[str] | None, typer.Argument(help="Changes to the preset: key.sub=value ...")
+    ] = None,
+    preset: Annotated[
+        str, typer.Option(help="A name in megajukebox/presets, or a YAML file.")
+    ] = "tiny",
     stage: Annotated[str, typer.Option(help="Which stage.")] = "top_prior",
-    ds_config: Annotated[str | None, typer.Option(help="Another JSON, from ds_configs/ or a path.")] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Steps measured, after two that are not.")] = 10,
-    local_rank: Annotated[int, typer.Option("--local_rank", hidden=True, help="The deepspeed launcher gives it.")] = 0,
+    ds_config: Annotated[
+        str | None, typer.Option(help="Another JSON, from ds_configs/ or a path.")
+    ] = None,
+    repeats: Annotated[
+        int, typer.Option(min=1, help="Steps measured, after two that are not.")
+    ] = 10,
+    local_rank: Annotated[
+        int, typer.Option("--local_rank", hidden=True, help="The deepspeed launcher gives it.")
+    ] = 0,
 ) -> None:
     """Measure a step, and the checks beside it."""
-    chosen, place = load_preset(preset, settings), parallel.start()
-    as_given = parallel.read_ds_config(ds_config or chosen.stage(stage).ds_config)
-    ways = [as_given] if place.size > 1 or ds_config else [as_given, as_given | {"bf16": {"enabled": True}}]
+    chosen, place = load_preset(preset, settings), collectives.start()
+    as_given = collectives.read_ds_config(ds_config or chosen.stage(stage).ds_config)
+    ways = (
+        [as_given]
+        if place.size > 1 or ds_config
+        else [as_given, as_given | {"bf16": {"enabled": True}}]
+    )
     rows = [measured(chosen, stage, way, repeats) for way in ways]
-    parallel.stop()
+    collectives.stop()
     if place.rank == 0:
         print(json.dumps(rows, indent=1))
         keep(rows, RESULT, "precision")
 
 
 def measured(preset: Preset, stage: str, as_given: dict, repeats: int) -> dict[str, Any]:
-    of, place, usual = subject(preset, stage), parallel.start(), preset.stage(stage)
+    of, place, usual = subject(preset, stage), collectives.start(), preset.stage(stage)
     ds_config = share_batch(as_given, reader(place, as_given).size)
     way = recipe(ds_config, place.size)
-    engine = engine_of(of.config_model, of.build, ds_config, TrainingSettings(ds_config="", steps=1))
+    engine = engine_of(
+        of.config_model, of.build, ds_config, TrainingSettings(ds_config="", steps=1)
+    )
     batches = [of.batch(way.micro) for _ in range(way.accumulation)]
     step = median(engine, repeats, lambda: engine.step(batches, 1.0))
     compare = median(engine, repeats, engine.masters.compare)

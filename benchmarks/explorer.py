@@ -17,17 +17,30 @@ from typing import Annotated, Any
 import typer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-import browser
-from explorer_samples import add_sample
+from fixtures import browser
+from fixtures.explorer_samples import add_sample
 
-from megajukebox.data.files import write_whole
-from megajukebox.data.provenance import made_by
-from megajukebox.explorer.building import SampleSite, build, draw_all
-from megajukebox.explorer.reading.records import read_samples
+from megajukebox.common.files import write_whole
+from megajukebox.common.provenance import made_by
+from megajukebox.explorer.loaders.samples import read_samples
+from megajukebox.explorer.site_builder import SampleSite, build, draw_all
 
 DRAWN = 40  # samples that are really drawn; the others are links to them, for a list does not care
 TIMES = 15
-WORDS = ("moon", "river", "lantern", "water", "night", "voice", "stranger", "snow", "ember", "waltz", "road", "fire")
+WORDS = (
+    "moon",
+    "river",
+    "lantern",
+    "water",
+    "night",
+    "voice",
+    "stranger",
+    "snow",
+    "ember",
+    "waltz",
+    "road",
+    "fire",
+)
 FILTERS = {
     "a word typed": "form.q.value = 'lantern'",
     "two words typed": "form.q.value = 'ember road'",
@@ -58,9 +71,18 @@ def main(
 def measured(root: Path, count: int) -> dict[str, Any]:
     drawing = make_samples(root / "samples", root / "site", count)
     built, again = (timed(lambda: build([root / "samples"], [], root / "site")) for _ in range(2))
-    sizes = {name: (root / "site" / name).stat().st_size for name in ("index.html", "entries.js", "entries-words.js")}
+    sizes = {
+        name: (root / "site" / name).stat().st_size
+        for name in ("index.html", "entries.js", "entries-words.js")
+    }
     with browser.chromium(root / "profile") as tab:
-        tab.call("Emulation.setDeviceMetricsOverride", width=1280, height=900, deviceScaleFactor=1, mobile=False)
+        tab.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=1280,
+            height=900,
+            deviceScaleFactor=1,
+            mobile=False,
+        )
         opened = [paint(tab, (root / "site" / "index.html").as_uri()) for _ in range(5)]
         filters = {name: filtering(tab, action) for name, action in FILTERS.items()}
         scrolled = tab.run(SCROLL)
@@ -81,7 +103,10 @@ def measured(root: Path, count: int) -> dict[str, Any]:
 def make_samples(folder: Path, site: Path, count: int) -> float:
     """Samples of 20 artists, 8 genres, 4 runs; returns seconds to draw one recording."""
     for number in range(DRAWN):
-        lyrics = "\n".join(" ".join(WORDS[(number + k * line) % len(WORDS)] for k in range(6)) for line in range(12))
+        lyrics = "\n".join(
+            " ".join(WORDS[(number + k * line) % len(WORDS)] for k in range(6))
+            for line in range(12)
+        )
         add_sample(folder, name(number), levels=("bottom",), lyrics=lyrics)
     sites = [SampleSite(sample, site, False) for sample in read_samples([folder])[0]]
     seconds = timed(lambda: draw_all(sites)) / DRAWN
@@ -104,7 +129,10 @@ def copy_sample(folder: Path, site: Path, number: int) -> None:
         source = name(number % DRAWN)
         os.link(folder / f"{source}.wav", folder / f"{name(number)}.wav")
         for kind, ending in (("pictures", "png"), ("peaks", "js")):
-            os.link(site / kind / f"{source}.bottom.{ending}", site / kind / f"{name(number)}.bottom.{ending}")
+            os.link(
+                site / kind / f"{source}.bottom.{ending}",
+                site / kind / f"{name(number)}.bottom.{ending}",
+            )
 
 
 def name(number: int) -> str:
@@ -114,7 +142,10 @@ def name(number: int) -> str:
 def paint(tab: browser.Browser, url: str) -> tuple[float, float]:
     """ms from the request of the page to its first paint, and until its first cards are there."""
     tab.open(url)
-    tab.wait("performance.getEntriesByName('first-contentful-paint').length && document.body.dataset.words", 60)
+    tab.wait(
+        "performance.getEntriesByName('first-contentful-paint').length && document.body.dataset.words",
+        60,
+    )
     starts = "['first-contentful-paint', 'drawn'].map(name => performance.getEntriesByName(name)[0].startTime)"
     first, drawn = tab.run(starts)
     return first, drawn

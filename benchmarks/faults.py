@@ -19,20 +19,31 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
 from conftest import PRESET, environment  # noqa: E402
-from faults import FAULTS, clean, seconds_to_alert  # noqa: E402
-from rig import Rig  # noqa: E402
+from fixtures.fault_injection import FAULTS, clean, seconds_to_alert  # noqa: E402
+from fixtures.monitoring_stack import Rig  # noqa: E402
 
-from megajukebox.data.provenance import made_by  # noqa: E402
+from megajukebox.common.provenance import made_by  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "faults.json"
 
 
 def main(names: list[str]) -> None:
-    about: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() and names else facts() | {"seconds": {}}
+    about: dict[str, Any] = (
+        json.loads(RESULTS.read_text()) if RESULTS.exists() and names else facts() | {"seconds": {}}
+    )
     results = about["seconds"]
     with tempfile.TemporaryDirectory() as folder:
         songs = Path(folder) / "songs"
-        prepare = [sys.executable, "-m", "megajukebox.prepare", "demo:9", "--out", str(songs), "--preset", str(PRESET)]
+        prepare = [
+            sys.executable,
+            "-m",
+            "megajukebox.commands.prepare",
+            "demo:9",
+            "--out",
+            str(songs),
+            "--preset",
+            str(PRESET),
+        ]
         subprocess.run(prepare, env=environment(), check=True, capture_output=True)
         for number, name in enumerate(names or FAULTS):
             rig = Rig(Path(folder) / str(number), songs)
@@ -45,7 +56,9 @@ def main(names: list[str]) -> None:
                 clean(rig)
             print(f"| {name} | {FAULTS[name].alert} | {results[name]} s |", flush=True)
             if names:  # the others stand as they were measured
-                about.setdefault("again", {})[name] = {key: facts()[key] for key in ("date", "commit")}
+                about.setdefault("again", {})[name] = {
+                    key: facts()[key] for key in ("date", "commit")
+                }
             RESULTS.write_text(json.dumps(about, indent=1) + "\n")
 
 

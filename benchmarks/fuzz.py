@@ -17,7 +17,7 @@ from typing import Annotated
 import typer
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-from fuzzing import fuzz, peak_megabytes
+from fixtures.fuzzing import fuzz, peak_megabytes
 
 RESULT = Path(__file__).parent / "results" / "fuzz.json"
 
@@ -31,12 +31,24 @@ def main(
     started, totals, peaks, failures = time.monotonic(), {}, [], []
     for start in range(first, first + inputs, chunk):
         counts, peak, failure = in_a_process(range(start, min(start + chunk, first + inputs)))
-        totals = {kind: totals.get(kind, 0) + count for kind, count in counts.items()} if counts else totals
+        totals = (
+            {kind: totals.get(kind, 0) + count for kind, count in counts.items()}
+            if counts
+            else totals
+        )
         peaks.append(peak)
         failures += [failure] if failure else []
-        print(f"{start + chunk - first} inputs, {len(failures)} failures, peak {peak:.0f} MB", flush=True)
+        print(
+            f"{start + chunk - first} inputs, {len(failures)} failures, peak {peak:.0f} MB",
+            flush=True,
+        )
     seconds = round(time.monotonic() - started, 1)
-    result = {"inputs": totals, "failures": failures, "peak_megabytes": [min(peaks), max(peaks)], "seconds": seconds}
+    result = {
+        "inputs": totals,
+        "failures": failures,
+        "peak_megabytes": [min(peaks), max(peaks)],
+        "seconds": seconds,
+    }
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
     raise SystemExit(1 if failures else 0)
 
@@ -50,7 +62,11 @@ def in_a_process(seeds: range) -> tuple[dict[str, int], float, str]:
     try:
         answer = ours.recv()
     except EOFError:
-        answer = ({}, 0.0, f"the process died of {process.exitcode} at seeds {seeds.start} to {seeds.stop}")
+        answer = (
+            {},
+            0.0,
+            f"the process died of {process.exitcode} at seeds {seeds.start} to {seeds.stop}",
+        )
     process.join()
     return answer
 

@@ -23,8 +23,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from megajukebox.data.files import write_whole
-from megajukebox.data.provenance import made_by
+from megajukebox.common.files import write_whole
+from megajukebox.common.provenance import made_by
 from megajukebox.models.prior import Prior, PriorConfig
 from megajukebox.models.transformer import TransformerConfig
 from megajukebox.models.vqvae import VQVAE, VQVAEConfig
@@ -43,7 +43,9 @@ ORIGINAL: dict[tuple[str, str], tuple[float, float]] = {
 }
 
 
-def main(only: Annotated[list[str] | None, typer.Option(help="Any of prior, vqvae.")] = None) -> None:
+def main(
+    only: Annotated[list[str] | None, typer.Option(help="Any of prior, vqvae.")] = None,
+) -> None:
     """Measure the models."""
     torch.set_num_threads(1)
     results = json.loads(RESULT.read_text()) if RESULT.exists() else {}
@@ -56,20 +58,47 @@ def main(only: Annotated[list[str] | None, typer.Option(help="Any of prior, vqva
 
 def today() -> dict[str, Any]:
     """When, on what, and of which code."""
-    cpu = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "name" in line]
-    known = {"machine": cpu[0], "instructions": torch.backends.cpu.get_cpu_capability(), "torch": torch.__version__}
-    return {"date": datetime.now(timezone.utc).isoformat(timespec="minutes"), **known, "made_by": made_by()}
+    cpu = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if "name" in line
+    ]
+    known = {
+        "machine": cpu[0],
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "torch": torch.__version__,
+    }
+    return {
+        "date": datetime.now(timezone.utc).isoformat(timespec="minutes"),
+        **known,
+        "made_by": made_by(),
+    }
 
 
 def table(part: str, figures: list[dict[str, Any]]) -> Table:
     unit = {"prior": "codes", "vqvae": "audio-seconds"}[part]
     made = Table(title=f"{part}: {unit} a CPU-second of one thread")
     for column in ("size", "work", "precision", "ours", "the original's", "times", "error"):
-        made.add_column(column, no_wrap=True, justify="left" if column in ("size", "work", "precision") else "right")
+        made.add_column(
+            column,
+            no_wrap=True,
+            justify="left" if column in ("size", "work", "precision") else "right",
+        )
     for row in figures:
         low, high = row.get("original", (None, None))
-        told = [f"{low:g}-{high:g}", f"{row['rate'] / high:.1f}-{row['rate'] / low:.1f}"] if low else ["", ""]
-        made.add_row(row["size"], row["work"], row["precision"], f"{row['rate']:.4g}", *told, row.get("error", ""))
+        told = (
+            [f"{low:g}-{high:g}", f"{row['rate'] / high:.1f}-{row['rate'] / low:.1f}"]
+            if low
+            else ["", ""]
+        )
+        made.add_row(
+            row["size"],
+            row["work"],
+            row["precision"],
+            f"{row['rate']:.4g}",
+            *told,
+            row.get("error", ""),
+        )
     return made
 
 
@@ -77,12 +106,22 @@ def measure(size: str, units: float, works: dict[str, Callable[[], Any]]) -> lis
     """A row for each work and precision; the precisions take turns, so a busy machine slows both alike."""
     rows = []
     for name, work in works.items():
-        taken = [{precision: seconds(work, on) for precision, on in PRECISIONS.items()} for _ in range(REPEATS + 1)]
+        taken = [
+            {precision: seconds(work, on) for precision, on in PRECISIONS.items()}
+            for _ in range(REPEATS + 1)
+        ]
         for precision in PRECISIONS:
             rates = sorted(units / times[precision] for times in taken[1:])
-            row = {"size": size, "work": name, "precision": precision, "rate": statistics.median(rates)}
+            row = {
+                "size": size,
+                "work": name,
+                "precision": precision,
+                "rate": statistics.median(rates),
+            }
             row["slowest"], row["fastest"] = rates[0], rates[-1]
-            rows.append(row | ({"original": ORIGINAL[size, name]} if (size, name) in ORIGINAL else {}))
+            rows.append(
+                row | ({"original": ORIGINAL[size, name]} if (size, name) in ORIGINAL else {})
+            )
     return rows
 
 
@@ -107,7 +146,9 @@ def trainer(model: nn.Module, batch: dict[str, Tensor]) -> Callable[[], None]:
 
 
 def note_error(rows: list[dict[str, Any]], work: str, error: str) -> None:
-    next(row for row in rows if row["work"] == work and row["precision"] == "bfloat16")["error"] = error
+    next(row for row in rows if row["work"] == work and row["precision"] == "bfloat16")["error"] = (
+        error
+    )
 
 
 def autocast(work: Callable[[], Tensor]) -> Tensor:
@@ -120,14 +161,22 @@ def autocast(work: Callable[[], Tensor]) -> Tensor:
 
 def priors() -> list[dict[str, Any]]:
     """No labels, lyrics or timing; 2048 codes, windows of 2048 in 32 rows, two at a time."""
-    shapes = {"width 256, depth 6": (256, 6), LIKE_THE_ORIGINAL: (512, 12), "width 1024, depth 6": (1024, 6)}
+    shapes = {
+        "width 256, depth 6": (256, 6),
+        LIKE_THE_ORIGINAL: (512, 12),
+        "width 1024, depth 6": (1024, 6),
+    }
     return [row for size, (width, depth) in shapes.items() for row in prior(size, width, depth)]
 
 
 def prior(size: str, width: int, depth: int) -> list[dict[str, Any]]:
     torch.manual_seed(0)
     shape = TransformerConfig(width=width, depth=depth, heads=2, rows=32)
-    model = Prior(PriorConfig(level="top", sample_rate=44100, hop=128, codes=2048, window=2048, transformer=shape))
+    model = Prior(
+        PriorConfig(
+            level="top", sample_rate=44100, hop=128, codes=2048, window=2048, transformer=shape
+        )
+    )
     batch = {"codes": torch.randint(2048, (2, 2048))}
 
     @torch.inference_mode()
@@ -135,8 +184,12 @@ def prior(size: str, width: int, depth: int) -> list[dict[str, Any]]:
         return model.logits(batch["codes"], model.conditioning(batch))
 
     exact, rounded = logits(), autocast(logits)
-    rows = measure(size, batch["codes"].numel(), {"train": trainer(model, batch), "forward": logits})
-    note_error(rows, "forward", f"{float((rounded - exact).norm() / exact.norm()):.1e} of the logits")
+    rows = measure(
+        size, batch["codes"].numel(), {"train": trainer(model, batch), "forward": logits}
+    )
+    note_error(
+        rows, "forward", f"{float((rounded - exact).norm() / exact.norm()):.1e} of the logits"
+    )
     return rows
 
 
@@ -154,7 +207,9 @@ def vqvae(size: str, config: VQVAEConfig) -> list[dict[str, Any]]:
     model, top = VQVAE(config), max(config.hops.values())
     length = int(1.5 * config.sample_rate) // top * top
     t = torch.arange(length) / config.sample_rate
-    audio = (0.2 * torch.sin(2 * torch.pi * torch.tensor([[220.0], [550.0], [1210.0]]) * t).sum(0))[None, :, None]
+    audio = (0.2 * torch.sin(2 * torch.pi * torch.tensor([[220.0], [550.0], [1210.0]]) * t).sum(0))[
+        None, :, None
+    ]
     audio = audio + 0.02 * torch.randn_like(audio)
     rows = measure(size, length / config.sample_rate, {"train": trainer(model, {"audio": audio})})
     model.eval()
@@ -169,8 +224,14 @@ def vqvae(size: str, config: VQVAEConfig) -> list[dict[str, Any]]:
     def decode() -> Tensor:
         return model.decode(codes, "bottom").float()
 
-    rows += measure(size, length / config.sample_rate, {"encode all levels": encode, "decode bottom": decode})
-    note_error(rows, "encode all levels", f"{float((encode() != autocast(encode)).float().mean()):.1%} other codes")
+    rows += measure(
+        size, length / config.sample_rate, {"encode all levels": encode, "decode bottom": decode}
+    )
+    note_error(
+        rows,
+        "encode all levels",
+        f"{float((encode() != autocast(encode)).float().mean()):.1%} other codes",
+    )
     noise = (autocast(decode) - decode()).norm() / decode().norm()
     note_error(rows, "decode bottom", f"{float(20 * torch.log10(noise)):.0f} dB noise")
     return rows

@@ -20,18 +20,22 @@ from types import SimpleNamespace
 
 import torch
 
-from megajukebox.data.provenance import made_by
-from megajukebox.monitoring.metrics import RunLog
-from megajukebox.training.engines import parallel
-from megajukebox.training.engines.communication import Communication
-from megajukebox.training.survival.exits import Ending
-from megajukebox.training.survival.pulse import BEAT, Limits, Pulse
+from megajukebox.common.provenance import made_by
+from megajukebox.records.run_log import RunLog
+from megajukebox.resilience.exit_codes import Ending
+from megajukebox.resilience.watchdog import BEAT, Limits, Pulse
+from megajukebox.training.engines import collectives
+from megajukebox.training.engines.comm_timing import Communication
 
 RESULTS = Path(__file__).parent / "results" / "metrics_overhead.json"
 STEPS = {"100 ms": 0.1, "1 s": 1.0}
 LOG_EVERY = 10
-COLLECTIVES = 300  # in a step: ZeRO-3 over 72 layers, each gathered twice and reduced once, and some more
-LINE = {f"level/metric_{n}": n * 1.1 for n in range(40)}  # as many numbers as a VQ-VAE of three levels logs
+COLLECTIVES = (
+    300  # in a step: ZeRO-3 over 72 layers, each gathered twice and reduced once, and some more
+)
+LINE = {
+    f"level/metric_{n}": n * 1.1 for n in range(40)
+}  # as many numbers as a VQ-VAE of three levels logs
 
 
 def microseconds(call: Callable[[], object], repeats: int = 2000) -> float:
@@ -58,7 +62,7 @@ def measure(folder: Path) -> dict[str, float]:
         pulse.stepped(7, 0.1, clock.seconds())
 
     def every_logged_step() -> None:
-        log.metrics(7, "train", LINE | pulse.account() | parallel.memory())
+        log.metrics(7, "train", LINE | pulse.account() | collectives.memory())
 
     return {
         "every step": microseconds(every_step),
@@ -88,9 +92,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         parts = measure(Path(folder))
     parts["every collective"] = round(parts["every collective"], 3)
-    a_step = parts["every step"] + COLLECTIVES * parts["every collective"] + parts["every logged step"] / LOG_EVERY
+    a_step = (
+        parts["every step"]
+        + COLLECTIVES * parts["every collective"]
+        + parts["every logged step"] / LOG_EVERY
+    )
     shares = {
-        name: (a_step * 1e-6 + parts["a heartbeat, on its own thread"] * 1e-6 * seconds / BEAT) / seconds
+        name: (a_step * 1e-6 + parts["a heartbeat, on its own thread"] * 1e-6 * seconds / BEAT)
+        / seconds
         for name, seconds in STEPS.items()
     }
     result = {

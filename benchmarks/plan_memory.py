@@ -23,24 +23,34 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from megajukebox.data.files import write_whole
-from megajukebox.data.provenance import made_by
+from megajukebox.common.files import write_whole
+from megajukebox.common.provenance import made_by
+from megajukebox.common.world import free_port
 from megajukebox.training.config import Preset, TrainingSettings, load_preset
-from megajukebox.training.launch import free_port
-from megajukebox.training.plans.fitting import need
-from megajukebox.training.plans.recipe import recipe
-from megajukebox.training.plans.subject import Subject, subject
+from megajukebox.training.planner.fit import need
+from megajukebox.training.planner.recipe import recipe
+from megajukebox.training.planner.workload import Subject, subject
 
 RESULT = Path(__file__).parent / "results" / "plan_memory.json"
 MIB = 2**20
-PRIOR = ["top.transformer.depth=10", "top.window=2048", "top.transformer.rows=32"]  # of the preset `small`: 53 M
+PRIOR = [
+    "top.transformer.depth=10",
+    "top.window=2048",
+    "top.transformer.rows=32",
+]  # of the preset `small`: 53 M
 VQVAE = ["training.vqvae.clip=131072"]
-NO_PRIOR = [f"top.transformer.{size}" for size in ("depth=2", "width=32", "heads=1", "rows=16")] + ["top.window=256"]
+NO_PRIOR = [f"top.transformer.{size}" for size in ("depth=2", "width=32", "heads=1", "rows=16")] + [
+    "top.window=256"
+]
 NO_VQVAE = ["training.vqvae.clip=4096"]
 ADAM = {"type": "AdamW", "params": {"lr": 1e-4, "torch_adam": True}}
 RECOMPUTE = {"activation_checkpointing": {"partition_activations": False}}
 BF16 = {"bf16": {"enabled": True}}
-PAGES_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
+PAGES_BACK = {
+    "MALLOC_MMAP_THRESHOLD_": "65536",
+    "MALLOC_TRIM_THRESHOLD_": "65536",
+    "MALLOC_ARENA_MAX": "1",
+}
 
 
 class Case(NamedTuple):
@@ -57,9 +67,16 @@ class Case(NamedTuple):
     def ds_config(self) -> dict[str, Any]:
         zero = {"stage": self.zero, "reduce_bucket_size": 20_000_000, "overlap_comm": False}
         if self.zero == 3:
-            zero |= {"stage3_max_live_parameters": 20_000_000, "stage3_max_reuse_distance": 20_000_000}
+            zero |= {
+                "stage3_max_live_parameters": 20_000_000,
+                "stage3_max_reuse_distance": 20_000_000,
+            }
             zero |= {"stage3_prefetch_bucket_size": 5_000_000}
-        base = {"train_micro_batch_size_per_gpu": self.micro, "optimizer": ADAM, "zero_optimization": zero}
+        base = {
+            "train_micro_batch_size_per_gpu": self.micro,
+            "optimizer": ADAM,
+            "zero_optimization": zero,
+        }
         return {**base, "gradient_clipping": 1.0, "steps_per_print": 10**9, **self.more}
 
     @property
@@ -68,7 +85,9 @@ class Case(NamedTuple):
 
     @property
     def preset(self) -> Preset:
-        changes = {"vqvae": (VQVAE, NO_VQVAE), "top_prior": (PRIOR, NO_PRIOR)}[self.stage][self.nothing]
+        changes = {"vqvae": (VQVAE, NO_VQVAE), "top_prior": (PRIOR, NO_PRIOR)}[self.stage][
+            self.nothing
+        ]
         return load_preset("small", changes)
 
 
@@ -123,7 +142,9 @@ def compared(name: str, case: Case) -> dict[str, Any]:
     wanted = need(case.subject, recipe(case.ds_config, case.ranks), case.ranks, None)
     seen = max(launched(name, case.ranks))
     error = wanted.total / seen - 1
-    parts = {moment: {k: round(v / MIB) for k, v in p.items()} for moment, p in wanted.moments.items()}
+    parts = {
+        moment: {k: round(v / MIB) for k, v in p.items()} for moment, p in wanted.moments.items()
+    }
     told = {"plan": wanted.total / MIB, "process": wanted.outside / MIB, "measured": seen / MIB}
     return {"case": name, **told, "error": error, "parts": parts}
 
@@ -145,10 +166,10 @@ def launched(name: str, ranks: int) -> list[int]:
 
 def measured(case: Case) -> int:
     """Train two steps in this process; returns by how many bytes its memory rose at the most."""
-    from megajukebox.training.engines import parallel
-    from megajukebox.training.engines.choosing import engine_of
+    from megajukebox.training.engines import collectives
+    from megajukebox.training.engines.factory import engine_of
 
-    of, place = case.subject, parallel.start()
+    of, place = case.subject, collectives.start()
     warm_up(of)
     before = reset_peak()
     config = of.prior if of.kind == "prior" else case.preset.vqvae
@@ -157,7 +178,7 @@ def measured(case: Case) -> int:
     for _ in range(2):
         engine.step(batches, rate=1.0)
     peak = memory("VmHWM") - before
-    parallel.stop()
+    collectives.stop()
     assert place.size == case.ranks
     return peak
 
@@ -178,7 +199,9 @@ def reset_peak() -> int:
 
 def memory(field: str) -> int:
     """Bytes of one field of /proc/self/status."""
-    line = next(n for n in Path("/proc/self/status").read_text().splitlines() if n.startswith(field))
+    line = next(
+        n for n in Path("/proc/self/status").read_text().splitlines() if n.startswith(field)
+    )
     return int(line.split()[1]) * 1024
 
 
@@ -187,7 +210,9 @@ def table(rows: list[dict[str, Any]]) -> Table:
     for column in ("case", "plan", "measured", "error"):
         made.add_column(column, justify="left" if column == "case" else "right")
     for row in rows:
-        made.add_row(row["case"], f"{row['plan']:,.0f}", f"{row['measured']:,.0f}", f"{row['error']:+.0%}")
+        made.add_row(
+            row["case"], f"{row['plan']:,.0f}", f"{row['measured']:,.0f}", f"{row['error']:+.0%}"
+        )
     return made
 
 

@@ -17,12 +17,12 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
-from disturbed_runs import NANO  # noqa: E402
-from faults import clean  # noqa: E402
-from little_sets import write_codes  # noqa: E402
-from rig import FASTER, Rig  # noqa: E402
+from fixtures.fault_injection import clean  # noqa: E402
+from fixtures.interrupted_runs import NANO  # noqa: E402
+from fixtures.monitoring_stack import FASTER, Rig  # noqa: E402
+from fixtures.tiny_shards import write_codes  # noqa: E402
 
-from megajukebox.data.provenance import made_by  # noqa: E402
+from megajukebox.common.provenance import made_by  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "quiet_run.json"
 # The figures that rules judge, at their worst.
@@ -42,14 +42,18 @@ EVALUATIONS = 'count_over_time(ALERTS{{alertname="JukeboxWatchdog"}}[{s}s])'  # 
 def watched(rig: Rig, minutes: float) -> dict[str, object]:
     """Train and watch for `minutes`; what fired, and how near the figures came to the rules' limits."""
     asked = ("log_every=1", "evaluate_every=50", "save_every=20", "keep=2")
-    rig.train("quiet", *asked, ranks=2, fault="gentle", steps=100_000, stage="top_prior", preset=NANO)
+    rig.train(
+        "quiet", *asked, ranks=2, fault="gentle", steps=100_000, stage="top_prior", preset=NANO
+    )
     rig.wait_for_step("quiet", 1)
     rig.wait(lambda: "JukeboxWatcherBlind" not in rig.firing(), 20)  # the exporter was starting
     began = time.time()
     while time.time() < began + 60 * minutes:
         time.sleep(min(5.0, 60 * minutes))
     window = int(time.time() - began)
-    fired = rig.query(f'count_over_time(ALERTS{{alertstate="firing", alertname!="JukeboxWatchdog"}}[{window}s])')
+    fired = rig.query(
+        f'count_over_time(ALERTS{{alertstate="firing", alertname!="JukeboxWatchdog"}}[{window}s])'
+    )
     told = rig.query(f"max_over_time(megajukebox_problem[{window}s]) > 0")
     worst = {name: rig.query(query.format(s=window)) for name, query in WORST.items()}
     return {

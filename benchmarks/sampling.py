@@ -27,15 +27,15 @@ from jukebox_forward import today
 from rich.console import Console
 from torch import Tensor
 
-from megajukebox.data.files import write_whole
+from megajukebox.common.files import write_whole
 from megajukebox.models.prior import Conditioning, Prior, PriorConfig
 from megajukebox.models.transformer import TransformerConfig
+from megajukebox.sampling.decoding import gumbel_noise
+from megajukebox.sampling.decoding import window_sampler as window_module
+from megajukebox.sampling.decoding.decoder import Packed, WindowDecoder, decoding
+from megajukebox.sampling.decoding.token_sampling import Draw
+from megajukebox.sampling.decoding.window_sampler import Window, sample_window, sample_window_ahead
 from megajukebox.sampling.levels.autoregressive import sampler_of
-from megajukebox.sampling.steps import noise
-from megajukebox.sampling.steps import window as window_module
-from megajukebox.sampling.steps.decoder import Packed, WindowDecoder, decoding
-from megajukebox.sampling.steps.drawing import Draw
-from megajukebox.sampling.steps.window import Window, sample_window, sample_window_ahead
 from megajukebox.training.config import load_preset
 
 RESULT = Path(__file__).parent / "results" / "sampling.json"
@@ -46,7 +46,9 @@ NEW, ROUNDS = 32, 7
 BATCHES = (1, 4, 8, 16, 32)  # 8 and 32 for the windows of one song at once
 
 
-def main(only: Annotated[list[str] | None, typer.Option(help="Any of levels, cascade.")] = None) -> None:
+def main(
+    only: Annotated[list[str] | None, typer.Option(help="Any of levels, cascade.")] = None,
+) -> None:
     """Measure the sampler."""
     torch.set_num_threads(1)
     window_module.fill = pretend
@@ -77,13 +79,17 @@ class Growing:
         column = known % self.row
         for d, block in enumerate(self.prior.blocks):
             weight, batch = block.attention.merge.weight, len(self.start)
-            kept = {"row": column, "previous_row": self.row + column}.get(block.attention.pattern, known)
+            kept = {"row": column, "previous_row": self.row + column}.get(
+                block.attention.pattern, known
+            )
             shape = (batch, kept, block.attention.heads, weight.shape[1] // block.attention.heads)
             self.keys[d], self.values[d] = weight.new_zeros(shape), weight.new_zeros(shape)
 
     def step(self, tokens_BT: Tensor, t: int) -> Tensor:
         previous = tokens_BT[:, t - 1] if t else None
-        assert previous is None or (bool((previous >= 0).all()) and bool((previous < self.prior.vocabulary).all()))
+        assert previous is None or (
+            bool((previous >= 0).all()) and bool((previous < self.prior.vocabulary).all())
+        )
         h = self.prior.input.one(previous, t, self.start)
         added = None if self.given.added is None else self.given.added[:, t : t + 1]
         h = h if added is None else h + added
@@ -113,7 +119,9 @@ class Growing:
             end = every_k.shape[1] - column - 1
             k, v = (x[:, end - self.row : end] for x in (every_k, every_v))
             self._trim(d, 2 * self.row)
-        return F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
+        return F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(
+            1, 2
+        )
 
     def _trim(self, d: int, most: int) -> None:
         """Rows that are over are dropped where the pattern does not need them, at the end of a row, as there."""
@@ -147,16 +155,27 @@ def priors() -> dict[str, Prior]:
     torch.manual_seed(0)
     shared = {"level": "top", "sample_rate": 44100, "hop": 128, "codes": 2048, "window": 2048}
     bottom = load_preset("tiny").prior_config("bottom", 1)
-    alone = {"labels": {}, "labels_everywhere": False, "timing": None, "upper": None, "lyrics": None}
+    alone = {
+        "labels": {},
+        "labels_everywhere": False,
+        "timing": None,
+        "upper": None,
+        "lyrics": None,
+    }
     tiny = bottom.model_copy(update=alone)
-    return {"large": Prior(PriorConfig(**shared, transformer=LARGE)).eval(), "tiny": Prior(tiny).eval()}
+    return {
+        "large": Prior(PriorConfig(**shared, transformer=LARGE)).eval(),
+        "tiny": Prior(tiny).eval(),
+    }
 
 
 def window_for(prior: Prior, batch: int, known: int, new: int) -> Window:
-    tokens = torch.randint(prior.config.codes, (batch, prior.config.window), generator=torch.Generator().manual_seed(1))
+    tokens = torch.randint(
+        prior.config.codes, (batch, prior.config.window), generator=torch.Generator().manual_seed(1)
+    )
     stay = torch.ones_like(tokens, dtype=torch.bool)
     stay[:, known : known + new] = False
-    draw = Draw(noise.keys(list(range(batch)), "top"), torch.full((batch,), 0.99))
+    draw = Draw(gumbel_noise.keys(list(range(batch)), "top"), torch.full((batch,), 0.99))
     given = prior.conditioning({"conditions": {}})
     return Window(prior, given, tokens, stay, torch.zeros(batch, dtype=torch.long), draw)
 
@@ -171,20 +190,28 @@ def levels() -> list[dict[str, Any]]:
         for batch in BATCHES:
             row: dict[str, Any] = {"prior": size, "batch": batch}
             whole = window_for(prior, batch, known, 1)
-            row["naive"] = batch / cpu_seconds(lambda p=prior, w=whole: p.logits(w.tokens_BT, w.given), 1)
+            row["naive"] = batch / cpu_seconds(
+                lambda p=prior, w=whole: p.logits(w.tokens_BT, w.given), 1
+            )
             taken = rounds(ways(prior, packed, rough, rounded), prior, batch, known)
-            row |= {name: batch * NEW / statistics.median(seconds) for name, seconds in taken.items()}
+            row |= {
+                name: batch * NEW / statistics.median(seconds) for name, seconds in taken.items()
+            }
             row["limit"] = batch / (bytes_read(prior, batch) / bandwidth)
             row["bandwidth_gb_s"] = bandwidth / 1e9
             for name, key in (("sequential", "times_growing"), ("ahead", "ahead_times_growing")):
-                row[key] = statistics.median(g / ours for g, ours in zip(taken["growing"], taken[name]))
+                row[key] = statistics.median(
+                    g / ours for g, ours in zip(taken["growing"], taken[name])
+                )
             row["share_of_limit"] = row["sequential"] / row["limit"]
             rows.append({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()})
             print(rows[-1], flush=True)
     return rows
 
 
-def ways(prior: Prior, packed: Packed, rough: Packed, rounded: Packed) -> dict[str, Callable[[Window], Any]]:
+def ways(
+    prior: Prior, packed: Packed, rough: Packed, rounded: Packed
+) -> dict[str, Callable[[Window], Any]]:
     ahead = sampler_of(prior, "ahead")
     return {
         "growing": sample_growing,
@@ -194,7 +221,9 @@ def ways(prior: Prior, packed: Packed, rough: Packed, rounded: Packed) -> dict[s
     }
 
 
-def rounds(ways: dict[str, Callable[[Window], Any]], prior: Prior, batch: int, known: int) -> dict[str, list[float]]:
+def rounds(
+    ways: dict[str, Callable[[Window], Any]], prior: Prior, batch: int, known: int
+) -> dict[str, list[float]]:
     """CPU-seconds of each way for NEW codes in the middle of a window, by rounds: what disturbs one, disturbs all."""
     taken: dict[str, list[float]] = {name: [] for name in ways}
     for n in range(ROUNDS + 1):
@@ -231,7 +260,12 @@ def bytes_read(prior: Prior, batch: int) -> float:
     config, shape = prior.config, prior.config.transformer
     weights = sum(p.numel() for p in prior.blocks.parameters()) + prior.head.weight.numel()
     row = config.length / shape.rows
-    keys = {"row": row / 2, "previous_row": row, "column": shape.rows / 2, "dense": config.length / 2}
+    keys = {
+        "row": row / 2,
+        "previous_row": row,
+        "column": shape.rows / 2,
+        "dense": config.length / 2,
+    }
     seen = sum(keys.get(pattern, 0) for pattern in shape.patterns) * 2 * shape.attention_width
     return 4 * (weights + batch * seen)
 
@@ -271,7 +305,9 @@ def cascade() -> list[dict[str, Any]]:
         for name, way, alone in (("", "sequential", top), (", int8", "int8", row["int8"])):
             many = at_once.get(level)
             row[f"windows at once{name}"] = window * many["batch"] / many[way] if many else alone
-        row["fixed point as trained"] = top if level == "top" else codes * settling(prior, level) + again / 1024 * fill
+        row["fixed point as trained"] = (
+            top if level == "top" else codes * settling(prior, level) + again / 1024 * fill
+        )
         rows.append(row)
     ways = [name for name in rows[0] if name not in ("level", "codes", "windows")]
     total = {name: sum(row[name] for row in rows) for name in ways}
@@ -282,7 +318,9 @@ def cascade() -> list[dict[str, Any]]:
 
 def settling(prior: Prior, level: str) -> float:
     """CPU-seconds a code by blocks as long as those of the trained demo were, which settled as many codes a pass."""
-    known = json.loads(TRAINED.read_text())["levels"]["figures"][level]["fixed_point {'ahead': 128}"]
+    known = json.loads(TRAINED.read_text())["levels"]["figures"][level][
+        "fixed_point {'ahead': 128}"
+    ]
     block = round(known["codes_per_pass"] * known["positions_a_code"])
     window, packed = window_for(prior, 1, 1024, block), Packed(prior)
 

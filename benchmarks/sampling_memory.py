@@ -16,16 +16,16 @@ from pathlib import Path
 
 import torch
 
-from megajukebox.data.files import write_whole
-from megajukebox.data.provenance import made_by
-from megajukebox.data.weights import Pending, save_weights
-from megajukebox.models.conditioning import UpperConfig
+from megajukebox.common.files import write_whole
+from megajukebox.common.model_files import Pending, save_weights
+from megajukebox.common.provenance import made_by
+from megajukebox.models.conditioners import UpperConfig
 from megajukebox.models.prior import Prior, PriorConfig
 from megajukebox.models.transformer import TransformerConfig
 from megajukebox.models.vqvae import VQVAE, VQVAEConfig
 from megajukebox.sample import needs_of
 from megajukebox.sampling.jukebox import RUNS, Jukebox
-from megajukebox.sampling.memory import room
+from megajukebox.sampling.memory_budget import room
 from megajukebox.sampling.songs.requests import Request
 
 RESULT = Path(__file__).parent / "results" / "sampling_memory.json"
@@ -37,12 +37,20 @@ SECONDS = 0.128  # eight top codes, 128 bottom codes
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         sizes = write_runs(Path(folder))
-        ways = [(dtype, kept) for dtype in ("float32", "bfloat16") for kept in ("one at a time", "all kept")]
-        used = {f"{dtype}, {kept}": peak_in_a_fresh_process(folder, dtype, kept) for dtype, kept in ways}
+        ways = [
+            (dtype, kept)
+            for dtype in ("float32", "bfloat16")
+            for kept in ("one at a time", "all kept")
+        ]
+        used = {
+            f"{dtype}, {kept}": peak_in_a_fresh_process(folder, dtype, kept) for dtype, kept in ways
+        }
     largest = max(sizes.values())
     for found in used.values():
         found["peak_to_largest_prior"] = round(found["added_at_the_peak_megabytes"] / largest, 3)
-        found["peak_to_all_priors"] = round(found["added_at_the_peak_megabytes"] / sum(sizes.values()), 3)
+        found["peak_to_all_priors"] = round(
+            found["added_at_the_peak_megabytes"] / sum(sizes.values()), 3
+        )
     result = {
         "date": datetime.now(timezone.utc).isoformat(timespec="minutes"), "made_by": made_by(),
         "torch": torch.__version__, "prior_files_megabytes": sizes, **used,
@@ -58,7 +66,9 @@ def peak_in_a_fresh_process(folder: str, dtype: str, kept: str) -> dict[str, flo
 
 def write_runs(folder: Path) -> dict[str, int]:
     """A VQ-VAE and a prior a level; megabytes of each prior's file."""
-    vqvae = VQVAEConfig(sample_rate=RATE, width=8, depth=2, multipliers=(1, 1, 1), code_width=16, codes=64)
+    vqvae = VQVAEConfig(
+        sample_rate=RATE, width=8, depth=2, multipliers=(1, 1, 1), code_width=16, codes=64
+    )
     fingerprint = save_weights(folder / "vqvae", "vqvae", vqvae, VQVAE(vqvae).state_dict(), step=0)
     for level, run in RUNS.items():
         config = PriorConfig(
@@ -71,7 +81,10 @@ def write_runs(folder: Path) -> dict[str, int]:
             del shapes["head.weight"]  # the same tensor as the input's table
         tensors = {name: random(tensor) for name, tensor in shapes.items()}
         save_weights(folder / run, "prior", config, tensors, step=0, vqvae=fingerprint)
-    return {run: round((folder / run / "model.safetensors").stat().st_size / 1e6) for run in RUNS.values()}
+    return {
+        run: round((folder / run / "model.safetensors").stat().st_size / 1e6)
+        for run in RUNS.values()
+    }
 
 
 def random(like: torch.Tensor) -> Pending:
@@ -81,7 +94,10 @@ def random(like: torch.Tensor) -> Pending:
 def sample_here(folder: str, dtype: str, kept: str) -> dict[str, int]:
     """In a fresh process: megabytes before the priors, added by them at the peak, and the bound of that."""
     torch.set_num_threads(1)
-    jukebox, request = Jukebox(folder, device="cpu", dtype=getattr(torch, dtype)), Request(id="some", seconds=SECONDS)
+    jukebox, request = (
+        Jukebox(folder, device="cpu", dtype=getattr(torch, dtype)),
+        Request(id="some", seconds=SECONDS),
+    )
     jukebox.together = kept == "all kept"
     needs = needs_of(jukebox, [request])
     limit = room(needs, 1, float("inf"), jukebox.dtype, cpu=True).bytes - (not jukebox.together)
@@ -94,7 +110,11 @@ def sample_here(folder: str, dtype: str, kept: str) -> dict[str, int]:
 
 def megabytes(entry: str) -> int:
     status = Path("/proc/self/status").read_text()
-    return round(int(next(line.split()[1] for line in status.splitlines() if line.startswith(entry))) * 1024 / 1e6)
+    return round(
+        int(next(line.split()[1] for line in status.splitlines() if line.startswith(entry)))
+        * 1024
+        / 1e6
+    )
 
 
 if __name__ == "__main__":

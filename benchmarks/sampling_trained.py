@@ -28,17 +28,17 @@ from sampling import sample_growing
 from torch import Tensor
 from widened import widened
 
-from megajukebox.data.files import write_whole
+from megajukebox.common.files import write_whole
 from megajukebox.models.prior import Prior
+from megajukebox.sampling.decoding.decoder import Packed, WindowDecoder, decoding
 from megajukebox.sampling.jukebox import Jukebox
-from megajukebox.sampling.level_run import LevelRun
 from megajukebox.sampling.levels.autoregressive import ParallelWindows, sampler_of
-from megajukebox.sampling.levels.level import LevelJob, hop_of
-from megajukebox.sampling.levels.windows import Row, spans, window_of
+from megajukebox.sampling.levels.level_sampler import LevelJob, hop_of
+from megajukebox.sampling.levels.level_windows import Row, spans, window_of
+from megajukebox.sampling.prior_run import LevelRun
+from megajukebox.sampling.songs.audio_stream import AudioStream, decode_all
 from megajukebox.sampling.songs.requests import Request
 from megajukebox.sampling.songs.song import Song
-from megajukebox.sampling.songs.streaming import AudioStream, decode_all
-from megajukebox.sampling.steps.decoder import Packed, WindowDecoder, decoding
 
 RESULT = Path(__file__).parent / "results" / "sampling_trained.json"
 SEAM = 32
@@ -48,7 +48,9 @@ def main(
     runs: Annotated[Path, typer.Argument(help="The runs of a trained jukebox.")],
     seconds: Annotated[float, typer.Option()] = 4.0,
     temperature: Annotated[float, typer.Option()] = 0.99,
-    clock: Annotated[float, typer.Option(help="Seconds of the song that is timed by the clock.")] = 10.0,
+    clock: Annotated[
+        float, typer.Option(help="Seconds of the song that is timed by the clock.")
+    ] = 10.0,
     only: Annotated[list[str] | None, typer.Option(help="Any of levels, wide, wall.")] = None,
 ) -> None:
     """Measure the ways; figures of other parts stay as they are."""
@@ -128,7 +130,9 @@ def ways(
     passes = [0, 0]
     step = WindowDecoder.step
 
-    def counted(self: WindowDecoder, packed: Packed, tokens: Tensor, t: int, size: int = 1) -> Tensor:
+    def counted(
+        self: WindowDecoder, packed: Packed, tokens: Tensor, t: int, size: int = 1
+    ) -> Tensor:
         passes[0], passes[1] = passes[0] + (not packed.int8), passes[1] + size * (not packed.int8)
         return step(self, packed, tokens, t, size)
 
@@ -140,7 +144,10 @@ def ways(
         taken = time.process_time() - begun
         WindowDecoder.step = step  # type: ignore[method-assign]
         plain = job.codes_BT if plain is None else plain
-        told = {"codes_per_second": round(job.total / taken, 1), "differ": int((job.codes_BT != plain).sum())}
+        told = {
+            "codes_per_second": round(job.total / taken, 1),
+            "differ": int((job.codes_BT != plain).sum()),
+        }
         if way in ("ahead", "fixed_point"):
             told["codes_per_pass"] = round(job.total / passes[0], 2)
             told["positions_a_code"] = round(passes[1] / job.total, 2)
@@ -164,9 +171,18 @@ def by_the_clock(box: Jukebox, seconds: float) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as out:
         song = box.sample([Request(id="clock", seconds=seconds, seed=1)], out=out)[0]
     AudioStream._write = write  # type: ignore[method-assign]
-    taken, ways = time.perf_counter() - begun, {level: made["way"] for level, made in song.levels.items()}
+    taken, ways = (
+        time.perf_counter() - begun,
+        {level: made["way"] for level, made in song.levels.items()},
+    )
     factor = round(taken / seconds, 3)
-    return {"seconds": seconds, "taken": round(taken, 2), "real_time_factor": factor, "heard": heard, "ways": ways}
+    return {
+        "seconds": seconds,
+        "taken": round(taken, 2),
+        "real_time_factor": factor,
+        "heard": heard,
+        "ways": ways,
+    }
 
 
 @torch.inference_mode()
@@ -189,12 +205,16 @@ def surprisal(prior: Prior, job: LevelJob, codes_1T: Tensor) -> Tensor:
         prefix = prior.config.prefix_tokens
         log_p = prior.logits(window.tokens_BT, window.given)[0].log_softmax(-1)
         picked = -log_p.gather(1, window.tokens_BT[0][:, None])[:, 0]
-        nats[span.new : span.end] = picked[prefix + span.new - span.start : prefix + span.end - span.start]
+        nats[span.new : span.end] = picked[
+            prefix + span.new - span.start : prefix + span.end - span.start
+        ]
     return nats
 
 
 @torch.inference_mode()
-def seams(box: Jukebox, level: str, prior: Prior, job: LevelJob, plain_1T: Tensor) -> dict[str, Any]:
+def seams(
+    box: Jukebox, level: str, prior: Prior, job: LevelJob, plain_1T: Tensor
+) -> dict[str, Any]:
     """What the cuts of `windows` cost: nats after them and elsewhere, and the jump of the spectrum."""
     sampler = ParallelWindows(prior)
     cut = [span.new for span in sampler.spans(job.total) if span.start]
@@ -207,15 +227,23 @@ def seams(box: Jukebox, level: str, prior: Prior, job: LevelJob, plain_1T: Tenso
     for name, codes in (("windows", ours), ("sequential", plain_1T)):
         nats = surprisal(prior, job, codes)
         jump = flux(decode_all(box.vqvae, codes[0], level), cut, box.vqvae.config.hops[level])
-        found[name] = {"nats_after": float(nats[after].mean()), "nats_elsewhere": float(nats[~after].mean()), **jump}
+        found[name] = {
+            "nats_after": float(nats[after].mean()),
+            "nats_elsewhere": float(nats[~after].mean()),
+            **jump,
+        }
     return found
 
 
 def flux(audio_T: Tensor, cut: list[int], hop: int) -> dict[str, float]:
     """Root mean square change of the log spectrum from frame to frame, in dB: at the cuts and everywhere."""
-    spectrum = torch.stft(audio_T, 512, 128, window=torch.hann_window(512), return_complex=True).abs()
+    spectrum = torch.stft(
+        audio_T, 512, 128, window=torch.hann_window(512), return_complex=True
+    ).abs()
     change = (20 * (spectrum + 1e-4).log10()).diff(dim=1).square().mean(0).sqrt()
-    frames = torch.tensor([min(len(change) - 1, max(0, seam * hop // 128 + n)) for seam in cut for n in (-1, 0, 1)])
+    frames = torch.tensor(
+        [min(len(change) - 1, max(0, seam * hop // 128 + n)) for seam in cut for n in (-1, 0, 1)]
+    )
     return {"flux_at_seams_db": float(change[frames].mean()), "flux_db": float(change.mean())}
 
 
@@ -223,7 +251,11 @@ def flux(audio_T: Tensor, cut: list[int], hop: int) -> dict[str, float]:
 def kl_of_int8(prior: Prior, job: LevelJob, codes: int = 256) -> float:
     """KL(prior || its int8 copy), bits a code, over the first codes of the level."""
     span = spans(job.total, prior.config.window, hop_of(prior.config, job.hop_fraction))[0]
-    window, exact, rough = window_of(prior, job, [Row(0, span)]), Packed(prior), Packed(prior, int8=True)
+    window, exact, rough = (
+        window_of(prior, job, [Row(0, span)]),
+        Packed(prior),
+        Packed(prior, int8=True),
+    )
     prefix, log_p = prior.config.prefix_tokens, {}
     for packed in (exact, rough):
         with decoding(prior, window.given, 1) as decoder:
@@ -232,7 +264,10 @@ def kl_of_int8(prior: Prior, job: LevelJob, codes: int = 256) -> float:
             steps = range(prefix, prefix + min(codes, span.end))
             logits = torch.cat([decoder.step(packed, window.tokens_BT, t) for t in steps], dim=1)
         log_p[packed.int8] = logits.double().log_softmax(-1)
-    return float((log_p[False].exp() * (log_p[False] - log_p[True])).sum(-1).mean() / torch.log(torch.tensor(2.0)))
+    return float(
+        (log_p[False].exp() * (log_p[False] - log_p[True])).sum(-1).mean()
+        / torch.log(torch.tensor(2.0))
+    )
 
 
 if __name__ == "__main__":

@@ -22,11 +22,11 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
-from disturbed_runs import alone, environment_of, events  # noqa: E402
-from little_sets import write_codes  # noqa: E402
+from fixtures.interrupted_runs import alone, environment_of, events  # noqa: E402
+from fixtures.tiny_shards import write_codes  # noqa: E402
 
-from megajukebox.data.provenance import made_by  # noqa: E402
-from megajukebox.monitoring.metrics import read_lines  # noqa: E402
+from megajukebox.common.provenance import made_by  # noqa: E402
+from megajukebox.records.run_log import read_lines  # noqa: E402
 from megajukebox.training import checkpoint  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "save_stall.json"
@@ -37,9 +37,15 @@ SETTINGS = ["steps=40", "save_every=6", "keep=1", "export_every=1000", "evaluate
 def measured(data: Path, out: Path, background: bool) -> dict[str, Any]:
     """Of one run."""
     told = [*SETTINGS, f"save_in_background={str(background).lower()}"]
-    subprocess.run([*alone(data, out, *told), *MODEL], env=environment_of(), check=True, capture_output=True)
+    subprocess.run(
+        [*alone(data, out, *told), *MODEL], env=environment_of(), check=True, capture_output=True
+    )
     first, *saves = events(out, "save")[:-1]  # the last one waits for its end, in any case
-    lines = [line for line in read_lines(out / "metrics.jsonl") if line["split"] == "train" and line["step"] > 3]
+    lines = [
+        line
+        for line in read_lines(out / "metrics.jsonl")
+        if line["split"] == "train" and line["step"] > 3
+    ]
     during = [line["step_seconds"] for line in lines if written_during(line, saves, first)]
     beside = [line["step_seconds"] for line in lines if not written_during(line, saves, first)]
     return {
@@ -57,7 +63,9 @@ def measured(data: Path, out: Path, background: bool) -> dict[str, Any]:
 def written_during(line: dict, saves: list[dict], first: dict) -> bool:
     """Whether a checkpoint was on its way to the disk at some time of the step that ended with this line."""
     begun = line["time"] - line["step_seconds"]
-    return any(e["time"] - e["seconds"] < line["time"] and begun < e["time"] for e in [first, *saves])
+    return any(
+        e["time"] - e["seconds"] < line["time"] and begun < e["time"] for e in [first, *saves]
+    )
 
 
 def main() -> None:

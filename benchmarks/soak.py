@@ -29,15 +29,15 @@ import typer
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from disturbed_runs import NANO, alone, environment_of, fingerprint, losses, pids, start  # noqa: E402
-from disturbed_runs import steps as last_step  # noqa: E402
-from little_sets import write_codes  # noqa: E402
-from slurm_cluster import Cluster  # noqa: E402
+from fixtures.interrupted_runs import NANO, alone, environment_of, fingerprint, losses, pids, start  # noqa: E402
+from fixtures.interrupted_runs import steps as last_step  # noqa: E402
+from fixtures.slurm_cluster import Cluster  # noqa: E402
+from fixtures.tiny_shards import write_codes  # noqa: E402
 
-from megajukebox.data.provenance import commit  # noqa: E402
-from megajukebox.monitoring.metrics import read_lines  # noqa: E402
+from megajukebox.common.provenance import commit  # noqa: E402
+from megajukebox.records.run_log import read_lines  # noqa: E402
+from megajukebox.resilience.restart_policy import NO_PROGRESS, without_progress  # noqa: E402
 from megajukebox.training.checkpoint import candidates  # noqa: E402
-from megajukebox.training.survival.attempts import NO_PROGRESS, without_progress  # noqa: E402
 
 STEP = 0.5  # seconds by which a step is made longer
 SAVE_EVERY = 20
@@ -111,7 +111,9 @@ class Monkey:
 
     def _part(self) -> Path:
         """A file of the newest checkpoint."""
-        wait(lambda: len(candidates(self.out)) > 1, 120)  # the only one must not go: a person would be called
+        wait(
+            lambda: len(candidates(self.out)) > 1, 120
+        )  # the only one must not go: a person would be called
         return self.dice.choice(sorted(candidates(self.out)[0].rglob("*.pt")))
 
     def _events(self, name: str) -> list[dict]:
@@ -135,10 +137,13 @@ def wait(done, seconds: float) -> bool:
 
 def main(
     minutes: Annotated[
-        float, typer.Option(help="About how long training takes undisturbed, unless --steps is given.")
+        float,
+        typer.Option(help="About how long training takes undisturbed, unless --steps is given."),
     ] = 60,
     steps: Annotated[int | None, typer.Option(help="Steps of the run.")] = None,
-    every: Annotated[float, typer.Option(help="Mean seconds between a recovery and the next fault.")] = 100,
+    every: Annotated[
+        float, typer.Option(help="Mean seconds between a recovery and the next fault.")
+    ] = 100,
     faults: Annotated[str, typer.Option(help="Which, or all: " + ", ".join(FAULTS))] = "all",
     seed: Annotated[int, typer.Option(help="Of the dice.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Where the report goes, as JSON.")] = None,
@@ -153,11 +158,21 @@ def main(
         # In an hour of steps so small a prior has more spikes of its own than a run may have: no fault of the machine.
         settings = [f"steps={steps}", f"save_every={SAVE_EVERY}", "lr_scale=0.3", "spike_sigmas=0"]
         straight = folder / "straight"
-        mpirun = ["mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-n", "2"]
+        mpirun = [
+            "mpirun",
+            "--allow-run-as-root",
+            "--oversubscribe",
+            "--bind-to",
+            "none",
+            "-n",
+            "2",
+        ]
         undisturbed = start([*mpirun, *alone(data, straight, *settings)])
         try:
             report = disturbed(folder, data, settings, chosen, every, seed)
-            assert undisturbed.wait() == 0, f"the undisturbed run failed: {straight.with_suffix('.txt').read_text()}"
+            assert undisturbed.wait() == 0, (
+                f"the undisturbed run failed: {straight.with_suffix('.txt').read_text()}"
+            )
             report |= judged(folder / "disk/runs/top_prior", straight, report)
         finally:
             subprocess.run(["umount", "--lazy", str(folder / "disk")], check=False)
@@ -168,7 +183,9 @@ def main(
     raise SystemExit(0 if report["same_losses"] and report["same_weights"] else 1)
 
 
-def disturbed(folder: Path, data: Path, settings: list[str], chosen: list[str], every: float, seed: int) -> dict:
+def disturbed(
+    folder: Path, data: Path, settings: list[str], chosen: list[str], every: float, seed: int
+) -> dict:
     """Submit the run, strike it until it is done, and tell what each strike cost."""
     disk = folder / "disk"
     disk.mkdir()
@@ -188,8 +205,15 @@ def disturbed(folder: Path, data: Path, settings: list[str], chosen: list[str], 
 
 
 def submit(cluster: Cluster, folder: Path, data: Path, settings: list[str]) -> str:
-    told = [f"training.top_prior.{s}" for s in (*settings, "hang_seconds=10", "hang_slow_seconds=120")]
-    variables = {"PROFILE": "cpu", "PRESET": str(NANO), "SHARDS": str(data.parent), "RUNS": str(folder / "disk/runs")}
+    told = [
+        f"training.top_prior.{s}" for s in (*settings, "hang_seconds=10", "hang_slow_seconds=120")
+    ]
+    variables = {
+        "PROFILE": "cpu",
+        "PRESET": str(NANO),
+        "SHARDS": str(data.parent),
+        "RUNS": str(folder / "disk/runs"),
+    }
     variables |= {"SETTINGS": " ".join(told), "VENV": str(Path(sys.executable).parents[1])}
     (folder / "disk/runs").mkdir()
     options = (
@@ -208,7 +232,9 @@ def strike_until_done(monkey: Monkey, out: Path, chosen: list[str], every: float
     wait(lambda: trained_since(out, 0), 300)
     while not (out / "DONE").exists():
         called = [
-            e for e in read_lines(out / "events.jsonl") if e["event"] == "attempt_end" and e.get("kind") == "person"
+            e
+            for e in read_lines(out / "events.jsonl")
+            if e["event"] == "attempt_end" and e.get("kind") == "person"
         ]
         if called:
             raise RuntimeError(f"a person was called: {called[-1]['reason']}")
@@ -222,7 +248,9 @@ def strike_until_done(monkey: Monkey, out: Path, chosen: list[str], every: float
         recovered = wait(lambda at=at, name=name: recovery(out, at, name), 400)
         seconds = round(recovery(out, at, name) - at, 1) if recovered else None
         again = reached - (reached if (resumed := resumed_at(out, at)) is None else resumed)
-        strikes.append({"fault": name, "at": at, "recovered_seconds": seconds, "lost_steps": max(0, again)})
+        strikes.append(
+            {"fault": name, "at": at, "recovered_seconds": seconds, "lost_steps": max(0, again)}
+        )
         print(strikes[-1], flush=True)
     return strikes
 
@@ -230,7 +258,9 @@ def strike_until_done(monkey: Monkey, out: Path, chosen: list[str], every: float
 def trained_since(out: Path, at: float) -> float:
     """When the first step after `at` was logged; 0 if none was."""
     lines = read_lines(out / "metrics.jsonl")
-    return next((line["time"] for line in lines if line["time"] > at and line["split"] == "train"), 0.0)
+    return next(
+        (line["time"] for line in lines if line["time"] > at and line["split"] == "train"), 0.0
+    )
 
 
 def recovery(out: Path, at: float, name: str) -> float:
@@ -246,7 +276,12 @@ def recovery(out: Path, at: float, name: str) -> float:
 def resumed_at(out: Path, at: float) -> int | None:
     """The step from which the run went on after `at`."""
     return next(
-        (e["step"] for e in read_lines(out / "events.jsonl") if e["time"] > at and e["event"] == "resume"), None
+        (
+            e["step"]
+            for e in read_lines(out / "events.jsonl")
+            if e["time"] > at and e["event"] == "resume"
+        ),
+        None,
     )
 
 
@@ -272,8 +307,11 @@ def judged(out: Path, straight: Path, report: dict) -> dict:
         "same_weights": fingerprint(out) == fingerprint(straight),
         "steps": len(steps),
         "goodput": useful / report["seconds"],
-        "goodput_by_formula": (1 - start / report["seconds"] - (restart + again) / between) / (1 + save),
-        "median_recovery_seconds": {name: statistics.median(found) for name, found in recovered.items()},
+        "goodput_by_formula": (1 - start / report["seconds"] - (restart + again) / between)
+        / (1 + save),
+        "median_recovery_seconds": {
+            name: statistics.median(found) for name, found in recovered.items()
+        },
         "events": Counter(event["event"] for event in events),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "date": time.strftime("%Y-%m-%d"),

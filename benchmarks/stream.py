@@ -27,17 +27,17 @@ import soundfile
 import typer
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-from little_sets import MADE_BY, npy
+from fixtures.tiny_shards import MADE_BY, npy
 
 from megajukebox.data.audio import OffsetReader, encode_flac
+from megajukebox.data.shards.build_index import write_index
 from megajukebox.data.shards.index import MEMBERS, row_type
-from megajukebox.data.shards.indexing import write_index
-from megajukebox.data.shards.sets import Sample, ShardSet, write_shard
-from megajukebox.data.stream.clips import SongClips
-from megajukebox.data.stream.loading import ReadAhead
-from megajukebox.data.stream.order import Order
-from megajukebox.data.stream.stream import Batches
-from megajukebox.data.stream.windows import CodeWindows
+from megajukebox.data.shards.shard_set import Sample, ShardSet, write_shard
+from megajukebox.data.stream.batches import Batches
+from megajukebox.data.stream.code_dataset import CodeWindows
+from megajukebox.data.stream.sample_order import Order
+from megajukebox.data.stream.song_dataset import SongClips
+from megajukebox.data.stream.worker_pool import ReadAhead
 
 RESULT = Path(__file__).parent / "results" / "stream.json"
 RATE = 44_100
@@ -50,12 +50,16 @@ PARTS = ("songs", "codes", "shuffle", "start")
 EATEN = {"tiny": 19_400, "jukebox_1b_lyrics": 21_300}
 
 
-def main(only: Annotated[list[str] | None, typer.Option(help=f"Any of {', '.join(PARTS)}.")] = None) -> None:
+def main(
+    only: Annotated[list[str] | None, typer.Option(help=f"Any of {', '.join(PARTS)}.")] = None,
+) -> None:
     """Measure the stream."""
     results = json.loads(RESULT.read_text()) if RESULT.exists() else {}
     for part in only or PARTS:
         with tempfile.TemporaryDirectory() as folder:
-            results[part] = {"songs": songs, "codes": codes, "shuffle": shuffle, "start": start}[part](Path(folder))
+            results[part] = {"songs": songs, "codes": codes, "shuffle": shuffle, "start": start}[
+                part
+            ](Path(folder))
         print(part, json.dumps(results[part], indent=1), flush=True)
         RESULT.write_text(json.dumps(results, indent=1) + "\n")
 
@@ -88,7 +92,10 @@ def write_songs(folder: Path) -> Path:
     t = np.arange(60 * RATE)[:, None] / RATE
     samples = []
     for song in range(12):
-        tones = sum(np.sin(2 * np.pi * f * t + np.array([0, 1.0])) for f in noise.uniform(80, 2000, 6)) / 10
+        tones = (
+            sum(np.sin(2 * np.pi * f * t + np.array([0, 1.0])) for f in noise.uniform(80, 2000, 6))
+            / 10
+        )
         audio = encode_flac(tones + 0.03 * noise.standard_normal((len(t), 2)), RATE)
         samples.append(Sample(f"song-{song}", len(t), {"json": b"{}", "flac": audio}))
     write_shard(folder / "songs-000000.tar", samples)
@@ -106,14 +113,18 @@ def bare(shards: ShardSet, number: int, clock: Callable[[], float] = time.proces
     begun = clock()
     with open(shards.path(0), "rb") as tar:
         for song, clip in places:
-            member = OffsetReader(tar, int(shards.songs["audio_offset"][song]), int(shards.songs["audio_bytes"][song]))
+            member = OffsetReader(
+                tar, int(shards.songs["audio_offset"][song]), int(shards.songs["audio_bytes"][song])
+            )
             with soundfile.SoundFile(member) as file:
                 file.seek(clip * CLIP)
                 file.read(CLIP, dtype="float32", always_2d=True)
     return number * CLIP / RATE / (clock() - begun)
 
 
-def stream(source: Any, number: int, visit: int = 1, unit: float = CLIP / RATE, batch: int = 4) -> float:
+def stream(
+    source: Any, number: int, visit: int = 1, unit: float = CLIP / RATE, batch: int = 4
+) -> float:
     """Units a second of processor time through the whole stream in this process, after its first step."""
     clock = time.process_time
     steps = iter(Batches(source, seed=0, global_batch=batch, micro_batch=batch, visit=visit))
@@ -154,7 +165,10 @@ def codes(folder: Path) -> dict[str, Any]:
             source = CodeWindows(shards, level, window)
             rate = statistics.median(stream(source, 400, unit=window, batch=8) for _ in range(3))
             times = rate / EATEN[preset]
-            found[f"{preset} {level}"] = {"codes_per_second": round(rate), "times_what_it_eats": round(times, 1)}
+            found[f"{preset} {level}"] = {
+                "codes_per_second": round(rate),
+                "times_what_it_eats": round(times, 1),
+            }
     return found
 
 
@@ -164,13 +178,25 @@ def write_codes(folder: Path) -> Path:
     noise = np.random.default_rng(0)
     frames = 240 * RATE
     members = [
-        {f"{level}.npy": npy(noise.integers(0, 2048, frames // hop).astype(np.uint16)) for level, hop in HOPS.items()}
+        {
+            f"{level}.npy": npy(noise.integers(0, 2048, frames // hop).astype(np.uint16))
+            for level, hop in HOPS.items()
+        }
         for _ in range(40)
     ]
-    samples = [Sample(f"song-{song}", frames, {"json": b"{}", **members[song]}) for song in range(40)]
+    samples = [
+        Sample(f"song-{song}", frames, {"json": b"{}", **members[song]}) for song in range(40)
+    ]
     write_shard(folder / "codes-000000.tar", samples)
     vqvae = {"fingerprint": "0" * 64, "hops": HOPS, "codes": dict.fromkeys(HOPS, 2048)}
-    write_index(folder, ["codes-000000.tar"], kind="codes", sample_rate=RATE, made_by=MADE_BY, extra={"vqvae": vqvae})
+    write_index(
+        folder,
+        ["codes-000000.tar"],
+        kind="codes",
+        sample_rate=RATE,
+        made_by=MADE_BY,
+        extra={"vqvae": vqvae},
+    )
     return folder
 
 
@@ -194,7 +220,9 @@ def shuffle(folder: Path) -> dict[str, Any]:
 
 
 def songs_in_order(order: Order) -> np.ndarray:
-    return np.fromiter((order.locate(p)[1] for p in range(order.clips)), dtype=np.int64, count=order.clips)
+    return np.fromiter(
+        (order.locate(p)[1] for p in range(order.clips)), dtype=np.int64, count=order.clips
+    )
 
 
 def quality(song_of: np.ndarray) -> dict[str, float]:
@@ -216,7 +244,10 @@ def quality(song_of: np.ndarray) -> dict[str, float]:
 def start(folder: Path) -> dict[str, Any]:
     write_big_index(folder / "big", 1_200_000, 500)
     program = [sys.executable, __file__, "start-here", str(folder / "big")]
-    runs = [json.loads(subprocess.run(program, capture_output=True, text=True, check=True).stdout) for _ in range(3)]
+    runs = [
+        json.loads(subprocess.run(program, capture_output=True, text=True, check=True).stdout)
+        for _ in range(3)
+    ]
     return {name: statistics.median(run[name] for run in runs) for name in runs[0]}
 
 
@@ -229,10 +260,16 @@ def write_big_index(folder: Path, number: int, per_shard: int) -> None:
     rows["frames"] = np.random.default_rng(0).integers(120 * RATE, 360 * RATE, number)
     rows["json_bytes"] = rows["audio_bytes"] = 1000
     np.save(folder / "songs.npy", rows)
-    from megajukebox.data.files import sha256_of
+    from megajukebox.common.files import sha256_of
 
     shards = [
-        {"name": f"songs-{n:06d}.tar", "bytes": 1, "sha256": "0" * 64, "songs": per_shard, "first": n * per_shard}
+        {
+            "name": f"songs-{n:06d}.tar",
+            "bytes": 1,
+            "sha256": "0" * 64,
+            "songs": per_shard,
+            "first": n * per_shard,
+        }
         for n in range(number // per_shard)
     ]
     index = {

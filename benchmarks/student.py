@@ -23,28 +23,15 @@ import torch
 from student_table import plot, show
 from torch import Tensor
 
+from megajukebox.common.files import write_whole
+from megajukebox.common.model_files import load_into
+from megajukebox.common.provenance import made_by
 from megajukebox.data.audio import downmix, read_slice
-from megajukebox.data.files import write_whole
-from megajukebox.data.listening import learn, rhythm, timbre
-from megajukebox.data.provenance import made_by
-from megajukebox.data.shards.sets import ShardSet
-from megajukebox.data.stream.clips import split
-from megajukebox.data.stream.stream import held_out_batches
-from megajukebox.data.stream.taught import TaughtWindows
-from megajukebox.data.weights import load_into
-from megajukebox.models.grid import GridOrder
-from megajukebox.models.long_audio import decode_long
-from megajukebox.models.prior import Prior
-from megajukebox.models.student import Student, StudentConfig, from_teacher
-from megajukebox.sampling.jukebox import Jukebox, draw_for
-from megajukebox.sampling.levels.autoregressive import Autoregressive, FixedPoint
-from megajukebox.sampling.levels.level import HOPS, LevelJob, new_job
-from megajukebox.sampling.levels.windows import conditions_of, spans
-from megajukebox.sampling.songs.requests import Request
-from megajukebox.sampling.steps.decoder import Packed
-from megajukebox.sampling.steps.window import Window
-from megajukebox.sampling.students.judging import teacher_bits, together
-from megajukebox.sampling.students.likelihood import (
+from megajukebox.data.shards.shard_set import ShardSet
+from megajukebox.data.stream.batches import held_out_batches
+from megajukebox.data.stream.song_dataset import split
+from megajukebox.data.stream.teacher_dataset import TaughtWindows
+from megajukebox.distillation.divergence import (
     Manner,
     bits_of,
     forward_gaps,
@@ -53,8 +40,21 @@ from megajukebox.sampling.students.likelihood import (
     teacher_log_p,
     with_interval,
 )
-from megajukebox.sampling.students.student_level import Polished, StudentLevel, phases
-from megajukebox.training.distillation import TEACHERS, TeacherRun, folder_of
+from megajukebox.distillation.divergence_eval import teacher_bits, together
+from megajukebox.distillation.task import TEACHERS, TeacherRun, folder_of
+from megajukebox.evaluation.audio_features import learn, rhythm, timbre
+from megajukebox.models.chunked_codec import decode_long
+from megajukebox.models.grid_order import GridOrder
+from megajukebox.models.prior import Prior
+from megajukebox.models.student import Student, StudentConfig, from_teacher
+from megajukebox.sampling.decoding.decoder import Packed
+from megajukebox.sampling.decoding.window_sampler import Window
+from megajukebox.sampling.jukebox import Jukebox, draw_for
+from megajukebox.sampling.levels.autoregressive import Autoregressive, FixedPoint
+from megajukebox.sampling.levels.level_sampler import HOPS, LevelJob, new_job
+from megajukebox.sampling.levels.level_windows import conditions_of, spans
+from megajukebox.sampling.songs.requests import Request
+from megajukebox.sampling.students.student_sampler import Polished, StudentLevel, phases
 
 RESULT = Path(__file__).parent / "results" / "student.json"
 LINES = {
@@ -63,7 +63,7 @@ LINES = {
     "bottom": ("0,1,4", "0,1,2"),
 }
 WAITS = {"top": ("14,1", "12,1", "8,1", "4,1"), "middle": ("8,1", "4,1"), "bottom": ("8,1", "4,1")}
-ORDERS = {  # (1,3) is (1,2), slower: tests/test_student.py
+ORDERS = {  # (1,3) is (1,2), slower: tests/models/test_student.py
     level: ("teacher", *WAITS[level], "1,2", "1,1", *LINES[level], "0,1") for level in LINES
 }
 MANNER = Manner(0.99)
@@ -72,7 +72,9 @@ SECONDS, SONGS = 6.0, 18
 
 
 def main() -> None:
-    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     words.add_argument("runs", type=Path)
     words.add_argument("--codes", type=Path)
     words.add_argument("--songs", type=Path)
@@ -118,10 +120,17 @@ def students(runs: Path, level: str, teacher: Prior) -> Iterator[tuple[str, str,
     """(order, how it was taught, the student) of every order: with the teacher's weights, distilled, on data alone."""
     for name in ORDERS[level]:
         shape = teacher.config.transformer
-        order = GridOrder.of_teacher(teacher.config.window, shape.rows) if name == "teacher" else GridOrder.parse(name)
+        order = (
+            GridOrder.of_teacher(teacher.config.window, shape.rows)
+            if name == "teacher"
+            else GridOrder.parse(name)
+        )
         untaught = from_teacher(Student(StudentConfig(prior=teacher.config, order=order)), teacher)
         yield name, "not at all", untaught.eval()
-        for how, folder in (("distilled", f"{level}_student"), ("data only", f"{level}_student_data")):
+        for how, folder in (
+            ("distilled", f"{level}_student"),
+            ("data only", f"{level}_student_data"),
+        ):
             run = folder_of(runs / folder, order)
             if (run / "DONE").exists():
                 student = Student(StudentConfig(prior=teacher.config, order=order))
@@ -137,7 +146,8 @@ def worth(runs: Path, codes: Path, level: str) -> list[dict[str, Any]]:
     teacher, run = load_prior(runs, level), TeacherRun.open(runs / TEACHERS[level], level)
     taught = TaughtWindows(ShardSet(str(runs / f"{level}_student" / "windows")))
     told, real = (
-        list(held_out_batches(w, micro_batch=32, limit=WINDOWS)) for w in (taught, run.windows(ShardSet(str(codes))))
+        list(held_out_batches(w, micro_batch=32, limit=WINDOWS))
+        for w in (taught, run.windows(ShardSet(str(codes))))
     )
     own = with_interval(together(b["teacher_bits"].mean(1) for b in told).numpy())
     songs_bits = together(teacher_bits(teacher, batch) for batch in real)
@@ -146,23 +156,38 @@ def worth(runs: Path, codes: Path, level: str) -> list[dict[str, Any]]:
         gaps = together(forward_gaps(student, batch) for batch in told)
         values = {
             "kl_forward": gaps.mean(1),
-            "bits_per_code_of_songs": together(student_bits(student, batch).mean(1) for batch in real),
+            "bits_per_code_of_songs": together(
+                student_bits(student, batch).mean(1) for batch in real
+            ),
             "teacher_bits_per_code_of_songs": songs_bits,
-            **(of_samples(student, teacher, told) if how != "not at all" or order == "teacher" else {}),
+            **(
+                of_samples(student, teacher, told)
+                if how != "not at all" or order == "teacher"
+                else {}
+            ),
         }
         rows.append({
             "order": order, "taught": how, "steps_per_window": student.how.steps, "windows": WINDOWS,
             "teacher_bits_of_own_samples": own, **{name: with_interval(x.numpy()) for name, x in values.items()},
             **by_place(gaps, teacher.config.transformer.rows),
         })  # fmt: skip
-        print(level, order, how, {name: round(float(x.mean()), 4) for name, x in values.items()}, flush=True)
+        print(
+            level,
+            order,
+            how,
+            {name: round(float(x.mean()), 4) for name, x in values.items()},
+            flush=True,
+        )
     return rows
 
 
 def by_place(gaps_BT: Tensor, rows: int) -> dict[str, list[float]]:
     """Where the divergence is lost: its mean in every column, and in every row, of the window's grid."""
     gaps_BRL = gaps_BT.unflatten(1, (rows, -1))
-    means = {"kl_forward_by_column": gaps_BRL.mean((0, 1)), "kl_forward_by_row": gaps_BRL.mean((0, 2))}
+    means = {
+        "kl_forward_by_column": gaps_BRL.mean((0, 1)),
+        "kl_forward_by_row": gaps_BRL.mean((0, 2)),
+    }
     return {name: [round(x, 4) for x in mean.tolist()] for name, mean in means.items()}
 
 
@@ -176,7 +201,10 @@ def of_samples(student: Student, teacher: Prior, told: list[dict]) -> dict[str, 
         drawn = {**batch, "codes": sampled(student, batch, seeds)}
         theirs.append(bits_of(teacher_log_p(teacher, drawn, MANNER), drawn["codes"]).mean(1))
         own.append(student_bits(student, drawn).mean(1))
-    return {"teacher_bits_of_samples": torch.cat(theirs), "kl_reverse": torch.cat(theirs) - torch.cat(own)}
+    return {
+        "teacher_bits_of_samples": torch.cat(theirs),
+        "kl_reverse": torch.cat(theirs) - torch.cat(own),
+    }
 
 
 # ---- songs ----------------------------------------------------------------------------------------------------------
@@ -186,12 +214,16 @@ def job_of(jukebox: Jukebox, level: str, requests: list[Request], above: Tensor 
     told = [jukebox.levels[level].told(request) for request in requests]
     samples = round(requests[0].seconds * jukebox.vqvae.config.sample_rate)
     total = jukebox.codes_of(requests[0], level)
-    return new_job(told, total, samples, draw_for(level, requests, jukebox.device), HOPS[level], above)
+    return new_job(
+        told, total, samples, draw_for(level, requests, jukebox.device), HOPS[level], above
+    )
 
 
 def best_student(runs: Path, level: str, teacher: Prior, order: str) -> Student:
     """The distilled student of an order, or the teacher's weights where none was trained."""
-    return [s for name, how, s in students(runs, level, teacher) if name == order and how != "data only"][-1]
+    return [
+        s for name, how, s in students(runs, level, teacher) if name == order and how != "data only"
+    ][-1]
 
 
 CHAINS = {
@@ -230,7 +262,9 @@ def named_pairs(jukebox: Jukebox) -> list[tuple[str, str]]:
     return list(product(names["artist"].names[1:], names["genres"].names[1:]))
 
 
-def chain_of(jukebox: Jukebox, runs: Path, requests: list[Request], chain: dict[str, str]) -> tuple[dict, np.ndarray]:
+def chain_of(
+    jukebox: Jukebox, runs: Path, requests: list[Request], chain: dict[str, str]
+) -> tuple[dict, np.ndarray]:
     above: Tensor | None = None
     levels = {}
     for level in ("top", "middle", "bottom"):
@@ -242,7 +276,9 @@ def chain_of(jukebox: Jukebox, runs: Path, requests: list[Request], chain: dict[
         levels[level] = seams(teacher, job) if level != "top" else {}
         above = job.codes_BT
     assert above is not None
-    audio = np.stack([decode_long(jukebox.vqvae, row, "bottom").clamp(-1, 1).numpy() for row in above])
+    audio = np.stack(
+        [decode_long(jukebox.vqvae, row, "bottom").clamp(-1, 1).numpy() for row in above]
+    )
     return {"levels": levels}, audio
 
 
@@ -253,7 +289,9 @@ def seams(teacher: Prior, job: LevelJob) -> dict[str, float]:
     """
     config, bits = teacher.config, torch.zeros_like(job.codes_BT, dtype=torch.float32)
     for span in spans(job.total, config.window, config.window // 2):
-        told = conditions_of(config, job.told, job.upper_BU, [span.start] * len(job.told), job.samples, bits.device)
+        told = conditions_of(
+            config, job.told, job.upper_BU, [span.start] * len(job.told), job.samples, bits.device
+        )
         told["codes"] = torch.nn.functional.pad(
             job.codes_BT[:, span.start : span.end], (0, config.window - (span.end - span.start))
         )
@@ -262,12 +300,17 @@ def seams(teacher: Prior, job: LevelJob) -> dict[str, float]:
     at_seam = torch.zeros(job.total, dtype=torch.bool)
     for span in next(iter(phases(config, job.total)))[1:]:
         at_seam[span.start : span.start + 64] = True
-    return {"bits_at_seams": float(bits[:, at_seam].mean()), "bits_elsewhere": float(bits[:, ~at_seam].mean())}
+    return {
+        "bits_at_seams": float(bits[:, at_seam].mean()),
+        "bits_elsewhere": float(bits[:, ~at_seam].mean()),
+    }
 
 
 def bands(audio_NT: np.ndarray) -> np.ndarray:
     """Log energies [frames of all, 24] of bands, for clips of equal length."""
-    frames = np.lib.stride_tricks.sliding_window_view(audio_NT, 1024, axis=1)[:, ::512].reshape(-1, 1024)
+    frames = np.lib.stride_tricks.sliding_window_view(audio_NT, 1024, axis=1)[:, ::512].reshape(
+        -1, 1024
+    )
     power = np.abs(np.fft.rfft(frames * np.hanning(1024))) ** 2
     edges = np.unique(np.geomspace(2, power.shape[1] - 1, 25).astype(int))
     return np.log(np.stack([power[:, a:b].mean(1) for a, b in pairwise(edges)], 1) + 1e-6)
@@ -297,10 +340,15 @@ def learnt(shards: ShardSet) -> dict[str, Any]:
     }
 
 
-def heard(ears: dict[str, Any], requests: list[Request], audio: np.ndarray, rate: int) -> dict[str, str]:
+def heard(
+    ears: dict[str, Any], requests: list[Request], audio: np.ndarray, rate: int
+) -> dict[str, str]:
     asked = {"artist": [r.artist for r in requests], "genre": [r.genres[0] for r in requests]}
     named = {what: ears[what].name(list(audio)) for what in ears}
-    lower = {what: sum(a.casefold() == str(b).casefold() for a, b in zip(named[what], asked[what])) for what in ears}
+    lower = {
+        what: sum(a.casefold() == str(b).casefold() for a, b in zip(named[what], asked[what]))
+        for what in ears
+    }
     return {what: f"{right} of {len(requests)}" for what, right in lower.items()}
 
 
@@ -316,11 +364,20 @@ def speed(runs: Path, seconds: float = 12.0) -> list[dict[str, Any]]:
     for level in ("top", "middle", "bottom"):
         teacher, codes = load_prior(runs, level), None
         for name, sampler in ways(runs, level, teacher):
-            job, walls, started = job_of(jukebox, level, request, above), time.perf_counter(), time.process_time()
+            job, walls, started = (
+                job_of(jukebox, level, request, above),
+                time.perf_counter(),
+                time.process_time(),
+            )
             sampler.sample(job, lambda count: None)
             cpu, wall = time.process_time() - started, time.perf_counter() - walls
             rows.append(
-                {"level": level, "way": name, "cpu_per_second": cpu / seconds, "wall_per_second": wall / seconds}
+                {
+                    "level": level,
+                    "way": name,
+                    "cpu_per_second": cpu / seconds,
+                    "wall_per_second": wall / seconds,
+                }
             )
             print(rows[-1], flush=True)
             codes = job.codes_BT if codes is None else codes
@@ -343,11 +400,18 @@ class LikeJukebox(Autoregressive):
 
 def ways(runs: Path, level: str, teacher: Prior) -> Iterator[tuple[str, Any]]:
     yield "teacher, code by code", Autoregressive(teacher)
-    if "lyrics" not in teacher.config.transformer.patterns:  # benchmarks/sampling.py has no such layers
+    if (
+        "lyrics" not in teacher.config.transformer.patterns
+    ):  # benchmarks/sampling.py has no such layers
         yield "teacher, as Jukebox does it", LikeJukebox(teacher)
     for order in ORDERS[level][1:]:
-        yield f"student {order}", StudentLevel(best_student(runs, level, teacher, order), MANNER.temperature)
-    quick = StudentLevel(best_student(runs, level, teacher, "1,1,8" if level == "top" else "0,1"), MANNER.temperature)
+        yield (
+            f"student {order}",
+            StudentLevel(best_student(runs, level, teacher, order), MANNER.temperature),
+        )
+    quick = StudentLevel(
+        best_student(runs, level, teacher, "1,1,8" if level == "top" else "0,1"), MANNER.temperature
+    )
     yield "teacher, fixed point", FixedPoint(teacher)
     yield "student, polished to exact", Polished(quick, teacher)
 

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from megajukebox.training.distillation import GATES
+from megajukebox.distillation.task import GATES
 
 PLOT = Path(__file__).parents[1] / "docs" / "student.svg"
 NUMBERS = {
@@ -39,7 +39,10 @@ def show(found: dict[str, Any]) -> None:
         for row in rows:
             for place in ("column", "row"):
                 means = " ".join(f"{x:.2f}" for x in row.get(f"kl_forward_by_{place}", []))
-                console.print(f"{level} {row['order']} {row['taught']}: KL forward by {place}: {means}", soft_wrap=True)
+                console.print(
+                    f"{level} {row['order']} {row['taught']}: KL forward by {place}: {means}",
+                    soft_wrap=True,
+                )
     for name, row in found.get("songs", {}).items():
         console.print(name, row)
     for row in found.get("speed", {}).get("rows", []):
@@ -52,7 +55,9 @@ def plot(found: dict[str, Any]) -> None:
         return
     figure = Figure(figsize=(10, 3.4), layout="constrained")
     axes = figure.subplots(1, len(found["worth"]), squeeze=False)[0]
-    walls = {(r["level"], r["way"]): r["cpu_per_second"] for r in found.get("speed", {}).get("rows", [])}
+    walls = {
+        (r["level"], r["way"]): r["cpu_per_second"] for r in found.get("speed", {}).get("rows", [])
+    }
     for panel, (level, rows) in zip(axes, sorted(found["worth"].items(), reverse=True)):
         exact = walls.get((level, "teacher, code by code"), 0.0)
         for how, colour in COLOURS.items():
@@ -61,7 +66,15 @@ def plot(found: dict[str, Any]) -> None:
                 dots = [r for r in some if marker_of(r["order"]) == marker]
                 x, y = [r["steps_per_window"] for r in dots], [r["kl_forward"][0] for r in dots]
                 label = how if marker == "o" and dots else None
-                panel.errorbar(x, y, [r["kl_forward"][1] for r in dots], fmt=marker, color=colour, label=label, ms=4)
+                panel.errorbar(
+                    x,
+                    y,
+                    [r["kl_forward"][1] for r in dots],
+                    fmt=marker,
+                    color=colour,
+                    label=label,
+                    ms=4,
+                )
             for r in some if how == "not at all" else []:
                 wall = walls.get((level, f"student {r['order']}"))
                 times = f" {exact / wall:.1f}x" if wall else ""

@@ -18,8 +18,8 @@ from typing import Annotated
 
 import typer
 
-from megajukebox.data.provenance import made_by
-from megajukebox.explorer.server.makers import Maker, sampling
+from megajukebox.common.provenance import made_by
+from megajukebox.explorer.server.sampler_process import Maker, sampling
 
 
 def main(
@@ -32,8 +32,18 @@ def main(
         folder = Path(name)
         request = {"id": "song", "seconds": seconds, "seed": 1}
         (folder / "request.json").write_text(json.dumps([request]))
-        alone = [sys.executable, "-m", "megajukebox.sample", str(runs), "--requests", str(folder / "request.json")]
-        apart = [seconds_of(lambda n=n: run([*alone, "--out", str(folder / f"apart-{n}")])) for n in range(times)]
+        alone = [
+            sys.executable,
+            "-m",
+            "megajukebox.sample",
+            str(runs),
+            "--requests",
+            str(folder / "request.json"),
+        ]
+        apart = [
+            seconds_of(lambda n=n: run([*alone, "--out", str(folder / f"apart-{n}")]))
+            for n in range(times)
+        ]
         maker = Maker(lambda samplers: sampling(runs, samplers), folder / "log.txt")
 
         def kept(number: int) -> None:
@@ -54,7 +64,10 @@ def main(
     print(json.dumps(found, indent=1))
     if out:
         out.write_text(
-            json.dumps({**found, "made_by": made_by(f"studio_latency.py --seconds {seconds:g}")}, indent=1) + "\n"
+            json.dumps(
+                {**found, "made_by": made_by(f"studio_latency.py --seconds {seconds:g}")}, indent=1
+            )
+            + "\n"
         )
 
 

@@ -19,12 +19,12 @@ from typing import Annotated, Any
 import typer
 
 from megajukebox import train
-from megajukebox.data.provenance import made_by
+from megajukebox.common.provenance import made_by
 from megajukebox.data.shards.remote import DEFAULT_CACHE, Remote
+from megajukebox.resilience.exit_codes import Ending
 from megajukebox.training import loop
-from megajukebox.training import stage as stage_module
+from megajukebox.training import stage_runner as stage_module
 from megajukebox.training.config import load_preset
-from megajukebox.training.survival.exits import Ending
 
 RESULTS = Path(__file__).parent / "results" / "train_overhead.json"
 FIRST = 5  # steps that are not counted: caches fill
@@ -100,7 +100,9 @@ def main(
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
         remote = Remote(DEFAULT_CACHE, 0)
-        train.run_stage(load_preset(preset, quiet), stage, data, remote, out, None, steps, Ending(out))
+        train.run_stage(
+            load_preset(preset, quiet), stage, data, remote, out, None, steps, Ending(out)
+        )
     found = {
         "machine": platform.processor() or platform.machine(), "made_by": made_by(), "preset": preset, "stage": stage,
         "steps": len(clock.shares()), "step_cpu_seconds": statistics.median(clock.seconds()),

@@ -27,39 +27,66 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from megajukebox.data.files import write_whole
-from megajukebox.data.provenance import made_by
-from megajukebox.data.stream.order import philox
-from megajukebox.monitoring.metrics import RunLog
+from megajukebox.common.files import write_whole
+from megajukebox.common.provenance import made_by
+from megajukebox.data.stream.sample_order import philox
+from megajukebox.records.run_log import RunLog
 from megajukebox.training.batching import share_batch
 from megajukebox.training.config import Preset, TrainingSettings, load_preset
-from megajukebox.training.engines import parallel
-from megajukebox.training.engines.choosing import engine_of
-from megajukebox.training.engines.engine import Engine
+from megajukebox.training.engines import collectives
+from megajukebox.training.engines.factory import engine_of
 from megajukebox.training.engines.pipeline import reader
-from megajukebox.training.plans.fitting import setting
-from megajukebox.training.plans.gpus import GPUS
-from megajukebox.training.plans.recipe import recipe
-from megajukebox.training.plans.subject import footprint, subject, weights_of
+from megajukebox.training.engines.zero import Engine
+from megajukebox.training.planner.fit import setting
+from megajukebox.training.planner.gpus import GPUS
+from megajukebox.training.planner.recipe import recipe
+from megajukebox.training.planner.workload import footprint, subject, weights_of
 
 RESULT = Path(__file__).parent / "results" / "train_step.json"
 CLEAR = Path("/proc/self/clear_refs")
-PARTS = ("forward", "backward", "step")  # of DeepSpeed's engine, in which the model and DeepSpeed itself work
-COLUMNS = ("stage", "ds_config", "parameters", "s a step", "a second", "TFLOP/s", "of a product", "peak GiB", "ours")
+PARTS = (
+    "forward",
+    "backward",
+    "step",
+)  # of DeepSpeed's engine, in which the model and DeepSpeed itself work
+COLUMNS = (
+    "stage",
+    "ds_config",
+    "parameters",
+    "s a step",
+    "a second",
+    "TFLOP/s",
+    "of a product",
+    "peak GiB",
+    "ours",
+)
 
 
 def main(
-    settings: Annotated[list[str] | None, typer.Argument(help="Changes to the preset: key.sub=value ...")] = None,
-    preset: Annotated[str, typer.Option(help="A name in megajukebox/presets, or a YAML file.")] = "tiny",
+    settings: Annotated[
+        list[str] | None, typer.Argument(help="Changes to the preset: key.sub=value ...")
+    ] = None,
+    preset: Annotated[
+        str, typer.Option(help="A name in megajukebox/presets, or a YAML file.")
+    ] = "tiny",
     stage: Annotated[str | None, typer.Option(help="One stage; else all.")] = None,
-    ds_config: Annotated[str | None, typer.Option(help="Another JSON, from ds_configs/ or a path.")] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Steps measured, after two that are not.")] = 10,
-    local_rank: Annotated[int, typer.Option("--local_rank", hidden=True, help="The deepspeed launcher gives it.")] = 0,
+    ds_config: Annotated[
+        str | None, typer.Option(help="Another JSON, from ds_configs/ or a path.")
+    ] = None,
+    repeats: Annotated[
+        int, typer.Option(min=1, help="Steps measured, after two that are not.")
+    ] = 10,
+    local_rank: Annotated[
+        int, typer.Option("--local_rank", hidden=True, help="The deepspeed launcher gives it.")
+    ] = 0,
 ) -> None:
     """Measure training steps."""
-    chosen, place = load_preset(preset, settings), parallel.start()
-    rows = [measured(chosen, name, ds_config, repeats) for name in ([stage] if stage else chosen.training)]
-    parallel.stop()
+    chosen, place = load_preset(preset, settings), collectives.start()
+    rows = [
+        measured(chosen, name, ds_config, repeats)
+        for name in ([stage] if stage else chosen.training)
+    ]
+    collectives.stop()
     if place.rank == 0:
         Console(width=120).print(table(rows))
         keep(rows)
@@ -68,10 +95,12 @@ def main(
 def measured(preset: Preset, stage: str, ds_name: str | None, repeats: int) -> dict[str, Any]:
     """The figures of one stage, of this rank."""
     of, name = subject(preset, stage), ds_name or preset.stage(stage).ds_config
-    as_given, place = parallel.read_ds_config(name), parallel.start()
+    as_given, place = collectives.read_ds_config(name), collectives.start()
     ds_config = share_batch(as_given, reader(place, as_given).size)
     way = recipe(ds_config, place.size)
-    engine = engine_of(of.config_model, of.build, ds_config, TrainingSettings(ds_config="", steps=1))
+    engine = engine_of(
+        of.config_model, of.build, ds_config, TrainingSettings(ds_config="", steps=1)
+    )
     batches = [of.batch(way.micro) for _ in range(way.accumulation)]
     spent = timed(engine.engine)
     fresh_peak()
@@ -79,7 +108,12 @@ def measured(preset: Preset, stage: str, ds_name: str | None, repeats: int) -> d
         log = RunLog(Path(folder), writes=place.rank == 0, rank=place.rank)
         seconds = [loop_step(engine, batches, log, step, spent) for step in range(repeats + 2)][2:]
     on_gpu = GPUS["h100-80gb"] if engine.device.type == "cuda" else None
-    flops = 3 * footprint(of, way.micro, setting(of, way, on_gpu)).flops * way.accumulation / way.pipeline
+    flops = (
+        3
+        * footprint(of, way.micro, setting(of, way, on_gpu)).flops
+        * way.accumulation
+        / way.pipeline
+    )
     taken = statistics.median(s["all"] for s in seconds)
     product = product_speed(engine.device, way.precision)
     return {
@@ -93,14 +127,16 @@ def measured(preset: Preset, stage: str, ds_name: str | None, repeats: int) -> d
     }  # fmt: skip
 
 
-def loop_step(engine: Engine, batches: list[dict], log: RunLog, step: int, spent: Counter) -> dict[str, float]:
+def loop_step(
+    engine: Engine, batches: list[dict], log: RunLog, step: int, spent: Counter
+) -> dict[str, float]:
     """What training/loop.py does in a step that is logged, but for reading data. Seconds, all and by part."""
     spent.clear()
     synchronize(engine.device)
     begun = time.perf_counter()
     torch.manual_seed(int(philox(0, "model/0", step).random_raw()) % 2**63)
     metrics = engine.step(batches, rate=1.0)
-    log.metrics(step + 1, "train", {**metrics, **parallel.memory()})
+    log.metrics(step + 1, "train", {**metrics, **collectives.memory()})
     synchronize(engine.device)
     return {"all": time.perf_counter() - begun, **{part: spent[part] for part in PARTS}}
 

@@ -20,11 +20,19 @@ def widened(prior: Prior) -> Prior:
     """`prior` (of a level below the top) at `WIDTH` and `DEPTH`."""
     shape, copies = prior.config.transformer, WIDTH // prior.config.transformer.width
     larger = shape.model_copy(update={"width": WIDTH, "depth": DEPTH})
-    alone: dict[str, Any] = {"labels": {}, "labels_everywhere": False, "timing": None, "upper": None}
+    alone: dict[str, Any] = {
+        "labels": {},
+        "labels_everywhere": False,
+        "timing": None,
+        "upper": None,
+    }
     wide = Prior(prior.config.model_copy(update={"transformer": larger, **alone}))
     wide.config = prior.config.model_copy(update={"transformer": larger})
     with torch.no_grad():
-        for new, old in ((wide.input.tokens, prior.input.tokens), (wide.input.positions, prior.input.positions)):
+        for new, old in (
+            (wide.input.tokens, prior.input.tokens),
+            (wide.input.positions, prior.input.positions),
+        ):
             new.weight = nn.Parameter(old.weight.repeat_interleave(copies, 1))
         wide.head.weight = nn.Parameter(prior.head.weight.repeat_interleave(copies, 1) / copies)
         for n, block in enumerate(wide.blocks):
@@ -38,9 +46,13 @@ def widened(prior: Prior) -> Prior:
     return wide.eval().requires_grad_(False)
 
 
-def told_as(conditioning: Callable[[dict], Conditioning], copies: int) -> Callable[[dict], Conditioning]:
+def told_as(
+    conditioning: Callable[[dict], Conditioning], copies: int
+) -> Callable[[dict], Conditioning]:
     def told(batch: dict) -> Conditioning:
-        return Conditioning(*(None if x is None else x.repeat_interleave(copies, -1) for x in conditioning(batch)))
+        return Conditioning(
+            *(None if x is None else x.repeat_interleave(copies, -1) for x in conditioning(batch))
+        )
 
     return told
 

@@ -9,7 +9,7 @@
 First the teacher samples windows into <out>/windows (ordinary shards); then a student learns each order of a curriculum
 from them, from most steps per window to fewest, each in a run folder of its own (<out>/order-0-1, ...) and each usable;
 it ends where a student is further from the teacher than the gate allows. <out>/student.json is the table. Killed? Run
-the same command again. Exit codes are those of train (training/survival/exits.py). docs/student.md tells how and why.
+the same command again. Exit codes are those of train (resilience/exit_codes.py). docs/student.md tells how and why.
 """
 
 from dataclasses import asdict
@@ -20,23 +20,17 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from megajukebox.data.files import make_folder, write_whole
-from megajukebox.data.provenance import made_by
-from megajukebox.data.shards.indexing import write_index
+from megajukebox.common.files import make_folder, write_whole
+from megajukebox.common.model_files import load_into, read_facts
+from megajukebox.common.provenance import made_by
+from megajukebox.data.shards.build_index import write_index
 from megajukebox.data.shards.remote import DEFAULT_CACHE, Remote
-from megajukebox.data.shards.sets import ShardSet
-from megajukebox.data.stream.stream import Source, held_out_batches
-from megajukebox.data.stream.taught import TaughtWindows
-from megajukebox.data.weights import load_into, read_facts
-from megajukebox.models.grid import GridOrder
-from megajukebox.models.prior import Prior
-from megajukebox.models.student import StudentConfig
-from megajukebox.monitoring.metrics import read_lines
-from megajukebox.sampling.students.judging import Judge
-from megajukebox.sampling.students.likelihood import Manner
-from megajukebox.sampling.students.teaching import Lesson, shard_name, write_lesson_shard
-from megajukebox.training.config import Preset, TrainingSettings, load_preset
-from megajukebox.training.distillation import (
+from megajukebox.data.shards.shard_set import ShardSet
+from megajukebox.data.stream.batches import Source, held_out_batches
+from megajukebox.data.stream.teacher_dataset import TaughtWindows
+from megajukebox.distillation.divergence import Manner
+from megajukebox.distillation.divergence_eval import Judge
+from megajukebox.distillation.task import (
     GATES,
     TeacherRun,
     curriculum,
@@ -47,9 +41,15 @@ from megajukebox.training.distillation import (
     verdict,
     write_table,
 )
-from megajukebox.training.engines import parallel
-from megajukebox.training.stage import run_task
-from megajukebox.training.survival.exits import Ending, ending
+from megajukebox.distillation.teacher_sampling import Lesson, shard_name, write_lesson_shard
+from megajukebox.models.grid_order import GridOrder
+from megajukebox.models.prior import Prior
+from megajukebox.models.student import StudentConfig
+from megajukebox.records.run_log import read_lines
+from megajukebox.resilience.exit_codes import Ending, ending
+from megajukebox.training.config import Preset, TrainingSettings, load_preset
+from megajukebox.training.engines import collectives
+from megajukebox.training.stage_runner import run_task
 from megajukebox.training.tasks import Reading, Task
 
 JUDGED = 128  # held-out windows of the teacher, and as many of songs, that students are judged on
@@ -60,21 +60,47 @@ def main(
     teacher: Annotated[Path, typer.Option(help="The run of the prior.")],
     data: Annotated[str, typer.Option(help="The code shards it was trained on, a folder or URL.")],
     out: Annotated[Path, typer.Option(help="The student's folder.")],
-    settings: Annotated[list[str] | None, typer.Argument(help="Changes to the preset: key.sub=value ...")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Argument(help="Changes to the preset: key.sub=value ...")
+    ] = None,
     preset: Annotated[str, typer.Option(help="Whose training settings hold.")] = "tiny",
-    ds_config: Annotated[str | None, typer.Option(help="Another JSON, from ds_configs/ or a path.")] = None,
-    order: Annotated[list[str] | None, typer.Option(help="a,b or a,b,k; several times: your own curriculum.")] = None,
-    windows: Annotated[int, typer.Option(min=1, help="Windows that the teacher samples for training.")] = 2048,
+    ds_config: Annotated[
+        str | None, typer.Option(help="Another JSON, from ds_configs/ or a path.")
+    ] = None,
+    order: Annotated[
+        list[str] | None, typer.Option(help="a,b or a,b,k; several times: your own curriculum.")
+    ] = None,
+    windows: Annotated[
+        int, typer.Option(min=1, help="Windows that the teacher samples for training.")
+    ] = 2048,
     temperature: Annotated[float, typer.Option(min=0.01, help="At which it samples them.")] = 0.99,
-    guidance: Annotated[float, typer.Option(min=0, help="Their guidance; the student needs none then. 1: off.")] = 1.0,
-    real_share: Annotated[float, typer.Option(min=0, max=1, help="Share of them that are songs' own codes.")] = 0.2,
-    data_only: Annotated[bool, typer.Option("--data-only", help="Train on songs' codes alone.")] = False,
-    keep_going: Annotated[bool, typer.Option("--keep-going", help="Train orders after one that fails.")] = False,
-    chain: Annotated[bool, typer.Option("--chain", help="Start from the order before, not from the teacher.")] = False,
-    stop_after: Annotated[int | None, typer.Option(min=1, help="Save and leave after this many steps.")] = None,
-    cache: Annotated[Path, typer.Option(help="Where shards behind a URL are kept.")] = DEFAULT_CACHE,
-    cache_gb: Annotated[float, typer.Option(min=0, help="How much of that disk they may fill.")] = 64,
-    local_rank: Annotated[int, typer.Option("--local_rank", hidden=True, help="The deepspeed launcher gives it.")] = 0,
+    guidance: Annotated[
+        float, typer.Option(min=0, help="Their guidance; the student needs none then. 1: off.")
+    ] = 1.0,
+    real_share: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of them that are songs' own codes.")
+    ] = 0.2,
+    data_only: Annotated[
+        bool, typer.Option("--data-only", help="Train on songs' codes alone.")
+    ] = False,
+    keep_going: Annotated[
+        bool, typer.Option("--keep-going", help="Train orders after one that fails.")
+    ] = False,
+    chain: Annotated[
+        bool, typer.Option("--chain", help="Start from the order before, not from the teacher.")
+    ] = False,
+    stop_after: Annotated[
+        int | None, typer.Option(min=1, help="Save and leave after this many steps.")
+    ] = None,
+    cache: Annotated[
+        Path, typer.Option(help="Where shards behind a URL are kept.")
+    ] = DEFAULT_CACHE,
+    cache_gb: Annotated[
+        float, typer.Option(min=0, help="How much of that disk they may fill.")
+    ] = 64,
+    local_rank: Annotated[
+        int, typer.Option("--local_rank", hidden=True, help="The deepspeed launcher gives it.")
+    ] = 0,
 ) -> None:
     """Teach a student every order of a curriculum; the same command goes on where it stopped."""
     with ending(out, "distill") as end:
@@ -83,13 +109,15 @@ def main(
         chosen = load_preset(preset, settings)
         source = TeacherRun.open(teacher, level)
         shape = source.config.transformer
-        orders = [GridOrder.parse(o) for o in order or []] or curriculum(level, source.config.window, shape.rows)
+        orders = [GridOrder.parse(o) for o in order or []] or curriculum(
+            level, source.config.window, shape.rows
+        )
         lesson = Lesson(windows, JUDGED, Manner(temperature, guidance), real_share)
         codes = ShardSet(data, Remote(cache, int(cache_gb * 2**30)))
         how = settings_of(chosen, level, ds_config)
         course = Course(source, codes, lesson, out, chosen, how, data_only, end)
         finished = course.run(orders, keep_going, chain, stop_after)
-        parallel.stop()
+        collectives.stop()
         if not finished:
             end.kind = "done" if stop_after else "stopped"
             print(f"stopped before the last step; the same command goes on from {out}")
@@ -102,23 +130,37 @@ class Course:
         self, teacher: TeacherRun, codes: ShardSet, lesson: Lesson, out: Path, preset: Preset,
         settings: TrainingSettings, data_only: bool, end: Ending,
     ) -> None:  # fmt: skip
-        self.teacher, self.lesson, self.out, self.preset, self.settings = teacher, lesson, out, preset, settings
+        self.teacher, self.lesson, self.out, self.preset, self.settings = (
+            teacher,
+            lesson,
+            out,
+            preset,
+            settings,
+        )
         self.data_only, self.end = data_only, end
-        self.place = parallel.start()
+        self.place = collectives.start()
         self.songs = teacher.windows(codes)
         self.prior = self._frozen()
         make_folder(out)
 
     def _frozen(self) -> Prior:
-        device = torch.device("cuda", self.place.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+        device = (
+            torch.device("cuda", self.place.local_rank)
+            if torch.cuda.is_available()
+            else torch.device("cpu")
+        )
         with torch.device("meta"):
             prior = Prior(self.teacher.config)
         load_into(prior, self.teacher.folder, device=device)
         return prior.eval().requires_grad_(False)
 
-    def run(self, orders: list[GridOrder], keep_going: bool, chain: bool, stop_after: int | None) -> bool:
+    def run(
+        self, orders: list[GridOrder], keep_going: bool, chain: bool, stop_after: int | None
+    ) -> bool:
         """Teach `orders` one after another. Returns whether all that were to be trained are."""
-        for order in orders:  # before windows are made anew that would no longer be those of a finished student
+        for order in (
+            orders
+        ):  # before windows are made anew that would no longer be those of a finished student
             check_taught_so(folder_of(self.out, order), self.config(order))
         taught = self.windows()
         judge = self.judge(taught)
@@ -138,8 +180,10 @@ class Course:
         if self.place.rank == 0:
             write_whole(self.out / "DONE", f"{len(stages)} orders\n".encode())
             if not any(stage["passed"] for stage in stages):
-                print(f"none of these orders passes the gate {gate}: the prior itself stays the better sampler")
-        parallel.barrier()
+                print(
+                    f"none of these orders passes the gate {gate}: the prior itself stays the better sampler"
+                )
+        collectives.barrier()
         return True
 
     def config(self, order: GridOrder) -> StudentConfig:
@@ -147,7 +191,10 @@ class Course:
 
     def windows(self) -> TaughtWindows:
         """What the teacher samples, each process its share of the shards; those that are there are kept."""
-        folder, names = self.out / "windows", [shard_name(n) for n in range(len(self.lesson.shards()))]
+        folder, names = (
+            self.out / "windows",
+            [shard_name(n) for n in range(len(self.lesson.shards()))],
+        )
         folder.mkdir(exist_ok=True)
         lesson = {k: v for k, v in asdict(self.lesson).items() if k != "batch"}
         origin = {
@@ -157,17 +204,29 @@ class Course:
         }
         for number in range(self.place.rank, len(names), self.place.size):
             if write_lesson_shard(self.prior, self.songs, self.lesson, number, folder, origin):
-                print(f"{folder / names[number]}  {len(self.lesson.shards()[number][1])} windows", flush=True)
-        parallel.barrier()
+                print(
+                    f"{folder / names[number]}  {len(self.lesson.shards()[number][1])} windows",
+                    flush=True,
+                )
+        collectives.barrier()
         if self.place.rank == 0:
             rate = self.teacher.config.sample_rate
-            write_index(folder, names, kind="windows", sample_rate=rate, made_by=made_by(), extra={"origin": origin})
-        parallel.barrier()
+            write_index(
+                folder,
+                names,
+                kind="windows",
+                sample_rate=rate,
+                made_by=made_by(),
+                extra={"origin": origin},
+            )
+        collectives.barrier()
         return TaughtWindows(ShardSet(str(folder)))
 
     def judge(self, taught: TaughtWindows) -> Judge:
         seed = 2**40 + self.place.rank * 2**20  # none of a window that the teacher sampled
-        return Judge(self.prior, self.lesson.manner, self.held_out(taught), self.held_out(self.songs), seed)
+        return Judge(
+            self.prior, self.lesson.manner, self.held_out(taught), self.held_out(self.songs), seed
+        )
 
     def held_out(self, windows: Source) -> list[dict]:
         share = max(1, JUDGED // self.place.size)
@@ -177,21 +236,38 @@ class Course:
         return list(islice(some, -(-share // min(32, share))))
 
     def teach(
-        self, order: GridOrder, before: Path, taught: TaughtWindows, judge: Judge, stop_after: int | None
+        self,
+        order: GridOrder,
+        before: Path,
+        taught: TaughtWindows,
+        judge: Judge,
+        stop_after: int | None,
     ) -> bool:
         """Train the student of one order to its end, from the weights in `before`. Whether the end was reached."""
         folder = folder_of(self.out, order)
-        if parallel.from_rank_0((folder / "DONE").exists() if self.place.rank == 0 else None):
+        if collectives.from_rank_0((folder / "DONE").exists() if self.place.rank == 0 else None):
             return True
         config = self.config(order)
-        facts = {"manner": asdict(self.lesson.manner), "started_from": read_facts(before)["fingerprint"]}
+        facts = {
+            "manner": asdict(self.lesson.manner),
+            "started_from": read_facts(before)["fingerprint"],
+        }
         source: Source = self.songs if self.data_only else taught
 
         def make(reading: Reading) -> Task:
             return student_task(self.teacher, config, source, self.settings, reading, facts, judge)
 
         stage = f"{self.teacher.config.level}_student"
-        return run_task(self.preset, stage, self.settings, make, folder, stop_after, self.end, first_weights(before))
+        return run_task(
+            self.preset,
+            stage,
+            self.settings,
+            make,
+            folder,
+            stop_after,
+            self.end,
+            first_weights(before),
+        )
 
 
 def check_taught_so(folder: Path, config: StudentConfig) -> None:
@@ -201,20 +277,30 @@ def check_taught_so(folder: Path, config: StudentConfig) -> None:
     there = StudentConfig(**read_facts(folder)["config"])
     if there != config:
         asked = {name: value for name, value in config if getattr(there, name) != value}
-        raise ValueError(f"{folder} holds a finished student that is not {asked}; choose another --out, or remove it")
+        raise ValueError(
+            f"{folder} holds a finished student that is not {asked}; choose another --out, or remove it"
+        )
 
 
-def stage_of(folder: Path, order: GridOrder, teacher: TeacherRun, gate: tuple[float, float]) -> dict[str, Any]:
+def stage_of(
+    folder: Path, order: GridOrder, teacher: TeacherRun, gate: tuple[float, float]
+) -> dict[str, Any]:
     """One row of the table: what the last judgement of a finished order said."""
-    judged = next(m for m in reversed(read_lines(folder / "metrics.jsonl")) if m["split"] == "held_out")
+    judged = next(
+        m for m in reversed(read_lines(folder / "metrics.jsonl")) if m["split"] == "held_out"
+    )
     steps = order.steps(teacher.config.window, teacher.config.transformer.rows)
-    numbers = {n: v for n, v in judged.items() if n.startswith(("kl_", "bits_per_code", "teacher_bits"))}
+    numbers = {
+        n: v for n, v in judged.items() if n.startswith(("kl_", "bits_per_code", "teacher_bits"))
+    }
     row = {"order": str(order), "folder": folder.name, "steps_per_window": steps}
     return {**row, "passed": verdict(judged, gate), **numbers}
 
 
 def told_of(stage: dict[str, Any]) -> str:
-    forward, reverse = (f"{stage[n]:.4f} +- {stage[n + '_ci']:.4f}" for n in ("kl_forward", "kl_reverse"))
+    forward, reverse = (
+        f"{stage[n]:.4f} +- {stage[n + '_ci']:.4f}" for n in ("kl_forward", "kl_reverse")
+    )
     passed = "passes" if stage["passed"] else "does not pass"
     return (
         f"order {stage['order']}: {stage['steps_per_window']} steps a window, KL forward {forward}, reverse {reverse}"

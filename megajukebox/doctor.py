@@ -22,27 +22,38 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from megajukebox.data.files import write_whole
+from megajukebox.common.files import write_whole
+from megajukebox.common.world import World, host, ranks_here, world
 from megajukebox.monitoring.doctor import checks, network
 from megajukebox.monitoring.doctor.checks import Finding
-from megajukebox.monitoring.telling.screen import plain
-from megajukebox.training.launch import World, host, ranks_here, world
-from megajukebox.training.survival.exits import leave_now
+from megajukebox.monitoring.exporters.terminal import plain
+from megajukebox.resilience.exit_codes import leave_now
 
 COLORS = {"good": "green", "warn": "yellow", "bad": "bold red"}
 CODES = {"good": 0, "warn": 1, "bad": 2}
 
 
 def main(
-    run: Annotated[Path | None, typer.Option(help="A run folder, there or to be: its disk, flags, settings.")] = None,
+    run: Annotated[
+        Path | None, typer.Option(help="A run folder, there or to be: its disk, flags, settings.")
+    ] = None,
     data: Annotated[list[Path] | None, typer.Option(help="Folders of shards.")] = None,
-    ds_config: Annotated[Path | None, typer.Option(help="A ds_config that all ranks must have alike.")] = None,
-    seconds: Annotated[float, typer.Option(min=1, help="How long to wait for the other ranks.")] = 60.0,
+    ds_config: Annotated[
+        Path | None, typer.Option(help="A ds_config that all ranks must have alike.")
+    ] = None,
+    seconds: Annotated[
+        float, typer.Option(min=1, help="How long to wait for the other ranks.")
+    ] = 60.0,
     as_text: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     leave: Annotated[
-        Path | None, typer.Option(help="A folder in which each rank leaves what it found, before it meets the others.")
+        Path | None,
+        typer.Option(
+            help="A folder in which each rank leaves what it found, before it meets the others."
+        ),
     ] = None,
-    local_rank: Annotated[int, typer.Option("--local_rank", hidden=True, help="The deepspeed launcher gives it.")] = 0,
+    local_rank: Annotated[
+        int, typer.Option("--local_rank", hidden=True, help="The deepspeed launcher gives it.")
+    ] = 0,
 ) -> None:
     """Examine this machine, or, under deepspeed or srun, all ranks together."""
     try:
@@ -53,7 +64,9 @@ def main(
     if leave:
         write_report(leave / f"rank-{here.rank:05d}.json", findings)
     if here.size > 1:
-        findings = together(here, findings, [run / "run.yaml"] if run else [], ds_config, data or [], seconds)
+        findings = together(
+            here, findings, [run / "run.yaml"] if run else [], ds_config, data or [], seconds
+        )
     if leave and here.rank == 0:
         write_report(leave / "together.json", findings)
     if here.rank == 0 and not leave:
@@ -66,7 +79,9 @@ def main(
 
 def write_report(path: Path, findings: list[Finding]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps({"host": host(), "findings": [asdict(f) for f in findings]}).encode())
+    write_whole(
+        path, json.dumps({"host": host(), "findings": [asdict(f) for f in findings]}).encode()
+    )
 
 
 def alone(run: Path | None, data: list[Path], first_of_node: bool) -> list[Finding]:
@@ -75,15 +90,29 @@ def alone(run: Path | None, data: list[Path], first_of_node: bool) -> list[Findi
         return []
     found = [checks.check_versions(), checks.check_gpus(ranks_here()), checks.check_locks()]
     found += [checks.check_disk(run or Path.cwd()), *([checks.check_run(run)] if run else [])]
-    return [replace(f, hosts=(host(),)) for f in (*found, *(checks.check_shards(folder) for folder in data))]
+    return [
+        replace(f, hosts=(host(),))
+        for f in (*found, *(checks.check_shards(folder) for folder in data))
+    ]
 
 
 def together(
-    here: World, own: list[Finding], files: list[Path], ds_config: Path | None, data: list[Path], seconds: float
+    here: World,
+    own: list[Finding],
+    files: list[Path],
+    ds_config: Path | None,
+    data: list[Path],
+    seconds: float,
 ) -> list[Finding]:
     """The findings of all nodes (good ones only once), and those about the ranks."""
-    device = torch.device("cuda", here.local_rank) if torch.cuda.is_available() else torch.device("cpu")
-    compared = [*files, *([ds_config] if ds_config else []), *(folder / "index.json" for folder in data)]
+    device = (
+        torch.device("cuda", here.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    )
+    compared = [
+        *files,
+        *([ds_config] if ds_config else []),
+        *(folder / "index.json" for folder in data),
+    ]
     digests = {str(path): checks.digest(path) for path in compared}
     try:
         if device.type == "cuda":
@@ -91,17 +120,26 @@ def together(
         network.meet(seconds)
         return compare(here, device, own, digests)
     except (RuntimeError, OSError) as error:
-        return [*own, Finding("ranks", "bad", " ".join(str(error).split())[:300], "look at their nodes and logs")]
+        return [
+            *own,
+            Finding(
+                "ranks", "bad", " ".join(str(error).split())[:300], "look at their nodes and logs"
+            ),
+        ]
 
 
-def compare(here: World, device: torch.device, own: list[Finding], digests: dict[str, str]) -> list[Finding]:
+def compare(
+    here: World, device: torch.device, own: list[Finding], digests: dict[str, str]
+) -> list[Finding]:
     """What the ranks, which have met, find of one another."""
     reports = network.examine(device, host(), checks.versions(), digests)
     everyone: list[list[Finding] | None] = [None] * here.size
     dist.all_gather_object(everyone, own)
     told = network.heard(*network.bandwidth(device), here.size)
     if network.wrong_sum(device):
-        told = Finding("all-reduce", "bad", "gives a wrong sum", "exclude nodes by halves until it is right")
+        told = Finding(
+            "all-reduce", "bad", "gives a wrong sum", "exclude nodes by halves until it is right"
+        )
     dist.destroy_process_group()
     of_others = [
         replace(finding, about=f"{finding.about} ({report.host})")
@@ -119,7 +157,10 @@ def show(findings: list[Finding]) -> None:
         told = Text(plain(finding.what))
         if finding.do:
             told.append(f"\ndo: {plain(finding.do)}", style="dim")
-        mark = Text({"good": "ok", "warn": "look", "bad": "BAD"}[finding.verdict], style=COLORS[finding.verdict])
+        mark = Text(
+            {"good": "ok", "warn": "look", "bad": "BAD"}[finding.verdict],
+            style=COLORS[finding.verdict],
+        )
         table.add_row(mark, Text(plain(finding.about)), told)
     Console(width=None if os.isatty(1) else 160).print(table)
 

@@ -21,16 +21,16 @@ import torch.distributed as dist
 import typer
 from rich.progress import track
 
+from megajukebox.common.files import make_folder, write_whole
+from megajukebox.common.model_files import load_into, read_facts
+from megajukebox.common.provenance import made_by
+from megajukebox.common.world import world
 from megajukebox.data.audio import downmix, read_slice
-from megajukebox.data.files import make_folder, write_whole
-from megajukebox.data.provenance import made_by
-from megajukebox.data.shards.indexing import write_index
+from megajukebox.data.shards.build_index import write_index
 from megajukebox.data.shards.remote import DEFAULT_CACHE, Remote, StopRun
-from megajukebox.data.shards.sets import Sample, ShardSet, finished_shard, write_shard
-from megajukebox.data.weights import load_into, read_facts
-from megajukebox.models.long_audio import encode_long
+from megajukebox.data.shards.shard_set import Sample, ShardSet, finished_shard, write_shard
+from megajukebox.models.chunked_codec import encode_long
 from megajukebox.models.vqvae import VQVAE, VQVAEConfig
-from megajukebox.training.launch import world
 
 LONGEST = 6 * 3600  # seconds of a song that is encoded at once: it is decoded in memory
 
@@ -39,30 +39,55 @@ def main(
     songs: Annotated[str, typer.Argument(help="The folder or URL of song shards.")],
     vqvae: Annotated[Path, typer.Option(help="The run (or import) of the VQ-VAE.")],
     out: Annotated[Path, typer.Option(help="The folder for the code shards.")],
-    mix: Annotated[float, typer.Option(min=0, max=1, help="Mono is mix x left + (1 - mix) x right.")] = 0.5,
-    chunk_seconds: Annotated[float, typer.Option(min=0.1, help="Audio encoded at once; bounds the memory.")] = 20.0,
-    part: Annotated[str | None, typer.Option(help="i/n: only every n-th shard, from the i-th on (0-based).")] = None,
-    cache: Annotated[Path, typer.Option(help="Where shards behind a URL are kept.")] = DEFAULT_CACHE,
-    allow_pipe: Annotated[bool, typer.Option("--allow-pipe", help="Allow URLs that run commands.")] = False,
-    local_rank: Annotated[int, typer.Option("--local_rank", hidden=True, help="The deepspeed launcher gives it.")] = 0,
+    mix: Annotated[
+        float, typer.Option(min=0, max=1, help="Mono is mix x left + (1 - mix) x right.")
+    ] = 0.5,
+    chunk_seconds: Annotated[
+        float, typer.Option(min=0.1, help="Audio encoded at once; bounds the memory.")
+    ] = 20.0,
+    part: Annotated[
+        str | None, typer.Option(help="i/n: only every n-th shard, from the i-th on (0-based).")
+    ] = None,
+    cache: Annotated[
+        Path, typer.Option(help="Where shards behind a URL are kept.")
+    ] = DEFAULT_CACHE,
+    allow_pipe: Annotated[
+        bool, typer.Option("--allow-pipe", help="Allow URLs that run commands.")
+    ] = False,
+    local_rank: Annotated[
+        int, typer.Option("--local_rank", hidden=True, help="The deepspeed launcher gives it.")
+    ] = 0,
 ) -> None:
     """Encode song shards. Restartable; the result does not depend on how the work is split."""
     try:
-        encode(ShardSet(songs, Remote(cache, lost="stop", allow_pipe=allow_pipe)), vqvae, out, mix, chunk_seconds, part)
+        encode(
+            ShardSet(songs, Remote(cache, lost="stop", allow_pipe=allow_pipe)),
+            vqvae,
+            out,
+            mix,
+            chunk_seconds,
+            part,
+        )
     except (ValueError, StopRun) as error:
         raise SystemExit(f"encode: {error}") from error
 
 
-def encode(songs: ShardSet, run: Path, out: Path, mix: float, chunk_seconds: float, part: str | None) -> None:
+def encode(
+    songs: ShardSet, run: Path, out: Path, mix: float, chunk_seconds: float, part: str | None
+) -> None:
     """Write this process's share of the code shards, and the index once all are there."""
     here = world()
     first, stride = parse_part(part) if part else (here.rank, here.size)
-    device = torch.device("cuda", here.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    device = (
+        torch.device("cuda", here.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    )
     model, facts = load_vqvae(run, songs, device)
     make_folder(out)
     origin = {"vqvae": facts["fingerprint"], "source": songs.fingerprint, "mix": mix}
     numbers = range(first, len(songs.index["shards"]), stride)
-    for number in track(numbers, description=f"encode {here.rank}/{here.size}", disable=here.rank != 0):
+    for number in track(
+        numbers, description=f"encode {here.rank}/{here.size}", disable=here.rank != 0
+    ):
         encode_shard(model, songs, number, out, origin, chunk_seconds)
     if part is None:
         wait_for_others(here.size)
@@ -98,7 +123,12 @@ def shard_name(number: int) -> str:
 
 
 def encode_shard(
-    model: VQVAE, songs: ShardSet, number: int, out: Path, origin: dict[str, Any], chunk_seconds: float
+    model: VQVAE,
+    songs: ShardSet,
+    number: int,
+    out: Path,
+    origin: dict[str, Any],
+    chunk_seconds: float,
 ) -> None:
     """Shard `number`, unless it is finished and of the same origin."""
     done = finished_shard(out / shard_name(number))
@@ -110,18 +140,27 @@ def encode_shard(
 
 
 def encoded_songs(
-    model: VQVAE, songs: ShardSet, number: int, mix: float, chunk_seconds: float, refused: dict[str, str]
+    model: VQVAE,
+    songs: ShardSet,
+    number: int,
+    mix: float,
+    chunk_seconds: float,
+    refused: dict[str, str],
 ) -> Iterator[Sample]:
     """The songs of one shard as codes; those that cannot be read are left out, with the reason in `refused`."""
     shard = songs.index["shards"][number]
     for row in range(shard["first"], shard["first"] + shard["songs"]):
         try:
             yield encode_song(model, songs, row, mix, chunk_seconds)
-        except ValueError as error:  # a disk or server that fails is not the song's fault: that ends the run
+        except (
+            ValueError
+        ) as error:  # a disk or server that fails is not the song's fault: that ends the run
             refused[songs.key(row)] = str(error)
 
 
-def encode_song(model: VQVAE, songs: ShardSet, row: int, mix: float, chunk_seconds: float) -> Sample:
+def encode_song(
+    model: VQVAE, songs: ShardSet, row: int, mix: float, chunk_seconds: float
+) -> Sample:
     facts, frames = songs.read_facts(row), int(songs.songs[row]["frames"])
     if frames > LONGEST * songs.index["sample_rate"]:
         raise ValueError(f"{songs.key(row)} claims {frames} frames, over {LONGEST / 3600:g} hours")
@@ -154,7 +193,9 @@ def wait_for_others(size: int) -> None:
         dist.destroy_process_group()
 
 
-def index(songs: ShardSet, model: VQVAE, facts: dict[str, Any], out: Path, origin: dict[str, Any]) -> None:
+def index(
+    songs: ShardSet, model: VQVAE, facts: dict[str, Any], out: Path, origin: dict[str, Any]
+) -> None:
     """songs.npy and index.json of the code set, with the lyrics model of the songs."""
     config, lyrics = model.config, songs.index["lyrics_model"]
     if lyrics:

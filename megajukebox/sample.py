@@ -25,20 +25,20 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from megajukebox.data.conditions.vocabulary import UNKNOWN, read_vocabularies
-from megajukebox.data.files import make_folder, write_whole
-from megajukebox.data.shards.sets import ShardSet
-from megajukebox.data.weights import read_facts
-from megajukebox.sampling.dealing import Dealer
+from megajukebox.common.files import make_folder, write_whole
+from megajukebox.common.model_files import read_facts
+from megajukebox.common.world import World, world
+from megajukebox.conditioning.vocabulary import UNKNOWN, read_vocabularies
+from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.sampling.jukebox import RUNS, Engine, Jukebox, Song, Stopped
 from megajukebox.sampling.levels.autoregressive import WAYS
-from megajukebox.sampling.memory import Need, free_memory, room
+from megajukebox.sampling.memory_budget import Need, free_memory, room
+from megajukebox.sampling.progress import Watch
 from megajukebox.sampling.reporting import ProgressFile
+from megajukebox.sampling.request_queue import Dealer
 from megajukebox.sampling.songs.reconstruction import chosen, reconstructions
 from megajukebox.sampling.songs.requests import Request, parse_requests, read_requests
-from megajukebox.sampling.watching import Watch
 from megajukebox.training.config import override
-from megajukebox.training.launch import World, world
 
 STOPPED = 85  # stopped on request, all saved: start again
 
@@ -52,7 +52,8 @@ class Precision(str, Enum):
 def main(
     runs: Annotated[Path, typer.Argument(help="The folder of the runs.")],
     settings: Annotated[
-        list[str] | None, typer.Argument(help="Others of a request's settings: temperature=0.9 'moods=[calm]' ...")
+        list[str] | None,
+        typer.Argument(help="Others of a request's settings: temperature=0.9 'moods=[calm]' ..."),
     ] = None,
     out: Annotated[Path, typer.Option(help="The folder for the songs.")] = Path("samples"),
     requests: Annotated[Path | None, typer.Option(help="A YAML or JSON list of requests.")] = None,
@@ -61,32 +62,69 @@ def main(
     lyrics: Annotated[Path | None, typer.Option(help="A .txt or .lrc file to sing.")] = None,
     seconds: Annotated[float | None, typer.Option(help="Length of the song; default: 10.")] = None,
     seed: Annotated[int | None, typer.Option(help="One seed, one song; default: 0.")] = None,
-    name: Annotated[str | None, typer.Option(help="Name of the song's files; default: song.")] = None,
-    variations: Annotated[int | None, typer.Option(help="Songs, with seeds seed, seed + 1, ...; default: 1.")] = None,
-    prompt: Annotated[str | None, typer.Option(help="A recording or an earlier sample to go on from.")] = None,
-    keep_seconds: Annotated[float | None, typer.Option(help="How much of the prompt is kept; default: all.")] = None,
-    upsample: Annotated[str | None, typer.Option(help="An earlier sample whose lower levels are made anew.")] = None,
-    infill: Annotated[str | None, typer.Option(help="A recording or sample of which --replace is made anew.")] = None,
-    replace: Annotated[list[str] | None, typer.Option(help="A range of seconds, as 2-3.5; may be repeated.")] = None,
-    reconstruct: Annotated[str | None, typer.Option(help="Song shards: held-out songs and their reconstructions.")] = (
-        None
-    ),
-    names: Annotated[bool, typer.Option("--names", help="Only tell which names the top prior knows.")] = False,
-    count: Annotated[int, typer.Option(min=1, help="With --reconstruct: how many held-out songs.")] = 8,
-    song: Annotated[list[str] | None, typer.Option(help="With --reconstruct: songs by key instead.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Songs sampled in lockstep; bounds the memory.")] = 16,
-    precision: Annotated[Precision, typer.Option(help="Of the priors' weights; half of the memory in 16 bits.")] = (
-        Precision.float32
-    ),
-    memory: Annotated[
-        float | None, typer.Option(help="GB for priors and songs (default: what is free); fewer at once if need be.")
+    name: Annotated[
+        str | None, typer.Option(help="Name of the song's files; default: song.")
     ] = None,
-    exact: Annotated[bool, typer.Option(help="--no-exact: upsample all windows at once; quicker, with seams.")] = True,
-    way: Annotated[str, typer.Option(help=f"auto, or one of {', '.join(WAYS)}, for every level.")] = "auto",
-    int8: Annotated[bool, typer.Option(help="Round the priors' weights to 8 bits: quicker, other songs.")] = False,
-    sampler: Annotated[list[str] | None, typer.Option(help="student, top=student, bottom=polished ...: docs.")] = None,
-    progress: Annotated[Path | None, typer.Option(help="A file to keep how far it has come in, as JSON.")] = None,
-    local_rank: Annotated[int, typer.Option("--local_rank", hidden=True, help="The deepspeed launcher gives it.")] = 0,
+    variations: Annotated[
+        int | None, typer.Option(help="Songs, with seeds seed, seed + 1, ...; default: 1.")
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="A recording or an earlier sample to go on from.")
+    ] = None,
+    keep_seconds: Annotated[
+        float | None, typer.Option(help="How much of the prompt is kept; default: all.")
+    ] = None,
+    upsample: Annotated[
+        str | None, typer.Option(help="An earlier sample whose lower levels are made anew.")
+    ] = None,
+    infill: Annotated[
+        str | None, typer.Option(help="A recording or sample of which --replace is made anew.")
+    ] = None,
+    replace: Annotated[
+        list[str] | None, typer.Option(help="A range of seconds, as 2-3.5; may be repeated.")
+    ] = None,
+    reconstruct: Annotated[
+        str | None, typer.Option(help="Song shards: held-out songs and their reconstructions.")
+    ] = (None),
+    names: Annotated[
+        bool, typer.Option("--names", help="Only tell which names the top prior knows.")
+    ] = False,
+    count: Annotated[
+        int, typer.Option(min=1, help="With --reconstruct: how many held-out songs.")
+    ] = 8,
+    song: Annotated[
+        list[str] | None, typer.Option(help="With --reconstruct: songs by key instead.")
+    ] = None,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Songs sampled in lockstep; bounds the memory.")
+    ] = 16,
+    precision: Annotated[
+        Precision, typer.Option(help="Of the priors' weights; half of the memory in 16 bits.")
+    ] = (Precision.float32),
+    memory: Annotated[
+        float | None,
+        typer.Option(
+            help="GB for priors and songs (default: what is free); fewer at once if need be."
+        ),
+    ] = None,
+    exact: Annotated[
+        bool, typer.Option(help="--no-exact: upsample all windows at once; quicker, with seams.")
+    ] = True,
+    way: Annotated[
+        str, typer.Option(help=f"auto, or one of {', '.join(WAYS)}, for every level.")
+    ] = "auto",
+    int8: Annotated[
+        bool, typer.Option(help="Round the priors' weights to 8 bits: quicker, other songs.")
+    ] = False,
+    sampler: Annotated[
+        list[str] | None, typer.Option(help="student, top=student, bottom=polished ...: docs.")
+    ] = None,
+    progress: Annotated[
+        Path | None, typer.Option(help="A file to keep how far it has come in, as JSON.")
+    ] = None,
+    local_rank: Annotated[
+        int, typer.Option("--local_rank", hidden=True, help="The deepspeed launcher gives it.")
+    ] = 0,
 ) -> None:
     """Sample songs: those of --requests, or the one that the options tell.
 
@@ -110,7 +148,9 @@ def main(
             "seconds": seconds, "seed": seed, "variations": variations, "prompt": prompt, "keep_seconds": keep_seconds,
             "upsample": upsample, "infill": infill, "replace": ranges(replace),
         }  # fmt: skip
-        asked, wrong = asked_of(requests, {key: value for key, value in one.items() if value is not None}, settings)
+        asked, wrong = asked_of(
+            requests, {key: value for key, value in one.items() if value is not None}, settings
+        )
         make_folder(out)
         jukebox = Jukebox(
             runs,
@@ -136,12 +176,20 @@ def make_all(
             print(f"sample: {line}")
     dealer = Dealer(jukebox, asked, out, here.rank, here.size, batch_size)
     if here.rank == 0 and asked and not dealer.left():
-        print(f"nothing to do: made before, of the same requests and weights: {asked[0].id} ...", flush=True)
-    maker = Maker(jukebox, asked, out, batch_size, here.rank == 0, progress if here.rank == 0 else None)
+        print(
+            f"nothing to do: made before, of the same requests and weights: {asked[0].id} ...",
+            flush=True,
+        )
+    maker = Maker(
+        jukebox, asked, out, batch_size, here.rank == 0, progress if here.rank == 0 else None
+    )
     try:
         dealer.run(maker.make, lambda line: print(f"sample: {line}", flush=True))
     except Stopped:
-        print("sample: stopped; what was done is saved, the same command goes on from there", flush=True)
+        print(
+            "sample: stopped; what was done is saved, the same command goes on from there",
+            flush=True,
+        )
         raise SystemExit(STOPPED) from None
     if here.rank == 0:
         summarise(out, asked, wrong, dealer.failed)
@@ -154,14 +202,18 @@ def save_all(songs: Iterable[Song], out: Path) -> None:
         print(song.save(out), flush=True)
 
 
-def asked_of(file: Path | None, one: dict[str, Any], settings: list[str] | None) -> tuple[list[Request], list[str]]:
+def asked_of(
+    file: Path | None, one: dict[str, Any], settings: list[str] | None
+) -> tuple[list[Request], list[str]]:
     """The requests of `file`, or the one that the command line tells; and one line for each that cannot be made."""
     for setting in settings or []:
         override(one, setting)
     if file is None:
         return parse_requests([{"id": "song"} | one])
     if one:
-        raise ValueError(f"{', '.join(one)} cannot be given beside --requests; write them into {file}")
+        raise ValueError(
+            f"{', '.join(one)} cannot be given beside --requests; write them into {file}"
+        )
     return read_requests(file)
 
 
@@ -169,7 +221,9 @@ def words_of(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"lyrics {str(file)!r} cannot be read ({error}); give a text in UTF-8") from None
+        raise ValueError(
+            f"lyrics {str(file)!r} cannot be read ({error}); give a text in UTF-8"
+        ) from None
 
 
 def tell_names(prior: Path) -> None:
@@ -188,7 +242,9 @@ def ranges(given: list[str] | None) -> list[list[float]] | None:
         try:
             start, end = map(float, text.split("-"))
         except ValueError:
-            raise ValueError(f"replace {text!r} is no range of seconds; write it as 2-3.5") from None
+            raise ValueError(
+                f"replace {text!r} is no range of seconds; write it as 2-3.5"
+            ) from None
         found.append([start, end])
     return found
 
@@ -203,22 +259,33 @@ def engine_of(exact: bool, way: str, int8: bool) -> Engine:
 
 def needs_of(jukebox: Jukebox, asked: list[Request]) -> list[Need]:
     """What each level takes for the longest of the requests."""
-    twins = 2 if any(strength != 1 for request in asked for strength in request.guidance.values()) else 1
+    twins = (
+        2
+        if any(strength != 1 for request in asked for strength in request.guidance.values())
+        else 1
+    )
     needs = []
     for level, run in jukebox.levels.items():
         # Windows of a song go in lockstep where they need not wait for each other; each begins with a run-up of 1/8.
-        at_once = level in jukebox.students or jukebox.engine.way_of(level, 2, None) in ("windows", "across")
+        at_once = level in jukebox.students or jukebox.engine.way_of(level, 2, None) in (
+            "windows",
+            "across",
+        )
         codes = max((jukebox.codes_of(request, level) for request in asked), default=1)
         windows = -(-8 * codes // (7 * run.config.window)) if at_once else 1
         needs.append(Need(run.config, windows, twins, level in jukebox.students))
     return needs
 
 
-def within(memory: float | None, jukebox: Jukebox, asked: list[Request], batch_size: int, here: World) -> int:
+def within(
+    memory: float | None, jukebox: Jukebox, asked: list[Request], batch_size: int, here: World
+) -> int:
     """The batch that stays within `memory` GB, or what is free now; priors stay loaded if that fits. Says so."""
     cpu, local = jukebox.device.type == "cpu", int(os.environ.get("LOCAL_WORLD_SIZE", here.size))
     limit = free_memory(jukebox.device, local) if memory is None else memory * 1e9
-    found = room(needs_of(jukebox, asked), min(batch_size, max(1, len(asked))), limit, jukebox.dtype, cpu)
+    found = room(
+        needs_of(jukebox, asked), min(batch_size, max(1, len(asked))), limit, jukebox.dtype, cpu
+    )
     jukebox.together = found.together
     if here.rank == 0:
         where = "asked for" if memory is not None else "free"
@@ -230,7 +297,13 @@ class Maker:
     """Makes the songs of one batch after another, shows how far they are, and stops between codes when asked to."""
 
     def __init__(
-        self, jukebox: Jukebox, requests: list[Request], out: Path, batch_size: int, show: bool, progress: Path | None
+        self,
+        jukebox: Jukebox,
+        requests: list[Request],
+        out: Path,
+        batch_size: int,
+        show: bool,
+        progress: Path | None,
     ):
         self.jukebox, self.out, self.batch_size, self.show = jukebox, out, batch_size, show
         totals = {n: sum(jukebox.codes_of(r, n) for r in requests) for n in jukebox.levels}
@@ -253,28 +326,46 @@ class Maker:
             made = self.jukebox.sample(songs, self.batch_size, advance, self.heard, self.out, stop)
         for song in made:
             notes = "".join(f"\n  note: {note}" for note in song.notes)
-            print(f"{self.out / song.request.id}.wav  {song.record()['seconds']:.1f} s{notes}", flush=True)
+            print(
+                f"{self.out / song.request.id}.wav  {song.record()['seconds']:.1f} s{notes}",
+                flush=True,
+            )
         return made
 
     def heard(self, level: str, songs: list[Song]) -> None:
         if self.show and level != "bottom":
-            print(f"{level} level can be heard: {self.out / songs[0].levels[level]['audio']}", flush=True)
+            print(
+                f"{level} level can be heard: {self.out / songs[0].levels[level]['audio']}",
+                flush=True,
+            )
 
 
 def summarise(out: Path, asked: list[Request], wrong: list[str], failed: dict[str, str]) -> None:
     """What became of all requests that this folder was ever asked for: `.unfinished/summary.json`."""
     path, now = out / ".unfinished" / "summary.json", {request.id: None for request in asked}
-    before = json.loads(path.read_text()) if path.exists() else {"made": [], "failed": {}, "refused": []}
-    made = [song for song in dict.fromkeys([*before["made"], *now]) if (out / f"{song}.json").exists()]
-    refused = [line for line in before["refused"] if not any(line.startswith(f"request {song}:") for song in now)]
+    before = (
+        json.loads(path.read_text()) if path.exists() else {"made": [], "failed": {}, "refused": []}
+    )
+    made = [
+        song for song in dict.fromkeys([*before["made"], *now]) if (out / f"{song}.json").exists()
+    ]
+    refused = [
+        line
+        for line in before["refused"]
+        if not any(line.startswith(f"request {song}:") for song in now)
+    ]
     found = {
         "made": made,
-        "failed": {song: why for song, why in before["failed"].items() if song not in {*now, *made}} | failed,
+        "failed": {song: why for song, why in before["failed"].items() if song not in {*now, *made}}
+        | failed,
         "refused": list(dict.fromkeys([*refused, *wrong])),
     }
     write_whole(path, (json.dumps(found, indent=1) + "\n").encode())
     if len(asked) > 1 or wrong:
-        print(f"{len(set(now) & set(made))} of {len(asked) + len(wrong)} songs are in {out}", flush=True)
+        print(
+            f"{len(set(now) & set(made))} of {len(asked) + len(wrong)} songs are in {out}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

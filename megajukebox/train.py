@@ -7,7 +7,7 @@
     megajukebox train top_prior --from runs/tiny/top_prior --preset tiny --data shards/mine --out runs/mine/top_prior
 
 Killed? Run the same command again. The run folder holds run.yaml (all settings), metrics.jsonl, events.jsonl,
-checkpoints/, and model.safetensors + model.json for the stages after it. Its exit status (training/survival/exits.py):
+checkpoints/, and model.safetensors + model.json for the stages after it. Its exit status (resilience/exit_codes.py):
 0 done, 85 stopped and saved, 75 start again, 93 a person is needed, 98 another start took over.
 """
 
@@ -17,40 +17,68 @@ from typing import Annotated
 import typer
 
 from megajukebox.data.shards.remote import DEFAULT_CACHE, Remote
-from megajukebox.data.shards.sets import ShardSet
+from megajukebox.data.shards.shard_set import ShardSet
+from megajukebox.resilience.exit_codes import Ending, ending, say
 from megajukebox.training.config import STAGES, Preset, TrainingSettings, load_preset
-from megajukebox.training.engines import parallel
+from megajukebox.training.engines import collectives
 from megajukebox.training.finetune import Base, read_base
-from megajukebox.training.stage import run_task
-from megajukebox.training.survival.exits import Ending, ending, say
+from megajukebox.training.stage_runner import run_task
 from megajukebox.training.tasks import Reading, Task, piped_task, prior_task, vqvae_task
 
 
 def main(
     stage: Annotated[str, typer.Argument(help=f"One of {', '.join(STAGES)}.")],
-    data: Annotated[str, typer.Option(help="Shards, a folder or URL: songs for vqvae, codes for the others.")],
+    data: Annotated[
+        str, typer.Option(help="Shards, a folder or URL: songs for vqvae, codes for the others.")
+    ],
     out: Annotated[Path, typer.Option(help="The run folder.")],
-    settings: Annotated[list[str] | None, typer.Argument(help="Changes to the preset: key.sub=value ...")] = None,
-    preset: Annotated[str, typer.Option(help="A name in megajukebox/presets, or a YAML file.")] = "tiny",
-    ds_config: Annotated[str | None, typer.Option(help="Another JSON, from ds_configs/ or a path.")] = None,
-    base: Annotated[
-        Path | None, typer.Option("--from", help="Start from a run's weights, or from one of its checkpoints.")
+    settings: Annotated[
+        list[str] | None, typer.Argument(help="Changes to the preset: key.sub=value ...")
     ] = None,
-    stop_after: Annotated[int | None, typer.Option(min=1, help="Save and leave after this many steps.")] = None,
-    cache: Annotated[Path, typer.Option(help="Where shards behind a URL are kept.")] = DEFAULT_CACHE,
-    cache_gb: Annotated[float, typer.Option(min=0, help="How much of that disk they may fill.")] = 64,
-    stop_when_lost: Annotated[bool, typer.Option("--stop-when-lost", help="Do not skip shards that are lost.")] = False,
-    allow_pipe: Annotated[bool, typer.Option("--allow-pipe", help="Allow URLs that run commands.")] = False,
-    local_rank: Annotated[int, typer.Option("--local_rank", hidden=True, help="The deepspeed launcher gives it.")] = 0,
+    preset: Annotated[
+        str, typer.Option(help="A name in megajukebox/presets, or a YAML file.")
+    ] = "tiny",
+    ds_config: Annotated[
+        str | None, typer.Option(help="Another JSON, from ds_configs/ or a path.")
+    ] = None,
+    base: Annotated[
+        Path | None,
+        typer.Option("--from", help="Start from a run's weights, or from one of its checkpoints."),
+    ] = None,
+    stop_after: Annotated[
+        int | None, typer.Option(min=1, help="Save and leave after this many steps.")
+    ] = None,
+    cache: Annotated[
+        Path, typer.Option(help="Where shards behind a URL are kept.")
+    ] = DEFAULT_CACHE,
+    cache_gb: Annotated[
+        float, typer.Option(min=0, help="How much of that disk they may fill.")
+    ] = 64,
+    stop_when_lost: Annotated[
+        bool, typer.Option("--stop-when-lost", help="Do not skip shards that are lost.")
+    ] = False,
+    allow_pipe: Annotated[
+        bool, typer.Option("--allow-pipe", help="Allow URLs that run commands.")
+    ] = False,
+    local_rank: Annotated[
+        int, typer.Option("--local_rank", hidden=True, help="The deepspeed launcher gives it.")
+    ] = 0,
 ) -> None:
     """Train one stage; the same command goes on where it stopped."""
     with ending(out, "train") as end:
         chosen = load_preset(preset, settings)
         if ds_config:
-            chosen = load_preset(preset, [*(settings or []), f"training.{stage}.ds_config={ds_config}"])
-        remote = Remote(cache, int(cache_gb * 2**30), lost="stop" if stop_when_lost else "skip", allow_pipe=allow_pipe)
+            chosen = load_preset(
+                preset, [*(settings or []), f"training.{stage}.ds_config={ds_config}"]
+            )
+        remote = Remote(
+            cache,
+            int(cache_gb * 2**30),
+            lost="stop" if stop_when_lost else "skip",
+            allow_pipe=allow_pipe,
+        )
         finished = run_stage(chosen, stage, data, remote, out, base, stop_after, end)
-        parallel.stop()
+        collectives.stop()
         if not finished:
             end.kind = "done" if stop_after else "stopped"
             say(f"stopped before the last step; the same command goes on from {out}")
@@ -66,7 +94,9 @@ def run_stage(
     def make(reading: Reading) -> Task:
         return task_of(preset, stage, data, remote, settings, reading, trained)
 
-    return run_task(preset, stage, settings, make, out, stop_after, end, trained.weights if trained else None)
+    return run_task(
+        preset, stage, settings, make, out, stop_after, end, trained.weights if trained else None
+    )
 
 
 def task_of(

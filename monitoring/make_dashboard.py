@@ -11,8 +11,16 @@ RUN = 'run=~"$run"'
 ROWS: dict[str, list[tuple[str, str, dict[str, str]]]] = {
     "Is it moving?": [
         ("Status", "short", {"{{run}} {{status}}": f"megajukebox_status{{{RUN}}} == 1"}),
-        ("Progress", "percentunit", {"{{run}}": f"megajukebox_step{{{RUN}}} / megajukebox_target_steps{{{RUN}}}"}),
-        ("Age of the last step", "s", {"{{run}}": f"time() - megajukebox_last_step_timestamp_seconds{{{RUN}}}"}),
+        (
+            "Progress",
+            "percentunit",
+            {"{{run}}": f"megajukebox_step{{{RUN}}} / megajukebox_target_steps{{{RUN}}}"},
+        ),
+        (
+            "Age of the last step",
+            "s",
+            {"{{run}}": f"time() - megajukebox_last_step_timestamp_seconds{{{RUN}}}"},
+        ),
         ("Time left", "s", {"{{run}}": f"megajukebox_eta_seconds{{{RUN}}}"}),
         ("Time left of the job", "s", {"{{run}}": f"megajukebox_job_time_left_seconds{{{RUN}}}"}),
         ("Jobs queued after it", "short", {"{{run}}": f"megajukebox_chain_queued{{{RUN}}}"}),
@@ -20,20 +28,44 @@ ROWS: dict[str, list[tuple[str, str, dict[str, str]]]] = {
     ],
     "Is it healthy?": [
         ("Loss", "none", {"{{run}} {{split}} {{level}}": f"megajukebox_loss{{{RUN}}}"}),
-        ("Bits per code", "none", {"{{run}} {{split}}": f"megajukebox_bits_per_code{{{RUN}}} or vector(0)"}),
+        (
+            "Bits per code",
+            "none",
+            {"{{run}} {{split}}": f"megajukebox_bits_per_code{{{RUN}}} or vector(0)"},
+        ),
         ("Gradient norm", "none", {"{{run}}": f"megajukebox_grad_norm{{{RUN}}}"}),
         ("Learning rate", "none", {"{{run}}": f"megajukebox_learning_rate{{{RUN}}}"}),
         ("Spike score", "none", {"{{run}}": f"megajukebox_spike_score{{{RUN}}}"}),
         ("Loss scale (fp16)", "none", {"{{run}}": f"megajukebox_loss_scale{{{RUN}}} or vector(0)"}),
-        ("Skipped steps", "short", {"{{run}} {{reason}}": f"megajukebox_steps_skipped_total{{{RUN}}}"}),
-        ("Codebook usage", "percentunit", {"{{run}} {{level}}": f"megajukebox_codebook_usage_ratio{{{RUN}}}"}),
-        ("Codebook entropy", "bits", {"{{run}} {{level}}": f"megajukebox_codebook_entropy_bits{{{RUN}}}"}),
+        (
+            "Skipped steps",
+            "short",
+            {"{{run}} {{reason}}": f"megajukebox_steps_skipped_total{{{RUN}}}"},
+        ),
+        (
+            "Codebook usage",
+            "percentunit",
+            {"{{run}} {{level}}": f"megajukebox_codebook_usage_ratio{{{RUN}}}"},
+        ),
+        (
+            "Codebook entropy",
+            "bits",
+            {"{{run}} {{level}}": f"megajukebox_codebook_entropy_bits{{{RUN}}}"},
+        ),
         ("Dead codes", "short", {"{{run}} {{level}}": f"megajukebox_codebook_dead_codes{{{RUN}}}"}),
-        ("Everything else it logs", "none", {"{{run}} {{split}} {{name}}": f"megajukebox_metric{{{RUN}}}"}),
+        (
+            "Everything else it logs",
+            "none",
+            {"{{run}} {{split}} {{name}}": f"megajukebox_metric{{{RUN}}}"},
+        ),
     ],
     "Where did time go?": [
         ("Goodput", "percentunit", {"{{run}} {{window}}": f"megajukebox_goodput_ratio{{{RUN}}}"}),
-        ("Wall clock since the first start", "s", {"{{run}} {{phase}}": f"megajukebox_time_seconds_total{{{RUN}}}"}),
+        (
+            "Wall clock since the first start",
+            "s",
+            {"{{run}} {{phase}}": f"megajukebox_time_seconds_total{{{RUN}}}"},
+        ),
         ("A step", "s", {"{{run}} {{part}}": f"megajukebox_step_part_seconds{{{RUN}}}"}),
         (
             "Share of a step in communication",
@@ -46,10 +78,20 @@ ROWS: dict[str, list[tuple[str, str, dict[str, str]]]] = {
         (
             "Slow steps (95 %)",
             "s",
-            {"{{run}}": f"histogram_quantile(0.95, sum by (run, le) (megajukebox_step_seconds_bucket{{{RUN}}}))"},
+            {
+                "{{run}}": f"histogram_quantile(0.95, sum by (run, le) (megajukebox_step_seconds_bucket{{{RUN}}}))"
+            },
         ),
-        ("Audio seconds per second", "none", {"{{run}}": f"megajukebox_audio_seconds_per_second{{{RUN}}}"}),
-        ("Codes per second", "none", {"{{run}}": f"megajukebox_tokens_per_second{{{RUN}}} or vector(0)"}),
+        (
+            "Audio seconds per second",
+            "none",
+            {"{{run}}": f"megajukebox_audio_seconds_per_second{{{RUN}}}"},
+        ),
+        (
+            "Codes per second",
+            "none",
+            {"{{run}}": f"megajukebox_tokens_per_second{{{RUN}}} or vector(0)"},
+        ),
         (
             "Utilisation (MFU)",
             "percentunit",
@@ -62,8 +104,16 @@ ROWS: dict[str, list[tuple[str, str, dict[str, str]]]] = {
             "s",
             {"{{run}}": f"time() - megajukebox_last_checkpoint_timestamp_seconds{{{RUN}}}"},
         ),
-        ("Checkpoints that are whole", "short", {"{{run}}": f"megajukebox_checkpoint_valid_count{{{RUN}}}"}),
-        ("Size of a checkpoint", "bytes", {"{{run}}": f"megajukebox_last_checkpoint_bytes{{{RUN}}}"}),
+        (
+            "Checkpoints that are whole",
+            "short",
+            {"{{run}}": f"megajukebox_checkpoint_valid_count{{{RUN}}}"},
+        ),
+        (
+            "Size of a checkpoint",
+            "bytes",
+            {"{{run}}": f"megajukebox_last_checkpoint_bytes{{{RUN}}}"},
+        ),
         (
             "Time of a save (mean)",
             "s",
@@ -77,7 +127,11 @@ ROWS: dict[str, list[tuple[str, str, dict[str, str]]]] = {
         ("Steps trained again", "short", {"{{run}}": f"megajukebox_wasted_steps_total{{{RUN}}}"}),
     ],
     "Who is slow, who is silent?": [
-        ("Slowdown of each rank", "none", {"{{run}} {{rank}} {{host}}": f"megajukebox_rank_slowdown_ratio{{{RUN}}}"}),
+        (
+            "Slowdown of each rank",
+            "none",
+            {"{{run}} {{rank}} {{host}}": f"megajukebox_rank_slowdown_ratio{{{RUN}}}"},
+        ),
         (
             "Communication of each rank, waits included",
             "s",
@@ -86,23 +140,49 @@ ROWS: dict[str, list[tuple[str, str, dict[str, str]]]] = {
         (
             "Age of each rank's heartbeat",
             "s",
-            {"{{run}} {{rank}} {{host}}": f"time() - megajukebox_rank_heartbeat_timestamp_seconds{{{RUN}}}"},
+            {
+                "{{run}} {{rank}} {{host}}": f"time() - megajukebox_rank_heartbeat_timestamp_seconds{{{RUN}}}"
+            },
         ),
         ("Memory of rank 0", "bytes", {"{{run}} {{kind}}": f"megajukebox_memory_bytes{{{RUN}}}"}),
-        ("GPU utilisation", "percentunit", {"{{node}} {{gpu}}": "megajukebox_gpu_utilization_ratio or vector(0)"}),
-        ("GPU memory", "bytes", {"{{node}} {{gpu}}": "megajukebox_gpu_memory_used_bytes or vector(0)"}),
-        ("GPU temperature", "celsius", {"{{node}} {{gpu}}": "megajukebox_gpu_temperature_celsius or vector(0)"}),
+        (
+            "GPU utilisation",
+            "percentunit",
+            {"{{node}} {{gpu}}": "megajukebox_gpu_utilization_ratio or vector(0)"},
+        ),
+        (
+            "GPU memory",
+            "bytes",
+            {"{{node}} {{gpu}}": "megajukebox_gpu_memory_used_bytes or vector(0)"},
+        ),
+        (
+            "GPU temperature",
+            "celsius",
+            {"{{node}} {{gpu}}": "megajukebox_gpu_temperature_celsius or vector(0)"},
+        ),
     ],
     "Data and disk": [
         ("Waiting for data", "percentunit", {"{{run}}": f"megajukebox_data_wait_ratio{{{RUN}}}"}),
-        ("Clips that could not be read", "percentunit", {"{{run}}": f"megajukebox_bad_samples_ratio{{{RUN}}}"}),
+        (
+            "Clips that could not be read",
+            "percentunit",
+            {"{{run}}": f"megajukebox_bad_samples_ratio{{{RUN}}}"},
+        ),
         (
             "Such clips, by reason",
             "short",
             {"{{run}} {{reason}}": f"megajukebox_bad_samples_total{{{RUN}}} or vector(0)"},
         ),
-        ("Free space", "bytes", {"{{mount}}": f"max by (mount) (megajukebox_fs_free_bytes{{{RUN}}})"}),
-        ("Memory left on the machine", "bytes", {"{{node}}": "megajukebox_host_memory_available_bytes"}),
+        (
+            "Free space",
+            "bytes",
+            {"{{mount}}": f"max by (mount) (megajukebox_fs_free_bytes{{{RUN}}})"},
+        ),
+        (
+            "Memory left on the machine",
+            "bytes",
+            {"{{node}}": "megajukebox_host_memory_available_bytes"},
+        ),
     ],
 }
 
@@ -113,7 +193,14 @@ def dashboard() -> dict:
         top = panels[-1]["gridPos"]["y"] + 8 if panels else 0
         place = {"x": 0, "y": top, "w": 24, "h": 1}
         panels.append(
-            {"type": "row", "title": row, "id": len(panels) + 1, "gridPos": place, "collapsed": False, "panels": []}
+            {
+                "type": "row",
+                "title": row,
+                "id": len(panels) + 1,
+                "gridPos": place,
+                "collapsed": False,
+                "panels": [],
+            }
         )
         for number, (title, unit, queries) in enumerate(content):
             place = {"x": number % 3 * 8, "y": top + 1 + number // 3 * 8, "w": 8, "h": 8}
@@ -131,7 +218,9 @@ def dashboard() -> dict:
     }  # fmt: skip
 
 
-def panel(number: int, title: str, unit: str, queries: dict[str, str], place: dict[str, int]) -> dict:
+def panel(
+    number: int, title: str, unit: str, queries: dict[str, str], place: dict[str, int]
+) -> dict:
     source = {"type": "prometheus", "uid": "${datasource}"}
     targets = [
         {"refId": chr(65 + n), "datasource": source, "expr": query, "legendFormat": legend}

@@ -7,12 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from little_sets import write_codes
+from fixtures.paths import FILES
+from fixtures.tiny_shards import write_codes
 
 # Tests run side by side, one on each core: with more threads than cores they wait for each other (4 s became 57 s).
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-PRESET = Path(__file__).parent / "data" / "mini.yaml"
+PRESET = FILES / "mini.yaml"
 
 
 def environment() -> dict[str, str]:
@@ -23,13 +24,19 @@ def environment() -> dict[str, str]:
     place = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     inherited = {name: value for name, value in os.environ.items() if name not in place}
-    return {**inherited, "PATH": path, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONWARNINGS": "ignore"}
+    return {
+        **inherited,
+        "PATH": path,
+        "OMP_NUM_THREADS": "1",
+        "DS_ACCELERATOR": "cpu",
+        "PYTHONWARNINGS": "ignore",
+    }
 
 
 def demo(out: Path) -> list[str]:
     """What Python is told to run a whole demo in `out`, at miniature size."""
     small = ["--count", "9", "--samples", "3", "--seconds", "1.0"]
-    return ["-m", "megajukebox.demo", "--out", str(out), "--preset", str(PRESET), *small]
+    return ["-m", "megajukebox.commands.demo", "--out", str(out), "--preset", str(PRESET), *small]
 
 
 @pytest.fixture(scope="session")
@@ -54,7 +61,7 @@ def data(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def straight(tmp_path_factory, data) -> Path:
     """A run of the smallest prior on two ranks of the deepspeed launcher that nothing disturbs."""
-    from disturbed_runs import by_deepspeed, run
+    from fixtures.interrupted_runs import by_deepspeed, run
 
     out = tmp_path_factory.mktemp("straight") / "run"
     assert run(by_deepspeed(data, out)) == 0

@@ -13,28 +13,43 @@ REPOSITORY = Path(__file__).parents[1]
 PACKAGE = REPOSITORY / "megajukebox"
 
 # What each folder may import of ours. Entries, the modules directly in megajukebox/, may import all but entries.
-BELOW = {
-    "data": set(),
-    "models": {"data"},
-    "monitoring": {"data"},
-    "explorer": {"data", "monitoring"},
-    "interop": {"models", "data"},
-    "sampling": {"models", "data"},
-    "scoring": {
-        "models",
-        "data",
-        "sampling",
+BELOW: dict[str, set[str]] = {
+    "common": set(),
+    "models": {"common"},
+    "records": {"common"},
+    "conditioning": {"common"},
+    "interop": {"conditioning", "models", "common"},
+    "data": {"conditioning", "records", "models", "common"},
+    "resilience": {"records", "common"},
+    "monitoring": {"resilience", "data", "records", "common"},
+    "sampling": {"data", "conditioning", "records", "models", "common"},
+    "training": {"resilience", "data", "conditioning", "records", "models", "common"},
+    "explorer": {"monitoring", "data", "conditioning", "records", "common"},
+    "distillation": {"training", "sampling", "data", "conditioning", "records", "models", "common"},
+    "evaluation": {
+        "distillation",
         "explorer",
-    },  # asks a jukebox as a sampler does, shows as the explorer does
-    "training": {"models", "data", "monitoring"},
+        "sampling",
+        "data",
+        "conditioning",
+        "records",
+        "models",
+        "common",
+    },
 }
+BELOW["commands"] = set(BELOW)
 # A wrapper of a library lives in one file; the explorer reads the audio of samples by itself, to stay free of the rest.
-ENGINES = ("parallel", "building", "engine", "pipeline", "universal", "communication")
+ENGINES = ("collectives", "model_init", "zero", "pipeline", "universal_checkpoint", "comm_timing")
 WRAPPERS = {
     "deepspeed": {f"training/engines/{name}.py" for name in ENGINES},
-    "webdataset": {"data/shards/sets.py", "data/stream/stream.py", "data/shards/remote.py", "data/stream/piped.py"},
-    "sentencepiece": {"data/conditions/lyrics.py"},
-    "soundfile": {"data/audio.py", "explorer/building.py", "explorer/reading/pictures.py"},
+    "webdataset": {
+        "data/shards/shard_set.py",
+        "data/stream/batches.py",
+        "data/shards/remote.py",
+        "data/stream/unindexed.py",
+    },
+    "sentencepiece": {"conditioning/tokenizers.py"},
+    "soundfile": {"data/audio.py", "explorer/site_builder.py", "explorer/loaders/spectrograms.py"},
     "soxr": {"data/audio.py"},
 }
 
@@ -101,7 +116,7 @@ def test_no_folder_within_a_layer_does_either() -> None:
 
 
 def folder_of(name: str) -> str:
-    """megajukebox.data.stream of megajukebox.data.stream.order; a module that lies in no inner folder is itself."""
+    """megajukebox.data.stream of megajukebox.data.stream.sample_order; a module that lies in no inner folder is itself."""
     return ".".join(name.split(".")[:3])
 
 
@@ -121,7 +136,9 @@ def no_circle(graph: dict[str, set[str]]) -> None:
 
 @pytest.mark.parametrize("library", WRAPPERS)
 def test_a_library_is_imported_by_its_wrapper_alone(library: str) -> None:
-    users = {path for path in modules() if library in {name.split(".")[0] for name in imports(path)}}
+    users = {
+        path for path in modules() if library in {name.split(".")[0] for name in imports(path)}
+    }
     assert {str(path.relative_to(PACKAGE)) for path in users} <= WRAPPERS[library]
 
 
@@ -136,17 +153,26 @@ def test_no_module_shadows_another_package() -> None:
 
 
 def entries() -> list[Path]:
-    return [path for path in PACKAGE.glob("*.py") if "__main__" in path.read_text()]
+    commands = sorted((PACKAGE / "commands").glob("[a-z]*.py"))
+    return [path for path in PACKAGE.glob("*.py") if "__main__" in path.read_text()] + commands
 
 
 def test_there_are_entries() -> None:
-    assert {"prepare", "train", "encode", "sample", "explore", "demo"} <= {path.stem for path in entries()}
+    assert {"prepare", "train", "encode", "sample", "explore", "demo"} <= {
+        path.stem for path in entries()
+    }
 
 
 @pytest.mark.parametrize("path", entries(), ids=lambda path: path.stem)
 def test_every_entry_opens_with_a_command_to_paste(path: Path) -> None:
     words = ast.get_docstring(ast.parse(path.read_text())) or ""
-    verb = "<verb>" if path.stem == "cli" else path.stem.split("_")[0]  # import_weights is the verb import
+    verb = (
+        "<verb>"
+        if path.stem == "cli"
+        else path.stem.split("_")[0]
+        if path.stem != "control"
+        else "stop"
+    )  # import_weights is the verb import
     assert re.search(rf"^\W*(megajukebox|deepspeed|python) .*{verb}", words, re.MULTILINE), path
 
 

@@ -11,18 +11,23 @@ import torch
 import yaml
 from conftest import demo, environment
 
-from megajukebox.data.shards.sets import ShardSet
-from megajukebox.data.weights import check_fingerprint, read_facts
-from megajukebox.monitoring.metrics import read_lines
+from megajukebox.common.model_files import check_fingerprint, read_facts
+from megajukebox.data.shards.shard_set import ShardSet
+from megajukebox.records.run_log import read_lines
 from megajukebox.sampling.jukebox import Jukebox
 from megajukebox.sampling.songs.requests import Request
 
 STAGES = ("vqvae", "top_prior", "middle_upsampler", "bottom_upsampler")
-pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("pipeline")]  # one worker trains it once
+pytestmark = [
+    pytest.mark.timeout(600),
+    pytest.mark.xdist_group("pipeline"),
+]  # one worker trains it once
 
 
 def run(*command: str, expect: int = 0) -> str:
-    done = subprocess.run([sys.executable, *command], env=environment(), capture_output=True, text=True, timeout=500)
+    done = subprocess.run(
+        [sys.executable, *command], env=environment(), capture_output=True, text=True, timeout=500
+    )
     assert done.returncode == expect, done.stdout[-2000:] + done.stderr[-2000:]
     return done.stdout + done.stderr
 
@@ -50,7 +55,10 @@ def test_code_shards_hold_every_song_at_every_level(pipeline):
     for level, hop in {"top": 128, "middle": 32, "bottom": 8}.items():
         with codes.open_member(0, level) as file:
             stored = np.load(file)
-        assert stored.dtype == np.uint16 and len(stored) == int(codes.songs["frames"][0]) // 128 * 128 // hop
+        assert (
+            stored.dtype == np.uint16
+            and len(stored) == int(codes.songs["frames"][0]) // 128 * 128 // hop
+        )
 
 
 def test_the_samples_have_audio_at_every_level_and_say_what_made_them(pipeline):
@@ -60,22 +68,32 @@ def test_the_samples_have_audio_at_every_level_and_say_what_made_them(pipeline):
         for level in record["levels"].values():
             wave, rate = soundfile.read(pipeline / "samples" / level["audio"])
             assert rate == 8000 and len(wave) == round(8000 / 128) * 128 and np.abs(wave).max() <= 1
-        with np.load(pipeline / f"samples/song-{number:02d}.codes.npz", allow_pickle=False) as codes:
-            assert {name: len(codes[name]) for name in codes} == {"top": 62, "middle": 248, "bottom": 992}
+        with np.load(
+            pipeline / f"samples/song-{number:02d}.codes.npz", allow_pickle=False
+        ) as codes:
+            assert {name: len(codes[name]) for name in codes} == {
+                "top": 62,
+                "middle": 248,
+                "bottom": 992,
+            }
 
 
 def test_the_page_shows_every_sample_and_every_run(pipeline):
     pages = "".join(page.read_text() for page in (pipeline / "site").rglob("*.html"))
     for name in ("song-00", "song-01", "song-02", *STAGES):
         assert name in pages
-    assert str((pipeline / "site/index.html").resolve()) in (pipeline / "stdout.txt").read_text().replace("\n", "")
+    assert str((pipeline / "site/index.html").resolve()) in (
+        pipeline / "stdout.txt"
+    ).read_text().replace("\n", "")
 
 
 def test_a_second_start_repeats_no_finished_stage(pipeline):
     before = {p: p.stat().st_mtime_ns for p in (pipeline / "runs").rglob("model.safetensors")}
     printed = run(*demo(pipeline))
     assert printed.count("is done") == 6
-    assert before == {p: p.stat().st_mtime_ns for p in (pipeline / "runs").rglob("model.safetensors")}
+    assert before == {
+        p: p.stat().st_mtime_ns for p in (pipeline / "runs").rglob("model.safetensors")
+    }
 
 
 def test_a_song_does_not_depend_on_ranks_or_batch_mates(pipeline):
@@ -88,20 +106,37 @@ def test_a_song_does_not_depend_on_ranks_or_batch_mates(pipeline):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_priors_sample_in_half_precision(pipeline, dtype):
-    song = Jukebox(pipeline / "runs", dtype=dtype).sample([Request(id="half", seconds=0.5, seed=3)])[0]
-    assert {level: len(codes) for level, codes in song.codes.items()} == {"top": 31, "middle": 124, "bottom": 496}
+    song = Jukebox(pipeline / "runs", dtype=dtype).sample(
+        [Request(id="half", seconds=0.5, seed=3)]
+    )[0]
+    assert {level: len(codes) for level, codes in song.codes.items()} == {
+        "top": 31,
+        "middle": 124,
+        "bottom": 496,
+    }
     assert all(codes.max() < 32 and len(set(codes)) > 1 for codes in song.codes.values())
     assert song.record()["precision"] == str(dtype).removeprefix("torch.")
 
 
 def test_bad_requests_are_named_and_the_others_are_made(pipeline, tmp_path):
-    asked = [{"id": "good", "seconds": 0.5, "artist": "nobody at all"}, {"id": "bad", "seconds": -1}]
+    asked = [
+        {"id": "good", "seconds": 0.5, "artist": "nobody at all"},
+        {"id": "bad", "seconds": -1},
+    ]
     (tmp_path / "requests.yaml").write_text(yaml.safe_dump(asked))
-    arguments = [str(pipeline / "runs"), "--requests", str(tmp_path / "requests.yaml"), "--out", str(tmp_path)]
+    arguments = [
+        str(pipeline / "runs"),
+        "--requests",
+        str(tmp_path / "requests.yaml"),
+        "--out",
+        str(tmp_path),
+    ]
     printed = run("-m", "megajukebox.sample", *arguments, expect=1)
     assert "request bad: seconds" in printed
     notes = json.loads((tmp_path / "good.json").read_text())["notes"]
-    assert any("nobody at all" in note for note in notes) and any("no lyrics" in note for note in notes)
+    assert any("nobody at all" in note for note in notes) and any(
+        "no lyrics" in note for note in notes
+    )
 
 
 def test_a_prior_refuses_the_codes_of_another_vqvae(pipeline, tmp_path):
@@ -124,4 +159,6 @@ def test_encoding_does_not_depend_on_the_split(pipeline, tmp_path):
     run("-m", "megajukebox.encode", *arguments)
     for tar in (pipeline / "shards/codes").glob("*.tar"):
         assert tar.read_bytes() == (tmp_path / "codes" / tar.name).read_bytes()
-    assert ShardSet(tmp_path / "codes").fingerprint == ShardSet(pipeline / "shards/codes").fingerprint
+    assert (
+        ShardSet(tmp_path / "codes").fingerprint == ShardSet(pipeline / "shards/codes").fingerprint
+    )

@@ -28,8 +28,10 @@ def commands() -> list[list[str]]:
 def entry_of(words: list[str]) -> str | None:
     """The entry's file that a command runs, if it runs one of ours."""
     if words[:1] == ["megajukebox"]:
-        return f"{VERBS[words[1]][0]}.py"
-    return next((Path(w).name for w in words if w.startswith("megajukebox/")), None)
+        return f"{VERBS[words[1]][0].replace('.', '/')}.py"
+    return next(
+        (w.removeprefix("megajukebox/") for w in words if w.startswith("megajukebox/")), None
+    )
 
 
 def test_there_are_commands_to_paste():
@@ -44,17 +46,21 @@ def test_every_command_runs_an_entry_that_exists_with_options_that_exist():
             ours = words[next(i for i, w in enumerate(words) if w.startswith("megajukebox")) + 1 :]
             for option in (w for w in ours if w.startswith("--")):
                 name = option.removeprefix("--").replace("-", "_")
-                assert re.search(rf"\b{name}: Annotated", source) or option in source, f"{entry} has no {option}"
+                assert re.search(rf"\b{name}: Annotated", source) or option in source, (
+                    f"{entry} has no {option}"
+                )
 
 
 def test_every_make_target_exists():
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    named = {words[1] for words in commands() if words[0] == "make"} | set(re.findall(r"`make ([a-z-]+)", ALL))
+    named = {words[1] for words in commands() if words[0] == "make"} | set(
+        re.findall(r"`make ([a-z-]+)", ALL)
+    )
     assert named and named <= set(targets)
 
 
 def test_every_verb_that_is_named_exists():
-    assert set(re.findall(r"`megajukebox ([a-z]+)", ALL)) <= set(VERBS)
+    assert set(re.findall(r"`megajukebox ([a-z-]+)", ALL)) <= set(VERBS)
 
 
 def test_every_file_of_the_table_exists():
@@ -66,7 +72,9 @@ def test_every_file_of_the_table_exists():
             if "/" in name:
                 folder = Path(name).parent
             path = Path(name) if "/" in name or folder is None else folder / name
-            assert list(ROOT.glob(str(path).rstrip("/"))), f"{path} is in the README's table and does not exist"
+            assert list(ROOT.glob(str(path).rstrip("/"))), (
+                f"{path} is in the README's table and does not exist"
+            )
 
 
 def test_the_example_request_is_a_good_one():
@@ -80,5 +88,11 @@ def test_relative_links_lead_somewhere(document):
         path, _, heading = link.partition("#")
         assert link.startswith("http") or (document.parent / path).exists(), link
         if heading:
-            there = re.findall(r"^#+ (.+)$", (document.parent / path if path else document).read_text(), re.MULTILINE)
-            assert heading in {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in there}, link
+            there = re.findall(
+                r"^#+ (.+)$",
+                (document.parent / path if path else document).read_text(),
+                re.MULTILINE,
+            )
+            assert heading in {
+                re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in there
+            }, link

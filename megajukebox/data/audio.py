@@ -14,10 +14,17 @@ import numpy as np
 import soundfile
 import soxr
 
-from megajukebox.data.files import Window, write_whole
+from megajukebox.common.files import Window, write_whole
 
 CONTAINERS = ("WAV", "FLAC", "OGG", "MP3")
-LIBSNDFILE_NAMES = {"WAV": "WAV", "WAVEX": "WAV", "RF64": "WAV", "FLAC": "FLAC", "OGG": "OGG", "MP3": "MP3"}
+LIBSNDFILE_NAMES = {
+    "WAV": "WAV",
+    "WAVEX": "WAV",
+    "RF64": "WAV",
+    "FLAC": "FLAC",
+    "OGG": "OGG",
+    "MP3": "MP3",
+}
 MAX_CHANNELS = 8
 MAX_AMPLITUDE = 4.0  # float files may overshoot full scale a little; beyond this it is not music but a broken file
 SAMPLE_RATES = (4_000, 192_000)
@@ -76,7 +83,9 @@ def facts(source: Source) -> Facts:
     """What the header claims. ValueError for a container outside CONTAINERS or for numbers no song has."""
     with opened(source) as file:
         frames = None if file.frames >= UNKNOWN_LENGTH else file.frames
-        return Facts(LIBSNDFILE_NAMES[file.format], file.subtype, file.samplerate, file.channels, frames)
+        return Facts(
+            LIBSNDFILE_NAMES[file.format], file.subtype, file.samplerate, file.channels, frames
+        )
 
 
 def tags(source: Source) -> dict[str, str]:
@@ -92,7 +101,9 @@ def read(source: Source, sample_rate: int, max_seconds: float = MAX_SECONDS) -> 
     decoded, ends early, lasts over `max_seconds`, or holds NaN, infinity or amplitudes beyond MAX_AMPLITUDE.
     """
     with opened(source) as file:
-        resampler = soxr.ResampleStream(file.samplerate, sample_rate, file.channels, dtype="float32", quality="VHQ")
+        resampler = soxr.ResampleStream(
+            file.samplerate, sample_rate, file.channels, dtype="float32", quality="VHQ"
+        )
         same_rate = file.samplerate == sample_rate
         blocks, frames = [], 0
         while len(block := next_block(file)):
@@ -101,12 +112,16 @@ def read(source: Source, sample_rate: int, max_seconds: float = MAX_SECONDS) -> 
                 raise ValueError(f"too long: it lasts over {max_seconds:g} seconds")
             blocks.append(block if same_rate else resampler.resample_chunk(block))
         if not same_rate:
-            blocks.append(resampler.resample_chunk(np.zeros((0, file.channels), np.float32), last=True))
+            blocks.append(
+                resampler.resample_chunk(np.zeros((0, file.channels), np.float32), last=True)
+            )
         check_all_came(frames, file)
         return np.concatenate([np.zeros((0, file.channels), np.float32), *blocks])
 
 
-def read_slice(file_like: BinaryIO, start: int, frames: int, sample_rate: int | None = None) -> np.ndarray:
+def read_slice(
+    file_like: BinaryIO, start: int, frames: int, sample_rate: int | None = None
+) -> np.ndarray:
     """Exactly `frames` frames from frame `start`, [frames, C] float32, or ValueError.
 
     With `sample_rate` (Hz) a file of another rate is refused. Nothing is resampled, nothing is padded.
@@ -142,7 +157,11 @@ def encode_wav(x: np.ndarray, sample_rate: int) -> bytes:
 
 def write_wav(path: str | Path, x: np.ndarray, sample_rate: int, bits: int = 16) -> None:
     """[T] or [T, C] as a WAV file of 16, 24 or (float) 32 bits, whole or not at all."""
-    data = encode_wav(x, sample_rate) if bits == 32 else encoded(quantised(x, bits), sample_rate, "WAV", f"PCM_{bits}")
+    data = (
+        encode_wav(x, sample_rate)
+        if bits == 32
+        else encoded(quantised(x, bits), sample_rate, "WAV", f"PCM_{bits}")
+    )
     write_whole(path, data)
 
 
@@ -153,7 +172,11 @@ def downmix(x: np.ndarray, mix: float = 0.5) -> np.ndarray:
     """
     if x.shape[1] == 1:
         return x[:, 0]
-    left, right = (x[:, 0], x[:, 1]) if x.shape[1] == 2 else (x[:, 0::2].mean(axis=1), x[:, 1::2].mean(axis=1))
+    left, right = (
+        (x[:, 0], x[:, 1])
+        if x.shape[1] == 2
+        else (x[:, 0::2].mean(axis=1), x[:, 1::2].mean(axis=1))
+    )
     mixed = np.multiply(left, np.float32(mix), dtype=np.float32)
     mixed += np.float32(1 - mix) * right
     return mixed
@@ -168,7 +191,9 @@ def container(head: bytes) -> str | None:
     if head[:4] == b"OggS":
         return "OGG"
     # an ID3 tag, or eleven set bits and a layer that is not 0 (layer 0 is AAC)
-    if head[:3] == b"ID3" or (len(head) > 1 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0 and head[1] & 0x06):
+    if head[:3] == b"ID3" or (
+        len(head) > 1 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0 and head[1] & 0x06
+    ):
         return "MP3"
     return None
 
@@ -205,7 +230,9 @@ def first_bytes(source: Source) -> bytes:
     """The first 12 bytes; an open file is put back to its start."""
     if isinstance(source, (str, Path)):
         if Path(source).exists() and not Path(source).is_file():
-            raise ValueError("unreadable: not a file")  # a pipe, whose end would be waited for forever
+            raise ValueError(
+                "unreadable: not a file"
+            )  # a pipe, whose end would be waited for forever
         with open(source, "rb") as file:
             return file.read(12)
     source.seek(0)
@@ -228,7 +255,9 @@ def sane(x: np.ndarray) -> np.ndarray:
     if not np.isfinite(peak):
         raise ValueError("not finite: it holds NaN or infinity")
     if peak > MAX_AMPLITUDE:
-        raise ValueError(f"too loud: amplitude {peak:g} is beyond {MAX_AMPLITUDE:g}, where full scale is 1")
+        raise ValueError(
+            f"too loud: amplitude {peak:g} is beyond {MAX_AMPLITUDE:g}, where full scale is 1"
+        )
     return x
 
 
@@ -248,7 +277,9 @@ def quantised(x: np.ndarray, bits: int) -> np.ndarray:
     if bits not in (16, 24):
         raise ValueError(f"bits {bits} is not possible; choose 16 or 24")
     scale = 1 << (bits - 1)
-    steps = np.multiply(x, scale, dtype=np.float32)  # a power of two, so exact; and float32 holds all steps of 24 bits
+    steps = np.multiply(
+        x, scale, dtype=np.float32
+    )  # a power of two, so exact; and float32 holds all steps of 24 bits
     np.clip(np.rint(steps, out=steps), -scale, scale - 1, out=steps)
     return steps.astype(np.int16) if bits == 16 else steps.astype(np.int32) << 8
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megajukebox.data.weights import StoredTensors
+from megajukebox.common.model_files import StoredTensors
 from megajukebox.interop.hugging_face import from_hugging_face, last_convolutions
 
 HUGGING_FACE = re.compile(r"(vqvae|priors\.(\d+))\.(.+)")
@@ -67,11 +67,16 @@ class Reader:
     def __init__(self, checkpoint: Checkpoint):
         self._checkpoint, self._read = checkpoint, 0
         self._tensors = _live(checkpoint)
-        self._mapped = all(path.suffix == ".safetensors" or _is_zip(path) for path in checkpoint.files)
+        self._mapped = all(
+            path.suffix == ".safetensors" or _is_zip(path) for path in checkpoint.files
+        )
 
     def __call__(self, name: str) -> Tensor:
         if self._mapped and self._read > RELEASE_AFTER:
-            self._tensors, self._read = {}, 0  # unmapped here, so that what was read no longer counts as ours
+            self._tensors, self._read = (
+                {},
+                0,
+            )  # unmapped here, so that what was read no longer counts as ours
             self._tensors = _live(self._checkpoint)
         tensor = self._tensors[name]
         self._read += tensor.nbytes
@@ -87,7 +92,9 @@ def _live(checkpoint: Checkpoint) -> Mapping[str, Tensor]:
             return found.tensors
         _add_pieces(pieces, path, found)
     key = checkpoint.kind, checkpoint.level
-    return next(c.tensors for c in _hugging_face(checkpoint.files, pieces) if (c.kind, c.level) == key)
+    return next(
+        c.tensors for c in _hugging_face(checkpoint.files, pieces) if (c.kind, c.level) == key
+    )
 
 
 def _outline_of(path: Path) -> Checkpoint | dict[str, Tensor]:
@@ -98,8 +105,13 @@ def _outline_of(path: Path) -> Checkpoint | dict[str, Tensor]:
 def _outline(checkpoint: Checkpoint) -> Checkpoint:
     tensors = checkpoint.tensors
     one, other = tensors.get("prior.x_emb.weight"), tensors.get("prior.x_out.weight")
-    tied = one is not None and (other is None or one.data_ptr() == other.data_ptr() or torch.equal(one, other))
-    outline = {name: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta") for name, tensor in tensors.items()}
+    tied = one is not None and (
+        other is None or one.data_ptr() == other.data_ptr() or torch.equal(one, other)
+    )
+    outline = {
+        name: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+        for name, tensor in tensors.items()
+    }
     return replace(checkpoint, tensors=outline, tied=tied)
 
 
@@ -107,27 +119,37 @@ def _open(path: Path) -> Checkpoint | dict[str, Tensor]:
     """OpenAI's model with its tensors, or the tensors of a file in Hugging Face's layout under their names there."""
     content = read_file(path)
     state = _state(path, content)
-    return state if all(HUGGING_FACE.fullmatch(name) for name in state) else _openai(path, content, state)
+    return (
+        state
+        if all(HUGGING_FACE.fullmatch(name) for name in state)
+        else _openai(path, content, state)
+    )
 
 
 def _add_pieces(pieces: dict[str, Tensor], path: Path, found: dict[str, Tensor]) -> None:
     twice = pieces.keys() & found.keys()
     if twice:
-        raise ValueError(f"{path} repeats {sorted(twice)[0]}, which another file holds; give each file once")
+        raise ValueError(
+            f"{path} repeats {sorted(twice)[0]}, which another file holds; give each file once"
+        )
     pieces.update(found)
 
 
 def read_file(path: Path) -> Any:
     """The content of a file of weights: only tensors and plain values are let in. Tensors stay on disk if possible."""
     if not path.is_file():
-        raise ValueError(f"{path} is not a file; give checkpoints (.pth.tar, .bin, .safetensors) or their folder")
+        raise ValueError(
+            f"{path} is not a file; give checkpoints (.pth.tar, .bin, .safetensors) or their folder"
+        )
     if path.suffix == ".safetensors":
         return StoredTensors(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except Exception as error:  # a damaged file makes the unpickler fail in a dozen ways, all of them the file's fault
         text = str(error)
-        if isinstance(error, pickle.UnpicklingError) and ("Unsupported" in text or "GLOBAL" in text):
+        if isinstance(error, pickle.UnpicklingError) and (
+            "Unsupported" in text or "GLOBAL" in text
+        ):
             why = "holds more than tensors and plain values; nothing in it was run"
         else:
             why = "is damaged or not a checkpoint; fetch it again"
@@ -142,7 +164,10 @@ def _is_zip(path: Path) -> bool:
 def _gist(error: Exception) -> str:
     """The telling line of an error: torch's unpickler writes a page around it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = next((line for line in lines if "WeightsUnpickler error" in line), lines[0] if lines else "no detail")
+    told = next(
+        (line for line in lines if "WeightsUnpickler error" in line),
+        lines[0] if lines else "no detail",
+    )
     return f"{type(error).__name__}: {told.split(' Please use')[0]}"[:300]
 
 
@@ -152,10 +177,16 @@ def _state(path: Path, content: Any) -> dict[str, Tensor]:
     if isinstance(content, dict) and isinstance(content.get("model"), Mapping):
         state = content["model"]
     if not isinstance(state, Mapping) or not state:
-        raise ValueError(f"{path} holds no weights of Jukebox: expected tensors, or `model` with tensors")
+        raise ValueError(
+            f"{path} holds no weights of Jukebox: expected tensors, or `model` with tensors"
+        )
     if isinstance(state, StoredTensors):
         return {name: state[name] for name in state}
-    wrong = [name for name, value in state.items() if not isinstance(name, str) or not isinstance(value, Tensor)]
+    wrong = [
+        name
+        for name, value in state.items()
+        if not isinstance(name, str) or not isinstance(value, Tensor)
+    ]
     if wrong:
         raise ValueError(f"{path} holds no weights of Jukebox: {wrong[0]!r} is not a named tensor")
     return {name.removeprefix("module."): tensor for name, tensor in state.items()}
@@ -168,7 +199,9 @@ def _openai(path: Path, content: Any, state: dict[str, Tensor]) -> Checkpoint:
     tensors, stack = _one_stack_name(state)
     kind = _kind(path, tensors)
     level = _level(path, hps) if kind == "prior" else None
-    return Checkpoint((path,), kind, tensors, level, hps, step if isinstance(step, int) else 0, "openai", stack)
+    return Checkpoint(
+        (path,), kind, tensors, level, hps, step if isinstance(step, int) else 0, "openai", stack
+    )
 
 
 def _kind(path: Path, tensors: Mapping[str, Tensor]) -> str:
@@ -176,7 +209,9 @@ def _kind(path: Path, tensors: Mapping[str, Tensor]) -> str:
     prior = "prior.x_emb.weight" in tensors
     if vqvae == prior:
         some = ", ".join(sorted(tensors)[:3])
-        raise ValueError(f"{path} is neither a VQ-VAE nor a prior of Jukebox; its tensors are {some}, ...")
+        raise ValueError(
+            f"{path} is neither a VQ-VAE nor a prior of Jukebox; its tensors are {some}, ..."
+        )
     return "vqvae" if vqvae else "prior"
 
 
@@ -206,7 +241,9 @@ def _hugging_face(paths: tuple[Path, ...], pieces: dict[str, Tensor]) -> Iterato
         key = ("prior", TOP - int(found[2])) if found[2] else ("vqvae", None)
         models.setdefault(key, {})[found[3]] = tensor
     for (kind, level), tensors in models.items():
-        yield Checkpoint(paths, kind, _openai_names(paths[0], tensors), level, layout="hugging_face")
+        yield Checkpoint(
+            paths, kind, _openai_names(paths[0], tensors), level, layout="hugging_face"
+        )
 
 
 def _openai_names(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

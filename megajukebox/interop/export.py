@@ -9,12 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megajukebox.data.files import make_folder, whole
-from megajukebox.data.weights import FACTS, WEIGHTS, Pending, StoredTensors, load_weights, write_safetensors
+from megajukebox.common.files import make_folder, whole
+from megajukebox.common.model_files import (
+    FACTS,
+    WEIGHTS,
+    Pending,
+    StoredTensors,
+    load_weights,
+    write_safetensors,
+)
 from megajukebox.interop.hugging_face import to_hugging_face
-from megajukebox.interop.names import Entry, prior_table, vqvae_table
-from megajukebox.interop.planning import FOLDERS
-from megajukebox.interop.reference import reference_hps
+from megajukebox.interop.import_plan import FOLDERS
+from megajukebox.interop.reference_config import reference_hps
+from megajukebox.interop.tensor_names import Entry, prior_table, vqvae_table
 from megajukebox.models.prior import PriorConfig
 from megajukebox.models.vqvae import LEVELS, VQVAEConfig
 
@@ -62,7 +69,9 @@ def open_runs(path: Path) -> list[Run]:
 def _open(folder: Path, levels: tuple[str, ...] = LEVELS) -> Run:
     facts, stored = load_weights(folder)
     if facts["kind"] not in ("vqvae", "prior"):
-        raise ValueError(f"{folder} holds a {facts['kind']}; the reference has only VQ-VAEs and priors")
+        raise ValueError(
+            f"{folder} holds a {facts['kind']}; the reference has only VQ-VAEs and priors"
+        )
     if facts["kind"] == "vqvae":
         return Run(folder, facts, stored, VQVAEConfig(**facts["config"]), None)
     config = PriorConfig(**facts["config"])
@@ -82,10 +91,14 @@ def _openai(run: Run, to: Path) -> Path:
     model: dict[str, Tensor] = {}
     for entry in run.table:
         tied = entry.ours is None  # the reference's files name one piece of memory twice
-        model[entry.theirs] = model["prior.x_emb.weight"] if tied else run.pending(entry).make().contiguous()
+        model[entry.theirs] = (
+            model["prior.x_emb.weight"] if tied else run.pending(entry).make().contiguous()
+        )
     file = to / ("vqvae.pth.tar" if run.level is None else f"prior_level_{run.level}.pth.tar")
     with whole(file) as out:
-        torch.save({"hps": as_tuples(hps), "model": model, "opt": None, "step": run.facts["step"]}, out)
+        torch.save(
+            {"hps": as_tuples(hps), "model": model, "opt": None, "step": run.facts["step"]}, out
+        )
     return file
 
 
@@ -105,7 +118,9 @@ def export_hugging_face(path: Path, to: Path) -> list[Path]:
 
 def _hugging_face(run: Run) -> Iterator[tuple[str, Pending]]:
     prefix = "vqvae" if run.level is None else f"priors.{TOP - run.level}"
-    table = vqvae_table(run.config) if isinstance(run.config, VQVAEConfig) else prior_table(run.config)
+    table = (
+        vqvae_table(run.config) if isinstance(run.config, VQVAEConfig) else prior_table(run.config)
+    )
     for entry in table:
         yield f"{prefix}.{to_hugging_face(entry.theirs)}", run.pending(entry)
 

@@ -7,7 +7,10 @@ import re
 from collections.abc import Iterable
 
 VQVAE = (
-    ("encoders.{l}.level_blocks.{i}.model.{j}.0.{leaf}", "encoders.{l}.level_blocks.{i}.downsample_block.{2j}.{leaf}"),
+    (
+        "encoders.{l}.level_blocks.{i}.model.{j}.0.{leaf}",
+        "encoders.{l}.level_blocks.{i}.downsample_block.{2j}.{leaf}",
+    ),
     (
         "encoders.{l}.level_blocks.{i}.model.{j}.1.model.{d}.model.1.{leaf}",
         "encoders.{l}.level_blocks.{i}.downsample_block.{2j+1}.resnet_block.{d}.conv1d_1.{leaf}",
@@ -16,8 +19,14 @@ VQVAE = (
         "encoders.{l}.level_blocks.{i}.model.{j}.1.model.{d}.model.3.{leaf}",
         "encoders.{l}.level_blocks.{i}.downsample_block.{2j+1}.resnet_block.{d}.conv1d_2.{leaf}",
     ),
-    ("encoders.{l}.level_blocks.{i}.model.{last}.{leaf}", "encoders.{l}.level_blocks.{i}.proj_out.{leaf}"),
-    ("decoders.{l}.level_blocks.{i}.model.0.{leaf}", "decoders.{l}.level_blocks.{i}.proj_in.{leaf}"),
+    (
+        "encoders.{l}.level_blocks.{i}.model.{last}.{leaf}",
+        "encoders.{l}.level_blocks.{i}.proj_out.{leaf}",
+    ),
+    (
+        "decoders.{l}.level_blocks.{i}.model.0.{leaf}",
+        "decoders.{l}.level_blocks.{i}.proj_in.{leaf}",
+    ),
     (
         "decoders.{l}.level_blocks.{i}.model.{j}.0.model.{d}.model.1.{leaf}",
         "decoders.{l}.level_blocks.{i}.upsample_block.{2j-2}.resnet_block.{d}.conv1d_1.{leaf}",
@@ -26,7 +35,10 @@ VQVAE = (
         "decoders.{l}.level_blocks.{i}.model.{j}.0.model.{d}.model.3.{leaf}",
         "decoders.{l}.level_blocks.{i}.upsample_block.{2j-2}.resnet_block.{d}.conv1d_2.{leaf}",
     ),
-    ("decoders.{l}.level_blocks.{i}.model.{j}.1.{leaf}", "decoders.{l}.level_blocks.{i}.upsample_block.{2j-1}.{leaf}"),
+    (
+        "decoders.{l}.level_blocks.{i}.model.{j}.1.{leaf}",
+        "decoders.{l}.level_blocks.{i}.upsample_block.{2j-1}.{leaf}",
+    ),
     ("decoders.{l}.out.{leaf}", "decoders.{l}.out.{leaf}"),
     ("bottleneck.level_blocks.{l}.k", "bottleneck.level_blocks.{l}.codebook"),
 )
@@ -68,7 +80,10 @@ PRIOR = (
         "conditioner_blocks.0.cond.model.{j}.0.blocks.{d}.model.3.{leaf}",
         "conditioner_blocks.upsampler.upsample_block.{2j-2}.resnet_block.{d}.conv1d_2.{leaf}",
     ),
-    ("conditioner_blocks.0.cond.model.{j}.1.{leaf}", "conditioner_blocks.upsampler.upsample_block.{2j-1}.{leaf}"),
+    (
+        "conditioner_blocks.0.cond.model.{j}.1.{leaf}",
+        "conditioner_blocks.upsampler.upsample_block.{2j-1}.{leaf}",
+    ),
     ("conditioner_blocks.0.ln.{leaf}", "conditioner_blocks.layer_norm.{leaf}"),
 )
 

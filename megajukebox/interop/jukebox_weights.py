@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from megajukebox.data.conditions.jukebox_labels import Version, read_label_file
-from megajukebox.data.conditions.vocabulary import Vocabulary
-from megajukebox.data.files import make_folder, write_whole
-from megajukebox.data.provenance import made_by
-from megajukebox.data.weights import FACTS, read_facts, save_weights
+from megajukebox.common.files import make_folder, write_whole
+from megajukebox.common.model_files import FACTS, read_facts, save_weights
+from megajukebox.common.provenance import made_by
+from megajukebox.conditioning.jukebox_labels import Version, read_label_file
+from megajukebox.conditioning.vocabulary import Vocabulary
 from megajukebox.interop.checkpoints import Reader, read_checkpoints
-from megajukebox.interop.planning import FOLDERS, Part, converted, plan
-from megajukebox.interop.released import like_released_prior
+from megajukebox.interop.import_plan import FOLDERS, Part, converted, plan
+from megajukebox.interop.released_configs import like_released_prior
 from megajukebox.models.prior import PriorConfig
 from megajukebox.models.vqvae import VQVAEConfig
 
@@ -27,7 +27,10 @@ LABEL_FILES = {"artist": "artist", "genres": "genre"}
 
 
 def import_weights(
-    paths: Sequence[Path], to: Path, settings: Mapping[str, Any] | None = None, labels: Path | None = None
+    paths: Sequence[Path],
+    to: Path,
+    settings: Mapping[str, Any] | None = None,
+    labels: Path | None = None,
 ) -> dict[str, Path]:
     """Write the models in `paths` (files, or folders of them) as run folders below `to`; returns {part: folder}.
 
@@ -40,7 +43,11 @@ def import_weights(
     taken = [str(to / part.folder) for part in parts if (to / part.folder).exists()]
     if taken:
         raise ValueError(f"{taken[0]} exists; remove it or import to another folder")
-    return _write(parts, to, {part.name: vocabularies(part.config, labels) for part in parts} if labels else {})
+    return _write(
+        parts,
+        to,
+        {part.name: vocabularies(part.config, labels) for part in parts} if labels else {},
+    )
 
 
 def _files(paths: Sequence[Path]) -> list[Path]:
@@ -48,7 +55,11 @@ def _files(paths: Sequence[Path]) -> list[Path]:
     endings = (".pth.tar", ".pth", ".pt", ".bin", ".safetensors")
     files = []
     for path in map(Path, paths):
-        inside = sorted(p for p in path.iterdir() if p.name.endswith(endings)) if path.is_dir() else [path]
+        inside = (
+            sorted(p for p in path.iterdir() if p.name.endswith(endings))
+            if path.is_dir()
+            else [path]
+        )
         if not inside:
             raise ValueError(f"{path} holds no file ending in {', '.join(endings)}")
         files += inside
@@ -64,7 +75,9 @@ def _vqvae_beside(to: Path) -> VQVAEConfig | None:
 # ---- Writing --------------------------------------------------------------------------------------------------------
 
 
-def _write(parts: list[Part], to: Path, names: Mapping[str, dict[str, Vocabulary]]) -> dict[str, Path]:
+def _write(
+    parts: list[Part], to: Path, names: Mapping[str, dict[str, Vocabulary]]
+) -> dict[str, Path]:
     """All parts into `<to>.partial`, then under their real names. The VQ-VAE is the first of the parts."""
     partial = to.with_name(f"{to.name}.partial")
     if partial.exists():
@@ -76,8 +89,13 @@ def _write(parts: list[Part], to: Path, names: Mapping[str, dict[str, Vocabulary
             fingerprint = _save(part, partial / part.folder, vqvae)
             vqvae = fingerprint if part.name == "vqvae" else vqvae
             if part.name in names:
-                lists = {name: list(vocabulary.names) for name, vocabulary in names[part.name].items()}
-                write_whole(partial / part.folder / VOCABULARIES, json.dumps(lists, ensure_ascii=False).encode())
+                lists = {
+                    name: list(vocabulary.names) for name, vocabulary in names[part.name].items()
+                }
+                write_whole(
+                    partial / part.folder / VOCABULARIES,
+                    json.dumps(lists, ensure_ascii=False).encode(),
+                )
             _save_alignment(part, partial / part.folder)
         make_folder(to)
         for part in parts:
@@ -89,7 +107,11 @@ def _write(parts: list[Part], to: Path, names: Mapping[str, dict[str, Vocabulary
 
 def _save(part: Part, folder: Path, vqvae: str | None) -> str:
     checkpoint, config = part.checkpoint, part.config
-    facts: dict[str, Any] = {"sample_rate": config.sample_rate, "made_by": made_by(), "licence": NOTICE}
+    facts: dict[str, Any] = {
+        "sample_rate": config.sample_rate,
+        "made_by": made_by(),
+        "licence": NOTICE,
+    }
     origin = {"file": checkpoint.path.name, "layout": checkpoint.layout, "stack": checkpoint.stack}
     facts["imported"] = origin | {"hps": plain(checkpoint.hps)}
     if isinstance(config, PriorConfig):
@@ -97,13 +119,18 @@ def _save(part: Part, folder: Path, vqvae: str | None) -> str:
         facts |= {"names": f"jukebox_{label_version(config)}"} if config.labels else {}
         facts |= {"tokenizer": f"jukebox_{text_version(config)}"} if config.lyrics else {}
     kind = "vqvae" if isinstance(config, VQVAEConfig) else "prior"
-    return save_weights(folder, kind, config, converted(part, Reader(checkpoint)), checkpoint.step, **facts)
+    return save_weights(
+        folder, kind, config, converted(part, Reader(checkpoint)), checkpoint.step, **facts
+    )
 
 
 def _save_alignment(part: Part, folder: Path) -> None:
     """The (layer, head) known to follow the lyrics, where the file, or the released model like it, names one."""
     if isinstance(part.config, PriorConfig) and part.config.lyrics:
-        known = {**like_released_prior(part.checkpoint.shapes, part.checkpoint.level), **part.checkpoint.hps}
+        known = {
+            **like_released_prior(part.checkpoint.shapes, part.checkpoint.level),
+            **part.checkpoint.hps,
+        }
         if known.get("alignment_layer") is not None:
             pair = {"layer": known["alignment_layer"], "head": known["alignment_head"]}
             write_whole(folder / "alignment.json", json.dumps(pair).encode())
@@ -124,10 +151,15 @@ def vocabularies(config: VQVAEConfig | PriorConfig, folder: Path) -> dict[str, V
     """Names of the rows of the label tables, from OpenAI's lists in `folder`."""
     if isinstance(config, VQVAEConfig) or not config.labels:
         return {}
-    files = {name: folder / f"{label_version(config)}_{LABEL_FILES[name]}_ids.txt" for name in config.labels}
+    files = {
+        name: folder / f"{label_version(config)}_{LABEL_FILES[name]}_ids.txt"
+        for name in config.labels
+    }
     missing = [str(path) for path in files.values() if not path.is_file()]
     if missing:
-        raise ValueError(f"{missing[0]} is missing; the {config.level} prior's labels are {label_version(config)} ids")
+        raise ValueError(
+            f"{missing[0]} is missing; the {config.level} prior's labels are {label_version(config)} ids"
+        )
     return {name: read_label_file(path, config.labels[name].size) for name, path in files.items()}
 
 

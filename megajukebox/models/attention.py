@@ -45,7 +45,9 @@ def schedule(name: str, depth: int) -> list[str]:
     return [period[d % len(period)] for d in range(depth)]
 
 
-def attend(q_BTHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor, pattern: str, rows: int = 1, prefix: int = 0) -> Tensor:
+def attend(
+    q_BTHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor, pattern: str, rows: int = 1, prefix: int = 0
+) -> Tensor:
     """What each query gathers under `pattern`, [B, T, H, D]. T must be a multiple of `rows` for the row patterns."""
     if pattern == "row":
         return _row(q_BTHD, k_BSHD, v_BSHD, rows)
@@ -57,13 +59,17 @@ def attend(q_BTHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor, pattern: str, rows: i
         return _softmax_attention(q_BTHD, k_BSHD, v_BSHD, causal=True)
     if pattern == "prefix":
         k_BSHD, v_BSHD = k_BSHD[:, :prefix], v_BSHD[:, :prefix]
-        mask_TS = torch.ones(q_BTHD.shape[1], k_BSHD.shape[1], dtype=torch.bool, device=q_BTHD.device).tril()
+        mask_TS = torch.ones(
+            q_BTHD.shape[1], k_BSHD.shape[1], dtype=torch.bool, device=q_BTHD.device
+        ).tril()
         return _softmax_attention(q_BTHD, k_BSHD, v_BSHD, mask=mask_TS)
     assert pattern == "lyrics", pattern
     return _softmax_attention(q_BTHD, k_BSHD, v_BSHD)
 
 
-def _softmax_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = False, mask: Tensor | None = None) -> Tensor:
+def _softmax_attention(
+    q: Tensor, k: Tensor, v: Tensor, causal: bool = False, mask: Tensor | None = None
+) -> Tensor:
     """Attention over the second axis of [N, T, H, D]."""
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal).transpose(1, 2)
@@ -85,12 +91,17 @@ def _previous_row(q: Tensor, k: Tensor, v: Tensor, rows: int) -> Tensor:
     length = q.shape[1] // rows
     if rows == 1:
         return torch.zeros_like(q)
-    later = [x.unflatten(1, (rows - 1, length)).flatten(0, 1) for x in (q[:, length:], k[:, :-length], v[:, :-length])]
+    later = [
+        x.unflatten(1, (rows - 1, length)).flatten(0, 1)
+        for x in (q[:, length:], k[:, :-length], v[:, :-length])
+    ]
     out = _softmax_attention(*later).unflatten(0, (-1, rows - 1)).flatten(1, 2)
     return torch.cat([torch.zeros_like(q[:, :length]), out], dim=1)
 
 
-def visible(pattern: str, length: int, rows: int = 1, prefix: int = 0, keys: int | None = None) -> Tensor:
+def visible(
+    pattern: str, length: int, rows: int = 1, prefix: int = 0, keys: int | None = None
+) -> Tensor:
     """The truth about `pattern`: which keys [T, S] each query sees, as a boolean mask."""
     i, j = torch.arange(length)[:, None], torch.arange(keys or length)[None, :]
     size = length // rows
@@ -104,8 +115,12 @@ def visible(pattern: str, length: int, rows: int = 1, prefix: int = 0, keys: int
     }[pattern]
 
 
-def masked_dense_attention(q_BTHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor, mask_TS: Tensor) -> Tensor:
+def masked_dense_attention(
+    q_BTHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor, mask_TS: Tensor
+) -> Tensor:
     """The slow obvious attention: every score, then the mask. A query that sees nothing gathers zeros."""
-    scores = torch.einsum("bthd,bshd->bhts", q_BTHD.float(), k_BSHD.float()) / q_BTHD.shape[-1] ** 0.5
+    scores = (
+        torch.einsum("bthd,bshd->bhts", q_BTHD.float(), k_BSHD.float()) / q_BTHD.shape[-1] ** 0.5
+    )
     weights = torch.softmax(scores.masked_fill(~mask_TS, -torch.inf), dim=-1).nan_to_num(0.0)
     return torch.einsum("bhts,bshd->bthd", weights, v_BSHD.float()).to(q_BTHD.dtype)

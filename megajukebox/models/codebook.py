@@ -33,7 +33,12 @@ class Codebook(nn.Module):
     started: Tensor
 
     def __init__(
-        self, codes: int, width: int, decay: float = 0.99, threshold: float = 1.0, fresh_restarts: bool = True
+        self,
+        codes: int,
+        width: int,
+        decay: float = 0.99,
+        threshold: float = 1.0,
+        fresh_restarts: bool = True,
     ):
         super().__init__()
         self.decay, self.threshold, self.fresh_restarts = decay, threshold, fresh_restarts
@@ -45,7 +50,9 @@ class Codebook(nn.Module):
     def nearest(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
         """The index of the nearest code to each vector [N] (the first of equals), and the squared distance [N]."""
         x_ND = x_ND.float()
-        with torch.autocast("cuda" if x_ND.is_cuda else "cpu", enabled=False):  # bfloat16 cannot tell near codes apart
+        with torch.autocast(
+            "cuda" if x_ND.is_cuda else "cpu", enabled=False
+        ):  # bfloat16 cannot tell near codes apart
             scores = torch.addmm(self.vectors.square().sum(1), x_ND, self.vectors.t(), alpha=-2)
         score, codes = scores.min(dim=1)
         return codes, score + x_ND.square().sum(1)
@@ -64,7 +71,9 @@ class Codebook(nn.Module):
         if len(x_ND) < size:
             x_ND = x_ND.repeat(-(-size // len(x_ND)), 1)
             x_ND = x_ND + torch.randn_like(x_ND) * 0.01 / width**0.5
-        return _from_rank_0(x_ND[torch.randperm(len(x_ND), device=x_ND.device)[:size]].float().contiguous())
+        return _from_rank_0(
+            x_ND[torch.randperm(len(x_ND), device=x_ND.device)[:size]].float().contiguous()
+        )
 
     @torch.no_grad()
     def start(self, x_ND: Tensor) -> None:
@@ -83,7 +92,9 @@ class Codebook(nn.Module):
         self.started.fill_(True)
 
     @torch.no_grad()
-    def update(self, x_ND: Tensor, codes: Tensor, candidates: Tensor | None = None) -> dict[str, Tensor]:
+    def update(
+        self, x_ND: Tensor, codes: Tensor, candidates: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Move every code to the running mean of the vectors that chose it; give unused codes a vector of this batch.
 
         Returns `entropy` (nats) and `used` (codes chosen) of this batch over all ranks, `usage` (codes alive in the

@@ -22,7 +22,11 @@ class Stack(nn.Sequential):
     """Layers one after another, from [B, C, T] to [B, C', T']."""
 
     def forward(self, x_BCT: Tensor) -> Tensor:
-        laid_out = x_BCT.transpose(1, 2).contiguous().transpose(1, 2) if on_cpu(x_BCT) else x_BCT.contiguous()
+        laid_out = (
+            x_BCT.transpose(1, 2).contiguous().transpose(1, 2)
+            if on_cpu(x_BCT)
+            else x_BCT.contiguous()
+        )
         return super().forward(laid_out.unsqueeze(2)).squeeze(2)
 
 
@@ -30,7 +34,11 @@ class Conv1d(nn.Conv1d):
     """nn.Conv1d on [B, C, 1, T]."""
 
     def forward(self, x_BC1T: Tensor) -> Tensor:
-        stride, padding, dilation = (1, self.stride[0]), (0, int(self.padding[0])), (1, self.dilation[0])
+        stride, padding, dilation = (
+            (1, self.stride[0]),
+            (0, int(self.padding[0])),
+            (1, self.dilation[0]),
+        )
         return F.conv2d(x_BC1T, self.weight.unsqueeze(2), self.bias, stride, padding, dilation)
 
 
@@ -83,7 +91,9 @@ class EvenConvTranspose1d(ConvTranspose1d):
     """The same for lengthening: each output is reached by kernel / stride inputs."""
 
     def reset_parameters(self) -> None:
-        nn.init.normal_(self.weight, std=(self.in_channels * self.kernel_size[0] / self.stride[0]) ** -0.5)
+        nn.init.normal_(
+            self.weight, std=(self.in_channels * self.kernel_size[0] / self.stride[0]) ** -0.5
+        )
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
@@ -100,7 +110,9 @@ class ZeroConv1d(Conv1d):
 class ResidualUnit(nn.Module):
     """x + scale * conv1x1(relu(dilated conv3(relu(x))))."""
 
-    def __init__(self, width: int, hidden: int, dilation: int, scale: float = 1.0, zero_out: bool = False):
+    def __init__(
+        self, width: int, hidden: int, dilation: int, scale: float = 1.0, zero_out: bool = False
+    ):
         super().__init__()
         self.dilated = DilatedConv1d(width, hidden, dilation)
         self.mix = ZeroConv1d(hidden, width, 1) if zero_out else Conv1d(hidden, width, 1)
@@ -117,7 +129,10 @@ def residual_stack(
 ) -> nn.Sequential:  # fmt: skip
     """`depth` residual units with dilations growth^d (d restarting every `cycle`), largest first if `reverse`."""
     dilations = [growth ** (d % cycle if cycle else d) for d in range(depth)]
-    units = [ResidualUnit(width, int(hidden_ratio * width), dilation, scale, zero_out) for dilation in dilations]
+    units = [
+        ResidualUnit(width, int(hidden_ratio * width), dilation, scale, zero_out)
+        for dilation in dilations
+    ]
     return nn.Sequential(*(reversed(units) if reverse else units))
 
 
@@ -134,7 +149,9 @@ def doubling(inputs: int, outputs: int, stride: int) -> EvenConvTranspose1d:
 class Encoder(nn.Module):
     """[B, inputs, T] -> [B, outputs, T / prod(stride^down)], one stage for each (down, stride)."""
 
-    def __init__(self, inputs: int, outputs: int, width: int, stages: list[tuple[int, int]], **stack):
+    def __init__(
+        self, inputs: int, outputs: int, width: int, stages: list[tuple[int, int]], **stack
+    ):
         super().__init__()
         layers: list[nn.Module] = []
         for i, (down, stride) in enumerate(stages):
@@ -152,7 +169,9 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """The mirror of `Encoder`: stages in reverse, each a stack before its lengthening convolution."""
 
-    def __init__(self, inputs: int, outputs: int, width: int, stages: list[tuple[int, int]], **stack):
+    def __init__(
+        self, inputs: int, outputs: int, width: int, stages: list[tuple[int, int]], **stack
+    ):
         super().__init__()
         layers: list[nn.Module] = []
         for down, stride in reversed(stages):

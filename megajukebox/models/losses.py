@@ -50,7 +50,9 @@ class ReconstructionLoss(BaseModel):
     )
 
 
-def distance(config: ReconstructionLoss, term: str, x_BT: Tensor, y_BT: Tensor, bandwidth: Bandwidth) -> Tensor:
+def distance(
+    config: ReconstructionLoss, term: str, x_BT: Tensor, y_BT: Tensor, bandwidth: Bandwidth
+) -> Tensor:
     """One term of the loss between the truth x and the reconstruction y, already divided by its bandwidth."""
     if term == "l1":
         return (y_BT - x_BT).abs().mean() / bandwidth.l1
@@ -62,7 +64,10 @@ def distance(config: ReconstructionLoss, term: str, x_BT: Tensor, y_BT: Tensor, 
     if term == "spectral":
         return _spectral(config.stft, x_BT, y_BT).mean() / bandwidth.spectral
     assert term == "multispectral", term
-    return torch.stack([_spectral(stft, x_BT, y_BT) for stft in config.stfts]).mean() / bandwidth.spectral
+    return (
+        torch.stack([_spectral(stft, x_BT, y_BT) for stft in config.stfts]).mean()
+        / bandwidth.spectral
+    )
 
 
 def _spectral(stft: STFT, x_BT: Tensor, y_BT: Tensor) -> Tensor:
@@ -71,10 +76,15 @@ def _spectral(stft: STFT, x_BT: Tensor, y_BT: Tensor) -> Tensor:
     return (target - stft.magnitude(y_BT)).flatten(1).norm(dim=1)
 
 
-def reconstruction(config: ReconstructionLoss, x_BT: Tensor, y_BT: Tensor, bandwidth: Bandwidth) -> Tensor:
+def reconstruction(
+    config: ReconstructionLoss, x_BT: Tensor, y_BT: Tensor, bandwidth: Bandwidth
+) -> Tensor:
     """The weighted sum of the terms whose weight is not 0."""
     terms = {t: getattr(config, t) for t in ("l1", "l2", "linf", "spectral", "multispectral")}
-    return sum((w * distance(config, t, x_BT, y_BT, bandwidth) for t, w in terms.items() if w), x_BT.new_zeros(()))
+    return sum(
+        (w * distance(config, t, x_BT, y_BT, bandwidth) for t, w in terms.items() if w),
+        x_BT.new_zeros(()),
+    )
 
 
 def spectral_convergence(stft: STFT, x_BT: Tensor, y_BT: Tensor, floor: float = 0.002) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from megajukebox.models.conditioning import (
+from megajukebox.models.conditioners import (
     LabelConfig,
     Labels,
     Lyrics,
@@ -33,7 +33,9 @@ class PriorConfig(BaseModel):
     codes: int = Field(gt=1, description="size of the codebook")
     window: int = Field(gt=0, description="codes in a context window")
     transformer: TransformerConfig
-    separate_head: bool = Field(False, description="own output matrix, conditioning not added again before it")
+    separate_head: bool = Field(
+        False, description="own output matrix, conditioning not added again before it"
+    )
     labels: dict[str, LabelConfig] = {}
     labels_everywhere: bool = Field(
         default=False, description="told at every position, not only before the first (Jukebox)"
@@ -45,7 +47,9 @@ class PriorConfig(BaseModel):
     @model_validator(mode="after")
     def _check(self) -> "PriorConfig":
         if self.length % self.transformer.rows:
-            raise ValueError(f"rows {self.transformer.rows} does not divide the {self.length} positions of the window")
+            raise ValueError(
+                f"rows {self.transformer.rows} does not divide the {self.length} positions of the window"
+            )
         if self.upper and self.window % self.upper.ratio:
             raise ValueError(
                 f"window {self.window} is not a multiple of {self.upper.ratio}, the codes per code of the level above"
@@ -62,9 +66,13 @@ class PriorConfig(BaseModel):
         if encoded and (encoded.encoder is None or encoded.tokens % encoded.encoder.rows):
             raise ValueError("lyrics.encoder is missing, or its rows do not divide lyrics.tokens")
         if "prefix" in self.transformer.patterns and not self.prefix_tokens:
-            raise ValueError(f"schedule {self.transformer.schedule!r} needs lyrics with mode prefix")
+            raise ValueError(
+                f"schedule {self.transformer.schedule!r} needs lyrics with mode prefix"
+            )
         if self.prefix_tokens and not self.labels:
-            raise ValueError("lyrics with mode prefix need labels: they are the vector before the first lyric token")
+            raise ValueError(
+                "lyrics with mode prefix need labels: they are the vector before the first lyric token"
+            )
 
     @property
     def prefix_tokens(self) -> int:
@@ -110,11 +118,17 @@ class Entrance(nn.Module):
         shape, scale = config.transformer, config.transformer.init_scale
         self.vocabulary = config.vocabulary
         self.labels = Labels(config.labels, shape.width, scale) if config.labels else None
-        self.timing = Timing(config.timing, config.sample_rate, shape.width, scale) if config.timing else None
+        self.timing = (
+            Timing(config.timing, config.sample_rate, shape.width, scale) if config.timing else None
+        )
         self.upper = Upper(config.upper, config.codes, shape.width, scale) if config.upper else None
         separate = config.lyrics is not None and config.lyrics.mode == "encoder"
-        self.lyrics = Lyrics(config.lyrics, shape.width, scale) if config.lyrics and separate else None
-        self.input = ShiftedEmbedding(self.vocabulary, config.length, shape.width, scale, own_start=not config.labels)
+        self.lyrics = (
+            Lyrics(config.lyrics, shape.width, scale) if config.lyrics and separate else None
+        )
+        self.input = ShiftedEmbedding(
+            self.vocabulary, config.length, shape.width, scale, own_start=not config.labels
+        )
 
     def conditioning(self, batch: dict) -> Conditioning:
         """Of `conditions` {name: [B, slots]}, `timing` [B, 3] samples, `upper_codes` [B, T/ratio], `lyrics` [B, N]."""
@@ -145,7 +159,9 @@ class Entrance(nn.Module):
 
 def tokens_of(config: PriorConfig, batch: dict) -> Tensor:
     codes = batch["codes"]
-    return torch.cat([batch["lyrics"], codes + config.shift], dim=1) if config.prefix_tokens else codes
+    return (
+        torch.cat([batch["lyrics"], codes + config.shift], dim=1) if config.prefix_tokens else codes
+    )
 
 
 class Prior(Entrance):

@@ -1,4 +1,4 @@
-"""The grid-order student: the prior's own layers, emitting many slots at a time in the order of models/grid.py.
+"""The grid-order student: the prior's own layers, emitting many slots at a time in the order of models/grid_order.py.
 
 It sees what its teacher would see, as far as it is there. It starts from its teacher's weights. Two small tables are
 new, and start as zeros: what the token one row up says (the teacher reads only the one before), and that the token
@@ -12,12 +12,14 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
-from megajukebox.models.grid import GridOrder, Sight, times
+from megajukebox.models.grid_order import GridOrder, Sight, times
 from megajukebox.models.prior import Conditioning, Prior, PriorConfig
 from megajukebox.models.transformer import Table
 
 LOG_2 = 0.6931471805599453
-HARD_WEIGHT = 0.1  # of single codes, a target only where something later is known; all else are distributions
+HARD_WEIGHT = (
+    0.1  # of single codes, a target only where something later is known; all else are distributions
+)
 NEW = ("above.weight", "missing.weight")  # what a student has and its teacher has not
 
 
@@ -31,20 +33,26 @@ class StudentConfig(BaseModel):
     known_before: float = Field(
         default=0.5, ge=0, le=1, description="share of training windows whose first rows are known"
     )
-    known_after: float = Field(default=0.25, ge=0, le=1, description="share whose last rows are known")
+    known_after: float = Field(
+        default=0.25, ge=0, le=1, description="share whose last rows are known"
+    )
 
     @model_validator(mode="before")
     @classmethod
     def _refuse_what_looked_forward(cls, given: Any) -> Any:
         if isinstance(given, dict) and {"causal", "soft_weight"} & given.keys():
-            raise ValueError("this student is of an older version, which saw what comes later; distil it again")
+            raise ValueError(
+                "this student is of an older version, which saw what comes later; distil it again"
+            )
         return given
 
     @model_validator(mode="after")
     def _check(self) -> "StudentConfig":
         GridOrder.parse(str(self.order)).steps(self.prior.window, self.prior.transformer.rows)
         if self.prior.prefix_tokens:
-            raise ValueError("a prior that reads its lyrics as a prefix has no student; use lyrics mode encoder")
+            raise ValueError(
+                "a prior that reads its lyrics as a prefix has no student; use lyrics mode encoder"
+            )
         return self
 
     @property
@@ -83,11 +91,15 @@ class Student(Prior):
         """The inputs [B, N, W] of the slots: the token before and the one a row up where they `has` been emitted."""
         start_B1W = self.input.start_vector(len(left_BN), given.start)
         absent = start_B1W + self.missing(torch.zeros_like(slots_N)) * (slots_N > 0)[:, None]
-        h = torch.where(has_left_BN[..., None], self.input.tokens(left_BN), absent) + self.input.positions(slots_N)
+        h = torch.where(
+            has_left_BN[..., None], self.input.tokens(left_BN), absent
+        ) + self.input.positions(slots_N)
         h = h if given.added is None else h + given.added[:, slots_N]
         return h + self.above(above_BN) * has_above_BN[..., None]
 
-    def logits(self, tokens_BT: Tensor, given: Conditioning, known_BT: Tensor | None = None) -> Tensor:
+    def logits(
+        self, tokens_BT: Tensor, given: Conditioning, known_BT: Tensor | None = None
+    ) -> Tensor:
         """Logits [B, T, V] of every slot from what it sees, the whole window in one pass; of known slots too."""
         sight = self.sight(known_BT)
         slots = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
@@ -106,7 +118,9 @@ class Student(Prior):
         every slot; `taught` [B] bool whether the window is the teacher's (else a real one).
         """
         given, codes = self.conditioning(batch), batch["codes"]
-        known = self.known_rows(codes) if self.training else torch.zeros_like(codes, dtype=torch.bool)
+        known = (
+            self.known_rows(codes) if self.training else torch.zeros_like(codes, dtype=torch.bool)
+        )
         log_q = self.logits(codes, given, known).log_softmax(2)
         free = (~known).float()
         surprisal = -log_q.gather(2, codes[..., None])[..., 0] / LOG_2
@@ -117,7 +131,9 @@ class Student(Prior):
             target = self.soft_targets(known)
             soft = self.soft_loss(log_q, batch, target) / free.sum()
             taught = free * batch["taught"].float()[:, None]
-            gap = ((surprisal.detach() - batch["teacher_bits"]) * taught).sum() / taught.sum().clamp(min=1)
+            gap = (
+                (surprisal.detach() - batch["teacher_bits"]) * taught
+            ).sum() / taught.sum().clamp(min=1)
             metrics |= {"kl_forward": gap, "bits_soft": soft.detach()}
             loss = soft + HARD_WEIGHT * (surprisal * (free - target.float())).sum() / free.sum()
         return loss, metrics
@@ -133,7 +149,9 @@ class Student(Prior):
         after = (draw[2] < self.how.known_after) * (draw[3] * (rows // 4)).ceil()
         row = torch.arange(rows, device=device)
         known = (row < before[:, None]) | (row >= rows - after[:, None])
-        known = known & ~known.all(1, keepdim=True)  # a window of nothing but known rows teaches nothing
+        known = known & ~known.all(
+            1, keepdim=True
+        )  # a window of nothing but known rows teaches nothing
         return known.repeat_interleave(self.how.columns, dim=1)
 
     def soft_targets(self, known_BT: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from megajukebox.models.attention import attend, schedule
-from megajukebox.models.grid import Sight, attend_in_order
+from megajukebox.models.grid_order import Sight, attend_in_order
 
 
 class TransformerConfig(BaseModel):
@@ -79,7 +79,12 @@ class Attention(nn.Module):
 
     def __init__(self, config: TransformerConfig, pattern: str, prefix: int = 0):
         super().__init__()
-        self.pattern, self.rows, self.heads, self.prefix = pattern, config.rows, config.heads, prefix
+        self.pattern, self.rows, self.heads, self.prefix = (
+            pattern,
+            config.rows,
+            config.heads,
+            prefix,
+        )
         width, state, std = config.width, config.attention_width, 0.02 * config.init_scale
         if pattern == "lyrics":
             self.query = Dense(width, state, std)
@@ -105,7 +110,9 @@ class Attention(nn.Module):
     def out(self, attended_BTHD: Tensor) -> Tensor:
         return self.merge(attended_BTHD.flatten(2))
 
-    def forward(self, x_BTW: Tensor, lyrics_BSW: Tensor | None = None, sight: Sight | None = None) -> Tensor:
+    def forward(
+        self, x_BTW: Tensor, lyrics_BSW: Tensor | None = None, sight: Sight | None = None
+    ) -> Tensor:
         """What the pattern gathers; with `sight` (of a student) in its order."""
         if self.pattern == "lyrics":
             assert lyrics_BSW is not None, "a lyrics layer was given no lyric states"
@@ -145,7 +152,9 @@ class Block(nn.Module):
         change = a_BTW + self.mlp(self.norm_mlp(h_BTW + a_BTW))
         return h_BTW + (change if self.scale == 1.0 else self.scale * change)
 
-    def forward(self, h_BTW: Tensor, lyrics_BSW: Tensor | None = None, sight: Sight | None = None) -> Tensor:
+    def forward(
+        self, h_BTW: Tensor, lyrics_BSW: Tensor | None = None, sight: Sight | None = None
+    ) -> Tensor:
         return self.update(h_BTW, self.attention(self.norm_attention(h_BTW), lyrics_BSW, sight))
 
 

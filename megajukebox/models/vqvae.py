@@ -9,7 +9,13 @@ from torch import Tensor, nn
 
 from megajukebox.models.codebook import Codebook
 from megajukebox.models.convnet import Decoder, Encoder
-from megajukebox.models.losses import Bandwidth, ReconstructionLoss, distance, reconstruction, spectral_convergence
+from megajukebox.models.losses import (
+    Bandwidth,
+    ReconstructionLoss,
+    distance,
+    reconstruction,
+    spectral_convergence,
+)
 
 LEVELS = ("bottom", "middle", "top")
 
@@ -40,13 +46,17 @@ class VQVAEConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> "VQVAEConfig":
-        if not len(self.down) == len(self.stride) == len(self.multipliers) or not 1 <= len(self.down) <= len(LEVELS):
+        if not len(self.down) == len(self.stride) == len(self.multipliers) or not 1 <= len(
+            self.down
+        ) <= len(LEVELS):
             raise ValueError(
                 f"down {self.down}, stride {self.stride} and multipliers {self.multipliers}"
                 " must have one entry a level, at most 3"
             )
         if any(s % 2 for s in self.stride):
-            raise ValueError(f"stride {self.stride} has an odd entry; only even strides keep lengths exact")
+            raise ValueError(
+                f"stride {self.stride} has an odd entry; only even strides keep lengths exact"
+            )
         return self
 
     @property
@@ -76,9 +86,15 @@ class VQVAELevel(nn.Module):
         }
         width, code_width = config.width * multiplier, config.code_width
         self.encoder = Encoder(1, code_width, width, stages, **stack)
-        self.decoder = Decoder(code_width, 1, width, stages, reverse=config.reverse_decoder_dilation, **stack)
+        self.decoder = Decoder(
+            code_width, 1, width, stages, reverse=config.reverse_decoder_dilation, **stack
+        )
         self.codebook = Codebook(
-            config.codes, code_width, config.codebook_decay, config.codebook_threshold, config.fresh_restarts
+            config.codes,
+            code_width,
+            config.codebook_decay,
+            config.codebook_threshold,
+            config.fresh_restarts,
         )
 
     def encode(self, audio_BT1: Tensor) -> Tensor:
@@ -89,7 +105,9 @@ class VQVAELevel(nn.Module):
     def decode(self, codes_BT: Tensor) -> Tensor:
         return self.decoder(self.codebook.lookup(codes_BT).transpose(1, 2)).transpose(1, 2)
 
-    def forward(self, audio_BT1: Tensor, candidates: Tensor | None = None) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def forward(
+        self, audio_BT1: Tensor, candidates: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Reconstruction [B, T, 1], commitment loss [] and facts about the codebook, which learns while in training."""
         x_BDT = self.encoder(audio_BT1.transpose(1, 2))
         x_ND = x_BDT.transpose(1, 2).flatten(0, 1)
@@ -98,8 +116,13 @@ class VQVAELevel(nn.Module):
         codes, fit = self.codebook.nearest(x_ND.detach())
         q_ND = self.codebook.lookup(codes)
         commit = (q_ND - x_ND).square().mean()
-        straight_BDT = (x_ND + (q_ND - x_ND).detach()).unflatten(0, (len(x_BDT), -1)).transpose(1, 2)
-        facts = {"fit": fit.mean(), "prenorm": (x_ND.detach() - x_ND.detach().mean()).square().mean().sqrt()}
+        straight_BDT = (
+            (x_ND + (q_ND - x_ND).detach()).unflatten(0, (len(x_BDT), -1)).transpose(1, 2)
+        )
+        facts = {
+            "fit": fit.mean(),
+            "prenorm": (x_ND.detach() - x_ND.detach().mean()).square().mean().sqrt(),
+        }
         if self.training:
             facts |= self.codebook.update(x_ND.detach(), codes, candidates)
         return self.decoder(straight_BDT).transpose(1, 2), commit, facts
@@ -111,7 +134,9 @@ class VQVAE(nn.Module):
     def __init__(self, config: VQVAEConfig):
         super().__init__()
         self.config = config
-        self.levels = nn.ModuleDict({level: VQVAELevel(config, i) for i, level in enumerate(config.levels)})
+        self.levels = nn.ModuleDict(
+            {level: VQVAELevel(config, i) for i, level in enumerate(config.levels)}
+        )
 
     def level(self, name: str) -> VQVAELevel:
         model = self.levels[name]
@@ -142,7 +167,10 @@ class VQVAE(nn.Module):
             y = y.float()  # spectra are of float32 also where the layers are not
             loss = reconstruction(self.config.loss, x_BT, y.squeeze(-1), self.config.bandwidth)
             total = total + loss + self.config.commit * commit
-            metrics |= {f"{level}/reconstruction": loss.detach(), f"{level}/commit": commit.detach()}
+            metrics |= {
+                f"{level}/reconstruction": loss.detach(),
+                f"{level}/commit": commit.detach(),
+            }
             metrics |= {f"{level}/{name}": value for name, value in facts.items()}
             if not self.training:
                 metrics |= self._judge(level, x_BT, y.squeeze(-1))

@@ -19,23 +19,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from megajukebox.data.conditions.lrc import write_lrc
-from megajukebox.data.weights import load_into, read_facts
+from megajukebox.common.model_files import load_into, read_facts
+from megajukebox.conditioning.lrc import write_lrc
 from megajukebox.models.prior import Prior
 from megajukebox.models.vqvae import VQVAE, VQVAEConfig
-from megajukebox.sampling.level_run import LevelRun
+from megajukebox.sampling.decoding import gumbel_noise
+from megajukebox.sampling.decoding.token_sampling import Draw
 from megajukebox.sampling.levels.autoregressive import sampler_of
-from megajukebox.sampling.levels.engine import QUICKEST, Engine
-from megajukebox.sampling.levels.level import HOPS, LevelJob, LevelSampler, Told
-from megajukebox.sampling.lyrics.choosing import as_json, sung_words
+from megajukebox.sampling.levels.decoding_policy import QUICKEST, Engine
+from megajukebox.sampling.levels.level_sampler import HOPS, LevelJob, LevelSampler, Told
+from megajukebox.sampling.lyrics.head_selection import as_json, sung_words
+from megajukebox.sampling.prior_run import LevelRun
+from megajukebox.sampling.songs.audio_stream import AudioStream, decode_all, finished, part_of
+from megajukebox.sampling.songs.prompt_sources import Known, Source, known_of, source_of
 from megajukebox.sampling.songs.reconstruction import beside
 from megajukebox.sampling.songs.requests import Request
+from megajukebox.sampling.songs.resume_store import Unfinished
 from megajukebox.sampling.songs.song import Song, audio_name
-from megajukebox.sampling.songs.sources import Known, Source, known_of, source_of
-from megajukebox.sampling.songs.streaming import AudioStream, decode_all, finished, part_of
-from megajukebox.sampling.songs.unfinished import Unfinished
-from megajukebox.sampling.steps import noise
-from megajukebox.sampling.steps.drawing import Draw
 from megajukebox.sampling.students.student_runs import fingerprints, students_of
 
 __all__ = ["RUNS", "Engine", "Jukebox", "LevelRun", "Request", "Song"]
@@ -64,22 +64,31 @@ class Jukebox:
         """`folders`: only these levels, from the top down, and where their runs are if not in `runs`."""
         self.runs, self.dtype, self.engine = Path(runs), dtype, engine
         if folders is None and not (self.runs / "vqvae").is_dir():
-            raise ValueError(f"{runs} is no folder of runs; give the one that holds vqvae, {', '.join(RUNS.values())}")
+            raise ValueError(
+                f"{runs} is no folder of runs; give the one that holds vqvae, {', '.join(RUNS.values())}"
+            )
         self.students = students_of(self.runs, students)
-        self.samplers: dict[str, Callable[[Prior], LevelSampler]] = {**(samplers or {}), **self.students}
+        self.samplers: dict[str, Callable[[Prior], LevelSampler]] = {
+            **(samplers or {}),
+            **self.students,
+        }
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         facts = read_facts(self.runs / "vqvae")
         self.vqvae = VQVAE(VQVAEConfig(**facts["config"]))
         load_into(self.vqvae, self.runs / "vqvae", device=self.device)
         self.vqvae.to(self.device).eval()
-        places = folders or {level: self.runs / RUNS[level] for level in reversed(self.vqvae.config.levels)}
+        places = folders or {
+            level: self.runs / RUNS[level] for level in reversed(self.vqvae.config.levels)
+        }
         self.levels = {level: LevelRun(folder, facts) for level, folder in places.items()}
         priors = {level: run.facts["fingerprint"] for level, run in self.levels.items()}
         self.weights = {"vqvae": facts["fingerprint"], **priors, **fingerprints(self.students)}
         steps = {level: run.facts.get("step") for level, run in self.levels.items()}
         self.steps = {"vqvae": facts.get("step"), **steps}
         self.sources: dict[str, Source] = {}
-        self.together = False  # whether priors stay loaded from batch to batch; memory.py says if they fit
+        self.together = (
+            False  # whether priors stay loaded from batch to batch; memory.py says if they fit
+        )
 
     def codes_of(self, request: Request, level: str) -> int:
         """Codes of a level for the seconds asked: a whole number of top codes, at least one."""
@@ -96,7 +105,12 @@ class Jukebox:
         """What fixes a song to the last code."""
         precision = str(self.dtype).removeprefix("torch.")
         asked = request.model_dump(mode="json")
-        return {"request": asked, "weights": self.weights, "precision": precision, "engine": self.engine_facts()}
+        return {
+            "request": asked,
+            "weights": self.weights,
+            "precision": precision,
+            "engine": self.engine_facts(),
+        }
 
     def engine_facts(self) -> dict[str, Any]:
         """What decides about the codes: the engine's facts, and which levels are a student's."""
@@ -109,7 +123,9 @@ class Jukebox:
         if request.source is not None:
             if request.source not in self.sources:
                 found = source_of(request.source, self.vqvae, self.weights["vqvae"], self.device)
-                self.sources = {request.source: found}  # of variations one after another; not of a thousand requests
+                self.sources = {
+                    request.source: found
+                }  # of variations one after another; not of a thousand requests
             source = self.sources[request.source]
             known, seconds = known_of(request, source.codes, self.vqvae)
             if (
@@ -117,14 +133,27 @@ class Jukebox:
                 and "seconds" in request.model_fields_set
                 and abs(request.seconds - seconds) > 0.1
             ):
-                notes.append(f"it is as long as {request.source}, {seconds:.1f} s, not {request.seconds:g} s")
+                notes.append(
+                    f"it is as long as {request.source}, {seconds:.1f} s, not {request.seconds:g} s"
+                )
             request = request.model_copy(update={"seconds": seconds})
         facts = {"weights": self.weights, "steps": self.steps, "runs": str(self.runs)}
-        facts |= {"precision": str(self.dtype).removeprefix("torch."), "engine": self.engine_facts()}
+        facts |= {
+            "precision": str(self.dtype).removeprefix("torch."),
+            "engine": self.engine_facts(),
+        }
         samples = self.codes_of(request, "bottom" if "bottom" in self.levels else "top")
         samples *= min(self.vqvae.config.hops.values())
         rate = self.vqvae.config.sample_rate
-        song = Song(request, [*notes, *self.notes(request)], rate, known, known, facts=facts, samples=samples)
+        song = Song(
+            request,
+            [*notes, *self.notes(request)],
+            rate,
+            known,
+            known,
+            facts=facts,
+            samples=samples,
+        )
         if source is not None:
             song.put_beside(beside(source, self.vqvae, samples, self.device))
         return song
@@ -140,7 +169,9 @@ class Jukebox:
         With `out` songs are saved there, level by level, and one that was interrupted goes on where it was. `stop` is
         asked now and then; where it says so, `Stopped` is raised.
         """
-        songs = [self.begin(request) if isinstance(request, Request) else request for request in requests]
+        songs = [
+            self.begin(request) if isinstance(request, Request) else request for request in requests
+        ]
         making = Making(self, Path(out), stop) if out is not None else None
         if making:
             making.resume(songs)
@@ -165,7 +196,9 @@ class Jukebox:
         way = self.engine.way_of(level, len(songs), prior)
         sampler: LevelSampler | None = None
         if before < job.known_BT.numel():
-            make = self.samplers.get(level) or (lambda prior: sampler_of(prior, way, int8=self.engine.int8))
+            make = self.samplers.get(level) or (
+                lambda prior: sampler_of(prior, way, int8=self.engine.int8)
+            )
             sampler = make(prior)
 
         def progress(count: int) -> None:
@@ -180,19 +213,31 @@ class Jukebox:
             sampler.sample(job, progress)
         wall = time.perf_counter() - started
         new, how = job.known_BT.numel() - before, self.way_told(level, way)
-        made: dict[str, Any] = {"codes": job.total, "wall_seconds": wall, "tokens_per_second": new / wall}
+        made: dict[str, Any] = {
+            "codes": job.total,
+            "wall_seconds": wall,
+            "tokens_per_second": new / wall,
+        }
         made |= {"batch": len(songs), "way": how}
         for song, row in zip(songs, job.codes_BT.cpu()):
             song.codes[level], song.levels[level] = row.numpy(), dict(made)
             if not making:
-                song.audio[level] = decode_all(self.vqvae, row.to(self.device), level).float().cpu().numpy()
+                song.audio[level] = (
+                    decode_all(self.vqvae, row.to(self.device), level).float().cpu().numpy()
+                )
             time_words(song, run, prior, samples)
         if making:
             making.end_level(level, songs, job)
 
     def way_told(self, level: str, way: str) -> str:
         """For a song's record: how its level was sampled."""
-        return self.students[level].name if level in self.students else "own" if level in self.samplers else way
+        return (
+            self.students[level].name
+            if level in self.students
+            else "own"
+            if level in self.samplers
+            else way
+        )
 
     def job(self, level: str, run: LevelRun, songs: list[Song]) -> LevelJob:
         """One level of songs of equal length, with what each is given and has done already."""
@@ -207,9 +252,17 @@ class Jukebox:
             )
         )
         hop = {r.at("hop_fraction", level, HOPS[level]) for r in requests}.pop()
-        guidance, draw = [r.at("guidance", level, 1.0) for r in requests], draw_for(level, requests, self.device)
-        above, samples = upper_codes(songs, list(self.levels), level), self._song_samples(requests[0])
-        return LevelJob(told_once(run, requests), codes, known, above, samples, draw, guidance, hop, given)
+        guidance, draw = (
+            [r.at("guidance", level, 1.0) for r in requests],
+            draw_for(level, requests, self.device),
+        )
+        above, samples = (
+            upper_codes(songs, list(self.levels), level),
+            self._song_samples(requests[0]),
+        )
+        return LevelJob(
+            told_once(run, requests), codes, known, above, samples, draw, guidance, hop, given
+        )
 
     def _song_samples(self, request: Request) -> int:
         return round((request.song_seconds or request.seconds) * self.vqvae.config.sample_rate)
@@ -228,7 +281,9 @@ class Making:
         for song in songs:
             known = self.unfinished.load(song.request.id, self.jukebox.key(song.request))
             song.known = known or song.known
-            for level in self.jukebox.levels if known is None else ():  # what can be heard there is another song
+            for level in (
+                self.jukebox.levels if known is None else ()
+            ):  # what can be heard there is another song
                 part_of(self.out / audio_name(song.request.id, level)).unlink(missing_ok=True)
 
     def streams(self, level: str, songs: list[Song]) -> None:
@@ -254,8 +309,12 @@ class Making:
         self._save(level, songs, job)
 
     def _save(self, level: str, songs: list[Song], job: LevelJob) -> None:
-        for song, codes, known in zip(songs, job.codes_BT.cpu().numpy(), job.known_BT.cpu().numpy()):
-            song.known = Known(song.known.codes | {level: codes.copy()}, song.known.stays | {level: known.copy()})
+        for song, codes, known in zip(
+            songs, job.codes_BT.cpu().numpy(), job.known_BT.cpu().numpy()
+        ):
+            song.known = Known(
+                song.known.codes | {level: codes.copy()}, song.known.stays | {level: known.copy()}
+            )
             self.unfinished.save(song.request.id, self.jukebox.key(song.request), song.known)
             self.unfinished.touch(song.request.id)
         self.saved = time.monotonic()
@@ -269,8 +328,13 @@ class Making:
 def told_once(run: LevelRun, requests: list[Request]) -> list[Told]:
     """What each song is told; those of one request's variations are one object, and share their beginning."""
     told: dict[str, Told] = {}
-    keys = [request.model_copy(update={"id": "x", "seed": 0}).model_dump_json() for request in requests]
-    return [told.setdefault(key, told.get(key) or run.told(request)) for key, request in zip(keys, requests)]
+    keys = [
+        request.model_copy(update={"id": "x", "seed": 0}).model_dump_json() for request in requests
+    ]
+    return [
+        told.setdefault(key, told.get(key) or run.told(request))
+        for key, request in zip(keys, requests)
+    ]
 
 
 def unknown_names(levels: Mapping[str, LevelRun], request: Request) -> Iterator[str]:
@@ -292,8 +356,12 @@ def is_made(jukebox: Jukebox, out: Path, request: Request) -> bool:
         return False
     record, key = json.loads(path.read_text()), jukebox.key(request)
     asked = key.pop("request")
-    theirs = record.get("request", {}) | ({"seconds": request.seconds} if request.source is not None else {})
-    return theirs == asked and all(record.get(name, {"exact": True}) == value for name, value in key.items())
+    theirs = record.get("request", {}) | (
+        {"seconds": request.seconds} if request.source is not None else {}
+    )
+    return theirs == asked and all(
+        record.get(name, {"exact": True}) == value for name, value in key.items()
+    )
 
 
 def time_words(song: Song, run: LevelRun, prior: Prior, samples: int) -> None:
@@ -301,11 +369,17 @@ def time_words(song: Song, run: LevelRun, prior: Prior, samples: int) -> None:
     told, request = run.told(song.request), song.request
     if told.words or run.alignment is None or not run.alignment.follows:
         return
-    codes, whole = torch.from_numpy(song.codes[run.config.level]), (request.song_seconds or 0) <= request.seconds
+    codes, whole = (
+        torch.from_numpy(song.codes[run.config.level]),
+        (request.song_seconds or 0) <= request.seconds,
+    )
     words = sung_words(prior, told, request.lyrics, codes, samples, run.alignment.pair, whole)
     if words:
         song.timed_lyrics = write_lrc(words, request.lyrics)
-        song.facts["alignment"] = {**run.alignment.model_dump(), "words": as_json(request.lyrics, words)}
+        song.facts["alignment"] = {
+            **run.alignment.model_dump(),
+            "words": as_json(request.lyrics, words),
+        }
 
 
 def batches_of_equal_length(songs: list[Song], size: int) -> Iterator[list[Song]]:
@@ -313,7 +387,9 @@ def batches_of_equal_length(songs: list[Song], size: int) -> Iterator[list[Song]
     alike: dict[tuple, list[Song]] = {}
     for song in songs:
         asked = song.request
-        alike.setdefault((asked.seconds, asked.song_seconds, str(asked.hop_fraction)), []).append(song)
+        alike.setdefault((asked.seconds, asked.song_seconds, str(asked.hop_fraction)), []).append(
+            song
+        )
     for group in alike.values():
         for first in range(0, len(group), size):
             yield group[first : first + size]
@@ -321,7 +397,9 @@ def batches_of_equal_length(songs: list[Song], size: int) -> Iterator[list[Song]
 
 def upper_codes(songs: list[Song], levels: list[str], level: str) -> Tensor | None:
     above = levels.index(level) - 1
-    return torch.from_numpy(np.stack([s.codes[levels[above]] for s in songs])) if above >= 0 else None
+    return (
+        torch.from_numpy(np.stack([s.codes[levels[above]] for s in songs])) if above >= 0 else None
+    )
 
 
 def draw_for(level: str, requests: list[Request], device: torch.device) -> Draw:
@@ -330,5 +408,5 @@ def draw_for(level: str, requests: list[Request], device: torch.device) -> Draw:
         torch.tensor([r.at(setting, level, default) for r in requests], device=device)
         for setting, default in (("temperature", 0.99), ("top_k", 0), ("top_p", 0.0))
     )
-    keys = noise.keys([r.seed for r in requests], level).to(device)
+    keys = gumbel_noise.keys([r.seed for r in requests], level).to(device)
     return Draw(keys, temperature, top_k if top_k.any() else None, top_p if top_p.any() else None)

@@ -4,7 +4,7 @@ import json
 import time
 from pathlib import Path
 
-from megajukebox.data.files import write_whole
+from megajukebox.common.files import write_whole
 
 EVERY = 0.5  # seconds between two writings
 

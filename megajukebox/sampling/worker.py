@@ -20,17 +20,23 @@ from typing import Any, TextIO
 import psutil
 import torch
 
-from megajukebox.data.conditions.vocabulary import VOCABULARIES
-from megajukebox.data.weights import FACTS, WEIGHTS
+from megajukebox.common.model_files import FACTS, WEIGHTS
+from megajukebox.conditioning.vocabulary import VOCABULARIES
 from megajukebox.sampling.jukebox import Jukebox, Stopped
-from megajukebox.sampling.lyrics.choosing import FILE as ALIGNMENT
-from megajukebox.sampling.memory import Need, free_memory, room
+from megajukebox.sampling.lyrics.head_selection import FILE as ALIGNMENT
+from megajukebox.sampling.memory_budget import Need, free_memory, room
 from megajukebox.sampling.reporting import ProgressFile
 from megajukebox.sampling.songs.requests import Request, parse_requests
-from megajukebox.sampling.songs.unfinished import Unfinished
+from megajukebox.sampling.songs.resume_store import Unfinished
 from megajukebox.sampling.students.student_runs import TABLE
 
-READ = (FACTS, WEIGHTS, VOCABULARIES, ALIGNMENT, TABLE)  # of a run; where one changes, the jukebox is loaded again
+READ = (
+    FACTS,
+    WEIGHTS,
+    VOCABULARIES,
+    ALIGNMENT,
+    TABLE,
+)  # of a run; where one changes, the jukebox is loaded again
 SHARE = 0.5  # of the free memory, for priors that stay loaded; larger ones are loaded level by level, as `sample` does
 
 
@@ -46,7 +52,11 @@ class Standing:
         """Make the song of an order; what is wrong with it is the answer's reason."""
         try:
             state, reason = self.make(order), ""
-        except (ValueError, OSError, RuntimeError) as error:  # torch tells a full GPU as a RuntimeError
+        except (
+            ValueError,
+            OSError,
+            RuntimeError,
+        ) as error:  # torch tells a full GPU as a RuntimeError
             state, reason = "failed", " ".join(str(error).split()) or type(error).__name__
         return {"state": state, "reason": reason, **memory()}
 
@@ -57,7 +67,9 @@ class Standing:
             raise ValueError(wrong[0])
         (request,), out, stop = good, Path(order["out"]), Path(order["stop"])
         jukebox = self.jukebox()
-        report = ProgressFile(Path(order["progress"]), {n: jukebox.codes_of(request, n) for n in jukebox.levels})
+        report = ProgressFile(
+            Path(order["progress"]), {n: jukebox.codes_of(request, n) for n in jukebox.levels}
+        )
         state = ""
         try:
             jukebox.sample([request], 1, report.advance, out=out, stop=stop.exists)
@@ -89,7 +101,9 @@ def stamps(runs: Path) -> dict[str, tuple[int, int]]:
 
 def fits(jukebox: Jukebox) -> bool:
     """Whether all priors may stay loaded together: within a share of what the device has free."""
-    needs = [Need(run.config, 1, 2, level in jukebox.students) for level, run in jukebox.levels.items()]
+    needs = [
+        Need(run.config, 1, 2, level in jukebox.students) for level, run in jukebox.levels.items()
+    ]
     limit = SHARE * free_memory(jukebox.device)
     try:
         return room(needs, 1, limit, jukebox.dtype, jukebox.device.type == "cpu").together

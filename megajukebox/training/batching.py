@@ -14,11 +14,17 @@ def share_batch(ds_config: dict, readers: int, total: int = 0) -> dict:
     micro = ds_config.get("train_micro_batch_size_per_gpu")
     if not micro:
         raise ValueError("the ds_config has no train_micro_batch_size_per_gpu")
-    given, accumulation = ds_config.get("train_batch_size"), ds_config.get("gradient_accumulation_steps")
+    given, accumulation = (
+        ds_config.get("train_batch_size"),
+        ds_config.get("gradient_accumulation_steps"),
+    )
     if not total and (given is None or accumulation is not None):
         total = _multiplied(micro, accumulation or 1, readers, given)
     micro, accumulation = _fitted(total or given or 0, micro, readers)
-    return {**ds_config, **dict(zip(NUMBERS, (micro * accumulation * readers, micro, accumulation)))}
+    return {
+        **ds_config,
+        **dict(zip(NUMBERS, (micro * accumulation * readers, micro, accumulation))),
+    }
 
 
 def _multiplied(micro: int, accumulation: int, readers: int, given: int | None) -> int:

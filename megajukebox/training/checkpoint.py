@@ -9,17 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from megajukebox.data.files import sync_folder, write_whole
+from megajukebox.common.files import sync_folder, write_whole
+from megajukebox.training.engines.checkpoint_engine import Stored
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
-
-
-class Stored(NamedTuple):
-    """What a file must be: told by whoever wrote it, while writing it."""
-
-    bytes: int
-    sha256: str
 
 
 class Keep(NamedTuple):
@@ -66,9 +60,14 @@ def seal(
     facts = dict(stored or {})
     unread = [path for path in files if str(path) not in facts]
     with ThreadPoolExecutor() as pool:
-        facts |= {str(path): Stored(path.stat().st_size, d) for path, d in zip(unread, pool.map(_digest, unread))}
+        facts |= {
+            str(path): Stored(path.stat().st_size, d)
+            for path, d in zip(unread, pool.map(_digest, unread))
+        }
     manifest = {str(path.relative_to(written)): facts[str(path)]._asdict() for path in files}
-    write_whole(written / MANIFEST, json.dumps({"step": step, "files": manifest}, indent=1).encode())
+    write_whole(
+        written / MANIFEST, json.dumps({"step": step, "files": manifest}, indent=1).encode()
+    )
     for folder in {path.parent for path in files}:
         sync_folder(folder)
     check()
@@ -163,7 +162,10 @@ def _forget_old(newest: Path, keep: Keep) -> None:
     """
     until = sorted(path for path in newest.parent.glob("step-????????") if path.name <= newest.name)
     steps = {path: int(path.name.split("-")[1]) for path in until}
-    good = max((step for step in steps.values() if keep.stuck is not None and step < keep.stuck), default=None)
+    good = max(
+        (step for step in steps.values() if keep.stuck is not None and step < keep.stuck),
+        default=None,
+    )
     for old in until[: -keep.last]:
         if not (keep.every and steps[old] % keep.every == 0) and steps[old] != good:
             shutil.rmtree(old)

@@ -8,9 +8,9 @@ from pathlib import Path
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from megajukebox.data.mistakes import mistakes, shortened
-from megajukebox.data.shards.sets import COUNTED
-from megajukebox.models.conditioning import LabelConfig, LyricsConfig, TimingConfig, UpperConfig
+from megajukebox.common.validation_errors import mistakes, shortened
+from megajukebox.data.shards.shard_set import COUNTED
+from megajukebox.models.conditioners import LabelConfig, LyricsConfig, TimingConfig, UpperConfig
 from megajukebox.models.prior import PriorConfig
 from megajukebox.models.transformer import TransformerConfig
 from megajukebox.models.vqvae import VQVAEConfig
@@ -29,10 +29,16 @@ class ConditionSettings(Settings):
     """One label of a song (artist, genres, moods, ...). Its vocabulary is made from the corpus."""
 
     slots: int = Field(1, gt=0, description="how many names of it one song may carry")
-    size: int = Field(gt=1, description="entries of the embedding table; names beyond it are unknown")
+    size: int = Field(
+        gt=1, description="entries of the embedding table; names beyond it are unknown"
+    )
     min_songs: int = Field(1, gt=0, description="names on fewer songs are unknown")
-    dropout: float = Field(0.0, ge=0, lt=1, description="share of training windows that are not told")
-    bin_years: int = Field(1, gt=0, le=1000, description="condition year only: years that share one entry")
+    dropout: float = Field(
+        0.0, ge=0, lt=1, description="share of training windows that are not told"
+    )
+    bin_years: int = Field(
+        1, gt=0, le=1000, description="condition year only: years that share one entry"
+    )
 
 
 class TableSettings(Settings):
@@ -48,7 +54,9 @@ class LyricsSettings(Settings):
     mode: str = Field("encoder", pattern="^(encoder|prefix)$")
     tokens: int = Field(gt=0)
     loss_weight: float = Field(0.4, ge=0)
-    dropout: float = Field(0.0, ge=0, lt=1, description="share of training windows that are told no lyrics")
+    dropout: float = Field(
+        0.0, ge=0, lt=1, description="share of training windows that are told no lyrics"
+    )
     encoder: TransformerConfig | None = None
 
 
@@ -59,7 +67,9 @@ class PriorSettings(Settings):
     transformer: TransformerConfig
     separate_head: bool = False
     labels: tuple[str, ...] = ()
-    label_tables: dict[str, TableSettings] = Field({}, description="tables of this level that differ from `conditions`")
+    label_tables: dict[str, TableSettings] = Field(
+        {}, description="tables of this level that differ from `conditions`"
+    )
     labels_everywhere: bool = False
     timing: TimingConfig | None = None
     upper: UpperConfig | None = None
@@ -71,50 +81,96 @@ class TrainingSettings(Settings):
 
     ds_config: str = Field(description="JSON in ds_configs/, or a path")
     steps: int = Field(gt=0)
-    batch: int = Field(0, ge=0, description="clips a step of all processes together; 0: as the ds_config says for each")
+    batch: int = Field(
+        0,
+        ge=0,
+        description="clips a step of all processes together; 0: as the ds_config says for each",
+    )
     seed: int = 0
     warmup: int = Field(0, ge=0, description="steps of linear warm-up")
     decay: str = Field("constant", pattern="^(constant|linear|cosine)$")
-    decay_floor: float = Field(0.0, ge=0, le=1, description="share of the peak learning rate at the end of the decay")
+    decay_floor: float = Field(
+        0.0, ge=0, le=1, description="share of the peak learning rate at the end of the decay"
+    )
     decay_start: int = Field(0, ge=0, description="first step of the decay; 0: after the warm-up")
-    decay_steps: int = Field(0, ge=0, description="how long the decay takes; 0: until the last step")
-    lr_scale: float = Field(1.0, gt=0, description="share of the ds_config's learning rate that is the peak")
-    freeze: tuple[str, ...] = Field((), description="parts that stay as they are: lyrics, upper, input, blocks.0 ...")
-    ema_decay: float = Field(0.0, ge=0, lt=1, description="keep a moving average of the weights and export it; 0: none")
+    decay_steps: int = Field(
+        0, ge=0, description="how long the decay takes; 0: until the last step"
+    )
+    lr_scale: float = Field(
+        1.0, gt=0, description="share of the ds_config's learning rate that is the peak"
+    )
+    freeze: tuple[str, ...] = Field(
+        (), description="parts that stay as they are: lyrics, upper, input, blocks.0 ..."
+    )
+    ema_decay: float = Field(
+        0.0, ge=0, lt=1, description="keep a moving average of the weights and export it; 0: none"
+    )
     check_every: int = Field(
         100,
         ge=0,
         description="steps between comparisons of what ranks must hold alike, and of weights held twice; 0: none",
     )
     recompute_every: int = Field(
-        1000, ge=0, description="steps after which all ranks compute the same micro-batch, and compare; 0: never"
+        1000,
+        ge=0,
+        description="steps after which all ranks compute the same micro-batch, and compare; 0: never",
     )
-    sample_every: int = Field(0, ge=0, description="priors: a few seconds are sampled at the save after so many steps")
+    sample_every: int = Field(
+        0, ge=0, description="priors: a few seconds are sampled at the save after so many steps"
+    )
     sample_seconds: float = Field(4.0, gt=0)
-    sample_runs: str | None = Field(None, description="folder of the runs to hear it with; else the one it lies in")
-    spike_sigmas: float = Field(6.0, ge=0, description="skip steps this far above the usual loss or gradient; 0: none")
+    sample_runs: str | None = Field(
+        None, description="folder of the runs to hear it with; else the one it lies in"
+    )
+    spike_sigmas: float = Field(
+        6.0, ge=0, description="skip steps this far above the usual loss or gradient; 0: none"
+    )
     spike_window: int = Field(128, gt=1, description="steps that say what is usual")
-    bad_steps: int = Field(10, ge=0, description="more skipped steps than this among bad_within end the run (93)")
+    bad_steps: int = Field(
+        10, ge=0, description="more skipped steps than this among bad_within end the run (93)"
+    )
     bad_within: int = Field(100, gt=0)
-    rewinds: int = Field(0, ge=0, description="so often it goes back instead, and reads on behind the data that spiked")
-    rewind_steps: int = Field(100, ge=0, description="to a checkpoint at least so long before the first skipped step")
+    rewinds: int = Field(
+        0,
+        ge=0,
+        description="so often it goes back instead, and reads on behind the data that spiked",
+    )
+    rewind_steps: int = Field(
+        100, ge=0, description="to a checkpoint at least so long before the first skipped step"
+    )
     rewind_jump: int = Field(200, ge=0, description="and leaves out so many further steps' clips")
-    floor_rewinds: int = Field(1, ge=0, description="so often it goes back from the lowest fp16 loss scale (then 93)")
-    floor_lr: float = Field(0.5, gt=0, lt=1, description="and trains on at so much of the learning rate")
-    clip: int | None = Field(None, gt=0, description="audio samples in a training clip (vqvae only)")
-    bandwidth_seconds: float = Field(600, ge=0, description="audio measured to scale losses; 0 keeps vqvae.bandwidth")
+    floor_rewinds: int = Field(
+        1, ge=0, description="so often it goes back from the lowest fp16 loss scale (then 93)"
+    )
+    floor_lr: float = Field(
+        0.5, gt=0, lt=1, description="and trains on at so much of the learning rate"
+    )
+    clip: int | None = Field(
+        None, gt=0, description="audio samples in a training clip (vqvae only)"
+    )
+    bandwidth_seconds: float = Field(
+        600, ge=0, description="audio measured to scale losses; 0 keeps vqvae.bandwidth"
+    )
     held_out: float = Field(0.1, ge=0, lt=1, description="share of the songs kept for judging")
     held_out_batches: int = Field(8, ge=0)
     evaluate_every: int = Field(100, gt=0)
     log_every: int = Field(10, gt=0)
     save_every: int = Field(100, gt=0)
-    save_in_background: bool = Field(True, description="train on while a checkpoint is written, from a copy in memory")
+    save_in_background: bool = Field(
+        True, description="train on while a checkpoint is written, from a copy in memory"
+    )
     export_every: int = Field(
-        1, gt=0, description="weights are exported at the first save, at one after every so many steps, and at the end"
+        1,
+        gt=0,
+        description="weights are exported at the first save, at one after every so many steps, and at the end",
     )
     keep: int = Field(3, gt=0, description="checkpoints kept: the last ones")
-    keep_every: int = Field(0, ge=0, description="checkpoints of steps that are multiples of it stay for good; 0: none")
-    peak_tflops: float | None = Field(None, gt=0, description="of one device, for `mfu`; GPUs in gpus.py are known")
+    keep_every: int = Field(
+        0, ge=0, description="checkpoints of steps that are multiples of it stay for good; 0: none"
+    )
+    peak_tflops: float | None = Field(
+        None, gt=0, description="of one device, for `mfu`; GPUs in gpus.py are known"
+    )
     hang_seconds: float = Field(
         300,
         gt=0,
@@ -127,19 +183,33 @@ class TrainingSettings(Settings):
         "converting a checkpoint for another number of processes may take longer as long as it goes on",
     )
     workers: int = Field(0, ge=0, description="processes that read ahead, per rank")
-    prefetch: int = Field(2, gt=0, description="steps that each of them holds ready; bounds the memory")
+    prefetch: int = Field(
+        2, gt=0, description="steps that each of them holds ready; bounds the memory"
+    )
     data_timeout: float = Field(
         600, gt=0, description="seconds over one clip after which such a process counts as hung"
     )
-    worker_gb: float = Field(4, gt=0, description="memory that each of them may take beyond what it starts with")
-    mode: str = Field("indexed", pattern="^(indexed|stream)$", description="stream: song tars without an index")
+    worker_gb: float = Field(
+        4, gt=0, description="memory that each of them may take beyond what it starts with"
+    )
+    mode: str = Field(
+        "indexed", pattern="^(indexed|stream)$", description="stream: song tars without an index"
+    )
     block: int = Field(64, gt=0, description="shards whose clips are shuffled together")
     clips_per_visit: int = Field(
-        1, gt=0, description="neighbouring clips of a song read one after another: cheaper, less shuffled"
+        1,
+        gt=0,
+        description="neighbouring clips of a song read one after another: cheaper, less shuffled",
     )
-    bad_share: float = Field(0.01, ge=0, le=1, description="the run stops when more clips than this cannot be read")
-    volume_db: float = Field(0, ge=0, le=24, description="vqvae only: random volume, up to this much up or down")
-    eq_db: float = Field(0, ge=0, le=24, description="vqvae only: random tone curve, up to this much up or down")
+    bad_share: float = Field(
+        0.01, ge=0, le=1, description="the run stops when more clips than this cannot be read"
+    )
+    volume_db: float = Field(
+        0, ge=0, le=24, description="vqvae only: random volume, up to this much up or down"
+    )
+    eq_db: float = Field(
+        0, ge=0, le=24, description="vqvae only: random tone curve, up to this much up or down"
+    )
 
     @model_validator(mode="after")
     def _check_samples(self) -> "TrainingSettings":
@@ -207,7 +277,9 @@ class Preset(Settings):
     def _check_conditions(self) -> None:
         for name, condition in self.conditions.items():
             if name not in CONDITIONS:
-                raise ValueError(f"songs do not say their {name!r}; conditions are {', '.join(CONDITIONS)}")
+                raise ValueError(
+                    f"songs do not say their {name!r}; conditions are {', '.join(CONDITIONS)}"
+                )
             if condition.bin_years > 1 and name != "year":
                 raise ValueError(f"conditions.{name}.bin_years is for year alone; leave it out")
 
@@ -216,16 +288,24 @@ class Preset(Settings):
         for label in told.labels:
             if label not in self.conditions:
                 known = ", ".join(self.conditions)
-                raise ValueError(f"{level}.labels names {label!r}, which is not among conditions ({known})")
+                raise ValueError(
+                    f"{level}.labels names {label!r}, which is not among conditions ({known})"
+                )
         for label in told.label_tables:
             if label not in told.labels:
                 known = ", ".join(told.labels)
-                raise ValueError(f"{level}.label_tables names {label!r}, which is not among {level}.labels ({known})")
+                raise ValueError(
+                    f"{level}.label_tables names {label!r}, which is not among {level}.labels ({known})"
+                )
 
     def _check_level_above(self, level: str, upper: str | None) -> None:
         settings, hops = self.prior(level), self.vqvae.hops
         if (settings.upper is None) != (upper is None):
-            wanted = f"describe how the {upper} codes are read" if upper else "be left out: nothing is above it"
+            wanted = (
+                f"describe how the {upper} codes are read"
+                if upper
+                else "be left out: nothing is above it"
+            )
             raise ValueError(f"{level}.upper must {wanted}")
         if upper and settings.upper and settings.upper.ratio * hops[level] != hops[upper]:
             raise ValueError(
@@ -238,7 +318,9 @@ class Preset(Settings):
         try:
             self.prior_config(level, self.lyrics_vocabulary)
         except ValidationError as error:
-            raise ValueError("; ".join(f"{level}: {mistake}" for mistake in mistakes(error, PriorConfig))) from None
+            raise ValueError(
+                "; ".join(f"{level}: {mistake}" for mistake in mistakes(error, PriorConfig))
+            ) from None
 
     @property
     def levels(self) -> tuple[str, ...]:
@@ -263,9 +345,17 @@ class Preset(Settings):
     def prior_config(self, level: str, lyrics_size: int) -> PriorConfig:
         """The prior of `level` as its model reads it; `lyrics_size` is the number of the tokenizer's tokens."""
         told = self.prior(level)
-        tables = {name: self.condition(level, name) for name in self.conditions if name in told.labels}
-        labels = {name: LabelConfig(slots=table.slots, size=table.size) for name, table in tables.items()}
-        lyrics = LyricsConfig(**told.lyrics.model_dump(exclude={"dropout"}), size=lyrics_size) if told.lyrics else None
+        tables = {
+            name: self.condition(level, name) for name in self.conditions if name in told.labels
+        }
+        labels = {
+            name: LabelConfig(slots=table.slots, size=table.size) for name, table in tables.items()
+        }
+        lyrics = (
+            LyricsConfig(**told.lyrics.model_dump(exclude={"dropout"}), size=lyrics_size)
+            if told.lyrics
+            else None
+        )
         return PriorConfig(
             level=level, sample_rate=self.audio.sample_rate, hop=self.vqvae.hops[level], codes=self.vqvae.codes,
             labels=labels, lyrics=lyrics, **told.model_dump(exclude={"labels", "label_tables", "lyrics"}),
@@ -273,7 +363,9 @@ class Preset(Settings):
 
     def stage(self, name: str) -> TrainingSettings:
         if name not in self.training:
-            raise ValueError(f"preset {self.name!r} does not train {name!r}; it trains {', '.join(self.training)}")
+            raise ValueError(
+                f"preset {self.name!r} does not train {name!r}; it trains {', '.join(self.training)}"
+            )
         return self.training[name]
 
 
@@ -294,7 +386,9 @@ def load_preset(name: str, overrides: list[str] | None = None) -> Preset:
     settings = _read(path.read_text(), path.name)
     if not isinstance(settings, dict):
         found = f"{path.name} holds {shortened(settings)}"
-        raise ValueError(f"{found}, not the settings of a preset; see {PRESETS.name}/tiny.yaml for one")
+        raise ValueError(
+            f"{found}, not the settings of a preset; see {PRESETS.name}/tiny.yaml for one"
+        )
     for setting in overrides or []:
         override(settings, setting)
     return validate(settings, path.name)
@@ -325,7 +419,9 @@ def override(settings: dict, setting: str) -> None:
     for i, name in enumerate(parents):
         place = place.setdefault(name, {}) if isinstance(place, dict) else None
         if not isinstance(place, dict):
-            raise ValueError(f"setting {setting!r}: {'.'.join(parents[: i + 1])} holds no further settings")
+            raise ValueError(
+                f"setting {setting!r}: {'.'.join(parents[: i + 1])} holds no further settings"
+            )
     place[last] = _read(value, f"the value of setting {setting!r}")
 
 

@@ -12,14 +12,18 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
-from megajukebox.data.conditions.lyrics import JukeboxCharacters, LyricsTokenizer, SentencePieceTokenizer
-from megajukebox.data.conditions.vocabulary import Vocabulary, read_vocabularies
-from megajukebox.data.shards.sets import ShardSet
-from megajukebox.data.weights import FACTS, WEIGHTS, StoredTensors, read_facts
+from megajukebox.common.model_files import FACTS, WEIGHTS, StoredTensors, read_facts
+from megajukebox.conditioning.tokenizers import (
+    JukeboxCharacters,
+    LyricsTokenizer,
+    SentencePieceTokenizer,
+)
+from megajukebox.conditioning.vocabulary import Vocabulary, read_vocabularies
+from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.models.prior import Prior, PriorConfig
 from megajukebox.models.vqvae import VQVAE, VQVAEConfig
 from megajukebox.training import checkpoint
-from megajukebox.training.engines.universal import weights_of
+from megajukebox.training.engines.universal_checkpoint import weights_of
 
 NAMED = 5  # of the names that a model does not know, so many are told
 
@@ -59,7 +63,9 @@ def read_base(path: Path) -> Base:
         facts = read_facts(run) | {"step": checkpoint.read_state(path)["step"]}
         return _checked(Base(run, facts, weights_of(path / "state")))
     if not (path / FACTS).is_file():
-        raise ValueError(f"--from {path} is neither a run with {FACTS} nor a checkpoint with {checkpoint.MANIFEST}")
+        raise ValueError(
+            f"--from {path} is neither a run with {FACTS} nor a checkpoint with {checkpoint.MANIFEST}"
+        )
     return _checked(Base(path, read_facts(path), StoredTensors(path / WEIGHTS)))
 
 
@@ -69,7 +75,9 @@ def _checked(base: Base) -> Base:
         model = Prior(base.config) if isinstance(base.config, PriorConfig) else VQVAE(base.config)  # type: ignore[arg-type]
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if name not in base.weights or _shape(base.weights, name) != tuple(tensor.shape):
-            raise ValueError(f"{base.folder} lacks {name} {tuple(tensor.shape)}, which its {FACTS} speaks of")
+            raise ValueError(
+                f"{base.folder} lacks {name} {tuple(tensor.shape)}, which its {FACTS} speaks of"
+            )
     return base
 
 
@@ -95,13 +103,17 @@ def check_prior(base: Base, level: str, codes: ShardSet, min_songs: Mapping[str,
             _check_names(base, label, known, codes, min_songs.get(label, 1))
 
 
-def _check_names(base: Base, label: str, known: Vocabulary, codes: ShardSet, min_songs: int) -> None:
+def _check_names(
+    base: Base, label: str, known: Vocabulary, codes: ShardSet, min_songs: int
+) -> None:
     counts = codes.index["vocabulary"].get(label, {})
-    unknown = sorted(name for name, count in counts.items() if count >= min_songs and not known.id(name))
+    unknown = sorted(
+        name for name, count in counts.items() if count >= min_songs and not known.id(name)
+    )
     if unknown:
         more = f" and {len(unknown) - NAMED} more" if len(unknown) > NAMED else ""
         raise ValueError(
             f"{base.folder} does not know {label} {', '.join(map(repr, unknown[:NAMED]))}{more}; teach it first:"
-            f" megajukebox grow {base.folder} --to {base.folder}_grown --data {codes.folder}"
+            f" megajukebox extend-vocabulary {base.folder} --to {base.folder}_grown --data {codes.folder}"
             f" (or leave names unknown that are on fewer songs: conditions.{label}.min_songs)"
         )

@@ -8,21 +8,21 @@ import numpy as np
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from megajukebox.data.files import write_whole
-from megajukebox.data.stream.order import philox
-from megajukebox.data.stream.skips import ALL_KINDS
-from megajukebox.training.corruption import check_memory, check_results
-from megajukebox.training.engines import parallel
-from megajukebox.training.engines.engine import Engine
-from megajukebox.training.hearing import Hearing
-from megajukebox.training.heeding import heed, heed_lowest_scale
-from megajukebox.training.listening import listen
-from megajukebox.training.resuming import resume
-from megajukebox.training.run import Run
-from megajukebox.training.saving import Saves
-from megajukebox.training.schedule import rate
-from megajukebox.training.survival.exits import Leave
-from megajukebox.training.survival.orders import FENCED, NOTHING, SAVE, STOP
+from megajukebox.common.files import write_whole
+from megajukebox.data.stream.bad_samples import ALL_KINDS
+from megajukebox.data.stream.sample_order import philox
+from megajukebox.resilience.exit_codes import Leave
+from megajukebox.resilience.signals import FENCED, NOTHING, SAVE, STOP
+from megajukebox.training.checkpointing.resume import resume
+from megajukebox.training.checkpointing.saver import Saves
+from megajukebox.training.engines import collectives
+from megajukebox.training.engines.zero import Engine
+from megajukebox.training.lr_schedule import rate
+from megajukebox.training.previews import Hearing
+from megajukebox.training.reconstruction_samples import listen
+from megajukebox.training.run_context import Run
+from megajukebox.training.sdc import check_memory, check_results
+from megajukebox.training.spike_recovery import heed, heed_lowest_scale
 from megajukebox.training.tasks import Stream, Task
 
 
@@ -35,14 +35,18 @@ def train(run: Run, task: Task, engine: Engine) -> bool:
     """
     first = resume(run, task, engine)
     if run.rank == 0 and first < run.settings.steps:
-        (run.folder / "DONE").unlink(missing_ok=True)  # of fewer steps: a run that trains on is not done
+        (run.folder / "DONE").unlink(
+            missing_ok=True
+        )  # of fewer steps: a run that trains on is not done
     saves = Saves(run, task, engine, first)
     run.log.event("data", first, **task.corpus())
     last = min(run.settings.steps, first + (run.stop_after or run.settings.steps))
     engine.masters.watched = run.settings.check_every > 0
     stream, done, order = task.batches(run.data_step(first)), first, NOTHING
     batches = iter(stream)
-    hearing = Hearing(run.folder, run.settings, run.log, first, active=run.rank == 0 and task.kind == "prior")
+    hearing = Hearing(
+        run.folder, run.settings, run.log, first, active=run.rank == 0 and task.kind == "prior"
+    )
     run.pulse.step, run.pulse.stage = first, run.rank * engine.stages // run.ranks
     run.pulse.enter("step")
     with progress_bar(run, first) as advance:
@@ -61,20 +65,26 @@ def train(run: Run, task: Task, engine: Engine) -> bool:
                 saves.begin(done)
             hearing.after_save(saves.exported)
     if order == FENCED:
-        raise Leave("fenced", f"another start of {run.folder} has taken over from generation {run.generation.number}")
+        raise Leave(
+            "fenced",
+            f"another start of {run.folder} has taken over from generation {run.generation.number}",
+        )
     saves.begin(done, export=done == run.settings.steps)
     if not saves.end():
-        raise Leave("storage", f"step {done} of {run.folder} could not be saved (events.jsonl says why); start again")
+        raise Leave(
+            "storage",
+            f"step {done} of {run.folder} could not be saved (events.jsonl says why); start again",
+        )
     hearing.after_save(saves.exported)
     with run.pulse.section("save"):
         hearing.end(wait=done == run.settings.steps)
-        parallel.barrier()
+        collectives.barrier()
     return tell_end(run, done)
 
 
 def meet(run: Run, saves: Saves) -> int:
     """All ranks, before a step: the strongest order that one of them knows of. What all have written is made final."""
-    order, writing = parallel.highest(run.orders.now(), saves.writing)
+    order, writing = collectives.highest(run.orders.now(), saves.writing)
     if not writing and order != FENCED:
         saves.end()
     return order
@@ -88,9 +98,13 @@ def tell_end(run: Run, done: int) -> bool:
         if run.rank == 0:
             write_whole(run.folder / "DONE", f"{done}\n".encode())
     else:
-        reason = run.orders.reason or ("stop-after" if run.stop_after else "another rank was asked to")
-        run.log.event("stop", done, reason=reason, signal=run.orders.signal, stop_after=run.stop_after)
-    parallel.barrier()  # no rank leaves before all is written: launchers end the others when one has gone
+        reason = run.orders.reason or (
+            "stop-after" if run.stop_after else "another rank was asked to"
+        )
+        run.log.event(
+            "stop", done, reason=reason, signal=run.orders.signal, stop_after=run.stop_after
+        )
+    collectives.barrier()  # no rank leaves before all is written: launchers end the others when one has gone
     return finished
 
 
@@ -109,11 +123,17 @@ def train_one_step(
     waited = time.perf_counter() - started
     # A seed for each step makes every draw inside the model a function of (seed, rank, step): no generator is saved.
     torch.manual_seed(int(philox(settings.seed, f"model/{run.rank}", step).random_raw()) % 2**63)
-    decay = (settings.decay, settings.decay_floor, settings.decay_start, settings.decay_steps, settings.lr_scale)
+    decay = (
+        settings.decay,
+        settings.decay_floor,
+        settings.decay_start,
+        settings.decay_steps,
+        settings.lr_scale,
+    )
     share = rate(step, settings.steps, settings.warmup, *decay) * run.rate_share(step)
     try:
         metrics = engine.step(micro_batches, share)
-    except parallel.LowestScale as error:
+    except collectives.LowestScale as error:
         heed_lowest_scale(run, engine, step, str(error))
     heed(run, task, engine, step, metrics)
     seconds = time.perf_counter() - started
@@ -125,7 +145,7 @@ def train_one_step(
             "stall_share": waited / seconds,
             **skipped(run, task, stream),
             **stream.report(),
-            **parallel.memory(),
+            **collectives.memory(),
         }
         split = {"step_seconds": seconds, "data_seconds": waited, "communication_seconds": met}
         speed = split | {task.speed_name: task.units_per_step / seconds}
@@ -139,8 +159,11 @@ def train_one_step(
 def skipped(run: Run, task: Task, stream: Stream) -> dict[str, int]:
     """Clips replaced so far on all ranks, in all and by kind; what the stages of one pipeline read counts once."""
     mine = stream.skips() if run.rank < task.reading.place.size else {}
-    kinds = dict(zip(ALL_KINDS, parallel.total([mine.get(kind, 0) for kind in ALL_KINDS])))
-    return {"skipped": sum(kinds.values()), **{f"skipped_{kind}": count for kind, count in kinds.items() if count}}
+    kinds = dict(zip(ALL_KINDS, collectives.total([mine.get(kind, 0) for kind in ALL_KINDS])))
+    return {
+        "skipped": sum(kinds.values()),
+        **{f"skipped_{kind}": count for kind, count in kinds.items() if count},
+    }
 
 
 def evaluate(run: Run, task: Task, engine: Engine, step: int) -> dict[str, float]:
@@ -164,16 +187,26 @@ def judge(task: Task, engine: Engine) -> dict[str, float]:
         mine = {name: values.tolist() for name, values in task.judge(model).items()}
     found: dict[str, float] = {}
     for name in mine:
-        values = np.array([value for part in parallel.gathered(mine[name]) for value in part])
+        values = np.array([value for part in collectives.gathered(mine[name]) for value in part])
         if len(values) > 1:
-            found |= {name: float(values.mean()), f"{name}_ci": float(1.96 * values.std(ddof=1) / len(values) ** 0.5)}
+            found |= {
+                name: float(values.mean()),
+                f"{name}_ci": float(1.96 * values.std(ddof=1) / len(values) ** 0.5),
+            }
     return found
 
 
 @contextmanager
 def progress_bar(run: Run, first: int) -> Iterator[Callable[[float], None]]:
     """A bar on rank 0; what it yields is called with the loss of each step."""
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("loss {task.fields[loss]:.3f}"))
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("loss {task.fields[loss]:.3f}"),
+    )
     with Progress(TextColumn("{task.description}"), *columns, disable=run.rank != 0) as bar:
-        row = bar.add_task(run.folder.name, total=run.settings.steps, completed=first, loss=float("nan"))
+        row = bar.add_task(
+            run.folder.name, total=run.settings.steps, completed=first, loss=float("nan")
+        )
         yield lambda loss: bar.update(row, advance=1, loss=loss)

@@ -10,26 +10,33 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
 
-from megajukebox.data.conditions.lyrics import LyricsTokenizer, SentencePieceTokenizer
-from megajukebox.data.conditions.vocabulary import VOCABULARIES, Vocabulary, vocabularies_json
-from megajukebox.data.provenance import made_by
-from megajukebox.data.redaction import redact
-from megajukebox.data.shards.sets import ShardSet
+from megajukebox.common.provenance import made_by
+from megajukebox.common.redaction import redact
+from megajukebox.common.world import World
+from megajukebox.conditioning.tokenizers import LyricsTokenizer, SentencePieceTokenizer
+from megajukebox.conditioning.vocabulary import VOCABULARIES, Vocabulary, vocabularies_json
+from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.data.stream.augment import Augment
-from megajukebox.data.stream.clips import SongClips
-from megajukebox.data.stream.loading import ReadAhead
-from megajukebox.data.stream.order import Order
-from megajukebox.data.stream.piped import Piped, PipedBatches
-from megajukebox.data.stream.piped import held_out_batches as piped_held_out
-from megajukebox.data.stream.stream import Batches, OnBad, Source, held_out_batches, held_out_steps, readable
-from megajukebox.data.stream.windows import CodeWindows, Condition, Lyrics
+from megajukebox.data.stream.batches import (
+    Batches,
+    OnBad,
+    Source,
+    held_out_batches,
+    held_out_steps,
+    readable,
+)
+from megajukebox.data.stream.code_dataset import CodeWindows, Condition, Lyrics
+from megajukebox.data.stream.sample_order import Order
+from megajukebox.data.stream.song_dataset import SongClips
+from megajukebox.data.stream.unindexed import Piped, PipedBatches
+from megajukebox.data.stream.unindexed import held_out_batches as piped_held_out
+from megajukebox.data.stream.worker_pool import ReadAhead
 from megajukebox.models.losses import Bandwidth
 from megajukebox.models.prior import Prior, PriorConfig
 from megajukebox.models.vqvae import VQVAE, VQVAEConfig
 from megajukebox.training.batching import NoClips
 from megajukebox.training.config import ConditionSettings, Preset, TrainingSettings, level_of
 from megajukebox.training.finetune import Base, check_prior
-from megajukebox.training.launch import World
 
 Stream = Batches | PipedBatches | NoClips
 
@@ -42,7 +49,9 @@ class Reading:
     global_batch: int
     micro_batch: int
     on_bad: OnBad
-    needed: bool = True  # False between the ends of a pipeline: nothing is read, all else is as for the others
+    needed: bool = (
+        True  # False between the ends of a pipeline: nothing is read, all else is as for the others
+    )
 
 
 @dataclass(frozen=True)
@@ -59,8 +68,12 @@ class Task:
     audio_seconds: float  # in one step
     speed_name: str
     facts: dict[str, Any]
-    files: dict[str, bytes] = field(default_factory=dict)  # what the run folder keeps beside the weights
-    judge: Callable[[nn.Module], dict[str, Tensor]] | None = None  # more to evaluate: by name, values of some windows
+    files: dict[str, bytes] = field(
+        default_factory=dict
+    )  # what the run folder keeps beside the weights
+    judge: Callable[[nn.Module], dict[str, Tensor]] | None = (
+        None  # more to evaluate: by name, values of some windows
+    )
 
     def batches(self, first_step: int) -> Stream:
         """Lists of micro-batches, one list a step, from `first_step` on."""
@@ -74,12 +87,21 @@ class Task:
         size, place = self.reading.micro_batch, self.reading.place
         limit = self.settings.held_out_batches * size * place.size
         if isinstance(self.source, Piped):
-            return piped_held_out(self.source, micro_batch=size, rank=place.rank, world=place.size, limit=limit)
+            return piped_held_out(
+                self.source, micro_batch=size, rank=place.rank, world=place.size, limit=limit
+            )
         if not self.reading.needed:
-            return [{}] * held_out_steps(self.source, micro_batch=size, world=place.size, limit=limit)
+            return [{}] * held_out_steps(
+                self.source, micro_batch=size, world=place.size, limit=limit
+            )
         on_bad = self.reading.on_bad
         return held_out_batches(
-            self.source, micro_batch=size, rank=place.rank, world=place.size, limit=limit, on_bad=on_bad
+            self.source,
+            micro_batch=size,
+            rank=place.rank,
+            world=place.size,
+            limit=limit,
+            on_bad=on_bad,
         )
 
     def corpus(self) -> dict[str, int]:
@@ -110,22 +132,32 @@ class Task:
 
 
 def vqvae_task(
-    preset: Preset, songs: ShardSet, settings: TrainingSettings, reading: Reading, base: Base | None = None
+    preset: Preset,
+    songs: ShardSet,
+    settings: TrainingSettings,
+    reading: Reading,
+    base: Base | None = None,
 ) -> Task:
     """The VQ-VAE on clips of `songs`. Raises ValueError if their sample rate is not the preset's."""
     if settings.mode == "stream":
-        raise ValueError(f"{songs.source} has an index; leave out training.vqvae.mode=stream to use it")
+        raise ValueError(
+            f"{songs.source} has an index; leave out training.vqvae.mode=stream to use it"
+        )
     rate = songs.index["sample_rate"]
     if songs.index["kind"] != "songs" or rate != preset.audio.sample_rate:
         raise ValueError(
             f"{songs.folder} holds {songs.index['kind']} at {rate} Hz, preset {preset.name!r} wants songs at"
             f" {preset.audio.sample_rate} Hz; prepare them with --preset {preset.name}"
         )
-    clips = SongClips(songs, clip_of(preset, settings), settings.held_out, augment=augment_of(settings))
+    clips = SongClips(
+        songs, clip_of(preset, settings), settings.held_out, augment=augment_of(settings)
+    )
     return audio_task(preset, clips, songs.fingerprint, settings, reading, base)
 
 
-def piped_task(preset: Preset, urls: str, allow_pipe: bool, settings: TrainingSettings, reading: Reading) -> Task:
+def piped_task(
+    preset: Preset, urls: str, allow_pipe: bool, settings: TrainingSettings, reading: Reading
+) -> Task:
     """The VQ-VAE on tars without an index, read as they come; it resumes only statistically."""
     piped = Piped(
         urls, preset.audio.sample_rate, clip_of(preset, settings), settings.held_out, settings.clips_per_visit,
@@ -139,8 +171,14 @@ def audio_task(
     base: Base | None = None,
 ) -> Task:  # fmt: skip
     config, rate = base.config if base else preset.vqvae, preset.audio.sample_rate
-    if not isinstance(config, VQVAEConfig) or config.sample_rate != rate or config.hops != preset.vqvae.hops:
-        raise ValueError(f"--from {base.folder if base else ''} holds no VQ-VAE of preset {preset.name!r}")
+    if (
+        not isinstance(config, VQVAEConfig)
+        or config.sample_rate != rate
+        or config.hops != preset.vqvae.hops
+    ):
+        raise ValueError(
+            f"--from {base.folder if base else ''} holds no VQ-VAE of preset {preset.name!r}"
+        )
     if settings.bandwidth_seconds and not base:
         config = config.model_copy(update={"bandwidth": measure_bandwidth(clips, config, settings)})
     return Task(
@@ -154,7 +192,9 @@ def audio_task(
 def clip_of(preset: Preset, settings: TrainingSettings) -> int:
     top_hop = max(preset.vqvae.hops.values())
     if settings.clip is None or settings.clip % top_hop:
-        raise ValueError(f"training.vqvae.clip {settings.clip} is not a multiple of the top hop {top_hop}")
+        raise ValueError(
+            f"training.vqvae.clip {settings.clip} is not a multiple of the top hop {top_hop}"
+        )
     return settings.clip
 
 
@@ -162,17 +202,23 @@ def augment_of(settings: TrainingSettings) -> Augment:
     return Augment(settings.volume_db, settings.eq_db)
 
 
-def measure_bandwidth(clips: SongClips | Piped, config: VQVAEConfig, settings: TrainingSettings) -> Bandwidth:
+def measure_bandwidth(
+    clips: SongClips | Piped, config: VQVAEConfig, settings: TrainingSettings
+) -> Bandwidth:
     """The scale of the first `bandwidth_seconds` of the training order: what losses are divided by (spec section 3)."""
     number = max(1, int(settings.bandwidth_seconds * config.sample_rate / clips.clip))
     if isinstance(clips, Piped):
-        first = PipedBatches(clips, seed=settings.seed, global_batch=1, micro_batch=1, bad_share=settings.bad_share)
+        first = PipedBatches(
+            clips, seed=settings.seed, global_batch=1, micro_batch=1, bad_share=settings.bad_share
+        )
         x_NT = torch.cat([step[0]["audio"][:, :, 0] for step in islice(first, number)])
     else:
         order = Order(clips.clips("train"), clips.shard_of_song, settings.seed)
         x_NT = torch.from_numpy(np.stack(first_clips(clips, order, min(number, order.clips))))
     spectral = torch.stack([config.loss.stft.magnitude(x[None]).norm() for x in x_NT]).mean()
-    return Bandwidth(l2=float(x_NT.var(correction=0)), l1=float(x_NT.abs().mean()), spectral=float(spectral))
+    return Bandwidth(
+        l2=float(x_NT.var(correction=0)), l1=float(x_NT.abs().mean()), spectral=float(spectral)
+    )
 
 
 def first_clips(clips: SongClips, order: Order, number: int) -> list[np.ndarray]:
@@ -185,7 +231,12 @@ def first_clips(clips: SongClips, order: Order, number: int) -> list[np.ndarray]
 
 
 def prior_task(
-    preset: Preset, stage: str, codes: ShardSet, settings: TrainingSettings, reading: Reading, base: Base | None = None
+    preset: Preset,
+    stage: str,
+    codes: ShardSet,
+    settings: TrainingSettings,
+    reading: Reading,
+    base: Base | None = None,
 ) -> Task:
     """The prior of one level on windows of `codes`. Raises ValueError where codes and preset, or base, disagree."""
     level = level_of(stage)
@@ -198,7 +249,9 @@ def prior_task(
     }
     lyrics = None
     if config.lyrics and known.tokenizer:
-        lyrics = Lyrics(known.tokenizer, config.lyrics.tokens, told.lyrics.dropout if told.lyrics else 0.0)
+        lyrics = Lyrics(
+            known.tokenizer, config.lyrics.tokens, told.lyrics.dropout if told.lyrics else 0.0
+        )
     return Task(
         kind="prior", config=config, build=lambda: Prior(config), settings=settings, reading=reading, files=known.files,
         source=CodeWindows(codes, level, config.window, settings.held_out, conditions, lyrics),
@@ -224,20 +277,28 @@ class Known(NamedTuple):
 def known_from(preset: Preset, level: str, codes: ShardSet) -> Known:
     """A new prior: its shape from the preset, its names and tokenizer from the corpus."""
     told = preset.prior(level)
-    vocabularies = {name: vocabulary(preset.condition(level, name), codes, name) for name in told.labels}
+    vocabularies = {
+        name: vocabulary(preset.condition(level, name), codes, name) for name in told.labels
+    }
     tokenizer = lyrics_tokenizer(codes) if told.lyrics else None
     files = {VOCABULARIES: vocabularies_json(vocabularies)}
     if tokenizer:
         files["lyrics.model"] = (codes.folder / "lyrics.model").read_bytes()
     config = preset.prior_config(level, tokenizer.size if tokenizer else 0)
-    return Known(config, vocabularies, tokenizer, files, {"tokenizer": "lyrics.model" if tokenizer else None})
+    return Known(
+        config, vocabularies, tokenizer, files, {"tokenizer": "lyrics.model" if tokenizer else None}
+    )
 
 
 def known_before(preset: Preset, level: str, codes: ShardSet, base: Base) -> Known:
     """A prior that is trained further. ValueError where the codes, or names of their songs, are new to it."""
     config = base.config
     assert isinstance(config, PriorConfig)
-    least = {name: preset.condition(level, name).min_songs for name in config.labels if name in preset.conditions}
+    least = {
+        name: preset.condition(level, name).min_songs
+        for name in config.labels
+        if name in preset.conditions
+    }
     check_prior(base, level, codes, least)
     vocabularies = {name: base.vocabularies.get(name, Vocabulary()) for name in config.labels}
     files = {VOCABULARIES: vocabularies_json(vocabularies)}
@@ -253,13 +314,18 @@ def known_before(preset: Preset, level: str, codes: ShardSet, base: Base) -> Kno
 def check_codes(preset: Preset, codes: ShardSet) -> None:
     """The code shards must be those of a VQ-VAE of this preset's shape."""
     if codes.index["kind"] != "codes":
-        raise ValueError(f"{codes.folder} holds {codes.index['kind']}, a prior trains on codes; run encode first")
+        raise ValueError(
+            f"{codes.folder} holds {codes.index['kind']}, a prior trains on codes; run encode first"
+        )
     ours = {
         "sample_rate": preset.audio.sample_rate,
         "hops": preset.vqvae.hops,
         "codes": dict.fromkeys(preset.levels, preset.vqvae.codes),
     }
-    theirs = {"sample_rate": codes.index["sample_rate"], **{k: codes.index["vqvae"][k] for k in ("hops", "codes")}}
+    theirs = {
+        "sample_rate": codes.index["sample_rate"],
+        **{k: codes.index["vqvae"][k] for k in ("hops", "codes")},
+    }
     for name, value in ours.items():
         if theirs[name] != value:
             raise ValueError(
@@ -280,7 +346,11 @@ def years(settings: ConditionSettings, first: int, last: int) -> Vocabulary:
     """The bins of all years from the corpus's first to its last. ValueError if the table has no room for them."""
     bins = Vocabulary.of_years(first, last, settings.bin_years)
     if len(bins) > settings.size:
-        fits = next(n for n in count(settings.bin_years) if len(Vocabulary.of_years(first, last, n)) <= settings.size)
+        fits = next(
+            n
+            for n in count(settings.bin_years)
+            if len(Vocabulary.of_years(first, last, n)) <= settings.size
+        )
         raise ValueError(
             f"the songs are of the years {first} to {last}, {len(bins)} entries, and conditions.year.size is"
             f" {settings.size}; set conditions.year.bin_years to {fits}, or mend the songs' years"

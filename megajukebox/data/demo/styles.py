@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from megajukebox.data.demo.voices import Instrument, Voice
+from megajukebox.data.demo.synth import Instrument, Voice
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,9 @@ class Genre:
     tempo: float  # beats a minute
     beats: int  # in a section, which is one sung line
     scale: tuple[int, ...]  # semitones above the tonic
-    chords: dict[str, tuple[tuple[int, ...], ...]]  # of a verse, of a chorus: equal shares of the section
+    chords: dict[
+        str, tuple[tuple[int, ...], ...]
+    ]  # of a verse, of a chorus: equal shares of the section
     drums: dict[str, tuple[float, ...]]  # drum -> beats
     strums: tuple[float, ...]  # beats on which the whole chord sounds
     picks: tuple[float, ...]  # beats on which its notes sound one by one
@@ -46,7 +48,15 @@ ARTISTS = (
         "Orrin Vask",
         Voice("baritone", centre=50, formants=0.92, vibrato=0.12, breath=0.02, slope=0.1),
         # Only odd partials, none fading: a small dark reed organ.
-        Instrument("reed organ", (1, 3, 5, 7), (0.5, 0.26, 0.1, 0.04), (9, 9, 9, 9), 0.035, octave=0, tremolo=0.35),
+        Instrument(
+            "reed organ",
+            (1, 3, 5, 7),
+            (0.5, 0.26, 0.1, 0.04),
+            (9, 9, 9, 9),
+            0.035,
+            octave=0,
+            tremolo=0.35,
+        ),
         album="Copper",
         mood="grave",
         since=1998,
@@ -71,7 +81,15 @@ ARTISTS = (
         "Ilune Mirado",
         Voice("treble", centre=68, formants=1.32, vibrato=0.5, breath=0.04, slope=0.1),
         # Partials of a struck bar, far from whole ratios: glass bells.
-        Instrument("glass bells", (1, 2.756, 5.404), (0.7, 0.5, 0.3), (0.9, 0.45, 0.2), 0.002, octave=1, tremolo=0.15),
+        Instrument(
+            "glass bells",
+            (1, 2.756, 5.404),
+            (0.7, 0.5, 0.3),
+            (0.9, 0.45, 0.2),
+            0.002,
+            octave=1,
+            tremolo=0.15,
+        ),
         album="Glass",
         mood="airy",
         since=2015,
@@ -120,7 +138,11 @@ GENRES = (
             "verse": ((0, 4, 7), (1, 5, 8), (0, 4, 7), (-2, 1, 5)),
             "chorus": ((5, 8, 12), (0, 4, 7), (1, 5, 8), (0, 4, 7)),
         },
-        drums={"kick": (0, 1, 2, 3, 4, 5, 6, 7), "snare": (1, 3, 5, 7), "hat": tuple(n + 0.5 for n in range(8))},
+        drums={
+            "kick": (0, 1, 2, 3, 4, 5, 6, 7),
+            "snare": (1, 3, 5, 7),
+            "hat": tuple(n + 0.5 for n in range(8)),
+        },
         strums=(0.5, 1.5, 2.5, 3.5, 4.5, 5.5, 6.5, 7.5),
         picks=(0, 2, 4, 6),
         bass=(0, 0.75, 2, 2.75, 4, 4.75, 6, 6.75),

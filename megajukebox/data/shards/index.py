@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from megajukebox.data.files import sha256_of
+from megajukebox.common.files import sha256_of
 
 FORMAT = 1
 MEMBERS = {
     "songs": ("json", "audio", "lyrics"),
     "codes": ("json", "top", "middle", "bottom", "lyrics"),
-    "windows": ("json", "window"),  # data/stream/taught.py
+    "windows": ("json", "window"),  # data/stream/teacher_dataset.py
 }
 KEY = re.compile(r"[A-Za-z0-9_-]{1,48}")
 SHARD_NAME = re.compile(r"[A-Za-z0-9_-]+\.tar")
@@ -36,7 +36,11 @@ def row_type(members: Iterable[str]) -> np.dtype:
     """The type of one row of songs.npy."""
     fields = [("shard", "<u4"), ("key", "S48"), ("frames", "<u8")]
     for member in members:
-        fields += [(f"{member}_offset", "<u8"), (f"{member}_bytes", "<u8"), (f"{member}_crc32", "<u4")]
+        fields += [
+            (f"{member}_offset", "<u8"),
+            (f"{member}_bytes", "<u8"),
+            (f"{member}_crc32", "<u4"),
+        ]
     return np.dtype(fields)
 
 
@@ -49,7 +53,9 @@ def fingerprint_of(index: Mapping[str, Any]) -> str:
 def index_bytes(folder: Path) -> bytes:
     """index.json, or ValueError where there is none."""
     if not folder.is_dir():
-        raise ValueError(f"shard set {str(folder)!r} does not exist; give the folder that prepare or encode wrote")
+        raise ValueError(
+            f"shard set {str(folder)!r} does not exist; give the folder that prepare or encode wrote"
+        )
     if not (folder / "index.json").is_file():
         raise ValueError(
             f"{str(folder)!r} is not a finished shard set (no index.json); run prepare (or encode) to its end"
@@ -62,9 +68,13 @@ def read_index(data: bytes, where: str) -> dict[str, Any]:
     try:
         index = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where}/index.json is not JSON ({error}); prepare the set again") from None
+        raise ValueError(
+            f"{where}/index.json is not JSON ({error}); prepare the set again"
+        ) from None
     if not isinstance(index, dict) or index.get("format") != FORMAT:
-        found, maker = (index.get("format"), index.get("made_by")) if isinstance(index, dict) else (None, None)
+        found, maker = (
+            (index.get("format"), index.get("made_by")) if isinstance(index, dict) else (None, None)
+        )
         raise ValueError(
             f"{where}/index.json: format {found!r} is not {FORMAT}, the one this version "
             f"reads; prepare the set again, or use the version that made it: {maker}"
@@ -105,15 +115,27 @@ def open_songs(folder: Path, index: Mapping[str, Any], checked: bool = False) ->
     """
     path = folder / "songs.npy"
     if not path.is_file() or not (checked or sha256_of(path) == index["songs_file"].get("sha256")):
-        raise ValueError(f"{path} is not the file that index.json was written for; run prepare (or encode) again")
+        raise ValueError(
+            f"{path} is not the file that index.json was written for; run prepare (or encode) again"
+        )
     try:
         songs = np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception as error:  # numpy's header parser fails in a dozen ways, all of them the file's fault
-        raise ValueError(f"{path} is not an array of songs ({error}); run prepare (or encode) again") from None
-    if songs.dtype != row_type(index["members"]) or songs.shape != (index["songs"],) or not len(songs):
+    except (
+        Exception
+    ) as error:  # numpy's header parser fails in a dozen ways, all of them the file's fault
+        raise ValueError(
+            f"{path} is not an array of songs ({error}); run prepare (or encode) again"
+        ) from None
+    if (
+        songs.dtype != row_type(index["members"])
+        or songs.shape != (index["songs"],)
+        or not len(songs)
+    ):
         raise ValueError(
             f"{path}: {len(songs)} rows of {songs.dtype} do not fit index.json; run prepare (or encode) again"
         )
     if int(songs["shard"].max()) >= len(index["shards"]):
-        raise ValueError(f"{path}: a song lies in shard {int(songs['shard'].max())}, of {len(index['shards'])}")
+        raise ValueError(
+            f"{path}: a song lies in shard {int(songs['shard'].max())}, of {len(index['shards'])}"
+        )
     return songs

@@ -21,14 +21,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from megajukebox.data.files import sha256_of
+from megajukebox.common.files import sha256_of
 
 Result = TypeVar("Result")
 
 URL = re.compile(r"pipe:|[A-Za-z][A-Za-z0-9+.-]*://")
 PASSING = {408, 425, 429}  # of the 4xx answers, those that another try may change
 MAX_INDEX = 1 << 30  # bytes of index.json; 1.2 million songs need some tens of millions
-DEFAULT_CACHE = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "megajukebox"
+DEFAULT_CACHE = (
+    Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "megajukebox"
+)
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,9 @@ class Remote:
     tries: int = 6
     backoff: float = 1.0  # seconds before the second try
     stall: float = 30.0  # seconds without a byte that end a try
-    lost: Literal["skip", "stop"] = "skip"  # what becomes of a shard that cannot be fetched: replaced, or the run ends
+    lost: Literal["skip", "stop"] = (
+        "skip"  # what becomes of a shard that cannot be fetched: replaced, or the run ends
+    )
     allow_pipe: bool = False  # a pipe: URL is a command; whoever writes it could run anything
 
 
@@ -65,7 +69,9 @@ class Site:
         self.shown = self.base.rstrip("/")
         self.http = bool(re.match(r"https?://", url))
         if not self.http and not remote.allow_pipe:
-            raise ValueError(f"{url!r} would run a command; give --allow-pipe if you trust whoever wrote it")
+            raise ValueError(
+                f"{url!r} would run a command; give --allow-pipe if you trust whoever wrote it"
+            )
         if url.startswith("pipe:") and "{name}" not in url:
             raise ValueError(f"{url!r} says not where the file's name goes; write {{name}} there")
 
@@ -115,7 +121,10 @@ class Site:
         if have >= size:
             part.unlink()
             have = 0
-        with self._open(name, have) as parts, open(part, "ab" if have and self.http else "wb") as file:
+        with (
+            self._open(name, have) as parts,
+            open(part, "ab" if have and self.http else "wb") as file,
+        ):
             for block in limited(parts, size - (have if self.http else 0), name):
                 file.write(block)
         if part.stat().st_size != size:
@@ -134,7 +143,9 @@ class Site:
             yield http_blocks(answer)
 
     def _request(self, name: str, headers: dict[str, str]) -> http.client.HTTPResponse:
-        request = urllib.request.Request(self.file_url(name), headers={"User-Agent": "megajukebox", **headers})
+        request = urllib.request.Request(
+            self.file_url(name), headers={"User-Agent": "megajukebox", **headers}
+        )
         return urllib.request.urlopen(request, timeout=self.remote.stall)
 
     def _tried(self, name: str, attempt: Callable[[], Result]) -> Result:
@@ -149,9 +160,13 @@ class Site:
                 if not may_pass(error):
                     break
             if n + 1 < self.remote.tries:
-                time.sleep(self.remote.backoff * 2**n * random.uniform(0.5, 1.0))  # apart from the other processes
+                time.sleep(
+                    self.remote.backoff * 2**n * random.uniform(0.5, 1.0)
+                )  # apart from the other processes
         why = last.reason if isinstance(last, urllib.error.URLError) else last
-        raise LostShard(f"unavailable: {self.shown}/{name} could not be fetched in {n + 1} tries ({why})")
+        raise LostShard(
+            f"unavailable: {self.shown}/{name} could not be fetched in {n + 1} tries ({why})"
+        )
 
 
 class NoRanges(OSError):
@@ -163,7 +178,9 @@ class TooLong(LostShard):
 
 
 def may_pass(error: Exception) -> bool:
-    return not isinstance(error, urllib.error.HTTPError) or error.code >= 500 or error.code in PASSING
+    return (
+        not isinstance(error, urllib.error.HTTPError) or error.code >= 500 or error.code in PASSING
+    )
 
 
 def limited(blocks: Iterable[bytes], limit: int, name: str) -> Iterator[bytes]:
@@ -196,7 +213,9 @@ def drop(answer: http.client.HTTPResponse, count: int) -> None:
 @contextlib.contextmanager
 def command_output(url: str, stall: float) -> Iterator[Iterator[bytes]]:
     """What webdataset's command for `url` prints; ended when it prints nothing for `stall` seconds."""
-    from webdataset.gopen import gopen  # imports torch, which the processes that only read files should not pay for
+    from webdataset.gopen import (
+        gopen,  # imports torch, which the processes that only read files should not pay for
+    )
 
     pipe = gopen(url, "rb")
 

@@ -4,7 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-BANDS = np.array([60.0, 250.0, 1000.0, 4000.0, 16000.0])  # Hz: where the equaliser's curve is drawn, two octaves apart
+BANDS = np.array(
+    [60.0, 250.0, 1000.0, 4000.0, 16000.0]
+)  # Hz: where the equaliser's curve is drawn, two octaves apart
 
 
 @dataclass(frozen=True)

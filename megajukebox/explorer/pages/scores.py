@@ -1,12 +1,12 @@
-"""What `megajukebox score` said of a run's checkpoints (scores.jsonl): how figures moved, and the newest ones."""
+"""What `megajukebox evaluate` said of a run's checkpoints (scores.jsonl): how figures moved, and the newest ones."""
 
 import math
 from collections.abc import Mapping
 from typing import Any
 
-from megajukebox.explorer.pages.curves import figure, number
-from megajukebox.explorer.pages.markup import Markup, element
-from megajukebox.explorer.reading.run_records import is_number
+from megajukebox.explorer.loaders.runs import is_number
+from megajukebox.explorer.pages.html import Markup, element
+from megajukebox.explorer.pages.svg_plots import figure, number
 
 # The measures that are drawn over steps; the table has all.
 DRAWN = (
@@ -17,18 +17,35 @@ DRAWN = (
 
 def scores(lines: list[dict[str, Any]]) -> Markup:
     """The section of a run's page; nothing for a run that was never scored."""
-    told = [line for line in lines if is_number(line.get("step")) and isinstance(line.get("scores"), dict)]
+    told = [
+        line
+        for line in lines
+        if is_number(line.get("step")) and isinstance(line.get("scores"), dict)
+    ]
     if not told:
         return Markup("")
     drawn = [figure(name, {"held_out": points}) for name, points in moved(told).items()]
-    newest = max(reversed(told), key=lambda line: line["step"])  # of equal steps the one scored last
+    newest = max(
+        reversed(told), key=lambda line: line["step"]
+    )  # of equal steps the one scored last
     caption = f"Every figure at step {number(newest['step'])}"
     rows = [row(name, said) for name, said in newest["scores"].items() if isinstance(said, dict)]
-    head = element("tr", [element("th", name, scope="col") for name in ("Figure", "Value", "95 %", "Songs", "")])
+    head = element(
+        "tr",
+        [element("th", name, scope="col") for name in ("Figure", "Value", "95 %", "Songs", "")],
+    )
     table = element("table", element("thead", head), element("tbody", rows))
-    scroll = element("div", table, class_="scroll", tabindex="0", role="region", aria_label="Scores")
+    scroll = element(
+        "div", table, class_="scroll", tabindex="0", role="region", aria_label="Scores"
+    )
     folded = element("details", element("summary", caption), scroll)
-    return element("section", element("h2", "Scores"), element("div", drawn, class_="curves"), folded, class_="panel")
+    return element(
+        "section",
+        element("h2", "Scores"),
+        element("div", drawn, class_="curves"),
+        folded,
+        class_="panel",
+    )
 
 
 def moved(lines: list[dict[str, Any]]) -> dict[str, list[tuple[float, float]]]:
@@ -37,7 +54,12 @@ def moved(lines: list[dict[str, Any]]) -> dict[str, list[tuple[float, float]]]:
     for line in lines:
         for name, said in line["scores"].items():
             path = name.split("/")
-            if len(path) == 3 and path[2] in DRAWN and isinstance(said, dict) and is_number(said.get("value")):
+            if (
+                len(path) == 3
+                and path[2] in DRAWN
+                and isinstance(said, dict)
+                and is_number(said.get("value"))
+            ):
                 values.setdefault(f"{path[1]} {path[2]}", {})[line["step"]] = said["value"]
     return {name: sorted(by_step.items()) for name, by_step in values.items()}
 

@@ -16,10 +16,23 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from megajukebox.explorer.server import votes
-from megajukebox.explorer.server.jobs import Job, Studio
-from megajukebox.explorer.server.site import Guard, Library, Pages, Recordings, file_response
-from megajukebox.explorer.server.studio import Check, Offer, job_json, parsed, request_of, samplers_of
-from megajukebox.explorer.server.trials import Trials
+from megajukebox.explorer.server.blind_trials import Trials
+from megajukebox.explorer.server.static_files import (
+    Guard,
+    Library,
+    Pages,
+    Recordings,
+    file_response,
+)
+from megajukebox.explorer.server.studio_form import (
+    Check,
+    Offer,
+    job_json,
+    parsed,
+    request_of,
+    samplers_of,
+)
+from megajukebox.explorer.server.studio_jobs import Job, Studio
 from megajukebox.explorer.server.uploads import MOST_BYTES, Uploads
 
 __all__ = ["Library", "Recordings", "Workshop", "application"]
@@ -45,7 +58,9 @@ def application(
     routes = vote_routes(library, Trials(votes_file, library.out))
     routes += studio_routes(library, workshop) if workshop else []
     pages = Route("/{path:path}", Pages(library, abilities).get, methods=["GET"])
-    app = Starlette(routes=[*routes, Route("/api/{path:path}", nothing_here, methods=["GET", "POST"]), pages])
+    app = Starlette(
+        routes=[*routes, Route("/api/{path:path}", nothing_here, methods=["GET", "POST"]), pages]
+    )
     return Guard(app, token, nonce)
 
 
@@ -101,7 +116,9 @@ def vote_routes(library: Library, trials: Trials) -> list[Route]:
         return {"sums": [votes.as_json(one) for one in votes.sums(kept)], "skipped": skipped}
 
     def recording(request: Request) -> Response:
-        path = trials.recording(library.by_name, request.path_params["id"], request.path_params["side"])
+        path = trials.recording(
+            library.by_name, request.path_params["id"], request.path_params["side"]
+        )
         if path is None:
             raise HTTPException(404)
         return file_response(path)
@@ -121,7 +138,9 @@ def studio_routes(library: Library, shop: Workshop) -> list[Route]:
     def song(job: Job) -> dict[str, Any]:
         sample = made_by(job, library)
         page = library.address(library.page(sample)) if sample else None
-        audio = library.address(sample.audio["bottom"]) if sample and "bottom" in sample.audio else None
+        audio = (
+            library.address(sample.audio["bottom"]) if sample and "bottom" in sample.audio else None
+        )
         return job_json(job, page, audio)
 
     def ask(body: dict[str, Any], _: Request) -> dict[str, Any]:
@@ -150,7 +169,9 @@ def made_by(job: Job, library: Library) -> Any:
     """The sample that a song became."""
     if job.state != "done":
         return None
-    return next((sample for name, sample in library.by_name.items() if name.split("/")[-1] == job.id), None)
+    return next(
+        (sample for name, sample in library.by_name.items() if name.split("/")[-1] == job.id), None
+    )
 
 
 def uploaded(uploads: Uploads) -> Answer:

@@ -60,7 +60,9 @@ class Uploads:
         told = run_worker(source, target)
         if "error" in told or not target.is_file():
             target.unlink(missing_ok=True)
-            raise ValueError(f"This recording cannot be used: {told.get('error', 'it could not be decoded')}.")
+            raise ValueError(
+                f"This recording cannot be used: {told.get('error', 'it could not be decoded')}."
+            )
         self.known[identity] = Upload(identity, target, told["seconds"])
         while len(self.known) > KEPT:
             self.known.pop(next(iter(self.known))).path.unlink(missing_ok=True)
@@ -81,7 +83,12 @@ def run_worker(source: Path, target: Path) -> dict:
     with TemporaryDirectory() as nowhere:
         try:
             done = subprocess.run(
-                command, capture_output=True, timeout=PATIENCE, cwd=nowhere, env=environment(), stdin=subprocess.DEVNULL
+                command,
+                capture_output=True,
+                timeout=PATIENCE,
+                cwd=nowhere,
+                env=environment(),
+                stdin=subprocess.DEVNULL,
             )
         except subprocess.TimeoutExpired:
             return {"error": f"decoding it takes over {PATIENCE} seconds"}
@@ -95,4 +102,8 @@ def environment() -> dict[str, str]:
     """Of a process that the server starts: one thread, and this very package."""
     package = str(Path(__file__).parents[3])
     path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
-    return {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "PYTHONPATH": path}
+    return {
+        **os.environ,
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+        "PYTHONPATH": path,
+    }

@@ -94,7 +94,18 @@ def summed(field: str, a: str, b: str, count: Counter[str]) -> Sum:
     total = count.total()
     share = (count["b"] + count["same"] / 2) / total
     low, high = wilson(share, total)
-    return Sum(field, a, b, count["a"], count["b"], count["same"], share, low, high, sign_test(count["a"], count["b"]))
+    return Sum(
+        field,
+        a,
+        b,
+        count["a"],
+        count["b"],
+        count["same"],
+        share,
+        low,
+        high,
+        sign_test(count["a"], count["b"]),
+    )
 
 
 def wilson(share: float, total: int) -> tuple[float, float]:

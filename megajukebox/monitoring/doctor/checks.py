@@ -13,13 +13,16 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from random import Random
 
-from megajukebox.data.files import sha256_of
-from megajukebox.monitoring.reading.health import size_of, spoken
-from megajukebox.monitoring.reading.machine import disk, gpus
-from megajukebox.monitoring.reading.tailing import read_object
+from megajukebox.common.files import sha256_of
+from megajukebox.monitoring.alerts import size_of, spoken
+from megajukebox.monitoring.collect.host import disk, gpus
+from megajukebox.records.jsonl_tail import read_object
 
 PACKAGES = ("megajukebox", "torch", "deepspeed", "numpy", "webdataset", "soundfile")
-OLDEST_TORCH = (2, 10)  # before it, torch.load(weights_only=True) could be made to run code (CVE-2026-24747)
+OLDEST_TORCH = (
+    2,
+    10,
+)  # before it, torch.load(weights_only=True) could be made to run code (CVE-2026-24747)
 STALE_LOCK = 600.0  # seconds: a build of an extension takes minutes, not more
 SLOW_DISK = 50e6  # bytes a second
 WRITTEN = 64 << 20  # bytes of the file that measures a disk
@@ -57,7 +60,9 @@ def check_versions() -> Finding:
     missing = [name for name, number in found.items() if number == "missing"]
     told = ", ".join(f"{name} {number}" for name, number in found.items())
     if missing:
-        return Finding("versions", "bad", f"missing: {', '.join(missing)}", "pip install megajukebox")
+        return Finding(
+            "versions", "bad", f"missing: {', '.join(missing)}", "pip install megajukebox"
+        )
     if tuple(int(part) for part in found["torch"].split("+")[0].split(".")[:2]) < OLDEST_TORCH:
         return Finding("versions", "bad", told, "install torch 2.10 or newer")
     return Finding("versions", "good", told)
@@ -73,16 +78,35 @@ def check_gpus(needed: int = 0) -> Finding:
     hot = [gpu for gpu in found if gpu.figures.get("temperature_celsius", 0) > HOT]
     broken = xids()
     if len(found) < needed:
-        return Finding("GPUs", "bad", f"{len(found)} answer, {needed} are needed", "exclude this node")
+        return Finding(
+            "GPUs", "bad", f"{len(found)} answer, {needed} are needed", "exclude this node"
+        )
     if broken:
         told = ", ".join(map(str, broken))
-        return Finding("GPUs", "bad", f"Xid {told} in the last {XID_HOURS:.0f} hours", "exclude this node")
+        return Finding(
+            "GPUs", "bad", f"Xid {told} in the last {XID_HOURS:.0f} hours", "exclude this node"
+        )
     if len(models) > 1:
-        return Finding("GPUs", "warn", f"of different kinds: {', '.join(sorted(models))}", "choose nodes of one kind")
+        return Finding(
+            "GPUs",
+            "warn",
+            f"of different kinds: {', '.join(sorted(models))}",
+            "choose nodes of one kind",
+        )
     if ill:
-        return Finding("GPUs", "bad", f"memory errors on {', '.join(str(g.index) for g in ill)}", "exclude this node")
+        return Finding(
+            "GPUs",
+            "bad",
+            f"memory errors on {', '.join(str(g.index) for g in ill)}",
+            "exclude this node",
+        )
     if hot:
-        return Finding("GPUs", "warn", f"above {HOT:.0f} C: {', '.join(str(g.index) for g in hot)}", "look at its fans")
+        return Finding(
+            "GPUs",
+            "warn",
+            f"above {HOT:.0f} C: {', '.join(str(g.index) for g in hot)}",
+            "look at its fans",
+        )
     return Finding("GPUs", "good", f"{len(found)} x {models.pop()}")
 
 
@@ -92,23 +116,34 @@ def xids(now: float | None = None) -> list[int]:
     2026-11-25T17:00:00,123456+00:00 NVRM: Xid (PCI:0000:3b:00): 79, pid=...
     """
     try:
-        told = subprocess.run(["dmesg", "--time-format=iso"], capture_output=True, text=True, timeout=20).stdout
+        told = subprocess.run(
+            ["dmesg", "--time-format=iso"], capture_output=True, text=True, timeout=20
+        ).stdout
     except (OSError, subprocess.TimeoutExpired):
         return []
-    since = datetime.fromtimestamp((time.time() if now is None else now) - XID_HOURS * 3600, timezone.utc)
+    since = datetime.fromtimestamp(
+        (time.time() if now is None else now) - XID_HOURS * 3600, timezone.utc
+    )
     lines = re.findall(r"^([\d-]+T[\d:]+),\d+(\S+) NVRM: Xid \(.*?\): (\d+)", told, re.MULTILINE)
-    recent = {int(number) for day, zone, number in lines if datetime.fromisoformat(day + zone) >= since}
+    recent = {
+        int(number) for day, zone, number in lines if datetime.fromisoformat(day + zone) >= since
+    }
     return sorted(recent & set(XIDS))
 
 
 def check_locks(folder: Path | None = None) -> Finding:
     """A killed build of a torch extension leaves a lock that every later start waits for, for ever."""
-    default = Path(os.environ.get("TORCH_EXTENSIONS_DIR", Path.home() / ".cache" / "torch_extensions"))
+    default = Path(
+        os.environ.get("TORCH_EXTENSIONS_DIR", Path.home() / ".cache" / "torch_extensions")
+    )
     locks = sorted((folder or default).glob("**/lock"))
     stale = [lock for lock in locks if time.time() - lock.stat().st_mtime > STALE_LOCK]
     if stale:
         return Finding(
-            "locks", "bad", f"{stale[0]} is {spoken(time.time() - stale[0].stat().st_mtime)} old", "delete it"
+            "locks",
+            "bad",
+            f"{stale[0]} is {spoken(time.time() - stale[0].stat().st_mtime)} old",
+            "delete it",
         )
     return Finding("locks", "good", "no stale lock of a torch extension")
 
@@ -121,14 +156,26 @@ def check_disk(folder: Path, written: int = WRITTEN) -> Finding:
     try:
         write, read = throughput(place, min(written, int(free.free_bytes or 0) // 10))
     except OSError as error:
-        return Finding(about, "bad", f"cannot be written to: {error.strerror}", "mend the mount, or choose another")
-    told = f"{size_of(free.free_bytes or 0)} free, writes {size_of(write)}/s, reads {size_of(read)}/s"
+        return Finding(
+            about,
+            "bad",
+            f"cannot be written to: {error.strerror}",
+            "mend the mount, or choose another",
+        )
+    told = (
+        f"{size_of(free.free_bytes or 0)} free, writes {size_of(write)}/s, reads {size_of(read)}/s"
+    )
     if write < SLOW_DISK:
         return Finding(about, "warn", told, f"under {size_of(SLOW_DISK)}/s: saves will be slow")
     needed = checkpoint_bytes(folder)
     if needed and (free.free_bytes or 0) < 3 * needed:
         verdict = "bad" if (free.free_bytes or 0) < needed else "warn"
-        return Finding(about, verdict, f"{told}; a checkpoint takes {size_of(needed)}", "free three checkpoints' space")
+        return Finding(
+            about,
+            verdict,
+            f"{told}; a checkpoint takes {size_of(needed)}",
+            "free three checkpoints' space",
+        )
     return Finding(about, "good", told)
 
 
@@ -163,14 +210,22 @@ def check_shards(folder: Path, checked: int = CHECKED) -> Finding:
     about, repair = f"shards of {folder}", "restore them; megajukebox shards check reads every one"
     listed = read_object(folder / "index.json", 1 << 30).get("shards")
     if not isinstance(listed, list) or not listed:
-        return Finding(about, "bad", "there is no index.json that lists shards", "prepare or encode them again")
+        return Finding(
+            about, "bad", "there is no index.json that lists shards", "prepare or encode them again"
+        )
     wrong = [s["name"] for s in listed if not same_size(folder / s["name"], s["bytes"])]
     if wrong:
-        return Finding(about, "bad", f"{len(wrong)} of {len(listed)} missing or cut, first {wrong[0]}", repair)
+        return Finding(
+            about, "bad", f"{len(wrong)} of {len(listed)} missing or cut, first {wrong[0]}", repair
+        )
     for shard in Random(os.getpid()).sample(listed, min(checked, len(listed))):
         if sha256_of(folder / shard["name"]) != shard["sha256"]:
             return Finding(about, "bad", f"{shard['name']} has another checksum", repair)
-    return Finding(about, "good", f"{len(listed)} shards, sizes right, {min(checked, len(listed))} checksums right")
+    return Finding(
+        about,
+        "good",
+        f"{len(listed)} shards, sizes right, {min(checked, len(listed))} checksums right",
+    )
 
 
 def same_size(path: Path, size: int) -> bool:
@@ -185,9 +240,19 @@ def check_run(folder: Path) -> Finding:
     if (folder / "DONE").exists():
         return Finding(about, "good", "is done")
     if (folder / "STOP").exists():
-        return Finding(about, "warn", "the file STOP is there: a start would end at once", f"rm {folder / 'STOP'}")
+        return Finding(
+            about,
+            "warn",
+            "the file STOP is there: a start would end at once",
+            f"rm {folder / 'STOP'}",
+        )
     if person:
-        return Finding(about, "warn", f"ended last for a person: {person[0].get('reason')}", "mend that before a start")
+        return Finding(
+            about,
+            "warn",
+            f"ended last for a person: {person[0].get('reason')}",
+            "mend that before a start",
+        )
     return Finding(about, "good", "may be started")
 
 

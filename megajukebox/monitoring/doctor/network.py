@@ -12,8 +12,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from megajukebox.monitoring.alerts import size_of
 from megajukebox.monitoring.doctor.checks import Finding
-from megajukebox.monitoring.reading.health import size_of
 
 SLOW = 1.3  # times the median rank
 SKEW = 2.0  # seconds
@@ -41,15 +41,21 @@ def meet(seconds: float) -> None:
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     limit = timedelta(seconds=seconds)
-    store = dist.TCPStore(address, port, size, is_master=rank == 0, timeout=limit, wait_for_workers=False)
+    store = dist.TCPStore(
+        address, port, size, is_master=rank == 0, timeout=limit, wait_for_workers=False
+    )
     store.set(f"here/{rank}", socket.gethostname())
     if rank == 0:
         silent = not_heard(store, size, seconds)
         if silent:
             named = ", ".join(map(str, silent[:16])) + (" ..." if len(silent) > 16 else "")
-            raise RuntimeError(f"silent: {len(silent)} of {size} ranks did not come within {seconds:.0f} s: {named}")
+            raise RuntimeError(
+                f"silent: {len(silent)} of {size} ranks did not come within {seconds:.0f} s: {named}"
+            )
     backend = "nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, store=dist.PrefixStore("doctor", store), rank=rank, world_size=size, timeout=limit)
+    dist.init_process_group(
+        backend, store=dist.PrefixStore("doctor", store), rank=rank, world_size=size, timeout=limit
+    )
 
 
 def not_heard(store: dist.TCPStore, size: int, seconds: float) -> list[int]:
@@ -60,7 +66,9 @@ def not_heard(store: dist.TCPStore, size: int, seconds: float) -> list[int]:
     return missing
 
 
-def examine(device: torch.device, host: str, versions: dict[str, str], digests: dict[str, str]) -> list[Report]:
+def examine(
+    device: torch.device, host: str, versions: dict[str, str], digests: dict[str, str]
+) -> list[Report]:
     """Every rank's report, on every rank."""
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     dist.barrier()
@@ -117,9 +125,15 @@ def slow_ranks(reports: list[Report]) -> Finding:
     middle = median(report.compute_seconds for report in reports)
     slow = [r for r in reports if r.compute_seconds > SLOW * middle]
     if slow:
-        named = "; ".join(f"rank {r.rank} on {r.host} x{r.compute_seconds / middle:.2f}" for r in slow[:8])
+        named = "; ".join(
+            f"rank {r.rank} on {r.host} x{r.compute_seconds / middle:.2f}" for r in slow[:8]
+        )
         return Finding(
-            "computing", "warn", f"slower than the median rank: {named}", "exclude these nodes, or free them", of(slow)
+            "computing",
+            "warn",
+            f"slower than the median rank: {named}",
+            "exclude these nodes, or free them",
+            of(slow),
         )
     return Finding("computing", "good", f"{len(reports)} ranks alike, {middle * 1e3:.0f} ms each")
 
@@ -129,11 +143,19 @@ def wrong_ranks(reports: list[Report]) -> Finding:
     wrong = []
     for kind in {report.device for report in reports}:
         alike = [report for report in reports if report.device == kind]
-        usual = Counter(r.checksum if kind else round(r.checksum, 2) for r in alike).most_common(1)[0][0]
+        usual = Counter(r.checksum if kind else round(r.checksum, 2) for r in alike).most_common(1)[
+            0
+        ][0]
         wrong += [r for r in alike if abs(r.checksum - usual) > (0.0 if kind else 0.5)]
     if wrong:
         named = ", ".join(f"rank {r.rank} on {r.host}" for r in wrong[:8])
-        return Finding("results", "bad", f"another result of the same sums: {named}", "exclude these nodes", of(wrong))
+        return Finding(
+            "results",
+            "bad",
+            f"another result of the same sums: {named}",
+            "exclude these nodes",
+            of(wrong),
+        )
     return Finding("results", "good", "the same on all ranks")
 
 
@@ -142,10 +164,15 @@ def skewed(reports: list[Report]) -> Finding:
     off = [r for r in reports if abs(r.clock - middle) > SKEW]
     if off:
         named = ", ".join(
-            f"{host} {seconds:+.0f} s" for host, seconds in {r.host: r.clock - middle for r in off}.items()
+            f"{host} {seconds:+.0f} s"
+            for host, seconds in {r.host: r.clock - middle for r in off}.items()
         )
         return Finding(
-            "clocks", "warn", f"wrong: {named}", "have their time service mended: events would be misordered", of(off)
+            "clocks",
+            "warn",
+            f"wrong: {named}",
+            "have their time service mended: events would be misordered",
+            of(off),
         )
     return Finding("clocks", "good", f"within {max(abs(r.clock - middle) for r in reports):.2f} s")
 
@@ -157,7 +184,9 @@ def disagreement(reports: list[Report]) -> Finding:
         usual = Counter(facts.get(name) for facts in told).most_common(1)[0][0]
         for report, facts in zip(reports, told):
             if facts.get(name) != usual:
-                odd.append(f"rank {report.rank} on {report.host} has {name} {facts.get(name)}, most have {usual}")
+                odd.append(
+                    f"rank {report.rank} on {report.host} has {name} {facts.get(name)}, most have {usual}"
+                )
                 where.append(report)
     if odd:
         do = "install the same everywhere; look at the mounts"

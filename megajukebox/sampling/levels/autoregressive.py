@@ -16,11 +16,16 @@ import torch
 from torch import Tensor
 
 from megajukebox.models.prior import Prior
-from megajukebox.sampling.levels.level import LevelJob, LevelSampler, Progress, hop_of
-from megajukebox.sampling.levels.windows import Row, Span, spans, window_of
-from megajukebox.sampling.steps.decoder import Packed, WindowDecoder
-from megajukebox.sampling.steps.rows import sample_window_rows
-from megajukebox.sampling.steps.window import Window, sample_window, sample_window_ahead, take
+from megajukebox.sampling.decoding.cuda_graph_rows import sample_window_rows
+from megajukebox.sampling.decoding.decoder import Packed, WindowDecoder
+from megajukebox.sampling.decoding.window_sampler import (
+    Window,
+    sample_window,
+    sample_window_ahead,
+    take,
+)
+from megajukebox.sampling.levels.level_sampler import LevelJob, LevelSampler, Progress, hop_of
+from megajukebox.sampling.levels.level_windows import Row, Span, spans, window_of
 
 WIDE = 512  # from this width on a step is so much reading of weights that an int8 copy is worth its guesses
 WAYS = ("sequential", "ahead", "fixed_point", "across", "rows", "windows")
@@ -53,16 +58,25 @@ class Autoregressive:
         """Sample one window of every row; codes count as done row by row of the transformer."""
 
         def note(t: int) -> None:
-            progress(sum(self.write(job, row, window.tokens_BT[m], t) for m, row in enumerate(rows)))
+            progress(
+                sum(self.write(job, row, window.tokens_BT[m], t) for m, row in enumerate(rows))
+            )
 
         self.way_of(window)(self.packed, window, progress=note)
 
     def write(self, job: LevelJob, row: Row, tokens_T: Tensor, t: int) -> int:
         """Hand on the row's own codes before position t of its window; how many of them are new."""
         config, span = self.prior.config, row.span
-        first, end = config.prefix_tokens + span.new - span.start, min(t, config.prefix_tokens + span.end - span.start)
+        first, end = (
+            config.prefix_tokens + span.new - span.start,
+            min(t, config.prefix_tokens + span.end - span.start),
+        )
         # A model of one sequence may emit a lyric token where music belongs; that is read as code 0 (spec 7.5).
-        return job.write(row.song, span.new, (tokens_T[first:end] - config.shift).clamp(min=0)) if end > first else 0
+        return (
+            job.write(row.song, span.new, (tokens_T[first:end] - config.shift).clamp(min=0))
+            if end > first
+            else 0
+        )
 
     def way_of(self, window: Window) -> Callable:
         if self.way == "ahead":
@@ -98,7 +112,9 @@ class FixedPoint(Autoregressive):
             super().sample(job.of(song), progress)
 
     def way_of(self, window: Window) -> Callable:
-        return partial(sample_window_ahead, guess=lambda decoder, window, t, end: end, ahead=self.ahead)
+        return partial(
+            sample_window_ahead, guess=lambda decoder, window, t, end: end, ahead=self.ahead
+        )
 
 
 @dataclass
@@ -122,12 +138,18 @@ class ParallelWindows(Autoregressive):
     @torch.inference_mode()
     def sample(self, job: LevelJob, progress: Progress) -> None:
         rows = [Row(song, span) for span in self.spans(job.total) for song in range(len(job.told))]
-        rows = [row for row in rows if not bool(job.known_BT[row.song, row.span.new : row.span.end].all())]
+        rows = [
+            row
+            for row in rows
+            if not bool(job.known_BT[row.song, row.span.new : row.span.end].all())
+        ]
         for first in range(0, len(rows), self.most_rows):
             some = rows[first : first + self.most_rows]
             window = window_of(self.prior, job, some)
             prefix = self.prior.config.prefix_tokens
-            for m, row in enumerate(some):  # the run-up must not depend on what a neighbour has done by now
+            for m, row in enumerate(
+                some
+            ):  # the run-up must not depend on what a neighbour has done by now
                 run_up = slice(prefix, prefix + row.span.new - row.span.start)
                 window.known_BT[m, run_up] = job.given_BT[row.song, row.span.start : row.span.new]
             for g, song in enumerate(getattr(window.draw, "songs_G", torch.zeros(0)).tolist()):
@@ -148,7 +170,10 @@ class AcrossWindows(FixedPoint):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        wide = self.prior.config.transformer.width >= WIDE and self.prior.head.weight.device.type == "cpu"
+        wide = (
+            self.prior.config.transformer.width >= WIDE
+            and self.prior.head.weight.device.type == "cpu"
+        )
         self.windows = ParallelWindows(self.prior, int8=self.int8 or wide)
 
     @torch.inference_mode()

@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from megajukebox.data.conditions.lyrics import LyricWindow
-from megajukebox.data.stream.windows import window_of_lyrics
-from megajukebox.models.alignment import lyric_attention
+from megajukebox.conditioning.tokenizers import LyricWindow
+from megajukebox.data.stream.code_dataset import window_of_lyrics
+from megajukebox.models.lyric_attention import lyric_attention
 from megajukebox.models.prior import Prior, PriorConfig
-from megajukebox.sampling.levels.level import HOPS, Told
-from megajukebox.sampling.levels.windows import window_starts
+from megajukebox.sampling.levels.level_sampler import HOPS, Told
+from megajukebox.sampling.levels.level_windows import window_starts
 
 Head = tuple[int, int]  # layer, head
 LEAST = 1e-30  # of what a code reads of a token in its window: a sharp softmax ends in zeros
@@ -29,17 +29,27 @@ def align(
     both the code and the token, and nothing else is 0.
     """
     config, total = prior.config, codes_BT.shape[1]
-    laid = {pair: [np.zeros((total, len(song.tokens.ids) + 1), np.float32) for song in told] for pair in pairs}
+    laid = {
+        pair: [np.zeros((total, len(song.tokens.ids) + 1), np.float32) for song in told]
+        for pair in pairs
+    }
     layers = sorted({layer for layer, _ in pairs})
     # From last to first: where windows overlap the earlier one counts, as in the reference.
-    for start in reversed(window_starts(total, config.window, max(1, int(hop_fraction * config.window)))):
+    for start in reversed(
+        window_starts(total, config.window, max(1, int(hop_fraction * config.window)))
+    ):
         place = (samples, offset + start * config.hop, config.window * config.hop)
         lyrics = [_lyrics_at(config, song, place) for song in told]
         batch = _batch(config, told, lyrics, place, codes_BT[:, start : start + config.window])
         weights = lyric_attention(prior, batch, layers)
         for (layer, head), songs in laid.items():
             for b, song in enumerate(songs):
-                lay(song, weights[layer][b, head].clamp(min=LEAST).cpu().numpy(), lyrics[b].index, start)
+                lay(
+                    song,
+                    weights[layer][b, head].clamp(min=LEAST).cpu().numpy(),
+                    lyrics[b].index,
+                    start,
+                )
     return {pair: [song[:, :-1] for song in songs] for pair, songs in laid.items()}
 
 
@@ -54,15 +64,24 @@ def lay(song: np.ndarray, window: np.ndarray, index: np.ndarray, start: int) -> 
 
 def _lyrics_at(config: PriorConfig, song: Told, place: tuple[int, int, int]) -> LyricWindow:
     assert config.lyrics is not None, "only a prior that reads lyrics can be aligned with them"
-    return window_of_lyrics(song.tokens, song.words, *place, config.sample_rate, config.lyrics.tokens)
+    return window_of_lyrics(
+        song.tokens, song.words, *place, config.sample_rate, config.lyrics.tokens
+    )
 
 
 def _batch(
-    config: PriorConfig, told: list[Told], lyrics: list[LyricWindow], place: tuple[int, int, int], codes_BT: Tensor
+    config: PriorConfig,
+    told: list[Told],
+    lyrics: list[LyricWindow],
+    place: tuple[int, int, int],
+    codes_BT: Tensor,
 ) -> dict:
     """The batch of one window, as `Prior.forward` wants it; a last window is filled up with code 0."""
     device = codes_BT.device
-    names = {n: torch.from_numpy(np.stack([t.conditions[n] for t in told])).to(device) for n in config.labels}
+    names = {
+        n: torch.from_numpy(np.stack([t.conditions[n] for t in told])).to(device)
+        for n in config.labels
+    }
     return {
         "codes": F.pad(codes_BT, (0, config.window - codes_BT.shape[1])),
         "timing": torch.tensor([place] * len(told), device=device),

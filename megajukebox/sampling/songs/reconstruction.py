@@ -13,15 +13,15 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 import torch
 
+from megajukebox.common.model_files import load_into, read_facts
 from megajukebox.data.audio import downmix, read_slice
-from megajukebox.data.shards.sets import ShardSet
-from megajukebox.data.stream.clips import held_out_share, split
-from megajukebox.data.weights import load_into, read_facts
-from megajukebox.models.long_audio import decode_long, encode_long
+from megajukebox.data.shards.shard_set import ShardSet
+from megajukebox.data.stream.song_dataset import held_out_share, split
+from megajukebox.models.chunked_codec import decode_long, encode_long
 from megajukebox.models.vqvae import VQVAE, VQVAEConfig
+from megajukebox.sampling.songs.prompt_sources import Source
 from megajukebox.sampling.songs.requests import Request
 from megajukebox.sampling.songs.song import Song
-from megajukebox.sampling.songs.sources import Source
 
 
 def load_vqvae(run: Path, sample_rate: int) -> tuple[VQVAE, dict[str, Any]]:
@@ -31,12 +31,16 @@ def load_vqvae(run: Path, sample_rate: int) -> tuple[VQVAE, dict[str, Any]]:
         raise ValueError(f"{run} holds a {facts['kind']}, not a VQ-VAE")
     vqvae = VQVAE(VQVAEConfig(**facts["config"]))
     if vqvae.config.sample_rate != sample_rate:
-        raise ValueError(f"{run} is for {vqvae.config.sample_rate} Hz, the songs have {sample_rate} Hz")
+        raise ValueError(
+            f"{run} is for {vqvae.config.sample_rate} Hz, the songs have {sample_rate} Hz"
+        )
     load_into(vqvae, run)
     return vqvae.eval(), facts
 
 
-def reconstructor(run: Path, sample_rate: int) -> Callable[[np.ndarray, int], dict[str, np.ndarray]]:
+def reconstructor(
+    run: Path, sample_rate: int
+) -> Callable[[np.ndarray, int], dict[str, np.ndarray]]:
     """A function from mono audio [T] and its rate (Hz) to the same audio [T] by level, by the VQ-VAE in `run`.
 
     ValueError if `run` holds no VQ-VAE, or one for another sample rate.
@@ -46,8 +50,14 @@ def reconstructor(run: Path, sample_rate: int) -> Callable[[np.ndarray, int], di
     def reconstruct(wave_T: np.ndarray, rate: int) -> dict[str, np.ndarray]:
         assert rate == sample_rate, f"{rate} Hz in a set of {sample_rate} Hz"
         audio_T = torch.from_numpy(wave_T)
-        levels = {level: decode_long(vqvae, encode_long(vqvae, audio_T, level), level) for level in vqvae.config.levels}
-        return {level: padded(sound.clamp(-1, 1).numpy(), len(wave_T)) for level, sound in levels.items()}
+        levels = {
+            level: decode_long(vqvae, encode_long(vqvae, audio_T, level), level)
+            for level in vqvae.config.levels
+        }
+        return {
+            level: padded(sound.clamp(-1, 1).numpy(), len(wave_T))
+            for level, sound in levels.items()
+        }
 
     return reconstruct
 
@@ -60,7 +70,9 @@ def padded(wave_T: np.ndarray, length: int) -> np.ndarray:
 # ---- Beside a song ---------------------------------------------------------------------------------------------------
 
 
-def beside(source: Source, vqvae: VQVAE, samples: int, device: torch.device) -> dict[str, np.ndarray]:
+def beside(
+    source: Source, vqvae: VQVAE, samples: int, device: torch.device
+) -> dict[str, np.ndarray]:
     """What a song was made from, up to its length in `samples`: the recording, and what the finest codes keep of it.
 
     An earlier sample is its own reconstruction; one that has no codes of the finest level gives nothing.
@@ -68,8 +80,12 @@ def beside(source: Source, vqvae: VQVAE, samples: int, device: torch.device) -> 
     finest = min(vqvae.config.hops, key=lambda level: vqvae.config.hops[level])
     tracks = {}
     if finest in source.codes:
-        codes_T = torch.from_numpy(source.codes[finest][: -(-samples // vqvae.config.hops[finest])]).to(device)
-        tracks["reconstruction"] = decode_long(vqvae, codes_T, finest).clamp(-1, 1).float().cpu().numpy()
+        codes_T = torch.from_numpy(
+            source.codes[finest][: -(-samples // vqvae.config.hops[finest])]
+        ).to(device)
+        tracks["reconstruction"] = (
+            decode_long(vqvae, codes_T, finest).clamp(-1, 1).float().cpu().numpy()
+        )
     if source.sound is not None:
         tracks["original"] = source.sound
     # As long as the song, so that pictures one below the other show the same moments.
@@ -85,28 +101,41 @@ def chosen(shards: ShardSet, run: Path, keys: Sequence[str], count: int) -> list
     ValueError for a name that is not there, for codes, and where no song was held out from the VQ-VAE in `run`.
     """
     if shards.index["kind"] != "songs":
-        raise ValueError(f"{shards.source} holds {shards.index['kind']}, which cannot be heard; give song shards")
+        raise ValueError(
+            f"{shards.source} holds {shards.index['kind']}, which cannot be heard; give song shards"
+        )
     if keys:
         rows = {shards.key(row): row for row in range(len(shards))}
         if missing := [key for key in keys if key not in rows]:
-            raise ValueError(f"{shards.source} has no song {missing[0]!r}; the corpus page shows every song's key")
+            raise ValueError(
+                f"{shards.source} has no song {missing[0]!r}; the corpus page shows every song's key"
+            )
         return [rows[key] for key in keys]
     share = held_out_share(run)
     held = np.flatnonzero(split(shards.songs["key"], share))
     if not len(held):
-        raise ValueError(f"no song of {shards.source} was held out from {run} (share {share:g}); name some with --song")
+        raise ValueError(
+            f"no song of {shards.source} was held out from {run} (share {share:g}); name some with --song"
+        )
     every = (np.arange(min(count, len(held))) * len(held)) // min(count, len(held))
     return held[every].tolist()
 
 
-def reconstructions(runs: Path, shards: ShardSet, rows: Sequence[int], seconds: float, device: str) -> Iterator[Song]:
+def reconstructions(
+    runs: Path, shards: ShardSet, rows: Sequence[int], seconds: float, device: str
+) -> Iterator[Song]:
     """The first `seconds` of songs, by level, beside the original. What cannot be read raises ValueError when asked."""
     vqvae, facts = load_vqvae(runs / "vqvae", shards.index["sample_rate"])
     vqvae.to(device)
     for row in rows:
         wave_T = sound_of(shards, row, seconds)
         known = shards.read_facts(row)
-        song = Song(request_of(shards, row, known, len(wave_T)), [], shards.index["sample_rate"], samples=len(wave_T))
+        song = Song(
+            request_of(shards, row, known, len(wave_T)),
+            [],
+            shards.index["sample_rate"],
+            samples=len(wave_T),
+        )
         song.facts = {
             "weights": {"vqvae": facts["fingerprint"]}, "steps": {"vqvae": facts.get("step")}, "runs": str(runs),
             "reconstruction": {"of": shards.source, "song": shards.key(row)},
@@ -114,7 +143,10 @@ def reconstructions(runs: Path, shards: ShardSet, rows: Sequence[int], seconds: 
         for level in reversed(vqvae.config.levels):
             codes_T = encode_long(vqvae, torch.from_numpy(wave_T).to(device), level)
             sound_T = decode_long(vqvae, codes_T, level).clamp(-1, 1).float().cpu().numpy()
-            song.codes[level], song.audio[level] = codes_T.cpu().numpy(), padded(sound_T, len(wave_T))
+            song.codes[level], song.audio[level] = (
+                codes_T.cpu().numpy(),
+                padded(sound_T, len(wave_T)),
+            )
             song.levels[level] = {"codes": len(codes_T)}
         song.put_beside({"original": wave_T})
         yield song
@@ -131,8 +163,18 @@ def sound_of(shards: ShardSet, row: int, seconds: float) -> np.ndarray:
 def request_of(shards: ShardSet, row: int, known: dict[str, Any], samples: int) -> Request:
     """What is known of a song, in the form of a request; names that requests have no place for are left out."""
     name = re.sub(r"[^A-Za-z0-9_-]+", "_", shards.key(row))[:48].strip("_-") or str(row)
-    said = {name: known[name] for name in ("artist", "genres", "year", "moods", "language") if known.get(name)}
-    lyrics = shards.read_member(row, "lyrics").decode(errors="replace") if shards.has(row, "lyrics") else ""
+    said = {
+        name: known[name]
+        for name in ("artist", "genres", "year", "moods", "language")
+        if known.get(name)
+    }
+    lyrics = (
+        shards.read_member(row, "lyrics").decode(errors="replace")
+        if shards.has(row, "lyrics")
+        else ""
+    )
     seconds, length = samples / shards.index["sample_rate"], int(shards.songs["frames"][row])
     whole = length / shards.index["sample_rate"]
-    return Request(id=f"original-{name}", lyrics=lyrics, seconds=seconds, song_seconds=whole, **said)
+    return Request(
+        id=f"original-{name}", lyrics=lyrics, seconds=seconds, song_seconds=whole, **said
+    )

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from megajukebox.common.files import make_folder, write_whole
+from megajukebox.common.provenance import made_by
+from megajukebox.conditioning.lrc import parse_lrc
 from megajukebox.data.audio import write_wav
-from megajukebox.data.conditions.lrc import parse_lrc
-from megajukebox.data.files import make_folder, write_whole
-from megajukebox.data.provenance import made_by
+from megajukebox.sampling.songs.prompt_sources import Known
 from megajukebox.sampling.songs.requests import Request
-from megajukebox.sampling.songs.sources import Known
 
 
 @dataclass
@@ -23,7 +23,9 @@ class Song:
     request: Request
     notes: list[str]
     sample_rate: int
-    known: Known = field(default_factory=Known, repr=False)  # what is given, or was done by an interrupted attempt
+    known: Known = field(
+        default_factory=Known, repr=False
+    )  # what is given, or was done by an interrupted attempt
     given: Known = field(default_factory=Known, repr=False)  # what is given alone
     codes: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
     audio: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
@@ -41,7 +43,10 @@ class Song:
         """Write the song; <id>.json comes last, so a song that has it is complete. Returns its path."""
         folder, name = Path(folder), self.request.id
         make_folder(folder)
-        for level, wave in self.audio.items():  # a level whose audio was streamed to its file is not in memory
+        for (
+            level,
+            wave,
+        ) in self.audio.items():  # a level whose audio was streamed to its file is not in memory
             self.levels[level]["audio"] = audio_name(name, level)
             write_wav(folder / self.levels[level]["audio"], wave[:, None], self.sample_rate)
         codes = io.BytesIO()
@@ -50,15 +55,23 @@ class Song:
         np.savez(codes, **arrays)
         write_whole(folder / f"{name}.codes.npz", codes.getvalue())
         self._save_lyrics(folder)
-        write_whole(folder / f"{name}.json", (json.dumps(self.record(), indent=1, ensure_ascii=False) + "\n").encode())
+        write_whole(
+            folder / f"{name}.json",
+            (json.dumps(self.record(), indent=1, ensure_ascii=False) + "\n").encode(),
+        )
         return folder / f"{name}.json"
 
     def _save_lyrics(self, folder: Path) -> None:
         lyrics = self.timed_lyrics or self.request.lyrics
         for ending in ("lrc", "txt"):
-            (folder / f"{self.request.id}.{ending}").unlink(missing_ok=True)  # of a song that was here before
+            (folder / f"{self.request.id}.{ending}").unlink(
+                missing_ok=True
+            )  # of a song that was here before
         if lyrics:
-            write_whole(folder / f"{self.request.id}.{'lrc' if parse_lrc(lyrics)[1] else 'txt'}", lyrics.encode())
+            write_whole(
+                folder / f"{self.request.id}.{'lrc' if parse_lrc(lyrics)[1] else 'txt'}",
+                lyrics.encode(),
+            )
 
     def record(self) -> dict[str, Any]:
         return {

@@ -13,15 +13,15 @@ from typing import Any
 
 import torch
 
-from megajukebox.data.weights import load_into, read_facts
-from megajukebox.models.grid import GridOrder
+from megajukebox.common.model_files import load_into, read_facts
+from megajukebox.models.grid_order import GridOrder
 from megajukebox.models.prior import Prior
 from megajukebox.models.student import Student, StudentConfig
-from megajukebox.sampling.levels.level import LevelSampler
+from megajukebox.sampling.levels.level_sampler import LevelSampler
 from megajukebox.sampling.songs.requests import LEVELS, Request
-from megajukebox.sampling.students.student_level import Polished, StudentLevel
+from megajukebox.sampling.students.student_sampler import Polished, StudentLevel
 
-TABLE = "student.json"  # of training/distillation.py
+TABLE = "student.json"  # of distillation/task.py
 QUICK = ("middle", "bottom")  # levels that "student" alone means
 KINDS = ("student", "polished", "exact")
 
@@ -29,19 +29,31 @@ KINDS = ("student", "polished", "exact")
 class StudentRun:
     """One level's student. Called with the level's loaded prior it gives the level's sampler."""
 
-    def __init__(self, runs: Path, level: str, vqvae: str, order: str | None = None, polish: bool = False):
+    def __init__(
+        self, runs: Path, level: str, vqvae: str, order: str | None = None, polish: bool = False
+    ):
         """`order` "a,b", or the one that distill chose. ValueError if there is none, or it is of another VQ-VAE."""
         row, gate = row_of(runs / f"{level}_student", order)
-        self.level, self.polish, self.folder = level, polish, runs / f"{level}_student" / row["folder"]
+        self.level, self.polish, self.folder = (
+            level,
+            polish,
+            runs / f"{level}_student" / row["folder"],
+        )
         self.facts = read_facts(self.folder)
         if self.facts["kind"] != "student" or self.facts["level"] != level:
-            raise ValueError(f"{self.folder} holds a {self.facts['level']} {self.facts['kind']}, not a {level} student")
+            raise ValueError(
+                f"{self.folder} holds a {self.facts['level']} {self.facts['kind']}, not a {level} student"
+            )
         if self.facts.get("vqvae") not in (None, vqvae):
-            raise ValueError(f"{self.folder} was distilled for the codes of another VQ-VAE; distill it again")
+            raise ValueError(
+                f"{self.folder} was distilled for the codes of another VQ-VAE; distill it again"
+            )
         self.config = StudentConfig(**self.facts["config"])
         self.manner: dict[str, float] = self.facts["manner"]
         self.failed = (
-            None if row.get("passed", True) else f"{row['kl_forward']:.3f} bits per code, gate {gate['kl_forward']:g}"
+            None
+            if row.get("passed", True)
+            else f"{row['kl_forward']:.3f} bits per code, gate {gate['kl_forward']:g}"
         )
 
     @property
@@ -75,7 +87,9 @@ def row_of(run: Path, order: str | None) -> tuple[dict[str, Any], dict[str, floa
     """What distill wrote of an order, or of the one that it chose, and the gate."""
     path = run / TABLE
     if not path.is_file():
-        raise ValueError(f"{run} holds no student ({TABLE} is missing); run distill, or choose another sampler")
+        raise ValueError(
+            f"{run} holds no student ({TABLE} is missing); run distill, or choose another sampler"
+        )
     table = json.loads(path.read_text())
     if order is None:
         return next(row for row in table["orders"] if row["folder"] == table["use"]), table["gate"]
@@ -114,4 +128,8 @@ def students_of(runs: Path, asked: Sequence[str]) -> dict[str, StudentRun]:
 
 def fingerprints(students: dict[str, StudentRun]) -> dict[str, str]:
     """What a song's record says of them; a polished level is its prior's alone."""
-    return {f"{level}_student": run.facts["fingerprint"] for level, run in students.items() if not run.polish}
+    return {
+        f"{level}_student": run.facts["fingerprint"]
+        for level, run in students.items()
+        if not run.polish
+    }

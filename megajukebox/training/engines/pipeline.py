@@ -1,6 +1,6 @@
 """A prior whose layers are spread over processes: DeepSpeed's pipeline behind the same contract as every other engine.
 
-Each process holds one stage of the list in models/stages.py. First weights are drawn as one process would draw them, so
+Each process holds one stage of the list in models/pipeline_layers.py. First weights are drawn as one process would draw them, so
 that they do not depend on where the list is cut; weights leave under the names that the plain `Prior` gives them.
 """
 
@@ -16,14 +16,22 @@ from deepspeed.pipe import PipelineModule, TiedLayerSpec
 from deepspeed.runtime.utils import partition_balanced
 from torch import Tensor, nn
 
-from megajukebox.data.weights import Pending
+from megajukebox.common.model_files import Pending
+from megajukebox.common.world import World
+from megajukebox.models.pipeline_layers import (
+    TIED,
+    Middle,
+    inputs,
+    layers,
+    loss_of,
+    name_in_prior,
+    read_out,
+)
 from megajukebox.models.prior import PriorConfig, tokens_of
-from megajukebox.models.stages import TIED, Middle, inputs, layers, loss_of, name_in_prior, read_out
-from megajukebox.training.engines.building import fill, recompute_activations
-from megajukebox.training.engines.engine import Engine
-from megajukebox.training.engines.parallel import told_of_lowest_scale
-from megajukebox.training.launch import World
-from megajukebox.training.stability import Rules
+from megajukebox.training.engines.collectives import told_of_lowest_scale
+from megajukebox.training.engines.model_init import fill, recompute_activations
+from megajukebox.training.engines.zero import Engine
+from megajukebox.training.spike_detection import Rules
 
 KEY = "tokens"  # under which entrance and exit share the embedding of the tokens
 
@@ -39,7 +47,9 @@ def stages(ds_config: dict, size: int) -> int:
         raise ValueError(f'pipeline.stages {wanted!r} is neither a number of processes nor "auto"')
     if size % count:
         fits = [n for n in range(1, size + 1) if size % n == 0]
-        raise ValueError(f"pipeline.stages {count} does not divide {size} processes; set it to one of {fits}")
+        raise ValueError(
+            f"pipeline.stages {count} does not divide {size} processes; set it to one of {fits}"
+        )
     return count
 
 
@@ -73,13 +83,17 @@ class PipelineEngine(Engine):
         self.config = config
         self.stages = stages(ds_config, dist.get_world_size())
         if ds_config.get("zero_optimization", {}).get("stage") != 1:
-            raise ValueError("a pipeline shares its optimizer by ZeRO-1: set zero_optimization.stage to 1")
+            raise ValueError(
+                "a pipeline shares its optimizer by ZeRO-1: set zero_optimization.stage to 1"
+            )
         if self.stages > config.transformer.depth + 2:
             raise ValueError(
                 f"pipeline.stages {self.stages} is more than the {config.transformer.depth + 2} layers of the prior"
             )
         self.reports: list[dict[str, Tensor]] = []
-        module = _Layers(config, self.stages, self._loss, recompute="activation_checkpointing" in ds_config)
+        module = _Layers(
+            config, self.stages, self._loss, recompute="activation_checkpointing" in ds_config
+        )
         self.layers = module
         fill(dict(module.named_in_prior()), weights or {})
         plain = {key: value for key, value in ds_config.items() if key != "pipeline"}
@@ -88,7 +102,9 @@ class PipelineEngine(Engine):
     def _learn(self, micro_batches: list[dict]) -> dict[str, float]:
         self.reports, self.count = [], len(micro_batches)
         with told_of_lowest_scale(self.engine):
-            self.engine.train_batch(map(self._pair, micro_batches))  # the stages between the ends take none
+            self.engine.train_batch(
+                map(self._pair, micro_batches)
+            )  # the stages between the ends take none
         return self._averages()
 
     @torch.no_grad()
@@ -118,8 +134,12 @@ class PipelineEngine(Engine):
         """Averaged over micro-batches and pipelines, once a step: only the last stages have anything to add."""
         if not self.seen:
             names = ["loss", "bits_per_code", *(["bits_per_lyric"] if self.config.lyrics else [])]
-            seen = [torch.stack([r[name].float().reshape(()) for name in names]) for r in self.reports]
-            values = torch.stack(seen).sum(0) if seen else torch.zeros(len(names), device=self.device)
+            seen = [
+                torch.stack([r[name].float().reshape(()) for name in names]) for r in self.reports
+            ]
+            values = (
+                torch.stack(seen).sum(0) if seen else torch.zeros(len(names), device=self.device)
+            )
             dist.all_reduce(values)
             pipelines = dist.get_world_size() // self.stages
             self.seen = [dict(zip(names, (values / (pipelines * self.count)).tolist()))]
@@ -135,15 +155,25 @@ class PipelineEngine(Engine):
             for name in held:
                 owner.setdefault(name, rank)
         return {
-            name: Pending(torch.float32, shapes[rank][name], partial(self._from_owner, name, shapes[rank][name], rank))
+            name: Pending(
+                torch.float32,
+                shapes[rank][name],
+                partial(self._from_owner, name, shapes[rank][name], rank),
+            )
             for name, rank in owner.items()
         }
 
     def _from_owner(self, name: str, shape: tuple[int, ...], rank: int) -> Tensor:
-        beside = dist.get_world_size() // self.stages  # ranks that hold the same stage gather an average together
+        beside = (
+            dist.get_world_size() // self.stages
+        )  # ranks that hold the same stage gather an average together
         mine = dist.get_rank() // beside == rank // beside
         held = self.gathered(dict(self.layers.named_in_prior())[name]) if mine else None
-        value = torch.empty(shape, device=self.device) if held is None else held.detach().float().contiguous()
+        value = (
+            torch.empty(shape, device=self.device)
+            if held is None
+            else held.detach().float().contiguous()
+        )
         dist.broadcast(value, rank)
         return value.to("cpu", copy=True)
 
@@ -157,7 +187,9 @@ class _Layers(PipelineModule):
         stage = dist.get_rank() // per_stage
         built = list(_build(config, range(*self.wanted[stage : stage + 2])))
         if recompute:
-            recompute_activations(nn.ModuleList(layer for layer in built if isinstance(layer, Middle)))
+            recompute_activations(
+                nn.ModuleList(layer for layer in built if isinstance(layer, Middle))
+            )
         with contextlib.redirect_stdout(io.StringIO()):  # it prints every layer
             super().__init__(_specs(config, built), num_stages=stages, loss_fn=loss)
         # Read by the conversion for another number of stages: the second copy of the tied matrix is left out.

@@ -1,0 +1,86 @@
+"""Find the attention head of a top prior that follows the lyrics, so that `sample` can say when each word is sung.
+
+    megajukebox align runs/tiny --data shards/codes             # over up to 16 songs held out of training
+    megajukebox align runs/tiny --data shards/codes --songs 4   # faster
+
+Writes `alignment.json` beside the prior's weights. Where the songs have timed lyrics (.lrc) it also says how many
+milliseconds the words are off, and how many they would be if they were sung evenly over the song.
+"""
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from megajukebox.common.model_files import read_facts
+from megajukebox.data.shards.shard_set import ShardSet
+from megajukebox.data.stream.song_dataset import split
+from megajukebox.sampling.jukebox import RUNS, LevelRun
+from megajukebox.sampling.lyrics.alignment import Head
+from megajukebox.sampling.lyrics.head_selection import FILE, Choice, KnownSong, choose, write_choice
+from megajukebox.sampling.real_songs import check_codes, known_song
+
+
+def main(
+    runs: Annotated[Path, typer.Argument(help="The folder of the runs.")],
+    data: Annotated[
+        Path, typer.Option(help="Code shards of songs with lyrics, of the same VQ-VAE.")
+    ],
+    songs: Annotated[int, typer.Option(min=1, help="Songs to choose by.")] = 16,
+    device: Annotated[
+        str | None, typer.Option(help="cpu or cuda; default: the GPU if there is one.")
+    ] = None,
+) -> None:
+    """Choose the head whose attention gives the words of sampled songs their times."""
+    try:
+        codes = ShardSet(data)
+        run = LevelRun(runs / RUNS["top"], read_facts(runs / "vqvae"))
+        check_codes(run, codes)
+        known = list(islice(known_songs(run, codes), songs))
+        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        with run.loaded(place, torch.float32) as prior:
+            choice, scores = choose(prior, known, run.facts["fingerprint"])
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"align: {error}") from error
+    write_choice(run.folder, choice)
+    tell(choice, scores)
+    print(run.folder / FILE)
+
+
+def known_songs(run: LevelRun, codes: ShardSet) -> Iterator[KnownSong]:
+    """The songs with lyrics that the run did not train on; all of them if it held none out."""
+    settings = run.folder / "run.yaml"  # imported runs have none: they were trained on other songs
+    preset = yaml.safe_load(settings.read_text())["preset"] if settings.is_file() else None
+    share = preset["training"][RUNS["top"]]["held_out"] if preset else 1.0
+    rows = [row for row in range(len(codes)) if codes.has(row, "lyrics")]
+    held_out = split(codes.songs["key"], share)
+    for row in [row for row in rows if held_out[row]] or rows:
+        song = known_song(run, codes, row)
+        if song.told.tokens.ids and len(song.codes):
+            yield song
+
+
+def tell(choice: Choice, scores: dict[Head, float]) -> None:
+    """The heads from best to worst, and what is known of the best."""
+    table = Table("layer", "head", "score", title=f"heads over {choice.songs} songs")
+    for (layer, head), score in sorted(scores.items(), key=lambda item: -item[1])[:8]:
+        table.add_row(str(layer), str(head), f"{score:.3f}")
+    Console().print(table)
+    if choice.error_ms is not None:
+        print(
+            f"median error of a word's start: {choice.error_ms:.0f} ms; sung evenly: {choice.proportion_ms:.0f} ms"
+        )
+    if not choice.follows:
+        print(
+            "this prior does not follow its lyrics well enough: sample will give words no times until it does"
+        )
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,148 @@
+"""Runs as Prometheus metrics, from their folders alone: it can never break a run, and tells of dead ones too.
+
+    megajukebox exporter runs/                                            # http://127.0.0.1:9464/metrics
+    megajukebox exporter runs/ --listen 0.0.0.0:9464 --token-file token   # for a Prometheus on another machine
+    megajukebox exporter runs/ --textfile /var/lib/node_exporter          # a file for node_exporter, every 15 s
+    megajukebox exporter runs/ --textfile . --once                        # one file, and out: for cron
+    megajukebox exporter --textfile /var/lib/node_exporter                # on a compute node: its GPUs alone
+    megajukebox exporter runs/ --webhook-file url.txt                     # POSTs of alerts, restarts and ends too
+
+Rules, a dashboard, and the scrape config are in monitoring/; what each alert means is in docs/RUNBOOK.md.
+"""
+
+import contextlib
+import logging
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from megajukebox.common.files import write_whole
+from megajukebox.common.redaction import RedactingFilter
+from megajukebox.monitoring.collect.host import Machine, machine
+from megajukebox.monitoring.collect.run_reader import Runs
+from megajukebox.monitoring.collect.run_state import Limits
+from megajukebox.monitoring.exporters import prometheus
+from megajukebox.monitoring.exporters.metrics_server import Server, address_of, read_token
+from megajukebox.monitoring.exporters.webhooks import News, Webhook, read_url
+
+TEXTFILE = "megajukebox.prom"
+
+
+@dataclass
+class Exporter:
+    """Renders the page; the machine is asked at most every `every` seconds, since nvidia-smi takes one."""
+
+    runs: Runs | None
+    webhook: Webhook | None = None
+    every: float = 15.0
+    news: News = field(default_factory=News)
+    looked: tuple[float, Machine] | None = None
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def render(self) -> bytes:
+        with self.lock:
+            runs = self.runs.read() if self.runs else []
+            if self.looked is None or time.monotonic() - self.looked[0] > self.every:
+                self.looked = (time.monotonic(), machine())
+            failures = self.webhook.failures if self.webhook else 0
+            return prometheus.page(runs, self.looked[1], failures)
+
+    def tell(self) -> None:
+        """POST what is new."""
+        with self.lock:
+            messages = self.news.of(self.runs.read()) if self.runs and self.webhook else []
+        for message in messages:
+            if self.webhook:
+                self.webhook.post(message)
+
+
+def main(
+    runs: Annotated[
+        list[Path] | None, typer.Argument(help="Folders of runs, or single runs.")
+    ] = None,
+    listen: Annotated[str, typer.Option(help="Address and port.")] = "127.0.0.1:9464",
+    token_file: Annotated[
+        Path | None, typer.Option(help="A secret that a client must send; mode 600.")
+    ] = None,
+    textfile: Annotated[
+        Path | None, typer.Option(help="Write a file into this folder instead of listening.")
+    ] = None,
+    every: Annotated[
+        float, typer.Option(min=0.2, help="Seconds between files, and looks at the GPUs.")
+    ] = 15.0,
+    once: Annotated[
+        bool, typer.Option("--once", help="With --textfile: write once and leave.")
+    ] = False,
+    webhook_file: Annotated[
+        Path | None, typer.Option(help="A file with the URL for POSTs; mode 600.")
+    ] = None,
+    stall: Annotated[
+        float, typer.Option(min=1, help="Least seconds without a step that count as stalled.")
+    ] = 120,
+    silent: Annotated[
+        float, typer.Option(min=1, help="Seconds after which a heartbeat is missed.")
+    ] = 60,
+    checkpoint: Annotated[
+        float, typer.Option(min=1, help="Least age of a stale checkpoint, in seconds.")
+    ] = 300,
+    down: Annotated[
+        float, typer.Option(min=1, help="Seconds without a process that count as down.")
+    ] = 900,
+) -> None:
+    """Serve (or write) the metrics of all runs in and under RUNS."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(RedactingFilter())
+    try:
+        limits = Limits(stall=stall, silent=silent, checkpoint=checkpoint, down=down)
+        url = read_url(webhook_file)
+        exporter = Exporter(
+            Runs(runs, limits) if runs else None, Webhook(url) if url else None, every
+        )
+        if textfile:
+            write_files(exporter, textfile, once)
+        else:
+            serve(exporter, listen, token_file)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"exporter: {error}") from error
+
+
+def serve(exporter: Exporter, listen: str, token_file: Path | None) -> None:
+    token = read_token(token_file)
+    server = Server(address_of(listen, token), exporter.render, token)
+    print(
+        f"metrics at http://{server.server_address[0]!s}:{server.server_address[1]}/metrics",
+        flush=True,
+    )
+    if exporter.webhook:
+        threading.Thread(target=keep_telling, args=(exporter,), daemon=True).start()
+    with contextlib.suppress(KeyboardInterrupt):
+        server.serve_forever()
+
+
+def keep_telling(exporter: Exporter) -> None:
+    while True:
+        exporter.tell()
+        time.sleep(min(exporter.every, 10.0))
+
+
+def write_files(exporter: Exporter, folder: Path, once: bool) -> None:
+    """A file that is whole whenever node_exporter looks."""
+    if not folder.is_dir():
+        raise ValueError(
+            f"--textfile {folder} is not a folder; give the one of node_exporter's textfile collector"
+        )
+    while True:
+        write_whole(folder / TEXTFILE, exporter.render())
+        exporter.tell()
+        if once:
+            return
+        time.sleep(exporter.every)
+
+
+if __name__ == "__main__":
+    typer.run(main)

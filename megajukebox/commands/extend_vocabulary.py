@@ -1,0 +1,323 @@
+"""Teach trained priors new names: their vocabularies and the tables behind them grow, nothing else moves.
+
+    megajukebox extend-vocabulary runs/tiny --to runs/tiny_grown --artist "New Band" --genre shoegaze      # every level at once
+    megajukebox extend-vocabulary runs/tiny --to runs/tiny_grown --name moods=calm --name year=2031        # any condition
+    megajukebox extend-vocabulary runs/tiny --to runs/tiny_grown --data shards/new_codes --min-songs 2     # what new songs name
+
+Old names keep their ids, and the priors say the same of them to the last bit. A new name starts as the mean of the
+names that the prior knows (as "unknown" where it knows none): it can be sampled at once, and becomes itself by further
+training. The rows that the preset left spare are used first, then the table is enlarged.
+"""
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+import yaml
+from torch import Tensor
+
+from megajukebox.common.files import make_folder, write_whole
+from megajukebox.common.model_files import (
+    FACTS,
+    WEIGHTS,
+    Pending,
+    StoredTensors,
+    read_facts,
+    save_weights,
+)
+from megajukebox.common.provenance import made_by
+from megajukebox.conditioning.jukebox_labels import as_written
+from megajukebox.conditioning.vocabulary import (
+    VOCABULARIES,
+    Vocabulary,
+    normalised,
+    read_vocabularies,
+    vocabularies_json,
+)
+from megajukebox.data.shards.shard_set import ShardSet
+from megajukebox.models.prior import PriorConfig
+
+Counts = dict[str, dict[str, int]]  # condition -> name -> songs
+SETTINGS = "run.yaml"
+# Checkpoints are folders and stay behind as well: their optimizer states are of the smaller tables.
+NOT_COPIED = (WEIGHTS, FACTS, VOCABULARIES, SETTINGS, "metrics.jsonl", "events.jsonl")
+
+
+def main(
+    runs: Annotated[Path, typer.Argument(help="The folder of the runs, or one run of a prior.")],
+    to: Annotated[Path, typer.Option(help="The folder for the grown runs; it must not exist.")],
+    artist: Annotated[
+        list[str] | None, typer.Option(help="A new artist; may be given several times.")
+    ] = None,
+    genre: Annotated[
+        list[str] | None, typer.Option(help="A new genre; may be given several times.")
+    ] = None,
+    name: Annotated[
+        list[str] | None, typer.Option(help="condition=name for any condition, as moods=calm.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Song or code shards: every name in them.")
+    ] = None,
+    min_songs: Annotated[
+        int, typer.Option(min=1, help="With --data: names on fewer songs stay unknown.")
+    ] = 1,
+) -> None:
+    """Add names to trained priors."""
+    asked = [("artist", a) for a in artist or []] + [("genres", g) for g in genre or []]
+    try:
+        asked += map(named, name or [])
+        found = names_in(ShardSet(data), min_songs) if data else {}
+        grown = grow(runs, to, asked, found)
+    except ValueError as error:
+        raise SystemExit(f"grow: {error}") from error
+    for growth in grown:
+        for condition, known in growth.known(asked):
+            typer.echo(f"{growth.config.level}: {condition} {known!r} is known already")
+        for condition, names in growth.added.items():
+            size = growth.config.labels[condition].size
+            typer.echo(f"{growth.config.level}: {condition} + {', '.join(names)} (table of {size})")
+    typer.echo(f"{to} is ready to sample from")
+
+
+def named(text: str) -> tuple[str, str]:
+    condition, equals, name = text.partition("=")
+    if not equals or not condition:
+        raise ValueError(f"--name {text!r} is not condition=name")
+    return condition, name
+
+
+def names_in(shards: ShardSet, min_songs: int) -> Counts:
+    """The names that at least `min_songs` songs of a shard set bear, and its years."""
+    counted: Counts = shards.index["vocabulary"]
+    found = {
+        c: {name: n for name, n in names.items() if n >= min_songs} for c, names in counted.items()
+    }
+    first, last = shards.index["years"] or (0, -1)
+    return found | {"year": {str(year): 1 for year in range(first, last + 1)}}
+
+
+def grow(
+    runs: Path, to: Path, asked: list[tuple[str, str]], found: Counts | None = None
+) -> list["Growth"]:
+    """The runs at `runs` with the (condition, name) pairs of `asked` and the names `found` in songs, written to `to`.
+
+    Runs that learn nothing new are copied. Nothing is at `to` before everything is. ValueError if `to` exists, no prior
+    is told such a condition, or every name is known.
+    """
+    if to.exists():
+        raise ValueError(f"{to} exists; give the grown runs a folder of their own")
+    folders = folders_of(runs)
+    growths = [Growth.of(folder) for folder in folders if read_facts(folder)["kind"] == "prior"]
+    check_asked(runs, growths, asked)
+    growths = [growth.with_names(asked, found or {}) for growth in growths]
+    if not asked and not found:
+        raise ValueError(
+            "no name was given; give --artist, --genre, --name condition=name, or --data"
+        )
+    if not any(growth.added for growth in growths):
+        raise ValueError(
+            f"every one of these names is known to {runs} already; nothing was written"
+        )
+    write(runs, folders, {growth.folder: growth for growth in growths}, to)
+    return growths
+
+
+def folders_of(runs: Path) -> list[Path]:
+    """The run folders in `runs`, or `runs` itself if it is one."""
+    folders = (
+        [runs]
+        if (runs / FACTS).is_file()
+        else sorted(path.parent for path in runs.glob(f"*/{FACTS}"))
+    )
+    if not any(read_facts(folder)["kind"] == "prior" for folder in folders):
+        raise ValueError(
+            f"{runs} holds no trained prior; give the folder of a jukebox, or a run of a prior"
+        )
+    return folders
+
+
+def check_asked(runs: Path, growths: list["Growth"], asked: list[tuple[str, str]]) -> None:
+    known = sorted({condition for growth in growths for condition in growth.config.labels})
+    for condition, name in asked:
+        if condition not in known:
+            raise ValueError(
+                f"no prior in {runs} is told {condition!r}; they are told {', '.join(known) or 'nothing'}"
+            )
+        if not normalised(name) or (condition == "year" and not name.isdecimal()):
+            raise ValueError(
+                f"{name!r} is no {condition}; give {'a year' if condition == 'year' else 'a name'}"
+            )
+
+
+# ---- One prior ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Growth:
+    """A prior's run, and its vocabularies before and after."""
+
+    folder: Path
+    facts: dict[str, Any]
+    before: dict[str, Vocabulary]
+    after: dict[str, Vocabulary]
+
+    @staticmethod
+    def of(folder: Path) -> "Growth":
+        """The run in `folder`, not grown yet."""
+        facts, vocabularies = read_facts(folder), read_vocabularies(folder)
+        for condition, label in PriorConfig(**facts["config"]).labels.items():
+            names = len(vocabularies.get(condition, ()))
+            if not 0 < names <= label.size:
+                raise ValueError(
+                    f"{folder / VOCABULARIES} has {names} names of {condition} for a table of {label.size} rows;"
+                    f" a prior grows only where the names it has are known (after import: give --labels)"
+                )
+        return Growth(folder, facts, vocabularies, vocabularies)
+
+    def with_names(self, asked: list[tuple[str, str]], found: Counts) -> "Growth":
+        """With the names of `asked` and `found` behind those it has, for the conditions that it is told."""
+        after = dict(self.before)
+        for condition in self.config.labels:
+            counts = found.get(condition, {}) | {name: 1 for c, name in asked if c == condition}
+            after[condition] = grown(condition, after[condition], counts, self.facts.get("names"))
+        return Growth(self.folder, self.facts, self.before, after)
+
+    def known(self, asked: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Those of `asked` that it could be told before."""
+        written = self.facts.get("names")
+        spelt = [(c, name, as_written(written, c, name)) for c, name in asked if c in self.before]
+        return [
+            (c, name) for c, name, words in spelt if all(self.before[c].id(word) for word in words)
+        ]
+
+    @cached_property
+    def added(self) -> dict[str, tuple[str, ...]]:
+        """The new names by condition, where there are any."""
+        new = {c: names.names[len(self.before[c]) :] for c, names in self.after.items()}
+        return {condition: names for condition, names in new.items() if names}
+
+    @cached_property
+    def config(self) -> PriorConfig:
+        """The prior's shape: tables become as large as their vocabularies, where those outgrew them."""
+        config = PriorConfig(**self.facts["config"])
+        labels = {
+            condition: label.model_copy(
+                update={"size": max(label.size, len(self.after[condition]))}
+            )
+            for condition, label in config.labels.items()
+        }
+        return config.model_copy(update={"labels": labels})
+
+    def tensors(self) -> dict[str, Pending]:
+        """The weights to write, each read in its turn; only the tables of new names are changed."""
+        stored = StoredTensors(self.folder / WEIGHTS)
+        tensors = {name: stored.pending(name) for name in stored}
+        for condition in self.added:
+            name = f"labels.tables.{condition}.weight"
+            tensors[name] = self._table(tensors[name], condition)
+        return tensors
+
+    def _table(self, rows: Pending, condition: str) -> Pending:
+        known, names = len(self.before[condition]), len(self.after[condition])
+        shape = (self.config.labels[condition].size, rows.shape[1])
+        return Pending(rows.dtype, shape, lambda: grown_table(rows.make(), known, names))
+
+
+def grown(
+    condition: str, vocabulary: Vocabulary, counts: Mapping[str, int], written: str | None
+) -> Vocabulary:
+    """`vocabulary` with the names of `counts` behind; years come in the bins that it has."""
+    if condition == "year":
+        bins = (
+            Vocabulary.of_years(y, y, vocabulary.bin_years).names[1]
+            for y in sorted(map(int, counts))
+        )
+        return Vocabulary(tuple(dict.fromkeys((*vocabulary.names, *bins))))
+    names = {new: n for name, n in counts.items() for new in as_written(written, condition, name)}
+    return vocabulary.grown(names)
+
+
+def grown_table(rows_VW: Tensor, known: int, names: int) -> Tensor:
+    """A table with a row for each of `names`, of which the first `known` are as they were; spare rows stay behind them.
+
+    A new row is the mean of the known ones: what they have in common, an average artist. Row 0 is "unknown".
+    """
+    mean_W = rows_VW[1:known].double().mean(0).to(rows_VW.dtype) if known > 1 else rows_VW[0]
+    return torch.cat([rows_VW[:known], mean_W.expand(names - known, -1), rows_VW[names:]])
+
+
+# ---- Writing --------------------------------------------------------------------------------------------------------
+
+
+def write(runs: Path, folders: list[Path], growths: dict[Path, Growth], to: Path) -> None:
+    """Every run into `<to>.partial`, which gets its name when all are whole."""
+    partial = to.with_name(f"{to.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # what a growth that was killed left
+    try:
+        for folder in folders:
+            target = partial / folder.relative_to(runs)
+            make_folder(target)
+            growth = growths.get(folder)
+            if growth and growth.added:
+                write_grown(growth, target)
+            else:
+                copy_files(folder, target)
+        os.replace(partial, to)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_grown(growth: Growth, folder: Path) -> None:
+    """A run folder that can be sampled from; model.json comes last."""
+    copy_files(growth.folder, folder, NOT_COPIED)
+    write_whole(folder / VOCABULARIES, vocabularies_json(growth.after))
+    if (growth.folder / SETTINGS).is_file():
+        settings = grown_settings(
+            yaml.safe_load((growth.folder / SETTINGS).read_text(encoding="utf-8")), growth.config
+        )
+        write_whole(
+            folder / SETTINGS,
+            yaml.safe_dump(settings, sort_keys=False, allow_unicode=True).encode(),
+        )
+    facts = {
+        name: fact
+        for name, fact in growth.facts.items()
+        if name not in ("kind", "config", "fingerprint", "step")
+    }
+    before = {
+        "fingerprint": growth.facts["fingerprint"],
+        "made_by": growth.facts.get("made_by"),
+        "added": growth.added,
+    }
+    facts |= {"made_by": made_by(), "grown_from": before}
+    save_weights(folder, "prior", growth.config, growth.tensors(), growth.facts["step"], **facts)
+
+
+def copy_files(source: Path, folder: Path, left_out: tuple[str, ...] = ()) -> None:
+    for path in sorted(source.iterdir()):
+        if path.is_file() and path.name not in left_out and not path.name.endswith(".partial"):
+            shutil.copyfile(path, folder / path.name)
+
+
+def grown_settings(record: dict[str, Any], config: PriorConfig) -> dict[str, Any]:
+    """run.yaml with the new sizes: in the model, and in the preset that made it."""
+    conditions = record["preset"]["conditions"]
+    sizes = {
+        name: {**conditions[name], **label.model_dump()} for name, label in config.labels.items()
+    }
+    level = {
+        **record["preset"][config.level],
+        "label_tables": {},
+    }  # the run trains this level alone: one home is enough
+    preset = {**record["preset"], "conditions": conditions | sizes, config.level: level}
+    return {**record, "preset": preset, "model": config.model_dump(mode="json")}
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,53 @@
+"""Make run folders of Jukebox checkpoints that you have: OpenAI's files, or Hugging Face's copy of them.
+
+    megajukebox import vqvae.pth.tar prior_level_*.pth.tar --to runs/jukebox_5b_lyrics
+    megajukebox import jukebox-1b-lyrics/ --to runs/jukebox_1b_lyrics --labels ids/          # Hugging Face's folder
+    megajukebox import my_prior.pth.tar --to runs/mine --set level=2 --set downs_t=3,2,2     # what a file does not say
+
+Nothing in the files is run, nothing is written unless all of them are whole and fit, and memory stays below 1.3 times
+the largest file. The folder is then ready for `megajukebox sample`.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from megajukebox.interop.jukebox_weights import NOTICE, import_weights
+
+
+def main(
+    files: Annotated[list[Path], typer.Argument(help="Checkpoints, or folders with them.")],
+    to: Annotated[Path, typer.Option(help="Folder for the runs: vqvae, top_prior, and so on.")],
+    labels: Annotated[
+        Path | None, typer.Option(help="Folder with OpenAI's lists v2_artist_ids.txt and so on.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="name=value of a hyper-parameter, under OpenAI's name."),
+    ] = None,
+) -> None:
+    """Turn checkpoints of OpenAI's Jukebox into run folders."""
+    try:
+        made = import_weights(files, to, dict(map(setting, settings or [])), labels)
+    except ValueError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
+    for part, folder in made.items():
+        typer.echo(f"{part}: {folder}")
+    typer.echo(NOTICE)
+
+
+def setting(text: str) -> tuple[str, Any]:
+    """`name=value` with a YAML value; commas make a list, as in `downs_t=3,2,2`."""
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise ValueError(f"--set {text} is not name=value")
+    return name, yaml.safe_load(
+        f"[{value}]" if "," in value and not value.startswith("[") else value
+    )
+
+
+if __name__ == "__main__":
+    typer.run(main)

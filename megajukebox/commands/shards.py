@@ -1,0 +1,167 @@
+"""Look at a shard set: is it whole, what is in it.
+
+    megajukebox shards check shards/songs             # every checksum and row; exit status 1 if something is wrong
+    megajukebox shards check https://host/songs       # the same of a set behind a URL, shard by shard
+    megajukebox shards stats shards/songs --picture songs.png     # hours, artists, languages, lengths
+    megajukebox shards ls shards/codes                # one line a song; --shard 3 for those of one tar
+
+Exit status: 0 all is well, 1 damage was found, 2 there is no set to look at. Nothing is ever unpacked.
+"""
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress
+from rich.table import Table
+
+from megajukebox.common.files import make_folder
+from megajukebox.common.process_pool import cores, in_order
+from megajukebox.data.shards.remote import DEFAULT_CACHE, Remote
+from megajukebox.data.shards.shard_set import ShardSet
+from megajukebox.data.shards.verify import check_shard
+
+SHOWN = 10  # names of a vocabulary on the screen
+
+
+class What(str, Enum):
+    check = "check"
+    stats = "stats"
+    ls = "ls"
+
+
+def main(
+    what: Annotated[
+        What, typer.Argument(help="check: is it whole; stats: what is in it; ls: its songs.")
+    ],
+    shards: Annotated[str, typer.Argument(help="The folder or URL of a shard set.")],
+    picture: Annotated[Path | None, typer.Option(help="stats: draw it as this PNG.")] = None,
+    shard: Annotated[
+        int | None, typer.Option(min=0, help="check, ls: only the shard of this number.")
+    ] = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="check: default one for each core.")
+    ] = None,
+    cache: Annotated[
+        Path, typer.Option(help="Where shards behind a URL are kept.")
+    ] = DEFAULT_CACHE,
+    allow_pipe: Annotated[
+        bool, typer.Option("--allow-pipe", help="Allow URLs that run commands.")
+    ] = False,
+) -> None:
+    """Look at a shard set."""
+    try:
+        opened = ShardSet(shards, Remote(cache=cache, allow_pipe=allow_pipe))
+        numbers = range(len(opened.index["shards"])) if shard is None else [shard]
+        if shard is not None and shard >= len(opened.index["shards"]):
+            raise ValueError(
+                f"shard {shard} does not exist; the last one is {len(opened.index['shards']) - 1}"
+            )
+    except ValueError as error:
+        Console(stderr=True).print(f"shards: {error}", markup=False, highlight=False)
+        raise typer.Exit(2) from None
+    if What(what) is What.check:
+        raise typer.Exit(1 if check(opened, list(numbers), processes or cores()) else 0)
+    if What(what) is What.stats:
+        stats(opened, picture)
+    else:
+        ls(opened, list(numbers))
+
+
+def check(shards: ShardSet, numbers: list[int], processes: int) -> int:
+    """Compare every shard with the index; prints what is wrong and returns how many findings there were."""
+    screen, findings = Console(), 0
+    work = [(shards, number) for number in numbers]
+    with Progress(console=Console(stderr=True)) as progress:
+        bar = progress.add_task("shards", total=len(work))
+        for (_, number), found in zip(
+            work, in_order(check_shard, work, min(processes, len(work)), crashed)
+        ):
+            progress.advance(bar)
+            for finding in found:
+                findings += 1
+                name = shards.index["shards"][number]["name"]
+                screen.print(f"{name}: {finding}", markup=False, highlight=False, soft_wrap=True)
+    songs = sum(shards.index["shards"][number]["songs"] for number in numbers)
+    verdict = f"{findings} findings" if findings else "all is well"
+    screen.print(f"{len(numbers)} shards, {songs} songs: {verdict}", markup=False, highlight=False)
+    return findings
+
+
+def crashed(work: tuple[ShardSet, int]) -> list[str]:
+    return ["the process that read it died"]
+
+
+def stats(shards: ShardSet, picture: Path | None) -> None:
+    """Hours, artists, languages and lengths, as tables and, if asked, as a picture."""
+    screen, index = Console(), shards.index
+    seconds = np.asarray(shards.songs["frames"]) / index["sample_rate"]
+    table = Table(
+        "", "", title=f"{shards.source} ({index['kind']})", title_justify="left", show_header=False
+    )
+    for name, value in facts(shards, seconds).items():
+        table.add_row(name, value)
+    screen.print(table)
+    for name, counts in index["vocabulary"].items():
+        if counts:
+            show_counts(screen, name, counts)
+    if picture:
+        from megajukebox.data.shards.plots import (
+            draw,  # matplotlib: only those who ask for it load it
+        )
+
+        make_folder(picture.parent)
+        draw(
+            picture,
+            seconds,
+            index["vocabulary"],
+            f"{len(shards)} songs, {seconds.sum() / 3600:.1f} hours",
+        )
+        screen.print(f"drawn: {picture}", markup=False, highlight=False)
+
+
+def facts(shards: ShardSet, seconds: np.ndarray) -> dict[str, str]:
+    index = shards.index
+    sizes = sum(shard["bytes"] for shard in index["shards"])
+    shortest, middle, longest = np.percentile(seconds, [0, 50, 100])
+    return {
+        "songs": f"{len(shards)}",
+        "hours": f"{seconds.sum() / 3600:.2f} at {index['sample_rate']} Hz",
+        "shards": f"{len(index['shards'])}, {sizes / 1e9:.3f} GB",
+        "lengths": f"{shortest:.1f} to {longest:.1f} s, half of them under {middle:.1f} s",
+        "artists": f"{len(index['vocabulary'].get('artist', {}))}",
+        "languages": f"{len(index['vocabulary'].get('language', {}))}",
+        "with lyrics": f"{int((shards.songs['lyrics_bytes'] > 0).sum())}",
+        "fingerprint": shards.fingerprint[:16],
+        "made by": str(index.get("made_by")),
+    }
+
+
+def show_counts(screen: Console, name: str, counts: dict[str, int]) -> None:
+    """The commonest names of one kind."""
+    table = Table(name, "songs", title=f"{len(counts)} in {name}", title_justify="left")
+    for value, count in sorted(counts.items(), key=lambda item: -item[1])[:SHOWN]:
+        table.add_row(escape(value), str(count))
+    screen.print(table)
+
+
+def ls(shards: ShardSet, numbers: list[int]) -> None:
+    """One line a song: shard, key, seconds, and the bytes of each member."""
+    wanted = set(numbers)
+    print("shard\tkey\tseconds\t" + "\t".join(shards.members))
+    for row in range(len(shards)):
+        song = shards.songs[row]
+        if int(song["shard"]) in wanted:
+            name = shards.index["shards"][int(song["shard"])]["name"]
+            sizes = "\t".join(str(song[f"{member}_bytes"]) for member in shards.members)
+            print(
+                f"{name!s}\t{shards.key(row)}\t{song['frames'] / shards.index['sample_rate']:.2f}\t{sizes}"
+            )
+
+
+if __name__ == "__main__":
+    typer.run(main)

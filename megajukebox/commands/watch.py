@@ -1,0 +1,78 @@
+"""All runs on one screen: is it moving, is it healthy, can we lose the machine now, what is wrong, what to do.
+
+    megajukebox watch runs/              # refreshes until Ctrl-C
+    megajukebox watch runs/ --once       # for cron: exit code 0 all is well, 1 for the morning, 2 act now
+    megajukebox watch runs/ --json       # the same as JSON, once
+
+Reads the run folders only: the answer is the same on a login node, with the job running, queued or dead.
+"""
+
+import contextlib
+import json
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.live import Live
+
+from megajukebox.monitoring.alerts import diagnose
+from megajukebox.monitoring.collect.run_reader import Runs
+from megajukebox.monitoring.collect.run_state import Limits, RunState
+from megajukebox.monitoring.exporters.terminal import as_json, screen
+
+
+def main(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs, or single runs.")],
+    once: Annotated[
+        bool, typer.Option("--once", help="Print once; the exit code tells how bad it is.")
+    ] = False,
+    as_text: Annotated[
+        bool, typer.Option("--json", help="Print once, as JSON; exit code as with --once.")
+    ] = False,
+    every: Annotated[float, typer.Option(min=0.2, help="Seconds between two looks.")] = 5.0,
+    stall: Annotated[
+        float, typer.Option(min=1, help="Least seconds without a step that count as stalled.")
+    ] = 120,
+    silent: Annotated[
+        float, typer.Option(min=1, help="Seconds after which a heartbeat is missed.")
+    ] = 60,
+    checkpoint: Annotated[
+        float, typer.Option(min=1, help="Least age of a stale checkpoint, in seconds.")
+    ] = 300,
+    down: Annotated[
+        float, typer.Option(min=1, help="Seconds without a process that count as down.")
+    ] = 900,
+) -> None:
+    """Watch all runs in and under RUNS."""
+    try:
+        watched = Runs(runs, Limits(stall=stall, silent=silent, checkpoint=checkpoint, down=down))
+    except ValueError as error:
+        raise SystemExit(f"watch: {error}") from error
+    if as_text or once:
+        found = watched.read()
+        if as_text:
+            print(json.dumps(as_json(found), indent=1))
+        else:
+            console = Console()
+            console.print(screen(found, time.time(), console.width))
+        raise SystemExit(urgency(found))
+    keep_watching(watched, every)
+
+
+def urgency(runs: list[RunState]) -> int:
+    """0: nothing is wrong, 1: for the morning (or there is no run at all), 2: act now."""
+    severities = {problem.severity for run in runs for problem in diagnose(run)}
+    return 2 if "page" in severities else 1 if severities or not runs else 0
+
+
+def keep_watching(watched: Runs, every: float) -> None:
+    with contextlib.suppress(KeyboardInterrupt), Live(screen=True, auto_refresh=False) as live:
+        while True:
+            live.update(screen(watched.read(), time.time(), live.console.width), refresh=True)
+            time.sleep(every)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,123 @@
+"""Files that appear whole or not at all, and a part of a file as a file of its own."""
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+
+@contextmanager
+def whole(path: str | Path) -> Iterator[BinaryIO]:
+    """A file to write that gets its real name only when the block ends well.
+
+        x.tar.partial  --write, fsync-->  --rename-->  x.tar  --fsync of the folder-->  survives a power cut
+
+    After an exception nothing is left; after a kill only `<name>.partial` is, and the next writer overwrites it.
+    """
+    path = Path(path)
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        with open(partial, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def write_whole(path: str | Path, data: bytes) -> None:
+    """`data` as the file at `path`, whole or not at all."""
+    with whole(path) as file:
+        file.write(data)
+
+
+def sync_folder(folder: Path) -> None:
+    """A rename is only safe from a power cut once the folder itself is on the disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def make_folder(folder: Path, mode: int = 0o777) -> None:
+    """`folder` and those above it. ValueError where a file stands in its way."""
+    try:
+        folder.mkdir(mode=mode, parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        file = next(path for path in (folder, *folder.parents) if path.is_file())
+        raise ValueError(
+            f"{str(folder)!r} cannot be a folder: {file} is a file; choose another, or move it"
+        ) from error
+
+
+def make_run_folder(run: Path) -> None:
+    """For its owner and group alone: settings, lyrics and file names of a run are nobody else's business."""
+    make_folder(run, 0o750)
+
+
+class Window(io.RawIOBase):
+    """The bytes [offset, offset + size) of something larger, as a file of their own. `fill` fetches them.
+
+    tar file  |--header--|=======member=======|--header--|=====...
+                         offset               offset + size
+    """
+
+    def __init__(self, offset: int, size: int):
+        super().__init__()
+        self.offset, self.size = offset, size
+        self.position = 0
+
+    def fill(self, buffer: memoryview) -> int:
+        """Bytes from `position` on into all of `buffer`; returns how many there were."""
+        raise NotImplementedError
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self.position, os.SEEK_END: self.size}[whence]
+        self.position = max(0, start + offset)
+        return self.position
+
+    def tell(self) -> int:
+        return self.position
+
+    def readinto(self, buffer) -> int:
+        want = max(0, min(len(buffer), self.size - self.position))
+        got = self.fill(memoryview(buffer)[:want]) if want else 0
+        self.position += got
+        return got
+
+    def readall(self) -> bytes:
+        return self.read(
+            max(0, self.size - self.position)
+        )  # at once; the inherited one goes 8 kB at a time
+
+
+def sha256_of(path: str | Path) -> str:
+    """The sha256 of a file, in hex."""
+    total = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            total.update(block)
+    return total.hexdigest()
+
+
+def read_record(path: Path) -> dict:
+    """The JSON object at `path`; empty if there is none or it cannot be read."""
+    try:
+        told = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return told if isinstance(told, dict) else {}

@@ -1,0 +1,44 @@
+"""What made an output: written into everything that megajukebox leaves on disk."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import megajukebox
+from megajukebox.common.redaction import redact
+
+
+def made_by(command: str | None = None) -> dict[str, str | None]:
+    """{"version", "commit", "command"}; without `command` the one that started this process."""
+    return {
+        "version": megajukebox.__version__,
+        "commit": commit(Path(megajukebox.__file__).resolve().parents[1]),
+        "command": this_command() if command is None else command,
+    }
+
+
+def this_command() -> str:
+    """The program's name without its folder (that is the machine's business), and its arguments without secrets."""
+    return redact(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]))
+
+
+def commit(source: Path) -> str | None:
+    """The git commit checked out at `source`, with `-dirty` if files differ from it; None outside a repository.
+
+    A package installed into the environment of somebody else's repository is not that repository's commit:
+    hence the look at the top level.
+    """
+    if git(source, "rev-parse", "--show-toplevel") != str(source):
+        return None
+    return git(source, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+
+
+def git(folder: Path, *words: str) -> str | None:
+    """What git prints, or None where git is missing, too slow, or says no."""
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=20
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() or None if answer.returncode == 0 else None

@@ -1,0 +1,61 @@
+"""Names of artists and genres as OpenAI's Jukebox writes and numbers them (label versions v2 and v3)."""
+
+import re
+from pathlib import Path
+from typing import Literal
+
+from megajukebox.conditioning.vocabulary import UNKNOWN, Vocabulary
+
+Version = Literal["v2", "v3"]
+
+
+def jukebox_name(name: str, version: Version) -> str:
+    """A name as the label files have it: v2 keeps a-z and 0-9 and joins them by one `_`, v3 only lowers the case."""
+    if version == "v3":
+        return name.lower()
+    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+
+
+def jukebox_genres(genres: str, version: Version) -> list[str]:
+    """The genres that a text names: v2 takes every word for one of the bag, v3 the whole for one."""
+    name = jukebox_name(genres, version)
+    return [word for word in name.split("_") if word] if version == "v2" else [name]
+
+
+def as_written(style: str | None, condition: str, name: str) -> list[str]:
+    """A name as the vocabularies of a run have it: the `names` of its model.json are None, jukebox_v2 or jukebox_v3.
+
+    Of a genre in v2 every word. What v2 cannot spell at all (it knows only a-z) stays as it is.
+    """
+    if style is None:
+        return [name]
+    version: Version = "v2" if style == "jukebox_v2" else "v3"
+    found = (
+        jukebox_genres(name, version) if condition == "genres" else [jukebox_name(name, version)]
+    )
+    return [word for word in found if word] or [name]
+
+
+def read_label_file(path: Path, size: int) -> Vocabulary:
+    """A file of lines `name;id` as the vocabulary of a table with `size` rows.
+
+    Id 0 is "unknown" there too. A row that no line names gets a name nobody asks for; of two lines with one id the
+    first counts. ValueError names a line that is not of this form, or whose id is outside the table.
+    """
+    names: dict[int, str] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        name, _, text = line.rpartition(";")
+        if not line.strip():
+            continue
+        if not name or not text.strip().isdigit() or int(text) >= size:
+            raise ValueError(
+                f"{path}, line {number}: {line!r} is not `name;id` with an id below {size}"
+            )
+        names.setdefault(int(text), name)
+    names[0] = UNKNOWN
+    entries = [names.get(i, f"<row {i}>") for i in range(size)]
+    seen: set[str] = set()
+    for i, name in enumerate(entries):
+        entries[i] = f"<row {i}>" if name in seen else name
+        seen.add(name)
+    return Vocabulary(tuple(entries))

@@ -1,0 +1,145 @@
+"""Names of artists, genres, years ... as ids: the vocabularies that a prior is conditioned on."""
+
+import json
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+UNKNOWN = "<unknown>"
+UNKNOWN_ID = 0
+EMPTY_SLOT = -1
+VOCABULARIES = "vocabularies.json"  # of a run folder: the names of every condition
+YEARS = re.compile(r"(\d{4,})-(\d{4,})")
+
+
+def normalised(name: str) -> str:
+    """The form in which names are compared: composed, without case or outer spaces."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold()).strip()
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Normalised names by id; id 0 is "<unknown>". Written to JSON as the list of its names.
+
+    A name like "1990-1999" is also that of every year in it.
+    """
+
+    names: tuple[str, ...] = (UNKNOWN,)
+
+    def __post_init__(self) -> None:
+        if self.names[:1] != (UNKNOWN,):
+            raise ValueError(
+                f"vocabulary starts with {self.names[:1]}; its first name must be {UNKNOWN!r}"
+            )
+        twice = [name for name, times in Counter(self.names).items() if times > 1]
+        if twice:
+            raise ValueError(f"vocabulary names {twice[0]!r} twice; keep one of them")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @cached_property
+    def _id(self) -> dict[str, int]:
+        ids: dict[str, int] = {}
+        for i, name in enumerate(
+            self.names
+        ):  # imported lists are not normalised; of two names alike the first counts
+            ids.setdefault(normalised(name), i)
+        for i, name in enumerate(self.names):
+            for year in years_in(name):
+                ids.setdefault(str(year), i)
+        return ids
+
+    def id(self, name: str) -> int:
+        return self._id.get(normalised(name), UNKNOWN_ID)
+
+    def ids(self, names: Sequence[str], slots: int) -> np.ndarray:
+        """[slots] int64: the known ones of `names`, at most `slots` of them, then empty slots (-1).
+
+        All unknown: one unknown (0). No names: unknown (0) for one slot, an empty bag (-1 ...) for more.
+        """
+        found = [i for i in dict.fromkeys(self.id(name) for name in names) if i != UNKNOWN_ID][
+            :slots
+        ]
+        if not found and (names or slots == 1):
+            found = [UNKNOWN_ID]
+        return np.array(found + [EMPTY_SLOT] * (slots - len(found)), dtype=np.int64)
+
+    def grown(
+        self, counts: Mapping[str, int], min_count: int = 1, size: int | None = None
+    ) -> "Vocabulary":
+        """With the new names of `counts` added behind: the ids of the names it has do not move."""
+        new = [name for name in ranked(counts, min_count) if name not in self._id]
+        return Vocabulary((*self.names, *new)[:size]) if size is None or size > len(self) else self
+
+    def to_json(self) -> str:
+        return json.dumps(list(self.names), ensure_ascii=False)
+
+    @staticmethod
+    def from_json(text: str) -> "Vocabulary":
+        names = json.loads(text)
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError("a vocabulary file holds one JSON list of names")
+        return Vocabulary(tuple(names))
+
+    @staticmethod
+    def build(
+        counts: Mapping[str, int], min_count: int = 1, size: int | None = None
+    ) -> "Vocabulary":
+        """Of the names in `counts` (an index's counts) those met `min_count` times or more, the most frequent first.
+
+        `size`: at most so many ids, the unknown one included.
+        """
+        return Vocabulary().grown(counts, min_count, size)
+
+    @staticmethod
+    def of_years(first: int, last: int, bin_years: int = 1) -> "Vocabulary":
+        """Every year from `first` to `last`, `bin_years` of them under one id: "1990-1999" for ten."""
+        starts = range(first // bin_years * bin_years, last + 1, bin_years)
+        return Vocabulary(
+            (
+                UNKNOWN,
+                *(f"{y:04d}-{y + bin_years - 1:04d}" if bin_years > 1 else str(y) for y in starts),
+            )
+        )
+
+    @property
+    def bin_years(self) -> int:
+        """Years under one id, in a vocabulary of years."""
+        return max((len(years_in(name)) for name in self.names[1:]), default=0) or 1
+
+
+def years_in(name: str) -> range:
+    """The years that "1990-1999" stands for; none for any other name."""
+    years = YEARS.fullmatch(name)
+    return range(int(years[1]), int(years[2]) + 1) if years else range(0)
+
+
+def ranked(counts: Mapping[str, int], min_count: int) -> Iterable[str]:
+    """Normalised names, most frequent first; equal ones by name, so that the same counts give the same ids."""
+    total: Counter[str] = Counter()
+    for name, count in counts.items():
+        total[normalised(name)] += count
+    kept = (
+        name for name, count in total.items() if count >= min_count and name not in ("", UNKNOWN)
+    )
+    return sorted(kept, key=lambda name: (-total[name], name))
+
+
+def vocabularies_json(vocabularies: Mapping[str, Vocabulary]) -> bytes:
+    """The vocabularies of every condition as a file, one line each."""
+    entries = (f' "{name}": {names.to_json()}' for name, names in vocabularies.items())
+    return ("{\n" + ",\n".join(entries) + "\n}\n").encode()
+
+
+def read_vocabularies(run: Path) -> dict[str, Vocabulary]:
+    """The vocabularies of a run folder by condition; none if it keeps none."""
+    path = run / VOCABULARIES
+    given = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return {name: Vocabulary(tuple(entries)) for name, entries in given.items()}

@@ -1,0 +1,125 @@
+"""The index of a shard set, written over its finished shards: songs.npy, then index.json. shards/README.md has both."""
+
+import hashlib
+import io
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megajukebox.common.files import sha256_of, write_whole
+from megajukebox.data.shards.index import FORMAT, MEMBERS, row_type
+from megajukebox.data.shards.shard_set import COUNTED, finished_shard
+
+
+def write_index(
+    folder: str | Path,
+    shards: Iterable[str],
+    *,
+    kind: str,
+    sample_rate: int,
+    made_by: Mapping[str, str | None],
+    lyrics_model: str | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Write songs.npy, then index.json, over the finished `shards` (names of tars, in order); returns the index.
+
+    `kind` is "songs" or "codes" and decides the members, `lyrics_model` names a file in `folder`, `extra` goes into
+    the index as it is (what codes say of their VQ-VAE). ValueError for shards that are not finished, and for none.
+    """
+    folder = Path(folder)
+    found = {name: finished_shard(folder / name) for name in shards}
+    if unfinished := [name for name, shard in found.items() if shard is None]:
+        raise ValueError(
+            f"{folder}: {unfinished[0]} is not finished; run the same command again to make it"
+        )
+    filled = [shard for shard in found.values() if shard and shard["songs"]]
+    if not filled:
+        raise ValueError(f"{folder}: no shard holds a song, so there is nothing to index")
+    songs = song_rows(filled, MEMBERS[kind])
+    assert len(np.unique(songs["key"])) == len(songs), "two songs of one set share a key"
+    index = {
+        "format": FORMAT,
+        "kind": kind,
+        "made_by": dict(made_by),
+        "sample_rate": sample_rate,
+        "members": list(MEMBERS[kind]),
+        "songs": len(songs),
+        "seconds": int(songs["frames"].sum()) / sample_rate,
+        "shards": shard_table(filled),
+        "songs_file": write_songs(folder / "songs.npy", songs),
+        **said_of(song for shard in filled for song in read_jsons(folder, shard)),
+        "lyrics_model": lyrics_model
+        and {"name": lyrics_model, "sha256": sha256_of(folder / lyrics_model)},
+        **(extra or {}),
+    }
+    write_whole(
+        folder / "index.json", (json.dumps(index, indent=1, ensure_ascii=False) + "\n").encode()
+    )
+    return index
+
+
+def song_rows(shards: list[dict[str, Any]], members: tuple[str, ...]) -> np.ndarray:
+    """The rows of all songs; a member that a song does not have is 0 bytes at 0."""
+    absent = (0, 0, 0)
+    rows = [
+        (
+            number,
+            song["key"],
+            song["frames"],
+            *(x for m in members for x in song["members"].get(m, absent)),
+        )
+        for number, shard in enumerate(shards)
+        for song in shard["songs"]
+    ]
+    return np.array(rows, row_type(members))
+
+
+def shard_table(shards: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """index.json's "shards"; "first" is the row of a shard's first song."""
+    table, first = [], 0
+    for shard in shards:
+        songs = len(shard["songs"])
+        table.append(
+            {
+                **{name: shard[name] for name in ("name", "bytes", "sha256")},
+                "songs": songs,
+                "first": first,
+            }
+        )
+        first += songs
+    return table
+
+
+def read_jsons(folder: Path, shard: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Every <key>.json of one shard."""
+    with open(folder / shard["name"], "rb") as tar:
+        for song in shard["songs"]:
+            offset, size, _ = song["members"]["json"]
+            yield json.loads(os.pread(tar.fileno(), size, offset))
+
+
+def said_of(songs: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """index.json's "vocabulary" (how many songs say each thing, in alphabetical order) and "years"."""
+    counters: dict[str, Counter[str]] = {name: Counter() for name in COUNTED}
+    years = set()
+    for song in songs:
+        years |= {song["year"]} if "year" in song else set()
+        for name, counter in counters.items():
+            said = song.get(name) or []
+            counter.update([said] if isinstance(said, str) else said)
+    vocabulary = {name: dict(sorted(counter.items())) for name, counter in counters.items()}
+    return {"vocabulary": vocabulary, "years": [min(years), max(years)] if years else None}
+
+
+def write_songs(path: Path, songs: np.ndarray) -> dict[str, str]:
+    """Write songs.npy; returns what index.json says of it."""
+    with io.BytesIO() as file:
+        np.save(file, songs, allow_pickle=False)
+        data = file.getvalue()
+    write_whole(path, data)
+    return {"name": path.name, "sha256": hashlib.sha256(data).hexdigest()}

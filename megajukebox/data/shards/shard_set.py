@@ -1,0 +1,297 @@
+"""Shard sets: writing tar shards, indexing them, and opening a set by its folder. shards/README.md has the formats.
+
+    <name>.tar         samples; under this name only when complete
+    <name>.rows.json   what is in that tar; written after it, so where it lies the shard is finished
+    songs.npy          one row a song: shard, key, frames, and offset, bytes and crc32 of every member
+    index.json         the rest, written last: a folder with it is a finished set
+
+Song shards and code shards are written and read by the same functions; only their members differ.
+"""
+
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from megajukebox.common.files import whole, write_whole
+from megajukebox.data.audio import OffsetReader
+from megajukebox.data.shards.index import (
+    FORMAT,
+    KEY,
+    SHARD_NAME,
+    fingerprint_of,
+    index_bytes,
+    open_songs,
+    read_index,
+)
+from megajukebox.data.shards.local_cache import Cache, RangeReader, fetch_index, fetch_small
+from megajukebox.data.shards.remote import Remote, Site, is_url
+
+MEMBER_OF = {  # what follows the key's dot in the tar -> member
+    "json": "json",
+    "flac": "audio",
+    "wav": "audio",
+    "txt": "lyrics",
+    "lrc": "lyrics",
+    "top.npy": "top",
+    "middle.npy": "middle",
+    "bottom.npy": "bottom",
+    "npz": "window",
+}
+COUNTED = (
+    "artist",
+    "genres",
+    "moods",
+    "keywords",
+    "language",
+)  # the fields of <key>.json that have vocabularies
+TAR_BLOCK = 512
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One song of a shard."""
+
+    key: str  # [A-Za-z0-9_-]{1,48}
+    frames: int  # audio samples per channel
+    members: dict[str, bytes]  # by what follows the key's dot, "json" first; the keys of MEMBER_OF
+
+
+# ---- writing a shard
+
+
+def write_shard(path: str | Path, samples: Iterable[Sample], notes: Any = None) -> dict[str, Any]:
+    """Write `samples` to the tar at `path`, then its rows beside it; returns the rows. Same samples, same bytes.
+
+    `notes` (JSON) is kept in the rows; it is read when the samples are exhausted, so they may fill it as they come.
+    Killed at any point, this leaves nothing under the real name, or a complete tar that the next run writes again.
+    Without a single sample there is no tar, only rows that say so.
+    """
+    path = Path(path)
+    rows_path(path).unlink(
+        missing_ok=True
+    )  # from here until the new rows are there, the shard is not finished
+    with whole(path) as file:
+        hashed = HashedFile(file)
+        rows = [row for row in written(samples, hashed)]
+    if not rows:
+        path.unlink()
+    facts = {
+        "format": FORMAT,
+        "name": path.name,
+        "bytes": hashed.bytes,
+        "sha256": hashed.sha256.hexdigest(),
+    }
+    shard = {**facts, "notes": notes, "songs": rows}
+    write_whole(rows_path(path), (json.dumps(shard) + "\n").encode())
+    return shard
+
+
+def finished_shard(path: str | Path) -> dict[str, Any] | None:
+    """The rows of the shard at `path` if it is finished and its size is right, else None: it is to be written again."""
+    path = Path(path)
+    if not rows_path(path).is_file():
+        return None
+    shard = json.loads(rows_path(path).read_bytes())
+    if shard["songs"] and (not path.is_file() or path.stat().st_size != shard["bytes"]):
+        return None
+    return shard
+
+
+def rows_path(path: Path) -> Path:
+    return path.with_suffix(".rows.json")
+
+
+class HashedFile:
+    """Counts and hashes what is written through it, so that no shard is read again for its checksum."""
+
+    def __init__(self, file: BinaryIO):
+        self.file, self.bytes, self.sha256 = file, 0, hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.bytes += len(data)
+        self.sha256.update(data)
+        return self.file.write(data)
+
+
+def written(samples: Iterable[Sample], file: HashedFile) -> Iterator[dict[str, Any]]:
+    """Writes each sample to the tar; yields its row: {"key", "frames", "members": {name: [offset, bytes, crc32]}}."""
+    # webdataset imports torch, which the processes that only read songs should not pay for
+    from webdataset.writer import TarWriter
+
+    with TarWriter(
+        file, encoder=False, mtime=0, user="megajukebox", group="megajukebox", mode=0o644
+    ) as tar:
+        for sample in samples:
+            check_sample(sample)
+            members = {}
+            # One call for each member: in one call the writer would sort them, and the JSON would not come first.
+            for extension, data in sample.members.items():
+                tar.write({"__key__": sample.key, extension: data})
+                offset = tar.tarstream.offset - -(-len(data) // TAR_BLOCK) * TAR_BLOCK
+                members[MEMBER_OF[extension]] = [offset, len(data), zlib.crc32(data)]
+            yield {"key": sample.key, "frames": sample.frames, "members": members}
+
+
+def check_sample(sample: Sample) -> None:
+    """The writers of samples are our own code, so what is wrong here is a bug."""
+    assert KEY.fullmatch(sample.key), f"key {sample.key!r} does not match {KEY.pattern}"
+    assert next(iter(sample.members)) == "json", (
+        f"{sample.key}: the JSON comes first, not {list(sample.members)}"
+    )
+    names = [MEMBER_OF[extension] for extension in sample.members]
+    assert len(set(names)) == len(names), (
+        f"{sample.key}: two members of one kind in {list(sample.members)}"
+    )
+
+
+# ---- opening a set
+
+LIMITS = {
+    "json": 1 << 22,
+    "lyrics": 1 << 22,
+    "audio": 4 << 30,
+}  # bytes of a member; codes need less than audio
+CHECKED_AT_ONCE = 1 << 20
+
+
+class ShardSet:
+    """A finished shard set, opened by its folder or URL. Only the index is read; songs.npy is mapped, tars stay closed.
+
+    source       what it was opened by, without what a URL keeps secret
+    folder       where index.json, songs.npy and lyrics.model lie on this machine
+    index        index.json as a dict
+    songs        songs.npy: structured array, one row a song, in the order of the shards
+    fingerprint  sha256 of what index.json says but for `made_by`, hex: what other outputs say they were made from
+    """
+
+    def __init__(
+        self, source: str | Path, remote: Remote | None = None, checked: Path | None = None
+    ):
+        """`remote` says how to read what lies behind a URL; `checked` is the folder of a set that was opened before."""
+        self._opened_by, self._remote = source, remote or Remote()
+        site = Site(str(source), self._remote) if is_url(source) else None
+        self.source = site.shown if site else str(source)
+        self.folder, data = self._index_of(site, checked)
+        self.index: dict[str, Any] = read_index(data, self.source)
+        self.fingerprint = fingerprint_of(self.index)
+        if site and not checked:
+            small = [
+                self.index["songs_file"] | {"name": "songs.npy"},
+                self.index.get("lyrics_model"),
+            ]
+            fetch_small(site, self.folder, [file for file in small if file])
+        self.members: tuple[str, ...] = tuple(self.index["members"])
+        self.songs = open_songs(self.folder, self.index, checked is not None)
+        self.cache = Cache(site, self.folder, self.index["shards"]) if site else None
+
+    def _index_of(self, site: Site | None, checked: Path | None) -> tuple[Path, bytes]:
+        if site and not checked:
+            return fetch_index(site)
+        folder = checked or Path(self._opened_by)
+        return folder, index_bytes(folder)
+
+    def __len__(self) -> int:
+        return len(self.songs)
+
+    def __reduce__(self) -> tuple[type["ShardSet"], tuple[str | Path, Remote, Path]]:
+        """Other processes open the folder again: pickling the map would send all of it."""
+        return ShardSet, (self._opened_by, self._remote, self.folder)
+
+    def path(self, shard: int) -> Path:
+        """The tar number `shard` of index["shards"]; that of a remote set may not be there yet."""
+        name = self.index["shards"][shard]["name"]
+        if not SHARD_NAME.fullmatch(name):
+            raise ValueError(
+                f"{self.source}/index.json: shard name {name!r} is not the name of a tar in this folder"
+            )
+        return self.folder / name
+
+    def key(self, row: int) -> str:
+        return self.songs[row]["key"].decode(errors="backslashreplace")
+
+    def has(self, row: int, member: str) -> bool:
+        return bool(self.songs[row][f"{member}_bytes"])
+
+    def member_extension(self, row: int, member: str) -> str:
+        """What follows the key's dot in the tar, e.g. "flac" or "lrc"; read from the tar's own header.
+
+        ValueError if that is not an ending of such a member.
+        """
+        shard, offset = int(self.songs[row]["shard"]), int(self.songs[row][f"{member}_offset"])
+        with self._window(shard, max(0, offset - TAR_BLOCK), 100, member, row) as file:
+            name = file.read(100).rstrip(b"\0").decode()
+        extension = name.partition(".")[2]
+        if MEMBER_OF.get(extension) != member:
+            raise ValueError(f"{self.path(shard)}: {member} of {self.key(row)} is called {name!r}")
+        return extension
+
+    def read_member(self, row: int, member: str) -> bytes:
+        """A member's bytes, b"" where the song has none. ValueError, naming shard and key, if the checksum is wrong."""
+        with self.open_member(row, member) as file:
+            data = file.read()
+        if len(data) != file.size or zlib.crc32(data) != self.songs[row][f"{member}_crc32"]:
+            raise ValueError(
+                f"{self.path(self.songs[row]['shard'])}: {member} of {self.key(row)} is damaged (crc32)"
+            )
+        return data
+
+    def check_member(self, row: int, member: str) -> None:
+        """ValueError as of `read_member`, without ever holding more than CHECKED_AT_ONCE bytes of it."""
+        total = got = 0
+        with self.open_member(row, member) as file:
+            while block := file.read(CHECKED_AT_ONCE):
+                total, got = zlib.crc32(block, total), got + len(block)
+        if got != file.size or total != self.songs[row][f"{member}_crc32"]:
+            raise ValueError(
+                f"{self.path(self.songs[row]['shard'])}: {member} of {self.key(row)} is damaged (crc32)"
+            )
+
+    def read_facts(self, row: int) -> dict[str, Any]:
+        """<key>.json. ValueError if the song has none, or it is not an object."""
+        if not self.has(row, "json"):
+            raise ValueError(f"{self.key(row)} has no JSON")
+        try:
+            facts = json.loads(self.read_member(row, "json"))
+        except RecursionError:
+            raise ValueError(f"the JSON of {self.key(row)} is nested too deeply") from None
+        if not isinstance(facts, dict):
+            raise ValueError(f"the JSON of {self.key(row)} is no object but {str(facts)[:40]!r}")
+        return facts
+
+    def open_member(self, row: int, member: str) -> OffsetReader | RangeReader:
+        """A member as a file to read from; its checksum is not looked at. The caller closes it.
+
+        ValueError, naming shard and key, for a key that is no name, for a member of absurd size, and if the tar is too
+        short to hold it; OSError if a remote shard cannot be had.
+        """
+        song = self.songs[row]
+        offset, size = int(song[f"{member}_offset"]), int(song[f"{member}_bytes"])
+        if not KEY.fullmatch(self.key(row)):
+            raise ValueError(f"key {self.key(row)!r} is not a name of letters, digits, - and _")
+        if size > LIMITS.get(member, LIMITS["audio"]):
+            raise ValueError(f"{member} of {self.key(row)} is too large: {size} bytes")
+        return self._window(int(song["shard"]), offset, size, member, row)
+
+    def prefetch(self, shards: Iterable[int]) -> None:
+        """Fetch remote shards that will be needed soon, in the background."""
+        if self.cache:
+            self.cache.prefetch(shards)
+
+    def _window(
+        self, shard: int, offset: int, size: int, member: str, row: int
+    ) -> OffsetReader | RangeReader:
+        path = self.path(shard)
+        if self.cache:
+            return self.cache.open(shard, offset, size)
+        tar = open(path, "rb")  # noqa: SIM115 - closed with the window
+        if offset + size > os.fstat(tar.fileno()).st_size:
+            tar.close()
+            raise ValueError(
+                f"{tar.name}: {member} of {self.key(row)} is damaged (the tar ends before it does)"
+            )
+        return OffsetReader(tar, offset, size, owned=True)

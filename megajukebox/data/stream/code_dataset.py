@@ -1,0 +1,256 @@
+"""Which windows of codes a code set has at a level, and one with what it is conditioned on: the samples of a prior."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from megajukebox.conditioning.lrc import Word, parse_lrc
+from megajukebox.conditioning.tokenizers import (
+    LyricsTokenizer,
+    LyricWindow,
+    Tokens,
+    linear_centre,
+    lyric_window,
+    sung_centre,
+)
+from megajukebox.conditioning.vocabulary import Vocabulary
+from megajukebox.data.audio import OffsetReader
+from megajukebox.data.shards.local_cache import RangeReader
+from megajukebox.data.shards.shard_set import ShardSet
+from megajukebox.data.stream.sample_order import newest
+from megajukebox.data.stream.song_dataset import Part, believable, of_part, place, report, split
+
+SONGS_KEPT = (
+    64  # songs whose conditions and lyrics each process keeps ready: 0.5 MB each with long lyrics
+)
+NPY_HEADER = re.compile(rb"'descr': '<u2', 'fortran_order': False, 'shape': \((\d+),\)")
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One kind of name a window is conditioned on: the field of a song's JSON that bears the condition's name."""
+
+    vocabulary: Vocabulary
+    slots: int = (
+        1  # 1: one name, unknown where there is none; more: a bag, empty where there is none
+    )
+    dropout: float = 0.0  # probability that a training window is not told
+
+
+@dataclass(frozen=True)
+class Lyrics:
+    """How windows get their lyrics: `size` tokens around the place that is sung."""
+
+    tokenizer: LyricsTokenizer
+    size: int
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True)
+class Told:
+    """What is known of a song beside its codes."""
+
+    conditions: dict[str, np.ndarray]
+    tokens: Tokens
+    words: list[Word]
+
+
+class CodeWindows:
+    """Windows of `window` codes of `level`, each starting on a code of the level above.
+
+    The upper codes of a window are those of the level above for the same audio, `ratio` times fewer:
+
+        upper  |   u0   |   u1   |   u2   |      window 8, ratio 4: codes c4..c11, upper codes u1, u2
+        codes   c0 . . . c4 . . . c8 . . .
+
+    With `verify` the first window read from a song checks the CRC of the whole member, once a process.
+    """
+
+    def __init__(
+        self,
+        shards: ShardSet,
+        level: str,
+        window: int,
+        held_out: float = 0.0,
+        conditions: Mapping[str, Condition] | None = None,
+        lyrics: Lyrics | None = None,
+        verify: bool = True,
+    ) -> None:
+        self.shards = shards
+        self.level = level
+        self.window = window
+        self.held_out = held_out
+        self.conditions = dict(conditions or {})
+        self.lyrics = lyrics
+        self.verify = verify
+        self.hop, self.upper, self.ratio = hop_and_upper(shards.index["vqvae"]["hops"], level)
+        check_window(window, self.ratio, level, self.upper)
+        self.shard_of_song = np.asarray(shards.songs["shard"])
+        self._uppers = self._places_of_songs()
+        self._clips = self._uppers // (window // self.ratio)
+        self._held_out = split(shards.songs["key"], held_out)
+        self._verified = {
+            name: np.zeros(len(self._clips), dtype=bool) for name in (level, self.upper) if name
+        }
+        self._told: dict[int, Told] = {}
+
+    def clips(self, part: Part) -> np.ndarray:
+        """Number of windows of each song, [songs] int64; 0 for the songs of the other part."""
+        return of_part(self._clips, self._held_out, part)
+
+    def report(self) -> dict[str, int]:
+        return report(self._clips, self._held_out)
+
+    def facts(self) -> dict[str, object]:
+        """What fixes the samples beside the seed."""
+        return {
+            "index": self.shards.fingerprint,
+            "level": self.level,
+            "window": self.window,
+            "held_out": self.held_out,
+        }
+
+    def read(self, song: int, clip: int, rng: np.random.Generator | None) -> dict[str, Any]:
+        """One window; ValueError if it cannot be read. Without `rng`: not shifted and told everything.
+
+        codes [window] int64, upper_codes [window / ratio] int64 (not at the top), timing [3] int64 (length of the song,
+        start and length of the window, in audio samples), conditions {name: [slots] int64}, lyrics [size] int64.
+        """
+        start = self.ratio * place(clip, self.window // self.ratio, int(self._uppers[song]), rng)
+        timing = (int(self.shards.songs["frames"][song]), start * self.hop, self.window * self.hop)
+        told = newest(self._told, song, self._tell, size=SONGS_KEPT)
+        sample = {
+            "codes": self._codes(self.level, song, start, self.window),
+            "timing": np.array(timing, dtype=np.int64),
+            "conditions": {name: self._condition(name, told, rng) for name in self.conditions},
+        }
+        if self.upper:
+            count = self.window // self.ratio
+            sample["upper_codes"] = self._codes(self.upper, song, start // self.ratio, count)
+        if self.lyrics:
+            sample["lyrics"] = self._lyric_window(self.lyrics, told, timing, rng)
+        return sample
+
+    def _places_of_songs(self) -> np.ndarray:
+        """Codes of the level above (at the top: of the top) in each song: whole codes of the slowest level."""
+        slowest = max(self.shards.index["vqvae"]["hops"].values())
+        return (
+            believable(self.shards.songs["frames"])
+            // slowest
+            * (slowest // (self.hop * self.ratio))
+        )
+
+    def _codes(self, level: str, song: int, start: int, count: int) -> np.ndarray:
+        if self.verify and not self._verified[level][song]:
+            self.shards.check_member(song, level)
+            self._verified[level][song] = True
+        with self.shards.open_member(song, level) as file:
+            codes = read_codes(file, start, count)
+        size = self.shards.index["vqvae"]["codes"][level]
+        if codes.max() >= size:
+            raise ValueError(
+                f"code {codes.max()} in {level} codes is outside its codebook of {size}"
+            )
+        return codes
+
+    def _tell(self, song: int) -> Told:
+        facts = self.shards.read_facts(song)
+        conditions = {
+            name: c.vocabulary.ids(names_of(facts, name), c.slots)
+            for name, c in self.conditions.items()
+        }
+        if not (self.lyrics and self.shards.songs["lyrics_bytes"][song]):
+            return Told(conditions, Tokens([], []), [])
+        text, words = parse_lrc(self.shards.read_member(song, "lyrics").decode())
+        return Told(conditions, self.lyrics.tokenizer.encode(text), words)
+
+    def _condition(self, name: str, told: Told, rng: np.random.Generator | None) -> np.ndarray:
+        condition = self.conditions[name]
+        return (
+            condition.vocabulary.ids([], condition.slots)
+            if dropped(condition.dropout, rng)
+            else told.conditions[name]
+        )
+
+    def _lyric_window(
+        self,
+        lyrics: Lyrics,
+        told: Told,
+        timing: tuple[int, int, int],
+        rng: np.random.Generator | None,
+    ) -> np.ndarray:
+        tokens = Tokens([], []) if dropped(lyrics.dropout, rng) else told.tokens
+        return window_of_lyrics(
+            tokens, told.words, *timing, self.shards.index["sample_rate"], lyrics.size
+        ).ids
+
+
+def window_of_lyrics(
+    tokens: Tokens,
+    words: list[Word],
+    song: int,
+    offset: int,
+    clip: int,
+    sample_rate: int,
+    size: int,
+) -> LyricWindow:
+    """The lyrics around the middle of a clip: by the words' times where there are any, else by the linear rule.
+
+    `song`, `offset` and `clip` in samples.
+    """
+    if words and tokens.ids:
+        centre = sung_centre(tokens, words, (offset + clip / 2) / sample_rate)
+    else:
+        centre = linear_centre(len(tokens.ids), song, offset, clip)
+    return lyric_window(tokens.ids, centre, size)
+
+
+def dropped(probability: float, rng: np.random.Generator | None) -> bool:
+    """Draws once wherever there is an `rng`, so that one condition's dropout does not move the draws of the others."""
+    return rng is not None and bool(rng.random() < probability)
+
+
+def hop_and_upper(hops: Mapping[str, int], level: str) -> tuple[int, str | None, int]:
+    """(samples for one code, the level above, codes for one code of that level); (hop, None, 1) at the top."""
+    if level not in hops:
+        raise ValueError(f"level {level!r} is not in the code set; choose one of {', '.join(hops)}")
+    slower = [name for name in hops if hops[name] > hops[level]]
+    upper = min(slower, key=lambda name: hops[name]) if slower else None
+    return hops[level], upper, hops[upper] // hops[level] if upper else 1
+
+
+def check_window(window: int, ratio: int, level: str, upper: str | None) -> None:
+    if window < 1 or window % ratio:
+        raise ValueError(
+            f"window {window} at level {level} is not a multiple of {ratio}, its codes for one {upper} code; "
+            f"set it to {max(1, window // ratio) * ratio}"
+        )
+
+
+def names_of(facts: Mapping[str, Any], name: str) -> list[str]:
+    """The names in field `name` of a song's JSON: none, one, or many."""
+    value = facts.get(name)
+    if value is None:
+        return []
+    return [str(v) for v in value] if isinstance(value, list) else [str(value)]
+
+
+def read_codes(file: BinaryIO | OffsetReader | RangeReader, start: int, count: int) -> np.ndarray:
+    """Codes [count] int64 from code `start` of a .npy of uint16 [T]; only the header and those bytes are read."""
+    head = file.read(10)
+    if head[:8] != b"\x93NUMPY\x01\x00":
+        raise ValueError(f"codes start with {head[:8]!r}, not as a .npy file of version 1.0")
+    header = file.read(int.from_bytes(head[8:], "little"))
+    shape = NPY_HEADER.search(header)
+    if shape is None:
+        raise ValueError(f"codes are {header[:80]!r}, not one row of uint16")
+    if start + count > int(shape[1]):
+        raise ValueError(f"only {int(shape[1])} codes where {start} to {start + count} are wanted")
+    file.seek(10 + len(header) + 2 * start)
+    data = file.read(2 * count)
+    if len(data) != 2 * count:
+        raise ValueError(f"codes end after {len(data) // 2} of {count} codes from {start}")
+    return np.frombuffer(data, dtype="<u2").astype(np.int64)

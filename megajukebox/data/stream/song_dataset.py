@@ -1,0 +1,153 @@
+"""Which clips a song set has, and one of them as audio: the samples of the VQ-VAE's training."""
+
+import hashlib
+import io
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import yaml
+
+from megajukebox.data.audio import downmix, read_slice
+from megajukebox.data.shards.shard_set import ShardSet
+from megajukebox.data.stream.augment import Augment
+
+Part = Literal["train", "held_out"]
+MAX_FRAMES = (
+    24 * 3600 * 192_000
+)  # a song of a day at the highest rate: what claims more would drown all others
+BUFFER = 1 << 16  # bytes of a song read at a time
+UNCHANGED = Augment()
+HELD_OUT = 0.1  # share of songs that nobody trained on, where no run says so
+
+
+def split(keys: np.ndarray, held_out: float) -> np.ndarray:
+    """Which songs are held out, [songs] bool: those whose key hashes into the share `held_out` (0..1).
+
+    A pure function of each key: songs and their codes are split alike, and a song stays where it is when others come.
+    """
+    below = int(held_out * 2.0**64)
+    if not 0 < below < 2**64:
+        return np.full(len(keys), below > 0)
+    blake2b = (
+        hashlib.blake2b
+    )  # a million songs: look nothing up twice, and compare the hashes all at once
+    digests = b"".join([blake2b(key, digest_size=8).digest() for key in keys.tolist()])
+    return np.frombuffer(digests, dtype="<u8") < np.uint64(below)
+
+
+def held_out_share(run: Path) -> float:
+    """The share of songs that the run in this folder kept out of its training, as its run.yaml says."""
+    settings = run / "run.yaml"
+    if not settings.is_file():
+        return HELD_OUT
+    said = yaml.safe_load(settings.read_text())
+    return float(said["preset"]["training"][said["stage"]]["held_out"])
+
+
+def of_part(per_song: np.ndarray, held_out: np.ndarray, part: Part) -> np.ndarray:
+    """`per_song` with 0 for the songs of the other part."""
+    return np.where(held_out == (part == "held_out"), per_song, 0)
+
+
+def place(clip: int, length: int, song: int, rng: np.random.Generator | None) -> int:
+    """Start of the clip-th clip of `length` in a song of `song`, with `rng` shifted by up to half a clip either way."""
+    half = length // 2
+    shift = int(rng.integers(-half, half)) if rng is not None and half else 0
+    return inside(clip * length + shift, length, song)
+
+
+def inside(start: int, length: int, song: int) -> int:
+    """`start`, moved by up to half a clip where the clip would stick out of the song (Jukebox's rule)."""
+    if start > song - length:
+        return max(0, start - length // 2)
+    if start < 0:
+        return min(song - length, start + length // 2)
+    return start
+
+
+class SongClips:
+    """Clips of `clip` samples of the songs in `shards`, mixed down to mono; songs shorter than a clip are left out.
+
+    With `verify` the first clip read from a song checks the whole member's CRC, once a process (33 MB for four minutes
+    of FLAC); without it a clip is refused if it does not decode to as many finite samples.
+    """
+
+    def __init__(
+        self,
+        shards: ShardSet,
+        clip: int,
+        held_out: float = 0.0,
+        verify: bool = False,
+        augment: Augment = UNCHANGED,
+    ) -> None:
+        if clip < 1:
+            raise ValueError(f"clip {clip} is not a length in samples; set 1 or more")
+        self.shards = shards
+        self.clip = clip
+        self.held_out = held_out
+        self.verify = verify
+        self.augment = augment
+        self.shard_of_song = np.asarray(shards.songs["shard"])
+        self._clips = believable(shards.songs["frames"]) // clip
+        self._held_out = split(shards.songs["key"], held_out)
+        self._verified = np.zeros(len(self._clips), dtype=bool)
+
+    def clips(self, part: Part) -> np.ndarray:
+        """Number of clips of each song, [songs] int64; 0 for the songs of the other part."""
+        return of_part(self._clips, self._held_out, part)
+
+    def report(self) -> dict[str, int]:
+        return report(self._clips, self._held_out)
+
+    def facts(self) -> dict[str, object]:
+        """What fixes the samples beside the seed."""
+        changed = (
+            {"volume_db": self.augment.volume_db, "eq_db": self.augment.eq_db}
+            if self.augment.on
+            else {}
+        )
+        return {
+            "index": self.shards.fingerprint,
+            "clip": self.clip,
+            "held_out": self.held_out,
+            **changed,
+        }
+
+    def read(self, song: int, clip: int, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
+        """{"audio": float32 [clip, 1]}; ValueError if it cannot be read. Without `rng`: no shift, equal mix."""
+        start = place(clip, self.clip, int(self.shards.songs["frames"][song]), rng)
+        mix = rng.random() if rng is not None else 0.5
+        self._check(song)
+        rate = self.shards.index["sample_rate"]
+        # libsndfile asks for 8 kB at a time and often where it stands: a buffer answers without a call of ours
+        with io.BufferedReader(self.shards.open_member(song, "audio"), BUFFER) as file:
+            x_T = downmix(read_slice(file, start, self.clip, rate), mix)
+        if rng is not None and self.augment.on:
+            x_T = self.augment(x_T, rate, rng)
+        return {"audio": x_T[:, None].astype(np.float32, copy=False)}
+
+    def _check(self, song: int) -> None:
+        if not self.shards.has(song, "json"):
+            raise ValueError(f"{self.shards.key(song)} has no JSON")
+        if self.verify and not self._verified[song]:
+            self.shards.check_member(song, "audio")
+            self._verified[song] = True
+
+
+def believable(frames: np.ndarray) -> np.ndarray:
+    """Lengths of songs [songs] int64, 0 for those beyond MAX_FRAMES: nobody's song, and no memory holds its order."""
+    frames = np.asarray(frames)
+    return np.where(frames <= MAX_FRAMES, frames, 0).astype(np.int64)
+
+
+def report(clips: np.ndarray, held_out: np.ndarray) -> dict[str, int]:
+    """Counts for the run's events: what is trained on, held out, and left out for being too short."""
+    return {
+        "songs": len(clips),
+        "songs_too_short": int((clips == 0).sum()),
+        "train_songs": int(((clips > 0) & ~held_out).sum()),
+        "train_clips": int(clips[~held_out].sum()),
+        "held_out_songs": int(((clips > 0) & held_out).sum()),
+        "held_out_clips": int(clips[held_out].sum()),
+    }

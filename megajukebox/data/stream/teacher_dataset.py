@@ -1,0 +1,87 @@
+"""Windows that a teacher sampled, as a shard set of kind "windows": what a student is trained on.
+
+One sample a window: <key>.json (what made it), <key>.npz with the arrays
+
+    codes [T] uint16            what the teacher sampled, told conditions.<name>, timing, lyrics, upper_codes
+    teacher_bits [T] float32    its surprisal at each code, in bits
+    soft_ids [T, K] uint16      its K likeliest codes at every slot, and
+    soft_log_p [T, K] float16   their log probabilities (natural), given the window before
+    taught [] bool              whether the teacher sampled the codes (else they are a real song's)
+
+A key tells the part: held-0000000 was told what a song is told that the teacher was not trained on, train-0000000 not.
+"""
+
+import io
+import json
+from typing import Any
+
+import numpy as np
+
+from megajukebox.data.shards.shard_set import Sample, ShardSet
+from megajukebox.data.stream.song_dataset import Part, report
+
+HELD_OUT, TRAIN = "held", "train"
+STORED_AS = {
+    "codes": "<u2",
+    "upper_codes": "<u2",
+    "soft_ids": "<u2",
+    "soft_log_p": "<f2",
+    "teacher_bits": "<f4",
+}
+READ_AS = {
+    "soft_log_p": np.float32,
+    "teacher_bits": np.float32,
+    "taught": np.bool_,
+}  # the rest: int64
+
+
+def taught_sample(part: str, number: int, frames: int, arrays: dict[str, Any]) -> Sample:
+    """One window as a sample of a shard; `frames` is its length in audio samples, `arrays` as `read` gives them."""
+    key, flat = f"{part}-{number:07d}", dict(arrays)
+    flat |= {f"conditions.{name}": ids for name, ids in flat.pop("conditions").items()}
+    # The stubs of savez would take a more precise type for its argument allow_pickle.
+    stored: dict[str, Any] = {n: np.asarray(x, STORED_AS.get(n)) for n, x in flat.items()}
+    with io.BytesIO() as file:
+        np.savez(file, **stored)
+        data = file.getvalue()
+    return Sample(
+        key, frames, {"json": json.dumps({"version": 1, "key": key}).encode(), "npz": data}
+    )
+
+
+class TaughtWindows:
+    """The windows of a set of kind "windows": a source of training, like `CodeWindows`."""
+
+    def __init__(self, shards: ShardSet):
+        if shards.index["kind"] != "windows":
+            raise ValueError(
+                f"{shards.folder} holds {shards.index['kind']}, not windows that a teacher sampled"
+            )
+        self.shards = shards
+        self.shard_of_song = np.asarray(shards.songs["shard"])
+        self._held_out = np.char.startswith(np.asarray(shards.songs["key"]), HELD_OUT.encode())
+
+    def clips(self, part: Part) -> np.ndarray:
+        """One window each, [windows] int64; 0 for those of the other part."""
+        return (self._held_out == (part == "held_out")).astype(np.int64)
+
+    def report(self) -> dict[str, int]:
+        return report(np.ones(len(self._held_out), dtype=np.int64), self._held_out)
+
+    def facts(self) -> dict[str, object]:
+        return {"index": self.shards.fingerprint}
+
+    def read(self, song: int, clip: int, rng: np.random.Generator | None) -> dict[str, Any]:
+        """One window as it was written. ValueError if it cannot be read."""
+        with np.load(
+            io.BytesIO(self.shards.read_member(song, "window")), allow_pickle=False
+        ) as stored:
+            flat = {name: stored[name].astype(READ_AS.get(name, np.int64)) for name in stored.files}
+        found: dict[str, Any] = {"conditions": {}}
+        for name, array in flat.items():
+            place, _, inner = name.partition(".")
+            if inner:
+                found[place][inner] = array
+            else:
+                found[name] = array
+        return found

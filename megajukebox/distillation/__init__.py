@@ -1,0 +1,1 @@
+"""From a trained prior to its parallel student: teacher samples, training, divergence."""

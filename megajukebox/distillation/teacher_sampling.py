@@ -1,0 +1,147 @@
+"""A teacher samples the windows that its student is trained on, shard by shard (taught.py says what is stored)."""
+
+# B windows   T codes of a window   R rows   K likeliest codes
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megajukebox.data.shards.shard_set import Sample, finished_shard, write_shard
+from megajukebox.data.stream.batches import readable, stack, tensors
+from megajukebox.data.stream.code_dataset import CodeWindows
+from megajukebox.data.stream.sample_order import InOrder, Order, rng
+from megajukebox.data.stream.teacher_dataset import HELD_OUT, TRAIN, taught_sample
+from megajukebox.distillation.divergence import Manner, bits_of, teacher_log_p, untold_batch
+from megajukebox.models.prior import Prior
+from megajukebox.sampling.decoding import gumbel_noise
+from megajukebox.sampling.decoding.decoder import Packed
+from megajukebox.sampling.decoding.token_sampling import Draw, Drawing, Guided
+from megajukebox.sampling.decoding.window_sampler import Window, sample_window
+
+Told = Callable[
+    [int], dict[str, Any]
+]  # number of a window -> the real window whose labels, timing ... it is told
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a teacher is to sample. The same lesson gives the same windows, however the work is split."""
+
+    windows: int  # for training
+    held_out: int  # windows told what songs are told that the teacher was not trained on
+    manner: Manner
+    real_share: float = 0.2  # of the training windows are a song's own codes
+    likeliest: int = 64
+    seed: int = 0
+    batch: int = 64
+    per_shard: int = 256
+
+    def shards(self) -> list[tuple[str, range]]:
+        """(part, numbers of the windows) of each shard, the held-out ones first."""
+        parts = ((HELD_OUT, range(self.held_out)), (TRAIN, range(self.windows)))
+        return [
+            (part, all_[i : i + self.per_shard])
+            for part, all_ in parts
+            for i in all_[:: self.per_shard]
+        ]
+
+
+def shard_name(number: int) -> str:
+    return f"windows-{number:06d}.tar"
+
+
+def write_lesson_shard(
+    teacher: Prior,
+    source: CodeWindows,
+    lesson: Lesson,
+    number: int,
+    out: Path,
+    origin: dict[str, Any],
+) -> bool:
+    """Write shard `number` of the lesson, unless it is finished and of the same origin. Returns whether it wrote."""
+    done = finished_shard(out / shard_name(number))
+    if done and done["notes"] == origin:
+        return False
+    part, numbers = lesson.shards()[number]
+    told = told_by(source, lesson, part)
+    cuts = (numbers[first : first + lesson.batch] for first in range(0, len(numbers), lesson.batch))
+    samples = (
+        sample for cut in cuts for sample in sampled_windows(teacher, told, lesson, part, cut)
+    )
+    write_shard(out / shard_name(number), samples, notes=origin)
+    return True
+
+
+def told_by(source: CodeWindows, lesson: Lesson, part: str) -> Told:
+    """Training windows come in the order of a training; held-out ones are spread evenly."""
+    if part == HELD_OUT:
+        even = InOrder(source.clips("held_out"), lesson.held_out)
+        return lambda number: readable(source, even, number, None)["sample"]
+    order = Order(source.clips("train"), source.shard_of_song, lesson.seed)
+    return lambda number: readable(source, order, number, lesson.seed)["sample"]
+
+
+def sampled_windows(
+    teacher: Prior, told: Told, lesson: Lesson, part: str, numbers: range
+) -> Iterator[Sample]:
+    """Some windows of a lesson, sampled together."""
+    windows = [told(number) for number in numbers]
+    device, config = next(teacher.parameters()).device, teacher.config
+    batch = placed(tensors(stack(windows)), device)
+    taught = torch.tensor([is_taught(lesson, part, number) for number in numbers], device=device)
+    # Noise is keyed by the window's number and part: no two windows of a lesson share it.
+    seeds = [(2 * lesson.seed + (part == TRAIN)) * 2**32 + number for number in numbers]
+    batch["codes"] = torch.where(
+        taught[:, None], teachers_codes(teacher, batch, seeds, lesson.manner), batch["codes"]
+    )
+    log_p = teacher_log_p(teacher, batch, lesson.manner)
+    likeliest = log_p.topk(min(lesson.likeliest, config.codes), dim=2)
+    said = {
+        "codes": batch["codes"], "teacher_bits": bits_of(log_p, batch["codes"]), "taught": taught,
+        "soft_ids": likeliest.indices, "soft_log_p": likeliest.values,
+    }  # fmt: skip
+    arrays = {name: x.cpu().numpy() for name, x in said.items()}
+    for row, (number, window) in enumerate(zip(numbers, windows)):
+        mine = window | {name: x[row] for name, x in arrays.items()}
+        yield taught_sample(part, number, config.window * config.hop, mine)
+
+
+def is_taught(lesson: Lesson, part: str, number: int) -> bool:
+    return part == HELD_OUT or rng(lesson.seed, "taught", number).random() >= lesson.real_share
+
+
+@torch.inference_mode()
+def teachers_codes(teacher: Prior, batch: dict, seeds: list[int], manner: Manner) -> Tensor:
+    """Codes [B, T] that the teacher samples from nothing, told what `batch` is told."""
+    config, device, count = teacher.config, batch["codes"].device, len(seeds)
+    assert not config.prefix_tokens, "models/student.py refuses a prior with a prefix"
+    keys = gumbel_noise.keys(seeds, config.level).to(device)
+    alone = Draw(keys, torch.full((count,), manner.temperature, device=device))
+    draw: Drawing = alone
+    if manner.guidance != 1.0:
+        batch = joined(batch, untold_batch(batch))
+        songs = torch.arange(count, device=device)
+        draw = Guided(alone, songs, torch.full((count,), manner.guidance, device=device))
+    nothing, first = (
+        torch.zeros_like(batch["codes"], dtype=torch.bool),
+        torch.zeros_like(batch["codes"][:, 0]),
+    )
+    window = Window(
+        teacher, teacher.conditioning(batch), torch.zeros_like(batch["codes"]), nothing, first, draw
+    )
+    return sample_window(Packed(teacher), window)[:count]
+
+
+def joined(one: dict, other: dict) -> dict:
+    """Two batches as one."""
+    return {
+        n: joined(x, other[n]) if isinstance(x, dict) else torch.cat([x, other[n]])
+        for n, x in one.items()
+    }
+
+
+def placed(batch: dict, device: torch.device) -> dict:
+    return {n: placed(x, device) if isinstance(x, dict) else x.to(device) for n, x in batch.items()}

@@ -1,0 +1,99 @@
+"""The pictures of a recording: a mel spectrogram as PNG, and the numbers that its waveform is drawn from."""
+
+# T samples   W columns of a picture   R rows of a picture   F frequencies of a spectrum
+import io
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from matplotlib.image import imsave
+
+from megajukebox.explorer import site_files
+
+COLUMNS, ROWS = 900, 160
+LOWEST_HZ = 30.0
+FLOOR_DB, CEILING_DB = (
+    -85.0,
+    -15.0,
+)  # 0 dB is a sine of full scale; one scale for all, so that pictures can be compared
+SHADES = 64  # fewer shades than a screen has: a third of the bytes, and no difference to the eye
+PEAKS = 900
+
+
+def draw(audio: Path, spectrogram_png: Path, peaks_js: Path, name: str) -> None:
+    """Draw both pictures of `audio` unless they are up to date; soundfile.LibsndfileError if it cannot be read.
+
+    The script `peaks_js` hands its numbers to the page under `name`; as JSON, a page from disk could not read them.
+    """
+    if site_files.up_to_date(spectrogram_png, audio) and site_files.up_to_date(peaks_js, audio):
+        return
+    samples_TC, rate = soundfile.read(audio, dtype="float32", always_2d=True)
+    wave_T = np.nan_to_num(samples_TC.mean(axis=1))
+    outline = site_files.script(name, {"peaks": peaks(wave_T), "db": loudness(wave_T)})
+    for picture, content in (
+        (spectrogram_png, png(mel_spectrogram(wave_T, rate))),
+        (peaks_js, outline),
+    ):
+        site_files.write(picture, content)
+        site_files.stamp(picture, audio)
+
+
+def png(decibels_RW: np.ndarray) -> bytes:
+    """The spectrogram as a picture, low notes at the bottom."""
+    share = np.clip((decibels_RW - FLOOR_DB) / (CEILING_DB - FLOOR_DB), 0, 1)
+    buffer = io.BytesIO()
+    imsave(
+        buffer,
+        np.round(share * SHADES) / SHADES,
+        cmap="magma",
+        vmin=0,
+        vmax=1,
+        origin="lower",
+        format="png",
+    )
+    return buffer.getvalue()
+
+
+def mel_spectrogram(wave_T: np.ndarray, rate: int) -> np.ndarray:
+    """Decibels [ROWS, COLUMNS] of `wave_T`; row 0 is 30 Hz, the last is half the rate."""
+    size = 2 ** round(
+        np.log2(0.09 * rate)
+    )  # 90 ms: semitones apart in the middle of the piano, drum hits still sharp
+    window = np.hanning(size + 1)[:-1].astype(np.float32)
+    starts = np.linspace(0, len(wave_T), COLUMNS).astype(int)
+    padded = np.pad(wave_T, (size // 2, size), mode="reflect" if len(wave_T) > 1 else "constant")
+    frames = padded[starts[:, None] + np.arange(size)] * window
+    power_WF = np.abs(np.fft.rfft(frames) / (window.sum() / 2)) ** 2
+    return 10 * np.log10(np.maximum(power_WF @ mel_filters(size, rate).T, 1e-12)).T
+
+
+def mel_filters(size: int, rate: int) -> np.ndarray:
+    """Triangles [ROWS, F] evenly spaced in mel, none narrower than from one frequency to the next."""
+    bin_hz = rate / size
+    edges = np.linspace(mel(LOWEST_HZ), mel(rate / 2), ROWS + 2)
+    hz = 700 * (10 ** (edges / 2595) - 1)
+    centre = hz[1:-1, None]
+    rise = np.maximum(centre - hz[:-2, None], bin_hz)
+    fall = np.maximum(hz[2:, None] - centre, bin_hz)
+    distance = np.arange(size // 2 + 1) * bin_hz - centre
+    return np.maximum(0, 1 - np.where(distance < 0, -distance / rise, distance / fall)).astype(
+        np.float32
+    )
+
+
+def mel(hz: float) -> float:
+    return 2595 * np.log10(1 + hz / 700)
+
+
+def peaks(wave_T: np.ndarray) -> list[list[int]]:
+    """Highest and lowest point of each stretch of `wave_T`, in hundredths of full scale."""
+    wave_T = wave_T if len(wave_T) else np.zeros(1, np.float32)
+    starts = np.linspace(0, len(wave_T) - 1, min(PEAKS, len(wave_T))).astype(int)
+    sides = (np.maximum.reduceat(wave_T, starts), np.minimum.reduceat(wave_T, starts))
+    return [np.round(100 * np.clip(side, -1, 1)).astype(int).tolist() for side in sides]
+
+
+def loudness(wave_T: np.ndarray) -> float:
+    """Root mean square in dB of full scale, at least -120."""
+    power = float(np.mean(np.square(wave_T, dtype=np.float64))) if len(wave_T) else 0.0
+    return round(10 * np.log10(max(power, 1e-12)), 2)

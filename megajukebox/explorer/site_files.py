@@ -1,0 +1,79 @@
+"""Files of the site: made again only when they are old, and the URLs that lead from one to the other."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from megajukebox.common.files import make_folder, whole
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file unless it is there already, as it should be: of thousands of pages, few change.
+
+    It appears whole, but is not waited for until it lies on the disk: a site can be made again, and thousands of syncs
+    take longer than all the rest.
+    """
+    if path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content:
+        return
+    make_folder(path.parent)
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_bytes(content)
+    os.replace(partial, path)
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy `source` to `target` unless it lies there already."""
+    if up_to_date(target, source) and target.stat().st_size == source.stat().st_size:
+        return
+    make_folder(target.parent)
+    with source.open("rb") as original, whole(target) as file:
+        shutil.copyfileobj(original, file, 1 << 20)
+    stamp(target, source)
+
+
+def script(name: str, data: object) -> bytes:
+    """A script that hands `data` to the page as `name`.
+
+    Pages opened from disk may load scripts but no JSON. It goes through JSON.parse, which is faster than JavaScript's
+    own reading and knows no `__proto__`; ASCII only, so no sign of a text can end the string.
+    """
+    text = json.dumps(data, allow_nan=False, separators=(",", ":"))
+    return f"take({json.dumps(name)}, {json.dumps(text)});\n".encode("ascii")
+
+
+def read_script(path: Path) -> Any:
+    """The data in a script that `script` wrote."""
+    _, _, text = path.read_text().partition(", ")
+    return json.loads(json.loads(text.rstrip("\n;").removesuffix(")")))
+
+
+def stamp(made: Path, source: Path) -> None:
+    """Give `made` the time of the `source` that it was made from."""
+    time = source.stat().st_mtime_ns
+    os.utime(made, ns=(time, time))
+
+
+def up_to_date(made: Path, source: Path) -> bool:
+    """Whether `made` was made from `source` as it is now.
+
+    Times must be equal, not only later: a file put back from a backup is older than what its predecessor became.
+    """
+    return made.exists() and made.stat().st_mtime_ns == source.stat().st_mtime_ns
+
+
+def relative_url(target: Path, page_folder: Path) -> str:
+    """The URL of `target` as written on a page that lies in `page_folder`."""
+    return quote(os.fsencode(os.path.relpath(target, page_folder).replace(os.sep, "/")))
+
+
+def safe_name(name: str) -> str:
+    """`name` if it can stand in any URL and file system, or a readable part of it and a hash that keeps it unique."""
+    if re.fullmatch(r"[A-Za-z0-9_-]{1,48}", name):
+        return name
+    digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:12]
+    return f"{re.sub(r'[^A-Za-z0-9_-]+', '_', name)[:32]}-{digest}"

@@ -1,0 +1,254 @@
+"""From the names and shapes of a checkpoint (and its hyper-parameters, where they alone can tell) to our configs."""
+
+import re
+from collections.abc import Mapping
+from math import prod
+from typing import Any
+
+from megajukebox.interop.hps import Settings
+from megajukebox.interop.tensor_names import SCHEDULE_OF_ORDER
+from megajukebox.models.attention import schedule
+from megajukebox.models.conditioners import LabelConfig, LyricsConfig, TimingConfig, UpperConfig
+from megajukebox.models.losses import STFT, ReconstructionLoss
+from megajukebox.models.prior import PriorConfig
+from megajukebox.models.transformer import TransformerConfig
+from megajukebox.models.vqvae import VQVAEConfig
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def vqvae_config(shapes: Shapes, given: Settings) -> VQVAEConfig:
+    given.require(
+        [
+            "sr",
+            "dilation_growth_rate",
+            "dilation_cycle",
+            "vqvae_reverse_decoder_dilation",
+            "commit",
+            "loss_fn",
+        ]
+    )
+    levels = count(shapes, r"bottleneck\.level_blocks\.(\d+)\.k")
+    codes, code_width = look(shapes, "bottleneck.level_blocks.0.k", given.where)
+    first = "encoders.{}.level_blocks.0.model.0."
+    widths = [look(shapes, first.format(i) + "0.weight", given.where)[0] for i in range(levels)]
+    depths = [
+        count(shapes, re.escape(first.format(i)) + r"1\.model\.(\d+)\.") for i in range(levels)
+    ]
+    multipliers = _multipliers(widths, depths, given.get("hvqvae_multipliers"))
+    hidden = look(shapes, first.format(0) + "1.model.0.model.1.weight", given.where)[0]
+    stage = f"encoders.{levels - 1}.level_blocks.{{}}.model."
+    return VQVAEConfig(
+        sample_rate=given["sr"],
+        down=tuple(
+            count(shapes, re.escape(stage.format(i)) + r"(\d+)\.0\.") for i in range(levels)
+        ),
+        stride=tuple(
+            look(shapes, stage.format(i) + "0.0.weight", given.where)[2] // 2 for i in range(levels)
+        ),
+        multipliers=multipliers,
+        width=widths[0] // multipliers[0],
+        depth=depths[0] // multipliers[0],
+        hidden_ratio=ratio(hidden, widths[0], given["m_conv"]),
+        dilation_growth=given["dilation_growth_rate"],
+        dilation_cycle=given["dilation_cycle"],
+        reverse_decoder_dilation=given["vqvae_reverse_decoder_dilation"],
+        code_width=code_width,
+        codes=codes,
+        codebook_decay=given["l_mu"],
+        codebook_threshold=given["revival_threshold"],
+        fresh_restarts=False,
+        commit=given["commit"],
+        loss=loss_config(given),
+    )
+
+
+def loss_config(given: Settings) -> ReconstructionLoss:
+    """The reference's `loss_fn` and weights as weights of our terms."""
+    kind = given["loss_fn"]
+    if kind not in ("l1", "l2", "linf", "lmix"):
+        raise ValueError(
+            f"{given.where}: loss_fn {kind!r} is unknown; it is one of l1, l2, linf, lmix"
+        )
+    weights: dict[str, Any] = {
+        term: given[f"lmix_{term}"] if kind == "lmix" else float(kind == term)
+        for term in ("l1", "l2", "linf")
+    }
+    sizes = zip(
+        *(given[f"multispec_loss_{name}"] for name in ("n_fft", "hop_length", "window_size"))
+    )
+    return ReconstructionLoss(
+        **weights,
+        linf_samples=given["linf_k"],
+        spectral=given["spectral"],
+        multispectral=given["multispectral"],
+        stfts=tuple(STFT(fft=fft, hop=hop, window=window) for fft, hop, window in sizes),
+    )
+
+
+def _multipliers(widths: list[int], depths: list[int], given: Any) -> tuple[int, ...]:
+    """What every level multiplies the basic width and depth by: as given if that fits, else by the smallest numbers."""
+    given = tuple(given or ())
+    if (
+        len(given) == len(widths)
+        and len({(w / m, d / m) for w, d, m in zip(widths, depths, given)}) == 1
+    ):
+        return given
+    for base in range(min(widths), 0, -1):
+        found = tuple(w // base for w in widths)
+        if all(w % base == 0 for w in widths) and len({d / m for d, m in zip(depths, found)}) == 1:
+            return found
+    raise ValueError(
+        f"widths {widths} and depths {depths} of the levels are no multiples of one width and depth"
+    )
+
+
+def prior_config(shapes: Shapes, given: Settings, level: str, hop: int) -> PriorConfig:
+    """`level` by our name; `hop` audio samples per code, which the VQ-VAE's file tells."""
+    positions, width = look(shapes, "prior.pos_emb.pos_emb", given.where)
+    tokens = look(shapes, "prior.x_emb.weight", given.where)[0]
+    given.require(["sr"])
+    joint = bool(given.get("single_enc_dec", False))
+    lyrics = _lyrics(shapes, given, joint)
+    prefix, extra = (lyrics.tokens, lyrics.size) if joint and lyrics else (0, 0)
+    return PriorConfig(
+        level=level,
+        sample_rate=given["sr"],
+        hop=hop,
+        codes=tokens - extra,
+        window=positions - prefix,
+        transformer=_transformer(shapes, given, "prior", width),
+        separate_head=bool(given["merged_decoder"]),
+        labels=_labels(shapes, given),
+        timing=_timing(shapes, given),
+        upper=_upper(shapes, given, width),
+        lyrics=lyrics,
+    )
+
+
+def _transformer(shapes: Shapes, given: Settings, model: str, width: int) -> TransformerConfig:
+    theirs = "prime_" if model == "prime_prior" else ""
+    given.require([f"{theirs}{name}" for name in ("heads", "blocks", "attn_order", "res_scale")])
+    layers = f"{model}.transformer._attn_mods"
+    depth, order = count(shapes, re.escape(layers) + r"\.(\d+)\."), given[f"{theirs}attn_order"]
+    if order not in SCHEDULE_OF_ORDER:
+        raise ValueError(
+            f"{given.where}: {theirs}attn_order {order} cannot be sampled from; known are {list(SCHEDULE_OF_ORDER)}"
+        )
+    _check_order(shapes, given.where, layers, order, depth)
+    state = look(shapes, f"{layers}.0.attn.c_proj.w", given.where)[0]
+    hidden = look(shapes, f"{layers}.0.mlp.c_fc.w", given.where)[1]
+    return TransformerConfig(
+        width=width,
+        depth=depth,
+        heads=given[f"{theirs}heads"],
+        rows=given[f"{theirs}blocks"] or 1,
+        schedule=SCHEDULE_OF_ORDER[order],
+        attention_ratio=ratio(state, width, given[f"{theirs}m_attn"]),
+        mlp_ratio=ratio(hidden, width, given[f"{theirs}m_mlp"]),
+        init_scale=given[f"{theirs}init_scale"],
+        residual_scale=given[f"{theirs}res_scale"],
+        zero_out=given[f"{theirs}zero_out"],
+    )
+
+
+def _check_order(shapes: Shapes, where: str, layers: str, order: int, depth: int) -> None:
+    """The layers that read lyrics are told apart by their weights, so a wrong order shows."""
+    said = {
+        d
+        for d, pattern in enumerate(schedule(SCHEDULE_OF_ORDER[order], depth))
+        if pattern == "lyrics"
+    }
+    found = {d for d in range(depth) if f"{layers}.{d}.attn.c_enc_kv.w" in shapes}
+    if said != found:
+        raise ValueError(
+            f"{where}: by attn_order {order} layers {sorted(said)} read lyrics, by its tensors {sorted(found)}"
+        )
+
+
+def _labels(shapes: Shapes, given: Settings) -> dict[str, LabelConfig]:
+    if "y_emb.artist_emb.emb.weight" not in shapes:
+        return {}
+    given.require(["max_bow_genre_size"])
+    artists = look(shapes, "y_emb.artist_emb.emb.weight", given.where)[0]
+    genres = look(shapes, "y_emb.bow_genre_emb.emb.weight", given.where)[0]
+    slots = given["max_bow_genre_size"]
+    return {
+        "artist": LabelConfig(slots=1, size=artists),
+        "genres": LabelConfig(slots=slots, size=genres),
+    }
+
+
+def _timing(shapes: Shapes, given: Settings) -> TimingConfig | None:
+    if "y_emb.total_length_emb.emb.weight" not in shapes:
+        return None
+    given.require(["min_duration", "max_duration"])
+    bins = shapes["y_emb.total_length_emb.emb.weight"][0]
+    return TimingConfig(
+        bins=bins, min_seconds=given["min_duration"], max_seconds=given["max_duration"]
+    )
+
+
+def _upper(shapes: Shapes, given: Settings, width: int) -> UpperConfig | None:
+    if "conditioner_blocks.0.x_emb.weight" not in shapes:
+        return None
+    given.require(["cond_dilation_growth_rate", "cond_dilation_cycle", "cond_res_scale"])
+    model = "conditioner_blocks.0.cond.model"
+    inside = look(shapes, f"{model}.0.weight", given.where)[0]
+    hidden = look(shapes, f"{model}.1.0.blocks.0.model.1.weight", given.where)[0]
+    return UpperConfig(
+        width=inside,
+        depth=count(shapes, re.escape(f"{model}.1.0.blocks.") + r"(\d+)\."),
+        down=count(shapes, re.escape(f"{model}.") + r"(\d+)\.1\.weight"),
+        stride=look(shapes, f"{model}.1.1.weight", given.where)[2] // 2,
+        dilation_growth=given["cond_dilation_growth_rate"],
+        dilation_cycle=given["cond_dilation_cycle"],
+        hidden_ratio=ratio(hidden, inside, given["cond_m_conv"]),
+        residual_scale=given["cond_res_scale"],
+        zero_out=given["cond_zero_out"],
+    )
+
+
+def _lyrics(shapes: Shapes, given: Settings, joint: bool) -> LyricsConfig | None:
+    weight = given["prime_loss_fraction"]
+    if joint:
+        given.require(["n_tokens", "n_vocab"])
+        return LyricsConfig(
+            mode="prefix", tokens=given["n_tokens"], size=given["n_vocab"], loss_weight=weight
+        )
+    if "prime_prior.x_emb.weight" not in shapes:
+        return None
+    size, width = shapes["prime_prior.x_emb.weight"]
+    tokens = look(shapes, "prime_prior.pos_emb.pos_emb", given.where)[0]
+    encoder = _transformer(shapes, given, "prime_prior", width)
+    return LyricsConfig(
+        mode="encoder", tokens=tokens, size=size, loss_weight=weight, encoder=encoder
+    )
+
+
+def hops(downs: Any, strides: Any) -> tuple[int, ...]:
+    """Audio samples per code of each level, finest first."""
+    return tuple(
+        prod(s**d for s, d in zip(strides[: i + 1], downs[: i + 1])) for i in range(len(downs))
+    )
+
+
+def count(shapes: Shapes, pattern: str) -> int:
+    """How many different numbers stand in the group of `pattern` among the names."""
+    found = (re.match(pattern, name) for name in shapes)
+    return len({match[1] for match in found if match})
+
+
+def look(shapes: Shapes, name: str, where: str) -> tuple[int, ...]:
+    if name not in shapes:
+        raise ValueError(f"{where} lacks {name}; it is not whole, or not a model of Jukebox")
+    return shapes[name]
+
+
+def ratio(part: int, whole: int, likely: float) -> float:
+    """A number r with int(r * whole) == part: the likely one if it fits."""
+    return (
+        likely
+        if int(likely * whole) == part
+        else next(r for r in (part / whole, (part + 0.5) / whole) if int(r * whole) == part)
+    )

@@ -1,0 +1,98 @@
+"""Our configs under the reference's names: what an exported checkpoint carries as `hps`."""
+
+from typing import Any
+
+from megajukebox.interop.tensor_names import LABEL_TABLES, ORDER_OF_SCHEDULE
+from megajukebox.models.prior import PriorConfig
+from megajukebox.models.transformer import TransformerConfig
+from megajukebox.models.vqvae import VQVAEConfig
+
+
+def reference_hps(config: VQVAEConfig | PriorConfig, level: int | None = None) -> dict[str, Any]:
+    """ValueError for a prior with parts that the reference does not have."""
+    if isinstance(config, VQVAEConfig):
+        return _vqvae(config)
+    assert level is not None
+    return _prior(config, level)
+
+
+def _vqvae(config: VQVAEConfig) -> dict[str, Any]:
+    loss = config.loss
+    return {
+        "sr": config.sample_rate, "levels": len(config.down), "downs_t": config.down, "strides_t": config.stride,
+        "hvqvae_multipliers": config.multipliers, "emb_width": config.code_width, "l_bins": config.codes,
+        "l_mu": config.codebook_decay, "commit": config.commit, "width": config.width, "depth": config.depth,
+        "m_conv": config.hidden_ratio, "dilation_growth_rate": config.dilation_growth,
+        "dilation_cycle": config.dilation_cycle, "vqvae_reverse_decoder_dilation": config.reverse_decoder_dilation,
+        "revival_threshold": config.codebook_threshold, "use_bottleneck": True, "loss_fn": "lmix", "lmix_l1": loss.l1,
+        "lmix_l2": loss.l2, "lmix_linf": loss.linf, "linf_k": loss.linf_samples, "spectral": loss.spectral,
+        "multispectral": loss.multispectral, "multispec_loss_n_fft": tuple(s.fft for s in loss.stfts),
+        "multispec_loss_hop_length": tuple(s.hop for s in loss.stfts),
+        "multispec_loss_window_size": tuple(s.window for s in loss.stfts),
+    }  # fmt: skip
+
+
+def _prior(config: PriorConfig, level: int) -> dict[str, Any]:
+    if config.labels and set(config.labels) != set(LABEL_TABLES):
+        raise ValueError(
+            f"labels {', '.join(config.labels)} cannot be exported; the reference has artist and genres"
+        )
+    hps = {
+        "sr": config.sample_rate, "level": level, "n_ctx": config.window, "l_bins": config.codes,
+        "merged_decoder": config.separate_head, "labels": bool(config.labels), "y_bins": 0, "use_tokens": False,
+        "single_enc_dec": bool(config.prefix_tokens), "n_tokens": 0, "n_vocab": 0, "prime_loss_fraction": 0.0,
+        **_transformer(config.transformer, "", "prior_"),
+    }  # fmt: skip
+    if config.labels:
+        genres = config.labels["genres"]
+        hps |= {
+            "y_bins": (genres.size, config.labels["artist"].size),
+            "max_bow_genre_size": genres.slots,
+        }
+        hps |= {"labels_v3": genres.slots == 1}
+    return hps | _timing(config) | _upper(config) | _lyrics(config)
+
+
+def _transformer(config: TransformerConfig, prefix: str, shape_prefix: str) -> dict[str, Any]:
+    if config.schedule not in ORDER_OF_SCHEDULE:
+        raise ValueError(
+            f"schedule {config.schedule} is not one of the reference's: {', '.join(ORDER_OF_SCHEDULE)}"
+        )
+    return {
+        f"{shape_prefix}width": config.width, f"{shape_prefix}depth": config.depth, f"{prefix}heads": config.heads,
+        f"{prefix}blocks": config.rows, f"{prefix}attn_order": ORDER_OF_SCHEDULE[config.schedule],
+        f"{prefix}m_attn": config.attention_ratio, f"{prefix}m_mlp": config.mlp_ratio,
+        f"{prefix}init_scale": config.init_scale, f"{prefix}res_scale": config.residual_scale,
+        f"{prefix}zero_out": config.zero_out,
+    }  # fmt: skip
+
+
+def _timing(config: PriorConfig) -> dict[str, Any]:
+    if config.timing is None:
+        return {}
+    times = config.timing
+    return {
+        "t_bins": times.bins,
+        "min_duration": times.min_seconds,
+        "max_duration": times.max_seconds,
+    }
+
+
+def _upper(config: PriorConfig) -> dict[str, Any]:
+    if config.upper is None:
+        return {}
+    upper = config.upper
+    return {
+        "cond_width": upper.width, "cond_depth": upper.depth, "cond_m_conv": upper.hidden_ratio,
+        "cond_dilation_growth_rate": upper.dilation_growth, "cond_dilation_cycle": upper.dilation_cycle,
+        "cond_res_scale": upper.residual_scale, "cond_zero_out": upper.zero_out, "cond_c_res": 1,
+    }  # fmt: skip
+
+
+def _lyrics(config: PriorConfig) -> dict[str, Any]:
+    if config.lyrics is None:
+        return {}
+    lyrics = config.lyrics
+    facts = {"use_tokens": True, "n_tokens": lyrics.tokens, "n_vocab": lyrics.size}
+    encoder = _transformer(lyrics.encoder, "prime_", "prime_") if lyrics.encoder else {}
+    return {**facts, "prime_loss_fraction": lyrics.loss_weight, **encoder}

@@ -1,0 +1,64 @@
+"""Encoding and decoding of any length in overlapping chunks, at constant memory and with exact seams.
+
+        chunk     |========|========|========|          what is kept
+        computed  |===========|                         the chunk and its context on both sides, cut at the song's ends
+                       |--============--|
+
+Beyond its receptive field a convolution sees nothing, so with that much context the kept part is the same as in one
+piece.
+"""
+
+# T samples or codes
+from math import ceil
+
+import torch
+from torch import Tensor, nn
+
+from megajukebox.models.vqvae import VQVAE
+
+
+def reach(layers: nn.Module) -> int:
+    """How many input steps away a stack of convolutions sees, to either side (an upper bound)."""
+    steps, total = 1.0, 0.0
+    for layer in layers.modules():
+        if isinstance(layer, nn.ConvTranspose1d):
+            total += layer.kernel_size[0] / layer.stride[0] * steps
+            steps /= layer.stride[0]
+        elif isinstance(layer, nn.Conv1d):
+            total += layer.kernel_size[0] // 2 * layer.dilation[0] * steps
+            steps *= layer.stride[0]
+    return ceil(total)
+
+
+@torch.inference_mode()
+def encode_long(vqvae: VQVAE, audio_T: Tensor, level: str, chunk_seconds: float = 20.0) -> Tensor:
+    """Codes [T/hop] of mono audio [T]; a rest shorter than one top code is left out."""
+    hop, top = vqvae.config.hops[level], max(vqvae.config.hops.values())
+    length = len(audio_T) // top * top
+    chunk = max(1, int(chunk_seconds * vqvae.config.sample_rate) // top) * top
+    context = -(-reach(vqvae.level(level).encoder) // top) * top
+    pieces = []
+    for start in range(0, length, chunk):
+        first, last = max(0, start - context), min(length, start + chunk + context)
+        codes = vqvae.encode(audio_T[None, first:last, None], level)[0]
+        pieces.append(codes[(start - first) // hop : (min(start + chunk, length) - first) // hop])
+    return torch.cat(pieces) if pieces else torch.zeros(0, dtype=torch.long)
+
+
+@torch.inference_mode()
+def decode_long(vqvae: VQVAE, codes_T: Tensor, level: str, chunk_seconds: float = 20.0) -> Tensor:
+    """Mono audio [T*hop] from codes [T] of one level."""
+    chunk = max(1, int(chunk_seconds * vqvae.config.sample_rate) // vqvae.config.hops[level])
+    pieces = [
+        decode_piece(vqvae, codes_T, level, start, chunk) for start in range(0, len(codes_T), chunk)
+    ]
+    return torch.cat(pieces) if pieces else torch.zeros(0)
+
+
+@torch.inference_mode()
+def decode_piece(vqvae: VQVAE, codes_T: Tensor, level: str, start: int, size: int) -> Tensor:
+    """The audio of `size` codes from `start` on; only codes within `reach` of them matter."""
+    hop, length, context = vqvae.config.hops[level], len(codes_T), reach(vqvae.level(level).decoder)
+    first, last = max(0, start - context), min(length, start + size + context)
+    audio = vqvae.decode(codes_T[None, first:last], level)[0, :, 0]
+    return audio[(start - first) * hop : (min(start + size, length) - first) * hop]

@@ -1,0 +1,218 @@
+"""What a prior is told beside the codes: labels, timing, the level above, lyrics (spec section 7)."""
+
+# B batch   T positions of a window   W width of the prior   N lyric tokens
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from megajukebox.models.convnet import Conv1d, Stack, doubling, residual_stack
+from megajukebox.models.transformer import Dense, Norm, Table, TransformerConfig, blocks
+
+
+class LabelConfig(BaseModel):
+    """One condition given as ids: a single name (`slots` 1) or a bag of at most `slots` names. Id 0 is "unknown"."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    slots: int = Field(1, gt=0)
+    size: int = Field(gt=0, description="entries of the vocabulary, the unknown one included")
+
+
+class TimingConfig(BaseModel):
+    """Tables for how long the song is, where the window lies, and at what share of the song, in `bins` each."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    bins: int = Field(gt=0)
+    min_seconds: float = Field(ge=0)
+    max_seconds: float = Field(gt=0)
+
+
+class UpperConfig(BaseModel):
+    """The dilated convolutions that bring the codes of the level above to this level's rate."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    width: int = Field(gt=0)
+    depth: int = Field(gt=0)
+    down: int = Field(2, gt=0, description="number of lengthening convolutions")
+    stride: int = Field(2, gt=0)
+    dilation_growth: int = 3
+    dilation_cycle: int | None = None
+    hidden_ratio: float = 1.0
+    residual_scale: bool = False
+    zero_out: bool = False
+
+    @property
+    def ratio(self) -> int:
+        """Codes of this level per code of the level above."""
+        return self.stride**self.down
+
+
+class LyricsConfig(BaseModel):
+    """How lyrics enter: a separate `encoder` read by lyrics layers, or a `prefix` of the one sequence."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mode: str = Field("encoder", pattern="^(encoder|prefix)$")
+    tokens: int = Field(gt=0, description="lyric tokens that a window sees")
+    size: int = Field(gt=0, description="entries of the tokenizer's vocabulary, padding included")
+    loss_weight: float = Field(0.4, ge=0)
+    encoder: TransformerConfig | None = None
+
+
+class Labels(nn.Module):
+    """The start vector [B, 1, W]: the sum of the embeddings of every filled slot of every condition."""
+
+    def __init__(self, labels: dict[str, LabelConfig], width: int, init_scale: float):
+        super().__init__()
+        self.tables = nn.ModuleDict(
+            {n: Table(c.size, width, 0.01 * init_scale) for n, c in labels.items()}
+        )
+
+    def forward(self, conditions: dict[str, Tensor]) -> Tensor:
+        """`conditions[name]` [B, slots] holds ids; -1 is an empty slot."""
+        total = None
+        for name, embedding in self.tables.items():
+            ids = conditions[name]
+            vectors = (embedding(ids.clamp(min=0)) * (ids >= 0)[..., None]).sum(1)
+            total = vectors if total is None else total + vectors
+        assert total is not None, "a prior with labels has at least one condition"
+        return total[:, None]
+
+
+class Timing(nn.Module):
+    """[B, T, W] from the length of the song and the place of the window in it."""
+
+    def __init__(self, config: TimingConfig, sample_rate: int, width: int, init_scale: float):
+        super().__init__()
+        self.config, self.sample_rate = config, sample_rate
+        names = ("total", "position", "fraction")
+        self.tables = nn.ModuleDict(
+            {n: Table(config.bins, width, 0.01 * init_scale) for n in names}
+        )
+
+    def bins(self, timing_B3: Tensor, length: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Bin numbers: total [B, 1], position [B, T], fraction [B, T].
+
+        float32 and this order of operations are part of the model: bins at the edges depend on them (spec 7.2).
+        Values outside the range the model was built for take the first or the last bin; Jukebox refuses them.
+        """
+        total, offset, window = (timing_B3[:, i : i + 1].float() for i in range(3))
+        lowest, highest = (
+            self.config.min_seconds * self.sample_rate,
+            self.config.max_seconds * self.sample_rate,
+        )
+        end = offset + window
+        fractions = (offset / total, (end / total).clamp(0.0, 1.0))
+        return (
+            self._bin(total, lowest, highest),
+            self._bin(self._ramp(offset, end, length), 0.0, highest),
+            self._bin(self._ramp(*fractions, length), 0.0, 1.0),
+        )
+
+    @staticmethod
+    def _ramp(start_B1: Tensor, end_B1: Tensor, length: int) -> Tensor:
+        steps = (
+            torch.arange(0, length, dtype=torch.float32, device=start_B1.device).view(1, length)
+            / length
+        )
+        return start_B1 + (end_B1 - start_B1) * steps
+
+    def _bin(self, value: Tensor, lowest: float, highest: float) -> Tensor:
+        count = self.config.bins
+        return (count * ((value - lowest) / (highest - lowest))).floor().long().clamp(0, count - 1)
+
+    def forward(self, timing_B3: Tensor, length: int) -> Tensor:
+        total, position, fraction = self.bins(timing_B3, length)
+        t = self.tables
+        return t["total"](total) + t["position"](position) + t["fraction"](fraction)
+
+
+class Upper(nn.Module):
+    """Codes of the level above [B, T/ratio] to conditioning [B, T, W]."""
+
+    def __init__(self, config: UpperConfig, codes: int, width: int, init_scale: float):
+        super().__init__()
+        self.embedding = Table(codes, width, 0.02 * init_scale)
+        scale = config.depth**-0.5 if config.residual_scale else 1.0
+        stack = (config.depth, config.dilation_growth, config.dilation_cycle, config.hidden_ratio)
+        layers: list[nn.Module] = [Conv1d(width, config.width, 3, padding=1)]
+        for step in range(config.down):
+            outputs = width if step == config.down - 1 else config.width
+            stacked = residual_stack(config.width, *stack, scale=scale, zero_out=config.zero_out)
+            layers += [stacked, doubling(config.width, outputs, config.stride)]
+        self.layers = Stack(*layers)
+        self.norm = Norm(width)
+
+    def forward(self, codes_BT: Tensor) -> Tensor:
+        x_BWT = self.layers(self.embedding(codes_BT).transpose(1, 2))
+        return self.norm(x_BWT.transpose(1, 2))
+
+
+class Lyrics(nn.Module):
+    """The separate lyric encoder: causal, with a next-token loss of its own. Gives states [B, N, W] that music reads.
+
+    Because its inputs are shifted by one, state j knows the tokens before j.
+    """
+
+    def __init__(self, config: LyricsConfig, width: int, init_scale: float):
+        super().__init__()
+        assert config.encoder is not None
+        shape = config.encoder
+        self.input = ShiftedEmbedding(
+            config.size, config.tokens, shape.width, shape.init_scale, own_start=True
+        )
+        self.blocks = blocks(shape)
+        self.project = Dense(shape.width, width, 0.02 * shape.init_scale)
+        self.norm = Norm(width)
+        self.head = Dense(width, config.size, 0.02 * init_scale, bias=False)
+
+    def forward(self, tokens_BN: Tensor) -> Tensor:
+        h = self.input(tokens_BN)
+        for block in self.blocks:
+            h = block(h)
+        return self.norm(self.project(h))
+
+    def loss(self, states_BNW: Tensor, tokens_BN: Tensor) -> Tensor:
+        """Bits per lyric token."""
+        return bits(self.head(states_BNW), tokens_BN)
+
+
+class ShiftedEmbedding(nn.Module):
+    """Embeds position t as token t-1 (position 0 as a start vector) plus a learned position."""
+
+    def __init__(self, tokens: int, length: int, width: int, init_scale: float, own_start: bool):
+        super().__init__()
+        self.tokens = Table(tokens, width, 0.02 * init_scale)
+        self.positions = Table(length, width, 0.01 * init_scale)
+        self.start = Table(1, width, 0.01 * init_scale) if own_start else None
+
+    def start_vector(self, batch: int, given_B1W: Tensor | None) -> Tensor:
+        if self.start is None:
+            assert given_B1W is not None, "a prior with labels needs its start vector"
+            return given_B1W
+        device = self.start.weight.device
+        return self.start(torch.zeros(batch, 1, dtype=torch.long, device=device))
+
+    def one(self, previous_B: Tensor | None, t: int, start_B1W: Tensor) -> Tensor:
+        """Position t alone [B, 1, W], from the token before it (None at t = 0)."""
+        content = start_B1W if previous_B is None else self.tokens(previous_B)[:, None]
+        return content + self.positions.weight[t]
+
+    def forward(
+        self, tokens_BT: Tensor, start_B1W: Tensor | None = None, added_BTW: Tensor | None = None
+    ) -> Tensor:
+        """[B, T, W]; `added_BTW` is the conditioning of each position."""
+        length = tokens_BT.shape[1]
+        first = self.start_vector(len(tokens_BT), start_B1W)
+        shifted = torch.cat([first, self.tokens(tokens_BT[:, :-1])], dim=1)
+        h = shifted + self.positions(torch.arange(length, device=tokens_BT.device))
+        return h if added_BTW is None else h + added_BTW
+
+
+def bits(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
+    """Mean cross-entropy in bits."""
+    loss = F.cross_entropy(logits_BTV.float().flatten(0, 1), targets_BT.flatten())
+    return loss / torch.log(torch.tensor(2.0, device=loss.device))

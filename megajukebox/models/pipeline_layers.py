@@ -1,0 +1,141 @@
+"""A prior as a list of layers that hand each other tuples: what a pipeline cuts into stages.
+
+The list is entrance, blocks, exit. `Prior.forward` and the cached decoder walk the same blocks; tests keep them equal.
+Between two layers travel only what the rest still reads, in this order:
+
+    h [B, T, W]   added [B, T, W], where the exit adds it again   lyrics [B, N, W], until the last layer that reads them
+    words [], the loss of the lyric encoder
+"""
+
+# B batch   T positions   W width   N lyric tokens   V vocabulary
+from collections.abc import Callable
+from typing import cast
+
+from torch import Tensor, nn
+
+from megajukebox.models.conditioners import Table
+from megajukebox.models.prior import Entrance, PriorConfig, loss_and_metrics
+from megajukebox.models.transformer import Block
+
+State = tuple[Tensor, ...]
+TIED = "input.tokens.weight"  # what entrance and exit share, where the head is not separate
+
+
+def carried(config: PriorConfig, layer: int) -> list[str]:
+    """The names of what travels into block `layer` (0-based; the number of blocks: into the exit)."""
+    patterns = config.transformer.patterns
+    told = config.timing or config.upper or (config.labels and config.labels_everywhere)
+    encoded = config.lyrics is not None and config.lyrics.mode == "encoder"
+    kept = {
+        "h": True,
+        "added": bool(told) and not config.separate_head,
+        "lyrics": "lyrics" in patterns[layer:],
+        "words": encoded,
+    }
+    return [name for name, travels in kept.items() if travels]
+
+
+def inputs(config: PriorConfig, batch: dict) -> State:
+    """A batch of `Prior.forward` as the tuple that the entrance takes apart again."""
+    return (
+        *(batch["conditions"][name] for name in config.labels),
+        *(batch[name] for name in _fields(config)),
+    )
+
+
+def _batch(config: PriorConfig, given: State) -> dict:
+    names = list(config.labels)
+    conditions = dict(zip(names, given))
+    return {"conditions": conditions, **dict(zip(_fields(config), given[len(names) :]))}
+
+
+def _fields(config: PriorConfig) -> list[str]:
+    wanted = {
+        "codes": True,
+        "timing": config.timing,
+        "upper_codes": config.upper,
+        "lyrics": config.lyrics,
+    }
+    return [name for name, told in wanted.items() if told]
+
+
+class First(Entrance):
+    """The entrance: from the tuple of a batch to the first state."""
+
+    def forward(self, given: State) -> State:
+        batch = _batch(self.config, given)
+        told, tokens = self.conditioning(batch), self.tokens(batch)
+        h = self.input(tokens, told.start, told.added)
+        made = {
+            "h": h,
+            "added": told.added,
+            "lyrics": told.lyrics,
+            "words": self.encoder_bits(batch, told),
+        }
+        return tuple(
+            tensor for name in carried(self.config, 0) if (tensor := made[name]) is not None
+        )
+
+
+class Middle(nn.Module):
+    """Block number `layer`."""
+
+    def __init__(self, config: PriorConfig, layer: int):
+        super().__init__()
+        self.block = Block(
+            config.transformer, config.transformer.patterns[layer], config.attended_prefix
+        )
+        self.takes, self.gives = carried(config, layer), carried(config, layer + 1)
+
+    def forward(self, given: State) -> State:
+        state = dict(zip(self.takes, given))
+        reads = self.block.attention.pattern == "lyrics"
+        state["h"] = self.block(state["h"], state["lyrics"]) if reads else self.block(state["h"])
+        return tuple(state[name] for name in self.gives)
+
+
+class Last(nn.Module):
+    """The exit: logits in float32, from its own matrix (`separate_head`) or from the embedding of the tokens."""
+
+    def __init__(self, config: PriorConfig):
+        super().__init__()
+        shape = config.transformer
+        self.config = config
+        if config.separate_head:
+            self.head = nn.Linear(shape.width, config.vocabulary, bias=False)
+        else:
+            self.input = nn.Module()  # the tied matrix under the name that it has in the entrance
+            self.input.tokens = Table(config.vocabulary, shape.width, 0.02 * shape.init_scale)
+
+    def forward(self, given: State) -> State:
+        return read_out(self, given)
+
+
+def read_out(tied: nn.Module, given: State) -> State:
+    """(logits [B, T, V], words) with the matrix of `tied`: the exit, or the entrance where both are on one stage."""
+    config = cast(PriorConfig, tied.config)
+    state = dict(zip(carried(config, config.transformer.depth), given))
+    h = state["h"] + state["added"] if "added" in state else state["h"]
+    matrix = tied.get_parameter("head.weight" if config.separate_head else TIED)
+    logits = nn.functional.linear(h, matrix).float()
+    return (logits, *(state[name] for name in ("words",) if name in state))
+
+
+def loss_of(
+    config: PriorConfig, given: State, tokens_BT: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Loss [] and metrics as `Prior.forward` gives them, from what the exit gave."""
+    return loss_and_metrics(config, given[0], tokens_BT, given[1] if len(given) > 1 else None)
+
+
+def layers(config: PriorConfig) -> list[Callable[[], nn.Module]]:
+    """What builds each layer, in the order in which `Prior` draws its first weights."""
+    blocks = [
+        lambda layer=layer: Middle(config, layer) for layer in range(config.transformer.depth)
+    ]
+    return [lambda: First(config), *blocks, lambda: Last(config)]
+
+
+def name_in_prior(layer: int, name: str) -> str:
+    """What `Prior` calls the parameter `name` of layer number `layer` of the list."""
+    return name.replace("block.", f"blocks.{layer - 1}.", 1) if name.startswith("block.") else name

@@ -1,0 +1,106 @@
+"""One archive of what somebody far away needs to understand a sick run: text only, small, and without secrets."""
+
+import io
+import json
+import os
+import tarfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+from megajukebox.common.redaction import HIDDEN, is_secret, redact, redacted
+from megajukebox.monitoring.collect.host import machine
+from megajukebox.monitoring.collect.run_reader import RunReader
+from megajukebox.monitoring.doctor import checks
+from megajukebox.monitoring.exporters.terminal import as_json
+
+TEXTS = (
+    "run.yaml",
+    "model.json",
+    "generation.json",
+    "heartbeats/*.json",
+    "exits/*.json",
+    "hangs/*",
+    "*.log",
+    "logs/*",
+)
+LARGEST = 2 << 20  # bytes of one file; of a longer one the end, which is what tells
+VARIABLES = (
+    "SLURM",
+    "NCCL",
+    "TORCH",
+    "CUDA",
+    "DEEPSPEED",
+    "DS_",
+    "OMP_",
+    "MASTER_",
+    "RANK",
+    "WORLD_SIZE",
+    "GLOO",
+)
+
+
+def write_bundle(run: Path, out: Path) -> int:
+    """Write the .tar.gz; returns how many files are in it."""
+    parts = dict(contents(run))
+    partial = out.with_name(f"{out.name}.partial")
+    with tarfile.open(partial, "w:gz") as tar:
+        for name, text in parts.items():
+            data = text.encode("utf-8", "replace")
+            member = tarfile.TarInfo(f"{run.resolve().name}/{name}")
+            member.size, member.mtime = len(data), int(time.time())
+            tar.addfile(member, io.BytesIO(data))
+    os.replace(partial, out)
+    return len(parts)
+
+
+def contents(run: Path) -> Iterator[tuple[str, str]]:
+    """Name and text of every part, secrets hidden."""
+    yield (
+        "state.json",
+        json.dumps(redacted(as_json([RunReader(run, run.resolve().name).read()])), indent=1),
+    )
+    findings = [
+        checks.check_versions(),
+        checks.check_gpus(),
+        checks.check_locks(),
+        checks.check_run(run),
+    ]
+    yield "doctor.json", json.dumps(redacted([asdict(finding) for finding in findings]), indent=1)
+    yield "machine.json", json.dumps(redacted(asdict(machine())), indent=1)
+    yield "environment.json", json.dumps(environment(), indent=1)
+    yield "files.txt", "\n".join(listing(run))
+    for name in ("events.jsonl", "metrics.jsonl"):
+        if is_inside(run / name, run):
+            yield name, redact(end_of(run / name))
+    for pattern in TEXTS:
+        for path in sorted(run.glob(pattern)):
+            if is_inside(path, run):
+                yield str(path.relative_to(run)), redact(end_of(path))
+
+
+def environment() -> dict[str, str]:
+    """Variables of SLURM, NCCL, torch and the launchers; no others, and none that is a secret."""
+    known = {name: value for name, value in os.environ.items() if name.startswith(VARIABLES)}
+    return {
+        name: HIDDEN if is_secret(name) else redact(value) for name, value in sorted(known.items())
+    }
+
+
+def listing(run: Path) -> Iterator[str]:
+    """Every file of the run with its size and age."""
+    for path in sorted(run.rglob("*")):
+        facts = path.lstat()
+        yield f"{facts.st_size:>14} {time.time() - facts.st_mtime:>10.0f} s {path.relative_to(run)}"
+
+
+def is_inside(path: Path, run: Path) -> bool:
+    """A file of the run itself, not something that a link in it leads to."""
+    return path.is_file() and path.resolve().is_relative_to(run.resolve())
+
+
+def end_of(path: Path) -> str:
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - LARGEST))
+        return file.read().decode("utf-8", "replace")

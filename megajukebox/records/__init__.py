@@ -1,0 +1,1 @@
+"""What one process writes into a run folder and another reads: typed, versioned records."""

@@ -1,0 +1,100 @@
+"""The few things a run asks of SLURM, all through its commands; outside a job each does nothing.
+
+A run is a job array that runs one task at a time (`--array=1-60%1`): when one ends, for whatever reason, the next
+starts within seconds and goes on from the newest checkpoint. (`scontrol requeue` was measured to wait two minutes.)
+"""
+
+import os
+import re
+import subprocess
+
+
+def job() -> str | None:
+    return os.environ.get("SLURM_JOB_ID")
+
+
+def chain() -> str | None:
+    """The job array that this job is a task of."""
+    return os.environ.get("SLURM_ARRAY_JOB_ID")
+
+
+def ask(*command: str) -> str:
+    """What a command of SLURM prints; nothing if it fails, for a run must outlive its controller."""
+    try:
+        env = os.environ | {"SLURM_BITSTR_LEN": "0"}  # do not shorten the list of an array's tasks
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=60, env=env
+        ).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+
+
+def successors() -> list[str]:
+    """The tasks of this job's array that wait, as scontrol wants them: ["12_[4-60%1]"]."""
+    array = chain()
+    return (
+        ask(
+            "squeue", "--noheader", "--jobs", array, "--states", "PENDING", "--format", "%i"
+        ).split()
+        if array
+        else []
+    )
+
+
+def cancel_successors() -> None:
+    array = chain()
+    if array:
+        ask("scancel", "--state=PENDING", array)
+
+
+def hold_successors() -> None:
+    """They wait until a person says `scontrol release`."""
+    for name in successors():
+        ask("scontrol", "uhold", plain(name))
+
+
+def exclude(nodes: list[str]) -> None:
+    """The successors will not run on `nodes`."""
+    for name in successors():
+        ask("scontrol", "update", f"JobId={plain(name)}", f"ExcNodeList={','.join(nodes)}")
+
+
+def plain(name: str) -> str:
+    """12_[4-60%1] -> 12_[4-60]: the number of tasks that may run at once is not part of a name."""
+    return name.partition("%")[0].rstrip("]") + "]" if "[" in name else name
+
+
+def requeue() -> None:
+    """This job starts again later (measured: after two minutes), under its own number."""
+    number = job()
+    if number:
+        ask("scontrol", "requeue", number)
+
+
+def nodes() -> list[str]:
+    """The nodes of this job, the one of rank 0 first."""
+    return ask("scontrol", "show", "hostnames", os.environ.get("SLURM_JOB_NODELIST", "")).split()
+
+
+def living_nodes() -> list[str]:
+    """Those of this job's nodes that SLURM has not lost: a job with --no-kill goes on without them."""
+    told = (
+        ask("squeue", "--noheader", "--jobs", job() or "", "--states", "RUNNING", "--format", "%N")
+        if job()
+        else ""
+    )
+    return ask("scontrol", "show", "hostnames", told).split() if told else nodes()
+
+
+def address(node: str) -> str:
+    """Where SLURM itself reaches a node; its name need not mean anything to anybody else."""
+    found = re.search(r"NodeAddr=(\S+)", ask("scontrol", "show", "node", node))
+    return found[1] if found else node
+
+
+def runs_elsewhere(number: str | None) -> bool:
+    """Whether job `number` is running and is no task of this job's array."""
+    if not number or not job() or number == job():
+        return False
+    state = ask("squeue", "--noheader", "--jobs", number, "--format", "%T %F").split()
+    return len(state) == 2 and state[0] == "RUNNING" and state[1] != chain()

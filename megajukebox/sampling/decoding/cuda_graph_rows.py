@@ -1,0 +1,111 @@
+"""A window sampled without a word from the host: what a step needs is on the device, so that it can be a CUDA graph.
+
+The column of a step is fixed when it is captured (reads of the current row have a fixed length), the row is a number on
+the device: one graph a column, each replayed once a row. Between rows the host only turns the caches. On a CPU the same
+code runs without capture, which is how it is tested; no GPU has run it yet.
+
+Near ties are noted on the device, and looked at once a row: the row is made again from the first that the plain pass
+decides otherwise.
+"""
+
+# B songs   T positions of the window   R rows
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from megajukebox.sampling.decoding.decoder import Packed, WindowDecoder, decoding
+from megajukebox.sampling.decoding.kv_cache import Place
+from megajukebox.sampling.decoding.window_sampler import Progress, Window, fill, settled, take
+
+
+class RowSteps:
+    """The steps of one row, by column: the row, the mask of the rows to come and the tokens live on the device."""
+
+    def __init__(self, packed: Packed, window: Window, decoder: WindowDecoder, capture: bool):
+        self.packed, self.window, self.decoder, self.capture = packed, window, decoder, capture
+        device, length = window.tokens_BT.device, window.tokens_BT.shape[1]
+        self.row = torch.zeros(1, dtype=torch.long, device=device)
+        self.rows_seen = torch.zeros(1, decoder.rows, dtype=torch.bool, device=device)
+        self.every, self.places = (
+            torch.arange(decoder.rows, device=device),
+            torch.arange(length, device=device),
+        )
+        self.close_BT = torch.zeros_like(window.known_BT)
+        self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
+
+    def enter(self, row: int) -> None:
+        """Go to a row; rows must come in order."""
+        self.decoder.enter(row)
+        self.row.fill_(row)
+        torch.le(self.every[None], self.row, out=self.rows_seen)
+
+    def run(self, column: int) -> None:
+        if not self.capture:
+            self.step(column)
+            return
+        if column not in self.graphs:
+            self.graphs[column] = self.captured(column)
+        self.graphs[column].replay()
+
+    def captured(self, column: int) -> torch.cuda.CUDAGraph:
+        """The step as a graph. Warming up writes the same codes and keys as the replay will: it may be done twice."""
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            self.step(column)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self.step(column)
+        return graph
+
+    def step(self, column: int) -> None:
+        decoder, window = self.decoder, self.window
+        t = self.row * decoder.row + column  # [1]
+        h, added = self.embedded(t), None
+        if decoder.given.added is not None:
+            added = decoder.given.added.index_select(1, t)
+        flat = (self.places <= t)[None]
+        place = Place(column, 1, column, self.row, decoder.rows, self.rows_seen, t, flat)
+        logits = decoder.through(self.packed, h, added, place)
+        prefix = window.prior.config.prefix_tokens
+        found = window.draw(logits, window.first_B[:, None] + t - prefix)
+        kept, known = window.tokens_BT.index_select(1, t), window.known_BT.index_select(1, t)
+        window.tokens_BT.index_copy_(1, t, torch.where(known, kept, found.codes))
+        self.close_BT.index_copy_(1, t, found.close & ~known)
+
+    def right(self, t: int, end: int) -> int:
+        """How many of the codes t .. end - 1 may stay: all up to the first near tie that is decided otherwise."""
+        close = self.close_BT[:, t:end]
+        if not self.packed.exact or not bool(close.any()):
+            return end - t
+        made = self.window.tokens_BT[:, t:end].clone()
+        return take(self.window, t, settled(self.window, made, close, t, made), made)
+
+    def embedded(self, t: Tensor) -> Tensor:
+        entry = self.window.prior.input
+        before = entry.tokens(self.window.tokens_BT.index_select(1, (t - 1).clamp(min=0)))
+        content = torch.where((t == 0)[:, None, None], self.decoder.start, before)
+        return content + F.embedding(t, entry.positions.weight)
+
+
+@torch.inference_mode()
+def sample_window_rows(
+    packed: Packed, window: Window, progress: Progress = lambda t: None
+) -> Tensor:
+    """`sample_window` with the host out of the way; captured where there is a GPU."""
+    begin, until = window.beginning(), window.last()
+    with decoding(window.prior, window.given, len(window.tokens_BT)) as decoder:
+        fill(decoder, window, begin)
+        steps = RowSteps(packed, window, decoder, capture=window.tokens_BT.device.type == "cuda")
+        t = begin
+        while t < until:
+            row, column = divmod(t, decoder.row)
+            steps.enter(row)
+            end = min(until, (row + 1) * decoder.row)
+            for c in range(column, column + end - t):
+                steps.run(c)
+            t += steps.right(t, end)
+            if t == end:
+                progress(t)
+    return window.tokens_BT

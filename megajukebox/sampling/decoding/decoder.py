@@ -1,0 +1,179 @@
+"""A window of codes in the making: its caches, and the logits of one or several next positions.
+
+`Packed` holds the layers of a prior, their weights laid out for steps of few rows (linear.py). The same memory may be
+stepped by two of them: a rough int8 one that guesses, and the real one that decides and writes over the guess.
+"""
+
+# B songs   U distinct beginnings   N positions of a step   T positions of the window   V vocabulary   W width
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from megajukebox.models.prior import Conditioning, Prior
+from megajukebox.models.transformer import Block
+from megajukebox.sampling.decoding.kv_cache import LayerCache, Place, attention_cache
+from megajukebox.sampling.decoding.packed_linear import Linear, packed
+
+GELU = torch.tensor(
+    1.702
+)  # a number of Python's would be made a tensor at each step, for three times the price
+
+
+class Step(Protocol):
+    """What one step of a decoder is about: at least, how many positions."""
+
+    @property
+    def size(self) -> int: ...
+
+
+AnyStep = TypeVar("AnyStep", bound=Step, contravariant=True)
+
+
+class Layer(Protocol[AnyStep]):
+    """What remembers keys and values: of this decoder (cache.py), or of a student's (student.py)."""
+
+    def step(self, qkv_BNX: Tensor, place: AnyStep, /) -> Tensor: ...
+
+
+class PackedBlock:
+    """One block of a transformer for steps: the sums of `Block.update`, over [M, W] = all positions of all songs."""
+
+    def __init__(self, block: Block, int8: bool):
+        attention, mlp = block.attention, block.mlp
+        reads_lyrics = attention.pattern == "lyrics"
+        self.project: Linear = packed(attention.query if reads_lyrics else attention.project, int8)
+        self.merge, self.widen, self.narrow = (
+            packed(x, int8) for x in (attention.merge, mlp.widen, mlp.narrow)
+        )
+        norms = (block.norm_attention, block.norm_mlp)
+        self.norms = [
+            (n.normalized_shape, n.weight.detach().float(), n.bias.detach().float(), n.eps)
+            for n in norms
+        ]
+        self.scale = block.scale
+
+    def norm(self, which: int, x_MW: Tensor) -> Tensor:
+        shape, weight, bias, eps = self.norms[which]
+        if (
+            x_MW.dtype == torch.float32
+        ):  # the conversions cost as much as the norm, even where they do nothing
+            return torch.layer_norm(x_MW, shape, weight, bias, eps)
+        return torch.layer_norm(x_MW.float(), shape, weight, bias, eps).to(x_MW.dtype)
+
+    def __call__(self, h_MW: Tensor, cache: Layer[AnyStep], place: AnyStep) -> Tensor:
+        qkv_MX = self.project(self.norm(0, h_MW))
+        a_MW = self.merge(
+            cache.step(qkv_MX.view(-1, place.size, qkv_MX.shape[1]), place).flatten(0, 1)
+        )
+        x_MW = h_MW + a_MW
+        wide = F.silu(self.widen(self.norm(1, x_MW)).mul_(GELU), inplace=True).div_(GELU)
+        if self.scale == 1.0:
+            return x_MW.add_(self.narrow(wide))
+        return h_MW + a_MW.add_(self.narrow(wide)).mul_(self.scale)
+
+
+class Packed:
+    """The layers of `prior` for steps; `int8` rounds their weights (the head's too) to 8 bits."""
+
+    def __init__(self, prior: Prior, int8: bool = False):
+        self.prior, self.int8 = prior, int8
+        # Fewer bits differ by more than near ties are looked for.
+        self.exact = not int8 and prior.head.weight.dtype == torch.float32
+        self.blocks = [PackedBlock(block, int8) for block in prior.blocks]
+        self.head: Linear = packed(prior.head, int8)
+
+    def logits(self, h_MW: Tensor, added_MW: Tensor | None) -> Tensor:
+        if added_MW is not None and not self.prior.config.separate_head:
+            h_MW = h_MW + added_MW
+        return self.head(h_MW).float()
+
+
+class WindowDecoder:
+    """The caches of one window of B songs. Make it with `decoding`."""
+
+    def __init__(self, prior: Prior, given: Conditioning, batch: int):
+        self.prior, self.given, self.length = prior, given, prior.config.length
+        self.rows = prior.config.transformer.rows
+        self.row = self.length // self.rows
+        self.start = prior.input.start_vector(batch, given.start)
+        self.layers: list[LayerCache] = [
+            attention_cache(block.attention, batch, self.length, given.lyrics)
+            for block in prior.blocks
+        ]
+        self.row_indices = torch.arange(self.rows, device=self.start.device).split(1)
+        self.current, self.reach = (
+            0,
+            1,
+        )  # the row in which the last step began, and how many it touched
+
+    def fill(self, tokens_UN: Tensor, songs_B: Tensor | None = None) -> None:
+        """Take in the N known tokens at the head of the window in one parallel pass.
+
+        `songs` says which of U beginnings each song has; the songs of one beginning must be told the same.
+        """
+        known = tokens_UN.shape[1]
+        padded = F.pad(tokens_UN, (0, -known % self.row))
+        first = (
+            None
+            if songs_B is None
+            else [int((songs_B == u).nonzero()[0]) for u in range(len(tokens_UN))]
+        )
+        start, added = (
+            x if first is None or x is None else x[first] for x in (self.start, self.given.added)
+        )
+        h = self.prior.input(padded, start, None if added is None else added[:, : padded.shape[1]])
+        for block, layer in zip(self.prior.blocks, self.layers):
+            h = block.update(h, layer.fill(block.norm_attention(h), known, songs_B))
+        self.current = (known - 1) // self.row
+
+    def step(self, packed: Packed, tokens_BT: Tensor, t: int, size: int = 1) -> Tensor:
+        """Logits [B, N, V] of positions t .. t + N - 1, given the tokens before them in `tokens`."""
+        return self.at(packed, tokens_BT, self.place(t, size))
+
+    def place(self, t: int, size: int) -> Place:
+        """Where the next step is; it begins in a row of the last step, or in the one after."""
+        self.enter(t // self.row)
+        row, column = divmod(t, self.row)
+        self.reach = -(-(column + size) // self.row)
+        return Place(t, size, column, self.row_indices[row], row + self.reach)
+
+    def enter(self, row: int) -> None:
+        assert self.current <= row <= self.current + self.reach, f"row {row} after {self.current}"
+        if row != self.current or self.reach > 1:
+            for layer in self.layers:
+                layer.turn(row - self.current)
+        self.current, self.reach = row, 1
+
+    def at(self, packed: Packed, tokens_BT: Tensor, place: Place) -> Tensor:
+        t, end = place.t, place.t + place.size
+        content = self.prior.input.tokens(tokens_BT[:, max(0, t - 1) : end - 1])
+        content = content if t else torch.cat([self.start, content], dim=1)
+        h = content + self.prior.input.positions.weight[t:end]
+        added = None if self.given.added is None else self.given.added[:, t:end]
+        return self.through(packed, h, added, place)
+
+    def through(
+        self, packed: Packed, h_BNW: Tensor, added_BNW: Tensor | None, place: Place
+    ) -> Tensor:
+        """Logits [B, N, V] of embedded positions."""
+        h_BNW = h_BNW if added_BNW is None else h_BNW + added_BNW
+        h = h_BNW.flatten(0, 1)
+        for block, layer in zip(packed.blocks, self.layers):
+            h = block(h, layer, place)
+        return packed.logits(h, None if added_BNW is None else added_BNW.flatten(0, 1)).unflatten(
+            0, (-1, place.size)
+        )
+
+
+@contextmanager
+def decoding(prior: Prior, given: Conditioning, batch: int) -> Iterator[WindowDecoder]:
+    """The decoder's memory exists only inside the block."""
+    decoder = WindowDecoder(prior, given, batch)
+    try:
+        yield decoder
+    finally:
+        decoder.layers.clear()

@@ -1,0 +1,112 @@
+"""What a level sampler is: it turns one level of some songs, partly known, into all of its codes.
+
+    class MySampler:                                    # made once for a loaded prior
+        def sample(self, job: LevelJob, progress: Progress) -> None:
+            ...                                         # writes job.codes where job.known is False, then sets it
+
+Whatever is known stays: a prompt, what lies around a range that is made anew, and what an interrupted attempt had done
+already. The codes that come out must not depend on how much of them was done before.
+"""
+
+# B songs of equal length   T codes of the whole level   U codes of the level above
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from megajukebox.conditioning.lrc import Word
+from megajukebox.conditioning.tokenizers import Tokens
+from megajukebox.models.prior import PriorConfig
+from megajukebox.sampling.decoding.token_sampling import Draw
+
+Progress = Callable[
+    [int], None
+]  # codes newly done, over all songs; job.codes and job.known hold them already
+
+# Share of a window by which the next one moves on. The top moves little: it has no level above to hold it together.
+HOPS = {"top": 0.125, "middle": 0.5, "bottom": 0.5}
+
+
+@dataclass(frozen=True)
+class Told:
+    """What one song's prior is told beside codes and timing."""
+
+    conditions: dict[str, np.ndarray]  # name -> [slots] ids
+    tokens: Tokens  # of the whole lyrics
+    words: list[Word]  # with times, if the lyrics came with them
+
+
+@dataclass
+class LevelJob:
+    """One level of B songs."""
+
+    told: list[Told]
+    codes_BT: Tensor  # int64; where known they stay, elsewhere they are written
+    known_BT: Tensor  # bool: given, or done since
+    upper_BU: Tensor | None  # codes of the level above for at least the same time
+    samples: int  # length of the songs in audio samples, which the timing is told; the level may end earlier
+    draw: Draw
+    guidance: list[float]  # a strength a song; 1 is off
+    hop_fraction: float
+    given_BT: Tensor = field(default=None)  # type: ignore[assignment]  # bool: known before any sampling
+
+    def __post_init__(self) -> None:
+        if self.given_BT is None:
+            self.given_BT = self.known_BT.clone()
+
+    @property
+    def total(self) -> int:
+        return self.codes_BT.shape[1]
+
+    def of(self, song: int) -> "LevelJob":
+        """The job of that song alone: its codes and what is known are written to the same memory."""
+        one, index = slice(song, song + 1), torch.tensor([song], device=self.codes_BT.device)
+        upper = None if self.upper_BU is None else self.upper_BU[one]
+        return replace(
+            self, told=self.told[one], codes_BT=self.codes_BT[one], known_BT=self.known_BT[one], upper_BU=upper,
+            draw=self.draw.of(index), guidance=self.guidance[one], given_BT=self.given_BT[one],
+        )  # fmt: skip
+
+    def write(self, songs: Any, start: int, codes_NT: Tensor) -> int:
+        """Put codes of those songs (an index of the first axis) from `start` on; how many of them were not known."""
+        end = start + codes_NT.shape[-1]
+        known = self.known_BT[songs, start:end]
+        new = int((~known).sum())
+        self.codes_BT[songs, start:end] = torch.where(
+            known, self.codes_BT[songs, start:end], codes_NT
+        )
+        self.known_BT[songs, start:end] = True
+        return new
+
+
+class LevelSampler(Protocol):
+    """Made for one loaded prior; `exact` says whether its codes are those of the plain sequential sampler."""
+
+    exact: bool
+
+    def sample(self, job: LevelJob, progress: Progress) -> None: ...
+
+
+def new_job(
+    told: list[Told], total: int, samples: int, draw: Draw, hop_fraction: float, upper_BU: Tensor | None = None,
+    guidance: list[float] | None = None, known_BK: Tensor | None = None,
+) -> LevelJob:  # fmt: skip
+    """A job of which at most a beginning [B, K] is known."""
+    device = draw.keys_B.device
+    codes = torch.zeros(len(told), total, dtype=torch.long, device=device)
+    known = torch.zeros(len(told), total, dtype=torch.bool, device=device)
+    if known_BK is not None:
+        done = min(total, known_BK.shape[1])
+        codes[:, :done], known[:, :done] = known_BK[:, :done], True
+    return LevelJob(
+        told, codes, known, upper_BU, samples, draw, guidance or [1.0] * len(told), hop_fraction
+    )
+
+
+def hop_of(config: PriorConfig, fraction: float) -> int:
+    """Codes by which windows move on: whole codes of the level above, or those would be of another time."""
+    ratio = config.upper.ratio if config.upper else 1
+    return max(1, int(fraction * config.window) // ratio) * ratio

@@ -1,0 +1,185 @@
+"""The windows of a level: where they start, which codes are theirs, what each is told (spec section 12.2)."""
+
+# B songs   M rows (a song and one of its windows)   T codes of the whole level   W codes of a window
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from megajukebox.conditioning.tokenizers import Tokens
+from megajukebox.conditioning.vocabulary import Vocabulary
+from megajukebox.data.stream.code_dataset import window_of_lyrics
+from megajukebox.models.prior import Conditioning, Prior, PriorConfig
+from megajukebox.sampling.decoding.token_sampling import Drawing, Guided
+from megajukebox.sampling.decoding.window_sampler import Window
+from megajukebox.sampling.levels.level_sampler import LevelJob, Told
+
+
+@dataclass(frozen=True)
+class Span:
+    """A window of a level: it begins at code `start`, its own codes are `new` .. `end` - 1."""
+
+    start: int
+    new: int
+    end: int
+
+
+def window_starts(total: int, window: int, hop: int) -> list[int]:
+    """Where windows start: every `hop` codes, the last one moved back to end with the level. [0] if one holds it all.
+
+    window 8, hop 4, total 18   |----====|        known, new
+                                    |----====|
+                                        |----====|
+                                          |------==|
+    """
+    if total <= window:
+        return [0]
+    return [min(start, total - window) for start in range(0, total - window + hop, hop)]
+
+
+def spans(total: int, window: int, hop: int) -> list[Span]:
+    """The windows in order: each code belongs to the first window that reaches it."""
+    ends = [min(start + window, total) for start in window_starts(total, window, hop)]
+    return [
+        Span(start, new, end)
+        for start, new, end in zip(window_starts(total, window, hop), [0, *ends[:-1]], ends)
+    ]
+
+
+def conditions_at(
+    config: PriorConfig,
+    told: list[Told],
+    upper_BU: Tensor | None,
+    start: int,
+    samples: int,
+    device: torch.device,
+) -> dict:
+    """The batch that conditions a window starting at code `start`, as the prior's `conditioning` wants it."""
+    return conditions_of(config, told, upper_BU, [start] * len(told), samples, device)
+
+
+def conditions_of(
+    config: PriorConfig, told: list[Told], upper_MU: Tensor | None, starts: Sequence[int], samples: int,
+    device: torch.device,
+) -> dict:  # fmt: skip
+    """The batch that conditions M rows, each with its own window from code `starts` on."""
+    places = [(samples, start * config.hop, config.window * config.hop) for start in starts]
+    names = {
+        n: torch.from_numpy(np.stack([t.conditions[n] for t in told])).to(device)
+        for n in config.labels
+    }
+    batch: dict = {"timing": torch.tensor(places, device=device), "conditions": names}
+    if config.lyrics:
+        rate, size = config.sample_rate, config.lyrics.tokens
+        lyrics = [
+            window_of_lyrics(t.tokens, t.words, *place, rate, size).ids
+            for t, place in zip(told, places)
+        ]
+        batch["lyrics"] = torch.from_numpy(np.stack(lyrics)).to(device)
+    if config.upper:
+        assert upper_MU is not None, f"the {config.level} level needs the codes above"
+        ratio = config.upper.ratio
+        assert not any(start % ratio for start in starts), (
+            f"windows at {starts} start inside a code of the level above"
+        )
+        above = [
+            upper_window(u, start // ratio, config.window // ratio)
+            for u, start in zip(upper_MU, starts)
+        ]
+        batch["upper_codes"] = torch.stack(above).to(device)
+    return batch
+
+
+def upper_window(upper_XU: Tensor, start: int, length: int) -> Tensor:
+    """`length` upper codes from `start`, [..., U]; past the end of the song the last code is held."""
+    window = upper_XU[..., start : start + length]
+    missing = length - window.shape[-1]
+    return (
+        torch.cat([window, window[..., -1:].expand(*window.shape[:-1], missing)], dim=-1)
+        if missing
+        else window
+    )
+
+
+def untold(config: PriorConfig) -> Told:
+    """What the twin of a guided song is told: nothing, as training with dropout leaves labels and lyrics out."""
+    names = {name: Vocabulary().ids([], label.slots) for name, label in config.labels.items()}
+    return Told(names, Tokens([], []), [])
+
+
+@dataclass(frozen=True)
+class Row:
+    """A song and one of its windows; rows go in lockstep."""
+
+    song: int
+    span: Span
+
+
+@torch.inference_mode()
+def window_of(prior: Prior, job: LevelJob, rows: list[Row]) -> Window:
+    """Those rows, and a twin of every guided one, as one `Window` with the codes and clamps that the job has now."""
+    config, device = prior.config, next(prior.parameters()).device
+    songs = [row.song for row in rows]
+    guided = [n for n, song in enumerate(songs) if job.guidance[song] != 1.0]
+    everyone = [*range(len(rows)), *guided]
+    told = [job.told[song] for song in songs] + [untold(config)] * len(guided)
+    starts = [rows[n].span.start for n in everyone]
+    upper = None if job.upper_BU is None else job.upper_BU[[songs[n] for n in everyone]]
+    batch = conditions_of(config, told, upper, starts, job.samples, device)
+    codes, known = _codes_of(config, job, rows, device)
+    batch["codes"] = codes[everyone]
+    draw: Drawing = job.draw.of(torch.tensor(songs, device=device))
+    if guided:
+        strengths = torch.tensor([job.guidance[songs[n]] for n in guided], device=device)
+        draw = Guided(
+            job.draw.of(torch.tensor(songs, device=device)),
+            torch.tensor(guided, device=device),
+            strengths,
+        )
+    return Window(
+        prior, _conditioning_apart(prior, batch), prior.tokens(batch), known[everyone],
+        torch.tensor(starts, device=device), draw, _sharing(told, starts, batch, known[everyone]),
+    )  # fmt: skip
+
+
+def _conditioning_apart(prior: Prior, batch: dict) -> Conditioning:
+    """What each row is given, computed for it alone: to the last bit, batch-mates do not matter."""
+    alone = [prior.conditioning(_row_of(batch, m)) for m in range(len(batch["codes"]))]
+    return Conditioning(*(None if parts[0] is None else torch.cat(parts) for parts in zip(*alone)))
+
+
+def _row_of(batch: dict, m: int) -> dict:
+    return {k: _row_of(v, m) if isinstance(v, dict) else v[m : m + 1] for k, v in batch.items()}
+
+
+def _codes_of(
+    config: PriorConfig, job: LevelJob, rows: list[Row], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Codes [M, W] and which positions [M, prefix + W] stay: what is known, and what is none of the row's business."""
+    codes, known = [], []
+    for row in rows:
+        span, room = row.span, (0, config.window - (row.span.end - row.span.start))
+        codes.append(F.pad(job.codes_BT[row.song, span.start : span.end], room))
+        known.append(F.pad(job.known_BT[row.song, span.start : span.end], room, value=True))
+    stay = torch.stack(known).to(device)
+    return torch.stack(codes).to(device), F.pad(stay, (config.prefix_tokens, 0), value=True)
+
+
+def _sharing(told: list[Told], starts: list[int], batch: dict, known_MT: Tensor) -> Tensor | None:
+    """Which rows share what they are told and their known beginning: variations of one request. None: none do."""
+    unknown = (~known_MT).any(0).nonzero()
+    prefix, length = known_MT.shape[1] - batch["codes"].shape[1], known_MT.shape[1]
+    begin = max(0, (int(unknown[0]) if len(unknown) else length) - prefix)
+    upper = batch.get("upper_codes")
+    kinds: dict[tuple, int] = {}
+    songs = []
+    for m, (who, start) in enumerate(zip(told, starts)):
+        above = b"" if upper is None else upper[m].cpu().numpy().tobytes()
+        key = (id(who), start, above, batch["codes"][m, :begin].cpu().numpy().tobytes())
+        songs.append(kinds.setdefault(key, len(kinds)))
+    return (
+        torch.tensor(songs, device=known_MT.device) if begin and len(kinds) < len(songs) else None
+    )

@@ -1,0 +1,189 @@
+"""Which head of a prior follows the lyrics: chosen over a few songs, kept as `alignment.json` in the prior's run."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from megajukebox.common.files import write_whole
+from megajukebox.conditioning.lrc import Word
+from megajukebox.models.lyric_attention import lyric_layers
+from megajukebox.models.prior import Prior
+from megajukebox.sampling.levels.level_sampler import Told
+from megajukebox.sampling.lyrics.alignment import Head, align
+from megajukebox.sampling.lyrics.word_timing import (
+    SungWord,
+    in_proportion,
+    monotonicity,
+    over_words,
+    word_times,
+    words_of,
+)
+
+FILE = "alignment.json"
+# Nats a code. Heads that do not follow the lyrics scored up to 0.1, one that had learned to 1.35 (LOG.md, 2026-11-22).
+FOLLOWS = 0.3
+
+
+class Choice(BaseModel):
+    """The head whose attention gives the words their times, and how far it is to be trusted."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    layer: int
+    head: int
+    score: float | None = (
+        None  # monotonicity, nats a code; None: the pair was known, as for released weights
+    )
+    songs: int = 0  # it was chosen over
+    follows: bool = True  # False: no times are made of it
+    error_ms: float | None = None  # median error of the start of words whose times are known
+    proportion_ms: float | None = None  # the same if the words were sung evenly over the song
+    weights: str | None = None  # fingerprint of the prior
+
+    @property
+    def pair(self) -> Head:
+        return self.layer, self.head
+
+
+def read_choice(folder: Path) -> Choice | None:
+    """The choice kept in a run folder, if one was made."""
+    path = folder / FILE
+    return Choice.model_validate_json(path.read_bytes()) if path.is_file() else None
+
+
+def write_choice(folder: Path, choice: Choice) -> None:
+    write_whole(folder / FILE, (json.dumps(choice.model_dump(), indent=1) + "\n").encode())
+
+
+@dataclass(frozen=True)
+class KnownSong:
+    """A real song of `samples` audio samples, to choose by. Its words have times where they are known."""
+
+    told: Told
+    text: str
+    codes: Tensor  # [T] int64
+    samples: int
+
+    def untimed(self) -> Told:
+        """What a prior is told that must find the times itself."""
+        return replace(self.told, words=[])
+
+
+def score_heads(prior: Prior, songs: Sequence[KnownSong]) -> dict[Head, float]:
+    """The mean monotonicity of every (layer, head) that reads lyrics, in nats a code."""
+    return {
+        pair: score
+        for layer in lyric_layers(
+            prior
+        )  # layer by layer: the heads of one layer over a song fill enough memory
+        for pair, score in _score_layer(prior, songs, layer).items()
+    }
+
+
+def _score_layer(prior: Prior, songs: Sequence[KnownSong], layer: int) -> dict[Head, float]:
+    pairs = [(layer, head) for head in range(prior.config.transformer.heads)]
+    scores = []
+    for song in songs:
+        found = align(prior, [song.untimed()], _batch_of(prior, song.codes), song.samples, pairs)
+        words = words_of(song.text)
+        scores.append(
+            monotonicity(
+                np.stack([over_words(found[pair][0], song.told.tokens, words) for pair in pairs])
+            )
+        )
+    return {pair: float(score) for pair, score in zip(pairs, np.mean(scores, axis=0))}
+
+
+def _batch_of(prior: Prior, codes_T: Tensor) -> Tensor:
+    return codes_T[None].to(next(prior.parameters()).device)
+
+
+def choose(
+    prior: Prior, songs: Sequence[KnownSong], weights: str | None = None
+) -> tuple[Choice, dict[Head, float]]:
+    """The head of the best score over `songs`, and the scores of all.
+
+    Where words have known times, it follows the lyrics if it tells their times better than an even distribution does;
+    else if its score is that of a head that follows. ValueError if nothing can be chosen.
+    """
+    if not lyric_layers(prior):
+        raise ValueError(
+            f"the {prior.config.level} prior reads no lyrics; there is nothing to align"
+        )
+    if not songs:
+        raise ValueError("no song with lyrics to choose by; give code shards of songs with lyrics")
+    scores = score_heads(prior, songs)
+    (layer, head), score = max(scores.items(), key=lambda item: item[1])
+    choice = Choice(
+        layer=layer,
+        head=head,
+        score=score,
+        songs=len(songs),
+        follows=score > FOLLOWS,
+        weights=weights,
+    )
+    error, even = errors(prior, songs, choice.pair)
+    if not len(error):
+        return choice, scores
+    error_ms, even_ms = float(np.median(error)), float(np.median(even))
+    known = {
+        "error_ms": error_ms,
+        "proportion_ms": even_ms,
+        "follows": choice.follows and error_ms < even_ms,
+    }
+    return choice.model_copy(update=known), scores
+
+
+def errors(prior: Prior, songs: Sequence[KnownSong], pair: Head) -> tuple[np.ndarray, np.ndarray]:
+    """How far (ms) each word's start is from its known one: by the head `pair`, and sung evenly over the song."""
+    ours: list[float] = []
+    even: list[float] = []
+    for song in songs:
+        known = {word.start_char: word.t0 for word in song.told.words}
+        spans = words_of(song.text)
+        proportional = in_proportion(
+            song.told.tokens, spans, song.samples / prior.config.sample_rate
+        )
+        found = (
+            sung_words(prior, song.untimed(), song.text, song.codes, song.samples, pair)
+            if known
+            else []
+        )
+        for word, t in zip(found, proportional):
+            if word.start_char in known:
+                ours.append(abs(word.t0 - known[word.start_char]) * 1000)
+                even.append(abs(t - known[word.start_char]) * 1000)
+    return np.array(ours), np.array(even)
+
+
+@torch.inference_mode()
+def sung_words(
+    prior: Prior,
+    told: Told,
+    text: str,
+    codes_T: Tensor,
+    samples: int,
+    pair: Head,
+    whole: bool = True,
+) -> list[SungWord]:
+    """When each word of `text` is sung in `codes`, read from one head; [] where there are no words.
+
+    Not `whole`: the codes end before the song does, and with them perhaps some of the words are left.
+    """
+    words = words_of(text)
+    if not words or not told.tokens.ids or not len(codes_T):
+        return []
+    attention = align(prior, [told], _batch_of(prior, codes_T), samples, [pair])[pair][0]
+    seconds_per_code = prior.config.hop / prior.config.sample_rate
+    return word_times(over_words(attention, told.tokens, words), words, seconds_per_code, whole)
+
+
+def as_json(text: str, words: Sequence[Word]) -> list[dict]:
+    """Words with their times as a sample's JSON has them."""
+    return [{"text": text[w.start_char : w.end_char], **vars(w)} for w in words]

@@ -1,0 +1,40 @@
+"""Real songs of code shards, told to a prior as in training: what its heads are chosen and judged by."""
+
+import torch
+
+from megajukebox.conditioning.lrc import parse_lrc
+from megajukebox.conditioning.vocabulary import Vocabulary
+from megajukebox.data.shards.shard_set import ShardSet
+from megajukebox.data.stream.code_dataset import names_of, read_codes
+from megajukebox.sampling.jukebox import LevelRun
+from megajukebox.sampling.levels.level_sampler import Told
+from megajukebox.sampling.lyrics.head_selection import KnownSong
+
+
+def check_codes(run: LevelRun, codes: ShardSet) -> None:
+    """The prior must have been trained on codes of the VQ-VAE that made these."""
+    if codes.index["kind"] != "codes":
+        raise ValueError(f"{codes.folder} holds {codes.index['kind']}, not codes; run encode first")
+    trained_on, made_by = run.facts.get("vqvae"), codes.index["vqvae"]["fingerprint"]
+    if trained_on not in (None, made_by):
+        raise ValueError(
+            f"{codes.folder} was made by VQ-VAE {made_by[:12]}, {run.folder} reads the codes of {trained_on[:12]};"
+            " encode the songs with the VQ-VAE beside the prior"
+        )
+
+
+def known_song(run: LevelRun, codes: ShardSet, row: int) -> KnownSong:
+    """One song of the shards, told as in training."""
+    assert run.tokenizer is not None
+    facts = codes.read_facts(row)
+    text, words = parse_lrc(codes.read_member(row, "lyrics").decode())
+    names = {
+        name: run.vocabularies.get(name, Vocabulary()).ids(names_of(facts, name), label.slots)
+        for name, label in run.config.labels.items()
+    }
+    samples = int(codes.songs["frames"][row])
+    with codes.open_member(row, run.config.level) as file:
+        row_codes = read_codes(file, 0, samples // run.config.hop)
+    return KnownSong(
+        Told(names, run.tokenizer.encode(text), words), text, torch.from_numpy(row_codes), samples
+    )

@@ -1,0 +1,97 @@
+"""Audio that can be heard while its level is still being sampled: decoded as soon as its codes are there.
+
+The pieces lie on a grid of their own, so the audio of a level is the same however its codes came.
+"""
+
+# T codes of a level
+import os
+import struct
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from megajukebox.data.audio import quantised
+from megajukebox.models.chunked_codec import decode_piece, reach
+from megajukebox.models.vqvae import VQVAE
+
+PIECE_SECONDS = 2.0
+HEADER = 44  # bytes of a wav file before its samples
+
+
+def piece_size(vqvae: VQVAE, level: str) -> int:
+    return max(1, int(PIECE_SECONDS * vqvae.config.sample_rate) // vqvae.config.hops[level])
+
+
+def decode_all(vqvae: VQVAE, codes_T: Tensor, level: str) -> Tensor:
+    """Mono audio [T*hop], the same as a stream writes."""
+    size = piece_size(vqvae, level)
+    pieces = [
+        decode_piece(vqvae, codes_T, level, start, size).clamp(-1, 1)
+        for start in range(0, len(codes_T), size)
+    ]
+    return torch.cat(pieces)
+
+
+class AudioStream:
+    """Writes <name>.part.wav as codes come (16 bits, mono; a player may open it at any moment), at last <name>.wav.
+
+    A part that an interrupted attempt left is written over piece by piece: it never holds less than was heard before.
+    """
+
+    def __init__(self, vqvae: VQVAE, level: str, path: Path):
+        self.vqvae, self.level, self.path = vqvae, level, path
+        self.size, self.context = piece_size(vqvae, level), reach(vqvae.level(level).decoder)
+        self.hop, self.rate = vqvae.config.hops[level], vqvae.config.sample_rate
+        self.part = part_of(path)
+        self.at = 0  # codes that are decoded
+        self.file: BinaryIO | None = None
+
+    def feed(self, codes_T: Tensor, done: int) -> None:
+        """`done` codes from the beginning are final; decode what can be decoded of them."""
+        while self.at < len(codes_T) and (
+            done == len(codes_T) or self.at + self.size + self.context <= done
+        ):
+            audio = decode_piece(self.vqvae, codes_T, self.level, self.at, self.size).clamp(-1, 1)
+            self._write(audio.float().cpu().numpy())
+            self.at = min(self.at + self.size, len(codes_T))
+        if done == len(codes_T):
+            self._finish()
+
+    def _write(self, audio: np.ndarray) -> None:
+        if self.file is None:
+            self.file = open(self.part, "r+b" if self.part.exists() else "w+b")  # noqa: SIM115  (open for a level)
+        self.file.seek(HEADER + 2 * self.at * self.hop)
+        self.file.write(quantised(audio, 16).astype("<i2").tobytes())
+        self.file.flush()  # before the header says that it is there
+        self._tell(self.file.seek(0, os.SEEK_END) - HEADER)
+
+    def _tell(self, data: int) -> None:
+        """Write the header for `data` bytes of samples."""
+        assert self.file is not None
+        self.file.seek(0)
+        form = (b"fmt ", 16, 1, 1, self.rate, 2 * self.rate, 2, 16)  # PCM, one channel
+        self.file.write(
+            struct.pack("<4sI4s4sIHHIIHH4sI", b"RIFF", 36 + data, b"WAVE", *form, b"data", data)
+        )
+        self.file.flush()
+
+    def _finish(self) -> None:
+        if self.file is not None:
+            self.file.truncate(HEADER + 2 * self.at * self.hop)
+            self._tell(2 * self.at * self.hop)
+            self.file.close()
+            os.replace(self.part, self.path)
+            self.file = None
+
+
+def part_of(path: Path) -> Path:
+    return path.with_suffix(".part.wav")
+
+
+def finished(known_T: Tensor) -> int:
+    """How many codes from the beginning are known."""
+    unknown = (~known_T).nonzero()
+    return int(unknown[0]) if len(unknown) else len(known_T)

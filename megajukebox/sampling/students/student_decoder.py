@@ -1,0 +1,315 @@
+"""One window after another is for the teacher: a student emits many slots of many windows at each step, with caches.
+
+Its slow twin `emit_slowly` makes a full forward pass for every step.
+"""
+
+# B windows   N slots of a step   S keys of a slot   T slots of a window   R rows   L slots in a row   H heads   D size
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from megajukebox.models.grid_order import (
+    NEVER,
+    Sight,
+    attend_in_order,
+    before,
+    beside,
+    gathered,
+    opened,
+)
+from megajukebox.models.prior import Conditioning
+from megajukebox.models.student import Student
+from megajukebox.models.transformer import Attention, Block
+from megajukebox.sampling.decoding.decoder import Packed, PackedBlock
+from megajukebox.sampling.decoding.token_sampling import Draw
+from megajukebox.sampling.levels.level_sampler import Progress
+
+
+@dataclass(frozen=True)
+class Draws:
+    """How codes are drawn for B windows: each song's `Draw`, and where in its song each window starts (in codes)."""
+
+    draw: Draw
+    first_B: Tensor  # int64
+
+    def __call__(self, logits_BNV: Tensor, slots_N: Tensor) -> Tensor:
+        """Codes [B, N] of the slots: each with the noise of its own place in the song, as the teacher's."""
+        return self.draw(logits_BNV, self.first_B[:, None] + slots_N).codes
+
+
+@dataclass(frozen=True)
+class Step:
+    """Slots of equal time, and by pattern which keys are seen: all made before the first step, so none waits.
+
+    Any order may gather its keys, slot by slot. Where the slots are a whole `column` of the grid, they lie together.
+    """
+
+    slots_N: Tensor
+    masks: dict[str, tuple[Tensor, Tensor | None]]  # pattern -> of `_mask`
+    keys: dict[str, Tensor]  # pattern -> [N, S] slots; of no use to a whole column
+    known_BN: Tensor | None  # whose keys are there already, and stay
+    column: int | None = None
+    width: int = 0  # columns that anyone of a whole column looks at
+
+    @property
+    def size(self) -> int:
+        return len(self.slots_N)
+
+
+def steps_of(student: Student, sight: Sight, known_BT: Tensor) -> list[Step]:
+    """The steps that emit every slot which is not known in all windows."""
+    patterns = {block.attention.pattern for block in student.blocks} - {"lyrics"}
+    known = known_BT if known_BT.any() else None
+    if student.how.order[::2] == (0, 1):
+        open_L = (~known_BT).unflatten(1, (student.how.rows, -1)).flatten(0, 1).any(0)
+        width = 0 if known is None else student.how.columns
+        return [
+            _column_step(c, width or c + 1, patterns, sight, known)
+            for c in open_L.nonzero()[:, 0].tolist()
+        ]
+    emitted_T, wanted_T = student.sight().tau_BT[0], ~known_BT.all(0)
+    found = [
+        (wanted_T & (emitted_T == time)).nonzero()[:, 0] for time in emitted_T[wanted_T].unique()
+    ]
+    return [_step(slots, patterns, sight, known) for slots in found]
+
+
+def _step(slots_N: Tensor, patterns: set[str], sight: Sight, known_BT: Tensor | None) -> Step:
+    keys, masks = {}, {}
+    for pattern in patterns:
+        wide_NS, real_NS = looked_at(pattern, slots_N, sight)
+        tau_BNS = sight.tau_BT[:, wide_NS].masked_fill(~real_NS, NEVER)
+        seen_BNS = sight.sees(tau_BNS, wide_NS, sight.tau_BT[:, slots_N, None], slots_N[:, None])
+        some_S = seen_BNS.flatten(0, 1).any(0)
+        keys[pattern], masks[pattern] = wide_NS[:, some_S], _mask(seen_BNS[..., some_S])
+    return Step(slots_N, masks, keys, None if known_BT is None else known_BT[:, slots_N])
+
+
+def _column_step(
+    column: int, width: int, patterns: set[str], sight: Sight, known_BT: Tensor | None
+) -> Step:
+    near = before if known_BT is None else beside
+
+    def keys_of(x_BRL: Tensor) -> dict[str, Tensor]:
+        return {
+            "row": x_BRL[:, :, :width],
+            "previous_row": near(x_BRL[:, :, :width], NEVER),
+            "column": x_BRL[:, None, :, column],
+            "dense": x_BRL.flatten(1)[:, None],
+            "prefix": x_BRL.flatten(1)[:, None, : sight.prefix],
+        }
+
+    tau, keys = keys_of(sight.tau_BRL), keys_of(sight.slot_1RL)
+    now_BR1, slot_1R1 = sight.tau_BRL[:, :, column, None], sight.slot_1RL[:, :, column, None]
+    masks = {p: _mask(sight.sees(tau[p], keys[p], now_BR1, slot_1R1)) for p in patterns}
+    slots = slot_1R1[0, :, 0]
+    return Step(slots, masks, {}, None if known_BT is None else known_BT[:, slots], column, width)
+
+
+def _mask(seen_BNS: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The mask [B or 1, N, S] `opened`, and who sees nothing, if anyone."""
+    mask_BNS, nothing_BN = opened(seen_BNS)
+    return mask_BNS, nothing_BN if nothing_BN.any() else None
+
+
+def looked_at(pattern: str, slots_N: Tensor, sight: Sight) -> tuple[Tensor, Tensor]:
+    """The slots [N, S] of a pattern before time is asked, and which of them are in the window at all."""
+    rows, columns = sight.tau_BRL.shape[1:]
+    along, down = (torch.arange(n, device=slots_N.device) for n in (columns, rows))
+    row, column = slots_N // columns, slots_N % columns
+    if pattern == "row":
+        keys = row[:, None] * columns + along
+    elif pattern == "column":
+        keys = down * columns + column[:, None]
+    elif pattern == "previous_row":
+        keys = torch.cat([(row[:, None] + way) * columns + along for way in (-1, 1)], dim=1)
+    else:
+        size = sight.prefix if pattern == "prefix" else rows * columns
+        keys = torch.arange(size, device=slots_N.device).expand(len(slots_N), -1)
+    inside = (keys >= 0) & (keys < rows * columns)
+    return keys.clamp(0, rows * columns - 1), inside
+
+
+class Memory:
+    """Keys and values of one layer for every slot, [B, T, H, D]: made once, never grown."""
+
+    def __init__(self, attention: Attention, batch: int, length: int, given: Conditioning):
+        self.attention = attention
+        if attention.pattern == "lyrics":
+            assert given.lyrics is not None
+            self.keys, self.values = (x.transpose(1, 2) for x in attention.lyric_keys(given.lyrics))
+            return
+        weight = attention.merge.weight
+        shape = batch, length, attention.heads, weight.shape[1] // attention.heads
+        self.keys, self.values = weight.new_zeros(shape), weight.new_zeros(shape)
+
+    def fill(self, x_BTW: Tensor, sight: Sight) -> Tensor:
+        """The attention output of a whole window, remembering all of it: what is not known is written again."""
+        if self.attention.pattern == "lyrics":
+            return self._read_lyrics(x_BTW)
+        q, self.keys[:], self.values[:] = self.attention.qkv(x_BTW)
+        return self.attention.out(
+            attend_in_order(q, self.keys, self.values, self.attention.pattern, sight)
+        )
+
+    def step(self, qkv_BNX: Tensor, step: Step) -> Tensor:
+        """What the queries of a step's slots gather, [B, N, A], from the projections of their inputs."""
+        if self.attention.pattern == "lyrics":
+            q = self.attention.split(qkv_BNX).transpose(1, 2)
+            return (
+                F.scaled_dot_product_attention(q, self.keys, self.values).transpose(1, 2).flatten(2)
+            )
+        q, k, v = (self.attention.split(x) for x in qkv_BNX.chunk(3, dim=-1))
+        for memory, new in ((self.keys, k), (self.values, v)):
+            if step.known_BN is not None:
+                new = torch.where(step.known_BN[..., None, None], memory[:, step.slots_N], new)
+            memory[:, step.slots_N] = new
+        return self._attend(q, step).flatten(2)
+
+    def _attend(self, q_BNHD: Tensor, step: Step) -> Tensor:
+        pattern, (mask_BNS, nothing_BN) = self.attention.pattern, step.masks[self.attention.pattern]
+        if step.column is None:
+            near = [
+                memory[:, step.keys[pattern]] for memory in (self.keys, self.values)
+            ]  # [B, N, S, H, D]
+        else:
+            near = [self._beside_column(memory, step) for memory in (self.keys, self.values)]
+        if near[0].ndim == 4:  # [B, S, H, D]: all slots look at the same keys
+            return gathered(q_BNHD, near[0], near[1], mask_BNS, nothing_BN)
+        mask = mask_BNS.expand(len(q_BNHD), -1, -1).flatten(0, 1)[:, None]
+        out = gathered(
+            q_BNHD.flatten(0, 1)[:, None], near[0].flatten(0, 1), near[1].flatten(0, 1), mask, None
+        )
+        out = out[:, 0].unflatten(0, q_BNHD.shape[:2])
+        return out if nothing_BN is None else out.masked_fill(nothing_BN[..., None, None], 0.0)
+
+    def _beside_column(self, memory_BTHD: Tensor, step: Step) -> Tensor:
+        """What the slots of a whole column may look at: the same [B, S, H, D], or [B, R, S, H, D] for each row."""
+        pattern, memory = (
+            self.attention.pattern,
+            memory_BTHD.unflatten(1, (self.attention.rows, -1)),
+        )
+        if pattern == "row":
+            return memory[:, :, : step.width]
+        if pattern == "previous_row":
+            return (before if step.known_BN is None else beside)(memory[:, :, : step.width], 0.0)
+        return (
+            memory[:, :, step.column]
+            if pattern == "column"
+            else memory_BTHD[:, : self.attention.prefix or None]
+        )
+
+    def _read_lyrics(self, x_BNW: Tensor) -> Tensor:
+        q = self.attention.split(self.attention.query(x_BNW)).transpose(1, 2)
+        return self.attention.out(
+            F.scaled_dot_product_attention(q, self.keys, self.values).transpose(1, 2)
+        )
+
+
+class PlainBlock:
+    """A block for steps as it is, weights where training keeps them: the twin of `PackedBlock`."""
+
+    def __init__(self, block: Block):
+        self.block = block
+
+    def __call__(self, h_MW: Tensor, memory: Memory, step: Step) -> Tensor:
+        attention = self.block.attention
+        project = attention.query if attention.pattern == "lyrics" else attention.project
+        qkv_BNX = project(self.block.norm_attention(h_MW)).unflatten(0, (-1, step.size))
+        return self.block.update(h_MW, attention.merge(memory.step(qkv_BNX, step).flatten(0, 1)))
+
+
+class StudentDecoder:
+    """The layers of a student with their memories, for B windows of which `known` [B, T] slots are given.
+
+    `packed`: the student's layers laid out for steps; a student in training must not be packed, its weights would move.
+    """
+
+    def __init__(
+        self, student: Student, given: Conditioning, known_BT: Tensor, packed: Packed | None = None
+    ):
+        self.student, self.given = student, given
+        self.sight = student.sight(known_BT if known_BT.any() else None)
+        self.steps = steps_of(student, self.sight, known_BT)
+        self.packed = packed
+        plain = [PlainBlock(block) for block in student.blocks]
+        self.blocks: Sequence[PackedBlock | PlainBlock] = packed.blocks if packed else plain
+        batch, length = known_BT.shape
+        self.layers = [Memory(block.attention, batch, length, given) for block in student.blocks]
+
+    def fill(self, codes_BT: Tensor) -> None:
+        """Take in the known codes in one parallel pass."""
+        h = self._inputs(codes_BT, torch.arange(codes_BT.shape[1], device=codes_BT.device))
+        for block, layer in zip(self.student.blocks, self.layers):
+            h = block.update(h, layer.fill(block.norm_attention(h), self.sight))
+
+    def step(self, codes_BT: Tensor, step: Step) -> Tensor:
+        """Logits [B, N, V] of a step's slots from the codes emitted before."""
+        h = self._inputs(codes_BT, step.slots_N).flatten(0, 1)
+        for block, layer in zip(self.blocks, self.layers):
+            h = block(h, layer, step)
+        added = (
+            None if self.given.added is None else self.given.added[:, step.slots_N].flatten(0, 1)
+        )
+        logits = self.packed.logits(h, added) if self.packed else self.student.predict(h, added)
+        return logits.unflatten(0, (-1, step.size))
+
+    def _inputs(self, codes_BT: Tensor, slots_N: Tensor) -> Tensor:
+        sight, length = self.sight, codes_BT.shape[1]
+        left, above = ((slots_N - back) % length for back in (1, self.student.how.columns))
+        return self.student.embed(
+            codes_BT[:, left],
+            sight.left[:, slots_N],
+            codes_BT[:, above],
+            sight.above[:, slots_N],
+            slots_N,
+            self.given,
+        )
+
+
+@contextmanager
+def student_decoding(
+    student: Student, given: Conditioning, known_BT: Tensor, packed: Packed | None = None
+) -> Iterator[StudentDecoder]:
+    """The decoder's memory exists only inside the block."""
+    decoder = StudentDecoder(student, given, known_BT, packed)
+    try:
+        yield decoder
+    finally:
+        decoder.layers.clear()
+
+
+@torch.inference_mode()
+def emit(
+    student: Student, given: Conditioning, codes_BT: Tensor, known_BT: Tensor, draws: Draws,
+    progress: Progress = lambda count: None, packed: Packed | None = None,
+) -> Tensor:  # fmt: skip
+    """`codes` [B, T] of B windows with every slot sampled that is not `known` [B, T]; known ones stay as they are."""
+    codes = codes_BT.clone()
+    with student_decoding(student, given, known_BT, packed) as decoder:
+        if known_BT.any():
+            decoder.fill(codes)
+        for step in decoder.steps:
+            drawn = draws(decoder.step(codes, step), step.slots_N)
+            codes[:, step.slots_N] = torch.where(
+                known_BT[:, step.slots_N], codes[:, step.slots_N], drawn
+            )
+            progress(len(step.slots_N))
+    return codes
+
+
+@torch.inference_mode()
+def emit_slowly(
+    student: Student, given: Conditioning, codes_BT: Tensor, known_BT: Tensor, draws: Draws
+) -> Tensor:
+    """The twin of `emit` without caches: one full forward pass for every step."""
+    codes, emitted_T = codes_BT.clone(), student.sight().tau_BT[0]
+    for time in emitted_T.unique():
+        slots = torch.nonzero(emitted_T == time)[:, 0]
+        drawn = draws(student.logits(codes, given, known_BT)[:, slots], slots)
+        codes[:, slots] = torch.where(known_BT[:, slots], codes[:, slots], drawn)
+    return codes

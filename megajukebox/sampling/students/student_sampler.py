@@ -1,0 +1,115 @@
+"""A student as a level sampler: the windows of a song together, those between known on both sides.
+
+An upsampler's windows hang together by the codes above, so they need not wait for each other:
+
+    first   |========|      |========|      |========|       all at once, from what is given alone
+    then          |==------==|    |==------==|               all at once, == known: what the first ones sampled
+
+The top has nothing above it: its windows follow each other, each continuing the one before.
+"""
+
+# B songs   M rows (a song and one of its windows)   W codes of a window
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from megajukebox.models.prior import Prior, PriorConfig
+from megajukebox.models.student import Student
+from megajukebox.sampling.decoding.decoder import Packed
+from megajukebox.sampling.levels.autoregressive import FixedPoint
+from megajukebox.sampling.levels.level_sampler import LevelJob, Progress, hop_of
+from megajukebox.sampling.levels.level_windows import Row, Span, conditions_of, spans
+from megajukebox.sampling.students.student_decoder import Draws, emit
+
+OVERLAP = 1 / 8  # of a window, on either side, that the windows between are given
+HOP = 1 / 2  # of a window, by which the top's windows move on
+
+
+@dataclass
+class StudentLevel:
+    """Samples a level with a student. At the `temperature` of its teacher's windows it draws as it was taught to."""
+
+    student: Student
+    temperature: float = 1.0
+    most_rows: int = 64  # windows in lockstep; bounds the memory
+    exact: bool = False
+
+    def __post_init__(self) -> None:
+        self.packed = Packed(self.student)
+
+    @torch.inference_mode()
+    def sample(self, job: LevelJob, progress: Progress) -> None:
+        for phase in phases(self.student.config, job.total):
+            rows = [Row(song, span) for span in phase for song in range(len(job.told))]
+            open_rows = [
+                row
+                for row in rows
+                if not bool(job.known_BT[row.song, row.span.start : row.span.end].all())
+            ]
+            for first in range(0, len(open_rows), self.most_rows):
+                self.emit(job, open_rows[first : first + self.most_rows], progress)
+
+    def emit(self, job: LevelJob, rows: list[Row], progress: Progress) -> None:
+        """Sample one window of every row, and hand on what was not known."""
+        device = job.codes_BT.device
+        songs, starts = [row.song for row in rows], [row.span.start for row in rows]
+        upper = None if job.upper_BU is None else job.upper_BU[songs]
+        told = [job.told[song] for song in songs]
+        batch = conditions_of(self.student.config, told, upper, starts, job.samples, device)
+        codes, known = (
+            torch.stack([self._cut(x, row) for row in rows]) for x in (job.codes_BT, job.known_BT)
+        )
+        draw = job.draw.of(torch.tensor(songs, device=device))
+        draws = Draws(
+            replace(draw, temperature_B=draw.temperature_B / self.temperature),
+            torch.tensor(starts, device=device),
+        )
+        emitted = emit(
+            self.student, self.student.conditioning(batch), codes, known, draws, packed=self.packed
+        )
+        new = [job.write(row.song, row.span.start, codes[: row.span.end - row.span.start]) for row, codes in
+               zip(rows, emitted)]  # fmt: skip
+        progress(sum(new))
+
+    def _cut(self, x_BT: Tensor, row: Row) -> Tensor:
+        """A row's window of the level; slots past the end of the song are sampled too, and then forgotten."""
+        window = x_BT[row.song, row.span.start : row.span.end]
+        return F.pad(window, (0, self.student.config.window - len(window)))
+
+
+@dataclass
+class Polished:
+    """The teacher's own sample, code for code, from the student's as the first guess: passes over many codes at once.
+
+    Both draw with the same noise, so most of the student's codes are right already.
+    """
+
+    student: StudentLevel
+    teacher: Prior
+    ahead: int = 32  # codes that a pass looks at
+    exact: bool = True
+
+    def sample(self, job: LevelJob, progress: Progress) -> None:
+        draft = replace(
+            job, codes_BT=job.codes_BT.clone(), known_BT=job.known_BT.clone(), given_BT=job.given_BT
+        )
+        self.student.sample(draft, lambda count: None)
+        job.codes_BT.copy_(draft.codes_BT)  # where nothing is known yet, the first guess
+        FixedPoint(self.teacher, ahead=self.ahead).sample(job, progress)
+
+
+def phases(config: PriorConfig, total: int) -> Iterator[list[Span]]:
+    """Windows that are sampled together, one list after another."""
+    if config.upper is None or total <= config.window:
+        yield from ([span] for span in spans(total, config.window, hop_of(config, HOP)))
+        return
+    # Whole rows of the grid, and whole codes of the level above.
+    unit = math.lcm(config.window // config.transformer.rows, config.upper.ratio)
+    overlap = max(unit, int(OVERLAP * config.window) // unit * unit)
+    starts = range(0, total - overlap, config.window - overlap)
+    for which in (0, 1):
+        yield [Span(start, start, min(start + config.window, total)) for start in starts[which::2]]

@@ -1,0 +1,63 @@
+"""Going on where a run stopped: the newest checkpoint that all ranks find whole, loaded."""
+
+import os
+from pathlib import Path
+
+from megajukebox.training import checkpoint
+from megajukebox.training.engines import collectives
+from megajukebox.training.engines.zero import Engine
+from megajukebox.training.run_context import Run
+from megajukebox.training.tasks import Task
+
+
+def resume(run: Run, task: Task, engine: Engine) -> int:
+    """Load the newest whole checkpoint, if the run has one; returns the first step to train (0-based).
+
+    Raises ValueError where there are checkpoints and none is whole.
+    """
+    with run.pulse.section("load"):
+        folder = newest(run)
+        if folder is None:
+            run.log.event(
+                "start", 0, ranks=run.ranks, generation=run.generation.number, **slurm_facts()
+            )
+            return 0
+        state = checkpoint.read_state(folder)
+        task.check_state(state["stream"])
+        engine.load(folder, run.pulse.progressed)
+        engine.stability.restore(state.get("stability", {}))
+        run.log.forget_after(state["step"])
+        facts = {"ranks": run.ranks, "generation": run.generation.number, **slurm_facts()}
+        run.log.event("resume", state["step"], checkpoint=folder.name, **facts)
+    return state["step"]
+
+
+def newest(run: Run) -> Path | None:
+    """The newest whole checkpoint; the ranks share the reading of its files, and must all find them whole."""
+    rejected: list[str] = []
+    for folder in collectives.from_rank_0(checkpoint.candidates(run.folder)):
+        found = collectives.gathered(checkpoint.flaws(folder, (run.rank, run.ranks)))
+        wrong = next((flaw for flaw in found if flaw), None)
+        if wrong is None:
+            return folder
+        rejected.append(f"{folder.name}: {wrong}")
+        run.log.event("reject", reason=rejected[-1])
+    try:
+        checkpoint.refuse_zero(run.folder, rejected)
+    except ValueError as error:
+        run.end.kind = "no_checkpoint"
+        run.log.event("alert", reason=str(error))
+        raise
+    return None
+
+
+def slurm_facts() -> dict[str, str]:
+    """The job and nodes of this start, where SLURM tells."""
+    names = {
+        "job": "SLURM_JOB_ID",
+        "nodes": "SLURM_STEP_NODELIST",
+        "restarts": "SLURM_RESTART_COUNT",
+    }
+    return {
+        name: os.environ[variable] for name, variable in names.items() if variable in os.environ
+    }

@@ -1,0 +1,129 @@
+"""The processes of a run: joining them, agreeing with them, and the ds_config that says how they share the work."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import deepspeed
+import psutil
+import torch
+import torch.distributed as dist
+
+from megajukebox.common.world import World, world
+from megajukebox.training.engines.ds_config import DS_CONFIGS as DS_CONFIGS
+from megajukebox.training.engines.ds_config import read_ds_config as read_ds_config
+
+T = TypeVar("T")
+AT_LOWEST = "gradients overflow at the lowest fp16 loss scale"
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss is no longer a number."""
+
+
+class LowestScale(RuntimeError):
+    """Gradients overflow in fp16, and the loss scale can fall no further."""
+
+
+@contextmanager
+def told_of_lowest_scale(engine: Any) -> Iterator[None]:
+    """Raises LowestScale if the gradient overflows inside, at the lowest loss scale.
+
+    Under ZeRO DeepSpeed says so; its optimizers for fp16 without ZeRO would stay there for ever, in silence.
+    """
+    scaling = getattr(engine.optimizer, "loss_scale_config", None)
+    lowest = scaling and scaling.dynamic_loss_scale and scaling.cur_scale <= scaling.min_loss_scale
+    last = lowest and engine.is_gradient_accumulation_boundary()
+    try:
+        yield
+    except Exception as error:  # it has no name of its own
+        if "loss scale already at minimum" not in str(error):
+            raise
+        raise LowestScale(AT_LOWEST) from None
+    if last and engine.optimizer.overflow:
+        raise LowestScale(AT_LOWEST)
+
+
+def start() -> World:
+    """Join the other processes (gloo on CPUs, NCCL on GPUs) and return this one's place."""
+    here = world()
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # Its shared-memory all-reduce compiles for minutes and leaves 66 MB in /dev/shm for every process; gloo serves.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # The group's own time limit comes after the one of the pulse, which says more (minutes; pulse.py).
+    os.environ.setdefault("DEEPSPEED_TIMEOUT", "60")
+    if torch.cuda.is_available():
+        torch.cuda.set_device(here.local_rank)
+    if not dist.is_initialized():
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+    return here
+
+
+def stop() -> None:
+    """Leave the group, so that no process waits for one that has ended."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def from_rank_0(value: T | None) -> T:
+    """`value` of rank 0, on every rank; the others may give None."""
+    return from_rank(0, value)
+
+
+def from_rank(rank: int, value: T | None) -> T:
+    box = [value]
+    dist.broadcast_object_list(box, rank)
+    found = box[0]
+    assert found is not None
+    return found
+
+
+def seed(number: int) -> None:
+    """The same first weights on every rank and in every run."""
+    torch.manual_seed(number)
+
+
+def barrier() -> None:
+    dist.barrier()
+
+
+def gathered(value: T) -> list[T]:
+    """`value` of every rank, by rank, on every rank."""
+    box: list = [None] * dist.get_world_size()
+    dist.all_gather_object(box, value)
+    return box
+
+
+def highest(*numbers: int) -> list[int]:
+    """The highest of all ranks, for each of `numbers`."""
+    asked = torch.tensor(numbers, device=_device())
+    dist.all_reduce(asked, op=dist.ReduceOp.MAX)
+    return asked.tolist()
+
+
+def memory() -> dict[str, float]:
+    """Bytes that this process holds: of the machine's memory now, of the GPU's at most so far."""
+    held = {"memory_host_bytes": float(psutil.Process().memory_info().rss)}
+    return held | (
+        {"memory_gpu_bytes": float(torch.cuda.max_memory_allocated())}
+        if torch.cuda.is_available()
+        else {}
+    )
+
+
+def total(numbers: list[int]) -> list[int]:
+    """Each of `numbers` summed over all ranks."""
+    summed = torch.tensor(numbers, device=_device())
+    dist.all_reduce(summed)
+    return summed.tolist()
+
+
+def _device() -> torch.device:
+    return (
+        torch.device("cuda", world().local_rank)
+        if torch.cuda.is_available()
+        else torch.device("cpu")
+    )

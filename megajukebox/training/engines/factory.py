@@ -1,0 +1,65 @@
+"""Which engine trains a model: what stands in its ds_config decides, and the loop cannot tell which it got."""
+
+from collections.abc import Callable, Mapping
+
+from pydantic import BaseModel
+from torch import Tensor, nn
+
+from megajukebox.models.prior import PriorConfig
+from megajukebox.training.config import TrainingSettings
+from megajukebox.training.engines import collectives
+from megajukebox.training.engines.model_init import building, fill
+from megajukebox.training.engines.pipeline import PipelineEngine
+from megajukebox.training.engines.zero import Engine
+from megajukebox.training.spike_detection import Rules
+
+
+def engine_of(
+    config: BaseModel,
+    build: Callable[[], nn.Module],
+    ds_config: dict,
+    settings: TrainingSettings,
+    weights: Mapping[str, Tensor] | None = None,
+) -> Engine:
+    """The engine for the model of `config`, its first weights drawn from the seed whatever the way of training.
+
+    Those named in `weights` take their values instead.
+
+    Raises ValueError for a pipeline of anything but a prior.
+    """
+    rules = Rules(
+        settings.spike_sigmas, settings.spike_window, settings.bad_steps, settings.bad_within
+    )
+    if "pipeline" in ds_config:
+        if not isinstance(config, PriorConfig):
+            raise ValueError(
+                "only priors train as a pipeline; choose a ds_config without `pipeline`"
+            )
+        if settings.freeze:
+            raise ValueError(
+                "a pipeline trains all parts; leave freeze out, or choose a ds_config without `pipeline`"
+            )
+        return PipelineEngine(config, ds_config, settings.seed, weights, rules, settings.ema_decay)
+    collectives.seed(settings.seed)
+    with building(ds_config):
+        model = build()
+    fill(dict(model.named_parameters()) | dict(model.named_buffers()), weights or {})
+    freeze(model, settings.freeze)
+    return Engine(model, ds_config, rules, settings.ema_decay)
+
+
+def freeze(model: nn.Module, parts: tuple[str, ...]) -> None:
+    """Parameters of `parts`, such as `lyrics` or `blocks.3`, are no longer trained. ValueError for an unknown part."""
+    for part in parts:
+        frozen = [
+            p for name, p in model.named_parameters() if name == part or name.startswith(f"{part}.")
+        ]
+        if not frozen:
+            known = dict.fromkeys(name.split(".")[0] for name, _ in model.named_parameters())
+            raise ValueError(
+                f"freeze: the model has no part {part!r}; it has {', '.join(known)}, and parts of those"
+            )
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ValueError("freeze leaves nothing to train; name fewer parts")

@@ -1,0 +1,165 @@
+"""What a training pass needs, found by running the real model on the meta device: every tensor counted, none made."""
+
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import flop_registry, sdpa_flop_count
+
+from megajukebox.models import convnet
+from megajukebox.models.codebook import Codebook
+
+FUSED = (
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+)  # a fused attention that knows the meta device
+
+
+class Pass(NamedTuple):
+    """Forward and backward of one micro-batch, weights left out. Bytes."""
+
+    activations: int  # alive when the backward pass begins
+    peak: int  # the most alive at any moment
+    flops: int  # of the forward pass; a step costs three times this (and recomputing once more)
+
+
+class Ledger(TorchDispatchMode):
+    """Inside it, every new storage is counted until it is freed, and every matrix product and convolution."""
+
+    def __init__(self, known: list[Tensor]):
+        super().__init__()
+        self.live = self.peak = self.flops = 0
+        self.sizes = {t.untyped_storage()._cdata: 0 for t in known}
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_iter(out):
+            if isinstance(tensor, Tensor):
+                self._count(tensor.untyped_storage())
+        self.flops += self._cost(func._overloadpacket, args, kwargs or {}, out)
+        return out
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self.sizes:
+            self.sizes[key] = size
+            self.live += size
+            self.peak = max(self.peak, self.live)
+            weakref.finalize(storage, self._free, key)
+
+    def _free(self, key: int) -> None:
+        self.live -= self.sizes.pop(key)
+
+    @staticmethod
+    def _cost(packet: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> int:
+        if packet is FUSED:
+            return sdpa_flop_count(*(t.shape for t in args[:3]))
+        return flop_registry[packet](*args, **kwargs, out_val=out) if packet in flop_registry else 0
+
+
+@contextmanager
+def fused_attention(on: bool) -> Iterator[None]:
+    """Attention as one operation that keeps no scores, as flash kernels do; otherwise PyTorch's plain formula."""
+
+    def attend(
+        q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
+    ) -> Tensor:
+        return FUSED(q, k, v, 0.0, is_causal, attn_mask=attn_mask)[0]
+
+    with patch.object(
+        F, "scaled_dot_product_attention", attend if on else F.scaled_dot_product_attention
+    ):
+        yield
+
+
+class Setting(NamedTuple):
+    """How a pass is run."""
+
+    weights: str  # their precision
+    precision: str  # of products and convolutions; another than the weights' under autocast
+    recompute: bool  # activation checkpointing
+    fused: bool  # attention that keeps no scores
+    cpu: bool  # layers are laid out as CPUs like it
+    gradients: bool  # they stay, rather than go away as soon as they are made
+
+
+@contextmanager
+def autocast(how: Setting) -> Iterator[None]:
+    """What torch.autocast does to products and convolutions; the meta device has none of its own."""
+
+    def rounded(operation: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def call(x: Tensor, weight: Tensor, bias: Tensor | None = None, *rest: Any) -> Tensor:
+            return operation(
+                x.to(low), weight.to(low), None if bias is None else bias.to(low), *rest
+            )
+
+        return call
+
+    low = getattr(torch, how.precision)
+    names = ("linear", "conv2d", "conv_transpose2d") if how.weights != how.precision else ()
+    with ExitStack() as patches:
+        for name in names:
+            patches.enter_context(patch.object(F, name, rounded(getattr(F, name))))
+        yield
+
+
+def training_pass(
+    build: Callable[[], nn.Module], batch: Callable[[int], dict], size: int, how: Setting
+) -> Pass:
+    """Of `size` samples made by `batch`, through the model of `build`; nothing is allocated."""
+    with torch.device("meta"):
+        model, samples = build().to(getattr(torch, how.weights)).train(), batch(size)
+        prepare(model, how.recompute)
+        if not how.gradients:
+            for parameter in model.parameters():
+                parameter.register_post_accumulate_grad_hook(_forget)
+        ledger = Ledger([*model.parameters(), *model.buffers()])
+        with (
+            ledger,
+            fused_attention(how.fused),
+            autocast(how),
+            patch.object(convnet, "on_cpu", lambda x: how.cpu),
+        ):
+            loss = model(samples)[0]
+            activations, flops = ledger.live, ledger.flops
+            loss.backward()
+    return Pass(activations, ledger.peak, flops)
+
+
+def forward_flops(build: Callable[[], nn.Module], batch: Callable[[], dict]) -> int:
+    """Of every product and convolution of the model's forward pass over a batch; nothing is allocated."""
+    with torch.device("meta"):
+        model, samples = build().train(), batch()
+        prepare(model, recompute=False)
+        with Ledger([]) as ledger:
+            model(samples)
+    return ledger.flops
+
+
+def prepare(model: nn.Module, recompute: bool) -> None:
+    """Take out what the meta device cannot do (codebooks learn by counting), and recompute activations if asked."""
+    for module in model.modules():
+        if isinstance(module, Codebook):
+            module.started = torch.tensor(True, device="cpu")
+            module.update = lambda *unused: {}  # type: ignore[method-assign]
+    layers = getattr(model, "blocks", None)
+    for layer in layers if recompute and isinstance(layers, nn.ModuleList) else ():
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+
+
+def _forget(parameter: Tensor) -> None:
+    parameter.grad = None

@@ -1,0 +1,26 @@
+"""Made-up batches of the right shapes, for plans and benchmarks, on torch's default device."""
+
+import torch
+
+from megajukebox.models.prior import PriorConfig
+
+
+def clips(size: int, samples: int) -> dict:
+    """Noise as a VQ-VAE is given audio: [size, samples, 1]."""
+    return {"audio": torch.randn(size, samples, 1) * 0.1}
+
+
+def windows(config: PriorConfig, size: int) -> dict:
+    """Random codes, with everything that a prior of this configuration is told."""
+    batch: dict = {"codes": torch.randint(config.codes, (size, config.window))}
+    batch["conditions"] = {
+        name: torch.randint(c.size, (size, c.slots)) for name, c in config.labels.items()
+    }
+    batch["timing"] = torch.tensor([[180.0, 30.0, 20.0]]).repeat(size, 1) * config.sample_rate
+    if config.lyrics:
+        batch["lyrics"] = torch.randint(config.lyrics.size, (size, config.lyrics.tokens))
+    if config.upper:
+        batch["upper_codes"] = torch.randint(
+            config.codes, (size, config.window // config.upper.ratio)
+        )
+    return batch

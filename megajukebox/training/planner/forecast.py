@@ -1,0 +1,68 @@
+"""How long a run will take, and how many times something will break in it."""
+
+from typing import NamedTuple
+
+from megajukebox.training.planner.gpus import GPU, GPUS_PER_NODE
+from megajukebox.training.planner.recipe import Recipe
+
+DAY = 86400.0
+# Failures of 1000 nodes in a day, as reported: little, the fleet of Meta's RSC, and BLOOM's and OPT's bad weeks.
+FAILURES_PER_1000_NODE_DAYS = (3.0, 6.5, 16.0)
+
+
+class Pace(NamedTuple):
+    """Seconds of one step."""
+
+    compute: float  # at the assumed share of the peak
+    waiting: float  # of `compute`, in which a pipeline fills and drains
+    network: float  # the least that exchanging weights and gradients takes; it can go on beside computing
+
+    @property
+    def step(self) -> float:
+        return max(self.compute, self.network)
+
+    @property
+    def bound_by(self) -> str:
+        return "network" if self.network > self.compute else "compute"
+
+
+def pace(recipe: Recipe, gpus: int, flops: float, elements: int, gpu: GPU, share: float) -> Pace:
+    """`flops`: of forward and backward of one micro-batch through the whole model of `elements` weights."""
+    rate = gpu.peak[recipe.precision] * 1e12 * share
+    working = flops * recipe.accumulation / recipe.pipeline / rate
+    waiting = working * (recipe.pipeline - 1) / recipe.accumulation
+    return Pace(working + waiting, waiting, exchanged(recipe, gpus, elements) / (gpu.network * 1e9))
+
+
+def exchanged(recipe: Recipe, gpus: int, elements: int) -> float:
+    """Bytes that pass each node's network in a step: gradients out and weights in, once a ring.
+
+    ZeRO-3 gathers the weights twice and scatters gradients once, for every micro-batch; pipeline stages of one node
+    each exchange their own part, which is together the whole model if a node holds them all.
+    """
+    ranks = recipe.data_ranks(gpus)
+    if gpus <= GPUS_PER_NODE or ranks == 1:
+        return 0.0
+    rounds = 3 * recipe.accumulation if recipe.stage == 3 else 2
+    of_the_model = min(recipe.pipeline, GPUS_PER_NODE) / recipe.pipeline
+    return rounds * recipe.weight_bytes * elements * of_the_model * (ranks - 1) / ranks
+
+
+class Failures(NamedTuple):
+    """What a run meets at one rate of failures."""
+
+    per_1000_node_days: float
+    expected: float
+    interval: float  # seconds between checkpoints that lose the least
+    ettr: float  # share of the time in which it trains; 0 where it fails before it is back
+
+
+def failures(nodes: float, days: float, rate: float, save: float, restart: float) -> Failures:
+    """A save stops training for `save` seconds and a failure for `restart`, beside half an interval that is lost.
+
+    The best interval is sqrt(2 save MTBF) (Young 1974).
+    """
+    between = DAY * 1000 / (rate * nodes)
+    interval = (2 * save * between) ** 0.5
+    lost = save / interval + (interval / 2 + restart) / between
+    return Failures(rate, rate * nodes * days / 1000, interval, max(0.0, 1 - lost))

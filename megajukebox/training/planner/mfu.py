@@ -1,0 +1,39 @@
+"""How much of what the devices could compute a run uses: MFU, the FLOPs of the model over those of the peak.
+
+FLOPs are counted as `plan` counts them: the real model forward on the meta device, every product and convolution, three
+times that for a step. For a prior this is 6 x weights x tokens, and attention. Activations that are computed again do
+not count: that is work, but no progress.
+"""
+
+import torch
+from pydantic import BaseModel
+
+from megajukebox.models.prior import PriorConfig
+from megajukebox.models.student import StudentConfig
+from megajukebox.models.vqvae import VQVAEConfig
+from megajukebox.training.planner.activation_trace import forward_flops
+from megajukebox.training.planner.gpus import peaks_of
+from megajukebox.training.planner.workload import Subject
+
+
+def step_flops(config: BaseModel, clip: int) -> int:
+    """Of forward and backward of one sample; `clip` is the audio samples of one, for a VQ-VAE."""
+    if isinstance(config, VQVAEConfig):
+        of = Subject("vqvae", config.model_dump_json(), clip, 0, "")
+    else:  # a student is its teacher's layers under another order; what it has beside them is looked up in tables
+        prior = config.prior if isinstance(config, StudentConfig) else config
+        assert isinstance(prior, PriorConfig)
+        of = Subject("prior", prior.model_dump_json(), 0, prior.window, "codes")
+    return 3 * forward_flops(of.build, lambda: of.batch(1))
+
+
+def peak(precision: str, told: float | None) -> float | None:
+    """FLOP/s of one device at most: `told` in TFLOP/s, else those of a known GPU; None where neither is known."""
+    if told is None and torch.cuda.is_available():
+        told = peaks_of(torch.cuda.get_device_name()).get(precision)
+    return told * 1e12 if told else None
+
+
+def seconds_at_peak(flops: float, devices: int, peak: float) -> float:
+    """What a step of `flops` would take if every device did nothing but products; MFU is this over what it takes."""
+    return flops / (devices * peak)

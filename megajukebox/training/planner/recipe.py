@@ -1,0 +1,120 @@
+"""What one of ds_configs/ asks for, in the words of `plan`, and what cannot be asked for."""
+
+import difflib
+from typing import Any, NamedTuple
+
+# Top-level keys that our configurations may use. DeepSpeed itself ignores one that it does not know.
+KEYS = (
+    "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping",
+    "optimizer", "zero_optimization", "fp16", "bf16", "torch_autocast", "data_types", "activation_checkpointing",
+    "pipeline", "checkpoint", "steps_per_print", "wall_clock_breakdown", "zero_allow_untested_optimizer",
+    "zero_force_ds_cpu_optimizer", "communication_data_type",
+)  # fmt: skip
+BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+class Recipe(NamedTuple):
+    """A way of training. Sizes of buffers are in elements."""
+
+    stage: int  # of ZeRO
+    weights: str  # precision that the model's weights are kept in: float32, float16 or bfloat16
+    precision: str  # that it computes in; another than `weights` under torch_autocast
+    micro: int  # samples of a micro-batch
+    accumulation: int  # micro-batches of a step
+    pipeline: int  # stages; 1 is none
+    recompute: bool  # activation checkpointing
+    offload_optimizer: bool
+    offload_weights: bool
+    bucket: int
+    overlap: bool
+    contiguous: bool
+    prefetch: int
+    live: int
+    reuse: int
+    persistent: int
+    group: int  # elements that ZeRO-3 steps at once
+    gradient_bytes: int | None  # a gradient's, where data_types says it
+
+    @property
+    def weight_bytes(self) -> int:
+        return BYTES[self.weights]
+
+    def data_ranks(self, gpus: int) -> int:
+        return gpus // self.pipeline
+
+    def samples(self, gpus: int) -> int:
+        """Of one step, over all GPUs."""
+        return self.micro * self.accumulation * self.data_ranks(gpus)
+
+
+def recipe(ds_config: dict, gpus: int) -> Recipe:
+    """Read a ds_config for `gpus` processes. ValueError for what DeepSpeed ignores, or refuses only when it starts."""
+    check_keys(ds_config)
+    zero, kinds = ds_config.get("zero_optimization", {}), ds_config.get("data_types", {})
+    found = Recipe(
+        stage=zero.get("stage", 0),
+        weights=weight_precision(ds_config),
+        precision=precision(ds_config),
+        micro=ds_config.get("train_micro_batch_size_per_gpu", 1),
+        accumulation=ds_config.get("gradient_accumulation_steps", 1),
+        pipeline=pipeline_stages(ds_config, gpus),
+        recompute="activation_checkpointing" in ds_config,
+        offload_optimizer=zero.get("offload_optimizer", {}).get("device", "none") != "none",
+        offload_weights=zero.get("offload_param", {}).get("device", "none") != "none",
+        bucket=int(zero.get("reduce_bucket_size", 5e8)),
+        overlap=zero.get("overlap_comm", zero.get("stage", 0) == 3),
+        contiguous=zero.get("contiguous_gradients", True),
+        prefetch=int(zero.get("stage3_prefetch_bucket_size", 5e7)),
+        live=int(zero.get("stage3_max_live_parameters", 1e9)),
+        reuse=int(zero.get("stage3_max_reuse_distance", 1e9)),
+        persistent=int(zero.get("stage3_param_persistence_threshold", 1e5)),
+        group=int(zero.get("sub_group_size", 1e9)),
+        gradient_bytes={"fp32": 4, "fp16": 2, "bf16": 2}.get(kinds.get("grad_accum_dtype")),
+    )
+    if "pipeline" in ds_config and found.stage != 1:
+        raise ValueError(
+            f"zero_optimization.stage {found.stage} cannot go with a pipeline, which shares its optimizer by ZeRO-1:"
+            " set it to 1"
+        )
+    if found.offload_weights and found.stage != 3:
+        raise ValueError(f"zero_optimization.offload_param needs stage 3, not {found.stage}")
+    return found
+
+
+def check_keys(ds_config: dict[str, Any]) -> None:
+    for key in ds_config:
+        if key not in KEYS:
+            near = difflib.get_close_matches(key, KEYS, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(KEYS)}"
+            raise ValueError(
+                f"the ds_config has an unknown key {key!r}, which DeepSpeed would ignore; {hint}"
+            )
+
+
+def weight_precision(ds_config: dict) -> str:
+    """float16, bfloat16 or float32. ValueError if two ways of computing in less than float32 are asked for."""
+    on = [
+        key for key in ("fp16", "bf16", "torch_autocast") if ds_config.get(key, {}).get("enabled")
+    ]
+    if len(on) > 1:
+        raise ValueError(f"the ds_config enables {' and '.join(on)}; keep one")
+    return {"fp16": "float16", "bf16": "bfloat16"}.get(on[0], "float32") if on else "float32"
+
+
+def precision(ds_config: dict) -> str:
+    """What products and convolutions are computed in."""
+    autocast = ds_config.get("torch_autocast", {})
+    return (
+        autocast.get("dtype", "bfloat16")
+        if autocast.get("enabled")
+        else weight_precision(ds_config)
+    )
+
+
+def pipeline_stages(ds_config: dict, gpus: int) -> int:
+    """1 without a pipeline; "auto" is one stage a process."""
+    stages = ds_config.get("pipeline", {}).get("stages", 1)
+    stages = gpus if stages == "auto" else stages
+    if not isinstance(stages, int) or stages < 1:
+        raise ValueError(f'pipeline.stages {stages!r} is neither a number of processes nor "auto"')
+    return stages

@@ -1,0 +1,143 @@
+"""Which steps must not touch the weights: those whose loss or gradient is no number, and sudden spikes. Pure rules.
+
+A spike is a loss or gradient norm above mean + 6 standard deviations of the last 128 steps that counted (OLMo's rule).
+After many bad steps the run is no longer worth its electricity: it stops, or goes back (PaLM: restart from a checkpoint
+about 100 steps before the spike and skip 200 to 500 batches, after which it did not come again).
+"""
+
+import math
+from collections import deque
+from dataclasses import dataclass, field, replace
+
+# The least spread that counts, as a share of the mean: on a plateau six standard deviations can be next to nothing.
+LEAST_SPREAD = 0.01
+
+
+@dataclass(frozen=True)
+class Rules:
+    """When a step is skipped and when skipping has gone on for too long."""
+
+    sigmas: float = 6.0  # 0: spikes are not looked for
+    window: int = (
+        128  # steps that the mean and spread are of; before they are full nothing is a spike
+    )
+    most: int = 10  # more bad steps than this ...
+    within: int = 100  # ... in so many end the run
+
+
+@dataclass
+class Stability:
+    """What the last steps were like. The same on every rank, saved with every checkpoint."""
+
+    rules: Rules = field(default_factory=Rules)
+    losses: deque[float] = field(init=False)
+    norms: deque[float] = field(init=False)
+    bad: deque[int] = field(init=False)
+    skipped: int = 0  # steps of the whole run
+    stuck: int | None = None  # the first of the steps left out since the last one that was taken
+
+    def __post_init__(self) -> None:
+        self.losses, self.norms = deque(maxlen=self.rules.window), deque(maxlen=self.rules.window)
+        self.bad = deque()
+
+    def judge(self, loss: float, norm: float) -> str | None:
+        """Why a step with this loss and gradient norm (before clipping) must be skipped; None if it may be taken."""
+        if not math.isfinite(loss):
+            return f"loss is {loss}"
+        if (
+            not math.isfinite(norm) or norm < 0
+        ):  # DeepSpeed says -1 where it is infinite or not a number
+            return "the gradient is not finite"
+        for name, value, history in (
+            ("loss", loss, self.losses),
+            ("gradient norm", norm, self.norms),
+        ):
+            limit = self.limit(history)
+            if value > limit:
+                return f"{name} {value:.4g} spiked: over {limit:.4g}, {self.rules.sigmas:g} sigma of the steps before"
+        return None
+
+    def limit(self, history: deque[float]) -> float:
+        """What a value may reach; infinity while there is too little to compare with."""
+        if not self.rules.sigmas or len(history) < self.rules.window:
+            return math.inf
+        mean = sum(history) / len(history)
+        spread = math.sqrt(sum((value - mean) ** 2 for value in history) / len(history))
+        return mean + self.rules.sigmas * max(spread, LEAST_SPREAD * abs(mean))
+
+    def note(self, step: int, loss: float, norm: float, reason: str | None) -> None:
+        """Remember step `step`, skipped for `reason` or taken."""
+        if reason is None:
+            self.losses.append(loss)
+            self.norms.append(norm)
+            self.stuck = None
+        else:
+            self.left_out(step)
+            self.bad.append(step)
+            self.skipped += 1
+        while self.bad and self.bad[0] <= step - self.rules.within:
+            self.bad.popleft()
+
+    def left_out(self, step: int) -> None:
+        """Step `step` was not taken; where that is for fp16's loss scale to heed, nothing else is noted of it."""
+        self.stuck = step if self.stuck is None else self.stuck
+
+    @property
+    def hopeless(self) -> bool:
+        """More bad steps of late than the rules allow."""
+        return len(self.bad) > self.rules.most
+
+    def state(self) -> dict[str, object]:
+        kept = {name: list(getattr(self, name)) for name in ("losses", "norms", "bad")}
+        return {**kept, "skipped": self.skipped, "stuck": self.stuck}
+
+    def restore(self, state: dict) -> None:
+        """Go on from a `state`; one of another window keeps what fits. Nothing to restore: start anew."""
+        for name in ("losses", "norms", "bad"):
+            history = getattr(self, name)
+            history.clear()
+            history.extend(state.get(name, []))
+        self.skipped, self.stuck = state.get("skipped", 0), state.get("stuck")
+
+
+# ---- Going back -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Jump:
+    """From step `step` (0-based) on, training reads the data of `steps` steps later, at `rate` times the rate."""
+
+    step: int
+    steps: int
+    rate: float = 1.0
+
+
+def data_step(step: int, jumps: list[Jump]) -> int:
+    """Which step's clips are read at training step `step`: later than itself after every jump before it."""
+    return step + sum(jump.steps for jump in jumps if step >= jump.step)
+
+
+def rate_share(step: int, jumps: list[Jump]) -> float:
+    """What is left of the learning rate at `step` after every jump before it."""
+    return math.prod(jump.rate for jump in jumps if step >= jump.step)
+
+
+def going_back(saved: list[int], spiked: int, back: int, ahead: int) -> Jump | None:
+    """The jump that leads past a spike that began at step `spiked`: from the newest checkpoint at least `back` steps
+    before it (else the oldest), to `ahead` batches after it. None without a checkpoint before it.
+    """
+    before = [step for step in saved if step <= spiked]
+    if not before:
+        return None
+    target = max((step for step in before if step <= spiked - back), default=min(before))
+    return Jump(target, spiked - target + ahead)
+
+
+def slowing(saved: list[int], stuck: int, back: int, rate: float) -> Jump | None:
+    """The jump back to before step `stuck`, from which on fp16 could take no step: the same data again, at `rate` times
+    the rate.
+
+    Weights that could not take step `stuck` cannot at a smaller rate either, so at least one step lies between.
+    """
+    jump = going_back(saved, stuck - 1, back, 0)
+    return jump and replace(jump, steps=0, rate=rate)

@@ -1,0 +1,84 @@
+"""The list of layers that a pipeline is cut from gives what the plain prior gives, to the last bit."""
+
+import pytest
+import torch
+from fixtures.tiny_models import little_prior, prior_batch
+
+from megajukebox.common.world import World
+from megajukebox.models.pipeline_layers import carried, inputs, layers, loss_of, name_in_prior
+from megajukebox.models.prior import Prior
+from megajukebox.training.engines.pipeline import reader, sees_data, stages
+
+UNTOLD = {"labels": {}, "timing": None, "upper": None}
+
+
+@pytest.mark.parametrize(
+    ("schedule", "changed"),
+    [
+        ("factored_lyrics", {}),
+        ("factored_lyrics", {"separate_head": True}),
+        ("prefix_dense_16", {}),
+        ("factored", {}),
+        ("row_column", UNTOLD),
+        ("dense", {"upper": None, "timing": None, "labels_everywhere": True}),
+    ],
+)
+def test_walking_the_list_equals_the_plain_forward(schedule, changed):
+    prior = little_prior(schedule, **changed)
+    config, batch = prior.config, prior_batch(prior.config)
+    listed, weights = [make() for make in layers(config)], prior.state_dict()
+    for number, layer in enumerate(listed):
+        own = {name: weights[name_in_prior(number, name)] for name, _ in layer.named_parameters()}
+        layer.load_state_dict(own)
+    state = inputs(config, batch)
+    for number, layer in enumerate(listed):
+        state = layer(state)
+        if number < len(listed) - 1:
+            assert len(state) == len(carried(config, number)), (
+                "nothing is sent that the rest does not read"
+            )
+    expected, metrics = prior(batch)
+    loss, heard = loss_of(config, state, prior.tokens(batch))
+    assert torch.equal(loss, expected)
+    assert {name: m.item() for name, m in heard.items()} == {
+        name: m.item() for name, m in metrics.items()
+    }
+
+
+def test_the_list_draws_the_first_weights_of_the_plain_prior():
+    config = little_prior("factored_lyrics").config
+    torch.manual_seed(5)
+    plain = dict(Prior(config).named_parameters())
+    torch.manual_seed(5)
+    for number, make in enumerate(layers(config)[:-1]):
+        for name, p in make().named_parameters():
+            assert torch.equal(p, plain[name_in_prior(number, name)]), name
+
+
+@pytest.mark.parametrize(
+    ("wanted", "size", "count"), [("auto", 4, 4), (2, 4, 2), (1, 3, 1), (4, 4, 4)]
+)
+def test_processes_are_shared_between_stages_and_pipelines(wanted, size, count):
+    config = {"pipeline": {"stages": wanted}}
+    assert stages(config, size) == count
+    places = [reader(World(rank, 0, size), config) for rank in range(size)]
+    assert [place.rank for place in places] == list(range(size // count)) * count, (
+        "stages of a pipeline read the same"
+    )
+
+
+@pytest.mark.parametrize(
+    ("wanted", "size", "reads"),
+    [(4, 4, [0, 3]), (3, 6, [0, 1, 4, 5]), (2, 4, [0, 1, 2, 3]), (1, 3, [0, 1, 2])],
+)
+def test_only_the_ends_of_a_pipeline_see_data(wanted, size, reads):
+    config = {"pipeline": {"stages": wanted}}
+    assert [rank for rank in range(size) if sees_data(World(rank, 0, size), config)] == reads
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"), [(3, r"3 does not divide 4 .*\[1, 2, 4\]"), ("two", "neither")]
+)
+def test_processes_that_make_no_whole_pipelines_are_refused(wanted, message):
+    with pytest.raises(ValueError, match=message):
+        stages({"pipeline": {"stages": wanted}}, 4)

@@ -1,0 +1,189 @@
+"""The doctor: each illness is named with what to do; ranks are examined together, and one that is silent is told."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from megajukebox.common.world import free_port
+from megajukebox.monitoring.doctor import checks, network
+from megajukebox.monitoring.doctor.network import Report, judge
+
+ENTRY = [sys.executable, "-m", "megajukebox.doctor"]
+
+
+def doctor(
+    *arguments: str,
+    ranks: int = 1,
+    silent: tuple[int, ...] = (),
+    dies: tuple[int, ...] = (),
+    **variables: str,
+) -> list[subprocess.Popen]:
+    """The entry on some ranks as srun would start them; those in `silent` never come, those in `dies` only come."""
+    place = (
+        {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        if ranks > 1
+        else {}
+    )
+    started = []
+    for rank in (rank for rank in range(ranks) if rank not in silent):
+        mine = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", **place, **mine, **variables}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        command = [sys.executable, "-c", DIES] if rank in dies else [*ENTRY, *arguments, "--json"]
+        started.append(subprocess.Popen(command, env=environment, **pipes))
+    return started
+
+
+def findings(process: subprocess.Popen) -> dict[str, dict[str, str]]:
+    out, err = process.communicate(timeout=120)
+    assert out, err
+    return {finding["about"]: finding for finding in json.loads(out)}
+
+
+def shards(folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "a.tar").write_bytes(b"abc")
+    sha = checks.sha256_of(folder / "a.tar")
+    (folder / "index.json").write_text(
+        json.dumps({"shards": [{"name": "a.tar", "bytes": 3, "sha256": sha}]})
+    )
+    return folder
+
+
+def test_a_healthy_machine_is_told_so(tmp_path: Path) -> None:
+    variables = {"TORCH_EXTENSIONS_DIR": str(tmp_path)}
+    (process,) = doctor(
+        "--run", str(tmp_path / "new"), "--data", str(shards(tmp_path / "songs")), **variables
+    )
+    told = findings(process)
+    assert not {name: f for name, f in told.items() if f["verdict"] == "bad"} and len(told) == 6
+    assert torch.__version__ in told["versions"]["what"]
+
+
+def test_ranks_are_examined_together(tmp_path: Path) -> None:
+    first, second = doctor("--data", str(shards(tmp_path / "songs")), ranks=2)
+    told = findings(first)
+    assert second.wait(120) == 0
+    assert {"all-reduce", "computing", "results", "clocks", "agreement"} <= set(told)
+    assert told["agreement"]["verdict"] == told["results"]["verdict"] == "good"
+    assert "2 ranks" in told["all-reduce"]["what"]
+
+
+def test_a_rank_that_does_not_come_is_named() -> None:
+    (first, _) = processes = doctor("--seconds", "20", ranks=3, silent=(2,))
+    told = findings(first)["ranks"]
+    assert told["verdict"] == "bad" and "1 of 3 ranks did not come within 20 s: 2" in told["what"]
+    assert first.returncode == 2
+    for process in processes:
+        process.kill()
+
+
+DIES = (
+    "import os; from megajukebox.monitoring.doctor import network; network.meet(100); os._exit(0)"
+)
+
+
+def test_a_rank_that_dies_while_it_is_examined_is_no_healthy_start() -> None:
+    """A status of 1 would say "worth a look", that of an abort nothing at all."""
+    first, dying = doctor(ranks=2, dies=(1,))
+    told = findings(first)["ranks"]
+    assert told["verdict"] == "bad" and told["what"] and first.returncode == 2
+    dying.communicate(timeout=120)
+
+
+def reports(number: int = 8) -> list[Report]:
+    return [
+        Report(rank, f"node{rank // 4}", 1000.0, 0.1, {"torch": "2.13"}, {"run.yaml": "ab"}, 5.0)
+        for rank in range(number)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "about", "words"),
+    [
+        ({"compute_seconds": 0.2}, "computing", "rank 5 on node1 x2.00"),
+        ({"checksum": 9.0}, "results", "rank 5 on node1"),
+        ({"clock": 1030.0}, "clocks", "node1 +30 s"),
+        (
+            {"versions": {"torch": "2.12"}},
+            "agreement",
+            "rank 5 on node1 has torch 2.12, most have 2.13",
+        ),
+        ({"digests": {"run.yaml": "missing"}}, "agreement", "has run.yaml missing"),
+    ],
+    ids=["slow", "wrong", "clock", "version", "file"],
+)
+def test_a_rank_unlike_the_others_is_named(change: dict, about: str, words: str) -> None:
+    told = reports()
+    assert {finding.verdict for finding in judge(told)} == {"good"}
+    told[5] = replace(told[5], **change)
+    (ill,) = [finding for finding in judge(told) if finding.verdict != "good"]
+    assert ill.about == about and words in ill.what and ill.do
+
+
+def test_the_fixed_work_gives_the_same_sum_every_time() -> None:
+    assert network.compute(torch.device("cpu")) == network.compute(torch.device("cpu"))
+
+
+def test_a_stale_lock_of_an_extension_is_found(tmp_path: Path) -> None:
+    lock = tmp_path / "py311_cpu" / "fused_adam" / "lock"
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+    assert checks.check_locks(tmp_path).verdict == "good"  # somebody builds now
+    os.utime(lock, (time.time() - 7200, time.time() - 7200))
+    assert (
+        checks.check_locks(tmp_path).verdict == "bad"
+        and str(lock) in checks.check_locks(tmp_path).what
+    )
+
+
+def test_a_disk_is_measured_and_left_as_it_was(tmp_path: Path) -> None:
+    told = checks.check_disk(tmp_path / "not" / "there", written=1 << 20)
+    assert "free" in told.what and "/s" in told.what and not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(
+        checks, "throughput", lambda *_: (_ for _ in ()).throw(OSError(30, "Read-only file system"))
+    )
+    assert "Read-only" in checks.check_disk(tmp_path).what
+
+
+def test_a_disk_without_room_for_checkpoints_is_told(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints" / "step-00000001").mkdir(parents=True)
+    manifest = {"files": {"x": {"bytes": 10**18}}}
+    (tmp_path / "checkpoints" / "step-00000001" / "manifest.json").write_text(json.dumps(manifest))
+    assert "a checkpoint takes" in checks.check_disk(tmp_path, 1 << 20).what
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(None, "missing or cut"), (b"ab", "missing or cut"), (b"abd", "another checksum")],
+    ids=str,
+)
+def test_spoilt_shards_are_named(tmp_path: Path, content: bytes | None, words: str) -> None:
+    folder = shards(tmp_path / "songs")
+    assert checks.check_shards(folder).verdict == "good"
+    (folder / "a.tar").unlink()
+    if content is not None:
+        (folder / "a.tar").write_bytes(content)
+    told = checks.check_shards(folder)
+    assert told.verdict == "bad" and words in told.what and "a.tar" in told.what
+
+
+def test_a_run_that_must_not_be_started_says_why(tmp_path: Path) -> None:
+    assert checks.check_run(tmp_path).verdict == "good"
+    (tmp_path / "exits").mkdir()
+    (tmp_path / "exits" / "rank-00000.json").write_text(
+        '{"code": 93, "reason": "the mount is broken"}'
+    )
+    assert "the mount is broken" in checks.check_run(tmp_path).what
+    (tmp_path / "STOP").touch()
+    assert "STOP" in checks.check_run(tmp_path).what

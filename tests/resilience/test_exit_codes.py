@@ -1,0 +1,66 @@
+"""A process ends with the status that was decided, whatever its streams and libraries do at that moment."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from megajukebox.resilience import exit_codes
+
+# What torch's threads did now and then to a process that had already done its work: they ended it with a signal.
+PROGRAM = """
+import atexit, os, sys
+from pathlib import Path
+from megajukebox.resilience.exit_codes import Leave, ending, within
+atexit.register(os.abort)
+with ending(Path(sys.argv[1]), "train") as end:
+    end.generation = 1
+    {body}
+"""
+
+
+def status(run: Path, body: str, **streams: object) -> int:
+    environment = {"PATH": "", "WORLD_SIZE": "2", "PYTHONPATH": ":".join(filter(None, sys.path))}
+    command = [sys.executable, "-c", PROGRAM.format(body=body), str(run)]
+    return subprocess.run(command, env=environment, timeout=200, **streams).returncode  # type: ignore[call-overload]
+
+
+def record(run: Path) -> dict:
+    return json.loads((run / "exits/rank-00000.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"), [("done", exit_codes.DONE), ("stopped", exit_codes.STOPPED)]
+)
+def test_the_status_of_a_rank_is_not_what_its_libraries_make_of_it_at_exit(
+    tmp_path: Path, kind: str, code: int
+):
+    assert (
+        status(tmp_path, f"end.kind = {kind!r}; print('all saved')", stdout=subprocess.DEVNULL)
+        == code
+    )
+    assert record(tmp_path)["class"] == kind
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        ("raise ValueError('bad settings')", exit_codes.PERSON),
+        ("raise Leave('fenced', 'replaced')", exit_codes.FENCED),
+        ("raise RuntimeError('Connection closed by peer')", exit_codes.TEMPORARY),
+        ("print('all saved'); end.kind = 'stopped'", exit_codes.STOPPED),
+    ],
+)
+def test_a_log_that_cannot_be_written_changes_no_status(tmp_path: Path, body: str, code: int):
+    """The file that a job prints to lies on the same full disk as the run."""
+    with open("/dev/full", "w") as full:
+        assert status(tmp_path, body, stdout=full, stderr=full) == code
+    assert record(tmp_path)["code"] == code
+
+
+def test_a_wait_that_is_too_long_ends_even_if_nobody_hears_why(tmp_path: Path):
+    with open("/dev/full", "w") as full:
+        body = "with within(0.2, 'they did not meet'): import time; time.sleep(60)"
+        assert status(tmp_path, body, stdout=full, stderr=full) == exit_codes.TEMPORARY

@@ -1,0 +1,269 @@
+"""The pulse: where the time went, who is to blame for a hang, and which start of a run is the newest."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from fixtures.paths import TESTS
+
+from megajukebox.commands import control
+from megajukebox.records.run_log import RunLog, read_lines
+from megajukebox.resilience.exit_codes import Ending, Leave, kind_of
+from megajukebox.resilience.fencing import Generation
+from megajukebox.resilience.hang_attribution import suspects
+from megajukebox.resilience.signals import FENCED, NOTHING, SAVE, STOP, Orders
+from megajukebox.resilience.watchdog import Limits, Pulse
+
+
+def pulse(run: Path, limits: Limits | None = None) -> Pulse:
+    return Pulse(
+        RunLog(run, writes=True), Generation.take(run), limits or Limits(), Ending(run), beat=0.2
+    )
+
+
+def beats(*places: tuple[int, str], silent: dict[int, float] | None = None) -> list[dict]:
+    ages = silent or {}
+    told = [
+        {"rank": i, "host": f"n{i}", "step": s, "section": n} for i, (s, n) in enumerate(places)
+    ]
+    return [beat | {"time": 1000.0 - ages.get(beat["rank"], 0.0)} for beat in told]
+
+
+def ranks(found: list) -> list[int]:
+    return [suspect.rank for suspect in found]
+
+
+def test_every_second_belongs_to_one_phase(tmp_path: Path) -> None:
+    heart = pulse(tmp_path)
+    heart.enter("step")
+    for _ in range(3):
+        with heart.section("data"):
+            time.sleep(0.02)
+        time.sleep(0.01)
+    with heart.section("save"):
+        time.sleep(0.05)
+    before, account, after = time.time(), heart.account(), time.time()
+    assert before - 0.01 < heart.begun + sum(account.values()) < after + 0.01
+    assert account["time_data_wait_seconds"] >= 0.06 and account["time_ckpt_save_seconds"] >= 0.05
+    assert account["time_productive_seconds"] >= 0.03 and account["time_eval_seconds"] == 0
+    phases = ("init", "data_wait", "productive", "ckpt_save", "ckpt_restore", "eval")
+    assert set(account) == {f"time_{phase}_seconds" for phase in phases}
+
+
+def test_the_heartbeat_says_what_is_promised(tmp_path: Path) -> None:
+    heart = pulse(tmp_path)
+    heart.enter("step")
+    heart.stepped(7, 0.5, 0.1)
+    heart.tell()
+    told = json.loads((tmp_path / "heartbeats/rank-00000.json").read_text())
+    assert {
+        "rank",
+        "host",
+        "pid",
+        "time",
+        "step",
+        "section",
+        "section_since",
+        "step_seconds",
+    } <= set(told)
+    assert (told["step"], told["section"], told["step_seconds"], told["pid"]) == (
+        7,
+        "step",
+        0.5,
+        os.getpid(),
+    )
+
+
+def test_the_first_step_may_take_long_and_later_ones_ten_times_their_usual(tmp_path: Path) -> None:
+    heart = pulse(tmp_path, Limits(step=30, slow=600))
+    heart.enter("step")
+    assert heart.limit() == 600
+    heart.stepped(1, 2.0, 0.1)
+    assert heart.limit() == 30
+    for step in range(2, 9):
+        heart.stepped(step, 20.0, 0.1)
+    assert heart.limit() == 200
+    with heart.section("save"):
+        assert heart.limit() == 600
+
+
+def test_a_section_that_says_that_it_goes_on_may_take_longer_than_its_limit(tmp_path: Path) -> None:
+    """A large checkpoint is converted for other numbers of processes in three quarters of an hour."""
+    heart = pulse(tmp_path, Limits(step=30, slow=600))
+    with heart.section("load"):
+        begun = heart.since
+        heart.moved -= 700
+        assert heart.overdue()
+        heart.progressed()
+        assert not heart.overdue() and heart.since == begun, "since when it loads is told as before"
+        heart.moved -= 700
+        assert heart.overdue()
+
+
+def test_silent_ranks_are_suspected_first() -> None:
+    told = beats((5, "step"), (5, "step"), (5, "step"), silent={1: 60.0})
+    found = suspects(told, 1000.0, stale=15)
+    assert (
+        ranks(found) == [1]
+        and "silent for 60 s in step" in found[0].words
+        and found[0].host == "n1"
+    )
+
+
+def test_else_the_minority_is_suspected() -> None:
+    assert ranks(
+        suspects(beats((5, "step"), (5, "data"), (5, "step"), (5, "step")), 1000.0, 15)
+    ) == [1]
+    assert ranks(suspects(beats((5, "step"), (4, "step")), 1000.0, 15)) == [1]
+    assert ranks(suspects(beats((5, "save"), (5, "step")), 1000.0, 15)) == [0]
+    assert suspects(beats((5, "step"), (5, "step")), 1000.0, 15) == [], (
+        "all in one place: not a rank's fault"
+    )
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_of_many_ranks_the_one_that_stopped_is_named(seed: int) -> None:
+    step, culprit = 100 + seed, (seed * 7919) % 64
+    places = [(step, "step")] * 64
+    places[culprit] = (step, "data") if seed % 2 else (step - 1, "step")
+    assert ranks(suspects(beats(*places), 1000.0, 15)) == [culprit]
+
+
+HANG = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from test_pulse import Limits, pulse
+heart = pulse(Path(sys.argv[1]), Limits(step=3.0, slow=600))
+heart.end.generation = heart.generation.number
+heart.enter("step")
+heart.stepped(1, 0.01, 0.01)
+heart.start()
+def waiting_for_the_others():
+    time.sleep(300)
+waiting_for_the_others()
+"""
+
+
+def test_a_hang_leaves_stacks_an_event_and_status_75(tmp_path: Path) -> None:
+    program = HANG.format(tests=str(TESTS))
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 75, done.stderr
+    assert (
+        "waiting_for_the_others" in (tmp_path / "hangs/generation-0001-rank-00000.txt").read_text()
+    )
+    (hang,) = read_lines(tmp_path / "events.jsonl")
+    assert hang["event"] == "hang" and "was in step for" in hang["reason"]
+    end = json.loads((tmp_path / "exits/rank-00000.json").read_text())
+    assert (end["class"], end["code"], end["generation"]) == ("hang", 75, 1)
+
+
+def test_ranks_that_do_not_find_each_other_are_not_waited_for_for_ever() -> None:
+    lines = ["import time", "from megajukebox.resilience.exit_codes import within"]
+    lines += ["with within(0.3, 'the ranks did not meet'): time.sleep(300)"]
+    program = "\n".join(lines)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 75 and "the ranks did not meet within 0 s; start again" in done.stderr
+
+
+def test_stop_and_save_are_said_to_runs_only(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"is no run folder \(it has no run.yaml\)"):
+        control.stop(tmp_path)
+    (tmp_path / "run.yaml").touch()
+    control.stop(tmp_path)
+    control.save(tmp_path)
+    assert (tmp_path / "STOP").exists() and (tmp_path / "SAVE").exists()
+    control.stop(tmp_path, undo=True)
+    assert not (tmp_path / "STOP").exists()
+    (tmp_path / "SAVE").unlink()
+    (tmp_path / "DONE").touch()
+    for entry in (
+        control.stop,
+        control.save,
+    ):  # an order that nobody obeys would wait for whoever trains it on
+        with pytest.raises(SystemExit, match="is done"):
+            entry(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"run.yaml", "DONE"}
+
+
+def test_the_last_start_is_the_one_that_counts(tmp_path: Path) -> None:
+    first = Generation.take(tmp_path)
+    first.check()
+    second = Generation.take(tmp_path)
+    assert (
+        (first.number, second.number) == (1, 2) and second.is_current() and not first.is_current()
+    )
+    with pytest.raises(Leave, match="another start"):
+        first.check()
+
+
+def test_two_starts_at_the_same_moment_do_not_both_think_they_are_it(tmp_path: Path) -> None:
+    first = Generation.take(tmp_path)
+    second = Generation(tmp_path, first.number, "other")  # read the same number before either wrote
+    assert first.is_current() and not second.is_current()
+
+
+def test_an_older_start_does_not_write_over_what_a_newer_one_said_of_its_end(
+    tmp_path: Path,
+) -> None:
+    Ending(tmp_path, 0, 2).record("done", "")
+    Ending(tmp_path, 0, 1).record("fenced", "late")
+    assert json.loads((tmp_path / "exits/rank-00000.json").read_text())["class"] == "done"
+
+
+@pytest.fixture
+def orders(tmp_path: Path):
+    before = {
+        number: signal.getsignal(number)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    }
+    yield Orders(tmp_path, 0, Generation.take(tmp_path))
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def look(orders: Orders) -> int:
+    orders._looked = float("-inf")
+    return orders.now()
+
+
+def test_files_signals_and_newer_starts_are_orders(orders: Orders, tmp_path: Path) -> None:
+    assert look(orders) == NOTHING
+    (tmp_path / "SAVE").touch()
+    assert look(orders) == SAVE
+    orders.saved(SAVE)
+    assert look(orders) == NOTHING and not (tmp_path / "SAVE").exists()
+    (tmp_path / "STOP").touch()
+    assert look(orders) == STOP and orders.reason == "the file STOP"
+    (tmp_path / "STOP").unlink()
+    os.kill(os.getpid(), signal.SIGUSR1)
+    assert look(orders) == STOP and orders.reason == "signal SIGUSR1"
+    Generation.take(tmp_path)
+    assert look(orders) == FENCED
+
+
+def test_only_rank_0_asks_the_file_system(orders: Orders, tmp_path: Path) -> None:
+    (tmp_path / "STOP").touch()
+    orders.rank = 3
+    assert look(orders) == NOTHING
+
+
+def test_exceptions_mean_an_ending() -> None:
+    peer = RuntimeError(
+        "[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:4711"
+    )
+    assert kind_of(peer) == "peer" and kind_of(RuntimeError("shapes do not match")) == "code"
+    assert (
+        kind_of(ValueError("x")) == "config" and kind_of(OSError(28, "No space left")) == "storage"
+    )
+    assert kind_of(PermissionError(13, "no")) == "config" and kind_of(MemoryError()) == "memory"
+    assert kind_of(Leave("fenced", "x")) == "fenced"

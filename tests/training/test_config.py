@@ -1,0 +1,229 @@
+"""Presets and settings: the shipped ones are valid, and a mistake is named before anything is built."""
+
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import yaml
+from fixtures.paths import ROOT
+
+from megajukebox.training.config import (
+    PRESETS,
+    STAGES,
+    STUDENTS,
+    dump,
+    level_of,
+    load_preset,
+    override,
+    validate,
+)
+from megajukebox.training.lr_schedule import rate
+
+NAMES = sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def tiny() -> dict:
+    return yaml.safe_load((PRESETS / "tiny.yaml").read_text())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_preset_loads_and_comes_back_from_its_own_dump(name: str) -> None:
+    preset = load_preset(name)
+    assert preset.name == name
+    assert validate(yaml.safe_load(yaml.safe_dump(dump(preset))), "dump") == preset
+    assert (
+        set(preset.training) <= {*STAGES, *STUDENTS}
+        and preset.vqvae.sample_rate == preset.audio.sample_rate
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_preset_names_ds_configs_that_are_there(name: str) -> None:
+    for stage in load_preset(name).training.values():
+        assert (ROOT / "ds_configs" / stage.ds_config).is_file(), stage.ds_config
+
+
+def test_a_preset_may_be_a_file_anywhere(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(tiny() | {"name": "mine"}))
+    assert load_preset(str(path)).name == "mine"
+
+
+def test_overrides_change_one_value_each_and_leave_the_rest() -> None:
+    before = load_preset("tiny")
+    changes = [
+        "top.transformer.width=320",
+        "training.vqvae.steps=7",
+        "conditions.genres.dropout=0.5",
+        "top.separate_head=true",
+    ]
+    after = load_preset("tiny", changes)
+    assert after.top.transformer.width == 320 and after.training["vqvae"].steps == 7
+    assert after.conditions["genres"].dropout == 0.5 and after.top.separate_head is True
+    assert after.bottom == before.bottom and after.vqvae == before.vqvae
+    assert (
+        load_preset("tiny", ["training.vqvae.steps=7", "training.vqvae.steps=8"])
+        .training["vqvae"]
+        .steps
+        == 8
+    )
+
+
+def test_an_override_may_set_what_the_preset_leaves_to_its_default() -> None:
+    assert load_preset("tiny", ["vqvae.loss.linf=0.5"]).vqvae.loss.linf == 0.5
+    assert load_preset("tiny", ["training.top_prior.keep=9"]).training["top_prior"].keep == 9
+    assert (
+        load_preset("tiny", ["top.transformer.schedule=factored", "top.lyrics=null"]).top.lyrics
+        is None
+    )
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("top.transformer.witdh=8", ["top.transformer.witdh is no setting; did you mean width?"]),
+        (
+            "training.vqvae.save_evry=8",
+            ["training.vqvae.save_evry is no setting; did you mean save_every?"],
+        ),
+        ("vqvae.loss.linff=1", ["vqvae.loss.linff is no setting; did you mean linf?"]),
+        ("topp.window=8", ["topp"]),
+        ("training.vqvae.stepz=8", ["training.vqvae.stepz"]),
+        ("top.transformer.width=wide", ["top.transformer.width", "'wide'"]),
+        ("top.transformer.width=-8", ["top.transformer.width", "greater than 0"]),
+        ("top.transformer.width=1.5", ["top.transformer.width", "1.5"]),
+        ("training.vqvae.steps=0", ["training.vqvae.steps", "greater than 0"]),
+        ("training.vqvae.held_out=1", ["training.vqvae.held_out", "less than 1"]),
+        ("training.vqvae.decay=stairs", ["training.vqvae.decay", "stairs"]),
+        ("audio.sample_rate=10", ["audio.sample_rate", "1000"]),
+        ("top.lyrics.mode=suffix", ["top.lyrics.mode", "suffix"]),
+        ("vqvae.codes=100000", ["vqvae.codes", "65536"]),
+        ("top=5", ["top"]),
+        ("top.window.size=5", ["top.window.size=5", "top.window holds no further settings"]),
+        ("top.window", ["top.window", "key.sub=value"]),
+        ("=5", ["'=5'", "key.sub=value"]),
+        ("top..window=5", ["top."]),
+        ("top.window=[", ["top.window=[", "not YAML"]),
+        ("audio=5", ["audio"]),
+        ("vqvae=null", ["vqvae"]),
+    ],
+)
+def test_a_wrong_setting_is_refused_with_its_key_named(setting: str, told: list[str]) -> None:
+    with pytest.raises(ValueError) as error:
+        load_preset("tiny", [setting])
+    for word in told:
+        assert word in str(error.value), error.value
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (
+            ["top.labels=[artist, tempo]"],
+            r"top.labels names 'tempo', which is not among conditions \(artist, genres\)",
+        ),
+        (["top.upper={width: 8, depth: 1}"], "top.upper must be left out"),
+        (["middle.upper=null"], "middle.upper must describe how the top codes are read"),
+        (
+            ["middle.upper.down=3"],
+            "middle.upper lengthens by 8, but a top code lasts 4 middle codes",
+        ),
+        (
+            ["vqvae.down=[3, 3, 2]"],
+            "bottom.upper lengthens by 4, but a middle code lasts 8 bottom codes",
+        ),
+        (["vqvae.sample_rate=22050"], "vqvae.sample_rate 22050 is not audio.sample_rate 11025"),
+        (["training.drummer={ds_config: x.json, steps: 1}"], "unknown stages .'drummer'."),
+        (["top.transformer.heads=3"], "heads 3 does not divide the attention width"),
+        (["top.transformer.schedule=zigzag"], "schedule 'zigzag' is unknown"),
+        (["middle=null"], "the preset describes no middle prior"),
+        (["vqvae.stride=[2, 3, 2]"], "odd entry"),
+        (["top.transformer.rows=7"], "rows 7 does not divide"),
+        (["top.lyrics=null"], "schedule 'factored_lyrics' needs a lyrics encoder"),
+        (["middle.window=510", "middle.transformer.rows=30"], "window 510 is not a multiple of 4"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_settings_that_cannot_go_together_are_refused_before_anything_is_built(
+    changes: list[str], told: str
+) -> None:
+    with pytest.raises(ValueError, match=told):
+        load_preset("tiny", changes)
+
+
+def test_a_missing_preset_is_refused_and_the_known_ones_named() -> None:
+    with pytest.raises(ValueError, match=r"preset 'huge' is neither a file nor one of .*tiny"):
+        load_preset("huge")
+    with pytest.raises(ValueError, match="neither a file"):
+        load_preset("nowhere/mine.yaml")
+
+
+@pytest.mark.parametrize("text", ["", "- a\n- b\n", "just words", "name: {"])
+def test_a_preset_file_that_holds_no_settings_says_so(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"broken.yaml"):
+        load_preset(str(path))
+
+
+def test_a_stage_that_is_not_trained_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match="'tiny' does not train 'drummer'; it trains vqvae, top_prior"
+    ):
+        load_preset("tiny").stage("drummer")
+    assert [level_of(stage) for stage in STAGES[1:]] == ["top", "middle", "bottom"]
+
+
+def test_overriding_touches_only_its_own_value() -> None:
+    settings = tiny()
+    changed = deepcopy(settings)
+    override(changed, "top.transformer.depth=9")
+    assert changed["top"]["transformer"].pop("depth") == 9
+    settings["top"]["transformer"].pop("depth")
+    assert changed == settings
+
+
+@pytest.mark.parametrize("decay", ["constant", "linear", "cosine"])
+@pytest.mark.parametrize(
+    ("steps", "warmup"), [(1, 0), (2, 0), (100, 0), (100, 10), (100, 99), (10, 20)]
+)
+def test_the_rate_rises_then_falls_to_its_floor_and_is_never_zero(
+    decay: str, steps: int, warmup: int
+) -> None:
+    rates = [rate(step, steps, warmup, decay, floor=0.1) for step in range(steps)]
+    assert all(0 < r <= 1 for r in rates)
+    assert rates[:warmup] == [(step + 1) / (warmup + 1) for step in range(min(warmup, steps))]
+    assert rates[warmup:] == sorted(rates[warmup:], reverse=True)
+    if steps > warmup + 1:
+        assert rates[warmup] == 1.0
+        assert rates[-1] == pytest.approx(1.0 if decay == "constant" else 0.1)
+
+
+def test_the_rate_of_the_middle_is_half_way() -> None:
+    assert rate(50, 101, decay="linear") == pytest.approx(0.5)
+    assert rate(50, 101, decay="cosine", floor=0.2) == pytest.approx(0.6)
+    assert rate(500, 101, decay="cosine", floor=0.2) == pytest.approx(0.2), (
+        "past the end it stays at the floor"
+    )
+
+
+def test_a_run_is_annealed_from_a_given_step_and_value() -> None:
+    """Trained for 1000 steps at a constant rate of 0.3, going on to 0 within 200 steps."""
+    rates = [
+        rate(step, 1300, 10, "linear", 0.0, start=1000, length=200, scale=0.3)
+        for step in range(1300)
+    ]
+    assert set(rates[10:1001]) == {0.3} and rates[1100] == pytest.approx(0.15)
+    assert rates[1200:] == [0.0] * 100
+
+
+def test_a_level_may_have_a_table_of_its_own_for_a_label() -> None:
+    preset = load_preset("tiny", ["bottom.label_tables={genres: {slots: 1, size: 9}}"])
+    (bottom, top) = (preset.prior_config(level, 9).labels["genres"] for level in ("bottom", "top"))
+    assert (bottom.slots, bottom.size) == (1, 9) and (top.slots, top.size) == (2, 16)
+    assert preset.condition("bottom", "genres").dropout == preset.conditions["genres"].dropout
+
+
+def test_a_table_for_a_label_that_the_level_is_not_told_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"bottom.label_tables names 'moods'.*artist, genres"):
+        load_preset("tiny", ["bottom.label_tables={moods: {size: 9}}"])
