@@ -22,11 +22,11 @@ from train_step import device_name, keep, synchronize
 from megajukebox.training.batching import share_batch
 from megajukebox.training.config import Preset, TrainingSettings, load_preset
 from megajukebox.training.engines import collectives
-from megajukebox.training.engines.factory import engine_of
+from megajukebox.training.engines.factory import build_engine
 from megajukebox.training.engines.pipeline import reader
-from megajukebox.training.engines.zero import Engine
+from megajukebox.training.engines.zero import ZeroEngine
 from megajukebox.training.planner.recipe import recipe
-from megajukebox.training.planner.workload import subject
+from megajukebox.training.planner.workload import workload_of
 
 RESULT = Path(__file__).parent / "results" / "corruption.json"
 
@@ -65,10 +65,10 @@ def main(
 
 
 def measured(preset: Preset, stage: str, as_given: dict, repeats: int) -> dict[str, Any]:
-    of, place, usual = subject(preset, stage), collectives.start(), preset.stage(stage)
+    of, place, usual = workload_of(preset, stage), collectives.start(), preset.stage(stage)
     ds_config = share_batch(as_given, reader(place, as_given).size)
     way = recipe(ds_config, place.size)
-    engine = engine_of(
+    engine = build_engine(
         of.config_model, of.build, ds_config, TrainingSettings(ds_config="", steps=1)
     )
     batches = [of.batch(way.micro) for _ in range(way.accumulation)]
@@ -85,7 +85,7 @@ def measured(preset: Preset, stage: str, as_given: dict, repeats: int) -> dict[s
     }  # fmt: skip
 
 
-def median(engine: Engine, repeats: int, work: Callable[[], object]) -> float:
+def median(engine: ZeroEngine, repeats: int, work: Callable[[], object]) -> float:
     """Seconds of `work`, after two times that do not count."""
     seconds = []
     for _ in range(repeats + 2):

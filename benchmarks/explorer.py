@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from fixtures import browser
 from fixtures.explorer_samples import add_sample
 
-from megajukebox.common.files import write_whole
+from megajukebox.common.files import write_atomic
 from megajukebox.common.provenance import made_by
 from megajukebox.explorer.loaders.samples import read_samples
 from megajukebox.explorer.site_builder import SampleSite, build, draw_all
@@ -65,7 +65,7 @@ def main(
     figures = {"date": str(date.today()), **machine, "made_by": made_by(), **figures}
     print(json.dumps(figures, indent=1))
     if out:
-        write_whole(out, (json.dumps(figures, indent=1) + "\n").encode())
+        write_atomic(out, (json.dumps(figures, indent=1) + "\n").encode())
 
 
 def measured(root: Path, count: int) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from megajukebox.common.files import write_whole
+from megajukebox.common.files import write_atomic
 from megajukebox.common.provenance import made_by
 from megajukebox.models.prior import Prior, PriorConfig
 from megajukebox.models.transformer import TransformerConfig
@@ -53,7 +53,7 @@ def main(
         figures = {"prior": priors, "vqvae": vqvaes}[part]()
         results[part] = {"made": today(), "figures": figures}
         Console().print(table(part, figures))
-        write_whole(RESULT, (json.dumps(results, indent=1) + "\n").encode())
+        write_atomic(RESULT, (json.dumps(results, indent=1) + "\n").encode())
 
 
 def today() -> dict[str, Any]:

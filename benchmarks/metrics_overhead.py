@@ -22,8 +22,8 @@ import torch
 
 from megajukebox.common.provenance import made_by
 from megajukebox.records.run_log import RunLog
-from megajukebox.resilience.exit_codes import Ending
-from megajukebox.resilience.watchdog import BEAT, Limits, Pulse
+from megajukebox.resilience.exit_codes import ExitRecord
+from megajukebox.resilience.watchdog import BEAT, HangTimeouts, Watchdog
 from megajukebox.training.engines import collectives
 from megajukebox.training.engines.comm_timing import Communication
 
@@ -51,24 +51,26 @@ def microseconds(call: Callable[[], object], repeats: int = 2000) -> float:
 def measure(folder: Path) -> dict[str, float]:
     """Microseconds of each part; `every step` and `every logged step` are on the loop's own thread."""
     log = RunLog(folder, writes=True)
-    pulse = Pulse(log, SimpleNamespace(number=1, is_current=lambda: True), Limits(), Ending(folder))  # type: ignore[arg-type]
+    pulse = Watchdog(
+        log, SimpleNamespace(number=1, is_current=lambda: True), HangTimeouts(), ExitRecord(folder)
+    )  # type: ignore[arg-type]
     clock = Communication(torch.device("cpu"))
 
     def every_step() -> None:
-        with pulse.section("data"):
+        with pulse.phase("data"):
             pass
         with clock.timed():
             pass
-        pulse.stepped(7, 0.1, clock.seconds())
+        pulse.record_step(7, 0.1, clock.seconds())
 
     def every_logged_step() -> None:
-        log.metrics(7, "train", LINE | pulse.account() | collectives.memory())
+        log.metrics(7, "train", LINE | pulse.phase_seconds() | collectives.memory())
 
     return {
         "every step": microseconds(every_step),
         "every collective": timing_of_a_collective(clock),
         "every logged step": microseconds(every_logged_step),
-        "a heartbeat, on its own thread": microseconds(pulse.tell, 300),
+        "a heartbeat, on its own thread": microseconds(pulse.write_heartbeat, 300),
     }
 
 

@@ -23,13 +23,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from megajukebox.common.files import write_whole
+from megajukebox.common.files import write_atomic
 from megajukebox.common.provenance import made_by
 from megajukebox.common.world import free_port
 from megajukebox.training.config import Preset, TrainingSettings, load_preset
 from megajukebox.training.planner.fit import need
 from megajukebox.training.planner.recipe import recipe
-from megajukebox.training.planner.workload import Subject, subject
+from megajukebox.training.planner.workload import Workload, workload_of
 
 RESULT = Path(__file__).parent / "results" / "plan_memory.json"
 MIB = 2**20
@@ -80,8 +80,8 @@ class Case(NamedTuple):
         return {**base, "gradient_clipping": 1.0, "steps_per_print": 10**9, **self.more}
 
     @property
-    def subject(self) -> Subject:
-        return subject(self.preset, self.stage)
+    def subject(self) -> Workload:
+        return workload_of(self.preset, self.stage)
 
     @property
     def preset(self) -> Preset:
@@ -134,7 +134,7 @@ def keep(row: dict[str, Any]) -> None:
     known = json.loads(RESULT.read_text()) if RESULT.exists() else {}
     date = datetime.now(timezone.utc).isoformat(timespec="minutes")
     known[row["case"]] = {**row, "date": date, "torch": torch.__version__, "made_by": made_by()}
-    write_whole(RESULT, (json.dumps(known, indent=1) + "\n").encode())
+    write_atomic(RESULT, (json.dumps(known, indent=1) + "\n").encode())
 
 
 def compared(name: str, case: Case) -> dict[str, Any]:
@@ -167,13 +167,13 @@ def launched(name: str, ranks: int) -> list[int]:
 def measured(case: Case) -> int:
     """Train two steps in this process; returns by how many bytes its memory rose at the most."""
     from megajukebox.training.engines import collectives
-    from megajukebox.training.engines.factory import engine_of
+    from megajukebox.training.engines.factory import build_engine
 
     of, place = case.subject, collectives.start()
     warm_up(of)
     before = reset_peak()
     config = of.prior if of.kind == "prior" else case.preset.vqvae
-    engine = engine_of(config, of.build, case.ds_config, TrainingSettings(ds_config="", steps=1))
+    engine = build_engine(config, of.build, case.ds_config, TrainingSettings(ds_config="", steps=1))
     batches = [of.batch(case.micro) for _ in range(case.more.get("gradient_accumulation_steps", 1))]
     for _ in range(2):
         engine.step(batches, rate=1.0)
@@ -183,7 +183,7 @@ def measured(case: Case) -> int:
     return peak
 
 
-def warm_up(of: Subject) -> None:
+def warm_up(of: Workload) -> None:
     """Load what the first operations load."""
     torch.nn.Linear(64, 64)(torch.randn(2, 64)).sum().backward()
     torch.nn.Conv2d(8, 8, 3)(torch.randn(1, 8, 9, 9)).sum().backward()

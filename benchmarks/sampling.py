@@ -27,14 +27,18 @@ from jukebox_forward import today
 from rich.console import Console
 from torch import Tensor
 
-from megajukebox.common.files import write_whole
+from megajukebox.common.files import write_atomic
 from megajukebox.models.prior import Conditioning, Prior, PriorConfig
 from megajukebox.models.transformer import TransformerConfig
 from megajukebox.sampling.decoding import gumbel_noise
 from megajukebox.sampling.decoding import window_sampler as window_module
-from megajukebox.sampling.decoding.decoder import Packed, WindowDecoder, decoding
-from megajukebox.sampling.decoding.token_sampling import Draw
-from megajukebox.sampling.decoding.window_sampler import Window, sample_window, sample_window_ahead
+from megajukebox.sampling.decoding.decoder import PackedPrior, WindowDecoder, decoding
+from megajukebox.sampling.decoding.token_sampling import TokenSampler
+from megajukebox.sampling.decoding.window_sampler import (
+    SamplingWindow,
+    sample_window,
+    sample_window_speculative,
+)
 from megajukebox.sampling.levels.autoregressive import sampler_of
 from megajukebox.training.config import load_preset
 
@@ -56,7 +60,7 @@ def main(
     for part in only or ("levels", "cascade"):
         figures = {"levels": levels, "cascade": cascade}[part]()
         results[part] = {"made": today(), "figures": figures}
-        write_whole(RESULT, (json.dumps(results, indent=1) + "\n").encode())
+        write_atomic(RESULT, (json.dumps(results, indent=1) + "\n").encode())
         Console().print(json.dumps(figures, indent=1))
 
 
@@ -131,7 +135,7 @@ class Growing:
             self.keys[d], self.values[d] = k[:, -most:], v[:, -most:]
 
 
-def sample_growing(window: Window) -> Tensor:
+def sample_growing(window: SamplingWindow) -> Tensor:
     """A window by `Growing`; a temperature's division and a Categorical with its checks, as there."""
     begin, until = window.beginning(), window.last()
     growing = Growing(window.prior, window.given, len(window.tokens_BT))
@@ -142,7 +146,7 @@ def sample_growing(window: Window) -> Tensor:
     return window.tokens_BT
 
 
-def take_growing(growing: Growing, window: Window, t: int) -> None:
+def take_growing(growing: Growing, window: SamplingWindow, t: int) -> None:
     logits = growing.step(window.tokens_BT, t) / 0.99
     window.tokens_BT[:, t] = torch.distributions.Categorical(logits=logits).sample()[:, 0]
     assert window.tokens_BT[:, t].shape == window.tokens_BT[:, 0].shape
@@ -169,15 +173,15 @@ def priors() -> dict[str, Prior]:
     }
 
 
-def window_for(prior: Prior, batch: int, known: int, new: int) -> Window:
+def window_for(prior: Prior, batch: int, known: int, new: int) -> SamplingWindow:
     tokens = torch.randint(
         prior.config.codes, (batch, prior.config.window), generator=torch.Generator().manual_seed(1)
     )
     stay = torch.ones_like(tokens, dtype=torch.bool)
     stay[:, known : known + new] = False
-    draw = Draw(gumbel_noise.keys(list(range(batch)), "top"), torch.full((batch,), 0.99))
+    draw = TokenSampler(gumbel_noise.keys(list(range(batch)), "top"), torch.full((batch,), 0.99))
     given = prior.conditioning({"conditions": {}})
-    return Window(prior, given, tokens, stay, torch.zeros(batch, dtype=torch.long), draw)
+    return SamplingWindow(prior, given, tokens, stay, torch.zeros(batch, dtype=torch.long), draw)
 
 
 @torch.inference_mode()
@@ -185,8 +189,8 @@ def levels() -> list[dict[str, Any]]:
     rows = []
     bandwidth = memory_bandwidth()
     for size, prior in priors().items():
-        packed, known = Packed(prior), prior.config.window // 2
-        rough, rounded = Packed(prior, int8=True), Packed(prior, int8=True)
+        packed, known = PackedPrior(prior), prior.config.window // 2
+        rough, rounded = PackedPrior(prior, int8=True), PackedPrior(prior, int8=True)
         for batch in BATCHES:
             row: dict[str, Any] = {"prior": size, "batch": batch}
             whole = window_for(prior, batch, known, 1)
@@ -210,19 +214,19 @@ def levels() -> list[dict[str, Any]]:
 
 
 def ways(
-    prior: Prior, packed: Packed, rough: Packed, rounded: Packed
-) -> dict[str, Callable[[Window], Any]]:
+    prior: Prior, packed: PackedPrior, rough: PackedPrior, rounded: PackedPrior
+) -> dict[str, Callable[[SamplingWindow], Any]]:
     ahead = sampler_of(prior, "ahead")
     return {
         "growing": sample_growing,
         "sequential": lambda w: sample_window(packed, w),
-        "ahead": lambda w: sample_window_ahead(packed, w, ahead.guess, ahead.ahead),  # type: ignore[attr-defined]
+        "ahead": lambda w: sample_window_speculative(packed, w, ahead.guess, ahead.ahead),  # type: ignore[attr-defined]
         "int8": lambda w: sample_window(rounded, w),
     }
 
 
 def rounds(
-    ways: dict[str, Callable[[Window], Any]], prior: Prior, batch: int, known: int
+    ways: dict[str, Callable[[SamplingWindow], Any]], prior: Prior, batch: int, known: int
 ) -> dict[str, list[float]]:
     """CPU-seconds of each way for NEW codes in the middle of a window, by rounds: what disturbs one, disturbs all."""
     taken: dict[str, list[float]] = {name: [] for name in ways}
@@ -234,7 +238,7 @@ def rounds(
     return taken
 
 
-def pretend(decoder: WindowDecoder, window: Window, begin: int) -> None:
+def pretend(decoder: WindowDecoder, window: SamplingWindow, begin: int) -> None:
     """In place of the fill, which is timed by itself: the memory is there, what it holds does not matter."""
     decoder.current = max(0, begin - 1) // decoder.row
 
@@ -289,7 +293,7 @@ def cascade() -> list[dict[str, Any]]:
     one, at_once = large[1], {"middle": large[8], "bottom": large[32]}
     fill, chunk, window = (
         cpu_seconds(lambda: fill_half(prior), 2),
-        chunk_of_32(prior, Packed(prior)),
+        chunk_of_32(prior, PackedPrior(prior)),
         prior.config.window,
     )
     rows: list[dict[str, Any]] = []
@@ -322,7 +326,7 @@ def settling(prior: Prior, level: str) -> float:
         "fixed_point {'ahead': 128}"
     ]
     block = round(known["codes_per_pass"] * known["positions_a_code"])
-    window, packed = window_for(prior, 1, 1024, block), Packed(prior)
+    window, packed = window_for(prior, 1, 1024, block), PackedPrior(prior)
 
     def decide() -> None:
         window.noise = None
@@ -334,7 +338,7 @@ def settling(prior: Prior, level: str) -> float:
         return cpu_seconds(decide, 7) / known["codes_per_pass"]
 
 
-def chunk_of_32(prior: Prior, packed: Packed) -> float:
+def chunk_of_32(prior: Prior, packed: PackedPrior) -> float:
     window = window_for(prior, 1, 1024, 1)
     with decoding(prior, window.given, 1) as decoder:
         return cpu_seconds(lambda: decoder.step(packed, window.tokens_BT, 0, 32), 5)

@@ -16,17 +16,17 @@ from pathlib import Path
 
 import torch
 
-from megajukebox.common.files import write_whole
-from megajukebox.common.model_files import Pending, save_weights
+from megajukebox.common.files import write_atomic
+from megajukebox.common.model_files import PendingTensor, save_weights
 from megajukebox.common.provenance import made_by
-from megajukebox.models.conditioners import UpperConfig
+from megajukebox.models.conditioners import UpsamplerConditionerConfig
 from megajukebox.models.prior import Prior, PriorConfig
 from megajukebox.models.transformer import TransformerConfig
 from megajukebox.models.vqvae import VQVAE, VQVAEConfig
 from megajukebox.sample import needs_of
 from megajukebox.sampling.jukebox import RUNS, Jukebox
-from megajukebox.sampling.memory_budget import room
-from megajukebox.sampling.songs.requests import Request
+from megajukebox.sampling.memory_budget import fit_batch
+from megajukebox.sampling.songs.requests import SongRequest
 
 RESULT = Path(__file__).parent / "results" / "sampling_memory.json"
 SHAPE = TransformerConfig(width=2048, depth=20, heads=2, rows=8)
@@ -56,7 +56,7 @@ def main() -> None:
         "torch": torch.__version__, "prior_files_megabytes": sizes, **used,
     }  # fmt: skip
     print(json.dumps(result, indent=1))
-    write_whole(RESULT, (json.dumps(result, indent=1) + "\n").encode())
+    write_atomic(RESULT, (json.dumps(result, indent=1) + "\n").encode())
 
 
 def peak_in_a_fresh_process(folder: str, dtype: str, kept: str) -> dict[str, float]:
@@ -73,7 +73,7 @@ def write_runs(folder: Path) -> dict[str, int]:
     for level, run in RUNS.items():
         config = PriorConfig(
             level=level, sample_rate=RATE, hop=vqvae.hops[level], codes=64, window=WINDOW, transformer=SHAPE,
-            upper=None if level == "top" else UpperConfig(width=64, depth=2),
+            upper=None if level == "top" else UpsamplerConditionerConfig(width=64, depth=2),
         )  # fmt: skip
         with torch.device("meta"):
             shapes = Prior(config).state_dict()
@@ -87,8 +87,8 @@ def write_runs(folder: Path) -> dict[str, int]:
     }
 
 
-def random(like: torch.Tensor) -> Pending:
-    return Pending(like.dtype, tuple(like.shape), lambda: 0.02 * torch.randn(like.shape))
+def random(like: torch.Tensor) -> PendingTensor:
+    return PendingTensor(like.dtype, tuple(like.shape), lambda: 0.02 * torch.randn(like.shape))
 
 
 def sample_here(folder: str, dtype: str, kept: str) -> dict[str, int]:
@@ -96,12 +96,14 @@ def sample_here(folder: str, dtype: str, kept: str) -> dict[str, int]:
     torch.set_num_threads(1)
     jukebox, request = (
         Jukebox(folder, device="cpu", dtype=getattr(torch, dtype)),
-        Request(id="some", seconds=SECONDS),
+        SongRequest(id="some", seconds=SECONDS),
     )
     jukebox.together = kept == "all kept"
     needs = needs_of(jukebox, [request])
-    limit = room(needs, 1, float("inf"), jukebox.dtype, cpu=True).bytes - (not jukebox.together)
-    bound = room(needs, 1, limit, jukebox.dtype, cpu=True)
+    limit = fit_batch(needs, 1, float("inf"), jukebox.dtype, cpu=True).bytes - (
+        not jukebox.together
+    )
+    bound = fit_batch(needs, 1, limit, jukebox.dtype, cpu=True)
     before = megabytes("VmRSS")
     jukebox.sample([request])
     told = {"before_megabytes": before, "added_at_the_peak_megabytes": megabytes("VmHWM") - before}

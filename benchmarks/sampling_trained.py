@@ -28,17 +28,17 @@ from sampling import sample_growing
 from torch import Tensor
 from widened import widened
 
-from megajukebox.common.files import write_whole
+from megajukebox.common.files import write_atomic
 from megajukebox.models.prior import Prior
-from megajukebox.sampling.decoding.decoder import Packed, WindowDecoder, decoding
+from megajukebox.sampling.decoding.decoder import PackedPrior, WindowDecoder, decoding
 from megajukebox.sampling.jukebox import Jukebox
-from megajukebox.sampling.levels.autoregressive import ParallelWindows, sampler_of
+from megajukebox.sampling.levels.autoregressive import WindowParallelDecoding, sampler_of
 from megajukebox.sampling.levels.level_sampler import LevelJob, hop_of
-from megajukebox.sampling.levels.level_windows import Row, spans, window_of
-from megajukebox.sampling.prior_run import LevelRun
+from megajukebox.sampling.levels.level_windows import WindowRow, spans, window_of
+from megajukebox.sampling.prior_run import PriorRun
 from megajukebox.sampling.songs.audio_stream import AudioStream, decode_all
-from megajukebox.sampling.songs.requests import Request
-from megajukebox.sampling.songs.song import Song
+from megajukebox.sampling.songs.requests import SongRequest
+from megajukebox.sampling.songs.song import GeneratedSong
 
 RESULT = Path(__file__).parent / "results" / "sampling_trained.json"
 SEAM = 32
@@ -61,13 +61,13 @@ def main(
         if part == "wall":
             figures = by_the_clock(box, clock)
         else:
-            song = box.begin(Request(id="x", seconds=seconds, temperature=temperature, seed=1))
+            song = box.begin(SongRequest(id="x", seconds=seconds, temperature=temperature, seed=1))
             figures = {"levels": levels, "wide": wide}[part](box, song)
         print(part, json.dumps(figures, indent=1), flush=True)
         asked = {"seconds": seconds, "temperature": temperature}
         steps = {level: run.facts.get("step") for level, run in box.levels.items()}
         results[part] = {"made": today(), "asked": asked, "steps": steps, "figures": figures}
-        write_whole(RESULT, (json.dumps(results, indent=1) + "\n").encode())
+        write_atomic(RESULT, (json.dumps(results, indent=1) + "\n").encode())
 
 
 TRIED: list[tuple[str, dict[str, Any]]] = [
@@ -81,12 +81,12 @@ TRIED: list[tuple[str, dict[str, Any]]] = [
 WIDE = [TRIED[n] for n in (0, 1, 3, 5, 6, 8, 10)]
 
 
-def levels(box: Jukebox, song: Song) -> dict[str, Any]:
+def levels(box: Jukebox, song: GeneratedSong) -> dict[str, Any]:
     figures = {}
     for level, run in box.levels.items():
         with run.loaded(box.device, torch.float32) as prior:
 
-            def job(level: str = level, run: LevelRun = run) -> LevelJob:
+            def job(level: str = level, run: PriorRun = run) -> LevelJob:
                 return box.job(level, run, [song])
 
             codes, figures[level] = ways(prior, job, TRIED)
@@ -101,13 +101,13 @@ def levels(box: Jukebox, song: Song) -> dict[str, Any]:
     return figures
 
 
-def wide(box: Jukebox, song: Song) -> dict[str, Any]:
+def wide(box: Jukebox, song: GeneratedSong) -> dict[str, Any]:
     """The upsamplers as if they were wide. Their codes are the trained ones', which stay below."""
     figures: dict[str, Any] = {}
     for level, run in box.levels.items():
         with run.loaded(box.device, torch.float32) as prior:
 
-            def job(level: str = level, run: LevelRun = run) -> LevelJob:
+            def job(level: str = level, run: PriorRun = run) -> LevelJob:
                 return box.job(level, run, [song])
 
             codes, _ = ways(prior, job, [("sequential", {})])
@@ -131,7 +131,7 @@ def ways(
     step = WindowDecoder.step
 
     def counted(
-        self: WindowDecoder, packed: Packed, tokens: Tensor, t: int, size: int = 1
+        self: WindowDecoder, packed: PackedPrior, tokens: Tensor, t: int, size: int = 1
     ) -> Tensor:
         passes[0], passes[1] = passes[0] + (not packed.int8), passes[1] + size * (not packed.int8)
         return step(self, packed, tokens, t, size)
@@ -169,7 +169,7 @@ def by_the_clock(box: Jukebox, seconds: float) -> dict[str, Any]:
 
     AudioStream._write = noted  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as out:
-        song = box.sample([Request(id="clock", seconds=seconds, seed=1)], out=out)[0]
+        song = box.sample([SongRequest(id="clock", seconds=seconds, seed=1)], out=out)[0]
     AudioStream._write = write  # type: ignore[method-assign]
     taken, ways = (
         time.perf_counter() - begun,
@@ -189,7 +189,7 @@ def by_the_clock(box: Jukebox, seconds: float) -> dict[str, Any]:
 def growing(prior: Prior, job: LevelJob) -> float:
     """Codes a CPU-second by caches that grow, in the first window."""
     span = spans(job.total, prior.config.window, hop_of(prior.config, job.hop_fraction))[0]
-    window = window_of(prior, job, [Row(0, span)])
+    window = window_of(prior, job, [WindowRow(0, span)])
     begun = time.process_time()
     sample_growing(window)
     return round(span.end / (time.process_time() - begun), 1)
@@ -201,7 +201,7 @@ def surprisal(prior: Prior, job: LevelJob, codes_1T: Tensor) -> Tensor:
     job.codes_BT[:] = codes_1T
     nats = torch.zeros(job.total)
     for span in spans(job.total, prior.config.window, hop_of(prior.config, job.hop_fraction)):
-        window = window_of(prior, job, [Row(0, span)])
+        window = window_of(prior, job, [WindowRow(0, span)])
         prefix = prior.config.prefix_tokens
         log_p = prior.logits(window.tokens_BT, window.given)[0].log_softmax(-1)
         picked = -log_p.gather(1, window.tokens_BT[0][:, None])[:, 0]
@@ -216,7 +216,7 @@ def seams(
     box: Jukebox, level: str, prior: Prior, job: LevelJob, plain_1T: Tensor
 ) -> dict[str, Any]:
     """What the cuts of `windows` cost: nats after them and elsewhere, and the jump of the spectrum."""
-    sampler = ParallelWindows(prior)
+    sampler = WindowParallelDecoding(prior)
     cut = [span.new for span in sampler.spans(job.total) if span.start]
     sampler.sample(job, lambda count: None)
     ours = job.codes_BT.clone()
@@ -252,9 +252,9 @@ def kl_of_int8(prior: Prior, job: LevelJob, codes: int = 256) -> float:
     """KL(prior || its int8 copy), bits a code, over the first codes of the level."""
     span = spans(job.total, prior.config.window, hop_of(prior.config, job.hop_fraction))[0]
     window, exact, rough = (
-        window_of(prior, job, [Row(0, span)]),
-        Packed(prior),
-        Packed(prior, int8=True),
+        window_of(prior, job, [WindowRow(0, span)]),
+        PackedPrior(prior),
+        PackedPrior(prior, int8=True),
     )
     prefix, log_p = prior.config.prefix_tokens, {}
     for packed in (exact, rough):

@@ -36,7 +36,7 @@ from fixtures.tiny_shards import write_codes  # noqa: E402
 
 from megajukebox.common.provenance import commit  # noqa: E402
 from megajukebox.records.run_log import read_lines  # noqa: E402
-from megajukebox.resilience.restart_policy import NO_PROGRESS, without_progress  # noqa: E402
+from megajukebox.resilience.restart_policy import NO_PROGRESS, attempts_without_progress  # noqa: E402
 from megajukebox.training.checkpoint import candidates  # noqa: E402
 
 STEP = 0.5  # seconds by which a step is made longer
@@ -241,7 +241,9 @@ def strike_until_done(monkey: Monkey, out: Path, chosen: list[str], every: float
         if wait((out / "DONE").exists, min(4 * every, monkey.dice.expovariate(1 / every))):
             break
         # Three attempts without a new checkpoint call a person, as they should: here nobody comes.
-        wait(lambda: (out / "DONE").exists() or without_progress(out) < NO_PROGRESS - 1, 400)
+        wait(
+            lambda: (out / "DONE").exists() or attempts_without_progress(out) < NO_PROGRESS - 1, 400
+        )
         name = order.pop() if order else monkey.dice.choice(chosen)
         at, reached = time.time(), last_step(out)
         getattr(monkey, name)()

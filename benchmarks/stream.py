@@ -32,7 +32,7 @@ from fixtures.tiny_shards import MADE_BY, npy
 from megajukebox.data.audio import OffsetReader, encode_flac
 from megajukebox.data.shards.build_index import write_index
 from megajukebox.data.shards.index import MEMBERS, row_type
-from megajukebox.data.shards.shard_set import Sample, ShardSet, write_shard
+from megajukebox.data.shards.shard_set import ShardSample, ShardSet, write_shard
 from megajukebox.data.stream.batches import Batches
 from megajukebox.data.stream.code_dataset import CodeWindows
 from megajukebox.data.stream.sample_order import Order
@@ -97,7 +97,7 @@ def write_songs(folder: Path) -> Path:
             / 10
         )
         audio = encode_flac(tones + 0.03 * noise.standard_normal((len(t), 2)), RATE)
-        samples.append(Sample(f"song-{song}", len(t), {"json": b"{}", "flac": audio}))
+        samples.append(ShardSample(f"song-{song}", len(t), {"json": b"{}", "flac": audio}))
     write_shard(folder / "songs-000000.tar", samples)
     write_index(folder, ["songs-000000.tar"], kind="songs", sample_rate=RATE, made_by=MADE_BY)
     return folder
@@ -185,7 +185,7 @@ def write_codes(folder: Path) -> Path:
         for _ in range(40)
     ]
     samples = [
-        Sample(f"song-{song}", frames, {"json": b"{}", **members[song]}) for song in range(40)
+        ShardSample(f"song-{song}", frames, {"json": b"{}", **members[song]}) for song in range(40)
     ]
     write_shard(folder / "codes-000000.tar", samples)
     vqvae = {"fingerprint": "0" * 64, "hops": HOPS, "codes": dict.fromkeys(HOPS, 2048)}

@@ -23,16 +23,16 @@ import torch
 from student_table import plot, show
 from torch import Tensor
 
-from megajukebox.common.files import write_whole
+from megajukebox.common.files import write_atomic
 from megajukebox.common.model_files import load_into
 from megajukebox.common.provenance import made_by
 from megajukebox.data.audio import downmix, read_slice
 from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.data.stream.batches import held_out_batches
 from megajukebox.data.stream.song_dataset import split
-from megajukebox.data.stream.teacher_dataset import TaughtWindows
+from megajukebox.data.stream.teacher_dataset import TeacherWindows
 from megajukebox.distillation.divergence import (
-    Manner,
+    SamplingSettings,
     bits_of,
     forward_gaps,
     sampled,
@@ -42,19 +42,19 @@ from megajukebox.distillation.divergence import (
 )
 from megajukebox.distillation.divergence_eval import teacher_bits, together
 from megajukebox.distillation.task import TEACHERS, TeacherRun, folder_of
-from megajukebox.evaluation.audio_features import learn, rhythm, timbre
+from megajukebox.evaluation.audio_features import fit, rhythm, timbre
 from megajukebox.models.chunked_codec import decode_long
 from megajukebox.models.grid_order import GridOrder
 from megajukebox.models.prior import Prior
 from megajukebox.models.student import Student, StudentConfig, from_teacher
-from megajukebox.sampling.decoding.decoder import Packed
-from megajukebox.sampling.decoding.window_sampler import Window
+from megajukebox.sampling.decoding.decoder import PackedPrior
+from megajukebox.sampling.decoding.window_sampler import SamplingWindow
 from megajukebox.sampling.jukebox import Jukebox, draw_for
-from megajukebox.sampling.levels.autoregressive import Autoregressive, FixedPoint
+from megajukebox.sampling.levels.autoregressive import Autoregressive, JacobiDecoding
 from megajukebox.sampling.levels.level_sampler import HOPS, LevelJob, new_job
 from megajukebox.sampling.levels.level_windows import conditions_of, spans
-from megajukebox.sampling.songs.requests import Request
-from megajukebox.sampling.students.student_sampler import Polished, StudentLevel, phases
+from megajukebox.sampling.songs.requests import SongRequest
+from megajukebox.sampling.students.student_sampler import StudentSampler, VerifiedStudent, phases
 
 RESULT = Path(__file__).parent / "results" / "student.json"
 LINES = {
@@ -66,7 +66,7 @@ WAITS = {"top": ("14,1", "12,1", "8,1", "4,1"), "middle": ("8,1", "4,1"), "botto
 ORDERS = {  # (1,3) is (1,2), slower: tests/models/test_student.py
     level: ("teacher", *WAITS[level], "1,2", "1,1", *LINES[level], "0,1") for level in LINES
 }
-MANNER = Manner(0.99)
+MANNER = SamplingSettings(0.99)
 WINDOWS = 64  # held-out windows that orders are compared on
 SECONDS, SONGS = 6.0, 18
 
@@ -102,7 +102,7 @@ def keep(part: str, measured: dict[str, Any]) -> None:
     found.setdefault(part, {}).update(measured)
     made = {"date": date.today().isoformat(), "commit": made_by()["commit"], "machine": machine()}
     found.setdefault("made", {})[part] = made
-    write_whole(RESULT, (json.dumps(found, indent=1) + "\n").encode())
+    write_atomic(RESULT, (json.dumps(found, indent=1) + "\n").encode())
 
 
 def machine() -> str:
@@ -144,7 +144,7 @@ def students(runs: Path, level: str, teacher: Prior) -> Iterator[tuple[str, str,
 def worth(runs: Path, codes: Path, level: str) -> list[dict[str, Any]]:
     """One row for each order and way of teaching, over held-out windows."""
     teacher, run = load_prior(runs, level), TeacherRun.open(runs / TEACHERS[level], level)
-    taught = TaughtWindows(ShardSet(str(runs / f"{level}_student" / "windows")))
+    taught = TeacherWindows(ShardSet(str(runs / f"{level}_student" / "windows")))
     told, real = (
         list(held_out_batches(w, micro_batch=32, limit=WINDOWS))
         for w in (taught, run.windows(ShardSet(str(codes))))
@@ -210,7 +210,9 @@ def of_samples(student: Student, teacher: Prior, told: list[dict]) -> dict[str, 
 # ---- songs ----------------------------------------------------------------------------------------------------------
 
 
-def job_of(jukebox: Jukebox, level: str, requests: list[Request], above: Tensor | None) -> LevelJob:
+def job_of(
+    jukebox: Jukebox, level: str, requests: list[SongRequest], above: Tensor | None
+) -> LevelJob:
     told = [jukebox.levels[level].told(request) for request in requests]
     samples = round(requests[0].seconds * jukebox.vqvae.config.sample_rate)
     total = jukebox.codes_of(requests[0], level)
@@ -245,7 +247,7 @@ def songs(runs: Path, song_shards: Path) -> dict[str, Any]:
         seed = 1000 if name == "teacher, other seeds" else 0
         who = [pairs[n % len(pairs)] for n in range(SONGS)]
         requests = [
-            Request(id=f"s{n}", artist=artist, genres=(genre,), seconds=SECONDS, seed=seed + n)
+            SongRequest(id=f"s{n}", artist=artist, genres=(genre,), seconds=SECONDS, seed=seed + n)
             for n, (artist, genre) in enumerate(who)
         ]
         row, audio = chain_of(jukebox, runs, requests, chain)
@@ -263,13 +265,13 @@ def named_pairs(jukebox: Jukebox) -> list[tuple[str, str]]:
 
 
 def chain_of(
-    jukebox: Jukebox, runs: Path, requests: list[Request], chain: dict[str, str]
+    jukebox: Jukebox, runs: Path, requests: list[SongRequest], chain: dict[str, str]
 ) -> tuple[dict, np.ndarray]:
     above: Tensor | None = None
     levels = {}
     for level in ("top", "middle", "bottom"):
         teacher, job = load_prior(runs, level), job_of(jukebox, level, requests, above)
-        sampler = Autoregressive(teacher) if level not in chain else StudentLevel(
+        sampler = Autoregressive(teacher) if level not in chain else StudentSampler(
             best_student(runs, level, teacher, chain[level]), MANNER.temperature
         )  # fmt: skip
         sampler.sample(job, lambda count: None)
@@ -335,13 +337,13 @@ def learnt(shards: ShardSet) -> dict[str, Any]:
             wave = downmix(read_slice(file, 0, int(shards.songs["frames"][row])))
         known.append((wave, facts["artist"], facts["genres"][0]))
     return {
-        "artist": learn([(wave, artist) for wave, artist, _ in known], rate, timbre),
-        "genre": learn([(wave, genre) for wave, _, genre in known], rate, rhythm),
+        "artist": fit([(wave, artist) for wave, artist, _ in known], rate, timbre),
+        "genre": fit([(wave, genre) for wave, _, genre in known], rate, rhythm),
     }
 
 
 def heard(
-    ears: dict[str, Any], requests: list[Request], audio: np.ndarray, rate: int
+    ears: dict[str, Any], requests: list[SongRequest], audio: np.ndarray, rate: int
 ) -> dict[str, str]:
     asked = {"artist": [r.artist for r in requests], "genre": [r.genres[0] for r in requests]}
     named = {what: ears[what].name(list(audio)) for what in ears}
@@ -360,7 +362,7 @@ def speed(runs: Path, seconds: float = 12.0) -> list[dict[str, Any]]:
     each way given the same codes above; a level's first use, with whatever it prepares, is not counted.
     """
     jukebox, rows = Jukebox(runs), []
-    request, above = [Request(id="one", seconds=seconds, seed=5)], None
+    request, above = [SongRequest(id="one", seconds=seconds, seed=5)], None
     for level in ("top", "middle", "bottom"):
         teacher, codes = load_prior(runs, level), None
         for name, sampler in ways(runs, level, teacher):
@@ -388,10 +390,12 @@ def speed(runs: Path, seconds: float = 12.0) -> list[dict[str, Any]]:
 class LikeJukebox(Autoregressive):
     """As the released sampler does it: caches that grow, checks for every code, windows one after another."""
 
-    def way_of(self, window: Window) -> Callable:
+    def way_of(self, window: SamplingWindow) -> Callable:
         from sampling import sample_growing  # benchmarks/sampling.py
 
-        def sample(packed: Packed, window: Window, progress: Callable[[int], None]) -> None:
+        def sample(
+            packed: PackedPrior, window: SamplingWindow, progress: Callable[[int], None]
+        ) -> None:
             sample_growing(window)
             progress(window.last())
 
@@ -407,13 +411,13 @@ def ways(runs: Path, level: str, teacher: Prior) -> Iterator[tuple[str, Any]]:
     for order in ORDERS[level][1:]:
         yield (
             f"student {order}",
-            StudentLevel(best_student(runs, level, teacher, order), MANNER.temperature),
+            StudentSampler(best_student(runs, level, teacher, order), MANNER.temperature),
         )
-    quick = StudentLevel(
+    quick = StudentSampler(
         best_student(runs, level, teacher, "1,1,8" if level == "top" else "0,1"), MANNER.temperature
     )
-    yield "teacher, fixed point", FixedPoint(teacher)
-    yield "student, polished to exact", Polished(quick, teacher)
+    yield "teacher, fixed point", JacobiDecoding(teacher)
+    yield "student, polished to exact", VerifiedStudent(quick, teacher)
 
 
 if __name__ == "__main__":

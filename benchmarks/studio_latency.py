@@ -19,7 +19,7 @@ from typing import Annotated
 import typer
 
 from megajukebox.common.provenance import made_by
-from megajukebox.explorer.server.sampler_process import Maker, sampling
+from megajukebox.explorer.server.sampler_process import SamplerProcess, sampling
 
 
 def main(
@@ -44,7 +44,7 @@ def main(
             seconds_of(lambda n=n: run([*alone, "--out", str(folder / f"apart-{n}")]))
             for n in range(times)
         ]
-        maker = Maker(lambda samplers: sampling(runs, samplers), folder / "log.txt")
+        maker = SamplerProcess(lambda samplers: sampling(runs, samplers), folder / "log.txt")
 
         def kept(number: int) -> None:
             paths = {key: str(folder / f"{key}-{number}") for key in ("out", "progress", "stop")}

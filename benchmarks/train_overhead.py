@@ -20,8 +20,8 @@ import typer
 
 from megajukebox import train
 from megajukebox.common.provenance import made_by
-from megajukebox.data.shards.remote import DEFAULT_CACHE, Remote
-from megajukebox.resilience.exit_codes import Ending
+from megajukebox.data.shards.remote import DEFAULT_CACHE, RemoteConfig
+from megajukebox.resilience.exit_codes import ExitRecord
 from megajukebox.training import loop
 from megajukebox.training import stage_runner as stage_module
 from megajukebox.training.config import load_preset
@@ -88,20 +88,20 @@ def main(
 ) -> None:
     """Train for a while and tell."""
     clock = Clock()
-    build = stage_module.engine_of
+    build = stage_module.build_engine
 
     def timed_engine(*given: Any) -> Any:
         engine = build(*given)
         engine.engine = Timed(engine.engine, clock)
         return engine
 
-    stage_module.engine_of, loop.train_one_step = timed_engine, clock.step(loop.train_one_step)  # type: ignore[assignment]
+    stage_module.build_engine, loop.train_one_step = timed_engine, clock.step(loop.train_one_step)  # type: ignore[assignment]
     quiet = [f"training.{stage}.{name}=1000000" for name in ("evaluate_every", "save_every")]
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
-        remote = Remote(DEFAULT_CACHE, 0)
+        remote = RemoteConfig(DEFAULT_CACHE, 0)
         train.run_stage(
-            load_preset(preset, quiet), stage, data, remote, out, None, steps, Ending(out)
+            load_preset(preset, quiet), stage, data, remote, out, None, steps, ExitRecord(out)
         )
     found = {
         "machine": platform.processor() or platform.machine(), "made_by": made_by(), "preset": preset, "stage": stage,

@@ -27,20 +27,20 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from megajukebox.common.files import write_whole
+from megajukebox.common.files import write_atomic
 from megajukebox.common.provenance import made_by
 from megajukebox.data.stream.sample_order import philox
 from megajukebox.records.run_log import RunLog
 from megajukebox.training.batching import share_batch
 from megajukebox.training.config import Preset, TrainingSettings, load_preset
 from megajukebox.training.engines import collectives
-from megajukebox.training.engines.factory import engine_of
+from megajukebox.training.engines.factory import build_engine
 from megajukebox.training.engines.pipeline import reader
-from megajukebox.training.engines.zero import Engine
+from megajukebox.training.engines.zero import ZeroEngine
 from megajukebox.training.planner.fit import setting
 from megajukebox.training.planner.gpus import GPUS
 from megajukebox.training.planner.recipe import recipe
-from megajukebox.training.planner.workload import footprint, subject, weights_of
+from megajukebox.training.planner.workload import footprint, weights_of, workload_of
 
 RESULT = Path(__file__).parent / "results" / "train_step.json"
 CLEAR = Path("/proc/self/clear_refs")
@@ -94,11 +94,11 @@ def main(
 
 def measured(preset: Preset, stage: str, ds_name: str | None, repeats: int) -> dict[str, Any]:
     """The figures of one stage, of this rank."""
-    of, name = subject(preset, stage), ds_name or preset.stage(stage).ds_config
+    of, name = workload_of(preset, stage), ds_name or preset.stage(stage).ds_config
     as_given, place = collectives.read_ds_config(name), collectives.start()
     ds_config = share_batch(as_given, reader(place, as_given).size)
     way = recipe(ds_config, place.size)
-    engine = engine_of(
+    engine = build_engine(
         of.config_model, of.build, ds_config, TrainingSettings(ds_config="", steps=1)
     )
     batches = [of.batch(way.micro) for _ in range(way.accumulation)]
@@ -128,7 +128,7 @@ def measured(preset: Preset, stage: str, ds_name: str | None, repeats: int) -> d
 
 
 def loop_step(
-    engine: Engine, batches: list[dict], log: RunLog, step: int, spent: Counter
+    engine: ZeroEngine, batches: list[dict], log: RunLog, step: int, spent: Counter
 ) -> dict[str, float]:
     """What training/loop.py does in a step that is logged, but for reading data. Seconds, all and by part."""
     spent.clear()
@@ -231,7 +231,7 @@ def keep(rows: list[dict[str, Any]], result: Path = RESULT, last: str = "ds_conf
     for row in rows:
         key = ", ".join(str(row[k]) for k in ("device", "ranks", "preset", "stage", last))
         known[key] = {**row, "date": date, "torch": torch.__version__, "made_by": made_by()}
-    write_whole(result, (json.dumps(known, indent=1) + "\n").encode())
+    write_atomic(result, (json.dumps(known, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from megajukebox.models.prior import Conditioning, Prior
-from megajukebox.models.transformer import Block
+from megajukebox.models.transformer import TransformerBlock
 
 WIDTH, DEPTH = 512, 12
 
@@ -57,7 +57,7 @@ def told_as(
     return told
 
 
-def widen(new: Block, old: Block, copies: int) -> None:
+def widen(new: TransformerBlock, old: TransformerBlock, copies: int) -> None:
     """The sums of `old`. Heads are wider: queries are divided, or each product would count `copies` ** 0.5 times."""
 
     def outputs(x: Tensor) -> Tensor:

@@ -20,16 +20,16 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from megajukebox.common.files import make_folder, write_whole
+from megajukebox.common.files import make_folder, write_atomic
 from megajukebox.common.model_files import load_into, read_facts
 from megajukebox.common.provenance import made_by
 from megajukebox.data.shards.build_index import write_index
-from megajukebox.data.shards.remote import DEFAULT_CACHE, Remote
+from megajukebox.data.shards.remote import DEFAULT_CACHE, RemoteConfig
 from megajukebox.data.shards.shard_set import ShardSet
-from megajukebox.data.stream.batches import Source, held_out_batches
-from megajukebox.data.stream.teacher_dataset import TaughtWindows
-from megajukebox.distillation.divergence import Manner
-from megajukebox.distillation.divergence_eval import Judge
+from megajukebox.data.stream.batches import ClipSource, held_out_batches
+from megajukebox.data.stream.teacher_dataset import TeacherWindows
+from megajukebox.distillation.divergence import SamplingSettings
+from megajukebox.distillation.divergence_eval import DivergenceEvaluator
 from megajukebox.distillation.task import (
     GATES,
     TeacherRun,
@@ -41,16 +41,20 @@ from megajukebox.distillation.task import (
     verdict,
     write_table,
 )
-from megajukebox.distillation.teacher_sampling import Lesson, shard_name, write_lesson_shard
+from megajukebox.distillation.teacher_sampling import (
+    TeacherDataConfig,
+    shard_name,
+    write_lesson_shard,
+)
 from megajukebox.models.grid_order import GridOrder
 from megajukebox.models.prior import Prior
 from megajukebox.models.student import StudentConfig
 from megajukebox.records.run_log import read_lines
-from megajukebox.resilience.exit_codes import Ending, ending
+from megajukebox.resilience.exit_codes import ExitRecord, exit_guard
 from megajukebox.training.config import Preset, TrainingSettings, load_preset
 from megajukebox.training.engines import collectives
 from megajukebox.training.stage_runner import run_task
-from megajukebox.training.tasks import Reading, Task
+from megajukebox.training.tasks import ReaderShare, Task
 
 JUDGED = 128  # held-out windows of the teacher, and as many of songs, that students are judged on
 
@@ -103,7 +107,7 @@ def main(
     ] = 0,
 ) -> None:
     """Teach a student every order of a curriculum; the same command goes on where it stopped."""
-    with ending(out, "distill") as end:
+    with exit_guard(out, "distill") as end:
         if level not in GATES:
             raise ValueError(f"level {level!r} is unknown; choose one of {', '.join(GATES)}")
         chosen = load_preset(preset, settings)
@@ -112,10 +116,12 @@ def main(
         orders = [GridOrder.parse(o) for o in order or []] or curriculum(
             level, source.config.window, shape.rows
         )
-        lesson = Lesson(windows, JUDGED, Manner(temperature, guidance), real_share)
-        codes = ShardSet(data, Remote(cache, int(cache_gb * 2**30)))
+        lesson = TeacherDataConfig(
+            windows, JUDGED, SamplingSettings(temperature, guidance), real_share
+        )
+        codes = ShardSet(data, RemoteConfig(cache, int(cache_gb * 2**30)))
         how = settings_of(chosen, level, ds_config)
-        course = Course(source, codes, lesson, out, chosen, how, data_only, end)
+        course = DistillationRun(source, codes, lesson, out, chosen, how, data_only, end)
         finished = course.run(orders, keep_going, chain, stop_after)
         collectives.stop()
         if not finished:
@@ -123,12 +129,12 @@ def main(
             print(f"stopped before the last step; the same command goes on from {out}")
 
 
-class Course:
+class DistillationRun:
     """One teacher, its lesson, and the students of each order, in this process of possibly many."""
 
     def __init__(
-        self, teacher: TeacherRun, codes: ShardSet, lesson: Lesson, out: Path, preset: Preset,
-        settings: TrainingSettings, data_only: bool, end: Ending,
+        self, teacher: TeacherRun, codes: ShardSet, lesson: TeacherDataConfig, out: Path, preset: Preset,
+        settings: TrainingSettings, data_only: bool, end: ExitRecord,
     ) -> None:  # fmt: skip
         self.teacher, self.lesson, self.out, self.preset, self.settings = (
             teacher,
@@ -163,12 +169,12 @@ class Course:
         ):  # before windows are made anew that would no longer be those of a finished student
             check_taught_so(folder_of(self.out, order), self.config(order))
         taught = self.windows()
-        judge = self.judge(taught)
+        judge = self.evaluate_order(taught)
         gate, stages = GATES[self.teacher.config.level], []
         before = self.teacher.folder
         for order in orders:
             folder = folder_of(self.out, order)
-            if not self.teach(order, before, taught, judge, stop_after):
+            if not self.distill_order(order, before, taught, judge, stop_after):
                 return False
             stages.append(stage_of(folder, order, self.teacher, gate))
             if self.place.rank == 0:
@@ -178,7 +184,7 @@ class Course:
                 break
             before = folder if chain else before
         if self.place.rank == 0:
-            write_whole(self.out / "DONE", f"{len(stages)} orders\n".encode())
+            write_atomic(self.out / "DONE", f"{len(stages)} orders\n".encode())
             if not any(stage["passed"] for stage in stages):
                 print(
                     f"none of these orders passes the gate {gate}: the prior itself stays the better sampler"
@@ -189,7 +195,7 @@ class Course:
     def config(self, order: GridOrder) -> StudentConfig:
         return StudentConfig(prior=self.teacher.config, order=order)
 
-    def windows(self) -> TaughtWindows:
+    def windows(self) -> TeacherWindows:
         """What the teacher samples, each process its share of the shards; those that are there are kept."""
         folder, names = (
             self.out / "windows",
@@ -220,41 +226,43 @@ class Course:
                 extra={"origin": origin},
             )
         collectives.barrier()
-        return TaughtWindows(ShardSet(str(folder)))
+        return TeacherWindows(ShardSet(str(folder)))
 
-    def judge(self, taught: TaughtWindows) -> Judge:
+    def evaluate_order(self, taught: TeacherWindows) -> DivergenceEvaluator:
         seed = 2**40 + self.place.rank * 2**20  # none of a window that the teacher sampled
-        return Judge(
+        return DivergenceEvaluator(
             self.prior, self.lesson.manner, self.held_out(taught), self.held_out(self.songs), seed
         )
 
-    def held_out(self, windows: Source) -> list[dict]:
+    def held_out(self, windows: ClipSource) -> list[dict]:
         share = max(1, JUDGED // self.place.size)
         some = held_out_batches(
             windows, micro_batch=min(32, share), rank=self.place.rank, world=self.place.size, limit=JUDGED
         )  # fmt: skip
         return list(islice(some, -(-share // min(32, share))))
 
-    def teach(
+    def distill_order(
         self,
         order: GridOrder,
         before: Path,
-        taught: TaughtWindows,
-        judge: Judge,
+        taught: TeacherWindows,
+        judge: DivergenceEvaluator,
         stop_after: int | None,
     ) -> bool:
         """Train the student of one order to its end, from the weights in `before`. Whether the end was reached."""
         folder = folder_of(self.out, order)
-        if collectives.from_rank_0((folder / "DONE").exists() if self.place.rank == 0 else None):
+        if collectives.broadcast_from_rank_0(
+            (folder / "DONE").exists() if self.place.rank == 0 else None
+        ):
             return True
         config = self.config(order)
         facts = {
             "manner": asdict(self.lesson.manner),
             "started_from": read_facts(before)["fingerprint"],
         }
-        source: Source = self.songs if self.data_only else taught
+        source: ClipSource = self.songs if self.data_only else taught
 
-        def make(reading: Reading) -> Task:
+        def make(reading: ReaderShare) -> Task:
             return student_task(self.teacher, config, source, self.settings, reading, facts, judge)
 
         stage = f"{self.teacher.config.level}_student"

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from megajukebox.common.files import write_whole
+from megajukebox.common.files import write_atomic
 from megajukebox.common.world import World, host, ranks_here, world
 from megajukebox.monitoring.doctor import checks, network
 from megajukebox.monitoring.doctor.checks import Finding
@@ -79,7 +79,7 @@ def main(
 
 def write_report(path: Path, findings: list[Finding]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(
+    write_atomic(
         path, json.dumps({"host": host(), "findings": [asdict(f) for f in findings]}).encode()
     )
 

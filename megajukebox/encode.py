@@ -21,14 +21,14 @@ import torch.distributed as dist
 import typer
 from rich.progress import track
 
-from megajukebox.common.files import make_folder, write_whole
+from megajukebox.common.files import make_folder, write_atomic
 from megajukebox.common.model_files import load_into, read_facts
 from megajukebox.common.provenance import made_by
 from megajukebox.common.world import world
 from megajukebox.data.audio import downmix, read_slice
 from megajukebox.data.shards.build_index import write_index
-from megajukebox.data.shards.remote import DEFAULT_CACHE, Remote, StopRun
-from megajukebox.data.shards.shard_set import Sample, ShardSet, finished_shard, write_shard
+from megajukebox.data.shards.remote import DEFAULT_CACHE, RemoteConfig, ShardUnavailable
+from megajukebox.data.shards.shard_set import ShardSample, ShardSet, finished_shard, write_shard
 from megajukebox.models.chunked_codec import encode_long
 from megajukebox.models.vqvae import VQVAE, VQVAEConfig
 
@@ -61,14 +61,14 @@ def main(
     """Encode song shards. Restartable; the result does not depend on how the work is split."""
     try:
         encode(
-            ShardSet(songs, Remote(cache, lost="stop", allow_pipe=allow_pipe)),
+            ShardSet(songs, RemoteConfig(cache, lost="stop", allow_pipe=allow_pipe)),
             vqvae,
             out,
             mix,
             chunk_seconds,
             part,
         )
-    except (ValueError, StopRun) as error:
+    except (ValueError, ShardUnavailable) as error:
         raise SystemExit(f"encode: {error}") from error
 
 
@@ -146,7 +146,7 @@ def encoded_songs(
     mix: float,
     chunk_seconds: float,
     refused: dict[str, str],
-) -> Iterator[Sample]:
+) -> Iterator[ShardSample]:
     """The songs of one shard as codes; those that cannot be read are left out, with the reason in `refused`."""
     shard = songs.index["shards"][number]
     for row in range(shard["first"], shard["first"] + shard["songs"]):
@@ -160,7 +160,7 @@ def encoded_songs(
 
 def encode_song(
     model: VQVAE, songs: ShardSet, row: int, mix: float, chunk_seconds: float
-) -> Sample:
+) -> ShardSample:
     facts, frames = songs.read_facts(row), int(songs.songs[row]["frames"])
     if frames > LONGEST * songs.index["sample_rate"]:
         raise ValueError(f"{songs.key(row)} claims {frames} frames, over {LONGEST / 3600:g} hours")
@@ -172,7 +172,7 @@ def encode_song(
         members[f"{level}.npy"] = as_npy(encode_long(model, x_T.to(device), level, chunk_seconds))
     if songs.has(row, "lyrics"):
         members[songs.member_extension(row, "lyrics")] = songs.read_member(row, "lyrics")
-    return Sample(songs.key(row), frames, members)
+    return ShardSample(songs.key(row), frames, members)
 
 
 def as_npy(codes: torch.Tensor) -> bytes:
@@ -199,7 +199,7 @@ def index(
     """songs.npy and index.json of the code set, with the lyrics model of the songs."""
     config, lyrics = model.config, songs.index["lyrics_model"]
     if lyrics:
-        write_whole(out / lyrics["name"], (songs.folder / lyrics["name"]).read_bytes())
+        write_atomic(out / lyrics["name"], (songs.folder / lyrics["name"]).read_bytes())
     names = [shard_name(number) for number in range(len(songs.index["shards"]))]
     sizes = dict.fromkeys(config.levels, config.codes)
     vqvae = {"fingerprint": facts["fingerprint"], "hops": config.hops, "codes": sizes}

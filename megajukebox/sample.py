@@ -25,19 +25,25 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from megajukebox.common.files import make_folder, write_whole
+from megajukebox.common.files import make_folder, write_atomic
 from megajukebox.common.model_files import read_facts
 from megajukebox.common.world import World, world
 from megajukebox.conditioning.vocabulary import UNKNOWN, read_vocabularies
 from megajukebox.data.shards.shard_set import ShardSet
-from megajukebox.sampling.jukebox import RUNS, Engine, Jukebox, Song, Stopped
+from megajukebox.sampling.jukebox import (
+    RUNS,
+    DecodingPolicy,
+    GeneratedSong,
+    Jukebox,
+    SamplingInterrupted,
+)
 from megajukebox.sampling.levels.autoregressive import WAYS
-from megajukebox.sampling.memory_budget import Need, free_memory, room
-from megajukebox.sampling.progress import Watch
+from megajukebox.sampling.memory_budget import LevelMemory, fit_batch, free_memory
+from megajukebox.sampling.progress import ProgressDisplay
 from megajukebox.sampling.reporting import ProgressFile
-from megajukebox.sampling.request_queue import Dealer
+from megajukebox.sampling.request_queue import RequestQueue
 from megajukebox.sampling.songs.reconstruction import chosen, reconstructions
-from megajukebox.sampling.songs.requests import Request, parse_requests, read_requests
+from megajukebox.sampling.songs.requests import SongRequest, parse_requests, read_requests
 from megajukebox.training.config import override
 
 STOPPED = 85  # stopped on request, all saved: start again
@@ -167,25 +173,25 @@ def main(
 
 
 def make_all(
-    jukebox: Jukebox, asked: list[Request], wrong: list[str], out: Path, batch_size: int, here: World,
+    jukebox: Jukebox, asked: list[SongRequest], wrong: list[str], out: Path, batch_size: int, here: World,
     progress: Path | None,
 ) -> None:  # fmt: skip
     """Make this rank's songs and tell of all; SystemExit as in `main`. `wrong`: of the requests that cannot be made."""
     if here.rank == 0:
         for line in wrong:
             print(f"sample: {line}")
-    dealer = Dealer(jukebox, asked, out, here.rank, here.size, batch_size)
+    dealer = RequestQueue(jukebox, asked, out, here.rank, here.size, batch_size)
     if here.rank == 0 and asked and not dealer.left():
         print(
             f"nothing to do: made before, of the same requests and weights: {asked[0].id} ...",
             flush=True,
         )
-    maker = Maker(
+    maker = SamplingRun(
         jukebox, asked, out, batch_size, here.rank == 0, progress if here.rank == 0 else None
     )
     try:
         dealer.run(maker.make, lambda line: print(f"sample: {line}", flush=True))
-    except Stopped:
+    except SamplingInterrupted:
         print(
             "sample: stopped; what was done is saved, the same command goes on from there",
             flush=True,
@@ -197,14 +203,14 @@ def make_all(
         raise SystemExit(1)
 
 
-def save_all(songs: Iterable[Song], out: Path) -> None:
+def save_all(songs: Iterable[GeneratedSong], out: Path) -> None:
     for song in songs:
         print(song.save(out), flush=True)
 
 
 def asked_of(
     file: Path | None, one: dict[str, Any], settings: list[str] | None
-) -> tuple[list[Request], list[str]]:
+) -> tuple[list[SongRequest], list[str]]:
     """The requests of `file`, or the one that the command line tells; and one line for each that cannot be made."""
     for setting in settings or []:
         override(one, setting)
@@ -249,15 +255,15 @@ def ranges(given: list[str] | None) -> list[list[float]] | None:
     return found
 
 
-def engine_of(exact: bool, way: str, int8: bool) -> Engine:
+def engine_of(exact: bool, way: str, int8: bool) -> DecodingPolicy:
     if not exact and way not in ("auto", "windows"):
         raise ValueError(f"--no-exact takes the way windows, not {way}; leave one of the two out")
     if way not in ("auto", *WAYS):
         raise ValueError(f"way {way!r} is unknown; choose auto or one of {', '.join(WAYS)}")
-    return Engine(exact, way, int8)
+    return DecodingPolicy(exact, way, int8)
 
 
-def needs_of(jukebox: Jukebox, asked: list[Request]) -> list[Need]:
+def needs_of(jukebox: Jukebox, asked: list[SongRequest]) -> list[LevelMemory]:
     """What each level takes for the longest of the requests."""
     twins = (
         2
@@ -273,17 +279,17 @@ def needs_of(jukebox: Jukebox, asked: list[Request]) -> list[Need]:
         )
         codes = max((jukebox.codes_of(request, level) for request in asked), default=1)
         windows = -(-8 * codes // (7 * run.config.window)) if at_once else 1
-        needs.append(Need(run.config, windows, twins, level in jukebox.students))
+        needs.append(LevelMemory(run.config, windows, twins, level in jukebox.students))
     return needs
 
 
 def within(
-    memory: float | None, jukebox: Jukebox, asked: list[Request], batch_size: int, here: World
+    memory: float | None, jukebox: Jukebox, asked: list[SongRequest], batch_size: int, here: World
 ) -> int:
     """The batch that stays within `memory` GB, or what is free now; priors stay loaded if that fits. Says so."""
     cpu, local = jukebox.device.type == "cpu", int(os.environ.get("LOCAL_WORLD_SIZE", here.size))
     limit = free_memory(jukebox.device, local) if memory is None else memory * 1e9
-    found = room(
+    found = fit_batch(
         needs_of(jukebox, asked), min(batch_size, max(1, len(asked))), limit, jukebox.dtype, cpu
     )
     jukebox.together = found.together
@@ -293,13 +299,13 @@ def within(
     return found.songs
 
 
-class Maker:
+class SamplingRun:
     """Makes the songs of one batch after another, shows how far they are, and stops between codes when asked to."""
 
     def __init__(
         self,
         jukebox: Jukebox,
-        requests: list[Request],
+        requests: list[SongRequest],
         out: Path,
         batch_size: int,
         show: bool,
@@ -315,8 +321,8 @@ class Maker:
     def stop(self, *_: Any) -> None:
         self.stopping = True
 
-    def make(self, songs: list[Song]) -> list[Song]:
-        with Watch(self.jukebox, songs, self.show) as watch:
+    def make(self, songs: list[GeneratedSong]) -> list[GeneratedSong]:
+        with ProgressDisplay(self.jukebox, songs, self.show) as watch:
 
             def advance(level: str, count: int) -> None:
                 watch.advance(level, count)
@@ -332,7 +338,7 @@ class Maker:
             )
         return made
 
-    def heard(self, level: str, songs: list[Song]) -> None:
+    def heard(self, level: str, songs: list[GeneratedSong]) -> None:
         if self.show and level != "bottom":
             print(
                 f"{level} level can be heard: {self.out / songs[0].levels[level]['audio']}",
@@ -340,7 +346,9 @@ class Maker:
             )
 
 
-def summarise(out: Path, asked: list[Request], wrong: list[str], failed: dict[str, str]) -> None:
+def summarise(
+    out: Path, asked: list[SongRequest], wrong: list[str], failed: dict[str, str]
+) -> None:
     """What became of all requests that this folder was ever asked for: `.unfinished/summary.json`."""
     path, now = out / ".unfinished" / "summary.json", {request.id: None for request in asked}
     before = (
@@ -360,7 +368,7 @@ def summarise(out: Path, asked: list[Request], wrong: list[str], failed: dict[st
         | failed,
         "refused": list(dict.fromkeys([*refused, *wrong])),
     }
-    write_whole(path, (json.dumps(found, indent=1) + "\n").encode())
+    write_atomic(path, (json.dumps(found, indent=1) + "\n").encode())
     if len(asked) > 1 or wrong:
         print(
             f"{len(set(now) & set(made))} of {len(asked) + len(wrong)} songs are in {out}",

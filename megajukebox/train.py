@@ -16,14 +16,14 @@ from typing import Annotated
 
 import typer
 
-from megajukebox.data.shards.remote import DEFAULT_CACHE, Remote
+from megajukebox.data.shards.remote import DEFAULT_CACHE, RemoteConfig
 from megajukebox.data.shards.shard_set import ShardSet
-from megajukebox.resilience.exit_codes import Ending, ending, say
+from megajukebox.resilience.exit_codes import ExitRecord, exit_guard, say
 from megajukebox.training.config import STAGES, Preset, TrainingSettings, load_preset
 from megajukebox.training.engines import collectives
-from megajukebox.training.finetune import Base, read_base
+from megajukebox.training.finetune import PretrainedModel, read_base
 from megajukebox.training.stage_runner import run_task
-from megajukebox.training.tasks import Reading, Task, piped_task, prior_task, vqvae_task
+from megajukebox.training.tasks import ReaderShare, Task, piped_task, prior_task, vqvae_task
 
 
 def main(
@@ -65,13 +65,13 @@ def main(
     ] = 0,
 ) -> None:
     """Train one stage; the same command goes on where it stopped."""
-    with ending(out, "train") as end:
+    with exit_guard(out, "train") as end:
         chosen = load_preset(preset, settings)
         if ds_config:
             chosen = load_preset(
                 preset, [*(settings or []), f"training.{stage}.ds_config={ds_config}"]
             )
-        remote = Remote(
+        remote = RemoteConfig(
             cache,
             int(cache_gb * 2**30),
             lost="stop" if stop_when_lost else "skip",
@@ -85,13 +85,13 @@ def main(
 
 
 def run_stage(
-    preset: Preset, stage: str, data: str, remote: Remote, out: Path, base: Path | None, stop_after: int | None,
-    end: Ending,
+    preset: Preset, stage: str, data: str, remote: RemoteConfig, out: Path, base: Path | None, stop_after: int | None,
+    end: ExitRecord,
 ) -> bool:  # fmt: skip
     """Train a stage of `preset`. Returns whether the last step was reached."""
     settings, trained = preset.stage(stage), read_base(base) if base else None
 
-    def make(reading: Reading) -> Task:
+    def make(reading: ReaderShare) -> Task:
         return task_of(preset, stage, data, remote, settings, reading, trained)
 
     return run_task(
@@ -100,8 +100,8 @@ def run_stage(
 
 
 def task_of(
-    preset: Preset, stage: str, data: str, remote: Remote, settings: TrainingSettings, reading: Reading,
-    base: Base | None = None,
+    preset: Preset, stage: str, data: str, remote: RemoteConfig, settings: TrainingSettings, reading: ReaderShare,
+    base: PretrainedModel | None = None,
 ) -> Task:  # fmt: skip
     if stage == "vqvae" and settings.mode == "stream" and not has_index(data):
         return piped_task(preset, data, remote.allow_pipe, settings, reading)

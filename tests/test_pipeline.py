@@ -15,7 +15,7 @@ from megajukebox.common.model_files import check_fingerprint, read_facts
 from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.records.run_log import read_lines
 from megajukebox.sampling.jukebox import Jukebox
-from megajukebox.sampling.songs.requests import Request
+from megajukebox.sampling.songs.requests import SongRequest
 
 STAGES = ("vqvae", "top_prior", "middle_upsampler", "bottom_upsampler")
 pytestmark = [
@@ -98,7 +98,7 @@ def test_a_second_start_repeats_no_finished_stage(pipeline):
 
 def test_a_song_does_not_depend_on_ranks_or_batch_mates(pipeline):
     record = json.loads((pipeline / "samples/song-01.json").read_text())
-    alone = Jukebox(pipeline / "runs").sample([Request(**record["request"])])[0]
+    alone = Jukebox(pipeline / "runs").sample([SongRequest(**record["request"])])[0]
     with np.load(pipeline / "samples/song-01.codes.npz", allow_pickle=False) as codes:
         for level, stored in codes.items():
             np.testing.assert_array_equal(alone.codes[level], stored)
@@ -107,7 +107,7 @@ def test_a_song_does_not_depend_on_ranks_or_batch_mates(pipeline):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_priors_sample_in_half_precision(pipeline, dtype):
     song = Jukebox(pipeline / "runs", dtype=dtype).sample(
-        [Request(id="half", seconds=0.5, seed=3)]
+        [SongRequest(id="half", seconds=0.5, seed=3)]
     )[0]
     assert {level: len(codes) for level, codes in song.codes.items()} == {
         "top": 31,

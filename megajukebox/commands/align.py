@@ -21,9 +21,15 @@ from rich.table import Table
 from megajukebox.common.model_files import read_facts
 from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.data.stream.song_dataset import split
-from megajukebox.sampling.jukebox import RUNS, LevelRun
+from megajukebox.sampling.jukebox import RUNS, PriorRun
 from megajukebox.sampling.lyrics.alignment import Head
-from megajukebox.sampling.lyrics.head_selection import FILE, Choice, KnownSong, choose, write_choice
+from megajukebox.sampling.lyrics.head_selection import (
+    FILE,
+    AlignedSong,
+    AlignmentHead,
+    choose,
+    write_choice,
+)
 from megajukebox.sampling.real_songs import check_codes, known_song
 
 
@@ -40,7 +46,7 @@ def main(
     """Choose the head whose attention gives the words of sampled songs their times."""
     try:
         codes = ShardSet(data)
-        run = LevelRun(runs / RUNS["top"], read_facts(runs / "vqvae"))
+        run = PriorRun(runs / RUNS["top"], read_facts(runs / "vqvae"))
         check_codes(run, codes)
         known = list(islice(known_songs(run, codes), songs))
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -53,7 +59,7 @@ def main(
     print(run.folder / FILE)
 
 
-def known_songs(run: LevelRun, codes: ShardSet) -> Iterator[KnownSong]:
+def known_songs(run: PriorRun, codes: ShardSet) -> Iterator[AlignedSong]:
     """The songs with lyrics that the run did not train on; all of them if it held none out."""
     settings = run.folder / "run.yaml"  # imported runs have none: they were trained on other songs
     preset = yaml.safe_load(settings.read_text())["preset"] if settings.is_file() else None
@@ -66,7 +72,7 @@ def known_songs(run: LevelRun, codes: ShardSet) -> Iterator[KnownSong]:
             yield song
 
 
-def tell(choice: Choice, scores: dict[Head, float]) -> None:
+def tell(choice: AlignmentHead, scores: dict[Head, float]) -> None:
     """The heads from best to worst, and what is known of the best."""
     table = Table("layer", "head", "score", title=f"heads over {choice.songs} songs")
     for (layer, head), score in sorted(scores.items(), key=lambda item: -item[1])[:8]:

@@ -23,7 +23,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from megajukebox.common.files import make_folder, write_whole
+from megajukebox.common.files import make_folder, write_atomic
 from megajukebox.common.world import free_port
 from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.records.run_log import read_lines
@@ -154,7 +154,7 @@ def check_same_demo(out: Path, asked: dict) -> None:
         raise SystemExit(
             f"demo: {out} holds a demo of other songs or settings ({path}); give another --out, or remove it"
         )
-    write_whole(path, json.dumps(asked).encode())
+    write_atomic(path, json.dumps(asked).encode())
 
 
 def run_stage(console: Console, stage: Stage, took: dict[str, float]) -> None:
@@ -201,7 +201,7 @@ def write_requests(path: Path, codes: ShardSet, count: int, seconds: float) -> N
             "temperature": dict(TEMPERATURES),
         }
         requests.append({"id": f"song-{number:02d}", **named, **what})
-    write_whole(path, yaml.safe_dump(requests, sort_keys=False, allow_unicode=True).encode())
+    write_atomic(path, yaml.safe_dump(requests, sort_keys=False, allow_unicode=True).encode())
 
 
 def lyrics_by_artist(codes: ShardSet) -> dict[str | None, list[str]]:
@@ -224,7 +224,7 @@ def tell(console: Console, out: Path, took: dict[str, float]) -> None:
     table.add_row("all", f"{sum(took.values()):.0f}")
     console.print(table)
     before = json.loads((out / "times.json").read_text()) if (out / "times.json").exists() else {}
-    write_whole(out / "times.json", json.dumps({**before, **took}, indent=1).encode())
+    write_atomic(out / "times.json", json.dumps({**before, **took}, indent=1).encode())
     console.print(f"Open [bold]{(out / 'site/index.html').resolve()}[/] in a browser.")
 
 

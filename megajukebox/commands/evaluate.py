@@ -26,7 +26,7 @@ import typer
 from rich.console import Console
 
 from megajukebox.common.model_files import FACTS, read_facts, save_weights
-from megajukebox.evaluation.evaluate import Effort
+from megajukebox.evaluation.evaluate import EvalBudget
 from megajukebox.evaluation.evaluators.embedding import built_in, load_embedder
 from megajukebox.evaluation.reporting.html_report import write_page
 from megajukebox.evaluation.reporting.regression_gate import compare
@@ -37,7 +37,7 @@ from megajukebox.evaluation.reporting.report import (
     write_report,
 )
 from megajukebox.evaluation.reporting.table import show, show_gate
-from megajukebox.evaluation.targets import Judge, Subject, open_sources, subjects_in
+from megajukebox.evaluation.targets import EvalTarget, Evaluator, open_sources, targets_in
 from megajukebox.training.checkpoint import candidates, folder_of
 
 WRITTEN = ("config", "fingerprint", "step")  # of model.json: what save_weights writes itself
@@ -65,14 +65,16 @@ def main(
     ] = None,
     songs: Annotated[
         int, typer.Option(min=1, help="Held-out songs judged, at most.")
-    ] = Effort.songs,
-    seconds: Annotated[float, typer.Option(min=1, help="Of each song, at most.")] = Effort.seconds,
+    ] = EvalBudget.songs,
+    seconds: Annotated[
+        float, typer.Option(min=1, help="Of each song, at most.")
+    ] = EvalBudget.seconds,
     corpus: Annotated[
         int, typer.Option(min=1, help="Training songs that samples are held against.")
-    ] = Effort.corpus,
+    ] = EvalBudget.corpus,
     windows: Annotated[
         int, typer.Option(min=1, help="Windows of codes judged, of each song.")
-    ] = Effort.windows,
+    ] = EvalBudget.windows,
     held_out: Annotated[
         float | None,
         typer.Option(min=0, max=1, help="Share of songs held out; default: the run's."),
@@ -96,13 +98,13 @@ def main(
     console = Console()
     try:
         before = read_report(gate) if gate else None
-        judge = Judge(
-            open_sources(against), Effort(songs, seconds, corpus, windows), held_out,
+        judge = Evaluator(
+            open_sources(against), EvalBudget(songs, seconds, corpus, windows), held_out,
             load_embedder(embedder, embedder_rate, embedder_seconds, trust_code) if embedder else built_in(),
             torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")), say=console.print,
         )  # fmt: skip
         with of_checkpoint(subject, checkpoint) as weights:
-            found = subjects_in(weights)
+            found = targets_in(weights)
             if weights != subject:
                 judge.notes.append(
                     f"{subject}: weights of its checkpoint {checkpoint}, without any moving average"
@@ -132,7 +134,7 @@ def main(
         raise SystemExit(WORSE)
 
 
-def scored_before(one: Subject, judge: Judge, asked: Path) -> bool:
+def scored_before(one: EvalTarget, judge: Evaluator, asked: Path) -> bool:
     run = one.run if one.path.is_relative_to(asked) else asked
     return run is not None and is_scored(run, one.weights, judge.fingerprints(), judge.settings())
 

@@ -25,7 +25,13 @@ import typer
 from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.explorer.loaders.corpus import Excerpt
 from megajukebox.explorer.loaders.runs import DEPTH, find_runs
-from megajukebox.explorer.site_builder import Corpus, build, write_corpus, write_runs, write_static
+from megajukebox.explorer.site_builder import (
+    CorpusSettings,
+    build,
+    write_corpus,
+    write_runs,
+    write_static,
+)
 
 
 def main(
@@ -155,7 +161,9 @@ def with_studio(run: Path, samples: list[Path], runs: list[Path]) -> tuple[list[
     return samples, runs if run in runs else [*runs, run]
 
 
-def read_shards(source: str, vqvae: Path | None, excerpt: float | None, most: int) -> Corpus:
+def read_shards(
+    source: str, vqvae: Path | None, excerpt: float | None, most: int
+) -> CorpusSettings:
     """The corpus to show; with a VQ-VAE also what its levels keep of it."""
     shards = ShardSet(source)
     if shards.index["kind"] != "songs":
@@ -163,16 +171,18 @@ def read_shards(source: str, vqvae: Path | None, excerpt: float | None, most: in
             f"--corpus {source!r} holds {shards.index['kind']}, which cannot be heard; give song shards"
         )
     if vqvae is None:
-        return Corpus(shards, Excerpt(excerpt), most)
+        return CorpusSettings(shards, Excerpt(excerpt), most)
     from megajukebox.sampling.songs.reconstruction import (
         reconstructor,  # torch: only for those who ask
     )
 
-    return Corpus(shards, Excerpt(excerpt), most, reconstructor(vqvae, shards.index["sample_rate"]))
+    return CorpusSettings(
+        shards, Excerpt(excerpt), most, reconstructor(vqvae, shards.index["sample_rate"])
+    )
 
 
 def serve_pages(
-    samples: list[Path], runs: list[Path], site: Path, corpus: Corpus | None, run: Path | None, votes: Path | None,
+    samples: list[Path], runs: list[Path], site: Path, corpus: CorpusSettings | None, run: Path | None, votes: Path | None,
     host: str, port: int, most_seconds: float, idle_minutes: float,
 ) -> None:  # fmt: skip
     """Build the pages and serve them until somebody presses Ctrl-C."""
@@ -203,14 +213,14 @@ def studio(run: Path, library: Any, songs: Path, most_seconds: float, idle_minut
     from megajukebox.explorer.server.studio_form import Offer
     from megajukebox.explorer.server.studio_jobs import Studio
     from megajukebox.explorer.server.uploads import Uploads
-    from megajukebox.sampling.songs.requests import Request, parse_requests
+    from megajukebox.sampling.songs.requests import SongRequest, parse_requests
 
     # Students are made by `distill`; a version or a run without them has the plain sampler alone.
     students = find_spec("megajukebox.sampling.students.student_runs") and any(
         run.glob("*_student/student.json")
     )
     samplers = ("autoregressive", "student") if students else ("autoregressive",)
-    offer = Offer(run, samplers, "prompt" in Request.model_fields, most_seconds)
+    offer = Offer(run, samplers, "prompt" in SongRequest.model_fields, most_seconds)
     work = songs / ".studio"
     return Workshop(
         Studio(run, songs, work, library.refresh, idle_minutes),

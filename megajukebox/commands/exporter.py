@@ -20,11 +20,11 @@ from typing import Annotated
 
 import typer
 
-from megajukebox.common.files import write_whole
+from megajukebox.common.files import write_atomic
 from megajukebox.common.redaction import RedactingFilter
 from megajukebox.monitoring.collect.host import Machine, machine
 from megajukebox.monitoring.collect.run_reader import Runs
-from megajukebox.monitoring.collect.run_state import Limits
+from megajukebox.monitoring.collect.run_state import AlertThresholds
 from megajukebox.monitoring.exporters import prometheus
 from megajukebox.monitoring.exporters.metrics_server import Server, address_of, read_token
 from megajukebox.monitoring.exporters.webhooks import News, Webhook, read_url
@@ -98,7 +98,7 @@ def main(
     for handler in logging.getLogger().handlers:
         handler.addFilter(RedactingFilter())
     try:
-        limits = Limits(stall=stall, silent=silent, checkpoint=checkpoint, down=down)
+        limits = AlertThresholds(stall=stall, silent=silent, checkpoint=checkpoint, down=down)
         url = read_url(webhook_file)
         exporter = Exporter(
             Runs(runs, limits) if runs else None, Webhook(url) if url else None, every
@@ -137,7 +137,7 @@ def write_files(exporter: Exporter, folder: Path, once: bool) -> None:
             f"--textfile {folder} is not a folder; give the one of node_exporter's textfile collector"
         )
     while True:
-        write_whole(folder / TEXTFILE, exporter.render())
+        write_atomic(folder / TEXTFILE, exporter.render())
         exporter.tell()
         if once:
             return

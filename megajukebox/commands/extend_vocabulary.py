@@ -22,11 +22,11 @@ import typer
 import yaml
 from torch import Tensor
 
-from megajukebox.common.files import make_folder, write_whole
+from megajukebox.common.files import make_folder, write_atomic
 from megajukebox.common.model_files import (
     FACTS,
     WEIGHTS,
-    Pending,
+    PendingTensor,
     StoredTensors,
     read_facts,
     save_weights,
@@ -214,7 +214,7 @@ class Growth:
         }
         return config.model_copy(update={"labels": labels})
 
-    def tensors(self) -> dict[str, Pending]:
+    def tensors(self) -> dict[str, PendingTensor]:
         """The weights to write, each read in its turn; only the tables of new names are changed."""
         stored = StoredTensors(self.folder / WEIGHTS)
         tensors = {name: stored.pending(name) for name in stored}
@@ -223,10 +223,10 @@ class Growth:
             tensors[name] = self._table(tensors[name], condition)
         return tensors
 
-    def _table(self, rows: Pending, condition: str) -> Pending:
+    def _table(self, rows: PendingTensor, condition: str) -> PendingTensor:
         known, names = len(self.before[condition]), len(self.after[condition])
         shape = (self.config.labels[condition].size, rows.shape[1])
-        return Pending(rows.dtype, shape, lambda: grown_table(rows.make(), known, names))
+        return PendingTensor(rows.dtype, shape, lambda: grown_table(rows.make(), known, names))
 
 
 def grown(
@@ -276,12 +276,12 @@ def write(runs: Path, folders: list[Path], growths: dict[Path, Growth], to: Path
 def write_grown(growth: Growth, folder: Path) -> None:
     """A run folder that can be sampled from; model.json comes last."""
     copy_files(growth.folder, folder, NOT_COPIED)
-    write_whole(folder / VOCABULARIES, vocabularies_json(growth.after))
+    write_atomic(folder / VOCABULARIES, vocabularies_json(growth.after))
     if (growth.folder / SETTINGS).is_file():
         settings = grown_settings(
             yaml.safe_load((growth.folder / SETTINGS).read_text(encoding="utf-8")), growth.config
         )
-        write_whole(
+        write_atomic(
             folder / SETTINGS,
             yaml.safe_dump(settings, sort_keys=False, allow_unicode=True).encode(),
         )

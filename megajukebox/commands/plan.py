@@ -21,7 +21,13 @@ from megajukebox.training.config import STAGES, Preset, load_preset
 from megajukebox.training.engines.ds_config import read_ds_config
 from megajukebox.training.planner.gpus import GPUS, gpu_named
 from megajukebox.training.planner.memory import PARTS
-from megajukebox.training.planner.plan import Assumptions, Plan, default_gpus, ds_config_for, plan
+from megajukebox.training.planner.plan import (
+    Assumptions,
+    TrainingPlan,
+    default_gpus,
+    ds_config_for,
+    plan,
+)
 
 
 def main(
@@ -74,7 +80,7 @@ def main(
 
 def plan_of(
     preset: Preset, stage: str, gpus: int | None, gpu: str, ds: str | None, assumed: Assumptions
-) -> Plan:
+) -> TrainingPlan:
     """The plan of one stage; errors name the stage and its ds_config."""
     device, told = gpu_named(gpu), preset.stage(stage).ds_config
     name = ds or ds_config_for(told, device)
@@ -89,7 +95,7 @@ def plan_of(
 # ---- Tables ----------------------------------------------------------------------------------------------------------
 
 
-def overview(plans: list[Plan]) -> Table:
+def overview(plans: list[TrainingPlan]) -> Table:
     """A line for each stage."""
     made = Table(title=f"{plans[0].preset} on {plans[0].gpu}")
     for column in (
@@ -116,7 +122,7 @@ def overview(plans: list[Plan]) -> Table:
     return made
 
 
-def same_step(p: Plan) -> str:
+def same_step(p: TrainingPlan) -> str:
     """How to have Jukebox's step on other numbers of GPUs: the nearest that the ranks can share."""
     ranks = p.recipe.data_ranks(p.gpus)
     batch = max(1, round((p.samples_of_jukebox or 0) / ranks)) * ranks
@@ -126,11 +132,11 @@ def same_step(p: Plan) -> str:
     )
 
 
-def tables(p: Plan) -> list[Table]:
+def tables(p: TrainingPlan) -> list[Table]:
     return [what(p), memory(p), broken(p)]
 
 
-def what(p: Plan) -> Table:
+def what(p: TrainingPlan) -> Table:
     """The run in two columns."""
     way, made = (
         p.recipe,
@@ -155,7 +161,7 @@ def what(p: Plan) -> Table:
     return made
 
 
-def memory(p: Plan) -> Table:
+def memory(p: TrainingPlan) -> Table:
     """GiB by part at the two fullest moments."""
     made = Table(title="GiB of each GPU")
     for column in ("part", "backward", "update"):
@@ -178,7 +184,7 @@ def memory(p: Plan) -> Table:
     return made
 
 
-def broken(p: Plan) -> Table:
+def broken(p: TrainingPlan) -> Table:
     """What failures cost."""
     made = Table(title=f"Failures on {p.nodes} nodes in {p.days:.1f} days")
     for column in (

@@ -28,9 +28,9 @@ from rich.table import Table
 
 from megajukebox.common.process_pool import cores
 from megajukebox.common.provenance import made_by
-from megajukebox.data.ingest.convert import Settings
-from megajukebox.data.ingest.discover import Song, find_songs
-from megajukebox.data.ingest.prepare import Report, prepare_songs, reasons
+from megajukebox.data.ingest.convert import IngestConfig
+from megajukebox.data.ingest.discover import SourceSong, find_songs
+from megajukebox.data.ingest.prepare import IngestReport, prepare_songs, reasons
 
 DEMO = "demo:"
 PRESETS = Path(__file__).parent / "presets"
@@ -90,7 +90,7 @@ def main(
     try:
         rate = sample_rate or preset_sample_rate(preset)
         lengths = (min_seconds, max_seconds)
-        settings = Settings(
+        settings = IngestConfig(
             rate, Codec(audio).value, bits, songs_per_shard, shard_megabytes, *lengths, tags
         )
         found = songs_of(source, songs or out.parent / "demo_songs", seed, processes)
@@ -119,7 +119,7 @@ def preset_sample_rate(preset: str | None) -> int:
         ) from error
 
 
-def songs_of(source: str, folder: Path, seed: int, processes: int) -> list[Song]:
+def songs_of(source: str, folder: Path, seed: int, processes: int) -> list[SourceSong]:
     """The songs of `source`; those of `demo:N` are written into `folder` now, if they are not there."""
     if not source.startswith(DEMO):
         return find_songs(source)
@@ -136,13 +136,13 @@ def songs_of(source: str, folder: Path, seed: int, processes: int) -> list[Song]
 
 def with_progress(
     screen: Console,
-    songs: list[Song],
+    songs: list[SourceSong],
     out: Path,
-    settings: Settings,
+    settings: IngestConfig,
     processes: int,
     vocabulary: int,
     fresh: bool,
-) -> Report:
+) -> IngestReport:
     """Prepare `songs` under a progress bar."""
     columns = (
         TextColumn("songs"),
@@ -165,7 +165,7 @@ def with_progress(
         )
 
 
-def tell(screen: Console, report: Report, songs: list[Song], out: Path) -> None:
+def tell(screen: Console, report: IngestReport, songs: list[SourceSong], out: Path) -> None:
     """What came of it, on the screen."""
     index = report.index
     screen.print(

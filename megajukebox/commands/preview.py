@@ -16,7 +16,7 @@ import typer
 from megajukebox.common.model_files import read_facts
 from megajukebox.conditioning.vocabulary import Vocabulary, read_vocabularies
 from megajukebox.sampling.jukebox import RUNS, Jukebox
-from megajukebox.sampling.songs.requests import Request, parse_requests
+from megajukebox.sampling.songs.requests import SongRequest, parse_requests
 
 
 def main(
@@ -58,7 +58,7 @@ def folders(run: Path, runs: Path) -> dict[str, Path]:
     return found
 
 
-def requests(run: Path, seconds: float, count: int) -> list[Request]:
+def requests(run: Path, seconds: float, count: int) -> list[SongRequest]:
     """The same requests at every step, so that progress can be heard: the first artists that the run knows."""
     artists = read_vocabularies(run).get("artist", Vocabulary()).names[1:]
     told = [artists[n % len(artists)] if artists else None for n in range(count)]

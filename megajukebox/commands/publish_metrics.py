@@ -17,8 +17,8 @@ import typer
 import yaml
 
 from megajukebox.monitoring.exporters.tensorboard import (
-    Board,
     Copier,
+    MetricSink,
     TensorBoard,
     WeightsAndBiases,
     runs_in,
@@ -71,7 +71,7 @@ def rounds(
         yield sum(copier.copy() for copier in copiers.values())
 
 
-def board_of(name: str, run: Path, tensorboard: Path | None, wandb: str | None) -> Board:
+def board_of(name: str, run: Path, tensorboard: Path | None, wandb: str | None) -> MetricSink:
     if tensorboard:
         return TensorBoard(tensorboard / name)
     path = run / "run.yaml"

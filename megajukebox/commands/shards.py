@@ -21,7 +21,7 @@ from rich.table import Table
 
 from megajukebox.common.files import make_folder
 from megajukebox.common.process_pool import cores, in_order
-from megajukebox.data.shards.remote import DEFAULT_CACHE, Remote
+from megajukebox.data.shards.remote import DEFAULT_CACHE, RemoteConfig
 from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.data.shards.verify import check_shard
 
@@ -55,7 +55,7 @@ def main(
 ) -> None:
     """Look at a shard set."""
     try:
-        opened = ShardSet(shards, Remote(cache=cache, allow_pipe=allow_pipe))
+        opened = ShardSet(shards, RemoteConfig(cache=cache, allow_pipe=allow_pipe))
         numbers = range(len(opened.index["shards"])) if shard is None else [shard]
         if shard is not None and shard >= len(opened.index["shards"]):
             raise ValueError(

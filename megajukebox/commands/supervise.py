@@ -20,16 +20,16 @@ import typer
 from megajukebox.common.files import read_record
 from megajukebox.records.run_log import RunLog
 from megajukebox.resilience import preflight, slurm, spare_nodes
-from megajukebox.resilience.exit_codes import DONE, FENCED, PERSON, TEMPORARY
+from megajukebox.resilience.exit_codes import EXIT_FATAL, EXIT_FENCED, EXIT_OK, EXIT_RETRY
 from megajukebox.resilience.fencing import FILE
-from megajukebox.resilience.job_chain import telling
+from megajukebox.resilience.job_chain import report_queue
 from megajukebox.resilience.restart_policy import (
     NO_PROGRESS,
-    Verdict,
-    bad_nodes,
+    AttemptOutcome,
+    attempts_without_progress,
+    classify_attempt,
     generation_of,
-    verdict,
-    without_progress,
+    nodes_to_exclude,
 )
 
 HEARD = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
@@ -57,7 +57,7 @@ class Child:
         """Exit status of the command on `nodes`; it is ended after `seconds`."""
         self.starts += 1
         command, env = (
-            spare_nodes.on_nodes(command, nodes),
+            spare_nodes.srun_on(command, nodes),
             os.environ | meeting_place(nodes, self.starts),
         )
         self.process = subprocess.Popen(command, env=env)
@@ -111,7 +111,7 @@ def main(
         doctor = preflight.doctors(command, run) if examined else []
     except ValueError as error:
         raise SystemExit(f"supervise: {error}") from error
-    with telling(run):
+    with report_queue(run):
         raise SystemExit(Supervisor(run, command, doctor, nodes, several_runs).work(attempts))
 
 
@@ -137,14 +137,14 @@ class Supervisor:
             print(
                 f"supervise: job {read_record(self.run / FILE)['job']} is training {self.run}; cancel it first"
             )
-            return PERSON
+            return EXIT_FATAL
         doubtful = True  # whether a node may be ill
         for number in range(1, attempts + 1):
             if (self.run / "DONE").exists() or (self.run / "STOP").exists():
                 word = "DONE" if (self.run / "DONE").exists() else "STOP"
                 print(f"supervise: {self.run} has the file {word}; nothing is started")
                 slurm.cancel_successors()
-                return DONE
+                return EXIT_OK
             answer = self.choose_team(doubtful)
             if (
                 answer is None and self.child.asked
@@ -159,21 +159,23 @@ class Supervisor:
             if answer is not None:
                 return answer
             time.sleep(PAUSE)
-        return TEMPORARY
+        return EXIT_RETRY
 
-    def attempt(self, number: int) -> Verdict:
+    def attempt(self, number: int) -> AttemptOutcome:
         """Train, and say what became of it."""
         before, started = generation_of(self.run), time.time()
         status = self.child.run(self.command, self.team)
         if self.several_runs and status == 0:
             (self.run / "DONE").touch()
-        found = verdict(self.run, before, status)
+        found = classify_attempt(self.run, before, status)
         if (
             found.kind == "stopped"
             and not self.child.asked
             and (lost := set(self.team) - set(slurm.living_nodes()))
         ):
-            found = Verdict("again", f"SLURM lost {', '.join(sorted(lost))} and stopped the others")
+            found = AttemptOutcome(
+                "again", f"SLURM lost {', '.join(sorted(lost))} and stopped the others"
+            )
         seconds = round(time.time() - started, 1)
         self.log.note(
             "attempt_end", attempt=number, status=status, seconds=seconds, kind=found.kind, reason=found.reason,
@@ -184,13 +186,13 @@ class Supervisor:
         )
         return found
 
-    def decide(self, found: Verdict) -> int | None:
+    def decide(self, found: AttemptOutcome) -> int | None:
         """The exit status to leave with; None to try again here."""
         if found.kind == "done" or (self.run / "STOP").exists():
             slurm.cancel_successors()
-            return DONE
+            return EXIT_OK
         if found.kind == "fenced":
-            return FENCED
+            return EXIT_FENCED
         if found.kind == "person":
             return self.call_person(found.reason)
         if found.kind == "stopped" or self.child.asked:
@@ -200,8 +202,8 @@ class Supervisor:
     def choose_team(self, doubtful: bool) -> int | None:
         """Who trains next, spares taken for nodes that are lost or unfit. An exit status if there are too few."""
         while True:
-            before, self.team = self.team, spare_nodes.team(self.run, self.wanted)
-            spare_nodes.tell_change(self.log, before, self.team)
+            before, self.team = self.team, spare_nodes.active_nodes(self.run, self.wanted)
+            spare_nodes.log_spare_swap(self.log, before, self.team)
             answer = self.leave_bad_nodes()
             if answer is not None or not self.doctor or not (doubtful or self.team != before):
                 return answer
@@ -214,7 +216,7 @@ class Supervisor:
                 )
             )
             replaced = (
-                len(slurm.living_nodes()) - len(spare_nodes.unfit(self.run, self.here))
+                len(slurm.living_nodes()) - len(spare_nodes.unhealthy_nodes(self.run, self.here))
                 >= self.wanted
                 > 0
             )
@@ -225,10 +227,10 @@ class Supervisor:
                 return answer
             if not replaced:
                 self.exclude(list(found.unfit))
-                return TEMPORARY
+                return EXIT_RETRY
             doubtful = False
 
-    def examine(self) -> preflight.Examination:
+    def examine(self) -> preflight.PreflightResult:
         """Let the doctor look at the team."""
         started = time.time()
         found = preflight.examine(
@@ -250,13 +252,17 @@ class Supervisor:
 
     def leave_bad_nodes(self) -> int | None:
         """If nodes of the team are lost, or failed the run twice, the next job must go on, without them."""
-        bad = [node for node in spare_nodes.unfit(self.run, self.here) if node not in self.left]
+        bad = [
+            node
+            for node in spare_nodes.unhealthy_nodes(self.run, self.here)
+            if node not in self.left
+        ]
         spared, successors = not set(bad) & set(self.team), slurm.successors()
-        worst = bad_nodes(self.run, most=self.few)
+        worst = nodes_to_exclude(self.run, most=self.few)
         if bad and (spared or (successors and set(bad) & set(worst))):
             self.exclude(bad)
         if successors and (set(worst) & set(self.team) or len(self.team) < self.wanted):
-            return TEMPORARY
+            return EXIT_RETRY
         return self.hand_over("nodes are lost") if len(self.team) < self.wanted else None
 
     @property
@@ -272,10 +278,10 @@ class Supervisor:
             nodes=nodes,
             reason=f"{', '.join(nodes)} failed this run; events tell how",
         )
-        slurm.exclude(bad_nodes(self.run, most=self.few))
+        slurm.exclude(nodes_to_exclude(self.run, most=self.few))
 
     def no_progress(self, reason: str) -> int | None:
-        if without_progress(self.run) < NO_PROGRESS:
+        if attempts_without_progress(self.run) < NO_PROGRESS:
             return None
         return self.call_person(
             f"{NO_PROGRESS} attempts in a row saved nothing; the last one: {reason}"
@@ -285,11 +291,11 @@ class Supervisor:
         self.log.event("alert", reason=reason, person=True)
         print(f"supervise: {self.run} needs a person: {reason}", flush=True)
         slurm.hold_successors()
-        return PERSON
+        return EXIT_FATAL
 
     def hand_over(self, reason: str) -> int:
         """The next task of the array goes on; a job without one puts itself back into the queue."""
         if slurm.job() and not slurm.successors():
             self.log.event("requeue", reason=f"{reason}, and no task of the array is left")
             slurm.requeue()
-        return DONE
+        return EXIT_OK

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from megajukebox.monitoring.alerts import size_of
+from megajukebox.monitoring.alerts import format_bytes
 from megajukebox.monitoring.support_bundle import write_bundle
 
 
@@ -28,7 +28,7 @@ def main(
         )
     target = out or Path(f"{run.resolve().name}-bundle.tar.gz")
     count = write_bundle(run, target)
-    print(f"{target}: {count} files, {size_of(target.stat().st_size)}")
+    print(f"{target}: {count} files, {format_bytes(target.stat().st_size)}")
 
 
 if __name__ == "__main__":

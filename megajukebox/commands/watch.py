@@ -19,7 +19,7 @@ from rich.live import Live
 
 from megajukebox.monitoring.alerts import diagnose
 from megajukebox.monitoring.collect.run_reader import Runs
-from megajukebox.monitoring.collect.run_state import Limits, RunState
+from megajukebox.monitoring.collect.run_state import AlertThresholds, RunState
 from megajukebox.monitoring.exporters.terminal import as_json, screen
 
 
@@ -47,7 +47,9 @@ def main(
 ) -> None:
     """Watch all runs in and under RUNS."""
     try:
-        watched = Runs(runs, Limits(stall=stall, silent=silent, checkpoint=checkpoint, down=down))
+        watched = Runs(
+            runs, AlertThresholds(stall=stall, silent=silent, checkpoint=checkpoint, down=down)
+        )
     except ValueError as error:
         raise SystemExit(f"watch: {error}") from error
     if as_text or once:

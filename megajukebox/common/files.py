@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 
 @contextmanager
-def whole(path: str | Path) -> Iterator[BinaryIO]:
+def atomic_open(path: str | Path) -> Iterator[BinaryIO]:
     """A file to write that gets its real name only when the block ends well.
 
         x.tar.partial  --write, fsync-->  --rename-->  x.tar  --fsync of the folder-->  survives a power cut
@@ -32,9 +32,9 @@ def whole(path: str | Path) -> Iterator[BinaryIO]:
     sync_folder(path.parent)
 
 
-def write_whole(path: str | Path, data: bytes) -> None:
+def write_atomic(path: str | Path, data: bytes) -> None:
     """`data` as the file at `path`, whole or not at all."""
-    with whole(path) as file:
+    with atomic_open(path) as file:
         file.write(data)
 
 
@@ -63,7 +63,7 @@ def make_run_folder(run: Path) -> None:
     make_folder(run, 0o750)
 
 
-class Window(io.RawIOBase):
+class FileWindow(io.RawIOBase):
     """The bytes [offset, offset + size) of something larger, as a file of their own. `fill` fetches them.
 
     tar file  |--header--|=======member=======|--header--|=====...

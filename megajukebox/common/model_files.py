@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from megajukebox.common.files import sha256_of, whole, write_whole
+from megajukebox.common.files import atomic_open, sha256_of, write_atomic
 
 DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
@@ -26,7 +26,7 @@ WEIGHTS, FACTS = "model.safetensors", "model.json"
 
 
 @dataclass(frozen=True)
-class Pending:
+class PendingTensor:
     """A tensor of known dtype and shape that is made only when its turn to be written comes."""
 
     dtype: torch.dtype
@@ -41,7 +41,7 @@ def save_weights(
     folder: Path | str,
     kind: str,
     config: BaseModel,
-    tensors: Mapping[str, Tensor | Pending],
+    tensors: Mapping[str, Tensor | PendingTensor],
     step: int,
     **facts: Any,
 ) -> str:
@@ -51,7 +51,7 @@ def save_weights(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with whole(folder / WEIGHTS) as file:
+    with atomic_open(folder / WEIGHTS) as file:
         fingerprint = write_safetensors(file, tensors)
         file.flush()
         StoredTensors(Path(file.name))  # the library's own reading is the check of our writing
@@ -65,11 +65,11 @@ def save_weights(
         "step": step,
         **facts,
     }
-    write_whole(folder / FACTS, json.dumps(known, indent=1, ensure_ascii=False).encode())
+    write_atomic(folder / FACTS, json.dumps(known, indent=1, ensure_ascii=False).encode())
     return fingerprint
 
 
-def write_safetensors(file: BinaryIO, tensors: Mapping[str, Tensor | Pending]) -> str:
+def write_safetensors(file: BinaryIO, tensors: Mapping[str, Tensor | PendingTensor]) -> str:
     """Write a safetensors file, one tensor in memory at a time; returns its sha256."""
     tensors = once(tensors)
     digest = hashlib.sha256()
@@ -84,7 +84,7 @@ def write_safetensors(file: BinaryIO, tensors: Mapping[str, Tensor | Pending]) -
     return digest.hexdigest()
 
 
-def once(tensors: Mapping[str, Tensor | Pending]) -> dict[str, Tensor | Pending]:
+def once(tensors: Mapping[str, Tensor | PendingTensor]) -> dict[str, Tensor | PendingTensor]:
     """`tensors` without the second and later names of one piece of memory."""
     seen: dict[Any, str] = {}
     for name, tensor in tensors.items():
@@ -92,13 +92,13 @@ def once(tensors: Mapping[str, Tensor | Pending]) -> dict[str, Tensor | Pending]
     return {name: tensors[name] for name in seen.values()}
 
 
-def _memory(name: str, tensor: Tensor | Pending) -> Any:
-    if isinstance(tensor, Pending) or tensor.device.type == "meta" or tensor.numel() == 0:
+def _memory(name: str, tensor: Tensor | PendingTensor) -> Any:
+    if isinstance(tensor, PendingTensor) or tensor.device.type == "meta" or tensor.numel() == 0:
         return name
     return tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride()
 
 
-def header(tensors: Mapping[str, Tensor | Pending]) -> bytes:
+def header(tensors: Mapping[str, Tensor | PendingTensor]) -> bytes:
     """The head of a safetensors file: its length (8 bytes, little-endian), then JSON: where each tensor lies."""
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -118,9 +118,9 @@ def _count(shape: tuple[int, ...]) -> int:
     return torch.Size(shape).numel()
 
 
-def raw_bytes(name: str, tensor: Tensor | Pending) -> Any:
+def raw_bytes(name: str, tensor: Tensor | PendingTensor) -> Any:
     """The bytes of a tensor, row-major, without a copy where it already lies so."""
-    made = tensor.make() if isinstance(tensor, Pending) else tensor
+    made = tensor.make() if isinstance(tensor, PendingTensor) else tensor
     assert made.dtype == tensor.dtype and tuple(made.shape) == tuple(tensor.shape), (
         f"{name} is not what was promised"
     )
@@ -158,11 +158,11 @@ class StoredTensors(Mapping[str, Tensor]):
         """The shape of a tensor, without reading it."""
         return tuple(self._file.get_slice(name).get_shape())
 
-    def pending(self, name: str) -> Pending:
+    def pending(self, name: str) -> PendingTensor:
         """A tensor to write elsewhere, read only in its turn."""
         stored = self._file.get_slice(name).get_dtype()
         dtype = next(dtype for dtype, called in DTYPES.items() if called == stored)
-        return Pending(dtype, self.shape(name), lambda: self[name])
+        return PendingTensor(dtype, self.shape(name), lambda: self[name])
 
 
 def read_facts(folder: Path | str) -> dict[str, Any]:

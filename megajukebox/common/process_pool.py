@@ -34,7 +34,7 @@ def in_order(
     if processes == 1:
         yield from map(work, items)
         return
-    crew = Crew(work, processes, crashed)
+    crew = ProcessCrew(work, processes, crashed)
     try:
         for item in items:
             crew.add(item)
@@ -46,7 +46,7 @@ def in_order(
         crew.pool.shutdown(cancel_futures=True)
 
 
-class Crew(Generic[Item, Result]):
+class ProcessCrew(Generic[Item, Result]):
     """A pool of processes and the items it has under way; it survives the death of its workers."""
 
     def __init__(

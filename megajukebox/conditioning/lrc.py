@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Word:
+class TimedWord:
     """Characters [start_char, end_char) of the text, sung from `t0` to `t1` (seconds)."""
 
     start_char: int
@@ -28,7 +28,7 @@ TAG = re.compile(
 OFFSET = re.compile(r"^\s*\[offset\s*:\s*([+-]?\d+)\s*\]", re.IGNORECASE | re.MULTILINE)
 
 
-def parse_lrc(text: str) -> tuple[str, list[Word]]:
+def parse_lrc(text: str) -> tuple[str, list[TimedWord]]:
     """(plain text, its words with times) of LRC with word times, line times, or both; plain text has no timed words."""
     if not any(LINE_TIMES.match(line) for line in text.split("\n")):
         return text, []
@@ -42,7 +42,7 @@ def parse_lrc(text: str) -> tuple[str, list[Word]]:
         line, sung = (
             timed_words(body, start, starts[bisect_right(starts, start)]) if timed else (body, [])
         )
-        words += [Word(length + a, length + b, t0, t1) for a, b, t0, t1 in sung]
+        words += [TimedWord(length + a, length + b, t0, t1) for a, b, t0, t1 in sung]
         plain.append(line)
         length += len(line) + 1
     return "\n".join(plain), words
@@ -111,7 +111,7 @@ def clock(t: float) -> str:
     return f"{round(t * 100) // 6000:02d}:{round(t * 100) % 6000 / 100:05.2f}"
 
 
-def write_lrc(words: Sequence[Word], text: str) -> str:
+def write_lrc(words: Sequence[TimedWord], text: str) -> str:
     """Enhanced LRC of `text` with the times of its `words` (in order of characters); inverse of `parse_lrc` to 0.01 s.
 
     A word followed by a pause is closed by a time of its own. Lines without words are kept without a time.
@@ -125,7 +125,7 @@ def write_lrc(words: Sequence[Word], text: str) -> str:
     return "\n".join(out)
 
 
-def written_words(sung: Sequence[Word], text: str, end: int) -> str:
+def written_words(sung: Sequence[TimedWord], text: str, end: int) -> str:
     out = ""
     for word, after in zip(sung, [*sung[1:], None]):
         out += f"<{clock(word.t0)}>{text[word.start_char : word.end_char]}"

@@ -14,8 +14,8 @@ import numpy as np
 import sentencepiece
 from anyascii import anyascii
 
-from megajukebox.common.files import write_whole
-from megajukebox.conditioning.lrc import Word
+from megajukebox.common.files import write_atomic
+from megajukebox.conditioning.lrc import TimedWord
 
 PADDING = 0
 SPACE_PIECE = "▁"  # how SentencePiece writes a space inside its pieces
@@ -24,7 +24,7 @@ PROBE = " Two  spaces,\ttab\nline é 音 🎵 ▁ "
 
 
 @dataclass(frozen=True)
-class Tokens:
+class TokenizedLyrics:
     """Token `ids` and, for each, the characters [start, end) of the original text it stands for.
 
     The bytes of one character share its span.
@@ -41,7 +41,7 @@ class LyricsTokenizer(Protocol):
     def size(self) -> int:
         """Number of ids, padding (id 0, prints as nothing) included."""
 
-    def encode(self, text: str) -> Tokens: ...
+    def encode(self, text: str) -> TokenizedLyrics: ...
 
     def decode(self, ids: Sequence[int]) -> str: ...
 
@@ -72,13 +72,13 @@ class SentencePieceTokenizer:
                 f"lyrics model {path} does not keep text as it is; make one with train_sentencepiece"
             )
 
-    def encode(self, text: str) -> Tokens:
+    def encode(self, text: str) -> TokenizedLyrics:
         # A real "▁" in the text would be read as a space, so it goes in as its three bytes.
         parts = self._model.encode(text.split(SPACE_PIECE))
         ids = parts[0]
         for part in parts[1:]:
             ids = ids + self._space_mark + part
-        return Tokens(ids, list(self._spans(ids)))
+        return TokenizedLyrics(ids, list(self._spans(ids)))
 
     def decode(self, ids: Sequence[int]) -> str:
         return b"".join(self._bytes[i] for i in ids).decode("utf-8", errors="replace")
@@ -141,7 +141,7 @@ def train_sentencepiece(texts: Iterable[str], path: Path, vocabulary: int) -> No
         num_threads=1,
         minloglevel=2,
     )
-    write_whole(path, model.getvalue())
+    write_atomic(path, model.getvalue())
 
 
 def without_rare_characters(counts: Counter[str], room: int) -> list[str]:
@@ -196,12 +196,12 @@ class JukeboxCharacters:
         self._ids = {c: i for i, c in enumerate(self._characters, start=1)}
         self.size = len(self._characters) + 1
 
-    def encode(self, text: str) -> Tokens:
+    def encode(self, text: str) -> TokenizedLyrics:
         spelt = [
             (c, i) for i, character in enumerate(text) for c in spell(character).replace("\\", "\n")
         ]
         kept = [(self._ids[c], i) for c, i in spelt if c in self._ids]
-        return Tokens([token for token, _ in kept], [(i, i + 1) for _, i in kept])
+        return TokenizedLyrics([token for token, _ in kept], [(i, i + 1) for _, i in kept])
 
     def decode(self, ids: Sequence[int]) -> str:
         return "".join(self._characters[i - 1] for i in ids if i != PADDING)
@@ -221,7 +221,7 @@ def linear_centre_float32(tokens: int, song: int, offset: int, clip: int) -> int
     return int(f(tokens) * (f(offset) + f(clip) / f(2)) / f(song))
 
 
-def sung_centre(tokens: Tokens, words: Sequence[Word], t: float) -> int:
+def sung_centre(tokens: TokenizedLyrics, words: Sequence[TimedWord], t: float) -> int:
     """The token sung at `t` seconds; between words the place moves evenly from one's end to the next one's start."""
     times = np.maximum.accumulate([time for word in words for time in (word.t0, word.t1)])
     characters = [character for word in words for character in (word.start_char, word.end_char)]

@@ -14,7 +14,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from megajukebox.common.files import Window, write_whole
+from megajukebox.common.files import FileWindow, write_atomic
 
 CONTAINERS = ("WAV", "FLAC", "OGG", "MP3")
 LIBSNDFILE_NAMES = {
@@ -36,7 +36,7 @@ Source = str | Path | BinaryIO
 
 
 @dataclass(frozen=True)
-class Facts:
+class AudioInfo:
     """What the header of an audio file claims."""
 
     container: str  # one of CONTAINERS
@@ -50,7 +50,7 @@ class Facts:
         return None if self.frames is None else self.frames / self.sample_rate
 
 
-class Forward(soundfile.SoundFile):
+class ForwardReader(soundfile.SoundFile):
     """A sound file read from its start to its end without ever seeking.
 
     soundfile seeks to where it already is after each read; in an MP3 that seek loses the decoder's history and the
@@ -61,7 +61,7 @@ class Forward(soundfile.SoundFile):
         return False
 
 
-class OffsetReader(Window):
+class OffsetReader(FileWindow):
     """A window of an open file. Threads may share `file`."""
 
     def __init__(self, file: BinaryIO, offset: int, size: int, owned: bool = False):
@@ -79,11 +79,11 @@ class OffsetReader(Window):
         super().close()
 
 
-def facts(source: Source) -> Facts:
+def facts(source: Source) -> AudioInfo:
     """What the header claims. ValueError for a container outside CONTAINERS or for numbers no song has."""
     with opened(source) as file:
         frames = None if file.frames >= UNKNOWN_LENGTH else file.frames
-        return Facts(
+        return AudioInfo(
             LIBSNDFILE_NAMES[file.format], file.subtype, file.samplerate, file.channels, frames
         )
 
@@ -162,7 +162,7 @@ def write_wav(path: str | Path, x: np.ndarray, sample_rate: int, bits: int = 16)
         if bits == 32
         else encoded(quantised(x, bits), sample_rate, "WAV", f"PCM_{bits}")
     )
-    write_whole(path, data)
+    write_atomic(path, data)
 
 
 def downmix(x: np.ndarray, mix: float = 0.5) -> np.ndarray:
@@ -198,7 +198,7 @@ def container(head: bytes) -> str | None:
     return None
 
 
-def opened(source: Source, kind: type[soundfile.SoundFile] = Forward) -> soundfile.SoundFile:
+def opened(source: Source, kind: type[soundfile.SoundFile] = ForwardReader) -> soundfile.SoundFile:
     """The sound file at `source`, its container, channels and rate within bounds; the caller closes it."""
     announced = container(first_bytes(source))
     if announced is None:

@@ -16,33 +16,35 @@ from torch import Tensor
 from megajukebox.models.prior import Prior
 from megajukebox.models.student import LOG_2, Student
 from megajukebox.sampling.decoding import gumbel_noise
-from megajukebox.sampling.decoding.token_sampling import Draw
-from megajukebox.sampling.students.student_decoder import Draws, emit
+from megajukebox.sampling.decoding.token_sampling import TokenSampler
+from megajukebox.sampling.students.student_decoder import StudentTokenSampler, emit
 
 
 @dataclass(frozen=True)
-class Manner:
+class SamplingSettings:
     """How a teacher is sampled; its student is to do so by itself."""
 
     temperature: float = 0.99
     guidance: float = 1.0
 
 
-PLAIN = Manner(1.0)
+PLAIN = SamplingSettings(1.0)
 
 
 @torch.inference_mode()
-def teacher_log_p(teacher: Prior, batch: dict, manner: Manner = PLAIN) -> Tensor:
+def teacher_log_p(teacher: Prior, batch: dict, manner: SamplingSettings = PLAIN) -> Tensor:
     """Log probabilities [B, T, V] of every code of `batch`, in the given manner."""
     logits = teacher.logits(teacher.tokens(batch), teacher.conditioning(batch))
     if manner.guidance != 1.0:
-        untold = teacher.logits(teacher.tokens(batch), teacher.conditioning(untold_batch(batch)))
+        untold = teacher.logits(
+            teacher.tokens(batch), teacher.conditioning(null_conditioned_batch(batch))
+        )
         logits = untold + manner.guidance * (logits - untold)
     prefix = teacher.config.prefix_tokens
     return (logits[:, prefix:, teacher.config.shift :] / manner.temperature).log_softmax(2)
 
 
-def untold_batch(batch: dict) -> dict:
+def null_conditioned_batch(batch: dict) -> dict:
     """`batch` with every label and the lyrics left out, as dropout in training leaves them out."""
     named = {
         n: torch.full_like(x, -1 if x.shape[1] > 1 else 0) for n, x in batch["conditions"].items()
@@ -83,16 +85,20 @@ def sampled(student: Student, batch: dict, seeds: list[int], temperature: float 
     """Codes [B, T] that the student samples, told what `batch` is told."""
     device, like = batch["codes"].device, batch["codes"]
     keys = gumbel_noise.keys(seeds, student.config.level).to(device)
-    draw = Draw(keys, torch.full((len(seeds),), temperature, device=device))
+    draw = TokenSampler(keys, torch.full((len(seeds),), temperature, device=device))
     nothing = torch.zeros_like(like, dtype=torch.bool)
     return emit(
-        student, student.conditioning(batch), like, nothing, Draws(draw, torch.zeros_like(keys))
+        student,
+        student.conditioning(batch),
+        like,
+        nothing,
+        StudentTokenSampler(draw, torch.zeros_like(keys)),
     )
 
 
 @torch.inference_mode()
 def reverse_gap(
-    student: Student, teacher: Prior, batch: dict, seeds: list[int], manner: Manner
+    student: Student, teacher: Prior, batch: dict, seeds: list[int], manner: SamplingSettings
 ) -> Tensor:
     """[B] bits per code by which each of the student's windows surprises the teacher more than the student."""
     own = {**batch, "codes": sampled(student, batch, seeds)}

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from megajukebox.distillation.divergence import (
     PLAIN,
-    Manner,
+    SamplingSettings,
     bits_of,
     forward_gap,
     reverse_gap,
@@ -22,11 +22,11 @@ from megajukebox.models.student import Student
 
 
 @dataclass(frozen=True)
-class Judge:
+class DivergenceEvaluator:
     """Measures a student on held-out windows: those that the teacher sampled, and those of the songs."""
 
     teacher: Prior
-    manner: Manner
+    manner: SamplingSettings
     taught: list[dict]  # batches of data/stream/teacher_dataset.py, this rank's
     real: list[dict]  # batches of data/stream/code_dataset.py
     first_seed: int = 0  # ranks sample their own windows

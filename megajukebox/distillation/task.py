@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from torch import Tensor, nn
 
-from megajukebox.common.files import write_whole
+from megajukebox.common.files import write_atomic
 from megajukebox.common.model_files import WEIGHTS, StoredTensors, read_facts
 from megajukebox.common.provenance import made_by
 from megajukebox.conditioning.tokenizers import (
@@ -19,14 +19,14 @@ from megajukebox.conditioning.tokenizers import (
 )
 from megajukebox.conditioning.vocabulary import VOCABULARIES, read_vocabularies
 from megajukebox.data.shards.shard_set import ShardSet
-from megajukebox.data.stream.batches import Source
-from megajukebox.data.stream.code_dataset import CodeWindows, Condition, Lyrics
-from megajukebox.data.stream.teacher_dataset import TaughtWindows
+from megajukebox.data.stream.batches import ClipSource
+from megajukebox.data.stream.code_dataset import CodeWindows, ConditionColumn, LyricsColumn
+from megajukebox.data.stream.teacher_dataset import TeacherWindows
 from megajukebox.models.grid_order import GridOrder
 from megajukebox.models.prior import PriorConfig
 from megajukebox.models.student import Student, StudentConfig
 from megajukebox.training.config import Preset, TrainingSettings
-from megajukebox.training.tasks import Reading, Task
+from megajukebox.training.tasks import ReaderShare, Task
 
 TEACHERS = {"top": "top_prior", "middle": "middle_upsampler", "bottom": "bottom_upsampler"}
 TABLE = "student.json"  # of a student's folder: every order that was trained, what it is worth, and which one is used
@@ -67,9 +67,11 @@ class TeacherRun:
                 f" (VQ-VAE {str(theirs)[:12]}, not {str(trained_on)[:12]}); give those as --data"
             )
         names, labels = read_vocabularies(self.folder), self.config.labels
-        conditions = {n: Condition(names[n], label.slots, dropout) for n, label in labels.items()}
+        conditions = {
+            n: ConditionColumn(names[n], label.slots, dropout) for n, label in labels.items()
+        }
         lyrics = (
-            Lyrics(self._tokenizer(), self.config.lyrics.tokens, dropout)
+            LyricsColumn(self._tokenizer(), self.config.lyrics.tokens, dropout)
             if self.config.lyrics
             else None
         )
@@ -116,14 +118,14 @@ def settings_of(preset: Preset, level: str, ds_config: str | None) -> TrainingSe
 
 
 def student_task(
-    teacher: TeacherRun, config: StudentConfig, windows: Source, settings: TrainingSettings, reading: Reading,
+    teacher: TeacherRun, config: StudentConfig, windows: ClipSource, settings: TrainingSettings, reading: ReaderShare,
     facts: dict[str, Any], judge: Judge,
 ) -> Task:  # fmt: skip
     """A student on windows that its teacher sampled (TaughtWindows), or on songs' own alone (CodeWindows)."""
     prior, rate = config.prior, config.prior.sample_rate
     taught: dict[str, Any] = (
         {"windows": windows.shards.fingerprint}
-        if isinstance(windows, TaughtWindows)
+        if isinstance(windows, TeacherWindows)
         else {"data_only": True}
     )
     kept: dict[str, Any] = {
@@ -189,4 +191,4 @@ def write_table(out: Path, stages: list[dict[str, Any]], gate: tuple[float, floa
         "gate": {"kl_forward": gate[0], "kl_reverse": gate[1]},
         "orders": stages,
     }
-    write_whole(out / TABLE, (json.dumps(table, indent=1) + "\n").encode())
+    write_atomic(out / TABLE, (json.dumps(table, indent=1) + "\n").encode())

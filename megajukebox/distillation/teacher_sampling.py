@@ -9,17 +9,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megajukebox.data.shards.shard_set import Sample, finished_shard, write_shard
+from megajukebox.data.shards.shard_set import ShardSample, finished_shard, write_shard
 from megajukebox.data.stream.batches import readable, stack, tensors
 from megajukebox.data.stream.code_dataset import CodeWindows
 from megajukebox.data.stream.sample_order import InOrder, Order, rng
-from megajukebox.data.stream.teacher_dataset import HELD_OUT, TRAIN, taught_sample
-from megajukebox.distillation.divergence import Manner, bits_of, teacher_log_p, untold_batch
+from megajukebox.data.stream.teacher_dataset import HELD_OUT, TRAIN, teacher_sample
+from megajukebox.distillation.divergence import (
+    SamplingSettings,
+    bits_of,
+    null_conditioned_batch,
+    teacher_log_p,
+)
 from megajukebox.models.prior import Prior
 from megajukebox.sampling.decoding import gumbel_noise
-from megajukebox.sampling.decoding.decoder import Packed
-from megajukebox.sampling.decoding.token_sampling import Draw, Drawing, Guided
-from megajukebox.sampling.decoding.window_sampler import Window, sample_window
+from megajukebox.sampling.decoding.decoder import PackedPrior
+from megajukebox.sampling.decoding.token_sampling import (
+    ClassifierFreeGuidance,
+    TokenSampler,
+    TokenSamplerProtocol,
+)
+from megajukebox.sampling.decoding.window_sampler import SamplingWindow, sample_window
 
 Told = Callable[
     [int], dict[str, Any]
@@ -27,12 +36,12 @@ Told = Callable[
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TeacherDataConfig:
     """What a teacher is to sample. The same lesson gives the same windows, however the work is split."""
 
     windows: int  # for training
     held_out: int  # windows told what songs are told that the teacher was not trained on
-    manner: Manner
+    manner: SamplingSettings
     real_share: float = 0.2  # of the training windows are a song's own codes
     likeliest: int = 64
     seed: int = 0
@@ -56,7 +65,7 @@ def shard_name(number: int) -> str:
 def write_lesson_shard(
     teacher: Prior,
     source: CodeWindows,
-    lesson: Lesson,
+    lesson: TeacherDataConfig,
     number: int,
     out: Path,
     origin: dict[str, Any],
@@ -75,7 +84,7 @@ def write_lesson_shard(
     return True
 
 
-def told_by(source: CodeWindows, lesson: Lesson, part: str) -> Told:
+def told_by(source: CodeWindows, lesson: TeacherDataConfig, part: str) -> Told:
     """Training windows come in the order of a training; held-out ones are spread evenly."""
     if part == HELD_OUT:
         even = InOrder(source.clips("held_out"), lesson.held_out)
@@ -85,8 +94,8 @@ def told_by(source: CodeWindows, lesson: Lesson, part: str) -> Told:
 
 
 def sampled_windows(
-    teacher: Prior, told: Told, lesson: Lesson, part: str, numbers: range
-) -> Iterator[Sample]:
+    teacher: Prior, told: Told, lesson: TeacherDataConfig, part: str, numbers: range
+) -> Iterator[ShardSample]:
     """Some windows of a lesson, sampled together."""
     windows = [told(number) for number in numbers]
     device, config = next(teacher.parameters()).device, teacher.config
@@ -106,33 +115,37 @@ def sampled_windows(
     arrays = {name: x.cpu().numpy() for name, x in said.items()}
     for row, (number, window) in enumerate(zip(numbers, windows)):
         mine = window | {name: x[row] for name, x in arrays.items()}
-        yield taught_sample(part, number, config.window * config.hop, mine)
+        yield teacher_sample(part, number, config.window * config.hop, mine)
 
 
-def is_taught(lesson: Lesson, part: str, number: int) -> bool:
+def is_taught(lesson: TeacherDataConfig, part: str, number: int) -> bool:
     return part == HELD_OUT or rng(lesson.seed, "taught", number).random() >= lesson.real_share
 
 
 @torch.inference_mode()
-def teachers_codes(teacher: Prior, batch: dict, seeds: list[int], manner: Manner) -> Tensor:
+def teachers_codes(
+    teacher: Prior, batch: dict, seeds: list[int], manner: SamplingSettings
+) -> Tensor:
     """Codes [B, T] that the teacher samples from nothing, told what `batch` is told."""
     config, device, count = teacher.config, batch["codes"].device, len(seeds)
     assert not config.prefix_tokens, "models/student.py refuses a prior with a prefix"
     keys = gumbel_noise.keys(seeds, config.level).to(device)
-    alone = Draw(keys, torch.full((count,), manner.temperature, device=device))
-    draw: Drawing = alone
+    alone = TokenSampler(keys, torch.full((count,), manner.temperature, device=device))
+    draw: TokenSamplerProtocol = alone
     if manner.guidance != 1.0:
-        batch = joined(batch, untold_batch(batch))
+        batch = joined(batch, null_conditioned_batch(batch))
         songs = torch.arange(count, device=device)
-        draw = Guided(alone, songs, torch.full((count,), manner.guidance, device=device))
+        draw = ClassifierFreeGuidance(
+            alone, songs, torch.full((count,), manner.guidance, device=device)
+        )
     nothing, first = (
         torch.zeros_like(batch["codes"], dtype=torch.bool),
         torch.zeros_like(batch["codes"][:, 0]),
     )
-    window = Window(
+    window = SamplingWindow(
         teacher, teacher.conditioning(batch), torch.zeros_like(batch["codes"]), nothing, first, draw
     )
-    return sample_window(Packed(teacher), window)[:count]
+    return sample_window(PackedPrior(teacher), window)[:count]
 
 
 def joined(one: dict, other: dict) -> dict:

@@ -174,11 +174,11 @@ def recognise(
 
     `features` is `timbre` to tell artists and `rhythm` to tell genres. Raises ValueError if there is nothing to tell.
     """
-    return learn(train, rate, features).name(test)
+    return fit(train, rate, features).name(test)
 
 
 @dataclass(frozen=True)
-class Ears:
+class NearestClassClassifier:
     """What has been learned: the mean of each class, seen in units of the spread within the classes."""
 
     labels: list[str]
@@ -194,9 +194,9 @@ class Ears:
         return [self.labels[n] for n in distance_NL.argmin(axis=1)]
 
 
-def learn(
+def fit(
     train: Sequence[tuple[Array, str]], rate: int, features: Callable[[Array, int], Array] = timbre
-) -> Ears:
+) -> NearestClassClassifier:
     """Ears that know the labels of `train`, for when more than one set of clips is to be named."""
     labels = sorted({label for _, label in train})
     if len(labels) < 2:
@@ -209,7 +209,7 @@ def learn(
         np.array([labels.index(label) for _, label in taught]),
     )
     mean_LD = np.stack([x_ND[of_N == n].mean(axis=0) for n in range(len(labels))])
-    return Ears(labels, mean_LD, whitening(x_ND - mean_LD[of_N]), rate, features)
+    return NearestClassClassifier(labels, mean_LD, whitening(x_ND - mean_LD[of_N]), rate, features)
 
 
 def worn_copies(clip: Array, rate: int) -> list[Array]:

@@ -8,9 +8,14 @@ import torch
 
 from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.data.stream.code_dataset import CodeWindows
-from megajukebox.distillation.divergence import Manner, forward_gap, reverse_gap, student_bits
+from megajukebox.distillation.divergence import (
+    SamplingSettings,
+    forward_gap,
+    reverse_gap,
+    student_bits,
+)
 from megajukebox.distillation.teacher_sampling import placed
-from megajukebox.evaluation.evaluators.adherence import Listener, by_codes, code_counts
+from megajukebox.evaluation.evaluators.adherence import LabelClassifier, by_codes, code_counts
 from megajukebox.evaluation.evaluators.codebook import codebook, histogram
 from megajukebox.evaluation.evaluators.embedding import Embedder
 from megajukebox.evaluation.evaluators.frechet import frechet_score
@@ -28,22 +33,22 @@ from megajukebox.evaluation.evaluators.music_features import agreement
 from megajukebox.evaluation.evaluators.reconstruction import by_band, fidelity
 from megajukebox.evaluation.evaluators.repetition import repetition
 from megajukebox.evaluation.inputs import (
-    Sample,
+    EvalSample,
+    EvalSong,
+    EvalSongs,
     Sampled,
     Say,
-    Song,
-    Songs,
     codes_of,
     labels_of,
     silent,
 )
-from megajukebox.evaluation.metrics import Score, mean_score, mean_scores, under
-from megajukebox.evaluation.reference_set import Corpus, judge_set
+from megajukebox.evaluation.metrics import MetricValue, mean_score, mean_scores, under
+from megajukebox.evaluation.reference_set import ReferenceSet, evaluate_set
 from megajukebox.models.chunked_codec import decode_long, encode_long
 from megajukebox.models.prior import Prior
 from megajukebox.models.student import Student
 from megajukebox.models.vqvae import VQVAE
-from megajukebox.sampling.jukebox import LevelRun
+from megajukebox.sampling.jukebox import PriorRun
 from megajukebox.sampling.lyrics.head_selection import errors
 from megajukebox.sampling.real_songs import known_song
 
@@ -52,7 +57,7 @@ LEAST_SECONDS = 1.0  # of a song: what is shorter is not judged
 
 
 @dataclass(frozen=True)
-class Effort:
+class EvalBudget:
     """How much is looked at; the defaults suit two CPU cores and a tiny model."""
 
     songs: int = 64  # held-out songs, at most
@@ -64,9 +69,9 @@ class Effort:
 # ---- A VQ-VAE
 
 
-def judge_vqvae(
-    model: VQVAE, songs: Songs, listener: Listener | None, embedder: Embedder
-) -> Iterator[Score]:
+def evaluate_vqvae(
+    model: VQVAE, songs: EvalSongs, listener: LabelClassifier | None, embedder: Embedder
+) -> Iterator[MetricValue]:
     """Reconstructions of `songs` through each level, against the songs themselves; and the codes they use."""
     levels = list(reversed(model.config.levels))
     judged = {level: Reconstructed() for level in levels}
@@ -91,12 +96,17 @@ class Reconstructed:
         self.embeddings: dict[str, Array] = {}
 
     def add(
-        self, model: VQVAE, song: Song, level: str, listener: Listener | None, embedder: Embedder
+        self,
+        model: VQVAE,
+        song: EvalSong,
+        level: str,
+        listener: LabelClassifier | None,
+        embedder: Embedder,
     ) -> None:
         x_T = torch.from_numpy(song.audio).to(next(model.parameters()).device)
         codes = encode_long(model, x_T, level)
         made = replace(song, audio=decode_long(model, codes, level).cpu().numpy())
-        heard = listener.hear(made) if listener else {}
+        heard = listener.classify(made) if listener else {}
         near = fidelity(song.audio, made.audio, song.rate)
         alike = agreement(song.audio, made.audio, song.rate)
         self.rows[song.key] = {**near, **alike, **heard, **repetition(made)}
@@ -105,7 +115,7 @@ class Reconstructed:
         self.counts[song.key] = histogram(codes.cpu().numpy(), model.config.codes)
         self.embeddings[song.key] = embedder.embed(made)
 
-    def scores(self, level: str, originals: Mapping[str, Array]) -> Iterator[Score]:
+    def scores(self, level: str, originals: Mapping[str, Array]) -> Iterator[MetricValue]:
         yield from mean_scores(f"reconstruction/{level}", self.rows)
         for band, rows in self.bands.items():
             yield from mean_scores(f"reconstruction/{level}/{band}", rows)
@@ -114,10 +124,10 @@ class Reconstructed:
         yield from under(f"codebook/{level}", codebook(self.counts))
 
 
-def about_originals(songs: Songs, listener: Listener | None) -> Iterator[Score]:
+def about_originals(songs: EvalSongs, listener: LabelClassifier | None) -> Iterator[MetricValue]:
     """What the same ears make of the songs themselves, and of guessing: what the figures are read against."""
     rows = {
-        song.key: {**(listener.hear(song) if listener else {}), **repetition(song)}
+        song.key: {**(listener.classify(song) if listener else {}), **repetition(song)}
         for song in songs
     }
     yield from mean_scores("reconstruction/original", rows)
@@ -127,9 +137,9 @@ def about_originals(songs: Songs, listener: Listener | None) -> Iterator[Score]:
 # ---- A prior
 
 
-def judge_prior(
-    prior: Prior, run: LevelRun, codes: ShardSet, rows: list[int], windows: int, say: Say = silent
-) -> Iterator[Score]:
+def evaluate_prior(
+    prior: Prior, run: PriorRun, codes: ShardSet, rows: list[int], windows: int, say: Say = silent
+) -> Iterator[MetricValue]:
     """Bits per code of the songs in `rows`; and when their words are sung, where that is known and the run can tell."""
     level = run.config.level
     device = next(prior.parameters()).device
@@ -147,7 +157,9 @@ def judge_prior(
         yield from under(f"lyrics/{level}", word_errors(prior, run, codes, rows))
 
 
-def word_errors(prior: Prior, run: LevelRun, codes: ShardSet, rows: list[int]) -> Iterator[Score]:
+def word_errors(
+    prior: Prior, run: PriorRun, codes: ShardSet, rows: list[int]
+) -> Iterator[MetricValue]:
     """Median error of the start of the words of each song that has word times, by the head that `align` chose."""
     assert run.alignment is not None
     ours, even = {}, {}
@@ -167,10 +179,10 @@ def word_errors(prior: Prior, run: LevelRun, codes: ShardSet, rows: list[int]) -
 # ---- A student beside its teacher
 
 
-def judge_student(
-    student: Student, teacher: Prior, manner: Manner, windows: CodeWindows, rows: list[int], most: int,
+def evaluate_student(
+    student: Student, teacher: Prior, manner: SamplingSettings, windows: CodeWindows, rows: list[int], most: int,
     taught: list[dict],
-) -> Iterator[Score]:  # fmt: skip
+) -> Iterator[MetricValue]:  # fmt: skip
     """Bits per code of songs, and the divergences from the teacher, both ways and exact.
 
     Forward over windows that the teacher sampled (`taught`: data/stream/teacher_dataset.py), reverse over those that the
@@ -200,11 +212,11 @@ def judge_student(
 
 
 @dataclass(frozen=True)
-class Real:
+class RealSongs:
     """The real songs that samples are judged against."""
 
-    held_out: Songs
-    corpus: Corpus
+    held_out: EvalSongs
+    corpus: ReferenceSet
 
 
 @dataclass(frozen=True)
@@ -221,9 +233,9 @@ class RealCodes:
         }
 
 
-def judge_samples(
-    samples: list[Sample], real: Real | None, codes: RealCodes | None, seconds: float
-) -> Iterator[Score]:
+def evaluate_samples(
+    samples: list[EvalSample], real: RealSongs | None, codes: RealCodes | None, seconds: float
+) -> Iterator[MetricValue]:
     """Everything that can be said of samples of about `seconds`, with and without real songs to hold them against."""
     levels = [
         level
@@ -233,12 +245,14 @@ def judge_samples(
     corpus = real.corpus if real else None
     embeddings: dict[str, Array] = {}
     for level in levels:
-        scores, embeddings = judge_set(
+        scores, embeddings = evaluate_set(
             f"samples/{level}", Sampled(having(samples, level), level), corpus, seconds
         )
         yield from scores
     if real:
-        scores, real_embeddings = judge_set("samples/held_out", real.held_out, real.corpus, seconds)
+        scores, real_embeddings = evaluate_set(
+            "samples/held_out", real.held_out, real.corpus, seconds
+        )
         yield from scores
         yield from under("samples/chance", real.corpus.listener.chance())
         yield from under(
@@ -246,14 +260,14 @@ def judge_samples(
         )
     if codes:
         for level in levels:
-            yield from judge_codes(having(samples, level), level, codes)
+            yield from evaluate_codes(having(samples, level), level, codes)
 
 
-def having(samples: list[Sample], level: str) -> list[Sample]:
+def having(samples: list[EvalSample], level: str) -> list[EvalSample]:
     return [sample for sample in samples if level in sample.levels]
 
 
-def judge_codes(samples: list[Sample], level: str, real: RealCodes) -> Iterator[Score]:
+def evaluate_codes(samples: list[EvalSample], level: str, real: RealCodes) -> Iterator[MetricValue]:
     """The codes of samples at one level: how many are used, whose they look like, and whether they are copied."""
     ours = {sample.key: codes[level] for sample in samples if level in (codes := sample.codes())}
     if not ours:
@@ -279,9 +293,9 @@ def judge_codes(samples: list[Sample], level: str, real: RealCodes) -> Iterator[
         yield from under("copying/codes", passage_scores(ours, held_out, list(training.values())))
 
 
-def judge_beside(
-    samples: list[Sample], others: list[Sample], embedder: Embedder
-) -> Iterator[Score]:
+def evaluate_paired(
+    samples: list[EvalSample], others: list[EvalSample], embedder: Embedder
+) -> Iterator[MetricValue]:
     """Samples beside those of another run or sampler: as sets, and song by song where the same request was made."""
     for level in ("top", "middle", "bottom"):
         here, there = Sampled(having(samples, level), level), Sampled(having(others, level), level)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from megajukebox.conditioning.lrc import Word, parse_lrc
+from megajukebox.conditioning.lrc import TimedWord, parse_lrc
 from megajukebox.data.audio import downmix, facts, read, read_slice
 from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.data.stream.song_dataset import split
@@ -39,7 +39,7 @@ def paced(rows: Sequence[int], say: Say, what: str) -> Iterator[int]:
 
 
 @dataclass(frozen=True)
-class Song:
+class EvalSong:
     """One recording, real or made. Audio is mono float32 [T], full scale 1."""
 
     key: str
@@ -47,7 +47,7 @@ class Song:
     rate: int  # Hz
     labels: Mapping[str, str] = field(default_factory=dict)  # those of LABELS that are known
     text: str = ""
-    words: tuple[Word, ...] = ()  # with times, where they are known
+    words: tuple[TimedWord, ...] = ()  # with times, where they are known
 
     @property
     def seconds(self) -> float:
@@ -76,17 +76,19 @@ def spread(rows: Array, most: int) -> Array:
     return rows if len(rows) <= most else rows[(np.arange(most) * len(rows)) // most]
 
 
-def song_of(shards: ShardSet, row: int, longest: float) -> Song:
+def song_of(shards: ShardSet, row: int, longest: float) -> EvalSong:
     """One song of song shards, at most its first `longest` seconds. ValueError if it cannot be read."""
     rate = shards.index["sample_rate"]
     frames = min(int(shards.songs["frames"][row]), int(longest * rate))
     with shards.open_member(row, "audio") as file:
         audio = downmix(read_slice(file, 0, frames, rate))  # type: ignore[arg-type]
     text, words = lyrics_of(shards, row)
-    return Song(shards.key(row), audio, rate, labels_of(shards.read_facts(row)), text, tuple(words))
+    return EvalSong(
+        shards.key(row), audio, rate, labels_of(shards.read_facts(row)), text, tuple(words)
+    )
 
 
-def lyrics_of(shards: ShardSet, row: int) -> tuple[str, list[Word]]:
+def lyrics_of(shards: ShardSet, row: int) -> tuple[str, list[TimedWord]]:
     return (
         parse_lrc(shards.read_member(row, "lyrics").decode())
         if shards.has(row, "lyrics")
@@ -95,7 +97,7 @@ def lyrics_of(shards: ShardSet, row: int) -> tuple[str, list[Word]]:
 
 
 @dataclass
-class Songs:
+class EvalSongs:
     """Songs of shards that can be gone through more than once. What cannot be read is left out, with the reason."""
 
     shards: ShardSet
@@ -104,7 +106,7 @@ class Songs:
     refused: dict[str, str] = field(default_factory=dict)
     say: Say = silent
 
-    def __iter__(self) -> Iterator[Song]:
+    def __iter__(self) -> Iterator[EvalSong]:
         for row in paced(self.rows, self.say, "listening"):
             try:
                 yield song_of(self.shards, row, self.longest)
@@ -125,7 +127,7 @@ def codes_of(shards: ShardSet, row: int, level: str) -> Array:
 
 
 @dataclass(frozen=True)
-class Sample:
+class EvalSample:
     """One song that `megajukebox sample` wrote."""
 
     key: str
@@ -152,7 +154,7 @@ class Sample:
         )
         return (facts(path).seconds or 0.0) if path is not None and path.is_file() else 0.0
 
-    def song(self, level: str) -> Song:
+    def song(self, level: str) -> EvalSong:
         """Its audio at one level. ValueError if that cannot be read."""
         name = str(self.record["levels"][level]["audio"])
         if Path(name).name != name:
@@ -164,7 +166,7 @@ class Sample:
         text, words = parse_lrc(
             lrc.read_text() if lrc.is_file() else str(request.get("lyrics") or "")
         )
-        return Song(self.key, audio, rate, labels_of(request), text, tuple(words))
+        return EvalSong(self.key, audio, rate, labels_of(request), text, tuple(words))
 
     def codes(self) -> dict[str, Array]:
         """Codes [T] by level; none if they were not kept."""
@@ -175,7 +177,7 @@ class Sample:
             return {level: arrays[level].astype(np.int64) for level in LEVELS if level in arrays}
 
 
-def samples_in(folder: Path) -> list[Sample]:
+def samples_in(folder: Path) -> list[EvalSample]:
     """The samples of a folder by name; reconstructions of real songs are none. ValueError if it has none."""
     found = []
     for path in sorted(folder.glob("*.json")):
@@ -186,7 +188,7 @@ def samples_in(folder: Path) -> list[Sample]:
             and "sample_rate" in record
         )
         if made and "reconstruction" not in record:
-            found.append(Sample(path.stem, folder, record))
+            found.append(EvalSample(path.stem, folder, record))
     if not found:
         raise ValueError(
             f"{folder} holds no samples; give a folder that `megajukebox sample` wrote"
@@ -198,11 +200,11 @@ def samples_in(folder: Path) -> list[Sample]:
 class Sampled:
     """The audio of one level of samples, as songs that can be gone through more than once."""
 
-    samples: list[Sample]
+    samples: list[EvalSample]
     level: str
     refused: dict[str, str] = field(default_factory=dict)
 
-    def __iter__(self) -> Iterator[Song]:
+    def __iter__(self) -> Iterator[EvalSong]:
         for sample in self.samples:
             try:
                 yield sample.song(self.level)

@@ -20,44 +20,44 @@ from megajukebox.data.shards.remote import is_url
 from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.data.stream.batches import held_out_batches
 from megajukebox.data.stream.song_dataset import held_out_share, split
-from megajukebox.data.stream.teacher_dataset import TaughtWindows
-from megajukebox.distillation.divergence import Manner
+from megajukebox.data.stream.teacher_dataset import TeacherWindows
+from megajukebox.distillation.divergence import SamplingSettings
 from megajukebox.evaluation.evaluate import (
-    Effort,
-    Real,
+    EvalBudget,
     RealCodes,
-    judge_beside,
-    judge_prior,
-    judge_samples,
-    judge_student,
-    judge_vqvae,
+    RealSongs,
+    evaluate_paired,
+    evaluate_prior,
+    evaluate_samples,
+    evaluate_student,
+    evaluate_vqvae,
 )
-from megajukebox.evaluation.evaluators.adherence import Listener, listener
+from megajukebox.evaluation.evaluators.adherence import LabelClassifier, fit_label_classifier
 from megajukebox.evaluation.evaluators.embedding import Embedder
 from megajukebox.evaluation.evaluators.likelihood import windows_of
 from megajukebox.evaluation.inputs import (
-    Sample,
+    EvalSample,
+    EvalSongs,
     Say,
-    Songs,
     labels_of,
     rows_of,
     samples_in,
     silent,
     spread,
 )
-from megajukebox.evaluation.metrics import Score
-from megajukebox.evaluation.reference_set import remember
+from megajukebox.evaluation.metrics import MetricValue
+from megajukebox.evaluation.reference_set import fit_reference
 from megajukebox.evaluation.reporting.report import report_of
 from megajukebox.models.student import Student, StudentConfig
 from megajukebox.models.vqvae import VQVAE, VQVAEConfig
-from megajukebox.sampling.jukebox import RUNS, LevelRun
+from megajukebox.sampling.jukebox import RUNS, PriorRun
 from megajukebox.sampling.students.student_runs import TABLE, folder_of
 
 EARS_SECONDS = 5.0  # of the clips by which reconstructions are recognised
 
 
 @dataclass(frozen=True)
-class Subject:
+class EvalTarget:
     """One run, or one folder of samples."""
 
     kind: str  # vqvae, prior, student or samples
@@ -72,7 +72,7 @@ class Subject:
         return None if self.kind == "samples" else self.path
 
 
-def subjects_in(folder: Path) -> list[Subject]:
+def targets_in(folder: Path) -> list[EvalTarget]:
     """The run, the runs of a jukebox, or the samples in `folder`. ValueError if it holds none of them."""
     if (folder / FACTS).is_file():
         return [run_subject(folder)]
@@ -88,19 +88,19 @@ def subjects_in(folder: Path) -> list[Subject]:
             f"{str(folder)!r} does not exist; give a run, a folder of runs, or a folder of samples"
         )
     samples = samples_in(folder)
-    return [Subject("samples", folder, fingerprint_of(samples))]
+    return [EvalTarget("samples", folder, fingerprint_of(samples))]
 
 
-def run_subject(run: Path) -> Subject:
+def run_subject(run: Path) -> EvalTarget:
     facts = read_facts(run)
     if facts["kind"] not in ("vqvae", "prior", "student"):
         raise ValueError(
             f"{run} holds a {facts['kind']}; what is scored is a vqvae, a prior, a student, or samples"
         )
-    return Subject(facts["kind"], run, facts["fingerprint"], facts.get("level"), facts["step"])
+    return EvalTarget(facts["kind"], run, facts["fingerprint"], facts.get("level"), facts["step"])
 
 
-def fingerprint_of(samples: list[Sample]) -> str:
+def fingerprint_of(samples: list[EvalSample]) -> str:
     """Of the samples' names and records: the same samples have the same fingerprint wherever they lie."""
     digest = hashlib.sha256()
     for sample in samples:
@@ -112,12 +112,12 @@ def fingerprint_of(samples: list[Sample]) -> str:
 
 
 @dataclass(frozen=True)
-class Sources:
+class EvalInputs:
     """What subjects are judged against."""
 
     songs: ShardSet | None = None
     codes: ShardSet | None = None
-    samples: list[Sample] = field(default_factory=list)
+    samples: list[EvalSample] = field(default_factory=list)
 
     def told(self) -> list[dict[str, Any]]:
         """For the report: what they are, where they came from, and their fingerprints."""
@@ -144,7 +144,7 @@ class Sources:
         return self.codes
 
 
-def open_sources(against: Iterable[str]) -> Sources:
+def open_sources(against: Iterable[str]) -> EvalInputs:
     """One set of song shards, one of code shards, one folder of samples. ValueError for two of a kind."""
     found: dict[str, Any] = {}
     for source in against:
@@ -154,18 +154,18 @@ def open_sources(against: Iterable[str]) -> Sources:
         if kind in found:
             raise ValueError(f"--against {source} is a second set of {kind}; give one of each")
         found[kind] = thing
-    return Sources(**found)
+    return EvalInputs(**found)
 
 
 # ---- Judging
 
 
 @dataclass
-class Judge:
+class Evaluator:
     """Judges subjects against sources, with a given effort. What it could not do is said in `notes`."""
 
-    sources: Sources
-    effort: Effort
+    sources: EvalInputs
+    effort: EvalBudget
     held_out: float | None  # share; None: what the run says
     embedder: Embedder
     device: torch.device
@@ -174,7 +174,7 @@ class Judge:
     refused: dict[str, str] = field(default_factory=dict)
     asked: dict[str, dict[str, str]] = field(default_factory=dict)  # labels of samples
 
-    def scores(self, subject: Subject) -> list[Score]:
+    def scores(self, subject: EvalTarget) -> list[MetricValue]:
         """Every figure of one subject."""
         self.say(f"scoring {subject.path}")
         judges = {
@@ -185,7 +185,7 @@ class Judge:
         }
         return list(judges[subject.kind](subject))
 
-    def report(self, subjects: list[Subject], scores: Iterable[Score]) -> dict[str, Any]:
+    def report(self, subjects: list[EvalTarget], scores: Iterable[MetricValue]) -> dict[str, Any]:
         """The report of one subject, or of the runs of a jukebox."""
         one = subjects[0] if len(subjects) == 1 else None
         subject = {
@@ -211,31 +211,31 @@ class Judge:
     def fingerprints(self) -> list[str]:
         return [source["fingerprint"] for source in self.sources.told()]
 
-    def _vqvae(self, subject: Subject) -> Iterator[Score]:
+    def _vqvae(self, subject: EvalTarget) -> Iterator[MetricValue]:
         shards, share = self.sources.need_songs(str(subject.path)), self._share(subject)
         with frozen(subject.path) as weights:
             model = load_vqvae(weights, shards, self.device)
         songs = self._songs(shards, self._held_out(shards, share, str(subject.path)))
-        yield from judge_vqvae(model, songs, self._ears(shards, share), self.embedder)
+        yield from evaluate_vqvae(model, songs, self._ears(shards, share), self.embedder)
         self.refused |= songs.refused
 
-    def _prior(self, subject: Subject) -> Iterator[Score]:
+    def _prior(self, subject: EvalTarget) -> Iterator[MetricValue]:
         codes, share = self.sources.need_codes(str(subject.path)), self._share(subject)
         rows = self._held_out(codes, share, str(subject.path))
         with frozen(subject.path) as weights:
-            run = LevelRun(weights, {"fingerprint": codes.index["vqvae"]["fingerprint"]})
+            run = PriorRun(weights, {"fingerprint": codes.index["vqvae"]["fingerprint"]})
             if run.tokenizer and run.alignment is None:
                 self.notes.append(
                     f"{subject.path}: no head is chosen that tells when words are sung; run align first"
                 )
             with run.loaded(self.device, torch.float32) as prior:
-                yield from judge_prior(prior, run, codes, rows, self.effort.windows, self.say)
+                yield from evaluate_prior(prior, run, codes, rows, self.effort.windows, self.say)
 
-    def _student(self, subject: Subject) -> Iterator[Score]:
+    def _student(self, subject: EvalTarget) -> Iterator[MetricValue]:
         """A student is judged beside its teacher, the prior of its level in the same folder of runs."""
         codes, facts = self.sources.need_codes(str(subject.path)), read_facts(subject.path)
         runs, level = subject.path.parent.parent, facts["level"]
-        teacher = LevelRun(runs / RUNS[level], {"fingerprint": codes.index["vqvae"]["fingerprint"]})
+        teacher = PriorRun(runs / RUNS[level], {"fingerprint": codes.index["vqvae"]["fingerprint"]})
         if teacher.facts["fingerprint"] != facts["teacher"]:
             raise ValueError(
                 f"{teacher.folder} is not the prior that {subject.path} was taught by; distill it again"
@@ -244,10 +244,10 @@ class Judge:
         load_into(student, subject.path, device=self.device)
         rows = self._held_out(codes, self._share(run_subject(teacher.folder)), str(subject.path))
         with teacher.loaded(self.device, torch.float32) as prior:
-            manner, windows = Manner(**facts["manner"]), windows_of(teacher, codes)
+            manner, windows = SamplingSettings(**facts["manner"]), windows_of(teacher, codes)
             taught = self._taught(subject.path.parent / "windows")
             student.to(self.device).eval()
-            yield from judge_student(
+            yield from evaluate_student(
                 student, prior, manner, windows, rows, self.effort.windows, taught
             )
 
@@ -256,36 +256,36 @@ class Judge:
         if not (folder / "index.json").is_file():
             self.notes.append(f"{folder} holds no windows of the teacher: no forward divergence")
             return []
-        return list(held_out_batches(TaughtWindows(ShardSet(folder)), micro_batch=8, limit=128))
+        return list(held_out_batches(TeacherWindows(ShardSet(folder)), micro_batch=8, limit=128))
 
-    def _samples(self, subject: Subject) -> Iterator[Score]:
+    def _samples(self, subject: EvalTarget) -> Iterator[MetricValue]:
         samples, share = samples_in(subject.path), self._share(subject)
         self.asked = {sample.key: labels_of(sample.record["request"]) for sample in samples}
         if self.sources.samples:
-            yield from judge_beside(samples, self.sources.samples, self.embedder)
+            yield from evaluate_paired(samples, self.sources.samples, self.embedder)
         seconds = float(np.median([sample.seconds or EARS_SECONDS for sample in samples]))
         real = self._real(self.sources.songs, share, seconds) if self.sources.songs else None
         codes = self._real_codes(self.sources.codes, share) if self.sources.codes else None
-        yield from judge_samples(samples, real, codes, seconds)
+        yield from evaluate_samples(samples, real, codes, seconds)
 
-    def _real(self, shards: ShardSet, share: float, seconds: float) -> Real:
+    def _real(self, shards: ShardSet, share: float, seconds: float) -> RealSongs:
         self.say("listening to the training songs")
         corpus = self._songs(shards, rows_of(shards, False, share, self.effort.corpus))
         held_out = self._songs(shards, rows_of(shards, True, share, self.effort.songs))
-        return Real(held_out, remember(corpus, seconds, self.embedder))
+        return RealSongs(held_out, fit_reference(corpus, seconds, self.embedder))
 
     def _real_codes(self, shards: ShardSet, share: float) -> RealCodes:
         training = rows_of(shards, False, share, self.effort.corpus)
         return RealCodes(shards, training, rows_of(shards, True, share, self.effort.songs))
 
-    def _ears(self, shards: ShardSet, share: float) -> Listener | None:
+    def _ears(self, shards: ShardSet, share: float) -> LabelClassifier | None:
         """Ears taught by training songs; None if there are none, or no labels to tell apart."""
         rows = rows_of(shards, False, share, self.effort.corpus)
-        found = listener(self._songs(shards, rows), EARS_SECONDS) if rows else None
+        found = fit_label_classifier(self._songs(shards, rows), EARS_SECONDS) if rows else None
         return found if found and found.ears else None
 
-    def _songs(self, shards: ShardSet, rows: list[int]) -> Songs:
-        return Songs(shards, rows, self.effort.seconds, say=self.say)
+    def _songs(self, shards: ShardSet, rows: list[int]) -> EvalSongs:
+        return EvalSongs(shards, rows, self.effort.seconds, say=self.say)
 
     def _held_out(self, shards: ShardSet, share: float, who: str) -> list[int]:
         """The songs that are judged: held-out ones, or all where none is held out, which is noted."""
@@ -296,7 +296,7 @@ class Judge:
             return spread(np.arange(len(shards)), self.effort.songs).tolist()
         return rows_of(shards, True, share, self.effort.songs)
 
-    def _share(self, subject: Subject) -> float:
+    def _share(self, subject: EvalTarget) -> float:
         """The share of songs that was held out in training."""
         if self.held_out is not None:
             return self.held_out

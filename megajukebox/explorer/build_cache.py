@@ -6,13 +6,13 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-from megajukebox.common.files import make_folder, read_record, write_whole
+from megajukebox.common.files import make_folder, read_record, write_atomic
 from megajukebox.explorer import site_files
 
 PACKAGE = Path(__file__).parent
 
 
-class Made:
+class BuildCache:
     """The pages of one kind in the site at `out`: asked for one by one, and remembered when `keep` is called."""
 
     def __init__(self, out: Path, kind: str) -> None:
@@ -41,7 +41,7 @@ class Made:
     def keep(self) -> None:
         if self.now != self.before:
             make_folder(self.out)
-            write_whole(self.path, json.dumps(self.now).encode())
+            write_atomic(self.path, json.dumps(self.now).encode())
 
 
 @cache

@@ -16,10 +16,10 @@ from rich.progress import track
 from megajukebox.common.redaction import redacted
 from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.explorer import site_files
-from megajukebox.explorer.build_cache import Made
+from megajukebox.explorer.build_cache import BuildCache
 from megajukebox.explorer.loaders.corpus import CorpusSong, Excerpt, Reconstruct, read_corpus
-from megajukebox.explorer.loaders.runs import Run, read_runs, settings
-from megajukebox.explorer.loaders.samples import Problem, Sample, read_samples
+from megajukebox.explorer.loaders.runs import ListedRun, read_runs, settings
+from megajukebox.explorer.loaders.samples import ListedSample, UnreadableSample, read_samples
 from megajukebox.explorer.loaders.search_index import Links, entry, words
 from megajukebox.explorer.loaders.spectrograms import draw
 from megajukebox.explorer.pages.compare import blind_page, compare_page
@@ -50,13 +50,13 @@ class Picture:
     peaks: Path
     name: str  # under which the page finds the peaks
 
-    def draw(self) -> Problem | None:
+    def draw(self) -> UnreadableSample | None:
         try:
             draw(self.audio, self.spectrogram, self.peaks, self.name)
         except soundfile.LibsndfileError as error:
-            return Problem(self.audio.name, error.error_string)
+            return UnreadableSample(self.audio.name, error.error_string)
         except OSError as error:
-            return Problem(self.audio.name, error.strerror or str(error))
+            return UnreadableSample(self.audio.name, error.strerror or str(error))
         return None
 
     def is_drawn(self) -> bool:
@@ -69,10 +69,10 @@ class Picture:
 class SampleSite:
     """The files of one sample in the site at `out`."""
 
-    sample: Sample
+    sample: ListedSample
     out: Path
     copy_audio: bool
-    problems: list[Problem] = field(default_factory=list)
+    problems: list[UnreadableSample] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.name = site_files.safe_name(self.sample.name)
@@ -101,13 +101,13 @@ class SampleSite:
             for track, audio in self.sample.audio.items():
                 site_files.copy(audio, self.audio[track])
 
-    def write(self, made: Made) -> None:
+    def write(self, made: BuildCache) -> None:
         """The page, unless it is there as it should be."""
         sample, links = self.sample, self.links(self.page.parent)
         inputs = (sample.source, sample.lyrics, sample.audio, links, self.problems)
         made.page(self.page, inputs, lambda: sample_page(sample, links, self.problems))
 
-    def lose(self, track: str, problem: Problem) -> None:
+    def lose(self, track: str, problem: UnreadableSample) -> None:
         """A recording that cannot be drawn is shown without pictures."""
         del self.pictures[track]
         self.problems.append(problem)
@@ -128,7 +128,7 @@ class SampleSite:
 
 
 @dataclass(frozen=True)
-class Corpus:
+class CorpusSettings:
     """A shard set to show: which part of its songs, at most how many, and what a VQ-VAE makes of them."""
 
     shards: ShardSet
@@ -142,7 +142,7 @@ def build(
     runs: list[Path],
     out: Path,
     copy_audio: bool = False,
-    corpus: Corpus | None = None,
+    corpus: CorpusSettings | None = None,
 ) -> Path:
     """Write the site over `samples`, `runs` and `corpus` into the folder `out`; returns its first page."""
     write_static(out)
@@ -152,7 +152,7 @@ def build(
     return out / "index.html"
 
 
-def write_runs(folders: list[Path], out: Path, copy_audio: bool = False) -> list[Run]:
+def write_runs(folders: list[Path], out: Path, copy_audio: bool = False) -> list[ListedRun]:
     """The list of runs, a page for each, and their settings for whoever compares two."""
     runs = read_runs(folders)
     write_page(out / "runs.html", runs_page(runs))
@@ -170,7 +170,7 @@ def write_runs(folders: list[Path], out: Path, copy_audio: bool = False) -> list
     return runs
 
 
-def recordings_of(run: Run, out: Path, copy_audio: bool) -> list[Path]:
+def recordings_of(run: ListedRun, out: Path, copy_audio: bool) -> list[Path]:
     """Where the page finds the run's samples: where they lie, or copied into the site."""
     if not copy_audio:
         return [sample.path for sample in run.samples]
@@ -192,13 +192,13 @@ def as_text(configs: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
     }
 
 
-def write_corpus(corpus: Corpus | None, out: Path) -> list[CorpusSong]:
+def write_corpus(corpus: CorpusSettings | None, out: Path) -> list[CorpusSong]:
     """The list of songs and a page for each; without a corpus, the page that says how to show one."""
     if corpus is None:
         write_page(out / "corpus.html", no_corpus_page())
         return []
     songs = read_corpus(corpus.shards, out, corpus.excerpt, corpus.most, corpus.reconstruct)
-    made = Made(out, "corpus")
+    made = BuildCache(out, "corpus")
     for song in songs:
         made.page(song_page_path(song, out), (song,), partial(song_page, song, out))
     made.keep()
@@ -229,14 +229,17 @@ def write_static(out: Path) -> None:
 class Listed:
     """What is in the list: the samples, and the record of each."""
 
-    samples: list[Sample]
+    samples: list[ListedSample]
     entries: list[dict[str, Any]]
 
 
 def write_samples(samples: list[Path], out: Path, copy_audio: bool = False) -> Listed:
     """The list and a page for every sample."""
     found, problems = read_samples(samples)
-    sites, made = [SampleSite(sample, out, copy_audio) for sample in found], Made(out, "samples")
+    sites, made = (
+        [SampleSite(sample, out, copy_audio) for sample in found],
+        BuildCache(out, "samples"),
+    )
     problems += draw_all(sites)
     for site in sites:
         site.copy()
@@ -252,7 +255,7 @@ def write_samples(samples: list[Path], out: Path, copy_audio: bool = False) -> L
     return Listed(found, entries)
 
 
-def draw_all(sites: list[SampleSite]) -> list[Problem]:
+def draw_all(sites: list[SampleSite]) -> list[UnreadableSample]:
     """Draws what is missing or old; returns what could not be read."""
     waiting = [
         (site, t, pic) for site in sites for t, pic in site.pictures.items() if not pic.is_drawn()
@@ -268,7 +271,7 @@ def draw_all(sites: list[SampleSite]) -> list[Problem]:
     return problems
 
 
-def drawing(pictures: list[Picture]) -> Iterator[Problem | None]:
+def drawing(pictures: list[Picture]) -> Iterator[UnreadableSample | None]:
     """Draw them, on all cores where there are many. Workers are spawned: the server that may call this has threads."""
     if len(pictures) <= ALONE:
         yield from map(Picture.draw, pictures)
@@ -277,7 +280,9 @@ def drawing(pictures: list[Picture]) -> Iterator[Problem | None]:
         yield from pool.map(Picture.draw, pictures, chunksize=8)
 
 
-def progress(drawn: Iterable[Problem | None], total: int) -> Iterable[Problem | None]:
+def progress(
+    drawn: Iterable[UnreadableSample | None], total: int
+) -> Iterable[UnreadableSample | None]:
     return track(drawn, "pictures", total, console=Console(stderr=True), disable=not total)
 
 

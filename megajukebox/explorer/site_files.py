@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from megajukebox.common.files import make_folder, whole
+from megajukebox.common.files import atomic_open, make_folder
 
 
 def write(path: Path, content: bytes) -> None:
@@ -31,7 +31,7 @@ def copy(source: Path, target: Path) -> None:
     if up_to_date(target, source) and target.stat().st_size == source.stat().st_size:
         return
     make_folder(target.parent)
-    with source.open("rb") as original, whole(target) as file:
+    with source.open("rb") as original, atomic_open(target) as file:
         shutil.copyfileobj(original, file, 1 << 20)
     stamp(target, source)
 

@@ -19,7 +19,7 @@ TOP = 2  # Hugging Face counts the priors from the top, OpenAI levels from the b
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class ForeignCheckpoint:
     """One model in some files: its tensors under OpenAI's names, and what else the files tell.
 
     As `read_checkpoints` gives it the tensors have shape and dtype alone (meta), so that many models can be planned
@@ -45,16 +45,16 @@ class Checkpoint:
         return {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
 
 
-def read_checkpoints(paths: Sequence[Path]) -> list[Checkpoint]:
+def read_checkpoints(paths: Sequence[Path]) -> list[ForeignCheckpoint]:
     """Every model in the files, which may be OpenAI's (one model each) or Hugging Face's (a whole set in pieces).
 
     ValueError for a file that is none of them, is damaged, or would need code to run.
     """
-    models: list[Checkpoint] = []
+    models: list[ForeignCheckpoint] = []
     pieces: dict[str, Tensor] = {}
     for path in paths:
         found = _outline_of(path)  # one file at a time in memory
-        if isinstance(found, Checkpoint):
+        if isinstance(found, ForeignCheckpoint):
             models.append(found)
         else:
             _add_pieces(pieces, path, found)
@@ -64,7 +64,7 @@ def read_checkpoints(paths: Sequence[Path]) -> list[Checkpoint]:
 class Reader:
     """The tensors of a checkpoint, one after another. Pages read from a mapped file are let go from time to time."""
 
-    def __init__(self, checkpoint: Checkpoint):
+    def __init__(self, checkpoint: ForeignCheckpoint):
         self._checkpoint, self._read = checkpoint, 0
         self._tensors = _live(checkpoint)
         self._mapped = all(
@@ -83,12 +83,12 @@ class Reader:
         return tensor
 
 
-def _live(checkpoint: Checkpoint) -> Mapping[str, Tensor]:
+def _live(checkpoint: ForeignCheckpoint) -> Mapping[str, Tensor]:
     """The tensors themselves; those of a zip or safetensors file stay on disk until they are touched."""
     pieces: dict[str, Tensor] = {}
     for path in checkpoint.files:
         found = _open(path)
-        if isinstance(found, Checkpoint):
+        if isinstance(found, ForeignCheckpoint):
             return found.tensors
         _add_pieces(pieces, path, found)
     key = checkpoint.kind, checkpoint.level
@@ -97,12 +97,12 @@ def _live(checkpoint: Checkpoint) -> Mapping[str, Tensor]:
     )
 
 
-def _outline_of(path: Path) -> Checkpoint | dict[str, Tensor]:
+def _outline_of(path: Path) -> ForeignCheckpoint | dict[str, Tensor]:
     found = _open(path)
-    return _outline(found) if isinstance(found, Checkpoint) else found
+    return _outline(found) if isinstance(found, ForeignCheckpoint) else found
 
 
-def _outline(checkpoint: Checkpoint) -> Checkpoint:
+def _outline(checkpoint: ForeignCheckpoint) -> ForeignCheckpoint:
     tensors = checkpoint.tensors
     one, other = tensors.get("prior.x_emb.weight"), tensors.get("prior.x_out.weight")
     tied = one is not None and (
@@ -115,7 +115,7 @@ def _outline(checkpoint: Checkpoint) -> Checkpoint:
     return replace(checkpoint, tensors=outline, tied=tied)
 
 
-def _open(path: Path) -> Checkpoint | dict[str, Tensor]:
+def _open(path: Path) -> ForeignCheckpoint | dict[str, Tensor]:
     """OpenAI's model with its tensors, or the tensors of a file in Hugging Face's layout under their names there."""
     content = read_file(path)
     state = _state(path, content)
@@ -192,14 +192,14 @@ def _state(path: Path, content: Any) -> dict[str, Tensor]:
     return {name.removeprefix("module."): tensor for name, tensor in state.items()}
 
 
-def _openai(path: Path, content: Any, state: dict[str, Tensor]) -> Checkpoint:
+def _openai(path: Path, content: Any, state: dict[str, Tensor]) -> ForeignCheckpoint:
     facts = content if isinstance(content, dict) and "model" in content else {}
     hps, step = facts.get("hps"), facts.get("step")
     hps = dict(hps) if isinstance(hps, Mapping) else {}
     tensors, stack = _one_stack_name(state)
     kind = _kind(path, tensors)
     level = _level(path, hps) if kind == "prior" else None
-    return Checkpoint(
+    return ForeignCheckpoint(
         (path,), kind, tensors, level, hps, step if isinstance(step, int) else 0, "openai", stack
     )
 
@@ -232,7 +232,9 @@ def _one_stack_name(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
     return {other.sub(r"\1.blocks.\2", name): tensor for name, tensor in state.items()}, stack
 
 
-def _hugging_face(paths: tuple[Path, ...], pieces: dict[str, Tensor]) -> Iterator[Checkpoint]:
+def _hugging_face(
+    paths: tuple[Path, ...], pieces: dict[str, Tensor]
+) -> Iterator[ForeignCheckpoint]:
     """The models of a set in Hugging Face's layout: `vqvae.` and `priors.0.` (top) to `priors.2.` (bottom)."""
     models: dict[tuple[str, int | None], dict[str, Tensor]] = {}
     for name, tensor in pieces.items():
@@ -241,7 +243,7 @@ def _hugging_face(paths: tuple[Path, ...], pieces: dict[str, Tensor]) -> Iterato
         key = ("prior", TOP - int(found[2])) if found[2] else ("vqvae", None)
         models.setdefault(key, {})[found[3]] = tensor
     for (kind, level), tensors in models.items():
-        yield Checkpoint(
+        yield ForeignCheckpoint(
             paths, kind, _openai_names(paths[0], tensors), level, layout="hugging_face"
         )
 

@@ -5,10 +5,15 @@ from collections.abc import Mapping
 from math import prod
 from typing import Any
 
-from megajukebox.interop.hps import Settings
+from megajukebox.interop.hps import Hps
 from megajukebox.interop.tensor_names import SCHEDULE_OF_ORDER
 from megajukebox.models.attention import schedule
-from megajukebox.models.conditioners import LabelConfig, LyricsConfig, TimingConfig, UpperConfig
+from megajukebox.models.conditioners import (
+    LabelConfig,
+    LyricsConfig,
+    TimingConfig,
+    UpsamplerConditionerConfig,
+)
 from megajukebox.models.losses import STFT, ReconstructionLoss
 from megajukebox.models.prior import PriorConfig
 from megajukebox.models.transformer import TransformerConfig
@@ -17,7 +22,7 @@ from megajukebox.models.vqvae import VQVAEConfig
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def vqvae_config(shapes: Shapes, given: Settings) -> VQVAEConfig:
+def vqvae_config(shapes: Shapes, given: Hps) -> VQVAEConfig:
     given.require(
         [
             "sr",
@@ -63,7 +68,7 @@ def vqvae_config(shapes: Shapes, given: Settings) -> VQVAEConfig:
     )
 
 
-def loss_config(given: Settings) -> ReconstructionLoss:
+def loss_config(given: Hps) -> ReconstructionLoss:
     """The reference's `loss_fn` and weights as weights of our terms."""
     kind = given["loss_fn"]
     if kind not in ("l1", "l2", "linf", "lmix"):
@@ -103,7 +108,7 @@ def _multipliers(widths: list[int], depths: list[int], given: Any) -> tuple[int,
     )
 
 
-def prior_config(shapes: Shapes, given: Settings, level: str, hop: int) -> PriorConfig:
+def prior_config(shapes: Shapes, given: Hps, level: str, hop: int) -> PriorConfig:
     """`level` by our name; `hop` audio samples per code, which the VQ-VAE's file tells."""
     positions, width = look(shapes, "prior.pos_emb.pos_emb", given.where)
     tokens = look(shapes, "prior.x_emb.weight", given.where)[0]
@@ -126,7 +131,7 @@ def prior_config(shapes: Shapes, given: Settings, level: str, hop: int) -> Prior
     )
 
 
-def _transformer(shapes: Shapes, given: Settings, model: str, width: int) -> TransformerConfig:
+def _transformer(shapes: Shapes, given: Hps, model: str, width: int) -> TransformerConfig:
     theirs = "prime_" if model == "prime_prior" else ""
     given.require([f"{theirs}{name}" for name in ("heads", "blocks", "attn_order", "res_scale")])
     layers = f"{model}.transformer._attn_mods"
@@ -166,7 +171,7 @@ def _check_order(shapes: Shapes, where: str, layers: str, order: int, depth: int
         )
 
 
-def _labels(shapes: Shapes, given: Settings) -> dict[str, LabelConfig]:
+def _labels(shapes: Shapes, given: Hps) -> dict[str, LabelConfig]:
     if "y_emb.artist_emb.emb.weight" not in shapes:
         return {}
     given.require(["max_bow_genre_size"])
@@ -179,7 +184,7 @@ def _labels(shapes: Shapes, given: Settings) -> dict[str, LabelConfig]:
     }
 
 
-def _timing(shapes: Shapes, given: Settings) -> TimingConfig | None:
+def _timing(shapes: Shapes, given: Hps) -> TimingConfig | None:
     if "y_emb.total_length_emb.emb.weight" not in shapes:
         return None
     given.require(["min_duration", "max_duration"])
@@ -189,14 +194,14 @@ def _timing(shapes: Shapes, given: Settings) -> TimingConfig | None:
     )
 
 
-def _upper(shapes: Shapes, given: Settings, width: int) -> UpperConfig | None:
+def _upper(shapes: Shapes, given: Hps, width: int) -> UpsamplerConditionerConfig | None:
     if "conditioner_blocks.0.x_emb.weight" not in shapes:
         return None
     given.require(["cond_dilation_growth_rate", "cond_dilation_cycle", "cond_res_scale"])
     model = "conditioner_blocks.0.cond.model"
     inside = look(shapes, f"{model}.0.weight", given.where)[0]
     hidden = look(shapes, f"{model}.1.0.blocks.0.model.1.weight", given.where)[0]
-    return UpperConfig(
+    return UpsamplerConditionerConfig(
         width=inside,
         depth=count(shapes, re.escape(f"{model}.1.0.blocks.") + r"(\d+)\."),
         down=count(shapes, re.escape(f"{model}.") + r"(\d+)\.1\.weight"),
@@ -209,7 +214,7 @@ def _upper(shapes: Shapes, given: Settings, width: int) -> UpperConfig | None:
     )
 
 
-def _lyrics(shapes: Shapes, given: Settings, joint: bool) -> LyricsConfig | None:
+def _lyrics(shapes: Shapes, given: Hps, joint: bool) -> LyricsConfig | None:
     weight = given["prime_loss_fraction"]
     if joint:
         given.require(["n_tokens", "n_vocab"])

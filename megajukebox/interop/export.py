@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megajukebox.common.files import make_folder, whole
+from megajukebox.common.files import atomic_open, make_folder
 from megajukebox.common.model_files import (
     FACTS,
     WEIGHTS,
-    Pending,
+    PendingTensor,
     StoredTensors,
     load_weights,
     write_safetensors,
@@ -21,7 +21,7 @@ from megajukebox.common.model_files import (
 from megajukebox.interop.hugging_face import to_hugging_face
 from megajukebox.interop.import_plan import FOLDERS
 from megajukebox.interop.reference_config import reference_hps
-from megajukebox.interop.tensor_names import Entry, prior_table, vqvae_table
+from megajukebox.interop.tensor_names import TensorMapping, prior_table, vqvae_table
 from megajukebox.models.prior import PriorConfig
 from megajukebox.models.vqvae import LEVELS, VQVAEConfig
 
@@ -30,7 +30,7 @@ TOP = 2  # Hugging Face counts the priors from the top
 
 
 @dataclass(frozen=True)
-class Run:
+class ExportedRun:
     """One exported model: its facts, its tensors on disk, and how the reference calls them."""
 
     folder: Path
@@ -40,20 +40,20 @@ class Run:
     level: int | None  # the reference's number
 
     @property
-    def table(self) -> list[Entry]:
+    def table(self) -> list[TensorMapping]:
         if isinstance(self.config, VQVAEConfig):
             return vqvae_table(self.config)
         return prior_table(self.config, self.facts.get("imported", {}).get("stack", "blocks"))
 
-    def pending(self, entry: Entry) -> Pending:
+    def pending(self, entry: TensorMapping) -> PendingTensor:
         """One of their tensors; what is left out on purpose is the tied second reference to the embedding."""
         ours = entry.ours or "input.tokens.weight"
         slice_ = self.stored[ours]
         changed = slice_.t() if entry.change == "transpose" else slice_
-        return Pending(changed.dtype, tuple(changed.shape), lambda: changed)
+        return PendingTensor(changed.dtype, tuple(changed.shape), lambda: changed)
 
 
-def open_runs(path: Path) -> list[Run]:
+def open_runs(path: Path) -> list[ExportedRun]:
     """The models in a run folder, or in a folder of them. ValueError if there are none."""
     folders = [path] if (path / FACTS).is_file() else [path / name for name in FOLDERS.values()]
     folders = [folder for folder in folders if (folder / FACTS).is_file()]
@@ -66,16 +66,16 @@ def open_runs(path: Path) -> list[Run]:
     return [_open(folder, levels) for folder in folders]
 
 
-def _open(folder: Path, levels: tuple[str, ...] = LEVELS) -> Run:
+def _open(folder: Path, levels: tuple[str, ...] = LEVELS) -> ExportedRun:
     facts, stored = load_weights(folder)
     if facts["kind"] not in ("vqvae", "prior"):
         raise ValueError(
             f"{folder} holds a {facts['kind']}; the reference has only VQ-VAEs and priors"
         )
     if facts["kind"] == "vqvae":
-        return Run(folder, facts, stored, VQVAEConfig(**facts["config"]), None)
+        return ExportedRun(folder, facts, stored, VQVAEConfig(**facts["config"]), None)
     config = PriorConfig(**facts["config"])
-    return Run(folder, facts, stored, config, levels.index(config.level))
+    return ExportedRun(folder, facts, stored, config, levels.index(config.level))
 
 
 def export_openai(path: Path, to: Path) -> list[Path]:
@@ -84,7 +84,7 @@ def export_openai(path: Path, to: Path) -> list[Path]:
     return [_openai(run, to) for run in open_runs(path)]
 
 
-def _openai(run: Run, to: Path) -> Path:
+def _openai(run: ExportedRun, to: Path) -> Path:
     hps = run.facts.get("imported", {}).get("hps") or reference_hps(run.config, run.level)
     if "grown_from" in run.facts:
         hps = {**hps, "y_bins": reference_hps(run.config, run.level)["y_bins"]}
@@ -95,7 +95,7 @@ def _openai(run: Run, to: Path) -> Path:
             model["prior.x_emb.weight"] if tied else run.pending(entry).make().contiguous()
         )
     file = to / ("vqvae.pth.tar" if run.level is None else f"prior_level_{run.level}.pth.tar")
-    with whole(file) as out:
+    with atomic_open(file) as out:
         torch.save(
             {"hps": as_tuples(hps), "model": model, "opt": None, "step": run.facts["step"]}, out
         )
@@ -111,12 +111,12 @@ def export_hugging_face(path: Path, to: Path) -> list[Path]:
     """One safetensors file with all models at `path`, under Hugging Face's names; one tensor is in memory at a time."""
     make_folder(to)
     tensors = {name: pending for run in open_runs(path) for name, pending in _hugging_face(run)}
-    with whole(to / WEIGHTS) as out:
+    with atomic_open(to / WEIGHTS) as out:
         write_safetensors(out, tensors)
     return [to / WEIGHTS]
 
 
-def _hugging_face(run: Run) -> Iterator[tuple[str, Pending]]:
+def _hugging_face(run: ExportedRun) -> Iterator[tuple[str, PendingTensor]]:
     prefix = "vqvae" if run.level is None else f"priors.{TOP - run.level}"
     table = (
         vqvae_table(run.config) if isinstance(run.config, VQVAEConfig) else prior_table(run.config)
@@ -132,7 +132,7 @@ def export_plain(path: Path, to: Path) -> list[Path]:
         folder = to / run.folder.name
         make_folder(folder)
         for source in (run.folder / name for name in PLAIN if (run.folder / name).is_file()):
-            with open(source, "rb") as file, whole(folder / source.name) as out:
+            with open(source, "rb") as file, atomic_open(folder / source.name) as out:
                 shutil.copyfileobj(file, out, 1 << 22)
             copies.append(folder / source.name)
     return copies

@@ -45,7 +45,7 @@ HARMLESS = {
 }
 
 
-class Settings:
+class Hps:
     """`sources` are asked in order; `HARMLESS` comes last. `where` names the file in errors."""
 
     def __init__(self, where: str, *sources: Mapping[str, Any]):
@@ -79,7 +79,7 @@ UNSUPPORTED = {
 }
 
 
-def refuse_unsupported(given: Settings) -> None:
+def refuse_unsupported(given: Hps) -> None:
     for name, supported in UNSUPPORTED.items():
         if bool(given.get(name, supported)) != supported:
             raise ValueError(

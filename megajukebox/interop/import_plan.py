@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from megajukebox.common.model_files import Pending
-from megajukebox.interop.checkpoints import Checkpoint
+from megajukebox.common.model_files import PendingTensor
+from megajukebox.interop.checkpoints import ForeignCheckpoint
 from megajukebox.interop.config_from_shapes import hops, prior_config, vqvae_config
-from megajukebox.interop.hps import OF_THE_VQVAE, Settings, refuse_unsupported
+from megajukebox.interop.hps import OF_THE_VQVAE, Hps, refuse_unsupported
 from megajukebox.interop.released_configs import HOPS, like_released_prior, like_released_vqvae
-from megajukebox.interop.tensor_names import CODEBOOK_MADE, Entry, prior_table, vqvae_table
+from megajukebox.interop.tensor_names import CODEBOOK_MADE, TensorMapping, prior_table, vqvae_table
 from megajukebox.models.prior import Prior, PriorConfig
 from megajukebox.models.vqvae import VQVAE, VQVAEConfig
 
@@ -30,9 +30,9 @@ class Part:
     """One model of an import: where it comes from, what it is, and how its tensors are called there and here."""
 
     name: str  # "vqvae" or a level
-    checkpoint: Checkpoint
+    checkpoint: ForeignCheckpoint
     config: VQVAEConfig | PriorConfig
-    table: list[Entry]
+    table: list[TensorMapping]
 
     @property
     def folder(self) -> str:
@@ -40,7 +40,9 @@ class Part:
 
 
 def plan(
-    checkpoints: list[Checkpoint], settings: Mapping[str, Any], vqvae: VQVAEConfig | None = None
+    checkpoints: list[ForeignCheckpoint],
+    settings: Mapping[str, Any],
+    vqvae: VQVAEConfig | None = None,
 ) -> list[Part]:
     """What would be imported. Every tensor of the files and of our models is accounted for, in name and shape."""
     parts = [vqvae_part(c, settings) for c in checkpoints if c.kind == "vqvae"]
@@ -56,9 +58,9 @@ def plan(
     return parts
 
 
-def vqvae_part(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> Part:
+def vqvae_part(checkpoint: ForeignCheckpoint, settings: Mapping[str, Any]) -> Part:
     shapes = checkpoint.shapes
-    given = Settings(str(checkpoint.path), settings, checkpoint.hps, like_released_vqvae(shapes))
+    given = Hps(str(checkpoint.path), settings, checkpoint.hps, like_released_vqvae(shapes))
     refuse_unsupported(given)
     config = vqvae_config(shapes, given)
     part = Part("vqvae", checkpoint, config, vqvae_table(config))
@@ -67,13 +69,13 @@ def vqvae_part(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> Part:
 
 
 def prior_part(
-    checkpoint: Checkpoint, settings: Mapping[str, Any], vqvae: VQVAEConfig | None
+    checkpoint: ForeignCheckpoint, settings: Mapping[str, Any], vqvae: VQVAEConfig | None
 ) -> Part:
     shapes, where = checkpoint.shapes, str(checkpoint.path)
     number = settings.get("level", checkpoint.level)
     released = like_released_prior(shapes, number)
     said = {name: value for name, value in checkpoint.hps.items() if name not in OF_THE_VQVAE}
-    given = Settings(where, settings, said, {"merged_decoder": not checkpoint.tied}, released)
+    given = Hps(where, settings, said, {"merged_decoder": not checkpoint.tied}, released)
     given.require(["level"] if number is None else [])
     number = given["level"] if number is None else number
     refuse_unsupported(given)
@@ -94,7 +96,7 @@ def prior_part(
     return part
 
 
-def _hops(given: Settings, vqvae: VQVAEConfig | None, released: bool) -> tuple[int, ...]:
+def _hops(given: Hps, vqvae: VQVAEConfig | None, released: bool) -> tuple[int, ...]:
     if vqvae is not None:
         return tuple(vqvae.hops.values())
     if "downs_t" in given and "strides_t" in given:
@@ -172,7 +174,7 @@ def check_cover(part: Part) -> None:
 
 
 def _check_ours(
-    config: VQVAEConfig | PriorConfig, table: list[Entry], ours: Mapping[str, Any]
+    config: VQVAEConfig | PriorConfig, table: list[TensorMapping], ours: Mapping[str, Any]
 ) -> None:
     """The tables' own correctness: a failure here is ours, not the user's."""
     filled = [entry.ours for entry in table if entry.ours is not None]
@@ -196,7 +198,7 @@ def _refuse(where: str, verb: str, names: set[str]) -> None:
         )
 
 
-def converted(part: Part, read: Callable[[str], Tensor]) -> dict[str, Pending]:
+def converted(part: Part, read: Callable[[str], Tensor]) -> dict[str, PendingTensor]:
     """Our tensors by name, each read from the file when its turn comes; numbers and precision are the file's."""
     outlines = part.checkpoint.tensors
     pending = {
@@ -212,17 +214,19 @@ def converted(part: Part, read: Callable[[str], Tensor]) -> dict[str, Pending]:
     return pending
 
 
-def _pending(entry: Entry, outline: Tensor, read: Callable[[str], Tensor]) -> Pending:
+def _pending(entry: TensorMapping, outline: Tensor, read: Callable[[str], Tensor]) -> PendingTensor:
     if entry.change == "transpose":
-        return Pending(outline.dtype, tuple(outline.shape)[::-1], lambda: read(entry.theirs).t())
-    return Pending(outline.dtype, tuple(outline.shape), lambda: read(entry.theirs))
+        return PendingTensor(
+            outline.dtype, tuple(outline.shape)[::-1], lambda: read(entry.theirs).t()
+        )
+    return PendingTensor(outline.dtype, tuple(outline.shape), lambda: read(entry.theirs))
 
 
-def _codebook_state(name: str, vectors: Pending) -> dict[str, Pending]:
+def _codebook_state(name: str, vectors: PendingTensor) -> dict[str, PendingTensor]:
     """The running sums that files do not keep: as after a first batch. Training on calls `restore_counts`."""
     codes = vectors.shape[0]
     return {
         f"{name}.sums": vectors,
-        f"{name}.counts": Pending(torch.float32, (codes,), lambda: torch.ones(codes)),
-        f"{name}.started": Pending(torch.bool, (), lambda: torch.tensor(True)),
+        f"{name}.counts": PendingTensor(torch.float32, (codes,), lambda: torch.ones(codes)),
+        f"{name}.started": PendingTensor(torch.bool, (), lambda: torch.tensor(True)),
     }

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from megajukebox.common.files import make_folder, write_whole
+from megajukebox.common.files import make_folder, write_atomic
 from megajukebox.common.model_files import FACTS, read_facts, save_weights
 from megajukebox.common.provenance import made_by
 from megajukebox.conditioning.jukebox_labels import Version, read_label_file
@@ -92,7 +92,7 @@ def _write(
                 lists = {
                     name: list(vocabulary.names) for name, vocabulary in names[part.name].items()
                 }
-                write_whole(
+                write_atomic(
                     partial / part.folder / VOCABULARIES,
                     json.dumps(lists, ensure_ascii=False).encode(),
                 )
@@ -133,7 +133,7 @@ def _save_alignment(part: Part, folder: Path) -> None:
         }
         if known.get("alignment_layer") is not None:
             pair = {"layer": known["alignment_layer"], "head": known["alignment_head"]}
-            write_whole(folder / "alignment.json", json.dumps(pair).encode())
+            write_atomic(folder / "alignment.json", json.dumps(pair).encode())
 
 
 def label_version(config: PriorConfig) -> Version:

@@ -11,7 +11,7 @@ from megajukebox.models.prior import PriorConfig
 from megajukebox.models.vqvae import VQVAEConfig
 
 
-class Entry(NamedTuple):
+class TensorMapping(NamedTuple):
     theirs: str
     ours: str | None
     change: str = "same"  # or "transpose"
@@ -65,17 +65,22 @@ RESIDUAL_UNIT = (("model.1", "dilated", AFFINE), ("model.3", "mix", AFFINE))
 CODEBOOK_MADE = ("sums", "counts", "started")
 
 
-def prior_table(config: PriorConfig, stack: str = "blocks") -> list[Entry]:
+def prior_table(config: PriorConfig, stack: str = "blocks") -> list[TensorMapping]:
     """Every tensor of a prior. `stack` is what the conditioner's residual stacks are called: `blocks` or `model`."""
     entries = [
         *_input("prior", "input", not config.labels),
         *_layers("prior", "", config.transformer.patterns),
     ]
-    entries.append(Entry("prior.x_out.weight", "head.weight" if config.separate_head else None))
-    entries += [Entry(LABEL_TABLES[name], f"labels.tables.{name}.weight") for name in config.labels]
+    entries.append(
+        TensorMapping("prior.x_out.weight", "head.weight" if config.separate_head else None)
+    )
+    entries += [
+        TensorMapping(LABEL_TABLES[name], f"labels.tables.{name}.weight") for name in config.labels
+    ]
     if config.timing:
         entries += [
-            Entry(theirs, f"timing.tables.{name}.weight") for name, theirs in TIMING_TABLES.items()
+            TensorMapping(theirs, f"timing.tables.{name}.weight")
+            for name, theirs in TIMING_TABLES.items()
         ]
     if config.upper:
         entries += _upper(config.upper.down, config.upper.depth, stack)
@@ -84,51 +89,51 @@ def prior_table(config: PriorConfig, stack: str = "blocks") -> list[Entry]:
     return entries
 
 
-def vqvae_table(config: VQVAEConfig) -> list[Entry]:
+def vqvae_table(config: VQVAEConfig) -> list[TensorMapping]:
     """Every tensor of a VQ-VAE that the reference's files hold."""
-    entries: list[Entry] = []
+    entries: list[TensorMapping] = []
     for i, level in enumerate(config.levels):
         depth, ours = config.depth * config.multipliers[i], f"levels.{level}"
         entries += _encoder(f"encoders.{i}", f"{ours}.encoder.layers", config.down[: i + 1], depth)
         entries += _decoder(f"decoders.{i}", f"{ours}.decoder.layers", config.down[: i + 1], depth)
-        entries.append(Entry(f"bottleneck.level_blocks.{i}.k", f"{ours}.codebook.vectors"))
+        entries.append(TensorMapping(f"bottleneck.level_blocks.{i}.k", f"{ours}.codebook.vectors"))
     return entries
 
 
-def _leaves(theirs: str, ours: str, parts: tuple) -> Iterator[Entry]:
+def _leaves(theirs: str, ours: str, parts: tuple) -> Iterator[TensorMapping]:
     for their_leaf, our_leaf, change in parts:
-        yield Entry(f"{theirs}.{their_leaf}", f"{ours}.{our_leaf}", change)
+        yield TensorMapping(f"{theirs}.{their_leaf}", f"{ours}.{our_leaf}", change)
 
 
-def _parts(theirs: str, ours: str, table: tuple) -> Iterator[Entry]:
+def _parts(theirs: str, ours: str, table: tuple) -> Iterator[TensorMapping]:
     for their_part, our_part, leaves in table:
         yield from _leaves(f"{theirs}.{their_part}", f"{ours}.{our_part}", leaves)
 
 
-def _input(theirs: str, ours: str, own_start: bool) -> Iterator[Entry]:
+def _input(theirs: str, ours: str, own_start: bool) -> Iterator[TensorMapping]:
     if own_start:
-        yield Entry(f"{theirs}.start_token", f"{ours}.start.weight")
-    yield Entry(f"{theirs}.x_emb.weight", f"{ours}.tokens.weight")
-    yield Entry(f"{theirs}.pos_emb.pos_emb", f"{ours}.positions.weight")
+        yield TensorMapping(f"{theirs}.start_token", f"{ours}.start.weight")
+    yield TensorMapping(f"{theirs}.x_emb.weight", f"{ours}.tokens.weight")
+    yield TensorMapping(f"{theirs}.pos_emb.pos_emb", f"{ours}.positions.weight")
 
 
-def _layers(theirs: str, ours: str, patterns: list[str]) -> Iterator[Entry]:
+def _layers(theirs: str, ours: str, patterns: list[str]) -> Iterator[TensorMapping]:
     for d, pattern in enumerate(patterns):
         table = (LYRICS_ATTENTION if pattern == "lyrics" else MUSIC_ATTENTION) + REST_OF_BLOCK
         yield from _parts(f"{theirs}.transformer._attn_mods.{d}", f"{ours}blocks.{d}", table)
 
 
-def _lyrics(patterns: list[str]) -> Iterator[Entry]:
+def _lyrics(patterns: list[str]) -> Iterator[TensorMapping]:
     yield from _input("prime_prior", "lyrics.input", own_start=True)
     yield from _layers("prime_prior", "lyrics.", patterns)
     yield from _leaves("prime_state_proj", "lyrics.project", DENSE)
     yield from _leaves("prime_state_ln", "lyrics.norm", AFFINE)
-    yield Entry("prime_x_out.weight", "lyrics.head.weight")
+    yield TensorMapping("prime_x_out.weight", "lyrics.head.weight")
 
 
-def _upper(down: int, depth: int, stack: str) -> Iterator[Entry]:
+def _upper(down: int, depth: int, stack: str) -> Iterator[TensorMapping]:
     theirs = "conditioner_blocks.0"
-    yield Entry(f"{theirs}.x_emb.weight", "upper.embedding.weight")
+    yield TensorMapping(f"{theirs}.x_emb.weight", "upper.embedding.weight")
     yield from _leaves(f"{theirs}.cond.model.0", "upper.layers.0", AFFINE)
     for j in range(1, down + 1):
         yield from _stack(f"{theirs}.cond.model.{j}.0.{stack}", f"upper.layers.{2 * j - 1}", depth)
@@ -136,12 +141,12 @@ def _upper(down: int, depth: int, stack: str) -> Iterator[Entry]:
     yield from _leaves(f"{theirs}.ln", "upper.norm", AFFINE)
 
 
-def _stack(theirs: str, ours: str, depth: int) -> Iterator[Entry]:
+def _stack(theirs: str, ours: str, depth: int) -> Iterator[TensorMapping]:
     for d in range(depth):
         yield from _parts(f"{theirs}.{d}", f"{ours}.{d}", RESIDUAL_UNIT)
 
 
-def _encoder(theirs: str, ours: str, downs: tuple[int, ...], depth: int) -> Iterator[Entry]:
+def _encoder(theirs: str, ours: str, downs: tuple[int, ...], depth: int) -> Iterator[TensorMapping]:
     n = 0
     for i, down in enumerate(downs):
         stage = f"{theirs}.level_blocks.{i}.model"
@@ -153,7 +158,7 @@ def _encoder(theirs: str, ours: str, downs: tuple[int, ...], depth: int) -> Iter
         n += 1
 
 
-def _decoder(theirs: str, ours: str, downs: tuple[int, ...], depth: int) -> Iterator[Entry]:
+def _decoder(theirs: str, ours: str, downs: tuple[int, ...], depth: int) -> Iterator[TensorMapping]:
     """Our decoder lists its stages in the order they run, the reference by number; units are reversed alike in both."""
     n = 0
     for i, down in reversed(list(enumerate(downs))):

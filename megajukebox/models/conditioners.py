@@ -29,7 +29,7 @@ class TimingConfig(BaseModel):
     max_seconds: float = Field(gt=0)
 
 
-class UpperConfig(BaseModel):
+class UpsamplerConditionerConfig(BaseModel):
     """The dilated convolutions that bring the codes of the level above to this level's rate."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -62,7 +62,7 @@ class LyricsConfig(BaseModel):
     encoder: TransformerConfig | None = None
 
 
-class Labels(nn.Module):
+class LabelConditioner(nn.Module):
     """The start vector [B, 1, W]: the sum of the embeddings of every filled slot of every condition."""
 
     def __init__(self, labels: dict[str, LabelConfig], width: int, init_scale: float):
@@ -82,7 +82,7 @@ class Labels(nn.Module):
         return total[:, None]
 
 
-class Timing(nn.Module):
+class TimingConditioner(nn.Module):
     """[B, T, W] from the length of the song and the place of the window in it."""
 
     def __init__(self, config: TimingConfig, sample_rate: int, width: int, init_scale: float):
@@ -130,10 +130,12 @@ class Timing(nn.Module):
         return t["total"](total) + t["position"](position) + t["fraction"](fraction)
 
 
-class Upper(nn.Module):
+class UpsamplerConditioner(nn.Module):
     """Codes of the level above [B, T/ratio] to conditioning [B, T, W]."""
 
-    def __init__(self, config: UpperConfig, codes: int, width: int, init_scale: float):
+    def __init__(
+        self, config: UpsamplerConditionerConfig, codes: int, width: int, init_scale: float
+    ):
         super().__init__()
         self.embedding = Table(codes, width, 0.02 * init_scale)
         scale = config.depth**-0.5 if config.residual_scale else 1.0
@@ -151,7 +153,7 @@ class Upper(nn.Module):
         return self.norm(x_BWT.transpose(1, 2))
 
 
-class Lyrics(nn.Module):
+class LyricsEncoder(nn.Module):
     """The separate lyric encoder: causal, with a next-token loss of its own. Gives states [B, N, W] that music reads.
 
     Because its inputs are shifted by one, state j knows the tokens before j.

@@ -82,7 +82,7 @@ def times(
     return emitted if known_BT is None else torch.where(known_BT, slot[None] - length, emitted)
 
 
-class Sight:
+class GridVisibility:
     """Which keys each slot sees under every pattern, from the slots' times [B, T] (B may be 1, for all windows)."""
 
     def __init__(self, tau_BT: Tensor, rows: int, prefix: int = 0):
@@ -93,7 +93,7 @@ class Sight:
             0, (rows, -1)
         )[None]
 
-    def sees(self, tau: Tensor, key: Tensor, now: Tensor, slot: Tensor) -> Tensor:
+    def is_visible(self, tau: Tensor, key: Tensor, now: Tensor, slot: Tensor) -> Tensor:
         """The rule: whether `slot`, emitted at `now`, sees `key` of time `tau`; all of shapes that broadcast."""
         return (tau <= now) & ((key <= slot) | (tau < 0))
 
@@ -106,19 +106,23 @@ class Sight:
     def row(self) -> Tensor:
         """[B, R, L, L]: its own row."""
         tau, slot = self.tau_BRL, self.slot_1RL
-        return self.sees(tau[:, :, None, :], slot[:, :, None, :], tau[..., None], slot[..., None])
+        return self.is_visible(
+            tau[:, :, None, :], slot[:, :, None, :], tau[..., None], slot[..., None]
+        )
 
     @cached_property
     def column(self) -> Tensor:
         """[B, L, R, R]: its own column."""
         tau, slot = self.tau_BRL.transpose(1, 2), self.slot_1RL.transpose(1, 2)
-        return self.sees(tau[:, :, None, :], slot[:, :, None, :], tau[..., None], slot[..., None])
+        return self.is_visible(
+            tau[:, :, None, :], slot[:, :, None, :], tau[..., None], slot[..., None]
+        )
 
     @cached_property
     def neighbours(self) -> Tensor:
         """[B, R, L, 2L]: the row before and the row after; of the latter only what is known."""
         tau, slot = beside(self.tau_BRL, NEVER), beside(self.slot_1RL, NEVER)
-        return self.sees(
+        return self.is_visible(
             tau[:, :, None, :],
             slot[:, :, None, :],
             self.tau_BRL[..., None],
@@ -129,7 +133,7 @@ class Sight:
     def everything(self) -> Tensor:
         """[B, T, T]"""
         tau, slot = self.tau_BT, self.slot_1RL.flatten(1)
-        return self.sees(tau[:, None, :], slot[:, None, :], tau[..., None], slot[..., None])
+        return self.is_visible(tau[:, None, :], slot[:, None, :], tau[..., None], slot[..., None])
 
     @cached_property
     def left(self) -> Tensor:
@@ -163,15 +167,17 @@ def beside(x_BRL: Tensor, outside: float) -> Tensor:
     return torch.cat([before(x_BRL, outside), after], dim=2)
 
 
-def attend_in_order(
-    q_BTHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor, pattern: str, sight: Sight
+def grid_attention(
+    q_BTHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor, pattern: str, sight: GridVisibility
 ) -> Tensor:
     """What each query gathers under `pattern` by the rule, [B, T, H, D]. With the teacher's order: `attend`."""
     if pattern == "lyrics":
         return attend(q_BTHD, k_BSHD, v_BSHD, pattern)
     if pattern in ("dense", "prefix"):
         seen = sight.prefix if pattern == "prefix" else q_BTHD.shape[1]
-        return masked(q_BTHD, k_BSHD[:, :seen], v_BSHD[:, :seen], sight.everything[:, :, :seen])
+        return masked_attention(
+            q_BTHD, k_BSHD[:, :seen], v_BSHD[:, :seen], sight.everything[:, :, :seen]
+        )
     q, k, v = (x.unflatten(1, (sight.rows, -1)) for x in (q_BTHD, k_BSHD, v_BSHD))
     if pattern == "column":
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
@@ -187,15 +193,15 @@ def _in_groups(q_BGLHD: Tensor, k_BGSHD: Tensor, v_BGSHD: Tensor, mask_BGLS: Ten
     batch, groups = q_BGLHD.shape[:2]
     mask = mask_BGLS.expand(batch, -1, -1, -1).flatten(0, 1)
     q, k, v = (x.flatten(0, 1) for x in (q_BGLHD, k_BGSHD, v_BGSHD))
-    return masked(q, k, v, mask).unflatten(0, (batch, groups))
+    return masked_attention(q, k, v, mask).unflatten(0, (batch, groups))
 
 
-def masked(q_NTHD: Tensor, k_NSHD: Tensor, v_NSHD: Tensor, mask_NTS: Tensor) -> Tensor:
+def masked_attention(q_NTHD: Tensor, k_NSHD: Tensor, v_NSHD: Tensor, mask_NTS: Tensor) -> Tensor:
     """Attention over the second axis with a mask; a query that sees nothing gathers zeros."""
-    return gathered(q_NTHD, k_NSHD, v_NSHD, *opened(mask_NTS))
+    return _sdpa(q_NTHD, k_NSHD, v_NSHD, *unmask_empty_rows(mask_NTS))
 
 
-def opened(mask_NTS: Tensor) -> tuple[Tensor, Tensor]:
+def unmask_empty_rows(mask_NTS: Tensor) -> tuple[Tensor, Tensor]:
     """A mask in which every query sees something, and which ones see nothing in truth [N, T].
 
     Softmax over nothing is not a number, in the gradient too: such a query is let see everything and then blanked.
@@ -204,7 +210,7 @@ def opened(mask_NTS: Tensor) -> tuple[Tensor, Tensor]:
     return mask_NTS | nothing_NT[..., None], nothing_NT
 
 
-def gathered(
+def _sdpa(
     q_NTHD: Tensor, k_NSHD: Tensor, v_NSHD: Tensor, mask_NTS: Tensor, nothing_NT: Tensor | None
 ) -> Tensor:
     """`masked`, with a mask that was `opened` before; None where no query sees nothing."""

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from megajukebox.models.prior import Prior
-from megajukebox.models.transformer import Attention, Block
+from megajukebox.models.transformer import Attention, TransformerBlock
 
 READERS = ("lyrics", "prefix", "dense")
 
@@ -31,7 +31,7 @@ def lyric_attention(prior: Prior, batch: dict, layers: list[int]) -> dict[int, T
     given, weights = prior.conditioning(batch), {}
     h = prior.input(prior.tokens(batch), given.start, given.added)
     for d, block in enumerate(prior.blocks[: max(layers) + 1]):
-        assert isinstance(block, Block)
+        assert isinstance(block, TransformerBlock)
         if d in layers:
             weights[d] = _weights(
                 block.attention, block.norm_attention(h), given.lyrics, prior.config.prefix_tokens

@@ -14,8 +14,8 @@ from typing import cast
 from torch import Tensor, nn
 
 from megajukebox.models.conditioners import Table
-from megajukebox.models.prior import Entrance, PriorConfig, loss_and_metrics
-from megajukebox.models.transformer import Block
+from megajukebox.models.prior import PriorConfig, PriorStem, loss_and_metrics
+from megajukebox.models.transformer import TransformerBlock
 
 State = tuple[Tensor, ...]
 TIED = "input.tokens.weight"  # what entrance and exit share, where the head is not separate
@@ -59,7 +59,7 @@ def _fields(config: PriorConfig) -> list[str]:
     return [name for name, told in wanted.items() if told]
 
 
-class First(Entrance):
+class StemLayer(PriorStem):
     """The entrance: from the tuple of a batch to the first state."""
 
     def forward(self, given: State) -> State:
@@ -77,12 +77,12 @@ class First(Entrance):
         )
 
 
-class Middle(nn.Module):
+class BlockLayer(nn.Module):
     """Block number `layer`."""
 
     def __init__(self, config: PriorConfig, layer: int):
         super().__init__()
-        self.block = Block(
+        self.block = TransformerBlock(
             config.transformer, config.transformer.patterns[layer], config.attended_prefix
         )
         self.takes, self.gives = carried(config, layer), carried(config, layer + 1)
@@ -94,7 +94,7 @@ class Middle(nn.Module):
         return tuple(state[name] for name in self.gives)
 
 
-class Last(nn.Module):
+class HeadLayer(nn.Module):
     """The exit: logits in float32, from its own matrix (`separate_head`) or from the embedding of the tokens."""
 
     def __init__(self, config: PriorConfig):
@@ -131,9 +131,9 @@ def loss_of(
 def layers(config: PriorConfig) -> list[Callable[[], nn.Module]]:
     """What builds each layer, in the order in which `Prior` draws its first weights."""
     blocks = [
-        lambda layer=layer: Middle(config, layer) for layer in range(config.transformer.depth)
+        lambda layer=layer: BlockLayer(config, layer) for layer in range(config.transformer.depth)
     ]
-    return [lambda: First(config), *blocks, lambda: Last(config)]
+    return [lambda: StemLayer(config), *blocks, lambda: HeadLayer(config)]
 
 
 def name_in_prior(layer: int, name: str) -> str:

@@ -8,15 +8,15 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from megajukebox.models.conditioners import (
+    LabelConditioner,
     LabelConfig,
-    Labels,
-    Lyrics,
     LyricsConfig,
+    LyricsEncoder,
     ShiftedEmbedding,
-    Timing,
+    TimingConditioner,
     TimingConfig,
-    Upper,
-    UpperConfig,
+    UpsamplerConditioner,
+    UpsamplerConditionerConfig,
     bits,
 )
 from megajukebox.models.transformer import TransformerConfig, blocks
@@ -41,7 +41,7 @@ class PriorConfig(BaseModel):
         default=False, description="told at every position, not only before the first (Jukebox)"
     )
     timing: TimingConfig | None = None
-    upper: UpperConfig | None = None
+    upper: UpsamplerConditionerConfig | None = None
     lyrics: LyricsConfig | None = None
 
     @model_validator(mode="after")
@@ -109,7 +109,7 @@ class Conditioning(NamedTuple):
     lyrics: Tensor | None  # [B, N, W] states of the lyric encoder
 
 
-class Entrance(nn.Module):
+class PriorStem(nn.Module):
     """All of a prior before its first layer: what it is told, and the embedding of its tokens."""
 
     def __init__(self, config: PriorConfig):
@@ -117,14 +117,20 @@ class Entrance(nn.Module):
         self.config = config
         shape, scale = config.transformer, config.transformer.init_scale
         self.vocabulary = config.vocabulary
-        self.labels = Labels(config.labels, shape.width, scale) if config.labels else None
+        self.labels = LabelConditioner(config.labels, shape.width, scale) if config.labels else None
         self.timing = (
-            Timing(config.timing, config.sample_rate, shape.width, scale) if config.timing else None
+            TimingConditioner(config.timing, config.sample_rate, shape.width, scale)
+            if config.timing
+            else None
         )
-        self.upper = Upper(config.upper, config.codes, shape.width, scale) if config.upper else None
+        self.upper = (
+            UpsamplerConditioner(config.upper, config.codes, shape.width, scale)
+            if config.upper
+            else None
+        )
         separate = config.lyrics is not None and config.lyrics.mode == "encoder"
         self.lyrics = (
-            Lyrics(config.lyrics, shape.width, scale) if config.lyrics and separate else None
+            LyricsEncoder(config.lyrics, shape.width, scale) if config.lyrics and separate else None
         )
         self.input = ShiftedEmbedding(
             self.vocabulary, config.length, shape.width, scale, own_start=not config.labels
@@ -164,7 +170,7 @@ def tokens_of(config: PriorConfig, batch: dict) -> Tensor:
     )
 
 
-class Prior(Entrance):
+class Prior(PriorStem):
     """p(codes of a window | labels, timing, lyrics, codes above): an entrance, a list of layers, and a head."""
 
     def __init__(self, config: PriorConfig):

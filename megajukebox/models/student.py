@@ -12,7 +12,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
-from megajukebox.models.grid_order import GridOrder, Sight, times
+from megajukebox.models.grid_order import GridOrder, GridVisibility, times
 from megajukebox.models.prior import Conditioning, Prior, PriorConfig
 from megajukebox.models.transformer import Table
 
@@ -78,11 +78,11 @@ class Student(Prior):
         self.above = Table(self.vocabulary, width, 0.0)
         self.missing = Table(1, width, 0.0)
 
-    def sight(self, known_BT: Tensor | None = None) -> Sight:
+    def sight(self, known_BT: Tensor | None = None) -> GridVisibility:
         """Who sees whom, where `known` [B, T] bool are given from the start."""
         device = self.input.tokens.weight.device
         tau_BT = times(self.how.order, self.config.window, self.how.rows, known_BT, device)
-        return Sight(tau_BT, self.how.rows)
+        return GridVisibility(tau_BT, self.how.rows)
 
     def embed(
         self, left_BN: Tensor, has_left_BN: Tensor, above_BN: Tensor, has_above_BN: Tensor, slots_N: Tensor,

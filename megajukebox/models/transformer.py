@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from megajukebox.models.attention import attend, schedule
-from megajukebox.models.grid_order import Sight, attend_in_order
+from megajukebox.models.grid_order import GridVisibility, grid_attention
 
 
 class TransformerConfig(BaseModel):
@@ -111,7 +111,7 @@ class Attention(nn.Module):
         return self.merge(attended_BTHD.flatten(2))
 
     def forward(
-        self, x_BTW: Tensor, lyrics_BSW: Tensor | None = None, sight: Sight | None = None
+        self, x_BTW: Tensor, lyrics_BSW: Tensor | None = None, sight: GridVisibility | None = None
     ) -> Tensor:
         """What the pattern gathers; with `sight` (of a student) in its order."""
         if self.pattern == "lyrics":
@@ -120,7 +120,7 @@ class Attention(nn.Module):
         else:
             q, k, v = self.qkv(x_BTW)
         if sight is not None:
-            return self.out(attend_in_order(q, k, v, self.pattern, sight))
+            return self.out(grid_attention(q, k, v, self.pattern, sight))
         return self.out(attend(q, k, v, self.pattern, self.rows, self.prefix))
 
 
@@ -136,7 +136,7 @@ class MLP(nn.Module):
         return self.narrow(F.silu(self.widen(x_BTW).mul_(1.702)).div_(1.702))
 
 
-class Block(nn.Module):
+class TransformerBlock(nn.Module):
     """h <- h + r (a + m), a = attention(norm(h)), m = mlp(norm(h + a)), r = 1 or 1/depth."""
 
     def __init__(self, config: TransformerConfig, pattern: str, prefix: int = 0):
@@ -153,18 +153,20 @@ class Block(nn.Module):
         return h_BTW + (change if self.scale == 1.0 else self.scale * change)
 
     def forward(
-        self, h_BTW: Tensor, lyrics_BSW: Tensor | None = None, sight: Sight | None = None
+        self, h_BTW: Tensor, lyrics_BSW: Tensor | None = None, sight: GridVisibility | None = None
     ) -> Tensor:
         return self.update(h_BTW, self.attention(self.norm_attention(h_BTW), lyrics_BSW, sight))
 
 
-class Blocks(nn.ModuleList):
+class TransformerBlocks(nn.ModuleList):
     """Blocks in order: a ModuleList whose members a type checker knows."""
 
-    def __iter__(self) -> Iterator[Block]:
-        return cast(Iterator[Block], super().__iter__())
+    def __iter__(self) -> Iterator[TransformerBlock]:
+        return cast(Iterator[TransformerBlock], super().__iter__())
 
 
-def blocks(config: TransformerConfig, prefix: int = 0) -> Blocks:
+def blocks(config: TransformerConfig, prefix: int = 0) -> TransformerBlocks:
     """The layers of a transformer in order. There is no norm after the last one (as in Jukebox)."""
-    return Blocks(Block(config, pattern, prefix) for pattern in config.patterns)
+    return TransformerBlocks(
+        TransformerBlock(config, pattern, prefix) for pattern in config.patterns
+    )

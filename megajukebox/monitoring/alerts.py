@@ -24,7 +24,7 @@ RUNBOOK = "docs/RUNBOOK.md"
 
 
 @dataclass(frozen=True)
-class Problem:
+class ActiveAlert:
     run: str
     alert: str
     severity: str  # page: now, at night too; ticket: in working hours
@@ -38,7 +38,9 @@ def stalled(run: RunState) -> str | None:
     waited = run.now - (run.last_step_time or run.now)
     sections = sorted({rank.section for rank in run.ranks if rank.section})
     where = f"; ranks are in {', '.join(sections)}" if sections else ""
-    return f"no step for {spoken(waited)} (limit {spoken(run.stall_after)}){where}"
+    return (
+        f"no step for {format_duration(waited)} (limit {format_duration(run.stall_after)}){where}"
+    )
 
 
 def silent(run: RunState) -> str | None:
@@ -46,7 +48,8 @@ def silent(run: RunState) -> str | None:
     if not found:
         return None
     named = ", ".join(
-        f"rank {r.rank} on {r.host} ({spoken(run.now - r.time)}, in {r.section})" for r in found[:4]
+        f"rank {r.rank} on {r.host} ({format_duration(run.now - r.time)}, in {r.section})"
+        for r in found[:4]
     )
     return f"no heartbeat from {named}" + (f" and {len(found) - 4} more" if len(found) > 4 else "")
 
@@ -54,7 +57,7 @@ def silent(run: RunState) -> str | None:
 def down(run: RunState) -> str | None:
     if run.status != "down":
         return None
-    return f"no process for {spoken(run.now - (run.last_seen or run.now))}, and the run is not finished"
+    return f"no process for {format_duration(run.now - (run.last_seen or run.now))}, and the run is not finished"
 
 
 def needs_a_person(run: RunState) -> str | None:
@@ -69,14 +72,14 @@ def chain_short(run: RunState) -> str | None:
     lasts, needs = run.chain_seconds, run.eta_seconds
     if run.chain is None or lasts is None or needs is None or lasts >= needs:
         return None
-    return f"this job and the {run.chain.queued} after it last {spoken(lasts)}, training takes {spoken(needs)} more"
+    return f"this job and the {run.chain.queued} after it last {format_duration(lasts)}, training takes {format_duration(needs)} more"
 
 
 def checkpoint_stale(run: RunState) -> str | None:
     whole, due = [c for c in run.checkpoints if c.whole], run.checkpoint_due
     if not run.alive or due is None or run.now < due:
         return None
-    return f"the newest whole checkpoint (step {whole[-1].step}) is {spoken(run.now - whole[-1].time)} old"
+    return f"the newest whole checkpoint (step {whole[-1].step}) is {format_duration(run.now - whole[-1].time)} old"
 
 
 def no_valid_checkpoint(run: RunState) -> str | None:
@@ -99,7 +102,7 @@ def disk_full(run: RunState) -> str | None:
     size, free = max((c.bytes for c in run.checkpoints), default=0), run.disk.free_bytes
     if run.status == "done" or free is None or not size or free > 2 * size:
         return None
-    return f"{size_of(free)} free at {run.disk.mount}, a checkpoint takes {size_of(size)}"
+    return f"{format_bytes(free)} free at {run.disk.mount}, a checkpoint takes {format_bytes(size)}"
 
 
 def loss_nan(run: RunState) -> str | None:
@@ -306,16 +309,18 @@ CHECKS: dict[str, tuple[str, Callable[[RunState], str | None], str]] = {
 }
 
 
-def diagnose(run: RunState) -> list[Problem]:
+def diagnose(run: RunState) -> list[ActiveAlert]:
     """All that is wrong, what should wake somebody first."""
     found = [(alert, severity, tell(run), do) for alert, (severity, tell, do) in CHECKS.items()]
     problems = [
-        Problem(run.name, alert, severity, what, do) for alert, severity, what, do in found if what
+        ActiveAlert(run.name, alert, severity, what, do)
+        for alert, severity, what, do in found
+        if what
     ]
     return sorted(problems, key=lambda problem: problem.severity != "page")
 
 
-def spoken(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """4000 -> 1 h 6 min"""
     if seconds < 120:
         return f"{seconds:.0f} s"
@@ -326,7 +331,7 @@ def spoken(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
 
 
-def size_of(size: float) -> str:
+def format_bytes(size: float) -> str:
     """1500000 -> 1.5 MB"""
     for unit in ("B", "kB", "MB", "GB"):
         if size < 1000:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from megajukebox.common.files import make_run_folder, write_whole
+from megajukebox.common.files import make_run_folder, write_atomic
 from megajukebox.common.redaction import redacted
 from megajukebox.records.productive_time import Productive
 
@@ -85,7 +85,7 @@ class RunLog:
             self._note_lost(
                 [record for record in read_lines(path) if record.get("split") == "train"], step
             )
-            write_whole(path, "".join(kept).encode())
+            write_atomic(path, "".join(kept).encode())
 
     def _note_lost(self, lines: list[dict], step: int) -> None:
         """The event `forget`: how many steps after `step`, and how many seconds of them, are trained again."""

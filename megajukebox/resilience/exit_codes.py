@@ -20,30 +20,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from megajukebox.common.files import read_record, write_whole
+from megajukebox.common.files import read_record, write_atomic
 from megajukebox.common.world import host
 
-DONE, STOPPED, TEMPORARY, PERSON, FENCED = 0, 85, 75, 93, 98
+EXIT_OK, EXIT_PREEMPTED, EXIT_RETRY, EXIT_FATAL, EXIT_FENCED = 0, 85, 75, 93, 98
 CODES = {
-    "done": DONE,
-    "stopped": STOPPED,
-    "fenced": FENCED,
-    "config": PERSON,
-    "diverged": PERSON,
-    "hang": TEMPORARY,
+    "done": EXIT_OK,
+    "stopped": EXIT_PREEMPTED,
+    "fenced": EXIT_FENCED,
+    "config": EXIT_FATAL,
+    "diverged": EXIT_FATAL,
+    "hang": EXIT_RETRY,
 }
 CODES |= {
-    "no_checkpoint": PERSON,
-    "storage": TEMPORARY,
-    "rewind": TEMPORARY,
-    "corrupt": TEMPORARY,
-    "peer": TEMPORARY,
-    "memory": TEMPORARY,
+    "no_checkpoint": EXIT_FATAL,
+    "storage": EXIT_RETRY,
+    "rewind": EXIT_RETRY,
+    "corrupt": EXIT_RETRY,
+    "peer": EXIT_RETRY,
+    "memory": EXIT_RETRY,
     "code": 1,
 }
 
 
-class Leave(Exception):
+class TerminateRun(Exception):
     """End this process as `kind`, one of CODES, for a reason in plain words."""
 
     def __init__(self, kind: str, reason: str) -> None:
@@ -53,7 +53,7 @@ class Leave(Exception):
 
 
 @dataclass
-class Ending:
+class ExitRecord:
     """What is known of this process while it still runs. `generation` 0: it has not yet taken part in the run."""
 
     run: Path
@@ -83,7 +83,7 @@ class Ending:
             return
         try:
             path.parent.mkdir(exist_ok=True)
-            write_whole(
+            write_atomic(
                 path,
                 json.dumps(told | {"time": time.time(), "generation": self.generation}).encode(),
             )
@@ -92,14 +92,14 @@ class Ending:
 
 
 @contextmanager
-def ending(run: Path, verb: str) -> Iterator[Ending]:
+def exit_guard(run: Path, verb: str) -> Iterator[ExitRecord]:
     """Whatever happens inside ends as an exit code, a record, and one line that says why (a traceback if it was us).
 
     The process leaves at once, with and without an error: what torch and its libraries do at exit may wait for dead
     peers, or abort over a thread of gloo's (DeepSpeed keeps groups alive that were left), and then a signal would stand
     where the code is read.
     """
-    end = Ending(run)
+    end = ExitRecord(run)
     try:
         yield end
     except SystemExit:
@@ -132,7 +132,7 @@ NOT_MENDED_BY_WAITING = (
 
 def kind_of(error: BaseException) -> str:
     """The kind of ending that an exception means."""
-    if isinstance(error, Leave):
+    if isinstance(error, TerminateRun):
         return error.kind
     if type(error).__name__ in BY_NAME:
         return BY_NAME[type(error).__name__]
@@ -168,7 +168,7 @@ def within(seconds: float, what: str) -> Iterator[None]:
 
     def leave() -> None:
         say(f"train: {what} within {seconds:.0f} s; start again")
-        leave_now(TEMPORARY)
+        leave_now(EXIT_RETRY)
 
     timer = threading.Timer(seconds, leave)
     timer.daemon = True

@@ -11,15 +11,15 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from megajukebox.common.files import make_run_folder, read_record, write_whole
+from megajukebox.common.files import make_run_folder, read_record, write_atomic
 from megajukebox.common.world import host
-from megajukebox.resilience.exit_codes import Leave
+from megajukebox.resilience.exit_codes import TerminateRun
 
 FILE = "generation.json"
 
 
 @dataclass(frozen=True)
-class Generation:
+class FencingToken:
     """One start of a run: the same on all of its ranks."""
 
     run: Path
@@ -27,13 +27,13 @@ class Generation:
     token: str
 
     @classmethod
-    def take(cls, run: Path) -> "Generation":
+    def acquire(cls, run: Path) -> "FencingToken":
         """Make this start the newest one of `run`. By rank 0; what earlier starts told of their ranks goes."""
         make_run_folder(run)
         taken = cls(run, read_record(run / FILE).get("number", 0) + 1, secrets.token_hex(8))
         told = {"number": taken.number, "token": taken.token, "host": host(), "pid": os.getpid()}
         told |= {"time": time.time(), "job": os.environ.get("SLURM_JOB_ID")}
-        write_whole(run / FILE, json.dumps(told).encode())
+        write_atomic(run / FILE, json.dumps(told).encode())
         for folder in ("heartbeats", "exits"):
             for old in (run / folder).glob("rank-*.json"):
                 old.unlink(missing_ok=True)
@@ -46,7 +46,7 @@ class Generation:
     def check(self) -> None:
         """Raises Leave if another start has taken the run: call it before anything is made final."""
         if not self.is_current():
-            raise Leave(
+            raise TerminateRun(
                 "fenced",
                 f"another start of {self.run} has taken over from generation {self.number}",
             )

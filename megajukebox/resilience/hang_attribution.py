@@ -19,13 +19,13 @@ def read_heartbeats(run: Path, generation: int | None = None) -> list[dict]:
     return beats
 
 
-class Suspect(NamedTuple):
+class HangSuspect(NamedTuple):
     rank: int
     host: str
     words: str
 
 
-def suspects(beats: list[dict], now: float, stale: float) -> list[Suspect]:
+def attribute_hang(beats: list[dict], now: float, stale: float) -> list[HangSuspect]:
     """Ranks whose heartbeat is older than `stale` seconds; if there are none, those that are not where most ranks are,
     by (step, section); of two equal camps the one that is behind.
 
@@ -43,5 +43,5 @@ def suspects(beats: list[dict], now: float, stale: float) -> list[Suspect]:
     return [suspect(b, f"in {b['section']} of step {b['step'] + 1}") for b in apart]
 
 
-def suspect(beat: dict, why: str) -> Suspect:
-    return Suspect(beat["rank"], beat["host"], f"rank {beat['rank']} on {beat['host']} ({why})")
+def suspect(beat: dict, why: str) -> HangSuspect:
+    return HangSuspect(beat["rank"], beat["host"], f"rank {beat['rank']} on {beat['host']} ({why})")

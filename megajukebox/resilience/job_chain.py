@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from megajukebox.common.files import write_whole
+from megajukebox.common.files import write_atomic
 from megajukebox.resilience import slurm
 
 FILE = "chain.json"
@@ -22,7 +22,7 @@ UNITS = (1, 60, 3600)  # of the last three numbers of a SLURM time
 
 
 @contextmanager
-def telling(run: Path, every: float = EVERY) -> Iterator[None]:
+def report_queue(run: Path, every: float = EVERY) -> Iterator[None]:
     """Inside, the file is renewed by a thread of its own; outside a job there is none."""
     if slurm.job() is None:
         yield
@@ -48,14 +48,14 @@ def tell(run: Path) -> None:
     """A controller that does not answer, or a full disk, leaves the file as it was: its `time` tells its age."""
     user = ("--me", "--states", "PENDING,RUNNING")
     listed = slurm.ask("squeue", "--noheader", "--array", *user, "--format", FIELDS).splitlines()
-    found = seen_by(slurm.job() or "", slurm.chain(), listed, time.time())
+    found = parse_squeue(slurm.job() or "", slurm.chain(), listed, time.time())
     if found is not None:
         with suppress(OSError):
-            write_whole(run / FILE, json.dumps(found).encode())
+            write_atomic(run / FILE, json.dumps(found).encode())
 
 
 @dataclass(frozen=True)
-class Entry:
+class QueuedJob:
     """A line of squeue: one task of an array, or a job without one."""
 
     number: str
@@ -68,7 +68,7 @@ class Entry:
     after: frozenset[str]  # the jobs that it waits for
 
 
-def seen_by(job: str, array: str | None, listed: list[str], now: float) -> dict | None:
+def parse_squeue(job: str, array: str | None, listed: list[str], now: float) -> dict | None:
     """What `job` sees in the lines of squeue; None if it does not see itself.
 
     After it come the tasks of its array, and arrays of the same name that wait for it (`--dependency=afterany:ARRAY`):
@@ -92,13 +92,13 @@ def seen_by(job: str, array: str | None, listed: list[str], now: float) -> dict 
     }  # fmt: skip
 
 
-def entry_of(line: str) -> Entry | None:
+def entry_of(line: str) -> QueuedJob | None:
     parts = line.split("|")
     if len(parts) != FIELDS.count("|") + 1:  # a name may hold anything
         return None
     number, array, state, left, limit, reason, name, after = (part.strip() for part in parts)
     jobs = frozenset(re.findall(r"(?<=[:,])\d+", after))
-    return Entry(
+    return QueuedJob(
         number,
         array,
         state == "RUNNING",

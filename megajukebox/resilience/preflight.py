@@ -22,7 +22,7 @@ STRICT = (
 )  # an srun option under which one sick rank would silence the healthy ones
 
 
-class Examination(NamedTuple):
+class PreflightResult(NamedTuple):
     """`unfit`: nodes and what is wrong with each. `everywhere`: what is wrong with all alike, or empty."""
 
     unfit: dict[str, str]
@@ -48,7 +48,7 @@ def doctors(command: list[str], run: Path) -> list[str]:
     )
 
 
-def examine(run: Path, nodes: list[str], start: Callable[[float], int]) -> Examination:
+def examine(run: Path, nodes: list[str], start: Callable[[float], int]) -> PreflightResult:
     """Let `start` run the doctor for so many seconds, and read what its ranks left. `nodes`: empty outside SLURM."""
     shutil.rmtree(run / FOLDER, ignore_errors=True)
     status = start(LONGEST)
@@ -61,13 +61,13 @@ def examine(run: Path, nodes: list[str], start: Callable[[float], int]) -> Exami
     )
 
 
-def judged(told: list[dict], together: dict, nodes: list[str], status: int) -> Examination:
+def judged(told: list[dict], together: dict, nodes: list[str], status: int) -> PreflightResult:
     """What each rank's report, and the one of all together (empty if they did not get so far), say of `nodes`."""
     heard = {record["host"] for record in told}
     silent = [node for node in nodes if node not in heard]
     if nodes and len(silent) > max(1, len(nodes) // 10):
         # So many nodes do not fail at once: the doctor itself could not be run, and training will tell why.
-        return Examination(
+        return PreflightResult(
             {},
             "",
             f"{len(silent)} of {len(nodes)} nodes told nothing (status {status}): not believed",
@@ -89,7 +89,7 @@ def judged(told: list[dict], together: dict, nodes: list[str], status: int) -> E
     worth = [sentence(f) for f in findings if f["verdict"] != "good" or f["about"] == "all-reduce"]
     worth += [f"{node}: {unfit[node]}" for node in silent]
     worth += [] if together else [f"the ranks could not be compared (status {status})"]
-    return Examination(unfit, everywhere, "; ".join(dict.fromkeys(worth)))
+    return PreflightResult(unfit, everywhere, "; ".join(dict.fromkeys(worth)))
 
 
 def sentence(finding: dict) -> str:

@@ -24,7 +24,7 @@ SILENT = (
 
 
 @dataclass(frozen=True)
-class Verdict:
+class AttemptOutcome:
     """`kind`: done, stopped, fenced, person or again. `nodes`: where ranks died that nobody had asked to."""
 
     kind: str
@@ -36,33 +36,35 @@ def generation_of(run: Path) -> int:
     return read_record(run / FILE).get("number", 0)
 
 
-def verdict(run: Path, before: int, status: int) -> Verdict:
+def classify_attempt(run: Path, before: int, status: int) -> AttemptOutcome:
     """What became of the attempt that began when the run was at generation `before` and ended with `status`."""
     generation = generation_of(run)
     if generation == before and (run / "DONE").exists():
-        return Verdict("done", "all runs within are done")
+        return AttemptOutcome("done", "all runs within are done")
     if (
         generation == before
     ):  # it ended before it took the run: bad settings, or the ranks never met
         kind = "person" if status == 93 else "again"
-        return Verdict(kind, f"the attempt ended with status {status} before it began to train")
+        return AttemptOutcome(
+            kind, f"the attempt ended with status {status} before it began to train"
+        )
     job = read_record(run / FILE).get("job")
     if job != os.environ.get("SLURM_JOB_ID"):
-        return Verdict("fenced", f"job {job} has taken over the run")
+        return AttemptOutcome("fenced", f"job {job} has taken over the run")
     records = [read_record(path) for path in sorted((run / "exits").glob("rank-*.json"))]
     records = [record for record in records if record.get("generation") == generation]
     for code, kind in ((98, "fenced"), (93, "person")):
         for record in records:
             if record["code"] == code:
-                return Verdict(kind, told(record))
+                return AttemptOutcome(kind, told(record))
     if (run / "DONE").exists():
-        return Verdict("done", "the last step is trained and saved")
+        return AttemptOutcome("done", "the last step is trained and saved")
     if (
         records
         and all(record["code"] == 85 for record in records)
         and events(run, "stop", generation)
     ):
-        return Verdict(
+        return AttemptOutcome(
             "stopped", events(run, "stop", generation)[-1].get("reason", "asked to stop")
         )
     first = next((r for r in records if r["class"] not in ("peer", "stopped")), None)
@@ -72,7 +74,7 @@ def verdict(run: Path, before: int, status: int) -> Verdict:
         if first
         else f"ranks on {', '.join(dead) or 'unknown nodes'} died; status {status}"
     )
-    return Verdict("again", reason, tuple(dead))
+    return AttemptOutcome("again", reason, tuple(dead))
 
 
 def told(record: dict) -> str:
@@ -110,7 +112,7 @@ def blamed(run: Path, generation: int, records: list[dict]) -> list[str]:
     return sorted({beat["host"] for beat in silent})
 
 
-def blames(run: Path, now: float | None = None) -> Counter[str]:
+def node_failures(run: Path, now: float | None = None) -> Counter[str]:
     """How often attempts of the last day blame each node; one that the doctor found unfit counts as often as needed."""
     since = (time.time() if now is None else now) - WITHIN
     count: Counter[str] = Counter()
@@ -121,17 +123,17 @@ def blames(run: Path, now: float | None = None) -> Counter[str]:
     return count
 
 
-def bad_nodes(run: Path, most: int, now: float | None = None) -> list[str]:
+def nodes_to_exclude(run: Path, most: int, now: float | None = None) -> list[str]:
     """Nodes that are blamed at least twice, the worst first; `most` of them, for without enough nodes a run waits for
     ever.
     """
-    deaths = blames(run, now)
+    deaths = node_failures(run, now)
     return sorted(
         (node for node, count in deaths.items() if count >= DEATHS), key=lambda n: (-deaths[n], n)
     )[:most]
 
 
-def without_progress(run: Path) -> int:
+def attempts_without_progress(run: Path) -> int:
     """Attempts in a row, up to now, that ended badly or before they began (preflight), with no checkpoint saved in
     between, here or in a run within.
     """

@@ -4,17 +4,17 @@ import signal
 import time
 from pathlib import Path
 
-from megajukebox.resilience.fencing import Generation
+from megajukebox.resilience.fencing import FencingToken
 
 NOTHING, SAVE, STOP, FENCED = range(4)
 LOOK_EVERY = 1.0  # seconds between two looks at the files: a shared file system is asked by one rank, and not too often
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
-class Orders:
+class SignalHandler:
     """Every rank hears signals; rank 0 also looks for files. The ranks then agree on the strongest order."""
 
-    def __init__(self, run: Path, rank: int, generation: Generation) -> None:
+    def __init__(self, run: Path, rank: int, generation: FencingToken) -> None:
         self.run, self.rank, self.generation = run, rank, generation
         self.signal: int | None = None
         self.reason = ""

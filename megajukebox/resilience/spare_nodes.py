@@ -11,23 +11,23 @@ from pathlib import Path
 
 from megajukebox.records.run_log import RunLog
 from megajukebox.resilience import slurm
-from megajukebox.resilience.restart_policy import DEATHS, blames
+from megajukebox.resilience.restart_policy import DEATHS, node_failures
 
 
-def team(run: Path, wanted: int) -> list[str]:
+def active_nodes(run: Path, wanted: int) -> list[str]:
     """The `wanted` nodes of this job, or fewer, that train next: alive, the least blamed ones, in SLURM's order."""
-    alive, blamed = slurm.living_nodes(), blames(run)
+    alive, blamed = slurm.living_nodes(), node_failures(run)
     chosen = sorted(alive, key=lambda node: blamed[node])[:wanted]
     return [node for node in alive if node in chosen]
 
 
-def unfit(run: Path, nodes: list[str]) -> list[str]:
+def unhealthy_nodes(run: Path, nodes: list[str]) -> list[str]:
     """Those of `nodes` that the run must leave."""
-    blamed = blames(run)
+    blamed = node_failures(run)
     return [node for node in nodes if blamed[node] >= DEATHS]
 
 
-def tell_change(log: RunLog, before: list[str], now: list[str]) -> None:
+def log_spare_swap(log: RunLog, before: list[str], now: list[str]) -> None:
     """The event `spare` if others train now."""
     came, left = [n for n in now if n not in before], [n for n in before if n not in now]
     if before and came:
@@ -36,7 +36,7 @@ def tell_change(log: RunLog, before: list[str], now: list[str]) -> None:
         )
 
 
-def on_nodes(command: list[str], nodes: list[str]) -> list[str]:
+def srun_on(command: list[str], nodes: list[str]) -> list[str]:
     """An srun command kept to `nodes`; others, and an srun over the whole job, are as they were."""
     if not nodes or Path(command[0]).name != "srun" or nodes == slurm.nodes():
         return command

@@ -20,9 +20,9 @@ import psutil
 
 from megajukebox.common.world import host
 from megajukebox.records.run_log import RunLog
-from megajukebox.resilience.exit_codes import Ending, leave_now, say
-from megajukebox.resilience.fencing import Generation
-from megajukebox.resilience.hang_attribution import read_heartbeats, suspects
+from megajukebox.resilience.exit_codes import ExitRecord, leave_now, say
+from megajukebox.resilience.fencing import FencingToken
+from megajukebox.resilience.hang_attribution import attribute_hang, read_heartbeats
 
 PHASES = {
     "init": "init",
@@ -39,18 +39,23 @@ GRACE = (
 
 
 @dataclass(frozen=True)
-class Limits:
+class HangTimeouts:
     """Seconds in one section after which a rank counts as hung."""
 
     step: float = 300.0  # also of waiting for data; a step that is always slow is given ten times its own time
     slow: float = 1800.0  # of starting, loading, saving, evaluating, and of the first step, without any progress
 
 
-class Pulse:
+class Watchdog:
     """Knows this process's step and section; `start` lets a thread tell them and watch them."""
 
     def __init__(
-        self, log: RunLog, generation: Generation, limits: Limits, end: Ending, beat: float = BEAT
+        self,
+        log: RunLog,
+        generation: FencingToken,
+        limits: HangTimeouts,
+        end: ExitRecord,
+        beat: float = BEAT,
     ) -> None:
         self.log, self.generation, self.limits, self.end, self.beat = (
             log,
@@ -71,32 +76,32 @@ class Pulse:
 
     # ---- What the loop says -----------------------------------------------------------------------------------------
 
-    def enter(self, name: str) -> None:
+    def enter_phase(self, name: str) -> None:
         """From now on this process is in section `name`."""
         now = time.time()
         self.seconds[PHASES[self.name]] += now - self.since
         self.name, self.since, self.moved = name, now, now
 
-    def progressed(self) -> None:
+    def keep_alive(self) -> None:
         """This section takes long, but it goes on: its time limit begins anew."""
         self.moved = time.time()
 
     @contextmanager
-    def section(self, name: str) -> Iterator[None]:
+    def phase(self, name: str) -> Iterator[None]:
         """In section `name` inside, and back in the one before after it."""
         before = self.name
-        self.enter(name)
+        self.enter_phase(name)
         yield
-        self.enter(before)
+        self.enter_phase(before)
 
-    def stepped(self, step: int, seconds: float, communication: float) -> None:
+    def record_step(self, step: int, seconds: float, communication: float) -> None:
         """A step took `seconds`, of which `communication` went into collectives: into waiting for others too."""
         self.step = step
         self.steps.append(seconds)
         self.met.append(communication)
         self.own.append(max(0.0, seconds - communication))
 
-    def account(self) -> dict[str, float]:
+    def phase_seconds(self) -> dict[str, float]:
         """Where the time of this process went since it began: {"time_<phase>_seconds": ...}."""
         running = {PHASES[self.name]: time.time() - self.since}
         total = {phase: self.seconds[phase] + running.get(phase, 0.0) for phase in PHASES.values()}
@@ -122,16 +127,16 @@ class Pulse:
         while not self._over.is_set():
             # For code that never lets go of the interpreter, so that this thread cannot run: then C ends the process.
             faulthandler.dump_traceback_later(2 * self.limit(), exit=True, file=self._stacks)
-            self.tell()
+            self.write_heartbeat()
             if not self.generation.is_current():
                 self._leave(
                     "fenced", f"another start took over from generation {self.generation.number}"
                 )
-            if self.overdue():
+            if self.is_hung():
                 self._hang()
             self._over.wait(self.beat)
 
-    def tell(self) -> None:
+    def write_heartbeat(self) -> None:
         """Write the heartbeat; a full or absent disk is no reason to die."""
         path = self.log.run / "heartbeats" / f"rank-{self.rank:05d}.json"
         told = {"rank": self.rank, "host": host(), "pid": os.getpid(), "time": time.time()}
@@ -159,7 +164,7 @@ class Pulse:
             return self.limits.slow
         return max(self.limits.step, 10 * sorted(self.steps)[len(self.steps) // 2])
 
-    def overdue(self) -> bool:
+    def is_hung(self) -> bool:
         """Whether nothing has been heard of this section for longer than it may take."""
         return time.time() - self.moved > self.limit()
 
@@ -168,7 +173,7 @@ class Pulse:
         faulthandler.cancel_dump_traceback_later()
         faulthandler.dump_traceback(file=self._stacks, all_threads=True)
         beats = read_heartbeats(self.log.run, self.generation.number)
-        named = suspects(beats, time.time(), stale=3 * self.beat)
+        named = attribute_hang(beats, time.time(), stale=3 * self.beat)
         words = ", ".join(suspect.words for suspect in named) or "none"
         reason = f"rank {self.rank} was in {section} for {seconds:.0f} s; suspects: {words}"
         if self._first_to_say():

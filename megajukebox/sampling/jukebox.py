@@ -24,28 +24,28 @@ from megajukebox.conditioning.lrc import write_lrc
 from megajukebox.models.prior import Prior
 from megajukebox.models.vqvae import VQVAE, VQVAEConfig
 from megajukebox.sampling.decoding import gumbel_noise
-from megajukebox.sampling.decoding.token_sampling import Draw
+from megajukebox.sampling.decoding.token_sampling import TokenSampler
 from megajukebox.sampling.levels.autoregressive import sampler_of
-from megajukebox.sampling.levels.decoding_policy import QUICKEST, Engine
-from megajukebox.sampling.levels.level_sampler import HOPS, LevelJob, LevelSampler, Told
+from megajukebox.sampling.levels.decoding_policy import QUICKEST, DecodingPolicy
+from megajukebox.sampling.levels.level_sampler import HOPS, LevelJob, LevelSampler, SongConditioning
 from megajukebox.sampling.lyrics.head_selection import as_json, sung_words
-from megajukebox.sampling.prior_run import LevelRun
+from megajukebox.sampling.prior_run import PriorRun
 from megajukebox.sampling.songs.audio_stream import AudioStream, decode_all, finished, part_of
-from megajukebox.sampling.songs.prompt_sources import Known, Source, known_of, source_of
+from megajukebox.sampling.songs.prompt_sources import KnownCodes, PromptSource, known_of, source_of
 from megajukebox.sampling.songs.reconstruction import beside
-from megajukebox.sampling.songs.requests import Request
-from megajukebox.sampling.songs.resume_store import Unfinished
-from megajukebox.sampling.songs.song import Song, audio_name
+from megajukebox.sampling.songs.requests import SongRequest
+from megajukebox.sampling.songs.resume_store import ResumeStore
+from megajukebox.sampling.songs.song import GeneratedSong, audio_name
 from megajukebox.sampling.students.student_runs import fingerprints, students_of
 
-__all__ = ["RUNS", "Engine", "Jukebox", "LevelRun", "Request", "Song"]
+__all__ = ["RUNS", "DecodingPolicy", "GeneratedSong", "Jukebox", "PriorRun", "SongRequest"]
 
 RUNS = {"top": "top_prior", "middle": "middle_upsampler", "bottom": "bottom_upsampler"}
 OnProgress = Callable[[str, int], None]  # level, codes sampled since the last call
 SAVE_EVERY = 10.0  # seconds between two savings of unfinished songs
 
 
-class Stopped(Exception):
+class SamplingInterrupted(Exception):
     """Raised between two rows of codes because `stop` said so; all that was done is saved if there is an `out`."""
 
 
@@ -58,7 +58,7 @@ class Jukebox:
 
     def __init__(
         self, runs: Path | str, device: str | None = None, dtype: torch.dtype = torch.float32,
-        engine: Engine = QUICKEST, samplers: dict[str, Callable[[Prior], LevelSampler]] | None = None,
+        engine: DecodingPolicy = QUICKEST, samplers: dict[str, Callable[[Prior], LevelSampler]] | None = None,
         students: Sequence[str] = (), folders: Mapping[str, Path] | None = None,
     ):  # fmt: skip
         """`folders`: only these levels, from the top down, and where their runs are if not in `runs`."""
@@ -80,28 +80,28 @@ class Jukebox:
         places = folders or {
             level: self.runs / RUNS[level] for level in reversed(self.vqvae.config.levels)
         }
-        self.levels = {level: LevelRun(folder, facts) for level, folder in places.items()}
+        self.levels = {level: PriorRun(folder, facts) for level, folder in places.items()}
         priors = {level: run.facts["fingerprint"] for level, run in self.levels.items()}
         self.weights = {"vqvae": facts["fingerprint"], **priors, **fingerprints(self.students)}
         steps = {level: run.facts.get("step") for level, run in self.levels.items()}
         self.steps = {"vqvae": facts.get("step"), **steps}
-        self.sources: dict[str, Source] = {}
+        self.sources: dict[str, PromptSource] = {}
         self.together = (
             False  # whether priors stay loaded from batch to batch; memory.py says if they fit
         )
 
-    def codes_of(self, request: Request, level: str) -> int:
+    def codes_of(self, request: SongRequest, level: str) -> int:
         """Codes of a level for the seconds asked: a whole number of top codes, at least one."""
         top = max(self.vqvae.config.hops.values())
         length = max(1, round(request.seconds * self.vqvae.config.sample_rate / top)) * top
         return length // self.vqvae.config.hops[level]
 
-    def notes(self, request: Request) -> list[str]:
+    def notes(self, request: SongRequest) -> list[str]:
         told = [note for run in self.levels.values() for note in run.notes(request)]
         told = [*unknown_names(self.levels, request), *told]
         return told + [note for run in self.students.values() for note in run.notes(request)]
 
-    def key(self, request: Request) -> dict[str, Any]:
+    def key(self, request: SongRequest) -> dict[str, Any]:
         """What fixes a song to the last code."""
         precision = str(self.dtype).removeprefix("torch.")
         asked = request.model_dump(mode="json")
@@ -117,9 +117,9 @@ class Jukebox:
         students = {level: run.name for level, run in self.students.items() if not run.polish}
         return self.engine.facts() | ({"exact": False, "students": students} if students else {})
 
-    def begin(self, request: Request) -> Song:
+    def begin(self, request: SongRequest) -> GeneratedSong:
         """The song of `request` before it is sampled: with what it is given. ValueError names what is wrong with it."""
-        known, source, notes = Known(), None, []
+        known, source, notes = KnownCodes(), None, []
         if request.source is not None:
             if request.source not in self.sources:
                 found = source_of(request.source, self.vqvae, self.weights["vqvae"], self.device)
@@ -145,7 +145,7 @@ class Jukebox:
         samples = self.codes_of(request, "bottom" if "bottom" in self.levels else "top")
         samples *= min(self.vqvae.config.hops.values())
         rate = self.vqvae.config.sample_rate
-        song = Song(
+        song = GeneratedSong(
             request,
             [*notes, *self.notes(request)],
             rate,
@@ -159,20 +159,21 @@ class Jukebox:
         return song
 
     def sample(
-        self, requests: list[Request] | list[Song], batch_size: int = 16,
+        self, requests: list[SongRequest] | list[GeneratedSong], batch_size: int = 16,
         on_progress: OnProgress = lambda level, count: None,
-        on_level: Callable[[str, list[Song]], None] = lambda level, songs: None,
+        on_level: Callable[[str, list[GeneratedSong]], None] = lambda level, songs: None,
         out: Path | str | None = None, stop: Callable[[], bool] = lambda: False,
-    ) -> list[Song]:  # fmt: skip
+    ) -> list[GeneratedSong]:  # fmt: skip
         """One song a request. `on_level` hears of each level of all songs as soon as its audio is there.
 
         With `out` songs are saved there, level by level, and one that was interrupted goes on where it was. `stop` is
         asked now and then; where it says so, `Stopped` is raised.
         """
         songs = [
-            self.begin(request) if isinstance(request, Request) else request for request in requests
+            self.begin(request) if isinstance(request, SongRequest) else request
+            for request in requests
         ]
-        making = Making(self, Path(out), stop) if out is not None else None
+        making = SongWriter(self, Path(out), stop) if out is not None else None
         if making:
             making.resume(songs)
         for level, run in self.levels.items():
@@ -187,8 +188,8 @@ class Jukebox:
         return songs
 
     def _sample_level(
-        self, level: str, run: LevelRun, prior: Prior, songs: list[Song], on_progress: OnProgress,
-        making: "Making | None",
+        self, level: str, run: PriorRun, prior: Prior, songs: list[GeneratedSong], on_progress: OnProgress,
+        making: "SongWriter | None",
     ) -> None:  # fmt: skip
         started, samples = time.perf_counter(), self._song_samples(songs[0].request)
         job = self.job(level, run, songs)
@@ -239,7 +240,7 @@ class Jukebox:
             else way
         )
 
-    def job(self, level: str, run: LevelRun, songs: list[Song]) -> LevelJob:
+    def job(self, level: str, run: PriorRun, songs: list[GeneratedSong]) -> LevelJob:
         """One level of songs of equal length, with what each is given and has done already."""
         requests, total = [song.request for song in songs], self.codes_of(songs[0].request, level)
         nothing = np.zeros(total, np.int64)
@@ -261,23 +262,31 @@ class Jukebox:
             self._song_samples(requests[0]),
         )
         return LevelJob(
-            told_once(run, requests), codes, known, above, samples, draw, guidance, hop, given
+            share_conditioning(run, requests),
+            codes,
+            known,
+            above,
+            samples,
+            draw,
+            guidance,
+            hop,
+            given,
         )
 
-    def _song_samples(self, request: Request) -> int:
+    def _song_samples(self, request: SongRequest) -> int:
         return round((request.song_seconds or request.seconds) * self.vqvae.config.sample_rate)
 
 
-class Making:
+class SongWriter:
     """Songs on their way to files: audio as its codes come, and every few seconds the codes so far."""
 
     def __init__(self, jukebox: Jukebox, out: Path, stop: Callable[[], bool]):
         self.jukebox, self.out, self.stop = jukebox, out, stop
-        self.unfinished = Unfinished(out)
+        self.unfinished = ResumeStore(out)
         self.audio: list[AudioStream] = []
         self.saved = time.monotonic()
 
-    def resume(self, songs: list[Song]) -> None:
+    def resume(self, songs: list[GeneratedSong]) -> None:
         for song in songs:
             known = self.unfinished.load(song.request.id, self.jukebox.key(song.request))
             song.known = known or song.known
@@ -286,12 +295,12 @@ class Making:
             ):  # what can be heard there is another song
                 part_of(self.out / audio_name(song.request.id, level)).unlink(missing_ok=True)
 
-    def streams(self, level: str, songs: list[Song]) -> None:
+    def streams(self, level: str, songs: list[GeneratedSong]) -> None:
         """Audio of a level from its beginning: what is known by now is decoded with the first codes that come."""
         paths = [self.out / audio_name(song.request.id, level) for song in songs]
         self.audio = [AudioStream(self.jukebox.vqvae, level, path) for path in paths]
 
-    def note(self, level: str, songs: list[Song], job: LevelJob) -> None:
+    def note(self, level: str, songs: list[GeneratedSong], job: LevelJob) -> None:
         for stream, codes, known in zip(self.audio, job.codes_BT, job.known_BT):
             done = finished(known)
             if done < job.total:
@@ -300,34 +309,34 @@ class Making:
         if stopping or time.monotonic() > self.saved + SAVE_EVERY:
             self._save(level, songs, job)
         if stopping:
-            raise Stopped
+            raise SamplingInterrupted
 
-    def end_level(self, level: str, songs: list[Song], job: LevelJob) -> None:
+    def end_level(self, level: str, songs: list[GeneratedSong], job: LevelJob) -> None:
         for stream, codes, song in zip(self.audio, job.codes_BT, songs):
             stream.feed(codes, job.total)
             song.levels[level]["audio"] = stream.path.name
         self._save(level, songs, job)
 
-    def _save(self, level: str, songs: list[Song], job: LevelJob) -> None:
+    def _save(self, level: str, songs: list[GeneratedSong], job: LevelJob) -> None:
         for song, codes, known in zip(
             songs, job.codes_BT.cpu().numpy(), job.known_BT.cpu().numpy()
         ):
-            song.known = Known(
+            song.known = KnownCodes(
                 song.known.codes | {level: codes.copy()}, song.known.stays | {level: known.copy()}
             )
             self.unfinished.save(song.request.id, self.jukebox.key(song.request), song.known)
             self.unfinished.touch(song.request.id)
         self.saved = time.monotonic()
 
-    def finish(self, songs: list[Song]) -> None:
+    def finish(self, songs: list[GeneratedSong]) -> None:
         for song in songs:
             song.save(self.out)
             self.unfinished.forget(song.request.id)
 
 
-def told_once(run: LevelRun, requests: list[Request]) -> list[Told]:
+def share_conditioning(run: PriorRun, requests: list[SongRequest]) -> list[SongConditioning]:
     """What each song is told; those of one request's variations are one object, and share their beginning."""
-    told: dict[str, Told] = {}
+    told: dict[str, SongConditioning] = {}
     keys = [
         request.model_copy(update={"id": "x", "seed": 0}).model_dump_json() for request in requests
     ]
@@ -337,7 +346,7 @@ def told_once(run: LevelRun, requests: list[Request]) -> list[Told]:
     ]
 
 
-def unknown_names(levels: Mapping[str, LevelRun], request: Request) -> Iterator[str]:
+def unknown_names(levels: Mapping[str, PriorRun], request: SongRequest) -> Iterator[str]:
     """A note for each name that some levels never met, with the known one that it may be meant as."""
     strangers: dict[tuple[str, str], list[str]] = {}
     for level, run in levels.items():
@@ -349,7 +358,7 @@ def unknown_names(levels: Mapping[str, LevelRun], request: Request) -> Iterator[
         yield f"{condition} {name!r} is unknown to {', '.join(where)}, which took it as <unknown>{meant}"
 
 
-def is_made(jukebox: Jukebox, out: Path, request: Request) -> bool:
+def is_made(jukebox: Jukebox, out: Path, request: SongRequest) -> bool:
     """Whether the song is there, of this very request, these weights and an engine that gives the same codes."""
     path = out / f"{request.id}.json"
     if not path.exists():
@@ -364,7 +373,7 @@ def is_made(jukebox: Jukebox, out: Path, request: Request) -> bool:
     )
 
 
-def time_words(song: Song, run: LevelRun, prior: Prior, samples: int) -> None:
+def time_words(song: GeneratedSong, run: PriorRun, prior: Prior, samples: int) -> None:
     """Find when the words of `song` are sung, unless the request tells it or no head of `prior` is known to follow."""
     told, request = run.told(song.request), song.request
     if told.words or run.alignment is None or not run.alignment.follows:
@@ -382,9 +391,9 @@ def time_words(song: Song, run: LevelRun, prior: Prior, samples: int) -> None:
         }
 
 
-def batches_of_equal_length(songs: list[Song], size: int) -> Iterator[list[Song]]:
+def batches_of_equal_length(songs: list[GeneratedSong], size: int) -> Iterator[list[GeneratedSong]]:
     """Songs of one length (and hops) together: they walk the same windows in lockstep."""
-    alike: dict[tuple, list[Song]] = {}
+    alike: dict[tuple, list[GeneratedSong]] = {}
     for song in songs:
         asked = song.request
         alike.setdefault((asked.seconds, asked.song_seconds, str(asked.hop_fraction)), []).append(
@@ -395,18 +404,20 @@ def batches_of_equal_length(songs: list[Song], size: int) -> Iterator[list[Song]
             yield group[first : first + size]
 
 
-def upper_codes(songs: list[Song], levels: list[str], level: str) -> Tensor | None:
+def upper_codes(songs: list[GeneratedSong], levels: list[str], level: str) -> Tensor | None:
     above = levels.index(level) - 1
     return (
         torch.from_numpy(np.stack([s.codes[levels[above]] for s in songs])) if above >= 0 else None
     )
 
 
-def draw_for(level: str, requests: list[Request], device: torch.device) -> Draw:
+def draw_for(level: str, requests: list[SongRequest], device: torch.device) -> TokenSampler:
     """Jukebox's default temperature is 0.99 on every level, without filters (spec 12.1)."""
     temperature, top_k, top_p = (
         torch.tensor([r.at(setting, level, default) for r in requests], device=device)
         for setting, default in (("temperature", 0.99), ("top_k", 0), ("top_p", 0.0))
     )
     keys = gumbel_noise.keys([r.seed for r in requests], level).to(device)
-    return Draw(keys, temperature, top_k if top_k.any() else None, top_p if top_p.any() else None)
+    return TokenSampler(
+        keys, temperature, top_k if top_k.any() else None, top_p if top_p.any() else None
+    )

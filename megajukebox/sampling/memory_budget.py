@@ -29,7 +29,7 @@ def weight_numbers(config: PriorConfig) -> int:
 
 
 @dataclass(frozen=True)
-class Need:
+class LevelMemory:
     """What one level takes: the prior, how many rows a song is, and whether a student is beside the prior."""
 
     config: PriorConfig
@@ -65,7 +65,7 @@ class Need:
 
 
 @dataclass(frozen=True)
-class Room:
+class BatchFit:
     """What fits: songs in lockstep, all priors or one at a time, and the bytes that this takes at most."""
 
     songs: int
@@ -79,7 +79,9 @@ class Room:
         )
 
 
-def room(needs: Sequence[Need], most: int, limit: float, dtype: torch.dtype, cpu: bool) -> Room:
+def fit_batch(
+    needs: Sequence[LevelMemory], most: int, limit: float, dtype: torch.dtype, cpu: bool
+) -> BatchFit:
     """The most songs, up to `most`, that every level samples within `limit` bytes; then all priors, if they fit too.
 
     Raises ValueError if not even one song does.
@@ -96,9 +98,9 @@ def room(needs: Sequence[Need], most: int, limit: float, dtype: torch.dtype, cpu
             beside + sum(weights) + max(working),
         )
         if together <= limit:
-            return Room(songs, True, together)
+            return BatchFit(songs, True, together)
         if apart <= limit:
-            return Room(songs, False, apart)
+            return BatchFit(songs, False, apart)
     raise ValueError(
         f"memory {limit / 1e9:.2g} GB is too little for one song, which takes up to {apart / 1e9:.2g} GB;"
         " give --memory GB if there is more, or a lower --precision"

@@ -16,16 +16,16 @@ from megajukebox.conditioning.tokenizers import (
     JukeboxCharacters,
     LyricsTokenizer,
     SentencePieceTokenizer,
-    Tokens,
+    TokenizedLyrics,
 )
 from megajukebox.conditioning.vocabulary import Vocabulary, normalised, read_vocabularies
 from megajukebox.models.prior import Prior, PriorConfig
-from megajukebox.sampling.levels.level_sampler import Told
+from megajukebox.sampling.levels.level_sampler import SongConditioning
 from megajukebox.sampling.lyrics.head_selection import read_choice
-from megajukebox.sampling.songs.requests import Request
+from megajukebox.sampling.songs.requests import SongRequest
 
 
-class LevelRun:
+class PriorRun:
     """The run of one level's prior: what it is told in which words. Weights are in memory while `loaded`."""
 
     def __init__(self, folder: Path, vqvae: dict[str, Any]):
@@ -51,15 +51,15 @@ class LevelRun:
             return JukeboxCharacters(kind[-2:])
         return SentencePieceTokenizer(self.folder / (kind or "lyrics.model"))
 
-    def told(self, request: Request) -> Told:
+    def told(self, request: SongRequest) -> SongConditioning:
         labels = self.config.labels
         known = {n: self.vocabularies.get(n, Vocabulary()) for n in labels}
         ids = {n: known[n].ids(self.names(request, n), label.slots) for n, label in labels.items()}
         text, words = parse_lrc(request.lyrics)
-        tokens = self.tokenizer.encode(text) if self.tokenizer else Tokens([], [])
-        return Told(ids, tokens, words if self.tokenizer else [])
+        tokens = self.tokenizer.encode(text) if self.tokenizer else TokenizedLyrics([], [])
+        return SongConditioning(ids, tokens, words if self.tokenizer else [])
 
-    def names(self, request: Request, condition: str) -> list[str]:
+    def names(self, request: SongRequest, condition: str) -> list[str]:
         """What the request says of one condition, as this prior's vocabularies spell it."""
         spelling = self.facts.get("names")
         return [
@@ -68,7 +68,7 @@ class LevelRun:
             for spelt in as_written(spelling, condition, name)
         ]
 
-    def unknown(self, request: Request) -> Iterator[tuple[str, str]]:
+    def unknown(self, request: SongRequest) -> Iterator[tuple[str, str]]:
         """The conditions and names of the request that this level never met, as (condition, name)."""
         for condition in self.config.labels:
             known = self.vocabularies.get(condition, Vocabulary())
@@ -81,7 +81,7 @@ class LevelRun:
         known = self.vocabularies.get(condition, Vocabulary()).names
         return next(iter(get_close_matches(normalised(name), known[1:], 1, cutoff=0.75)), None)
 
-    def notes(self, request: Request) -> Iterator[str]:
+    def notes(self, request: SongRequest) -> Iterator[str]:
         """What else of the request this level cannot follow, in words."""
         seconds, trained = request.song_seconds or request.seconds, self.config.timing
         if trained and not trained.min_seconds <= seconds <= trained.max_seconds:

@@ -9,15 +9,15 @@ from rich.progress import BarColumn, Progress, TextColumn
 from megajukebox.sampling.jukebox import Jukebox
 from megajukebox.sampling.levels.level_sampler import HOPS, hop_of
 from megajukebox.sampling.levels.level_windows import spans
-from megajukebox.sampling.songs.song import Song
+from megajukebox.sampling.songs.song import GeneratedSong
 
 EVERY = 10.0  # seconds between two lines where there is no screen
 
 
-class Watch:
+class ProgressDisplay:
     """A bar a level while `songs` are made. Use it as a context; `advance` is what `Jukebox.sample` calls."""
 
-    def __init__(self, jukebox: Jukebox, songs: list[Song], show: bool):
+    def __init__(self, jukebox: Jukebox, songs: list[GeneratedSong], show: bool):
         self.show, self.screen = show, sys.stdout.isatty()
         columns = (
             TextColumn("{task.description:>6}"),
@@ -36,7 +36,7 @@ class Watch:
         self.begun: dict[str, tuple[float, int]] = {}
         self.told = time.monotonic()
 
-    def __enter__(self) -> "Watch":
+    def __enter__(self) -> "ProgressDisplay":
         self.bars.start()
         return self
 

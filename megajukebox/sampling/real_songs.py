@@ -6,12 +6,12 @@ from megajukebox.conditioning.lrc import parse_lrc
 from megajukebox.conditioning.vocabulary import Vocabulary
 from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.data.stream.code_dataset import names_of, read_codes
-from megajukebox.sampling.jukebox import LevelRun
-from megajukebox.sampling.levels.level_sampler import Told
-from megajukebox.sampling.lyrics.head_selection import KnownSong
+from megajukebox.sampling.jukebox import PriorRun
+from megajukebox.sampling.levels.level_sampler import SongConditioning
+from megajukebox.sampling.lyrics.head_selection import AlignedSong
 
 
-def check_codes(run: LevelRun, codes: ShardSet) -> None:
+def check_codes(run: PriorRun, codes: ShardSet) -> None:
     """The prior must have been trained on codes of the VQ-VAE that made these."""
     if codes.index["kind"] != "codes":
         raise ValueError(f"{codes.folder} holds {codes.index['kind']}, not codes; run encode first")
@@ -23,7 +23,7 @@ def check_codes(run: LevelRun, codes: ShardSet) -> None:
         )
 
 
-def known_song(run: LevelRun, codes: ShardSet, row: int) -> KnownSong:
+def known_song(run: PriorRun, codes: ShardSet, row: int) -> AlignedSong:
     """One song of the shards, told as in training."""
     assert run.tokenizer is not None
     facts = codes.read_facts(row)
@@ -35,6 +35,9 @@ def known_song(run: LevelRun, codes: ShardSet, row: int) -> KnownSong:
     samples = int(codes.songs["frames"][row])
     with codes.open_member(row, run.config.level) as file:
         row_codes = read_codes(file, 0, samples // run.config.hop)
-    return KnownSong(
-        Told(names, run.tokenizer.encode(text), words), text, torch.from_numpy(row_codes), samples
+    return AlignedSong(
+        SongConditioning(names, run.tokenizer.encode(text), words),
+        text,
+        torch.from_numpy(row_codes),
+        samples,
     )

@@ -4,7 +4,7 @@ import json
 import time
 from pathlib import Path
 
-from megajukebox.common.files import write_whole
+from megajukebox.common.files import write_atomic
 
 EVERY = 0.5  # seconds between two writings
 
@@ -25,5 +25,5 @@ class ProgressFile:
 
     def write(self) -> None:
         if self.path:
-            write_whole(self.path, json.dumps({"done": self.done, "total": self.total}).encode())
+            write_atomic(self.path, json.dumps({"done": self.done, "total": self.total}).encode())
         self.written = time.monotonic()

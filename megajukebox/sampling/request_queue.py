@@ -9,20 +9,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 from megajukebox.sampling.jukebox import Jukebox, is_made
-from megajukebox.sampling.songs.requests import Request
-from megajukebox.sampling.songs.resume_store import Unfinished
-from megajukebox.sampling.songs.song import Song
+from megajukebox.sampling.songs.requests import SongRequest
+from megajukebox.sampling.songs.resume_store import ResumeStore
+from megajukebox.sampling.songs.song import GeneratedSong
 
-Make = Callable[[list[Song]], list[Song]]
+Make = Callable[[list[GeneratedSong]], list[GeneratedSong]]
 
 
-class Dealer:
+class RequestQueue:
     """What `rank` of `size` processes makes of the requests, `batch_size` at a time. Failures are kept by id."""
 
     def __init__(
         self,
         jukebox: Jukebox,
-        requests: list[Request],
+        requests: list[SongRequest],
         out: Path,
         rank: int,
         size: int,
@@ -30,7 +30,7 @@ class Dealer:
     ):
         self.jukebox, self.requests, self.out, self.batch_size = jukebox, requests, out, batch_size
         self.mine = requests[rank::size]
-        self.unfinished = Unfinished(out)
+        self.unfinished = ResumeStore(out)
         self.failed: dict[str, str] = {}
         self.made: list[str] = []
 
@@ -45,7 +45,7 @@ class Dealer:
             else:
                 return
 
-    def left(self) -> list[Request]:
+    def left(self) -> list[SongRequest]:
         """Requests that are not made and have not failed, our own share first."""
         ours = {request.id for request in self.mine}
         order = [*self.mine, *(r for r in self.requests if r.id not in ours)]
@@ -53,9 +53,9 @@ class Dealer:
             r for r in order if r.id not in self.failed and not is_made(self.jukebox, self.out, r)
         ]
 
-    def next_batch(self, tell: Callable[[str], None]) -> list[Song]:
+    def next_batch(self, tell: Callable[[str], None]) -> list[GeneratedSong]:
         """Songs that are ours to make now: claimed, and begun as far as their files are good."""
-        batch: list[Song] = []
+        batch: list[GeneratedSong] = []
         for request in self.left():
             if len(batch) < self.batch_size and self.unfinished.claim(request.id):
                 if (self.out / f"{request.id}.json").exists():
@@ -73,7 +73,7 @@ class Dealer:
         self.unfinished.release(song)
         tell(f"request {song}: {self.failed[song]}")
 
-    def _make(self, batch: list[Song], make: Make, tell: Callable[[str], None]) -> None:
+    def _make(self, batch: list[GeneratedSong], make: Make, tell: Callable[[str], None]) -> None:
         try:
             self.made += [song.request.id for song in make(batch)]
         except (RuntimeError, ValueError, OSError) as error:

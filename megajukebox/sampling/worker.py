@@ -22,12 +22,12 @@ import torch
 
 from megajukebox.common.model_files import FACTS, WEIGHTS
 from megajukebox.conditioning.vocabulary import VOCABULARIES
-from megajukebox.sampling.jukebox import Jukebox, Stopped
+from megajukebox.sampling.jukebox import Jukebox, SamplingInterrupted
 from megajukebox.sampling.lyrics.head_selection import FILE as ALIGNMENT
-from megajukebox.sampling.memory_budget import Need, free_memory, room
+from megajukebox.sampling.memory_budget import LevelMemory, fit_batch, free_memory
 from megajukebox.sampling.reporting import ProgressFile
-from megajukebox.sampling.songs.requests import Request, parse_requests
-from megajukebox.sampling.songs.resume_store import Unfinished
+from megajukebox.sampling.songs.requests import SongRequest, parse_requests
+from megajukebox.sampling.songs.resume_store import ResumeStore
 from megajukebox.sampling.students.student_runs import TABLE
 
 READ = (
@@ -40,7 +40,7 @@ READ = (
 SHARE = 0.5  # of the free memory, for priors that stay loaded; larger ones are loaded level by level, as `sample` does
 
 
-class Standing:
+class SamplerServer:
     """The jukebox of `runs` between songs: loaded for the first, and again when its files have changed."""
 
     def __init__(self, runs: Path, samplers: Sequence[str] = ()) -> None:
@@ -74,7 +74,7 @@ class Standing:
         try:
             jukebox.sample([request], 1, report.advance, out=out, stop=stop.exists)
             state = "done"
-        except Stopped:
+        except SamplingInterrupted:
             state = "stopped"
         finally:
             if state != "done":
@@ -102,18 +102,19 @@ def stamps(runs: Path) -> dict[str, tuple[int, int]]:
 def fits(jukebox: Jukebox) -> bool:
     """Whether all priors may stay loaded together: within a share of what the device has free."""
     needs = [
-        Need(run.config, 1, 2, level in jukebox.students) for level, run in jukebox.levels.items()
+        LevelMemory(run.config, 1, 2, level in jukebox.students)
+        for level, run in jukebox.levels.items()
     ]
     limit = SHARE * free_memory(jukebox.device)
     try:
-        return room(needs, 1, limit, jukebox.dtype, jukebox.device.type == "cpu").together
+        return fit_batch(needs, 1, limit, jukebox.dtype, jukebox.device.type == "cpu").together
     except ValueError:  # not even one at a time: then a song's own attempt says so
         return False
 
 
-def forget(out: Path, request: Request) -> None:
+def forget(out: Path, request: SongRequest) -> None:
     """What a song that was not made has left: nobody will go on with it."""
-    Unfinished(out).forget(request.id)
+    ResumeStore(out).forget(request.id)
     for path in out.glob(f"{request.id}.*wav"):
         path.unlink()
 
@@ -124,7 +125,7 @@ def memory() -> dict[str, int]:
     return {"memory": psutil.Process().memory_info().rss, "gpu_memory": gpu}
 
 
-def work(standing: Standing, orders: Iterable[str], answers: TextIO) -> None:
+def work(standing: SamplerServer, orders: Iterable[str], answers: TextIO) -> None:
     for order in orders:
         answers.write(json.dumps(standing.answer(json.loads(order))) + "\n")
         answers.flush()
@@ -135,7 +136,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    work(Standing(Path(sys.argv[1]), sys.argv[2:]), sys.stdin, answers)
+    work(SamplerServer(Path(sys.argv[1]), sys.argv[2:]), sys.stdin, answers)
 
 
 if __name__ == "__main__":

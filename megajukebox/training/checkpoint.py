@@ -9,14 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from megajukebox.common.files import sync_folder, write_whole
-from megajukebox.training.engines.checkpoint_engine import Stored
+from megajukebox.common.files import sync_folder, write_atomic
+from megajukebox.training.engines.checkpoint_engine import StoredFile
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
 
 
-class Keep(NamedTuple):
+class RetentionPolicy(NamedTuple):
     """Which checkpoints stay: the `last` ones, every one whose step is a multiple of `every` (0: none), and the newest
     from before step `stuck`, since when no step could be taken (None: all were).
     """
@@ -39,12 +39,12 @@ def partial(run: Path, step: int, generation: int = 0) -> Path:
     return folder.with_name(f"{folder.name}.g{generation:04d}.partial")
 
 
-def seal(
+def commit(
     written: Path,
     step: int,
     state: dict,
-    keep: Keep,
-    stored: Mapping[str, Stored] | None = None,
+    keep: RetentionPolicy,
+    stored: Mapping[str, StoredFile] | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> Path:
     """Make the partial folder `written` a checkpoint: state, manifest with sizes and checksums, `check`, rename,
@@ -54,18 +54,18 @@ def seal(
     already; the others are read. `check` may raise: then nothing has become final.
     """
     run = written.parent.parent
-    write_whole(written / STATE, json.dumps(state, indent=1).encode())
+    write_atomic(written / STATE, json.dumps(state, indent=1).encode())
     # A start that was killed while it sealed this same folder may have left a half manifest there.
     files = sorted(p for p in written.rglob("*") if p.is_file() and p.suffix != ".partial")
     facts = dict(stored or {})
     unread = [path for path in files if str(path) not in facts]
     with ThreadPoolExecutor() as pool:
         facts |= {
-            str(path): Stored(path.stat().st_size, d)
+            str(path): StoredFile(path.stat().st_size, d)
             for path, d in zip(unread, pool.map(_digest, unread))
         }
     manifest = {str(path.relative_to(written)): facts[str(path)]._asdict() for path in files}
-    write_whole(
+    write_atomic(
         written / MANIFEST, json.dumps({"step": step, "files": manifest}, indent=1).encode()
     )
     for folder in {path.parent for path in files}:
@@ -76,7 +76,7 @@ def seal(
         shutil.rmtree(final)
     os.replace(written, final)
     sync_folder(final.parent)
-    write_whole(run / "checkpoints" / "latest", final.name.encode())
+    write_atomic(run / "checkpoints" / "latest", final.name.encode())
     _forget_old(final, keep)
     return final
 
@@ -88,11 +88,11 @@ def newest(run: Path) -> tuple[Path | None, list[str]]:
     """
     rejected: list[str] = []
     for folder in candidates(run):
-        wrong = flaws(folder)
+        wrong = verify(folder)
         if wrong is None:
             return folder, rejected
         rejected.append(f"{folder.name}: {wrong}")
-    refuse_zero(run, rejected)
+    refuse_restart_from_scratch(run, rejected)
     return None, rejected
 
 
@@ -101,7 +101,7 @@ def candidates(run: Path) -> list[Path]:
     return sorted((run / "checkpoints").glob("step-????????"), reverse=True)
 
 
-def refuse_zero(run: Path, rejected: list[str]) -> None:
+def refuse_restart_from_scratch(run: Path, rejected: list[str]) -> None:
     """Raises ValueError if the run has saved, now that none of its checkpoints was found whole."""
     if rejected or (run / "checkpoints" / "latest").exists():
         raise ValueError(
@@ -110,7 +110,7 @@ def refuse_zero(run: Path, rejected: list[str]) -> None:
         )
 
 
-def flaws(folder: Path, share: tuple[int, int] = (0, 1)) -> str | None:
+def verify(folder: Path, share: tuple[int, int] = (0, 1)) -> str | None:
     """What is wrong with a checkpoint, or None: every file is there with the size and checksum its manifest gives.
 
     `share` (i, n): of n processes that look together, the i-th; each reads its n-th part of the files.
@@ -133,10 +133,10 @@ def flaws(folder: Path, share: tuple[int, int] = (0, 1)) -> str | None:
     return None
 
 
-def _listed(folder: Path) -> dict[str, Stored]:
+def _listed(folder: Path) -> dict[str, StoredFile]:
     """The files that a checkpoint's manifest lists."""
     listed = json.loads((folder / MANIFEST).read_text(), object_pairs_hook=_each_once)["files"]
-    return {name: Stored(facts["bytes"], facts["sha256"]) for name, facts in listed.items()}
+    return {name: StoredFile(facts["bytes"], facts["sha256"]) for name, facts in listed.items()}
 
 
 def size_of(folder: Path) -> int:
@@ -156,7 +156,7 @@ def read_state(folder: Path) -> dict:
     return json.loads((folder / STATE).read_text())
 
 
-def _forget_old(newest: Path, keep: Keep) -> None:
+def _forget_old(newest: Path, keep: RetentionPolicy) -> None:
     """Leave the last checkpoints up to `newest`, and those kept for good. A later one is left from before a restart: it
     must not count, or the one just saved could be the one that goes.
     """

@@ -10,7 +10,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from megajukebox.common.validation_errors import mistakes, shortened
 from megajukebox.data.shards.shard_set import COUNTED
-from megajukebox.models.conditioners import LabelConfig, LyricsConfig, TimingConfig, UpperConfig
+from megajukebox.models.conditioners import (
+    LabelConfig,
+    LyricsConfig,
+    TimingConfig,
+    UpsamplerConditionerConfig,
+)
 from megajukebox.models.prior import PriorConfig
 from megajukebox.models.transformer import TransformerConfig
 from megajukebox.models.vqvae import VQVAEConfig
@@ -21,11 +26,11 @@ STAGES = ("vqvae", "top_prior", "middle_upsampler", "bottom_upsampler")
 STUDENTS = ("top_student", "middle_student", "bottom_student")  # of `distill`
 
 
-class Settings(BaseModel):
+class StrictSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class ConditionSettings(Settings):
+class ConditionSettings(StrictSettings):
     """One label of a song (artist, genres, moods, ...). Its vocabulary is made from the corpus."""
 
     slots: int = Field(1, gt=0, description="how many names of it one song may carry")
@@ -41,14 +46,14 @@ class ConditionSettings(Settings):
     )
 
 
-class TableSettings(Settings):
+class TableSettings(StrictSettings):
     """Where one level's table of a label differs from what `conditions` says of it."""
 
     slots: int | None = Field(default=None, gt=0)
     size: int | None = Field(default=None, gt=1)
 
 
-class LyricsSettings(Settings):
+class LyricsSettings(StrictSettings):
     """Lyrics of a prior. The tokenizer's size is that of the corpus's model."""
 
     mode: str = Field("encoder", pattern="^(encoder|prefix)$")
@@ -60,7 +65,7 @@ class LyricsSettings(Settings):
     encoder: TransformerConfig | None = None
 
 
-class PriorSettings(Settings):
+class PriorSettings(StrictSettings):
     """A prior as its preset gives it; rate, hop, codes and vocabulary sizes come from the code shards."""
 
     window: int = Field(gt=0)
@@ -72,11 +77,11 @@ class PriorSettings(Settings):
     )
     labels_everywhere: bool = False
     timing: TimingConfig | None = None
-    upper: UpperConfig | None = None
+    upper: UpsamplerConditionerConfig | None = None
     lyrics: LyricsSettings | None = None
 
 
-class TrainingSettings(Settings):
+class TrainingSettings(StrictSettings):
     """How long a stage trains and what it keeps. Micro-batch, precision and optimizer are in its `ds_config`."""
 
     ds_config: str = Field(description="JSON in ds_configs/, or a path")
@@ -221,11 +226,11 @@ class TrainingSettings(Settings):
         return self
 
 
-class AudioSettings(Settings):
+class AudioSettings(StrictSettings):
     sample_rate: int = Field(default=44100, ge=1000, le=192000)
 
 
-class Preset(Settings):
+class Preset(StrictSettings):
     """Everything that fixes a family of runs."""
 
     name: str

@@ -29,7 +29,7 @@ NAMED = 5  # of the names that a model does not know, so many are told
 
 
 @dataclass(frozen=True)
-class Base:
+class PretrainedModel:
     """A trained model to go on from."""
 
     folder: Path  # the run
@@ -53,23 +53,23 @@ class Base:
         return SentencePieceTokenizer(self.folder / kind)
 
 
-def read_base(path: Path) -> Base:
+def read_base(path: Path) -> PretrainedModel:
     """The model of a run, or (path/checkpoints/step-XXXXXXXX) what it was at that step. ValueError if there is none."""
     if (path / checkpoint.MANIFEST).is_file():
-        wrong = checkpoint.flaws(path)
+        wrong = checkpoint.verify(path)
         if wrong:
             raise ValueError(f"{path} is damaged: {wrong}; choose another checkpoint")
         run = path.parent.parent
         facts = read_facts(run) | {"step": checkpoint.read_state(path)["step"]}
-        return _checked(Base(run, facts, weights_of(path / "state")))
+        return _checked(PretrainedModel(run, facts, weights_of(path / "state")))
     if not (path / FACTS).is_file():
         raise ValueError(
             f"--from {path} is neither a run with {FACTS} nor a checkpoint with {checkpoint.MANIFEST}"
         )
-    return _checked(Base(path, read_facts(path), StoredTensors(path / WEIGHTS)))
+    return _checked(PretrainedModel(path, read_facts(path), StoredTensors(path / WEIGHTS)))
 
 
-def _checked(base: Base) -> Base:
+def _checked(base: PretrainedModel) -> PretrainedModel:
     """Every weight of the model must be there in its shape; what a tied weight is called does not matter."""
     with torch.device("meta"):
         model = Prior(base.config) if isinstance(base.config, PriorConfig) else VQVAE(base.config)  # type: ignore[arg-type]
@@ -86,7 +86,9 @@ def _shape(weights: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
     return weights.shape(name) if isinstance(weights, StoredTensors) else tuple(weights[name].shape)
 
 
-def check_prior(base: Base, level: str, codes: ShardSet, min_songs: Mapping[str, int]) -> None:
+def check_prior(
+    base: PretrainedModel, level: str, codes: ShardSet, min_songs: Mapping[str, int]
+) -> None:
     """Raises ValueError where codes, or what their songs are called, are not those that the model knows."""
     if base.facts["kind"] != "prior" or base.facts.get("level", level) != level:
         raise ValueError(
@@ -104,7 +106,7 @@ def check_prior(base: Base, level: str, codes: ShardSet, min_songs: Mapping[str,
 
 
 def _check_names(
-    base: Base, label: str, known: Vocabulary, codes: ShardSet, min_songs: int
+    base: PretrainedModel, label: str, known: Vocabulary, codes: ShardSet, min_songs: int
 ) -> None:
     counts = codes.index["vocabulary"].get(label, {})
     unknown = sorted(

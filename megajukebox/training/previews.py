@@ -15,7 +15,7 @@ PLACES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 PATIENCE = 600  # seconds that the end of a run waits for its last samples
 
 
-class Hearing:
+class PreviewSampler:
     """Rank 0 starts one after a save that is due; a step whose turn comes while one still runs is left out."""
 
     def __init__(

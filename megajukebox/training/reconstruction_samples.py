@@ -6,15 +6,15 @@ import torch
 
 from megajukebox.data.audio import write_wav
 from megajukebox.models.vqvae import VQVAE
-from megajukebox.training.engines.zero import Engine
-from megajukebox.training.run_context import Run
+from megajukebox.training.engines.zero import ZeroEngine
+from megajukebox.training.run_context import RunContext
 from megajukebox.training.tasks import Task
 
 SECONDS = 12.0  # of clips, one after the other
 GROWTH = 1.25  # each is made this many times later than the last: some forty in a run of any length
 
 
-def listen(run: Run, task: Task, engine: Engine, step: int) -> None:
+def write_reconstructions(run: RunContext, task: Task, engine: ZeroEngine, step: int) -> None:
     """Write `original` and every level's reconstruction, on rank 0 alone: no other rank takes part.
 
     A prior makes codes, not audio: it is heard by hearing.py.

@@ -12,23 +12,23 @@ import torch
 
 from megajukebox.common.world import host
 from megajukebox.data.stream.sample_order import philox
-from megajukebox.resilience.exit_codes import Leave
+from megajukebox.resilience.exit_codes import TerminateRun
 from megajukebox.training.engines import collectives
-from megajukebox.training.engines.zero import Engine
-from megajukebox.training.run_context import Run
+from megajukebox.training.engines.zero import ZeroEngine
+from megajukebox.training.run_context import RunContext
 from megajukebox.training.tasks import Task
 
 
-def check_memory(run: Run, engine: Engine, step: int) -> None:
+def check_replicas(run: RunContext, engine: ZeroEngine, step: int) -> None:
     """Raises Leave, naming them, if ranks do not hold the weights that they must."""
     engine.masters.compare()
     wrong = [
-        rank for rank, found in enumerate(collectives.gathered(engine.masters.found())) if found
+        rank for rank, found in enumerate(collectives.all_gather(engine.masters.found())) if found
     ]
     if wrong:
         leave(run, wrong, step, "16-bit weights of ranks {} are not their float32 masters, rounded")
     odd = (
-        odd_ranks(collectives.gathered(engine.replicated_hash()), engine.stages)
+        mismatched_ranks(collectives.all_gather(engine.replicated_hash()), engine.stages)
         if run.ranks > 1
         else []
     )
@@ -36,7 +36,9 @@ def check_memory(run: Run, engine: Engine, step: int) -> None:
         leave(run, odd, step, "weights of ranks {} are not those of the other ranks")
 
 
-def check_results(run: Run, task: Task, engine: Engine, micro_batch: dict, step: int) -> None:
+def check_recomputed_loss(
+    run: RunContext, task: Task, engine: ZeroEngine, micro_batch: dict, step: int
+) -> None:
     """Raises Leave, naming them, if ranks do not get the same loss for the same micro-batch, each time.
 
     The micro-batch is one that a rank has just trained on, each time another one's. Nothing of the run is touched.
@@ -44,18 +46,22 @@ def check_results(run: Run, task: Task, engine: Engine, micro_batch: dict, step:
     if not run.repeatable:
         return
     readers = task.reading.place.size
-    with run.pulse.section("evaluate"):
+    with run.watchdog.phase("evaluate"):
         turn = step // run.settings.recompute_every % readers
-        shared = collectives.from_rank(turn, micro_batch if run.rank == turn else None)
+        shared = collectives.broadcast(turn, micro_batch if run.rank == turn else None)
         seed = int(philox(run.settings.seed, "recompute", step).random_raw()) % 2**63
         with torch.random.fork_rng([engine.device] if engine.device.type == "cuda" else []):
             first, again = (loss_here(engine, shared, seed) for _ in range(2))
-    mine = None if first is None or again is None else Result(first, again, *engine.exactness())
+    mine = (
+        None
+        if first is None or again is None
+        else RecomputedLoss(first, again, *engine.exactness())
+    )
     # Ranks of one pipeline are `readers` apart, and its last stage alone sees a loss.
-    results = [result for result in collectives.gathered(mine) if result]
-    odd = odd_results(results)
+    results = [result for result in collectives.all_gather(mine) if result]
+    odd = mismatched_losses(results)
     losses = [[result.first.hex(), result.again.hex()] for result in results]
-    if doubtful(results, odd):
+    if nondeterministic(results, odd):
         reason = f"{len(odd)} of {len(results)} got another loss: it does not repeat to the last bit here, so none is blamed"
         run.log.event(
             "alert",
@@ -70,23 +76,23 @@ def check_results(run: Run, task: Task, engine: Engine, micro_batch: dict, step:
         leave(run, wrong, step, what, losses=losses)
 
 
-def loss_here(engine: Engine, micro_batch: dict, seed: int) -> float | None:
+def loss_here(engine: ZeroEngine, micro_batch: dict, seed: int) -> float | None:
     torch.manual_seed(seed)
     return engine.loss_here(micro_batch)
 
 
-def leave(run: Run, ranks: list[int], step: int, what: str, **facts: object) -> NoReturn:
+def leave(run: RunContext, ranks: list[int], step: int, what: str, **facts: object) -> NoReturn:
     hosts = sorted(
-        {where for rank, where in enumerate(collectives.gathered(host())) if rank in ranks}
+        {where for rank, where in enumerate(collectives.all_gather(host())) if rank in ranks}
     )
     reason = what.format(f"{ranks} on {', '.join(hosts)}") + " (silent corruption)"
     run.log.event("alert", step, reason=reason, hosts=hosts, **facts)
-    raise Leave(
+    raise TerminateRun(
         "corrupt", f"{reason}; start again from the last checkpoint, without those machines"
     )
 
 
-def odd_ranks(hashes: list[int], stages: int) -> list[int]:
+def mismatched_ranks(hashes: list[int], stages: int) -> list[int]:
     """The ranks whose weights are not those of most ranks of their stage; all of a stage where there is no majority."""
     odd, beside = [], len(hashes) // stages
     for first in range(0, len(hashes), beside):
@@ -97,7 +103,7 @@ def odd_ranks(hashes: list[int], stages: int) -> list[int]:
     return odd
 
 
-class Result(NamedTuple):
+class RecomputedLoss(NamedTuple):
     """The loss of a micro-batch that all had, computed twice, on a device of some kind, and how exact that kind is."""
 
     first: float
@@ -106,7 +112,7 @@ class Result(NamedTuple):
     tolerance: float  # relative; 0: to the last bit
 
 
-def odd_results(results: list[Result]) -> list[int]:
+def mismatched_losses(results: list[RecomputedLoss]) -> list[int]:
     """Whose numbers are not to be trusted: two at once where there should be one, or not that of most others of a kind
     (all of the kind, where there is no majority).
     """
@@ -129,7 +135,7 @@ def odd_results(results: list[Result]) -> list[int]:
     return sorted(odd)
 
 
-def doubtful(results: list[Result], odd: list[int]) -> bool:
+def nondeterministic(results: list[RecomputedLoss], odd: list[int]) -> bool:
     """Whether it is rather the rule than the machines that is wrong: more than half of those that should be exact are
     `odd` (of two that disagree, each with itself). Then some kernel does not repeat to the last bit.
     """

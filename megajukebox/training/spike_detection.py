@@ -14,7 +14,7 @@ LEAST_SPREAD = 0.01
 
 
 @dataclass(frozen=True)
-class Rules:
+class SpikeRules:
     """When a step is skipped and when skipping has gone on for too long."""
 
     sigmas: float = 6.0  # 0: spikes are not looked for
@@ -26,21 +26,23 @@ class Rules:
 
 
 @dataclass
-class Stability:
+class SpikeDetector:
     """What the last steps were like. The same on every rank, saved with every checkpoint."""
 
-    rules: Rules = field(default_factory=Rules)
+    rules: SpikeRules = field(default_factory=SpikeRules)
     losses: deque[float] = field(init=False)
     norms: deque[float] = field(init=False)
     bad: deque[int] = field(init=False)
     skipped: int = 0  # steps of the whole run
-    stuck: int | None = None  # the first of the steps left out since the last one that was taken
+    first_overflow_step: int | None = (
+        None  # the first of the steps left out since the last one that was taken
+    )
 
     def __post_init__(self) -> None:
         self.losses, self.norms = deque(maxlen=self.rules.window), deque(maxlen=self.rules.window)
         self.bad = deque()
 
-    def judge(self, loss: float, norm: float) -> str | None:
+    def check(self, loss: float, norm: float) -> str | None:
         """Why a step with this loss and gradient norm (before clipping) must be skipped; None if it may be taken."""
         if not math.isfinite(loss):
             return f"loss is {loss}"
@@ -65,12 +67,12 @@ class Stability:
         spread = math.sqrt(sum((value - mean) ** 2 for value in history) / len(history))
         return mean + self.rules.sigmas * max(spread, LEAST_SPREAD * abs(mean))
 
-    def note(self, step: int, loss: float, norm: float, reason: str | None) -> None:
+    def update(self, step: int, loss: float, norm: float, reason: str | None) -> None:
         """Remember step `step`, skipped for `reason` or taken."""
         if reason is None:
             self.losses.append(loss)
             self.norms.append(norm)
-            self.stuck = None
+            self.first_overflow_step = None
         else:
             self.left_out(step)
             self.bad.append(step)
@@ -80,16 +82,18 @@ class Stability:
 
     def left_out(self, step: int) -> None:
         """Step `step` was not taken; where that is for fp16's loss scale to heed, nothing else is noted of it."""
-        self.stuck = step if self.stuck is None else self.stuck
+        self.first_overflow_step = (
+            step if self.first_overflow_step is None else self.first_overflow_step
+        )
 
     @property
-    def hopeless(self) -> bool:
+    def has_diverged(self) -> bool:
         """More bad steps of late than the rules allow."""
         return len(self.bad) > self.rules.most
 
     def state(self) -> dict[str, object]:
         kept = {name: list(getattr(self, name)) for name in ("losses", "norms", "bad")}
-        return {**kept, "skipped": self.skipped, "stuck": self.stuck}
+        return {**kept, "skipped": self.skipped, "stuck": self.first_overflow_step}
 
     def restore(self, state: dict) -> None:
         """Go on from a `state`; one of another window keeps what fits. Nothing to restore: start anew."""
@@ -97,14 +101,14 @@ class Stability:
             history = getattr(self, name)
             history.clear()
             history.extend(state.get(name, []))
-        self.skipped, self.stuck = state.get("skipped", 0), state.get("stuck")
+        self.skipped, self.first_overflow_step = state.get("skipped", 0), state.get("stuck")
 
 
 # ---- Going back -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Jump:
+class Rewind:
     """From step `step` (0-based) on, training reads the data of `steps` steps later, at `rate` times the rate."""
 
     step: int
@@ -112,17 +116,17 @@ class Jump:
     rate: float = 1.0
 
 
-def data_step(step: int, jumps: list[Jump]) -> int:
+def data_step(step: int, jumps: list[Rewind]) -> int:
     """Which step's clips are read at training step `step`: later than itself after every jump before it."""
     return step + sum(jump.steps for jump in jumps if step >= jump.step)
 
 
-def rate_share(step: int, jumps: list[Jump]) -> float:
+def rate_share(step: int, jumps: list[Rewind]) -> float:
     """What is left of the learning rate at `step` after every jump before it."""
     return math.prod(jump.rate for jump in jumps if step >= jump.step)
 
 
-def going_back(saved: list[int], spiked: int, back: int, ahead: int) -> Jump | None:
+def plan_rewind(saved: list[int], spiked: int, back: int, ahead: int) -> Rewind | None:
     """The jump that leads past a spike that began at step `spiked`: from the newest checkpoint at least `back` steps
     before it (else the oldest), to `ahead` batches after it. None without a checkpoint before it.
     """
@@ -130,14 +134,14 @@ def going_back(saved: list[int], spiked: int, back: int, ahead: int) -> Jump | N
     if not before:
         return None
     target = max((step for step in before if step <= spiked - back), default=min(before))
-    return Jump(target, spiked - target + ahead)
+    return Rewind(target, spiked - target + ahead)
 
 
-def slowing(saved: list[int], stuck: int, back: int, rate: float) -> Jump | None:
+def plan_rewind_lower_lr(saved: list[int], stuck: int, back: int, rate: float) -> Rewind | None:
     """The jump back to before step `stuck`, from which on fp16 could take no step: the same data again, at `rate` times
     the rate.
 
     Weights that could not take step `stuck` cannot at a smaller rate either, so at least one step lies between.
     """
-    jump = going_back(saved, stuck - 1, back, 0)
+    jump = plan_rewind(saved, stuck - 1, back, 0)
     return jump and replace(jump, steps=0, rate=rate)

@@ -8,17 +8,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import NoReturn
 
-from megajukebox.common.files import write_whole
-from megajukebox.resilience.exit_codes import Leave
+from megajukebox.common.files import write_atomic
+from megajukebox.resilience.exit_codes import TerminateRun
 from megajukebox.training import checkpoint
 from megajukebox.training.engines import collectives
-from megajukebox.training.engines.zero import Engine
-from megajukebox.training.run_context import Run
-from megajukebox.training.spike_detection import Jump, going_back, slowing
+from megajukebox.training.engines.zero import ZeroEngine
+from megajukebox.training.run_context import RunContext
+from megajukebox.training.spike_detection import Rewind, plan_rewind, plan_rewind_lower_lr
 from megajukebox.training.tasks import Task
 
 
-def heed(run: Run, task: Task, engine: Engine, step: int, metrics: dict[str, float]) -> None:
+def handle_skipped_step(
+    run: RunContext, task: Task, engine: ZeroEngine, step: int, metrics: dict[str, float]
+) -> None:
     """Take note of step `step` (0-based) and of why it was skipped, if it was.
 
     Raises TrainingDiverged when too many were, or Leave after the run was set back to an older checkpoint.
@@ -27,36 +29,36 @@ def heed(run: Run, task: Task, engine: Engine, step: int, metrics: dict[str, flo
     if engine.overflowed:  # DeepSpeed's loss scale heeds it
         stability.left_out(step)
         return
-    stability.note(step, metrics["loss"], metrics["gradient_norm"], engine.reason)
+    stability.update(step, metrics["loss"], metrics["gradient_norm"], engine.reason)
     if engine.reason is None:
         return
     tell(run, task, engine, step)
-    if stability.hopeless:
+    if stability.has_diverged:
         last = f"{len(stability.bad)} of the last {stability.rules.within} steps were bad, the last one: {engine.reason}"
         spiked = stability.bad[0]
-        jump = going_back(saved(run), spiked, settings.rewind_steps, settings.rewind_jump)
-        if jump and sum(before.rate == 1 for before in run.jumps) < settings.rewinds:
-            go_back(run, jump, spiked, last)
-            raise Leave("rewind", f"{last}; went back, start again")
+        jump = plan_rewind(saved(run), spiked, settings.rewind_steps, settings.rewind_jump)
+        if jump and sum(before.rate == 1 for before in run.rewinds) < settings.rewinds:
+            rewind(run, jump, spiked, last)
+            raise TerminateRun("rewind", f"{last}; went back, start again")
         run.log.event("diverged", step + 1, reason=last)
         raise collectives.TrainingDiverged(
             f"{last}, at step {step + 1} of {run.folder}; its last checkpoint is as it was"
         )
 
 
-def heed_lowest_scale(run: Run, engine: Engine, step: int, reason: str) -> NoReturn:
+def handle_min_loss_scale(run: RunContext, engine: ZeroEngine, step: int, reason: str) -> NoReturn:
     """At step `step` (0-based) fp16 overflowed and its loss scale could fall no further: such weights learn no more.
 
     Raises Leave after the run was set back to train on at a smaller rate, TrainingDiverged where that has been tried.
     """
-    settings, stuck = run.settings, engine.stability.stuck
+    settings, stuck = run.settings, engine.stability.first_overflow_step
     stuck = step if stuck is None else stuck
-    jump = slowing(saved(run), stuck, settings.rewind_steps, settings.floor_lr)
-    if jump and sum(before.rate < 1 for before in run.jumps) < settings.floor_rewinds:
+    jump = plan_rewind_lower_lr(saved(run), stuck, settings.rewind_steps, settings.floor_lr)
+    if jump and sum(before.rate < 1 for before in run.rewinds) < settings.floor_rewinds:
         told = f"{reason}; went back to step {jump.step}, from there {jump.rate:g} times the learning rate"
-        go_back(run, jump, stuck, told)
+        rewind(run, jump, stuck, told)
         run.log.event("alert", step + 1, reason=told)  # the run goes on, but somebody should know
-        raise Leave("rewind", f"{told}; start again")
+        raise TerminateRun("rewind", f"{told}; start again")
     last = f"{reason}; lower the learning rate, or set fp16.min_loss_scale"
     run.log.event("diverged", step + 1, reason=last)
     raise collectives.TrainingDiverged(
@@ -64,10 +66,10 @@ def heed_lowest_scale(run: Run, engine: Engine, step: int, reason: str) -> NoRet
     )
 
 
-def tell(run: Run, task: Task, engine: Engine, step: int) -> None:
+def tell(run: RunContext, task: Task, engine: ZeroEngine, step: int) -> None:
     """Which clips the skipped step was of (positions in the global order), and which ranks saw no number."""
     batch, number = task.reading.global_batch, run.data_step(step)
-    own = collectives.gathered(engine.own_loss())
+    own = collectives.all_gather(engine.own_loss())
     ranks = [rank for rank, loss in enumerate(own) if loss is not None and not math.isfinite(loss)]
     facts = {
         "positions": [number * batch, (number + 1) * batch],
@@ -79,32 +81,32 @@ def tell(run: Run, task: Task, engine: Engine, step: int) -> None:
     )
 
 
-def saved(run: Run) -> list[int]:
+def saved(run: RunContext) -> list[int]:
     """The steps of all checkpoints, as rank 0 sees them."""
-    return collectives.from_rank_0(list(folders(run.folder)) if run.rank == 0 else None)
+    return collectives.broadcast_from_rank_0(list(folders(run.folder)) if run.rank == 0 else None)
 
 
 def folders(run: Path) -> dict[int, Path]:
     return {int(folder.name.split("-")[1]): folder for folder in checkpoint.candidates(run)}
 
 
-def go_back(run: Run, jump: Jump, began: int, reason: str) -> None:
+def rewind(run: RunContext, jump: Rewind, began: int, reason: str) -> None:
     """Set checkpoints later than the jump aside and note it; a later start reads both. `began`: the first bad step."""
     collectives.barrier()
     if run.rank == 0:
-        run.generation.check()
-        write_jumps(run.folder, [*run.jumps, jump])
+        run.fencing_token.check()
+        write_rewinds(run.folder, [*run.rewinds, jump])
         found = folders(run.folder)
         for number, folder in found.items():
             if number > jump.step:
                 aside = folder.with_suffix(".rewound")
                 shutil.rmtree(aside, ignore_errors=True)
                 os.replace(folder, aside)
-        write_whole(run.folder / "checkpoints" / "latest", found[jump.step].name.encode())
+        write_atomic(run.folder / "checkpoints" / "latest", found[jump.step].name.encode())
     slower = {"rate": jump.rate} if jump.rate < 1 else {}
     run.log.event("rewind", began + 1, to=jump.step, jump=jump.steps, reason=reason, **slower)
     collectives.barrier()
 
 
-def write_jumps(run: Path, jumps: list) -> None:
-    write_whole(run / "jumps.json", json.dumps([asdict(jump) for jump in jumps]).encode())
+def write_rewinds(run: Path, jumps: list) -> None:
+    write_atomic(run / "jumps.json", json.dumps([asdict(jump) for jump in jumps]).encode())

@@ -6,53 +6,57 @@ from pathlib import Path
 import yaml
 from torch import Tensor
 
-from megajukebox.common.files import make_run_folder, write_whole
+from megajukebox.common.files import make_run_folder, write_atomic
 from megajukebox.common.world import host
 from megajukebox.records.run_log import RunLog
-from megajukebox.resilience.exit_codes import Ending, Leave, within
+from megajukebox.resilience.exit_codes import ExitRecord, TerminateRun, within
 from megajukebox.training.batching import batch_of_run, share_batch
 from megajukebox.training.checkpoint import candidates
 from megajukebox.training.checkpointing.disk_space import no_room
 from megajukebox.training.config import Preset, TrainingSettings, dump
 from megajukebox.training.engines import collectives
-from megajukebox.training.engines.factory import engine_of
+from megajukebox.training.engines.factory import build_engine
 from megajukebox.training.engines.pipeline import reader, sees_data
 from megajukebox.training.loop import train
 from megajukebox.training.planner.mfu import peak, seconds_at_peak, step_flops
 from megajukebox.training.planner.recipe import precision
-from megajukebox.training.run_context import Run
-from megajukebox.training.tasks import Reading, Task
+from megajukebox.training.run_context import RunContext
+from megajukebox.training.tasks import ReaderShare, Task
 
 
 def run_task(
-    preset: Preset, stage: str, settings: TrainingSettings, make: Callable[[Reading], Task], out: Path,
-    stop_after: int | None, end: Ending, weights: Mapping[str, Tensor] | None = None,
+    preset: Preset, stage: str, settings: TrainingSettings, make: Callable[[ReaderShare], Task], out: Path,
+    stop_after: int | None, end: ExitRecord, weights: Mapping[str, Tensor] | None = None,
 ) -> bool:  # fmt: skip
     """Build the task, its engine (with `weights` to start from) and its run, and train. Whether it was finished."""
     as_given = collectives.read_ds_config(settings.ds_config)
     with within(settings.hang_slow_seconds, "the ranks did not find each other"):
         place = collectives.start()
     reads = reader(place, as_given)
-    before = collectives.from_rank_0(
+    before = collectives.broadcast_from_rank_0(
         batch_of_run(record_of(out), as_given) if place.rank == 0 else None
     )
     ds_config = share_batch(as_given, reads.size, settings.batch or before)
     total, micro = ds_config["train_batch_size"], ds_config["train_micro_batch_size_per_gpu"]
     log = RunLog(out, writes=place.rank == 0, rank=place.rank)
-    task = make(Reading(reads, total, micro, on_bad=log.skip, needed=sees_data(place, as_given)))
+    task = make(
+        ReaderShare(reads, total, micro, on_bad=log.skip, needed=sees_data(place, as_given))
+    )
     check_alike(task, ds_config)
     if place.rank == 0:
         write_run_folder(out, preset, stage, task, {"ds_config": as_given, "global_batch": total})
-    lacking = collectives.from_rank_0(
+    lacking = collectives.broadcast_from_rank_0(
         no_room(out, task.build, settings.ema_decay > 0) if place.rank == 0 else None
     )
     if lacking:
         raise ValueError(lacking)
-    run = Run(out, settings, place, end, log, stop_after, at_peak(task, ds_config, place.size))
+    run = RunContext(
+        out, settings, place, end, log, stop_after, at_peak(task, ds_config, place.size)
+    )
     try:
-        return train(run, task, engine_of(task.config, task.build, ds_config, settings, weights))
+        return train(run, task, build_engine(task.config, task.build, ds_config, settings, weights))
     finally:
-        run.pulse.stop()  # this process may train another: a pulse left behind would take it for a hung run
+        run.watchdog.stop()  # this process may train another: a pulse left behind would take it for a hung run
 
 
 def check_alike(task: Task, ds_config: dict) -> None:
@@ -67,13 +71,13 @@ def check_alike(task: Task, ds_config: dict) -> None:
         "ds_config": ds_config,
         "data": task.stream_state(0),
     }
-    told = collectives.gathered((host(), {part: str(value) for part, value in mine.items()}))
+    told = collectives.all_gather((host(), {part: str(value) for part, value in mine.items()}))
     odd = [rank for rank, (_, theirs) in enumerate(told) if theirs != told[0][1]]
     if odd:
         where, theirs = told[odd[0]]
         parts = ", ".join(sorted(part for part in mine if theirs[part] != told[0][1][part]))
         more = f" (and {len(odd) - 1} more ranks)" if len(odd) > 1 else ""
-        raise Leave(
+        raise TerminateRun(
             "storage",
             f"rank {odd[0]} on {where}{more} has another {parts} than rank 0; start again, and if it comes again make"
             " preset, package and shards alike on all machines",
@@ -110,9 +114,9 @@ def write_run_folder(out: Path, preset: Preset, stage: str, task: Task, batch: d
     if path.exists():
         check_same_run(path, record_of(out), record)
         check_same_batch(path, record_of(out), record, task.settings.mode)
-    write_whole(path, yaml.safe_dump(record, sort_keys=False, allow_unicode=True).encode())
+    write_atomic(path, yaml.safe_dump(record, sort_keys=False, allow_unicode=True).encode())
     for name, content in task.files.items():
-        write_whole(out / name, content)
+        write_atomic(out / name, content)
 
 
 def check_same_run(path: Path, before: dict, now: dict) -> None:

@@ -19,16 +19,16 @@ from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.data.stream.augment import Augment
 from megajukebox.data.stream.batches import (
     Batches,
+    ClipSource,
     OnBad,
-    Source,
     held_out_batches,
     held_out_steps,
     readable,
 )
-from megajukebox.data.stream.code_dataset import CodeWindows, Condition, Lyrics
+from megajukebox.data.stream.code_dataset import CodeWindows, ConditionColumn, LyricsColumn
 from megajukebox.data.stream.sample_order import Order
 from megajukebox.data.stream.song_dataset import SongClips
-from megajukebox.data.stream.unindexed import Piped, PipedBatches
+from megajukebox.data.stream.unindexed import UnindexedBatches, UnindexedShards
 from megajukebox.data.stream.unindexed import held_out_batches as piped_held_out
 from megajukebox.data.stream.worker_pool import ReadAhead
 from megajukebox.models.losses import Bandwidth
@@ -36,13 +36,13 @@ from megajukebox.models.prior import Prior, PriorConfig
 from megajukebox.models.vqvae import VQVAE, VQVAEConfig
 from megajukebox.training.batching import NoClips
 from megajukebox.training.config import ConditionSettings, Preset, TrainingSettings, level_of
-from megajukebox.training.finetune import Base, check_prior
+from megajukebox.training.finetune import PretrainedModel, check_prior
 
-Stream = Batches | PipedBatches | NoClips
+Stream = Batches | UnindexedBatches | NoClips
 
 
 @dataclass(frozen=True)
-class Reading:
+class ReaderShare:
     """How this process shares the reading with the others."""
 
     place: World
@@ -61,9 +61,9 @@ class Task:
     kind: str  # vqvae or prior, as in model.json
     config: BaseModel
     build: Callable[[], nn.Module]
-    source: Source | Piped
+    source: ClipSource | UnindexedShards
     settings: TrainingSettings
-    reading: Reading
+    reading: ReaderShare
     units_per_step: float
     audio_seconds: float  # in one step
     speed_name: str
@@ -86,7 +86,7 @@ class Task:
         """The same few batches of held-out songs each time."""
         size, place = self.reading.micro_batch, self.reading.place
         limit = self.settings.held_out_batches * size * place.size
-        if isinstance(self.source, Piped):
+        if isinstance(self.source, UnindexedShards):
             return piped_held_out(
                 self.source, micro_batch=size, rank=place.rank, world=place.size, limit=limit
             )
@@ -106,7 +106,7 @@ class Task:
 
     def corpus(self) -> dict[str, int]:
         """How many songs and clips are trained on, held out, or too short; nothing is known of a pipe."""
-        return {} if isinstance(self.source, Piped) else self.source.report()
+        return {} if isinstance(self.source, UnindexedShards) else self.source.report()
 
     def stream_state(self, next_step: int) -> dict[str, object]:
         """Where the stream stands before `next_step`: holds for any number of ranks."""
@@ -116,7 +116,7 @@ class Task:
         """Raises ValueError if a checkpoint was trained on another order of clips."""
         self._stream(0).check_state(state)
 
-    def _stream(self, first_step: int) -> Batches | PipedBatches:
+    def _stream(self, first_step: int) -> Batches | UnindexedBatches:
         reading, settings = self.reading, self.settings
         common: dict[str, Any] = {
             "seed": settings.seed, "global_batch": reading.global_batch, "micro_batch": reading.micro_batch,
@@ -126,8 +126,8 @@ class Task:
             ),
             "on_bad": reading.on_bad, "bad_share": settings.bad_share,
         }  # fmt: skip
-        if isinstance(self.source, Piped):
-            return PipedBatches(self.source, **common)
+        if isinstance(self.source, UnindexedShards):
+            return UnindexedBatches(self.source, **common)
         return Batches(self.source, **common, block=settings.block, visit=settings.clips_per_visit)
 
 
@@ -135,8 +135,8 @@ def vqvae_task(
     preset: Preset,
     songs: ShardSet,
     settings: TrainingSettings,
-    reading: Reading,
-    base: Base | None = None,
+    reading: ReaderShare,
+    base: PretrainedModel | None = None,
 ) -> Task:
     """The VQ-VAE on clips of `songs`. Raises ValueError if their sample rate is not the preset's."""
     if settings.mode == "stream":
@@ -156,10 +156,10 @@ def vqvae_task(
 
 
 def piped_task(
-    preset: Preset, urls: str, allow_pipe: bool, settings: TrainingSettings, reading: Reading
+    preset: Preset, urls: str, allow_pipe: bool, settings: TrainingSettings, reading: ReaderShare
 ) -> Task:
     """The VQ-VAE on tars without an index, read as they come; it resumes only statistically."""
-    piped = Piped(
+    piped = UnindexedShards(
         urls, preset.audio.sample_rate, clip_of(preset, settings), settings.held_out, settings.clips_per_visit,
         augment=augment_of(settings), allow_pipe=allow_pipe,
     )  # fmt: skip
@@ -167,8 +167,8 @@ def piped_task(
 
 
 def audio_task(
-    preset: Preset, clips: SongClips | Piped, songs: str, settings: TrainingSettings, reading: Reading,
-    base: Base | None = None,
+    preset: Preset, clips: SongClips | UnindexedShards, songs: str, settings: TrainingSettings, reading: ReaderShare,
+    base: PretrainedModel | None = None,
 ) -> Task:  # fmt: skip
     config, rate = base.config if base else preset.vqvae, preset.audio.sample_rate
     if (
@@ -203,12 +203,12 @@ def augment_of(settings: TrainingSettings) -> Augment:
 
 
 def measure_bandwidth(
-    clips: SongClips | Piped, config: VQVAEConfig, settings: TrainingSettings
+    clips: SongClips | UnindexedShards, config: VQVAEConfig, settings: TrainingSettings
 ) -> Bandwidth:
     """The scale of the first `bandwidth_seconds` of the training order: what losses are divided by (spec section 3)."""
     number = max(1, int(settings.bandwidth_seconds * config.sample_rate / clips.clip))
-    if isinstance(clips, Piped):
-        first = PipedBatches(
+    if isinstance(clips, UnindexedShards):
+        first = UnindexedBatches(
             clips, seed=settings.seed, global_batch=1, micro_batch=1, bad_share=settings.bad_share
         )
         x_NT = torch.cat([step[0]["audio"][:, :, 0] for step in islice(first, number)])
@@ -235,21 +235,25 @@ def prior_task(
     stage: str,
     codes: ShardSet,
     settings: TrainingSettings,
-    reading: Reading,
-    base: Base | None = None,
+    reading: ReaderShare,
+    base: PretrainedModel | None = None,
 ) -> Task:
     """The prior of one level on windows of `codes`. Raises ValueError where codes and preset, or base, disagree."""
     level = level_of(stage)
     check_codes(preset, codes)
-    known = known_before(preset, level, codes, base) if base else known_from(preset, level, codes)
+    known = (
+        setup_from_checkpoint(preset, level, codes, base)
+        if base
+        else setup_from_corpus(preset, level, codes)
+    )
     config, told = known.config, preset.prior(level)
     conditions = {
-        name: Condition(known.vocabularies[name], label.slots, preset.dropout(level, name))
+        name: ConditionColumn(known.vocabularies[name], label.slots, preset.dropout(level, name))
         for name, label in config.labels.items()
     }
     lyrics = None
     if config.lyrics and known.tokenizer:
-        lyrics = Lyrics(
+        lyrics = LyricsColumn(
             known.tokenizer, config.lyrics.tokens, told.lyrics.dropout if told.lyrics else 0.0
         )
     return Task(
@@ -264,7 +268,7 @@ def prior_task(
     )  # fmt: skip
 
 
-class Known(NamedTuple):
+class PriorSetup(NamedTuple):
     """What fixes a prior's ids and numbers, and the files in which its run keeps that."""
 
     config: PriorConfig
@@ -274,7 +278,7 @@ class Known(NamedTuple):
     facts: dict[str, Any]
 
 
-def known_from(preset: Preset, level: str, codes: ShardSet) -> Known:
+def setup_from_corpus(preset: Preset, level: str, codes: ShardSet) -> PriorSetup:
     """A new prior: its shape from the preset, its names and tokenizer from the corpus."""
     told = preset.prior(level)
     vocabularies = {
@@ -285,12 +289,14 @@ def known_from(preset: Preset, level: str, codes: ShardSet) -> Known:
     if tokenizer:
         files["lyrics.model"] = (codes.folder / "lyrics.model").read_bytes()
     config = preset.prior_config(level, tokenizer.size if tokenizer else 0)
-    return Known(
+    return PriorSetup(
         config, vocabularies, tokenizer, files, {"tokenizer": "lyrics.model" if tokenizer else None}
     )
 
 
-def known_before(preset: Preset, level: str, codes: ShardSet, base: Base) -> Known:
+def setup_from_checkpoint(
+    preset: Preset, level: str, codes: ShardSet, base: PretrainedModel
+) -> PriorSetup:
     """A prior that is trained further. ValueError where the codes, or names of their songs, are new to it."""
     config = base.config
     assert isinstance(config, PriorConfig)
@@ -308,7 +314,7 @@ def known_before(preset: Preset, level: str, codes: ShardSet, base: Base) -> Kno
     kept: tuple[str, ...] = ("tokenizer", "names", "licence")
     facts = {name: base.facts[name] for name in kept if name in base.facts}
     facts["from"] = {"fingerprint": base.facts["fingerprint"], "step": base.facts["step"]}
-    return Known(config, vocabularies, base.tokenizer if config.lyrics else None, files, facts)
+    return PriorSetup(config, vocabularies, base.tokenizer if config.lyrics else None, files, facts)
 
 
 def check_codes(preset: Preset, codes: ShardSet) -> None:

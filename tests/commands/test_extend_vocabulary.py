@@ -21,7 +21,7 @@ from megajukebox.interop.export import export_openai
 from megajukebox.interop.jukebox_weights import import_weights
 from megajukebox.models.prior import Prior, PriorConfig
 from megajukebox.sampling.jukebox import RUNS, Jukebox
-from megajukebox.sampling.songs.requests import Request
+from megajukebox.sampling.songs.requests import SongRequest
 
 BANDS = [
     ("artist", f"Band {i}") for i in range(7)
@@ -84,14 +84,16 @@ def test_one_command_grows_every_level_and_the_runs_can_be_sampled_at_once(
     assert (
         "top: artist + new band" in printed and "bottom: artist 'Orrin' is known already" in printed
     )
-    request = Request(id="a", artist="NEW BAND", genres=("ska",), seconds=0.3)
+    request = SongRequest(id="a", artist="NEW BAND", genres=("ska",), seconds=0.3)
     (band, genre) = (note for note in Jukebox(runs).notes(request) if "unknown" in note)
     assert (
         "'NEW BAND' is unknown to top, middle, bottom" in band
         and "mean" not in band
         and "'ska'" in genre
     )
-    (typed,) = (n for n in Jukebox(runs).notes(Request(id="a", artist="ILUNA")) if "unknown" in n)
+    (typed,) = (
+        n for n in Jukebox(runs).notes(SongRequest(id="a", artist="ILUNA")) if "unknown" in n
+    )
     assert typed.endswith("did you mean 'ilune'?")
     song = Jukebox(tmp_path / "grown").sample([request])[0]
     assert not any("unknown" in note for note in song.notes) and set(song.codes) == set(RUNS)
@@ -99,7 +101,7 @@ def test_one_command_grows_every_level_and_the_runs_can_be_sampled_at_once(
 
 def test_old_names_sample_the_same_song_from_the_grown_runs(runs: Path, tmp_path: Path) -> None:
     grow(runs, tmp_path / "grown", [*BANDS, ("genres", "Ska")])
-    request = Request(
+    request = SongRequest(
         id="a", artist="ilune", genres=("dub", "folk"), lyrics="la la", seconds=0.3, seed=3
     )
     before, after = (Jukebox(folder).sample([request])[0] for folder in (runs, tmp_path / "grown"))

@@ -17,8 +17,8 @@ from megajukebox.commands.prepare import main, preset_sample_rate
 from megajukebox.common.process_pool import in_order
 from megajukebox.conditioning.tokenizers import SentencePieceTokenizer
 from megajukebox.data import audio
-from megajukebox.data.ingest.convert import Converted, Settings, convert, slug
-from megajukebox.data.ingest.discover import Song, find_songs, metadata_of_tags
+from megajukebox.data.ingest.convert import ConvertedSong, IngestConfig, convert, slug
+from megajukebox.data.ingest.discover import SourceSong, find_songs, metadata_of_tags
 from megajukebox.data.ingest.prepare import plan_shards
 from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.training.config import PRESETS, load_preset
@@ -267,21 +267,23 @@ def test_impossible_options_are_refused_with_the_way_out(tmp_path, options, said
 
 def test_the_plan_fills_shards_by_count_and_by_size(tmp_path):
     found = find_songs(songs(tmp_path, 10, frames=400_000))  # 1.6 MB each
-    assert [len(group) for group in plan_shards(found, Settings(songs_per_shard=4)).values()] == [
+    assert [
+        len(group) for group in plan_shards(found, IngestConfig(songs_per_shard=4)).values()
+    ] == [
         4,
         4,
         2,
     ]
-    plan = plan_shards(found, Settings(shard_megabytes=5))
+    plan = plan_shards(found, IngestConfig(shard_megabytes=5))
     assert [len(group) for group in plan.values()] == [3, 3, 3, 1]
     assert [song for group in plan.values() for song in group] == found
-    assert plan == plan_shards(found, Settings(shard_megabytes=5))
+    assert plan == plan_shards(found, IngestConfig(shard_megabytes=5))
 
 
 def test_resampled_songs_last_as_long_as_before(tmp_path):
     soundfile.write(tmp_path / "a.wav", music(1, 88_200), 44_100)
-    made = convert(Song(tmp_path / "a.wav", "a.wav"), Settings(sample_rate=RATE))
-    assert made == convert(Song(tmp_path / "a.wav", "a.wav"), Settings(sample_rate=RATE))
+    made = convert(SourceSong(tmp_path / "a.wav", "a.wav"), IngestConfig(sample_rate=RATE))
+    assert made == convert(SourceSong(tmp_path / "a.wav", "a.wav"), IngestConfig(sample_rate=RATE))
     assert (made.frames, made.channels, made.refusal) == (22_050, 2, None)
 
 
@@ -292,13 +294,13 @@ def test_songs_are_prepared_at_the_rate_that_every_preset_trains_at(path):
 
 def test_a_pipe_called_a_song_is_refused_instead_of_waited_for(tmp_path):
     os.mkfifo(tmp_path / "a.wav")
-    assert convert(Song(tmp_path / "a.wav", "a.wav"), Settings()) == Converted(
+    assert convert(SourceSong(tmp_path / "a.wav", "a.wav"), IngestConfig()) == ConvertedSong(
         "unreadable: not a file"
     )
 
 
 def test_a_song_that_vanished_is_a_refusal(tmp_path):
-    assert convert(Song(tmp_path / "a.wav", "a.wav"), Settings()) == Converted(
+    assert convert(SourceSong(tmp_path / "a.wav", "a.wav"), IngestConfig()) == ConvertedSong(
         "unreadable: No such file or directory"
     )
 

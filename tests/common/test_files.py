@@ -3,7 +3,7 @@
 import pytest
 
 from megajukebox.common.files import make_folder
-from megajukebox.resilience.exit_codes import PERSON
+from megajukebox.resilience.exit_codes import EXIT_FATAL
 
 
 def test_a_folder_and_those_above_it_are_made_once_or_more(tmp_path):
@@ -24,5 +24,5 @@ def test_training_into_a_file_calls_a_person(tmp_path):
 
     (tmp_path / "file").touch()
     assert "is a file; choose another" in train(
-        *codes_and_preset(tmp_path), tmp_path / "file", expect=PERSON
+        *codes_and_preset(tmp_path), tmp_path / "file", expect=EXIT_FATAL
     )

@@ -12,7 +12,7 @@ from torch import nn
 from megajukebox.common.model_files import (
     FACTS,
     WEIGHTS,
-    Pending,
+    PendingTensor,
     check_fingerprint,
     load_into,
     load_weights,
@@ -97,7 +97,7 @@ def test_a_module_on_meta_is_filled_straight_in_the_wanted_precision_and_stays_t
 def test_a_pending_tensor_is_made_when_its_turn_comes_and_every_dtype_survives(tmp_path):
     kinds = (torch.float16, torch.bfloat16, torch.int64, torch.bool)
     tensors = {str(d): torch.tensor([[0, 1], [1, 0]]).to(d).t() for d in kinds}
-    pending = {n: Pending(t.dtype, tuple(t.shape), lambda t=t: t) for n, t in tensors.items()}
+    pending = {n: PendingTensor(t.dtype, tuple(t.shape), lambda t=t: t) for n, t in tensors.items()}
     save_weights(tmp_path, "prior", Shape(), pending, step=0)
     _, stored = load_weights(tmp_path)
     assert all(stored[n].dtype == t.dtype and torch.equal(stored[n], t) for n, t in tensors.items())
@@ -110,7 +110,7 @@ def test_a_save_that_fails_leaves_the_old_model_whole(tmp_path):
     saved(tmp_path)
     with pytest.raises(OSError):
         save_weights(
-            tmp_path, "prior", Shape(), {"a": Pending(torch.float32, (1,), broken)}, step=4
+            tmp_path, "prior", Shape(), {"a": PendingTensor(torch.float32, (1,), broken)}, step=4
         )
     assert load_into(Tied(), tmp_path)["step"] == 3
 

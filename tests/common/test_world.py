@@ -115,7 +115,7 @@ def test_ranks_that_would_train_something_else_are_named_before_they_do(
     codes, said = finish(
         start_ranks(command(data, preset, tmp_path / "run"), 2, own={1: [setting]})
     )
-    assert codes == [exit_codes.TEMPORARY] * 2, said[-4000:]
+    assert codes == [exit_codes.EXIT_RETRY] * 2, said[-4000:]
     assert (
         f"rank 1 on {host()} has another {what} than rank 0" in said
         and not (tmp_path / "run/checkpoints").exists()

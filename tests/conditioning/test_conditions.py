@@ -13,7 +13,7 @@ from fixtures.reference_shapes import written
 from fixtures.tiny_models import little_vqvae
 
 from megajukebox.commands.prepare import main as prepare
-from megajukebox.common.files import write_whole
+from megajukebox.common.files import write_atomic
 from megajukebox.common.model_files import read_facts, save_weights
 from megajukebox.common.world import World
 from megajukebox.conditioning.jukebox_labels import as_written
@@ -21,10 +21,10 @@ from megajukebox.conditioning.vocabulary import Vocabulary
 from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.encode import main as encode
 from megajukebox.interop.jukebox_weights import import_weights
-from megajukebox.sampling.jukebox import LevelRun
-from megajukebox.sampling.songs.requests import Request
+from megajukebox.sampling.jukebox import PriorRun
+from megajukebox.sampling.songs.requests import SongRequest
 from megajukebox.training.config import CONDITIONS, Preset, load_preset
-from megajukebox.training.tasks import Reading, Task, prior_task, years
+from megajukebox.training.tasks import ReaderShare, Task, prior_task, years
 
 SONGS = [
     {
@@ -82,7 +82,7 @@ def preset(*settings: str) -> Preset:
 
 def top_task(codes: ShardSet, *settings: str) -> Task:
     chosen = preset("training.top_prior.held_out=0", *settings)
-    reading = Reading(
+    reading = ReaderShare(
         World(0, 0, 1),
         global_batch=4,
         micro_batch=4,
@@ -107,13 +107,13 @@ def test_a_process_that_sees_no_data_makes_as_many_steps_and_opens_no_shard(
     )
 
 
-def run_of(task: Task, codes: ShardSet, folder: Path) -> LevelRun:
+def run_of(task: Task, codes: ShardSet, folder: Path) -> PriorRun:
     """The run folder that training would leave, and how sampling reads it."""
     torch.manual_seed(0)
     save_weights(folder, "prior", task.config, task.build().state_dict(), 1, **task.facts)
     for name, content in task.files.items():
-        write_whole(folder / name, content)
-    return LevelRun(folder, {"fingerprint": codes.index["vqvae"]["fingerprint"]})
+        write_atomic(folder / name, content)
+    return PriorRun(folder, {"fingerprint": codes.index["vqvae"]["fingerprint"]})
 
 
 def test_a_request_is_told_the_ids_that_the_songs_of_its_names_were_trained_with(
@@ -125,11 +125,11 @@ def test_a_request_is_told_the_ids_that_the_songs_of_its_names_were_trained_with
         facts = json.loads(codes.read_member(song, "json"))
         known = {name: facts[name] for name in CONDITIONS if name in facts}
         trained = task.source.read(song, 0, None)["conditions"]
-        told = run.told(Request(id="a", **known)).conditions
+        told = run.told(SongRequest(id="a", **known)).conditions
         assert set(told) == set(trained) == set(CONDITIONS)
         for name in CONDITIONS:
             assert told[name].tolist() == trained[name].tolist(), f"{name} of song {song}"
-        assert not list(run.unknown(Request(id="a", **known)))
+        assert not list(run.unknown(SongRequest(id="a", **known)))
 
 
 def test_every_condition_has_the_names_of_the_songs(codes: ShardSet, tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_every_condition_has_the_names_of_the_songs(codes: ShardSet, tmp_path: P
 
 def test_what_is_not_said_is_unknown_or_an_empty_bag(codes: ShardSet, tmp_path: Path) -> None:
     run = run_of(top_task(codes), codes, tmp_path / "run")
-    nothing = {n: ids.tolist() for n, ids in run.told(Request(id="a")).conditions.items()}
+    nothing = {n: ids.tolist() for n, ids in run.told(SongRequest(id="a")).conditions.items()}
     empty = {
         "artist": [0],
         "year": [0],
@@ -160,7 +160,7 @@ def test_what_is_not_said_is_unknown_or_an_empty_bag(codes: ShardSet, tmp_path: 
     )
     trained = top_task(codes).source.read(silent, 0, None)["conditions"]
     assert {n: ids.tolist() for n, ids in trained.items()} == empty
-    strange = Request(
+    strange = SongRequest(
         id="a",
         artist="Nobody",
         genres=["polka"],
@@ -294,8 +294,10 @@ def test_openai_s_names_are_found_however_a_request_spells_them(tmp_path: Path) 
     made = import_weights(
         written(tmp_path, ["vqvae", "prior_5b"]), tmp_path / "runs", labels=tmp_path
     )
-    run = LevelRun(made["top"], read_facts(made["vqvae"]))
-    told = run.told(Request(id="a", artist="Céline Dion", genres=["Hip-Hop", "ROCK"])).conditions
+    run = PriorRun(made["top"], read_facts(made["vqvae"]))
+    told = run.told(
+        SongRequest(id="a", artist="Céline Dion", genres=["Hip-Hop", "ROCK"])
+    ).conditions
     assert told["artist"].tolist() == [2] and told["genres"].tolist()[:3] == [2, 3, 1]
-    assert list(run.unknown(Request(id="a", artist="Nobody"))) != []
-    assert not list(run.unknown(Request(id="a", artist="The  Beatles")))
+    assert list(run.unknown(SongRequest(id="a", artist="Nobody"))) != []
+    assert not list(run.unknown(SongRequest(id="a", artist="The  Beatles")))

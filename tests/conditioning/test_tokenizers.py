@@ -12,11 +12,11 @@ from fixtures.paths import SHARED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megajukebox.conditioning.lrc import Word, parse_lrc, write_lrc
+from megajukebox.conditioning.lrc import TimedWord, parse_lrc, write_lrc
 from megajukebox.conditioning.tokenizers import (
     JukeboxCharacters,
     SentencePieceTokenizer,
-    Tokens,
+    TokenizedLyrics,
     linear_centre,
     linear_centre_float32,
     lyric_window,
@@ -203,10 +203,10 @@ def test_word_times_and_tags_and_gaps_are_read() -> None:
     )
     assert text == "Hello world\nsylla"
     assert words == [
-        Word(0, 5, 1.0, 1.5),
-        Word(6, 11, 1.5, 2.0),
-        Word(12, 15, 63.5, 63.75),
-        Word(15, 17, 63.75, 64.0),
+        TimedWord(0, 5, 1.0, 1.5),
+        TimedWord(6, 11, 1.5, 2.0),
+        TimedWord(12, 15, 63.5, 63.75),
+        TimedWord(15, 17, 63.75, 64.0),
     ]
 
 
@@ -236,14 +236,14 @@ def test_plain_lyrics_are_kept_as_they_are() -> None:
 def test_windows_line_ends_and_a_byte_order_mark_are_no_lyrics() -> None:
     assert parse_lrc("\ufeff[ar:Me]\r\n[00:01.00]la\r\nna\r\n") == (
         "la\nna",
-        [Word(0, 2, 1.0, 2.0)],
+        [TimedWord(0, 2, 1.0, 2.0)],
     )
 
 
 def test_lines_without_a_time_stay_untimed_text() -> None:
     text, words = parse_lrc("[Intro]\n[00:01.00]la\n(quietly)")
     assert text == "[Intro]\nla\n(quietly)"
-    assert words == [Word(8, 10, 1.0, 2.0)]
+    assert words == [TimedWord(8, 10, 1.0, 2.0)]
 
 
 @given(
@@ -258,7 +258,7 @@ def test_written_lyrics_are_read_back_with_their_times(lines: list[list[tuple[in
         for n, (length, pause) in enumerate(line):
             start = len(text) + (n > 0)
             text += (" " if n else "") + "wörd,"
-            words.append(Word(start, start + 5, now / 100, (now + length) / 100))
+            words.append(TimedWord(start, start + 5, now / 100, (now + length) / 100))
             now += length + pause
         text += "\n"
     plain, read = parse_lrc(write_lrc(words, text))
@@ -315,8 +315,12 @@ def test_a_window_of_odd_size_is_refused() -> None:
 
 def test_the_window_follows_the_singer_where_words_have_times() -> None:
     text = "aaaa bbbb cccc"  # one token a character
-    tokens = Tokens(list(range(1, 15)), [(i, i + 1) for i in range(14)])
-    words = [Word(0, 4, 10.0, 14.0), Word(5, 9, 20.0, 21.0), Word(10, 14, 30.0, 34.0)]
+    tokens = TokenizedLyrics(list(range(1, 15)), [(i, i + 1) for i in range(14)])
+    words = [
+        TimedWord(0, 4, 10.0, 14.0),
+        TimedWord(5, 9, 20.0, 21.0),
+        TimedWord(10, 14, 30.0, 34.0),
+    ]
     sung = {t: text[sung_centre(tokens, words, t)] for t in (0.0, 12.0, 20.5, 33.0, 99.0)}
     assert sung == {0.0: "a", 12.0: "a", 20.5: "b", 33.0: "c", 99.0: "c"}
     assert sung_centre(tokens, words, 11.5) == 1

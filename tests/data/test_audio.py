@@ -92,7 +92,8 @@ def test_facts_tell_what_the_header_claims(tmp_path):
     (tmp_path / "song.ogg").write_bytes(sound(tones(5000, 1), container="FLAC").getvalue())
     facts = audio.facts(tmp_path / "song.ogg")
     assert (
-        facts == audio.Facts("FLAC", "PCM_16", 11_025, 1, 5000) and facts.seconds == 5000 / 11_025
+        facts == audio.AudioInfo("FLAC", "PCM_16", 11_025, 1, 5000)
+        and facts.seconds == 5000 / 11_025
     )
 
 

@@ -13,8 +13,8 @@ from fixtures.tiny_shards import CLIP, RATE, batches, frames_of, key, ramp, step
 
 from megajukebox.data.audio import encode_flac, encode_wav
 from megajukebox.data.shards.build_index import write_index
-from megajukebox.data.shards.shard_set import Sample, ShardSet, write_shard
-from megajukebox.data.stream.bad_samples import ALL_KINDS, Bad, BadCount
+from megajukebox.data.shards.shard_set import ShardSample, ShardSet, write_shard
+from megajukebox.data.stream.bad_samples import ALL_KINDS, BadSample, BadSampleCounter
 from megajukebox.data.stream.song_dataset import SongClips
 from megajukebox.records.run_log import RunLog, read_lines
 
@@ -36,7 +36,7 @@ def with_audio(folder: Path, data: bytes, ending: str) -> Path:
         song: json.dumps({"key": key(song), "frames": frames_of(song)}).encode()
         for song in range(6)
     }
-    samples = [Sample(key(s), frames_of(s), {"json": told[s], **audio[s]}) for s in range(6)]
+    samples = [ShardSample(key(s), frames_of(s), {"json": told[s], **audio[s]}) for s in range(6)]
     write_shard(folder / "songs-000000.tar", samples)
     made_by = {"version": "0", "commit": None, "command": "tests"}
     write_index(folder, ["songs-000000.tar"], kind="songs", sample_rate=RATE, made_by=made_by)
@@ -160,9 +160,9 @@ def test_a_missing_shard_is_skipped_and_nothing_is_ever_written_beside_the_set(
 
 
 def test_above_the_share_the_run_stops_with_a_summary() -> None:
-    count = BadCount(share=0.1, after=100, on_bad=None)
-    bad = [Bad("a.tar", "x", "only 3 of 9 frames at frame 0")] * 8 + [
-        Bad("b.tar", "y", "unavailable: gone")
+    count = BadSampleCounter(share=0.1, after=100, on_bad=None)
+    bad = [BadSample("a.tar", "x", "only 3 of 9 frames at frame 0")] * 8 + [
+        BadSample("b.tar", "y", "unavailable: gone")
     ] * 3
     count.add(99, bad)
     with pytest.raises(

@@ -32,7 +32,7 @@ from hypothesis import strategies as st
 
 from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.data.stream.augment import Augment
-from megajukebox.data.stream.bad_samples import StorageDown
+from megajukebox.data.stream.bad_samples import StorageUnavailable
 from megajukebox.data.stream.batches import held_out_batches
 from megajukebox.data.stream.code_dataset import CodeWindows
 from megajukebox.data.stream.song_dataset import SongClips
@@ -304,9 +304,9 @@ def test_most_of_the_held_out_songs_may_be_broken_and_a_share_of_1_never_stops(s
 @pytest.mark.parametrize(
     ("number", "kind"),
     [
-        (errno.EIO, StorageDown),
-        (errno.ESTALE, StorageDown),
-        (errno.EMFILE, StorageDown),
+        (errno.EIO, StorageUnavailable),
+        (errno.ESTALE, StorageUnavailable),
+        (errno.EMFILE, StorageUnavailable),
         (errno.ENOENT, ValueError),
     ],
 )

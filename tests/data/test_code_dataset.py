@@ -19,7 +19,12 @@ from fixtures.tiny_shards import (
 from megajukebox.conditioning.tokenizers import JukeboxCharacters, linear_centre, lyric_window
 from megajukebox.conditioning.vocabulary import Vocabulary
 from megajukebox.data.shards.shard_set import ShardSet
-from megajukebox.data.stream.code_dataset import CodeWindows, Condition, Lyrics, read_codes
+from megajukebox.data.stream.code_dataset import (
+    CodeWindows,
+    ConditionColumn,
+    LyricsColumn,
+    read_codes,
+)
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +63,9 @@ def test_timing_is_in_audio_samples_and_windows_end_inside_the_song(codes: Path)
 
 def test_conditions_are_ids_with_unknown_names_and_empty_slots(codes: Path) -> None:
     conditions = {
-        "artist": Condition(Vocabulary.build({"artist 1": 3, "ARTIST 3": 5})),
-        "genres": Condition(Vocabulary.build({"pop": 9, "rock": 10}), slots=3),
-        "moods": Condition(Vocabulary.build({"sad": 1}), slots=2),
+        "artist": ConditionColumn(Vocabulary.build({"artist 1": 3, "ARTIST 3": 5})),
+        "genres": ConditionColumn(Vocabulary.build({"pop": 9, "rock": 10}), slots=3),
+        "moods": ConditionColumn(Vocabulary.build({"sad": 1}), slots=2),
     }
     source = CodeWindows(ShardSet(codes), "top", 8, conditions=conditions)
     artists = {
@@ -77,10 +82,10 @@ def test_dropout_hides_each_condition_at_its_own_rate_and_never_from_held_out_so
     codes: Path,
 ) -> None:
     conditions = {
-        "artist": Condition(Vocabulary.build({"artist 1": 1}), dropout=0.25),
-        "genres": Condition(Vocabulary.build({"pop": 1}), slots=2, dropout=0.75),
+        "artist": ConditionColumn(Vocabulary.build({"artist 1": 1}), dropout=0.25),
+        "genres": ConditionColumn(Vocabulary.build({"pop": 1}), slots=2, dropout=0.75),
     }
-    lyrics = Lyrics(JukeboxCharacters("v2"), 4, dropout=0.5)
+    lyrics = LyricsColumn(JukeboxCharacters("v2"), 4, dropout=0.5)
     source = CodeWindows(ShardSet(codes), "top", 8, conditions=conditions, lyrics=lyrics)
     read = [source.read(1, 0, np.random.default_rng(seed)) for seed in range(400)]
     assert 60 < sum(x["conditions"]["artist"].tolist() == [0] for x in read) < 140
@@ -91,7 +96,7 @@ def test_dropout_hides_each_condition_at_its_own_rate_and_never_from_held_out_so
 
 def test_lyrics_are_the_window_that_is_sung(codes: Path) -> None:
     tokenizer = JukeboxCharacters("v2")
-    source = CodeWindows(ShardSet(codes), "top", 8, lyrics=Lyrics(tokenizer, 6))
+    source = CodeWindows(ShardSet(codes), "top", 8, lyrics=LyricsColumn(tokenizer, 6))
     assert source.read(0, 0, None)["lyrics"].tolist() == [0] * 6, "without lyrics: padding"
     sample = source.read(5, 3, None)
     song, offset, clip = sample["timing"].tolist()

@@ -23,7 +23,7 @@ from megajukebox.data.demo.render import (
 )
 from megajukebox.data.demo.styles import ARTISTS, GENRES
 from megajukebox.data.demo.synth import SOUNDS, drum_kit, frequency, sing
-from megajukebox.data.ingest.discover import Metadata, find_songs
+from megajukebox.data.ingest.discover import SongMetadata, find_songs
 
 RATE = 11025
 SECONDS = (10.0, 20.0)
@@ -101,7 +101,7 @@ def test_metadata_is_complete_and_free(songs):
     for song in songs:
         metadata = metadata_of(song)
         assert all(metadata.values()) and metadata["licence"] == LICENCE
-        assert set(metadata) == set(Metadata.model_fields)
+        assert set(metadata) == set(SongMetadata.model_fields)
         assert len(song.name) <= 48 and song.name.replace("-", "").isalnum() and song.name.isascii()
 
 

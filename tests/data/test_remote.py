@@ -14,9 +14,9 @@ import torch
 from fixtures.shard_server import ShardServer, serving
 from fixtures.tiny_shards import CLIP, batches, same, steps, write_codes, write_songs
 
-from megajukebox.data.shards.remote import LostShard, Remote, Site, is_url
+from megajukebox.data.shards.remote import LostShard, RemoteConfig, ShardSource, is_url
 from megajukebox.data.shards.shard_set import ShardSet
-from megajukebox.data.stream.bad_samples import StorageDown
+from megajukebox.data.stream.bad_samples import StorageUnavailable
 from megajukebox.data.stream.code_dataset import CodeWindows
 from megajukebox.data.stream.song_dataset import SongClips
 from megajukebox.data.stream.worker_pool import ReadAhead
@@ -35,8 +35,8 @@ def server(songs: Path) -> Iterator[ShardServer]:
         yield running
 
 
-def remote(tmp_path: Path, **changed: Any) -> Remote:
-    return Remote(**{"cache": tmp_path / "cache", "backoff": 0.001, "stall": 1.0, **changed})
+def remote(tmp_path: Path, **changed: Any) -> RemoteConfig:
+    return RemoteConfig(**{"cache": tmp_path / "cache", "backoff": 0.001, "stall": 1.0, **changed})
 
 
 def wait_for(path: Path, folder: Path, seconds: float = 100.0) -> None:
@@ -133,7 +133,8 @@ def test_a_lost_shard_stops_the_run_where_that_is_asked(
     for workers in (0, 1):
         far = ShardSet(server.url, remote(tmp_path, lost="stop", tries=2))
         with pytest.raises(
-            StorageDown, match=r"(?s)songs-000001.tar could not be fetched in 2 tries .*lost: stop"
+            StorageUnavailable,
+            match=r"(?s)songs-000001.tar could not be fetched in 2 tries .*lost: stop",
         ):
             steps(batches(SongClips(far, CLIP), ahead=ReadAhead(workers)), 8)
 
@@ -144,7 +145,7 @@ def test_a_server_that_is_down_is_told_apart_from_a_corpus_that_is_broken(
     far = SongClips(ShardSet(server.url, remote(tmp_path, tries=2)), CLIP)
     for name in server.folder.glob("*.tar"):
         server.spoil[name.name] = [503] * 10_000
-    with pytest.raises(StorageDown, match=r"too many bad samples.*could not be fetched"):
+    with pytest.raises(StorageUnavailable, match=r"too many bad samples.*could not be fetched"):
         steps(batches(far), 8)
 
 
@@ -200,7 +201,7 @@ def test_the_cache_keeps_to_its_size_and_drops_what_was_unused_longest(
 def test_a_token_goes_along_where_the_url_says_where_the_name_goes(
     server: ShardServer, tmp_path: Path
 ) -> None:
-    far = Site(f"{server.url}/{{name}}?token=hush", remote(tmp_path))
+    far = ShardSource(f"{server.url}/{{name}}?token=hush", remote(tmp_path))
     assert far.file_url("index.json") == f"{server.url}/index.json?token=hush"
 
 

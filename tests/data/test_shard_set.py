@@ -15,7 +15,7 @@ from fixtures.paths import TESTS
 
 from megajukebox.data.shards.build_index import write_index
 from megajukebox.data.shards.shard_set import (
-    Sample,
+    ShardSample,
     ShardSet,
     finished_shard,
     rows_path,
@@ -25,19 +25,19 @@ from megajukebox.data.shards.shard_set import (
 MADE_BY = {"version": "0", "commit": None, "command": "test"}
 
 
-def song(number: int, **facts: object) -> Sample:
+def song(number: int, **facts: object) -> ShardSample:
     """A made-up song; every third has lyrics."""
     key = f"song-{number:03d}"
     told = {"version": 1, "key": key, "frames": 100 * number + 1, **facts}
     lyrics = {"txt": f"la {number}".encode()} if number % 3 == 0 else {}
-    return Sample(
+    return ShardSample(
         key,
         100 * number + 1,
         {"json": json.dumps(told).encode(), "flac": os.urandom(700 + number), **lyrics},
     )
 
 
-def shard_set(folder: Path, songs: list[Sample], songs_per_shard: int = 4) -> ShardSet:
+def shard_set(folder: Path, songs: list[ShardSample], songs_per_shard: int = 4) -> ShardSet:
     names = []
     for first in range(0, len(songs), songs_per_shard):
         names.append(f"songs-{len(names):06d}.tar")
@@ -122,7 +122,7 @@ def test_code_shards_are_the_same_thing_with_other_members(tmp_path):
     levels = {f"{name}.npy": name.encode() * 9 for name in ("top", "middle", "bottom")}
     write_shard(
         tmp_path / "codes-000000.tar",
-        [Sample("k", 8, {"json": b"{}", **levels, "lrc": b"[00:01.00] la"})],
+        [ShardSample("k", 8, {"json": b"{}", **levels, "lrc": b"[00:01.00] la"})],
     )
     extra = {"mix": 0.5}
     write_index(

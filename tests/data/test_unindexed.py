@@ -9,8 +9,8 @@ import torch
 from fixtures.shard_server import serving
 from fixtures.tiny_shards import CLIP, RATE, write_songs
 
-from megajukebox.data.stream.bad_samples import StorageDown
-from megajukebox.data.stream.unindexed import Piped, PipedBatches, held_out_batches
+from megajukebox.data.stream.bad_samples import StorageUnavailable
+from megajukebox.data.stream.unindexed import UnindexedBatches, UnindexedShards, held_out_batches
 from megajukebox.data.stream.worker_pool import ReadAhead
 
 
@@ -19,17 +19,17 @@ def songs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_songs(tmp_path_factory.mktemp("sets") / "songs")
 
 
-def stream(urls: object, **changed: Any) -> PipedBatches:
+def stream(urls: object, **changed: Any) -> UnindexedBatches:
     piped = {
         name: changed.pop(name)
         for name in ("allow_pipe", "held_out", "buffer_bytes")
         if name in changed
     }
     settings = {"seed": 3, "global_batch": 8, "micro_batch": 4, **changed}
-    return PipedBatches(Piped(str(urls), RATE, CLIP, **piped), **settings)
+    return UnindexedBatches(UnindexedShards(str(urls), RATE, CLIP, **piped), **settings)
 
 
-def steps(batches: PipedBatches, count: int) -> list[torch.Tensor]:
+def steps(batches: UnindexedBatches, count: int) -> list[torch.Tensor]:
     return [torch.cat([batch["audio"] for batch in step]) for step in islice(batches, count)]
 
 
@@ -81,7 +81,7 @@ def test_a_site_that_is_down_is_told_apart_from_tars_that_are_broken(songs: Path
         batches = stream(f"{server.url}/songs-{{000000..000002}}.tar")
     for workers in (0, 1):
         batches.ahead = ReadAhead(workers)
-        with pytest.raises(StorageDown, match=r"no clip came out of the last .*refused"):
+        with pytest.raises(StorageUnavailable, match=r"no clip came out of the last .*refused"):
             steps(batches, 1)
 
 
@@ -103,7 +103,7 @@ def test_held_out_songs_never_come(songs: Path) -> None:
 
 
 def test_held_out_songs_are_what_a_run_is_judged_by(songs: Path) -> None:
-    piped = Piped(str(songs / "songs-{000000..000002}.tar"), RATE, CLIP, held_out=0.5)
+    piped = UnindexedShards(str(songs / "songs-{000000..000002}.tar"), RATE, CLIP, held_out=0.5)
     whole = [
         batch["audio"]
         for batch in held_out_batches(piped, micro_batch=4, rank=0, world=1, limit=16)
@@ -115,10 +115,10 @@ def test_held_out_songs_are_what_a_run_is_judged_by(songs: Path) -> None:
     ]
     both = [torch.cat([batch["audio"] for batch in step]) for step in zip(*ranks)]
     assert all(map(torch.equal, whole, both))
-    training = steps(PipedBatches(piped, seed=3, global_batch=8, micro_batch=4), 20)
+    training = steps(UnindexedBatches(piped, seed=3, global_batch=8, micro_batch=4), 20)
     trained = {float(clip[0]) for step in training for clip in step}
     assert not trained & {float(clip[0]) for batch in whole for clip in batch}
-    everything = Piped(piped.urls, RATE, CLIP)
+    everything = UnindexedShards(piped.urls, RATE, CLIP)
     assert not list(held_out_batches(everything, micro_batch=4, rank=0, world=1, limit=16))
 
 
@@ -127,16 +127,16 @@ def test_damage_is_passed_over_and_lost_tars_stop_what_the_run_is_judged_by(
 ) -> None:
     (tmp_path / "songs-000000.tar").write_bytes(b"\x00\xff" * 5000)
     (tmp_path / "songs-000001.tar").write_bytes((songs / "songs-000001.tar").read_bytes())
-    piped = Piped(str(tmp_path / "songs-{000000..000001}.tar"), RATE, CLIP, held_out=0.5)
+    piped = UnindexedShards(str(tmp_path / "songs-{000000..000001}.tar"), RATE, CLIP, held_out=0.5)
     assert list(held_out_batches(piped, micro_batch=2, rank=0, world=1, limit=4))
     for fault in ("cut", "reset", 503):
         with serving(tmp_path) as server:
             server.spoil["songs-000001.tar"] = [fault]
-            broke_off = Piped(
+            broke_off = UnindexedShards(
                 f"{server.url}/songs-{{000000..000001}}.tar", RATE, CLIP, held_out=0.5
             )
-            with pytest.raises(StorageDown, match=r"songs-000001.tar could not be read"):
+            with pytest.raises(StorageUnavailable, match=r"songs-000001.tar could not be read"):
                 list(held_out_batches(broke_off, micro_batch=2, rank=0, world=1, limit=400))
-    lost = Piped(str(tmp_path / "songs-{000002..000003}.tar"), RATE, CLIP, held_out=0.5)
-    with pytest.raises(StorageDown, match=r"songs-000002.tar could not be read"):
+    lost = UnindexedShards(str(tmp_path / "songs-{000002..000003}.tar"), RATE, CLIP, held_out=0.5)
+    with pytest.raises(StorageUnavailable, match=r"songs-000002.tar could not be read"):
         list(held_out_batches(lost, micro_batch=2, rank=0, world=1, limit=4))

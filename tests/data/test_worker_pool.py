@@ -15,7 +15,7 @@ from fixtures.tiny_shards import CLIP, batches, same, steps, write_songs
 
 from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.data.stream import worker_pool
-from megajukebox.data.stream.bad_samples import StorageDown
+from megajukebox.data.stream.bad_samples import StorageUnavailable
 from megajukebox.data.stream.song_dataset import SongClips
 from megajukebox.data.stream.worker_pool import ReadAhead
 
@@ -60,7 +60,7 @@ def hang() -> None:
 def test_a_worker_that_hangs_is_named_with_what_it_reads(songs: Path) -> None:
     stream = batches(Trapped(songs, 7, hang), ahead=ReadAhead(1, timeout=4))
     with pytest.raises(
-        StorageDown,
+        StorageUnavailable,
         match=r"worker \d \(pid \d+\) has been reading song-07 in songs-000001.tar at position",
     ):
         steps(stream, 100)

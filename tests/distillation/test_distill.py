@@ -19,11 +19,11 @@ from megajukebox.common.model_files import check_fingerprint, load_into, read_fa
 from megajukebox.common.world import free_port
 from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.data.stream.batches import held_out_batches
-from megajukebox.data.stream.teacher_dataset import TaughtWindows
+from megajukebox.data.stream.teacher_dataset import TeacherWindows
 from megajukebox.distillation.divergence import forward_gap
 from megajukebox.models.student import Student, StudentConfig
 from megajukebox.records.run_log import read_lines
-from megajukebox.resilience.exit_codes import PERSON
+from megajukebox.resilience.exit_codes import EXIT_FATAL
 
 DISTILL = str(Path(megajukebox.__file__).parent / "distill.py")
 PRESET = FILES / "nano.yaml"
@@ -134,7 +134,7 @@ def worth(out: Path, order: str) -> float:
     student = Student(StudentConfig(**read_facts(out / order)["config"]))
     load_into(student, out / order)
     held = held_out_batches(
-        TaughtWindows(ShardSet(str(out / "windows"))), micro_batch=32, limit=128
+        TeacherWindows(ShardSet(str(out / "windows"))), micro_batch=32, limit=128
     )
     return float(torch.cat([forward_gap(student.eval(), batch) for batch in held]).mean())
 
@@ -176,7 +176,7 @@ def test_a_finished_student_that_was_taught_otherwise_is_not_taken_for_this_one(
     facts = json.loads(path.read_text())
     path.write_text(json.dumps({**facts, "config": facts["config"] | changed}))
     before = ShardSet(str(out / "windows")).fingerprint
-    told = distill(given, out, "--order", "0,1", expect=PERSON)
+    told = distill(given, out, "--order", "0,1", expect=EXIT_FATAL)
     assert why in told
     assert ShardSet(str(out / "windows")).fingerprint == before
 

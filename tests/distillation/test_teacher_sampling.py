@@ -15,19 +15,19 @@ from megajukebox.data.shards.build_index import write_index
 from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.data.stream.batches import stack, tensors
 from megajukebox.data.stream.code_dataset import CodeWindows
-from megajukebox.data.stream.teacher_dataset import TaughtWindows
+from megajukebox.data.stream.teacher_dataset import TeacherWindows
 from megajukebox.distillation.divergence import (
-    Manner,
+    SamplingSettings,
     bits_of,
     forward_gap,
+    null_conditioned_batch,
     reverse_gap,
     teacher_log_p,
-    untold_batch,
     with_interval,
 )
 from megajukebox.distillation.task import TeacherRun, curriculum, verdict, write_table
 from megajukebox.distillation.teacher_sampling import (
-    Lesson,
+    TeacherDataConfig,
     shard_name,
     teachers_codes,
     write_lesson_shard,
@@ -36,8 +36,14 @@ from megajukebox.models.grid_order import GridOrder
 from megajukebox.models.student import Student, StudentConfig, from_teacher
 from megajukebox.sampling.students.student_runs import row_of
 
-LESSON = Lesson(
-    windows=20, held_out=6, manner=Manner(0.9), real_share=0.3, likeliest=8, batch=4, per_shard=8
+LESSON = TeacherDataConfig(
+    windows=20,
+    held_out=6,
+    manner=SamplingSettings(0.9),
+    real_share=0.3,
+    likeliest=8,
+    batch=4,
+    per_shard=8,
 )
 
 
@@ -49,7 +55,7 @@ def source(tmp_path_factory) -> CodeWindows:
     )
 
 
-def taught(source: CodeWindows, lesson: Lesson, folder: Path) -> TaughtWindows:
+def taught(source: CodeWindows, lesson: TeacherDataConfig, folder: Path) -> TeacherWindows:
     folder.mkdir()
     names = [shard_name(number) for number in range(len(lesson.shards()))]
     for number in range(len(names)):
@@ -57,15 +63,15 @@ def taught(source: CodeWindows, lesson: Lesson, folder: Path) -> TaughtWindows:
             little_teacher(), source, lesson, number, folder, {"of": "this test"}
         )
     write_index(folder, names, kind="windows", sample_rate=11025, made_by={})
-    return TaughtWindows(ShardSet(str(folder)))
+    return TeacherWindows(ShardSet(str(folder)))
 
 
 @pytest.fixture(scope="module")
-def windows(source, tmp_path_factory) -> TaughtWindows:
+def windows(source, tmp_path_factory) -> TeacherWindows:
     return taught(source, LESSON, tmp_path_factory.mktemp("lesson") / "windows")
 
 
-def all_of(windows: TaughtWindows, part: str) -> dict:
+def all_of(windows: TeacherWindows, part: str) -> dict:
     return tensors(
         stack([windows.read(int(n), 0, None) for n in np.flatnonzero(windows.clips(part))])
     )
@@ -121,7 +127,12 @@ def test_a_teachers_windows_surprise_it_as_much_as_it_says(windows) -> None:
 
 def test_a_guided_teachers_lessons_are_of_the_guided_distribution(source, tmp_path) -> None:
     lesson = replace(
-        LESSON, manner=Manner(0.9, 4.0), windows=40, held_out=1, real_share=0, likeliest=2048
+        LESSON,
+        manner=SamplingSettings(0.9, 4.0),
+        windows=40,
+        held_out=1,
+        real_share=0,
+        likeliest=2048,
     )
     batch = all_of(
         taught(source, lesson, tmp_path / "windows"), "train"
@@ -143,12 +154,12 @@ def test_a_guided_teachers_lessons_are_of_the_guided_distribution(source, tmp_pa
 def test_both_divergences_are_nothing_at_the_teachers_order_and_grow_with_it() -> None:
     teacher, seeds = little_prior(timing=None, upper=None), list(range(100))
     batch = prior_batch(teacher.config, songs=100)
-    batch["codes"] = teachers_codes(teacher, batch, seeds, Manner(1.0))
+    batch["codes"] = teachers_codes(teacher, batch, seeds, SamplingSettings(1.0))
     batch["teacher_bits"] = bits_of(teacher_log_p(teacher, batch), batch["codes"])
     gaps = {}
     for order in (GridOrder(4, 1), GridOrder(0, 1)):
         student = student_of(teacher, order, awake=False)
-        reverse = reverse_gap(student, teacher, batch, seeds, Manner(1.0))
+        reverse = reverse_gap(student, teacher, batch, seeds, SamplingSettings(1.0))
         gaps[order.down] = (
             with_interval(forward_gap(student, batch).numpy()),
             with_interval(reverse.numpy()),
@@ -160,8 +171,8 @@ def test_both_divergences_are_nothing_at_the_teachers_order_and_grow_with_it() -
 def test_guidance_is_baked_into_the_teachers_distribution() -> None:
     teacher = little_prior()
     batch = prior_batch(teacher.config)
-    told, guided = (teacher_log_p(teacher, batch, Manner(1.0, g)) for g in (1.0, 3.0))
-    untold = teacher_log_p(teacher, untold_batch(batch), Manner(1.0))
+    told, guided = (teacher_log_p(teacher, batch, SamplingSettings(1.0, g)) for g in (1.0, 3.0))
+    untold = teacher_log_p(teacher, null_conditioned_batch(batch), SamplingSettings(1.0))
     torch.testing.assert_close(guided, (3 * told - 2 * untold).log_softmax(2), atol=1e-4, rtol=1e-4)
 
 

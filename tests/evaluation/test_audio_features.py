@@ -10,7 +10,7 @@ from megajukebox.evaluation.audio_features import (
     HIGHEST,
     chroma,
     dulled,
-    learn,
+    fit,
     onset_envelope,
     recognise,
     rhythm,
@@ -115,7 +115,7 @@ def ears(heard):
     """For "artist" and "genre": (ears taught by the first 18 songs, the label of a song)."""
     ways = {"artist": (timbre, artist_of), "genre": (rhythm, genre_of)}
     return {
-        name: (learn(clips(heard[:18], label_of, (0.5, 4.8)), RATE, features), label_of)
+        name: (fit(clips(heard[:18], label_of, (0.5, 4.8)), RATE, features), label_of)
         for name, (features, label_of) in ways.items()
     }
 

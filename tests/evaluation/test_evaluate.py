@@ -19,7 +19,7 @@ from megajukebox.commands.evaluate import WORSE, main
 from megajukebox.common.model_files import load_into, read_facts, save_weights
 from megajukebox.data.audio import encode_wav
 from megajukebox.data.shards.build_index import write_index
-from megajukebox.data.shards.shard_set import Sample, ShardSet, write_shard
+from megajukebox.data.shards.shard_set import ShardSample, ShardSet, write_shard
 from megajukebox.encode import encode
 from megajukebox.evaluation.evaluators.likelihood import (
     collated,
@@ -29,13 +29,13 @@ from megajukebox.evaluation.evaluators.likelihood import (
     windows_of,
 )
 from megajukebox.evaluation.inputs import paced
-from megajukebox.evaluation.metrics import MEASURES
+from megajukebox.evaluation.metrics import METRICS
 from megajukebox.evaluation.targets import frozen
 from megajukebox.models.grid_order import GridOrder
 from megajukebox.models.lyric_attention import lyric_layers
 from megajukebox.models.prior import Prior, PriorConfig
-from megajukebox.sampling.jukebox import RUNS, Jukebox, LevelRun
-from megajukebox.sampling.lyrics.head_selection import Choice, write_choice
+from megajukebox.sampling.jukebox import RUNS, Jukebox, PriorRun
+from megajukebox.sampling.lyrics.head_selection import AlignmentHead, write_choice
 from megajukebox.sampling.songs.requests import parse_requests
 
 RATE = 11025
@@ -66,7 +66,7 @@ def write_songs(folder: Path) -> Path:
             "wav": encode_wav(wave[:, None], RATE),
             "lrc": lrc,
         }
-        samples.append(Sample(f"song-{n:02d}", len(wave), members))
+        samples.append(ShardSample(f"song-{n:02d}", len(wave), members))
     folder.mkdir()
     write_shard(folder / "songs-000000.tar", samples)
     made = {"version": "0", "commit": None, "command": "tests"}
@@ -243,7 +243,7 @@ def test_bits_of_windows_are_those_of_the_training_loss(place: Path) -> None:
     """The plain way is `Prior.forward` over one batch."""
     codes = ShardSet(place / "codes")
     for name in ("top_prior", "middle_upsampler", "bottom_upsampler"):
-        run = LevelRun(place / "runs" / name, {"fingerprint": codes.index["vqvae"]["fingerprint"]})
+        run = PriorRun(place / "runs" / name, {"fingerprint": codes.index["vqvae"]["fingerprint"]})
         prior = Prior(run.config)
         load_into(prior, run.folder)
         windows = windows_of(run, codes)
@@ -309,7 +309,7 @@ def test_word_errors_are_told_where_a_head_was_chosen(place: Path, tmp_path: Pat
     }
     (runs / "top_prior/model.json").write_text(json.dumps(facts))
     layer = lyric_layers(little_prior("prefix_dense_16"))[0]
-    write_choice(runs / "top_prior", Choice(layer=layer, head=0))
+    write_choice(runs / "top_prior", AlignmentHead(layer=layer, head=0))
     done = score(
         runs / "top_prior",
         "--against",
@@ -407,7 +407,7 @@ def test_mistakes_are_told_in_one_line(
 
 def test_every_figure_is_defined_in_the_documentation() -> None:
     text = (ROOT / "docs" / "score.md").read_text()
-    assert not [name for name in MEASURES if f"`{name}`" not in text]
+    assert not [name for name in METRICS if f"`{name}`" not in text]
 
 
 def test_how_far_a_long_scoring_is_is_said_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:

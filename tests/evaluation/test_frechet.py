@@ -6,7 +6,7 @@ import torch
 
 from megajukebox.evaluation.evaluators.embedding import load_embedder, mel_modulation
 from megajukebox.evaluation.evaluators.frechet import frechet, frechet_score, gaussian, moments
-from megajukebox.evaluation.inputs import Song
+from megajukebox.evaluation.inputs import EvalSong
 
 RATE = 11025
 
@@ -75,24 +75,24 @@ def test_pseudo_values_take_the_bias_of_few_songs_away() -> None:
     assert abs(corrected) < 0.5 * plain
 
 
-def sound(seed: int, hertz: float = 0.0) -> Song:
+def sound(seed: int, hertz: float = 0.0) -> EvalSong:
     """Noise that swells `hertz` times a second."""
     time = np.arange(6 * RATE) / RATE
     wave = np.random.default_rng(seed).standard_normal(len(time)) * (
         1 + 0.9 * np.sin(2 * np.pi * hertz * time)
     )
-    return Song(f"{seed}", (0.1 * wave).astype(np.float32), RATE)
+    return EvalSong(f"{seed}", (0.1 * wave).astype(np.float32), RATE)
 
 
 def test_the_built_in_embedding_is_of_known_size_and_always_the_same() -> None:
     one, again = mel_modulation(sound(0, 3)), mel_modulation(sound(0, 3))
     assert one.shape == (4, 54) and np.array_equal(one, again)
-    assert mel_modulation(Song("short", np.zeros(100, np.float32), RATE)).shape == (0, 54)
+    assert mel_modulation(EvalSong("short", np.zeros(100, np.float32), RATE)).shape == (0, 54)
 
 
 def test_volume_does_not_change_the_embedding() -> None:
     song = sound(0, 3)
-    quiet = Song("quiet", 0.01 * song.audio, RATE)
+    quiet = EvalSong("quiet", 0.01 * song.audio, RATE)
     np.testing.assert_allclose(mel_modulation(quiet), mel_modulation(song), atol=0.01)
 
 
@@ -116,7 +116,7 @@ def test_a_torchscript_embedder_is_run_only_when_its_code_is_trusted(tmp_path) -
     with pytest.raises(ValueError, match="--trust-code"):
         load_embedder(tmp_path / "powers.pt", 16000, 1.0, trust_code=False)
     embedder = load_embedder(tmp_path / "powers.pt", 16000, 1.0, trust_code=True)
-    found = embedder.embed(Song("half", np.full(3 * 8000, 0.5, np.float32), 8000))
+    found = embedder.embed(EvalSong("half", np.full(3 * 8000, 0.5, np.float32), 8000))
     assert found.shape == (5, 2) and found[2] == pytest.approx([0.25, 0.5], abs=1e-3)
 
 
@@ -165,5 +165,5 @@ def test_an_onnx_embedder_needs_no_trust(tmp_path) -> None:
     )
     (tmp_path / "power.onnx").write_bytes(onnx_of_mean_square())
     embedder = load_embedder(tmp_path / "power.onnx", 1000, 1.0, trust_code=False)
-    found = embedder.embed(Song("half", np.full(2000, 0.5, np.float32), 1000))
+    found = embedder.embed(EvalSong("half", np.full(2000, 0.5, np.float32), 1000))
     assert found.tolist() == [[250.0]] * 3

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from megajukebox.evaluation.evaluators.codebook import codebook, histogram
-from megajukebox.evaluation.metrics import Score, mean_score, set_score, sum_score
+from megajukebox.evaluation.metrics import MetricValue, mean_score, set_score, sum_score
 from megajukebox.evaluation.reporting.intervals import bootstrap, difference, student, wilson
 from megajukebox.evaluation.reporting.regression_gate import compare
 from megajukebox.evaluation.reporting.report import report_of
@@ -143,5 +143,5 @@ def test_slices_are_of_labels_that_some_songs_share_and_others_do_not() -> None:
 
 
 def test_a_figure_without_a_number_is_null_in_the_report() -> None:
-    figure = report_of([Score("x/frechet", float("nan"))], {}, {})["figures"]["x/frechet"]
+    figure = report_of([MetricValue("x/frechet", float("nan"))], {}, {})["figures"]["x/frechet"]
     assert figure["value"] is None and figure["low"] is None

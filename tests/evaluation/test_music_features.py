@@ -6,7 +6,7 @@ import pytest
 from megajukebox.conditioning.lrc import parse_lrc
 from megajukebox.evaluation.audio_features import chroma
 from megajukebox.evaluation.evaluators.music_features import (
-    Heard,
+    MusicFeatures,
     agreement,
     key,
     key_score,
@@ -14,7 +14,7 @@ from megajukebox.evaluation.evaluators.music_features import (
     tempo_distance,
 )
 from megajukebox.evaluation.evaluators.repetition import repetition, sections
-from megajukebox.evaluation.inputs import Song
+from megajukebox.evaluation.inputs import EvalSong
 
 RATE = 12000
 MAJOR_SCALE, MINOR_SCALE = (0, 2, 4, 5, 7, 9, 11), (0, 2, 3, 5, 7, 8, 11)
@@ -99,10 +99,10 @@ def test_a_second_of_sound_is_not_asked_for_its_tempo() -> None:
 
 def heard(
     tempo: float, genre: str | None, tonic: int = 0, scale: tuple[int, ...] = MAJOR_SCALE
-) -> Heard:
+) -> MusicFeatures:
     shares = np.full(12, 0.01)
     shares[[(step + tonic) % 12 for step in scale]] = 1
-    return Heard(tempo, shares / shares.sum(), genre)
+    return MusicFeatures(tempo, shares / shares.sum(), genre)
 
 
 def test_songs_of_the_wrong_tempo_and_scale_for_their_genre_are_told() -> None:
@@ -128,9 +128,9 @@ LINES = "[00:00.00] night falls\n[00:02.00] day breaks here\n[00:04.00] night fa
 ONE, OTHER = [60, 64, 67, 72, 67, 64, 60, 64], [62, 66, 69, 62, 57, 61, 62, 66]
 
 
-def sung(lrc: str, *phrases: list[int]) -> Song:
+def sung(lrc: str, *phrases: list[int]) -> EvalSong:
     text, words = parse_lrc(lrc)
-    return Song(
+    return EvalSong(
         "song", np.concatenate([melody(phrase) for phrase in phrases]), RATE, {}, text, tuple(words)
     )
 

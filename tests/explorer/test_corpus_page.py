@@ -13,13 +13,13 @@ from fixtures.browser import Browser
 from fixtures.explorer_server import ask, serving
 from test_explore import HOSTILE, taken
 
-from megajukebox.conditioning.lrc import Word
+from megajukebox.conditioning.lrc import TimedWord
 from megajukebox.data.audio import encode_flac
 from megajukebox.data.shards.build_index import write_index
-from megajukebox.data.shards.shard_set import Sample, ShardSet, write_shard
+from megajukebox.data.shards.shard_set import ShardSample, ShardSet, write_shard
 from megajukebox.explorer.loaders import corpus_checks
 from megajukebox.explorer.loaders.corpus import Excerpt, chosen_rows
-from megajukebox.explorer.site_builder import Corpus, build
+from megajukebox.explorer.site_builder import CorpusSettings, build
 
 RATE = 11025
 RANDOM = np.random.default_rng(7)
@@ -77,7 +77,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
     return ShardSet(folder)
 
 
-def sample(name: str, wave_TC: np.ndarray) -> Sample:
+def sample(name: str, wave_TC: np.ndarray) -> ShardSample:
     known = {
         "version": 1,
         "key": name,
@@ -95,7 +95,7 @@ def sample(name: str, wave_TC: np.ndarray) -> Sample:
         "dark": {"txt": HOSTILE.encode()},
     }.get(name, {})
     members = {"json": json.dumps(known).encode(), "flac": encode_flac(wave_TC, RATE), **lyrics}
-    return Sample(name, len(wave_TC), members)
+    return ShardSample(name, len(wave_TC), members)
 
 
 def levels(wave_T: np.ndarray, rate: int) -> dict[str, np.ndarray]:
@@ -108,7 +108,7 @@ def levels(wave_T: np.ndarray, rate: int) -> dict[str, np.ndarray]:
 @pytest.fixture(scope="module")
 def site(shards: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("corpus") / "site"
-    build([], [], out, corpus=Corpus(shards, Excerpt(6.0), 100, levels))
+    build([], [], out, corpus=CorpusSettings(shards, Excerpt(6.0), 100, levels))
     return out
 
 
@@ -123,7 +123,7 @@ def test_every_fault_is_found_and_nothing_else(site: Path) -> None:
 
 
 def test_words_are_held_against_the_song() -> None:
-    words = [Word(0, 1, 1.0, 2.0), Word(2, 3, 0.5, 0.7), Word(4, 5, 99.0, 99.5)]
+    words = [TimedWord(0, 1, 1.0, 2.0), TimedWord(2, 3, 0.5, 0.7), TimedWord(4, 5, 99.0, 99.5)]
     assert corpus_checks.of_lyrics("a b c", words, 20.0) == [
         "words after the end",
         "words out of order",
@@ -153,7 +153,7 @@ def test_a_large_set_is_shown_evenly() -> None:
 def test_a_second_build_reads_no_song_again(
     shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    corpus = Corpus(shards, Excerpt(6.0), 3)
+    corpus = CorpusSettings(shards, Excerpt(6.0), 3)
     build([], [], tmp_path, corpus=corpus)
     monkeypatch.setattr(
         "megajukebox.explorer.loaders.corpus.read_slice", lambda *_: pytest.fail("read again")

@@ -22,7 +22,7 @@ from fixtures.tiny_jukebox import write_runs
 
 from megajukebox.explorer.server.studio_jobs import Studio
 from megajukebox.explorer.server.uploads import MOST_SECONDS, Uploads
-from megajukebox.sampling.songs.requests import Request
+from megajukebox.sampling.songs.requests import SongRequest
 
 needs_chromium = pytest.mark.skipif(
     browser.binary() is None, reason="no chromium on this machine: apt install chromium"
@@ -238,7 +238,8 @@ def test_a_song_is_made_in_the_studio_and_heard_in_the_list(
 
 
 @pytest.mark.skipif(
-    "prompt" not in Request.model_fields, reason="this version's sampler goes on from no recording"
+    "prompt" not in SongRequest.model_fields,
+    reason="this version's sampler goes on from no recording",
 )
 def test_a_song_goes_on_from_an_upload(served: str, house: Path) -> None:
     upload = told(served, "/api/uploads", recording(1.0))

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from megajukebox.commands.import_weights import main
 from megajukebox.common.model_files import load_into, read_facts
-from megajukebox.interop.checkpoints import Checkpoint
+from megajukebox.interop.checkpoints import ForeignCheckpoint
 from megajukebox.interop.export import export_hugging_face, export_openai, export_plain
 from megajukebox.interop.hugging_face import from_hugging_face, last_convolutions, to_hugging_face
 from megajukebox.interop.import_plan import FOLDERS, plan
@@ -39,13 +39,15 @@ PARAMETERS = {
 SET = ("vqvae", "upsampler_level_0", "upsampler_level_1", "prior_5b_lyrics")
 
 
-def on_meta(name: str, hps: bool = True) -> Checkpoint:
+def on_meta(name: str, hps: bool = True) -> ForeignCheckpoint:
     """A released checkpoint as names and shapes; without `hps`, as Hugging Face's copies come."""
     h = RELEASED[name]
     state = tensors(shapes_of(h), h, "meta")
     kind = "vqvae" if name == "vqvae" else "prior"
     tied = kind == "prior" and not h["merged_decoder"]
-    return Checkpoint((Path(name),), kind, state, h.get("level"), h if hps else {}, tied=tied)
+    return ForeignCheckpoint(
+        (Path(name),), kind, state, h.get("level"), h if hps else {}, tied=tied
+    )
 
 
 def models_in(folder: Path) -> dict[str, dict[str, torch.Tensor]]:

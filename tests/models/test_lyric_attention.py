@@ -5,12 +5,12 @@ import pytest
 import torch
 from fixtures.reference_shapes import TINY, checkpoint
 
-from megajukebox.conditioning.tokenizers import Tokens
+from megajukebox.conditioning.tokenizers import TokenizedLyrics
 from megajukebox.interop.checkpoints import read_checkpoints
 from megajukebox.interop.import_plan import converted, plan
 from megajukebox.models.lyric_attention import lyric_attention, lyric_layers
 from megajukebox.models.prior import Prior
-from megajukebox.sampling.levels.level_sampler import Told
+from megajukebox.sampling.levels.level_sampler import SongConditioning
 from megajukebox.sampling.levels.level_windows import window_starts
 from megajukebox.sampling.lyrics.alignment import align, lay
 
@@ -31,12 +31,12 @@ def prior(request, tmp_path):
     return model.eval()
 
 
-def song(prior: Prior, length: int) -> Told:
+def song(prior: Prior, length: int) -> SongConditioning:
     ids = [1 + i % (prior.config.lyrics.size - 1) for i in range(length)]
     names = {
         name: np.zeros(label.slots, dtype=np.int64) for name, label in prior.config.labels.items()
     }
-    return Told(names, Tokens(ids, [(i, i + 1) for i in range(length)]), [])
+    return SongConditioning(names, TokenizedLyrics(ids, [(i, i + 1) for i in range(length)]), [])
 
 
 def test_weights_over_a_lyrics_encoder_sum_to_one_and_other_layers_are_refused(prior):

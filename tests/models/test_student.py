@@ -7,7 +7,13 @@ from fixtures.tiny_students import KNOWN, ORDERS, TEACHERS, known_slots, little_
 from torch import Tensor
 
 from megajukebox.models.attention import SCHEDULES, masked_dense_attention, visible
-from megajukebox.models.grid_order import GridOrder, Sight, attend_in_order, times, visible_in_order
+from megajukebox.models.grid_order import (
+    GridOrder,
+    GridVisibility,
+    grid_attention,
+    times,
+    visible_in_order,
+)
 from megajukebox.models.student import StudentConfig
 
 LISTED = [name for name in SCHEDULES if "prefix" not in name]
@@ -38,7 +44,7 @@ def test_the_rule_itself_and_not_only_a_shortcut_is_the_teacher_at_its_order(mon
         student_of(teacher, TEACHERS, awake=False),
     )
     given = teacher.conditioning(batch)
-    monkeypatch.setattr(Sight, "is_raster", False)
+    monkeypatch.setattr(GridVisibility, "is_raster", False)
     torch.testing.assert_close(
         student.logits(batch["codes"], given),
         teacher.logits(batch["codes"], given),
@@ -62,7 +68,7 @@ def test_attention_in_order_equals_masked_dense_attention(
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 2, WINDOW, 2, 5, dtype=torch.double)
     tau = times(order, WINDOW, ROWS, known_slots(known))
-    found = attend_in_order(q, k, v, pattern, Sight(tau, ROWS))
+    found = grid_attention(q, k, v, pattern, GridVisibility(tau, ROWS))
     for song in range(2):
         mask, one = visible_in_order(pattern, tau[song], ROWS), slice(song, song + 1)
         truth = masked_dense_attention(q[one], k[one], v[one], mask)
@@ -121,7 +127,8 @@ def test_a_slot_knows_no_later_token_unless_one_is_given_after_it(known: str) ->
     given = known_slots(known)
     slowly = [[not song[slot + 1 :].any() for slot in range(WINDOW)] for song in given]
     assert (
-        Sight(times(GridOrder(1, 1), WINDOW, ROWS, given), ROWS).knows_no_later.tolist() == slowly
+        GridVisibility(times(GridOrder(1, 1), WINDOW, ROWS, given), ROWS).knows_no_later.tolist()
+        == slowly
     )
 
 
@@ -152,7 +159,7 @@ def test_the_soft_loss_has_no_gradient_where_a_later_token_is_known(
     )
     student.soft_loss(logits.log_softmax(2), batch, student.soft_targets(slots)).backward()
     touched = logits.grad.abs().sum(2) > 0
-    allowed = Sight(times(order, WINDOW, ROWS, slots), ROWS).knows_no_later & ~slots
+    allowed = GridVisibility(times(order, WINDOW, ROWS, slots), ROWS).knows_no_later & ~slots
     assert torch.equal(touched, allowed.expand(2, -1))
     assert touched.any() == (known != "suffix")
 

@@ -8,9 +8,9 @@ from fixtures.fake_runs import CODES, PretendRun
 
 from megajukebox.monitoring.alerts import CHECKS, diagnose
 from megajukebox.monitoring.collect.run_reader import RunReader
-from megajukebox.monitoring.collect.run_state import Limits, RunState
+from megajukebox.monitoring.collect.run_state import AlertThresholds, RunState
 
-LIMITS = Limits(stall=120, silent=60, checkpoint=300, down=900)
+LIMITS = AlertThresholds(stall=120, silent=60, checkpoint=300, down=900)
 
 
 def read(run: PretendRun, later: float = 0.0) -> RunState:

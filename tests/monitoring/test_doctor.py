@@ -13,7 +13,7 @@ import torch
 
 from megajukebox.common.world import free_port
 from megajukebox.monitoring.doctor import checks, network
-from megajukebox.monitoring.doctor.network import Report, judge
+from megajukebox.monitoring.doctor.network import RankReport, judge
 
 ENTRY = [sys.executable, "-m", "megajukebox.doctor"]
 
@@ -98,9 +98,11 @@ def test_a_rank_that_dies_while_it_is_examined_is_no_healthy_start() -> None:
     dying.communicate(timeout=120)
 
 
-def reports(number: int = 8) -> list[Report]:
+def reports(number: int = 8) -> list[RankReport]:
     return [
-        Report(rank, f"node{rank // 4}", 1000.0, 0.1, {"torch": "2.13"}, {"run.yaml": "ab"}, 5.0)
+        RankReport(
+            rank, f"node{rank // 4}", 1000.0, 0.1, {"torch": "2.13"}, {"run.yaml": "ab"}, 5.0
+        )
         for rank in range(number)
     ]
 

@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from megajukebox.monitoring.collect.host import Machine, gpus
 from megajukebox.monitoring.collect.run_reader import Runs
-from megajukebox.monitoring.collect.run_state import Limits
+from megajukebox.monitoring.collect.run_state import AlertThresholds
 from megajukebox.monitoring.exporters import prometheus
 from megajukebox.monitoring.exporters.metrics_server import Server, address_of, read_token
 
@@ -216,7 +216,7 @@ def test_a_rank_that_is_slow_or_silent_is_named(tmp_path: Path) -> None:
         r1={"own_seconds": 1.0},
         r3={"time": run.now - 70},
     )
-    state = Runs([tmp_path], Limits(silent=60)).read(run.now)[0]
+    state = Runs([tmp_path], AlertThresholds(silent=60)).read(run.now)[0]
     assert state.slowdowns[2] == pytest.approx(1.6) and [r.host for r in state.silent_ranks] == [
         "node3"
     ]

@@ -16,8 +16,8 @@ from megajukebox.conditioning.tokenizers import (
 )
 from megajukebox.data.stream.song_dataset import inside
 from megajukebox.models.attention import attend
-from megajukebox.models.conditioners import Timing, TimingConfig
-from megajukebox.sampling.decoding.token_sampling import most_likely, most_mass
+from megajukebox.models.conditioners import TimingConditioner, TimingConfig
+from megajukebox.sampling.decoding.token_sampling import top_k_filter, top_p_filter
 from megajukebox.sampling.levels.level_windows import window_starts
 
 PATTERNS = {0: "dense", 1: "row", 2: "column", 3: "previous_row", 6: "lyrics", 7: "prefix"}
@@ -50,7 +50,7 @@ def check_timing(case: Case, name: str) -> None:
     config = TimingConfig(
         bins=facts["t_bins"], min_seconds=facts["min_duration"], max_seconds=facts["max_duration"]
     )
-    bins = Timing(config, facts["sr"], 1, 1.0).bins(places, facts["n_time"])
+    bins = TimingConditioner(config, facts["sr"], 1, 1.0).bins(places, facts["n_time"])
     every = int((re.search(r"every (\d+)", facts.get("note", "")) or [0, 1])[1])
     for table, ours in zip(("total", "abs", "rel"), bins):
         case.same(f"{name}_{table}", ours[:, ::every] if table != "total" else ours)
@@ -61,9 +61,9 @@ def check_filters(case: Case) -> None:
         logits = case.tensor("filter_in").flatten(0, -2)
         given = torch.full((len(logits),), float(name[len("filter_topk") :]))
         kept = (
-            most_likely(logits, given.long())
+            top_k_filter(logits, given.long())
             if name.startswith("filter_topk")
-            else most_mass(logits, given)
+            else top_p_filter(logits, given)
         )
         case.close(name, kept.view(case.tensor("filter_in").shape), tolerance=0.0)
 

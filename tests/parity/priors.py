@@ -13,7 +13,7 @@ from torch import Tensor
 from megajukebox.common.model_files import fill
 from megajukebox.conditioning.tokenizers import (
     JukeboxCharacters,
-    Tokens,
+    TokenizedLyrics,
     linear_centre_float32,
     lyric_window,
 )
@@ -21,10 +21,10 @@ from megajukebox.interop.import_plan import Part
 from megajukebox.interop.tensor_names import ORDER_OF_SCHEDULE
 from megajukebox.models.lyric_attention import lyric_attention
 from megajukebox.models.prior import Prior, PriorConfig
-from megajukebox.sampling.decoding.decoder import Packed
-from megajukebox.sampling.decoding.token_sampling import Draw
+from megajukebox.sampling.decoding.decoder import PackedPrior
+from megajukebox.sampling.decoding.token_sampling import TokenSampler
 from megajukebox.sampling.decoding.window_sampler import sample_window
-from megajukebox.sampling.levels.level_sampler import Told
+from megajukebox.sampling.levels.level_sampler import SongConditioning
 from megajukebox.sampling.lyrics.alignment import align
 from megajukebox.training.engines.jukebox_adam import JukeboxAdam
 
@@ -245,10 +245,10 @@ def reference_rate(settings: dict, step: int) -> float:
 # ---- Sampling and alignment -----------------------------------------------------------------------------------------
 
 
-def greedy(songs: int, temperature: float = 0.99, top_k: int = 1) -> Draw:
+def greedy(songs: int, temperature: float = 0.99, top_k: int = 1) -> TokenSampler:
     """The most likely code, always: with one code left the noise decides nothing."""
     keys = torch.arange(songs, dtype=torch.int64)
-    return Draw(keys, torch.full((songs,), temperature), torch.full((songs,), top_k))
+    return TokenSampler(keys, torch.full((songs,), temperature), torch.full((songs,), top_k))
 
 
 def check_greedy(case: Case, prior: Prior, batch: dict) -> None:
@@ -263,7 +263,7 @@ def check_greedy(case: Case, prior: Prior, batch: dict) -> None:
 def greedy_window(prior: Prior, batch: dict, known: int) -> Tensor:
     config, prefix = prior.config, prior.config.prefix_tokens
     window = window_task(prior, batch, greedy(len(batch["codes"])), prefix + known, config.length)
-    tokens = sample_window(Packed(prior), window)
+    tokens = sample_window(PackedPrior(prior), window)
     return (tokens[:, prefix:] - config.shift).clamp(min=0)
 
 
@@ -291,8 +291,10 @@ def check_lyric_window(case: Case, config: PriorConfig) -> None:
     case.same("labels.y", np.stack(ours), case.tensor("y")[:, -config.lyrics.tokens :])
 
 
-def song_of(ids: list[int], conditions: dict) -> Told:
-    return Told(conditions, Tokens(ids, [(i, i + 1) for i in range(len(ids))]), [])
+def song_of(ids: list[int], conditions: dict) -> SongConditioning:
+    return SongConditioning(
+        conditions, TokenizedLyrics(ids, [(i, i + 1) for i in range(len(ids))]), []
+    )
 
 
 def check_alignment(case: Case, prior: Prior) -> None:

@@ -32,7 +32,7 @@ def record(run: Path) -> dict:
 
 
 @pytest.mark.parametrize(
-    ("kind", "code"), [("done", exit_codes.DONE), ("stopped", exit_codes.STOPPED)]
+    ("kind", "code"), [("done", exit_codes.EXIT_OK), ("stopped", exit_codes.EXIT_PREEMPTED)]
 )
 def test_the_status_of_a_rank_is_not_what_its_libraries_make_of_it_at_exit(
     tmp_path: Path, kind: str, code: int
@@ -47,10 +47,10 @@ def test_the_status_of_a_rank_is_not_what_its_libraries_make_of_it_at_exit(
 @pytest.mark.parametrize(
     ("body", "code"),
     [
-        ("raise ValueError('bad settings')", exit_codes.PERSON),
-        ("raise Leave('fenced', 'replaced')", exit_codes.FENCED),
-        ("raise RuntimeError('Connection closed by peer')", exit_codes.TEMPORARY),
-        ("print('all saved'); end.kind = 'stopped'", exit_codes.STOPPED),
+        ("raise ValueError('bad settings')", exit_codes.EXIT_FATAL),
+        ("raise Leave('fenced', 'replaced')", exit_codes.EXIT_FENCED),
+        ("raise RuntimeError('Connection closed by peer')", exit_codes.EXIT_RETRY),
+        ("print('all saved'); end.kind = 'stopped'", exit_codes.EXIT_PREEMPTED),
     ],
 )
 def test_a_log_that_cannot_be_written_changes_no_status(tmp_path: Path, body: str, code: int):
@@ -63,4 +63,4 @@ def test_a_log_that_cannot_be_written_changes_no_status(tmp_path: Path, body: st
 def test_a_wait_that_is_too_long_ends_even_if_nobody_hears_why(tmp_path: Path):
     with open("/dev/full", "w") as full:
         body = "with within(0.2, 'they did not meet'): import time; time.sleep(60)"
-        assert status(tmp_path, body, stdout=full, stderr=full) == exit_codes.TEMPORARY
+        assert status(tmp_path, body, stdout=full, stderr=full) == exit_codes.EXIT_RETRY

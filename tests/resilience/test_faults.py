@@ -44,7 +44,7 @@ def test_a_rank_killed_without_warning_ends_the_others_and_the_run_goes_on_as_if
     out = tmp_path / "run"
     assert (
         run(supervised(out, by_deepspeed(data, out)), environment_of("kill=1@17", tmp_path))
-        == exit_codes.DONE
+        == exit_codes.EXIT_OK
     )
     first, last = events(out, "attempt_end")
     assert first["kind"] == "again" and last["kind"] == "done"
@@ -67,10 +67,10 @@ def test_killed_by_zero_1_and_in_a_pipeline_a_run_also_goes_on_as_if_nothing_had
     )
     told = ("--ds-config", ds_config, "steps=14", "save_every=5")
     straight, out = tmp_path / "straight", tmp_path / "run"
-    assert run(by_deepspeed(data, straight, *told)) == exit_codes.DONE
+    assert run(by_deepspeed(data, straight, *told)) == exit_codes.EXIT_OK
     assert (
         run(supervised(out, by_deepspeed(data, out, *told)), environment_of("kill=1@12", tmp_path))
-        == exit_codes.DONE
+        == exit_codes.EXIT_OK
     )
     assert [e["step"] for e in events(out, "resume")] == [10]
     assert losses(out) == losses(straight) and fingerprint(out) == fingerprint(straight)
@@ -84,7 +84,8 @@ def test_a_rank_that_stops_answering_is_named_the_stacks_are_kept_and_the_run_go
     out = tmp_path / "run"
     command = by_deepspeed(data, out, "hang_seconds=8")
     assert (
-        run(supervised(out, command), environment_of(f"{fault}=1@12", tmp_path)) == exit_codes.DONE
+        run(supervised(out, command), environment_of(f"{fault}=1@12", tmp_path))
+        == exit_codes.EXIT_OK
     )
     (hang,) = events(out, "hang")
     assert hang["suspects"] == [1] and "rank 1 on" in hang["reason"]
@@ -120,7 +121,7 @@ def test_a_full_disk_costs_saves_but_neither_the_run_nor_what_was_saved(data, st
         assert "free" in failed["reason"]
         wait_until(lambda: steps(out) > failed["step"])
         ballast.unlink()
-        assert finish(process) == exit_codes.DONE
+        assert finish(process) == exit_codes.EXIT_OK
         assert events(out, "save")[-1]["step"] == 40
         assert losses(out) == losses(straight) and fingerprint(out) == fingerprint(straight)
     finally:
@@ -132,11 +133,11 @@ def test_a_start_that_was_thought_dead_leaves_before_it_writes_anything(data, tm
     old = start(alone(data, out), environment_of("slow=0.2", tmp_path))
     wait_until(lambda: steps(out) >= 7)
     os.kill(old.pid, signal.SIGSTOP)
-    assert run(alone(data, out)) == exit_codes.DONE
+    assert run(alone(data, out)) == exit_codes.EXIT_OK
     before = {path: path.stat().st_mtime_ns for path in (out / "checkpoints").rglob("*")}
     lines = len(events(out))
     os.kill(old.pid, signal.SIGCONT)
-    assert finish(old) == exit_codes.FENCED
+    assert finish(old) == exit_codes.EXIT_FENCED
     assert before == {path: path.stat().st_mtime_ns for path in (out / "checkpoints").rglob("*")}
     assert (
         len(events(out)) == lines
@@ -147,11 +148,11 @@ def test_a_start_that_was_thought_dead_leaves_before_it_writes_anything(data, tm
 
 def test_with_checkpoints_but_none_whole_no_step_is_trained_and_a_person_is_called(data, tmp_path):
     out = tmp_path / "run"
-    assert run(alone(data, out, "--stop-after", "6")) == exit_codes.DONE
+    assert run(alone(data, out, "--stop-after", "6")) == exit_codes.EXIT_OK
     for part in out.glob("checkpoints/step-*/state/*"):
         os.truncate(part, 100)
     before = steps(out)
-    assert run(supervised(out, alone(data, out))) == exit_codes.PERSON
+    assert run(supervised(out, alone(data, out))) == exit_codes.EXIT_FATAL
     assert (
         steps(out) == before
         and events(out, "start")[0]["step"] == 0
@@ -167,7 +168,7 @@ def test_a_command_that_always_fails_is_tried_three_times_and_then_a_person_is_c
     out = tmp_path / "run"
     out.mkdir()
     done = subprocess.run(supervised(out, ["false"]), env=environment_of(), timeout=120)
-    assert done.returncode == exit_codes.PERSON
+    assert done.returncode == exit_codes.EXIT_FATAL
     assert (
         len(events(out, "attempt_end")) == 3
         and "saved nothing" in events(out, "alert")[0]["reason"]
@@ -181,7 +182,7 @@ def test_a_signal_between_two_attempts_is_not_forgotten(tmp_path):
     process = subprocess.Popen(supervised(out, ["false"]), env=environment_of())
     wait_until(lambda: events(out, "attempt_end"))
     process.send_signal(signal.SIGUSR1)
-    assert process.wait(120) == exit_codes.DONE
+    assert process.wait(120) == exit_codes.EXIT_OK
     assert len(events(out, "attempt_end")) == 1, (
         "it waits some seconds between two, and was told then"
     )
@@ -193,7 +194,7 @@ def test_a_run_folder_that_cannot_be_written_is_the_users_to_mend(data, tmp_path
     done = subprocess.run(
         alone(data, out), env=environment_of(), capture_output=True, text=True, timeout=200
     )
-    assert done.returncode == exit_codes.PERSON and "file/run" in done.stderr
+    assert done.returncode == exit_codes.EXIT_FATAL and "file/run" in done.stderr
 
 
 def test_stop_and_save_are_files_anybody_may_leave(data, tmp_path):
@@ -204,11 +205,11 @@ def test_stop_and_save_are_files_anybody_may_leave(data, tmp_path):
     wait_until(lambda: events(out, "save"))
     wait_until(lambda: not (out / "SAVE").exists())
     (out / "STOP").touch()
-    assert finish(process) == exit_codes.STOPPED
+    assert finish(process) == exit_codes.EXIT_PREEMPTED
     last = events(out)[-1]
     assert last["event"] == "stop" and last["reason"] == "the file STOP" and last["step"] < 40
     assert ends(out)[0]["class"] == "stopped" and len(pids(out)) == 1
-    assert run(supervised(out, alone(data, out))) == exit_codes.DONE
+    assert run(supervised(out, alone(data, out))) == exit_codes.EXIT_OK
     assert len(events(out, "resume", "attempt_end")) == 0, (
         "supervise does not start what was told to stop"
     )

@@ -14,7 +14,7 @@ from megajukebox.monitoring.collect.job_chain import FILE, chain_of
 from megajukebox.monitoring.collect.run_reader import Runs
 from megajukebox.monitoring.exporters.prometheus import values
 from megajukebox.resilience import job_chain
-from megajukebox.resilience.job_chain import seconds, seen_by, telling
+from megajukebox.resilience.job_chain import parse_squeue, report_queue, seconds
 
 # As SLURM 22.05 wrote it: an array, two that wait one for the other behind it, the next stage, held ones, other jobs.
 SQUEUE = """1|1|PENDING|1:00:00|1:00:00|JobArrayTaskLimit|megajukebox-top_prior|(null)
@@ -30,20 +30,20 @@ SQUEUE = """1|1|PENDING|1:00:00|1:00:00|JobArrayTaskLimit|megajukebox-top_prior|
 
 
 def test_those_that_come_after_a_job_are_counted_with_their_time() -> None:
-    found = seen_by("7", "1", SQUEUE.splitlines(), now=1000.0)
+    found = parse_squeue("7", "1", SQUEUE.splitlines(), now=1000.0)
     assert found is not None
     assert (found["queued"], found["ends"]) == (4, 1000 + 3595)
     assert found["queued_seconds"] == 2 * 3600 + 2 * 86400 + 1800
 
 
 def test_a_job_without_a_limit_or_a_row_says_so() -> None:
-    found = seen_by("8", None, SQUEUE.splitlines(), now=1000.0)
+    found = parse_squeue("8", None, SQUEUE.splitlines(), now=1000.0)
     assert found is not None and (found["queued"], found["ends"], found["array"]) == (0, None, None)
 
 
 def test_what_squeue_did_not_say_is_not_made_up() -> None:
-    assert seen_by("9", "1", SQUEUE.splitlines(), now=0.0) is None
-    assert seen_by("7", "1", [], now=0.0) is None
+    assert parse_squeue("9", "1", SQUEUE.splitlines(), now=0.0) is None
+    assert parse_squeue("7", "1", [], now=0.0) is None
 
 
 @pytest.mark.parametrize(
@@ -69,12 +69,12 @@ def test_the_supervisor_writes_it_down_and_outlives_a_silent_controller(
     squeue.chmod(squeue.stat().st_mode | stat.S_IXUSR)
     run.mkdir()
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    with telling(run):
+    with report_queue(run):
         pass
     assert not (run / FILE).exists(), "outside a job there is nothing to tell"
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "1")
-    with telling(run, every=0.05):
+    with report_queue(run, every=0.05):
         until = time.time() + 100
         while not (run / FILE).exists() and time.time() < until:
             time.sleep(0.02)

@@ -12,8 +12,8 @@ from megajukebox.common.world import ranks_here
 from megajukebox.monitoring.doctor import checks
 from megajukebox.records.run_log import RunLog
 from megajukebox.resilience import exit_codes, slurm, spare_nodes
-from megajukebox.resilience.preflight import Examination, doctors, judged
-from megajukebox.resilience.restart_policy import without_progress
+from megajukebox.resilience.preflight import PreflightResult, doctors, judged
+from megajukebox.resilience.restart_policy import attempts_without_progress
 
 NODES = ["n1", "n2", "n3", "n4"]
 TOGETHER = {
@@ -35,7 +35,7 @@ def told(**more: dict) -> list[dict]:
 
 
 def test_healthy_nodes_are_fit_and_the_speed_of_the_all_reduce_is_told() -> None:
-    assert judged(told(), TOGETHER, NODES, 0) == Examination({}, "", "all-reduce: 1 GB/s")
+    assert judged(told(), TOGETHER, NODES, 0) == PreflightResult({}, "", "all-reduce: 1 GB/s")
 
 
 def test_what_is_wrong_on_one_node_makes_that_node_unfit() -> None:
@@ -101,26 +101,29 @@ def job(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_spares_come_in_for_lost_blamed_and_unfit_nodes(tmp_path: Path, job: list[str]) -> None:
     log = RunLog(tmp_path, writes=True)
-    assert spare_nodes.team(tmp_path, 2) == ["n1", "n2"]
+    assert spare_nodes.active_nodes(tmp_path, 2) == ["n1", "n2"]
     job.remove("n2")
-    assert spare_nodes.team(tmp_path, 2) == ["n1", "n3"]
+    assert spare_nodes.active_nodes(tmp_path, 2) == ["n1", "n3"]
     log.note("attempt_end", kind="again", nodes=["n1"])
-    assert spare_nodes.team(tmp_path, 2) == ["n3", "n4"], (
+    assert spare_nodes.active_nodes(tmp_path, 2) == ["n3", "n4"], (
         "once blamed, a node rests while others are there"
     )
-    assert spare_nodes.team(tmp_path, 3) == ["n1", "n3", "n4"], "but it is better than none"
-    assert spare_nodes.unfit(tmp_path, job) == []
+    assert spare_nodes.active_nodes(tmp_path, 3) == ["n1", "n3", "n4"], "but it is better than none"
+    assert spare_nodes.unhealthy_nodes(tmp_path, job) == []
     log.note("preflight", verdict="bad", nodes=["n4"])
-    assert spare_nodes.unfit(tmp_path, job) == ["n4"] and without_progress(tmp_path) == 2
+    assert (
+        spare_nodes.unhealthy_nodes(tmp_path, job) == ["n4"]
+        and attempts_without_progress(tmp_path) == 2
+    )
 
 
 def test_srun_is_kept_to_the_team(job: list[str]) -> None:
     srun = ["srun", "--label", "python", "train.py"]
     assert (
-        spare_nodes.on_nodes(srun, NODES) == srun
-        and spare_nodes.on_nodes(["deepspeed", "train.py"], ["n1"])[0] == "deepspeed"
+        spare_nodes.srun_on(srun, NODES) == srun
+        and spare_nodes.srun_on(["deepspeed", "train.py"], ["n1"])[0] == "deepspeed"
     )
-    assert spare_nodes.on_nodes(srun, ["n1", "n3"])[:4] == [
+    assert spare_nodes.srun_on(srun, ["n1", "n3"])[:4] == [
         "srun",
         "--nodes=2",
         "--ntasks=16",
@@ -194,7 +197,7 @@ def test_a_run_that_would_wait_for_ever_is_not_started_and_a_person_called(tmp_p
     train = [sys.executable, str(ROOT / "megajukebox/train.py"), *training(tmp_path, out)[1:]]
     assert (
         run([*supervise, *train], environment_of() | {"TORCH_EXTENSIONS_DIR": str(lock.parents[1])})
-        == exit_codes.PERSON
+        == exit_codes.EXIT_FATAL
     )
     (found,) = events(out, "preflight")
     (alert,) = events(out, "alert")

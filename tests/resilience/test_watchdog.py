@@ -13,16 +13,20 @@ from fixtures.paths import TESTS
 
 from megajukebox.commands import control
 from megajukebox.records.run_log import RunLog, read_lines
-from megajukebox.resilience.exit_codes import Ending, Leave, kind_of
-from megajukebox.resilience.fencing import Generation
-from megajukebox.resilience.hang_attribution import suspects
-from megajukebox.resilience.signals import FENCED, NOTHING, SAVE, STOP, Orders
-from megajukebox.resilience.watchdog import Limits, Pulse
+from megajukebox.resilience.exit_codes import ExitRecord, TerminateRun, kind_of
+from megajukebox.resilience.fencing import FencingToken
+from megajukebox.resilience.hang_attribution import attribute_hang
+from megajukebox.resilience.signals import FENCED, NOTHING, SAVE, STOP, SignalHandler
+from megajukebox.resilience.watchdog import HangTimeouts, Watchdog
 
 
-def pulse(run: Path, limits: Limits | None = None) -> Pulse:
-    return Pulse(
-        RunLog(run, writes=True), Generation.take(run), limits or Limits(), Ending(run), beat=0.2
+def pulse(run: Path, limits: HangTimeouts | None = None) -> Watchdog:
+    return Watchdog(
+        RunLog(run, writes=True),
+        FencingToken.acquire(run),
+        limits or HangTimeouts(),
+        ExitRecord(run),
+        beat=0.2,
     )
 
 
@@ -40,14 +44,14 @@ def ranks(found: list) -> list[int]:
 
 def test_every_second_belongs_to_one_phase(tmp_path: Path) -> None:
     heart = pulse(tmp_path)
-    heart.enter("step")
+    heart.enter_phase("step")
     for _ in range(3):
-        with heart.section("data"):
+        with heart.phase("data"):
             time.sleep(0.02)
         time.sleep(0.01)
-    with heart.section("save"):
+    with heart.phase("save"):
         time.sleep(0.05)
-    before, account, after = time.time(), heart.account(), time.time()
+    before, account, after = time.time(), heart.phase_seconds(), time.time()
     assert before - 0.01 < heart.begun + sum(account.values()) < after + 0.01
     assert account["time_data_wait_seconds"] >= 0.06 and account["time_ckpt_save_seconds"] >= 0.05
     assert account["time_productive_seconds"] >= 0.03 and account["time_eval_seconds"] == 0
@@ -57,9 +61,9 @@ def test_every_second_belongs_to_one_phase(tmp_path: Path) -> None:
 
 def test_the_heartbeat_says_what_is_promised(tmp_path: Path) -> None:
     heart = pulse(tmp_path)
-    heart.enter("step")
-    heart.stepped(7, 0.5, 0.1)
-    heart.tell()
+    heart.enter_phase("step")
+    heart.record_step(7, 0.5, 0.1)
+    heart.write_heartbeat()
     told = json.loads((tmp_path / "heartbeats/rank-00000.json").read_text())
     assert {
         "rank",
@@ -80,34 +84,34 @@ def test_the_heartbeat_says_what_is_promised(tmp_path: Path) -> None:
 
 
 def test_the_first_step_may_take_long_and_later_ones_ten_times_their_usual(tmp_path: Path) -> None:
-    heart = pulse(tmp_path, Limits(step=30, slow=600))
-    heart.enter("step")
+    heart = pulse(tmp_path, HangTimeouts(step=30, slow=600))
+    heart.enter_phase("step")
     assert heart.limit() == 600
-    heart.stepped(1, 2.0, 0.1)
+    heart.record_step(1, 2.0, 0.1)
     assert heart.limit() == 30
     for step in range(2, 9):
-        heart.stepped(step, 20.0, 0.1)
+        heart.record_step(step, 20.0, 0.1)
     assert heart.limit() == 200
-    with heart.section("save"):
+    with heart.phase("save"):
         assert heart.limit() == 600
 
 
 def test_a_section_that_says_that_it_goes_on_may_take_longer_than_its_limit(tmp_path: Path) -> None:
     """A large checkpoint is converted for other numbers of processes in three quarters of an hour."""
-    heart = pulse(tmp_path, Limits(step=30, slow=600))
-    with heart.section("load"):
+    heart = pulse(tmp_path, HangTimeouts(step=30, slow=600))
+    with heart.phase("load"):
         begun = heart.since
         heart.moved -= 700
-        assert heart.overdue()
-        heart.progressed()
-        assert not heart.overdue() and heart.since == begun, "since when it loads is told as before"
+        assert heart.is_hung()
+        heart.keep_alive()
+        assert not heart.is_hung() and heart.since == begun, "since when it loads is told as before"
         heart.moved -= 700
-        assert heart.overdue()
+        assert heart.is_hung()
 
 
 def test_silent_ranks_are_suspected_first() -> None:
     told = beats((5, "step"), (5, "step"), (5, "step"), silent={1: 60.0})
-    found = suspects(told, 1000.0, stale=15)
+    found = attribute_hang(told, 1000.0, stale=15)
     assert (
         ranks(found) == [1]
         and "silent for 60 s in step" in found[0].words
@@ -117,11 +121,11 @@ def test_silent_ranks_are_suspected_first() -> None:
 
 def test_else_the_minority_is_suspected() -> None:
     assert ranks(
-        suspects(beats((5, "step"), (5, "data"), (5, "step"), (5, "step")), 1000.0, 15)
+        attribute_hang(beats((5, "step"), (5, "data"), (5, "step"), (5, "step")), 1000.0, 15)
     ) == [1]
-    assert ranks(suspects(beats((5, "step"), (4, "step")), 1000.0, 15)) == [1]
-    assert ranks(suspects(beats((5, "save"), (5, "step")), 1000.0, 15)) == [0]
-    assert suspects(beats((5, "step"), (5, "step")), 1000.0, 15) == [], (
+    assert ranks(attribute_hang(beats((5, "step"), (4, "step")), 1000.0, 15)) == [1]
+    assert ranks(attribute_hang(beats((5, "save"), (5, "step")), 1000.0, 15)) == [0]
+    assert attribute_hang(beats((5, "step"), (5, "step")), 1000.0, 15) == [], (
         "all in one place: not a rank's fault"
     )
 
@@ -131,7 +135,7 @@ def test_of_many_ranks_the_one_that_stopped_is_named(seed: int) -> None:
     step, culprit = 100 + seed, (seed * 7919) % 64
     places = [(step, "step")] * 64
     places[culprit] = (step, "data") if seed % 2 else (step - 1, "step")
-    assert ranks(suspects(beats(*places), 1000.0, 15)) == [culprit]
+    assert ranks(attribute_hang(beats(*places), 1000.0, 15)) == [culprit]
 
 
 HANG = """
@@ -196,27 +200,29 @@ def test_stop_and_save_are_said_to_runs_only(tmp_path: Path) -> None:
 
 
 def test_the_last_start_is_the_one_that_counts(tmp_path: Path) -> None:
-    first = Generation.take(tmp_path)
+    first = FencingToken.acquire(tmp_path)
     first.check()
-    second = Generation.take(tmp_path)
+    second = FencingToken.acquire(tmp_path)
     assert (
         (first.number, second.number) == (1, 2) and second.is_current() and not first.is_current()
     )
-    with pytest.raises(Leave, match="another start"):
+    with pytest.raises(TerminateRun, match="another start"):
         first.check()
 
 
 def test_two_starts_at_the_same_moment_do_not_both_think_they_are_it(tmp_path: Path) -> None:
-    first = Generation.take(tmp_path)
-    second = Generation(tmp_path, first.number, "other")  # read the same number before either wrote
+    first = FencingToken.acquire(tmp_path)
+    second = FencingToken(
+        tmp_path, first.number, "other"
+    )  # read the same number before either wrote
     assert first.is_current() and not second.is_current()
 
 
 def test_an_older_start_does_not_write_over_what_a_newer_one_said_of_its_end(
     tmp_path: Path,
 ) -> None:
-    Ending(tmp_path, 0, 2).record("done", "")
-    Ending(tmp_path, 0, 1).record("fenced", "late")
+    ExitRecord(tmp_path, 0, 2).record("done", "")
+    ExitRecord(tmp_path, 0, 1).record("fenced", "late")
     assert json.loads((tmp_path / "exits/rank-00000.json").read_text())["class"] == "done"
 
 
@@ -226,17 +232,17 @@ def orders(tmp_path: Path):
         number: signal.getsignal(number)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
     }
-    yield Orders(tmp_path, 0, Generation.take(tmp_path))
+    yield SignalHandler(tmp_path, 0, FencingToken.acquire(tmp_path))
     for number, handler in before.items():
         signal.signal(number, handler)
 
 
-def look(orders: Orders) -> int:
+def look(orders: SignalHandler) -> int:
     orders._looked = float("-inf")
     return orders.now()
 
 
-def test_files_signals_and_newer_starts_are_orders(orders: Orders, tmp_path: Path) -> None:
+def test_files_signals_and_newer_starts_are_orders(orders: SignalHandler, tmp_path: Path) -> None:
     assert look(orders) == NOTHING
     (tmp_path / "SAVE").touch()
     assert look(orders) == SAVE
@@ -247,11 +253,11 @@ def test_files_signals_and_newer_starts_are_orders(orders: Orders, tmp_path: Pat
     (tmp_path / "STOP").unlink()
     os.kill(os.getpid(), signal.SIGUSR1)
     assert look(orders) == STOP and orders.reason == "signal SIGUSR1"
-    Generation.take(tmp_path)
+    FencingToken.acquire(tmp_path)
     assert look(orders) == FENCED
 
 
-def test_only_rank_0_asks_the_file_system(orders: Orders, tmp_path: Path) -> None:
+def test_only_rank_0_asks_the_file_system(orders: SignalHandler, tmp_path: Path) -> None:
     (tmp_path / "STOP").touch()
     orders.rank = 3
     assert look(orders) == NOTHING
@@ -266,4 +272,4 @@ def test_exceptions_mean_an_ending() -> None:
         kind_of(ValueError("x")) == "config" and kind_of(OSError(28, "No space left")) == "storage"
     )
     assert kind_of(PermissionError(13, "no")) == "config" and kind_of(MemoryError()) == "memory"
-    assert kind_of(Leave("fenced", "x")) == "fenced"
+    assert kind_of(TerminateRun("fenced", "x")) == "fenced"

@@ -19,8 +19,8 @@ from torch import Tensor
 from megajukebox.models.attention import SCHEDULES
 from megajukebox.models.prior import Prior
 from megajukebox.sampling.decoding import gumbel_noise
-from megajukebox.sampling.decoding.decoder import Packed, decoding
-from megajukebox.sampling.decoding.token_sampling import Draw, most_likely, most_mass
+from megajukebox.sampling.decoding.decoder import PackedPrior, decoding
+from megajukebox.sampling.decoding.token_sampling import TokenSampler, top_k_filter, top_p_filter
 from megajukebox.sampling.decoding.window_sampler import sample_window, sample_window_slowly
 
 PREFIX = {"lyrics": {"tokens": LYRICS, "size": 7, "mode": "prefix"}}
@@ -59,7 +59,7 @@ def assert_cached_equals_full(prior: Prior, batch: dict, beginnings: list[int] |
 
     Several positions, of one row or more, are tried with other tokens first, and only the first half of them is kept.
     """
-    given, tokens, packed = prior.conditioning(batch), prior.tokens(batch), Packed(prior)
+    given, tokens, packed = prior.conditioning(batch), prior.tokens(batch), PackedPrior(prior)
     full, other = prior.logits(tokens, given), tokens.roll(1, 0).roll(3, 1)
     assert full.std(dim=1).mean() > 0.5, "logits that do not vary would prove nothing"
     for known, size in ((known, size) for known in beginnings for size in (1, 3, 7)):
@@ -83,7 +83,7 @@ def test_the_cached_sampler_draws_the_same_codes_as_the_slow_one(
 ) -> None:
     prior = little_prior(schedule, **changed)
     batch = prior_batch(prior.config)
-    tokens, prefix, packed = prior.tokens(batch), prior.config.prefix_tokens, Packed(prior)
+    tokens, prefix, packed = prior.tokens(batch), prior.config.prefix_tokens, PackedPrior(prior)
     draw = plain_draw(
         [4, -9], temperature=3.0, top_k_B=torch.tensor([0, 6]), top_p_B=torch.tensor([0.9, 0.0])
     )
@@ -105,7 +105,7 @@ def test_the_cached_sampler_draws_the_same_codes_as_the_slow_one(
 def test_songs_with_one_beginning_take_it_in_once_with_the_same_memory() -> None:
     prior = little_prior("factored_lyrics")
     batch = song_of(prior_batch(prior.config, songs=3), torch.tensor([0, 1, 0, 1, 1]))
-    given, tokens, packed = prior.conditioning(batch), prior.tokens(batch), Packed(prior)
+    given, tokens, packed = prior.conditioning(batch), prior.tokens(batch), PackedPrior(prior)
     with decoding(prior, given, 5) as apart, decoding(prior, given, 5) as shared:
         apart.fill(tokens[:, :6])
         shared.fill(tokens[:2, :6], torch.tensor([0, 1, 0, 1, 1]))
@@ -119,9 +119,9 @@ def test_songs_with_one_beginning_take_it_in_once_with_the_same_memory() -> None
 def test_batch_mates_do_not_matter(schedule: str) -> None:
     prior = little_prior(schedule)
     batch, prefix = prior_batch(prior.config, songs=3), prior.config.prefix_tokens
-    end, packed = prefix + WINDOW, Packed(prior)
+    end, packed = prefix + WINDOW, PackedPrior(prior)
 
-    def sampled(songs: dict, draw: Draw) -> Tensor:
+    def sampled(songs: dict, draw: TokenSampler) -> Tensor:
         return sample_window(packed, window_task(prior, songs, draw, prefix + 2, end))
 
     seeds, temperatures, limits = (
@@ -131,14 +131,16 @@ def test_batch_mates_do_not_matter(schedule: str) -> None:
     )
     together = sampled(
         batch,
-        Draw(
+        TokenSampler(
             gumbel_noise.keys(seeds, "middle"), temperatures, limits, torch.tensor([0.0, 0.7, 0.9])
         ),
     )
     for song, seed in enumerate(seeds):
         own = [x[song : song + 1] for x in (temperatures, limits, torch.tensor([0.0, 0.7, 0.9]))]
         assert torch.equal(
-            sampled(song_of(batch, song), Draw(gumbel_noise.keys([seed], "middle"), *own))[0],
+            sampled(song_of(batch, song), TokenSampler(gumbel_noise.keys([seed], "middle"), *own))[
+                0
+            ],
             together[song],
         )
 
@@ -148,9 +150,9 @@ def test_the_same_place_in_the_song_gets_the_same_noise_from_any_window() -> Non
     flat = torch.zeros(2, WINDOW, CODES)
     draw, prior = plain_draw([1, 2]), little_prior()
     batch = prior_batch(prior.config)
-    hot = Draw(draw.keys_B, torch.full((2,), 1e9))  # so hot that the noise alone decides
+    hot = TokenSampler(draw.keys_B, torch.full((2,), 1e9))  # so hot that the noise alone decides
     early, late = (
-        sample_window(Packed(prior), window_task(prior, batch, hot, 0, WINDOW, first))
+        sample_window(PackedPrior(prior), window_task(prior, batch, hot, 0, WINDOW, first))
         for first in (0, 6)
     )
     assert torch.equal(early[:, 6:], late[:, :-6]) and not torch.equal(early, late)
@@ -161,7 +163,7 @@ def test_the_same_place_in_the_song_gets_the_same_noise_from_any_window() -> Non
 def test_caches_are_made_once_and_never_grow() -> None:
     prior = little_prior("factored_lyrics")
     batch = prior_batch(prior.config)
-    packed = Packed(prior)
+    packed = PackedPrior(prior)
     with decoding(prior, prior.conditioning(batch), 2) as decoder:
         memory = [
             (id(layer.memory), layer.memory.data_ptr(), layer.memory.shape)
@@ -182,7 +184,7 @@ def test_caches_are_made_once_and_never_grow() -> None:
 def test_progress_is_told_after_every_row() -> None:
     prior, told = little_prior(), []
     window = window_task(prior, prior_batch(prior.config), plain_draw([1, 2]), 3, 13)
-    sample_window(Packed(prior), window, told.append)
+    sample_window(PackedPrior(prior), window, told.append)
     assert told == [4, 8, 12, 13]
 
 
@@ -212,13 +214,13 @@ def test_filters_keep_what_the_plain_filters_keep(k: int, p: float) -> None:
     torch.manual_seed(0)
     logits = torch.cat([torch.tensor(TIES), torch.randn(5, 8) * 3])
     top_k, top_p = torch.full((8,), k), torch.full((8,), p)
-    kept = most_mass(most_likely(logits, top_k), top_p).isfinite()
+    kept = top_p_filter(top_k_filter(logits, top_k), top_p).isfinite()
     assert kept.tolist() == [slowly_filtered(row, k, p) for row in logits.tolist()]
 
 
 def test_each_song_has_filters_of_its_own_and_kept_logits_stay() -> None:
     logits = torch.tensor([[0.5, 2.0, 1.0, 0.0]]).repeat(3, 1)
-    filtered = most_likely(logits, torch.tensor([1, 0, 2]))
+    filtered = top_k_filter(logits, torch.tensor([1, 0, 2]))
     assert filtered.isfinite().sum(1).tolist() == [1, 4, 2]
     assert torch.equal(filtered[filtered.isfinite()], logits[filtered.isfinite()])
 
@@ -261,10 +263,10 @@ def surprisal(temperature: float, k: int = 0, p: float = 0.0) -> float:
     draw = plain_draw(list(range(SONGS)), temperature=temperature, **filters)
     with torch.no_grad():
         given = prior.conditioning(batch)
-        codes = sample_window(Packed(prior), window_task(prior, batch, draw, 0, 64))
+        codes = sample_window(PackedPrior(prior), window_task(prior, batch, draw, 0, 64))
         logits = prior.logits(codes, given).flatten(0, 1)
     every = [torch.full((len(logits),), x) for x in (k, p)]
-    log_p = most_mass(most_likely(logits, every[0]), every[1]).double().log_softmax(1)
+    log_p = top_p_filter(top_k_filter(logits, every[0]), every[1]).double().log_softmax(1)
     weight, log_p = log_p.exp(), log_p.nan_to_num(neginf=0.0)
     entropy = -(weight * log_p).sum(1)
     variance = (weight * log_p.square()).sum(1) - entropy.square()

@@ -21,8 +21,8 @@ from torch import Tensor
 from megajukebox.models.prior import Prior
 from megajukebox.sampling.decoding import token_sampling
 from megajukebox.sampling.decoding import window_sampler as window_module
-from megajukebox.sampling.decoding.decoder import Packed
-from megajukebox.sampling.decoding.window_sampler import sample_window, sample_window_ahead
+from megajukebox.sampling.decoding.decoder import PackedPrior
+from megajukebox.sampling.decoding.window_sampler import sample_window, sample_window_speculative
 from megajukebox.sampling.levels.autoregressive import WAYS, sampler_of
 from megajukebox.sampling.levels.level_sampler import LevelJob, new_job
 
@@ -58,7 +58,7 @@ def test_an_exact_way_gives_the_codes_of_the_sequential_one(
 def test_guesses_save_passes() -> None:
     """Of the passes that decide; a guess that is right is one less."""
     prior, passes = little_prior(), []
-    packed = Packed(prior)
+    packed = PackedPrior(prior)
     draw, batch = plain_draw([1], temperature=0.1), prior_batch(prior.config, songs=1)
     right = sample_window(packed, window_task(prior, batch, draw, 0, WINDOW))
 
@@ -69,7 +69,7 @@ def test_guesses_save_passes() -> None:
 
     for ahead, first in ((4, [0, 4, 8, 12]), (6, [0, 6, 12]), (16, [0])):  # a row is 4
         passes.clear()
-        found = sample_window_ahead(
+        found = sample_window_speculative(
             packed, window_task(prior, batch, draw, 0, WINDOW), guess, ahead=ahead
         )
         assert torch.equal(found, right) and passes == first
@@ -77,7 +77,7 @@ def test_guesses_save_passes() -> None:
 
 def test_blocks_are_short_where_guesses_are_wrong_and_long_where_they_are_right() -> None:
     prior, sizes = little_prior(window=64), []
-    packed, batch = Packed(prior), prior_batch(little_prior(window=64).config, songs=1)
+    packed, batch = PackedPrior(prior), prior_batch(little_prior(window=64).config, songs=1)
     draw = plain_draw([1], temperature=0.1)
     right = sample_window(packed, window_task(prior, batch, draw, 0, 64))
 
@@ -89,7 +89,7 @@ def test_blocks_are_short_where_guesses_are_wrong_and_long_where_they_are_right(
     for off, expected in ((0, [64]), (1, [64, 57, 50])):
         sizes.clear()
         task = window_task(prior, batch, draw, 0, 64)
-        found = sample_window_ahead(packed, task, partial(guess, off=off), ahead=64)
+        found = sample_window_speculative(packed, task, partial(guess, off=off), ahead=64)
         assert torch.equal(found, right) and sizes[: len(expected)] == expected
     assert sizes[25] == 8
 
@@ -172,14 +172,14 @@ def test_a_shifted_sum_cannot_change_a_song(monkeypatch: pytest.MonkeyPatch) -> 
     """Logits off by as much as another order of sums puts them leave every code as it was."""
     prior = little_prior()
     plain = sampled(prior, "sequential", songs=3)
-    inner = Packed.logits
+    inner = PackedPrior.logits
     shaken = torch.Generator().manual_seed(1)
 
     def rough(self, h, added):
         logits = inner(self, h, added)
         return logits + 2e-5 * torch.rand(logits.shape, generator=shaken)
 
-    monkeypatch.setattr(Packed, "logits", rough)
+    monkeypatch.setattr(PackedPrior, "logits", rough)
     for _ in range(3):
         assert torch.equal(sampled(prior, "sequential", songs=3), plain)
 
@@ -230,6 +230,6 @@ def test_int8_says_that_it_is_not_exact_and_stays_near(tmp_path: Path) -> None:
     )
     batch = prior_batch(prior.config, songs=1)
     draw = plain_draw([1], temperature=0.5)
-    exact = sample_window(Packed(prior), window_task(prior, batch, draw, 0, WINDOW))
-    near = sample_window(Packed(prior, int8=True), window_task(prior, batch, draw, 0, WINDOW))
+    exact = sample_window(PackedPrior(prior), window_task(prior, batch, draw, 0, WINDOW))
+    near = sample_window(PackedPrior(prior, int8=True), window_task(prior, batch, draw, 0, WINDOW))
     assert np.mean(exact.numpy() == near.numpy()) > 0.3

@@ -11,12 +11,12 @@ from test_sampling_windows import told
 from torch import Tensor
 
 from megajukebox.models.prior import Prior
-from megajukebox.sampling.decoding.token_sampling import Draw, Guided
+from megajukebox.sampling.decoding.token_sampling import ClassifierFreeGuidance, TokenSampler
 from megajukebox.sampling.jukebox import RUNS, Jukebox
 from megajukebox.sampling.levels.autoregressive import sampler_of
-from megajukebox.sampling.levels.level_sampler import Told, new_job
-from megajukebox.sampling.levels.level_windows import conditions_at, untold
-from megajukebox.sampling.songs.requests import Request, parse_requests
+from megajukebox.sampling.levels.level_sampler import SongConditioning, new_job
+from megajukebox.sampling.levels.level_windows import conditions_at, null_conditioning
+from megajukebox.sampling.songs.requests import SongRequest, parse_requests
 
 SCHEDULES = ["factored", "factored_lyrics", "prefix_dense_16"]
 SEEDS, SAMPLES, HOP = [5, 6, 7], 300, 0.5
@@ -41,7 +41,9 @@ def sampled(
     )
 
 
-def logits_at(prior: Prior, song: Told, above: Tensor, codes: Tensor, t: int, start: int) -> Tensor:
+def logits_at(
+    prior: Prior, song: SongConditioning, above: Tensor, codes: Tensor, t: int, start: int
+) -> Tensor:
     """[V] the logits of code `t` of one song, by a full forward pass over its window."""
     batch = conditions_at(prior.config, [song], above, start, SAMPLES, torch.device("cpu"))
     batch["codes"] = torch.nn.functional.pad(codes[None, start:t], (0, WINDOW - (t - start)))
@@ -60,7 +62,7 @@ def test_guided_codes_are_those_of_the_formula_written_out(schedule: str) -> Non
     assert torch.equal(codes[1], plain[1]) and not torch.equal(codes[0], plain[0])
     above, draw = upper(3, total), plain_draw(SEEDS, temperature=1.5)
     for song in (0, 2):
-        own = Draw(draw.keys_B[song : song + 1], draw.temperature_B[:1])
+        own = TokenSampler(draw.keys_B[song : song + 1], draw.temperature_B[:1])
         made: list[
             int
         ] = []  # below 0: a lyric token where music belongs; the window goes on with it, the next with code 0
@@ -69,7 +71,7 @@ def test_guided_codes_are_those_of_the_formula_written_out(schedule: str) -> Non
             made = [max(0, code) for code in made] if t == WINDOW else made
             args = (above[song : song + 1], torch.tensor(made, dtype=torch.long), t, start)
             with_, without = (
-                logits_at(prior, x, *args) for x in (told(3)[song], untold(prior.config))
+                logits_at(prior, x, *args) for x in (told(3)[song], null_conditioning(prior.config))
             )
             guided = (without + strength * (with_ - without))[None, None]
             made.append(int(own(guided, torch.tensor([[t]])).codes) - prior.config.shift)
@@ -96,7 +98,7 @@ def test_batch_mates_do_not_matter_to_a_guided_song(schedule: str) -> None:
 
 def test_strength_0_is_the_song_that_is_told_nothing() -> None:
     prior = little_prior("factored_lyrics")
-    nothing = [untold(prior.config)] * 3
+    nothing = [null_conditioning(prior.config)] * 3
     plain = sample_level(
         prior, nothing, upper(3, 40), 40, SAMPLES, plain_draw(SEEDS, temperature=1.5), HOP
     )
@@ -118,7 +120,9 @@ def test_a_known_beginning_stays_and_progress_counts_each_code_once() -> None:
 
 def test_twins_draw_what_their_songs_draw() -> None:
     logits = torch.randn(5, 9, generator=torch.Generator().manual_seed(1))
-    guided = Guided(plain_draw(SEEDS), torch.tensor([0, 2]), torch.tensor([2.0, 0.5]))
+    guided = ClassifierFreeGuidance(
+        plain_draw(SEEDS), torch.tensor([0, 2]), torch.tensor([2.0, 0.5])
+    )
     position = torch.full((5, 1), 4)
     codes = guided(logits[:, None], position).codes[:, 0]
     by_hand = [2 * logits[0] - logits[3], logits[1], 0.5 * logits[2] + 0.5 * logits[4]]
@@ -130,7 +134,7 @@ def test_twins_draw_what_their_songs_draw() -> None:
 
 
 def test_what_a_twin_is_told_is_what_training_tells_when_it_drops() -> None:
-    nothing = untold(little_prior("factored_lyrics").config)
+    nothing = null_conditioning(little_prior("factored_lyrics").config)
     assert {name: ids.tolist() for name, ids in nothing.conditions.items()} == {
         "artist": [0],
         "genres": [-1, -1, -1],
@@ -145,10 +149,10 @@ def test_a_stronger_guidance_makes_the_artist_more_likely_to_be_heard() -> None:
     """How much more likely codes are for the artist that was asked than for nobody, by the prior's own judgement."""
     prior, songs, strengths = hearing(little_prior(upper=None, timing=None)), 64, [0.0, 1.0, 4.0]
     names = {"artist": np.array([1]), "genres": np.array([2, 3, -1])}
-    asked = Told(names, untold(prior.config).tokens, [])
+    asked = SongConditioning(names, null_conditioning(prior.config).tokens, [])
     batches = [
         conditions_at(prior.config, [x] * songs, None, 0, SAMPLES, torch.device("cpu"))
-        for x in (asked, untold(prior.config))
+        for x in (asked, null_conditioning(prior.config))
     ]
     gains = []
     for strength in strengths:
@@ -166,7 +170,7 @@ def test_a_whole_jukebox_is_guided_level_by_level(tmp_path: Path) -> None:
     box = Jukebox(write_runs(tmp_path / "runs"))
     common = {"artist": "ilune", "genres": "dub", "lyrics": "la la", "seconds": 0.6, "seed": 4}
     plain, off, middle, all_ = (
-        box.sample([Request(id=f"song-{n}", guidance=g, **common)])[0]
+        box.sample([SongRequest(id=f"song-{n}", guidance=g, **common)])[0]
         for n, g in enumerate([{}, 1.0, {"middle": 3.0}, 3.0])
     )
     for level in RUNS:
@@ -175,7 +179,7 @@ def test_a_whole_jukebox_is_guided_level_by_level(tmp_path: Path) -> None:
     assert not np.array_equal(plain.codes["middle"], middle.codes["middle"])
     assert not np.array_equal(plain.codes["top"], all_.codes["top"])
     assert all_.record()["request"]["guidance"] == {"top": 3.0, "middle": 3.0, "bottom": 3.0}
-    requests = [Request(id="a", **common), Request(id="b", guidance={"top": 3.0}, **common)]
+    requests = [SongRequest(id="a", **common), SongRequest(id="b", guidance={"top": 3.0}, **common)]
     for song, alone in zip(box.sample(requests), (plain, all_)):
         assert np.array_equal(song.codes["top"], alone.codes["top"])
 

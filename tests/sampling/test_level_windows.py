@@ -17,12 +17,12 @@ from fixtures.tiny_models import (
 )
 from torch import Tensor
 
-from megajukebox.conditioning.tokenizers import Tokens
+from megajukebox.conditioning.tokenizers import TokenizedLyrics
 from megajukebox.data.stream.code_dataset import window_of_lyrics
 from megajukebox.models.prior import Prior
-from megajukebox.sampling.decoding.token_sampling import Draw
+from megajukebox.sampling.decoding.token_sampling import TokenSampler
 from megajukebox.sampling.decoding.window_sampler import sample_window_slowly
-from megajukebox.sampling.levels.level_sampler import Told
+from megajukebox.sampling.levels.level_sampler import SongConditioning
 from megajukebox.sampling.levels.level_windows import upper_window, window_starts
 
 RECORDED = SHARED / "parity"
@@ -73,23 +73,25 @@ def test_past_the_end_the_last_upper_code_is_held() -> None:
     assert upper_window(upper, 2, 5).tolist() == [[3, 4, 4, 4, 4], [7, 8, 8, 8, 8]]
 
 
-def told(songs: int) -> list[Told]:
+def told(songs: int) -> list[SongConditioning]:
     """Songs of different names and lyrics; the last has no lyrics."""
     found = []
     for song in range(songs):
         ids = [(song + i) % 6 + 1 for i in range(0 if song == songs - 1 else 20 + 7 * song)]
         names = {"artist": np.array([song]), "genres": np.array([song, song + 1, -1])}
-        found.append(Told(names, Tokens(ids, [(i, i + 1) for i in range(len(ids))]), []))
+        found.append(
+            SongConditioning(names, TokenizedLyrics(ids, [(i, i + 1) for i in range(len(ids))]), [])
+        )
     return found
 
 
 def level_by_hand(
     prior: Prior,
-    songs: list[Told],
+    songs: list[SongConditioning],
     upper: Tensor,
     total: int,
     samples: int,
-    draw: Draw,
+    draw: TokenSampler,
     hop: int,
     known: Tensor,
 ) -> Tensor:

@@ -17,12 +17,18 @@ from megajukebox.sampling.decoding.decoder import decoding
 from megajukebox.sampling.decoding.window_sampler import sample_window
 from megajukebox.sampling.jukebox import Jukebox
 from megajukebox.sampling.levels.autoregressive import sampler_of
-from megajukebox.sampling.memory_budget import BESIDE, Need, Room, cache_numbers, room
-from megajukebox.sampling.prior_run import LevelRun
-from megajukebox.sampling.songs.requests import Request
+from megajukebox.sampling.memory_budget import (
+    BESIDE,
+    BatchFit,
+    LevelMemory,
+    cache_numbers,
+    fit_batch,
+)
+from megajukebox.sampling.prior_run import PriorRun
+from megajukebox.sampling.songs.requests import SongRequest
 
 F32 = torch.float32
-SHORT = [Request(id=f"{n}", seconds=0.3) for n in range(2)]
+SHORT = [SongRequest(id=f"{n}", seconds=0.3) for n in range(2)]
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -37,40 +43,44 @@ def test_caches_hold_what_the_formula_says(schedule: str) -> None:
 
 
 def test_the_largest_batch_is_the_one_that_just_fits() -> None:
-    need = Need(little_prior().config)
+    need = LevelMemory(little_prior().config)
     limit = beside_songs(need) + need.weights(F32) + need.songs(5, F32)
-    assert room([need], 16, limit, F32, cpu=True) == Room(5, True, limit)
-    assert room([need], 3, limit, F32, cpu=True).songs == 3
-    assert room([Need(need.config, twins=2)], 16, limit, F32, cpu=True).songs == 2
-    assert room([Need(need.config, windows=4)], 16, limit, F32, cpu=True).songs == 1
-    assert need.songs(70, F32) == Need(need.config, windows=9).songs(70, F32), (
+    assert fit_batch([need], 16, limit, F32, cpu=True) == BatchFit(5, True, limit)
+    assert fit_batch([need], 3, limit, F32, cpu=True).songs == 3
+    assert fit_batch([LevelMemory(need.config, twins=2)], 16, limit, F32, cpu=True).songs == 2
+    assert fit_batch([LevelMemory(need.config, windows=4)], 16, limit, F32, cpu=True).songs == 1
+    assert need.songs(70, F32) == LevelMemory(need.config, windows=9).songs(70, F32), (
         "at most so many rows"
     )
     with pytest.raises(ValueError, match="too little for one song"):
-        room([need], 16, 1000, F32, cpu=True)
+        fit_batch([need], 16, 1000, F32, cpu=True)
 
 
 def test_all_priors_stay_if_they_fit_beside_the_songs() -> None:
-    needs = [Need(little_prior(seed=n).config) for n in range(3)]
+    needs = [LevelMemory(little_prior(seed=n).config) for n in range(3)]
     weights, rest = needs[0].weights(F32), beside_songs(needs[0]) + needs[0].songs(2, F32)
-    assert room(needs, 2, 3 * weights + rest, F32, cpu=True) == Room(2, True, 3 * weights + rest)
-    assert room(needs, 2, 3 * weights + rest - 1, F32, cpu=True) == Room(2, False, weights + rest)
+    assert fit_batch(needs, 2, 3 * weights + rest, F32, cpu=True) == BatchFit(
+        2, True, 3 * weights + rest
+    )
+    assert fit_batch(needs, 2, 3 * weights + rest - 1, F32, cpu=True) == BatchFit(
+        2, False, weights + rest
+    )
 
 
-def beside_songs(need: Need) -> int:
+def beside_songs(need: LevelMemory) -> int:
     return BESIDE + need.copies(F32, cpu=True)
 
 
 def test_kept_priors_are_loaded_once_and_make_the_same_songs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loads, load = [], LevelRun._prior
+    loads, load = [], PriorRun._prior
     monkeypatch.setattr(
-        LevelRun, "_prior", lambda self, *rest: loads.append(self.config.level) or load(self, *rest)
+        PriorRun, "_prior", lambda self, *rest: loads.append(self.config.level) or load(self, *rest)
     )
     runs, asked = (
         write_runs(tmp_path),
-        [Request(id=f"{n}", seconds=0.3, seed=n, temperature=3.0) for n in range(2)],
+        [SongRequest(id=f"{n}", seconds=0.3, seed=n, temperature=3.0) for n in range(2)],
     )
     apart, kept = Jukebox(runs), Jukebox(runs)
     kept.together = True
@@ -100,7 +110,7 @@ def test_the_peak_of_a_process_keeps_under_the_bound_that_was_printed(tmp_path: 
     }
     write_runs(tmp_path / "runs", transformer={**shape, "schedule": "factored"})
     box = Jukebox(tmp_path / "runs")
-    all_of_it = room(needs_of(box, SHORT), 2, float("inf"), F32, cpu=True).bytes
+    all_of_it = fit_batch(needs_of(box, SHORT), 2, float("inf"), F32, cpu=True).bytes
     command = [sys.executable, __file__, str(tmp_path)]
     started = [
         subprocess.Popen(
@@ -121,9 +131,9 @@ def test_the_peak_of_a_process_keeps_under_the_bound_that_was_printed(tmp_path: 
 def peak_here(folder: Path, limit: str) -> None:
     """In a fresh process: the bound, and what sampling added at its peak, in bytes. A little one has warmed it up."""
     torch.set_num_threads(1)
-    Jukebox(folder / "little").sample([Request(id="warm", seconds=0.3)])
+    Jukebox(folder / "little").sample([SongRequest(id="warm", seconds=0.3)])
     box, before = Jukebox(folder / "runs"), kilobytes("VmRSS")
-    found = room(needs_of(box, SHORT), 2, float(limit), F32, cpu=True)
+    found = fit_batch(needs_of(box, SHORT), 2, float(limit), F32, cpu=True)
     box.together = found.together
     print(found)
     box.sample(SHORT, batch_size=found.songs)

@@ -9,9 +9,9 @@ import soundfile
 from fixtures.tiny_jukebox import HOPS, write_runs
 
 from megajukebox.models.chunked_codec import reach
-from megajukebox.sampling.jukebox import Engine, Jukebox
-from megajukebox.sampling.songs.requests import Request, parse_requests, read_requests
-from megajukebox.sampling.songs.song import Song
+from megajukebox.sampling.jukebox import DecodingPolicy, Jukebox
+from megajukebox.sampling.songs.requests import SongRequest, parse_requests, read_requests
+from megajukebox.sampling.songs.song import GeneratedSong
 
 HOT = {"temperature": 3.0, "artist": "ilune"}  # so hot that two seeds never agree by chance
 
@@ -30,7 +30,7 @@ def box(runs: Path) -> Jukebox:
 def earlier(box: Jukebox, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sample of 8 top codes in its folder."""
     out = tmp_path_factory.mktemp("samples")
-    box.sample([Request(id="first", seconds=1.024, seed=3, lyrics="la la", **HOT)], out=out)
+    box.sample([SongRequest(id="first", seconds=1.024, seed=3, lyrics="la la", **HOT)], out=out)
     return out / "first.json"
 
 
@@ -39,8 +39,8 @@ def codes(path: Path) -> dict[str, np.ndarray]:
         return {level: stored[level].astype(int) for level in stored.files}
 
 
-def made(box: Jukebox, **asked) -> Song:
-    return box.sample([Request(id="song", **{"seed": 8, **HOT, **asked})])[0]
+def made(box: Jukebox, **asked) -> GeneratedSong:
+    return box.sample([SongRequest(id="song", **{"seed": 8, **HOT, **asked})])[0]
 
 
 def test_a_sample_goes_on_longer_from_all_its_levels(box: Jukebox, earlier: Path) -> None:
@@ -57,7 +57,9 @@ def test_a_recording_is_gone_on_from(box: Jukebox, tmp_path: Path) -> None:
         tmp_path / "recorded.wav", np.stack([wave, -wave / 2], 1), 4000, subtype="FLOAT"
     )
     song = made(box, prompt=str(tmp_path / "recorded.wav"), keep_seconds=0.5, seconds=1.024)
-    whole = box.begin(Request(id="x", prompt=str(tmp_path / "recorded.wav"), seconds=2.0, **HOT))
+    whole = box.begin(
+        SongRequest(id="x", prompt=str(tmp_path / "recorded.wav"), seconds=2.0, **HOT)
+    )
     for level, hop in HOPS.items():
         kept = 512 // hop  # 0.5 s are rounded to 4 top codes
         np.testing.assert_array_equal(song.codes[level][:kept], whole.known.codes[level][:kept])
@@ -77,10 +79,12 @@ def test_upsampling_keeps_the_levels_above(box: Jukebox, earlier: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "engine", [Engine(), Engine(exact=False), Engine(way="fixed_point")], ids=str
+    "engine",
+    [DecodingPolicy(), DecodingPolicy(exact=False), DecodingPolicy(way="fixed_point")],
+    ids=str,
 )
 def test_outside_a_mended_range_nothing_changes_in_codes_nor_beyond_reach_in_audio(
-    runs: Path, earlier: Path, engine: Engine
+    runs: Path, earlier: Path, engine: DecodingPolicy
 ) -> None:
     box, before = Jukebox(runs, engine=engine), codes(earlier)
     song = made(box, infill=str(earlier), replace=[[0.3, 0.6]], lyrics="other words")
@@ -158,7 +162,7 @@ def test_what_cannot_be_made_is_one_clear_line(
     files |= {"sample": str(earlier), "text": str(tmp_path / "text.wav")}
     filled = {k: v.format(**files) if isinstance(v, str) else v for k, v in asked.items()}
     with pytest.raises(ValueError, match=named) as error:
-        box.begin(Request(id="bad", **filled))
+        box.begin(SongRequest(id="bad", **filled))
     assert "\n" not in str(error.value)
 
 

@@ -10,15 +10,15 @@ from torch import Tensor
 
 from megajukebox.models.prior import Prior
 from megajukebox.sampling.decoding import token_sampling
-from megajukebox.sampling.decoding.decoder import Packed
+from megajukebox.sampling.decoding.decoder import PackedPrior
 from megajukebox.sampling.decoding.token_sampling import TIE as USUAL
 from megajukebox.sampling.decoding.token_sampling import (
-    Draw,
-    Guided,
-    edge_of_most_likely,
-    edge_of_most_mass,
-    most_likely,
-    most_mass,
+    ClassifierFreeGuidance,
+    TokenSampler,
+    top_k_boundary,
+    top_k_filter,
+    top_p_boundary,
+    top_p_filter,
 )
 from megajukebox.sampling.levels.autoregressive import WAYS
 
@@ -40,13 +40,13 @@ def twin_prior() -> Prior:
 def shake(monkeypatch: pytest.MonkeyPatch) -> None:
     """From now on every step's logits are off; those of the plain pass are not."""
     monkeypatch.setattr(token_sampling, "TIE", TIE)
-    inner, shaken = Packed.logits, torch.Generator().manual_seed(1)
+    inner, shaken = PackedPrior.logits, torch.Generator().manual_seed(1)
 
-    def rough(self: Packed, h: Tensor, added: Tensor | None) -> Tensor:
+    def rough(self: PackedPrior, h: Tensor, added: Tensor | None) -> Tensor:
         logits = inner(self, h, added)
         return logits + OFF * (2 * torch.rand(logits.shape, generator=shaken) - 1)
 
-    monkeypatch.setattr(Packed, "logits", rough)
+    monkeypatch.setattr(PackedPrior, "logits", rough)
 
 
 def songs_of(prior: Prior, songs: list[int], way: str, setting: dict) -> Tensor:
@@ -55,7 +55,7 @@ def songs_of(prior: Prior, songs: list[int], way: str, setting: dict) -> Tensor:
         {k: v for k, v in setting.items() if k.startswith("top")},
     )
     draw = plain_draw([SEEDS[s] for s in songs], temperature=setting.get("temperature", 1.0))
-    draw = Draw(
+    draw = TokenSampler(
         draw.keys_B,
         draw.temperature_B,
         **{f"{k}_B": torch.tensor([v] * len(songs)) for k, v in filters.items()},
@@ -92,14 +92,16 @@ def close_of(
     logits: list[list[float]], temperature: float = 1.0, strength: float | None = None, **filters
 ) -> bool:
     """Whether a code drawn from those logits (and an untold twin's) counts as a near tie; noise is left out."""
-    draw = Draw(torch.zeros(1, dtype=torch.long), torch.tensor([temperature]), **filters)
+    draw = TokenSampler(torch.zeros(1, dtype=torch.long), torch.tensor([temperature]), **filters)
     drawing_ = (
-        draw if strength is None else Guided(draw, torch.tensor([0]), torch.tensor([strength]))
+        draw
+        if strength is None
+        else ClassifierFreeGuidance(draw, torch.tensor([0]), torch.tensor([strength]))
     )
     return bool(
         drawing_(
             torch.tensor(logits)[:, None], torch.zeros(len(logits), 1, dtype=torch.long)
-        ).close[0]
+        ).near_tie[0]
     )
 
 
@@ -160,8 +162,8 @@ def test_codes_that_are_not_at_the_edge_stay_what_they_are_when_logits_move(erro
     logits = torch.randn(400, 30, generator=draw) * 2
     k, p = torch.randint(0, 31, (400,), generator=draw), torch.rand(400, generator=draw)
     for edge, filtered, limit in (
-        (edge_of_most_likely, most_likely, k),
-        (edge_of_most_mass, most_mass, p),
+        (top_k_boundary, top_k_filter, k),
+        (top_p_boundary, top_p_filter, p),
     ):
         unsure, kept = (
             edge(logits, limit, torch.full((400,), error)),

@@ -22,7 +22,7 @@ from megajukebox.explorer.pages.sample import command
 from megajukebox.models.chunked_codec import decode_long
 from megajukebox.sampling.jukebox import Jukebox
 from megajukebox.sampling.songs.reconstruction import chosen, reconstructions
-from megajukebox.sampling.songs.requests import Request
+from megajukebox.sampling.songs.requests import SongRequest
 
 SHARE = 0.5  # of the little songs that the run says it held out
 
@@ -127,7 +127,7 @@ def test_codes_of_a_real_song_can_be_upsampled_anew(
 ) -> None:
     (song,) = reconstructions(runs, shards, [2], 1.0, "cpu")
     path = song.save(tmp_path)
-    (made,) = Jukebox(runs, "cpu").sample([Request(id="again", upsample=str(path), seed=4)])
+    (made,) = Jukebox(runs, "cpu").sample([SongRequest(id="again", upsample=str(path), seed=4)])
     np.testing.assert_array_equal(made.codes["top"], song.codes["top"])
     assert not np.array_equal(made.codes["bottom"], song.codes["bottom"])
 
@@ -140,16 +140,16 @@ def test_a_song_made_from_a_recording_has_it_and_what_its_codes_keep_beside_it(
     wave = np.random.default_rng(1).uniform(-0.5, 0.5, 4 * rate).astype(np.float32)
     soundfile.write(tmp_path / "recorded.wav", wave, rate, subtype="FLOAT")
     prompt = {"prompt": str(tmp_path / "recorded.wav"), "keep_seconds": 0.5, "seconds": 1.0}
-    (song,) = jukebox.sample([Request(id="primed", **prompt)], out=tmp_path)
+    (song,) = jukebox.sample([SongRequest(id="primed", **prompt)], out=tmp_path)
     record = json.loads((tmp_path / "primed.json").read_text())
     original = sound(tmp_path, record["levels"]["original"]["audio"])
     assert len(original) == song.samples
     np.testing.assert_allclose(original, wave[: song.samples], atol=1e-4)
     heard = sound(tmp_path, record["levels"]["reconstruction"]["audio"])
-    again = jukebox.begin(Request(id="x", **prompt)).audio["reconstruction"]
+    again = jukebox.begin(SongRequest(id="x", **prompt)).audio["reconstruction"]
     np.testing.assert_allclose(heard, again, atol=1e-4)
     assert len(heard) == song.samples and not np.array_equal(heard, sound(tmp_path, "primed.wav"))
-    longer = jukebox.begin(Request(id="x", **prompt | {"seconds": 5.0}))
+    longer = jukebox.begin(SongRequest(id="x", **prompt | {"seconds": 5.0}))
     assert {len(track) for track in longer.audio.values()} == {longer.samples}, (
         "pictures of one width, of one time"
     )
@@ -158,8 +158,10 @@ def test_a_song_made_from_a_recording_has_it_and_what_its_codes_keep_beside_it(
 
 def test_a_mended_sample_stands_beside_what_it_was(runs: Path, tmp_path: Path) -> None:
     jukebox = Jukebox(runs, "cpu")
-    jukebox.sample([Request(id="first", seconds=1.0, seed=3)], out=tmp_path)
-    mended = Request(id="mended", infill=str(tmp_path / "first.json"), replace=[[0.3, 0.6]], seed=4)
+    jukebox.sample([SongRequest(id="first", seconds=1.0, seed=3)], out=tmp_path)
+    mended = SongRequest(
+        id="mended", infill=str(tmp_path / "first.json"), replace=[[0.3, 0.6]], seed=4
+    )
     jukebox.sample([mended], out=tmp_path)
     assert "original" not in json.loads((tmp_path / "mended.json").read_text())["levels"]
     before, beside = sound(tmp_path, "first.wav"), sound(tmp_path, "mended.reconstruction.wav")

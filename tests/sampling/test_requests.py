@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from megajukebox.sample import asked_of
-from megajukebox.sampling.songs.requests import Request, parse_requests, read_requests
+from megajukebox.sampling.songs.requests import SongRequest, parse_requests, read_requests
 
 GOOD = {"id": "good", "artist": "A", "seconds": 2}
 # A mistake, and what its one line must name: the request, the setting, and what would be accepted or was given.
@@ -82,27 +82,27 @@ def test_requests_without_an_id_are_numbered_by_their_place() -> None:
 
 
 def test_one_temperature_is_for_every_level_and_a_mapping_for_those_it_names() -> None:
-    every = Request(id="a", temperature=0.9, top_k=5)
+    every = SongRequest(id="a", temperature=0.9, top_k=5)
     assert [every.at("temperature", level, 1.0) for level in ("top", "middle", "bottom")] == [
         0.9,
         0.9,
         0.9,
     ]
-    some = Request(id="a", temperature={"top": 0.95}, top_p={"bottom": 0.5})
+    some = SongRequest(id="a", temperature={"top": 0.95}, top_p={"bottom": 0.5})
     assert [some.at("temperature", level, 0.99) for level in ("top", "middle")] == [0.95, 0.99]
     assert [some.at("top_p", level, 0.0) for level in ("middle", "bottom")] == [0.0, 0.5]
 
 
 def test_names_are_lists_whatever_was_written() -> None:
-    request = Request(id="a", artist="A", genres="rock", year=1999, moods=["calm", "warm"])
+    request = SongRequest(id="a", artist="A", genres="rock", year=1999, moods=["calm", "warm"])
     assert [request.names(n) for n in ("artist", "genres", "year", "moods", "language", "tempo")] == [
         ["A"], ["rock"], ["1999"], ["calm", "warm"], [], [],
     ]  # fmt: skip
 
 
 def test_a_request_survives_json() -> None:
-    request = Request(id="a", genres=("x", "y"), lyrics="Ля ля\n", seed=2**70, temperature=0.9)
-    assert Request(**json.loads(json.dumps(request.model_dump(mode="json")))) == request
+    request = SongRequest(id="a", genres=("x", "y"), lyrics="Ля ля\n", seed=2**70, temperature=0.9)
+    assert SongRequest(**json.loads(json.dumps(request.model_dump(mode="json")))) == request
 
 
 @pytest.mark.parametrize("seed", [0, -1, 2**63, 2**70, -(2**64)])
@@ -171,6 +171,6 @@ def test_what_the_command_line_tells_beside_a_file_of_requests_is_refused_and_no
     tmp_path: Path,
 ) -> None:
     (tmp_path / "songs.yaml").write_text("- {id: two}\n")
-    assert asked_of(tmp_path / "songs.yaml", {}, None)[0] == [Request(id="two")]
+    assert asked_of(tmp_path / "songs.yaml", {}, None)[0] == [SongRequest(id="two")]
     with pytest.raises(ValueError, match="artist, temperature cannot be given beside --requests"):
         asked_of(tmp_path / "songs.yaml", {"artist": "A"}, ["temperature=0.9"])

@@ -18,14 +18,14 @@ from fixtures.tiny_jukebox import write_runs
 from fixtures.tiny_models import little_vqvae
 
 from megajukebox.sample import summarise
-from megajukebox.sampling.jukebox import Jukebox, Stopped
-from megajukebox.sampling.request_queue import Dealer
+from megajukebox.sampling.jukebox import Jukebox, SamplingInterrupted
+from megajukebox.sampling.request_queue import RequestQueue
 from megajukebox.sampling.songs.audio_stream import AudioStream, decode_all
-from megajukebox.sampling.songs.prompt_sources import Known
-from megajukebox.sampling.songs.requests import Request
-from megajukebox.sampling.songs.resume_store import Unfinished
+from megajukebox.sampling.songs.prompt_sources import KnownCodes
+from megajukebox.sampling.songs.requests import SongRequest
+from megajukebox.sampling.songs.resume_store import ResumeStore
 
-REQUESTS = [Request(id=f"song-{n}", seconds=0.6, seed=n, temperature=3.0) for n in range(3)]
+REQUESTS = [SongRequest(id=f"song-{n}", seconds=0.6, seed=n, temperature=3.0) for n in range(3)]
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def stored(out: Path, song: str) -> dict[str, np.ndarray]:
         return {level: codes[level] for level in codes.files}
 
 
-def same_songs(one: Path, other: Path, songs: list[Request]) -> bool:
+def same_songs(one: Path, other: Path, songs: list[SongRequest]) -> bool:
     """In codes, and byte by byte in audio."""
     for song in songs:
         a, b = stored(one, song.id), stored(other, song.id)
@@ -61,7 +61,7 @@ def test_a_song_stopped_again_and_again_is_the_song(runs: Path, tmp_path: Path, 
         try:
             box.sample(REQUESTS, out=tmp_path / "stopped", stop=lambda left=left: next(left))
             break
-        except Stopped:
+        except SamplingInterrupted:
             assert not list((tmp_path / "stopped").glob("*.json"))
     assert attempts > 1 and same_songs(tmp_path / "whole", tmp_path / "stopped", REQUESTS)
     assert not list((tmp_path / "stopped/.unfinished").iterdir())
@@ -70,7 +70,10 @@ def test_a_song_stopped_again_and_again_is_the_song(runs: Path, tmp_path: Path, 
 def test_what_was_done_of_another_request_or_with_other_weights_is_not_gone_on_with(
     tmp_path: Path,
 ) -> None:
-    kept, known = Unfinished(tmp_path), Known({"top": np.arange(5)}, {"top": np.arange(5) < 3})
+    kept, known = (
+        ResumeStore(tmp_path),
+        KnownCodes({"top": np.arange(5)}, {"top": np.arange(5) < 3}),
+    )
     kept.save("a", {"request": 1}, known)
     found = kept.load("a", {"request": 1})
     assert (
@@ -84,7 +87,7 @@ def test_what_was_done_of_another_request_or_with_other_weights_is_not_gone_on_w
 
 
 def test_a_claim_is_one_process_s_until_it_is_dead_or_silent(tmp_path: Path) -> None:
-    one, other = Unfinished(tmp_path), Unfinished(tmp_path, stale=30)
+    one, other = ResumeStore(tmp_path), ResumeStore(tmp_path, stale=30)
     assert one.claim("a") and not other.claim("a") and other.live("a")
     claim = tmp_path / ".unfinished/a.claim"
     dead = subprocess.Popen([sys.executable, "-c", ""])
@@ -103,9 +106,9 @@ def test_a_request_that_fails_leaves_the_others_whole(runs: Path, tmp_path: Path
     box, lines = Jukebox(runs), []
     asked = [
         REQUESTS[0],
-        Request(id="bad", prompt="nowhere.wav"),
+        SongRequest(id="bad", prompt="nowhere.wav"),
         REQUESTS[1],
-        Request(id="odd", seconds=0.7),
+        SongRequest(id="odd", seconds=0.7),
     ]
 
     def make(songs):
@@ -113,7 +116,7 @@ def test_a_request_that_fails_leaves_the_others_whole(runs: Path, tmp_path: Path
             raise RuntimeError("out of\nmemory")
         return box.sample(songs, out=tmp_path)
 
-    dealer = Dealer(box, asked, tmp_path, rank=0, size=1, batch_size=16)
+    dealer = RequestQueue(box, asked, tmp_path, rank=0, size=1, batch_size=16)
     dealer.run(make, lines.append)
     assert sorted(dealer.made) == ["song-0", "song-1"] and set(dealer.failed) == {"bad", "odd"}
     assert len(lines) == 2 and all("\n" not in line for line in lines)
@@ -124,7 +127,7 @@ def test_a_request_that_fails_leaves_the_others_whole(runs: Path, tmp_path: Path
 
 def test_a_rank_makes_its_share_and_then_what_nobody_is_at(runs: Path, tmp_path: Path) -> None:
     box = Jukebox(runs)
-    dealer = Dealer(box, REQUESTS, tmp_path, rank=1, size=3, batch_size=1)
+    dealer = RequestQueue(box, REQUESTS, tmp_path, rank=1, size=3, batch_size=1)
     order = []
 
     def make(songs):
@@ -134,15 +137,15 @@ def test_a_rank_makes_its_share_and_then_what_nobody_is_at(runs: Path, tmp_path:
     dealer.run(make, print)
     assert order == ["song-1", "song-0", "song-2"]
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*")}
-    Dealer(box, REQUESTS, tmp_path, 0, 1, 16).run(make, print)
+    RequestQueue(box, REQUESTS, tmp_path, 0, 1, 16).run(make, print)
     assert len(order) == 3 and before == {
         path: path.stat().st_mtime_ns for path in tmp_path.glob("*")
     }
     lines: list[str] = []
     changed = [REQUESTS[0], REQUESTS[1].model_copy(update={"seed": 99})]
-    Dealer(box, changed, tmp_path / "elsewhere", 0, 1, 16).next_batch(lines.append)
+    RequestQueue(box, changed, tmp_path / "elsewhere", 0, 1, 16).next_batch(lines.append)
     assert not lines
-    Dealer(box, changed, tmp_path, 0, 1, 16).next_batch(lines.append)
+    RequestQueue(box, changed, tmp_path, 0, 1, 16).next_batch(lines.append)
     assert len(lines) == 1 and "request song-1: a song of that name is there" in lines[0]
 
 
@@ -172,7 +175,7 @@ def test_a_dead_rank_loses_no_song_and_the_songs_are_those_of_one_process(
     assert json.loads((out / ".unfinished/summary.json").read_text())["made"] == [
         song["id"] for song in songs
     ]
-    asked = [Request(**song) for song in songs]
+    asked = [SongRequest(**song) for song in songs]
     Jukebox(runs).sample(asked, out=tmp_path / "alone")
     assert same_songs(out, tmp_path / "alone", asked)
 
@@ -275,8 +278,8 @@ def test_the_summary_tells_of_every_song_the_folder_was_asked_for(
     runs: Path, tmp_path: Path
 ) -> None:
     bad, good = (
-        Request(id="bad", prompt="nowhere.wav"),
-        [Request(id=name, seconds=0.2) for name in "abc"],
+        SongRequest(id="bad", prompt="nowhere.wav"),
+        [SongRequest(id=name, seconds=0.2) for name in "abc"],
     )
     summary = tmp_path / ".unfinished/summary.json"
     for song in good:
@@ -291,7 +294,7 @@ def test_the_summary_tells_of_every_song_the_folder_was_asked_for(
     }  # fmt: skip
     for name in ("c", "odd", "bad"):
         (tmp_path / f"{name}.json").write_text("{}")
-    summarise(tmp_path, [good[2], Request(id="odd"), bad], [], {})
+    summarise(tmp_path, [good[2], SongRequest(id="odd"), bad], [], {})
     assert json.loads(summary.read_text()) == {
         "made": ["a", "b", "c", "odd", "bad"],
         "failed": {},

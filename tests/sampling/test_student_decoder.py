@@ -7,13 +7,18 @@ from fixtures.tiny_students import KNOWN, ORDERS, TEACHERS, known_slots, little_
 
 from megajukebox.models.grid_order import GridOrder
 from megajukebox.models.student import Student
-from megajukebox.sampling.decoding.decoder import Packed
+from megajukebox.sampling.decoding.decoder import PackedPrior
 from megajukebox.sampling.decoding.window_sampler import sample_window
-from megajukebox.sampling.students.student_decoder import Draws, emit, emit_slowly, student_decoding
+from megajukebox.sampling.students.student_decoder import (
+    StudentTokenSampler,
+    emit,
+    emit_slowly,
+    student_decoding,
+)
 
 
-def draws_of(seeds: list[int], first: list[int]) -> Draws:
-    return Draws(plain_draw(seeds), torch.tensor(first))
+def draws_of(seeds: list[int], first: list[int]) -> StudentTokenSampler:
+    return StudentTokenSampler(plain_draw(seeds), torch.tensor(first))
 
 
 @pytest.mark.parametrize("known", KNOWN)
@@ -36,7 +41,7 @@ def assert_cached_equals_full(student: Student, known: str) -> None:
     given = student.conditioning(batch)
     full = student.logits(batch["codes"], given, slots)
     assert full.std(dim=1).mean() > 0.5, "logits that do not vary would prove nothing"
-    for packed in (None, Packed(student)):
+    for packed in (None, PackedPrior(student)):
         hidden, seen = torch.zeros_like(batch["codes"]), torch.zeros(WINDOW, dtype=torch.bool)
         hidden[slots] = batch["codes"][slots]
         with student_decoding(student, given, slots, packed) as decoder:
@@ -72,7 +77,7 @@ def test_at_the_teachers_order_a_student_samples_the_teachers_codes() -> None:
     batch, student = prior_batch(teacher.config), student_of(teacher, TEACHERS, awake=False)
     given, slots = teacher.conditioning(batch), known_slots("prefix")
     window = window_task(teacher, batch, plain_draw([1, 2]), 6, WINDOW, first=40)
-    theirs = sample_window(Packed(teacher), window)
+    theirs = sample_window(PackedPrior(teacher), window)
     assert torch.equal(
         emit(student, given, batch["codes"], slots, draws_of([1, 2], [40, 40])), theirs
     )
@@ -144,7 +149,7 @@ def surprisal(order: GridOrder, temperature: float) -> float:
         prior_batch(student.config, songs=SONGS),
         torch.zeros(SONGS, 64, dtype=torch.bool),
     )
-    draws = Draws(
+    draws = StudentTokenSampler(
         plain_draw(list(range(SONGS)), temperature=temperature),
         torch.zeros(SONGS, dtype=torch.long),
     )

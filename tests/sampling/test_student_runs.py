@@ -14,9 +14,9 @@ from megajukebox.models.prior import Prior, PriorConfig
 from megajukebox.sampling.jukebox import RUNS, Jukebox, draw_for
 from megajukebox.sampling.levels.autoregressive import Autoregressive
 from megajukebox.sampling.levels.level_sampler import LevelJob, new_job
-from megajukebox.sampling.songs.requests import Request
+from megajukebox.sampling.songs.requests import SongRequest
 from megajukebox.sampling.students.student_runs import fingerprints, students_of
-from megajukebox.sampling.students.student_sampler import Polished, StudentLevel
+from megajukebox.sampling.students.student_sampler import StudentSampler, VerifiedStudent
 
 ORDERS = {"top": ("1,1", "4,1"), "middle": ("0,1", "1,1"), "bottom": ("0,1",)}
 
@@ -96,7 +96,7 @@ def test_a_level_without_a_student_says_to_distill_one(tmp_path) -> None:
 def sampled(runs: Path, level: str, make) -> LevelJob:
     jukebox, requests = (
         Jukebox(runs),
-        [Request(id="one", seconds=2.0, seed=3), Request(id="two", seconds=2.0, seed=4)],
+        [SongRequest(id="one", seconds=2.0, seed=3), SongRequest(id="two", seconds=2.0, seed=4)],
     )
     told = [jukebox.levels[level].told(request) for request in requests]
     above = torch.randint(16, (2, 64), generator=torch.Generator().manual_seed(0))
@@ -108,24 +108,24 @@ def sampled(runs: Path, level: str, make) -> LevelJob:
 def test_a_student_samples_its_level_and_polished_it_is_the_prior(runs) -> None:
     exact = sampled(runs, "middle", Autoregressive)
     run = students_of(runs, ["middle=student"])["middle"]
-    assert isinstance(run(load(runs, "middle")), StudentLevel)
+    assert isinstance(run(load(runs, "middle")), StudentSampler)
     quick = sampled(runs, "middle", run)
     assert quick.known_BT.all() and not torch.equal(quick.codes_BT, exact.codes_BT)
     polished = students_of(runs, ["middle=polished"])["middle"]
-    assert isinstance(polished(load(runs, "middle")), Polished)
+    assert isinstance(polished(load(runs, "middle")), VerifiedStudent)
     assert torch.equal(sampled(runs, "middle", polished).codes_BT, exact.codes_BT)
     assert not fingerprints({"middle": polished}), "the song is the prior's alone"
 
 
 def test_what_a_student_was_not_taught_is_noted(runs) -> None:
     run = students_of(runs, ["student"])["bottom"]
-    assert not list(run.notes(Request(id="a", temperature=0.9)))
-    notes = list(run.notes(Request(id="a", temperature=0.5, guidance=2)))
+    assert not list(run.notes(SongRequest(id="a", temperature=0.9)))
+    notes = list(run.notes(SongRequest(id="a", temperature=0.5, guidance=2)))
     assert len(notes) == 2 and "taught guidance 1 and keeps to it; 2 was asked" in notes[0]
 
 
 def test_a_student_that_did_not_pass_its_gate_is_noted(runs) -> None:
-    notes = [list(students_of(runs, [f"top=student{order}"])["top"].notes(Request(id="a", temperature=0.9)))
+    notes = [list(students_of(runs, [f"top=student{order}"])["top"].notes(SongRequest(id="a", temperature=0.9)))
              for order in ("", ":4,1")]  # fmt: skip
     further = (
         "the top student 4,1 is further from its prior than allowed: 0.060 bits per code, gate 0.05"
@@ -138,7 +138,7 @@ def test_songs_go_on_and_are_mended_by_students_with_what_is_given_untouched(
 ) -> None:
     jukebox = Jukebox(runs, students=["student", "top=student"])
     first = jukebox.sample(
-        [Request(id="first", seconds=2.0, seed=1, temperature=0.9)], out=tmp_path
+        [SongRequest(id="first", seconds=2.0, seed=1, temperature=0.9)], out=tmp_path
     )[0]
     record = json.loads((tmp_path / "first.json").read_text())
     assert record["engine"] == {"exact": False, "students": {
@@ -148,8 +148,8 @@ def test_songs_go_on_and_are_mended_by_students_with_what_is_given_untouched(
         note for note in record["notes"] if "student" in note
     ]
     source = str(tmp_path / "first.json")
-    longer = Request(id="longer", prompt=source, seconds=4.0, seed=2)
-    mended = Request(id="mended", infill=source, replace=((0.6, 1.1),), seed=3)
+    longer = SongRequest(id="longer", prompt=source, seconds=4.0, seed=2)
+    mended = SongRequest(id="mended", infill=source, replace=((0.6, 1.1),), seed=3)
     for song in jukebox.sample([longer]) + jukebox.sample([mended]):
         for level, codes in first.codes.items():
             stays = song.given.stays[level][: len(codes)]

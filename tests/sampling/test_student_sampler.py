@@ -8,20 +8,20 @@ import torch
 from fixtures.tiny_models import WINDOW, little_prior, plain_draw
 from fixtures.tiny_students import student_of
 
-from megajukebox.conditioning.tokenizers import Tokens
+from megajukebox.conditioning.tokenizers import TokenizedLyrics
 from megajukebox.models.grid_order import GridOrder
 from megajukebox.sampling.levels.autoregressive import Autoregressive
-from megajukebox.sampling.levels.level_sampler import LevelJob, Told, new_job
+from megajukebox.sampling.levels.level_sampler import LevelJob, SongConditioning, new_job
 from megajukebox.sampling.levels.level_windows import conditions_of
-from megajukebox.sampling.students.student_sampler import Polished, StudentLevel, phases
+from megajukebox.sampling.students.student_sampler import StudentSampler, VerifiedStudent, phases
 
 ORDERS = [GridOrder(0, 1), GridOrder(1, 1), GridOrder(4, 1)]
 
 
-def told() -> Told:
-    return Told(
+def told() -> SongConditioning:
+    return SongConditioning(
         {"artist": torch.tensor([1]).numpy(), "genres": torch.tensor([2, -1, -1]).numpy()},
-        Tokens([], []),
+        TokenizedLyrics([], []),
         [],
     )
 
@@ -39,9 +39,9 @@ def job_of(level: str, total: int, seeds: list[int], known: slice = slice(0, 0))
     return job
 
 
-def sampler(level: str, order: GridOrder, **settings) -> StudentLevel:
+def sampler(level: str, order: GridOrder, **settings) -> StudentSampler:
     changed = {"upper": None, "level": "top"} if level == "top" else {}
-    return StudentLevel(student_of(little_prior(**changed), order), **settings)
+    return StudentSampler(student_of(little_prior(**changed), order), **settings)
 
 
 @pytest.mark.parametrize("total", [5, 16, 17, 40, 63])
@@ -122,7 +122,7 @@ def test_polished_is_the_teachers_sample_whatever_the_student_guessed(level: str
             ),
             [],
         )
-        Polished(StudentLevel(student_of(teacher, order)), teacher, ahead=4).sample(
+        VerifiedStudent(StudentSampler(student_of(teacher, order)), teacher, ahead=4).sample(
             again, counted.append
         )
         assert torch.equal(again.codes_BT, exact.codes_BT) and sum(counted) == 2 * 37

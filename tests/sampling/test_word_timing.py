@@ -14,16 +14,16 @@ from fixtures.tiny_shards import HOPS, codes_of, npy, write_set
 
 from megajukebox.commands.align import main
 from megajukebox.common.model_files import read_facts
-from megajukebox.conditioning.lrc import Word, parse_lrc
-from megajukebox.conditioning.tokenizers import JukeboxCharacters, Tokens
+from megajukebox.conditioning.lrc import TimedWord, parse_lrc
+from megajukebox.conditioning.tokenizers import JukeboxCharacters, TokenizedLyrics
 from megajukebox.explorer.loaders.samples import read_samples
 from megajukebox.models.prior import Prior, PriorConfig
 from megajukebox.sampling.jukebox import Jukebox
-from megajukebox.sampling.levels.level_sampler import Told
+from megajukebox.sampling.levels.level_sampler import SongConditioning
 from megajukebox.sampling.lyrics.head_selection import (
     FOLLOWS,
-    Choice,
-    KnownSong,
+    AlignedSong,
+    AlignmentHead,
     choose,
     read_choice,
     write_choice,
@@ -35,10 +35,10 @@ from megajukebox.sampling.lyrics.word_timing import (
     word_times,
     words_of,
 )
-from megajukebox.sampling.songs.requests import Request
+from megajukebox.sampling.songs.requests import SongRequest
 
 TEXT = "the moon is\non the water "
-TOKENS = Tokens(list(range(1, len(TEXT) + 1)), [(i, i + 1) for i in range(len(TEXT))])
+TOKENS = TokenizedLyrics(list(range(1, len(TEXT) + 1)), [(i, i + 1) for i in range(len(TEXT))])
 
 
 def planted(
@@ -175,9 +175,9 @@ def reading_prior(layer: int = 3, head: int = 1) -> Prior:
 def test_the_head_that_reads_along_is_found_in_a_prior_and_its_error_told() -> None:
     prior, words = reading_prior(), words_of(SUNG)
     seconds = prior.config.hop / prior.config.sample_rate
-    timed = [Word(a, b, EDGES[a] * seconds, EDGES[b] * seconds) for a, b in words]
-    told = Told({}, JukeboxCharacters("v2").encode(SUNG), timed)
-    song = KnownSong(told, SUNG, torch.randint(11, (32,)), 32 * prior.config.hop)
+    timed = [TimedWord(a, b, EDGES[a] * seconds, EDGES[b] * seconds) for a, b in words]
+    told = SongConditioning({}, JukeboxCharacters("v2").encode(SUNG), timed)
+    song = AlignedSong(told, SUNG, torch.randint(11, (32,)), 32 * prior.config.hop)
     choice, scores = choose(prior, [song], weights="f")
     assert set(scores) == {(layer, head) for layer in (3, 7) for head in (0, 1)}
     assert choice.pair == (3, 1) and choice.follows and choice.weights == "f" and choice.songs == 1
@@ -189,9 +189,9 @@ def test_a_prior_that_does_not_follow_is_said_not_to() -> None:
     for block in prior.blocks:
         if block.attention.pattern == "lyrics":
             torch.nn.init.normal_(block.attention.query.weight)
-    told = Told({}, JukeboxCharacters("v2").encode(SUNG), [])
+    told = SongConditioning({}, JukeboxCharacters("v2").encode(SUNG), [])
     choice, _ = choose(
-        prior, [KnownSong(told, SUNG, torch.randint(11, (32,)), 32 * prior.config.hop)]
+        prior, [AlignedSong(told, SUNG, torch.randint(11, (32,)), 32 * prior.config.hop)]
     )
     assert not choice.follows and choice.error_ms is None
 
@@ -247,12 +247,12 @@ def runs(request, tmp_path_factory) -> Path:
     """A jukebox whose prior has a head to tell the times by."""
     mode, layer = request.param
     folder = write_runs(tmp_path_factory.mktemp("singing") / "runs", mode)
-    write_choice(folder / "top_prior", Choice(layer=layer, head=1, score=1.5, songs=3))
+    write_choice(folder / "top_prior", AlignmentHead(layer=layer, head=1, score=1.5, songs=3))
     return folder
 
 
 def sample(runs: Path, out: Path, **request) -> dict:
-    Jukebox(runs).sample([Request(id="a", seconds=4.2, seed=1, **request)])[0].save(out)
+    Jukebox(runs).sample([SongRequest(id="a", seconds=4.2, seed=1, **request)])[0].save(out)
     return json.loads((out / "a.json").read_text())
 
 
@@ -292,6 +292,6 @@ def test_times_that_were_asked_for_stay_and_lyrics_of_an_earlier_song_do_not(
     assert "alignment" not in sample(runs, tmp_path, lyrics=given)
     assert (tmp_path / "a.lrc").read_text() == given
     weak = Path(shutil.copytree(runs, tmp_path / "weak"))
-    write_choice(weak / "top_prior", Choice(layer=3, head=1, follows=False))
+    write_choice(weak / "top_prior", AlignmentHead(layer=3, head=1, follows=False))
     assert "alignment" not in sample(weak, tmp_path, lyrics="la la")
     assert (tmp_path / "a.txt").read_text() == "la la" and not (tmp_path / "a.lrc").exists()

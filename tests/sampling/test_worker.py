@@ -15,7 +15,7 @@ from fixtures.tiny_jukebox import write_runs
 
 from megajukebox.sampling import worker
 from megajukebox.sampling.jukebox import Jukebox
-from megajukebox.sampling.songs.requests import Request
+from megajukebox.sampling.songs.requests import SongRequest
 
 
 @pytest.fixture(scope="module")
@@ -35,12 +35,12 @@ def order(folder: Path, **request: Any) -> dict[str, Any]:
 def test_a_kept_jukebox_makes_the_songs_of_a_fresh_one_however_often(
     runs: Path, tmp_path: Path
 ) -> None:
-    standing = worker.Standing(runs)
+    standing = worker.SamplerServer(runs)
     for name, seed in (("a", 1), ("b", 2), ("again", 1)):
         answer = standing.answer(order(tmp_path, id=name, seed=seed, lyrics="la la la"))
         assert (answer["state"], answer["reason"]) == ("done", "") and answer["memory"] > 0
     (fresh,) = Jukebox(runs, "cpu").sample(
-        [Request(id="a", seconds=0.4, seed=1, lyrics="la la la")]
+        [SongRequest(id="a", seconds=0.4, seed=1, lyrics="la la la")]
     )
     for level, codes in fresh.codes.items():
         made = [np.load(tmp_path / f"{name}.codes.npz")[level] for name in ("a", "b", "again")]
@@ -56,7 +56,7 @@ def test_a_kept_jukebox_makes_the_songs_of_a_fresh_one_however_often(
 def test_it_loads_once_and_again_only_when_a_file_of_the_runs_changed(
     runs: Path, tmp_path: Path
 ) -> None:
-    standing = worker.Standing(runs)
+    standing = worker.SamplerServer(runs)
     first = standing.jukebox()
     assert standing.jukebox() is first and all(
         run.kept is not None for run in first.levels.values()
@@ -69,14 +69,14 @@ def test_priors_that_do_not_fit_together_are_loaded_level_by_level(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker, "SHARE", 0.0)
-    standing = worker.Standing(runs)
+    standing = worker.SamplerServer(runs)
     assert standing.answer(order(tmp_path, id="large"))["state"] == "done"
     assert all(run.kept is None for run in standing.jukebox().levels.values())
 
 
 def test_a_song_that_is_stopped_leaves_nothing(runs: Path, tmp_path: Path) -> None:
     (tmp_path / "STOP").touch()
-    assert worker.Standing(runs).answer(order(tmp_path, id="stopped"))["state"] == "stopped"
+    assert worker.SamplerServer(runs).answer(order(tmp_path, id="stopped"))["state"] == "stopped"
     assert not [path for path in tmp_path.rglob("*") if path.name.startswith("stopped")]
 
 
@@ -90,7 +90,7 @@ def test_a_song_that_is_stopped_leaves_nothing(runs: Path, tmp_path: Path) -> No
 def test_what_cannot_be_made_is_said_and_the_next_song_is_made(
     runs: Path, tmp_path: Path, request_: dict[str, Any], why: str
 ) -> None:
-    standing = worker.Standing(runs)
+    standing = worker.SamplerServer(runs)
     answer = standing.answer(order(tmp_path, **request_))
     assert answer["state"] == "failed" and why in answer["reason"]
     assert standing.answer(order(tmp_path, id="next"))["state"] == "done"
@@ -108,5 +108,5 @@ def test_its_output_is_answers_alone_and_it_ends_with_its_input(runs: Path, tmp_
 
 def test_a_line_in_is_a_line_out(runs: Path, tmp_path: Path) -> None:
     answers = io.StringIO()
-    worker.work(worker.Standing(runs), [json.dumps(order(tmp_path, id="one")) + "\n"], answers)
+    worker.work(worker.SamplerServer(runs), [json.dumps(order(tmp_path, id="one")) + "\n"], answers)
     assert answers.getvalue().count("\n") == 1 and json.loads(answers.getvalue())["state"] == "done"

@@ -36,7 +36,7 @@ def test_killed_damaged_and_warned_by_dice_a_run_ends_as_if_nothing_had_been(tmp
     done = subprocess.run(
         [sys.executable, str(SOAK), *told], capture_output=True, text=True, timeout=850
     )
-    assert done.returncode == exit_codes.DONE, done.stdout[-2000:] + done.stderr[-2000:]
+    assert done.returncode == exit_codes.EXIT_OK, done.stdout[-2000:] + done.stderr[-2000:]
     found = json.loads(report.read_text())
     assert found["same_losses"] and found["same_weights"] and found["steps"] == 70
     assert {strike["fault"] for strike in found["strikes"]} == {"flip", "signal"}

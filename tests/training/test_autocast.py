@@ -9,7 +9,7 @@ from conftest import environment
 
 from megajukebox.training.config import load_preset
 from megajukebox.training.engines.collectives import read_ds_config
-from megajukebox.training.planner.workload import subject
+from megajukebox.training.planner.workload import workload_of
 
 # One process a run: what autocast DeepSpeed uses is global to it.
 PROGRAM = """
@@ -48,7 +48,7 @@ SMALL = {
 
 def trained(stage: str, ds_config: dict, steps: int = 6) -> dict:
     told = {
-        "subject": subject(load_preset("tiny", SMALL[stage]), stage),
+        "subject": workload_of(load_preset("tiny", SMALL[stage]), stage),
         "ds_config": ds_config,
         "steps": steps,
     }

@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 
 from megajukebox.training.checkpoint import (
     MANIFEST,
-    Keep,
-    Stored,
-    flaws,
+    RetentionPolicy,
+    StoredFile,
+    commit,
     folder_of,
     newest,
     partial,
     read_state,
-    seal,
+    verify,
 )
 
 FILES = {"state/rank-0.pt": b"first" * 100, "state/rank-1.pt": b"second" * 100, "empty.txt": b""}
@@ -41,7 +41,9 @@ def write(run: Path, step: int) -> Path:
 def saved(run: Path, *steps: int, keep: int = 10) -> Path:
     for step in steps:
         write(run, step)
-        seal(partial(run, step), step, {"step": step, "stream": {"seed": 3}}, Keep(keep))
+        commit(
+            partial(run, step), step, {"step": step, "stream": {"seed": 3}}, RetentionPolicy(keep)
+        )
     return folder_of(run, steps[-1])
 
 
@@ -59,7 +61,7 @@ def flip(path: Path, place: int) -> None:
 
 def test_a_sealed_checkpoint_is_the_newest_and_holds_what_was_written(tmp_path: Path) -> None:
     folder = saved(tmp_path, 10, 20)
-    assert newest(tmp_path) == (folder, []) and flaws(folder) is None
+    assert newest(tmp_path) == (folder, []) and verify(folder) is None
     assert read_state(folder) == {"step": 20, "stream": {"seed": 3}}
     assert (folder / "state/rank-1.pt").read_bytes() == FILES["state/rank-1.pt"] + b"20"
     assert (tmp_path / "checkpoints/latest").read_text() == "step-00000020"
@@ -133,7 +135,7 @@ def test_a_flipped_bit_anywhere_in_the_manifest_is_found_or_harmless(tmp_path: P
     whole, harmless = json.loads(path.read_text())["files"], 0
     for place in range(path.stat().st_size):
         flip(path, place)
-        if flaws(folder) is None:
+        if verify(folder) is None:
             assert json.loads(path.read_text())["files"] == whole, path.read_bytes()[
                 place - 20 : place + 20
             ]
@@ -149,7 +151,7 @@ def test_a_flipped_bit_anywhere_in_the_manifest_is_found_or_harmless(tmp_path: P
 def test_a_manifest_of_another_form_is_a_flaw(tmp_path: Path, content: str) -> None:
     folder = saved(tmp_path, 20)
     (folder / MANIFEST).write_text(content)
-    assert "manifest" in (flaws(folder) or "")
+    assert "manifest" in (verify(folder) or "")
 
 
 @pytest.mark.parametrize("name", ["state/rank-0.pt", "state.json", "empty.txt", MANIFEST])
@@ -201,25 +203,25 @@ def test_a_rejected_later_checkpoint_never_costs_the_one_just_saved(
 
 def test_a_step_saved_again_replaces_what_was_there(tmp_path: Path) -> None:
     flip(saved(tmp_path, 10) / "state/rank-0.pt", 0)
-    assert flaws(folder_of(tmp_path, 10)) is not None
-    assert flaws(saved(tmp_path, 10)) is None
+    assert verify(folder_of(tmp_path, 10)) is not None
+    assert verify(saved(tmp_path, 10)) is None
 
 
 def test_every_nth_checkpoint_stays_for_good(tmp_path: Path) -> None:
     for step in range(5, 45, 5):
         write(tmp_path, step)
-        seal(partial(tmp_path, step), step, {"step": step}, Keep(2, every=15))
+        commit(partial(tmp_path, step), step, {"step": step}, RetentionPolicy(2, every=15))
     assert steps_of(tmp_path) == [15, 30, 35, 40]
 
 
 def test_while_no_step_can_be_taken_the_last_good_checkpoint_stays(tmp_path: Path) -> None:
     for step in range(5, 45, 5):
         write(tmp_path, step)
-        seal(
+        commit(
             partial(tmp_path, step),
             step,
             {"step": step},
-            Keep(2, stuck=15 if step in range(20, 40) else None),
+            RetentionPolicy(2, stuck=15 if step in range(20, 40) else None),
         )
         if step == 35:
             assert steps_of(tmp_path) == [10, 30, 35], (
@@ -234,10 +236,10 @@ def test_processes_share_the_reading_of_a_checkpoint_and_between_them_find_every
     folder = saved(tmp_path, 10)
     for name in ("state/rank-0.pt", "state/rank-1.pt", "state.json"):
         flip(folder / name, 0)
-        found = [flaws(folder, (rank, 3)) for rank in range(3)]
+        found = [verify(folder, (rank, 3)) for rank in range(3)]
         assert [flaw for flaw in found if flaw] == [f"{name} has another checksum"]
         flip(folder / name, 0)
-    assert [flaws(folder, (rank, 7)) for rank in range(7)] == [None] * 7
+    assert [verify(folder, (rank, 7)) for rank in range(7)] == [None] * 7
 
 
 def test_a_save_that_may_not_be_made_final_leaves_no_checkpoint(tmp_path: Path) -> None:
@@ -248,7 +250,7 @@ def test_a_save_that_may_not_be_made_final_leaves_no_checkpoint(tmp_path: Path) 
 
     written = write(tmp_path, 20)
     with pytest.raises(RuntimeError, match="another start"):
-        seal(written, 20, {"step": 20}, Keep(2), check=replaced)
+        commit(written, 20, {"step": 20}, RetentionPolicy(2), check=replaced)
     assert (
         newest(tmp_path) == (before, [])
         and (tmp_path / "checkpoints/latest").read_text() == "step-00000010"
@@ -259,9 +261,11 @@ def test_sums_told_by_the_writer_are_believed_so_a_file_that_reached_the_disk_ot
     tmp_path: Path,
 ) -> None:
     written = write(tmp_path, 20)
-    told = {str(written / "state/rank-0.pt"): Stored(len(FILES["state/rank-0.pt"]) + 2, "0" * 64)}
-    folder = seal(written, 20, {"step": 20}, Keep(2), told)
-    assert flaws(folder) == "state/rank-0.pt has another checksum"
+    told = {
+        str(written / "state/rank-0.pt"): StoredFile(len(FILES["state/rank-0.pt"]) + 2, "0" * 64)
+    }
+    folder = commit(written, 20, {"step": 20}, RetentionPolicy(2), told)
+    assert verify(folder) == "state/rank-0.pt has another checksum"
 
 
 @given(
@@ -281,8 +285,11 @@ def test_whatever_is_saved_killed_and_damaged_the_newest_whole_one_is_never_lost
             write(run, whole + more)
             if what == "killed":
                 continue
-            last = seal(
-                partial(run, whole + more), whole + more, {"step": whole + more}, Keep(keep)
+            last = commit(
+                partial(run, whole + more),
+                whole + more,
+                {"step": whole + more},
+                RetentionPolicy(keep),
             )
             if what == "damaged" and whole and folder_of(run, whole).exists():
                 flip(last / "state/rank-0.pt", 1)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import environment
 
-from megajukebox.training.engines.checkpoint_engine import Storage
+from megajukebox.training.engines.checkpoint_engine import CheckpointStorage
 from megajukebox.training.engines.universal_checkpoint import (
     ALLOWED,
     _wait_for,
@@ -25,7 +25,7 @@ STATE = {"weights": torch.arange(1000.0), "step": 7, "names": ["a", "b"]}
 
 
 def test_what_was_written_is_read_and_its_sum_is_known(tmp_path: Path) -> None:
-    storage, path = Storage([]), str(tmp_path / "state.pt")
+    storage, path = CheckpointStorage([]), str(tmp_path / "state.pt")
     storage.save(STATE, path)
     back = storage.load(path)
     assert (
@@ -47,7 +47,7 @@ def test_a_file_that_would_run_code_is_refused(tmp_path: Path, monkeypatch) -> N
     path = tmp_path / "evil.pt"
     torch.save({"x": Evil()}, path)
     with pytest.raises(pickle.UnpicklingError, match="system"):
-        Storage(ALLOWED).load(str(path))
+        CheckpointStorage(ALLOWED).load(str(path))
     assert not (tmp_path / "evil").exists()
 
 
@@ -80,7 +80,7 @@ def test_only_four_names_are_allowed_in_a_checkpoint() -> None:
 
 
 def test_a_disk_that_refuses_is_noted_and_the_rest_of_the_save_left_out(tmp_path: Path) -> None:
-    storage = Storage([])
+    storage = CheckpointStorage([])
     storage.save({"big": torch.zeros(100_000)}, "/dev/full")
     assert storage.failure and "No space left" in storage.failure and "MB free" in storage.failure
     storage.save(STATE, str(tmp_path / "next.pt"))
@@ -91,7 +91,7 @@ def test_a_disk_that_refuses_is_noted_and_the_rest_of_the_save_left_out(tmp_path
 
 
 def test_a_folder_that_is_gone_is_noted_too(tmp_path: Path) -> None:
-    storage = Storage([])
+    storage = CheckpointStorage([])
     storage.save(STATE, str(tmp_path / "gone/state.pt"))
     assert storage.failure and "No such file" in storage.failure
 

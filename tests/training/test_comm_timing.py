@@ -15,7 +15,7 @@ from fixtures.interrupted_runs import ROOT, by_deepspeed, finish, start
 from megajukebox.monitoring.alerts import straggler
 from megajukebox.monitoring.collect.run_reader import Runs
 from megajukebox.monitoring.collect.step_breakdown import step_parts, told
-from megajukebox.monitoring.collect.stragglers import Rank, slowdowns
+from megajukebox.monitoring.collect.stragglers import RankHealth, slowdowns
 from megajukebox.records.run_log import read_lines
 from megajukebox.training.engines.comm_timing import CALLS, Communication
 from megajukebox.training.engines.ds_config import DS_CONFIGS
@@ -122,8 +122,10 @@ def test_a_collective_that_fails_leaves_everything_as_it_was(alone) -> None:
 # --- who is slow
 
 
-def rank(number: int, own: float, step: float = 1.0, stage: int = 0) -> Rank:
-    return Rank(number, "h", 0.0, 1.0, "step", 0.0, step_seconds=step, own_seconds=own, stage=stage)
+def rank(number: int, own: float, step: float = 1.0, stage: int = 0) -> RankHealth:
+    return RankHealth(
+        number, "h", 0.0, 1.0, "step", 0.0, step_seconds=step, own_seconds=own, stage=stage
+    )
 
 
 def test_a_slow_rank_is_told_by_how_much_it_lengthens_a_step() -> None:

@@ -10,7 +10,7 @@ from megajukebox.training.planner.fit import check_fits, check_precision
 from megajukebox.training.planner.gpus import GIB, gpu_named
 from megajukebox.training.planner.plan import default_gpus, ds_config_for
 from megajukebox.training.planner.recipe import KEYS, recipe
-from megajukebox.training.planner.workload import subject
+from megajukebox.training.planner.workload import workload_of
 
 NAMES = sorted(path.name for path in DS_CONFIGS.glob("*.json"))
 
@@ -59,7 +59,7 @@ def test_plan_accepts_the_released_presets_at_jukebox_s_sizes(stage, gpu):
     way = recipe(share_batch(read_ds_config(name), default_gpus(stage)), default_gpus(stage))
     check_precision(way, device)
     assert (
-        check_fits(subject(preset, stage), way, default_gpus(stage), device).total
+        check_fits(workload_of(preset, stage), way, default_gpus(stage), device).total
         < device.memory * GIB
     )
 
@@ -70,7 +70,7 @@ def test_plan_accepts_the_pipelines(name):
     way = recipe(read_ds_config(name), 128)
     check_precision(way, device)
     assert way.pipeline == 4 and way.samples(128) == 512, "as many windows a step as Jukebox"
-    assert check_fits(subject(load_preset("jukebox_5b"), "top_prior"), way, 128, device)
+    assert check_fits(workload_of(load_preset("jukebox_5b"), "top_prior"), way, 128, device)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -11,7 +11,7 @@ from fixtures.tiny_runs import codes_and_preset, losses, train, write_ds_config
 from typer.testing import CliRunner
 
 from megajukebox.commands.evaluate import main as score_main
-from megajukebox.common.files import write_whole
+from megajukebox.common.files import write_atomic
 from megajukebox.common.model_files import load_weights
 from megajukebox.conditioning.vocabulary import VOCABULARIES
 from megajukebox.training.engines.universal_checkpoint import weights_of
@@ -118,7 +118,7 @@ def test_songs_with_names_that_the_model_does_not_know_are_refused_naming_grow(
     copy = shutil.copytree(base, tmp_path / "base")
     known = json.loads((copy / VOCABULARIES).read_text())
     gone = known["artist"].pop()
-    write_whole(copy / VOCABULARIES, json.dumps(known).encode())
+    write_atomic(copy / VOCABULARIES, json.dumps(known).encode())
     said = train(*little, tmp_path / "run", "--from", str(copy), expect=93)
     assert (
         f"does not know artist {gone!r}" in said.lower()

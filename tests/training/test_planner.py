@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from megajukebox.models.prior import Prior
 from megajukebox.training.config import load_preset
-from megajukebox.training.planner.activation_trace import Pass, Setting, training_pass
+from megajukebox.training.planner.activation_trace import TracedPass, TraceSetting, training_pass
 from megajukebox.training.planner.dummy_batches import windows
 from megajukebox.training.planner.fit import DoesNotFit, check_fits, check_whole, need
 from megajukebox.training.planner.forecast import DAY, failures, pace
@@ -17,15 +17,15 @@ from megajukebox.training.planner.gpus import GIB, GPU, gpu_named
 from megajukebox.training.planner.memory import Weights, gradients_grow, moments
 from megajukebox.training.planner.plan import Assumptions, ds_config_for, plan
 from megajukebox.training.planner.recipe import recipe
-from megajukebox.training.planner.workload import fullest, subject, weights_of
+from megajukebox.training.planner.workload import fullest, weights_of, workload_of
 
 ADAM = {"type": "AdamW", "params": {"lr": 1e-3, "torch_adam": True}}
 HALF = {"fp16": {"enabled": True}}
 WEIGHTS, RUN = (
     Weights(total=1000, largest=100, small=40),
-    Pass(activations=5000, peak=6000, flops=1),
+    TracedPass(activations=5000, peak=6000, flops=1),
 )
-FLOAT32 = Setting("float32", "float32", recompute=False, fused=True, cpu=True, gradients=False)
+FLOAT32 = TraceSetting("float32", "float32", recompute=False, fused=True, cpu=True, gradients=False)
 
 
 def told(zero: int, micro: int = 1, **more: object) -> dict:
@@ -45,7 +45,7 @@ def parts(ds_config: dict, ranks: int, moment: str) -> dict:
 
 def tiny() -> tuple:
     """The tiny top prior: (subject, its configuration)."""
-    of = subject(load_preset("tiny"), "top_prior")
+    of = workload_of(load_preset("tiny"), "top_prior")
     return of, of.prior
 
 
@@ -83,7 +83,7 @@ def test_recomputing_keeps_one_hidden_state_a_block_instead_of_all_that_is_in_it
 
 def test_flops_of_a_block_are_twice_its_weights_for_each_code_and_the_attention():
     of, config = tiny()
-    deeper = subject(load_preset("tiny", ["top.transformer.depth=9"]), "top_prior")
+    deeper = workload_of(load_preset("tiny", ["top.transformer.depth=9"]), "top_prior")
     more = (
         training_pass(deeper.build, deeper.batch, 1, FLOAT32).flops
         - training_pass(of.build, of.batch, 1, FLOAT32).flops
@@ -95,7 +95,7 @@ def test_flops_of_a_block_are_twice_its_weights_for_each_code_and_the_attention(
 
 
 def test_half_precision_halves_the_activations_of_a_vqvae_under_autocast():
-    of = subject(load_preset("tiny"), "vqvae")
+    of = workload_of(load_preset("tiny"), "vqvae")
     whole = training_pass(of.build, of.batch, 1, FLOAT32._replace(cpu=False))
     half = training_pass(of.build, of.batch, 1, FLOAT32._replace(cpu=False, precision="float16"))
     assert 0.45 < half.activations / whole.activations < 0.7
@@ -159,9 +159,9 @@ def test_layers_are_dealt_out_evenly_in_order(sizes, count, most):
 
 def test_released_presets_have_the_released_numbers_of_parameters():
     preset = load_preset("jukebox_5b")
-    assert weights_of(subject(preset, "top_prior"), 1, 0).total == 5_060_452_800
-    assert weights_of(subject(preset, "bottom_upsampler"), 1, 0).total == 981_298_176
-    assert weights_of(subject(preset, "vqvae"), 1, 0).total == 1_485_763
+    assert weights_of(workload_of(preset, "top_prior"), 1, 0).total == 5_060_452_800
+    assert weights_of(workload_of(preset, "bottom_upsampler"), 1, 0).total == 981_298_176
+    assert weights_of(workload_of(preset, "vqvae"), 1, 0).total == 1_485_763
 
 
 # ---- Time and failures -----------------------------------------------------------------------------------------------
@@ -305,7 +305,7 @@ def test_the_entry_tells_a_stage_as_json():
     made = json.loads(output)
     assert (
         code == 0
-        and made["parameters"] == weights_of(subject(load_preset("tiny"), "vqvae"), 1, 0).total
+        and made["parameters"] == weights_of(workload_of(load_preset("tiny"), "vqvae"), 1, 0).total
     )
     assert made["samples_per_step"] == 4 and made["days"] == pytest.approx(
         made["steps"] * made["step_seconds"] / DAY

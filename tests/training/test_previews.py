@@ -10,7 +10,7 @@ from fixtures.tiny_runs import codes_and_preset, events, train
 
 from megajukebox.commands.preview import folders, requests
 from megajukebox.training.config import TrainingSettings
-from megajukebox.training.previews import Hearing
+from megajukebox.training.previews import PreviewSampler
 
 
 class Log:
@@ -28,7 +28,7 @@ def settings(**changed) -> TrainingSettings:
 def test_a_run_is_heard_when_its_turn_comes_and_at_no_other_save(tmp_path):
     runs, log = write_runs(tmp_path / "runs"), Log()
     run = runs / "top_prior"
-    hearing = Hearing(run, settings(), log, 0, active=True)
+    hearing = PreviewSampler(run, settings(), log, 0, active=True)
     for step in (2, 4, 5, 7):
         hearing.after_save(step)
     hearing.end(wait=True)
@@ -57,7 +57,7 @@ def test_a_top_prior_alone_is_heard_through_its_own_level(tmp_path):
 
 def test_what_goes_wrong_there_is_told_and_nothing_else(tmp_path):
     runs, log = write_runs(tmp_path / "runs"), Log()
-    hearing = Hearing(
+    hearing = PreviewSampler(
         runs / "top_prior", settings(sample_runs=str(tmp_path / "nowhere")), log, 0, active=True
     )
     hearing.after_save(4)
@@ -72,8 +72,10 @@ def test_what_goes_wrong_there_is_told_and_nothing_else(tmp_path):
 
 def test_other_ranks_and_runs_that_do_not_want_it_start_nothing(tmp_path):
     for hearing in (
-        Hearing(tmp_path, settings(), Log(), 0, active=False),
-        Hearing(tmp_path, settings().model_copy(update={"sample_every": 0}), Log(), 0, active=True),
+        PreviewSampler(tmp_path, settings(), Log(), 0, active=False),
+        PreviewSampler(
+            tmp_path, settings().model_copy(update={"sample_every": 0}), Log(), 0, active=True
+        ),
     ):
         hearing.after_save(4)
         assert hearing.process is None

@@ -7,7 +7,11 @@ import soundfile
 import torch
 from fixtures.tiny_models import little_vqvae
 
-from megajukebox.training.reconstruction_samples import is_due, listen, reconstructions
+from megajukebox.training.reconstruction_samples import (
+    is_due,
+    reconstructions,
+    write_reconstructions,
+)
 
 
 def test_they_come_ever_more_rarely(tmp_path: Path) -> None:
@@ -24,7 +28,9 @@ def test_every_level_is_heard_beside_the_original(tmp_path: Path) -> None:
     task = SimpleNamespace(held_out=lambda: [{"audio": torch.rand(2, 256, 1) * 3 - 1.5}])
     engine = SimpleNamespace(module=model, stage=0)
     for rank in (1, 0):
-        listen(SimpleNamespace(rank=rank, folder=tmp_path / str(rank)), task, engine, 100)  # type: ignore[arg-type]
+        write_reconstructions(
+            SimpleNamespace(rank=rank, folder=tmp_path / str(rank)), task, engine, 100
+        )  # type: ignore[arg-type]
     files = sorted((tmp_path / "0" / "samples" / "step-00000100").iterdir())
     assert [path.stem for path in files] == ["bottom", "middle", "original", "top"] and not (
         tmp_path / "1"

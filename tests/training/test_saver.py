@@ -22,12 +22,12 @@ from fixtures.tiny_runs import codes_and_preset, train, write_ds_config
 from pydantic import ValidationError
 
 from megajukebox.records.run_log import read_lines
-from megajukebox.resilience.exit_codes import Leave
-from megajukebox.resilience.fencing import Generation
+from megajukebox.resilience.exit_codes import TerminateRun
+from megajukebox.resilience.fencing import FencingToken
 from megajukebox.training import checkpoint
 from megajukebox.training.checkpointing.saver import prepare
 from megajukebox.training.config import TrainingSettings
-from megajukebox.training.engines.checkpoint_engine import Storage
+from megajukebox.training.engines.checkpoint_engine import CheckpointStorage
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("faults")]
 WAYS = {
@@ -122,22 +122,22 @@ def test_a_stop_waits_for_what_is_being_written_and_saves_where_it_stands(data, 
         ("save", 6),
         ("stop", 6),
     ]
-    assert all(checkpoint.flaws(folder) is None for folder in checkpoint.candidates(out))
+    assert all(checkpoint.verify(folder) is None for folder in checkpoint.candidates(out))
 
 
 def test_a_disk_that_refuses_in_the_background_is_noted_when_the_writing_is_over(tmp_path):
-    storage = Storage([])
+    storage = CheckpointStorage([])
     storage.begin(background=True)
     storage.save({"big": b"0" * 100_000}, "/dev/full")
     assert "No space left" in (storage.finish() or "") and not storage.busy and storage.stored == {}
 
 
 def test_a_start_that_was_thought_dead_does_not_clear_away_what_a_newer_one_is_writing(tmp_path):
-    old, new = Generation.take(tmp_path), Generation.take(tmp_path)
+    old, new = FencingToken.acquire(tmp_path), FencingToken.acquire(tmp_path)
     theirs = checkpoint.partial(tmp_path, 5, new.number)
     theirs.mkdir(parents=True)
     late = SimpleNamespace(folder=tmp_path, generation=old)
-    with pytest.raises(Leave, match="another start"):
+    with pytest.raises(TerminateRun, match="another start"):
         prepare(late, checkpoint.partial(tmp_path, 5, old.number), export=False)
     assert theirs.exists()
 

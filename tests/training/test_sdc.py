@@ -14,7 +14,12 @@ from fixtures.tiny_runs import codes_and_preset, events, faulty, losses, write_d
 
 from megajukebox.training.engines.master_weights import differing
 from megajukebox.training.engines.tensor_hash import hashed
-from megajukebox.training.sdc import Result, doubtful, odd_ranks, odd_results
+from megajukebox.training.sdc import (
+    RecomputedLoss,
+    mismatched_losses,
+    mismatched_ranks,
+    nondeterministic,
+)
 
 
 @pytest.mark.parametrize(
@@ -28,7 +33,7 @@ from megajukebox.training.sdc import Result, doubtful, odd_ranks, odd_results
     ],
 )
 def test_the_rank_with_other_weights_than_most_of_its_stage_is_named(hashes, stages, odd):
-    assert odd_ranks(hashes, stages) == odd
+    assert mismatched_ranks(hashes, stages) == odd
 
 
 @pytest.mark.parametrize("place", [0, 5, 2**22 + 1])
@@ -67,9 +72,9 @@ def test_a_flipped_bit_of_a_master_is_found_where_it_changes_what_it_is_rounded_
 
 def results(
     *losses: float | tuple[float, float], kind: str = "gpu", tolerance: float = 0.0
-) -> list[Result]:
+) -> list[RecomputedLoss]:
     both = [loss if isinstance(loss, tuple) else (loss, loss) for loss in losses]
-    return [Result(*pair, kind, tolerance) for pair in both]
+    return [RecomputedLoss(*pair, kind, tolerance) for pair in both]
 
 
 def near(loss: float) -> float:
@@ -94,7 +99,7 @@ def near(loss: float) -> float:
     ],
 )
 def test_who_gets_another_loss_than_most_of_its_kind_or_two_at_once_is_named(got, odd):
-    assert odd_results(got) == odd
+    assert mismatched_losses(got) == odd
 
 
 TWICE = (5.0, near(5.0))
@@ -115,7 +120,7 @@ TWICE = (5.0, near(5.0))
     ],
 )
 def test_where_most_exact_devices_do_not_repeat_nobody_is_blamed(got, doubt):
-    assert doubtful(got, odd_results(got)) == doubt
+    assert nondeterministic(got, mismatched_losses(got)) == doubt
 
 
 WAYS = """

@@ -17,97 +17,97 @@ from fixtures.paths import TESTS
 from fixtures.tiny_runs import codes_and_preset, events, faulty, losses, train, write_ds_config
 
 from megajukebox.records.run_log import read_lines
-from megajukebox.training.engines.collectives import LowestScale, told_of_lowest_scale
+from megajukebox.training.engines.collectives import LossScaleAtMinimum, told_of_lowest_scale
 from megajukebox.training.spike_detection import (
-    Jump,
-    Rules,
-    Stability,
+    Rewind,
+    SpikeDetector,
+    SpikeRules,
     data_step,
-    going_back,
+    plan_rewind,
+    plan_rewind_lower_lr,
     rate_share,
-    slowing,
 )
 
-SHORT = Rules(window=8, most=2, within=10)
+SHORT = SpikeRules(window=8, most=2, within=10)
 
 
-def after(values: list[float], rules: Rules = SHORT) -> Stability:
+def after(values: list[float], rules: SpikeRules = SHORT) -> SpikeDetector:
     """The state after good steps with these losses (and norms ten times smaller)."""
-    stability = Stability(rules)
+    stability = SpikeDetector(rules)
     for step, value in enumerate(values):
-        stability.note(step, value, value / 10, None)
+        stability.update(step, value, value / 10, None)
     return stability
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
 def test_a_loss_that_is_no_number_is_never_learned_from(loss):
-    assert "loss" in Stability().judge(loss, 1.0)
+    assert "loss" in SpikeDetector().check(loss, 1.0)
 
 
 @pytest.mark.parametrize("norm", [math.nan, math.inf, -1.0])
 def test_a_gradient_that_is_no_number_is_never_learned_from(norm):
-    assert "gradient" in Stability().judge(1.0, norm)
+    assert "gradient" in SpikeDetector().check(1.0, norm)
 
 
 def test_a_spike_is_over_six_sigma_of_the_steps_before():
     stability = after([4.0, 4.2] * 4)
-    assert stability.judge(4.69, 0.41) is None
-    assert "loss 4.72 spiked" in stability.judge(4.72, 0.41)
-    assert "gradient norm" in stability.judge(4.1, 0.8)
+    assert stability.check(4.69, 0.41) is None
+    assert "loss 4.72 spiked" in stability.check(4.72, 0.41)
+    assert "gradient norm" in stability.check(4.1, 0.8)
 
 
 def test_nothing_is_a_spike_before_the_window_is_full_or_where_it_is_switched_off():
-    assert after([4.0] * 7).judge(400.0, 40.0) is None
-    assert after([4.0] * 8, Rules(window=8, sigmas=0)).judge(400.0, 40.0) is None
+    assert after([4.0] * 7).check(400.0, 40.0) is None
+    assert after([4.0] * 8, SpikeRules(window=8, sigmas=0)).check(400.0, 40.0) is None
 
 
 def test_on_a_plateau_a_small_rise_is_no_spike():
-    assert after([4.0] * 8).judge(4.2, 0.4) is None
-    assert after([4.0] * 8).judge(4.3, 0.4) is not None
+    assert after([4.0] * 8).check(4.2, 0.4) is None
+    assert after([4.0] * 8).check(4.3, 0.4) is not None
 
 
 def test_skipped_steps_do_not_move_what_counts_as_usual():
     stability = after([4.0, 4.2] * 4)
     limit = stability.limit(stability.losses)
-    stability.note(8, 400.0, 40.0, "spiked")
+    stability.update(8, 400.0, 40.0, "spiked")
     assert stability.limit(stability.losses) == limit and stability.skipped == 1
 
 
 def test_more_bad_steps_than_allowed_within_the_window_are_hopeless():
-    stability = Stability(SHORT)
+    stability = SpikeDetector(SHORT)
     for step in (0, 4, 9):
-        assert not stability.hopeless
-        stability.note(step, math.nan, 1.0, "loss is nan")
-    assert stability.hopeless
-    stability.note(10, 1.0, 1.0, None)
-    assert not stability.hopeless, "the first is out of the window"
+        assert not stability.has_diverged
+        stability.update(step, math.nan, 1.0, "loss is nan")
+    assert stability.has_diverged
+    stability.update(10, 1.0, 1.0, None)
+    assert not stability.has_diverged, "the first is out of the window"
 
 
 def test_a_restored_state_judges_as_the_one_it_is_of():
     stability = after([4.0, 4.2] * 4)
-    stability.note(8, math.nan, 1.0, "loss is nan")
-    other = Stability(SHORT)
+    stability.update(8, math.nan, 1.0, "loss is nan")
+    other = SpikeDetector(SHORT)
     other.restore(stability.state())
     assert other == stability
     other.restore({})
-    assert other == Stability(SHORT)
+    assert other == SpikeDetector(SHORT)
 
 
 def test_after_a_jump_training_reads_later_data_once():
-    jumps = [Jump(100, 250), Jump(300, 20)]
+    jumps = [Rewind(100, 250), Rewind(300, 20)]
     assert [data_step(step, jumps) for step in (99, 100, 101, 300)] == [99, 350, 351, 570]
 
 
 @pytest.mark.parametrize(
     ("spiked", "expected"),
-    [(350, Jump(200, 350)), (250, Jump(100, 350)), (150, Jump(100, 250)), (90, None)],
+    [(350, Rewind(200, 350)), (250, Rewind(100, 350)), (150, Rewind(100, 250)), (90, None)],
 )
 def test_a_run_goes_back_well_before_the_spike_and_reads_on_behind_it(spiked, expected):
-    assert going_back([100, 200, 300], spiked, back=100, ahead=200) == expected
+    assert plan_rewind([100, 200, 300], spiked, back=100, ahead=200) == expected
 
 
 def test_after_going_back_for_the_rate_data_are_the_same_and_the_rate_is_less():
-    jumps = [Jump(100, 0, 0.5), Jump(100, 250), Jump(300, 0, 0.5)]
+    jumps = [Rewind(100, 0, 0.5), Rewind(100, 250), Rewind(300, 0, 0.5)]
     assert [rate_share(step, jumps) for step in (99, 100, 299, 300)] == [1, 0.5, 0.5, 0.25]
     assert [data_step(step, jumps) for step in (99, 100, 300)] == [99, 350, 550]
 
@@ -116,21 +116,21 @@ def test_after_going_back_for_the_rate_data_are_the_same_and_the_rate_is_less():
     ("stuck", "back", "to"), [(350, 100, 200), (301, 0, 300), (300, 0, 200), (150, 100, 100)]
 )
 def test_a_run_goes_back_to_weights_that_could_still_take_a_step(stuck, back, to):
-    assert slowing([100, 200, 300], stuck, back, 0.5) == Jump(to, 0, 0.5)
+    assert plan_rewind_lower_lr([100, 200, 300], stuck, back, 0.5) == Rewind(to, 0, 0.5)
 
 
 def test_a_run_that_was_stuck_from_its_first_checkpoint_on_has_nothing_to_go_back_to():
-    assert slowing([100, 200], 100, 0, 0.5) is None
+    assert plan_rewind_lower_lr([100, 200], 100, 0, 0.5) is None
 
 
 def test_a_step_that_is_taken_ends_being_stuck():
     stability = after([4.0] * 3)
     stability.left_out(3)
-    stability.note(4, math.inf, 1.0, "loss is inf")
+    stability.update(4, math.inf, 1.0, "loss is inf")
     stability.left_out(5)
-    assert stability.stuck == 3 and Stability(SHORT).stuck is None
-    stability.note(6, 4.0, 0.4, None)
-    assert stability.stuck is None
+    assert stability.first_overflow_step == 3 and SpikeDetector(SHORT).first_overflow_step is None
+    stability.update(6, 4.0, 0.4, None)
+    assert stability.first_overflow_step is None
 
 
 # ---- The real entry, with faults ------------------------------------------------------------------------------------
@@ -272,7 +272,10 @@ def test_the_lowest_fp16_scale_has_a_name():
         1.0, 100, 1.0, 1, False, raise_error_at_min_scale=True, dtype=torch.float16
     )
     zero = Scaling(optimizer=SimpleNamespace())
-    with pytest.raises(LowestScale, match="lowest fp16 loss scale"), told_of_lowest_scale(zero):
+    with (
+        pytest.raises(LossScaleAtMinimum, match="lowest fp16 loss scale"),
+        told_of_lowest_scale(zero),
+    ):
         scaler.update_scale(True)
     with pytest.raises(RuntimeError, match="something else"), told_of_lowest_scale(zero):
         raise RuntimeError("something else")
@@ -288,7 +291,10 @@ def test_without_zero_an_overflow_at_the_lowest_scale_is_told_at_the_end_of_a_st
     engine = Scaling(
         optimizer=SimpleNamespace(loss_scale_config=scaling, overflow=False), last=last
     )
-    with pytest.raises(LowestScale) if raised else nullcontext(), told_of_lowest_scale(engine):
+    with (
+        pytest.raises(LossScaleAtMinimum) if raised else nullcontext(),
+        told_of_lowest_scale(engine),
+    ):
         engine.optimizer.overflow, scaling.cur_scale = True, 1.0
 
 

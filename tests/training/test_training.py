@@ -116,7 +116,7 @@ def test_a_signal_saves_and_leaves(pipeline, tmp_path):
     started = start(pipeline, tmp_path / "run", "training.top_prior.steps=100000")
     wait_for(lambda: len(read_lines(tmp_path / "run/metrics.jsonl")) >= 3)
     started.send_signal(signal.SIGTERM)
-    assert started.wait(200) == exit_codes.STOPPED
+    assert started.wait(200) == exit_codes.EXIT_PREEMPTED
     last = read_lines(tmp_path / "run/events.jsonl")[-1]
     assert last["event"] == "stop" and last["signal"] == signal.SIGTERM
     assert checkpoint.read_state(checkpoint.newest(tmp_path / "run")[0])["step"] == last["step"]

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from megajukebox.data.demo.lyric_text import LANGUAGES, Word, sung_lines
+from megajukebox.data.demo.lyric_text import LANGUAGES, LyricWord, sung_lines
 from megajukebox.data.demo.styles import ARTISTS, GENRES, Artist, Genre
 
 TAIL = 0.7  # seconds the last notes ring
@@ -30,7 +30,7 @@ class Syllable:
 
 
 @dataclass(frozen=True)
-class Section:
+class SongSection:
     """One line of a song with everything that sounds in it. A chorus that returns is an equal section."""
 
     kind: str  # "lead-in", "verse" or "chorus"
@@ -44,7 +44,7 @@ class Section:
 
 
 @dataclass(frozen=True)
-class Song:
+class DemoSong:
     """A song on paper: who, what, and its sections one after another."""
 
     name: str
@@ -55,7 +55,7 @@ class Song:
     moods: tuple[str, ...]
     tempo: float  # beats a minute
     tonic: int  # MIDI pitch around which the voice sings
-    sections: tuple[Section, ...]
+    sections: tuple[SongSection, ...]
     seconds: float
 
     def starts(self) -> list[float]:
@@ -73,7 +73,7 @@ class Song:
         ]
 
 
-def compose(number: int, seed: int, seconds: tuple[float, float]) -> Song:
+def compose(number: int, seed: int, seconds: tuple[float, float]) -> DemoSong:
     """Song `number` of a seed, of a length between the two `seconds`.
 
     Artist, genre and language follow from the number: each (artist, genre) pair comes once in nine songs, and once
@@ -96,7 +96,7 @@ def compose(number: int, seed: int, seconds: tuple[float, float]) -> Song:
     moods = (genre.moods[rng.integers(len(genre.moods))], artist.mood)
     name = f"{number:04d}-{artist.name.lower().replace(' ', '-')}-{genre.name}"
     title = title_of(lines[plan.index("chorus")])
-    return Song(name, artist, genre, language, title, moods, tempo, tonic, sections, length)
+    return DemoSong(name, artist, genre, language, title, moods, tempo, tonic, sections, length)
 
 
 def section_plan(
@@ -115,7 +115,7 @@ def section_plan(
 
 def write_lines(
     plan: tuple[str, ...], language: str, genre: Genre, rng: np.random.Generator
-) -> list[tuple[Word, ...]]:
+) -> list[tuple[LyricWord, ...]]:
     """Words for each section: none for the lead-in, new ones for each verse, always the same for the chorus."""
     chorus, *verses = sung_lines(language, len(genre.syllables), rng)
     return [
@@ -124,7 +124,7 @@ def write_lines(
     ]
 
 
-def title_of(line: tuple[Word, ...]) -> str:
+def title_of(line: tuple[LyricWord, ...]) -> str:
     title = " ".join(word.text for word in line[:2])
     return title[0].upper() + title[1:]
 
@@ -158,7 +158,7 @@ class Score:
     beat: float  # seconds
 
 
-def band(score: Score, kind: str) -> Section:
+def band(score: Score, kind: str) -> SongSection:
     """A section without its voice. A lead-in is the first half of a verse."""
     genre, beat = score.genre, score.beat
     beats = genre.beats / 2 if kind == "lead-in" else genre.beats
@@ -167,7 +167,7 @@ def band(score: Score, kind: str) -> Section:
     strums, picks, bass = (
         held(onsets, beats) for onsets in (genre.strums, genre.picks, genre.bass)
     )
-    return Section(
+    return SongSection(
         kind,
         seconds=beats * beat,
         strums=tuple(
@@ -212,8 +212,8 @@ def bass_pitch(pitch: int) -> int:
 
 
 def with_voice(
-    section: Section, score: Score, line: tuple[Word, ...], melody: tuple[int, ...]
-) -> Section:
+    section: SongSection, score: Score, line: tuple[LyricWord, ...], melody: tuple[int, ...]
+) -> SongSection:
     """The section with `line` sung to as much of the melody as it has syllables; the last one is held to the end."""
     count = sum(len(word.syllables) for word in line)
     edges = [beat * score.beat for beat in (*score.genre.syllables[:count], score.genre.line_end)]

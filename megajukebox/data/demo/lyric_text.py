@@ -95,7 +95,7 @@ LANGUAGES = tuple(OPENINGS)
 
 
 @dataclass(frozen=True)
-class Word:
+class LyricWord:
     """A word as it is written, and its syllables as sounds."""
 
     text: str
@@ -104,7 +104,7 @@ class Word:
 
 def sung_lines(
     language: str, most_syllables: int, rng: np.random.Generator
-) -> list[tuple[Word, ...]]:
+) -> list[tuple[LyricWord, ...]]:
     """All sentences of at most `most_syllables` syllables, in random order."""
     pairs = [(opening, ending) for opening in OPENINGS[language] for ending in ENDINGS[language]]
     lines = [words_of(f"{opening} {ending}") for opening, ending in pairs]
@@ -113,10 +113,10 @@ def sung_lines(
     return [short[n] for n in rng.permutation(len(short))]
 
 
-def syllable_count(line: tuple[Word, ...]) -> int:
+def syllable_count(line: tuple[LyricWord, ...]) -> int:
     return sum(len(word.syllables) for word in line)
 
 
-def words_of(phrase: str) -> tuple[Word, ...]:
+def words_of(phrase: str) -> tuple[LyricWord, ...]:
     pairs = [item.split("=") for item in phrase.split()]
-    return tuple(Word(text, tuple(sounds.split("."))) for text, sounds in pairs)
+    return tuple(LyricWord(text, tuple(sounds.split("."))) for text, sounds in pairs)

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from megajukebox.common.files import write_whole
+from megajukebox.common.files import write_atomic
 from megajukebox.common.process_pool import in_order
 from megajukebox.conditioning.lrc import clock
 from megajukebox.data import audio
-from megajukebox.data.demo.composition import Note, Section, Song, compose
+from megajukebox.data.demo.composition import DemoSong, Note, SongSection, compose
 from megajukebox.data.demo.synth import Instrument, Wave, drum_kit, sing, tone
 
 PEAK = 10 ** (-1 / 20)  # of full scale: -1 dBFS
@@ -62,26 +62,26 @@ def write_demo_songs(
     return [folder / f"{song.name}.wav" for song in songs]
 
 
-def unfinished(song: Song) -> None:
+def unfinished(song: DemoSong) -> None:
     raise RuntimeError(
         f"making {song.name} killed its process twice; ask for fewer processes if memory is short"
     )
 
 
-def write_song(folder: Path, song: Song, sample_rate: int) -> None:
+def write_song(folder: Path, song: DemoSong, sample_rate: int) -> None:
     """Write the three files of a song, the audio first: where the lyrics and metadata fit, the audio does too."""
     audio.write_wav(folder / f"{song.name}.wav", render(song, sample_rate), sample_rate, bits=16)
     for path, text in notes_of(folder, song):
-        write_whole(path, text.encode())
+        write_atomic(path, text.encode())
 
 
-def notes_of(folder: Path, song: Song) -> list[tuple[Path, str]]:
+def notes_of(folder: Path, song: DemoSong) -> list[tuple[Path, str]]:
     """(path, text) of what is written beside the audio."""
     metadata = json.dumps(metadata_of(song), ensure_ascii=False, indent=1) + "\n"
     return [(folder / f"{song.name}.lrc", lrc(song)), (folder / f"{song.name}.json", metadata)]
 
 
-def is_written(folder: Path, song: Song, sample_rate: int) -> bool:
+def is_written(folder: Path, song: DemoSong, sample_rate: int) -> bool:
     """Whether the folder holds just this song, whole."""
     sound = folder / f"{song.name}.wav"
     texts = notes_of(folder, song)
@@ -93,7 +93,7 @@ def is_written(folder: Path, song: Song, sample_rate: int) -> bool:
     return (facts.sample_rate, facts.frames) == (sample_rate, int(song.seconds * sample_rate))
 
 
-def metadata_of(song: Song) -> dict[str, object]:
+def metadata_of(song: DemoSong) -> dict[str, object]:
     artist, genre = song.artist, song.genre
     return {
         "artist": artist.name,
@@ -108,7 +108,7 @@ def metadata_of(song: Song) -> dict[str, object]:
     }
 
 
-def lrc(song: Song) -> str:
+def lrc(song: DemoSong) -> str:
     """Enhanced LRC: one line for each sung line, a time before each word, and the end of the last word after it."""
     lines = []
     for words in song.words():
@@ -117,7 +117,7 @@ def lrc(song: Song) -> str:
     return "".join(lines)
 
 
-def render(song: Song, rate: int) -> Wave:
+def render(song: DemoSong, rate: int) -> Wave:
     """The song as sound: [T, 2] float32, peak -1 dBFS, no DC."""
     kit = drum_kit(rate)
     # A section that returns (the chorus) is played once.
@@ -131,7 +131,7 @@ def render(song: Song, rate: int) -> Wave:
     return master(in_a_room(mix, rate), rate).T
 
 
-def render_section(section: Section, song: Song, kit: dict[str, Wave], rate: int) -> Wave:
+def render_section(section: SongSection, song: DemoSong, kit: dict[str, Wave], rate: int) -> Wave:
     """[2, T] one section, with room for its last notes to ring."""
     mix = np.zeros((2, int((section.seconds + 0.6) * rate)), np.float32)
     parts = {
@@ -152,7 +152,7 @@ def notes(written: tuple[Note, ...], instrument: Instrument, rate: int) -> list[
     return [(note.start, tone(instrument, note.pitch, note.seconds, rate)) for note in written]
 
 
-def vocals(section: Section, song: Song, rate: int) -> list[tuple[float, Wave]]:
+def vocals(section: SongSection, song: DemoSong, rate: int) -> list[tuple[float, Wave]]:
     """(start, sound) of each syllable, gliding from the note before."""
     pitches = [syllable.pitch for syllable in section.syllables]
     return [

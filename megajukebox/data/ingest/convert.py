@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 
 from megajukebox.data import audio
-from megajukebox.data.ingest.discover import Metadata, Song, metadata_of_tags
-from megajukebox.data.shards.shard_set import Sample
+from megajukebox.data.ingest.discover import SongMetadata, SourceSong, metadata_of_tags
+from megajukebox.data.shards.shard_set import ShardSample
 
 SILENCE = 1e-4  # a peak below this is not music
 SLUG = 36  # characters of a key that come from the file's name
 
 
 @dataclass(frozen=True)
-class Settings:
+class IngestConfig:
     """What decides the bytes of song shards, besides the songs."""
 
     sample_rate: int = 44_100  # Hz
@@ -57,7 +57,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Converted:
+class ConvertedSong:
     """A song ready to be stored, or the reason why it is refused."""
 
     refusal: str | None = None  # "<reason>: <detail>"
@@ -73,22 +73,22 @@ def check(name: str, value: object, fits: bool, way_out: str) -> None:
         raise ValueError(f"{name} is {value!r}; {way_out}")
 
 
-def convert(song: Song, settings: Settings) -> Converted:
+def convert(song: SourceSong, settings: IngestConfig) -> ConvertedSong:
     """Read and encode the audio of `song`; what is wrong with it becomes its refusal, never an exception."""
     if song.refusal:
-        return Converted(song.refusal)
+        return ConvertedSong(song.refusal)
     try:
         x = audio.read(song.path, settings.sample_rate, settings.max_seconds)
         told = metadata_of_tags(audio.tags(song.path)) if settings.tags else {}
     except ValueError as error:
-        return Converted(str(error))
+        return ConvertedSong(str(error))
     except OSError as error:
-        return Converted(f"unreadable: {error.strerror or error}")
+        return ConvertedSong(f"unreadable: {error.strerror or error}")
     reason = unfit(x, settings)
-    return Converted(reason) if reason else replace(stored(x, settings), told=told)
+    return ConvertedSong(reason) if reason else replace(stored(x, settings), told=told)
 
 
-def unfit(x: np.ndarray, settings: Settings) -> str | None:
+def unfit(x: np.ndarray, settings: IngestConfig) -> str | None:
     """Why audio [T, C] that could be read is of no use, or None."""
     seconds = len(x) / settings.sample_rate
     if not len(x) or seconds < settings.min_seconds:
@@ -96,25 +96,25 @@ def unfit(x: np.ndarray, settings: Settings) -> str | None:
     return f"silent: no sample is beyond {SILENCE:g}" if audio.loudest(x) < SILENCE else None
 
 
-def stored(x: np.ndarray, settings: Settings) -> Converted:
+def stored(x: np.ndarray, settings: IngestConfig) -> ConvertedSong:
     """The audio [T, C] encoded as `settings` ask."""
     if settings.codec == "wav":
         data = audio.encode_wav(x, settings.sample_rate)
     else:
         data = audio.encode_flac(x, settings.sample_rate, settings.bits)
-    return Converted(
+    return ConvertedSong(
         None, data, hashlib.sha256(data).hexdigest(), channels=x.shape[1], frames=len(x)
     )
 
 
-def crashed(song: Song) -> Converted:
+def crashed(song: SourceSong) -> ConvertedSong:
     """What becomes of a song that kills the process that reads it."""
-    return Converted(
+    return ConvertedSong(
         "unreadable: the process that read it died (a crash of the decoder, or out of memory)"
     )
 
 
-def sample(song: Song, converted: Converted, settings: Settings) -> Sample:
+def sample(song: SourceSong, converted: ConvertedSong, settings: IngestConfig) -> ShardSample:
     """The members of a song's sample: JSON, audio, lyrics."""
     key = f"{slug(song.path.stem)}-{converted.sha256[:8]}"
     facts = {
@@ -133,11 +133,11 @@ def sample(song: Song, converted: Converted, settings: Settings) -> Sample:
     }
     if song.lyrics and song.lyrics_kind:
         members[song.lyrics_kind] = song.lyrics.encode()
-    return Sample(key, converted.frames, members)
+    return ShardSample(key, converted.frames, members)
 
 
 def ordered(metadata: dict[str, Any]) -> dict[str, Any]:
-    return {name: metadata[name] for name in Metadata.model_fields if name in metadata}
+    return {name: metadata[name] for name in SongMetadata.model_fields if name in metadata}
 
 
 def slug(stem: str) -> str:

@@ -18,7 +18,7 @@ MAX_LYRICS = 200_000  # characters; a longer text beside a song is not its lyric
 
 
 @dataclass(frozen=True)
-class Song:
+class SourceSong:
     """One song on the way in. `refusal` says why it cannot be used, `notes` what was ignored."""
 
     path: Path
@@ -42,7 +42,7 @@ Text = Annotated[str, Field(max_length=1000)]
 Labels = Annotated[list[Text], BeforeValidator(as_list)]
 
 
-class Metadata(BaseModel):
+class SongMetadata(BaseModel):
     """What may be known of a song. Everything may be missing; nothing else may be there."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
@@ -58,10 +58,10 @@ class Metadata(BaseModel):
     licence: Text | None = None
 
 
-COLUMNS = ("path", *Metadata.model_fields, "lyrics", "lyrics_path")
+COLUMNS = ("path", *SongMetadata.model_fields, "lyrics", "lyrics_path")
 
 
-def find_songs(source: str | Path) -> list[Song]:
+def find_songs(source: str | Path) -> list[SourceSong]:
     """The songs in a folder (in order of their paths) or in a manifest (in its order).
 
     ValueError for a source that is missing or empty and for any mistake in a manifest. In a folder, a mistake in the
@@ -84,7 +84,7 @@ def find_songs(source: str | Path) -> list[Song]:
 # ---- a folder
 
 
-def songs_in_folder(folder: Path) -> list[Song]:
+def songs_in_folder(folder: Path) -> list[SourceSong]:
     """Every audio file below `folder`, with what lies beside it."""
     return [
         beside(folder, path)
@@ -103,29 +103,29 @@ def audio_files(folder: Path) -> Iterator[Path]:
                 yield Path(parent, name)
 
 
-def beside(folder: Path, path: Path) -> Song:
+def beside(folder: Path, path: Path) -> SourceSong:
     """The song at `path` with its `<name>.json` and its `<name>.lrc` or `<name>.txt`, or its refusal."""
     # a name that is not UTF-8 must still fit into reports
-    song = Song(path, os.fsencode(path.relative_to(folder)).decode("utf-8", "replace"))
+    song = SourceSong(path, os.fsencode(path.relative_to(folder)).decode("utf-8", "replace"))
     try:
         return with_lyrics_beside(with_sidecar(song))
     except ValueError as error:
         return replace(song, refusal=f"bad metadata: {error}")
 
 
-def with_sidecar(song: Song) -> Song:
+def with_sidecar(song: SourceSong) -> SourceSong:
     """Adds the metadata of `<name>.json`. Fields that mean nothing to us are ignored, with a note."""
     sidecar = song.path.with_suffix(".json")
     if not sidecar.is_file():
         return song
     values = json_object(text_of(sidecar), sidecar.name)
-    unknown = sorted(set(values) - set(Metadata.model_fields))
-    known = {name: value for name, value in values.items() if name in Metadata.model_fields}
+    unknown = sorted(set(values) - set(SongMetadata.model_fields))
+    known = {name: value for name, value in values.items() if name in SongMetadata.model_fields}
     notes = (f"{sidecar.name}: ignored {', '.join(unknown)}",) if unknown else ()
     return replace(song, metadata=checked(known, sidecar.name), notes=notes)
 
 
-def with_lyrics_beside(song: Song) -> Song:
+def with_lyrics_beside(song: SourceSong) -> SourceSong:
     """Adds the lyrics of `<name>.lrc` or else `<name>.txt`."""
     for suffix in LYRICS_SUFFIXES:
         if (path := song.path.with_suffix(suffix)).is_file():
@@ -136,7 +136,7 @@ def with_lyrics_beside(song: Song) -> Song:
 # ---- a manifest
 
 
-def songs_in_manifest(manifest: Path) -> list[Song]:
+def songs_in_manifest(manifest: Path) -> list[SourceSong]:
     """One song a line of a .jsonl, a row of a .csv."""
     rows = {".jsonl": jsonl_rows, ".csv": csv_rows}.get(manifest.suffix.lower())
     if rows is None:
@@ -181,15 +181,19 @@ def refuse_unknown(names: Iterable[str], where: str) -> None:
             )
 
 
-def listed(folder: Path, where: str, row: dict[str, Any]) -> Song:
+def listed(folder: Path, where: str, row: dict[str, Any]) -> SourceSong:
     """The song of one manifest row; relative paths start at `folder`, where the manifest lies."""
     refuse_unknown(row, where)
     path = existing(folder, where, "path", row.get("path"))
-    metadata = checked({name: row[name] for name in row if name in Metadata.model_fields}, where)
-    return with_listed_lyrics(Song(path, str(row["path"]), metadata), folder, where, row)
+    metadata = checked(
+        {name: row[name] for name in row if name in SongMetadata.model_fields}, where
+    )
+    return with_listed_lyrics(SourceSong(path, str(row["path"]), metadata), folder, where, row)
 
 
-def with_listed_lyrics(song: Song, folder: Path, where: str, row: dict[str, Any]) -> Song:
+def with_listed_lyrics(
+    song: SourceSong, folder: Path, where: str, row: dict[str, Any]
+) -> SourceSong:
     """Adds the lyrics given inline or as `lyrics_path`."""
     if row.get("lyrics_path") is None:
         return with_lyrics(song, row.get("lyrics") or "", "txt", where)
@@ -252,7 +256,7 @@ def sensible(name: str, value: Any) -> dict[str, Any]:
 def checked(values: dict[str, Any], where: str) -> dict[str, Any]:
     """The known metadata, in the order of Metadata's fields; what is empty counts as missing."""
     try:
-        metadata = Metadata.model_validate(values)
+        metadata = SongMetadata.model_validate(values)
     except ValidationError as error:
         raise ValueError(f"{where}: {first_mistake(error)}") from error
     return {
@@ -267,7 +271,7 @@ def first_mistake(error: ValidationError) -> str:
     return f"field {name!r} is {finding['input']!r}; {way_out}, or leave the field out"
 
 
-def with_lyrics(song: Song, lyrics: Any, kind: str, where: str) -> Song:
+def with_lyrics(song: SourceSong, lyrics: Any, kind: str, where: str) -> SourceSong:
     """`song` with these lyrics; blank ones are none."""
     if not isinstance(lyrics, str):
         raise ValueError(

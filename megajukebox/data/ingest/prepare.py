@@ -18,13 +18,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from megajukebox.common.files import make_folder, write_whole
+from megajukebox.common.files import make_folder, write_atomic
 from megajukebox.common.process_pool import in_order
 from megajukebox.conditioning.lrc import parse_lrc
-from megajukebox.data.ingest.convert import Converted, Settings, convert, crashed, sample
-from megajukebox.data.ingest.discover import Song
+from megajukebox.data.ingest.convert import ConvertedSong, IngestConfig, convert, crashed, sample
+from megajukebox.data.ingest.discover import SourceSong
 from megajukebox.data.shards.build_index import write_index
-from megajukebox.data.shards.shard_set import Sample, finished_shard, write_shard
+from megajukebox.data.shards.shard_set import ShardSample, finished_shard, write_shard
 
 # Bytes stored for a byte that comes in, about: only to fill shards evenly, so a file's name and size are enough.
 GROWTH = {".wav": 1.0, ".flac": 1.2, ".ogg": 10.0, ".mp3": 10.0}
@@ -38,13 +38,13 @@ OURS = (
     "songs-*.rows.json",
 )
 
-Plan = dict[str, list[Song]]  # tar name -> its songs
+Plan = dict[str, list[SourceSong]]  # tar name -> its songs
 
 UNSUNG = "the quick brown fox jumps over the lazy dog"  # what a tokenizer is trained on where nothing is sung
 
 
 @dataclass(frozen=True)
-class Report:
+class IngestReport:
     """What came of the songs."""
 
     index: dict[str, Any]  # index.json
@@ -54,16 +54,16 @@ class Report:
 
 
 def prepare_songs(
-    songs: list[Song],
+    songs: list[SourceSong],
     out: Path,
-    settings: Settings,
+    settings: IngestConfig,
     *,
     processes: int,
     lyrics_vocabulary: int,
     made_by: Mapping[str, str | None],
     fresh: bool = False,
     after_song: Callable[[int], object] = lambda count: None,
-) -> Report:
+) -> IngestReport:
     """Make, or go on making, the shard set `out` of `songs`. `after_song(n)` hears of each n songs that are done.
 
     ValueError if `out` holds shards of other songs or settings (unless `fresh`), or if every song is refused.
@@ -78,7 +78,7 @@ def prepare_songs(
         (out / "index.json").unlink(missing_ok=True)
     shards = make_shards(out, plan, kept, settings, processes, after_song)
     refused = [line for shard in shards for line in shard["notes"]["refused"]]
-    write_whole(
+    write_atomic(
         out / "refused.jsonl", "".join(json.dumps(line) + "\n" for line in refused).encode()
     )
     if len(refused) == len(songs):
@@ -93,15 +93,15 @@ def prepare_songs(
         made_by=made_by,
         lyrics_model=train_lyrics_model(out, shards, lyrics_vocabulary),
     )
-    return Report(index, refused, made=len(plan) - len(kept), kept=len(kept))
+    return IngestReport(index, refused, made=len(plan) - len(kept), kept=len(kept))
 
 
 # ---- the plan
 
 
-def plan_shards(songs: list[Song], settings: Settings) -> Plan:
+def plan_shards(songs: list[SourceSong], settings: IngestConfig) -> Plan:
     """Which song goes where: a function of the list, the sizes of its files and the settings, of nothing else."""
-    groups: list[list[Song]] = []
+    groups: list[list[SourceSong]] = []
     room = 0.0
     for song in songs:
         size = stored_bytes(song, settings)
@@ -113,7 +113,7 @@ def plan_shards(songs: list[Song], settings: Settings) -> Plan:
     return {f"songs-{number:06d}.tar": group for number, group in enumerate(groups)}
 
 
-def stored_bytes(song: Song, settings: Settings) -> float:
+def stored_bytes(song: SourceSong, settings: IngestConfig) -> float:
     """About how many bytes a song will fill."""
     depth = 2.5 if settings.codec == "wav" else settings.bits / 16
     return file_stamp(song.path)[0] * GROWTH.get(song.path.suffix.lower(), 10.0) * depth
@@ -128,7 +128,7 @@ def file_stamp(path: Path) -> tuple[int, int]:
     return stat.st_size, stat.st_mtime_ns
 
 
-def hold_to_plan(out: Path, songs: list[Song], settings: Settings) -> None:
+def hold_to_plan(out: Path, songs: list[SourceSong], settings: IngestConfig) -> None:
     """Write plan.json; if it is there already, it must be of the same songs and settings: ValueError if it is not."""
     plan = {
         "format": 1,
@@ -146,7 +146,7 @@ def hold_to_plan(out: Path, songs: list[Song], settings: Settings) -> None:
     elif any(out.glob("*.tar")):
         raise ValueError(f"{out} holds shards but no plan.json; choose another --out")
     else:
-        write_whole(path, (json.dumps(plan, indent=1) + "\n").encode())
+        write_atomic(path, (json.dumps(plan, indent=1) + "\n").encode())
 
 
 def changed(then: dict[str, Any], now: dict[str, Any]) -> str:
@@ -167,7 +167,7 @@ def changed(then: dict[str, Any], now: dict[str, Any]) -> str:
     return "; ".join(words)
 
 
-def songs_sha256(songs: list[Song]) -> str:
+def songs_sha256(songs: list[SourceSong]) -> str:
     """Changes if the list, a file (by its size and time), or what is said of a song does."""
     total = hashlib.sha256()
     for song in songs:
@@ -197,7 +197,7 @@ def make_shards(
     out: Path,
     plan: Plan,
     kept: set[str],
-    settings: Settings,
+    settings: IngestConfig,
     processes: int,
     after_song: Callable[[int], object],
 ) -> list[dict[str, Any]]:
@@ -224,16 +224,16 @@ def make_shards(
 
 def make_shard(
     path: Path,
-    songs: list[Song],
-    results: Iterable[Converted],
-    settings: Settings,
+    songs: list[SourceSong],
+    results: Iterable[ConvertedSong],
+    settings: IngestConfig,
     stored: dict[str, str],
     after_song: Callable[[int], object],
 ) -> dict[str, Any]:
     """Write one shard. Its notes keep what a restart must know: what was refused, and what is stored."""
     notes: dict[str, Any] = {"refused": [], "stored": {}}
 
-    def samples() -> Iterator[Sample]:
+    def samples() -> Iterator[ShardSample]:
         for song, result in zip(songs, results):
             made = sample(song, result, settings)
             refusal = result.refusal or twin(made.key, result.sha256, stored)
@@ -258,7 +258,7 @@ def twin(key: str, sha256: str, stored: dict[str, str]) -> str | None:
     return None
 
 
-def refused_line(song: Song, refusal: str) -> dict[str, str]:
+def refused_line(song: SourceSong, refusal: str) -> dict[str, str]:
     """A line of refused.jsonl."""
     reason, _, detail = refusal.partition(": ")
     return {"song": song.name, "reason": reason, "detail": detail}

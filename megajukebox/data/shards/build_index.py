@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from megajukebox.common.files import sha256_of, write_whole
+from megajukebox.common.files import sha256_of, write_atomic
 from megajukebox.data.shards.index import FORMAT, MEMBERS, row_type
 from megajukebox.data.shards.shard_set import COUNTED, finished_shard
 
@@ -57,7 +57,7 @@ def write_index(
         and {"name": lyrics_model, "sha256": sha256_of(folder / lyrics_model)},
         **(extra or {}),
     }
-    write_whole(
+    write_atomic(
         folder / "index.json", (json.dumps(index, indent=1, ensure_ascii=False) + "\n").encode()
     )
     return index
@@ -121,5 +121,5 @@ def write_songs(path: Path, songs: np.ndarray) -> dict[str, str]:
     with io.BytesIO() as file:
         np.save(file, songs, allow_pickle=False)
         data = file.getvalue()
-    write_whole(path, data)
+    write_atomic(path, data)
     return {"name": path.name, "sha256": hashlib.sha256(data).hexdigest()}

@@ -17,19 +17,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from megajukebox.common.files import Window, write_whole
+from megajukebox.common.files import FileWindow, write_atomic
 from megajukebox.data.audio import OffsetReader
 from megajukebox.data.shards.index import SHARD_NAME
-from megajukebox.data.shards.remote import LostShard, NoRanges, Site, StopRun
+from megajukebox.data.shards.remote import LostShard, NoRanges, ShardSource, ShardUnavailable
 
 QUARANTINE = 600.0  # seconds for which a lost shard is not asked for again
 AHEAD = 1 << 18  # bytes a range request asks for at least: audio is read in small pieces
 
 
-class Cache:
+class ShardCache:
     """The tars of one remote set: those in `folder` are read there, the others are fetched or read by ranges."""
 
-    def __init__(self, site: Site, folder: Path, shards: Sequence[Mapping[str, Any]]):
+    def __init__(self, site: ShardSource, folder: Path, shards: Sequence[Mapping[str, Any]]):
         self.site, self.folder, self.shards = site, folder, shards
         self.limit = site.remote.cache_bytes
         self.ranges = site.http
@@ -106,7 +106,7 @@ class Cache:
         while left := [shard for shard in self._wanted if shard not in tried]:
             tried.add(left[0])
             with contextlib.suppress(
-                OSError, ValueError, StopRun
+                OSError, ValueError, ShardUnavailable
             ):  # whoever reads the shard will meet it again
                 self.bring(left[0], wait=False)
 
@@ -120,16 +120,16 @@ class Cache:
         return self._lost_error(str(error))
 
     def _lost_error(self, why: str) -> Exception:
-        return LostShard(why) if self.site.remote.lost == "skip" else StopRun(why)
+        return LostShard(why) if self.site.remote.lost == "skip" else ShardUnavailable(why)
 
 
-class RangeReader(Window):
+class RangeReader(FileWindow):
     """A window of a remote tar; each request asks for AHEAD bytes or more.
 
     libsndfile reads through callbacks, in which an error is lost: it is kept, the file seems to end, `close` raises.
     """
 
-    def __init__(self, cache: Cache, shard: int, offset: int, size: int):
+    def __init__(self, cache: ShardCache, shard: int, offset: int, size: int):
         super().__init__(offset, size)
         self.cache, self.shard = cache, shard
         self._block, self._block_start = b"", 0
@@ -140,7 +140,7 @@ class RangeReader(Window):
             return 0
         try:
             buffer[:] = self._bytes(len(buffer))
-        except (OSError, StopRun) as error:
+        except (OSError, ShardUnavailable) as error:
             self._failure = error
             return 0
         return len(buffer)
@@ -187,7 +187,7 @@ def make_room(root: Path, wanted: int, limit: int) -> None:
         used -= size
 
 
-def fetch_index(site: Site) -> tuple[Path, bytes]:
+def fetch_index(site: ShardSource) -> tuple[Path, bytes]:
     """The folder of this machine that stands for a remote set of this very content, and the bytes of its index.json."""
     try:
         data = site.read("index.json")
@@ -199,7 +199,7 @@ def fetch_index(site: Site) -> tuple[Path, bytes]:
     return folder, data
 
 
-def fetch_small(site: Site, folder: Path, files: Iterable[Mapping[str, str]]) -> None:
+def fetch_small(site: ShardSource, folder: Path, files: Iterable[Mapping[str, str]]) -> None:
     """songs.npy and lyrics.model, each checked against index.json."""
     for file in files:
         path = folder / file["name"]
@@ -210,10 +210,10 @@ def fetch_small(site: Site, folder: Path, files: Iterable[Mapping[str, str]]) ->
                     raise ValueError(
                         f"{site.shown}/{file['name']} is not the file that index.json speaks of (sha256)"
                     )
-                write_whole(path, data)
+                write_atomic(path, data)
 
 
 def write_if_new(path: Path, make: Callable[[], bytes]) -> None:
     with locked(path.with_name(f"{path.name}.lock"), wait=True):
         if not path.exists():
-            write_whole(path, make())
+            write_atomic(path, make())

@@ -34,7 +34,7 @@ DEFAULT_CACHE = (
 
 
 @dataclass(frozen=True)
-class Remote:
+class RemoteConfig:
     """How shard sets behind URLs are read."""
 
     cache: Path = DEFAULT_CACHE  # on a disk of this machine; its processes share it
@@ -52,7 +52,7 @@ class LostShard(OSError):
     """A file that could not be fetched; its clips are replaced."""
 
 
-class StopRun(Exception):
+class ShardUnavailable(Exception):
     """A file that could not be fetched, where that is to end the run."""
 
 
@@ -60,10 +60,10 @@ def is_url(source: str | Path) -> bool:
     return bool(URL.match(str(source)))
 
 
-class Site:
+class ShardSource:
     """The files of one folder behind a URL."""
 
-    def __init__(self, url: str, remote: Remote):
+    def __init__(self, url: str, remote: RemoteConfig):
         self.remote = remote
         self.base, _, self.query = url.partition("?") if url.startswith("http") else (url, "", "")
         self.shown = self.base.rstrip("/")

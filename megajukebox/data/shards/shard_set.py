@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from megajukebox.common.files import whole, write_whole
+from megajukebox.common.files import atomic_open, write_atomic
 from megajukebox.data.audio import OffsetReader
 from megajukebox.data.shards.index import (
     FORMAT,
@@ -28,8 +28,8 @@ from megajukebox.data.shards.index import (
     open_songs,
     read_index,
 )
-from megajukebox.data.shards.local_cache import Cache, RangeReader, fetch_index, fetch_small
-from megajukebox.data.shards.remote import Remote, Site, is_url
+from megajukebox.data.shards.local_cache import RangeReader, ShardCache, fetch_index, fetch_small
+from megajukebox.data.shards.remote import RemoteConfig, ShardSource, is_url
 
 MEMBER_OF = {  # what follows the key's dot in the tar -> member
     "json": "json",
@@ -53,7 +53,7 @@ TAR_BLOCK = 512
 
 
 @dataclass(frozen=True)
-class Sample:
+class ShardSample:
     """One song of a shard."""
 
     key: str  # [A-Za-z0-9_-]{1,48}
@@ -64,7 +64,9 @@ class Sample:
 # ---- writing a shard
 
 
-def write_shard(path: str | Path, samples: Iterable[Sample], notes: Any = None) -> dict[str, Any]:
+def write_shard(
+    path: str | Path, samples: Iterable[ShardSample], notes: Any = None
+) -> dict[str, Any]:
     """Write `samples` to the tar at `path`, then its rows beside it; returns the rows. Same samples, same bytes.
 
     `notes` (JSON) is kept in the rows; it is read when the samples are exhausted, so they may fill it as they come.
@@ -75,7 +77,7 @@ def write_shard(path: str | Path, samples: Iterable[Sample], notes: Any = None) 
     rows_path(path).unlink(
         missing_ok=True
     )  # from here until the new rows are there, the shard is not finished
-    with whole(path) as file:
+    with atomic_open(path) as file:
         hashed = HashedFile(file)
         rows = [row for row in written(samples, hashed)]
     if not rows:
@@ -87,7 +89,7 @@ def write_shard(path: str | Path, samples: Iterable[Sample], notes: Any = None) 
         "sha256": hashed.sha256.hexdigest(),
     }
     shard = {**facts, "notes": notes, "songs": rows}
-    write_whole(rows_path(path), (json.dumps(shard) + "\n").encode())
+    write_atomic(rows_path(path), (json.dumps(shard) + "\n").encode())
     return shard
 
 
@@ -118,7 +120,7 @@ class HashedFile:
         return self.file.write(data)
 
 
-def written(samples: Iterable[Sample], file: HashedFile) -> Iterator[dict[str, Any]]:
+def written(samples: Iterable[ShardSample], file: HashedFile) -> Iterator[dict[str, Any]]:
     """Writes each sample to the tar; yields its row: {"key", "frames", "members": {name: [offset, bytes, crc32]}}."""
     # webdataset imports torch, which the processes that only read songs should not pay for
     from webdataset.writer import TarWriter
@@ -137,7 +139,7 @@ def written(samples: Iterable[Sample], file: HashedFile) -> Iterator[dict[str, A
             yield {"key": sample.key, "frames": sample.frames, "members": members}
 
 
-def check_sample(sample: Sample) -> None:
+def check_sample(sample: ShardSample) -> None:
     """The writers of samples are our own code, so what is wrong here is a bug."""
     assert KEY.fullmatch(sample.key), f"key {sample.key!r} does not match {KEY.pattern}"
     assert next(iter(sample.members)) == "json", (
@@ -170,11 +172,11 @@ class ShardSet:
     """
 
     def __init__(
-        self, source: str | Path, remote: Remote | None = None, checked: Path | None = None
+        self, source: str | Path, remote: RemoteConfig | None = None, checked: Path | None = None
     ):
         """`remote` says how to read what lies behind a URL; `checked` is the folder of a set that was opened before."""
-        self._opened_by, self._remote = source, remote or Remote()
-        site = Site(str(source), self._remote) if is_url(source) else None
+        self._opened_by, self._remote = source, remote or RemoteConfig()
+        site = ShardSource(str(source), self._remote) if is_url(source) else None
         self.source = site.shown if site else str(source)
         self.folder, data = self._index_of(site, checked)
         self.index: dict[str, Any] = read_index(data, self.source)
@@ -187,9 +189,9 @@ class ShardSet:
             fetch_small(site, self.folder, [file for file in small if file])
         self.members: tuple[str, ...] = tuple(self.index["members"])
         self.songs = open_songs(self.folder, self.index, checked is not None)
-        self.cache = Cache(site, self.folder, self.index["shards"]) if site else None
+        self.cache = ShardCache(site, self.folder, self.index["shards"]) if site else None
 
-    def _index_of(self, site: Site | None, checked: Path | None) -> tuple[Path, bytes]:
+    def _index_of(self, site: ShardSource | None, checked: Path | None) -> tuple[Path, bytes]:
         if site and not checked:
             return fetch_index(site)
         folder = checked or Path(self._opened_by)
@@ -198,7 +200,7 @@ class ShardSet:
     def __len__(self) -> int:
         return len(self.songs)
 
-    def __reduce__(self) -> tuple[type["ShardSet"], tuple[str | Path, Remote, Path]]:
+    def __reduce__(self) -> tuple[type["ShardSet"], tuple[str | Path, RemoteConfig, Path]]:
         """Other processes open the folder again: pickling the map would send all of it."""
         return ShardSet, (self._opened_by, self._remote, self.folder)
 

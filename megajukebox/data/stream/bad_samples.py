@@ -46,12 +46,12 @@ def reason_of(error: Exception) -> str:
     )
 
 
-class StorageDown(Exception):
+class StorageUnavailable(Exception):
     """What the shards lie on does not answer. Nothing is wrong with the run: started again later, it goes on."""
 
 
 @dataclass(frozen=True)
-class Bad:
+class BadSample:
     """A clip that could not be read and was replaced."""
 
     shard: str
@@ -66,10 +66,10 @@ class Bad:
 
 def too_many(kinds: Mapping[str, int]) -> type[Exception]:
     """What too many bad clips of these kinds mean: storage that is down, or a corpus that a person must look at."""
-    return StorageDown if 2 * kinds.get(UNAVAILABLE, 0) > sum(kinds.values()) else ValueError
+    return StorageUnavailable if 2 * kinds.get(UNAVAILABLE, 0) > sum(kinds.values()) else ValueError
 
 
-class BadCount:
+class BadSampleCounter:
     """Counts clips read and replaced, reports each bad one, and stops above a share: the disk may be what is broken.
 
     It stops with ValueError, or StorageDown where most of them could not be had at all; with a share of 1 never: of
@@ -82,7 +82,7 @@ class BadCount:
         self.kinds: Counter[str] = Counter()
         self.shards: Counter[str] = Counter()
 
-    def add(self, clips: int, bad: Sequence[Bad]) -> None:
+    def add(self, clips: int, bad: Sequence[BadSample]) -> None:
         self.seen += clips
         self.bad += len(bad)
         for one in bad:

@@ -19,19 +19,19 @@ import numpy as np
 import torch
 import webdataset
 
-from megajukebox.data.shards.remote import StopRun
+from megajukebox.data.shards.remote import ShardUnavailable
 from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.data.stream.bad_samples import (
-    Bad,
-    BadCount,
+    BadSample,
+    BadSampleCounter,
     OnBad,
-    StorageDown,
+    StorageUnavailable,
     reason_of,
     too_many,
 )
 from megajukebox.data.stream.sample_order import InOrder, Order, rng, slots
 from megajukebox.data.stream.song_dataset import Part
-from megajukebox.data.stream.worker_pool import ALONE, Board, ReadAhead, Steps
+from megajukebox.data.stream.worker_pool import ALONE, PrefetchedSteps, ReadAhead, WorkerStatus
 
 STATE_VERSION = 1
 ATTEMPTS = 100  # candidates tried in place of a broken clip
@@ -40,7 +40,7 @@ REASON = 500  # letters of a reason that are kept
 Batch = dict[str, Any]  # name -> tensor [micro_batch, ...], or "conditions" -> such a dict
 
 
-class Source(Protocol):
+class ClipSource(Protocol):
     """The clips of a shard set."""
 
     shards: ShardSet
@@ -56,7 +56,7 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True)
-class Plan:
+class BatchPlan:
     """Which positions one rank reads, and how: `steps` None is for ever; without `seed` nothing is random."""
 
     global_batch: int
@@ -81,19 +81,19 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Step:
+class TrainingStep:
     """What one rank reads for one step."""
 
     step: int
     micro_batches: list[Batch]
-    bad: list[Bad]
+    bad: list[BadSample]
 
 
 def samples(
-    source: Source,
+    source: ClipSource,
     order: Order | InOrder,
-    plan: Plan,
-    board: Board,
+    plan: BatchPlan,
+    board: WorkerStatus,
     left_out: frozenset[int] = frozenset(),
 ) -> Iterator[Batch]:
     """The source stage: every slot of this worker's steps as a sample, in order; never of the songs `left_out`."""
@@ -123,7 +123,7 @@ def this_worker() -> tuple[int, int]:
 
 
 def readable(
-    source: Source,
+    source: ClipSource,
     order: Order | InOrder,
     position: int,
     seed: int | None,
@@ -131,7 +131,7 @@ def readable(
     left_out: frozenset[int] = frozenset(),
 ) -> Batch:
     """{"sample", "bad"} at `position`: its clip, or the first candidate in its place that can be read."""
-    bad: list[Bad] = []
+    bad: list[BadSample] = []
     for attempt in range(min(ATTEMPTS, order.clips)):
         _, song, clip = order.locate(order.candidate(position, attempt))
         if note:
@@ -143,7 +143,9 @@ def readable(
             return {"sample": sample, "bad": bad}
         except (ValueError, OSError, MemoryError) as error:
             bad.append(
-                Bad(shard_name(source, song), source.shards.key(song), reason_of(error)[:REASON])
+                BadSample(
+                    shard_name(source, song), source.shards.key(song), reason_of(error)[:REASON]
+                )
             )
     raise too_many(Counter(one.kind for one in bad))(
         f"too many bad samples: none of {len(bad)} clips at position {position} could be read, the last of song "
@@ -151,22 +153,24 @@ def readable(
     )
 
 
-def shard_name(source: Source, song: int) -> str:
+def shard_name(source: ClipSource, song: int) -> str:
     return source.shards.index["shards"][int(source.shard_of_song[song])]["name"]
 
 
-def micro_batches(read: Iterator[Batch], size: int) -> Iterator[Step]:
+def micro_batches(read: Iterator[Batch], size: int) -> Iterator[TrainingStep]:
     """`size` samples after `size` samples, stacked."""
     while group := list(islice(read, size)):
         stacked = stack([sample["sample"] for sample in group])
-        yield Step(group[0]["step"], [stacked], [bad for sample in group for bad in sample["bad"]])
+        yield TrainingStep(
+            group[0]["step"], [stacked], [bad for sample in group for bad in sample["bad"]]
+        )
 
 
-def whole_steps(parts: Iterator[Step], accumulation: int) -> Iterator[Step]:
+def whole_steps(parts: Iterator[TrainingStep], accumulation: int) -> Iterator[TrainingStep]:
     """The micro-batches of each step together."""
     while group := list(islice(parts, accumulation)):
         batches = [batch for part in group for batch in part.micro_batches]
-        yield Step(group[0].step, batches, [bad for part in group for bad in part.bad])
+        yield TrainingStep(group[0].step, batches, [bad for part in group for bad in part.bad])
 
 
 def stack(group: Sequence[Mapping[str, Any]]) -> Batch:
@@ -186,7 +190,7 @@ def tensors(batch: Mapping[str, Any]) -> Batch:
     }
 
 
-def counted(steps: Iterator[Step], board: Board) -> Iterator[Step]:
+def counted(steps: Iterator[TrainingStep], board: WorkerStatus) -> Iterator[TrainingStep]:
     """Notes every step that is ready."""
     worker, _ = this_worker()
     for step in steps:
@@ -194,11 +198,13 @@ def counted(steps: Iterator[Step], board: Board) -> Iterator[Step]:
         yield step
 
 
-def steps_of(source: Source, order: Order | InOrder, plan: Plan, ahead: ReadAhead) -> Steps:
+def steps_of(
+    source: ClipSource, order: Order | InOrder, plan: BatchPlan, ahead: ReadAhead
+) -> PrefetchedSteps:
     """The steps of `plan`, read by the processes of `ahead`."""
 
     def pipeline(
-        first_step: int, board: Board, left_out: frozenset[int]
+        first_step: int, board: WorkerStatus, left_out: frozenset[int]
     ) -> webdataset.DataPipeline:
         left = None if plan.steps is None else plan.steps - (first_step - plan.first_step)
         return webdataset.DataPipeline(
@@ -218,7 +224,7 @@ def steps_of(source: Source, order: Order | InOrder, plan: Plan, ahead: ReadAhea
     def name_of(song: int) -> str:
         return f"{source.shards.key(song)} in {shard_name(source, song)}"
 
-    return Steps(pipeline, name_of, plan.first_step, ahead)
+    return PrefetchedSteps(pipeline, name_of, plan.first_step, ahead)
 
 
 class Batches:
@@ -232,7 +238,7 @@ class Batches:
 
     def __init__(
         self,
-        source: Source,
+        source: ClipSource,
         *,
         seed: int,
         global_batch: int,
@@ -251,9 +257,9 @@ class Batches:
         self.ahead = ahead
         self.next_step = first_step
         self.order = Order(source.clips("train"), source.shard_of_song, seed, block, visit)
-        self.plan = Plan(global_batch, micro_batch, rank, world, first_step, seed=seed)
-        self.counted = BadCount(bad_share, bad_after, on_bad)
-        self._steps: Steps | None = None
+        self.plan = BatchPlan(global_batch, micro_batch, rank, world, first_step, seed=seed)
+        self.counted = BadSampleCounter(bad_share, bad_after, on_bad)
+        self._steps: PrefetchedSteps | None = None
 
     def __iter__(self) -> Iterator[list[Batch]]:
         plan = replace(self.plan, first_step=self.next_step)
@@ -266,8 +272,8 @@ class Batches:
                 self.counted.add(plan.global_batch // plan.world, step.bad)
                 self.next_step += 1
                 yield [tensors(batch) for batch in step.micro_batches]
-        except StopRun as lost:
-            raise StorageDown(f"{lost}; the run was to stop then (lost: stop)") from lost
+        except ShardUnavailable as lost:
+            raise StorageUnavailable(f"{lost}; the run was to stop then (lost: stop)") from lost
 
     def skips(self) -> dict[str, int]:
         """Clips replaced so far on this rank, by kind."""
@@ -313,7 +319,7 @@ class Batches:
 
 
 def held_out_batches(
-    source: Source,
+    source: ClipSource,
     *,
     micro_batch: int,
     rank: int = 0,
@@ -331,15 +337,15 @@ def held_out_batches(
     if not steps:
         return
     order = InOrder(source.clips("held_out"), limit)
-    plan = Plan(micro_batch * world, micro_batch, rank, world, steps=steps)
-    bad = BadCount(share=1.0, after=0, on_bad=on_bad)
+    plan = BatchPlan(micro_batch * world, micro_batch, rank, world, steps=steps)
+    bad = BadSampleCounter(share=1.0, after=0, on_bad=on_bad)
     for step in steps_of(source, order, plan, ahead):
         bad.add(micro_batch, step.bad)
         yield tensors(step.micro_batches[0])
 
 
 def held_out_steps(
-    source: Source, *, micro_batch: int, world: int, limit: int | None = None
+    source: ClipSource, *, micro_batch: int, world: int, limit: int | None = None
 ) -> int:
     """How many batches `held_out_batches` gives on every rank."""
     clips = source.clips("held_out")

@@ -7,11 +7,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from megajukebox.conditioning.lrc import Word, parse_lrc
+from megajukebox.conditioning.lrc import TimedWord, parse_lrc
 from megajukebox.conditioning.tokenizers import (
     LyricsTokenizer,
     LyricWindow,
-    Tokens,
+    TokenizedLyrics,
     linear_centre,
     lyric_window,
     sung_centre,
@@ -30,7 +30,7 @@ NPY_HEADER = re.compile(rb"'descr': '<u2', 'fortran_order': False, 'shape': \((\
 
 
 @dataclass(frozen=True)
-class Condition:
+class ConditionColumn:
     """One kind of name a window is conditioned on: the field of a song's JSON that bears the condition's name."""
 
     vocabulary: Vocabulary
@@ -41,7 +41,7 @@ class Condition:
 
 
 @dataclass(frozen=True)
-class Lyrics:
+class LyricsColumn:
     """How windows get their lyrics: `size` tokens around the place that is sung."""
 
     tokenizer: LyricsTokenizer
@@ -50,12 +50,12 @@ class Lyrics:
 
 
 @dataclass(frozen=True)
-class Told:
+class WindowConditioning:
     """What is known of a song beside its codes."""
 
     conditions: dict[str, np.ndarray]
-    tokens: Tokens
-    words: list[Word]
+    tokens: TokenizedLyrics
+    words: list[TimedWord]
 
 
 class CodeWindows:
@@ -75,8 +75,8 @@ class CodeWindows:
         level: str,
         window: int,
         held_out: float = 0.0,
-        conditions: Mapping[str, Condition] | None = None,
-        lyrics: Lyrics | None = None,
+        conditions: Mapping[str, ConditionColumn] | None = None,
+        lyrics: LyricsColumn | None = None,
         verify: bool = True,
     ) -> None:
         self.shards = shards
@@ -95,7 +95,7 @@ class CodeWindows:
         self._verified = {
             name: np.zeros(len(self._clips), dtype=bool) for name in (level, self.upper) if name
         }
-        self._told: dict[int, Told] = {}
+        self._told: dict[int, WindowConditioning] = {}
 
     def clips(self, part: Part) -> np.ndarray:
         """Number of windows of each song, [songs] int64; 0 for the songs of the other part."""
@@ -156,18 +156,20 @@ class CodeWindows:
             )
         return codes
 
-    def _tell(self, song: int) -> Told:
+    def _tell(self, song: int) -> WindowConditioning:
         facts = self.shards.read_facts(song)
         conditions = {
             name: c.vocabulary.ids(names_of(facts, name), c.slots)
             for name, c in self.conditions.items()
         }
         if not (self.lyrics and self.shards.songs["lyrics_bytes"][song]):
-            return Told(conditions, Tokens([], []), [])
+            return WindowConditioning(conditions, TokenizedLyrics([], []), [])
         text, words = parse_lrc(self.shards.read_member(song, "lyrics").decode())
-        return Told(conditions, self.lyrics.tokenizer.encode(text), words)
+        return WindowConditioning(conditions, self.lyrics.tokenizer.encode(text), words)
 
-    def _condition(self, name: str, told: Told, rng: np.random.Generator | None) -> np.ndarray:
+    def _condition(
+        self, name: str, told: WindowConditioning, rng: np.random.Generator | None
+    ) -> np.ndarray:
         condition = self.conditions[name]
         return (
             condition.vocabulary.ids([], condition.slots)
@@ -177,20 +179,20 @@ class CodeWindows:
 
     def _lyric_window(
         self,
-        lyrics: Lyrics,
-        told: Told,
+        lyrics: LyricsColumn,
+        told: WindowConditioning,
         timing: tuple[int, int, int],
         rng: np.random.Generator | None,
     ) -> np.ndarray:
-        tokens = Tokens([], []) if dropped(lyrics.dropout, rng) else told.tokens
+        tokens = TokenizedLyrics([], []) if dropped(lyrics.dropout, rng) else told.tokens
         return window_of_lyrics(
             tokens, told.words, *timing, self.shards.index["sample_rate"], lyrics.size
         ).ids
 
 
 def window_of_lyrics(
-    tokens: Tokens,
-    words: list[Word],
+    tokens: TokenizedLyrics,
+    words: list[TimedWord],
     song: int,
     offset: int,
     clip: int,

@@ -61,7 +61,7 @@ class Epoch:
 
 
 @dataclass(frozen=True)
-class Block:
+class ShuffleBlock:
     songs: np.ndarray  # [songs of the block] rows, by permuted shard
     ends: np.ndarray  # [songs of the block] visits up to the end of each song
     visits: np.ndarray  # [visits of the block] the permutation
@@ -101,7 +101,7 @@ class Order:
         clips_by_shard = np.bincount(shard_of_song, weights=self.clips_per_song)
         self._clips_of_shard = clips_by_shard.astype(np.int64)
         self._epochs: dict[int, Epoch] = {}
-        self._blocks: dict[tuple[int, int], Block] = {}
+        self._blocks: dict[tuple[int, int], ShuffleBlock] = {}
 
     def locate(self, position: int) -> tuple[int, int, int]:
         """(epoch, song, clip) at `position`."""
@@ -129,7 +129,7 @@ class Order:
         epoch, number = key
         return epoch * self.clips + (int(self._epoch(epoch).ends[number - 1]) if number else 0)
 
-    def _find(self, block: Block, i: int) -> tuple[int, int]:
+    def _find(self, block: ShuffleBlock, i: int) -> tuple[int, int]:
         """(visit, clip within the visit) of the i-th clip of a block."""
         if block.places is None:
             return int(block.visits[i]), 0
@@ -144,7 +144,7 @@ class Order:
         starts = np.arange(0, len(shards), self.block)
         return Epoch(shards, np.cumsum(np.add.reduceat(self._clips_of_shard[shards], starts)))
 
-    def _make_block(self, key: tuple[int, int]) -> Block:
+    def _make_block(self, key: tuple[int, int]) -> ShuffleBlock:
         epoch, number = key
         shards = self._epoch(epoch).shards[number * self.block : (number + 1) * self.block]
         songs = np.concatenate(
@@ -154,7 +154,7 @@ class Order:
         visits = -(-clips // self.visit)
         ends = np.cumsum(visits)
         order = permutation(int(ends[-1]), self.seed, f"clips/{epoch}", number)
-        return Block(
+        return ShuffleBlock(
             songs, ends, order, None if self.visit == 1 else self._places(clips, visits, order)
         )
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from megajukebox.data.shards.shard_set import Sample, ShardSet
+from megajukebox.data.shards.shard_set import ShardSample, ShardSet
 from megajukebox.data.stream.song_dataset import Part, report
 
 HELD_OUT, TRAIN = "held", "train"
@@ -35,7 +35,7 @@ READ_AS = {
 }  # the rest: int64
 
 
-def taught_sample(part: str, number: int, frames: int, arrays: dict[str, Any]) -> Sample:
+def teacher_sample(part: str, number: int, frames: int, arrays: dict[str, Any]) -> ShardSample:
     """One window as a sample of a shard; `frames` is its length in audio samples, `arrays` as `read` gives them."""
     key, flat = f"{part}-{number:07d}", dict(arrays)
     flat |= {f"conditions.{name}": ids for name, ids in flat.pop("conditions").items()}
@@ -44,12 +44,12 @@ def taught_sample(part: str, number: int, frames: int, arrays: dict[str, Any]) -
     with io.BytesIO() as file:
         np.savez(file, **stored)
         data = file.getvalue()
-    return Sample(
+    return ShardSample(
         key, frames, {"json": json.dumps({"version": 1, "key": key}).encode(), "npz": data}
     )
 
 
-class TaughtWindows:
+class TeacherWindows:
     """The windows of a set of kind "windows": a source of training, like `CodeWindows`."""
 
     def __init__(self, shards: ShardSet):

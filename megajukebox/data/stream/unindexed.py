@@ -30,7 +30,13 @@ from megajukebox.data.audio import downmix, opened, read_slice
 from megajukebox.data.shards.index import KEY
 from megajukebox.data.shards.remote import URL, may_pass
 from megajukebox.data.stream.augment import Augment
-from megajukebox.data.stream.bad_samples import Bad, BadCount, OnBad, StorageDown, too_many
+from megajukebox.data.stream.bad_samples import (
+    BadSample,
+    BadSampleCounter,
+    OnBad,
+    StorageUnavailable,
+    too_many,
+)
 from megajukebox.data.stream.batches import (
     Batch,
     counted,
@@ -41,7 +47,7 @@ from megajukebox.data.stream.batches import (
 )
 from megajukebox.data.stream.sample_order import rng
 from megajukebox.data.stream.song_dataset import place, split
-from megajukebox.data.stream.worker_pool import ALONE, Board, ReadAhead, Steps
+from megajukebox.data.stream.worker_pool import ALONE, PrefetchedSteps, ReadAhead, WorkerStatus
 
 MAX_MEMBER = 1 << 30  # bytes of one member; a pipe cannot skip what it does not read
 MAX_JSON = 1 << 22
@@ -51,7 +57,7 @@ HELD_OUT_TARS = 16  # read, at most, for clips to judge by
 
 
 @dataclass(frozen=True)
-class Piped:
+class UnindexedShards:
     """Song tars without an index: `urls` is a WebDataset pattern, e.g. "songs-{000000..000127}.tar"."""
 
     urls: str
@@ -77,7 +83,7 @@ class Piped:
 
 
 @dataclass(frozen=True)
-class Songs:
+class UnindexedSongs:
     """Members of one song as they came."""
 
     key: str
@@ -92,7 +98,7 @@ def open_tar(tar: str) -> BinaryIO:
     return gopen(tar, "rb") if URL.match(tar) else open(tar, "rb")
 
 
-def songs_of(tar: str) -> Iterator[Songs]:
+def songs_of(tar: str) -> Iterator[UnindexedSongs]:
     """The songs of one tar, in order, nothing written to disk. ValueError where it is damaged, OSError where less of it
     came than there is.
     """
@@ -102,7 +108,7 @@ def songs_of(tar: str) -> Iterator[Songs]:
             for member in archive:
                 key, _, extension = member.name.partition(".")
                 if before is not None and key != before:
-                    yield Songs(before, name, members)
+                    yield UnindexedSongs(before, name, members)
                     members = {}
                 before = key
                 if (
@@ -123,10 +129,12 @@ def songs_of(tar: str) -> Iterator[Songs]:
             raise ConnectionError(f"{name} broke off, {missing} bytes before its end") from error
         raise ValueError(f"{name} is damaged ({error})") from error
     if before is not None:
-        yield Songs(before, name, members)
+        yield UnindexedSongs(before, name, members)
 
 
-def clips_of(song: Songs, piped: Piped, dice: np.random.Generator) -> Iterator[np.ndarray]:
+def clips_of(
+    song: UnindexedSongs, piped: UnindexedShards, dice: np.random.Generator
+) -> Iterator[np.ndarray]:
     """Clips [clip, 1] of a song at random places; none of a short song. ValueError if it is broken."""
     if not KEY.fullmatch(song.key):
         raise ValueError(f"key {song.key!r} is not a name of letters, digits, - and _")
@@ -144,7 +152,7 @@ def clips_of(song: Songs, piped: Piped, dice: np.random.Generator) -> Iterator[n
         ].astype(np.float32)
 
 
-def check_json(song: Songs) -> None:
+def check_json(song: UnindexedSongs) -> None:
     data = song.members.get("json")
     if data is None or len(data) > MAX_JSON:
         raise ValueError(f"{song.key} has no JSON")
@@ -157,7 +165,13 @@ def check_json(song: Songs) -> None:
 
 
 def samples(
-    piped: Piped, seed: int, rank: int, world: int, share: int, first: int, board: Board
+    piped: UnindexedShards,
+    seed: int,
+    rank: int,
+    world: int,
+    share: int,
+    first: int,
+    board: WorkerStatus,
 ) -> Iterator[Batch]:
     """The source stage: clips of tars drawn at random, through the buffer; `share` of them make this rank's step."""
     worker, stride = this_worker()
@@ -169,9 +183,11 @@ def samples(
             yield {"step": step, **next(clips)}
 
 
-def drawn(piped: Piped, dice: np.random.Generator, board: Board, worker: int) -> Iterator[Batch]:
+def drawn(
+    piped: UnindexedShards, dice: np.random.Generator, board: WorkerStatus, worker: int
+) -> Iterator[Batch]:
     """Clips for ever, tar after tar; what is broken goes along with the next clip that is whole."""
-    tars, bad, barren = piped.tars(), list[Bad](), 0
+    tars, bad, barren = piped.tars(), list[BadSample](), 0
     while True:
         tar = tars[int(dice.integers(len(tars)))]
         barren += 1
@@ -189,7 +205,7 @@ def drawn(piped: Piped, dice: np.random.Generator, board: Board, worker: int) ->
                         yield {"sample": {"audio": clip}, "bad": bad}
                         bad, barren = [], 0
                 except (ValueError, OSError, MemoryError) as error:
-                    bad.append(Bad(song.shard, song.key, str(error)[:500]))
+                    bad.append(BadSample(song.shard, song.key, str(error)[:500]))
         except (ValueError, OSError) as error:
             passes = (
                 isinstance(error, OSError)
@@ -197,7 +213,7 @@ def drawn(piped: Piped, dice: np.random.Generator, board: Board, worker: int) ->
                 and may_pass(error)
             )
             bad.append(
-                Bad(
+                BadSample(
                     Path(tar.split()[-1]).name,
                     "",
                     f"{'unavailable: ' if passes else ''}{error}"[:500],
@@ -221,7 +237,7 @@ def shuffled(clips: Iterator[Batch], size: int, dice: np.random.Generator) -> It
 
 
 def held_out_batches(
-    piped: Piped, *, micro_batch: int, rank: int, world: int, limit: int
+    piped: UnindexedShards, *, micro_batch: int, rank: int, world: int, limit: int
 ) -> Iterator[Batch]:
     """The same clips of held-out songs each time, as many batches on every rank; nothing if no song is held out."""
     clips = held_out_clips(piped, limit) if piped.held_out and limit else ()
@@ -233,7 +249,7 @@ def held_out_batches(
 
 
 @lru_cache(maxsize=1)
-def held_out_clips(piped: Piped, limit: int) -> tuple[np.ndarray, ...]:
+def held_out_clips(piped: UnindexedShards, limit: int) -> tuple[np.ndarray, ...]:
     """The first `limit` clips [clip, 1] of held-out songs, in the order of the tars.
 
     Every rank reads the same, so what is damaged is passed over; StorageDown if a tar cannot be had, since the other
@@ -242,7 +258,7 @@ def held_out_clips(piped: Piped, limit: int) -> tuple[np.ndarray, ...]:
     return tuple(islice(all_held_out(replace(piped, augment=Augment())), limit))
 
 
-def all_held_out(piped: Piped) -> Iterator[np.ndarray]:
+def all_held_out(piped: UnindexedShards) -> Iterator[np.ndarray]:
     for tar in piped.tars()[:HELD_OUT_TARS]:
         try:
             for song in songs_of(tar):
@@ -252,21 +268,21 @@ def all_held_out(piped: Piped) -> Iterator[np.ndarray]:
         except ValueError:
             continue
         except OSError as error:
-            raise StorageDown(
+            raise StorageUnavailable(
                 f"{tar} could not be read for the held-out songs ({error})"
             ) from error
 
 
-def is_held_out(song: Songs, piped: Piped) -> bool:
+def is_held_out(song: UnindexedSongs, piped: UnindexedShards) -> bool:
     return bool(split(np.array([song.key.encode()[:48]], dtype="S48"), piped.held_out)[0])
 
 
-class PipedBatches:
+class UnindexedBatches:
     """Like stream.Batches, of a `Piped` source: `state()` says that a resume of it is statistical only."""
 
     def __init__(
         self,
-        piped: Piped,
+        piped: UnindexedShards,
         *,
         seed: int,
         global_batch: int,
@@ -282,11 +298,11 @@ class PipedBatches:
         piped.tars()
         self.piped, self.seed, self.rank, self.world, self.ahead = piped, seed, rank, world, ahead
         self.global_batch, self.micro_batch, self.next_step = global_batch, micro_batch, first_step
-        self.counted = BadCount(bad_share, bad_after, on_bad)
-        self._steps: Steps | None = None
+        self.counted = BadSampleCounter(bad_share, bad_after, on_bad)
+        self._steps: PrefetchedSteps | None = None
 
     def __iter__(self) -> Iterator[list[Batch]]:
-        self._steps = Steps(
+        self._steps = PrefetchedSteps(
             self._pipeline, lambda song: f"a tar of {self.piped.urls}", self.next_step, self.ahead
         )
         for step in self._steps:
@@ -295,7 +311,7 @@ class PipedBatches:
             yield [tensors(batch) for batch in step.micro_batches]
 
     def _pipeline(
-        self, first: int, board: Board, left_out: frozenset[int]
+        self, first: int, board: WorkerStatus, left_out: frozenset[int]
     ) -> webdataset.DataPipeline:
         share = self.global_batch // self.world
         return webdataset.DataPipeline(

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from megajukebox.data.stream.bad_samples import StorageDown
+from megajukebox.data.stream.bad_samples import StorageUnavailable
 
 TICK = 5.0  # seconds between two looks at the workers
 DEATHS = 2  # over the same song, until it is left out
@@ -55,7 +55,7 @@ def limit_memory(more: int, worker: int = 0) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
-class Board:
+class WorkerStatus:
     """What each worker is doing, in memory that the processes share. [workers, 5] int64."""
 
     def __init__(self, workers: int) -> None:
@@ -89,11 +89,11 @@ class WorkerDied(Exception):
 
 
 Make = Callable[
-    [int, Board, frozenset[int]], Any
+    [int, WorkerStatus, frozenset[int]], Any
 ]  # (first step, board, songs to leave out) -> a pipeline
 
 
-class Steps:
+class PrefetchedSteps:
     """Iterates the steps of a pipeline in order, read by processes, from `first_step` on.
 
     `make` builds the pipeline, `name_of(song)` says its shard and key. StorageDown, naming worker, shard and key, when
@@ -105,7 +105,7 @@ class Steps:
     ) -> None:
         self.make, self.name_of, self.ahead = make, name_of, ahead
         self.next_step = self._first_step = first_step
-        self.board = Board(ahead.workers)
+        self.board = WorkerStatus(ahead.workers)
         self.deaths: Counter[int] = Counter()
         self.restarts = 0
 
@@ -172,7 +172,7 @@ class Steps:
         late = min(self.board.seconds_since(worker), time.monotonic() - self._started)
         if late > self.ahead.timeout:
             pid, _, song, position, _ = self.board.rows[worker].tolist()
-            raise StorageDown(
+            raise StorageUnavailable(
                 f"worker {worker} (pid {pid}) has been reading {self.name_of(song)} at position {position} for "
                 f"{late:.0f} s; look at the disk or server it lies on, or raise data_timeout {self.ahead.timeout:g}"
             ) from None

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from megajukebox.evaluation.audio_features import Ears, learn, rhythm, timbre
-from megajukebox.evaluation.inputs import LABELS, Song
-from megajukebox.evaluation.metrics import Score, mean_score
+from megajukebox.evaluation.audio_features import NearestClassClassifier, fit, rhythm, timbre
+from megajukebox.evaluation.inputs import LABELS, EvalSong
+from megajukebox.evaluation.metrics import MetricValue, mean_score
 
 Array = np.ndarray
 FEATURES = {"artist": timbre, "genre": rhythm, "language": timbre}
@@ -48,13 +48,13 @@ def right(
 
 
 @dataclass(frozen=True)
-class Listener:
+class LabelClassifier:
     """Ears for each label that the corpus has enough of."""
 
-    ears: Mapping[str, Ears]
+    ears: Mapping[str, NearestClassClassifier]
     seconds: float  # of a clip
 
-    def hear(self, song: Song) -> dict[str, float]:
+    def classify(self, song: EvalSong) -> dict[str, float]:
         """`artist_heard` and its like: 1 where the song sounds like what it says it is, 0 where like another."""
         clips = clips_of(song, self.seconds)[:1]
         told = {
@@ -67,13 +67,13 @@ class Listener:
             for name, ears in told.items()
         }
 
-    def chance(self) -> Iterator[Score]:
+    def chance(self) -> Iterator[MetricValue]:
         """What guessing would get."""
         for label, ears in self.ears.items():
-            yield Score(f"{label}_heard", 1 / len(ears.labels))
+            yield MetricValue(f"{label}_heard", 1 / len(ears.labels))
 
 
-def listener(corpus: Iterable[Song], seconds: float) -> Listener:
+def fit_label_classifier(corpus: Iterable[EvalSong], seconds: float) -> LabelClassifier:
     """Learns from clips of `seconds` of the corpus, as long as those that will be judged."""
     seconds = min(max(seconds, LEAST_SECONDS), MOST_SECONDS)
     clips = [(song, clip) for song in corpus for clip in clips_of(song, seconds)]
@@ -84,11 +84,11 @@ def listener(corpus: Iterable[Song], seconds: float) -> Listener:
             (clip, song.labels[label]) for song, clip in clips if song.labels.get(label) in names
         ]
         if taught:
-            ears[label] = learn(taught, rate, FEATURES[label])
-    return Listener(ears, seconds)
+            ears[label] = fit(taught, rate, FEATURES[label])
+    return LabelClassifier(ears, seconds)
 
 
-def clips_of(song: Song, seconds: float) -> list[Array]:
+def clips_of(song: EvalSong, seconds: float) -> list[Array]:
     """At most CLIPS_A_SONG clips spread over the song, silent ones left out; all of a song that is shorter than one."""
     size = int(seconds * song.rate)
     room = len(song.audio) - size
@@ -136,7 +136,7 @@ def name_by_codes(
 def by_codes(
     corpus: Mapping[str, tuple[Array, Mapping[str, str]]],
     songs: Mapping[str, tuple[Array, Mapping[str, str]]],
-) -> Iterator[Score]:
+) -> Iterator[MetricValue]:
     """`artist_heard` and its like from (counts [K], labels) of a corpus and of the songs to be judged."""
     for label in LABELS:
         names = known_labels(labels.get(label) for _, labels in corpus.values())

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from megajukebox.evaluation.metrics import Score, sum_score
+from megajukebox.evaluation.metrics import MetricValue, sum_score
 
 Array = np.ndarray
 
@@ -15,7 +15,7 @@ def histogram(codes: Array, size: int) -> Array:
     return np.bincount(codes.ravel(), minlength=size).astype(np.float64)
 
 
-def codebook(counts: Mapping[str, Array]) -> Iterator[Score]:
+def codebook(counts: Mapping[str, Array]) -> Iterator[MetricValue]:
     """Scores of the histograms [K] of some songs, all together."""
     if counts:
         yield sum_score("usage", counts, lambda total: float((total > 0).mean()))

@@ -16,7 +16,7 @@ import torch
 
 from megajukebox.data.audio import resampled
 from megajukebox.evaluation.audio_features import band_filters
-from megajukebox.evaluation.inputs import Song
+from megajukebox.evaluation.inputs import EvalSong
 
 Array = np.ndarray
 WINDOW, HOP = 2.0, 1.0  # seconds
@@ -33,14 +33,14 @@ class Embedder:
     """A named way to turn a song into vectors [N, D], one a window."""
 
     name: str
-    embed: Callable[[Song], Array]
+    embed: Callable[[EvalSong], Array]
 
 
 def built_in() -> Embedder:
     return Embedder("mel modulation 1", mel_modulation)
 
 
-def mel_modulation(song: Song) -> Array:
+def mel_modulation(song: EvalSong) -> Array:
     """[N, 54] of windows of 2 s, 1 s apart; a song shorter than 2 s has none."""
     loudness_FB = log_mel(song.audio, song.rate)
     size, step = round(WINDOW / STEP), round(HOP / STEP)
@@ -118,7 +118,7 @@ def load_embedder(path: Path, rate: int, seconds: float, trust_code: bool) -> Em
     """
     run = runner(path, trust_code)
 
-    def embed(song: Song) -> Array:
+    def embed(song: EvalSong) -> Array:
         audio_T = resampled(song.audio[:, None], song.rate, rate)[:, 0]
         size, step = round(seconds * rate), max(1, round(seconds * rate / 2))
         starts = range(0, len(audio_T) - size + 1, step)

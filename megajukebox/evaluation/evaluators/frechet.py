@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from megajukebox.evaluation.metrics import Score, sum_score
+from megajukebox.evaluation.metrics import MetricValue, sum_score
 
 Array = np.ndarray
 
@@ -39,7 +39,7 @@ def square_root(symmetric: Array) -> Array:
     return (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
 
 
-def frechet_score(songs: Mapping[str, Array], corpus: Mapping[str, Array]) -> Score | None:
+def frechet_score(songs: Mapping[str, Array], corpus: Mapping[str, Array]) -> MetricValue | None:
     """Of the embeddings [N, D] of some songs and of the corpus; None if either has fewer than two windows.
 
     Every feature is measured in its standard deviations over the corpus, so that none rules by its unit.

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from megajukebox.conditioning.vocabulary import Vocabulary
 from megajukebox.data.shards.shard_set import ShardSet
-from megajukebox.data.stream.code_dataset import CodeWindows, Condition, Lyrics
+from megajukebox.data.stream.code_dataset import CodeWindows, ConditionColumn, LyricsColumn
 from megajukebox.evaluation.inputs import Say, paced, silent
-from megajukebox.evaluation.metrics import Score, mean_score
+from megajukebox.evaluation.metrics import MetricValue, mean_score
 from megajukebox.models.prior import Prior
-from megajukebox.sampling.jukebox import LevelRun
+from megajukebox.sampling.jukebox import PriorRun
 from megajukebox.sampling.real_songs import check_codes
 
 BATCH = 8  # windows that are judged at once
@@ -25,7 +25,7 @@ WindowBits = Callable[
 Bits = Callable[[Any], float]  # a song's codes, and what is told with them -> mean bits a code
 
 
-def windows_of(run: LevelRun, codes: ShardSet) -> CodeWindows:
+def windows_of(run: PriorRun, codes: ShardSet) -> CodeWindows:
     """The windows of `codes` as the run's prior was trained on them, told everything.
 
     Raises ValueError if the codes are of another VQ-VAE than the prior was trained on.
@@ -33,11 +33,13 @@ def windows_of(run: LevelRun, codes: ShardSet) -> CodeWindows:
     check_codes(run, codes)
     config = run.config
     known = {
-        name: Condition(run.vocabularies.get(name, Vocabulary()), label.slots)
+        name: ConditionColumn(run.vocabularies.get(name, Vocabulary()), label.slots)
         for name, label in config.labels.items()
     }
     lyrics = (
-        Lyrics(run.tokenizer, config.lyrics.tokens) if config.lyrics and run.tokenizer else None
+        LyricsColumn(run.tokenizer, config.lyrics.tokens)
+        if config.lyrics and run.tokenizer
+        else None
     )
     return CodeWindows(codes, config.level, config.window, conditions=known, lyrics=lyrics)
 
@@ -119,7 +121,7 @@ def window_bits(prior: Prior, batch: dict[str, Any]) -> Tensor:
 
 def divergence(
     teacher: Bits, student: Bits, of_teacher: Mapping[str, Any], of_student: Mapping[str, Any]
-) -> Iterator[Score]:
+) -> Iterator[MetricValue]:
     """KL divergences per code, by Monte Carlo: exact likelihoods of songs that each of the two has sampled.
 
         forward  E over the teacher's songs of  log p(teacher) - log p(student)      what the student cannot say
@@ -144,7 +146,7 @@ JUDGED = {
 }
 
 
-def judged_windows(found: Mapping[str, Tensor]) -> Iterator[Score]:
+def judged_windows(found: Mapping[str, Tensor]) -> Iterator[MetricValue]:
     """Scores of what the judge of a student in training measures, a value [windows] each, by the judge's own names."""
     for name, values in found.items():
         if name in JUDGED:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from megajukebox.evaluation.metrics import Score, mean_score
+from megajukebox.evaluation.metrics import MetricValue, mean_score
 
 Array = np.ndarray
 RARE = 0.01  # share of held-out pieces that may come as close as what counts as suspicious
@@ -127,7 +127,7 @@ def pieces(values: Mapping[str, Array], length: int) -> dict[str, Array]:
 
 def passage_scores(
     songs: Mapping[str, Array], held_out: Mapping[str, Array], corpus: Sequence[Array]
-) -> Iterator[Score]:
+) -> Iterator[MetricValue]:
     """Of codes [T]: the longest shared passages of samples and of held-out pieces, and the share that is suspicious."""
     real = pieces(held_out, typical([len(codes) for codes in songs.values()]))
     ours, theirs = longest_shared(songs, corpus), longest_shared(real, corpus)
@@ -135,13 +135,13 @@ def passage_scores(
     yield mean_score("held_out/shared_codes", theirs)
     if theirs:
         limit = float(np.quantile(list(theirs.values()), 1 - RARE, method="higher"))
-        yield Score("limit/shared_codes", limit)
+        yield MetricValue("limit/shared_codes", limit)
         yield mean_score("suspicious", {key: float(count > limit) for key, count in ours.items()})
 
 
 def clip_scores(
     songs: Mapping[str, Array], held_out: Mapping[str, Array], corpus: Mapping[str, Array]
-) -> Iterator[Score]:
+) -> Iterator[MetricValue]:
     """Of embeddings [N, D]: each song's nearest training window, that of held-out pieces, and who is suspicious."""
     known = np.concatenate([x for x in corpus.values() if len(x)] or [np.zeros((0, 1))])
     if not len(known) or not any(len(x) for x in songs.values()):
@@ -153,7 +153,7 @@ def clip_scores(
     yield mean_score("held_out/nearest", theirs)
     if theirs:
         limit = float(np.quantile(list(theirs.values()), RARE, method="lower"))
-        yield Score("limit/nearest", limit)
+        yield MetricValue("limit/nearest", limit)
         yield mean_score(
             "suspicious", {key: float(distance < limit) for key, distance in ours.items()}
         )

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from megajukebox.evaluation.audio_features import chroma, chromagram, correlation, tempo
-from megajukebox.evaluation.inputs import Song
-from megajukebox.evaluation.metrics import Score, mean_score, set_score
+from megajukebox.evaluation.inputs import EvalSong
+from megajukebox.evaluation.metrics import MetricValue, mean_score, set_score
 
 Array = np.ndarray
 NEAR = 0.04  # share by which two tempi may differ, as in MIREX
@@ -88,7 +88,7 @@ def course(audio_T: Array, rate: int, smooth: int = SMOOTH) -> Array:
 
 
 @dataclass(frozen=True)
-class Heard:
+class MusicFeatures:
     """What is kept of a song: its tempo, its pitch classes, and the genre it says it is of."""
 
     tempo: float  # beats a minute
@@ -96,16 +96,18 @@ class Heard:
     genre: str | None
 
 
-def hear(song: Song) -> Heard | None:
+def music_features(song: EvalSong) -> MusicFeatures | None:
     """None for a song that is too short to tell."""
     if song.seconds < LEAST_SECONDS:
         return None
-    return Heard(
+    return MusicFeatures(
         tempo(song.audio, song.rate), chroma(song.audio, song.rate), song.labels.get("genre")
     )
 
 
-def like_the_corpus(songs: Mapping[str, Heard], corpus: Mapping[str, Heard]) -> Iterator[Score]:
+def like_the_corpus(
+    songs: Mapping[str, MusicFeatures], corpus: Mapping[str, MusicFeatures]
+) -> Iterator[MetricValue]:
     """Tempi, scales and keys of `songs` beside those of `corpus`, as a whole and within each one's own genre."""
     if not songs or not corpus:
         return
@@ -136,7 +138,7 @@ def tempo_distance(some: Array, others: Array) -> float:
     )
 
 
-def tempo_ranges(corpus: Iterable[Heard]) -> dict[str, tuple[float, float]]:
+def tempo_ranges(corpus: Iterable[MusicFeatures]) -> dict[str, tuple[float, float]]:
     """The middle nine tenths of the tempi of each genre with at least FEW songs, and 4 % beyond."""
     ends = {
         g: np.quantile([heard.tempo for heard in some], (0.05, 0.95))
@@ -148,20 +150,20 @@ def tempo_ranges(corpus: Iterable[Heard]) -> dict[str, tuple[float, float]]:
     }
 
 
-def by_genre(corpus: Iterable[Heard]) -> dict[str, list[Heard]]:
-    found: dict[str, list[Heard]] = {}
+def by_genre(corpus: Iterable[MusicFeatures]) -> dict[str, list[MusicFeatures]]:
+    found: dict[str, list[MusicFeatures]] = {}
     for heard in corpus:
         if heard.genre is not None:
             found.setdefault(heard.genre, []).append(heard)
     return {genre: some for genre, some in sorted(found.items()) if len(some) >= FEW}
 
 
-def within(heard: Heard, ranges: Mapping[str, tuple[float, float]]) -> bool:
+def within(heard: MusicFeatures, ranges: Mapping[str, tuple[float, float]]) -> bool:
     low, high = ranges[heard.genre or ""]
     return low <= heard.tempo <= high
 
 
-def genre_scales(corpus: Iterable[Heard]) -> dict[str, Array]:
+def genre_scales(corpus: Iterable[MusicFeatures]) -> dict[str, Array]:
     """The mean pitch classes [C] of each genre, its songs turned to where they agree most with those before."""
     return {
         genre: scale([heard.shares_C for heard in some]) for genre, some in by_genre(corpus).items()
@@ -180,7 +182,7 @@ def turned(shares_C: Array, towards_C: Array) -> Array:
     return max(turns, key=lambda turn: correlation(turn, towards_C))
 
 
-def scale_fit(heard: Heard, scales: Mapping[str, Array]) -> float:
+def scale_fit(heard: MusicFeatures, scales: Mapping[str, Array]) -> float:
     """Correlation with the scale of its own genre at the best tonic, less the mean of that with other genres'."""
     fits = {
         g: correlation(turned(heard.shares_C, scale_C), scale_C) for g, scale_C in scales.items()

@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from megajukebox.conditioning.lrc import Word
+from megajukebox.conditioning.lrc import TimedWord
 from megajukebox.evaluation.evaluators.music_features import course
-from megajukebox.evaluation.inputs import Song
+from megajukebox.evaluation.inputs import EvalSong
 
 Array = np.ndarray
 MARK = re.compile(r"^[\[(]([^\])]+)[\])]$")
@@ -21,7 +21,7 @@ SHORTEST = 1.0  # seconds that a section must last to be compared
 MOST = 40  # sections that are compared: their pairs grow with the square
 
 
-class Section(NamedTuple):
+class LyricSection(NamedTuple):
     """A stretch of a song, in seconds; those of one name should sound the same."""
 
     name: str
@@ -29,7 +29,7 @@ class Section(NamedTuple):
     end: float
 
 
-def repetition(song: Song) -> Mapping[str, float]:
+def repetition(song: EvalSong) -> Mapping[str, float]:
     """Mean similarity of sections marked the same, less that of the others; nothing where none are marked the same."""
     marked = [s for s in sections(song) if s.end - s.start >= SHORTEST and s.end <= song.seconds][
         :MOST
@@ -38,7 +38,7 @@ def repetition(song: Song) -> Mapping[str, float]:
     return {"repetition": float(np.mean(same) - np.mean(different))} if same and different else {}
 
 
-def similarities(song: Song, marked: Sequence[Section]) -> tuple[list[float], list[float]]:
+def similarities(song: EvalSong, marked: Sequence[LyricSection]) -> tuple[list[float], list[float]]:
     """How alike are the pairs of the same name, and those of different names."""
     courses = [
         course(song.audio[int(s.start * song.rate) : int(s.end * song.rate)], song.rate)
@@ -57,18 +57,18 @@ def similarity(one_FC: Array, other_FC: Array) -> float:
     return float((short * picked).sum(axis=1).mean())
 
 
-def sections(song: Song) -> list[Section]:
+def sections(song: EvalSong) -> list[LyricSection]:
     """The sections that the song's timed lyrics mark; none without times."""
     lines = timed_lines(song.text, song.words)
     marks = [(MARK.match(text.strip()), start) for text, start, _ in lines]
     if sum(mark is not None for mark, _ in marks) >= 2:
         named = [(plain(mark[1]), start) for mark, start in marks if mark]
         ends = [*(start for _, start in named[1:]), song.seconds]
-        return [Section(name, start, end) for (name, start), end in zip(named, ends)]
-    return [Section(plain(text), start, end) for text, start, end in lines]
+        return [LyricSection(name, start, end) for (name, start), end in zip(named, ends)]
+    return [LyricSection(plain(text), start, end) for text, start, end in lines]
 
 
-def timed_lines(text: str, words: Iterable[Word]) -> list[tuple[str, float, float]]:
+def timed_lines(text: str, words: Iterable[TimedWord]) -> list[tuple[str, float, float]]:
     """(line, start, end) of the lines that have words with times."""
     found, first, timed = [], 0, list(words)
     for line in text.split("\n"):

@@ -7,7 +7,7 @@ from typing import Any
 
 import megajukebox.explorer
 from megajukebox import __version__
-from megajukebox.common.files import make_folder, write_whole
+from megajukebox.common.files import make_folder, write_atomic
 from megajukebox.evaluation.reporting.names import column_name, pretty
 from megajukebox.evaluation.reporting.plots import THEMES, Plot, plots_of, svg
 from megajukebox.evaluation.reporting.table import ARROWS, grid, in_words
@@ -38,8 +38,8 @@ def write_page(out: Path, report: Mapping[str, Any]) -> Path:
     make_folder(out / "plots")
     for name, _, draw, height in plots:
         for theme in THEMES:
-            write_whole(out / "plots" / f"{name}.{theme}.svg", svg(draw, theme, height))
-    write_whole(out / "index.html", page(report, plots).encode())
+            write_atomic(out / "plots" / f"{name}.{theme}.svg", svg(draw, theme, height))
+    write_atomic(out / "index.html", page(report, plots).encode())
     return out / "index.html"
 
 

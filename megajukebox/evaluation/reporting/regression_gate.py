@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from megajukebox.evaluation.metrics import MEASURES
+from megajukebox.evaluation.metrics import METRICS
 from megajukebox.evaluation.reporting.intervals import difference
 from megajukebox.evaluation.reporting.report import sliced
 
@@ -67,9 +67,9 @@ def compare(
 
 
 def change_of(name: str, new: dict[str, float], old: dict[str, float], confidence: float) -> Change:
-    measure = MEASURES[name.split(" ", 1)[0].rpartition("/")[2]]
+    measure = METRICS[name.split(" ", 1)[0].rpartition("/")[2]]
     change, low, high, songs = difference(new, old, confidence)
-    return Change(name, change, low, high, measure.better, songs, measure.matters)
+    return Change(name, change, low, high, measure.better, songs, measure.min_effect)
 
 
 def comparable(

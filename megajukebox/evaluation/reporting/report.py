@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from megajukebox.common.files import write_whole
-from megajukebox.evaluation.metrics import Score
+from megajukebox.common.files import write_atomic
+from megajukebox.evaluation.metrics import MetricValue
 from megajukebox.evaluation.reporting.intervals import bootstrap
 
 VERSION = 1
@@ -21,7 +21,9 @@ SCORES = "scores.jsonl"  # of a run folder: a line for each checkpoint that was 
 Labels = Mapping[str, Mapping[str, str]]  # {song: {"artist": ..., "genre": ..., "language": ...}}
 
 
-def report_of(scores: Iterable[Score], labels: Labels, facts: Mapping[str, Any]) -> dict[str, Any]:
+def report_of(
+    scores: Iterable[MetricValue], labels: Labels, facts: Mapping[str, Any]
+) -> dict[str, Any]:
     """The whole report. `facts` says what was scored, against what, and by whom."""
     figures = {score.name: figure_of(score, labels) for score in scores}
     named = {
@@ -31,7 +33,7 @@ def report_of(scores: Iterable[Score], labels: Labels, facts: Mapping[str, Any])
     return {"version": VERSION, **facts, "songs": named, "figures": figures}
 
 
-def figure_of(score: Score, labels: Labels) -> dict[str, Any]:
+def figure_of(score: MetricValue, labels: Labels) -> dict[str, Any]:
     """One figure: value, 95 % interval, songs, slices by label."""
     measure = score.measure
     slices = {} if score.pooled else slices_of(score, labels)
@@ -47,7 +49,7 @@ def figure_of(score: Score, labels: Labels) -> dict[str, Any]:
     }
 
 
-def interval(score: Score) -> dict[str, float | None]:
+def interval(score: MetricValue) -> dict[str, float | None]:
     """Its bootstrap interval. That of a figure of all songs at once is as wide as its pseudo-values say, around it."""
     values = np.array(list(score.items.values()))
     found = bootstrap(values, seed=score.name, answers=score.measure.answers)
@@ -58,7 +60,7 @@ def interval(score: Score) -> dict[str, float | None]:
     return {"low": low, "high": high}
 
 
-def slices_of(score: Score, labels: Labels) -> dict[str, dict[str, Any]]:
+def slices_of(score: MetricValue, labels: Labels) -> dict[str, dict[str, Any]]:
     """{"artist=...": {"value", "low", "high", "count"}} of every label that several of the songs share."""
     found = {}
     for name, keys in sliced(score.items, labels).items():
@@ -66,7 +68,7 @@ def slices_of(score: Score, labels: Labels) -> dict[str, dict[str, Any]]:
         value = float(np.mean(list(some.values())))
         found[name] = {
             "value": finite(value),
-            **interval(Score(f"{score.name}", value, some)),
+            **interval(MetricValue(f"{score.name}", value, some)),
             "count": len(keys),
         }
     return found
@@ -101,7 +103,7 @@ def finite(value: float) -> float | None:
 
 def write_report(path: Path, report: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
+    write_atomic(path, (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def read_report(path: Path) -> dict[str, Any]:

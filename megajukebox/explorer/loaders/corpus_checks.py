@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from megajukebox.conditioning.lrc import Word
+from megajukebox.conditioning.lrc import TimedWord
 
 SHORT_SECONDS = 5.0
 FRAME = 0.1  # seconds
@@ -58,7 +58,7 @@ def reached(decibels_RW: np.ndarray) -> float:
     return (heard[-1] + 1) / len(decibels_RW) if len(heard) else 1.0
 
 
-def of_lyrics(text: str, words: list[Word], seconds: float) -> list[str]:
+def of_lyrics(text: str, words: list[TimedWord], seconds: float) -> list[str]:
     """Findings on lyrics of a song of so many seconds."""
     found = {
         "too many words": len(text.split()) > WORDS_A_SECOND * seconds,

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from megajukebox.explorer.loaders.samples import Problem
+from megajukebox.explorer.loaders.samples import UnreadableSample
 from megajukebox.monitoring.collect.run_reader import RunReader
 from megajukebox.monitoring.collect.run_state import RunState
 from megajukebox.records.jsonl_tail import parsed
@@ -29,7 +29,7 @@ class StepSample:
 
 
 @dataclass(frozen=True)
-class Run:
+class ListedRun:
     """What a run folder holds. `curves` maps the name of a metric to its points by split."""
 
     name: str
@@ -45,7 +45,7 @@ class Run:
     scores: list[dict[str, Any]] = field(
         default_factory=list
     )  # what `megajukebox evaluate` said of its checkpoints
-    problems: list[Problem] = field(default_factory=list)
+    problems: list[UnreadableSample] = field(default_factory=list)
 
     @property
     def last_step(self) -> int:
@@ -57,7 +57,7 @@ class Run:
         )
 
 
-def read_runs(folders: list[Path]) -> list[Run]:
+def read_runs(folders: list[Path]) -> list[ListedRun]:
     """The runs in and under `folders`, in the order in which they were started."""
     for folder in folders:
         if not folder.is_dir():
@@ -85,8 +85,8 @@ def find_runs(folder: Path, depth: int) -> Iterator[Path]:
             yield from find_runs(child, depth - 1)
 
 
-def read_run(folder: Path, name: str) -> Run:
-    problems: list[Problem] = []
+def read_run(folder: Path, name: str) -> ListedRun:
+    problems: list[UnreadableSample] = []
     metrics = read_lines(folder / "metrics.jsonl", problems)
     times = [
         line["time"]
@@ -95,7 +95,7 @@ def read_run(folder: Path, name: str) -> Run:
     ]
     config, model = folder / "run.yaml", folder / "model.json"
     state = RunReader(folder, name).read()
-    return Run(
+    return ListedRun(
         name=name,
         curves=curves(metrics),
         events=read_lines(folder / "events.jsonl", problems),
@@ -146,18 +146,18 @@ def flat(value: object, name: str = "", depth: int = 12) -> Iterator[tuple[str, 
         yield name, json.dumps(value, ensure_ascii=False, default=str)
 
 
-def read_model(path: Path, problems: list[Problem]) -> dict[str, Any]:
+def read_model(path: Path, problems: list[UnreadableSample]) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
         model = json.loads(path.read_bytes())
     except ValueError as error:
-        problems.append(Problem(path.name, str(error)))
+        problems.append(UnreadableSample(path.name, str(error)))
         return {}
     return model if isinstance(model, dict) else {}
 
 
-def read_lines(path: Path, problems: list[Problem]) -> list[dict[str, Any]]:
+def read_lines(path: Path, problems: list[UnreadableSample]) -> list[dict[str, Any]]:
     """The JSON objects in `path`, one a line; the other lines are counted in `problems`."""
     if not path.is_file():
         return []
@@ -166,7 +166,7 @@ def read_lines(path: Path, problems: list[Problem]) -> list[dict[str, Any]]:
     objects = [line for line in found if line is not None]
     if len(objects) < len(found):
         problems.append(
-            Problem(
+            UnreadableSample(
                 path.name, f"{len(found) - len(objects)} of {len(found)} lines are not JSON objects"
             )
         )

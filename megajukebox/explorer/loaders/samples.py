@@ -21,14 +21,14 @@ DEPTH = 2  # folders between the one given and a sample
 
 
 @dataclass(frozen=True)
-class Problem:
+class UnreadableSample:
     """A file that was skipped, or a part of one, and why."""
 
     name: str
     reason: str
 
 
-class Record(BaseModel):
+class TolerantRecord(BaseModel):
     """Fields that this version does not know are ignored, so that it can show what a newer one made."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -44,7 +44,7 @@ class Record(BaseModel):
         )
 
 
-class Level(Record):
+class LevelRecord(TolerantRecord):
     """How one level of a song was made."""
 
     audio: str = ""
@@ -54,7 +54,7 @@ class Level(Record):
     tokens_per_second: FiniteFloat | None = None
 
 
-class Request(Record):
+class RequestRecord(TolerantRecord):
     artist: str = ""
     genres: tuple[str, ...] = ()
     year: int | None = None
@@ -68,14 +68,14 @@ class Request(Record):
     infill: str = ""
 
 
-class Facts(Record):
+class SampleRecord(TolerantRecord):
     """What `<id>.json` says of a song."""
 
-    request: Request
+    request: RequestRecord
     notes: tuple[str, ...] = ()
     sample_rate: int | None = None
     seconds: FiniteFloat = 0.0
-    levels: dict[str, Level] = {}
+    levels: dict[str, LevelRecord] = {}
     weights: dict[str, JsonValue] = {}
     steps: dict[str, JsonValue] = {}
     runs: JsonValue = None
@@ -85,11 +85,11 @@ class Facts(Record):
 
 
 @dataclass(frozen=True)
-class Sample:
+class ListedSample:
     """A song, its files, and the request that made it."""
 
     name: str  # path from the folder given, without the ending; unique, unlike an id somebody wrote
-    facts: Facts
+    facts: SampleRecord
     request: JsonValue  # as it was written, with what this version does not know
     lyrics: list[Line]
     audio: dict[str, Path]  # track -> recording that exists
@@ -97,7 +97,7 @@ class Sample:
     source: str  # sha256 of its JSON
 
 
-def read_samples(folders: list[Path]) -> tuple[list[Sample], list[Problem]]:
+def read_samples(folders: list[Path]) -> tuple[list[ListedSample], list[UnreadableSample]]:
     """The samples in and under `folders`, newest first, and what could not be read."""
     samples, problems = [], []
     for path, name in find_samples(folders):
@@ -107,9 +107,9 @@ def read_samples(folders: list[Path]) -> tuple[list[Sample], list[Problem]]:
             ValueError,
             RecursionError,
         ) as error:  # JSON, Unicode and validation errors are ValueErrors
-            problems.append(Problem(f"{name}.json", reason(error)))
+            problems.append(UnreadableSample(f"{name}.json", reason(error)))
         except OSError as error:  # gone since the folder was listed, or not for us to read
-            problems.append(Problem(f"{name}.json", error.strerror or str(error)))
+            problems.append(UnreadableSample(f"{name}.json", error.strerror or str(error)))
     return sorted(samples, key=lambda sample: (-sample.made, sample.name)), problems
 
 
@@ -148,14 +148,14 @@ def json_files(folder: Path, depth: int) -> Iterator[Path]:
             yield from json_files(path, depth - 1)
 
 
-def read_sample(path: Path, name: str) -> Sample:
+def read_sample(path: Path, name: str) -> ListedSample:
     """The sample that the JSON at `path` describes. Raises ValueError saying what is wrong with it."""
     content = path.read_bytes()
     document = json.loads(content)
     if not isinstance(document, dict):
         raise ValueError(f"holds a {type(document).__name__}, not an object")
-    facts = Facts.model_validate(document)
-    return Sample(
+    facts = SampleRecord.model_validate(document)
+    return ListedSample(
         name=name,
         facts=facts,
         request=document["request"],
@@ -170,7 +170,7 @@ def read_sample(path: Path, name: str) -> Sample:
     )
 
 
-def recording(folder: Path, facts: Facts, track: str) -> Path | None:
+def recording(folder: Path, facts: SampleRecord, track: str) -> Path | None:
     """The recording of a level if it is there. Only bare names count: a sample must not lead out of its folder."""
     name = facts.levels[track].audio if track in facts.levels else ""
     if not name or "\0" in name or Path(name).name != name or not (folder / name).is_file():

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from megajukebox.explorer.loaders.samples import LEVELS, TRACKS, Sample
+from megajukebox.explorer.loaders.samples import LEVELS, TRACKS, ListedSample
 from megajukebox.explorer.loaders.timed_lyrics import plain
 
 FACETS = {  # field of an entry -> its name on the page, in the order of the filters
@@ -45,11 +45,11 @@ class Links:
     peaks: dict[str, str]
 
 
-def title(sample: Sample) -> str:
+def title(sample: ListedSample) -> str:
     return sample.facts.request.artist or sample.name
 
 
-def entry(sample: Sample, links: Links) -> dict[str, Any]:
+def entry(sample: ListedSample, links: Links) -> dict[str, Any]:
     """The record of one sample. Empty values are left out: of thousands, they would be half of the bytes."""
     request = sample.facts.request
     known = {
@@ -84,7 +84,7 @@ def entry(sample: Sample, links: Links) -> dict[str, Any]:
     }
 
 
-def mode(sample: Sample) -> str:
+def mode(sample: ListedSample) -> str:
     """How the song came about: from nothing, from a recording or another sample, or as a reconstruction."""
     if sample.facts.reconstruction:
         return "reconstruct"
@@ -94,13 +94,13 @@ def mode(sample: Sample) -> str:
     )
 
 
-def seed(sample: Sample) -> str | None:
+def seed(sample: ListedSample) -> str | None:
     """As text, for JavaScript rounds large numbers. A reconstruction draws nothing."""
     given = sample.facts.request.seed
     return None if given is None or sample.facts.reconstruction else str(given)
 
 
-def words(sample: Sample) -> str:
+def words(sample: ListedSample) -> str:
     """What a search may find beside the names."""
     return plain(sample.lyrics)[:SEARCHED]
 
@@ -111,7 +111,7 @@ def finest(by_track: dict[str, str]) -> str | None:
     return next((by_track[track] for track in order if track in by_track), None)
 
 
-def song_of(sample: Sample) -> str | None:
+def song_of(sample: ListedSample) -> str | None:
     """The key of the real song that a reconstruction is of."""
     told = sample.facts.reconstruction
     return str(told.get("song")) if isinstance(told, dict) else None
@@ -124,7 +124,7 @@ def asked(request: Any, song: str | None = None) -> str:
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def run_name(sample: Sample) -> str:
+def run_name(sample: ListedSample) -> str:
     runs = sample.facts.runs
     return runs_folder(runs) if runs else ""
 
@@ -137,7 +137,7 @@ def runs_folder(runs: object) -> str:
     return runs if isinstance(runs, str) else "runs"
 
 
-def sampler(sample: Sample) -> str:
+def sampler(sample: ListedSample) -> str:
     """What drew the codes: the request's word for it, a student where one was at work, else how windows followed."""
     if sample.facts.reconstruction:
         return ""
@@ -149,7 +149,7 @@ def sampler(sample: Sample) -> str:
     return " ".join(["autoregressive", *sorted(ways)])
 
 
-def checkpoint(sample: Sample) -> str:
+def checkpoint(sample: ListedSample) -> str:
     """Which state of the priors (or of a reconstruction's VQ-VAE): the first known step, or a fingerprint's head."""
     for level in ("vqvae",) if sample.facts.reconstruction else LEVELS:
         if sample.facts.steps.get(level) is not None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megajukebox.conditioning.lrc import Word, parse_lrc
+from megajukebox.conditioning.lrc import TimedWord, parse_lrc
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class HeardWord(Word):
+class AlignedLyricWord(TimedWord):
     confidence: float | None = None
 
 
@@ -37,10 +37,10 @@ def read_lyrics(path: Path, requested: str, alignment: Any) -> list[Line]:
     return lines(*parse_lrc(text))  # a request may hold times too; plain text comes back as it is
 
 
-def aligned_words(text: str, alignment: Any) -> list[Word]:
+def aligned_words(text: str, alignment: Any) -> list[TimedWord]:
     """The words of a sample's alignment, in order; [] unless every one of them fits the text."""
     given = alignment.get("words") if isinstance(alignment, dict) else None
-    words: list[Word] = []
+    words: list[TimedWord] = []
     for one in given if isinstance(given, list) else []:
         try:
             start, end, confidence = (
@@ -48,7 +48,7 @@ def aligned_words(text: str, alignment: Any) -> list[Word]:
                 int(one["end_char"]),
                 one.get("confidence"),
             )
-            word = HeardWord(
+            word = AlignedLyricWord(
                 start, end, float(one["t0"]), float(one["t1"]), confidence and float(confidence)
             )
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
@@ -62,7 +62,7 @@ def aligned_words(text: str, alignment: Any) -> list[Word]:
     return words
 
 
-def lines(text: str, words: list[Word]) -> list[Line]:
+def lines(text: str, words: list[TimedWord]) -> list[Line]:
     """Cut `text` into lines, each into its timed words and what is between them."""
     start, cut, following = 0, [], list(words)[::-1]
     for line in text.rstrip().split("\n"):
@@ -75,7 +75,7 @@ def lines(text: str, words: list[Word]) -> list[Line]:
     return cut if text.strip() else []
 
 
-def pieces(text: str, start: int, end: int, words: list[Word]) -> Line:
+def pieces(text: str, start: int, end: int, words: list[TimedWord]) -> Line:
     line = []
     for word in words:
         confidence = getattr(word, "confidence", None)

@@ -1,7 +1,7 @@
 """What all pages share: head, navigation, the player at the foot, and the pieces they are built of."""
 
 from megajukebox import __version__
-from megajukebox.explorer.loaders.samples import Problem
+from megajukebox.explorer.loaders.samples import UnreadableSample
 from megajukebox.explorer.pages.html import Markup, element, joined
 
 SHOWN_PROBLEMS = 50
@@ -158,7 +158,7 @@ def heading(title: str, under: str | Markup = "", **attributes: str) -> Markup:
     return element("div", element("h1", title), element("p", under, **attributes), class_="heading")
 
 
-def problem_note(problems: list[Problem], trouble: str) -> Markup:
+def problem_note(problems: list[UnreadableSample], trouble: str) -> Markup:
     """Says what was skipped and why, under "2 files <trouble>"; nothing where nothing was."""
     if not problems:
         return Markup("")

@@ -6,14 +6,14 @@ from datetime import datetime, timezone
 from typing import Any
 
 from megajukebox.common.redaction import redact
-from megajukebox.explorer.loaders.runs import Run, StepSample, is_number
+from megajukebox.explorer.loaders.runs import ListedRun, StepSample, is_number
 from megajukebox.explorer.pages.html import Markup, element
 from megajukebox.explorer.pages.layout import facts, page, problem_note
 from megajukebox.explorer.pages.run_list import percent, status
 from megajukebox.explorer.pages.scores import scores
 from megajukebox.explorer.pages.svg_plots import Marks, figure, number
 from megajukebox.explorer.pages.timeline import time_line
-from megajukebox.monitoring.alerts import RUNBOOK, diagnose, size_of, spoken
+from megajukebox.monitoring.alerts import RUNBOOK, diagnose, format_bytes, format_duration
 from megajukebox.monitoring.collect import step_breakdown
 from megajukebox.monitoring.exporters.terminal import queued
 
@@ -29,7 +29,7 @@ FIRST = (
 LATER = ("time_", "skipped", "memory_")  # and those that stand last
 
 
-def run_page(run: Run, others: list[str], recordings: list[str]) -> str:
+def run_page(run: ListedRun, others: list[str], recordings: list[str]) -> str:
     """One run. `others` are the runs to compare its settings with, `recordings` the URLs of its samples."""
     heading = element("div", element("h1", run.name), status(run), class_="heading")
     about = element(
@@ -50,12 +50,14 @@ def run_page(run: Run, others: list[str], recordings: list[str]) -> str:
     )
 
 
-def summary(run: Run) -> list[tuple[str, str | None]]:
+def summary(run: ListedRun) -> list[tuple[str, str | None]]:
     kind = " ".join(str(run.model[key]) for key in ("level", "kind") if run.model.get(key))
     fingerprint, state = run.model.get("fingerprint"), run.state
     whole = [checkpoint for checkpoint in state.checkpoints if checkpoint.whole]
     saved = (
-        f"step {whole[-1].step:,}, {size_of(whole[-1].bytes)}, of {len(whole)}" if whole else None
+        f"step {whole[-1].step:,}, {format_bytes(whole[-1].bytes)}, of {len(whole)}"
+        if whole
+        else None
     )
     return [
         ("model", kind),
@@ -67,7 +69,9 @@ def summary(run: Run) -> list[tuple[str, str | None]]:
         ),
         (
             "left",
-            spoken(state.eta_seconds) if state.eta_seconds is not None and state.alive else None,
+            format_duration(state.eta_seconds)
+            if state.eta_seconds is not None and state.alive
+            else None,
         ),
         ("a step", step_breakdown.told(state)),
         ("job", f"{queued(state)} queued" if state.chain and state.alive else None),
@@ -86,7 +90,7 @@ def summary(run: Run) -> list[tuple[str, str | None]]:
     ]
 
 
-def wrong(run: Run) -> Markup:
+def wrong(run: ListedRun) -> Markup:
     """What is wrong and what to do; nothing where nothing is."""
     problems = diagnose(run.state)
     rows = [
@@ -127,7 +131,7 @@ def samples(found: list[StepSample], urls: list[str]) -> Markup:
     return element("section", element("h2", "Along training"), rows, rest, class_="panel")
 
 
-def curves(run: Run) -> Markup:
+def curves(run: ListedRun) -> Markup:
     names = sorted(run.curves, key=lambda name: (place(name), name if place(name) else ""))
     figures = [figure(name, run.curves[name], marks(run.events)) for name in names]
     drawn = (
@@ -192,7 +196,7 @@ def events(rows: list[dict[str, Any]]) -> Markup:
     return element("section", details(name, scroll), class_="panel")
 
 
-def config(run: Run, others: list[str]) -> Markup:
+def config(run: ListedRun, others: list[str]) -> Markup:
     """run.yaml, and a choice of another run to see what differs."""
     if not run.config:
         return Markup("")

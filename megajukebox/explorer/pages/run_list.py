@@ -1,16 +1,16 @@
 """The list of runs: where each stands, what is wrong, and the way to its page."""
 
-from megajukebox.explorer.loaders.runs import Run
+from megajukebox.explorer.loaders.runs import ListedRun
 from megajukebox.explorer.pages.html import Markup, element, joined
 from megajukebox.explorer.pages.layout import copyable, page
 from megajukebox.explorer.site_files import safe_name
-from megajukebox.monitoring.alerts import diagnose, spoken
+from megajukebox.monitoring.alerts import diagnose, format_duration
 
 HOW_TO_TRAIN = "megajukebox train --help\nmegajukebox explore samples runs"
 HEADS = ("Run", "Status", "Step", "Left", "Loss", "Goodput", "Restarts", "What is wrong")
 
 
-def runs_page(runs: list[Run]) -> str:
+def runs_page(runs: list[ListedRun]) -> str:
     """All runs, in the order in which they were started."""
     count = f"{len(runs)} run{'s' * (len(runs) > 1)}" if runs else ""
     heading = element("div", element("h1", "Runs"), element("p", count), class_="heading")
@@ -31,7 +31,7 @@ def runs_page(runs: list[Run]) -> str:
     return page("Runs", "Runs", "", heading, content, scripts=("live.js",))
 
 
-def row(run: Run) -> Markup:
+def row(run: ListedRun) -> Markup:
     state, loss = run.state, run.state.value("loss")
     problems = diagnose(state)
     wrong = [
@@ -41,7 +41,7 @@ def row(run: Run) -> Markup:
         element("a", run.name, href=f"run/{safe_name(run.name)}.html"),
         status(run),
         f"{state.step:,} of {state.target:,}" if state.target else f"{state.step:,}",
-        spoken(state.eta_seconds) if state.eta_seconds is not None and state.alive else "",
+        format_duration(state.eta_seconds) if state.eta_seconds is not None and state.alive else "",
         f"{loss:.4g}" if loss is not None else "",
         percent(state.account.goodput),
         str(sum(state.restarts.values())),
@@ -50,7 +50,7 @@ def row(run: Run) -> Markup:
     return element("tr", [element("td", cell) for cell in cells])
 
 
-def status(run: Run) -> Markup:
+def status(run: ListedRun) -> Markup:
     return element("span", run.state.status, class_=f"status {run.state.status}")
 
 

@@ -3,7 +3,7 @@
 import json
 import shlex
 
-from megajukebox.explorer.loaders.samples import LEVELS, Problem, Sample
+from megajukebox.explorer.loaders.samples import LEVELS, ListedSample, UnreadableSample
 from megajukebox.explorer.loaders.search_index import Links, entry, runs_folder, seed, title
 from megajukebox.explorer.loaders.timed_lyrics import Line, Piece
 from megajukebox.explorer.pages.html import Markup, element, inline_json
@@ -11,7 +11,7 @@ from megajukebox.explorer.pages.layout import copyable, facts, heading, page, pl
 from megajukebox.explorer.pages.waveforms import SCRIPTS, scale, strip
 
 
-def sample_page(sample: Sample, links: Links, problems: list[Problem]) -> str:
+def sample_page(sample: ListedSample, links: Links, problems: list[UnreadableSample]) -> str:
     request = sample.facts.request
     compare = element("button", "Compare with …", type="button", class_="plain", id="compare")
     tracks = [
@@ -66,7 +66,7 @@ def notes(warnings: tuple[str, ...]) -> Markup:
     return element("aside", element("strong", "Notes"), element("ul", rows), class_="note")
 
 
-def subtitle(sample: Sample) -> str:
+def subtitle(sample: ListedSample) -> str:
     request = sample.facts.request
     number = seed(sample)
     drawn = "" if number is None else f"seed {number}"
@@ -77,7 +77,7 @@ def subtitle(sample: Sample) -> str:
     return " · ".join(part for part in parts if part)
 
 
-def speed(sample: Sample, track: str) -> str:
+def speed(sample: ListedSample, track: str) -> str:
     made = sample.facts.levels[track]
     parts = [
         f"{made.codes:,} codes" if made.codes is not None else "",
@@ -120,7 +120,7 @@ def sung(piece: Piece) -> str:
     )
 
 
-def making(sample: Sample) -> list[Markup]:
+def making(sample: ListedSample) -> list[Markup]:
     made = sample.facts
     weights = facts([(name, short(value)) for name, value in made.weights.items()])
     return [
@@ -161,7 +161,7 @@ def short(fingerprint: object) -> Markup | str:
     return element("code", f"{text[:16]}…", title=text) if len(text) > 20 else text
 
 
-def command(sample: Sample) -> str:
+def command(sample: ListedSample) -> str:
     """Shell lines that ask for the same song again; quoted, so that no lyrics can become a command."""
     told, runs = sample.facts.reconstruction, shlex.quote(runs_folder(sample.facts.runs))
     if isinstance(told, dict):

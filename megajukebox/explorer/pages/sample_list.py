@@ -1,6 +1,6 @@
 """The front page: thousands of samples to search, filter and play."""
 
-from megajukebox.explorer.loaders.samples import TRACKS, Problem
+from megajukebox.explorer.loaders.samples import TRACKS, UnreadableSample
 from megajukebox.explorer.loaders.search_index import FACETS
 from megajukebox.explorer.pages.html import Markup, element, inline_json, joined
 from megajukebox.explorer.pages.layout import copyable, heading, icons, page, player, problem_note
@@ -16,7 +16,7 @@ ORDERS = {
 }
 
 
-def list_page(count: int, problems: list[Problem]) -> str:
+def list_page(count: int, problems: list[UnreadableSample]) -> str:
     """The samples, newest first."""
     note = problem_note(problems, "could not be read")
     return listing(

@@ -1,7 +1,7 @@
 """A run over the wall clock: its attempts, what happened between and in them, and what the seconds went into."""
 
 from megajukebox.explorer.pages.html import Markup, element
-from megajukebox.monitoring.alerts import spoken
+from megajukebox.monitoring.alerts import format_duration
 from megajukebox.monitoring.collect.run_state import RunState
 from megajukebox.records.productive_time import number
 
@@ -30,7 +30,7 @@ def picture(run: RunState) -> Markup:
 
     boxes = [
         element(
-            "rect", element("title", f"attempt {n}: {spoken(end - begin)}"), x=across(begin), y=14,
+            "rect", element("title", f"attempt {n}: {format_duration(end - begin)}"), x=across(begin), y=14,
             width=max(1.0, across(end) - across(begin)), height=18, class_="attempt",
         )
         for n, (begin, end) in enumerate(run.account.attempts, start=1)
@@ -45,7 +45,7 @@ def picture(run: RunState) -> Markup:
     ]  # fmt: skip
     ends = [
         element("text", "first start", x=0, y=9),
-        element("text", spoken(wall), x=WIDTH, y=9, text_anchor="end"),
+        element("text", format_duration(wall), x=WIDTH, y=9, text_anchor="end"),
     ]
     return element(
         "svg",

@@ -9,7 +9,7 @@ from threading import Lock
 from typing import Any
 
 from megajukebox.explorer import site_files
-from megajukebox.explorer.loaders.samples import Sample
+from megajukebox.explorer.loaders.samples import ListedSample
 from megajukebox.explorer.loaders.search_index import SIDES, finest, pairs
 from megajukebox.explorer.loaders.timed_lyrics import plain
 from megajukebox.explorer.server.votes import Vote, append, read
@@ -36,7 +36,12 @@ class Trials:
         self.lock = Lock()
 
     def next(
-        self, samples: dict[str, Sample], entries: list[dict[str, Any]], field: str, a: str, b: str
+        self,
+        samples: dict[str, ListedSample],
+        entries: list[dict[str, Any]],
+        field: str,
+        a: str,
+        b: str,
     ) -> dict[str, Any]:
         """A new trial of two values of `field`, as the page may know it. ValueError if there is no such pair."""
         if field not in SIDES or a == b:
@@ -62,7 +67,7 @@ class Trials:
         loud = {side: loudness(self.site, samples[name]) for side, name in zip("AB", both)}
         return {"id": identity, "db": loud, **count, **told(identity, samples[both[0]])}
 
-    def recording(self, samples: dict[str, Sample], identity: str, side: str) -> Path | None:
+    def recording(self, samples: dict[str, ListedSample], identity: str, side: str) -> Path | None:
         """What is behind a side of an open trial."""
         trial = self.open.get(identity)
         sample = (
@@ -103,18 +108,18 @@ def names(pair: tuple[dict, dict]) -> frozenset[str]:
     return frozenset(one["name"] for one in pair)
 
 
-def heard_track(sample: Sample) -> str:
+def heard_track(sample: ListedSample) -> str:
     """The finished song, or the best there is of it."""
     return finest({track: track for track in sample.audio}) or ""
 
 
-def loudness(site: Path, sample: Sample) -> float | None:
+def loudness(site: Path, sample: ListedSample) -> float | None:
     """In dB, as it was measured when the pages were built; louder is otherwise heard as better."""
     measured = site / "peaks" / f"{site_files.safe_name(sample.name)}.{heard_track(sample)}.js"
     return site_files.read_script(measured)["db"] if measured.is_file() else None
 
 
-def told(identity: str, sample: Sample) -> dict[str, Any]:
+def told(identity: str, sample: ListedSample) -> dict[str, Any]:
     """Of a trial's request, what both sides share; where both can be heard."""
     request = sample.facts.request
     return {

@@ -22,11 +22,11 @@ def sampling(runs: Path, samplers: list[str]) -> list[str]:
     return [sys.executable, "-m", "megajukebox.sampling.worker", str(runs), *samplers]
 
 
-class Died(Exception):
+class SamplerDied(Exception):
     """The process ended before it answered; the message is for the reader of the page."""
 
 
-class Maker:
+class SamplerProcess:
     """One process at a time, for one choice of samplers: another choice replaces it."""
 
     def __init__(self, command: Callable[[list[str]], list[str]], log: Path) -> None:
@@ -54,7 +54,7 @@ class Maker:
         except OSError:  # it ended before it could read
             answer = ""
         if not answer:
-            raise Died(why(process.wait(), self.log))
+            raise SamplerDied(why(process.wait(), self.log))
         self.told, self.songs = json.loads(answer), self.songs + 1
         return self.told
 

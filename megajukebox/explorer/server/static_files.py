@@ -27,7 +27,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.explorer import site_files
 from megajukebox.explorer.loaders.corpus import CorpusSong
-from megajukebox.explorer.loaders.samples import Sample, find_samples
+from megajukebox.explorer.loaders.samples import ListedSample, find_samples
 from megajukebox.explorer.site_builder import Listed, write_runs, write_samples
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
@@ -92,7 +92,7 @@ class Library:
     runs: list[Path] = field(default_factory=list)
     corpus: Recordings | None = None
     listed: Listed = field(default_factory=lambda: Listed([], []))
-    by_name: dict[str, Sample] = field(default_factory=dict)
+    by_name: dict[str, ListedSample] = field(default_factory=dict)
     recordings: set[str] = field(default_factory=set)  # paths of samples that may be served
     run_recordings: set[str] = field(default_factory=set)  # and of what runs keep
     seen: dict[str, int] | None = None
@@ -130,7 +130,7 @@ class Library:
     def address(self, path: Path) -> str:
         return "/" + site_files.relative_url(path, Path(self.base))
 
-    def page(self, sample: Sample) -> Path:
+    def page(self, sample: ListedSample) -> Path:
         return self.out / "sample" / f"{site_files.safe_name(sample.name)}.html"
 
 

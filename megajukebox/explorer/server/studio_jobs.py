@@ -15,8 +15,8 @@ from queue import Empty, Queue
 from threading import Lock, Thread, Timer
 from typing import Any
 
-from megajukebox.common.files import write_whole
-from megajukebox.explorer.server.sampler_process import Died, Maker, Start, sampling
+from megajukebox.common.files import write_atomic
+from megajukebox.explorer.server.sampler_process import SamplerDied, SamplerProcess, Start, sampling
 
 MOST_WAITING = 20
 SHOWN = 50  # songs of the list; older ones are in the folder
@@ -76,7 +76,7 @@ class Studio:
     ) -> None:  # fmt: skip
         self.samples, self.work, self.on_song, self.patience = samples, work, on_song, patience
         self.idle_minutes = idle_minutes
-        self.maker = Maker(lambda samplers: start(run, samplers), work / "maker.log")
+        self.maker = SamplerProcess(lambda samplers: start(run, samplers), work / "maker.log")
         self.jobs: dict[str, Job] = {}
         self.waiting: Queue[Job | None] = Queue()
         self.lock = Lock()
@@ -93,7 +93,7 @@ class Studio:
         identity = f"studio-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
         job = Job({"id": identity, **request}, self.work / identity, samplers or [])
         job.folder.mkdir(parents=True, exist_ok=True)
-        write_whole(job.folder / "request.json", json.dumps([job.request]).encode())
+        write_atomic(job.folder / "request.json", json.dumps([job.request]).encode())
         self.jobs[identity] = job
         self.waiting.put(job)
         return job
@@ -160,7 +160,7 @@ class Studio:
         paths = {"out": str(self.samples), "progress": str(job.told), "stop": str(job.stop)}
         try:
             answer = self.maker.make(job.samplers, {"request": job.request, **paths})
-        except Died as death:
+        except SamplerDied as death:
             answer = {"state": "failed", "reason": str(death)}
         if answer["state"] == "done":
             self.on_song()  # before "done", so that whoever reads "done" finds the page

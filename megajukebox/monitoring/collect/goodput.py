@@ -14,7 +14,7 @@ PHASES = (
 
 
 @dataclass
-class Attempt:
+class RunAttempt:
     """One process of the run from its start event on. `phases` are the seconds it accounted for itself."""
 
     began: float
@@ -33,7 +33,7 @@ class Attempt:
 
 
 @dataclass(frozen=True)
-class Account:
+class TimeAccount:
     """Seconds since the first start by phase; they add up to `wall`."""
 
     wall: float
@@ -57,12 +57,12 @@ class Account:
         return min(1.0, (total - at(self.useful, begin)) / (end - begin))
 
 
-class Ledger:
+class GoodputLedger:
     """Takes the lines of a run in order and keeps its account. Used by whoever reads run folders."""
 
     def __init__(self) -> None:
         self.begins: list[float] = []
-        self.attempts: list[Attempt] = []
+        self.attempts: list[RunAttempt] = []
         self.reset()
 
     def reset(self) -> None:
@@ -82,7 +82,7 @@ class Ledger:
             )  # nothing of it was saved
         if event.get("event") in ("start", "resume") or not self.attempts:
             self.begins.append(time)
-            self.attempts.append(Attempt(time, time))
+            self.attempts.append(RunAttempt(time, time))
         elif event.get("event") == "forget":
             # Written just before the `resume` of the next attempt, about the one that ended.
             until = number(event.get("until")) or time
@@ -107,16 +107,16 @@ class Ledger:
         if line.get("split", "train") == "train":
             self.points.append((time, self.made.add(line)))
 
-    def attempt_at(self, time: float) -> Attempt:
+    def attempt_at(self, time: float) -> RunAttempt:
         if not self.attempts:
             self.begins.append(time)
-            self.attempts.append(Attempt(time, time))
+            self.attempts.append(RunAttempt(time, time))
         return self.attempts[max(0, bisect_right(self.begins, time) - 1)]
 
-    def account(self, now: float) -> Account:
+    def account(self, now: float) -> TimeAccount:
         """Up to `now`: the end of the run where it has ended, the last sign of life where it is healthy."""
         if not self.attempts:
-            return Account(0.0, dict.fromkeys(PHASES, 0.0), [])
+            return TimeAccount(0.0, dict.fromkeys(PHASES, 0.0), [])
         seconds: dict[str, float] = defaultdict(float, dict.fromkeys(PHASES, 0.0))
         begins = [attempt.began - attempt.phases.get("init", 0.0) for attempt in self.attempts]
         wall = max(0.0, now - begins[0])
@@ -135,7 +135,7 @@ class Ledger:
         known = sum(value for phase, value in seconds.items() if phase != "down")
         seconds["down"] = max(0.0, wall - known)
         useful = [(begins[0], 0.0), *self.points, (max(now, begins[0]), kept)]
-        return Account(wall, dict(seconds), useful, spans)
+        return TimeAccount(wall, dict(seconds), useful, spans)
 
 
 def at(points: Sequence[tuple[float, float]], time: float) -> float:

@@ -11,7 +11,7 @@ FRESH = 900.0  # seconds; older than this it says nothing of now
 
 
 @dataclass(frozen=True)
-class Chain:
+class JobChain:
     time: float
     queued: int  # jobs that go on after the present one
     ends: float | None  # when the present one reaches its time limit; None without a limit
@@ -32,11 +32,11 @@ class Chain:
         )
 
 
-def chain_of(folder: Path, now: float) -> Chain | None:
+def chain_of(folder: Path, now: float) -> JobChain | None:
     """Of a run, or of several that one supervisor has in the folder above."""
     told = read_object(folder / FILE) or read_object(folder.parent / FILE)
     when, queued = number(told.get("time")), number(told.get("queued"))
     if when is None or queued is None or now - when > FRESH:
         return None
     ends, more = number(told.get("ends")), number(told.get("queued_seconds"))
-    return Chain(when, int(queued), ends, more, isinstance(told.get("array"), str))
+    return JobChain(when, int(queued), ends, more, isinstance(told.get("array"), str))

@@ -9,13 +9,13 @@ from typing import Any
 
 import yaml
 
-from megajukebox.data.stream.bad_samples import Bad
-from megajukebox.monitoring.collect.goodput import Account, Ledger
+from megajukebox.data.stream.bad_samples import BadSample
+from megajukebox.monitoring.collect.goodput import GoodputLedger, TimeAccount
 from megajukebox.monitoring.collect.histogram import Histogram, skip_kind
 from megajukebox.monitoring.collect.host import disk
 from megajukebox.monitoring.collect.job_chain import chain_of
-from megajukebox.monitoring.collect.run_state import Checkpoint, Limits, RunState
-from megajukebox.monitoring.collect.stragglers import Rank, rank_of
+from megajukebox.monitoring.collect.run_state import AlertThresholds, CheckpointInfo, RunState
+from megajukebox.monitoring.collect.stragglers import RankHealth, rank_of
 from megajukebox.records.jsonl_tail import Tail, read_object
 from megajukebox.records.productive_time import number
 
@@ -27,14 +27,14 @@ LARGEST_YAML = 1 << 20
 class RunReader:
     """One run folder, read again and again; what was read before is kept."""
 
-    def __init__(self, folder: Path, name: str, limits: Limits | None = None) -> None:
-        self.folder, self.name, self.limits = folder, name, limits or Limits()
+    def __init__(self, folder: Path, name: str, limits: AlertThresholds | None = None) -> None:
+        self.folder, self.name, self.limits = folder, name, limits or AlertThresholds()
         self.metrics, self.happened = Tail(folder / "metrics.jsonl"), Tail(folder / "events.jsonl")
         self.recent: deque[dict[str, Any]] = deque(maxlen=WINDOW)
         self.held_out: dict[str, Any] = {}
-        self.ledger = Ledger()
+        self.ledger = GoodputLedger()
         self.seconds_seen: dict[str, Histogram] = {}
-        self._checkpoints: dict[Path, tuple[float, Checkpoint]] = {}
+        self._checkpoints: dict[Path, tuple[float, CheckpointInfo]] = {}
         self._settings: tuple[float, dict[str, Any]] = (0.0, {})
         self._forget_events()
 
@@ -48,7 +48,7 @@ class RunReader:
             recent=list(self.recent), held_out=self.held_out, events=list(self.events), counts=self.counts.copy(),
             bad_samples=self.bad_samples.copy(), skipped_steps=self.skipped_steps.copy(),
             restarts=self.restarts.copy(), rejects=self.counts["reject"], ranks=ranks, exits=self._exits(),
-            checkpoints=self._read_checkpoints(now), account=Account(0.0, {}, []), flags=self._flags(),
+            checkpoints=self._read_checkpoints(now), account=TimeAccount(0.0, {}, []), flags=self._flags(),
             disk=disk(self.folder), wasted_steps=self.wasted_steps,
             unreadable=self.metrics.lost + self.happened.lost, seconds_seen=self.seconds_seen,
             chain=chain_of(self.folder, now),
@@ -68,7 +68,7 @@ class RunReader:
         events, again = self.happened.new()
         if again:
             self._forget_events()
-            self.ledger = Ledger()
+            self.ledger = GoodputLedger()
         for event in events:
             self._take_event(event)
 
@@ -76,7 +76,9 @@ class RunReader:
         kind, reason = str(event.get("event", "")), str(event.get("reason", ""))
         self.counts[kind] += 1
         if kind == "skip":
-            self.bad_samples[Bad(str(event.get("shard")), str(event.get("key")), reason).kind] += 1
+            self.bad_samples[
+                BadSample(str(event.get("shard")), str(event.get("key")), reason).kind
+            ] += 1
             return
         self.counts["sdc"] += tells_corruption(event)
         if kind == "skip_step":
@@ -126,7 +128,7 @@ class RunReader:
             pass  # being written, or not ours: what was read before holds
         return self._settings[1]
 
-    def _ranks(self) -> list[Rank]:
+    def _ranks(self) -> list[RankHealth]:
         """Heartbeats of the present attempt; those of one before it, on more ranks, are left over."""
         beats = [read_object(path) for path in sorted(self.folder.glob("heartbeats/rank-*.json"))]
         ranks = [rank for rank in map(rank_of, beats) if rank is not None]
@@ -141,7 +143,7 @@ class RunReader:
     def _flags(self) -> frozenset[str]:
         return frozenset(name for name in ("DONE", "STOP", "SAVE") if (self.folder / name).exists())
 
-    def _read_checkpoints(self, now: float) -> list[Checkpoint]:
+    def _read_checkpoints(self, now: float) -> list[CheckpointInfo]:
         """Oldest first. A folder is looked at again after a minute: sizes of a 512-rank checkpoint are many stats."""
         folders = sorted(self.folder.glob("checkpoints/step-[0-9]*[0-9]"))
         for folder in folders:
@@ -156,7 +158,7 @@ class RunReader:
         return [found for _, found in self._checkpoints.values()]
 
 
-def with_account(state: RunState, ledger: Ledger) -> RunState:
+def with_account(state: RunState, ledger: GoodputLedger) -> RunState:
     """The account ends where the run did; with the last line while it goes well, since the next will tell the rest."""
     logged = number(state.last.get("time"))
     healthy = state.status == "training" and logged is not None
@@ -166,7 +168,7 @@ def with_account(state: RunState, ledger: Ledger) -> RunState:
     return replace(state, account=ledger.account(until or state.now))
 
 
-def checkpoint_of(folder: Path) -> Checkpoint | None:
+def checkpoint_of(folder: Path) -> CheckpointInfo | None:
     """Its size and time by its manifest; None if it is no checkpoint any more."""
     manifest = folder / "manifest.json"
     listed = read_object(manifest, largest=1 << 28).get("files")
@@ -181,7 +183,7 @@ def checkpoint_of(folder: Path) -> Checkpoint | None:
         when, sizes, whole = folder.stat().st_mtime if folder.exists() else 0.0, {}, False
     if not when or not digits.isdecimal():
         return None
-    return Checkpoint(int(digits), when, int(sum(size or 0 for size in sizes.values())), whole)
+    return CheckpointInfo(int(digits), when, int(sum(size or 0 for size in sizes.values())), whole)
 
 
 def tells_corruption(event: dict[str, Any]) -> bool:
@@ -205,13 +207,13 @@ def ending_of(events: deque[dict[str, Any]]) -> str:
 class Runs:
     """All runs in and under some folders, read again and again."""
 
-    def __init__(self, folders: list[Path], limits: Limits | None = None) -> None:
+    def __init__(self, folders: list[Path], limits: AlertThresholds | None = None) -> None:
         for folder in folders:
             if not folder.is_dir():
                 raise ValueError(
                     f"runs {str(folder)!r} is not a folder; give the folder that `megajukebox train` wrote"
                 )
-        self.folders, self.limits = folders, limits or Limits()
+        self.folders, self.limits = folders, limits or AlertThresholds()
         self.readers: dict[Path, RunReader] = {}
 
     def read(self, now: float | None = None) -> list[RunState]:

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from megajukebox.monitoring.collect.goodput import Account
+from megajukebox.monitoring.collect.goodput import TimeAccount
 from megajukebox.monitoring.collect.histogram import Histogram, percentile, skip_kind, spike_score
 from megajukebox.monitoring.collect.host import Disk
-from megajukebox.monitoring.collect.job_chain import Chain
-from megajukebox.monitoring.collect.stragglers import Rank, slowdowns
+from megajukebox.monitoring.collect.job_chain import JobChain
+from megajukebox.monitoring.collect.stragglers import RankHealth, slowdowns
 from megajukebox.records.productive_time import number
 
 STARTS = ("start", "resume")
@@ -22,7 +22,7 @@ NEEDS_A_PERSON = 93  # exit code of training that must not be started again as i
 
 
 @dataclass(frozen=True)
-class Limits:
+class AlertThresholds:
     """Seconds after which silence means something."""
 
     stall: float = 120.0  # the least time without a step that counts as stalled; five slow steps if that is longer
@@ -32,7 +32,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class CheckpointInfo:
     step: int
     time: float
     bytes: int
@@ -46,7 +46,7 @@ class RunState:
     name: str
     folder: Path
     now: float
-    limits: Limits
+    limits: AlertThresholds
     settings: dict[str, Any]
     recent: list[dict[str, Any]]  # the last train lines
     held_out: dict[str, Any]
@@ -56,16 +56,16 @@ class RunState:
     skipped_steps: Counter[str]
     restarts: Counter[str]
     rejects: int
-    ranks: list[Rank]
+    ranks: list[RankHealth]
     exits: list[dict[str, Any]]
-    checkpoints: list[Checkpoint]
-    account: Account
+    checkpoints: list[CheckpointInfo]
+    account: TimeAccount
     flags: frozenset[str]  # of DONE, STOP, SAVE
     disk: Disk
     wasted_steps: int
     unreadable: int
     seconds_seen: dict[str, Histogram] = field(default_factory=dict)
-    chain: Chain | None = None  # of jobs, under SLURM
+    chain: JobChain | None = None  # of jobs, under SLURM
 
     @property
     def last(self) -> dict[str, Any]:
@@ -241,7 +241,7 @@ class RunState:
         return slowdowns(self.ranks)
 
     @property
-    def silent_ranks(self) -> list[Rank]:
+    def silent_ranks(self) -> list[RankHealth]:
         """Ranks whose heartbeat stopped while others still beat."""
         if not self.alive or self.ended:
             return []

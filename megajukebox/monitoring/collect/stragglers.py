@@ -10,7 +10,7 @@ from megajukebox.records.productive_time import number
 
 
 @dataclass(frozen=True)
-class Rank:
+class RankHealth:
     """The heartbeat of one process."""
 
     rank: int
@@ -28,11 +28,11 @@ class Rank:
     stage: int = 0  # of a pipeline
 
 
-def rank_of(beat: dict[str, Any]) -> Rank | None:
+def rank_of(beat: dict[str, Any]) -> RankHealth | None:
     rank, when = number(beat.get("rank")), number(beat.get("time"))
     if rank is None or when is None:
         return None
-    return Rank(
+    return RankHealth(
         rank=int(rank), host=str(beat.get("host", "")), time=when, step=number(beat.get("step")) or 0.0,
         section=str(beat.get("section", "")), section_since=number(beat.get("section_since")) or 0.0,
         step_seconds=number(beat.get("step_seconds")), generation=number(beat.get("generation")),
@@ -41,14 +41,14 @@ def rank_of(beat: dict[str, Any]) -> Rank | None:
     )  # fmt: skip
 
 
-def slowdowns(ranks: Iterable[Rank]) -> dict[int, float]:
+def slowdowns(ranks: Iterable[RankHealth]) -> dict[int, float]:
     """How many times as long a step takes with each rank as with the median one in its place.
 
     All ranks take the same time for a step, since they wait for the slowest; what a rank does itself (all but its
     collectives) tells them apart. Stages of a pipeline have unequal work, so each rank is compared with those of its
     own stage; one alone in it has nobody to be compared with.
     """
-    stages: dict[int, list[Rank]] = defaultdict(list)
+    stages: dict[int, list[RankHealth]] = defaultdict(list)
     for rank in ranks:
         if rank.own_seconds is not None and (rank.step_seconds or 0.0) > 0:
             stages[rank.stage].append(rank)
@@ -60,7 +60,7 @@ def slowdowns(ranks: Iterable[Rank]) -> dict[int, float]:
     }
 
 
-def _compared(equals: list[Rank]) -> dict[int, float]:
+def _compared(equals: list[RankHealth]) -> dict[int, float]:
     own = {rank.rank: rank.own_seconds or 0.0 for rank in equals}
     step, middle = (
         statistics.median(rank.step_seconds or 0.0 for rank in equals),

@@ -14,7 +14,7 @@ from pathlib import Path
 from random import Random
 
 from megajukebox.common.files import sha256_of
-from megajukebox.monitoring.alerts import size_of, spoken
+from megajukebox.monitoring.alerts import format_bytes, format_duration
 from megajukebox.monitoring.collect.host import disk, gpus
 from megajukebox.records.jsonl_tail import read_object
 
@@ -142,7 +142,7 @@ def check_locks(folder: Path | None = None) -> Finding:
         return Finding(
             "locks",
             "bad",
-            f"{stale[0]} is {spoken(time.time() - stale[0].stat().st_mtime)} old",
+            f"{stale[0]} is {format_duration(time.time() - stale[0].stat().st_mtime)} old",
             "delete it",
         )
     return Finding("locks", "good", "no stale lock of a torch extension")
@@ -162,18 +162,18 @@ def check_disk(folder: Path, written: int = WRITTEN) -> Finding:
             f"cannot be written to: {error.strerror}",
             "mend the mount, or choose another",
         )
-    told = (
-        f"{size_of(free.free_bytes or 0)} free, writes {size_of(write)}/s, reads {size_of(read)}/s"
-    )
+    told = f"{format_bytes(free.free_bytes or 0)} free, writes {format_bytes(write)}/s, reads {format_bytes(read)}/s"
     if write < SLOW_DISK:
-        return Finding(about, "warn", told, f"under {size_of(SLOW_DISK)}/s: saves will be slow")
+        return Finding(
+            about, "warn", told, f"under {format_bytes(SLOW_DISK)}/s: saves will be slow"
+        )
     needed = checkpoint_bytes(folder)
     if needed and (free.free_bytes or 0) < 3 * needed:
         verdict = "bad" if (free.free_bytes or 0) < needed else "warn"
         return Finding(
             about,
             verdict,
-            f"{told}; a checkpoint takes {size_of(needed)}",
+            f"{told}; a checkpoint takes {format_bytes(needed)}",
             "free three checkpoints' space",
         )
     return Finding(about, "good", told)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from megajukebox.monitoring.alerts import size_of
+from megajukebox.monitoring.alerts import format_bytes
 from megajukebox.monitoring.doctor.checks import Finding
 
 SLOW = 1.3  # times the median rank
@@ -23,7 +23,7 @@ LOUD = 8 << 20  # float32 numbers of the largest all-reduce: 32 MB
 
 
 @dataclass(frozen=True)
-class Report:
+class RankReport:
     """What one rank found of itself."""
 
     rank: int
@@ -68,7 +68,7 @@ def not_heard(store: dist.TCPStore, size: int, seconds: float) -> list[int]:
 
 def examine(
     device: torch.device, host: str, versions: dict[str, str], digests: dict[str, str]
-) -> list[Report]:
+) -> list[RankReport]:
     """Every rank's report, on every rank."""
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     dist.barrier()
@@ -76,10 +76,10 @@ def examine(
     started = time.perf_counter()
     checksum = compute(device)
     seconds = time.perf_counter() - started
-    own = Report(dist.get_rank(), host, clock, seconds, versions, digests, checksum, kind)
+    own = RankReport(dist.get_rank(), host, clock, seconds, versions, digests, checksum, kind)
     told: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(told, asdict(own))
-    return [Report(**report) for report in told]
+    return [RankReport(**report) for report in told]
 
 
 def compute(device: torch.device) -> float:
@@ -116,12 +116,12 @@ def wrong_sum(device: torch.device) -> bool:
     return value.item() != dist.get_world_size() * (dist.get_world_size() - 1) / 2
 
 
-def judge(reports: list[Report]) -> list[Finding]:
+def judge(reports: list[RankReport]) -> list[Finding]:
     """Who differs from the others, by name."""
     return [slow_ranks(reports), wrong_ranks(reports), skewed(reports), disagreement(reports)]
 
 
-def slow_ranks(reports: list[Report]) -> Finding:
+def slow_ranks(reports: list[RankReport]) -> Finding:
     middle = median(report.compute_seconds for report in reports)
     slow = [r for r in reports if r.compute_seconds > SLOW * middle]
     if slow:
@@ -138,7 +138,7 @@ def slow_ranks(reports: list[Report]) -> Finding:
     return Finding("computing", "good", f"{len(reports)} ranks alike, {middle * 1e3:.0f} ms each")
 
 
-def wrong_ranks(reports: list[Report]) -> Finding:
+def wrong_ranks(reports: list[RankReport]) -> Finding:
     """GPUs of one kind compute the same to the last bit; CPUs add up in another order with other instructions."""
     wrong = []
     for kind in {report.device for report in reports}:
@@ -159,7 +159,7 @@ def wrong_ranks(reports: list[Report]) -> Finding:
     return Finding("results", "good", "the same on all ranks")
 
 
-def skewed(reports: list[Report]) -> Finding:
+def skewed(reports: list[RankReport]) -> Finding:
     middle = median(report.clock for report in reports)
     off = [r for r in reports if abs(r.clock - middle) > SKEW]
     if off:
@@ -177,7 +177,7 @@ def skewed(reports: list[Report]) -> Finding:
     return Finding("clocks", "good", f"within {max(abs(r.clock - middle) for r in reports):.2f} s")
 
 
-def disagreement(reports: list[Report]) -> Finding:
+def disagreement(reports: list[RankReport]) -> Finding:
     """Versions, GPUs and files that are not as on most ranks."""
     told, odd, where = [{**r.versions, **r.digests, "GPU": r.device} for r in reports], [], []
     for name in told[0]:
@@ -194,11 +194,11 @@ def disagreement(reports: list[Report]) -> Finding:
     return Finding("agreement", "good", "the same versions and settings on all ranks")
 
 
-def of(reports: list[Report]) -> tuple[str, ...]:
+def of(reports: list[RankReport]) -> tuple[str, ...]:
     """The machines of some ranks."""
     return tuple(sorted({report.host for report in reports}))
 
 
 def heard(latency: float, algorithm: float, wire: float, ranks: int) -> Finding:
-    told = f"{ranks} ranks: {latency * 1e6:.0f} us for a small one, {size_of(algorithm)}/s ({size_of(wire)}/s a link)"
+    told = f"{ranks} ranks: {latency * 1e6:.0f} us for a small one, {format_bytes(algorithm)}/s ({format_bytes(wire)}/s a link)"
     return Finding("all-reduce", "good", told)

@@ -59,10 +59,10 @@ class Server(ThreadingHTTPServer):
     ) -> None:
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         self.render, self.token, self.one_at_a_time = render, token, threading.Lock()
-        super().__init__(address, Handler)
+        super().__init__(address, MetricsHandler)
 
 
-class Handler(BaseHTTPRequestHandler):
+class MetricsHandler(BaseHTTPRequestHandler):
     server: Server
     server_version, sys_version = "megajukebox", ""
     timeout = 30  # a client that says nothing does not hold a thread for ever

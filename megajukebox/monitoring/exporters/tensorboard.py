@@ -24,7 +24,7 @@ NEW = {"reinit": "create_new"}  # several runs are open at once
 LONGEST = 60  # seconds of a recording that are copied
 
 
-class Board(Protocol):
+class MetricSink(Protocol):
     """Where the numbers go."""
 
     def scalar(self, name: str, value: float, step: int, time: float) -> None: ...
@@ -40,7 +40,7 @@ class Copier:
     boards show the later ones.
     """
 
-    def __init__(self, folder: Path, board: Board) -> None:
+    def __init__(self, folder: Path, board: MetricSink) -> None:
         self.folder, self.board = folder, board
         self.metrics, self.events = Tail(folder / "metrics.jsonl"), Tail(folder / "events.jsonl")
         self.told: set[tuple[int, str]] = set()

@@ -9,7 +9,13 @@ from rich.table import Table
 from rich.text import Text
 
 from megajukebox.common.redaction import redact
-from megajukebox.monitoring.alerts import RUNBOOK, Problem, diagnose, size_of, spoken
+from megajukebox.monitoring.alerts import (
+    RUNBOOK,
+    ActiveAlert,
+    diagnose,
+    format_bytes,
+    format_duration,
+)
 from megajukebox.monitoring.collect.run_state import RunState
 from megajukebox.monitoring.collect.step_breakdown import step_parts
 
@@ -68,7 +74,7 @@ def progress(run: RunState) -> str:
 
 
 def left(run: RunState) -> str:
-    return spoken(run.eta_seconds) if run.eta_seconds is not None and run.alive else "-"
+    return format_duration(run.eta_seconds) if run.eta_seconds is not None and run.alive else "-"
 
 
 def queued(run: RunState) -> str:
@@ -76,7 +82,9 @@ def queued(run: RunState) -> str:
     if run.chain is None or not run.alive:
         return "-"
     time_left = run.chain.left(run.now)
-    return f"{spoken(time_left) if time_left is not None else 'no limit'} +{run.chain.queued}"
+    return (
+        f"{format_duration(time_left) if time_left is not None else 'no limit'} +{run.chain.queued}"
+    )
 
 
 def speed(run: RunState) -> str:
@@ -89,7 +97,7 @@ def speed(run: RunState) -> str:
 
 def saved(run: RunState) -> str:
     whole = [checkpoint for checkpoint in run.checkpoints if checkpoint.whole]
-    return f"{spoken(run.now - whole[-1].time)} ago" if whole else "never"
+    return f"{format_duration(run.now - whole[-1].time)} ago" if whole else "never"
 
 
 def slowest(run: RunState) -> str:
@@ -140,11 +148,11 @@ COLUMNS: dict[str, tuple[Callable[[RunState], str], int]] = {
     "slowest": (slowest, 130),
     "job": (queued, 165),
     "restarts": (lambda run: str(sum(run.restarts.values())), 140),
-    "disk": (lambda run: size_of(run.disk.free_bytes or 0), 160),
+    "disk": (lambda run: format_bytes(run.disk.free_bytes or 0), 160),
 }
 
 
-def advice(problems: Sequence[Problem]) -> RenderableType:
+def advice(problems: Sequence[ActiveAlert]) -> RenderableType:
     made = Table(box=None, pad_edge=False, padding=(1, 2, 0, 0), show_header=False)
     made.add_column(no_wrap=True)
     made.add_column(overflow="fold")

@@ -13,15 +13,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from megajukebox.sampling.decoding.decoder import Packed, WindowDecoder, decoding
-from megajukebox.sampling.decoding.kv_cache import Place
-from megajukebox.sampling.decoding.window_sampler import Progress, Window, fill, settled, take
+from megajukebox.sampling.decoding.decoder import PackedPrior, WindowDecoder, decoding
+from megajukebox.sampling.decoding.kv_cache import StepSpan
+from megajukebox.sampling.decoding.window_sampler import (
+    Progress,
+    SamplingWindow,
+    fill,
+    settled,
+    take,
+)
 
 
 class RowSteps:
     """The steps of one row, by column: the row, the mask of the rows to come and the tokens live on the device."""
 
-    def __init__(self, packed: Packed, window: Window, decoder: WindowDecoder, capture: bool):
+    def __init__(
+        self, packed: PackedPrior, window: SamplingWindow, decoder: WindowDecoder, capture: bool
+    ):
         self.packed, self.window, self.decoder, self.capture = packed, window, decoder, capture
         device, length = window.tokens_BT.device, window.tokens_BT.shape[1]
         self.row = torch.zeros(1, dtype=torch.long, device=device)
@@ -66,13 +74,13 @@ class RowSteps:
         if decoder.given.added is not None:
             added = decoder.given.added.index_select(1, t)
         flat = (self.places <= t)[None]
-        place = Place(column, 1, column, self.row, decoder.rows, self.rows_seen, t, flat)
+        place = StepSpan(column, 1, column, self.row, decoder.rows, self.rows_seen, t, flat)
         logits = decoder.through(self.packed, h, added, place)
         prefix = window.prior.config.prefix_tokens
         found = window.draw(logits, window.first_B[:, None] + t - prefix)
         kept, known = window.tokens_BT.index_select(1, t), window.known_BT.index_select(1, t)
         window.tokens_BT.index_copy_(1, t, torch.where(known, kept, found.codes))
-        self.close_BT.index_copy_(1, t, found.close & ~known)
+        self.close_BT.index_copy_(1, t, found.near_tie & ~known)
 
     def right(self, t: int, end: int) -> int:
         """How many of the codes t .. end - 1 may stay: all up to the first near tie that is decided otherwise."""
@@ -91,7 +99,7 @@ class RowSteps:
 
 @torch.inference_mode()
 def sample_window_rows(
-    packed: Packed, window: Window, progress: Progress = lambda t: None
+    packed: PackedPrior, window: SamplingWindow, progress: Progress = lambda t: None
 ) -> Tensor:
     """`sample_window` with the host out of the way; captured where there is a GPU."""
     begin, until = window.beginning(), window.last()

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from megajukebox.models.prior import Conditioning, Prior
-from megajukebox.models.transformer import Block
-from megajukebox.sampling.decoding.kv_cache import LayerCache, Place, attention_cache
+from megajukebox.models.transformer import TransformerBlock
+from megajukebox.sampling.decoding.kv_cache import LayerCache, StepSpan, attention_cache
 from megajukebox.sampling.decoding.packed_linear import Linear, packed
 
 GELU = torch.tensor(
@@ -23,17 +23,17 @@ GELU = torch.tensor(
 )  # a number of Python's would be made a tensor at each step, for three times the price
 
 
-class Step(Protocol):
+class DecodeStep(Protocol):
     """What one step of a decoder is about: at least, how many positions."""
 
     @property
     def size(self) -> int: ...
 
 
-AnyStep = TypeVar("AnyStep", bound=Step, contravariant=True)
+AnyStep = TypeVar("AnyStep", bound=DecodeStep, contravariant=True)
 
 
-class Layer(Protocol[AnyStep]):
+class DecoderLayer(Protocol[AnyStep]):
     """What remembers keys and values: of this decoder (cache.py), or of a student's (student.py)."""
 
     def step(self, qkv_BNX: Tensor, place: AnyStep, /) -> Tensor: ...
@@ -42,7 +42,7 @@ class Layer(Protocol[AnyStep]):
 class PackedBlock:
     """One block of a transformer for steps: the sums of `Block.update`, over [M, W] = all positions of all songs."""
 
-    def __init__(self, block: Block, int8: bool):
+    def __init__(self, block: TransformerBlock, int8: bool):
         attention, mlp = block.attention, block.mlp
         reads_lyrics = attention.pattern == "lyrics"
         self.project: Linear = packed(attention.query if reads_lyrics else attention.project, int8)
@@ -64,7 +64,7 @@ class PackedBlock:
             return torch.layer_norm(x_MW, shape, weight, bias, eps)
         return torch.layer_norm(x_MW.float(), shape, weight, bias, eps).to(x_MW.dtype)
 
-    def __call__(self, h_MW: Tensor, cache: Layer[AnyStep], place: AnyStep) -> Tensor:
+    def __call__(self, h_MW: Tensor, cache: DecoderLayer[AnyStep], place: AnyStep) -> Tensor:
         qkv_MX = self.project(self.norm(0, h_MW))
         a_MW = self.merge(
             cache.step(qkv_MX.view(-1, place.size, qkv_MX.shape[1]), place).flatten(0, 1)
@@ -76,7 +76,7 @@ class PackedBlock:
         return h_MW + a_MW.add_(self.narrow(wide)).mul_(self.scale)
 
 
-class Packed:
+class PackedPrior:
     """The layers of `prior` for steps; `int8` rounds their weights (the head's too) to 8 bits."""
 
     def __init__(self, prior: Prior, int8: bool = False):
@@ -130,16 +130,16 @@ class WindowDecoder:
             h = block.update(h, layer.fill(block.norm_attention(h), known, songs_B))
         self.current = (known - 1) // self.row
 
-    def step(self, packed: Packed, tokens_BT: Tensor, t: int, size: int = 1) -> Tensor:
+    def step(self, packed: PackedPrior, tokens_BT: Tensor, t: int, size: int = 1) -> Tensor:
         """Logits [B, N, V] of positions t .. t + N - 1, given the tokens before them in `tokens`."""
         return self.at(packed, tokens_BT, self.place(t, size))
 
-    def place(self, t: int, size: int) -> Place:
+    def place(self, t: int, size: int) -> StepSpan:
         """Where the next step is; it begins in a row of the last step, or in the one after."""
         self.enter(t // self.row)
         row, column = divmod(t, self.row)
         self.reach = -(-(column + size) // self.row)
-        return Place(t, size, column, self.row_indices[row], row + self.reach)
+        return StepSpan(t, size, column, self.row_indices[row], row + self.reach)
 
     def enter(self, row: int) -> None:
         assert self.current <= row <= self.current + self.reach, f"row {row} after {self.current}"
@@ -148,7 +148,7 @@ class WindowDecoder:
                 layer.turn(row - self.current)
         self.current, self.reach = row, 1
 
-    def at(self, packed: Packed, tokens_BT: Tensor, place: Place) -> Tensor:
+    def at(self, packed: PackedPrior, tokens_BT: Tensor, place: StepSpan) -> Tensor:
         t, end = place.t, place.t + place.size
         content = self.prior.input.tokens(tokens_BT[:, max(0, t - 1) : end - 1])
         content = content if t else torch.cat([self.start, content], dim=1)
@@ -157,7 +157,7 @@ class WindowDecoder:
         return self.through(packed, h, added, place)
 
     def through(
-        self, packed: Packed, h_BNW: Tensor, added_BNW: Tensor | None, place: Place
+        self, packed: PackedPrior, h_BNW: Tensor, added_BNW: Tensor | None, place: StepSpan
     ) -> Tensor:
         """Logits [B, N, V] of embedded positions."""
         h_BNW = h_BNW if added_BNW is None else h_BNW + added_BNW

@@ -23,7 +23,7 @@ from megajukebox.models.transformer import Attention
 
 
 @dataclass(frozen=True)
-class Place:
+class StepSpan:
     """N neighbouring positions: t, t + 1, ..., of one row or several. On a GPU the row is only known to the device.
 
     `rows` is how many rows of the column cache are read; a mask [rows] hides those to come (None: there are none).
@@ -71,7 +71,7 @@ class LayerCache:
         """Remember a beginning of whole rows. What lies past `known` may be kept too: it is written before any read."""
         raise NotImplementedError
 
-    def attend(self, q_BNHD: Tensor, kv_BN2HD: Tensor, place: Place) -> Tensor:
+    def attend(self, q_BNHD: Tensor, kv_BN2HD: Tensor, place: StepSpan) -> Tensor:
         """Remember the keys and values of N positions, and what their queries gather, [B, N, H, D]."""
         raise NotImplementedError
 
@@ -92,7 +92,7 @@ class LayerCache:
             attend(q, k, v, self.attention.pattern, rows, self.attention.prefix)
         )
 
-    def step(self, qkv_BNX: Tensor, place: Place) -> Tensor:
+    def step(self, qkv_BNX: Tensor, place: StepSpan) -> Tensor:
         """What the positions of `place` gather, [B, N, A], from their projections [B, N, 3 A]."""
         q_kv = qkv_BNX.view(*qkv_BNX.shape[:2], 3, self.heads, self.size)
         return self.attend(q_kv[:, :, 0], q_kv[:, :, 1:], place).flatten(2)
@@ -124,11 +124,11 @@ class FoldedCache(LayerCache):
         """`attend` for R whole rows, the last of the first `rows`: [B, R L, H, D]."""
         raise NotImplementedError
 
-    def beginning(self, place: Place) -> Tensor:
+    def beginning(self, place: StepSpan) -> Tensor:
         """Keys and values of the positions before `place` in its row, [2, B, H, columns, D]."""
         raise NotImplementedError
 
-    def step(self, qkv_BNX: Tensor, place: Place) -> Tensor:
+    def step(self, qkv_BNX: Tensor, place: StepSpan) -> Tensor:
         end = place.column + place.size
         if end <= self.row:
             return super().step(qkv_BNX, place)
@@ -147,7 +147,7 @@ class RowCache(FoldedCache):
     def shape(self, batch: int, heads: int, size: int) -> tuple[int, ...]:
         return batch, heads, self.row, size
 
-    def attend(self, q_BNHD: Tensor, kv_BN2HD: Tensor, place: Place) -> Tensor:
+    def attend(self, q_BNHD: Tensor, kv_BN2HD: Tensor, place: StepSpan) -> Tensor:
         first, end = place.column, place.column + place.size
         self.memory[:, :, :, first:end] = kv_BN2HD.permute(2, 0, 3, 1, 4)
         return _among(
@@ -159,7 +159,7 @@ class RowCache(FoldedCache):
         k, v = kv_BRL2HD.flatten(1, 2).unbind(2)
         return attend(q_BRLHD.flatten(1, 2), k, v, "row", len(self.made))
 
-    def beginning(self, place: Place) -> Tensor:
+    def beginning(self, place: StepSpan) -> Tensor:
         return self.memory[:, :, :, : place.column]
 
     def turn(self, rows: int) -> None:
@@ -178,7 +178,7 @@ class PreviousRowCache(RowCache):
             self.memory
         )  # zeros before the first row: their values add up to nothing
 
-    def attend(self, q_BNHD: Tensor, kv_BN2HD: Tensor, place: Place) -> Tensor:
+    def attend(self, q_BNHD: Tensor, kv_BN2HD: Tensor, place: StepSpan) -> Tensor:
         self.memory[:, :, :, place.column : place.column + place.size] = kv_BN2HD.permute(
             2, 0, 3, 1, 4
         )
@@ -210,7 +210,7 @@ class ColumnCache(FoldedCache):
     def shape(self, batch: int, heads: int, size: int) -> tuple[int, ...]:
         return self.row, batch, heads, self.rows, size
 
-    def attend(self, q_BNHD: Tensor, kv_BN2HD: Tensor, place: Place) -> Tensor:
+    def attend(self, q_BNHD: Tensor, kv_BN2HD: Tensor, place: StepSpan) -> Tensor:
         columns = slice(place.column, place.column + place.size)
         own = self.memory[:, columns]  # [2, N, B, H, R, D]
         own.index_copy_(4, place.row_index, kv_BN2HD.permute(2, 1, 0, 3, 4).unsqueeze(4))
@@ -228,7 +228,7 @@ class ColumnCache(FoldedCache):
         out = F.scaled_dot_product_attention(q_LBHRD.flatten(0, 1), keys, values, mask)
         return out.view_as(q_LBHRD).permute(1, 3, 0, 2, 4).flatten(1, 2)
 
-    def beginning(self, place: Place) -> Tensor:
+    def beginning(self, place: StepSpan) -> Tensor:
         return self.memory[:, : place.column, :, :, place.t // self.row].permute(0, 2, 3, 1, 4)
 
     def keep(self, kv_BRL2HD: Tensor, known: int) -> None:
@@ -244,7 +244,7 @@ class FlatCache(LayerCache):
         )
         return batch, heads, self.length, size
 
-    def attend(self, q_BNHD: Tensor, kv_BN2HD: Tensor, place: Place) -> Tensor:
+    def attend(self, q_BNHD: Tensor, kv_BN2HD: Tensor, place: StepSpan) -> Tensor:
         if place.flat_index is not None:
             return self._attend_anywhere(q_BNHD, kv_BN2HD, place)
         new, end = (
@@ -256,7 +256,7 @@ class FlatCache(LayerCache):
         mask = _seen(place.size, place.t, end, q_BNHD.device) if new else None
         return _among(q_BNHD, self.memory[:, :, :, :end], mask)
 
-    def _attend_anywhere(self, q_BNHD: Tensor, kv_BN2HD: Tensor, place: Place) -> Tensor:
+    def _attend_anywhere(self, q_BNHD: Tensor, kv_BN2HD: Tensor, place: StepSpan) -> Tensor:
         """The same where only the device knows the place: what lies past the end is written over the last position."""
         assert place.flat_index is not None and place.flat_mask is not None and place.size == 1
         inside = (place.flat_index < self.length).to(kv_BN2HD.dtype)
@@ -287,5 +287,5 @@ class LyricsCache(LayerCache):
             memory = memory.index_select(1, first)
         return self.attention.out(_among(self.attention.split(self.attention.query(x_UTW)), memory))
 
-    def step(self, qkv_BNX: Tensor, place: Place) -> Tensor:
+    def step(self, qkv_BNX: Tensor, place: StepSpan) -> Tensor:
         return _among(qkv_BNX.unflatten(-1, (self.heads, -1)), self.memory).flatten(2)

@@ -21,19 +21,19 @@ from megajukebox.sampling.decoding import gumbel_noise
 TIE, ORDINARY = 1e-4, 10.0
 
 
-class Drawn(NamedTuple):
+class SampledTokens(NamedTuple):
     """Codes [B, N], and which of them an error of the logits could have decided [B, N]."""
 
     codes: Tensor
-    close: Tensor
+    near_tie: Tensor
 
 
-class Drawing(Protocol):
+class TokenSamplerProtocol(Protocol):
     """Draws codes of logits [B, N, V] at absolute positions [B, N] (codes since the start of the song)."""
 
     def __call__(
         self, logits_BNV: Tensor, position_BN: Tensor, *, gumbel: Tensor | None = None
-    ) -> Drawn: ...
+    ) -> SampledTokens: ...
 
     def gumbel(self, position_BN: Tensor, codes: int) -> Tensor:
         """The noise that decides there, for who wants to make that of several steps at once."""
@@ -41,7 +41,7 @@ class Drawing(Protocol):
 
 
 @dataclass(frozen=True)
-class Draw:
+class TokenSampler:
     """How codes are drawn from logits, for each of B songs: whose noise decides, temperature and filters."""
 
     keys_B: Tensor  # int64, of `noise.keys`
@@ -49,12 +49,12 @@ class Draw:
     top_k_B: Tensor | None = None  # int64; 0: no limit
     top_p_B: Tensor | None = None  # 0: no limit
 
-    def of(self, songs_B: Tensor) -> "Draw":
+    def of(self, songs_B: Tensor) -> "TokenSampler":
         """The drawing of those songs, in that order; a song may come several times."""
         top_k_B, top_p_B = (
             None if value is None else value[songs_B] for value in (self.top_k_B, self.top_p_B)
         )
-        return Draw(self.keys_B[songs_B], self.temperature_B[songs_B], top_k_B, top_p_B)
+        return TokenSampler(self.keys_B[songs_B], self.temperature_B[songs_B], top_k_B, top_p_B)
 
     def gumbel(self, position_BN: Tensor, codes: int) -> Tensor:
         return gumbel_noise.gumbel(self.keys_B[:, None], position_BN, codes)
@@ -66,7 +66,7 @@ class Draw:
         error_BN: Tensor | None = None,
         *,
         gumbel: Tensor | None = None,
-    ) -> Drawn:
+    ) -> SampledTokens:
         """`error`: of the logits [B, N], if it is not the usual one of their size. `gumbel`: if it was made before."""
         error_BN = error_of(logits_BNV) if error_BN is None else error_BN
         logits = logits_BNV.float() / self.temperature_B[:, None, None]
@@ -74,12 +74,12 @@ class Draw:
         gumbel = self.gumbel(position_BN, logits.shape[-1]) if gumbel is None else gumbel
         if self.top_k_B is None and self.top_p_B is None:
             best, codes = logits.add_(gumbel).topk(2)
-            return Drawn(codes[..., 0], best[..., 0] - best[..., 1] < error_BN)
+            return SampledTokens(codes[..., 0], best[..., 0] - best[..., 1] < error_BN)
         kept, unsure = self._filtered(logits, error_BN)
         best, codes = (kept + gumbel).topk(2)
         rival_BN = (logits + gumbel).masked_fill(~unsure, -torch.inf).amax(-1)
         nearest_BN = torch.maximum(best[..., 1], rival_BN)
-        return Drawn(codes[..., 0], best[..., 0] - nearest_BN < error_BN)
+        return SampledTokens(codes[..., 0], best[..., 0] - nearest_BN < error_BN)
 
     def _filtered(self, logits_BNV: Tensor, error_BN: Tensor) -> tuple[Tensor, Tensor]:
         """The logits with what is filtered out at minus infinity; which codes an error could let in or out."""
@@ -87,13 +87,13 @@ class Draw:
         unsure = torch.zeros_like(logits, dtype=torch.bool)
         if self.top_k_B is not None:
             k_M = self.top_k_B.repeat_interleave(size)
-            unsure |= edge_of_most_likely(logits, k_M, error_M)
-            logits = most_likely(logits, k_M)
+            unsure |= top_k_boundary(logits, k_M, error_M)
+            logits = top_k_filter(logits, k_M)
         if self.top_p_B is not None:
             p_M = self.top_p_B.repeat_interleave(size)
             unsure |= unsure.any(1, keepdim=True)  # the mass of the others is unsure too
-            unsure |= edge_of_most_mass(logits, p_M, error_M)
-            logits = most_mass(logits, p_M)
+            unsure |= top_p_boundary(logits, p_M, error_M)
+            logits = top_p_filter(logits, p_M)
         return logits.view_as(logits_BNV), unsure.view_as(logits_BNV)
 
 
@@ -102,7 +102,7 @@ def error_of(logits_BNV: Tensor) -> Tensor:
     return logits_BNV.abs().amax(-1).float().clamp(min=ORDINARY) * (TIE / ORDINARY)
 
 
-def most_likely(logits_BV: Tensor, k_B: Tensor) -> Tensor:
+def top_k_filter(logits_BV: Tensor, k_B: Tensor) -> Tensor:
     """`logits` with all but the k greatest (and those equal to the k-th) at minus infinity."""
     size = logits_BV.shape[1]
     ranked = logits_BV.sort(dim=1, descending=True).values
@@ -110,7 +110,7 @@ def most_likely(logits_BV: Tensor, k_B: Tensor) -> Tensor:
     return logits_BV.masked_fill(logits_BV < ranked.gather(1, last[:, None]), -torch.inf)
 
 
-def most_mass(logits_BV: Tensor, p_B: Tensor) -> Tensor:
+def top_p_filter(logits_BV: Tensor, p_B: Tensor) -> Tensor:
     """`logits` with everything after the first codes that together pass probability p at minus infinity."""
     ranked, order = logits_BV.sort(dim=1, descending=True)
     mass = ranked.softmax(1)
@@ -118,7 +118,7 @@ def most_mass(logits_BV: Tensor, p_B: Tensor) -> Tensor:
     return logits_BV.masked_fill(torch.empty_like(outside).scatter(1, order, outside), -torch.inf)
 
 
-def edge_of_most_likely(logits_MV: Tensor, k_M: Tensor, error_M: Tensor) -> Tensor:
+def top_k_boundary(logits_MV: Tensor, k_M: Tensor, error_M: Tensor) -> Tensor:
     """Which codes [M, V] the filter of the k greatest could keep or not, if logits moved by `error` against others."""
     size = logits_MV.shape[1]
     ranked = logits_MV.sort(dim=1, descending=True).values
@@ -128,7 +128,7 @@ def edge_of_most_likely(logits_MV: Tensor, k_M: Tensor, error_M: Tensor) -> Tens
     return near & (cut < size)
 
 
-def edge_of_most_mass(logits_MV: Tensor, p_M: Tensor, error_M: Tensor) -> Tensor:
+def top_p_boundary(logits_MV: Tensor, p_M: Tensor, error_M: Tensor) -> Tensor:
     """The same of the filter of probability p: for a code, what mass may stand before it at least and at most?"""
     ranked, order = logits_MV.sort(dim=1, descending=True)
     mass, falling, error = ranked.softmax(1), -ranked, error_M[:, None]
@@ -141,13 +141,13 @@ def edge_of_most_mass(logits_MV: Tensor, p_M: Tensor, error_M: Tensor) -> Tensor
 
 
 @dataclass(frozen=True)
-class Guided:
+class ClassifierFreeGuidance:
     """Draws the codes of B songs and G twins: the songs draw from guided logits, the twins follow their songs.
 
     logits = untold + strength * (told - untold)          (Ho and Salimans 2022)
     """
 
-    draw: Draw
+    draw: TokenSampler
     songs_G: Tensor  # int64, which of the B songs
     strength_G: Tensor
 
@@ -156,7 +156,7 @@ class Guided:
 
     def __call__(
         self, logits_BNV: Tensor, position_BN: Tensor, *, gumbel: Tensor | None = None
-    ) -> Drawn:
+    ) -> SampledTokens:
         guided = len(self.songs_G)
         told_BNV, untold_GNV = logits_BNV.split([len(logits_BNV) - guided, guided])
         strength = self.strength_G[:, None, None]
@@ -171,4 +171,4 @@ class Guided:
             for x, y in ((told_BNV, guided_GNV), (error_BN, error_GN))
         )
         drawn = self.draw(logits, position_BN[: len(told_BNV)], error, gumbel=gumbel)
-        return Drawn(*(torch.cat([x, x[self.songs_G]]) for x in drawn))
+        return SampledTokens(*(torch.cat([x, x[self.songs_G]]) for x in drawn))

@@ -13,20 +13,25 @@ import torch
 from torch import Tensor
 
 from megajukebox.models.prior import Conditioning, Prior
-from megajukebox.sampling.decoding.decoder import Packed, WindowDecoder, decoding
-from megajukebox.sampling.decoding.token_sampling import Draw, Drawing, Drawn, Guided
+from megajukebox.sampling.decoding.decoder import PackedPrior, WindowDecoder, decoding
+from megajukebox.sampling.decoding.token_sampling import (
+    ClassifierFreeGuidance,
+    SampledTokens,
+    TokenSampler,
+    TokenSamplerProtocol,
+)
 
 # Codes of all songs whose noise is made at once: one by one it takes four times as long, by hundreds ten times.
 NOISE_AHEAD = 16
 Progress = Callable[[int], None]  # position up to which the window is done
 # Writes guesses into tokens t .. end - 1, or fewer; says where they end.
-Guess = Callable[[WindowDecoder, "Window", int, int], int]
+Guess = Callable[[WindowDecoder, "SamplingWindow", int, int], int]
 # Codes of a window's first block, and of any at least; passes in which a code goes from a block's end to its beginning.
 FIRST, FEWEST, PASSES = 64, 8, 6
 
 
 @dataclass
-class Window:
+class SamplingWindow:
     """A window of B songs: what each is told, the tokens so far, and which of them stay as they are."""
 
     prior: Prior
@@ -34,7 +39,7 @@ class Window:
     tokens_BT: Tensor  # int64; written as codes are drawn
     known_BT: Tensor  # bool
     first_B: Tensor  # int64, absolute position (codes since the start of the song) of the window's first code
-    draw: Drawing
+    draw: TokenSamplerProtocol
     songs_B: Tensor | None = None  # which songs share told and known beginning; None: none do
     noise: tuple[int, Tensor] | None = None  # of the positions from that one on, [B, N, V]
 
@@ -45,7 +50,7 @@ class Window:
         )
         return self.first_B[:, None] + places.to(self.first_B.device)
 
-    def drawn(self, logits_BNV: Tensor, t: int) -> Drawn:
+    def drawn(self, logits_BNV: Tensor, t: int) -> SampledTokens:
         """What is drawn at positions t .. t + N - 1."""
         size, codes = logits_BNV.shape[1:]
         return self.draw(logits_BNV, self.positions(t, size), gumbel=self.gumbel(t, size, codes))
@@ -79,7 +84,9 @@ class Window:
 
 
 @torch.inference_mode()
-def sample_window(packed: Packed, window: Window, progress: Progress = lambda t: None) -> Tensor:
+def sample_window(
+    packed: PackedPrior, window: SamplingWindow, progress: Progress = lambda t: None
+) -> Tensor:
     """`tokens` with what is not known sampled, code by code."""
     begin, until = window.beginning(), window.last()
     with decoding(window.prior, window.given, len(window.tokens_BT)) as decoder:
@@ -93,8 +100,12 @@ def sample_window(packed: Packed, window: Window, progress: Progress = lambda t:
 
 
 @torch.inference_mode()
-def sample_window_ahead(
-    packed: Packed, window: Window, guess: Guess, ahead: int, progress: Progress = lambda t: None
+def sample_window_speculative(
+    packed: PackedPrior,
+    window: SamplingWindow,
+    guess: Guess,
+    ahead: int,
+    progress: Progress = lambda t: None,
 ) -> Tensor:
     """`sample_window` in fewer passes: some codes are guessed, one pass decides over all of them, the right ones stay.
 
@@ -117,7 +128,9 @@ def sample_window_ahead(
     return window.tokens_BT
 
 
-def decided(decoder: WindowDecoder, packed: Packed, window: Window, t: int, end: int) -> int:
+def decided(
+    decoder: WindowDecoder, packed: PackedPrior, window: SamplingWindow, t: int, end: int
+) -> int:
     """One pass over the guesses at t .. end - 1, which its own codes replace. How many of them are right."""
     before = window.tokens_BT[:, t:end].clone()
     logits = decoder.step(packed, window.tokens_BT, t, end - t)
@@ -125,7 +138,7 @@ def decided(decoder: WindowDecoder, packed: Packed, window: Window, t: int, end:
 
 
 @torch.inference_mode()
-def sample_window_slowly(window: Window) -> Tensor:
+def sample_window_slowly(window: SamplingWindow) -> Tensor:
     """The plain twin of all ways: one full forward pass for every code, nothing kept."""
     for t in range(window.beginning(), window.last()):
         logits = window.prior.logits(window.tokens_BT, window.given)[:, t : t + 1]
@@ -133,7 +146,7 @@ def sample_window_slowly(window: Window) -> Tensor:
     return window.tokens_BT
 
 
-def fill(decoder: WindowDecoder, window: Window, begin: int) -> None:
+def fill(decoder: WindowDecoder, window: SamplingWindow, begin: int) -> None:
     """Take in the known beginning, once for songs that share it."""
     if not begin:
         return
@@ -145,15 +158,15 @@ def fill(decoder: WindowDecoder, window: Window, begin: int) -> None:
 
 
 def drawn(
-    packed: Packed | None,
-    window: Window,
+    packed: PackedPrior | None,
+    window: SamplingWindow,
     logits_BNV: Tensor,
     t: int,
     guess_BN: Tensor | None = None,
 ) -> Tensor:
     """Codes [B, N] of positions t .. t + N - 1; near ties among those that count are decided by the plain pass."""
     found = window.drawn(logits_BNV, t)
-    close_BN = found.close & ~window.known_BT[:, t : t + logits_BNV.shape[1]]
+    close_BN = found.near_tie & ~window.known_BT[:, t : t + logits_BNV.shape[1]]
     if packed is not None and not packed.exact:
         return found.codes
     return (
@@ -162,7 +175,7 @@ def drawn(
 
 
 def settled(
-    window: Window, found_BN: Tensor, close_BN: Tensor, t: int, guess_BN: Tensor | None
+    window: SamplingWindow, found_BN: Tensor, close_BN: Tensor, t: int, guess_BN: Tensor | None
 ) -> Tensor:
     """The codes `found` with the close ones decided by full forward passes, a song at a time, in order.
 
@@ -179,7 +192,7 @@ def settled(
     return codes_BN
 
 
-def plainly(window: Window, rows: list[int], draw: Drawing, t: int) -> Tensor:
+def plainly(window: SamplingWindow, rows: list[int], draw: TokenSamplerProtocol, t: int) -> Tensor:
     """Codes of those rows at position t, by the full forward pass over them alone."""
     given = Conditioning(*(None if x is None else x[rows] for x in window.given))
     tokens = window.tokens_BT[rows].clone()
@@ -188,30 +201,30 @@ def plainly(window: Window, rows: list[int], draw: Drawing, t: int) -> Tensor:
     return draw(logits, window.positions(t, 1)[rows]).codes[:, 0]
 
 
-def songs_of(draw: Drawing, rows: int) -> int:
-    return rows - len(draw.songs_G) if isinstance(draw, Guided) else rows
+def songs_of(draw: TokenSamplerProtocol, rows: int) -> int:
+    return rows - len(draw.songs_G) if isinstance(draw, ClassifierFreeGuidance) else rows
 
 
-def alone(draw: Drawing, song: int) -> tuple[list[int], Drawing]:
+def alone(draw: TokenSamplerProtocol, song: int) -> tuple[list[int], TokenSamplerProtocol]:
     """The rows of one song (and its twin), and how they draw among themselves."""
-    assert isinstance(draw, (Draw, Guided))
-    inner = draw if isinstance(draw, Draw) else draw.draw
+    assert isinstance(draw, (TokenSampler, ClassifierFreeGuidance))
+    inner = draw if isinstance(draw, TokenSampler) else draw.draw
     one = torch.tensor([song], device=inner.keys_B.device)
     twin = (
         [g for g, s in enumerate(draw.songs_G.tolist()) if s == song]
-        if isinstance(draw, Guided)
+        if isinstance(draw, ClassifierFreeGuidance)
         else []
     )
     if not twin:
         return [song], inner.of(one)
-    assert isinstance(draw, Guided)
+    assert isinstance(draw, ClassifierFreeGuidance)
     guided = replace(
         draw, draw=inner.of(one), songs_G=torch.zeros_like(one), strength_G=draw.strength_G[twin]
     )
     return [song, len(inner.keys_B) + twin[0]], guided
 
 
-def take(window: Window, t: int, codes_BN: Tensor, guess_BN: Tensor | None = None) -> int:
+def take(window: SamplingWindow, t: int, codes_BN: Tensor, guess_BN: Tensor | None = None) -> int:
     """Write codes where nothing is known. How many of them are right, given the guesses they came from."""
     size = codes_BN.shape[1]
     own = window.tokens_BT[:, t : t + size]

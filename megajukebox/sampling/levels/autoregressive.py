@@ -17,15 +17,15 @@ from torch import Tensor
 
 from megajukebox.models.prior import Prior
 from megajukebox.sampling.decoding.cuda_graph_rows import sample_window_rows
-from megajukebox.sampling.decoding.decoder import Packed, WindowDecoder
+from megajukebox.sampling.decoding.decoder import PackedPrior, WindowDecoder
 from megajukebox.sampling.decoding.window_sampler import (
-    Window,
+    SamplingWindow,
     sample_window,
-    sample_window_ahead,
+    sample_window_speculative,
     take,
 )
 from megajukebox.sampling.levels.level_sampler import LevelJob, LevelSampler, Progress, hop_of
-from megajukebox.sampling.levels.level_windows import Row, Span, spans, window_of
+from megajukebox.sampling.levels.level_windows import WindowRow, WindowSpan, spans, window_of
 
 WIDE = 512  # from this width on a step is so much reading of weights that an int8 copy is worth its guesses
 WAYS = ("sequential", "ahead", "fixed_point", "across", "rows", "windows")
@@ -42,8 +42,8 @@ class Autoregressive:
     exact: bool = True
 
     def __post_init__(self) -> None:
-        self.packed = Packed(self.prior, self.int8)
-        self.rough = Packed(self.prior, int8=True) if self.way == "ahead" else None
+        self.packed = PackedPrior(self.prior, self.int8)
+        self.rough = PackedPrior(self.prior, int8=True) if self.way == "ahead" else None
         self.exact = not self.int8
 
     @torch.inference_mode()
@@ -51,10 +51,12 @@ class Autoregressive:
         config = self.prior.config
         for span in spans(job.total, config.window, hop_of(config, job.hop_fraction)):
             if not bool(job.known_BT[:, span.new : span.end].all()):
-                rows = [Row(song, span) for song in range(len(job.told))]
+                rows = [WindowRow(song, span) for song in range(len(job.told))]
                 self.run(job, rows, window_of(self.prior, job, rows), progress)
 
-    def run(self, job: LevelJob, rows: list[Row], window: Window, progress: Progress) -> None:
+    def run(
+        self, job: LevelJob, rows: list[WindowRow], window: SamplingWindow, progress: Progress
+    ) -> None:
         """Sample one window of every row; codes count as done row by row of the transformer."""
 
         def note(t: int) -> None:
@@ -64,7 +66,7 @@ class Autoregressive:
 
         self.way_of(window)(self.packed, window, progress=note)
 
-    def write(self, job: LevelJob, row: Row, tokens_T: Tensor, t: int) -> int:
+    def write(self, job: LevelJob, row: WindowRow, tokens_T: Tensor, t: int) -> int:
         """Hand on the row's own codes before position t of its window; how many of them are new."""
         config, span = self.prior.config, row.span
         first, end = (
@@ -78,12 +80,12 @@ class Autoregressive:
             else 0
         )
 
-    def way_of(self, window: Window) -> Callable:
+    def way_of(self, window: SamplingWindow) -> Callable:
         if self.way == "ahead":
-            return partial(sample_window_ahead, guess=self.guess, ahead=self.ahead)
+            return partial(sample_window_speculative, guess=self.guess, ahead=self.ahead)
         return sample_window_rows if self.way == "rows" else sample_window
 
-    def guess(self, decoder: WindowDecoder, window: Window, t: int, end: int) -> int:
+    def guess(self, decoder: WindowDecoder, window: SamplingWindow, t: int, end: int) -> int:
         """Sample roughly, with the same noise: the same code nine times of ten or more. Steps cannot leave a row.
 
         Not the last one: nothing is read after it, so the pass decides it without a guess.
@@ -97,7 +99,7 @@ class Autoregressive:
 
 
 @dataclass
-class FixedPoint(Autoregressive):
+class JacobiDecoding(Autoregressive):
     """Exact: what a pass over a block of codes draws is the guess of the next pass, until it draws it again.
 
     Song by song: side by side they would wait for each other at every wrong guess. What `job.codes` holds where nothing
@@ -111,14 +113,14 @@ class FixedPoint(Autoregressive):
         for song in range(len(job.told)):
             super().sample(job.of(song), progress)
 
-    def way_of(self, window: Window) -> Callable:
+    def way_of(self, window: SamplingWindow) -> Callable:
         return partial(
-            sample_window_ahead, guess=lambda decoder, window, t, end: end, ahead=self.ahead
+            sample_window_speculative, guess=lambda decoder, window, t, end: end, ahead=self.ahead
         )
 
 
 @dataclass
-class ParallelWindows(Autoregressive):
+class WindowParallelDecoding(Autoregressive):
     """All windows of the songs in lockstep, `most_rows` at a time: not the codes of the windows in order.
 
     Every window but the first samples a run-up of its own, which is thrown away, and waits for no other:
@@ -137,7 +139,9 @@ class ParallelWindows(Autoregressive):
 
     @torch.inference_mode()
     def sample(self, job: LevelJob, progress: Progress) -> None:
-        rows = [Row(song, span) for span in self.spans(job.total) for song in range(len(job.told))]
+        rows = [
+            WindowRow(song, span) for span in self.spans(job.total) for song in range(len(job.told))
+        ]
         rows = [
             row
             for row in rows
@@ -156,16 +160,16 @@ class ParallelWindows(Autoregressive):
                 window.known_BT[len(some) + g] = window.known_BT[song]
             self.run(job, some, window, progress)
 
-    def spans(self, total: int) -> list[Span]:
+    def spans(self, total: int) -> list[WindowSpan]:
         window, run_up = self.prior.config.window, hop_of(self.prior.config, self.run_up)
         if total <= window:
-            return [Span(0, 0, total)]
+            return [WindowSpan(0, 0, total)]
         starts = range(0, total - run_up, window - run_up)
-        return [Span(s, s + run_up if s else 0, min(s + window, total)) for s in starts]
+        return [WindowSpan(s, s + run_up if s else 0, min(s + window, total)) for s in starts]
 
 
 @dataclass
-class AcrossWindows(FixedPoint):
+class JacobiAcrossWindows(JacobiDecoding):
     """Exact: the codes of all windows at once are the guess; what a seam changed is settled again, window by window."""
 
     def __post_init__(self) -> None:
@@ -174,7 +178,7 @@ class AcrossWindows(FixedPoint):
             self.prior.config.transformer.width >= WIDE
             and self.prior.head.weight.device.type == "cpu"
         )
-        self.windows = ParallelWindows(self.prior, int8=self.int8 or wide)
+        self.windows = WindowParallelDecoding(self.prior, int8=self.int8 or wide)
 
     @torch.inference_mode()
     def sample(self, job: LevelJob, progress: Progress) -> None:
@@ -188,5 +192,9 @@ def sampler_of(prior: Prior, way: str, **settings) -> LevelSampler:
     """The level sampler of that name. ValueError if there is none."""
     if way not in WAYS:
         raise ValueError(f"sampler {way!r} is unknown; choose one of {', '.join(WAYS)}")
-    own = {"fixed_point": FixedPoint, "windows": ParallelWindows, "across": AcrossWindows}
+    own = {
+        "fixed_point": JacobiDecoding,
+        "windows": WindowParallelDecoding,
+        "across": JacobiAcrossWindows,
+    }
     return own[way](prior, **settings) if way in own else Autoregressive(prior, way, **settings)

@@ -11,7 +11,7 @@ FEWER = 4  # songs up to which one after another by `fixed_point` is
 
 
 @dataclass(frozen=True)
-class Engine:
+class DecodingPolicy:
     """How levels are sampled. `exact`: the codes are those of the plain sequential sampler, whatever way is taken."""
 
     exact: bool = True
@@ -36,4 +36,4 @@ class Engine:
         return {"exact": True} if exact else {"exact": False, "way": self.way, "int8": self.int8}
 
 
-QUICKEST = Engine()
+QUICKEST = DecodingPolicy()

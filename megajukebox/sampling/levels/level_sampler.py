@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from megajukebox.conditioning.lrc import Word
-from megajukebox.conditioning.tokenizers import Tokens
+from megajukebox.conditioning.lrc import TimedWord
+from megajukebox.conditioning.tokenizers import TokenizedLyrics
 from megajukebox.models.prior import PriorConfig
-from megajukebox.sampling.decoding.token_sampling import Draw
+from megajukebox.sampling.decoding.token_sampling import TokenSampler
 
 Progress = Callable[
     [int], None
@@ -31,24 +31,24 @@ HOPS = {"top": 0.125, "middle": 0.5, "bottom": 0.5}
 
 
 @dataclass(frozen=True)
-class Told:
+class SongConditioning:
     """What one song's prior is told beside codes and timing."""
 
     conditions: dict[str, np.ndarray]  # name -> [slots] ids
-    tokens: Tokens  # of the whole lyrics
-    words: list[Word]  # with times, if the lyrics came with them
+    tokens: TokenizedLyrics  # of the whole lyrics
+    words: list[TimedWord]  # with times, if the lyrics came with them
 
 
 @dataclass
 class LevelJob:
     """One level of B songs."""
 
-    told: list[Told]
+    told: list[SongConditioning]
     codes_BT: Tensor  # int64; where known they stay, elsewhere they are written
     known_BT: Tensor  # bool: given, or done since
     upper_BU: Tensor | None  # codes of the level above for at least the same time
     samples: int  # length of the songs in audio samples, which the timing is told; the level may end earlier
-    draw: Draw
+    draw: TokenSampler
     guidance: list[float]  # a strength a song; 1 is off
     hop_fraction: float
     given_BT: Tensor = field(default=None)  # type: ignore[assignment]  # bool: known before any sampling
@@ -91,7 +91,7 @@ class LevelSampler(Protocol):
 
 
 def new_job(
-    told: list[Told], total: int, samples: int, draw: Draw, hop_fraction: float, upper_BU: Tensor | None = None,
+    told: list[SongConditioning], total: int, samples: int, draw: TokenSampler, hop_fraction: float, upper_BU: Tensor | None = None,
     guidance: list[float] | None = None, known_BK: Tensor | None = None,
 ) -> LevelJob:  # fmt: skip
     """A job of which at most a beginning [B, K] is known."""

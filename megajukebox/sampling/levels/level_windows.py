@@ -9,17 +9,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from megajukebox.conditioning.tokenizers import Tokens
+from megajukebox.conditioning.tokenizers import TokenizedLyrics
 from megajukebox.conditioning.vocabulary import Vocabulary
 from megajukebox.data.stream.code_dataset import window_of_lyrics
 from megajukebox.models.prior import Conditioning, Prior, PriorConfig
-from megajukebox.sampling.decoding.token_sampling import Drawing, Guided
-from megajukebox.sampling.decoding.window_sampler import Window
-from megajukebox.sampling.levels.level_sampler import LevelJob, Told
+from megajukebox.sampling.decoding.token_sampling import (
+    ClassifierFreeGuidance,
+    TokenSamplerProtocol,
+)
+from megajukebox.sampling.decoding.window_sampler import SamplingWindow
+from megajukebox.sampling.levels.level_sampler import LevelJob, SongConditioning
 
 
 @dataclass(frozen=True)
-class Span:
+class WindowSpan:
     """A window of a level: it begins at code `start`, its own codes are `new` .. `end` - 1."""
 
     start: int
@@ -40,18 +43,18 @@ def window_starts(total: int, window: int, hop: int) -> list[int]:
     return [min(start, total - window) for start in range(0, total - window + hop, hop)]
 
 
-def spans(total: int, window: int, hop: int) -> list[Span]:
+def spans(total: int, window: int, hop: int) -> list[WindowSpan]:
     """The windows in order: each code belongs to the first window that reaches it."""
     ends = [min(start + window, total) for start in window_starts(total, window, hop)]
     return [
-        Span(start, new, end)
+        WindowSpan(start, new, end)
         for start, new, end in zip(window_starts(total, window, hop), [0, *ends[:-1]], ends)
     ]
 
 
 def conditions_at(
     config: PriorConfig,
-    told: list[Told],
+    told: list[SongConditioning],
     upper_BU: Tensor | None,
     start: int,
     samples: int,
@@ -62,7 +65,7 @@ def conditions_at(
 
 
 def conditions_of(
-    config: PriorConfig, told: list[Told], upper_MU: Tensor | None, starts: Sequence[int], samples: int,
+    config: PriorConfig, told: list[SongConditioning], upper_MU: Tensor | None, starts: Sequence[int], samples: int,
     device: torch.device,
 ) -> dict:  # fmt: skip
     """The batch that conditions M rows, each with its own window from code `starts` on."""
@@ -104,42 +107,42 @@ def upper_window(upper_XU: Tensor, start: int, length: int) -> Tensor:
     )
 
 
-def untold(config: PriorConfig) -> Told:
+def null_conditioning(config: PriorConfig) -> SongConditioning:
     """What the twin of a guided song is told: nothing, as training with dropout leaves labels and lyrics out."""
     names = {name: Vocabulary().ids([], label.slots) for name, label in config.labels.items()}
-    return Told(names, Tokens([], []), [])
+    return SongConditioning(names, TokenizedLyrics([], []), [])
 
 
 @dataclass(frozen=True)
-class Row:
+class WindowRow:
     """A song and one of its windows; rows go in lockstep."""
 
     song: int
-    span: Span
+    span: WindowSpan
 
 
 @torch.inference_mode()
-def window_of(prior: Prior, job: LevelJob, rows: list[Row]) -> Window:
+def window_of(prior: Prior, job: LevelJob, rows: list[WindowRow]) -> SamplingWindow:
     """Those rows, and a twin of every guided one, as one `Window` with the codes and clamps that the job has now."""
     config, device = prior.config, next(prior.parameters()).device
     songs = [row.song for row in rows]
     guided = [n for n, song in enumerate(songs) if job.guidance[song] != 1.0]
     everyone = [*range(len(rows)), *guided]
-    told = [job.told[song] for song in songs] + [untold(config)] * len(guided)
+    told = [job.told[song] for song in songs] + [null_conditioning(config)] * len(guided)
     starts = [rows[n].span.start for n in everyone]
     upper = None if job.upper_BU is None else job.upper_BU[[songs[n] for n in everyone]]
     batch = conditions_of(config, told, upper, starts, job.samples, device)
     codes, known = _codes_of(config, job, rows, device)
     batch["codes"] = codes[everyone]
-    draw: Drawing = job.draw.of(torch.tensor(songs, device=device))
+    draw: TokenSamplerProtocol = job.draw.of(torch.tensor(songs, device=device))
     if guided:
         strengths = torch.tensor([job.guidance[songs[n]] for n in guided], device=device)
-        draw = Guided(
+        draw = ClassifierFreeGuidance(
             job.draw.of(torch.tensor(songs, device=device)),
             torch.tensor(guided, device=device),
             strengths,
         )
-    return Window(
+    return SamplingWindow(
         prior, _conditioning_apart(prior, batch), prior.tokens(batch), known[everyone],
         torch.tensor(starts, device=device), draw, _sharing(told, starts, batch, known[everyone]),
     )  # fmt: skip
@@ -156,7 +159,7 @@ def _row_of(batch: dict, m: int) -> dict:
 
 
 def _codes_of(
-    config: PriorConfig, job: LevelJob, rows: list[Row], device: torch.device
+    config: PriorConfig, job: LevelJob, rows: list[WindowRow], device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Codes [M, W] and which positions [M, prefix + W] stay: what is known, and what is none of the row's business."""
     codes, known = [], []
@@ -168,7 +171,9 @@ def _codes_of(
     return torch.stack(codes).to(device), F.pad(stay, (config.prefix_tokens, 0), value=True)
 
 
-def _sharing(told: list[Told], starts: list[int], batch: dict, known_MT: Tensor) -> Tensor | None:
+def _sharing(
+    told: list[SongConditioning], starts: list[int], batch: dict, known_MT: Tensor
+) -> Tensor | None:
     """Which rows share what they are told and their known beginning: variations of one request. None: none do."""
     unknown = (~known_MT).any(0).nonzero()
     prefix, length = known_MT.shape[1] - batch["codes"].shape[1], known_MT.shape[1]

@@ -11,7 +11,7 @@ from megajukebox.conditioning.tokenizers import LyricWindow
 from megajukebox.data.stream.code_dataset import window_of_lyrics
 from megajukebox.models.lyric_attention import lyric_attention
 from megajukebox.models.prior import Prior, PriorConfig
-from megajukebox.sampling.levels.level_sampler import HOPS, Told
+from megajukebox.sampling.levels.level_sampler import HOPS, SongConditioning
 from megajukebox.sampling.levels.level_windows import window_starts
 
 Head = tuple[int, int]  # layer, head
@@ -20,7 +20,7 @@ LEAST = 1e-30  # of what a code reads of a token in its window: a sharp softmax 
 
 @torch.inference_mode()
 def align(
-    prior: Prior, told: list[Told], codes_BT: Tensor, samples: int, pairs: Sequence[Head],
+    prior: Prior, told: list[SongConditioning], codes_BT: Tensor, samples: int, pairs: Sequence[Head],
     hop_fraction: float = HOPS["top"], offset: int = 0,
 ) -> dict[Head, list[np.ndarray]]:  # fmt: skip
     """How much each code reads each lyric token: for each (layer, head) one array [T, tokens of the lyrics] a song.
@@ -62,7 +62,9 @@ def lay(song: np.ndarray, window: np.ndarray, index: np.ndarray, start: int) -> 
     song[start : start + length, index] = window[:length]
 
 
-def _lyrics_at(config: PriorConfig, song: Told, place: tuple[int, int, int]) -> LyricWindow:
+def _lyrics_at(
+    config: PriorConfig, song: SongConditioning, place: tuple[int, int, int]
+) -> LyricWindow:
     assert config.lyrics is not None, "only a prior that reads lyrics can be aligned with them"
     return window_of_lyrics(
         song.tokens, song.words, *place, config.sample_rate, config.lyrics.tokens
@@ -71,7 +73,7 @@ def _lyrics_at(config: PriorConfig, song: Told, place: tuple[int, int, int]) -> 
 
 def _batch(
     config: PriorConfig,
-    told: list[Told],
+    told: list[SongConditioning],
     lyrics: list[LyricWindow],
     place: tuple[int, int, int],
     codes_BT: Tensor,

@@ -10,11 +10,11 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from megajukebox.common.files import write_whole
-from megajukebox.conditioning.lrc import Word
+from megajukebox.common.files import write_atomic
+from megajukebox.conditioning.lrc import TimedWord
 from megajukebox.models.lyric_attention import lyric_layers
 from megajukebox.models.prior import Prior
-from megajukebox.sampling.levels.level_sampler import Told
+from megajukebox.sampling.levels.level_sampler import SongConditioning
 from megajukebox.sampling.lyrics.alignment import Head, align
 from megajukebox.sampling.lyrics.word_timing import (
     SungWord,
@@ -30,7 +30,7 @@ FILE = "alignment.json"
 FOLLOWS = 0.3
 
 
-class Choice(BaseModel):
+class AlignmentHead(BaseModel):
     """The head whose attention gives the words their times, and how far it is to be trusted."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -51,31 +51,31 @@ class Choice(BaseModel):
         return self.layer, self.head
 
 
-def read_choice(folder: Path) -> Choice | None:
+def read_choice(folder: Path) -> AlignmentHead | None:
     """The choice kept in a run folder, if one was made."""
     path = folder / FILE
-    return Choice.model_validate_json(path.read_bytes()) if path.is_file() else None
+    return AlignmentHead.model_validate_json(path.read_bytes()) if path.is_file() else None
 
 
-def write_choice(folder: Path, choice: Choice) -> None:
-    write_whole(folder / FILE, (json.dumps(choice.model_dump(), indent=1) + "\n").encode())
+def write_choice(folder: Path, choice: AlignmentHead) -> None:
+    write_atomic(folder / FILE, (json.dumps(choice.model_dump(), indent=1) + "\n").encode())
 
 
 @dataclass(frozen=True)
-class KnownSong:
+class AlignedSong:
     """A real song of `samples` audio samples, to choose by. Its words have times where they are known."""
 
-    told: Told
+    told: SongConditioning
     text: str
     codes: Tensor  # [T] int64
     samples: int
 
-    def untimed(self) -> Told:
+    def untimed(self) -> SongConditioning:
         """What a prior is told that must find the times itself."""
         return replace(self.told, words=[])
 
 
-def score_heads(prior: Prior, songs: Sequence[KnownSong]) -> dict[Head, float]:
+def score_heads(prior: Prior, songs: Sequence[AlignedSong]) -> dict[Head, float]:
     """The mean monotonicity of every (layer, head) that reads lyrics, in nats a code."""
     return {
         pair: score
@@ -86,7 +86,7 @@ def score_heads(prior: Prior, songs: Sequence[KnownSong]) -> dict[Head, float]:
     }
 
 
-def _score_layer(prior: Prior, songs: Sequence[KnownSong], layer: int) -> dict[Head, float]:
+def _score_layer(prior: Prior, songs: Sequence[AlignedSong], layer: int) -> dict[Head, float]:
     pairs = [(layer, head) for head in range(prior.config.transformer.heads)]
     scores = []
     for song in songs:
@@ -105,8 +105,8 @@ def _batch_of(prior: Prior, codes_T: Tensor) -> Tensor:
 
 
 def choose(
-    prior: Prior, songs: Sequence[KnownSong], weights: str | None = None
-) -> tuple[Choice, dict[Head, float]]:
+    prior: Prior, songs: Sequence[AlignedSong], weights: str | None = None
+) -> tuple[AlignmentHead, dict[Head, float]]:
     """The head of the best score over `songs`, and the scores of all.
 
     Where words have known times, it follows the lyrics if it tells their times better than an even distribution does;
@@ -120,7 +120,7 @@ def choose(
         raise ValueError("no song with lyrics to choose by; give code shards of songs with lyrics")
     scores = score_heads(prior, songs)
     (layer, head), score = max(scores.items(), key=lambda item: item[1])
-    choice = Choice(
+    choice = AlignmentHead(
         layer=layer,
         head=head,
         score=score,
@@ -140,7 +140,7 @@ def choose(
     return choice.model_copy(update=known), scores
 
 
-def errors(prior: Prior, songs: Sequence[KnownSong], pair: Head) -> tuple[np.ndarray, np.ndarray]:
+def errors(prior: Prior, songs: Sequence[AlignedSong], pair: Head) -> tuple[np.ndarray, np.ndarray]:
     """How far (ms) each word's start is from its known one: by the head `pair`, and sung evenly over the song."""
     ours: list[float] = []
     even: list[float] = []
@@ -165,7 +165,7 @@ def errors(prior: Prior, songs: Sequence[KnownSong], pair: Head) -> tuple[np.nda
 @torch.inference_mode()
 def sung_words(
     prior: Prior,
-    told: Told,
+    told: SongConditioning,
     text: str,
     codes_T: Tensor,
     samples: int,
@@ -184,6 +184,6 @@ def sung_words(
     return word_times(over_words(attention, told.tokens, words), words, seconds_per_code, whole)
 
 
-def as_json(text: str, words: Sequence[Word]) -> list[dict]:
+def as_json(text: str, words: Sequence[TimedWord]) -> list[dict]:
     """Words with their times as a sample's JSON has them."""
     return [{"text": text[w.start_char : w.end_char], **vars(w)} for w in words]

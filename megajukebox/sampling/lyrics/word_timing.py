@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from megajukebox.conditioning.lrc import Word
-from megajukebox.conditioning.tokenizers import Tokens
+from megajukebox.conditioning.lrc import TimedWord
+from megajukebox.conditioning.tokenizers import TokenizedLyrics
 
 FLOOR = 0.01  # attention below this share of a word's mean counts as this share: one code must not veto a walk
 
 
 @dataclass(frozen=True)
-class SungWord(Word):
+class SungWord(TimedWord):
     """A word with its times and, in 0..1, its share of the attention that all words get while it is sung."""
 
     confidence: float
@@ -26,7 +26,7 @@ def words_of(text: str) -> list[tuple[int, int]]:
 
 
 def over_words(
-    attention_TN: np.ndarray, tokens: Tokens, words: Sequence[tuple[int, int]]
+    attention_TN: np.ndarray, tokens: TokenizedLyrics, words: Sequence[tuple[int, int]]
 ) -> np.ndarray:
     """Attention to tokens [..., tokens] summed to attention to `words` [..., N].
 
@@ -142,7 +142,9 @@ def word_times(
     return sung
 
 
-def in_proportion(tokens: Tokens, words: Sequence[tuple[int, int]], seconds: float) -> np.ndarray:
+def in_proportion(
+    tokens: TokenizedLyrics, words: Sequence[tuple[int, int]], seconds: float
+) -> np.ndarray:
     """Start of each word, [N] seconds, if the tokens were sung evenly over the song: what an alignment has to beat."""
     first = np.searchsorted(
         [end for _, end in tokens.spans], [start for start, _ in words], side="right"

@@ -16,11 +16,11 @@ import torch
 from megajukebox.data.audio import downmix, read
 from megajukebox.models.chunked_codec import encode_long
 from megajukebox.models.vqvae import VQVAE
-from megajukebox.sampling.songs.requests import Request
+from megajukebox.sampling.songs.requests import SongRequest
 
 
 @dataclass
-class Known:
+class KnownCodes:
     """Codes [T] of some levels and which of them [T] are known; a level that is not here is not known at all."""
 
     codes: dict[str, np.ndarray] = field(default_factory=dict)
@@ -28,14 +28,14 @@ class Known:
 
 
 @dataclass(frozen=True)
-class Source:
+class PromptSource:
     """The file of a request: its codes [T] by level and, where it is a recording, its sound (mono) [samples]."""
 
     codes: dict[str, np.ndarray]
     sound: np.ndarray | None = None
 
 
-def source_of(path: str, vqvae: VQVAE, fingerprint: str, device: torch.device) -> Source:
+def source_of(path: str, vqvae: VQVAE, fingerprint: str, device: torch.device) -> PromptSource:
     """An audio file (encoded now), or an earlier sample (<id>.json or <id>.codes.npz).
 
     ValueError if the file is missing, is neither, or holds codes of another VQ-VAE.
@@ -47,7 +47,7 @@ def source_of(path: str, vqvae: VQVAE, fingerprint: str, device: torch.device) -
             f"file {path!r} {what}; give a recording, or the .json of an earlier sample"
         )
     if file.suffix in (".json", ".npz"):
-        return Source(_codes_of_sample(file, vqvae, fingerprint))
+        return PromptSource(_codes_of_sample(file, vqvae, fingerprint))
     try:
         audio = downmix(read(file, vqvae.config.sample_rate))
     except ValueError as error:
@@ -56,7 +56,7 @@ def source_of(path: str, vqvae: VQVAE, fingerprint: str, device: torch.device) -
     found = {level: encode_long(vqvae, wave, level).cpu().numpy() for level in vqvae.config.levels}
     if not all(map(len, found.values())):
         raise ValueError(f"file {path!r} is shorter than one top code")
-    return Source(found, audio)
+    return PromptSource(found, audio)
 
 
 def _codes_of_sample(file: Path, vqvae: VQVAE, fingerprint: str) -> dict[str, np.ndarray]:
@@ -89,7 +89,9 @@ def _codes_of_sample(file: Path, vqvae: VQVAE, fingerprint: str) -> dict[str, np
     return codes
 
 
-def known_of(request: Request, source: dict[str, np.ndarray], vqvae: VQVAE) -> tuple[Known, float]:
+def known_of(
+    request: SongRequest, source: dict[str, np.ndarray], vqvae: VQVAE
+) -> tuple[KnownCodes, float]:
     """What stays of `source` in the song of `request`, and how long the song is, in seconds."""
     levels = list(reversed(vqvae.config.levels))  # from the top
     top_seconds = vqvae.config.hops[levels[0]] / vqvae.config.sample_rate
@@ -107,15 +109,15 @@ def known_of(request: Request, source: dict[str, np.ndarray], vqvae: VQVAE) -> t
         missing = [level for level in kept if level not in source]
         if missing:
             raise ValueError(f"upsample {request.upsample!r} holds no {missing[0]} codes")
-        return Known(
+        return KnownCodes(
             {n: source[n] for n in kept}, {n: np.ones(len(source[n]), bool) for n in kept}
         ), tops * top_seconds
     return _infill(request, source, vqvae, tops, top_seconds)
 
 
 def _prompt(
-    request: Request, source: dict[str, np.ndarray], vqvae: VQVAE, tops: int, top_seconds: float
-) -> tuple[Known, float]:
+    request: SongRequest, source: dict[str, np.ndarray], vqvae: VQVAE, tops: int, top_seconds: float
+) -> tuple[KnownCodes, float]:
     keep = (
         tops if request.keep_seconds is None else max(1, round(request.keep_seconds / top_seconds))
     )
@@ -125,7 +127,7 @@ def _prompt(
             f"prompt {request.prompt!r} lasts {min(keep, tops) * top_seconds:.2f} s, the song {request.seconds:g} s;"
             " ask for more seconds, or for less keep_seconds"
         )
-    known, top = Known(), max(vqvae.config.hops.values())
+    known, top = KnownCodes(), max(vqvae.config.hops.values())
     for level, codes in source.items():
         ratio = top // vqvae.config.hops[level]
         begin = codes[: min(keep, tops) * ratio]
@@ -135,8 +137,8 @@ def _prompt(
 
 
 def _infill(
-    request: Request, source: dict[str, np.ndarray], vqvae: VQVAE, tops: int, top_seconds: float
-) -> tuple[Known, float]:
+    request: SongRequest, source: dict[str, np.ndarray], vqvae: VQVAE, tops: int, top_seconds: float
+) -> tuple[KnownCodes, float]:
     """Ranges are widened to whole top codes."""
     missing = [level for level in vqvae.config.levels if level not in source]
     if missing:
@@ -144,7 +146,7 @@ def _infill(
             f"infill {request.infill!r} holds no {missing[0]} codes; sample it to the end first"
         )
     seconds, top = tops * top_seconds, max(vqvae.config.hops.values())
-    known = Known()
+    known = KnownCodes()
     for level, codes in source.items():
         ratio = top // vqvae.config.hops[level]
         stays = np.ones(tops * ratio, bool)

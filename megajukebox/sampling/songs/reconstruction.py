@@ -19,9 +19,9 @@ from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.data.stream.song_dataset import held_out_share, split
 from megajukebox.models.chunked_codec import decode_long, encode_long
 from megajukebox.models.vqvae import VQVAE, VQVAEConfig
-from megajukebox.sampling.songs.prompt_sources import Source
-from megajukebox.sampling.songs.requests import Request
-from megajukebox.sampling.songs.song import Song
+from megajukebox.sampling.songs.prompt_sources import PromptSource
+from megajukebox.sampling.songs.requests import SongRequest
+from megajukebox.sampling.songs.song import GeneratedSong
 
 
 def load_vqvae(run: Path, sample_rate: int) -> tuple[VQVAE, dict[str, Any]]:
@@ -71,7 +71,7 @@ def padded(wave_T: np.ndarray, length: int) -> np.ndarray:
 
 
 def beside(
-    source: Source, vqvae: VQVAE, samples: int, device: torch.device
+    source: PromptSource, vqvae: VQVAE, samples: int, device: torch.device
 ) -> dict[str, np.ndarray]:
     """What a song was made from, up to its length in `samples`: the recording, and what the finest codes keep of it.
 
@@ -123,14 +123,14 @@ def chosen(shards: ShardSet, run: Path, keys: Sequence[str], count: int) -> list
 
 def reconstructions(
     runs: Path, shards: ShardSet, rows: Sequence[int], seconds: float, device: str
-) -> Iterator[Song]:
+) -> Iterator[GeneratedSong]:
     """The first `seconds` of songs, by level, beside the original. What cannot be read raises ValueError when asked."""
     vqvae, facts = load_vqvae(runs / "vqvae", shards.index["sample_rate"])
     vqvae.to(device)
     for row in rows:
         wave_T = sound_of(shards, row, seconds)
         known = shards.read_facts(row)
-        song = Song(
+        song = GeneratedSong(
             request_of(shards, row, known, len(wave_T)),
             [],
             shards.index["sample_rate"],
@@ -160,7 +160,7 @@ def sound_of(shards: ShardSet, row: int, seconds: float) -> np.ndarray:
         return downmix(read_slice(cast(BinaryIO, file), 0, frames, rate))
 
 
-def request_of(shards: ShardSet, row: int, known: dict[str, Any], samples: int) -> Request:
+def request_of(shards: ShardSet, row: int, known: dict[str, Any], samples: int) -> SongRequest:
     """What is known of a song, in the form of a request; names that requests have no place for are left out."""
     name = re.sub(r"[^A-Za-z0-9_-]+", "_", shards.key(row))[:48].strip("_-") or str(row)
     said = {
@@ -175,6 +175,6 @@ def request_of(shards: ShardSet, row: int, known: dict[str, Any], samples: int) 
     )
     seconds, length = samples / shards.index["sample_rate"], int(shards.songs["frames"][row])
     whole = length / shards.index["sample_rate"]
-    return Request(
+    return SongRequest(
         id=f"original-{name}", lyrics=lyrics, seconds=seconds, song_seconds=whole, **said
     )

@@ -22,7 +22,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 SOURCES = ("prompt", "upsample", "infill")  # settings that name a file; at most one of them
 
 
-class Request(BaseModel):
+class SongRequest(BaseModel):
     """One song to make. `temperature`, `top_k`, `top_p` and `guidance` are one number, or one a level."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -75,7 +75,7 @@ class Request(BaseModel):
         return value
 
     @model_validator(mode="after")
-    def _one_source(self) -> "Request":
+    def _one_source(self) -> "SongRequest":
         given = [name for name in SOURCES if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} cannot be asked together; choose one")
@@ -151,7 +151,7 @@ class Request(BaseModel):
         )
 
 
-def read_requests(path: Path) -> tuple[list[Request], list[str]]:
+def read_requests(path: Path) -> tuple[list[SongRequest], list[str]]:
     """The good requests of a YAML or JSON list, and one line for each that cannot be made.
 
     Raises ValueError if the file itself is missing or is not a list of requests.
@@ -188,19 +188,19 @@ def _beside(path: Path, named: object) -> bool:
     return isinstance(named, str) and not Path(named).exists() and (path.parent / named).exists()
 
 
-def parse_requests(data: list, name: str = "song") -> tuple[list[Request], list[str]]:
+def parse_requests(data: list, name: str = "song") -> tuple[list[SongRequest], list[str]]:
     """Requests of plain data; one without an id is called <name>-<number>."""
-    good: dict[str, Request] = {}
+    good: dict[str, SongRequest] = {}
     wrong = []
     for number, entry in enumerate(data):
         if not isinstance(entry, dict):
             wrong.append(f"request {number}: {entry!r} is not a mapping of settings")
             continue
         try:
-            request = Request.model_validate({"id": f"{name}-{number:03d}", **entry})
+            request = SongRequest.model_validate({"id": f"{name}-{number:03d}", **entry})
         except ValidationError as error:
             wrong.append(
-                f"request {entry.get('id', number)}: {'; '.join(mistakes(error, Request))}"
+                f"request {entry.get('id', number)}: {'; '.join(mistakes(error, SongRequest))}"
             )
             continue
         for one in variations_of(request):
@@ -213,7 +213,7 @@ def parse_requests(data: list, name: str = "song") -> tuple[list[Request], list[
     return list(good.values()), wrong
 
 
-def variations_of(request: Request) -> list[Request]:
+def variations_of(request: SongRequest) -> list[SongRequest]:
     """The request once for each of its variations: <id>-1, <id>-2, ... They share their prompt."""
     if request.variations == 1:
         return [request]

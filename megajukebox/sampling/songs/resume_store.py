@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import psutil
 
-from megajukebox.common.files import make_folder, write_whole
-from megajukebox.sampling.songs.prompt_sources import Known
+from megajukebox.common.files import make_folder, write_atomic
+from megajukebox.sampling.songs.prompt_sources import KnownCodes
 
 STALE = 120.0  # seconds without a touch after which a claim counts as that of a dead process
 
 
-class Unfinished:
+class ResumeStore:
     """The folder of the songs in the making of `out`."""
 
     def __init__(self, out: Path, stale: float = STALE):
@@ -31,7 +31,7 @@ class Unfinished:
 
     # ---- Codes so far ------------------------------------------------------------------------------------------------
 
-    def save(self, song: str, key: dict[str, Any], known: Known) -> None:
+    def save(self, song: str, key: dict[str, Any], known: KnownCodes) -> None:
         """Keep what is known by now of a song; `key` says of which request and weights."""
         arrays: dict[str, Any] = {
             f"codes_{level}": c.astype(np.uint16) for level, c in known.codes.items()
@@ -39,9 +39,9 @@ class Unfinished:
         arrays |= {f"done_{level}": np.packbits(s) for level, s in known.stays.items()}
         file = io.BytesIO()
         np.savez(file, key=np.array(json.dumps(key, sort_keys=True)), **arrays)
-        write_whole(self.folder / f"{song}.npz", file.getvalue())
+        write_atomic(self.folder / f"{song}.npz", file.getvalue())
 
-    def load(self, song: str, key: dict[str, Any]) -> Known | None:
+    def load(self, song: str, key: dict[str, Any]) -> KnownCodes | None:
         """What an earlier attempt at the same song had done; None if there is nothing, or of something else."""
         try:
             with np.load(self.folder / f"{song}.npz", allow_pickle=False) as stored:
@@ -57,7 +57,7 @@ class Unfinished:
                     n: np.unpackbits(stored[f"done_{n}"], count=len(codes[n])).astype(bool)
                     for n in levels
                 }
-                return Known(codes, stays)
+                return KnownCodes(codes, stays)
         except (OSError, ValueError, KeyError):
             return None
 

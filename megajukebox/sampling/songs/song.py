@@ -8,25 +8,25 @@ from typing import Any
 
 import numpy as np
 
-from megajukebox.common.files import make_folder, write_whole
+from megajukebox.common.files import make_folder, write_atomic
 from megajukebox.common.provenance import made_by
 from megajukebox.conditioning.lrc import parse_lrc
 from megajukebox.data.audio import write_wav
-from megajukebox.sampling.songs.prompt_sources import Known
-from megajukebox.sampling.songs.requests import Request
+from megajukebox.sampling.songs.prompt_sources import KnownCodes
+from megajukebox.sampling.songs.requests import SongRequest
 
 
 @dataclass
-class Song:
+class GeneratedSong:
     """What was made for one request, so far: codes and audio by level."""
 
-    request: Request
+    request: SongRequest
     notes: list[str]
     sample_rate: int
-    known: Known = field(
-        default_factory=Known, repr=False
+    known: KnownCodes = field(
+        default_factory=KnownCodes, repr=False
     )  # what is given, or was done by an interrupted attempt
-    given: Known = field(default_factory=Known, repr=False)  # what is given alone
+    given: KnownCodes = field(default_factory=KnownCodes, repr=False)  # what is given alone
     codes: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
     audio: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
     levels: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -53,9 +53,9 @@ class Song:
         # The stubs of savez would take a more precise type for its argument allow_pickle.
         arrays: dict[str, Any] = {level: c.astype(np.uint16) for level, c in self.codes.items()}
         np.savez(codes, **arrays)
-        write_whole(folder / f"{name}.codes.npz", codes.getvalue())
+        write_atomic(folder / f"{name}.codes.npz", codes.getvalue())
         self._save_lyrics(folder)
-        write_whole(
+        write_atomic(
             folder / f"{name}.json",
             (json.dumps(self.record(), indent=1, ensure_ascii=False) + "\n").encode(),
         )
@@ -68,7 +68,7 @@ class Song:
                 missing_ok=True
             )  # of a song that was here before
         if lyrics:
-            write_whole(
+            write_atomic(
                 folder / f"{self.request.id}.{'lrc' if parse_lrc(lyrics)[1] else 'txt'}",
                 lyrics.encode(),
             )

@@ -14,26 +14,26 @@ from torch import Tensor
 
 from megajukebox.models.grid_order import (
     NEVER,
-    Sight,
-    attend_in_order,
+    GridVisibility,
+    _sdpa,
     before,
     beside,
-    gathered,
-    opened,
+    grid_attention,
+    unmask_empty_rows,
 )
 from megajukebox.models.prior import Conditioning
 from megajukebox.models.student import Student
-from megajukebox.models.transformer import Attention, Block
-from megajukebox.sampling.decoding.decoder import Packed, PackedBlock
-from megajukebox.sampling.decoding.token_sampling import Draw
+from megajukebox.models.transformer import Attention, TransformerBlock
+from megajukebox.sampling.decoding.decoder import PackedBlock, PackedPrior
+from megajukebox.sampling.decoding.token_sampling import TokenSampler
 from megajukebox.sampling.levels.level_sampler import Progress
 
 
 @dataclass(frozen=True)
-class Draws:
+class StudentTokenSampler:
     """How codes are drawn for B windows: each song's `Draw`, and where in its song each window starts (in codes)."""
 
-    draw: Draw
+    draw: TokenSampler
     first_B: Tensor  # int64
 
     def __call__(self, logits_BNV: Tensor, slots_N: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ class Draws:
 
 
 @dataclass(frozen=True)
-class Step:
+class StudentStep:
     """Slots of equal time, and by pattern which keys are seen: all made before the first step, so none waits.
 
     Any order may gather its keys, slot by slot. Where the slots are a whole `column` of the grid, they lie together.
@@ -60,7 +60,7 @@ class Step:
         return len(self.slots_N)
 
 
-def steps_of(student: Student, sight: Sight, known_BT: Tensor) -> list[Step]:
+def steps_of(student: Student, sight: GridVisibility, known_BT: Tensor) -> list[StudentStep]:
     """The steps that emit every slot which is not known in all windows."""
     patterns = {block.attention.pattern for block in student.blocks} - {"lyrics"}
     known = known_BT if known_BT.any() else None
@@ -78,20 +78,24 @@ def steps_of(student: Student, sight: Sight, known_BT: Tensor) -> list[Step]:
     return [_step(slots, patterns, sight, known) for slots in found]
 
 
-def _step(slots_N: Tensor, patterns: set[str], sight: Sight, known_BT: Tensor | None) -> Step:
+def _step(
+    slots_N: Tensor, patterns: set[str], sight: GridVisibility, known_BT: Tensor | None
+) -> StudentStep:
     keys, masks = {}, {}
     for pattern in patterns:
         wide_NS, real_NS = looked_at(pattern, slots_N, sight)
         tau_BNS = sight.tau_BT[:, wide_NS].masked_fill(~real_NS, NEVER)
-        seen_BNS = sight.sees(tau_BNS, wide_NS, sight.tau_BT[:, slots_N, None], slots_N[:, None])
+        seen_BNS = sight.is_visible(
+            tau_BNS, wide_NS, sight.tau_BT[:, slots_N, None], slots_N[:, None]
+        )
         some_S = seen_BNS.flatten(0, 1).any(0)
         keys[pattern], masks[pattern] = wide_NS[:, some_S], _mask(seen_BNS[..., some_S])
-    return Step(slots_N, masks, keys, None if known_BT is None else known_BT[:, slots_N])
+    return StudentStep(slots_N, masks, keys, None if known_BT is None else known_BT[:, slots_N])
 
 
 def _column_step(
-    column: int, width: int, patterns: set[str], sight: Sight, known_BT: Tensor | None
-) -> Step:
+    column: int, width: int, patterns: set[str], sight: GridVisibility, known_BT: Tensor | None
+) -> StudentStep:
     near = before if known_BT is None else beside
 
     def keys_of(x_BRL: Tensor) -> dict[str, Tensor]:
@@ -105,18 +109,20 @@ def _column_step(
 
     tau, keys = keys_of(sight.tau_BRL), keys_of(sight.slot_1RL)
     now_BR1, slot_1R1 = sight.tau_BRL[:, :, column, None], sight.slot_1RL[:, :, column, None]
-    masks = {p: _mask(sight.sees(tau[p], keys[p], now_BR1, slot_1R1)) for p in patterns}
+    masks = {p: _mask(sight.is_visible(tau[p], keys[p], now_BR1, slot_1R1)) for p in patterns}
     slots = slot_1R1[0, :, 0]
-    return Step(slots, masks, {}, None if known_BT is None else known_BT[:, slots], column, width)
+    return StudentStep(
+        slots, masks, {}, None if known_BT is None else known_BT[:, slots], column, width
+    )
 
 
 def _mask(seen_BNS: Tensor) -> tuple[Tensor, Tensor | None]:
     """The mask [B or 1, N, S] `opened`, and who sees nothing, if anyone."""
-    mask_BNS, nothing_BN = opened(seen_BNS)
+    mask_BNS, nothing_BN = unmask_empty_rows(seen_BNS)
     return mask_BNS, nothing_BN if nothing_BN.any() else None
 
 
-def looked_at(pattern: str, slots_N: Tensor, sight: Sight) -> tuple[Tensor, Tensor]:
+def looked_at(pattern: str, slots_N: Tensor, sight: GridVisibility) -> tuple[Tensor, Tensor]:
     """The slots [N, S] of a pattern before time is asked, and which of them are in the window at all."""
     rows, columns = sight.tau_BRL.shape[1:]
     along, down = (torch.arange(n, device=slots_N.device) for n in (columns, rows))
@@ -134,7 +140,7 @@ def looked_at(pattern: str, slots_N: Tensor, sight: Sight) -> tuple[Tensor, Tens
     return keys.clamp(0, rows * columns - 1), inside
 
 
-class Memory:
+class StudentCache:
     """Keys and values of one layer for every slot, [B, T, H, D]: made once, never grown."""
 
     def __init__(self, attention: Attention, batch: int, length: int, given: Conditioning):
@@ -147,16 +153,16 @@ class Memory:
         shape = batch, length, attention.heads, weight.shape[1] // attention.heads
         self.keys, self.values = weight.new_zeros(shape), weight.new_zeros(shape)
 
-    def fill(self, x_BTW: Tensor, sight: Sight) -> Tensor:
+    def fill(self, x_BTW: Tensor, sight: GridVisibility) -> Tensor:
         """The attention output of a whole window, remembering all of it: what is not known is written again."""
         if self.attention.pattern == "lyrics":
             return self._read_lyrics(x_BTW)
         q, self.keys[:], self.values[:] = self.attention.qkv(x_BTW)
         return self.attention.out(
-            attend_in_order(q, self.keys, self.values, self.attention.pattern, sight)
+            grid_attention(q, self.keys, self.values, self.attention.pattern, sight)
         )
 
-    def step(self, qkv_BNX: Tensor, step: Step) -> Tensor:
+    def step(self, qkv_BNX: Tensor, step: StudentStep) -> Tensor:
         """What the queries of a step's slots gather, [B, N, A], from the projections of their inputs."""
         if self.attention.pattern == "lyrics":
             q = self.attention.split(qkv_BNX).transpose(1, 2)
@@ -170,7 +176,7 @@ class Memory:
             memory[:, step.slots_N] = new
         return self._attend(q, step).flatten(2)
 
-    def _attend(self, q_BNHD: Tensor, step: Step) -> Tensor:
+    def _attend(self, q_BNHD: Tensor, step: StudentStep) -> Tensor:
         pattern, (mask_BNS, nothing_BN) = self.attention.pattern, step.masks[self.attention.pattern]
         if step.column is None:
             near = [
@@ -179,15 +185,15 @@ class Memory:
         else:
             near = [self._beside_column(memory, step) for memory in (self.keys, self.values)]
         if near[0].ndim == 4:  # [B, S, H, D]: all slots look at the same keys
-            return gathered(q_BNHD, near[0], near[1], mask_BNS, nothing_BN)
+            return _sdpa(q_BNHD, near[0], near[1], mask_BNS, nothing_BN)
         mask = mask_BNS.expand(len(q_BNHD), -1, -1).flatten(0, 1)[:, None]
-        out = gathered(
+        out = _sdpa(
             q_BNHD.flatten(0, 1)[:, None], near[0].flatten(0, 1), near[1].flatten(0, 1), mask, None
         )
         out = out[:, 0].unflatten(0, q_BNHD.shape[:2])
         return out if nothing_BN is None else out.masked_fill(nothing_BN[..., None, None], 0.0)
 
-    def _beside_column(self, memory_BTHD: Tensor, step: Step) -> Tensor:
+    def _beside_column(self, memory_BTHD: Tensor, step: StudentStep) -> Tensor:
         """What the slots of a whole column may look at: the same [B, S, H, D], or [B, R, S, H, D] for each row."""
         pattern, memory = (
             self.attention.pattern,
@@ -213,10 +219,10 @@ class Memory:
 class PlainBlock:
     """A block for steps as it is, weights where training keeps them: the twin of `PackedBlock`."""
 
-    def __init__(self, block: Block):
+    def __init__(self, block: TransformerBlock):
         self.block = block
 
-    def __call__(self, h_MW: Tensor, memory: Memory, step: Step) -> Tensor:
+    def __call__(self, h_MW: Tensor, memory: StudentCache, step: StudentStep) -> Tensor:
         attention = self.block.attention
         project = attention.query if attention.pattern == "lyrics" else attention.project
         qkv_BNX = project(self.block.norm_attention(h_MW)).unflatten(0, (-1, step.size))
@@ -230,7 +236,11 @@ class StudentDecoder:
     """
 
     def __init__(
-        self, student: Student, given: Conditioning, known_BT: Tensor, packed: Packed | None = None
+        self,
+        student: Student,
+        given: Conditioning,
+        known_BT: Tensor,
+        packed: PackedPrior | None = None,
     ):
         self.student, self.given = student, given
         self.sight = student.sight(known_BT if known_BT.any() else None)
@@ -239,7 +249,9 @@ class StudentDecoder:
         plain = [PlainBlock(block) for block in student.blocks]
         self.blocks: Sequence[PackedBlock | PlainBlock] = packed.blocks if packed else plain
         batch, length = known_BT.shape
-        self.layers = [Memory(block.attention, batch, length, given) for block in student.blocks]
+        self.layers = [
+            StudentCache(block.attention, batch, length, given) for block in student.blocks
+        ]
 
     def fill(self, codes_BT: Tensor) -> None:
         """Take in the known codes in one parallel pass."""
@@ -247,7 +259,7 @@ class StudentDecoder:
         for block, layer in zip(self.student.blocks, self.layers):
             h = block.update(h, layer.fill(block.norm_attention(h), self.sight))
 
-    def step(self, codes_BT: Tensor, step: Step) -> Tensor:
+    def step(self, codes_BT: Tensor, step: StudentStep) -> Tensor:
         """Logits [B, N, V] of a step's slots from the codes emitted before."""
         h = self._inputs(codes_BT, step.slots_N).flatten(0, 1)
         for block, layer in zip(self.blocks, self.layers):
@@ -273,7 +285,7 @@ class StudentDecoder:
 
 @contextmanager
 def student_decoding(
-    student: Student, given: Conditioning, known_BT: Tensor, packed: Packed | None = None
+    student: Student, given: Conditioning, known_BT: Tensor, packed: PackedPrior | None = None
 ) -> Iterator[StudentDecoder]:
     """The decoder's memory exists only inside the block."""
     decoder = StudentDecoder(student, given, known_BT, packed)
@@ -285,8 +297,8 @@ def student_decoding(
 
 @torch.inference_mode()
 def emit(
-    student: Student, given: Conditioning, codes_BT: Tensor, known_BT: Tensor, draws: Draws,
-    progress: Progress = lambda count: None, packed: Packed | None = None,
+    student: Student, given: Conditioning, codes_BT: Tensor, known_BT: Tensor, draws: StudentTokenSampler,
+    progress: Progress = lambda count: None, packed: PackedPrior | None = None,
 ) -> Tensor:  # fmt: skip
     """`codes` [B, T] of B windows with every slot sampled that is not `known` [B, T]; known ones stay as they are."""
     codes = codes_BT.clone()
@@ -304,7 +316,11 @@ def emit(
 
 @torch.inference_mode()
 def emit_slowly(
-    student: Student, given: Conditioning, codes_BT: Tensor, known_BT: Tensor, draws: Draws
+    student: Student,
+    given: Conditioning,
+    codes_BT: Tensor,
+    known_BT: Tensor,
+    draws: StudentTokenSampler,
 ) -> Tensor:
     """The twin of `emit` without caches: one full forward pass for every step."""
     codes, emitted_T = codes_BT.clone(), student.sight().tau_BT[0]

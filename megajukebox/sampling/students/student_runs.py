@@ -18,8 +18,8 @@ from megajukebox.models.grid_order import GridOrder
 from megajukebox.models.prior import Prior
 from megajukebox.models.student import Student, StudentConfig
 from megajukebox.sampling.levels.level_sampler import LevelSampler
-from megajukebox.sampling.songs.requests import LEVELS, Request
-from megajukebox.sampling.students.student_sampler import Polished, StudentLevel
+from megajukebox.sampling.songs.requests import LEVELS, SongRequest
+from megajukebox.sampling.students.student_sampler import StudentSampler, VerifiedStudent
 
 TABLE = "student.json"  # of distillation/task.py
 QUICK = ("middle", "bottom")  # levels that "student" alone means
@@ -66,10 +66,10 @@ class StudentRun:
         with torch.device("meta"):
             student = Student(self.config)
         load_into(student, self.folder, dtype=weight.dtype, device=weight.device)
-        level = StudentLevel(student.eval(), self.manner["temperature"])
-        return Polished(level, prior) if self.polish else level
+        level = StudentSampler(student.eval(), self.manner["temperature"])
+        return VerifiedStudent(level, prior) if self.polish else level
 
-    def notes(self, request: Request) -> Iterator[str]:
+    def notes(self, request: SongRequest) -> Iterator[str]:
         """What of the request a student cannot follow as its teacher would."""
         if self.polish:
             return

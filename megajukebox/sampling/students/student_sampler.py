@@ -19,18 +19,18 @@ from torch import Tensor
 
 from megajukebox.models.prior import Prior, PriorConfig
 from megajukebox.models.student import Student
-from megajukebox.sampling.decoding.decoder import Packed
-from megajukebox.sampling.levels.autoregressive import FixedPoint
+from megajukebox.sampling.decoding.decoder import PackedPrior
+from megajukebox.sampling.levels.autoregressive import JacobiDecoding
 from megajukebox.sampling.levels.level_sampler import LevelJob, Progress, hop_of
-from megajukebox.sampling.levels.level_windows import Row, Span, conditions_of, spans
-from megajukebox.sampling.students.student_decoder import Draws, emit
+from megajukebox.sampling.levels.level_windows import WindowRow, WindowSpan, conditions_of, spans
+from megajukebox.sampling.students.student_decoder import StudentTokenSampler, emit
 
 OVERLAP = 1 / 8  # of a window, on either side, that the windows between are given
 HOP = 1 / 2  # of a window, by which the top's windows move on
 
 
 @dataclass
-class StudentLevel:
+class StudentSampler:
     """Samples a level with a student. At the `temperature` of its teacher's windows it draws as it was taught to."""
 
     student: Student
@@ -39,12 +39,12 @@ class StudentLevel:
     exact: bool = False
 
     def __post_init__(self) -> None:
-        self.packed = Packed(self.student)
+        self.packed = PackedPrior(self.student)
 
     @torch.inference_mode()
     def sample(self, job: LevelJob, progress: Progress) -> None:
         for phase in phases(self.student.config, job.total):
-            rows = [Row(song, span) for span in phase for song in range(len(job.told))]
+            rows = [WindowRow(song, span) for span in phase for song in range(len(job.told))]
             open_rows = [
                 row
                 for row in rows
@@ -53,7 +53,7 @@ class StudentLevel:
             for first in range(0, len(open_rows), self.most_rows):
                 self.emit(job, open_rows[first : first + self.most_rows], progress)
 
-    def emit(self, job: LevelJob, rows: list[Row], progress: Progress) -> None:
+    def emit(self, job: LevelJob, rows: list[WindowRow], progress: Progress) -> None:
         """Sample one window of every row, and hand on what was not known."""
         device = job.codes_BT.device
         songs, starts = [row.song for row in rows], [row.span.start for row in rows]
@@ -64,7 +64,7 @@ class StudentLevel:
             torch.stack([self._cut(x, row) for row in rows]) for x in (job.codes_BT, job.known_BT)
         )
         draw = job.draw.of(torch.tensor(songs, device=device))
-        draws = Draws(
+        draws = StudentTokenSampler(
             replace(draw, temperature_B=draw.temperature_B / self.temperature),
             torch.tensor(starts, device=device),
         )
@@ -75,20 +75,20 @@ class StudentLevel:
                zip(rows, emitted)]  # fmt: skip
         progress(sum(new))
 
-    def _cut(self, x_BT: Tensor, row: Row) -> Tensor:
+    def _cut(self, x_BT: Tensor, row: WindowRow) -> Tensor:
         """A row's window of the level; slots past the end of the song are sampled too, and then forgotten."""
         window = x_BT[row.song, row.span.start : row.span.end]
         return F.pad(window, (0, self.student.config.window - len(window)))
 
 
 @dataclass
-class Polished:
+class VerifiedStudent:
     """The teacher's own sample, code for code, from the student's as the first guess: passes over many codes at once.
 
     Both draw with the same noise, so most of the student's codes are right already.
     """
 
-    student: StudentLevel
+    student: StudentSampler
     teacher: Prior
     ahead: int = 32  # codes that a pass looks at
     exact: bool = True
@@ -99,10 +99,10 @@ class Polished:
         )
         self.student.sample(draft, lambda count: None)
         job.codes_BT.copy_(draft.codes_BT)  # where nothing is known yet, the first guess
-        FixedPoint(self.teacher, ahead=self.ahead).sample(job, progress)
+        JacobiDecoding(self.teacher, ahead=self.ahead).sample(job, progress)
 
 
-def phases(config: PriorConfig, total: int) -> Iterator[list[Span]]:
+def phases(config: PriorConfig, total: int) -> Iterator[list[WindowSpan]]:
     """Windows that are sampled together, one list after another."""
     if config.upper is None or total <= config.window:
         yield from ([span] for span in spans(total, config.window, hop_of(config, HOP)))
@@ -112,4 +112,7 @@ def phases(config: PriorConfig, total: int) -> Iterator[list[Span]]:
     overlap = max(unit, int(OVERLAP * config.window) // unit * unit)
     starts = range(0, total - overlap, config.window - overlap)
     for which in (0, 1):
-        yield [Span(start, start, min(start + config.window, total)) for start in starts[which::2]]
+        yield [
+            WindowSpan(start, start, min(start + config.window, total))
+            for start in starts[which::2]
+        ]

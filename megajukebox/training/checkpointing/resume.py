@@ -5,45 +5,45 @@ from pathlib import Path
 
 from megajukebox.training import checkpoint
 from megajukebox.training.engines import collectives
-from megajukebox.training.engines.zero import Engine
-from megajukebox.training.run_context import Run
+from megajukebox.training.engines.zero import ZeroEngine
+from megajukebox.training.run_context import RunContext
 from megajukebox.training.tasks import Task
 
 
-def resume(run: Run, task: Task, engine: Engine) -> int:
+def resume(run: RunContext, task: Task, engine: ZeroEngine) -> int:
     """Load the newest whole checkpoint, if the run has one; returns the first step to train (0-based).
 
     Raises ValueError where there are checkpoints and none is whole.
     """
-    with run.pulse.section("load"):
+    with run.watchdog.phase("load"):
         folder = newest(run)
         if folder is None:
             run.log.event(
-                "start", 0, ranks=run.ranks, generation=run.generation.number, **slurm_facts()
+                "start", 0, ranks=run.ranks, generation=run.fencing_token.number, **slurm_facts()
             )
             return 0
         state = checkpoint.read_state(folder)
         task.check_state(state["stream"])
-        engine.load(folder, run.pulse.progressed)
+        engine.load(folder, run.watchdog.keep_alive)
         engine.stability.restore(state.get("stability", {}))
         run.log.forget_after(state["step"])
-        facts = {"ranks": run.ranks, "generation": run.generation.number, **slurm_facts()}
+        facts = {"ranks": run.ranks, "generation": run.fencing_token.number, **slurm_facts()}
         run.log.event("resume", state["step"], checkpoint=folder.name, **facts)
     return state["step"]
 
 
-def newest(run: Run) -> Path | None:
+def newest(run: RunContext) -> Path | None:
     """The newest whole checkpoint; the ranks share the reading of its files, and must all find them whole."""
     rejected: list[str] = []
-    for folder in collectives.from_rank_0(checkpoint.candidates(run.folder)):
-        found = collectives.gathered(checkpoint.flaws(folder, (run.rank, run.ranks)))
+    for folder in collectives.broadcast_from_rank_0(checkpoint.candidates(run.folder)):
+        found = collectives.all_gather(checkpoint.verify(folder, (run.rank, run.ranks)))
         wrong = next((flaw for flaw in found if flaw), None)
         if wrong is None:
             return folder
         rejected.append(f"{folder.name}: {wrong}")
         run.log.event("reject", reason=rejected[-1])
     try:
-        checkpoint.refuse_zero(run.folder, rejected)
+        checkpoint.refuse_restart_from_scratch(run.folder, rejected)
     except ValueError as error:
         run.end.kind = "no_checkpoint"
         run.log.event("alert", reason=str(error))

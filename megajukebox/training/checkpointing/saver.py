@@ -14,16 +14,16 @@ from pathlib import Path
 
 from torch import Tensor
 
-from megajukebox.common.model_files import FACTS, WEIGHTS, Pending, save_weights
+from megajukebox.common.model_files import FACTS, WEIGHTS, PendingTensor, save_weights
 from megajukebox.training import checkpoint
 from megajukebox.training.engines import collectives
-from megajukebox.training.engines.zero import Engine
-from megajukebox.training.run_context import Run
+from megajukebox.training.engines.zero import ZeroEngine
+from megajukebox.training.run_context import RunContext
 from megajukebox.training.tasks import Task
 
 
 @dataclass
-class Begun:
+class PendingSave:
     """A save that is not yet final."""
 
     step: int
@@ -34,16 +34,16 @@ class Begun:
     stall: float = 0.0  # seconds that training stood still for it
 
 
-class Saves:
+class CheckpointSaver:
     """Checkpoints of everything, and the weights on their own for those who only read them. Methods are collectives."""
 
-    def __init__(self, run: Run, task: Task, engine: Engine, first: int) -> None:
+    def __init__(self, run: RunContext, task: Task, engine: ZeroEngine, first: int) -> None:
         self.run, self.task, self.engine = run, task, engine
         self.saved = first  # the step of the newest checkpoint
         self.exported = min(
-            first, collectives.from_rank_0(exported(run.folder))
+            first, collectives.broadcast_from_rank_0(exported(run.folder))
         )  # and of the newest weights; -1: none
-        self.begun: Begun | None = None
+        self.begun: PendingSave | None = None
 
     @property
     def writing(self) -> bool:
@@ -59,8 +59,8 @@ class Saves:
         export = step > self.exported and (export or self._export_is_due(step))
         if step <= self.saved and not export:
             return
-        with self.run.pulse.section("save"):
-            begun = self.begun = Begun(step)
+        with self.run.watchdog.phase("save"):
+            begun = self.begun = PendingSave(step)
             if step > self.saved:
                 self._write(begun, export)
             if export and not begun.failure:
@@ -72,7 +72,7 @@ class Saves:
         if self.begun is None:
             return True
         begun, self.begun, again = self.begun, None, time.perf_counter()
-        with self.run.pulse.section("save"):
+        with self.run.watchdog.phase("save"):
             failure = (self._seal(begun, begun.written) if begun.written else None) or begun.failure
         now = time.perf_counter()
         told = {
@@ -91,10 +91,10 @@ class Saves:
         every = self.run.settings.export_every
         return self.exported < 0 or step // every > self.exported // every
 
-    def _write(self, begun: Begun, export: bool) -> None:
+    def _write(self, begun: PendingSave, export: bool) -> None:
         """Every rank's part, or the beginning of it."""
         run, step = self.run, begun.step
-        written = checkpoint.partial(run.folder, step, run.generation.number)
+        written = checkpoint.partial(run.folder, step, run.fencing_token.number)
         begun.failure = agreed(prepare(run, written, export) if run.rank == 0 else None)
         if begun.failure:
             return
@@ -107,12 +107,12 @@ class Saves:
         begun.state["stability"] = self.engine.stability.state()
         self.engine.save(written, run.settings.save_in_background)
 
-    def _seal(self, begun: Begun, written: Path) -> str | None:
+    def _seal(self, begun: PendingSave, written: Path) -> str | None:
         """All parts were written and found good, then one rank makes them final. Returns why not, if so."""
         failure = agreed(self.engine.storage.finish())
         stored = {
             path: facts
-            for part in collectives.gathered(self.engine.storage.stored)
+            for part in collectives.all_gather(self.engine.storage.stored)
             for path, facts in part.items()
         }
         if not failure:
@@ -128,7 +128,7 @@ class Saves:
         waiting, failure = self.engine.weights(), None
         if self.run.rank == 0:
             weights = {
-                name: Pending(w.dtype, w.shape, partial(taken, waiting, name))
+                name: PendingTensor(w.dtype, w.shape, partial(taken, waiting, name))
                 for name, w in waiting.items()
             }
             try:
@@ -159,15 +159,15 @@ def exported(run: Path) -> int:
 
 def agreed(failure: str | None) -> str | None:
     """The first failure that any rank met: all ranks act on the same."""
-    return next((found for found in collectives.gathered(failure) if found), None)
+    return next((found for found in collectives.all_gather(failure) if found), None)
 
 
-def prepare(run: Run, written: Path, export: bool) -> str | None:
+def prepare(run: RunContext, written: Path, export: bool) -> str | None:
     """An empty folder to write to, if there is room for what the newest checkpoint took (and the exported weights).
 
     Raises Leave if another start has taken the run: what is being written there is no longer ours to clear away.
     """
-    run.generation.check()
+    run.fencing_token.check()
     try:
         for stale in written.parent.glob("*.partial"):
             shutil.rmtree(stale, ignore_errors=True)
@@ -185,18 +185,18 @@ def prepare(run: Run, written: Path, export: bool) -> str | None:
 
 
 def sealed(
-    run: Run, written: Path, begun: Begun, stored: dict[str, checkpoint.Stored]
+    run: RunContext, written: Path, begun: PendingSave, stored: dict[str, checkpoint.StoredFile]
 ) -> str | None:
-    keep = checkpoint.Keep(
+    keep = checkpoint.RetentionPolicy(
         run.settings.keep, run.settings.keep_every, begun.state["stability"]["stuck"]
     )
     try:
-        checkpoint.seal(written, begun.step, begun.state, keep, stored, run.generation.check)
+        checkpoint.commit(written, begun.step, begun.state, keep, stored, run.fencing_token.check)
     except OSError as error:
         return f"cannot finish {written.name}: {error}"
     return None
 
 
-def taken(waiting: dict[str, Pending], name: str) -> Tensor:
+def taken(waiting: dict[str, PendingTensor], name: str) -> Tensor:
     """Make a tensor that is waiting, once."""
     return waiting.pop(name).make()

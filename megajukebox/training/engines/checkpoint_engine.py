@@ -20,14 +20,14 @@ from typing import IO, Any, BinaryIO, NamedTuple, cast
 import torch
 
 
-class Stored(NamedTuple):
+class StoredFile(NamedTuple):
     """What a file must be: told by whoever wrote it, while writing it."""
 
     bytes: int
     sha256: str
 
 
-class Hashing:
+class HashingFile:
     """A file that knows the sha256 and size of what was written to it."""
 
     def __init__(self, file: BinaryIO) -> None:
@@ -42,7 +42,7 @@ class Hashing:
         self.file.flush()
 
 
-class Storage:
+class CheckpointStorage:
     """The ten methods of DeepSpeed's CheckpointEngine that its engines call. `failure` says why a save is no good."""
 
     name = "Storage"
@@ -57,7 +57,7 @@ class Storage:
         """A new checkpoint: nothing written, nothing failed. The one before must be finished."""
         self.background = background
         self.failure: str | None = None
-        self.stored: dict[str, Stored] = {}
+        self.stored: dict[str, StoredFile] = {}
         self._writing: list[Future[None]] = []
 
     @property
@@ -88,11 +88,11 @@ class Storage:
             return
         try:
             with open(path, "wb") as file:
-                hashing = Hashing(file)
+                hashing = HashingFile(file)
                 fill(cast(IO[bytes], hashing))
                 file.flush()
                 os.fsync(file.fileno())
-            self.stored[path] = Stored(hashing.bytes, hashing.digest.hexdigest())
+            self.stored[path] = StoredFile(hashing.bytes, hashing.digest.hexdigest())
         except (OSError, RuntimeError) as error:
             self.failure = why(error, Path(path))
 

@@ -23,7 +23,7 @@ class TrainingDiverged(RuntimeError):
     """The loss is no longer a number."""
 
 
-class LowestScale(RuntimeError):
+class LossScaleAtMinimum(RuntimeError):
     """Gradients overflow in fp16, and the loss scale can fall no further."""
 
 
@@ -41,9 +41,9 @@ def told_of_lowest_scale(engine: Any) -> Iterator[None]:
     except Exception as error:  # it has no name of its own
         if "loss scale already at minimum" not in str(error):
             raise
-        raise LowestScale(AT_LOWEST) from None
+        raise LossScaleAtMinimum(AT_LOWEST) from None
     if last and engine.optimizer.overflow:
-        raise LowestScale(AT_LOWEST)
+        raise LossScaleAtMinimum(AT_LOWEST)
 
 
 def start() -> World:
@@ -68,12 +68,12 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
-def from_rank_0(value: T | None) -> T:
+def broadcast_from_rank_0(value: T | None) -> T:
     """`value` of rank 0, on every rank; the others may give None."""
-    return from_rank(0, value)
+    return broadcast(0, value)
 
 
-def from_rank(rank: int, value: T | None) -> T:
+def broadcast(rank: int, value: T | None) -> T:
     box = [value]
     dist.broadcast_object_list(box, rank)
     found = box[0]
@@ -90,14 +90,14 @@ def barrier() -> None:
     dist.barrier()
 
 
-def gathered(value: T) -> list[T]:
+def all_gather(value: T) -> list[T]:
     """`value` of every rank, by rank, on every rank."""
     box: list = [None] * dist.get_world_size()
     dist.all_gather_object(box, value)
     return box
 
 
-def highest(*numbers: int) -> list[int]:
+def all_reduce_max(*numbers: int) -> list[int]:
     """The highest of all ranks, for each of `numbers`."""
     asked = torch.tensor(numbers, device=_device())
     dist.all_reduce(asked, op=dist.ReduceOp.MAX)
@@ -114,7 +114,7 @@ def memory() -> dict[str, float]:
     )
 
 
-def total(numbers: list[int]) -> list[int]:
+def all_reduce_sum(numbers: list[int]) -> list[int]:
     """Each of `numbers` summed over all ranks."""
     summed = torch.tensor(numbers, device=_device())
     dist.all_reduce(summed)

@@ -10,24 +10,24 @@ from megajukebox.training.config import TrainingSettings
 from megajukebox.training.engines import collectives
 from megajukebox.training.engines.model_init import building, fill
 from megajukebox.training.engines.pipeline import PipelineEngine
-from megajukebox.training.engines.zero import Engine
-from megajukebox.training.spike_detection import Rules
+from megajukebox.training.engines.zero import ZeroEngine
+from megajukebox.training.spike_detection import SpikeRules
 
 
-def engine_of(
+def build_engine(
     config: BaseModel,
     build: Callable[[], nn.Module],
     ds_config: dict,
     settings: TrainingSettings,
     weights: Mapping[str, Tensor] | None = None,
-) -> Engine:
+) -> ZeroEngine:
     """The engine for the model of `config`, its first weights drawn from the seed whatever the way of training.
 
     Those named in `weights` take their values instead.
 
     Raises ValueError for a pipeline of anything but a prior.
     """
-    rules = Rules(
+    rules = SpikeRules(
         settings.spike_sigmas, settings.spike_window, settings.bad_steps, settings.bad_within
     )
     if "pipeline" in ds_config:
@@ -45,7 +45,7 @@ def engine_of(
         model = build()
     fill(dict(model.named_parameters()) | dict(model.named_buffers()), weights or {})
     freeze(model, settings.freeze)
-    return Engine(model, ds_config, rules, settings.ema_decay)
+    return ZeroEngine(model, ds_config, rules, settings.ema_decay)
 
 
 def freeze(model: nn.Module, parts: tuple[str, ...]) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 AT_ONCE = 1 << 20  # numbers that are compared at a time: on a CPU they stay in its cache
 
 
-class Names(NamedTuple):
+class MasterNames(NamedTuple):
     """What an optimizer of DeepSpeed calls its masters, and how its 16-bit weights are found: one tensor for each."""
 
     masters: str
@@ -35,22 +35,22 @@ def _flattened(outer: Any, groups: str) -> list[Tensor]:
 
 
 KNOWN = (
-    Names(
+    MasterNames(
         "fp32_partitioned_groups_flat", lambda outer: outer.fp16_partitioned_groups_flat
     ),  # ZeRO-3
-    Names(
+    MasterNames(
         "single_partition_of_fp32_groups",
         lambda outer: _own(outer, "parallel_partitioned_bit16_groups"),
     ),  # 1, 2
-    Names(
+    MasterNames(
         "fp32_groups_flat_partition", lambda outer: _own(outer, "bf16_partitioned_groups")
     ),  # 1, float32 gradients
-    Names("fp32_groups_flat", lambda outer: outer.fp16_groups_flat),  # 0, fused Adam
-    Names("fp32_groups", lambda outer: _flattened(outer, "fp16_groups")),  # 0
+    MasterNames("fp32_groups_flat", lambda outer: outer.fp16_groups_flat),  # 0, fused Adam
+    MasterNames("fp32_groups", lambda outer: _flattened(outer, "fp16_groups")),  # 0
 )
 
 
-class Masters:
+class MasterWeights:
     """Those of `outer`, the optimizer that DeepSpeed made; `basic` is the plain one that moves them."""
 
     def __init__(self, outer: Any, basic: torch.optim.Optimizer) -> None:

@@ -16,11 +16,11 @@ from deepspeed.pipe import PipelineModule, TiedLayerSpec
 from deepspeed.runtime.utils import partition_balanced
 from torch import Tensor, nn
 
-from megajukebox.common.model_files import Pending
+from megajukebox.common.model_files import PendingTensor
 from megajukebox.common.world import World
 from megajukebox.models.pipeline_layers import (
     TIED,
-    Middle,
+    BlockLayer,
     inputs,
     layers,
     loss_of,
@@ -30,8 +30,8 @@ from megajukebox.models.pipeline_layers import (
 from megajukebox.models.prior import PriorConfig, tokens_of
 from megajukebox.training.engines.collectives import told_of_lowest_scale
 from megajukebox.training.engines.model_init import fill, recompute_activations
-from megajukebox.training.engines.zero import Engine
-from megajukebox.training.spike_detection import Rules
+from megajukebox.training.engines.zero import ZeroEngine
+from megajukebox.training.spike_detection import SpikeRules
 
 KEY = "tokens"  # under which entrance and exit share the embedding of the tokens
 
@@ -65,7 +65,7 @@ def sees_data(place: World, ds_config: dict) -> bool:
     return place.rank // (place.size // count) in (0, count - 1)
 
 
-class PipelineEngine(Engine):
+class PipelineEngine(ZeroEngine):
     """The prior of `config` over `pipeline.stages` processes, times as many pipelines side by side as there is room."""
 
     is_pipeline = True
@@ -76,7 +76,7 @@ class PipelineEngine(Engine):
         ds_config: dict,
         seed: int,
         weights: Mapping[str, Tensor] | None = None,
-        rules: Rules | None = None,
+        rules: SpikeRules | None = None,
         ema_decay: float = 0.0,
     ):
         torch.manual_seed(seed)
@@ -145,7 +145,7 @@ class PipelineEngine(Engine):
             self.seen = [dict(zip(names, (values / (pipelines * self.count)).tolist()))]
         return self.seen[0]
 
-    def weights(self) -> dict[str, Pending]:
+    def weights(self) -> dict[str, PendingTensor]:
         """As `Engine.weights`; each tensor comes from the stage that holds it."""
         mine = {name: tensor.detach() for name, tensor in self.layers.named_in_prior()}
         shapes: list[dict] = [{} for _ in range(dist.get_world_size())]
@@ -155,7 +155,7 @@ class PipelineEngine(Engine):
             for name in held:
                 owner.setdefault(name, rank)
         return {
-            name: Pending(
+            name: PendingTensor(
                 torch.float32,
                 shapes[rank][name],
                 partial(self._from_owner, name, shapes[rank][name], rank),
@@ -188,7 +188,7 @@ class _Layers(PipelineModule):
         built = list(_build(config, range(*self.wanted[stage : stage + 2])))
         if recompute:
             recompute_activations(
-                nn.ModuleList(layer for layer in built if isinstance(layer, Middle))
+                nn.ModuleList(layer for layer in built if isinstance(layer, BlockLayer))
             )
         with contextlib.redirect_stdout(io.StringIO()):  # it prints every layer
             super().__init__(_specs(config, built), num_stages=stages, loss_fn=loss)

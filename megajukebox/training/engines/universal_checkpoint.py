@@ -24,7 +24,7 @@ from deepspeed.utils.tensor_fragment import fragment_address
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 from torch import Tensor
 
-from megajukebox.common.files import write_whole
+from megajukebox.common.files import write_atomic
 from megajukebox.models.pipeline_layers import name_in_prior
 from megajukebox.training.engines import ema
 
@@ -35,19 +35,19 @@ SMALL = 2**30  # bytes up to which a conversion is not worth processes of its ow
 LOOK = 5.0  # seconds between two looks at whether a conversion goes on
 
 
-class Spread(NamedTuple):
+class SavedLayout(NamedTuple):
     """Over how many processes an optimizer is shared: those that read different data, times stages of a pipeline."""
 
     readers: int
     stages: int
 
 
-def spread_of(saved: Path) -> Spread | None:
+def spread_of(saved: Path) -> SavedLayout | None:
     """How a checkpoint was spread, as the names of its files tell; None if every process has all of it."""
     parts = [found for path in saved.iterdir() if (found := PART.fullmatch(path.name))]
     if not parts:
         return None
-    return Spread(*(1 + max(int(part[axis]) for part in parts) for axis in (1, 2)))
+    return SavedLayout(*(1 + max(int(part[axis]) for part in parts) for axis in (1, 2)))
 
 
 def is_pipeline(saved: Path) -> bool:
@@ -78,7 +78,7 @@ def converted(saved: Path, progressed: Callable[[], None]) -> Iterator[Path]:
         vet(saved)
         _convert(saved, made, tell)
         _convert_average(saved, made, tell)
-        write_whole(whole, b"")
+        write_atomic(whole, b"")
     _wait_for(whole, sign, progressed)
     dist.barrier()
     yield made

@@ -16,16 +16,16 @@ from deepspeed.utils import (
 )
 from torch import Tensor, nn
 
-from megajukebox.common.model_files import Pending
+from megajukebox.common.model_files import PendingTensor
 from megajukebox.training.engines import ema, universal_checkpoint
-from megajukebox.training.engines.checkpoint_engine import Storage
+from megajukebox.training.engines.checkpoint_engine import CheckpointStorage
 from megajukebox.training.engines.collectives import told_of_lowest_scale
 from megajukebox.training.engines.comm_timing import Communication
-from megajukebox.training.engines.master_weights import Masters
+from megajukebox.training.engines.master_weights import MasterWeights
 from megajukebox.training.engines.model_init import fill, recompute_activations, zero_stage
 from megajukebox.training.engines.tensor_hash import hashed
-from megajukebox.training.engines.universal_checkpoint import ALLOWED, Spread
-from megajukebox.training.spike_detection import Rules, Stability
+from megajukebox.training.engines.universal_checkpoint import ALLOWED, SavedLayout
+from megajukebox.training.spike_detection import SpikeDetector, SpikeRules
 
 
 def _fill(parameters: list[nn.Parameter], values: list[Tensor]) -> None:
@@ -37,7 +37,7 @@ def _on_host(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", copy=True)
 
 
-class Engine:
+class ZeroEngine:
     """A model under ZeRO-0..3: the loop sees only steps and numbers."""
 
     stages = 1  # of a pipeline
@@ -45,7 +45,11 @@ class Engine:
     is_pipeline = False
 
     def __init__(
-        self, model: nn.Module, ds_config: dict, rules: Rules | None = None, ema_decay: float = 0.0
+        self,
+        model: nn.Module,
+        ds_config: dict,
+        rules: SpikeRules | None = None,
+        ema_decay: float = 0.0,
     ):
         layers = getattr(model, "blocks", None)
         if "activation_checkpointing" in ds_config and isinstance(layers, nn.ModuleList):
@@ -56,17 +60,17 @@ class Engine:
         )
         self.peak_rates = [group["lr"] for group in self.engine.optimizer.param_groups]
         self.stage = zero_stage(ds_config)
-        self.stability = Stability(rules or Rules())
+        self.stability = SpikeDetector(rules or SpikeRules())
         self.ema_decay = ema_decay
-        self.masters = Masters(self.engine.optimizer, self.engine.basic_optimizer)
+        self.masters = MasterWeights(self.engine.optimizer, self.engine.basic_optimizer)
         self._watch_optimizer()
         self.communication = Communication(self.device)
-        self.storage = Storage(ALLOWED)
+        self.storage = CheckpointStorage(ALLOWED)
         self.engine.checkpoint_engine = self.storage
         # Scripts that it would leave in every checkpoint: they read pickles, and on a full disk they hang the others.
         self.engine._copy_recovery_script = lambda folder: None
         self.spread = (
-            Spread(dist.get_world_size() // self.stages, self.stages) if self.stage else None
+            SavedLayout(dist.get_world_size() // self.stages, self.stages) if self.stage else None
         )
 
     @property
@@ -125,7 +129,7 @@ class Engine:
             overflow and self.engine.fp16_enabled() and math.isfinite(averages["loss"])
         )
         if overflow and not self.overflowed and self.reason is None:
-            self.reason = self.stability.judge(averages["loss"], math.inf)
+            self.reason = self.stability.check(averages["loss"], math.inf)
         if self.reason or self.overflowed:
             for buffer, value in zip(self.module.buffers(), before):
                 buffer.copy_(value)
@@ -165,7 +169,7 @@ class Engine:
             self._judged = True
             if self.masters.watched:
                 self.masters.compare()
-            self.reason = self.stability.judge(self._averages()["loss"], self._global_norm())
+            self.reason = self.stability.check(self._averages()["loss"], self._global_norm())
         return self.reason is None
 
     def _global_norm(self) -> float:
@@ -333,7 +337,7 @@ class Engine:
         ]
         return hashed([*alike, *self.module.buffers()])
 
-    def weights(self) -> dict[str, Pending]:
+    def weights(self) -> dict[str, PendingTensor]:
         """Every parameter (float32; its moving average where one is kept) and buffer by name, each gathered only when
         it is made.
 
@@ -342,12 +346,15 @@ class Engine:
         found = {name: self._pending(p) for name, p in self.module.named_parameters()}
         buffers = dict(self.module.named_buffers())
         return found | {
-            n: Pending(b.dtype, tuple(b.shape), partial(_on_host, b)) for n, b in buffers.items()
+            n: PendingTensor(b.dtype, tuple(b.shape), partial(_on_host, b))
+            for n, b in buffers.items()
         }
 
-    def _pending(self, parameter: Tensor) -> Pending:
+    def _pending(self, parameter: Tensor) -> PendingTensor:
         shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
-        return Pending(torch.float32, shape, lambda: _on_host(self.gathered(parameter).float()))
+        return PendingTensor(
+            torch.float32, shape, lambda: _on_host(self.gathered(parameter).float())
+        )
 
     def gathered(self, parameter: Tensor) -> Tensor:
         """A parameter, or its moving average, gathered from the ranks that share it: a collective of those."""

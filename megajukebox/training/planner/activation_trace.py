@@ -23,7 +23,7 @@ FUSED = (
 )  # a fused attention that knows the meta device
 
 
-class Pass(NamedTuple):
+class TracedPass(NamedTuple):
     """Forward and backward of one micro-batch, weights left out. Bytes."""
 
     activations: int  # alive when the backward pass begins
@@ -31,7 +31,7 @@ class Pass(NamedTuple):
     flops: int  # of the forward pass; a step costs three times this (and recomputing once more)
 
 
-class Ledger(TorchDispatchMode):
+class AllocationLedger(TorchDispatchMode):
     """Inside it, every new storage is counted until it is freed, and every matrix product and convolution."""
 
     def __init__(self, known: list[Tensor]):
@@ -86,7 +86,7 @@ def fused_attention(on: bool) -> Iterator[None]:
         yield
 
 
-class Setting(NamedTuple):
+class TraceSetting(NamedTuple):
     """How a pass is run."""
 
     weights: str  # their precision
@@ -98,7 +98,7 @@ class Setting(NamedTuple):
 
 
 @contextmanager
-def autocast(how: Setting) -> Iterator[None]:
+def autocast(how: TraceSetting) -> Iterator[None]:
     """What torch.autocast does to products and convolutions; the meta device has none of its own."""
 
     def rounded(operation: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -118,8 +118,8 @@ def autocast(how: Setting) -> Iterator[None]:
 
 
 def training_pass(
-    build: Callable[[], nn.Module], batch: Callable[[int], dict], size: int, how: Setting
-) -> Pass:
+    build: Callable[[], nn.Module], batch: Callable[[int], dict], size: int, how: TraceSetting
+) -> TracedPass:
     """Of `size` samples made by `batch`, through the model of `build`; nothing is allocated."""
     with torch.device("meta"):
         model, samples = build().to(getattr(torch, how.weights)).train(), batch(size)
@@ -127,7 +127,7 @@ def training_pass(
         if not how.gradients:
             for parameter in model.parameters():
                 parameter.register_post_accumulate_grad_hook(_forget)
-        ledger = Ledger([*model.parameters(), *model.buffers()])
+        ledger = AllocationLedger([*model.parameters(), *model.buffers()])
         with (
             ledger,
             fused_attention(how.fused),
@@ -137,7 +137,7 @@ def training_pass(
             loss = model(samples)[0]
             activations, flops = ledger.live, ledger.flops
             loss.backward()
-    return Pass(activations, ledger.peak, flops)
+    return TracedPass(activations, ledger.peak, flops)
 
 
 def forward_flops(build: Callable[[], nn.Module], batch: Callable[[], dict]) -> int:
@@ -145,7 +145,7 @@ def forward_flops(build: Callable[[], nn.Module], batch: Callable[[], dict]) -> 
     with torch.device("meta"):
         model, samples = build().train(), batch()
         prepare(model, recompute=False)
-        with Ledger([]) as ledger:
+        with AllocationLedger([]) as ledger:
             model(samples)
     return ledger.flops
 

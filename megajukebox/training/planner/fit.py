@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from itertools import product
 from typing import NamedTuple
 
-from megajukebox.training.planner.activation_trace import Setting
+from megajukebox.training.planner.activation_trace import TraceSetting
 from megajukebox.training.planner.gpus import (
     CONVOLUTIONS_MIB,
     FRAGMENTATION,
@@ -18,14 +18,14 @@ from megajukebox.training.planner.gpus import (
 )
 from megajukebox.training.planner.memory import Parts, gradients_grow, moments
 from megajukebox.training.planner.recipe import Recipe
-from megajukebox.training.planner.workload import Subject, footprint, weights_of
+from megajukebox.training.planner.workload import Workload, footprint, weights_of
 
 
 class DoesNotFit(ValueError):
     """More memory than a GPU has."""
 
 
-class Need(NamedTuple):
+class MemoryNeed(NamedTuple):
     """Of one GPU, in bytes."""
 
     moments: dict[str, Parts]
@@ -41,10 +41,10 @@ class Need(NamedTuple):
         return self.counted * (1 + self.gaps) + self.outside
 
 
-def setting(of: Subject, recipe: Recipe, gpu: GPU | None) -> Setting:
+def setting(of: Workload, recipe: Recipe, gpu: GPU | None) -> TraceSetting:
     """How a pass runs on `gpu`; PyTorch's fused attention on a V100 wants heads of a multiple of 8."""
     fused = gpu is None or gpu.flash or of.head % 8 == 0
-    return Setting(
+    return TraceSetting(
         recipe.weights,
         recipe.precision,
         recipe.recompute,
@@ -54,17 +54,19 @@ def setting(of: Subject, recipe: Recipe, gpu: GPU | None) -> Setting:
     )
 
 
-def need(of: Subject, recipe: Recipe, gpus: int, gpu: GPU | None) -> Need:
+def need(of: Workload, recipe: Recipe, gpus: int, gpu: GPU | None) -> MemoryNeed:
     """On each of `gpus` devices of the kind `gpu`; None is a CPU process."""
     run = footprint(of, recipe.micro, setting(of, recipe, gpu))
     weights = weights_of(of, recipe.pipeline, recipe.persistent)
     found = moments(recipe, weights, recipe.data_ranks(gpus), run, on_gpu=gpu is not None)
     return (
-        Need(found, OUTSIDE_GIB * GIB) if gpu else Need(found, process(of, recipe) * MIB, gaps=0.0)
+        MemoryNeed(found, OUTSIDE_GIB * GIB)
+        if gpu
+        else MemoryNeed(found, process(of, recipe) * MIB, gaps=0.0)
     )
 
 
-def process(of: Subject, recipe: Recipe) -> float:
+def process(of: Workload, recipe: Recipe) -> float:
     """MiB that a CPU process takes beside the tensors that we count."""
     modules = PROCESS_ZERO_MIB if recipe.stage or recipe.pipeline > 1 else PROCESS_MIB
     return modules + (CONVOLUTIONS_MIB if of.kind == "vqvae" else 0)
@@ -94,7 +96,7 @@ def check_precision(recipe: Recipe, gpu: GPU) -> None:
         )
 
 
-def check_fits(of: Subject, recipe: Recipe, gpus: int, gpu: GPU) -> Need:
+def check_fits(of: Workload, recipe: Recipe, gpus: int, gpu: GPU) -> MemoryNeed:
     """What it needs. Raises DoesNotFit with the nearest way that does fit."""
     found = need(of, recipe, gpus, gpu)
     if found.total > gpu.memory * GIB:
@@ -110,7 +112,7 @@ def check_fits(of: Subject, recipe: Recipe, gpus: int, gpu: GPU) -> Need:
     return found
 
 
-def nearest(of: Subject, recipe: Recipe, gpus: int, gpu: GPU) -> str | None:
+def nearest(of: Workload, recipe: Recipe, gpus: int, gpu: GPU) -> str | None:
     """The least felt changes after which it fits, in words; the batch stays the same."""
     for _, changes, tried in sorted(_ways(recipe), key=lambda way: way[0]):
         if need(of, tried, gpus, gpu).total <= gpu.memory * GIB:
@@ -152,7 +154,7 @@ def _ways(recipe: Recipe) -> Iterator[tuple[int, list[str], Recipe]]:
             yield a + b + c + d, [w for w in words if w], changed
 
 
-def largest_micro_batch(of: Subject, recipe: Recipe, gpus: int, gpu: GPU) -> int:
+def largest_micro_batch(of: Workload, recipe: Recipe, gpus: int, gpu: GPU) -> int:
     """The largest power of two that fits (0 if not even one sample does)."""
     best, size = 0, 1
     while size <= 64 and need(of, recipe._replace(micro=size), gpus, gpu).total <= gpu.memory * GIB:

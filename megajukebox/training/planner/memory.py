@@ -11,7 +11,7 @@ sources (runtime/zero/stage_1_and_2.py, stage3.py, fp16/unfused_optimizer.py, bf
 
 from typing import NamedTuple
 
-from megajukebox.training.planner.activation_trace import Pass
+from megajukebox.training.planner.activation_trace import TracedPass
 from megajukebox.training.planner.recipe import Recipe
 
 PARTS = ("weights", "gradients", "optimizer", "buffers", "activations", "temporary")
@@ -28,7 +28,7 @@ class Weights(NamedTuple):
 
 
 def moments(
-    recipe: Recipe, weights: Weights, ranks: int, run: Pass, on_gpu: bool
+    recipe: Recipe, weights: Weights, ranks: int, run: TracedPass, on_gpu: bool
 ) -> dict[str, Parts]:
     """{"backward": bytes by part, "update": bytes by part} of each of `ranks` data-parallel ranks."""
     run = in_flight(run, recipe)
@@ -39,11 +39,11 @@ def moments(
     return _split_weights(recipe, weights, ranks, run, on_gpu)
 
 
-def in_flight(run: Pass, recipe: Recipe) -> Pass:
+def in_flight(run: TracedPass, recipe: Recipe) -> TracedPass:
     """What the first stage of a pipeline keeps: its share of the layers, for as many micro-batches as are under way."""
     stages = recipe.pipeline
     kept = run.activations * min(stages, recipe.accumulation) // stages
-    return Pass(kept, kept + run.peak - run.activations, run.flops // stages)
+    return TracedPass(kept, kept + run.peak - run.activations, run.flops // stages)
 
 
 def _parts(**bytes_by_part: float) -> Parts:
@@ -70,7 +70,7 @@ def gradients_grow(recipe: Recipe) -> bool:
     return keeps_gradients(recipe) and recipe.accumulation == 1 and recipe.pipeline == 1
 
 
-def _backward(recipe: Recipe, weights: Weights, run: Pass, static: Parts) -> Parts:
+def _backward(recipe: Recipe, weights: Weights, run: TracedPass, static: Parts) -> Parts:
     """Forward and backward on top of `static`; gradients that grow are among what the pass was seen to need."""
     whole = keeps_gradients(recipe) and not gradients_grow(recipe)
     gradients = recipe.weight_bytes * weights.total if whole else static["gradients"]
@@ -78,7 +78,7 @@ def _backward(recipe: Recipe, weights: Weights, run: Pass, static: Parts) -> Par
     return static | {"gradients": gradients, "activations": run.activations, "temporary": temporary}
 
 
-def _whole(recipe: Recipe, weights: Weights, run: Pass, on_gpu: bool) -> dict[str, Parts]:
+def _whole(recipe: Recipe, weights: Weights, run: TracedPass, on_gpu: bool) -> dict[str, Parts]:
     """ZeRO-0: everything on every rank; in half precision beside float32 weights."""
     half, n = recipe.weight_bytes == 2, weights.total
     static = _parts(weights=recipe.weight_bytes * n, optimizer=(12 if half else 8) * n)
@@ -93,7 +93,7 @@ def _whole(recipe: Recipe, weights: Weights, run: Pass, on_gpu: bool) -> dict[st
 
 
 def _split_optimizer(
-    recipe: Recipe, weights: Weights, ranks: int, run: Pass, on_gpu: bool
+    recipe: Recipe, weights: Weights, ranks: int, run: TracedPass, on_gpu: bool
 ) -> dict[str, Parts]:
     """ZeRO-1 and 2: each rank steps its share of one flat vector; ZeRO-2 also keeps only that share's gradients."""
     size, n = recipe.weight_bytes, weights.total
@@ -128,7 +128,7 @@ def _split_optimizer(
 
 
 def _split_weights(
-    recipe: Recipe, weights: Weights, ranks: int, run: Pass, on_gpu: bool
+    recipe: Recipe, weights: Weights, ranks: int, run: TracedPass, on_gpu: bool
 ) -> dict[str, Parts]:
     """ZeRO-3: a rank owns its share of every weight; layers are gathered when they are needed."""
     size, n = recipe.weight_bytes, weights.total

@@ -13,17 +13,17 @@ from megajukebox.models.student import StudentConfig
 from megajukebox.models.vqvae import VQVAEConfig
 from megajukebox.training.planner.activation_trace import forward_flops
 from megajukebox.training.planner.gpus import peaks_of
-from megajukebox.training.planner.workload import Subject
+from megajukebox.training.planner.workload import Workload
 
 
 def step_flops(config: BaseModel, clip: int) -> int:
     """Of forward and backward of one sample; `clip` is the audio samples of one, for a VQ-VAE."""
     if isinstance(config, VQVAEConfig):
-        of = Subject("vqvae", config.model_dump_json(), clip, 0, "")
+        of = Workload("vqvae", config.model_dump_json(), clip, 0, "")
     else:  # a student is its teacher's layers under another order; what it has beside them is looked up in tables
         prior = config.prior if isinstance(config, StudentConfig) else config
         assert isinstance(prior, PriorConfig)
-        of = Subject("prior", prior.model_dump_json(), 0, prior.window, "codes")
+        of = Workload("prior", prior.model_dump_json(), 0, prior.window, "codes")
     return 3 * forward_flops(of.build, lambda: of.batch(1))
 
 

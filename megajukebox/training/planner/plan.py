@@ -22,10 +22,10 @@ from megajukebox.training.planner.forecast import (
 from megajukebox.training.planner.gpus import GIB, GPU, GPUS_PER_NODE, JUKEBOX_GPUS, share_of_peak
 from megajukebox.training.planner.memory import checkpoint_bytes, on_host
 from megajukebox.training.planner.recipe import Recipe, pipeline_stages, recipe
-from megajukebox.training.planner.workload import footprint, subject, weights_of
+from megajukebox.training.planner.workload import footprint, weights_of, workload_of
 
 
-class Memory(BaseModel):
+class MemoryForecast(BaseModel):
     """GiB of one GPU."""
 
     backward: dict[str, float]  # by part
@@ -38,7 +38,7 @@ class Memory(BaseModel):
     largest_micro_batch: int
 
 
-class Plan(BaseModel):
+class TrainingPlan(BaseModel):
     """One stage on given GPUs."""
 
     preset: str
@@ -49,7 +49,7 @@ class Plan(BaseModel):
     nodes: int
     recipe: Recipe
     parameters: int
-    memory: Memory
+    memory: MemoryForecast
     samples_per_step: int
     samples_of_jukebox: int | None  # of a step of the released models, if it differs
     units_per_step: float
@@ -106,12 +106,12 @@ def plan(
     ds_config: dict,
     name: str,
     assumed: Assumptions,
-) -> Plan:
+) -> TrainingPlan:
     """Raises ValueError (DoesNotFit among them) where it cannot be done, with the nearest that can."""
     stages, settings, of = (
         pipeline_stages(ds_config, gpus),
         preset.stage(stage),
-        subject(preset, stage),
+        workload_of(preset, stage),
     )
     check_whole(gpus, stages)
     way = recipe(share_batch(ds_config, gpus // stages, settings.batch), gpus)
@@ -130,7 +130,7 @@ def plan(
         footprint(of, way.micro, how._replace(recompute=again)).activations
         for again in (False, True)
     )
-    return Plan(
+    return TrainingPlan(
         preset=preset.name, stage=stage, ds_config=name, gpu=gpu.name, gpus=gpus, nodes=nodes, recipe=way,
         parameters=elements, samples_per_step=way.samples(gpus),
         samples_of_jukebox=samples_of_jukebox(preset, stage, way.samples(gpus)),
@@ -144,7 +144,7 @@ def plan(
             failures(nodes, days, rate, assumed.save_seconds, assumed.restart_seconds)
             for rate in FAILURES_PER_1000_NODE_DAYS
         ],
-        memory=Memory(
+        memory=MemoryForecast(
             backward=_gib(found.moments["backward"]), update=_gib(found.moments["update"]),
             needed=found.total / GIB, available=gpu.memory,
             host=on_host(way, weights_of(of, way.pipeline, way.persistent), way.data_ranks(gpus)) / GIB,

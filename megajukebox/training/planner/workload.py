@@ -10,12 +10,12 @@ from megajukebox.models.pipeline_layers import layers
 from megajukebox.models.prior import Prior, PriorConfig
 from megajukebox.models.vqvae import VQVAE, VQVAEConfig
 from megajukebox.training.config import Preset, level_of
-from megajukebox.training.planner.activation_trace import Pass, Setting, training_pass
+from megajukebox.training.planner.activation_trace import TracedPass, TraceSetting, training_pass
 from megajukebox.training.planner.dummy_batches import clips, windows
 from megajukebox.training.planner.memory import Weights
 
 
-class Subject(NamedTuple):
+class Workload(NamedTuple):
     """What is trained, without anything of how."""
 
     kind: str  # vqvae or prior
@@ -52,30 +52,30 @@ class Subject(NamedTuple):
         )
 
 
-def subject(preset: Preset, stage: str) -> Subject:
+def workload_of(preset: Preset, stage: str) -> Workload:
     """Stage `stage` of `preset`, every vocabulary as large as its table."""
     settings = preset.stage(stage)
     if stage == "vqvae":
         clip = settings.clip or 0
         seconds = clip / preset.audio.sample_rate
-        return Subject("vqvae", preset.vqvae.model_dump_json(), clip, seconds, "seconds of audio")
+        return Workload("vqvae", preset.vqvae.model_dump_json(), clip, seconds, "seconds of audio")
     config = preset.prior_config(level_of(stage), preset.lyrics_vocabulary)
-    return Subject("prior", config.model_dump_json(), 0, config.window, "codes")
+    return Workload("prior", config.model_dump_json(), 0, config.window, "codes")
 
 
 @lru_cache(64)
-def _seen(of: Subject, size: int, how: Setting) -> Pass:
+def _seen(of: Workload, size: int, how: TraceSetting) -> TracedPass:
     return training_pass(of.build, of.batch, size, how)
 
 
-def footprint(of: Subject, size: int, how: Setting) -> Pass:
+def footprint(of: Workload, size: int, how: TraceSetting) -> TracedPass:
     """Of `size` samples: seen at 1 and 2, and continued from there, as all but the gradients grows with the samples."""
     one, two = _seen(of, 1, how), _seen(of, 2, how)
-    return Pass(*(round(a + (b - a) * (size - 1)) for a, b in zip(one, two)))
+    return TracedPass(*(round(a + (b - a) * (size - 1)) for a, b in zip(one, two)))
 
 
 @lru_cache(16)
-def weights_of(of: Subject, stages: int, threshold: int) -> Weights:
+def weights_of(of: Workload, stages: int, threshold: int) -> Weights:
     """Of the fullest of `stages` pipeline stages; `threshold` says which tensors are small. ValueError for too many."""
     with torch.device("meta"):
         parts = [make() for make in layers(of.prior)] if stages > 1 else [of.build()]
