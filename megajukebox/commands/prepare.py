@@ -33,7 +33,7 @@ from megajukebox.data.ingest.discover import SourceSong, find_songs
 from megajukebox.data.ingest.prepare import IngestReport, prepare_songs, reasons
 
 DEMO = "demo:"
-PRESETS = Path(__file__).parent / "presets"
+PRESETS = Path(__file__).parents[1] / "presets"
 SHOWN = 10  # lines of refusals or notes on the screen; refused.jsonl has every refusal
 
 
