@@ -114,8 +114,8 @@ def stages(out: Path, source: str, preset: str, ranks: int, settings: list[str])
     ]
 
 
-def python(entry: str) -> list[str]:
-    return [sys.executable, str(PACKAGE / f"{entry}.py")]
+def python(verb: str) -> list[str]:
+    return [sys.executable, "-m", "megajukebox.cli", verb]
 
 
 def on_ranks(ranks: int, entry: str) -> list[str]:
