@@ -9,7 +9,7 @@
 First the teacher samples windows into <out>/windows (ordinary shards); then a student learns each order of a curriculum
 from them, from most steps per window to fewest, each in a run folder of its own (<out>/order-0-1, ...) and each usable;
 it ends where a student is further from the teacher than the gate allows. <out>/student.json is the table. Killed? Run
-the same command again. Exit codes are those of train (resilience/exit_codes.py). docs/student.md tells how and why.
+the same command again. Exit codes are those of train (resilience/exit_codes.py). docs/distillation.md tells how and why.
 """
 
 from dataclasses import asdict

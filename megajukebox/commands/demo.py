@@ -29,7 +29,7 @@ from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.records.run_log import read_lines
 
 PACKAGE = Path(__file__).parents[1]
-# After minutes of training the upsamplers spread their guesses too wide; colder, tones come out of the noise (LOG.md).
+# After minutes of training the upsamplers spread their guesses too wide; colder, tones come out of the noise (docs/decisions/0007).
 TEMPERATURES = {"top": 0.9, "middle": 0.6, "bottom": 0.5}
 RUNS = ("top_prior", "middle_upsampler", "bottom_upsampler")
 

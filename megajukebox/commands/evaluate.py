@@ -10,7 +10,7 @@
     megajukebox evaluate runs/tiny/top_prior --against shards/codes --checkpoint 400        # as it was at that step
 
 Writes report.json and index.html with its plots into --out. A run's figures are appended to its scores.jsonl.
-docs/score.md defines every figure.
+docs/evaluation.md defines every figure.
 """
 
 import shutil

@@ -151,7 +151,7 @@ def first_weights(folder: Path) -> Mapping[str, Tensor]:
 
 # ---- the curriculum -------------------------------------------------------------------------------------------------
 
-# Bits per code that a student may be off, on the teacher's windows and on its own (docs/student.md).
+# Bits per code that a student may be off, on the teacher's windows and on its own (docs/distillation.md).
 GATES = {"top": (0.02, 0.03), "middle": (0.05, 0.08), "bottom": (0.05, 0.08)}
 
 

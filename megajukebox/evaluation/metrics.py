@@ -1,7 +1,7 @@
 """What a score is, and what every figure means: its unit, which way is better, and what change is worth a word.
 
 Evaluators are generators of `Score`. A score's name is a path, `part/.../measure`; the last word is one of MEASURES.
-docs/score.md defines each measure in full (kept by a test).
+docs/evaluation.md defines each measure in full (kept by a test).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

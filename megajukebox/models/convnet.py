@@ -3,7 +3,7 @@
         [B, C, T]  --Stack-->  [B, C, 1, T] in every layer  -->  [B, C, T]
 
 On CPUs the channels of one moment lie together in memory, which torch offers for pictures only: encoding takes little
-more than half the time, with the same numbers (LOG.md, 2026-11-22).
+more than half the time, with the same numbers (docs/decisions/0008).
 """
 
 # B batch   C channels   T time   1 the height of a picture that is no picture   D dilation
@@ -78,7 +78,7 @@ class EvenConv1d(Conv1d):
     """A convolution that keeps the variance of its input at first.
 
     PyTorch's default shrinks it to a third; through the 17 layers from audio to top codes and back nothing is left, and
-    the top level learns nothing for its first hundred steps (LOG.md, 2026-11-22). Jukebox used the default.
+    the top level learns nothing for its first hundred steps (docs/decisions/0007). Jukebox used the default.
     """
 
     def reset_parameters(self) -> None:

@@ -16,7 +16,7 @@ nothing that comes later in the music, unless it is known. Slots of equal time a
 A line of an order may be several rows of the grid: what a line's first slots do not know, the end of the line before,
 they then miss more seldom, and fewer slots are emitted at once. Patterns stay those of the grid.
 
-Known slots see each other as the teacher would, whatever the order. Idea and sources: docs/student.md.
+Known slots see each other as the teacher would, whatever the order. Idea and sources: docs/distillation.md.
 """
 
 # B windows   T slots   R rows   L slots in a row   H heads   D size of a head
@@ -150,7 +150,7 @@ class GridVisibility:
     def knows_no_later(self) -> Tensor:
         """[B, T]: slots after which nothing in the music is known.
 
-        Only there is the teacher's distribution given the past a target for the student's (docs/student.md).
+        Only there is the teacher's distribution given the past a target for the student's (docs/distillation.md).
         """
         known_after = F.pad(self.tau_BT[:, 1:] < 0, (0, 1))
         return known_after.flip(1).cumsum(1).flip(1) == 0

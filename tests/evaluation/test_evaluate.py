@@ -406,7 +406,7 @@ def test_mistakes_are_told_in_one_line(
 
 
 def test_every_figure_is_defined_in_the_documentation() -> None:
-    text = (ROOT / "docs" / "score.md").read_text()
+    text = (ROOT / "docs" / "evaluation.md").read_text()
     assert not [name for name in METRICS if f"`{name}`" not in text]
 
 

@@ -1,6 +1,6 @@
 """What a stretch of sound is like, as a vector: the built-in embedding, and embedders that a user brings.
 
-The built-in one ("mel modulation 1", 54 numbers for each window of 2 s, docs/score.md) is a plain formula: no weights,
+The built-in one ("mel modulation 1", 54 numbers for each window of 2 s, docs/evaluation.md) is a plain formula: no weights,
 no downloads, the same everywhere. It hears spectrum and rhythm up to 8 kHz, not melody or meaning.
 """
 

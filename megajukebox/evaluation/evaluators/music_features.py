@@ -41,7 +41,7 @@ def agreement(truth_T: Array, made_T: Array, rate: int) -> Mapping[str, float]:
 
 
 def stretches(audio_T: Array, rate: int) -> list[Array]:
-    """The recording in stretches of about 8 s: played by people, a longer one has no single tempo (LOG.md)."""
+    """The recording in stretches of about 8 s: played by people, a longer one has no single tempo (docs/decisions/0028)."""
     return np.array_split(audio_T, max(1, int(len(audio_T) / rate / STRETCH)))
 
 

@@ -79,7 +79,7 @@ def page(report: Mapping[str, Any], plots: list[Plot]) -> str:
         ),
         element(
             "footer",
-            f"Made by megajukebox {__version__}. Intervals hold 95 %; docs/score.md defines every figure.",
+            f"Made by megajukebox {__version__}. Intervals hold 95 %; docs/evaluation.md defines every figure.",
         ),
     )
     return f"<!doctype html>\n{element('html', head, body, lang='en')}\n"

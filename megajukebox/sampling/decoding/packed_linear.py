@@ -9,7 +9,7 @@
     CPU, int8            FBGEMM, inputs quantised on the fly     the same
     elsewhere            cuBLAS                                  the same
 
-MKL, which `F.linear` calls, reads weights at a third of the speed of memory here (LOG.md, 2026-11-25).
+MKL, which `F.linear` calls, reads weights at a third of the speed of memory here (docs/decisions/0023).
 """
 
 # N rows   I inputs   O outputs
@@ -26,7 +26,7 @@ PRECISIONS = ("float32", "bfloat16", "float16", "int8")
 SMALL = (
     1 << 15
 )  # weights of models that stay in a cache of the core from one step to the next: any product will do
-LONG = 2048  # outputs from which on the matrix product reads W^T at 22 GB/s, `embedding_bag` at 13 (LOG.md, 2026-11-25)
+LONG = 2048  # outputs from which on the matrix product reads W^T at 22 GB/s, `embedding_bag` at 13 (docs/decisions/0023)
 MOST_ROWS = 512  # beyond, the plain matrix product is as fast, and nothing is gained by packing
 
 

@@ -4,7 +4,7 @@ sequential   code by code                                         the reference,
 ahead        an int8 copy of the prior guesses, one pass decides  the same codes; best for a wide prior and few songs
 fixed_point  the last pass's codes are the guess                  the same codes
 across       the codes of `windows` are the guess                 the same codes
-windows      all windows of a song in lockstep                    other codes: a seam between windows (LOG.md)
+windows      all windows of a song in lockstep                    other codes: a seam between windows (docs/decisions/0022)
 """
 
 # B songs   M rows (a song and one of its windows)

@@ -19,7 +19,7 @@ class DecodingPolicy:
     int8: bool = False  # weights rounded to 8 bits: quicker, not exact
 
     def way_of(self, level: str, songs: int, prior: Prior | None) -> str:
-        """The way measured to be the quickest for so many songs and a prior of that size (LOG.md, 2026-11-25)."""
+        """The way measured to be the quickest for so many songs and a prior of that size (docs/decisions/0022)."""
         if self.way != "auto":
             return self.way
         if not self.exact and level != "top":

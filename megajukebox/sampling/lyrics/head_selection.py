@@ -26,7 +26,7 @@ from megajukebox.sampling.lyrics.word_timing import (
 )
 
 FILE = "alignment.json"
-# Nats a code. Heads that do not follow the lyrics scored up to 0.1, one that had learned to 1.35 (LOG.md, 2026-11-22).
+# Nats a code. Heads that do not follow the lyrics scored up to 0.1, one that had learned to 1.35 (docs/decisions/0031).
 FOLLOWS = 0.3
 
 
