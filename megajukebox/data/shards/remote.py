@@ -10,10 +10,8 @@ What stalls, breaks off or answers 5xx is tried again, each time after twice as 
 import contextlib
 import http.client
 import os
-import random
 import re
 import select
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
@@ -22,6 +20,7 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from megajukebox.common.files import sha256_of
+from megajukebox.common.retry import RetriesExhausted, exponential_backoff, retry
 
 Result = TypeVar("Result")
 
@@ -149,24 +148,22 @@ class ShardSource:
         return urllib.request.urlopen(request, timeout=self.remote.stall)
 
     def _tried(self, name: str, attempt: Callable[[], Result]) -> Result:
-        """`attempt()`, again and again with growing pauses while what went wrong may pass."""
-        for n in range(self.remote.tries):
-            try:
-                return attempt()
-            except (OSError, http.client.HTTPException) as error:
-                if isinstance(error, (NoRanges, TooLong)):
-                    raise
-                last = error
-                if not may_pass(error):
-                    break
-            if n + 1 < self.remote.tries:
-                time.sleep(
-                    self.remote.backoff * 2**n * random.uniform(0.5, 1.0)
-                )  # apart from the other processes
-        why = last.reason if isinstance(last, urllib.error.URLError) else last
-        raise LostShard(
-            f"unavailable: {self.shown}/{name} could not be fetched in {n + 1} tries ({why})"
-        )
+        """`attempt()`, tried again with growing pauses while the error may pass. LostShard when it does not."""
+        try:
+            return retry(
+                attempt,
+                exponential_backoff(self.remote.backoff, self.remote.tries - 1),
+                errors=(OSError, http.client.HTTPException),
+                is_transient=may_pass,
+            )
+        except RetriesExhausted as failed:
+            error = failed.last_error
+            if isinstance(error, (NoRanges, TooLong)):
+                raise error from None
+            why = error.reason if isinstance(error, urllib.error.URLError) else error
+            raise LostShard(
+                f"unavailable: {self.shown}/{name} could not be fetched in {failed.tries} tries ({why})"
+            ) from None
 
 
 class NoRanges(OSError):
@@ -178,6 +175,9 @@ class TooLong(LostShard):
 
 
 def may_pass(error: Exception) -> bool:
+    """Whether another try may succeed."""
+    if isinstance(error, (NoRanges, TooLong)):
+        return False
     return (
         not isinstance(error, urllib.error.HTTPError) or error.code >= 500 or error.code in PASSING
     )
