@@ -1,21 +1,59 @@
 """Intervals that hold what they promise, and gates that fail and pass as they should."""
 
+import sys
+from statistics import NormalDist
+
 import numpy as np
 import pytest
 
+from megajukebox.common.errors import UserError
 from megajukebox.evaluation.evaluators.codebook import codebook, histogram
 from megajukebox.evaluation.metrics import MetricValue, mean_score, set_score, sum_score
-from megajukebox.evaluation.reporting.intervals import bootstrap, difference, student, wilson
+from megajukebox.evaluation.reporting.intervals import bootstrap, difference, t_quantile, wilson
 from megajukebox.evaluation.reporting.regression_gate import compare
 from megajukebox.evaluation.reporting.report import report_of
 
 
 @pytest.mark.parametrize(
-    ("freedom", "quantile"), [(1, 12.706), (5, 2.5706), (30, 2.0423), (1000, 1.9623)], ids=str
+    ("degrees", "quantile"), [(1, 12.706), (5, 2.5706), (30, 2.0423), (1000, 1.9623)], ids=str
 )
-def test_students_t_is_that_of_the_tables(freedom: int, quantile: float) -> None:
-    assert student(0.975, freedom) == pytest.approx(quantile, rel=2e-3)
-    assert student(0.025, freedom) == pytest.approx(-quantile, rel=2e-3)
+def test_students_t_is_that_of_the_tables(degrees: int, quantile: float) -> None:
+    assert t_quantile(0.975, degrees) == pytest.approx(quantile, rel=1e-4)
+    assert t_quantile(0.025, degrees) == pytest.approx(-quantile, rel=1e-4)
+
+
+def t_quantile_on_a_grid(probability: float, degrees: float) -> float:
+    """Student's t by integration, as versions up to 0.1.0 had it.
+
+    t = sqrt(f) tan(angle), where the angle has a density proportional to cos^(f-1).
+    """
+    angle = np.linspace(-np.pi / 2, np.pi / 2, 200_001)[1:-1]
+    density = np.cos(angle) ** (degrees - 1)
+    below = np.cumsum((density[1:] + density[:-1]) / 2)
+    return float(np.sqrt(degrees) * np.tan(np.interp(probability, below / below[-1], angle[1:])))
+
+
+@pytest.mark.parametrize("degrees", [1, 3.7, 15, 63])
+@pytest.mark.parametrize("probability", [0.005, 0.3, 0.975, 0.9995])
+def test_students_t_agrees_with_its_integral(degrees: float, probability: float) -> None:
+    expected = t_quantile_on_a_grid(probability, degrees)
+    assert t_quantile(probability, degrees) == pytest.approx(expected, rel=0.02, abs=1e-3)
+
+
+@pytest.mark.parametrize(("successes", "n"), [(0, 4), (3, 7), (6, 6), (40, 90)], ids=str)
+def test_wilsons_interval_is_that_of_his_formula(successes: int, n: int) -> None:
+    z = NormalDist().inv_cdf(0.975)
+    ratio = successes / n
+    centre = (ratio + z * z / (2 * n)) / (1 + z * z / n)
+    reach = z * np.sqrt(ratio * (1 - ratio) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    expected = (max(0.0, centre - reach), min(1.0, centre + reach))
+    assert wilson(ratio, n, 0.95) == pytest.approx(expected, abs=1e-12)
+
+
+def test_without_scipy_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    with pytest.raises(UserError, match=r"pip install 'megajukebox\[evaluate\]'"):
+        wilson(0.5, 4, 0.95)
 
 
 @pytest.mark.parametrize("songs", [6, 40])
@@ -31,7 +69,7 @@ def test_a_bootstrap_interval_holds_the_truth_about_as_often_as_it_says(songs: i
 def test_one_song_has_no_interval_and_all_right_is_not_certain() -> None:
     assert bootstrap(np.array([3.0])) is None
     assert wilson(1.0, 6, 0.95) == pytest.approx((0.610, 1.0), abs=1e-3)  # 6 of 6
-    assert bootstrap(np.ones(6), answers=True) == wilson(1.0, 6, 0.95)
+    assert bootstrap(np.ones(6), binary=True) == wilson(1.0, 6, 0.95)
 
 
 def test_an_interval_depends_on_nothing_but_values_and_name() -> None:

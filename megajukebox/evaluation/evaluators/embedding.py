@@ -157,7 +157,7 @@ def onnx_runner(path: Path) -> Callable[[Array], Array]:
         import onnxruntime
     except ImportError:
         raise ValueError(
-            f"embedder {path} needs onnxruntime; pip install 'megajukebox[score]'"
+            f"embedder {path} needs onnxruntime; pip install 'megajukebox[evaluate]'"
         ) from None
     session: Any = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name

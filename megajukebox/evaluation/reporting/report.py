@@ -52,7 +52,7 @@ def figure_of(score: MetricValue, labels: Labels) -> dict[str, Any]:
 def interval(score: MetricValue) -> dict[str, float | None]:
     """Its bootstrap interval. That of a figure of all songs at once is as wide as its pseudo-values say, around it."""
     values = np.array(list(score.items.values()))
-    found = bootstrap(values, seed=score.name, answers=score.measure.answers)
+    found = bootstrap(values, seed=score.name, binary=score.measure.answers)
     if found is None or not np.isfinite(found).all():
         return {"low": None, "high": None}
     shift = score.value - values.mean() if score.pooled else 0.0
