@@ -1,52 +1,120 @@
-"""`megajukebox <verb> ...` runs the entry of that name; a verb is imported only when it is used."""
+"""One command for everything; a verb's module is imported only when that verb is used.
 
-import sys
+    megajukebox --help                              # all verbs
+    megajukebox help VERB                           # the same as: megajukebox VERB --help
+    megajukebox --log-level debug VERB ...          # or --quiet: warnings and errors alone
+    megajukebox --install-completion                # TAB completes verbs and options
+
+The group is lazy in the way that Click documents: `VERBS` says where each verb lies and what it is for. A new verb takes
+a line here and a module in commands/ that opens with commands to paste and defines `main`, or, where there are verbs
+below it (`explore build`, `explore serve`), a Typer `app` of functions that are those verbs.
+"""
+
+from difflib import get_close_matches
 from importlib import import_module
+from typing import Annotated, Any, NamedTuple
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
-VERBS = {
-    "plan": (
-        "commands.plan",
-        "a preset and GPUs -> memory, days, disk, failures, before anything is submitted",
+from megajukebox import __version__
+from megajukebox.common.command_line import (
+    LogLevelOption,
+    QuietOption,
+    chosen_level,
+    command_app,
+    group_app,
+    log_renamed,
+)
+from megajukebox.common.logging import setup_logging
+
+
+class Verb(NamedTuple):
+    name: str
+    module: str  # within megajukebox
+    help: str
+    function: str = "main"
+
+
+PANELS = {
+    "Data": (
+        Verb("prepare", "commands.prepare", "Turn songs and lyrics into song shards."),
+        Verb("shards", "commands.shards", "Check a shard set, or print what is in it."),
+        Verb("encode", "encode", "Encode song shards into code shards with a VQ-VAE."),
     ),
-    "prepare": ("commands.prepare", "songs and lyrics -> song shards"),
-    "shards": ("commands.shards", "check a shard set, or say what is in it"),
-    "train": ("train", "shards -> a run: vqvae, top_prior, middle_upsampler, bottom_upsampler"),
-    "supervise": (
-        "commands.supervise",
-        "a command that trains -> started again after faults, until the run is done",
+    "Train": (
+        Verb("plan", "commands.plan", "Predict memory, days, disk and failures of a training run."),
+        Verb(
+            "train", "train", "Train a stage: vqvae, top_prior, middle_upsampler, bottom_upsampler."
+        ),
+        Verb(
+            "supervise",
+            "commands.supervise",
+            "Restart a training command after faults until it is done.",
+        ),
+        Verb("save", "commands.control", "Ask a run for a checkpoint now.", "save"),
+        Verb(
+            "stop", "commands.control", "Ask a run to save and stop after its current step.", "stop"
+        ),
+        Verb("distill", "distill", "Distill a prior into its parallel student."),
+        Verb(
+            "extend-vocabulary",
+            "commands.extend_vocabulary",
+            "Add artists, genres and other names to trained runs.",
+        ),
     ),
-    "stop": ("commands.control", "a run -> saves and stops after its present step"),
-    "save": ("commands.control", "a run -> a checkpoint now"),
-    "encode": ("encode", "song shards and a VQ-VAE -> code shards"),
-    "distill": ("distill", "a prior and code shards -> its parallel student"),
-    "align": (
-        "commands.align",
-        "code shards and runs -> which head of the top prior tells when words are sung",
+    "Sample": (
+        Verb("sample", "sample", "Generate songs from requests."),
+        Verb("preview", "commands.preview", "Generate a few seconds from a run that trains."),
+        Verb(
+            "align",
+            "commands.align",
+            "Find the head of the top prior that shows when words are sung.",
+        ),
+        Verb(
+            "import",
+            "commands.import_weights",
+            "Import OpenAI's or Hugging Face's Jukebox weights as runs.",
+        ),
+        Verb(
+            "export",
+            "commands.export_weights",
+            "Export the weights of runs, plain or in OpenAI's layout.",
+        ),
+        Verb("demo", "commands.demo", "Run the whole pipeline on generated songs, or on yours."),
     ),
-    "sample": ("sample", "requests and runs -> songs"),
-    "evaluate": ("commands.evaluate", "a run or samples -> figures, and whether they got worse"),
-    "preview": ("commands.preview", "a run that trains -> a few seconds of it"),
-    "explore": ("commands.explore", "samples and runs -> pages to look at and listen to"),
-    "watch": ("commands.watch", "runs -> one screen: what is wrong, and what to do"),
-    "doctor": ("doctor", "is this machine, or are all ranks, fit for a run"),
-    "publish-metrics": ("commands.publish_metrics", "runs -> TensorBoard, or Weights & Biases"),
-    "support-bundle": (
-        "commands.support_bundle",
-        "a sick run -> one archive for somebody far away",
+    "Evaluate": (
+        Verb(
+            "evaluate", "commands.evaluate", "Score a run or samples, and compare with a reference."
+        ),
+        Verb(
+            "explore", "commands.explore", "Build pages to look at and listen to samples and runs."
+        ),
     ),
-    "exporter": ("commands.exporter", "runs -> Prometheus metrics, and messages to webhooks"),
-    "demo": ("commands.demo", "the whole pipeline on made-up songs, or yours"),
-    "extend-vocabulary": (
-        "commands.extend_vocabulary",
-        "runs and new names -> runs that can be told them",
+    "Operate": (
+        Verb("doctor", "doctor", "Check whether this machine, or all ranks, are fit for a run."),
+        Verb("watch", "commands.watch", "Show the state of runs, their alerts and what to do."),
+        Verb(
+            "exporter",
+            "commands.exporter",
+            "Serve the metrics of runs to Prometheus, send alerts to webhooks.",
+        ),
+        Verb(
+            "publish-metrics",
+            "commands.publish_metrics",
+            "Send the metrics of runs to TensorBoard or Weights & Biases.",
+        ),
+        Verb(
+            "support-bundle",
+            "commands.support_bundle",
+            "Collect state and logs of a run into one archive, without secrets.",
+        ),
     ),
-    "import": ("commands.import_weights", "OpenAI's or Hugging Face's Jukebox weights -> runs"),
-    "export": ("commands.export_weights", "runs -> plain or OpenAI's weights"),
 }
-# Verbs of the version before; they go with the next one.
-RENAMED = {
+VERBS = {verb.name: verb for verbs in PANELS.values() for verb in verbs}
+PANEL_OF = {verb.name: panel for panel, verbs in PANELS.items() for verb in verbs}
+# Verbs of version 0.1, hidden; they go with the next version.
+RENAMED_VERBS = {
     "score": "evaluate",
     "listen": "preview",
     "grow": "extend-vocabulary",
@@ -55,24 +123,98 @@ RENAMED = {
 }
 
 
-def main() -> None:
-    verb = sys.argv[1] if len(sys.argv) > 1 else "--help"
-    if verb in ("-h", "--help", "help"):
-        print("usage: megajukebox <verb> [--help] ...\n")
-        print("\n".join(f"  {name:17s} {about}" for name, (_, about) in VERBS.items()))
-        return
-    verb = RENAMED.get(verb, verb)
-    if verb not in VERBS:
-        raise SystemExit(
-            f"megajukebox: there is no verb {verb!r}; choose one of {', '.join(VERBS)}"
-        )
-    app = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False)
+class LazyGroup(TyperGroup):
+    """Lists verbs from the table, and imports the module of the one that is run."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> TyperCommand | None:
+        """What help and completion show of a verb, without its module."""
+        verb = VERBS.get(cmd_name)
+        if verb is None:
+            return None
+        return TyperCommand(verb.name, help=verb.help, rich_help_panel=PANEL_OF[verb.name])
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        """The verb that `args` name, as a whole command, and its arguments."""
+        name, rest = args[0], args[1:]
+        if name == "help":
+            if not rest:
+                typer.echo(ctx.get_help())
+                ctx.exit()
+            name, rest = rest[0], [*rest[1:], "--help"]
+        if name in RENAMED_VERBS:
+            log_renamed(f"verb {name}", RENAMED_VERBS[name])
+            name = RENAMED_VERBS[name]
+        if name not in VERBS:
+            if ctx.resilient_parsing:  # completion
+                return None, None, rest
+            ctx.fail(unknown_verb(name))
+        command = load_command(VERBS[name])
+        if name == "explore" and isinstance(command, TyperGroup):
+            rest = new_explore_form(rest)
+        return name, command, rest
+
+
+def unknown_verb(name: str) -> str:
+    near = get_close_matches(name, [*VERBS, *RENAMED_VERBS], n=1, cutoff=0.5)
+    if not near:
+        return f"There is no verb {name!r}; megajukebox --help lists them."
+    return f"There is no verb {name!r}; did you mean {RENAMED_VERBS.get(near[0], near[0])!r}?"
+
+
+def load_command(verb: Verb) -> Any:
+    """Import the module of a verb, and make its command."""
     try:
-        entry = import_module(f"megajukebox.{VERBS[verb][0]}")
-    except KeyboardInterrupt:  # while torch is read, for a second or more
-        raise SystemExit(f"megajukebox {verb}: stopped before it began") from None
-    app.command()(entry.save if verb == "save" else entry.stop if verb == "stop" else entry.main)
-    app(sys.argv[2:], prog_name=f"megajukebox {verb}")
+        module = import_module(f"megajukebox.{verb.module}")
+    except KeyboardInterrupt:  # while torch is imported, for a second or more
+        raise SystemExit(f"megajukebox {verb.name}: stopped before it began") from None
+    subverbs = getattr(module, "app", None)
+    if isinstance(subverbs, typer.Typer):
+        return typer.main.get_command(group_app(subverbs, verb.name, verb.help))
+    return typer.main.get_command(command_app(getattr(module, verb.function), verb.name))
+
+
+def new_explore_form(args: list[str]) -> list[str]:
+    """`explore SAMPLES --out SITE` and `explore SAMPLES --serve` of version 0.1, as `explore build` and `explore serve`."""
+    if not args or args[0] in ("build", "serve", "--help", "-h"):
+        return args
+    subverb = "serve" if "--serve" in args else "build"
+    log_renamed("explore without a verb", f"explore {subverb}")
+    return [subverb, *[arg for arg in args if arg != "--serve"]]
+
+
+app = typer.Typer(
+    cls=LazyGroup,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    subcommand_metavar="VERB [ARGS]...",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"megajukebox {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=print_version, help="Print the version."),
+    ] = False,
+    log_level: LogLevelOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Train and sample Jukebox-class models that generate music as raw audio."""
+    setup_logging("", chosen_level(log_level, quiet))
+
+
+def main() -> None:
+    app(prog_name="megajukebox")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
+from megajukebox.common.command_line import run_command
 from megajukebox.common.files import make_folder, write_atomic
 from megajukebox.common.model_files import load_into, read_facts
 from megajukebox.common.provenance import made_by
@@ -317,4 +318,4 @@ def told_of(stage: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main, "distill")

@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from megajukebox.common.command_line import run_command
 from megajukebox.common.files import write_atomic
 from megajukebox.common.world import World, host, ranks_here, world
 from megajukebox.monitoring.doctor import checks, network
@@ -166,4 +167,4 @@ def show(findings: list[Finding]) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main, "doctor")

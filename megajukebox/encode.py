@@ -21,6 +21,7 @@ import torch.distributed as dist
 import typer
 from rich.progress import track
 
+from megajukebox.common.command_line import run_command
 from megajukebox.common.files import make_folder, write_atomic
 from megajukebox.common.model_files import load_into, read_facts
 from megajukebox.common.provenance import made_by
@@ -214,4 +215,4 @@ def index(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main, "encode")

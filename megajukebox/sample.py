@@ -25,6 +25,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
+from megajukebox.common.command_line import run_command
 from megajukebox.common.files import make_folder, write_atomic
 from megajukebox.common.model_files import read_facts
 from megajukebox.common.world import World, world
@@ -377,4 +378,4 @@ def summarise(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main, "sample")

@@ -16,6 +16,7 @@ from typing import Annotated
 
 import typer
 
+from megajukebox.common.command_line import run_command
 from megajukebox.data.shards.remote import DEFAULT_CACHE, RemoteConfig
 from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.resilience.exit_codes import ExitRecord, exit_guard, say
@@ -117,4 +118,4 @@ def has_index(data: str) -> bool:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main, "train")

@@ -64,9 +64,15 @@ def name_of(path: Path) -> str:
 
 
 def imports(path: Path) -> set[str]:
-    """Dotted names that a module imports, anywhere in it; `from a import b` counts as a.b where that is a module."""
-    known, found = {name_of(m) for m in modules()}, set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    """Dotted names that a module imports, anywhere in it but in `if TYPE_CHECKING:`, which is not executed.
+
+    `from a import b` counts as a.b where that is a module.
+    """
+    known = {name_of(module) for module in modules()}
+    found: set[str] = set()
+    tree = ast.parse(path.read_text())
+    tree.body = [node for node in tree.body if not is_type_checking(node)]
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -74,6 +80,10 @@ def imports(path: Path) -> set[str]:
             inner = {f"{node.module}.{alias.name}" for alias in node.names}
             found |= (inner & known) | ({node.module} if inner - known else set())
     return found
+
+
+def is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
 
 
 def ours(path: Path) -> set[str]:
@@ -93,7 +103,8 @@ def test_imports_point_one_way() -> None:
         for name in ours(path):
             there = layer_of(name)
             allowed = {None: set(BELOW)}.get(here, BELOW.get(here or "", set()) | {here})
-            if there not in allowed and name != "megajukebox":
+            is_command_line = path.name == "__main__.py" and name == "megajukebox.cli"
+            if there not in allowed and name != "megajukebox" and not is_command_line:
                 wrong.append(f"{path.relative_to(REPOSITORY)} imports {name}")
     assert not wrong
 
@@ -167,7 +178,7 @@ def test_there_are_entries() -> None:
 def test_every_entry_opens_with_a_command_to_paste(path: Path) -> None:
     words = ast.get_docstring(ast.parse(path.read_text())) or ""
     verb = (
-        "<verb>"
+        "VERB"
         if path.stem == "cli"
         else path.stem.split("_")[0]
         if path.stem != "control"

@@ -18,6 +18,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from megajukebox.common.command_line import run_command
 from megajukebox.common.model_files import read_facts
 from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.data.stream.song_dataset import split
@@ -89,4 +90,4 @@ def tell(choice: AlignmentHead, scores: dict[Head, float]) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main, "align")

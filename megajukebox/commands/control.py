@@ -1,8 +1,8 @@
 """Ask a run for a checkpoint, or to save and stop; anybody who may write in its folder can.
 
-megajukebox save runs/top_prior            # leaves the file SAVE, which goes when the checkpoint is there
-megajukebox stop runs/top_prior            # leaves the file STOP: nothing starts the run again while it is there
-megajukebox stop runs/top_prior --undo     # it may train again: sbatch slurm/top_prior.sh
+megajukebox save runs/top_prior            # writes the file SAVE, which goes when the checkpoint is written
+megajukebox stop runs/top_prior            # writes the file STOP: nothing restarts the run while it exists
+megajukebox stop runs/top_prior --undo     # removes it; then restart the run: sbatch slurm/top_prior.sh
 """
 
 from pathlib import Path
@@ -10,35 +10,37 @@ from typing import Annotated
 
 import typer
 
+from megajukebox.common.errors import UserError
+
 
 def require_run_folder(run: Path) -> None:
     if not (run / "run.yaml").is_file():
-        raise SystemExit(
-            f"{run} is no run folder (it has no run.yaml); give the folder that train wrote to"
+        raise UserError(
+            f"{run} is not a run folder (it has no run.yaml); give the folder that train wrote to"
         )
 
 
 def save(run: Annotated[Path, typer.Argument(help="The run folder.")]) -> None:
-    """Save after the present step, by the file SAVE."""
+    """Ask a run for a checkpoint after its current step, by the file SAVE."""
     require_run_folder(run)
     if (run / "DONE").exists():
-        raise SystemExit(f"{run} is done, and all of it is saved")
+        raise UserError(f"{run} is done, and all of it is saved")
     (run / "SAVE").touch()
-    print(f"{run} will save after its present step; {run / 'SAVE'} goes when it has")
+    print(f"{run} will save after its current step; then {run / 'SAVE'} is removed")
 
 
 def stop(
     run: Annotated[Path, typer.Argument(help="The run folder.")],
-    undo: Annotated[bool, typer.Option("--undo", help="Take the order back.")] = False,
+    undo: Annotated[
+        bool, typer.Option("--undo", help="Remove the file STOP, so that the run may start again.")
+    ] = False,
 ) -> None:
-    """Save and stop, by the file STOP."""
+    """Ask a run to save and stop after its current step, by the file STOP."""
     require_run_folder(run)
     if undo:
         (run / "STOP").unlink(missing_ok=True)
-    elif (run / "DONE").exists():
-        raise SystemExit(f"{run} is done; there is nothing to stop")
-    else:
-        (run / "STOP").touch()
-        print(
-            f"{run} will save and stop after its present step, and not start again before: stop --undo"
-        )
+        return
+    if (run / "DONE").exists():
+        raise UserError(f"{run} is done; there is nothing to stop")
+    (run / "STOP").touch()
+    print(f"{run} will save and stop after its current step; stop --undo lets it start again")

@@ -23,6 +23,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from megajukebox.common.command_line import run_command
 from megajukebox.common.files import make_folder, write_atomic
 from megajukebox.common.world import free_port
 from megajukebox.data.shards.shard_set import ShardSet
@@ -229,4 +230,4 @@ def tell(console: Console, out: Path, took: dict[str, float]) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main, "demo")

@@ -25,6 +25,7 @@ import torch
 import typer
 from rich.console import Console
 
+from megajukebox.common.command_line import run_command
 from megajukebox.common.model_files import FACTS, read_facts, save_weights
 from megajukebox.evaluation.evaluate import EvalBudget
 from megajukebox.evaluation.evaluators.embedding import built_in, load_embedder
@@ -174,4 +175,4 @@ def of_checkpoint(run: Path, asked: str | None) -> Iterator[Path]:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main, "evaluate")

@@ -22,6 +22,7 @@ from typing import Annotated, Any
 
 import typer
 
+from megajukebox.common.command_line import run_command
 from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.explorer.loaders.corpus import Excerpt
 from megajukebox.explorer.loaders.runs import DEPTH, find_runs
@@ -231,4 +232,4 @@ def studio(run: Path, library: Any, songs: Path, most_seconds: float, idle_minut
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main, "explore")

@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from megajukebox.common.command_line import run_command
 from megajukebox.interop.export import export_hugging_face, export_openai, export_plain, open_runs
 
 
@@ -48,4 +49,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main, "export")

@@ -20,6 +20,7 @@ from typing import Annotated
 
 import typer
 
+from megajukebox.common.command_line import run_command
 from megajukebox.common.files import write_atomic
 from megajukebox.common.redaction import RedactingFilter
 from megajukebox.monitoring.collect.host import Machine, machine
@@ -145,4 +146,4 @@ def write_files(exporter: Exporter, folder: Path, once: bool) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main, "exporter")

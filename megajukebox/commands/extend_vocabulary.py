@@ -22,6 +22,7 @@ import typer
 import yaml
 from torch import Tensor
 
+from megajukebox.common.command_line import run_command
 from megajukebox.common.files import make_folder, write_atomic
 from megajukebox.common.model_files import (
     FACTS,
@@ -320,4 +321,4 @@ def grown_settings(record: dict[str, Any], config: PriorConfig) -> dict[str, Any
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main, "extend-vocabulary")

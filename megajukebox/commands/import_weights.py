@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 
+from megajukebox.common.command_line import run_command
 from megajukebox.interop.jukebox_weights import NOTICE, import_weights
 
 
@@ -50,4 +51,4 @@ def setting(text: str) -> tuple[str, Any]:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main, "import")

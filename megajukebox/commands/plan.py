@@ -17,6 +17,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from megajukebox.common.command_line import run_command
 from megajukebox.training.config import STAGES, Preset, load_preset
 from megajukebox.training.engines.ds_config import read_ds_config
 from megajukebox.training.planner.gpus import GPUS, gpu_named
@@ -210,4 +211,4 @@ def broken(p: TrainingPlan) -> Table:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main, "plan")

@@ -26,6 +26,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from megajukebox.common.command_line import run_command
 from megajukebox.common.process_pool import cores
 from megajukebox.common.provenance import made_by
 from megajukebox.data.ingest.convert import IngestConfig
@@ -200,4 +201,4 @@ def show(screen: Console, title: str, rows: list[tuple[str, str, str]], where: s
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main, "prepare")

@@ -13,6 +13,7 @@ from typing import Annotated
 import torch
 import typer
 
+from megajukebox.common.command_line import run_command
 from megajukebox.common.model_files import read_facts
 from megajukebox.conditioning.vocabulary import Vocabulary, read_vocabularies
 from megajukebox.sampling.jukebox import RUNS, Jukebox
@@ -70,4 +71,4 @@ def requests(run: Path, seconds: float, count: int) -> list[SongRequest]:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main, "preview")

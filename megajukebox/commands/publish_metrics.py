@@ -16,6 +16,7 @@ from typing import Annotated
 import typer
 import yaml
 
+from megajukebox.common.command_line import run_command
 from megajukebox.monitoring.exporters.tensorboard import (
     Copier,
     MetricSink,
@@ -80,4 +81,4 @@ def board_of(name: str, run: Path, tensorboard: Path | None, wandb: str | None) 
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main, "publish-metrics")

@@ -19,6 +19,7 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
+from megajukebox.common.command_line import run_command
 from megajukebox.common.files import make_folder
 from megajukebox.common.process_pool import cores, in_order
 from megajukebox.data.shards.remote import DEFAULT_CACHE, RemoteConfig
@@ -164,4 +165,4 @@ def ls(shards: ShardSet, numbers: list[int]) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main, "shards")

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from megajukebox.common.command_line import run_command
 from megajukebox.monitoring.alerts import format_bytes
 from megajukebox.monitoring.support_bundle import write_bundle
 
@@ -32,4 +33,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main, "support-bundle")

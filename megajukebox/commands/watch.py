@@ -17,6 +17,7 @@ import typer
 from rich.console import Console
 from rich.live import Live
 
+from megajukebox.common.command_line import run_command
 from megajukebox.monitoring.alerts import diagnose
 from megajukebox.monitoring.collect.run_reader import Runs
 from megajukebox.monitoring.collect.run_state import AlertThresholds, RunState
@@ -77,4 +78,4 @@ def keep_watching(watched: Runs, every: float) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main, "watch")

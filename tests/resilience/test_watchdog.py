@@ -12,6 +12,7 @@ import pytest
 from fixtures.paths import TESTS
 
 from megajukebox.commands import control
+from megajukebox.common.errors import UserError
 from megajukebox.records.run_log import RunLog, read_lines
 from megajukebox.resilience.exit_codes import ExitRecord, TerminateRun, kind_of
 from megajukebox.resilience.fencing import FencingToken
@@ -180,7 +181,7 @@ def test_ranks_that_do_not_find_each_other_are_not_waited_for_for_ever() -> None
 
 
 def test_stop_and_save_are_said_to_runs_only(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match=r"is no run folder \(it has no run.yaml\)"):
+    with pytest.raises(UserError, match=r"is not a run folder \(it has no run.yaml\)"):
         control.stop(tmp_path)
     (tmp_path / "run.yaml").touch()
     control.stop(tmp_path)
@@ -194,7 +195,7 @@ def test_stop_and_save_are_said_to_runs_only(tmp_path: Path) -> None:
         control.stop,
         control.save,
     ):  # an order that nobody obeys would wait for whoever trains it on
-        with pytest.raises(SystemExit, match="is done"):
+        with pytest.raises(UserError, match="is done"):
             entry(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"run.yaml", "DONE"}
 
