@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from fixtures.paths import SHARED
-from parity import parity
+from parity import run as parity
 
 FOLDER = SHARED / "parity"
 CASES = sorted(path for path in FOLDER.iterdir() if path.is_dir()) if FOLDER.is_dir() else []
