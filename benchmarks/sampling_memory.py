@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from megajukebox.common.files import write_atomic
+from megajukebox.common.levels import PRIOR_FOLDERS
 from megajukebox.common.model_files import PendingTensor, save_weights
 from megajukebox.common.provenance import made_by
 from megajukebox.models.conditioners import UpsamplerConditionerConfig
@@ -24,7 +25,7 @@ from megajukebox.models.prior import Prior, PriorConfig
 from megajukebox.models.transformer import TransformerConfig
 from megajukebox.models.vqvae import VQVAE, VQVAEConfig
 from megajukebox.sample import needs_of
-from megajukebox.sampling.jukebox import RUNS, Jukebox
+from megajukebox.sampling.jukebox import Jukebox
 from megajukebox.sampling.memory_budget import fit_batch
 from megajukebox.sampling.songs.requests import SongRequest
 
@@ -70,7 +71,7 @@ def write_runs(folder: Path) -> dict[str, int]:
         sample_rate=RATE, width=8, depth=2, multipliers=(1, 1, 1), code_width=16, codes=64
     )
     fingerprint = save_weights(folder / "vqvae", "vqvae", vqvae, VQVAE(vqvae).state_dict(), step=0)
-    for level, run in RUNS.items():
+    for level, run in PRIOR_FOLDERS.items():
         config = PriorConfig(
             level=level, sample_rate=RATE, hop=vqvae.hops[level], codes=64, window=WINDOW, transformer=SHAPE,
             upper=None if level == "top" else UpsamplerConditionerConfig(width=64, depth=2),
@@ -83,7 +84,7 @@ def write_runs(folder: Path) -> dict[str, int]:
         save_weights(folder / run, "prior", config, tensors, step=0, vqvae=fingerprint)
     return {
         run: round((folder / run / "model.safetensors").stat().st_size / 1e6)
-        for run in RUNS.values()
+        for run in PRIOR_FOLDERS.values()
     }
 
 

@@ -24,6 +24,7 @@ from student_table import plot, show
 from torch import Tensor
 
 from megajukebox.common.files import write_atomic
+from megajukebox.common.levels import PRIOR_FOLDERS
 from megajukebox.common.model_files import load_into
 from megajukebox.common.provenance import made_by
 from megajukebox.data.audio import downmix, read_slice
@@ -41,7 +42,7 @@ from megajukebox.distillation.divergence import (
     with_interval,
 )
 from megajukebox.distillation.divergence_eval import teacher_bits, together
-from megajukebox.distillation.task import TEACHERS, TeacherRun, folder_of
+from megajukebox.distillation.task import TeacherRun, folder_of
 from megajukebox.evaluation.audio_features import fit, rhythm, timbre
 from megajukebox.models.chunked_codec import decode_long
 from megajukebox.models.grid_order import GridOrder
@@ -110,7 +111,7 @@ def machine() -> str:
 
 
 def load_prior(runs: Path, level: str) -> Prior:
-    run = TeacherRun.open(runs / TEACHERS[level], level)
+    run = TeacherRun.open(runs / PRIOR_FOLDERS[level], level)
     prior = Prior(run.config)
     load_into(prior, run.folder)
     return prior.eval().requires_grad_(False)
@@ -143,7 +144,7 @@ def students(runs: Path, level: str, teacher: Prior) -> Iterator[tuple[str, str,
 
 def worth(runs: Path, codes: Path, level: str) -> list[dict[str, Any]]:
     """One row for each order and way of teaching, over held-out windows."""
-    teacher, run = load_prior(runs, level), TeacherRun.open(runs / TEACHERS[level], level)
+    teacher, run = load_prior(runs, level), TeacherRun.open(runs / PRIOR_FOLDERS[level], level)
     taught = TeacherWindows(ShardSet(str(runs / f"{level}_student" / "windows")))
     told, real = (
         list(held_out_batches(w, micro_batch=32, limit=WINDOWS))

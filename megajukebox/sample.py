@@ -27,12 +27,12 @@ import typer
 
 from megajukebox.common.command_line import run_command
 from megajukebox.common.files import make_folder, write_atomic
+from megajukebox.common.levels import PRIOR_FOLDERS
 from megajukebox.common.model_files import read_facts
 from megajukebox.common.world import World, world
 from megajukebox.conditioning.vocabulary import UNKNOWN, read_vocabularies
 from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.sampling.jukebox import (
-    RUNS,
     DecodingPolicy,
     GeneratedSong,
     Jukebox,
@@ -148,7 +148,7 @@ def main(
             save_all(reconstructions(runs, shards, rows, seconds or 10.0, device), out)
             return
         if names:
-            tell_names(runs / RUNS["top"])
+            tell_names(runs / PRIOR_FOLDERS["top"])
             return
         one = {
             "id": name, "artist": artist, "genres": genre, "lyrics": words_of(lyrics) if lyrics else None,

@@ -14,15 +14,16 @@ from typing import Annotated
 
 import torch
 import typer
-import yaml
 from rich.console import Console
 from rich.table import Table
 
 from megajukebox.common.command_line import run_command
+from megajukebox.common.levels import PRIOR_FOLDERS
 from megajukebox.common.model_files import read_facts
 from megajukebox.data.shards.shard_set import ShardSet
-from megajukebox.data.stream.song_dataset import split
-from megajukebox.sampling.jukebox import RUNS, PriorRun
+from megajukebox.data.stream.code_dataset import check_codes
+from megajukebox.data.stream.song_dataset import held_out_share, split
+from megajukebox.sampling.jukebox import PriorRun
 from megajukebox.sampling.lyrics.alignment import Head
 from megajukebox.sampling.lyrics.head_selection import (
     FILE,
@@ -31,7 +32,7 @@ from megajukebox.sampling.lyrics.head_selection import (
     choose,
     write_choice,
 )
-from megajukebox.sampling.real_songs import check_codes, known_song
+from megajukebox.sampling.real_songs import known_song
 
 
 def main(
@@ -47,8 +48,8 @@ def main(
     """Choose the head whose attention gives the words of sampled songs their times."""
     try:
         codes = ShardSet(data)
-        run = PriorRun(runs / RUNS["top"], read_facts(runs / "vqvae"))
-        check_codes(run, codes)
+        run = PriorRun(runs / PRIOR_FOLDERS["top"], read_facts(runs / "vqvae"))
+        check_codes(codes, run.folder, run.facts)
         known = list(islice(known_songs(run, codes), songs))
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         with run.loaded(place, torch.float32) as prior:
@@ -62,9 +63,8 @@ def main(
 
 def known_songs(run: PriorRun, codes: ShardSet) -> Iterator[AlignedSong]:
     """The songs with lyrics that the run did not train on; all of them if it held none out."""
-    settings = run.folder / "run.yaml"  # imported runs have none: they were trained on other songs
-    preset = yaml.safe_load(settings.read_text())["preset"] if settings.is_file() else None
-    share = preset["training"][RUNS["top"]]["held_out"] if preset else 1.0
+    # Imported runs were trained on other songs: all of these are held out.
+    share = held_out_share(run.folder, default=1.0)
     rows = [row for row in range(len(codes)) if codes.has(row, "lyrics")]
     held_out = split(codes.songs["key"], share)
     for row in [row for row in rows if held_out[row]] or rows:

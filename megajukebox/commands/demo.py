@@ -25,6 +25,7 @@ from rich.table import Table
 
 from megajukebox.common.command_line import run_command
 from megajukebox.common.files import make_folder, write_atomic
+from megajukebox.common.levels import PRIOR_FOLDERS
 from megajukebox.common.world import free_port
 from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.records.run_log import read_lines
@@ -32,7 +33,6 @@ from megajukebox.records.run_log import read_lines
 PACKAGE = Path(__file__).parents[1]
 # After minutes of training the upsamplers spread their guesses too wide; colder, tones come out of the noise (docs/decisions/0007).
 TEMPERATURES = {"top": 0.9, "middle": 0.6, "bottom": 0.5}
-RUNS = ("top_prior", "middle_upsampler", "bottom_upsampler")
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def stages(out: Path, source: str, preset: str, ranks: int, settings: list[str])
         Stage("prepare", prepare, (songs / "index.json").exists),
         training("vqvae", songs),
         Stage("encode", encode, (codes / "index.json").exists),
-        *(training(stage, codes) for stage in RUNS),
+        *(training(stage, codes) for stage in PRIOR_FOLDERS.values()),
         Stage("sample", sample, lambda: False),
         Stage("explore", explore, lambda: False),
     ]

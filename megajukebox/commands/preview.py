@@ -14,9 +14,10 @@ import torch
 import typer
 
 from megajukebox.common.command_line import run_command
+from megajukebox.common.levels import PRIOR_FOLDERS
 from megajukebox.common.model_files import read_facts
 from megajukebox.conditioning.vocabulary import Vocabulary, read_vocabularies
-from megajukebox.sampling.jukebox import RUNS, Jukebox
+from megajukebox.sampling.jukebox import Jukebox
 from megajukebox.sampling.songs.requests import SongRequest, parse_requests
 
 
@@ -47,7 +48,7 @@ def folders(run: Path, runs: Path) -> dict[str, Path]:
     if facts["kind"] != "prior":
         raise ValueError(f"{run} holds a {facts['kind']}; give the run of a prior")
     level = facts["level"]
-    for name, folder in RUNS.items():
+    for name, folder in PRIOR_FOLDERS.items():
         place = run if name == level else runs / folder
         if not (place / "model.json").is_file():
             if level not in found:

@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from megajukebox.common.errors import UserError
 from megajukebox.common.files import atomic_open, sha256_of, write_atomic
 
 DTYPES = {
@@ -179,6 +180,19 @@ def read_facts(folder: Path | str) -> dict[str, Any]:
             f"{path} lacks {', '.join(sorted(missing))}; export or import the model again"
         )
     return facts
+
+
+def check_vqvae(run: Path, facts: Mapping[str, Any], fingerprint: str) -> None:
+    """Raise UserError unless the model in `run` was trained on the codes of the VQ-VAE `fingerprint`.
+
+    Imported weights do not name the VQ-VAE that they were trained with; they pass.
+    """
+    trained_on = facts.get("vqvae")
+    if trained_on not in (None, fingerprint):
+        raise UserError(
+            f"{run} was trained on the codes of another VQ-VAE ({trained_on[:12]}, here"
+            f" {fingerprint[:12]}); use that VQ-VAE and the codes it made, or train again"
+        )
 
 
 def load_weights(folder: Path | str, device: str = "cpu") -> tuple[dict[str, Any], StoredTensors]:

@@ -4,11 +4,11 @@ import io
 import unicodedata
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import sentencepiece
@@ -18,6 +18,7 @@ from megajukebox.common.files import write_atomic
 from megajukebox.conditioning.lrc import TimedWord
 
 PADDING = 0
+LYRICS_MODEL = "lyrics.model"  # a SentencePiece model, beside shards with lyrics and in the runs trained on them
 SPACE_PIECE = "▁"  # how SentencePiece writes a space inside its pieces
 FIXED_PIECES = 1 + 1 + 256 + 1  # padding, newline, the bytes, space: always in the vocabulary
 PROBE = " Two  spaces,\ttab\nline é 音 🎵 ▁ "
@@ -205,6 +206,16 @@ class JukeboxCharacters:
 
     def decode(self, ids: Sequence[int]) -> str:
         return "".join(self._characters[i - 1] for i in ids if i != PADDING)
+
+
+def run_tokenizer(run: Path, facts: Mapping[str, Any]) -> LyricsTokenizer:
+    """The tokenizer that the prior in `run` was trained with, by what its model.json (`facts`) says."""
+    kind = facts.get("tokenizer") or LYRICS_MODEL
+    if kind == "jukebox_v2":
+        return JukeboxCharacters("v2")
+    if kind == "jukebox_v3":
+        return JukeboxCharacters("v3")
+    return SentencePieceTokenizer(run / kind)
 
 
 # ---- The window of lyrics for a clip --------------------------------------------------------------------------------

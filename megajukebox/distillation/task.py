@@ -6,21 +6,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from torch import Tensor, nn
 
 from megajukebox.common.files import write_atomic
+from megajukebox.common.levels import PRIOR_FOLDERS, STUDENT_TABLE
 from megajukebox.common.model_files import WEIGHTS, StoredTensors, read_facts
 from megajukebox.common.provenance import made_by
-from megajukebox.conditioning.tokenizers import (
-    JukeboxCharacters,
-    LyricsTokenizer,
-    SentencePieceTokenizer,
-)
+from megajukebox.conditioning.tokenizers import LYRICS_MODEL, run_tokenizer
 from megajukebox.conditioning.vocabulary import VOCABULARIES, read_vocabularies
 from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.data.stream.batches import ClipSource
-from megajukebox.data.stream.code_dataset import CodeWindows, ConditionColumn, LyricsColumn
+from megajukebox.data.stream.code_dataset import (
+    CodeWindows,
+    ConditionColumn,
+    LyricsColumn,
+    check_codes,
+)
+from megajukebox.data.stream.song_dataset import held_out_share
 from megajukebox.data.stream.teacher_dataset import TeacherWindows
 from megajukebox.models.grid_order import GridOrder
 from megajukebox.models.prior import PriorConfig
@@ -28,8 +30,6 @@ from megajukebox.models.student import Student, StudentConfig
 from megajukebox.training.config import Preset, TrainingSettings
 from megajukebox.training.tasks import ReaderShare, Task
 
-TEACHERS = {"top": "top_prior", "middle": "middle_upsampler", "bottom": "bottom_upsampler"}
-TABLE = "student.json"  # of a student's folder: every order that was trained, what it is worth, and which one is used
 Judge = Callable[[nn.Module], dict[str, Tensor]]
 
 
@@ -51,27 +51,17 @@ class TeacherRun:
             raise ValueError(
                 f"{folder} holds a {kind}, not a {level} prior; give the run of one as --teacher"
             )
-        return cls(
-            folder, facts, PriorConfig(**facts["config"]), held_out_of(folder, TEACHERS[level])
-        )
+        return cls(folder, facts, PriorConfig(**facts["config"]), held_out_share(folder))
 
     def windows(self, codes: ShardSet, dropout: float = 0.0) -> CodeWindows:
         """The windows of `codes`, told as this prior is told. ValueError if they are another VQ-VAE's codes."""
-        theirs, trained_on = (
-            codes.index.get("vqvae", {}).get("fingerprint"),
-            self.facts.get("vqvae"),
-        )
-        if codes.index["kind"] != "codes" or (trained_on and theirs != trained_on):
-            raise ValueError(
-                f"{codes.folder} does not hold the codes that {self.folder} was trained on"
-                f" (VQ-VAE {str(theirs)[:12]}, not {str(trained_on)[:12]}); give those as --data"
-            )
+        check_codes(codes, self.folder, self.facts)
         names, labels = read_vocabularies(self.folder), self.config.labels
         conditions = {
             n: ConditionColumn(names[n], label.slots, dropout) for n, label in labels.items()
         }
         lyrics = (
-            LyricsColumn(self._tokenizer(), self.config.lyrics.tokens, dropout)
+            LyricsColumn(run_tokenizer(self.folder, self.facts), self.config.lyrics.tokens, dropout)
             if self.config.lyrics
             else None
         )
@@ -79,37 +69,20 @@ class TeacherRun:
             codes, self.config.level, self.config.window, self.held_out, conditions, lyrics
         )
 
-    def _tokenizer(self) -> LyricsTokenizer:
-        kind = self.facts.get("tokenizer")
-        if kind in ("jukebox_v2", "jukebox_v3"):
-            return JukeboxCharacters(kind[-2:])
-        return SentencePieceTokenizer(self.folder / (kind or "lyrics.model"))
-
     def files(self) -> dict[str, bytes]:
         """What a student's folder keeps of its teacher's, so that it can be sampled without it."""
         return {
             n: (self.folder / n).read_bytes()
-            for n in (VOCABULARIES, "lyrics.model")
+            for n in (VOCABULARIES, LYRICS_MODEL)
             if (self.folder / n).is_file()
         }
-
-
-def held_out_of(run: Path, stage: str) -> float:
-    """The share of held-out songs of a run; what is usual where the run does not say (imported weights)."""
-    path = run / "run.yaml"
-    preset = yaml.safe_load(path.read_text())["preset"] if path.is_file() else {}
-    return (
-        preset.get("training", {})
-        .get(stage, {})
-        .get("held_out", TrainingSettings.model_fields["held_out"].default)
-    )
 
 
 def settings_of(preset: Preset, level: str, ds_config: str | None) -> TrainingSettings:
     """`training.<level>_student` of the preset; where it has none, half the steps of the teacher."""
     given = preset.training.get(f"{level}_student")
     if given is None:
-        teacher = preset.stage(TEACHERS[level])
+        teacher = preset.stage(PRIOR_FOLDERS[level])
         kind = teacher.ds_config.removesuffix(".json").rpartition("_")[2]
         given = teacher.model_copy(
             update={"steps": max(1, teacher.steps // 2), "ds_config": f"student_{kind}.json"}
@@ -191,4 +164,4 @@ def write_table(out: Path, stages: list[dict[str, Any]], gate: tuple[float, floa
         "gate": {"kl_forward": gate[0], "kl_reverse": gate[1]},
         "orders": stages,
     }
-    write_atomic(out / TABLE, (json.dumps(table, indent=1) + "\n").encode())
+    write_atomic(out / STUDENT_TABLE, (json.dumps(table, indent=1) + "\n").encode())

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from megajukebox.common.levels import LEVELS
 from megajukebox.conditioning.lrc import TimedWord, parse_lrc
 from megajukebox.data.audio import downmix, facts, read, read_slice
 from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.data.stream.song_dataset import split
 
 Array = np.ndarray
-LEVELS = ("top", "middle", "bottom")
 LABELS = ("artist", "genre", "language")
 TELL_EVERY = 10.0  # seconds between two words of how far it is
 Say = Callable[[str], None]

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from megajukebox.common.levels import PRIOR_FOLDERS, RUN_FOLDERS, STUDENT_TABLE
 from megajukebox.common.model_files import FACTS, WEIGHTS, check_fingerprint, load_into, read_facts
 from megajukebox.common.provenance import made_by
 from megajukebox.data.shards.remote import is_url
@@ -50,8 +51,8 @@ from megajukebox.evaluation.reference_set import fit_reference
 from megajukebox.evaluation.reporting.report import report_of
 from megajukebox.models.student import Student, StudentConfig
 from megajukebox.models.vqvae import VQVAE, VQVAEConfig
-from megajukebox.sampling.jukebox import RUNS, PriorRun
-from megajukebox.sampling.students.student_runs import TABLE, folder_of
+from megajukebox.sampling.jukebox import PriorRun
+from megajukebox.sampling.students.student_runs import folder_of
 
 EARS_SECONDS = 5.0  # of the clips by which reconstructions are recognised
 
@@ -76,11 +77,9 @@ def targets_in(folder: Path) -> list[EvalTarget]:
     """The run, the runs of a jukebox, or the samples in `folder`. ValueError if it holds none of them."""
     if (folder / FACTS).is_file():
         return [run_subject(folder)]
-    if (folder / TABLE).is_file():
+    if (folder / STUDENT_TABLE).is_file():
         return [run_subject(folder_of(folder, None))]
-    runs = [
-        folder / name for name in ("vqvae", *RUNS.values()) if (folder / name / FACTS).is_file()
-    ]
+    runs = [folder / name for name in RUN_FOLDERS.values() if (folder / name / FACTS).is_file()]
     if runs:
         return [run_subject(run) for run in runs]
     if not folder.is_dir():
@@ -235,7 +234,9 @@ class Evaluator:
         """A student is judged beside its teacher, the prior of its level in the same folder of runs."""
         codes, facts = self.sources.need_codes(str(subject.path)), read_facts(subject.path)
         runs, level = subject.path.parent.parent, facts["level"]
-        teacher = PriorRun(runs / RUNS[level], {"fingerprint": codes.index["vqvae"]["fingerprint"]})
+        teacher = PriorRun(
+            runs / PRIOR_FOLDERS[level], {"fingerprint": codes.index["vqvae"]["fingerprint"]}
+        )
         if teacher.facts["fingerprint"] != facts["teacher"]:
             raise ValueError(
                 f"{teacher.folder} is not the prior that {subject.path} was taught by; distill it again"

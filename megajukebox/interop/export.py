@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from megajukebox.common.files import atomic_open, make_folder
+from megajukebox.common.levels import LEVELS, RUN_FOLDERS
 from megajukebox.common.model_files import (
     FACTS,
     WEIGHTS,
@@ -18,14 +19,14 @@ from megajukebox.common.model_files import (
     load_weights,
     write_safetensors,
 )
+from megajukebox.conditioning.tokenizers import LYRICS_MODEL
 from megajukebox.interop.hugging_face import to_hugging_face
-from megajukebox.interop.import_plan import FOLDERS
 from megajukebox.interop.reference_config import reference_hps
 from megajukebox.interop.tensor_names import TensorMapping, prior_table, vqvae_table
 from megajukebox.models.prior import PriorConfig
-from megajukebox.models.vqvae import LEVELS, VQVAEConfig
+from megajukebox.models.vqvae import VQVAEConfig
 
-PLAIN = (WEIGHTS, "vocabularies.json", "lyrics.model", FACTS)
+PLAIN = (WEIGHTS, "vocabularies.json", LYRICS_MODEL, FACTS)
 TOP = 2  # Hugging Face counts the priors from the top
 
 
@@ -55,18 +56,20 @@ class ExportedRun:
 
 def open_runs(path: Path) -> list[ExportedRun]:
     """The models in a run folder, or in a folder of them. ValueError if there are none."""
-    folders = [path] if (path / FACTS).is_file() else [path / name for name in FOLDERS.values()]
+    folders = [path] if (path / FACTS).is_file() else [path / name for name in RUN_FOLDERS.values()]
     folders = [folder for folder in folders if (folder / FACTS).is_file()]
     if not folders:
         raise ValueError(
-            f"{path} holds no exported model; give a run folder, or a folder with {', '.join(FOLDERS.values())}"
+            f"{path} holds no exported model; give a run folder, or a folder with {', '.join(RUN_FOLDERS.values())}"
         )
     vqvae = next((run for run in map(_open, folders) if isinstance(run.config, VQVAEConfig)), None)
-    levels = vqvae.config.levels if vqvae and isinstance(vqvae.config, VQVAEConfig) else LEVELS
+    levels = (
+        vqvae.config.levels if vqvae and isinstance(vqvae.config, VQVAEConfig) else LEVELS[::-1]
+    )
     return [_open(folder, levels) for folder in folders]
 
 
-def _open(folder: Path, levels: tuple[str, ...] = LEVELS) -> ExportedRun:
+def _open(folder: Path, levels: tuple[str, ...] = LEVELS[::-1]) -> ExportedRun:
     facts, stored = load_weights(folder)
     if facts["kind"] not in ("vqvae", "prior"):
         raise ValueError(

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from megajukebox.common.levels import RUN_FOLDERS
 from megajukebox.common.model_files import PendingTensor
 from megajukebox.interop.checkpoints import ForeignCheckpoint
 from megajukebox.interop.config_from_shapes import hops, prior_config, vqvae_config
@@ -15,14 +16,6 @@ from megajukebox.interop.released_configs import HOPS, like_released_prior, like
 from megajukebox.interop.tensor_names import CODEBOOK_MADE, TensorMapping, prior_table, vqvae_table
 from megajukebox.models.prior import Prior, PriorConfig
 from megajukebox.models.vqvae import VQVAE, VQVAEConfig
-
-# The folder of each part of a set, as in our own pipeline.
-FOLDERS = {
-    "vqvae": "vqvae",
-    "top": "top_prior",
-    "middle": "middle_upsampler",
-    "bottom": "bottom_upsampler",
-}
 
 
 @dataclass(frozen=True)
@@ -36,7 +29,7 @@ class Part:
 
     @property
     def folder(self) -> str:
-        return FOLDERS[self.name]
+        return RUN_FOLDERS[self.name]
 
 
 def plan(

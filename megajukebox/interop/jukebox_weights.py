@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from megajukebox.common.files import make_folder, write_atomic
+from megajukebox.common.levels import VQVAE_FOLDER
 from megajukebox.common.model_files import FACTS, read_facts, save_weights
 from megajukebox.common.provenance import made_by
 from megajukebox.conditioning.jukebox_labels import Version, read_label_file
 from megajukebox.conditioning.vocabulary import Vocabulary
 from megajukebox.interop.checkpoints import Reader, read_checkpoints
-from megajukebox.interop.import_plan import FOLDERS, Part, converted, plan
+from megajukebox.interop.import_plan import Part, converted, plan
 from megajukebox.interop.released_configs import like_released_prior
 from megajukebox.models.prior import PriorConfig
 from megajukebox.models.vqvae import VQVAEConfig
@@ -68,7 +69,7 @@ def _files(paths: Sequence[Path]) -> list[Path]:
 
 def _vqvae_beside(to: Path) -> VQVAEConfig | None:
     """The config of a VQ-VAE that is there already, from an import before this one."""
-    folder = to / FOLDERS["vqvae"]
+    folder = to / VQVAE_FOLDER
     return VQVAEConfig(**read_facts(folder)["config"]) if (folder / FACTS).is_file() else None
 
 
@@ -82,7 +83,7 @@ def _write(
     partial = to.with_name(f"{to.name}.partial")
     if partial.exists():
         shutil.rmtree(partial)  # what an import that was killed left
-    beside = to / FOLDERS["vqvae"]
+    beside = to / VQVAE_FOLDER
     vqvae = read_facts(beside)["fingerprint"] if (beside / FACTS).is_file() else None
     try:
         for part in parts:

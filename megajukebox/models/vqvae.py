@@ -7,6 +7,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
+from megajukebox.common.levels import LEVELS
 from megajukebox.models.codebook import Codebook
 from megajukebox.models.convnet import Decoder, Encoder
 from megajukebox.models.losses import (
@@ -16,8 +17,6 @@ from megajukebox.models.losses import (
     reconstruction,
     spectral_convergence,
 )
-
-LEVELS = ("bottom", "middle", "top")
 
 
 class VQVAEConfig(BaseModel):
@@ -62,7 +61,7 @@ class VQVAEConfig(BaseModel):
     @property
     def levels(self) -> tuple[str, ...]:
         """Names of the levels, finest first; two levels are bottom and top."""
-        return {1: ("top",), 2: ("bottom", "top"), 3: LEVELS}[len(self.down)]
+        return {1: ("top",), 2: ("bottom", "top"), 3: LEVELS[::-1]}[len(self.down)]
 
     @property
     def hops(self) -> dict[str, int]:

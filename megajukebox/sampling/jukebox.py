@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from megajukebox.common.levels import PRIOR_FOLDERS
 from megajukebox.common.model_files import load_into, read_facts
 from megajukebox.conditioning.lrc import write_lrc
 from megajukebox.models.prior import Prior
@@ -38,9 +39,8 @@ from megajukebox.sampling.songs.resume_store import ResumeStore
 from megajukebox.sampling.songs.song import GeneratedSong, audio_name
 from megajukebox.sampling.students.student_runs import fingerprints, students_of
 
-__all__ = ["RUNS", "DecodingPolicy", "GeneratedSong", "Jukebox", "PriorRun", "SongRequest"]
+__all__ = ["DecodingPolicy", "GeneratedSong", "Jukebox", "PriorRun", "SongRequest"]
 
-RUNS = {"top": "top_prior", "middle": "middle_upsampler", "bottom": "bottom_upsampler"}
 OnProgress = Callable[[str, int], None]  # level, codes sampled since the last call
 SAVE_EVERY = 10.0  # seconds between two savings of unfinished songs
 
@@ -65,7 +65,7 @@ class Jukebox:
         self.runs, self.dtype, self.engine = Path(runs), dtype, engine
         if folders is None and not (self.runs / "vqvae").is_dir():
             raise ValueError(
-                f"{runs} is no folder of runs; give the one that holds vqvae, {', '.join(RUNS.values())}"
+                f"{runs} is no folder of runs; give the one that holds vqvae, {', '.join(PRIOR_FOLDERS.values())}"
             )
         self.students = students_of(self.runs, students)
         self.samplers: dict[str, Callable[[Prior], LevelSampler]] = {
@@ -78,7 +78,7 @@ class Jukebox:
         load_into(self.vqvae, self.runs / "vqvae", device=self.device)
         self.vqvae.to(self.device).eval()
         places = folders or {
-            level: self.runs / RUNS[level] for level in reversed(self.vqvae.config.levels)
+            level: self.runs / PRIOR_FOLDERS[level] for level in reversed(self.vqvae.config.levels)
         }
         self.levels = {level: PriorRun(folder, facts) for level, folder in places.items()}
         priors = {level: run.facts["fingerprint"] for level, run in self.levels.items()}

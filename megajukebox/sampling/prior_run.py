@@ -9,14 +9,12 @@ from typing import Any
 
 import torch
 
-from megajukebox.common.model_files import load_into, read_facts
+from megajukebox.common.model_files import check_vqvae, load_into, read_facts
 from megajukebox.conditioning.jukebox_labels import as_written
 from megajukebox.conditioning.lrc import parse_lrc
 from megajukebox.conditioning.tokenizers import (
-    JukeboxCharacters,
-    LyricsTokenizer,
-    SentencePieceTokenizer,
     TokenizedLyrics,
+    run_tokenizer,
 )
 from megajukebox.conditioning.vocabulary import Vocabulary, normalised, read_vocabularies
 from megajukebox.models.prior import Prior, PriorConfig
@@ -32,24 +30,12 @@ class PriorRun:
         self.folder, self.facts = folder, read_facts(folder)
         if self.facts["kind"] != "prior":
             raise ValueError(f"{folder} holds a {self.facts['kind']}, not a prior")
-        trained_on = self.facts.get("vqvae")
-        if trained_on is not None and trained_on != vqvae["fingerprint"]:
-            raise ValueError(
-                f"{folder} was trained on the codes of another VQ-VAE"
-                f" ({trained_on[:12]}, here {vqvae['fingerprint'][:12]});"
-                " put the one it was trained with beside it, or train it again"
-            )
+        check_vqvae(folder, self.facts, vqvae["fingerprint"])
         self.config = PriorConfig(**self.facts["config"])
         self.vocabularies = read_vocabularies(folder)
-        self.tokenizer = self._tokenizer() if self.config.lyrics else None
+        self.tokenizer = run_tokenizer(folder, self.facts) if self.config.lyrics else None
         self.alignment = read_choice(folder)
         self.kept: Prior | None = None
-
-    def _tokenizer(self) -> LyricsTokenizer:
-        kind = self.facts.get("tokenizer")
-        if kind in ("jukebox_v2", "jukebox_v3"):
-            return JukeboxCharacters(kind[-2:])
-        return SentencePieceTokenizer(self.folder / (kind or "lyrics.model"))
 
     def told(self, request: SongRequest) -> SongConditioning:
         labels = self.config.labels

@@ -11,18 +11,6 @@ from megajukebox.sampling.levels.level_sampler import SongConditioning
 from megajukebox.sampling.lyrics.head_selection import AlignedSong
 
 
-def check_codes(run: PriorRun, codes: ShardSet) -> None:
-    """The prior must have been trained on codes of the VQ-VAE that made these."""
-    if codes.index["kind"] != "codes":
-        raise ValueError(f"{codes.folder} holds {codes.index['kind']}, not codes; run encode first")
-    trained_on, made_by = run.facts.get("vqvae"), codes.index["vqvae"]["fingerprint"]
-    if trained_on not in (None, made_by):
-        raise ValueError(
-            f"{codes.folder} was made by VQ-VAE {made_by[:12]}, {run.folder} reads the codes of {trained_on[:12]};"
-            " encode the songs with the VQ-VAE beside the prior"
-        )
-
-
 def known_song(run: PriorRun, codes: ShardSet, row: int) -> AlignedSong:
     """One song of the shards, told as in training."""
     assert run.tokenizer is not None

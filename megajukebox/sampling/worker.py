@@ -20,6 +20,7 @@ from typing import Any, TextIO
 import psutil
 import torch
 
+from megajukebox.common.levels import STUDENT_TABLE
 from megajukebox.common.model_files import FACTS, WEIGHTS
 from megajukebox.conditioning.vocabulary import VOCABULARIES
 from megajukebox.sampling.jukebox import Jukebox, SamplingInterrupted
@@ -28,14 +29,13 @@ from megajukebox.sampling.memory_budget import LevelMemory, fit_batch, free_memo
 from megajukebox.sampling.reporting import ProgressFile
 from megajukebox.sampling.songs.requests import SongRequest, parse_requests
 from megajukebox.sampling.songs.resume_store import ResumeStore
-from megajukebox.sampling.students.student_runs import TABLE
 
 READ = (
     FACTS,
     WEIGHTS,
     VOCABULARIES,
     ALIGNMENT,
-    TABLE,
+    STUDENT_TABLE,
 )  # of a run; where one changes, the jukebox is loaded again
 SHARE = 0.5  # of the free memory, for priors that stay loaded; larger ones are loaded level by level, as `sample` does
 

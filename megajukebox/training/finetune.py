@@ -14,12 +14,12 @@ from torch import Tensor
 
 from megajukebox.common.model_files import FACTS, WEIGHTS, StoredTensors, read_facts
 from megajukebox.conditioning.tokenizers import (
-    JukeboxCharacters,
     LyricsTokenizer,
-    SentencePieceTokenizer,
+    run_tokenizer,
 )
 from megajukebox.conditioning.vocabulary import Vocabulary, read_vocabularies
 from megajukebox.data.shards.shard_set import ShardSet
+from megajukebox.data.stream.code_dataset import check_codes
 from megajukebox.models.prior import Prior, PriorConfig
 from megajukebox.models.vqvae import VQVAE, VQVAEConfig
 from megajukebox.training import checkpoint
@@ -47,10 +47,7 @@ class PretrainedModel:
 
     @property
     def tokenizer(self) -> LyricsTokenizer:
-        kind = self.facts.get("tokenizer") or "lyrics.model"
-        if kind in ("jukebox_v2", "jukebox_v3"):
-            return JukeboxCharacters("v2" if kind == "jukebox_v2" else "v3")
-        return SentencePieceTokenizer(self.folder / kind)
+        return run_tokenizer(self.folder, self.facts)
 
 
 def read_base(path: Path) -> PretrainedModel:
@@ -94,12 +91,7 @@ def check_prior(
         raise ValueError(
             f"--from {base.folder} holds a {base.facts.get('level', '')} {base.facts['kind']}, not a {level} prior"
         )
-    theirs, ours = base.facts.get("vqvae"), codes.index["vqvae"]["fingerprint"]
-    if theirs is not None and theirs != ours:
-        raise ValueError(
-            f"--from {base.folder} was trained on the codes of another VQ-VAE ({theirs[:12]});"
-            f" encode the songs with that one, not with {ours[:12]}"
-        )
+    check_codes(codes, base.folder, base.facts)
     for label, known in base.vocabularies.items():
         if label != "year":
             _check_names(base, label, known, codes, min_songs.get(label, 1))

@@ -13,7 +13,11 @@ from torch import Tensor, nn
 from megajukebox.common.provenance import made_by
 from megajukebox.common.redaction import redact
 from megajukebox.common.world import World
-from megajukebox.conditioning.tokenizers import LyricsTokenizer, SentencePieceTokenizer
+from megajukebox.conditioning.tokenizers import (
+    LYRICS_MODEL,
+    LyricsTokenizer,
+    SentencePieceTokenizer,
+)
 from megajukebox.conditioning.vocabulary import VOCABULARIES, Vocabulary, vocabularies_json
 from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.data.stream.augment import Augment
@@ -25,7 +29,12 @@ from megajukebox.data.stream.batches import (
     held_out_steps,
     readable,
 )
-from megajukebox.data.stream.code_dataset import CodeWindows, ConditionColumn, LyricsColumn
+from megajukebox.data.stream.code_dataset import (
+    CodeWindows,
+    ConditionColumn,
+    LyricsColumn,
+    check_kind,
+)
 from megajukebox.data.stream.sample_order import Order
 from megajukebox.data.stream.song_dataset import SongClips
 from megajukebox.data.stream.unindexed import UnindexedBatches, UnindexedShards
@@ -240,7 +249,7 @@ def prior_task(
 ) -> Task:
     """The prior of one level on windows of `codes`. Raises ValueError where codes and preset, or base, disagree."""
     level = level_of(stage)
-    check_codes(preset, codes)
+    check_codes_of_preset(preset, codes)
     known = (
         setup_from_checkpoint(preset, level, codes, base)
         if base
@@ -287,10 +296,10 @@ def setup_from_corpus(preset: Preset, level: str, codes: ShardSet) -> PriorSetup
     tokenizer = lyrics_tokenizer(codes) if told.lyrics else None
     files = {VOCABULARIES: vocabularies_json(vocabularies)}
     if tokenizer:
-        files["lyrics.model"] = (codes.folder / "lyrics.model").read_bytes()
+        files[LYRICS_MODEL] = (codes.folder / LYRICS_MODEL).read_bytes()
     config = preset.prior_config(level, tokenizer.size if tokenizer else 0)
     return PriorSetup(
-        config, vocabularies, tokenizer, files, {"tokenizer": "lyrics.model" if tokenizer else None}
+        config, vocabularies, tokenizer, files, {"tokenizer": LYRICS_MODEL if tokenizer else None}
     )
 
 
@@ -308,7 +317,7 @@ def setup_from_checkpoint(
     check_prior(base, level, codes, least)
     vocabularies = {name: base.vocabularies.get(name, Vocabulary()) for name in config.labels}
     files = {VOCABULARIES: vocabularies_json(vocabularies)}
-    model = base.folder / str(base.facts.get("tokenizer") or "lyrics.model")
+    model = base.folder / str(base.facts.get("tokenizer") or LYRICS_MODEL)
     if config.lyrics and model.is_file():
         files[model.name] = model.read_bytes()
     kept: tuple[str, ...] = ("tokenizer", "names", "licence")
@@ -317,12 +326,9 @@ def setup_from_checkpoint(
     return PriorSetup(config, vocabularies, base.tokenizer if config.lyrics else None, files, facts)
 
 
-def check_codes(preset: Preset, codes: ShardSet) -> None:
+def check_codes_of_preset(preset: Preset, codes: ShardSet) -> None:
     """The code shards must be those of a VQ-VAE of this preset's shape."""
-    if codes.index["kind"] != "codes":
-        raise ValueError(
-            f"{codes.folder} holds {codes.index['kind']}, a prior trains on codes; run encode first"
-        )
+    check_kind(codes)
     ours = {
         "sample_rate": preset.audio.sample_rate,
         "hops": preset.vqvae.hops,

@@ -14,13 +14,14 @@ from fixtures.tiny_shards import write_songs
 from torch import Tensor
 
 from megajukebox.commands.extend_vocabulary import grow, grown_table, main, names_in
+from megajukebox.common.levels import PRIOR_FOLDERS
 from megajukebox.common.model_files import check_fingerprint, load_into, read_facts, save_weights
 from megajukebox.conditioning.vocabulary import Vocabulary, read_vocabularies, vocabularies_json
 from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.interop.export import export_openai
 from megajukebox.interop.jukebox_weights import import_weights
 from megajukebox.models.prior import Prior, PriorConfig
-from megajukebox.sampling.jukebox import RUNS, Jukebox
+from megajukebox.sampling.jukebox import Jukebox
 from megajukebox.sampling.songs.requests import SongRequest
 
 BANDS = [
@@ -54,12 +55,14 @@ def logits_of_every_name(prior: Prior, names: dict[str, list[int]]) -> Tensor:
         return prior.logits(prior.tokens(batch), prior.conditioning(batch))
 
 
-@pytest.mark.parametrize("level", RUNS)
+@pytest.mark.parametrize("level", PRIOR_FOLDERS)
 def test_old_names_give_the_same_logits_to_the_last_bit(
     runs: Path, tmp_path: Path, level: str
 ) -> None:
     grow(runs, tmp_path / "grown", [*BANDS, ("genres", "Ska")])
-    before, after = (prior_in(folder / RUNS[level]) for folder in (runs, tmp_path / "grown"))
+    before, after = (
+        prior_in(folder / PRIOR_FOLDERS[level]) for folder in (runs, tmp_path / "grown")
+    )
     assert (
         len(after.labels.tables["artist"].weight) == 10 > len(before.labels.tables["artist"].weight)
     )
@@ -96,7 +99,9 @@ def test_one_command_grows_every_level_and_the_runs_can_be_sampled_at_once(
     )
     assert typed.endswith("did you mean 'ilune'?")
     song = Jukebox(tmp_path / "grown").sample([request])[0]
-    assert not any("unknown" in note for note in song.notes) and set(song.codes) == set(RUNS)
+    assert not any("unknown" in note for note in song.notes) and set(song.codes) == set(
+        PRIOR_FOLDERS
+    )
 
 
 def test_old_names_sample_the_same_song_from_the_grown_runs(runs: Path, tmp_path: Path) -> None:
@@ -105,14 +110,14 @@ def test_old_names_sample_the_same_song_from_the_grown_runs(runs: Path, tmp_path
         id="a", artist="ilune", genres=("dub", "folk"), lyrics="la la", seconds=0.3, seed=3
     )
     before, after = (Jukebox(folder).sample([request])[0] for folder in (runs, tmp_path / "grown"))
-    assert all(np.array_equal(before.audio[level], after.audio[level]) for level in RUNS)
+    assert all(np.array_equal(before.audio[level], after.audio[level]) for level in PRIOR_FOLDERS)
 
 
 def test_a_grown_run_says_what_it_was_and_nothing_else_of_it_changes(
     runs: Path, tmp_path: Path
 ) -> None:
     grow(runs, tmp_path / "grown", [("genres", "Ska")])
-    for level, name in RUNS.items():
+    for level, name in PRIOR_FOLDERS.items():
         old, new = read_facts(runs / name), read_facts(tmp_path / "grown" / name)
         check_fingerprint(tmp_path / "grown" / name)
         if level == "bottom":  # is told no genres

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from megajukebox.cli import typer
 from megajukebox.commands.evaluate import WORSE, main
+from megajukebox.common.levels import PRIOR_FOLDERS
 from megajukebox.common.model_files import load_into, read_facts, save_weights
 from megajukebox.data.audio import encode_wav
 from megajukebox.data.shards.build_index import write_index
@@ -34,7 +35,7 @@ from megajukebox.evaluation.targets import frozen
 from megajukebox.models.grid_order import GridOrder
 from megajukebox.models.lyric_attention import lyric_layers
 from megajukebox.models.prior import Prior, PriorConfig
-from megajukebox.sampling.jukebox import RUNS, Jukebox, PriorRun
+from megajukebox.sampling.jukebox import Jukebox, PriorRun
 from megajukebox.sampling.lyrics.head_selection import AlignmentHead, write_choice
 from megajukebox.sampling.songs.requests import parse_requests
 
@@ -257,10 +258,10 @@ def test_bits_of_windows_are_those_of_the_training_loss(place: Path) -> None:
 
 def write_student(runs: Path, level: str, order: str, awake: bool) -> Path:
     """A student beside the runs, at its teacher's weights; awake, it also listens to what its teacher does not know."""
-    teacher = Prior(PriorConfig(**read_facts(runs / RUNS[level])["config"]))
-    load_into(teacher, runs / RUNS[level])
+    teacher = Prior(PriorConfig(**read_facts(runs / PRIOR_FOLDERS[level])["config"]))
+    load_into(teacher, runs / PRIOR_FOLDERS[level])
     student = student_of(teacher, GridOrder.parse(order), awake)
-    facts = {"level": level, "teacher": read_facts(runs / RUNS[level])["fingerprint"]}
+    facts = {"level": level, "teacher": read_facts(runs / PRIOR_FOLDERS[level])["fingerprint"]}
     manner, folder = {"temperature": 1.0, "guidance": 1.0}, runs / f"{level}_student"
     save_weights(
         folder / "order", "student", student.how, student.state_dict(), 3, manner=manner, **facts

@@ -12,11 +12,12 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from megajukebox.commands.import_weights import main
+from megajukebox.common.levels import RUN_FOLDERS
 from megajukebox.common.model_files import load_into, read_facts
 from megajukebox.interop.checkpoints import ForeignCheckpoint
 from megajukebox.interop.export import export_hugging_face, export_openai, export_plain
 from megajukebox.interop.hugging_face import from_hugging_face, last_convolutions, to_hugging_face
-from megajukebox.interop.import_plan import FOLDERS, plan
+from megajukebox.interop.import_plan import plan
 from megajukebox.interop.jukebox_weights import import_weights
 from megajukebox.interop.reference_config import reference_hps
 from megajukebox.interop.released_configs import PRIORS, VQVAE
@@ -141,7 +142,7 @@ def test_every_schedule_of_ours_has_a_number_of_theirs():
 def test_orders_without_lyrics_are_imported(order, tmp_path):
     files = written(tmp_path, ("prior_5b",), attn_order=order)
     import_weights(files, tmp_path / "run", {"downs_t": (3, 2, 2), "strides_t": (2, 2, 2)})
-    config = loaded(tmp_path / "run" / FOLDERS["top"])["config"]
+    config = loaded(tmp_path / "run" / RUN_FOLDERS["top"])["config"]
     assert config["transformer"]["schedule"] == SCHEDULE_OF_ORDER[order]
 
 
@@ -151,7 +152,7 @@ def test_orders_with_a_lyrics_encoder_are_imported(order, tmp_path):
         tmp_path, ("vqvae", "prior_5b_lyrics"), **({"attn_order": order} if order != 10 else {})
     )
     import_weights(files, tmp_path / "run")
-    config = loaded(tmp_path / "run" / FOLDERS["top"])["config"]
+    config = loaded(tmp_path / "run" / RUN_FOLDERS["top"])["config"]
     assert config["transformer"]["schedule"] == SCHEDULE_OF_ORDER[order]
 
 

@@ -12,8 +12,8 @@ from parity.priors import greedy, song_of, told
 from parity.report import Case
 from torch import Tensor
 
+from megajukebox.common.levels import RUN_FOLDERS
 from megajukebox.common.model_files import load_into, read_facts
-from megajukebox.interop.import_plan import FOLDERS
 from megajukebox.interop.jukebox_weights import import_weights
 from megajukebox.models.prior import Prior, PriorConfig
 from megajukebox.models.vqvae import VQVAE, VQVAEConfig
@@ -73,12 +73,12 @@ def reference_settings(file: Path) -> dict[str, Any]:
 
 
 def load_all(runs: Path) -> tuple[VQVAE, dict[str, Prior]]:
-    vqvae = VQVAE(VQVAEConfig(**read_facts(runs / FOLDERS["vqvae"])["config"]))
-    load_into(vqvae, runs / FOLDERS["vqvae"])
+    vqvae = VQVAE(VQVAEConfig(**read_facts(runs / RUN_FOLDERS["vqvae"])["config"]))
+    load_into(vqvae, runs / RUN_FOLDERS["vqvae"])
     priors = {}
     for level in vqvae.config.levels:
-        priors[level] = Prior(PriorConfig(**read_facts(runs / FOLDERS[level])["config"])).eval()
-        load_into(priors[level], runs / FOLDERS[level])
+        priors[level] = Prior(PriorConfig(**read_facts(runs / RUN_FOLDERS[level])["config"])).eval()
+        load_into(priors[level], runs / RUN_FOLDERS[level])
     return vqvae.eval(), priors
 
 

@@ -20,9 +20,10 @@ from parity.priors import check_prior
 from parity.report import Case, Report
 from parity.vqvae import check_vqvae
 
+from megajukebox.common.levels import RUN_FOLDERS
 from megajukebox.common.model_files import load_weights
 from megajukebox.interop.checkpoints import read_checkpoints
-from megajukebox.interop.import_plan import FOLDERS, Part, plan
+from megajukebox.interop.import_plan import Part, plan
 from megajukebox.interop.jukebox_weights import import_weights
 
 
@@ -99,7 +100,7 @@ def imported(case: Case, file: Path) -> tuple:
     with tempfile.TemporaryDirectory() as scratch:
         import_weights([file], Path(scratch) / "run", settings)
         part: Part = plan(read_checkpoints([file]), settings)[0]
-        _, stored = load_weights(Path(scratch) / "run" / FOLDERS[part.name])
+        _, stored = load_weights(Path(scratch) / "run" / RUN_FOLDERS[part.name])
     return part, stored
 
 

@@ -10,9 +10,10 @@ from fixtures.tiny_models import CODES, LYRICS, WINDOW, little_prior, plain_draw
 from test_sampling_windows import told
 from torch import Tensor
 
+from megajukebox.common.levels import PRIOR_FOLDERS
 from megajukebox.models.prior import Prior
 from megajukebox.sampling.decoding.token_sampling import ClassifierFreeGuidance, TokenSampler
-from megajukebox.sampling.jukebox import RUNS, Jukebox
+from megajukebox.sampling.jukebox import Jukebox
 from megajukebox.sampling.levels.autoregressive import sampler_of
 from megajukebox.sampling.levels.level_sampler import SongConditioning, new_job
 from megajukebox.sampling.levels.level_windows import conditions_at, null_conditioning
@@ -173,7 +174,7 @@ def test_a_whole_jukebox_is_guided_level_by_level(tmp_path: Path) -> None:
         box.sample([SongRequest(id=f"song-{n}", guidance=g, **common)])[0]
         for n, g in enumerate([{}, 1.0, {"middle": 3.0}, 3.0])
     )
-    for level in RUNS:
+    for level in PRIOR_FOLDERS:
         assert np.array_equal(plain.codes[level], off.codes[level])
     assert np.array_equal(plain.codes["top"], middle.codes["top"])
     assert not np.array_equal(plain.codes["middle"], middle.codes["middle"])

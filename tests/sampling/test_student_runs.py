@@ -8,10 +8,11 @@ import torch
 from fixtures.tiny_jukebox import write_runs
 from fixtures.tiny_students import student_of
 
+from megajukebox.common.levels import PRIOR_FOLDERS
 from megajukebox.common.model_files import load_into, read_facts, save_weights
 from megajukebox.models.grid_order import GridOrder
 from megajukebox.models.prior import Prior, PriorConfig
-from megajukebox.sampling.jukebox import RUNS, Jukebox, draw_for
+from megajukebox.sampling.jukebox import Jukebox, draw_for
 from megajukebox.sampling.levels.autoregressive import Autoregressive
 from megajukebox.sampling.levels.level_sampler import LevelJob, new_job
 from megajukebox.sampling.songs.requests import SongRequest
@@ -22,8 +23,8 @@ ORDERS = {"top": ("1,1", "4,1"), "middle": ("0,1", "1,1"), "bottom": ("0,1",)}
 
 
 def load(runs: Path, level: str) -> Prior:
-    prior = Prior(PriorConfig(**read_facts(runs / RUNS[level])["config"]))
-    load_into(prior, runs / RUNS[level])
+    prior = Prior(PriorConfig(**read_facts(runs / PRIOR_FOLDERS[level])["config"]))
+    load_into(prior, runs / PRIOR_FOLDERS[level])
     return prior.eval()
 
 

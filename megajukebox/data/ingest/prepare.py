@@ -21,6 +21,7 @@ from typing import Any
 from megajukebox.common.files import make_folder, write_atomic
 from megajukebox.common.process_pool import in_order
 from megajukebox.conditioning.lrc import parse_lrc
+from megajukebox.conditioning.tokenizers import LYRICS_MODEL
 from megajukebox.data.ingest.convert import ConvertedSong, IngestConfig, convert, crashed, sample
 from megajukebox.data.ingest.discover import SourceSong
 from megajukebox.data.shards.build_index import write_index
@@ -31,7 +32,7 @@ GROWTH = {".wav": 1.0, ".flac": 1.2, ".ogg": 10.0, ".mp3": 10.0}
 OURS = (
     "index.json",
     "songs.npy",
-    "lyrics.model",
+    LYRICS_MODEL,
     "refused.jsonl",
     "plan.json",
     "songs-*.tar",
@@ -281,7 +282,7 @@ def train_lyrics_model(out: Path, shards: list[dict[str, Any]], vocabulary: int)
     Where no song has lyrics it knows little but bytes: a prior that reads lyrics then trains on empty ones, and new
     songs with words, in any script, can still join.
     """
-    path = out / "lyrics.model"
+    path = out / LYRICS_MODEL
     if not vocabulary:
         path.unlink(missing_ok=True)
         return None

@@ -3,10 +3,13 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from megajukebox.common.errors import UserError
+from megajukebox.common.model_files import check_vqvae
 from megajukebox.conditioning.lrc import TimedWord, parse_lrc
 from megajukebox.conditioning.tokenizers import (
     LyricsTokenizer,
@@ -27,6 +30,20 @@ SONGS_KEPT = (
     64  # songs whose conditions and lyrics each process keeps ready: 0.5 MB each with long lyrics
 )
 NPY_HEADER = re.compile(rb"'descr': '<u2', 'fortran_order': False, 'shape': \((\d+),\)")
+
+
+def check_kind(codes: ShardSet) -> None:
+    """Raise UserError unless `codes` is a set of code shards."""
+    if codes.index["kind"] != "codes":
+        raise UserError(
+            f"{codes.folder} holds {codes.index['kind']}, a prior reads codes; run encode first"
+        )
+
+
+def check_codes(codes: ShardSet, run: Path, facts: Mapping[str, Any]) -> None:
+    """Raise UserError unless `codes` were made by the VQ-VAE that the prior in `run` was trained with."""
+    check_kind(codes)
+    check_vqvae(run, facts, codes.index["vqvae"]["fingerprint"])
 
 
 @dataclass(frozen=True)

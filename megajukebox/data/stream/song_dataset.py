@@ -36,11 +36,11 @@ def split(keys: np.ndarray, held_out: float) -> np.ndarray:
     return np.frombuffer(digests, dtype="<u8") < np.uint64(below)
 
 
-def held_out_share(run: Path) -> float:
-    """The share of songs that the run in this folder kept out of its training, as its run.yaml says."""
+def held_out_share(run: Path, default: float = HELD_OUT) -> float:
+    """The share of songs that the run in this folder kept out of its training; imported runs do not say."""
     settings = run / "run.yaml"
     if not settings.is_file():
-        return HELD_OUT
+        return default
     said = yaml.safe_load(settings.read_text())
     return float(said["preset"]["training"][said["stage"]]["held_out"])
 

@@ -11,12 +11,16 @@ from torch import Tensor
 
 from megajukebox.conditioning.vocabulary import Vocabulary
 from megajukebox.data.shards.shard_set import ShardSet
-from megajukebox.data.stream.code_dataset import CodeWindows, ConditionColumn, LyricsColumn
+from megajukebox.data.stream.code_dataset import (
+    CodeWindows,
+    ConditionColumn,
+    LyricsColumn,
+    check_codes,
+)
 from megajukebox.evaluation.inputs import Say, paced, silent
 from megajukebox.evaluation.metrics import MetricValue, mean_score
 from megajukebox.models.prior import Prior
 from megajukebox.sampling.jukebox import PriorRun
-from megajukebox.sampling.real_songs import check_codes
 
 BATCH = 8  # windows that are judged at once
 WindowBits = Callable[
@@ -30,7 +34,7 @@ def windows_of(run: PriorRun, codes: ShardSet) -> CodeWindows:
 
     Raises ValueError if the codes are of another VQ-VAE than the prior was trained on.
     """
-    check_codes(run, codes)
+    check_codes(codes, run.folder, run.facts)
     config = run.config
     known = {
         name: ConditionColumn(run.vocabularies.get(name, Vocabulary()), label.slots)

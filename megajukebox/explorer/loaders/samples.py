@@ -9,13 +9,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, FiniteFloat, JsonValue, ValidationError, model_validator
 
+from megajukebox.common.levels import LEVELS
 from megajukebox.explorer.loaders.timed_lyrics import Line, read_lyrics
 
-LEVELS = (
-    "top",
-    "middle",
-    "bottom",
-)  # in the order in which they are made; the last is the finished song
 TRACKS = (*LEVELS, "reconstruction", "original")  # all that a song can be heard as
 DEPTH = 2  # folders between the one given and a sample
 

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from megajukebox.explorer.loaders.samples import LEVELS, TRACKS, ListedSample
+from megajukebox.common.levels import LEVELS
+from megajukebox.explorer.loaders.samples import TRACKS, ListedSample
 from megajukebox.explorer.loaders.timed_lyrics import plain
 
 FACETS = {  # field of an entry -> its name on the page, in the order of the filters

@@ -3,7 +3,8 @@
 import json
 import shlex
 
-from megajukebox.explorer.loaders.samples import LEVELS, ListedSample, UnreadableSample
+from megajukebox.common.levels import LEVELS
+from megajukebox.explorer.loaders.samples import ListedSample, UnreadableSample
 from megajukebox.explorer.loaders.search_index import Links, entry, runs_folder, seed, title
 from megajukebox.explorer.loaders.timed_lyrics import Line, Piece
 from megajukebox.explorer.pages.html import Markup, element, inline_json

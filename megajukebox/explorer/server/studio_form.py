@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from megajukebox.common.levels import PRIOR_FOLDERS
 from megajukebox.conditioning.vocabulary import UNKNOWN, read_vocabularies
 from megajukebox.explorer.loaders.samples import reason
 from megajukebox.explorer.server.studio_jobs import Job
@@ -60,7 +61,7 @@ class Offer:
 
 def offered(run: Path, condition: str) -> list[str]:
     """The names that the top prior was trained on."""
-    known = read_vocabularies(run / "top_prior").get(condition)
+    known = read_vocabularies(run / PRIOR_FOLDERS["top"]).get(condition)
     return [name for name in known.names if name != UNKNOWN][:MOST_NAMES] if known else []
 
 

@@ -13,6 +13,7 @@ from prometheus_client.core import (
 )
 
 from megajukebox import __version__
+from megajukebox.common.levels import LEVELS
 from megajukebox.monitoring.alerts import diagnose
 from megajukebox.monitoring.collect import codebooks as books
 from megajukebox.monitoring.collect.host import Machine
@@ -22,7 +23,6 @@ from megajukebox.monitoring.exporters.families import FAMILIES
 from megajukebox.records.productive_time import number
 
 PREFIX = "megajukebox_"
-LEVELS = ("top", "middle", "bottom")
 STATUSES = (
     "new",
     "starting",

@@ -15,9 +15,9 @@ from typing import Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from megajukebox.common.levels import LEVELS
 from megajukebox.common.validation_errors import mistakes
 
-LEVELS = ("top", "middle", "bottom")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 SOURCES = ("prompt", "upsample", "infill")  # settings that name a file; at most one of them
 

@@ -13,15 +13,15 @@ from typing import Any
 
 import torch
 
-from megajukebox.common.model_files import load_into, read_facts
+from megajukebox.common.levels import LEVELS, STUDENT_TABLE
+from megajukebox.common.model_files import check_vqvae, load_into, read_facts
 from megajukebox.models.grid_order import GridOrder
 from megajukebox.models.prior import Prior
 from megajukebox.models.student import Student, StudentConfig
 from megajukebox.sampling.levels.level_sampler import LevelSampler
-from megajukebox.sampling.songs.requests import LEVELS, SongRequest
+from megajukebox.sampling.songs.requests import SongRequest
 from megajukebox.sampling.students.student_sampler import StudentSampler, VerifiedStudent
 
-TABLE = "student.json"  # of distillation/task.py
 QUICK = ("middle", "bottom")  # levels that "student" alone means
 KINDS = ("student", "polished", "exact")
 
@@ -44,10 +44,7 @@ class StudentRun:
             raise ValueError(
                 f"{self.folder} holds a {self.facts['level']} {self.facts['kind']}, not a {level} student"
             )
-        if self.facts.get("vqvae") not in (None, vqvae):
-            raise ValueError(
-                f"{self.folder} was distilled for the codes of another VQ-VAE; distill it again"
-            )
+        check_vqvae(self.folder, self.facts, vqvae)
         self.config = StudentConfig(**self.facts["config"])
         self.manner: dict[str, float] = self.facts["manner"]
         self.failed = (
@@ -85,10 +82,10 @@ class StudentRun:
 
 def row_of(run: Path, order: str | None) -> tuple[dict[str, Any], dict[str, float]]:
     """What distill wrote of an order, or of the one that it chose, and the gate."""
-    path = run / TABLE
+    path = run / STUDENT_TABLE
     if not path.is_file():
         raise ValueError(
-            f"{run} holds no student ({TABLE} is missing); run distill, or choose another sampler"
+            f"{run} holds no student ({STUDENT_TABLE} is missing); run distill, or choose another sampler"
         )
     table = json.loads(path.read_text())
     if order is None:
