@@ -47,5 +47,5 @@ class BuildCache:
 @cache
 def templates() -> str:
     """One name for this very version of the code that makes pages."""
-    sources = sorted(PACKAGE.rglob("*.py"))
+    sources = sorted([*PACKAGE.rglob("*.py"), *PACKAGE.rglob("*.html")])
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()

@@ -10,8 +10,8 @@ import pytest
 import soundfile
 from fixtures import accessibility, browser
 from fixtures.browser import Browser
+from fixtures.explorer_samples import HOSTILE, read_data_script
 from fixtures.explorer_server import ask, serving
-from test_explore import HOSTILE, taken
 
 from megajukebox.conditioning.lrc import TimedWord
 from megajukebox.data.audio import encode_flac
@@ -113,7 +113,9 @@ def site(shards: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_fault_is_found_and_nothing_else(site: Path) -> None:
-    found = {song["name"]: song.get("findings", []) for song in taken(site / "corpus.js")}
+    found = {
+        song["name"]: song.get("findings", []) for song in read_data_script(site / "corpus.js")
+    }
     assert found == {
         "good": [], "short": ["short", "too many words"], "silent": ["silence"],
         "clipped": ["clipped"], "dc": ["DC offset"], "one-sided": ["one channel empty"], "dark": ["no high notes"],
@@ -135,7 +137,7 @@ def test_words_are_held_against_the_song() -> None:
 
 
 def test_the_excerpt_is_the_middle_and_the_words_move_with_it(site: Path) -> None:
-    song = next(one for one in taken(site / "corpus.js") if one["name"] == "good")
+    song = next(one for one in read_data_script(site / "corpus.js") if one["name"] == "good")
     heard, rate = soundfile.read(site / song["audio"]["original"], dtype="float32")
     assert rate == RATE and len(heard) == 6 * RATE
     assert np.abs(heard - SONGS["good"][2 * RATE : 8 * RATE]).max() < 1e-4
@@ -166,7 +168,7 @@ def test_whole_songs_come_out_of_the_tar_by_range(shards: ShardSet, tmp_path: Pa
         "--corpus", shards.folder, "--out", tmp_path / "site", "--most-songs", "4"
     ) as printed:
         address = printed.rstrip("/")
-        song = taken(tmp_path / "site" / "corpus.js")[0]
+        song = read_data_script(tmp_path / "site" / "corpus.js")[0]
         root = ask(address, "/")[1]["location"].removesuffix("/index.html")
         url = f"{root}/{song['audio']['original']}"
         status, headers, body = ask(address, url)

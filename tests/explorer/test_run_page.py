@@ -3,6 +3,7 @@
 import json
 import re
 import time
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -232,6 +233,6 @@ def test_scores_of_checkpoints_are_drawn_over_steps_and_the_newest_told_in_full(
     assert "<h2>Scores" not in page(tmp_path)
     (run.folder / "scores.jsonl").write_text(text)
     html = page(tmp_path)
-    assert "top bits per code" in html and "[[50, 6.5], [100, 6.0]]" in html.replace("&quot;", '"')
+    assert "top bits per code" in html and "[[50, 6.5], [100, 6.0]]" in unescape(html)
     assert "bits/top/entropy_bits" in html and "5.5 to 6.5" in html
     assert "scores.jsonl" in html and "1 of 3 lines" in html  # the line that a crash cut is told

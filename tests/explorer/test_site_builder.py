@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pytest
-from fixtures.explorer_samples import RATE, add_run, add_sample, metrics
+from fixtures.explorer_samples import HOSTILE, RATE, add_run, add_sample, metrics, read_data_script
 from fixtures.paths import ROOT
 
 from megajukebox.explorer.loaders.runs import read_run
@@ -32,7 +32,6 @@ from megajukebox.explorer.pages.svg_plots import figure
 from megajukebox.explorer.site_builder import build
 from megajukebox.explorer.site_files import safe_name
 
-HOSTILE = "</script><img src=x onerror=\"window.owned='yes'\"> & 'q' \u2028 \u202e"
 ENTRY = ROOT / "megajukebox" / "commands" / "explore.py"
 
 
@@ -64,13 +63,8 @@ class Tags(HTMLParser):
         self.found.append((tag, dict(attributes)))
 
 
-def taken(script: Path) -> Any:
-    """What a script of data hands to the page."""
-    return json.loads(json.loads(re.findall(r"take\(\".*?\", (.*)\);\n", script.read_text())[0]))
-
-
 def listed(site: Path) -> list[dict[str, Any]]:
-    return taken(site / "entries.js")
+    return read_data_script(site / "entries.js")
 
 
 def pages(site: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""The pages of the corpus itself: what the model hears, to find bad data."""
+"""The pages of the corpus itself: what the model is trained on, to find bad data."""
 
 from pathlib import Path
 from typing import Any
@@ -7,12 +7,11 @@ from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.explorer import site_files
 from megajukebox.explorer.loaders.corpus import CorpusSong, Excerpt, SongFiles
 from megajukebox.explorer.loaders.samples import TRACKS
+from megajukebox.explorer.loaders.search_index import SEARCHED
 from megajukebox.explorer.loaders.timed_lyrics import plain
-from megajukebox.explorer.pages.html import Markup, element, inline_json
-from megajukebox.explorer.pages.layout import clock, copyable, facts, heading, page, player
-from megajukebox.explorer.pages.sample import as_text, folded, lyrics_panel
-from megajukebox.explorer.pages.sample_list import listing
-from megajukebox.explorer.pages.waveforms import SCRIPTS, scale, strip
+from megajukebox.explorer.pages.layout import as_text, clock, printable_json, render_page
+from megajukebox.explorer.pages.sample_list import render_song_list
+from megajukebox.explorer.pages.waveforms import SCRIPTS, Scale, Track
 
 HOW_TO_SHOW = "megajukebox explore samples runs --corpus shards/songs"
 FACETS = {
@@ -25,68 +24,74 @@ FACETS = {
     "kind": "Lyrics",
     "findings": "Looks wrong",
 }
-LISTS = ("genres", "moods")
+NOT_SHOWN = ("version", "key", "sha256")  # of a song's metadata
+WHOLE_TOLERANCE = 0.01  # seconds that an excerpt may miss and count as the whole song
 
 
 def no_corpus_page() -> str:
-    say = element("p", "No shards were given. Listen to what the model is trained on:")
-    panel = element("section", say, copyable(HOW_TO_SHOW, "command"), class_="panel")
-    return page("Corpus", "Corpus", "", heading("Corpus"), panel)
+    return render_page("no_corpus.html", "Corpus", tab="Corpus", commands=HOW_TO_SHOW)
 
 
 def corpus_page(shards: ShardSet, songs: list[CorpusSong], excerpt: Excerpt) -> str:
     """The list of songs; `corpus.js` beside the page holds them."""
+    return render_song_list(
+        "corpus.html",
+        title="Corpus",
+        data="corpus",
+        facets=FACETS,
+        orders=("", "artist", "seconds"),
+        first_track="original",
+        summary=summary(shards, songs, excerpt),
+    )
+
+
+def summary(shards: ShardSet, songs: list[CorpusSong], excerpt: Excerpt) -> str:
+    """Which songs are in the list, which part of them, and how many look wrong."""
     hours = sum(song.seconds for song in songs) / 3600
-    part = (
-        f"{len(songs)} of {len(shards)} songs, evenly over the set"
-        if len(songs) < len(shards)
-        else "all songs"
-    )
-    heard = "whole" if excerpt.seconds is None else f"{excerpt.seconds:g} s from the middle of each"
-    say = f"{shards.source}: {part}, {hours:.1f} hours; {heard}."
+    count = "all songs"
+    if len(songs) < len(shards):
+        count = f"{len(songs)} of {len(shards)} songs, evenly over the set"
+    part = "whole"
+    if excerpt.seconds is not None:
+        part = f"{excerpt.seconds:g} s from the middle of each"
     wrong = sum(bool(song.findings) for song in songs)
-    look = (
-        f"{wrong} look wrong: choose under “Looks wrong”, then listen."
-        if wrong
-        else "None looks wrong."
-    )
-    note = element("p", f"{say} {look}", class_="small")
-    return listing("Corpus", note, FACETS, "corpus", ("", "artist", "seconds"))
+    look = "None looks wrong."
+    if wrong:
+        look = f"{wrong} look wrong: choose under “Looks wrong”, then listen."
+    return f"{shards.source}: {count}, {hours:.1f} hours; {part}. {look}"
 
 
 def corpus_entry(song: CorpusSong, out: Path) -> dict[str, Any]:
-    """What the list knows of a song."""
-    site, folder = SongFiles(out, song.key, song.excerpt), out
+    """The record of a song for the list. Empty values are left out: of thousands, they would be half of the bytes."""
+    files = SongFiles(out, song.key, song.excerpt)
     year = song.known.get("year")
-    known = {
+    entry = {
         "name": song.key,
         "title": title(song),
         "artist": song.named("artist"),
         "language": song.named("language"),
         "licence": song.named("licence"),
         "year": year if isinstance(year, int) else None,
-        **{name: names(song.known.get(name)) for name in LISTS},
+        "genres": names(song.known.get("genres")),
+        "moods": names(song.known.get("moods")),
         "kind": song.kind,
         "findings": song.findings,
         "seconds": song.shown,
         "levels": [track for track in TRACKS if track in song.audio],
-        "page": site_files.relative_url(song_page_path(song, out), folder),
-        "audio": {
-            track: site_files.relative_url(path, folder) for track, path in song.audio.items()
-        },
-        "picture": site_files.relative_url(site.picture("original"), folder)
-        if song.audio
-        else None,
+        "page": site_files.relative_url(song_page_path(song, out), out),
+        "audio": {track: site_files.relative_url(path, out) for track, path in song.audio.items()},
+        "picture": site_files.relative_url(files.picture("original"), out) if song.audio else None,
     }
     return {
-        key: value
-        for key, value in known.items()
-        if value not in (None, "", [], {}) or key == "seconds"
+        name: value
+        for name, value in entry.items()
+        if value not in (None, "", [], {}) or name == "seconds"
     }
 
 
 def corpus_words(song: CorpusSong) -> str:
-    return plain(song.lyrics)[:2000]
+    """The lyrics that the list can search."""
+    return plain(song.lyrics)[:SEARCHED]
 
 
 def names(value: object) -> list[str]:
@@ -100,74 +105,61 @@ def song_page_path(song: CorpusSong, out: Path) -> Path:
 def song_page(song: CorpusSong, out: Path) -> str:
     """One song: to hear and see, its lyrics, what is known of it and what looks wrong."""
     folder = song_page_path(song, out).parent
-    site = SongFiles(out, song.key, song.excerpt)
-    tracks = [track for track in TRACKS if track in song.audio]
-    urls = {track: site_files.relative_url(song.audio[track], folder) for track in tracks}
-    pictures = {track: site_files.relative_url(site.picture(track), folder) for track in tracks}
-    numbers = {track: site_files.relative_url(site.numbers(track), folder) for track in tracks}
-    strips = [strip(track, about(track), pictures[track], urls[track]) for track in tracks]
-    entry = {
-        "title": title(song),
-        "name": song.key,
-        "seconds": song.shown,
-        "audio": urls,
-        "peaks": numbers,
-    }
-    content = [
-        element("p", element("a", "← All songs", href="../corpus.html"), class_="above"),
-        heading(
-            title(song),
-            " · ".join(filter(None, (song.named("artist"), clock(song.seconds), song.key))),
-        ),
-        findings(song),
-        element(
-            "section",
-            strips,
-            scale(song.rate, song.shown) if strips else "",
-            class_="panel",
-            id="strips",
-        ),
-        element(
-            "div", lyrics_panel(song.lyrics, song.named("language")), known(song), class_="columns"
-        ),
-        player(tuple(tracks) or ("original",), first="original"),
-        inline_json("entry", entry),
-    ]
-    scripts = (*(f"./{url}" for url in numbers.values()), *SCRIPTS, "sample.js")
-    return page(title(song), "Corpus", "../", *content, scripts=scripts)
+    files = SongFiles(out, song.key, song.excerpt)
+    tracks = []
+    audio = {}
+    peaks = {}
+    for name in TRACKS:
+        if name in song.audio:
+            audio[name] = site_files.relative_url(song.audio[name], folder)
+            peaks[name] = site_files.relative_url(files.numbers(name), folder)
+            picture = site_files.relative_url(files.picture(name), folder)
+            tracks.append(Track(name, about_track(name), audio[name], picture))
+    subtitle = [song.named("artist"), clock(song.seconds), song.key]
+    return render_page(
+        "song.html",
+        title(song),
+        tab="Corpus",
+        root="../",
+        scripts=(*(f"./{url}" for url in peaks.values()), *SCRIPTS, "sample.js"),
+        subtitle=" · ".join(part for part in subtitle if part),
+        findings=song.findings,
+        error=song.trouble,
+        tracks=tracks,
+        scale=Scale(song.rate, song.shown),
+        lyrics=song.lyrics,
+        language=song.named("language"),
+        metadata=metadata(song),
+        json=printable_json(song.known) if song.known else "",
+        played_tracks=tuple(audio) or ("original",),
+        entry={
+            "title": title(song),
+            "name": song.key,
+            "seconds": song.shown,
+            "audio": audio,
+            "peaks": peaks,
+        },
+    )
 
 
 def title(song: CorpusSong) -> str:
     return song.named("title") or song.named("artist") or song.key
 
 
-def about(track: str) -> str:
-    return (
-        "as it lies in the shards" if track == "original" else f"what the {track} codes keep of it"
-    )
+def about_track(track: str) -> str:
+    if track == "original":
+        return "as it lies in the shards"
+    return f"what the {track} codes keep of it"
 
 
-def findings(song: CorpusSong) -> Markup:
-    if not song.findings and not song.trouble:
-        return Markup("")
-    rows = [element("li", finding) for finding in song.findings]
-    trouble = element("p", song.trouble) if song.trouble else ""
-    return element(
-        "aside", element("strong", "Looks wrong"), element("ul", rows), trouble, class_="note"
-    )
-
-
-def known(song: CorpusSong) -> Markup:
-    said = {
-        name: value
-        for name, value in song.known.items()
-        if name not in ("version", "key", "sha256")
-    }
-    rows: list[tuple[str, str | None]] = [
-        (name, ", ".join(names(value)) if isinstance(value, list) else as_text(value))
-        for name, value in said.items()
-    ]
-    part = f"{song.start:.1f} to {song.start + song.shown:.1f} s of {song.seconds:.1f} s are shown"
-    metadata = facts([*rows, ("shown", part if song.shown < song.seconds - 0.01 else None)])
-    json_ = folded("JSON", song.known)
-    return element("section", element("h2", "What is known of it"), metadata, json_, class_="panel")
+def metadata(song: CorpusSong) -> list[tuple[str, str]]:
+    """What the shards say of the song, and which part of it is shown."""
+    rows = []
+    for name, value in song.known.items():
+        if name not in NOT_SHOWN:
+            text = ", ".join(names(value)) if isinstance(value, list) else as_text(value)
+            rows.append((name, text))
+    if song.shown < song.seconds - WHOLE_TOLERANCE:
+        end = song.start + song.shown
+        rows.append(("shown", f"{song.start:.1f} to {end:.1f} s of {song.seconds:.1f} s are shown"))
+    return rows

@@ -1,47 +1,63 @@
-"""HTML that escapes by default: plain text can only become text, whatever it holds."""
+"""HTML that escapes by default: Jinja2 templates (in templates/) and MarkupSafe."""
 
-import html
-import json
 from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
 
-VOID = {"br", "img", "input", "link", "meta"}  # elements without a closing tag
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+TEMPLATES = Path(__file__).parent.parent / "templates"
+VOID_ELEMENTS = {"br", "img", "input", "link", "meta"}  # have no closing tag
 Attribute = str | int | float | bool | None
 
 
-class Markup(str):
-    """Text that is HTML already; any other `str` is escaped when it is put into an element."""
+@cache
+def environment() -> Environment:
+    """Return the one environment of the process, so that each template is compiled once.
+
+    A name that a template uses and a page does not pass is an error. The filter `tojson` escapes `<`, `>`, `&` and
+    `'`, so no text can end a script element.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        auto_reload=False,
+    )
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False}
+    return environment
+
+
+def render(template: str, **context: object) -> Markup:
+    """Fill the file `template` of templates/; every `str` in `context` is escaped, `Markup` is not."""
+    return Markup(environment().get_template(template).render(context))
 
 
 def element(name: str, /, *children: str | Iterable[str], **attributes: Attribute) -> Markup:
     """`<name attributes>children</name>`; `class_` is written class, `aria_label` aria-label, None is left out."""
-    opening = f"<{name}{''.join(written(key, value) for key, value in attributes.items())}>"
-    return Markup(opening if name in VOID else f"{opening}{joined(*children)}</{name}>")
+    opening = Markup("<{}{}>").format(name, _attributes(attributes))
+    if name in VOID_ELEMENTS:
+        return opening
+    return Markup("{}{}</{}>").format(opening, _joined(children), name)
 
 
-def joined(*children: str | Iterable[str]) -> Markup:
-    """Children one after the other, escaped where they are not markup."""
-    return Markup(
-        "".join(escaped(child) if isinstance(child, str) else joined(*child) for child in children)
+def _joined(children: Iterable[str | Iterable[str]]) -> Markup:
+    """Children one after the other, escaped where they are not `Markup`."""
+    return Markup("").join(
+        escape(child) if isinstance(child, str) else _joined(child) for child in children
     )
 
 
-def escaped(text: str) -> Markup:
-    return text if isinstance(text, Markup) else Markup(html.escape(text, quote=True))
-
-
-def written(key: str, value: Attribute) -> str:
-    """One attribute with the space before it; True is a bare attribute."""
-    name = key.rstrip("_").replace("_", "-")
-    if value is None or value is False:
-        return ""
-    return f" {name}" if value is True else f' {name}="{html.escape(str(value), quote=True)}"'
-
-
-def inline_json(identity: str, data: object) -> Markup:
-    """A script element that holds `data` as JSON; `<`, `>` and `&` are escaped, so no text can end it."""
-    text = json.dumps(
-        data, allow_nan=False
-    )  # ASCII only, so U+2028 and lone surrogates are escaped too
-    for sign in "<>&":
-        text = text.replace(sign, f"\\u{ord(sign):04x}")
-    return Markup(f'<script type="application/json" id="{html.escape(identity)}">{text}</script>')
+def _attributes(attributes: dict[str, Attribute]) -> Markup:
+    """Attributes, each with a space before it; True is a bare one."""
+    written = Markup("")
+    for key, value in attributes.items():
+        name = key.rstrip("_").replace("_", "-")
+        if value is True:
+            written += Markup(" {}").format(name)
+        elif value is not None and value is not False:
+            written += Markup(' {}="{}"').format(name, value)
+    return written

@@ -1,93 +1,113 @@
 """A run over the wall clock: its attempts, what happened between and in them, and what the seconds went into."""
 
-from megajukebox.explorer.pages.html import Markup, element
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from megajukebox.explorer.pages.html import render
 from megajukebox.monitoring.alerts import format_duration
 from megajukebox.monitoring.collect.run_state import RunState
 from megajukebox.records.productive_time import number
 
-WIDTH, HEIGHT = 1000, 46
-MOST = 200  # marks
-WORDS = {
-    "productive": "training steps that were kept", "data_wait": "waiting for data", "ckpt_save": "saving",
-    "ckpt_restore": "loading checkpoints", "init": "starting", "eval": "evaluating",
-    "recompute": "steps trained again", "other": "other", "down": "no process",
-}  # fmt: skip
+# Of the picture, in its own units.
+WIDTH = 1000
+HEIGHT = 46
+MIN_BOX_WIDTH = 1.0
+MAX_MARKS = 200
+MAX_MARK_TEXT = 300  # characters
+MIN_LISTED_SHARE = 0.001  # of the wall clock; smaller shares are drawn but not listed
+PHASE_LABELS = {
+    "productive": "training steps that were kept",
+    "data_wait": "waiting for data",
+    "ckpt_save": "saving",
+    "ckpt_restore": "loading checkpoints",
+    "init": "starting",
+    "eval": "evaluating",
+    "recompute": "steps trained again",
+    "other": "other",
+    "down": "no process",
+}
 
 
-def time_line(run: RunState) -> Markup:
+@dataclass(frozen=True)
+class AttemptBox:
+    x: float
+    width: float
+    text: str
+
+
+@dataclass(frozen=True)
+class EventMark:
+    x: float
+    top: int
+    kind: str
+    text: str
+
+
+@dataclass(frozen=True)
+class PhaseShare:
+    """A phase's share of the wall clock; `start` and `width` in percent of the picture."""
+
+    phase: str
+    start: str
+    width: str
+    text: str
+    is_listed: bool
+
+
+def timeline(run: RunState) -> Markup:
+    """Attempts and events over time, and the shares of the phases."""
     account = run.account
     if not account.attempts or account.wall <= 0:
-        return element("p", "Nothing yet.", class_="small")
-    return element("div", picture(run), bar(run), class_="timeline")
-
-
-def picture(run: RunState) -> Markup:
-    """A box for every attempt, a line for every event; the pointer tells which."""
-    first, wall = run.account.attempts[0][0], run.account.wall
-
-    def across(when: float) -> float:
-        return round(min(1.0, max(0.0, (when - first) / wall)) * WIDTH, 1)
-
-    boxes = [
-        element(
-            "rect", element("title", f"attempt {n}: {format_duration(end - begin)}"), x=across(begin), y=14,
-            width=max(1.0, across(end) - across(begin)), height=18, class_="attempt",
-        )
-        for n, (begin, end) in enumerate(run.account.attempts, start=1)
-    ]  # fmt: skip
-    timed = [(when, e) for e in run.events if (when := number(e.get("time"))) is not None]
-    lines = [
-        element(
-            "path", element("title", f"{e.get('event')} at step {e.get('step', '?')}: {e.get('reason', '')}"[:300]),
-            d=f"M{across(when)} {24 if e.get('event') == 'save' else 12}V44", class_=f"mark {e.get('event')}",
-        )
-        for when, e in timed[-MOST:]
-    ]  # fmt: skip
-    ends = [
-        element("text", "first start", x=0, y=9),
-        element("text", format_duration(wall), x=WIDTH, y=9, text_anchor="end"),
-    ]
-    return element(
-        "svg",
-        ends,
-        boxes,
-        lines,
-        viewBox=f"0 0 {WIDTH} {HEIGHT}",
-        role="img",
-        aria_label="Time line",
+        return Markup('<p class="small">Nothing yet.</p>')
+    return render(
+        "timeline.html",
+        width=WIDTH,
+        height=HEIGHT,
+        duration=format_duration(account.wall),
+        attempts=attempt_boxes(run),
+        marks=event_marks(run),
+        shares=phase_shares(run),
     )
 
 
-def bar(run: RunState) -> Markup:
-    """Shares of the wall clock, the useful one first. Drawn: the server's policy forbids style attributes."""
-    shares = {
-        phase: seconds / run.account.wall
-        for phase, seconds in run.account.seconds.items()
-        if seconds > 0
-    }
-    starts = [sum(list(shares.values())[:n]) for n in range(len(shares))]
-    pieces = [
-        element(
-            "rect", element("title", f"{WORDS.get(phase, phase)} {share:.1%}"),
-            x=f"{start:.3%}", width=f"{share:.3%}", height="100%", class_=f"phase {phase}",
-        )
-        for start, (phase, share) in zip(starts, shares.items())
-    ]  # fmt: skip
-    words = [
-        element(
-            "span",
-            element("i", class_=f"phase {phase}"),
-            f"{WORDS.get(phase, phase)} {share:.1%}",
-            class_="key",
-        )
-        for phase, share in shares.items()
-        if share >= 0.001
-    ]
-    drawn = element(
-        "svg",
-        pieces,
-        class_="bar-of-time",
-        role="img",
-        aria_label="Shares of its time; in words below",
-    )
-    return element("div", drawn, element("p", words, class_="small keys"))
+def position(run: RunState, unix_seconds: float) -> float:
+    """Where on the picture a time stands."""
+    share = (unix_seconds - run.account.attempts[0][0]) / run.account.wall
+    return round(min(1.0, max(0.0, share)) * WIDTH, 1)
+
+
+def attempt_boxes(run: RunState) -> list[AttemptBox]:
+    boxes = []
+    for attempt, (start, end) in enumerate(run.account.attempts, start=1):
+        x = position(run, start)
+        width = max(MIN_BOX_WIDTH, position(run, end) - x)
+        boxes.append(AttemptBox(x, width, f"attempt {attempt}: {format_duration(end - start)}"))
+    return boxes
+
+
+def event_marks(run: RunState) -> list[EventMark]:
+    """A line for each event, the latest ones; those of checkpoints are short."""
+    marks = []
+    for event in run.events:
+        time = number(event.get("time"))
+        if time is not None:
+            kind = str(event.get("event"))
+            text = f"{kind} at step {event.get('step', '?')}: {event.get('reason', '')}"
+            top = 24 if kind == "save" else 12
+            marks.append(EventMark(position(run, time), top, kind, text[:MAX_MARK_TEXT]))
+    return marks[-MAX_MARKS:]
+
+
+def phase_shares(run: RunState) -> list[PhaseShare]:
+    """Shares of the wall clock, the useful one first."""
+    shares = []
+    start = 0.0
+    for phase, seconds in run.account.seconds.items():
+        share = seconds / run.account.wall
+        if share > 0:
+            text = f"{PHASE_LABELS.get(phase, phase)} {share:.1%}"
+            is_listed = share >= MIN_LISTED_SHARE
+            shares.append(PhaseShare(phase, f"{start:.3%}", f"{share:.3%}", text, is_listed))
+            start += share
+    return shares
