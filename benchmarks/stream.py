@@ -77,7 +77,10 @@ def songs(folder: Path) -> dict[str, Any]:
     found["ratio_to_bare"] = round(statistics.median(pair[1] / pair[0] for pair in pairs), 3)
     found["ratios"] = [round(pair[1] / pair[0], 3) for pair in pairs]
     for visit in (2, 4, 8):
-        ratios = [stream(source, number, visit=visit) / stream(source, number) for _ in range(3)]
+        ratios = [
+            stream(source, number, clips_per_song_visit=visit) / stream(source, number)
+            for _ in range(3)
+        ]
         found[f"speed_of_{visit}_clips_a_visit_to_1"] = round(statistics.median(ratios), 3)
     cores = [(workers(source, 1), workers(source, 2), bare_twice(shards, number)) for _ in range(3)]
     found["two_workers_to_one"] = round(statistics.median(two / one for one, two, _ in cores), 3)
@@ -127,7 +130,9 @@ def stream(
 ) -> float:
     """Units a second of processor time through the whole stream in this process, after its first step."""
     clock = time.process_time
-    steps = iter(Batches(source, seed=0, global_batch=batch, micro_batch=batch, visit=visit))
+    steps = iter(
+        Batches(source, seed=0, global_batch=batch, micro_batch=batch, clips_per_song_visit=visit)
+    )
     next(steps)
     begun = clock()
     for _ in islice(steps, number // batch):
@@ -214,7 +219,7 @@ def shuffle(folder: Path) -> dict[str, Any]:
     full = np.random.default_rng(0).permutation(np.repeat(np.arange(len(counts)), clips))
     found = {"full permutation": quality(full)}
     for visit in (1, 2, 4, 8):
-        order = Order(counts, where, seed=0, block=64, visit=visit)
+        order = Order(counts, where, seed=0, block=64, clips_per_song_visit=visit)
         found[f"block 64, {visit} clips a visit"] = quality(songs_in_order(order))
     return found
 

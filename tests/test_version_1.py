@@ -103,7 +103,7 @@ def test_the_order_of_the_data_is_the_same(stored: Path, expected: dict, name: s
     for _ in zip(range(5), stream):
         pass
     assert json.loads(json.dumps(stream.state())) == expected["streams"][name]["state"]
-    stream.check_state(expected["streams"][name]["state"])
+    stream.identity.check(expected["streams"][name]["state"])
 
 
 # ---- Settings -------------------------------------------------------------------------------------------------------

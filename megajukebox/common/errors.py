@@ -9,3 +9,17 @@ class UserError(ValueError):
     Entries print it without a traceback and exit with EXIT_FATAL. A plain `ValueError` is a bug: numpy and torch
     raise it too.
     """
+
+
+class BadSampleError(UserError):
+    """A stored sample (or a file of the user's) that cannot be used.
+
+    `kind` is one word: what the metrics count it as (data/sample_errors.py has all of them).
+    """
+
+    def __init__(self, kind: str, reason: str) -> None:
+        super().__init__(kind, reason)  # both, so that it survives pickling
+        self.kind = kind
+
+    def __str__(self) -> str:
+        return str(self.args[1])

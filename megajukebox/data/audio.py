@@ -14,6 +14,7 @@ import numpy as np
 import soundfile
 import soxr
 
+from megajukebox.common.errors import BadSampleError, UserError
 from megajukebox.common.files import FileWindow, write_atomic
 
 CONTAINERS = ("WAV", "FLAC", "OGG", "MP3")
@@ -26,11 +27,12 @@ LIBSNDFILE_NAMES = {
     "MP3": "MP3",
 }
 MAX_CHANNELS = 8
-MAX_AMPLITUDE = 4.0  # float files may overshoot full scale a little; beyond this it is not music but a broken file
+# Float files may overshoot full scale a little; beyond this it is not music but a broken file.
+MAX_AMPLITUDE = 4.0
 SAMPLE_RATES = (4_000, 192_000)
 MAX_SECONDS = 3600.0
 BLOCK = 1 << 18  # frames read at a time, 6 s at 44.1 kHz
-UNKNOWN_LENGTH = 1 << 62  # libsndfile's frame count for a stream that does not tell
+UNKNOWN_LENGTH = 1 << 62  # libsndfile's frame count where the header has none
 
 Source = str | Path | BinaryIO
 
@@ -43,7 +45,7 @@ class AudioInfo:
     subtype: str  # e.g. "PCM_16", "VORBIS"
     sample_rate: int  # Hz
     channels: int
-    frames: int | None  # None: the header does not tell
+    frames: int | None  # None: the header has no length
 
     @property
     def seconds(self) -> float | None:
@@ -67,7 +69,8 @@ class OffsetReader(FileWindow):
     def __init__(self, file: BinaryIO, offset: int, size: int, owned: bool = False):
         """With `owned`, closing this window closes `file` too."""
         super().__init__(offset, size)
-        self.file, self.owned = file, owned
+        self.file = file
+        self.owned = owned
 
     def fill(self, buffer: memoryview) -> int:
         # pread keeps no position in the shared file, so windows into one shard never disturb each other
@@ -80,7 +83,7 @@ class OffsetReader(FileWindow):
 
 
 def facts(source: Source) -> AudioInfo:
-    """What the header claims. ValueError for a container outside CONTAINERS or for numbers no song has."""
+    """What the header claims. Raises BadSampleError for a container outside CONTAINERS or for numbers no song has."""
     with opened(source) as file:
         frames = None if file.frames >= UNKNOWN_LENGTH else file.frames
         return AudioInfo(
@@ -89,7 +92,7 @@ def facts(source: Source) -> AudioInfo:
 
 
 def tags(source: Source) -> dict[str, str]:
-    """What the file says of itself, under libsndfile's names: title, artist, album, genre, date, license, and more."""
+    """The file's own tags under libsndfile's names: title, artist, album, genre, date, license, and more."""
     with opened(source) as file:
         return file.copy_metadata()
 
@@ -97,46 +100,57 @@ def tags(source: Source) -> dict[str, str]:
 def read(source: Source, sample_rate: int, max_seconds: float = MAX_SECONDS) -> np.ndarray:
     """The whole file as [T, C] at `sample_rate` (Hz), resampled by soxr at its very high quality.
 
-    Read block by block, so a header that promises years of audio costs nothing. ValueError if the file cannot be
-    decoded, ends early, lasts over `max_seconds`, or holds NaN, infinity or amplitudes beyond MAX_AMPLITUDE.
+    Read block by block, so a header that promises years of audio costs nothing.
+
+    Raises:
+        BadSampleError: it cannot be decoded, ends early, lasts over `max_seconds`, or holds NaN, infinity or
+            amplitudes beyond MAX_AMPLITUDE.
     """
     with opened(source) as file:
         resampler = soxr.ResampleStream(
             file.samplerate, sample_rate, file.channels, dtype="float32", quality="VHQ"
         )
         same_rate = file.samplerate == sample_rate
-        blocks, frames = [], 0
+        blocks = []
+        frames = 0
         while len(block := next_block(file)):
             frames += len(block)
             if frames > max_seconds * file.samplerate:
-                raise ValueError(f"too long: it lasts over {max_seconds:g} seconds")
+                raise BadSampleError("other", f"too long: it lasts over {max_seconds:g} seconds")
             blocks.append(block if same_rate else resampler.resample_chunk(block))
         if not same_rate:
             blocks.append(
                 resampler.resample_chunk(np.zeros((0, file.channels), np.float32), last=True)
             )
-        check_all_came(frames, file)
+        # over a second is missing of what the header promised (MP3 headers are a little off by habit)
+        if frames + file.samplerate < file.frames < UNKNOWN_LENGTH:
+            raise BadSampleError(
+                "undecodable", f"unreadable: ends after {frames} of {file.frames} promised frames"
+            )
         return np.concatenate([np.zeros((0, file.channels), np.float32), *blocks])
 
 
 def read_slice(
     file_like: BinaryIO, start: int, frames: int, sample_rate: int | None = None
 ) -> np.ndarray:
-    """Exactly `frames` frames from frame `start`, [frames, C] float32, or ValueError.
+    """Exactly `frames` frames from frame `start`, [frames, C] float32. Nothing is resampled, nothing is padded.
 
-    With `sample_rate` (Hz) a file of another rate is refused. Nothing is resampled, nothing is padded.
+    Raises:
+        BadSampleError: they cannot be read, or the file's rate is not `sample_rate` (Hz) where one is given.
     """
     with opened(file_like, soundfile.SoundFile) as file:
         if sample_rate is not None and file.samplerate != sample_rate:
-            raise ValueError(f"sample rate is {file.samplerate} Hz, wanted {sample_rate} Hz")
+            raise BadSampleError(
+                "sample_rate", f"sample rate is {file.samplerate} Hz, wanted {sample_rate} Hz"
+            )
         try:
             file.seek(start)
             x = file.read(frames, dtype="float32", always_2d=True)
         except soundfile.LibsndfileError as error:
-            raise ValueError(f"unreadable at frame {start}: {error}") from error
+            raise BadSampleError("undecodable", f"unreadable at frame {start}: {error}") from error
     if len(x) != frames:
-        raise ValueError(f"only {len(x)} of {frames} frames at frame {start}")
-    return sane(x)
+        raise BadSampleError("too_short", f"only {len(x)} of {frames} frames at frame {start}")
+    return checked_samples(x)
 
 
 def resampled(x: np.ndarray, rate: int, wanted: int) -> np.ndarray:
@@ -157,12 +171,10 @@ def encode_wav(x: np.ndarray, sample_rate: int) -> bytes:
 
 def write_wav(path: str | Path, x: np.ndarray, sample_rate: int, bits: int = 16) -> None:
     """[T] or [T, C] as a WAV file of 16, 24 or (float) 32 bits, whole or not at all."""
-    data = (
-        encode_wav(x, sample_rate)
-        if bits == 32
-        else encoded(quantised(x, bits), sample_rate, "WAV", f"PCM_{bits}")
-    )
-    write_atomic(path, data)
+    if bits == 32:
+        write_atomic(path, encode_wav(x, sample_rate))
+    else:
+        write_atomic(path, encoded(quantised(x, bits), sample_rate, "WAV", f"PCM_{bits}"))
 
 
 def downmix(x: np.ndarray, mix: float = 0.5) -> np.ndarray:
@@ -172,11 +184,12 @@ def downmix(x: np.ndarray, mix: float = 0.5) -> np.ndarray:
     """
     if x.shape[1] == 1:
         return x[:, 0]
-    left, right = (
-        (x[:, 0], x[:, 1])
-        if x.shape[1] == 2
-        else (x[:, 0::2].mean(axis=1), x[:, 1::2].mean(axis=1))
-    )
+    if x.shape[1] == 2:
+        left = x[:, 0]
+        right = x[:, 1]
+    else:
+        left = x[:, 0::2].mean(axis=1)
+        right = x[:, 1::2].mean(axis=1)
     mixed = np.multiply(left, np.float32(mix), dtype=np.float32)
     mixed += np.float32(1 - mix) * right
     return mixed
@@ -190,49 +203,60 @@ def container(head: bytes) -> str | None:
         return "FLAC"
     if head[:4] == b"OggS":
         return "OGG"
-    # an ID3 tag, or eleven set bits and a layer that is not 0 (layer 0 is AAC)
-    if head[:3] == b"ID3" or (
-        len(head) > 1 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0 and head[1] & 0x06
-    ):
+    if head[:3] == b"ID3":
+        return "MP3"
+    # an MP3 frame starts with eleven set bits and a layer that is not 0 (layer 0 is AAC)
+    if len(head) > 1 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0 and head[1] & 0x06:
         return "MP3"
     return None
 
 
 def opened(source: Source, kind: type[soundfile.SoundFile] = ForwardReader) -> soundfile.SoundFile:
-    """The sound file at `source`, its container, channels and rate within bounds; the caller closes it."""
+    """The sound file at `source`; the caller closes it.
+
+    Raises:
+        BadSampleError: its container, channels or rate are out of bounds, or it cannot be decoded.
+    """
     announced = container(first_bytes(source))
     if announced is None:
-        raise ValueError(f"unreadable: not one of {', '.join(CONTAINERS)} by its first bytes")
+        known = ", ".join(CONTAINERS)
+        raise BadSampleError("undecodable", f"unreadable: not one of {known} by its first bytes")
     try:
         file = kind(source)
     except soundfile.LibsndfileError as error:
-        raise ValueError(f"unreadable: {error.error_string}") from error
-    wrong = misfit(file, announced)
-    if wrong:
+        raise BadSampleError("undecodable", f"unreadable: {error.error_string}") from error
+    try:
+        check_header(file, announced)
+    except BadSampleError:
         file.close()
-        raise ValueError(wrong)
+        raise
     return file
 
 
-def misfit(file: soundfile.SoundFile, announced: str) -> str | None:
-    """Why an open sound file cannot be a song, or None."""
+def check_header(file: soundfile.SoundFile, announced: str) -> None:
+    """Raises BadSampleError if an open sound file cannot be a song."""
     if LIBSNDFILE_NAMES.get(file.format) != announced:
-        return f"unreadable: announces {announced} but is {file.format}"
+        raise BadSampleError(
+            "undecodable", f"unreadable: announces {announced} but is {file.format}"
+        )
     if file.channels > MAX_CHANNELS:
-        return f"unreadable: {file.channels} channels; at most {MAX_CHANNELS} are read"
+        raise BadSampleError(
+            "undecodable",
+            f"unreadable: {file.channels} channels; at most {MAX_CHANNELS} are read",
+        )
     low, high = SAMPLE_RATES
     if not low <= file.samplerate <= high:
-        return f"unreadable: sample rate {file.samplerate} Hz is outside {low}..{high}"
-    return None
+        raise BadSampleError(
+            "sample_rate", f"unreadable: sample rate {file.samplerate} Hz is outside {low}..{high}"
+        )
 
 
 def first_bytes(source: Source) -> bytes:
     """The first 12 bytes; an open file is put back to its start."""
     if isinstance(source, (str, Path)):
         if Path(source).exists() and not Path(source).is_file():
-            raise ValueError(
-                "unreadable: not a file"
-            )  # a pipe, whose end would be waited for forever
+            # a named pipe, for whose end we would wait for ever
+            raise BadSampleError("undecodable", "unreadable: not a file")
         with open(source, "rb") as file:
             return file.read(12)
     source.seek(0)
@@ -244,19 +268,20 @@ def first_bytes(source: Source) -> bytes:
 def next_block(file: soundfile.SoundFile) -> np.ndarray:
     """The next frames [<= BLOCK, C]; none at the end of the file."""
     try:
-        return sane(file.read(BLOCK, dtype="float32", always_2d=True))
+        return checked_samples(file.read(BLOCK, dtype="float32", always_2d=True))
     except soundfile.LibsndfileError as error:
-        raise ValueError(f"unreadable: {error.error_string}") from error
+        raise BadSampleError("undecodable", f"unreadable: {error.error_string}") from error
 
 
-def sane(x: np.ndarray) -> np.ndarray:
-    """`x` itself, or ValueError if it holds NaN, infinity or amplitudes beyond MAX_AMPLITUDE."""
+def checked_samples(x: np.ndarray) -> np.ndarray:
+    """`x` itself. Raises BadSampleError if it holds NaN, infinity or amplitudes beyond MAX_AMPLITUDE."""
     peak = loudest(x)
     if not np.isfinite(peak):
-        raise ValueError("not finite: it holds NaN or infinity")
+        raise BadSampleError("not_finite", "not finite: it holds NaN or infinity")
     if peak > MAX_AMPLITUDE:
-        raise ValueError(
-            f"too loud: amplitude {peak:g} is beyond {MAX_AMPLITUDE:g}, where full scale is 1"
+        raise BadSampleError(
+            "too_loud",
+            f"too loud: amplitude {peak:g} is beyond {MAX_AMPLITUDE:g}, where full scale is 1",
         )
     return x
 
@@ -266,20 +291,13 @@ def loudest(x: np.ndarray) -> float:
     return float(np.maximum(x.max(initial=0.0), -x.min(initial=0.0)))
 
 
-def check_all_came(frames: int, file: soundfile.SoundFile) -> None:
-    """ValueError if over a second of what the header promised is missing (MP3 headers are a little off by habit)."""
-    if frames + file.samplerate < file.frames < UNKNOWN_LENGTH:
-        raise ValueError(f"unreadable: ends after {frames} of {file.frames} promised frames")
-
-
 def quantised(x: np.ndarray, bits: int) -> np.ndarray:
     """Float audio as whole steps of `bits` bits, in the integer type that soundfile writes them from."""
     if bits not in (16, 24):
-        raise ValueError(f"bits {bits} is not possible; choose 16 or 24")
+        raise UserError(f"bits {bits} is not possible; choose 16 or 24")
     scale = 1 << (bits - 1)
-    steps = np.multiply(
-        x, scale, dtype=np.float32
-    )  # a power of two, so exact; and float32 holds all steps of 24 bits
+    # a power of two, so exact; and float32 holds all steps of 24 bits
+    steps = np.multiply(x, scale, dtype=np.float32)
     np.clip(np.rint(steps, out=steps), -scale, scale - 1, out=steps)
     return steps.astype(np.int16) if bits == 16 else steps.astype(np.int32) << 8
 

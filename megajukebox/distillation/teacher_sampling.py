@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from megajukebox.data.shards.shard_set import ShardSample, finished_shard, write_shard
-from megajukebox.data.stream.batches import readable, stack, tensors
+from megajukebox.data.stream.batches import read_or_replace, stack, tensors
 from megajukebox.data.stream.code_dataset import CodeWindows
 from megajukebox.data.stream.sample_order import InOrder, Order, rng
 from megajukebox.data.stream.teacher_dataset import HELD_OUT, TRAIN, teacher_sample
@@ -88,9 +88,9 @@ def told_by(source: CodeWindows, lesson: TeacherDataConfig, part: str) -> Told:
     """Training windows come in the order of a training; held-out ones are spread evenly."""
     if part == HELD_OUT:
         even = InOrder(source.clips("held_out"), lesson.held_out)
-        return lambda number: readable(source, even, number, None)["sample"]
+        return lambda number: read_or_replace(source, even, number, None).fields
     order = Order(source.clips("train"), source.shard_of_song, lesson.seed)
-    return lambda number: readable(source, order, number, lesson.seed)["sample"]
+    return lambda number: read_or_replace(source, order, number, lesson.seed).fields
 
 
 def sampled_windows(

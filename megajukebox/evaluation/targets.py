@@ -17,8 +17,8 @@ import torch
 from megajukebox.common.levels import PRIOR_FOLDERS, RUN_FOLDERS, STUDENT_TABLE
 from megajukebox.common.model_files import FACTS, WEIGHTS, check_fingerprint, load_into, read_facts
 from megajukebox.common.provenance import made_by
-from megajukebox.data.shards.remote import is_url
 from megajukebox.data.shards.shard_set import ShardSet
+from megajukebox.data.shards.transports import is_url
 from megajukebox.data.stream.batches import held_out_batches
 from megajukebox.data.stream.song_dataset import held_out_share, split
 from megajukebox.data.stream.teacher_dataset import TeacherWindows

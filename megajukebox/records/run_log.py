@@ -45,9 +45,9 @@ class RunLog:
             "events.jsonl", {"time": self.clock(), "event": event, **place, **redacted(reason)}
         )
 
-    def skip(self, shard: str, key: str, reason: str) -> None:
+    def skip(self, shard: str, key: str, kind: str, reason: str) -> None:
         """A clip was replaced; any rank may say so."""
-        self.note("skip", shard=shard, key=key, reason=reason)
+        self.note("skip", shard=shard, key=key, kind=kind, reason=reason)
 
     def note(self, event: str, step: int | None = None, **reason: object) -> None:
         """An event that any rank may tell: each line is one write to the file's end, so that none mix."""

@@ -68,7 +68,7 @@ class NoClips:
         while True:
             yield [{} for _ in range(self.accumulation)]
 
-    def skips(self) -> dict[str, int]:
+    def bad_samples(self) -> dict[str, int]:
         return {}
 
     def report(self) -> dict[str, float]:

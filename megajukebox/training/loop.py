@@ -9,7 +9,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from megajukebox.common.files import write_atomic
-from megajukebox.data.stream.bad_samples import ALL_KINDS
+from megajukebox.data.sample_errors import ALL_KINDS
 from megajukebox.data.stream.sample_order import philox
 from megajukebox.resilience.exit_codes import TerminateRun
 from megajukebox.resilience.signals import FENCED, NOTHING, SAVE, STOP
@@ -158,7 +158,7 @@ def train_one_step(
 
 def skipped(run: RunContext, task: Task, stream: Stream) -> dict[str, int]:
     """Clips replaced so far on all ranks, in all and by kind; what the stages of one pipeline read counts once."""
-    mine = stream.skips() if run.rank < task.reading.place.size else {}
+    mine = stream.bad_samples() if run.rank < task.reading.place.size else {}
     kinds = dict(
         zip(ALL_KINDS, collectives.all_reduce_sum([mine.get(kind, 0) for kind in ALL_KINDS]))
     )

@@ -27,7 +27,8 @@ from megajukebox.data.stream.batches import (
     OnBad,
     held_out_batches,
     held_out_steps,
-    readable,
+    read_or_replace,
+    stream_identity,
 )
 from megajukebox.data.stream.code_dataset import (
     CodeWindows,
@@ -37,6 +38,7 @@ from megajukebox.data.stream.code_dataset import (
 )
 from megajukebox.data.stream.sample_order import Order
 from megajukebox.data.stream.song_dataset import SongClips
+from megajukebox.data.stream.stream_identity import StreamIdentity, UnindexedStreamIdentity
 from megajukebox.data.stream.unindexed import UnindexedBatches, UnindexedShards
 from megajukebox.data.stream.unindexed import held_out_batches as piped_held_out
 from megajukebox.data.stream.worker_pool import ReadAhead
@@ -119,11 +121,22 @@ class Task:
 
     def stream_state(self, next_step: int) -> dict[str, object]:
         """Where the stream stands before `next_step`: holds for any number of ranks."""
-        return self._stream(next_step).state()
+        return self._identity().state(next_step)
 
     def check_state(self, state: dict[str, object]) -> None:
-        """Raises ValueError if a checkpoint was trained on another order of clips."""
-        self._stream(0).check_state(state)
+        """Raises UserError if a checkpoint was trained on another order of clips."""
+        self._identity().check(state)
+
+    def _identity(self) -> StreamIdentity | UnindexedStreamIdentity:
+        if isinstance(self.source, UnindexedShards):
+            return UnindexedStreamIdentity(self.source.urls)
+        return stream_identity(
+            self.source,
+            seed=self.settings.seed,
+            global_batch=self.reading.global_batch,
+            block=self.settings.block,
+            clips_per_song_visit=self.settings.clips_per_visit,
+        )
 
     def _stream(self, first_step: int) -> Batches | UnindexedBatches:
         reading, settings = self.reading, self.settings
@@ -133,11 +146,16 @@ class Task:
             "ahead": ReadAhead(
                 settings.workers, settings.prefetch, settings.data_timeout, int(settings.worker_gb * 2**30)
             ),
-            "on_bad": reading.on_bad, "bad_share": settings.bad_share,
+            "on_bad": reading.on_bad, "max_bad_sample_ratio": settings.bad_share,
         }  # fmt: skip
         if isinstance(self.source, UnindexedShards):
             return UnindexedBatches(self.source, **common)
-        return Batches(self.source, **common, block=settings.block, visit=settings.clips_per_visit)
+        return Batches(
+            self.source,
+            **common,
+            block=settings.block,
+            clips_per_song_visit=settings.clips_per_visit,
+        )
 
 
 def vqvae_task(
@@ -218,7 +236,11 @@ def measure_bandwidth(
     number = max(1, int(settings.bandwidth_seconds * config.sample_rate / clips.clip))
     if isinstance(clips, UnindexedShards):
         first = UnindexedBatches(
-            clips, seed=settings.seed, global_batch=1, micro_batch=1, bad_share=settings.bad_share
+            clips,
+            seed=settings.seed,
+            global_batch=1,
+            micro_batch=1,
+            max_bad_sample_ratio=settings.bad_share,
         )
         x_NT = torch.cat([step[0]["audio"][:, :, 0] for step in islice(first, number)])
     else:
@@ -234,7 +256,7 @@ def first_clips(clips: SongClips, order: Order, number: int) -> list[np.ndarray]
     """The first `number` clips [T] of an order, unchanged; broken ones are replaced as in training."""
 
     def read(position: int) -> np.ndarray:
-        return readable(clips, order, position, None)["sample"]["audio"][:, 0]
+        return read_or_replace(clips, order, position, None).fields["audio"][:, 0]
 
     return [read(position) for position in range(number)]
 

@@ -64,7 +64,7 @@ def test_events_of_a_run_hold_no_secret(tmp_path: Path) -> None:
     log = RunLog(tmp_path, writes=True)
     for secret, text in CANARIES.items():
         log.event("stop", 1, reason=text.format(secret), detail={"url": text.format(secret)})
-        log.skip(text.format(secret), "song", text.format(secret))
+        log.skip(text.format(secret), "song", "other", text.format(secret))
     written = (tmp_path / "events.jsonl").read_text()
     assert not [secret for secret in CANARIES if secret in written]
     assert all(json.loads(line) for line in written.splitlines())

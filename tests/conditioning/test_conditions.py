@@ -100,7 +100,9 @@ def test_a_process_that_sees_no_data_makes_as_many_steps_and_opens_no_shard(
     expected = len(list(replace(reads, reading=replace(reads.reading, micro_batch=2)).held_out()))
     monkeypatch.setattr(ShardSet, "open_member", lambda *unused: pytest.fail("it opened a shard"))
     steps = iter(idle.batches(7))
-    assert [next(steps), next(steps)] == [[{}, {}], [{}, {}]] and idle.batches(7).skips() == {}
+    assert [next(steps), next(steps)] == [[{}, {}], [{}, {}]] and idle.batches(
+        7
+    ).bad_samples() == {}
     assert list(idle.held_out()) == [{}] * expected and expected > 0
     assert idle.stream_state(7) == reads.stream_state(7), (
         "what is saved does not depend on who saves it"

@@ -52,7 +52,7 @@ def test_augmentation_follows_the_position_and_is_part_of_the_state(tmp_path: Pa
     assert not same(steps(batches(changed), 3), steps(batches(plain), 3))
     assert "volume_db" not in batches(plain).state()
     with pytest.raises(ValueError, match="volume_db"):
-        batches(changed).check_state(batches(plain).state())
+        batches(changed).identity.check(batches(plain).state())
     assert np.array_equal(plain.read(3, 1, None)["audio"], changed.read(3, 1, None)["audio"]), (
         "not when judging"
     )

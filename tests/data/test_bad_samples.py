@@ -12,9 +12,10 @@ from fixtures.tiny_runs import codes_and_preset, train
 from fixtures.tiny_shards import CLIP, RATE, batches, frames_of, key, ramp, steps, write_songs
 
 from megajukebox.data.audio import encode_flac, encode_wav
+from megajukebox.data.sample_errors import ALL_KINDS
 from megajukebox.data.shards.build_index import write_index
 from megajukebox.data.shards.shard_set import ShardSample, ShardSet, write_shard
-from megajukebox.data.stream.bad_samples import ALL_KINDS, BadSample, BadSampleCounter
+from megajukebox.data.stream.bad_samples import BadSample, BadSampleCounter, kind_of_old_event
 from megajukebox.data.stream.song_dataset import SongClips
 from megajukebox.records.run_log import RunLog, read_lines
 
@@ -58,10 +59,12 @@ def heard_and_skipped(folder: Path) -> tuple[dict[str, int], set[str]]:
     """(skips by kind, keys named) of 12 steps that must all come."""
     named: set[str] = set()
     source = SongClips(ShardSet(folder), CLIP)
-    stream = batches(source, bad_share=1.0, on_bad=lambda shard, key, reason: named.add(key))
+    stream = batches(
+        source, max_bad_sample_ratio=1.0, on_bad=lambda shard, key, kind, reason: named.add(key)
+    )
     assert len(steps(stream, 12)) == 12
-    assert set(stream.skips()) <= set(ALL_KINDS), "else the metrics would leave them out"
-    return stream.skips(), named
+    assert set(stream.bad_samples()) <= set(ALL_KINDS), "else the metrics would leave them out"
+    return stream.bad_samples(), named
 
 
 def corrupt_flac() -> bytes:
@@ -160,9 +163,9 @@ def test_a_missing_shard_is_skipped_and_nothing_is_ever_written_beside_the_set(
 
 
 def test_above_the_share_the_run_stops_with_a_summary() -> None:
-    count = BadSampleCounter(share=0.1, after=100, on_bad=None)
-    bad = [BadSample("a.tar", "x", "only 3 of 9 frames at frame 0")] * 8 + [
-        BadSample("b.tar", "y", "unavailable: gone")
+    count = BadSampleCounter(max_ratio=0.1, after=100, on_bad=None)
+    bad = [BadSample("a.tar", "x", "too_short", "only 3 of 9 frames at frame 0")] * 8 + [
+        BadSample("b.tar", "y", "unavailable", "unavailable: gone")
     ] * 3
     count.add(99, bad)
     with pytest.raises(
@@ -172,12 +175,26 @@ def test_above_the_share_the_run_stops_with_a_summary() -> None:
         count.add(1, [])
 
 
+def test_the_kind_goes_with_the_event_and_is_guessed_only_for_events_without_one(
+    tmp_path: Path,
+) -> None:
+    log = RunLog(tmp_path / "run", writes=True)
+    log.skip("a.tar", "song", "too_loud", "words that mean nothing")
+    (event,) = read_lines(tmp_path / "run" / "events.jsonl")
+    assert event["kind"] == "too_loud"
+    assert kind_of_old_event("only 3 of 9 frames at frame 0") == "too_short"
+    assert kind_of_old_event("a.tar: audio of x is damaged (the tar ends before it does)") == (
+        "truncated"
+    )
+    assert kind_of_old_event("no such words") == "other"
+
+
 def test_every_rank_can_tell_of_its_skips_and_lines_do_not_mix(tmp_path: Path) -> None:
     logs = [RunLog(tmp_path / "run", writes=rank == 0, rank=rank) for rank in range(3)]
     logs[0].event("start", 0)
     for n in range(50):
         for log in logs:
-            log.skip("a.tar", f"song-{n}", "is damaged " + "x" * 400)
+            log.skip("a.tar", f"song-{n}", "damaged", "is damaged " + "x" * 400)
     events = read_lines(tmp_path / "run" / "events.jsonl")
     assert len(events) == 151 and {event["rank"] for event in events[1:]} == {0, 1, 2}
 

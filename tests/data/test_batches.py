@@ -169,17 +169,20 @@ def test_a_state_of_another_order_is_refused_with_the_two_things_that_disagree(s
         ({"block": 3}, "block 2 but this run has 3"),
     ]:
         with pytest.raises(ValueError, match=message):
-            batches(source, **changed).check_state(state)
+            batches(source, **changed).identity.check(state)
     with pytest.raises(ValueError, match=r"clips \d+ but this run has \d+"):
-        batches(SongClips(ShardSet(songs), CLIP // 2)).check_state(state)
+        batches(SongClips(ShardSet(songs), CLIP // 2)).identity.check(state)
 
 
 def test_what_the_run_had_and_no_longer_has_is_another_order_too(songs: Path) -> None:
     source = SongClips(ShardSet(songs), CLIP)
     louder = SongClips(ShardSet(songs), CLIP, augment=Augment(volume_db=6))
-    for before, fact in ((batches(source, visit=4), "visit 4"), (batches(louder), "volume_db 6")):
+    for before, fact in (
+        (batches(source, clips_per_song_visit=4), "visit 4"),
+        (batches(louder), "volume_db 6"),
+    ):
         with pytest.raises(ValueError, match=f"{fact} but this run has"):
-            batches(source).check_state(before.state())
+            batches(source).identity.check(before.state())
 
 
 def test_a_batch_that_does_not_come_out_even_is_refused_with_the_way_out(songs: Path) -> None:
@@ -242,9 +245,14 @@ def test_a_broken_song_is_replaced_alike_on_any_world_and_reported(
     sound = steps(batches(CodeWindows(ShardSet(codes), "middle", 8)), 12)
     events: list[tuple[str, str, str]] = []
     source = CodeWindows(ShardSet(damaged), "middle", 8)
-    whole = steps(batches(source, on_bad=lambda *event: events.append(event), bad_share=1.0), 12)
-    assert same(all_ranks(CodeWindows(ShardSet(damaged), "middle", 8), 4, 12, bad_share=1.0), whole)
-    assert same(steps(batches(source, ahead=ReadAhead(2), bad_share=1.0), 12), whole)
+    whole = steps(
+        batches(source, on_bad=lambda *event: events.append(event), max_bad_sample_ratio=1.0), 12
+    )
+    assert same(
+        all_ranks(CodeWindows(ShardSet(damaged), "middle", 8), 4, 12, max_bad_sample_ratio=1.0),
+        whole,
+    )
+    assert same(steps(batches(source, ahead=ReadAhead(2), max_bad_sample_ratio=1.0), 12), whole)
     old, new = torch.cat(sound), torch.cat(whole)
     replaced = (old[:, 0] // PLACES) == 6
     assert replaced.any() and not ((new[:, 0] // PLACES) == 6).any()
@@ -263,7 +271,7 @@ def test_events_come_from_worker_processes_too(damaged: Path) -> None:
                 source,
                 ahead=ReadAhead(workers),
                 on_bad=lambda *event, to=events: to.append(event),
-                bad_share=1.0,
+                max_bad_sample_ratio=1.0,
             ),
             12,
         )
@@ -273,7 +281,7 @@ def test_events_come_from_worker_processes_too(damaged: Path) -> None:
 
 def test_too_many_broken_songs_stop_the_run(damaged: Path) -> None:
     source = CodeWindows(ShardSet(damaged), "middle", 8)
-    stream = batches(source, bad_share=0.01, bad_after=16)
+    stream = batches(source, max_bad_sample_ratio=0.01, ratio_after_clips=16)
     with pytest.raises(
         ValueError, match=r"too many bad samples: \d+ of \d+ clips could not be read"
     ):
@@ -298,7 +306,7 @@ def test_most_of_the_held_out_songs_may_be_broken_and_a_share_of_1_never_stops(s
     sound = {int(part.nonzero()[0][0]) for part in (every.clips("held_out"), every.clips("train"))}
     source = Failing(songs, sound, OSError(errno.EIO, "Input/output error"), held_out=0.5)
     assert len(list(held_out_batches(source, micro_batch=1, limit=8))) == 8
-    assert len(steps(batches(source, bad_share=1.0, bad_after=0), 6)) == 6
+    assert len(steps(batches(source, max_bad_sample_ratio=1.0, ratio_after_clips=0), 6)) == 6
 
 
 @pytest.mark.parametrize(
@@ -316,7 +324,7 @@ def test_a_disk_that_does_not_answer_is_not_a_corpus_that_a_person_must_mend(
 ) -> None:
     source = Failing(songs, sound, OSError(number, os.strerror(number)))
     with pytest.raises(kind, match="too many bad samples"):
-        steps(batches(source, bad_share=0.1, bad_after=8), 10)
+        steps(batches(source, max_bad_sample_ratio=0.1, ratio_after_clips=8), 10)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -342,6 +350,8 @@ def half_a_song(songs: Path, tmp_path: Path) -> Iterator[Path]:
 def test_a_shard_that_ends_early_costs_only_the_songs_behind_the_cut(half_a_song: Path) -> None:
     events: set[str] = set()
     source = SongClips(ShardSet(half_a_song), CLIP)
-    stream = batches(source, on_bad=lambda shard, key, reason: events.add(key), bad_share=1.0)
+    stream = batches(
+        source, on_bad=lambda shard, key, kind, reason: events.add(key), max_bad_sample_ratio=1.0
+    )
     steps(stream, 10)
     assert {"song-11"} <= events <= {"song-10", "song-11"}

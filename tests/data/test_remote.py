@@ -14,8 +14,9 @@ import torch
 from fixtures.shard_server import ShardServer, serving
 from fixtures.tiny_shards import CLIP, batches, same, steps, write_codes, write_songs
 
-from megajukebox.data.shards.remote import LostShard, RemoteConfig, ShardSource, is_url
+from megajukebox.data.shards.remote import LostShard, RemoteConfig, ShardSource
 from megajukebox.data.shards.shard_set import ShardSet
+from megajukebox.data.shards.transports import is_url
 from megajukebox.data.stream.bad_samples import StorageUnavailable
 from megajukebox.data.stream.code_dataset import CodeWindows
 from megajukebox.data.stream.song_dataset import SongClips
@@ -113,14 +114,19 @@ def test_a_lost_shard_is_reported_and_replaced_alike_on_any_world(
     far = ShardSet(server.url, remote(tmp_path))
     events: list[tuple[str, ...]] = []
     whole = steps(
-        batches(SongClips(far, CLIP), on_bad=lambda *event: events.append(event), bad_share=1.0), 8
+        batches(
+            SongClips(far, CLIP),
+            on_bad=lambda *event: events.append(event),
+            max_bad_sample_ratio=1.0,
+        ),
+        8,
     )
     assert {event[0] for event in events} == {
         "songs-000001.tar"
-    } and "could not be fetched" in events[0][2]
+    } and "could not be fetched" in events[0][3]
     again = ShardSet(server.url, remote(tmp_path, cache=tmp_path / "other"))
     parts = [
-        steps(batches(SongClips(again, CLIP), world, rank, bad_share=1.0), 8)
+        steps(batches(SongClips(again, CLIP), world, rank, max_bad_sample_ratio=1.0), 8)
         for rank in range(world)
     ]
     assert same([torch.cat(step) for step in zip(*parts)], whole)
@@ -153,7 +159,7 @@ def test_a_lost_shard_is_not_asked_for_again_and_again(server: ShardServer, tmp_
     server.spoil["songs-000001.tar"] = [503] * 1000
     far = ShardSet(server.url, remote(tmp_path, tries=3))
     far.prefetch = lambda shards: None  # type: ignore[method-assign]
-    steps(batches(SongClips(far, CLIP), bad_share=1.0), 8)
+    steps(batches(SongClips(far, CLIP), max_bad_sample_ratio=1.0), 8)
     assert sum(name == "songs-000001.tar" for name, _ in server.asked) == 3
 
 
@@ -233,14 +239,14 @@ def test_commands_run_only_where_they_are_allowed(tmp_path: Path) -> None:
     codes = write_codes(tmp_path / "codes")
     trace = tmp_path / "ran"
     url = f"pipe:touch {trace}; cat {codes}/{{name}}"
-    for forbidden in (url, "gs://bucket/songs", "s3://bucket/songs"):
+    for forbidden in (url, "scp://host/songs"):
         with pytest.raises(ValueError, match="would run a command; give --allow-pipe"):
             ShardSet(forbidden, remote(tmp_path))
     assert not trace.exists()
     far = ShardSet(url, remote(tmp_path, allow_pipe=True))
     read = steps(batches(CodeWindows(far, "top", 8)), 4)
     assert same(read, steps(batches(CodeWindows(ShardSet(codes), "top", 8)), 4)) and trace.exists()
-    with pytest.raises(ValueError, match=r"write \{name\} there"):
+    with pytest.raises(ValueError, match=r"write \{name\} where"):
         ShardSet("pipe:cat x", remote(tmp_path, allow_pipe=True))
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megajukebox.data.stream.sample_order import STRIDE, Order, rng, slots
+from megajukebox.data.stream.sample_order import STRIDE, Order, rng, sample_positions
 
 WORLDS = [1, 2, 3, 4, 8]
 GLOBAL_BATCH = 24  # every world of the list divides it
@@ -45,7 +45,7 @@ def test_every_clip_comes_exactly_once_in_every_epoch(order: Order, epoch: int) 
 def test_ranks_are_disjoint_and_together_take_every_slot_of_a_step_in_order(
     world: int, step: int
 ) -> None:
-    shares = [slots(step, rank, world, GLOBAL_BATCH) for rank in range(world)]
+    shares = [sample_positions(step, rank, world, GLOBAL_BATCH) for rank in range(world)]
     assert {len(share) for share in shares} == {GLOBAL_BATCH // world}
     assert np.array_equal(np.concatenate(shares), step * GLOBAL_BATCH + np.arange(GLOBAL_BATCH))
 
@@ -61,10 +61,16 @@ def test_any_cut_and_any_other_world_continue_the_same_order(
         p
         for t, world in enumerate(worlds)
         for r in range(world)
-        for p in slots(t, r, world, GLOBAL_BATCH)
+        for p in sample_positions(t, r, world, GLOBAL_BATCH)
     ]
     # it knows nothing of the first half
-    resumed = Order(order.clips_per_song, order_shards(order), order.seed, order.block, order.visit)
+    resumed = Order(
+        order.clips_per_song,
+        order_shards(order),
+        order.seed,
+        order.block,
+        order.clips_per_song_visit,
+    )
     seen = [(order if p < cut * GLOBAL_BATCH else resumed).locate(p) for p in shared]
     assert seen == [order.locate(p) for p in range(steps * GLOBAL_BATCH)]
 
@@ -102,7 +108,7 @@ def test_epochs_and_seeds_have_orders_of_their_own() -> None:
 
 
 def test_the_clips_of_a_visit_follow_each_other_and_visits_are_shuffled() -> None:
-    order = Order(np.full(30, 7), np.arange(30) // 10, seed=4, visit=3)
+    order = Order(np.full(30, 7), np.arange(30) // 10, seed=4, clips_per_song_visit=3)
     seen = [order.locate(p)[1:] for p in range(order.clips)]
     begun = [i for i, (_, clip) in enumerate(seen) if clip % 3 == 0]
     for first, end in zip(begun, [*begun[1:], len(seen)]):
@@ -156,7 +162,7 @@ def test_a_global_batch_that_the_ranks_cannot_share_is_refused_with_the_way_out(
     with pytest.raises(
         ValueError, match=r"global batch 10 cannot be shared by 4 ranks; set it to 8"
     ):
-        slots(0, 0, 4, 10)
+        sample_positions(0, 0, 4, 10)
 
 
 def test_songs_without_a_single_clip_are_refused() -> None:

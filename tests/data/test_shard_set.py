@@ -206,8 +206,8 @@ def test_a_writer_that_fails_leaves_nothing(tmp_path):
 def test_a_writer_killed_in_the_middle_leaves_no_shard(tmp_path):
     script = f"""
 import os, sys
-sys.path.insert(0, {str(TESTS)!r})
-from test_shards import song, write_shard
+sys.path[:0] = [{str(TESTS)!r}, {str(TESTS / "data")!r}]
+from test_shard_set import song, write_shard
 def samples():
     yield from map(song, range(9))
     print("writing", flush=True)

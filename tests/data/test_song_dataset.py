@@ -14,7 +14,7 @@ from fixtures.tiny_shards import (
 )
 
 from megajukebox.data.shards.shard_set import ShardSet
-from megajukebox.data.stream.song_dataset import SongClips, inside, split
+from megajukebox.data.stream.song_dataset import SongClips, moved_inside, split
 
 FIXTURE = SHARED / "parity" / "misc" / "meta.json"
 
@@ -34,7 +34,7 @@ def test_clips_are_where_the_released_code_puts_them() -> None:
         start = case["item"] * length + case["shift"]
         song = int(np.searchsorted(ends, start + length // 2))
         duration = fixture["durations"][song]
-        assert [song, inside(start - int(ends[song] - duration), length, duration)] == case[
+        assert [song, moved_inside(start - int(ends[song] - duration), length, duration)] == case[
             "result"
         ]
 

@@ -66,12 +66,12 @@ def test_broken_tars_are_skipped_and_named(songs: Path, tmp_path: Path) -> None:
     named: set[str] = set()
     batches = stream(
         tmp_path / "songs-{000000..000003}.tar",
-        bad_share=1.0,
-        on_bad=lambda shard, key, reason: named.add(shard),
+        max_bad_sample_ratio=1.0,
+        on_bad=lambda shard, key, kind, reason: named.add(shard),
     )
     assert len(steps(batches, 12)) == 12
     assert named == {"songs-000001.tar", "songs-000002.tar", "songs-000003.tar"}
-    assert batches.skips().keys() == {"damaged", "missing"}
+    assert batches.bad_samples().keys() == {"damaged", "missing"}
     with pytest.raises(ValueError, match="no clip came out of the last"):
         steps(stream(tmp_path / "songs-000002.tar"), 1)
 
@@ -94,7 +94,7 @@ def test_its_state_says_that_a_resume_is_statistical_only(songs: Path) -> None:
     resumed.resume(state)
     assert resumed.next_step == 2 and len(steps(resumed, 1)) == 1
     with pytest.raises(ValueError, match="of an indexed set"):
-        resumed.check_state({"version": 1, "next_step": 2})
+        resumed.identity.check({"version": 1, "next_step": 2})
 
 
 def test_held_out_songs_never_come(songs: Path) -> None:

@@ -22,7 +22,7 @@ from megajukebox.data.stream.worker_pool import ReadAhead
 
 @pytest.fixture(autouse=True)
 def looked_after_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker_pool, "TICK", 0.3)
+    monkeypatch.setattr(worker_pool, "POLL_SECONDS", 0.3)
 
 
 @pytest.fixture(scope="module")
@@ -85,12 +85,12 @@ def test_a_song_that_kills_its_readers_is_replaced_like_any_broken_one(songs: Pa
     stream = batches(
         source,
         ahead=ReadAhead(1, timeout=100),
-        bad_share=1.0,
+        max_bad_sample_ratio=1.0,
         on_bad=lambda *event: events.append(event),
     )
     read = steps(stream, 8)
     assert len(read) == 8 and {event[1] for event in events} == {"song-07"}
-    assert stream.skips() == {"crashed": len(events)}
+    assert stream.bad_samples() == {"crashed": len(events)}
 
 
 @pytest.mark.filterwarnings("ignore:a worker died")
@@ -100,7 +100,7 @@ def test_no_song_is_blamed_for_workers_that_die_before_they_read_one(songs: Path
     with pytest.raises(
         ValueError, match=r"workers died 11 times, the last before it read anything; if the machine"
     ):
-        steps(batches(source, ahead=ReadAhead(1, timeout=100), bad_share=1.0), 1)
+        steps(batches(source, ahead=ReadAhead(1, timeout=100), max_bad_sample_ratio=1.0), 1)
 
 
 def test_a_song_that_asks_for_more_memory_than_a_worker_may_take_is_replaced(songs: Path) -> None:
@@ -110,7 +110,12 @@ def test_a_song_that_asks_for_more_memory_than_a_worker_may_take_is_replaced(son
         events.clear()
         ahead = ReadAhead(1, memory=memory)
         steps(
-            batches(source, ahead=ahead, bad_share=1.0, on_bad=lambda *event: events.append(event)),
+            batches(
+                source,
+                ahead=ahead,
+                max_bad_sample_ratio=1.0,
+                on_bad=lambda *event: events.append(event),
+            ),
             8,
         )
         assert {event[1] for event in events} == named
@@ -125,7 +130,7 @@ def test_workers_read_no_further_ahead_than_they_are_told(songs: Path) -> None:
     while stream.report()["buffer_fill"] < 1 and time.monotonic() < deadline:
         time.sleep(0.02)
     time.sleep(0.2)
-    assert stream._steps.board.all_made() == 4 + 2 * 3 and stream.report()["buffer_fill"] == 1.0
+    assert stream._steps.status.steps_ready() == 4 + 2 * 3 and stream.report()["buffer_fill"] == 1.0
     iterator.close()  # type: ignore[attr-defined]
     del iterator
 

@@ -173,7 +173,7 @@ def test_a_save_that_failed_until_one_succeeds(run: PretendRun) -> None:
 
 def test_clips_that_cannot_be_read(run: PretendRun) -> None:
     for n in range(20):
-        run.log.skip("songs-000000.tar", f"song{n}", "the tar ends within a member")
+        run.log.skip("songs-000000.tar", f"song{n}", "truncated", "the tar ends within a member")
     run.train(10, skipped=20.0).beat()
     (problem,) = diagnose(read(run))
     assert problem.alert == "JukeboxDataLoss" and "20 truncated" in problem.what

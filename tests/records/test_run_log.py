@@ -120,7 +120,7 @@ def test_a_run_s_folder_is_closed_to_others_and_one_that_was_there_stays_as_it_i
 def test_a_full_disk_costs_what_any_rank_would_have_said_and_not_the_rank(tmp_path: Path) -> None:
     log = RunLog(tmp_path, writes=False, rank=3)
     (tmp_path / "events.jsonl").symlink_to("/dev/full")
-    log.skip("a.tar", "song-1", "is damaged")
+    log.skip("a.tar", "song-1", "damaged", "is damaged")
     log.note("hang", 5, reason="rank 3 was in step for 400 s")
     assert log.lost == 2
     (tmp_path / "events.jsonl").unlink()

@@ -6,11 +6,13 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from megajukebox.common.errors import UserError
 from megajukebox.common.files import sha256_of, write_atomic
 from megajukebox.data.shards.index import FORMAT, MEMBERS, row_type
 from megajukebox.data.shards.shard_set import COUNTED, finished_shard
@@ -29,17 +31,23 @@ def write_index(
     """Write songs.npy, then index.json, over the finished `shards` (names of tars, in order); returns the index.
 
     `kind` is "songs" or "codes" and decides the members, `lyrics_model` names a file in `folder`, `extra` goes into
-    the index as it is (what codes say of their VQ-VAE). ValueError for shards that are not finished, and for none.
+    the index as it is (what codes say of their VQ-VAE).
+
+    Raises:
+        UserError: a shard is not finished, or there is none.
     """
     folder = Path(folder)
-    found = {name: finished_shard(folder / name) for name in shards}
-    if unfinished := [name for name, shard in found.items() if shard is None]:
-        raise ValueError(
-            f"{folder}: {unfinished[0]} is not finished; run the same command again to make it"
-        )
-    filled = [shard for shard in found.values() if shard and shard["songs"]]
+    filled = []
+    for name in shards:
+        shard = finished_shard(folder / name)
+        if shard is None:
+            raise UserError(
+                f"{folder}: {name} is not finished; run the same command again to make it"
+            )
+        if shard["songs"]:
+            filled.append(shard)
     if not filled:
-        raise ValueError(f"{folder}: no shard holds a song, so there is nothing to index")
+        raise UserError(f"{folder}: no shard holds a song, so there is nothing to index")
     songs = song_rows(filled, MEMBERS[kind])
     assert len(np.unique(songs["key"])) == len(songs), "two songs of one set share a key"
     index = {
@@ -52,11 +60,12 @@ def write_index(
         "seconds": int(songs["frames"].sum()) / sample_rate,
         "shards": shard_table(filled),
         "songs_file": write_songs(folder / "songs.npy", songs),
-        **said_of(song for shard in filled for song in read_jsons(folder, shard)),
-        "lyrics_model": lyrics_model
-        and {"name": lyrics_model, "sha256": sha256_of(folder / lyrics_model)},
+        **vocabulary_of(chain.from_iterable(read_jsons(folder, shard) for shard in filled)),
+        "lyrics_model": None,
         **(extra or {}),
     }
+    if lyrics_model:
+        index["lyrics_model"] = {"name": lyrics_model, "sha256": sha256_of(folder / lyrics_model)}
     write_atomic(
         folder / "index.json", (json.dumps(index, indent=1, ensure_ascii=False) + "\n").encode()
     )
@@ -65,32 +74,24 @@ def write_index(
 
 def song_rows(shards: list[dict[str, Any]], members: tuple[str, ...]) -> np.ndarray:
     """The rows of all songs; a member that a song does not have is 0 bytes at 0."""
-    absent = (0, 0, 0)
-    rows = [
-        (
-            number,
-            song["key"],
-            song["frames"],
-            *(x for m in members for x in song["members"].get(m, absent)),
-        )
-        for number, shard in enumerate(shards)
-        for song in shard["songs"]
-    ]
+    rows = []
+    for number, shard in enumerate(shards):
+        for song in shard["songs"]:
+            row = [number, song["key"], song["frames"]]
+            for member in members:
+                row += song["members"].get(member, (0, 0, 0))
+            rows.append(tuple(row))
     return np.array(rows, row_type(members))
 
 
 def shard_table(shards: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """index.json's "shards"; "first" is the row of a shard's first song."""
-    table, first = [], 0
+    table = []
+    first = 0
     for shard in shards:
         songs = len(shard["songs"])
-        table.append(
-            {
-                **{name: shard[name] for name in ("name", "bytes", "sha256")},
-                "songs": songs,
-                "first": first,
-            }
-        )
+        entry = {name: shard[name] for name in ("name", "bytes", "sha256")}
+        table.append({**entry, "songs": songs, "first": first})
         first += songs
     return table
 
@@ -103,15 +104,16 @@ def read_jsons(folder: Path, shard: dict[str, Any]) -> Iterator[dict[str, Any]]:
             yield json.loads(os.pread(tar.fileno(), size, offset))
 
 
-def said_of(songs: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """index.json's "vocabulary" (how many songs say each thing, in alphabetical order) and "years"."""
+def vocabulary_of(songs: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """index.json's "vocabulary" (how many songs have each value, in alphabetical order) and "years"."""
     counters: dict[str, Counter[str]] = {name: Counter() for name in COUNTED}
     years = set()
     for song in songs:
-        years |= {song["year"]} if "year" in song else set()
+        if "year" in song:
+            years.add(song["year"])
         for name, counter in counters.items():
-            said = song.get(name) or []
-            counter.update([said] if isinstance(said, str) else said)
+            values = song.get(name) or []
+            counter.update([values] if isinstance(values, str) else values)
     vocabulary = {name: dict(sorted(counter.items())) for name, counter in counters.items()}
     return {"vocabulary": vocabulary, "years": [min(years), max(years)] if years else None}
 

@@ -9,18 +9,27 @@ from typing import Any
 
 import numpy as np
 
+from megajukebox.common.errors import UserError
 from megajukebox.common.files import sha256_of
 
 FORMAT = 1
+# The members of a song that this version writes, by kind of set. A set may lack those that did not exist when it was
+# written, and may have others that a newer version wrote; what it cannot do without is REQUIRED.
 MEMBERS = {
     "songs": ("json", "audio", "lyrics"),
     "codes": ("json", "top", "middle", "bottom", "lyrics"),
     "windows": ("json", "window"),  # data/stream/teacher_dataset.py
 }
+REQUIRED = {
+    "songs": {"json", "audio"},
+    "codes": {"json", "top", "middle", "bottom"},
+    "windows": {"json", "window"},
+}
+MEMBER_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
 KEY = re.compile(r"[A-Za-z0-9_-]{1,48}")
 SHARD_NAME = re.compile(r"[A-Za-z0-9_-]+\.tar")
 FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
-SHAPE = {  # what every index.json has, and of which type
+FIELD_TYPES = {  # what every index.json has, and of which type
     "kind": str,
     "sample_rate": int,
     "members": list,
@@ -29,7 +38,7 @@ SHAPE = {  # what every index.json has, and of which type
     "songs_file": dict,
     "vocabulary": dict,
 }
-SHARD_SHAPE = {"name": str, "bytes": int, "sha256": str, "songs": int, "first": int}
+SHARD_FIELD_TYPES = {"name": str, "bytes": int, "sha256": str, "songs": int, "first": int}
 
 
 def row_type(members: Iterable[str]) -> np.dtype:
@@ -51,52 +60,52 @@ def fingerprint_of(index: Mapping[str, Any]) -> str:
 
 
 def index_bytes(folder: Path) -> bytes:
-    """index.json, or ValueError where there is none."""
+    """index.json. Raises UserError where there is none."""
     if not folder.is_dir():
-        raise ValueError(
+        raise UserError(
             f"shard set {str(folder)!r} does not exist; give the folder that prepare or encode wrote"
         )
     if not (folder / "index.json").is_file():
-        raise ValueError(
+        raise UserError(
             f"{str(folder)!r} is not a finished shard set (no index.json); run prepare (or encode) to its end"
         )
     return (folder / "index.json").read_bytes()
 
 
 def read_index(data: bytes, where: str) -> dict[str, Any]:
-    """index.json as a dict, or ValueError saying what in it is wrong."""
+    """index.json as a dict. Raises UserError naming what is wrong in it."""
     try:
         index = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise ValueError(
+        raise UserError(
             f"{where}/index.json is not JSON ({error}); prepare the set again"
         ) from None
-    if not isinstance(index, dict) or index.get("format") != FORMAT:
-        found, maker = (
-            (index.get("format"), index.get("made_by")) if isinstance(index, dict) else (None, None)
+    if not isinstance(index, dict):
+        index = {}
+    if index.get("format") != FORMAT:
+        raise UserError(
+            f"{where}/index.json: format {index.get('format')!r} is not {FORMAT}, the one this version "
+            f"reads; prepare the set again, or use the version that made it: {index.get('made_by')}"
         )
-        raise ValueError(
-            f"{where}/index.json: format {found!r} is not {FORMAT}, the one this version "
-            f"reads; prepare the set again, or use the version that made it: {maker}"
-        )
-    if wrong := misfit(index):
-        raise ValueError(f"{where}/index.json: {wrong}; prepare the set again")
+    mistake = index_mistake(index)
+    if mistake:
+        raise UserError(f"{where}/index.json: {mistake}; prepare the set again")
     return index
 
 
-def misfit(index: Mapping[str, Any]) -> str | None:
-    """What is wrong with an index, or None. A shard's name is looked at when the shard is opened."""
-    for field, kind in SHAPE.items():
+def index_mistake(index: Mapping[str, Any]) -> str | None:
+    """What is wrong with an index, or None. A shard's name is checked when the shard is opened."""
+    for field, kind in FIELD_TYPES.items():
         if not isinstance(index.get(field), kind):
             return f"{field} is {str(index.get(field))[:60]!r}, not a {kind.__name__}"
-    if index["kind"] not in MEMBERS or tuple(index["members"]) != MEMBERS[index["kind"]]:
+    if index["kind"] not in MEMBERS or not are_members(index["members"], REQUIRED[index["kind"]]):
         return f"kind {index['kind']!r} with members {str(index['members'])[:60]} is not known"
     if index["sample_rate"] < 1:
         return f"sample_rate is {index['sample_rate']}"
     for shard in index["shards"]:
         if not isinstance(shard, dict):
             return "an entry of shards is not an object"
-        for field, kind in SHARD_SHAPE.items():
+        for field, kind in SHARD_FIELD_TYPES.items():
             if not isinstance(shard.get(field), kind):
                 return f"a shard's {field} is {str(shard.get(field))[:60]!r}"
     lyrics = index.get("lyrics_model")
@@ -108,34 +117,37 @@ def misfit(index: Mapping[str, Any]) -> str | None:
     return None
 
 
+def are_members(names: list[Any], required: set[str]) -> bool:
+    """Whether `names` can be the members of a set: each once, among them the `required` ones."""
+    if not all(isinstance(name, str) and MEMBER_NAME.fullmatch(name) for name in names):
+        return False
+    return len(set(names)) == len(names) and required <= set(names)
+
+
 def open_songs(folder: Path, index: Mapping[str, Any], checked: bool = False) -> np.ndarray:
-    """songs.npy, mapped; ValueError if it is not the one that index.json speaks of.
+    """songs.npy, mapped. Raises UserError if it is not the one that index.json names.
 
     `checked`: another process has compared its checksum already (0.1 s and more for a million songs).
     """
     path = folder / "songs.npy"
     if not path.is_file() or not (checked or sha256_of(path) == index["songs_file"].get("sha256")):
-        raise ValueError(
+        raise UserError(
             f"{path} is not the file that index.json was written for; run prepare (or encode) again"
         )
     try:
         songs = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (
-        Exception
-    ) as error:  # numpy's header parser fails in a dozen ways, all of them the file's fault
-        raise ValueError(
+    except Exception as error:
+        # numpy's header parser fails in a dozen ways, all of them the file's fault
+        raise UserError(
             f"{path} is not an array of songs ({error}); run prepare (or encode) again"
         ) from None
-    if (
-        songs.dtype != row_type(index["members"])
-        or songs.shape != (index["songs"],)
-        or not len(songs)
-    ):
-        raise ValueError(
-            f"{path}: {len(songs)} rows of {songs.dtype} do not fit index.json; run prepare (or encode) again"
+    fits = songs.dtype == row_type(index["members"]) and songs.shape == (index["songs"],)
+    if not fits or not songs.size:
+        raise UserError(
+            f"{path}: {songs.size} rows of {songs.dtype} do not fit index.json; run prepare (or encode) again"
         )
     if int(songs["shard"].max()) >= len(index["shards"]):
-        raise ValueError(
+        raise UserError(
             f"{path}: a song lies in shard {int(songs['shard'].max())}, of {len(index['shards'])}"
         )
     return songs

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from megajukebox.common.errors import BadSampleError
 from megajukebox.common.files import atomic_open, write_atomic
 from megajukebox.data.audio import OffsetReader
 from megajukebox.data.shards.index import (
@@ -29,7 +30,8 @@ from megajukebox.data.shards.index import (
     read_index,
 )
 from megajukebox.data.shards.local_cache import RangeReader, ShardCache, fetch_index, fetch_small
-from megajukebox.data.shards.remote import RemoteConfig, ShardSource, is_url
+from megajukebox.data.shards.remote import RemoteConfig, ShardSource
+from megajukebox.data.shards.transports import is_url
 
 MEMBER_OF = {  # what follows the key's dot in the tar -> member
     "json": "json",
@@ -42,14 +44,11 @@ MEMBER_OF = {  # what follows the key's dot in the tar -> member
     "bottom.npy": "bottom",
     "npz": "window",
 }
-COUNTED = (
-    "artist",
-    "genres",
-    "moods",
-    "keywords",
-    "language",
-)  # the fields of <key>.json that have vocabularies
+# The fields of <key>.json that have vocabularies.
+COUNTED = ("artist", "genres", "moods", "keywords", "language")
 TAR_BLOCK = 512
+MAX_MEMBER_BYTES = {"json": 1 << 22, "lyrics": 1 << 22, "audio": 4 << 30}  # codes need less
+CHECKED_AT_ONCE = 1 << 20  # bytes of a member that are held while its checksum is computed
 
 
 @dataclass(frozen=True)
@@ -74,21 +73,21 @@ def write_shard(
     Without a single sample there is no tar, only rows that say so.
     """
     path = Path(path)
-    rows_path(path).unlink(
-        missing_ok=True
-    )  # from here until the new rows are there, the shard is not finished
+    # from here until the new rows are there, the shard is not finished
+    rows_path(path).unlink(missing_ok=True)
     with atomic_open(path) as file:
         hashed = HashedFile(file)
-        rows = [row for row in written(samples, hashed)]
+        rows = list(written(samples, hashed))
     if not rows:
         path.unlink()
-    facts = {
+    shard = {
         "format": FORMAT,
         "name": path.name,
         "bytes": hashed.bytes,
         "sha256": hashed.sha256.hexdigest(),
+        "notes": notes,
+        "songs": rows,
     }
-    shard = {**facts, "notes": notes, "songs": rows}
     write_atomic(rows_path(path), (json.dumps(shard) + "\n").encode())
     return shard
 
@@ -111,8 +110,10 @@ def rows_path(path: Path) -> Path:
 class HashedFile:
     """Counts and hashes what is written through it, so that no shard is read again for its checksum."""
 
-    def __init__(self, file: BinaryIO):
-        self.file, self.bytes, self.sha256 = file, 0, hashlib.sha256()
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.bytes = 0
+        self.sha256 = hashlib.sha256()
 
     def write(self, data: bytes) -> int:
         self.bytes += len(data)
@@ -153,13 +154,6 @@ def check_sample(sample: ShardSample) -> None:
 
 # ---- opening a set
 
-LIMITS = {
-    "json": 1 << 22,
-    "lyrics": 1 << 22,
-    "audio": 4 << 30,
-}  # bytes of a member; codes need less than audio
-CHECKED_AT_ONCE = 1 << 20
-
 
 class ShardSet:
     """A finished shard set, opened by its folder or URL. Only the index is read; songs.npy is mapped, tars stay closed.
@@ -167,35 +161,34 @@ class ShardSet:
     source       what it was opened by, without what a URL keeps secret
     folder       where index.json, songs.npy and lyrics.model lie on this machine
     index        index.json as a dict
-    songs        songs.npy: structured array, one row a song, in the order of the shards
+    songs        songs.npy: structured array [songs], in the order of the shards; song n is row n
+    members      what its songs may have; those of a newer version among them
     fingerprint  sha256 of what index.json says but for `made_by`, hex: what other outputs say they were made from
     """
 
     def __init__(
         self, source: str | Path, remote: RemoteConfig | None = None, checked: Path | None = None
-    ):
+    ) -> None:
         """`remote` says how to read what lies behind a URL; `checked` is the folder of a set that was opened before."""
-        self._opened_by, self._remote = source, remote or RemoteConfig()
+        self._opened_by = source
+        self._remote = remote or RemoteConfig()
         site = ShardSource(str(source), self._remote) if is_url(source) else None
         self.source = site.shown if site else str(source)
-        self.folder, data = self._index_of(site, checked)
+        if site and not checked:
+            self.folder, data = fetch_index(site)
+        else:
+            self.folder = checked or Path(source)
+            data = index_bytes(self.folder)
         self.index: dict[str, Any] = read_index(data, self.source)
         self.fingerprint = fingerprint_of(self.index)
         if site and not checked:
-            small = [
-                self.index["songs_file"] | {"name": "songs.npy"},
-                self.index.get("lyrics_model"),
-            ]
-            fetch_small(site, self.folder, [file for file in small if file])
+            small = [self.index["songs_file"] | {"name": "songs.npy"}]
+            if self.index.get("lyrics_model"):
+                small.append(self.index["lyrics_model"])
+            fetch_small(site, self.folder, small)
         self.members: tuple[str, ...] = tuple(self.index["members"])
         self.songs = open_songs(self.folder, self.index, checked is not None)
         self.cache = ShardCache(site, self.folder, self.index["shards"]) if site else None
-
-    def _index_of(self, site: ShardSource | None, checked: Path | None) -> tuple[Path, bytes]:
-        if site and not checked:
-            return fetch_index(site)
-        folder = checked or Path(self._opened_by)
-        return folder, index_bytes(folder)
 
     def __len__(self) -> int:
         return len(self.songs)
@@ -208,76 +201,102 @@ class ShardSet:
         """The tar number `shard` of index["shards"]; that of a remote set may not be there yet."""
         name = self.index["shards"][shard]["name"]
         if not SHARD_NAME.fullmatch(name):
-            raise ValueError(
-                f"{self.source}/index.json: shard name {name!r} is not the name of a tar in this folder"
+            raise BadSampleError(
+                "bad_name",
+                f"{self.source}/index.json: shard name {name!r} is not the name of a tar in this folder",
             )
         return self.folder / name
 
-    def key(self, row: int) -> str:
-        return self.songs[row]["key"].decode(errors="backslashreplace")
+    def key(self, song: int) -> str:
+        return self.songs[song]["key"].decode(errors="backslashreplace")
 
-    def has(self, row: int, member: str) -> bool:
-        return bool(self.songs[row][f"{member}_bytes"])
+    def has(self, song: int, member: str) -> bool:
+        """Whether a song has this member; in a set older than the member none has."""
+        return member in self.members and bool(self.songs[song][f"{member}_bytes"])
 
-    def member_extension(self, row: int, member: str) -> str:
+    def member_extension(self, song: int, member: str) -> str:
         """What follows the key's dot in the tar, e.g. "flac" or "lrc"; read from the tar's own header.
 
-        ValueError if that is not an ending of such a member.
+        Raises:
+            BadSampleError: that is not an extension of such a member.
         """
-        shard, offset = int(self.songs[row]["shard"]), int(self.songs[row][f"{member}_offset"])
-        with self._window(shard, max(0, offset - TAR_BLOCK), 100, member, row) as file:
+        shard = int(self.songs[song]["shard"])
+        offset = int(self.songs[song][f"{member}_offset"])
+        with self._window(shard, max(0, offset - TAR_BLOCK), 100, member, song) as file:
             name = file.read(100).rstrip(b"\0").decode()
         extension = name.partition(".")[2]
         if MEMBER_OF.get(extension) != member:
-            raise ValueError(f"{self.path(shard)}: {member} of {self.key(row)} is called {name!r}")
+            raise BadSampleError(
+                "other", f"{self.path(shard)}: {member} of {self.key(song)} is called {name!r}"
+            )
         return extension
 
-    def read_member(self, row: int, member: str) -> bytes:
-        """A member's bytes, b"" where the song has none. ValueError, naming shard and key, if the checksum is wrong."""
-        with self.open_member(row, member) as file:
+    def read_member(self, song: int, member: str) -> bytes:
+        """A member's bytes, b"" where the song has none. Raises BadSampleError if the checksum is wrong."""
+        if member not in self.members:
+            return b""
+        with self.open_member(song, member) as file:
             data = file.read()
-        if len(data) != file.size or zlib.crc32(data) != self.songs[row][f"{member}_crc32"]:
-            raise ValueError(
-                f"{self.path(self.songs[row]['shard'])}: {member} of {self.key(row)} is damaged (crc32)"
-            )
+        self._compare(song, member, len(data), zlib.crc32(data))
         return data
 
-    def check_member(self, row: int, member: str) -> None:
-        """ValueError as of `read_member`, without ever holding more than CHECKED_AT_ONCE bytes of it."""
-        total = got = 0
-        with self.open_member(row, member) as file:
+    def check_member(self, song: int, member: str) -> None:
+        """Raises BadSampleError if the checksum is wrong; never holds more than CHECKED_AT_ONCE bytes of it."""
+        crc = 0
+        size = 0
+        with self.open_member(song, member) as file:
             while block := file.read(CHECKED_AT_ONCE):
-                total, got = zlib.crc32(block, total), got + len(block)
-        if got != file.size or total != self.songs[row][f"{member}_crc32"]:
-            raise ValueError(
-                f"{self.path(self.songs[row]['shard'])}: {member} of {self.key(row)} is damaged (crc32)"
+                crc = zlib.crc32(block, crc)
+                size += len(block)
+        self._compare(song, member, size, crc)
+
+    def _compare(self, song: int, member: str, size: int, crc: int) -> None:
+        row = self.songs[song]
+        if size != row[f"{member}_bytes"] or crc != row[f"{member}_crc32"]:
+            raise BadSampleError(
+                "damaged",
+                f"{self.path(row['shard'])}: {member} of {self.key(song)} is damaged (crc32)",
             )
 
-    def read_facts(self, row: int) -> dict[str, Any]:
-        """<key>.json. ValueError if the song has none, or it is not an object."""
-        if not self.has(row, "json"):
-            raise ValueError(f"{self.key(row)} has no JSON")
+    def read_facts(self, song: int) -> dict[str, Any]:
+        """<key>.json. Raises BadSampleError if the song has none, or it is not an object."""
+        if not self.has(song, "json"):
+            raise BadSampleError("json", f"{self.key(song)} has no JSON")
         try:
-            facts = json.loads(self.read_member(row, "json"))
+            facts = json.loads(self.read_member(song, "json"))
         except RecursionError:
-            raise ValueError(f"the JSON of {self.key(row)} is nested too deeply") from None
+            raise BadSampleError(
+                "json", f"the JSON of {self.key(song)} is nested too deeply"
+            ) from None
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise BadSampleError(
+                "json", f"the JSON of {self.key(song)} cannot be read ({error})"
+            ) from None
         if not isinstance(facts, dict):
-            raise ValueError(f"the JSON of {self.key(row)} is no object but {str(facts)[:40]!r}")
+            raise BadSampleError(
+                "json", f"the JSON of {self.key(song)} is no object but {str(facts)[:40]!r}"
+            )
         return facts
 
-    def open_member(self, row: int, member: str) -> OffsetReader | RangeReader:
-        """A member as a file to read from; its checksum is not looked at. The caller closes it.
+    def open_member(self, song: int, member: str) -> OffsetReader | RangeReader:
+        """A member as a file to read from; its checksum is not compared. The caller closes it.
 
-        ValueError, naming shard and key, for a key that is no name, for a member of absurd size, and if the tar is too
-        short to hold it; OSError if a remote shard cannot be had.
+        Raises:
+            BadSampleError: naming shard and key, for a key that is no name, for a member of absurd size, and if the
+                tar is too short to hold it.
+            OSError: a remote shard cannot be fetched.
         """
-        song = self.songs[row]
-        offset, size = int(song[f"{member}_offset"]), int(song[f"{member}_bytes"])
-        if not KEY.fullmatch(self.key(row)):
-            raise ValueError(f"key {self.key(row)!r} is not a name of letters, digits, - and _")
-        if size > LIMITS.get(member, LIMITS["audio"]):
-            raise ValueError(f"{member} of {self.key(row)} is too large: {size} bytes")
-        return self._window(int(song["shard"]), offset, size, member, row)
+        row = self.songs[song]
+        offset = int(row[f"{member}_offset"])
+        size = int(row[f"{member}_bytes"])
+        key = self.key(song)
+        if not KEY.fullmatch(key):
+            raise BadSampleError(
+                "bad_name", f"key {key!r} is not a name of letters, digits, - and _"
+            )
+        if size > MAX_MEMBER_BYTES.get(member, MAX_MEMBER_BYTES["audio"]):
+            raise BadSampleError("too_large", f"{member} of {key} is too large: {size} bytes")
+        return self._window(int(row["shard"]), offset, size, member, song)
 
     def prefetch(self, shards: Iterable[int]) -> None:
         """Fetch remote shards that will be needed soon, in the background."""
@@ -285,7 +304,7 @@ class ShardSet:
             self.cache.prefetch(shards)
 
     def _window(
-        self, shard: int, offset: int, size: int, member: str, row: int
+        self, shard: int, offset: int, size: int, member: str, song: int
     ) -> OffsetReader | RangeReader:
         path = self.path(shard)
         if self.cache:
@@ -293,7 +312,8 @@ class ShardSet:
         tar = open(path, "rb")  # noqa: SIM115 - closed with the window
         if offset + size > os.fstat(tar.fileno()).st_size:
             tar.close()
-            raise ValueError(
-                f"{tar.name}: {member} of {self.key(row)} is damaged (the tar ends before it does)"
+            raise BadSampleError(
+                "truncated",
+                f"{tar.name}: {member} of {self.key(song)} is damaged (the tar ends before it does)",
             )
         return OffsetReader(tar, offset, size, owned=True)

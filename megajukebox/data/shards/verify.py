@@ -1,30 +1,31 @@
-"""One shard compared with its index: size, checksums, headers, rows. What is found is said in words."""
+"""One shard compared with its index: size, checksums, headers, rows. Each finding is a line of text."""
 
 import tarfile
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
+from megajukebox.common.errors import BadSampleError
 from megajukebox.common.files import sha256_of
-from megajukebox.data.shards.index import KEY
+from megajukebox.data.shards.index import KEY, REQUIRED
 from megajukebox.data.shards.shard_set import MEMBER_OF, ShardSet
 
-MANY = 20  # findings of one shard that are told; one broken disk would fill the screen
+MAX_FINDINGS = 20  # reported of one shard; one broken disk would fill the screen
 
 
 def check_shard(work: tuple[ShardSet, int]) -> list[str]:
-    """What is wrong with one shard (`work` is the set and the shard's number), at most MANY findings."""
+    """What is wrong with one shard (`work` is the set and the shard's number), at most MAX_FINDINGS findings."""
     shards, number = work
-    found: list[str] = []
-    for finding in findings(shards, number):
-        if len(found) == MANY:
-            return [*found, "and more"]
-        found.append(finding)
-    return found
+    findings = list(islice(all_findings(shards, number), MAX_FINDINGS + 1))
+    if len(findings) > MAX_FINDINGS:
+        findings[-1] = "and more"
+    return findings
 
 
-def findings(shards: ShardSet, number: int) -> Iterator[str]:
+def all_findings(shards: ShardSet, number: int) -> Iterator[str]:
+    """Everything that is wrong with one shard."""
     facts = shards.index["shards"][number]
     try:
         path = shards.path(number)
@@ -38,19 +39,22 @@ def findings(shards: ShardSet, number: int) -> Iterator[str]:
         yield f"it has {size} bytes, the index says {facts['bytes']}"
     if sha256_of(path) != facts["sha256"]:
         yield "its sha256 is not the one in the index"
-    yield from bad_headers(path)
+    yield from bad_headers(path, strict=set(shards.members) <= set(MEMBER_OF.values()))
     yield from bad_rows(shards, number)
 
 
-def bad_headers(path: Path) -> Iterator[str]:
-    """Members that training would not read, but another program might unpack: links, odd names, foreign endings."""
+def bad_headers(path: Path, strict: bool = True) -> Iterator[str]:
+    """Members that training would not read, but another program might unpack: links, odd names, foreign extensions.
+
+    Not `strict`: the set has members of a newer version, so an extension may be one that we do not know.
+    """
     try:
         with tarfile.open(path, "r:", errorlevel=0) as tar:
             for member in tar:
                 key, _, extension = member.name.partition(".")
                 if not member.isreg():
                     yield f"{member.name!r} is not a plain file"
-                elif not KEY.fullmatch(key) or extension not in MEMBER_OF:
+                elif not KEY.fullmatch(key) or (strict and extension not in MEMBER_OF):
                     yield f"{member.name!r} is not the name of a song's file"
     except (
         tarfile.TarError,
@@ -66,26 +70,30 @@ def bad_headers(path: Path) -> Iterator[str]:
 def bad_rows(shards: ShardSet, number: int) -> Iterator[str]:
     """Songs of this shard whose members are missing or damaged, or whose rows do not fit."""
     facts = shards.index["shards"][number]
-    rows = np.flatnonzero(np.asarray(shards.songs["shard"]) == number)
-    if len(rows) != facts["songs"] or (len(rows) and rows[0] != facts["first"]):
-        yield f"songs.npy has {len(rows)} songs from row {rows[0] if len(rows) else '-'} on, the index {facts['songs']}"
-    for row in map(int, rows):
+    songs = np.flatnonzero(np.asarray(shards.songs["shard"]) == number)
+    first = songs[0] if len(songs) else "-"
+    if len(songs) != facts["songs"] or first not in (facts["first"], "-"):
+        yield f"songs.npy has {len(songs)} songs from row {first} on, the index {facts['songs']}"
+    for song in map(int, songs):
         try:
-            check_song(shards, row)
+            check_song(shards, song)
         except (ValueError, OSError) as error:
             yield str(error)
 
 
-def check_song(shards: ShardSet, row: int) -> None:
-    """ValueError if a member is damaged, or the JSON speaks of another song."""
-    told = shards.read_facts(row)
-    if told.get("key") != shards.key(row) or told.get("frames") != int(shards.songs[row]["frames"]):
-        raise ValueError(
-            f"the JSON of {shards.key(row)} speaks of {told.get('key')!r}, {told.get('frames')} frames"
+def check_song(shards: ShardSet, song: int) -> None:
+    """Raises BadSampleError if a member is missing or damaged, or the JSON belongs to another song."""
+    facts = shards.read_facts(song)
+    frames = int(shards.songs[song]["frames"])
+    if facts.get("key") != shards.key(song) or facts.get("frames") != frames:
+        raise BadSampleError(
+            "json",
+            f"the JSON of {shards.key(song)} speaks of {facts.get('key')!r}, {facts.get('frames')} frames",
         )
     for member in shards.members:
-        if shards.has(row, member):
-            shards.check_member(row, member)
-            shards.member_extension(row, member)
-        elif member != "lyrics":
-            raise ValueError(f"{shards.key(row)} has no {member}")
+        if shards.has(song, member):
+            shards.check_member(song, member)
+            if member in MEMBER_OF.values():
+                shards.member_extension(song, member)
+        elif member in REQUIRED[shards.index["kind"]]:
+            raise BadSampleError("missing", f"{shards.key(song)} has no {member}")

@@ -1,16 +1,17 @@
-"""Clips that could not be read: counted by kind, reported one by one, and the end of the run above a share."""
+"""Clips that could not be read: counted by kind, reported one by one, and the end of the run above a ratio."""
 
-import errno
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-OnBad = Callable[[str, str, str], None]
+from megajukebox.common.errors import UserError
+from megajukebox.data.sample_errors import BadSampleKind, kind_of_error
 
-UNAVAILABLE = "unavailable"
+MAX_REASON = 500  # characters of a reason that are kept
 
-KINDS = (  # words in a reason -> the kind it is counted as; the first that fits
-    ("unavailable:", UNAVAILABLE),
+# Events written before they had a `kind`: words of the reason -> kind, the first that fits. Only for reading those.
+WORDS_OF_OLD_EVENTS: tuple[tuple[str, BadSampleKind], ...] = (
+    ("unavailable:", "unavailable"),
     ("crashed:", "crashed"),
     ("the tar ends", "truncated"),
     ("is damaged", "damaged"),
@@ -27,27 +28,10 @@ KINDS = (  # words in a reason -> the kind it is counted as; the first that fits
     ("unreadable", "undecodable"),
     ("No such file", "missing"),
 )
-# What a file system answers that is down or out of reach, and a machine short of handles or memory: the same file
-# may be read later.
-PASSING = {
-    errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH,
-    errno.ENOTCONN, errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED, errno.ESHUTDOWN, errno.EAGAIN,
-    errno.EBUSY, errno.ENODEV, errno.ENXIO, errno.EREMOTEIO, errno.ENOLINK, errno.EMFILE, errno.ENFILE, errno.ENOMEM,
-}  # fmt: skip
-ALL_KINDS = (*dict.fromkeys(kind for _, kind in KINDS), "other")
-
-
-def reason_of(error: Exception) -> str:
-    """Why a clip could not be read."""
-    return (
-        f"{UNAVAILABLE}: {error}"
-        if isinstance(error, OSError) and error.errno in PASSING
-        else str(error)
-    )
 
 
 class StorageUnavailable(Exception):
-    """What the shards lie on does not answer. Nothing is wrong with the run: started again later, it goes on."""
+    """The storage of the shards does not answer. The run itself is sound: restarted later, it resumes."""
 
 
 @dataclass(frozen=True)
@@ -56,45 +40,68 @@ class BadSample:
 
     shard: str
     key: str
+    kind: BadSampleKind
     reason: str
 
-    @property
-    def kind(self) -> str:
-        """One word for the metrics."""
-        return next((kind for words, kind in KINDS if words in self.reason), "other")
+
+OnBad = Callable[[str, str, str, str], None]  # shard, key, kind, reason
 
 
-def too_many(kinds: Mapping[str, int]) -> type[Exception]:
+def bad_sample_of(shard: str, key: str, error: Exception) -> BadSample:
+    """The record of a clip whose reading raised `error`."""
+    kind = kind_of_error(error)
+    reason = str(error)
+    if kind == "unavailable" and not reason.startswith("unavailable:"):
+        reason = f"unavailable: {reason}"
+    return BadSample(shard, key, kind, reason[:MAX_REASON])
+
+
+def kind_of_old_event(reason: str) -> BadSampleKind:
+    """The kind of a bad sample in an event that was written without one."""
+    for words, kind in WORDS_OF_OLD_EVENTS:
+        if words in reason:
+            return kind
+    return "other"
+
+
+def error_for_many(kinds: Mapping[str, int]) -> type[Exception]:
     """What too many bad clips of these kinds mean: storage that is down, or a corpus that a person must look at."""
-    return StorageUnavailable if 2 * kinds.get(UNAVAILABLE, 0) > sum(kinds.values()) else ValueError
+    return (
+        StorageUnavailable if 2 * kinds.get("unavailable", 0) > sum(kinds.values()) else UserError
+    )
 
 
 class BadSampleCounter:
-    """Counts clips read and replaced, reports each bad one, and stops above a share: the disk may be what is broken.
+    """Counts clips read and replaced, reports each bad one, and stops above a ratio: the disk may be broken.
 
-    It stops with ValueError, or StorageDown where most of them could not be had at all; with a share of 1 never: of
-    one clip that is read, any number of candidates may have been tried.
+    Raises UserError then, or StorageUnavailable where the storage did not answer for most of them; never with a
+    ratio of 1: for one clip that is read, any number of candidates may have been tried.
     """
 
-    def __init__(self, share: float, after: int, on_bad: OnBad | None) -> None:
-        self.share, self.after, self.on_bad = share, after, on_bad
-        self.seen = self.bad = 0
+    def __init__(self, max_ratio: float, after: int, on_bad: OnBad | None) -> None:
+        """`after`: clips to read before the ratio counts."""
+        self.max_ratio = max_ratio
+        self.after = after
+        self.on_bad = on_bad
+        self.seen = 0
+        self.bad = 0
         self.kinds: Counter[str] = Counter()
         self.shards: Counter[str] = Counter()
 
     def add(self, clips: int, bad: Sequence[BadSample]) -> None:
+        """Count `clips` that were read and those that were replaced on the way."""
         self.seen += clips
         self.bad += len(bad)
         for one in bad:
             self.kinds[one.kind] += 1
             self.shards[one.shard] += 1
             if self.on_bad:
-                self.on_bad(one.shard, one.key, one.reason)
-        if self.share < 1 and self.seen >= self.after and self.bad > self.share * self.seen:
-            raise too_many(self.kinds)(
+                self.on_bad(one.shard, one.key, one.kind, one.reason)
+        if self.max_ratio < 1 and self.seen >= self.after and self.bad > self.max_ratio * self.seen:
+            raise error_for_many(self.kinds)(
                 f"too many bad samples: {self.bad} of {self.seen} clips could not be read, more than the share "
-                f"bad_share {self.share} ({self.summary()}); check the shards (megajukebox shards check), or raise "
-                f"bad_share to go on without them"
+                f"bad_share {self.max_ratio} ({self.summary()}); check the shards (megajukebox shards check), or "
+                f"raise bad_share to go on without them"
             )
 
     def summary(self) -> str:

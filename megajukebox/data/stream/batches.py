@@ -1,24 +1,25 @@
 """From the global order to batches: the stages of a WebDataset pipeline, run by a DataLoader, resumable at any step.
 
-    positions --source--> samples --micro_batches--> micro-batches --steps--> one list of micro-batches a step
+    positions --samples--> clips --micro_batches--> micro-batches --whole_steps--> one list of micro-batches a step
 
 A source (SongClips, CodeWindows) says which clips there are and reads one; `Order` says which comes when. Worker k of w
 reads the whole steps k, k + w, ...; the DataLoader takes the workers in turn, so steps arrive in order for any w.
-What cannot be read is replaced (skips.py); workers that hang or die are dealt with in loading.py.
+A clip that cannot be read is replaced (bad_samples.py); worker_pool.py handles workers that hang or die.
 """
 
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import count, islice
+from itertools import chain, count, islice
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 import webdataset
 
+from megajukebox.common.errors import BadSampleError, UserError
 from megajukebox.data.shards.remote import ShardUnavailable
 from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.data.stream.bad_samples import (
@@ -26,16 +27,15 @@ from megajukebox.data.stream.bad_samples import (
     BadSampleCounter,
     OnBad,
     StorageUnavailable,
-    reason_of,
-    too_many,
+    bad_sample_of,
+    error_for_many,
 )
-from megajukebox.data.stream.sample_order import InOrder, Order, rng, slots
+from megajukebox.data.stream.sample_order import InOrder, Order, rng, sample_positions
 from megajukebox.data.stream.song_dataset import Part
+from megajukebox.data.stream.stream_identity import StreamIdentity, next_step_of
 from megajukebox.data.stream.worker_pool import ALONE, PrefetchedSteps, ReadAhead, WorkerStatus
 
-STATE_VERSION = 1
-ATTEMPTS = 100  # candidates tried in place of a broken clip
-REASON = 500  # letters of a reason that are kept
+MAX_CANDIDATES = 100  # clips tried in place of a broken one
 
 Batch = dict[str, Any]  # name -> tensor [micro_batch, ...], or "conditions" -> such a dict
 
@@ -70,14 +70,31 @@ class BatchPlan:
     def __post_init__(self) -> None:
         per_pass = self.micro_batch * self.world
         if self.micro_batch < 1 or self.global_batch < 1 or self.global_batch % per_pass:
-            raise ValueError(
+            nearest = max(1, self.global_batch // max(1, per_pass)) * max(1, per_pass)
+            raise UserError(
                 f"global batch {self.global_batch} is not micro batch {self.micro_batch} x accumulation x "
-                f"{self.world} ranks; set it to {max(1, self.global_batch // max(1, per_pass)) * max(1, per_pass)}"
+                f"{self.world} ranks; set it to {nearest}"
             )
 
     @property
     def accumulation(self) -> int:
         return self.global_batch // (self.micro_batch * self.world)
+
+    def starting_at(self, step: int) -> "BatchPlan":
+        """The same plan without the steps before `step`."""
+        steps = None if self.steps is None else self.steps - (step - self.first_step)
+        return replace(self, first_step=step, steps=steps)
+
+    def step_numbers(self) -> Iterator[int]:
+        return islice(count(self.first_step), self.steps)
+
+
+@dataclass(frozen=True)
+class ReadClip:
+    """One clip as its source read it, and the clips that it replaces because they could not be read."""
+
+    fields: dict[str, Any]
+    replaced: list[BadSample] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -86,34 +103,27 @@ class TrainingStep:
 
     step: int
     micro_batches: list[Batch]
-    bad: list[BadSample]
+    replaced: list[BadSample]
 
 
 def samples(
     source: ClipSource,
     order: Order | InOrder,
     plan: BatchPlan,
-    board: WorkerStatus,
+    status: WorkerStatus,
     left_out: frozenset[int] = frozenset(),
-) -> Iterator[Batch]:
-    """The source stage: every slot of this worker's steps as a sample, in order; never of the songs `left_out`."""
-    worker, stride = this_worker()
-    board.begin(worker, os.getpid())
-    steps = (
-        count(plan.first_step)
-        if plan.steps is None
-        else range(plan.first_step, plan.first_step + plan.steps)
-    )
+) -> Iterator[tuple[int, ReadClip]]:
+    """The source stage: (step, clip) for every position of this worker's steps; never of the songs `left_out`."""
+    worker, workers = this_worker()
+    status.register(worker, os.getpid())
+    note_clip = partial(status.start_clip, worker)
     block = None
-    for step in islice(steps, worker, None, stride):
-        for position in map(int, slots(step, plan.rank, plan.world, plan.global_batch)):
+    for step in islice(plan.step_numbers(), worker, None, workers):
+        for position in map(int, sample_positions(step, plan.rank, plan.world, plan.global_batch)):
             if order.block_at(position) != block:
                 block = order.block_at(position)
                 source.shards.prefetch(order.shards_from(block))
-            sample = readable(
-                source, order, position, plan.seed, partial(board.note, worker), left_out
-            )
-            yield {"__key__": str(position), "step": step, **sample}
+            yield step, read_or_replace(source, order, position, plan.seed, note_clip, left_out)
 
 
 def this_worker() -> tuple[int, int]:
@@ -122,34 +132,35 @@ def this_worker() -> tuple[int, int]:
     return (worker.id, worker.num_workers) if worker else (0, 1)
 
 
-def readable(
+def read_or_replace(
     source: ClipSource,
     order: Order | InOrder,
     position: int,
     seed: int | None,
-    note: Callable[[int, int], None] | None = None,
+    note_clip: Callable[[int, int], None] | None = None,
     left_out: frozenset[int] = frozenset(),
-) -> Batch:
-    """{"sample", "bad"} at `position`: its clip, or the first candidate in its place that can be read."""
-    bad: list[BadSample] = []
-    for attempt in range(min(ATTEMPTS, order.clips)):
+) -> ReadClip:
+    """The clip at `position`, or the first candidate in its place that can be read.
+
+    Raises:
+        UserError: none of MAX_CANDIDATES can be read (StorageUnavailable where the storage does not answer).
+    """
+    replaced: list[BadSample] = []
+    for attempt in range(min(MAX_CANDIDATES, order.clips)):
         _, song, clip = order.locate(order.candidate(position, attempt))
-        if note:
-            note(position, song)
+        if note_clip:
+            note_clip(position, song)
         try:
             if song in left_out:
-                raise ValueError("crashed: the processes that read it died")
-            sample = source.read(song, clip, None if seed is None else rng(seed, "clip", position))
-            return {"sample": sample, "bad": bad}
+                raise BadSampleError("crashed", "crashed: the processes that read it died")
+            clip_rng = None if seed is None else rng(seed, "clip", position)
+            return ReadClip(source.read(song, clip, clip_rng), replaced)
         except (ValueError, OSError, MemoryError) as error:
-            bad.append(
-                BadSample(
-                    shard_name(source, song), source.shards.key(song), reason_of(error)[:REASON]
-                )
-            )
-    raise too_many(Counter(one.kind for one in bad))(
-        f"too many bad samples: none of {len(bad)} clips at position {position} could be read, the last of song "
-        f"{bad[-1].key} in {bad[-1].shard} ({bad[-1].reason}); check the shards and the disk they lie on"
+            replaced.append(bad_sample_of(shard_name(source, song), source.shards.key(song), error))
+    last = replaced[-1]
+    raise error_for_many(Counter(one.kind for one in replaced))(
+        f"too many bad samples: none of {len(replaced)} clips at position {position} could be read, the last of song "
+        f"{last.key} in {last.shard} ({last.reason}); check the shards and the disk they lie on"
     )
 
 
@@ -157,45 +168,42 @@ def shard_name(source: ClipSource, song: int) -> str:
     return source.shards.index["shards"][int(source.shard_of_song[song])]["name"]
 
 
-def micro_batches(read: Iterator[Batch], size: int) -> Iterator[TrainingStep]:
-    """`size` samples after `size` samples, stacked."""
-    while group := list(islice(read, size)):
-        stacked = stack([sample["sample"] for sample in group])
-        yield TrainingStep(
-            group[0]["step"], [stacked], [bad for sample in group for bad in sample["bad"]]
-        )
+def micro_batches(clips: Iterator[tuple[int, ReadClip]], size: int) -> Iterator[TrainingStep]:
+    """`size` clips after `size` clips, stacked."""
+    while group := list(islice(clips, size)):
+        step, _ = group[0]
+        stacked = stack([clip.fields for _, clip in group])
+        replaced = chain.from_iterable(clip.replaced for _, clip in group)
+        yield TrainingStep(step, [stacked], list(replaced))
 
 
-def whole_steps(parts: Iterator[TrainingStep], accumulation: int) -> Iterator[TrainingStep]:
-    """The micro-batches of each step together."""
+def whole_steps(
+    parts: Iterator[TrainingStep], accumulation: int, status: WorkerStatus
+) -> Iterator[TrainingStep]:
+    """The micro-batches of each step together; each step that is ready is noted."""
+    worker, _ = this_worker()
     while group := list(islice(parts, accumulation)):
-        batches = [batch for part in group for batch in part.micro_batches]
-        yield TrainingStep(group[0].step, batches, [bad for part in group for bad in part.bad])
+        batches = list(chain.from_iterable(part.micro_batches for part in group))
+        replaced = list(chain.from_iterable(part.replaced for part in group))
+        status.step_ready(worker)
+        yield TrainingStep(group[0].step, batches, replaced)
 
 
 def stack(group: Sequence[Mapping[str, Any]]) -> Batch:
     """Equal fields of samples, one array each; dicts field by field."""
-    return {
-        field: stack([sample[field] for sample in group])
-        if isinstance(group[0][field], dict)
-        else np.stack([sample[field] for sample in group])
-        for field in group[0]
-    }
+    stacked: Batch = {}
+    for name, first in group[0].items():
+        column = [sample[name] for sample in group]
+        stacked[name] = stack(column) if isinstance(first, dict) else np.stack(column)
+    return stacked
 
 
 def tensors(batch: Mapping[str, Any]) -> Batch:
-    return {
-        field: tensors(x) if isinstance(x, dict) else torch.from_numpy(x)
-        for field, x in batch.items()
-    }
-
-
-def counted(steps: Iterator[TrainingStep], board: WorkerStatus) -> Iterator[TrainingStep]:
-    """Notes every step that is ready."""
-    worker, _ = this_worker()
-    for step in steps:
-        board.made(worker)
-        yield step
+    """The arrays of a batch as tensors, dicts field by field."""
+    converted: Batch = {}
+    for name, value in batch.items():
+        converted[name] = tensors(value) if isinstance(value, dict) else torch.from_numpy(value)
+    return converted
 
 
 def steps_of(
@@ -204,21 +212,12 @@ def steps_of(
     """The steps of `plan`, read by the processes of `ahead`."""
 
     def pipeline(
-        first_step: int, board: WorkerStatus, left_out: frozenset[int]
+        first_step: int, status: WorkerStatus, left_out: frozenset[int]
     ) -> webdataset.DataPipeline:
-        left = None if plan.steps is None else plan.steps - (first_step - plan.first_step)
         return webdataset.DataPipeline(
-            partial(
-                samples,
-                source,
-                order,
-                replace(plan, first_step=first_step, steps=left),
-                board,
-                left_out,
-            ),
+            partial(samples, source, order, plan.starting_at(first_step), status, left_out),
             partial(micro_batches, size=plan.micro_batch),
-            partial(whole_steps, accumulation=plan.accumulation),
-            partial(counted, board=board),
+            partial(whole_steps, accumulation=plan.accumulation, status=status),
         )
 
     def name_of(song: int) -> str:
@@ -227,13 +226,21 @@ def steps_of(
     return PrefetchedSteps(pipeline, name_of, plan.first_step, ahead)
 
 
+def stream_identity(
+    source: ClipSource, *, seed: int, global_batch: int, block: int, clips_per_song_visit: int
+) -> StreamIdentity:
+    """What fixes the order of the training clips of `source`, without building that order."""
+    clips = int(source.clips("train").sum())
+    return StreamIdentity(seed, block, clips, global_batch, clips_per_song_visit, source.facts())
+
+
 class Batches:
     """The batches of one rank: for each step a list of global_batch / (world * micro_batch) micro-batches, for ever.
 
-    The same clips at the same step for any world and number of workers. `on_bad(shard, key, reason)` hears of every
-    clip that was replaced; above a share `bad_share` of them, counted from `bad_after` clips on, iterating raises
-    ValueError, or StorageDown where most could not be had at all. Iterate once; `state()` is the place after the last
-    step handed out.
+    The same clips come at the same step for any world and number of workers. `on_bad` gets every clip that was
+    replaced. Above the ratio `max_bad_sample_ratio` of them, counted once `ratio_after_clips` clips were read,
+    iterating raises UserError, or StorageUnavailable where the storage did not answer for most. Iterate once;
+    `state()` is the position after the last step that was handed out.
     """
 
     def __init__(
@@ -248,74 +255,62 @@ class Batches:
         first_step: int = 0,
         ahead: ReadAhead = ALONE,
         block: int = 64,
-        visit: int = 1,
+        clips_per_song_visit: int = 1,
         on_bad: OnBad | None = None,
-        bad_share: float = 0.01,
-        bad_after: int = 1000,
+        max_bad_sample_ratio: float = 0.01,
+        ratio_after_clips: int = 1000,
     ) -> None:
         self.source = source
         self.ahead = ahead
         self.next_step = first_step
-        self.order = Order(source.clips("train"), source.shard_of_song, seed, block, visit)
+        self.order = Order(
+            source.clips("train"), source.shard_of_song, seed, block, clips_per_song_visit
+        )
         self.plan = BatchPlan(global_batch, micro_batch, rank, world, first_step, seed=seed)
-        self.counted = BadSampleCounter(bad_share, bad_after, on_bad)
+        self.identity = stream_identity(
+            source,
+            seed=seed,
+            global_batch=global_batch,
+            block=block,
+            clips_per_song_visit=clips_per_song_visit,
+        )
+        self.counter = BadSampleCounter(max_bad_sample_ratio, ratio_after_clips, on_bad)
         self._steps: PrefetchedSteps | None = None
 
     def __iter__(self) -> Iterator[list[Batch]]:
-        plan = replace(self.plan, first_step=self.next_step)
+        plan = self.plan.starting_at(self.next_step)
         self._steps = steps_of(self.source, self.order, plan, self.ahead)
         try:
             for step in self._steps:
                 assert step.step == self.next_step, (
                     f"the loader gave step {step.step} for {self.next_step}"
                 )
-                self.counted.add(plan.global_batch // plan.world, step.bad)
+                self.counter.add(plan.global_batch // plan.world, step.replaced)
                 self.next_step += 1
                 yield [tensors(batch) for batch in step.micro_batches]
         except ShardUnavailable as lost:
             raise StorageUnavailable(f"{lost}; the run was to stop then (lost: stop)") from lost
 
-    def skips(self) -> dict[str, int]:
+    def bad_samples(self) -> dict[str, int]:
         """Clips replaced so far on this rank, by kind."""
-        return dict(self.counted.kinds)
+        return dict(self.counter.kinds)
 
     def report(self) -> dict[str, float]:
         """For the metrics: how full the buffer of read steps is (0..1), where processes fill one."""
         return {"buffer_fill": self._steps.fill()} if self._steps and self.ahead.workers else {}
 
     def epoch(self) -> float:
-        """How often the songs have been heard before `next_step`."""
+        """How many times the training clips have been read before `next_step`."""
         return self.next_step * self.plan.global_batch / self.order.clips
 
     def state(self) -> dict[str, object]:
         """All there is to save, as JSON: it holds for any world size and number of workers."""
-        return {"version": STATE_VERSION, "next_step": self.next_step, **self._fixed()}
-
-    def check_state(self, state: Mapping[str, object]) -> None:
-        """ValueError, naming the two things that disagree, if `state` belongs to another order than this one."""
-        ours = {"version": STATE_VERSION, **self._fixed()}
-        for fact in {**ours, **state}:  # also what is told only where it is not the usual
-            if fact != "next_step" and state.get(fact) != ours.get(fact):
-                raise ValueError(
-                    f"the checkpoint's data state has {fact} {state.get(fact)!r} but this run has {ours.get(fact)!r}; "
-                    f"resume with the same {fact}, or start a new run from the checkpoint's weights"
-                )
+        return self.identity.state(self.next_step)
 
     def resume(self, state: Mapping[str, object]) -> None:
-        """Go on after the step of `state` (see `check_state`)."""
-        self.check_state(state)
-        self.next_step = int(state["next_step"])  # type: ignore[call-overload]
-
-    def _fixed(self) -> dict[str, object]:
-        order = self.order
-        fixed = {
-            "seed": order.seed,
-            "block": order.block,
-            "clips": order.clips,
-            "global_batch": self.plan.global_batch,
-        }
-        visit = {} if order.visit == 1 else {"visit": order.visit}
-        return {**fixed, **visit, **self.source.facts()}
+        """Continue after the step of `state`. Raises UserError if it belongs to another order."""
+        self.identity.check(state)
+        self.next_step = next_step_of(state)
 
 
 def held_out_batches(
@@ -338,9 +333,9 @@ def held_out_batches(
         return
     order = InOrder(source.clips("held_out"), limit)
     plan = BatchPlan(micro_batch * world, micro_batch, rank, world, steps=steps)
-    bad = BadSampleCounter(share=1.0, after=0, on_bad=on_bad)
+    counter = BadSampleCounter(max_ratio=1.0, after=0, on_bad=on_bad)
     for step in steps_of(source, order, plan, ahead):
-        bad.add(micro_batch, step.bad)
+        counter.add(micro_batch, step.replaced)
         yield tensors(step.micro_batches[0])
 
 

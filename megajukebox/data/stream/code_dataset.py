@@ -1,14 +1,16 @@
 """Which windows of codes a code set has at a level, and one with what it is conditioned on: the samples of a prior."""
 
-import re
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.lib import format as npy_format
 
-from megajukebox.common.errors import UserError
+from megajukebox.common.errors import BadSampleError, UserError
 from megajukebox.common.model_files import check_vqvae
 from megajukebox.conditioning.lrc import TimedWord, parse_lrc
 from megajukebox.conditioning.tokenizers import (
@@ -23,13 +25,20 @@ from megajukebox.conditioning.vocabulary import Vocabulary
 from megajukebox.data.audio import OffsetReader
 from megajukebox.data.shards.local_cache import RangeReader
 from megajukebox.data.shards.shard_set import ShardSet
-from megajukebox.data.stream.sample_order import newest
-from megajukebox.data.stream.song_dataset import Part, believable, of_part, place, report, split
-
-SONGS_KEPT = (
-    64  # songs whose conditions and lyrics each process keeps ready: 0.5 MB each with long lyrics
+from megajukebox.data.stream.sample_order import lru_get
+from megajukebox.data.stream.song_dataset import (
+    Part,
+    believable,
+    clip_start,
+    of_part,
+    report,
+    split,
 )
-NPY_HEADER = re.compile(rb"'descr': '<u2', 'fortran_order': False, 'shape': \((\d+),\)")
+
+# Songs whose conditions and lyrics each process keeps ready: 0.5 MB each with long lyrics.
+SONGS_KEPT = 64
+NPY_PREAMBLE = 10  # bytes of a .npy file before its header: magic, version, the header's length
+HEADERS_KEPT = 1 << 16  # parsed .npy headers, 0.2 kB each; parsing one takes 0.14 ms
 
 
 def check_kind(codes: ShardSet) -> None:
@@ -106,7 +115,10 @@ class CodeWindows:
         self.hop, self.upper, self.ratio = hop_and_upper(shards.index["vqvae"]["hops"], level)
         check_window(window, self.ratio, level, self.upper)
         self.shard_of_song = np.asarray(shards.songs["shard"])
-        self._uppers = self._places_of_songs()
+        # codes of the level above (at the top: of the top) in each song: whole codes of the slowest level
+        slowest = max(shards.index["vqvae"]["hops"].values())
+        uppers_per_slowest = slowest // (self.hop * self.ratio)
+        self._uppers = believable(shards.songs["frames"]) // slowest * uppers_per_slowest
         self._clips = self._uppers // (window // self.ratio)
         self._held_out = split(shards.songs["key"], held_out)
         self._verified = {
@@ -136,29 +148,20 @@ class CodeWindows:
         codes [window] int64, upper_codes [window / ratio] int64 (not at the top), timing [3] int64 (length of the song,
         start and length of the window, in audio samples), conditions {name: [slots] int64}, lyrics [size] int64.
         """
-        start = self.ratio * place(clip, self.window // self.ratio, int(self._uppers[song]), rng)
+        uppers = self.window // self.ratio
+        start = self.ratio * clip_start(clip, uppers, int(self._uppers[song]), rng)
         timing = (int(self.shards.songs["frames"][song]), start * self.hop, self.window * self.hop)
-        told = newest(self._told, song, self._tell, size=SONGS_KEPT)
+        told = lru_get(self._told, song, self._tell, size=SONGS_KEPT)
         sample = {
             "codes": self._codes(self.level, song, start, self.window),
             "timing": np.array(timing, dtype=np.int64),
             "conditions": {name: self._condition(name, told, rng) for name in self.conditions},
         }
         if self.upper:
-            count = self.window // self.ratio
-            sample["upper_codes"] = self._codes(self.upper, song, start // self.ratio, count)
+            sample["upper_codes"] = self._codes(self.upper, song, start // self.ratio, uppers)
         if self.lyrics:
             sample["lyrics"] = self._lyric_window(self.lyrics, told, timing, rng)
         return sample
-
-    def _places_of_songs(self) -> np.ndarray:
-        """Codes of the level above (at the top: of the top) in each song: whole codes of the slowest level."""
-        slowest = max(self.shards.index["vqvae"]["hops"].values())
-        return (
-            believable(self.shards.songs["frames"])
-            // slowest
-            * (slowest // (self.hop * self.ratio))
-        )
 
     def _codes(self, level: str, song: int, start: int, count: int) -> np.ndarray:
         if self.verify and not self._verified[level][song]:
@@ -168,8 +171,9 @@ class CodeWindows:
             codes = read_codes(file, start, count)
         size = self.shards.index["vqvae"]["codes"][level]
         if codes.max() >= size:
-            raise ValueError(
-                f"code {codes.max()} in {level} codes is outside its codebook of {size}"
+            raise BadSampleError(
+                "bad_codes",
+                f"code {codes.max()} in {level} codes is outside its codebook of {size}",
             )
         return codes
 
@@ -179,7 +183,7 @@ class CodeWindows:
             name: c.vocabulary.ids(names_of(facts, name), c.slots)
             for name, c in self.conditions.items()
         }
-        if not (self.lyrics and self.shards.songs["lyrics_bytes"][song]):
+        if not (self.lyrics and self.shards.has(song, "lyrics")):
             return WindowConditioning(conditions, TokenizedLyrics([], []), [])
         text, words = parse_lrc(self.shards.read_member(song, "lyrics").decode())
         return WindowConditioning(conditions, self.lyrics.tokenizer.encode(text), words)
@@ -235,7 +239,7 @@ def dropped(probability: float, rng: np.random.Generator | None) -> bool:
 def hop_and_upper(hops: Mapping[str, int], level: str) -> tuple[int, str | None, int]:
     """(samples for one code, the level above, codes for one code of that level); (hop, None, 1) at the top."""
     if level not in hops:
-        raise ValueError(f"level {level!r} is not in the code set; choose one of {', '.join(hops)}")
+        raise UserError(f"level {level!r} is not in the code set; choose one of {', '.join(hops)}")
     slower = [name for name in hops if hops[name] > hops[level]]
     upper = min(slower, key=lambda name: hops[name]) if slower else None
     return hops[level], upper, hops[upper] // hops[level] if upper else 1
@@ -243,7 +247,7 @@ def hop_and_upper(hops: Mapping[str, int], level: str) -> tuple[int, str | None,
 
 def check_window(window: int, ratio: int, level: str, upper: str | None) -> None:
     if window < 1 or window % ratio:
-        raise ValueError(
+        raise UserError(
             f"window {window} at level {level} is not a multiple of {ratio}, its codes for one {upper} code; "
             f"set it to {max(1, window // ratio) * ratio}"
         )
@@ -258,18 +262,41 @@ def names_of(facts: Mapping[str, Any], name: str) -> list[str]:
 
 
 def read_codes(file: BinaryIO | OffsetReader | RangeReader, start: int, count: int) -> np.ndarray:
-    """Codes [count] int64 from code `start` of a .npy of uint16 [T]; only the header and those bytes are read."""
-    head = file.read(10)
-    if head[:8] != b"\x93NUMPY\x01\x00":
-        raise ValueError(f"codes start with {head[:8]!r}, not as a .npy file of version 1.0")
-    header = file.read(int.from_bytes(head[8:], "little"))
-    shape = NPY_HEADER.search(header)
-    if shape is None:
-        raise ValueError(f"codes are {header[:80]!r}, not one row of uint16")
-    if start + count > int(shape[1]):
-        raise ValueError(f"only {int(shape[1])} codes where {start} to {start + count} are wanted")
-    file.seek(10 + len(header) + 2 * start)
+    """Codes [count] int64 from code `start` of a .npy of uint16 [T]; only the header and those bytes are read.
+
+    Raises:
+        BadSampleError: it is another kind of file, or too short.
+    """
+    preamble = file.read(NPY_PREAMBLE)
+    header = file.read(int.from_bytes(preamble[8:], "little"))
+    length = npy_length(preamble + header)
+    if start + count > length:
+        raise BadSampleError(
+            "bad_codes", f"only {length} codes where {start} to {start + count} are wanted"
+        )
+    file.seek(NPY_PREAMBLE + len(header) + 2 * start)
     data = file.read(2 * count)
     if len(data) != 2 * count:
-        raise ValueError(f"codes end after {len(data) // 2} of {count} codes from {start}")
+        raise BadSampleError(
+            "bad_codes", f"codes end after {len(data) // 2} of {count} codes from {start}"
+        )
     return np.frombuffer(data, dtype="<u2").astype(np.int64)
+
+
+@lru_cache(maxsize=HEADERS_KEPT)
+def npy_length(head: bytes) -> int:
+    """How many values a .npy file of uint16 [T] has by its `head`. Raises BadSampleError if it is another kind of file."""
+    file = io.BytesIO(head)
+    try:
+        version = npy_format.read_magic(file)
+        if version != (1, 0):
+            raise ValueError(f"version {version}")
+        shape, fortran_order, dtype = npy_format.read_array_header_1_0(file)
+    except Exception as error:
+        # numpy's header parser fails in a dozen ways, all of them the file's fault
+        raise BadSampleError(
+            "bad_codes", f"codes start with {head[:80]!r}, not as a .npy file of version 1.0"
+        ) from error
+    if len(shape) != 1 or fortran_order or dtype != np.dtype("<u2"):
+        raise BadSampleError("bad_codes", f"codes are {dtype} {list(shape)}, not one row of uint16")
+    return int(shape[0])

@@ -5,7 +5,7 @@ Let N be the number of clips of all songs. Position p = 0, 1, 2, ... is clip i =
     1. Shards are permuted by the Philox stream ("shards", e).
     2. Each `block` shards in that order form a block; the last block may be smaller.
     3. The clips of a block, listed by shard in that order, then song, then time, are permuted by ("clips", e, block);
-       with a `visit` of v > 1, not clips but runs of v neighbouring clips of a song (the last run may be shorter) are.
+       with `clips_per_song_visit` v > 1 it permutes visits: runs of v neighbouring clips of a song (the last may be shorter).
     4. The epoch is its blocks one after another.
 
 Step t takes positions t*G ... (t+1)*G - 1 for a global batch of G; rank r of W takes the r-th of W equal runs of them.
@@ -20,6 +20,8 @@ from typing import TypeVar
 
 import numpy as np
 
+from megajukebox.common.errors import UserError
+
 Key = TypeVar("Key")
 Value = TypeVar("Value")
 
@@ -27,6 +29,7 @@ STRIDE = 7919  # a prime: candidates for a broken clip lie far from it, and from
 
 
 def philox(seed: int, purpose: str, position: int) -> np.random.Philox:
+    """The random stream that belongs to these three."""
     digest = hashlib.blake2b(f"{seed}/{purpose}/{position}".encode(), digest_size=16).digest()
     return np.random.Philox(key=int.from_bytes(digest, "little"))
 
@@ -37,15 +40,15 @@ def rng(seed: int, purpose: str, position: int) -> np.random.Generator:
 
 
 def permutation(n: int, seed: int, purpose: str, position: int) -> np.ndarray:
-    return np.argsort(philox(seed, purpose, position).random_raw(n), kind="stable").astype(
-        np.uint32
-    )
+    """0 ... n - 1 in random order, [n] uint32."""
+    words = philox(seed, purpose, position).random_raw(n)
+    return np.argsort(words, kind="stable").astype(np.uint32)
 
 
-def slots(step: int, rank: int, world: int, global_batch: int) -> np.ndarray:
+def sample_positions(step: int, rank: int, world: int, global_batch: int) -> np.ndarray:
     """Positions [global_batch / world] int64 of `rank` in `step`."""
     if global_batch % world:
-        raise ValueError(
+        raise UserError(
             f"global batch {global_batch} cannot be shared by {world} ranks; "
             f"set it to {max(1, global_batch // world) * world} or use a number of ranks that divides it"
         )
@@ -56,18 +59,21 @@ def slots(step: int, rank: int, world: int, global_batch: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Epoch:
+    """The order of the shards in one epoch."""
+
     shards: np.ndarray  # [shards] the permuted shards
     ends: np.ndarray  # [blocks] clips up to the end of each block
 
 
 @dataclass(frozen=True)
 class ShuffleBlock:
-    songs: np.ndarray  # [songs of the block] rows, by permuted shard
+    """The order of the clips in one block of shards."""
+
+    songs: np.ndarray  # [songs of the block] by permuted shard
     ends: np.ndarray  # [songs of the block] visits up to the end of each song
     visits: np.ndarray  # [visits of the block] the permutation
-    places: (
-        np.ndarray | None
-    )  # [visits of the block] clips up to the end of each permuted visit; None: one clip each
+    # [visits of the block] clips up to the end of each permuted visit; None: each visit is one clip
+    clip_ends: np.ndarray | None
 
 
 class Order:
@@ -82,17 +88,19 @@ class Order:
         shard_of_song: np.ndarray,
         seed: int,
         block: int = 64,
-        visit: int = 1,
+        clips_per_song_visit: int = 1,
     ) -> None:
         self.clips_per_song = np.asarray(clips_per_song, dtype=np.int64)
         self.clips = int(self.clips_per_song.sum())
         self.seed = seed
         self.block = block
-        self.visit = visit
-        if block < 1 or visit < 1:
-            raise ValueError(f"block {block} and visit {visit} are counts; set each to 1 or more")
+        self.clips_per_song_visit = clips_per_song_visit
+        if block < 1 or clips_per_song_visit < 1:
+            raise UserError(
+                f"block {block} and clips_per_song_visit {clips_per_song_visit} are counts; set each to 1 or more"
+            )
         if self.clips == 0:
-            raise ValueError(
+            raise UserError(
                 f"none of the {len(clips_per_song)} songs has a clip; use shorter clips or longer songs"
             )
         self._by_shard = np.argsort(shard_of_song, kind="stable")
@@ -106,11 +114,13 @@ class Order:
     def locate(self, position: int) -> tuple[int, int, int]:
         """(epoch, song, clip) at `position`."""
         key = self.block_at(position)
-        block = newest(self._blocks, key, self._make_block)
-        number, inside = self._find(block, int(position) - self._start_of(key))
-        song = int(np.searchsorted(block.ends, number, side="right"))
-        first = number - (int(block.ends[song - 1]) if song else 0)
-        return key[0], int(block.songs[song]), first * self.visit + inside
+        epoch, number = key
+        block = lru_get(self._blocks, key, self._make_block)
+        clips_before = int(self._epoch(epoch).ends[number - 1]) if number else 0
+        visit, inside = self._visit_of(block, int(position) - (epoch * self.clips + clips_before))
+        song = int(np.searchsorted(block.ends, visit, side="right"))
+        visit_of_song = visit - (int(block.ends[song - 1]) if song else 0)
+        return epoch, int(block.songs[song]), visit_of_song * self.clips_per_song_visit + inside
 
     def block_at(self, position: int) -> tuple[int, int]:
         """(epoch, number of the block) in which `position` lies."""
@@ -122,22 +132,19 @@ class Order:
         epoch, number = key
         return self._epoch(epoch).shards[number * self.block : (number + 2) * self.block]
 
-    def _epoch(self, epoch: int) -> Epoch:
-        return newest(self._epochs, epoch, self._make_epoch)
-
-    def _start_of(self, key: tuple[int, int]) -> int:
-        epoch, number = key
-        return epoch * self.clips + (int(self._epoch(epoch).ends[number - 1]) if number else 0)
-
-    def _find(self, block: ShuffleBlock, i: int) -> tuple[int, int]:
-        """(visit, clip within the visit) of the i-th clip of a block."""
-        if block.places is None:
-            return int(block.visits[i]), 0
-        place = int(np.searchsorted(block.places, i, side="right"))
-        return int(block.visits[place]), i - (int(block.places[place - 1]) if place else 0)
-
     def candidate(self, position: int, attempt: int) -> int:
         return candidate(position, attempt, self.clips)
+
+    def _visit_of(self, block: ShuffleBlock, i: int) -> tuple[int, int]:
+        """(visit, clip within the visit) of the i-th clip of a block."""
+        if block.clip_ends is None:
+            return int(block.visits[i]), 0
+        n = int(np.searchsorted(block.clip_ends, i, side="right"))
+        clips_before = int(block.clip_ends[n - 1]) if n else 0
+        return int(block.visits[n]), i - clips_before
+
+    def _epoch(self, epoch: int) -> Epoch:
+        return lru_get(self._epochs, epoch, self._make_epoch)
 
     def _make_epoch(self, epoch: int) -> Epoch:
         shards = permutation(len(self._clips_of_shard), self.seed, "shards", epoch)
@@ -148,21 +155,23 @@ class Order:
         epoch, number = key
         shards = self._epoch(epoch).shards[number * self.block : (number + 1) * self.block]
         songs = np.concatenate(
-            [self._by_shard[self._first[s] : self._first[s + 1]] for s in shards]
+            [self._by_shard[self._first[shard] : self._first[shard + 1]] for shard in shards]
         )
         clips = self.clips_per_song[songs]
-        visits = -(-clips // self.visit)
+        visits = -(-clips // self.clips_per_song_visit)
         ends = np.cumsum(visits)
         order = permutation(int(ends[-1]), self.seed, f"clips/{epoch}", number)
-        return ShuffleBlock(
-            songs, ends, order, None if self.visit == 1 else self._places(clips, visits, order)
-        )
+        clip_ends = None
+        if self.clips_per_song_visit > 1:
+            clip_ends = self._clip_ends(clips, visits, order)
+        return ShuffleBlock(songs, ends, order, clip_ends)
 
-    def _places(self, clips: np.ndarray, visits: np.ndarray, order: np.ndarray) -> np.ndarray:
-        """Clips up to the end of each visit in the order `order`: all of `visit` clips but the last of a song."""
-        sizes = np.full(len(order), self.visit)
-        heard = visits > 0
-        sizes[np.cumsum(visits)[heard] - 1] = (clips - (visits - 1) * self.visit)[heard]
+    def _clip_ends(self, clips: np.ndarray, visits: np.ndarray, order: np.ndarray) -> np.ndarray:
+        """Clips up to the end of each visit in the order `order`. Every visit but the last of a song is full."""
+        sizes = np.full(len(order), self.clips_per_song_visit)
+        with_clips = visits > 0
+        last_sizes = clips - (visits - 1) * self.clips_per_song_visit
+        sizes[np.cumsum(visits)[with_clips] - 1] = last_sizes[with_clips]
         return np.cumsum(sizes[order])
 
 
@@ -200,10 +209,12 @@ def candidate(position: int, attempt: int, clips: int) -> int:
     return epoch * clips + (i + stride * attempt) % clips
 
 
-def newest(kept: dict[Key, Value], key: Key, make: Callable[[Key], Value], size: int = 2) -> Value:
-    """`kept[key]`, made where it is missing; the one unused longest goes when there are more than `size`."""
-    value = kept.pop(key) if key in kept else make(key)
-    kept[key] = value
-    if len(kept) > size:
-        del kept[next(iter(kept))]
+def lru_get(
+    cache: dict[Key, Value], key: Key, make: Callable[[Key], Value], size: int = 2
+) -> Value:
+    """`cache[key]`, made where it is missing; with more than `size` entries the least recently used one goes."""
+    value = cache.pop(key) if key in cache else make(key)
+    cache[key] = value
+    if len(cache) > size:
+        del cache[next(iter(cache))]
     return value

@@ -8,14 +8,14 @@ from typing import Literal
 import numpy as np
 import yaml
 
+from megajukebox.common.errors import BadSampleError, UserError
 from megajukebox.data.audio import downmix, read_slice
 from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.data.stream.augment import Augment
 
 Part = Literal["train", "held_out"]
-MAX_FRAMES = (
-    24 * 3600 * 192_000
-)  # a song of a day at the highest rate: what claims more would drown all others
+# A song of a day at the highest rate: what claims more would drown all others.
+MAX_FRAMES = 24 * 3600 * 192_000
 BUFFER = 1 << 16  # bytes of a song read at a time
 UNCHANGED = Augment()
 HELD_OUT = 0.1  # share of songs that nobody trained on, where no run says so
@@ -29,9 +29,8 @@ def split(keys: np.ndarray, held_out: float) -> np.ndarray:
     below = int(held_out * 2.0**64)
     if not 0 < below < 2**64:
         return np.full(len(keys), below > 0)
-    blake2b = (
-        hashlib.blake2b
-    )  # a million songs: look nothing up twice, and compare the hashes all at once
+    # a million songs: look nothing up twice, and compare the hashes all at once
+    blake2b = hashlib.blake2b
     digests = b"".join([blake2b(key, digest_size=8).digest() for key in keys.tolist()])
     return np.frombuffer(digests, dtype="<u8") < np.uint64(below)
 
@@ -50,14 +49,14 @@ def of_part(per_song: np.ndarray, held_out: np.ndarray, part: Part) -> np.ndarra
     return np.where(held_out == (part == "held_out"), per_song, 0)
 
 
-def place(clip: int, length: int, song: int, rng: np.random.Generator | None) -> int:
+def clip_start(clip: int, length: int, song: int, rng: np.random.Generator | None) -> int:
     """Start of the clip-th clip of `length` in a song of `song`, with `rng` shifted by up to half a clip either way."""
     half = length // 2
     shift = int(rng.integers(-half, half)) if rng is not None and half else 0
-    return inside(clip * length + shift, length, song)
+    return moved_inside(clip * length + shift, length, song)
 
 
-def inside(start: int, length: int, song: int) -> int:
+def moved_inside(start: int, length: int, song: int) -> int:
     """`start`, moved by up to half a clip where the clip would stick out of the song (Jukebox's rule)."""
     if start > song - length:
         return max(0, start - length // 2)
@@ -82,7 +81,7 @@ class SongClips:
         augment: Augment = UNCHANGED,
     ) -> None:
         if clip < 1:
-            raise ValueError(f"clip {clip} is not a length in samples; set 1 or more")
+            raise UserError(f"clip {clip} is not a length in samples; set 1 or more")
         self.shards = shards
         self.clip = clip
         self.held_out = held_out
@@ -102,37 +101,32 @@ class SongClips:
 
     def facts(self) -> dict[str, object]:
         """What fixes the samples beside the seed."""
-        changed = (
-            {"volume_db": self.augment.volume_db, "eq_db": self.augment.eq_db}
-            if self.augment.on
-            else {}
-        )
-        return {
+        facts: dict[str, object] = {
             "index": self.shards.fingerprint,
             "clip": self.clip,
             "held_out": self.held_out,
-            **changed,
         }
+        if self.augment.on:
+            facts["volume_db"] = self.augment.volume_db
+            facts["eq_db"] = self.augment.eq_db
+        return facts
 
     def read(self, song: int, clip: int, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
-        """{"audio": float32 [clip, 1]}; ValueError if it cannot be read. Without `rng`: no shift, equal mix."""
-        start = place(clip, self.clip, int(self.shards.songs["frames"][song]), rng)
+        """{"audio": float32 [clip, 1]}; BadSampleError if it cannot be read. Without `rng`: no shift, equal mix."""
+        start = clip_start(clip, self.clip, int(self.shards.songs["frames"][song]), rng)
         mix = rng.random() if rng is not None else 0.5
-        self._check(song)
+        if not self.shards.has(song, "json"):
+            raise BadSampleError("json", f"{self.shards.key(song)} has no JSON")
+        if self.verify and not self._verified[song]:
+            self.shards.check_member(song, "audio")
+            self._verified[song] = True
         rate = self.shards.index["sample_rate"]
-        # libsndfile asks for 8 kB at a time and often where it stands: a buffer answers without a call of ours
+        # libsndfile asks for 8 kB at a time and often at its own position: a buffer answers without a call of ours
         with io.BufferedReader(self.shards.open_member(song, "audio"), BUFFER) as file:
             x_T = downmix(read_slice(file, start, self.clip, rate), mix)
         if rng is not None and self.augment.on:
             x_T = self.augment(x_T, rate, rng)
         return {"audio": x_T[:, None].astype(np.float32, copy=False)}
-
-    def _check(self, song: int) -> None:
-        if not self.shards.has(song, "json"):
-            raise ValueError(f"{self.shards.key(song)} has no JSON")
-        if self.verify and not self._verified[song]:
-            self.shards.check_member(song, "audio")
-            self._verified[song] = True
 
 
 def believable(frames: np.ndarray) -> np.ndarray:

@@ -2,13 +2,13 @@
 
 One sample a window: <key>.json (what made it), <key>.npz with the arrays
 
-    codes [T] uint16            what the teacher sampled, told conditions.<name>, timing, lyrics, upper_codes
+    codes [T] uint16            what the teacher sampled, conditioned on conditions.<name>, timing, lyrics, upper_codes
     teacher_bits [T] float32    its surprisal at each code, in bits
-    soft_ids [T, K] uint16      its K likeliest codes at every slot, and
+    soft_ids [T, K] uint16      its K likeliest codes at every position, and
     soft_log_p [T, K] float16   their log probabilities (natural), given the window before
     taught [] bool              whether the teacher sampled the codes (else they are a real song's)
 
-A key tells the part: held-0000000 was told what a song is told that the teacher was not trained on, train-0000000 not.
+A key has the part: held-0000000 is conditioned on a song that the teacher was not trained on, train-0000000 is not.
 """
 
 import io
@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from megajukebox.common.errors import UserError
 from megajukebox.data.shards.shard_set import ShardSample, ShardSet
 from megajukebox.data.stream.song_dataset import Part, report
 
@@ -28,25 +29,23 @@ STORED_AS = {
     "soft_log_p": "<f2",
     "teacher_bits": "<f4",
 }
-READ_AS = {
-    "soft_log_p": np.float32,
-    "teacher_bits": np.float32,
-    "taught": np.bool_,
-}  # the rest: int64
+# The rest is read as int64.
+READ_AS = {"soft_log_p": np.float32, "teacher_bits": np.float32, "taught": np.bool_}
 
 
 def teacher_sample(part: str, number: int, frames: int, arrays: dict[str, Any]) -> ShardSample:
     """One window as a sample of a shard; `frames` is its length in audio samples, `arrays` as `read` gives them."""
-    key, flat = f"{part}-{number:07d}", dict(arrays)
-    flat |= {f"conditions.{name}": ids for name, ids in flat.pop("conditions").items()}
+    key = f"{part}-{number:07d}"
+    flat = dict(arrays)
+    for name, ids in flat.pop("conditions").items():
+        flat[f"conditions.{name}"] = ids
     # The stubs of savez would take a more precise type for its argument allow_pickle.
     stored: dict[str, Any] = {n: np.asarray(x, STORED_AS.get(n)) for n, x in flat.items()}
     with io.BytesIO() as file:
         np.savez(file, **stored)
         data = file.getvalue()
-    return ShardSample(
-        key, frames, {"json": json.dumps({"version": 1, "key": key}).encode(), "npz": data}
-    )
+    facts = json.dumps({"version": 1, "key": key}).encode()
+    return ShardSample(key, frames, {"json": facts, "npz": data})
 
 
 class TeacherWindows:
@@ -54,7 +53,7 @@ class TeacherWindows:
 
     def __init__(self, shards: ShardSet):
         if shards.index["kind"] != "windows":
-            raise ValueError(
+            raise UserError(
                 f"{shards.folder} holds {shards.index['kind']}, not windows that a teacher sampled"
             )
         self.shards = shards
@@ -72,16 +71,15 @@ class TeacherWindows:
         return {"index": self.shards.fingerprint}
 
     def read(self, song: int, clip: int, rng: np.random.Generator | None) -> dict[str, Any]:
-        """One window as it was written. ValueError if it cannot be read."""
-        with np.load(
-            io.BytesIO(self.shards.read_member(song, "window")), allow_pickle=False
-        ) as stored:
-            flat = {name: stored[name].astype(READ_AS.get(name, np.int64)) for name in stored.files}
-        found: dict[str, Any] = {"conditions": {}}
-        for name, array in flat.items():
-            place, _, inner = name.partition(".")
-            if inner:
-                found[place][inner] = array
-            else:
-                found[name] = array
-        return found
+        """One window as it was written. BadSampleError if it cannot be read."""
+        window: dict[str, Any] = {"conditions": {}}
+        data = io.BytesIO(self.shards.read_member(song, "window"))
+        with np.load(data, allow_pickle=False) as stored:
+            for name in stored.files:
+                array = stored[name].astype(READ_AS.get(name, np.int64))
+                outer, _, inner = name.partition(".")
+                if inner:
+                    window[outer][inner] = array
+                else:
+                    window[name] = array
+        return window

@@ -1,8 +1,8 @@
-"""Worker processes that read ahead: how far they are, which one hangs, and going on after one has died.
+"""Worker processes that read ahead: how far they are, which one hangs, and the restart after one has died.
 
-Every worker notes on a shared board what it is wanted. The process that trains looks there when a step does not come:
-a worker that has been at one clip for `timeout` seconds is named with its song and shard; after one that died the
-reading starts again at the step that is due, and a song over which two workers died is replaced like any broken one.
+Every worker writes into shared memory which clip it reads. The training process looks there when a step is late: a
+worker that has been at one clip for `timeout` seconds is reported with its song and shard. After a worker died, reading
+restarts at the step that is due; a song over which two workers died is replaced like any broken one.
 """
 
 import multiprocessing
@@ -21,12 +21,13 @@ from typing import Any
 
 import torch
 
+from megajukebox.common.errors import UserError
 from megajukebox.data.stream.bad_samples import StorageUnavailable
 
-TICK = 5.0  # seconds between two looks at the workers
-DEATHS = 2  # over the same song, until it is left out
-RESTARTS = 10  # of a run's readers; after them something other than songs is wrong
-PID, MADE, SONG, POSITION, SINCE = range(5)
+POLL_SECONDS = 5.0  # between two looks at the workers
+MAX_DEATHS_PER_SONG = 2  # then the song is left out
+MAX_RESTARTS = 10  # of a run's readers; after them something other than songs is wrong
+PID, STEPS_READY, SONG, POSITION, SINCE_MS = range(5)  # columns of WorkerStatus
 
 
 @dataclass(frozen=True)
@@ -42,17 +43,19 @@ class ReadAhead:
 ALONE = ReadAhead()
 
 
-def limit_memory(more: int, worker: int = 0) -> None:
-    """This process may take `more` bytes than now; a file that asks for more is then a MemoryError, and skipped.
+def limit_memory(extra_bytes: int, worker: int = 0) -> None:
+    """Let this process take `extra_bytes` more than now; what asks for more raises MemoryError and is replaced.
 
     Without it one file that promises terabytes (a "bomb") could end every process of the machine. Only where /proc is.
     """
-    taken = Path("/proc/self/statm")
-    if taken.exists():
-        bytes_then = int(taken.read_text().split()[0]) * resource.getpagesize() + more
-        _, most = resource.getrlimit(resource.RLIMIT_AS)
-        limit = bytes_then if most == resource.RLIM_INFINITY else min(bytes_then, most)
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    statm = Path("/proc/self/statm")
+    if not statm.exists():
+        return
+    limit = int(statm.read_text().split()[0]) * resource.getpagesize() + extra_bytes
+    _, hard_limit = resource.getrlimit(resource.RLIMIT_AS)
+    if hard_limit != resource.RLIM_INFINITY:
+        limit = min(limit, hard_limit)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
 class WorkerStatus:
@@ -61,23 +64,24 @@ class WorkerStatus:
     def __init__(self, workers: int) -> None:
         self.rows = torch.zeros((max(1, workers), 5), dtype=torch.int64).share_memory_()
 
-    def begin(self, worker: int, pid: int) -> None:
+    def register(self, worker: int, pid: int) -> None:
         self.rows[worker, PID] = pid
 
-    def note(self, worker: int, position: int, song: int) -> None:
-        self.rows[worker, SONG], self.rows[worker, POSITION] = song, position
-        self.rows[worker, SINCE] = int(time.monotonic() * 1000)
+    def start_clip(self, worker: int, position: int, song: int) -> None:
+        self.rows[worker, SONG] = song
+        self.rows[worker, POSITION] = position
+        self.rows[worker, SINCE_MS] = int(time.monotonic() * 1000)
 
-    def made(self, worker: int) -> None:
-        """One more step is ready."""
-        self.rows[worker, MADE] += 1
+    def step_ready(self, worker: int) -> None:
+        self.rows[worker, STEPS_READY] += 1
 
-    def all_made(self) -> int:
-        return int(self.rows[:, MADE].sum())
+    def steps_ready(self) -> int:
+        """Of all workers since they started."""
+        return int(self.rows[:, STEPS_READY].sum())
 
-    def seconds_since(self, worker: int) -> float:
+    def seconds_at_clip(self, worker: int) -> float:
         """How long a worker has been at its clip; before its first clip, since the machine started."""
-        return time.monotonic() - int(self.rows[worker, SINCE]) / 1000
+        return time.monotonic() - int(self.rows[worker, SINCE_MS]) / 1000
 
 
 class WorkerDied(Exception):
@@ -88,24 +92,34 @@ class WorkerDied(Exception):
         self.songs = songs
 
 
-Make = Callable[
-    [int, WorkerStatus, frozenset[int]], Any
-]  # (first step, board, songs to leave out) -> a pipeline
+# (first step, status, songs to leave out) -> a pipeline
+PipelineFactory = Callable[[int, WorkerStatus, frozenset[int]], Any]
 
 
 class PrefetchedSteps:
     """Iterates the steps of a pipeline in order, read by processes, from `first_step` on.
 
-    `make` builds the pipeline, `name_of(song)` says its shard and key. StorageDown, naming worker, shard and key, when
-    a worker hangs; ValueError when workers keep dying.
+    `make_pipeline` builds it, `name_of(song)` gives the song's key and shard for messages.
+
+    Raises:
+        StorageUnavailable: a worker hangs; the message names worker, shard and key.
+        UserError: workers keep dying.
     """
 
     def __init__(
-        self, make: Make, name_of: Callable[[int], str], first_step: int, ahead: ReadAhead
+        self,
+        make_pipeline: PipelineFactory,
+        name_of: Callable[[int], str],
+        first_step: int,
+        ahead: ReadAhead,
     ) -> None:
-        self.make, self.name_of, self.ahead = make, name_of, ahead
-        self.next_step = self._first_step = first_step
-        self.board = WorkerStatus(ahead.workers)
+        self.make_pipeline = make_pipeline
+        self.name_of = name_of
+        self.ahead = ahead
+        self.next_step = first_step
+        self._first_step = first_step  # of the workers that run now
+        self._started = time.monotonic()
+        self.status = WorkerStatus(ahead.workers)
         self.deaths: Counter[int] = Counter()
         self.restarts = 0
 
@@ -115,84 +129,90 @@ class PrefetchedSteps:
                 yield from self._until_death()
                 return
             except WorkerDied as death:
-                self._survive(death)
+                self._note_death(death)
 
     def fill(self) -> float:
         """Share of the steps that may be ready which are: 0 means that training waits for data."""
-        room = self.ahead.workers * self.ahead.prefetch
-        ready = self.board.all_made() - (self.next_step - self._first_step)
-        return min(1.0, max(0.0, ready / room)) if room else 0.0
+        capacity = self.ahead.workers * self.ahead.prefetch
+        ready = self.status.steps_ready() - (self.next_step - self._first_step)
+        return min(1.0, max(0.0, ready / capacity)) if capacity else 0.0
 
     def _until_death(self) -> Iterator[Any]:
-        self._first_step, self._started = self.next_step, time.monotonic()
-        self.board.rows.zero_()
+        self._first_step = self.next_step
+        self._started = time.monotonic()
+        self.status.rows.zero_()
         with own_child_signals():
-            made = iter(self._loader())
+            steps = iter(self._loader())
         while True:
             try:
-                step = next(made)
+                step = next(steps)
             except StopIteration:
                 return
             except RuntimeError as error:
-                self._look_at_workers(error)
+                self._check_workers(error)
                 continue
             self.next_step = step.step + 1
             yield step
 
     def _loader(self) -> torch.utils.data.DataLoader:
         """Workers send numpy arrays: tensors would cost one open file each."""
-        left_out = frozenset(song for song, deaths in self.deaths.items() if deaths >= DEATHS)
-        pipeline, wanted = self.make(self.next_step, self.board, left_out), self.ahead
+        left_out = frozenset(
+            song for song, deaths in self.deaths.items() if deaths >= MAX_DEATHS_PER_SONG
+        )
         options: dict[str, Any] = {}
-        if wanted.workers:
+        if self.ahead.workers:
             options = {
-                "timeout": min(TICK, wanted.timeout / 4),
-                "prefetch_factor": wanted.prefetch,
-                "worker_init_fn": partial(limit_memory, wanted.memory),
+                "timeout": min(POLL_SECONDS, self.ahead.timeout / 4),
+                "prefetch_factor": self.ahead.prefetch,
+                "worker_init_fn": partial(limit_memory, self.ahead.memory),
             }
-        # A generator of its own: the default one would draw a seed from the model's.
-        private = torch.Generator().manual_seed(0)
         return torch.utils.data.DataLoader(
-            pipeline,
+            self.make_pipeline(self.next_step, self.status, left_out),
             batch_size=None,
-            num_workers=wanted.workers,
+            num_workers=self.ahead.workers,
             collate_fn=unchanged,
-            generator=private,
+            # A generator of its own: the default one would draw a seed from the model's.
+            generator=torch.Generator().manual_seed(0),
             **options,
         )
 
-    def _look_at_workers(self, error: RuntimeError) -> None:
-        """Returns if the step is only late; otherwise raises what is wrong."""
-        if dead := self._dead():
-            reading = [worker for worker in dead if self.board.rows[worker, SINCE]]
-            raise WorkerDied([int(self.board.rows[worker, SONG]) for worker in reading]) from None
+    def _check_workers(self, error: RuntimeError) -> None:
+        """Return if the step is only late.
+
+        Raises:
+            WorkerDied: a worker has ended.
+            StorageUnavailable: the worker that is due hangs.
+        """
+        dead = self._dead_workers()
+        if dead:
+            reading = [worker for worker in dead if self.status.rows[worker, SINCE_MS]]
+            raise WorkerDied([int(self.status.rows[worker, SONG]) for worker in reading]) from None
         if not str(error).startswith("DataLoader timed out"):
             raise error
         worker = (self.next_step - self._first_step) % self.ahead.workers
-        late = min(self.board.seconds_since(worker), time.monotonic() - self._started)
+        late = min(self.status.seconds_at_clip(worker), time.monotonic() - self._started)
         if late > self.ahead.timeout:
-            pid, _, song, position, _ = self.board.rows[worker].tolist()
+            pid, _, song, position, _ = self.status.rows[worker].tolist()
             raise StorageUnavailable(
                 f"worker {worker} (pid {pid}) has been reading {self.name_of(song)} at position {position} for "
                 f"{late:.0f} s; look at the disk or server it lies on, or raise data_timeout {self.ahead.timeout:g}"
             ) from None
 
-    def _dead(self) -> list[int]:
+    def _dead_workers(self) -> list[int]:
+        if not self.ahead.workers:
+            return []
         alive = {child.pid for child in multiprocessing.active_children()}
-        pids = self.board.rows[:, PID].tolist()
-        return (
-            [worker for worker, pid in enumerate(pids) if pid and pid not in alive]
-            if self.ahead.workers
-            else []
-        )
+        pids = self.status.rows[:, PID].tolist()
+        return [worker for worker, pid in enumerate(pids) if pid and pid not in alive]
 
-    def _survive(self, death: WorkerDied) -> None:
+    def _note_death(self, death: WorkerDied) -> None:
+        """Count it and warn. Raises UserError after MAX_RESTARTS."""
         self.deaths.update(death.songs)
         self.restarts += 1
         names = ", ".join(self.name_of(song) for song in death.songs)
         when = f"while reading {names}" if names else "before it read anything"
-        if self.restarts > RESTARTS:
-            raise ValueError(
+        if self.restarts > MAX_RESTARTS:
+            raise UserError(
                 f"workers died {self.restarts} times, the last {when}; if the machine ran out of memory, set fewer "
                 f"workers or a smaller prefetch"
             )
@@ -203,7 +223,7 @@ class PrefetchedSteps:
 
 @contextmanager
 def own_child_signals() -> Iterator[None]:
-    """torch answers a worker's death with an exception wherever the main thread is at that moment; here it may not."""
+    """Keep torch's handler of dead children off: it raises wherever the main thread is at that moment."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from megajukebox.data.stream.bad_samples import BadSample
+from megajukebox.data.stream.bad_samples import kind_of_old_event
 from megajukebox.monitoring.collect.goodput import GoodputLedger, TimeAccount
 from megajukebox.monitoring.collect.histogram import Histogram, skip_kind
 from megajukebox.monitoring.collect.host import disk
@@ -76,9 +76,7 @@ class RunReader:
         kind, reason = str(event.get("event", "")), str(event.get("reason", ""))
         self.counts[kind] += 1
         if kind == "skip":
-            self.bad_samples[
-                BadSample(str(event.get("shard")), str(event.get("key")), reason).kind
-            ] += 1
+            self.bad_samples[str(event.get("kind") or kind_of_old_event(reason))] += 1
             return
         self.counts["sdc"] += tells_corruption(event)
         if kind == "skip_step":

@@ -1,0 +1,307 @@
+"""How bytes come from behind a URL: http(s) by urllib, object stores by fsspec, a command's output by a pipe.
+
+    https://host/songs                          Range requests; a socket that is silent for `stall` seconds fails
+    s3://, gs://, hf://, az://, memory:// ...   fsspec; its backend is a package of its own (s3fs, gcsfs, ...)
+    pipe:COMMAND, scp://, htgs://, ais://       commands of webdataset's gopen; only with allow_pipe
+
+http stays ours: fsspec's needs aiohttp, asks for the size of each file first (two requests a range), and has no
+timeout that starts anew with every byte (docs/decisions/0032).
+"""
+
+import contextlib
+import http.client
+import io
+import os
+import re
+import select
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol, TypeVar
+
+from megajukebox.common.errors import UserError
+
+Result = TypeVar("Result")
+
+URL = re.compile(r"pipe:|[A-Za-z][A-Za-z0-9+.-]*://")
+COMMANDS = ("pipe:", "scp://", "htgs://", "ais://")  # what only webdataset's gopen knows
+TRANSIENT_HTTP = {408, 425, 429}  # of the 4xx answers, those that another try may change
+BLOCK = 1 << 20  # bytes read at a time
+FSSPEC_BLOCK = 4 << 20  # bytes of one request of fsspec
+PIP_PACKAGES = {  # protocol of fsspec -> what to install for it
+    "s3": "s3fs",
+    "s3a": "s3fs",
+    "gs": "gcsfs",
+    "gcs": "gcsfs",
+    "hf": "huggingface_hub",
+    "az": "adlfs",
+    "abfs": "adlfs",
+    "sftp": "paramiko",
+    "ssh": "paramiko",
+    "smb": "smbprotocol",
+    "oci": "ocifs",
+    "oss": "ossfs",
+    "webdav": "webdav4",
+    "hdfs": "pyarrow",
+}
+
+
+class NoRanges(OSError):
+    """The site sends whole files only."""
+
+
+def is_url(source: str | Path) -> bool:
+    return bool(URL.match(str(source)))
+
+
+def is_http(url: str) -> bool:
+    return url.startswith(("http://", "https://"))
+
+
+def check_allowed(url: str, allow_pipe: bool) -> None:
+    """Raises UserError for a URL that would run a command without leave."""
+    if url.startswith(COMMANDS) and not allow_pipe:
+        raise UserError(
+            f"{url!r} would run a command; give --allow-pipe if you trust whoever wrote it"
+        )
+
+
+def may_pass(error: Exception) -> bool:
+    """Whether another try to read a file may succeed after this error."""
+    if isinstance(error, urllib.error.HTTPError):
+        return error.code >= 500 or error.code in TRANSIENT_HTTP
+    return not isinstance(error, (NoRanges, FileNotFoundError, PermissionError))
+
+
+class Transport(Protocol):
+    """Reads files behind URLs. What fails raises OSError or HTTPException."""
+
+    @property
+    def can_seek(self) -> bool: ...
+
+    def blocks(
+        self, url: str, start: int = 0
+    ) -> contextlib.AbstractContextManager[Iterator[bytes]]:
+        """The file's blocks from byte `start` on; a transport that cannot seek ignores `start`."""
+
+    def read_range(self, url: str, start: int, size: int) -> bytes:
+        """Bytes [start, start + size). Raises NoRanges where only whole files come."""
+
+
+def transport_for(url: str, stall: float, allow_pipe: bool) -> Transport:
+    """The transport of a URL; `stall` are the seconds without a byte that end a try.
+
+    Raises:
+        UserError: the URL would run a command without leave, or the package that reads it is missing.
+    """
+    check_allowed(url, allow_pipe)
+    if is_http(url):
+        return HttpTransport(stall)
+    if url.startswith(COMMANDS):
+        return CommandTransport(stall)
+    file_system_of(url)
+    return FsspecTransport(stall)
+
+
+def open_stream(url: str, stall: float) -> BinaryIO:
+    """The file behind a URL, to read once from its start to its end."""
+    if is_http(url):
+        return urllib.request.urlopen(url, timeout=stall)
+    if url.startswith(COMMANDS):
+        from webdataset.gopen import gopen  # imports torch
+
+        return gopen(url, "rb")
+    return io.BufferedReader(BlockReader(FsspecTransport(stall).blocks(url)), BLOCK)  # type: ignore[return-value]
+
+
+# ---- http
+
+
+class HttpTransport:
+    """Files of an http server, by urllib: redirects are followed, silence and short bodies are errors."""
+
+    can_seek = True
+
+    def __init__(self, stall: float) -> None:
+        self.stall = stall
+
+    @contextlib.contextmanager
+    def blocks(self, url: str, start: int = 0) -> Iterator[Iterator[bytes]]:
+        with self._request(url, {"Range": f"bytes={start}-"} if start else {}) as answer:
+            if start and answer.status != 206:
+                skip(answer, start)
+            yield body_blocks(answer)
+
+    def read_range(self, url: str, start: int, size: int) -> bytes:
+        with self._request(url, {"Range": f"bytes={start}-{start + size - 1}"}) as answer:
+            if answer.status != 206:
+                raise NoRanges(f"{url.partition('?')[0]} does not answer range requests")
+            data = answer.read(size)
+        if len(data) != size:
+            raise ConnectionError(f"{len(data)} of {size} bytes came")
+        return data
+
+    def _request(self, url: str, headers: dict[str, str]) -> http.client.HTTPResponse:
+        request = urllib.request.Request(url, headers={"User-Agent": "megajukebox", **headers})
+        return urllib.request.urlopen(request, timeout=self.stall)
+
+
+def body_blocks(answer: http.client.HTTPResponse) -> Iterator[bytes]:
+    """The body of an answer. Raises ConnectionError where it ends early."""
+    promised = answer.length
+    got = 0
+    while block := answer.read(BLOCK):
+        got += len(block)
+        yield block
+    if promised is not None and got != promised:
+        raise ConnectionError(f"the body ended after {got} of {promised} bytes")
+
+
+def skip(answer: http.client.HTTPResponse, count: int) -> None:
+    """Read past the bytes that are here already: the site sent the file from its start."""
+    while count > 0:
+        block = answer.read(min(count, BLOCK))
+        if not block:
+            raise ConnectionError("the body ended early")
+        count -= len(block)
+
+
+# ---- fsspec
+
+
+class FsspecTransport:
+    """Files of an object store by fsspec. No read may take longer than `stall` seconds, whatever the backend does."""
+
+    can_seek = True
+
+    def __init__(self, stall: float) -> None:
+        self.stall = stall
+
+    @contextlib.contextmanager
+    def blocks(self, url: str, start: int = 0) -> Iterator[Iterator[bytes]]:
+        files, path = file_system_of(url)
+        with (
+            self._reported(),
+            self._within_stall(lambda: files.open(path, "rb", block_size=FSSPEC_BLOCK)) as file,
+        ):
+            file.seek(start)
+            yield iter(lambda: self._within_stall(lambda: file.read(BLOCK)), b"")
+
+    def read_range(self, url: str, start: int, size: int) -> bytes:
+        files, path = file_system_of(url)
+        with self._reported():
+            data = self._within_stall(lambda: files.cat_file(path, start=start, end=start + size))
+        if len(data) != size:
+            raise ConnectionError(f"{len(data)} of {size} bytes came")
+        return data
+
+    @contextlib.contextmanager
+    def _reported(self) -> Iterator[None]:
+        """Every backend has exceptions of its own; to us they are one: the file could not be read."""
+        try:
+            yield
+        except (OSError, UserError):
+            raise
+        except Exception as error:
+            raise ConnectionError(f"{type(error).__name__}: {error}") from error
+
+    def _within_stall(self, read: Callable[[], Result]) -> Result:
+        """`read()` in a thread of its own; TimeoutError after `stall` seconds. A thread that hangs is left behind."""
+        results: list[Result] = []
+        errors: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                results.append(read())
+            except BaseException as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=run, daemon=True, name="fsspec-read")
+        thread.start()
+        thread.join(self.stall)
+        if thread.is_alive():
+            raise TimeoutError(f"nothing came for {self.stall:g} seconds")
+        if errors:
+            raise errors[0]
+        return results[0]
+
+
+def file_system_of(url: str) -> tuple[Any, str]:
+    """(file system, path) of a URL. fsspec keeps one file system for each process, so ask anew after a fork.
+
+    Raises:
+        UserError: no such protocol, or its package is not installed.
+    """
+    import fsspec  # 0.1 s; local sets do without
+
+    protocol = url.partition("://")[0]
+    try:
+        return fsspec.core.url_to_fs(url)
+    except ImportError as error:
+        package = PIP_PACKAGES.get(protocol)
+        way_out = f"pip install {package}" if package else str(error)
+        raise UserError(
+            f"{protocol}:// needs a package that is not installed: {way_out}"
+        ) from error
+    except ValueError as error:
+        raise UserError(f"{url!r} cannot be opened ({error}); is {protocol}:// right?") from error
+
+
+class BlockReader(io.RawIOBase):
+    """Blocks of bytes as a file that is read once; closing it closes what they come from."""
+
+    def __init__(self, source: contextlib.AbstractContextManager[Iterator[bytes]]) -> None:
+        super().__init__()
+        self._exit = contextlib.ExitStack()
+        self._blocks = self._exit.enter_context(source)
+        self._rest = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        self._rest = self._rest or next(self._blocks, b"")
+        count = min(len(buffer), len(self._rest))
+        buffer[:count] = self._rest[:count]
+        self._rest = self._rest[count:]
+        return count
+
+    def close(self) -> None:
+        if not self.closed:
+            self._exit.close()
+        super().close()
+
+
+# ---- commands
+
+
+class CommandTransport:
+    """What a command prints: always the whole file."""
+
+    can_seek = False
+
+    def __init__(self, stall: float) -> None:
+        self.stall = stall
+
+    @contextlib.contextmanager
+    def blocks(self, url: str, start: int = 0) -> Iterator[Iterator[bytes]]:
+        from webdataset.gopen import gopen  # imports torch
+
+        pipe = gopen(url, "rb")
+        with pipe:
+            yield self._output(pipe)
+
+    def read_range(self, url: str, start: int, size: int) -> bytes:
+        raise NoRanges("a command prints whole files")
+
+    def _output(self, pipe: Any) -> Iterator[bytes]:
+        while True:
+            if not select.select([pipe.stream], [], [], self.stall)[0]:
+                pipe.proc.kill()
+                raise TimeoutError(f"the command printed nothing for {self.stall:g} seconds")
+            block = os.read(pipe.stream.fileno(), BLOCK)
+            if not block:
+                return
+            yield block
