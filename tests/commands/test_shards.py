@@ -15,7 +15,7 @@ from fixtures.shard_server import serving
 from fixtures.tiny_shards import SONGS, write_codes, write_songs
 
 from megajukebox.data.shards.shard_set import ShardSet
-from megajukebox.data.shards.verify import MANY, check_shard
+from megajukebox.data.shards.verify import MAX_FINDINGS, check_shard
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_a_flipped_bit_a_short_tar_and_a_lost_tar_are_found_and_named(
         and "(the tar ends before it does)" in done.stdout
     )
     assert "No such file" in done.stdout and "findings" in done.stdout
-    assert len(check_shard((ShardSet(folder), 0))) <= MANY + 1
+    assert len(check_shard((ShardSet(folder), 0))) <= MAX_FINDINGS + 1
     assert shards("check", folder, "--shard", "0").returncode == 1
 
 

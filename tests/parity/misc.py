@@ -14,7 +14,7 @@ from megajukebox.conditioning.tokenizers import (
     linear_centre,
     lyric_window,
 )
-from megajukebox.data.stream.song_dataset import inside
+from megajukebox.data.stream.song_dataset import moved_inside
 from megajukebox.models.attention import attend
 from megajukebox.models.conditioners import TimingConditioner, TimingConfig
 from megajukebox.sampling.decoding.token_sampling import top_k_filter, top_p_filter
@@ -139,7 +139,7 @@ def check_starts(case: Case) -> None:
 
 
 def check_chunks(case: Case) -> None:
-    """The reference numbers items over all songs laid end to end; the place inside a song follows the rule we share."""
+    """The reference numbers items over all songs laid end to end; the place moved_inside a song follows the rule we share."""
     facts = case.fact("chunk_selection")
     length, durations = facts["sample_length"], facts["durations"]
     ends = np.cumsum(durations)
@@ -149,7 +149,10 @@ def check_chunks(case: Case) -> None:
         offset = entry["item"] * length + entry["shift"]
         song = int(np.searchsorted(ends, offset + length // 2))
         ours.append(
-            [song, inside(offset - int(ends[song] - durations[song]), length, durations[song])]
+            [
+                song,
+                moved_inside(offset - int(ends[song] - durations[song]), length, durations[song]),
+            ]
         )
     case.same(
         "chunk_selection", np.array(ours), np.array([entry["result"] for entry in facts["cases"]])
