@@ -38,7 +38,7 @@ from megajukebox.training.engines.factory import build_engine
 from megajukebox.training.engines.pipeline import reader
 from megajukebox.training.engines.zero import ZeroEngine
 from megajukebox.training.planner.fit import setting
-from megajukebox.training.planner.gpus import GPUS
+from megajukebox.training.planner.gpus import gpu_named
 from megajukebox.training.planner.recipe import recipe
 from megajukebox.training.planner.workload import footprint, weights_of, workload_of
 
@@ -107,7 +107,7 @@ def measured(preset: Preset, stage: str, ds_name: str | None, repeats: int) -> d
     with tempfile.TemporaryDirectory() as folder:
         log = RunLog(Path(folder), writes=place.rank == 0, rank=place.rank)
         seconds = [loop_step(engine, batches, log, step, spent) for step in range(repeats + 2)][2:]
-    on_gpu = GPUS["h100-80gb"] if engine.device.type == "cuda" else None
+    on_gpu = gpu_named("h100-80gb") if engine.device.type == "cuda" else None
     flops = (
         3
         * footprint(of, way.micro, setting(of, way, on_gpu)).flops

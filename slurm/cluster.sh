@@ -1,7 +1,7 @@
 # This cluster's facts, and how a stage is started and kept running. Every script here reads it; change it once for your site.
 # Each value may also be set when submitting:  PROFILE=hopper RUNS=/scratch/runs sbatch slurm/top_prior.sh
 
-PROFILE=${PROFILE:-v100}                     # v100: fp16 with loss scaling; hopper: bf16; cpu: no GPU, for tests
+PROFILE=${PROFILE:-v100}                     # kind of GPU: a name in megajukebox/profiles (v100, a100, hopper, cpu), or a YAML file
 PRESET=${PRESET:-jukebox_5b_lyrics}          # a name in megajukebox/presets, or a YAML file
 SONGS=${SONGS:-songs}                        # audio, lyrics, metadata: a folder or a manifest
 SHARDS=${SHARDS:-shards}                     # SHARDS/songs and SHARDS/codes; better on the fast file system
@@ -18,21 +18,23 @@ export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
 # A compiler that is killed leaves a lock in this folder that later starts wait for: so every job has its own.
 export TORCH_EXTENSIONS_DIR=${TMPDIR:-/tmp}/torch_extensions.${SLURM_JOB_ID:-0}
 export NCCL_ASYNC_ERROR_HANDLING=1 TORCH_NCCL_ASYNC_ERROR_HANDLING=3
-case $PROFILE in
-    v100) export NCCL_IB_TIMEOUT=22 ;;
-    hopper) ;;
-    cpu) export DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 ;;
-    *) echo "PROFILE is $PROFILE; choose v100, hopper or cpu" >&2; exit 93 ;;
-esac
+# What follows from the kind of GPU: its environment, and PROFILE_... for the functions below.
+profile=$(python -m megajukebox.training.planner.profiles "$PROFILE") || exit 93
+eval "$profile"
+if [ "$PROFILE_GPUS_PER_NODE" -gt 0 ] && [ "${SLURM_NTASKS_PER_NODE:-1}" -gt "$PROFILE_GPUS_PER_NODE" ]; then
+    echo "PROFILE $PROFILE has $PROFILE_GPUS_PER_NODE GPUs a node and the job $SLURM_NTASKS_PER_NODE tasks;" \
+        "sbatch --ntasks-per-node=$PROFILE_GPUS_PER_NODE --gres=gpu:$PROFILE_GPUS_PER_NODE" >&2
+    exit 93
+fi
 
 # need FILE WHAT: the stage before must have finished; a job that starts anyway would only burn its nodes.
 need() {
     [ -e "$1" ] || { echo "$SLURM_JOB_NAME: $1 is missing: $2 has not finished" >&2; exit 93; }
 }
 
-# ds_option KIND: the DeepSpeed JSON of this kind of GPU. On CPUs the preset's own is used.
+# ds_option RECIPE: a recipe of ds_configs/ with this kind of GPU. On CPUs the preset's own ds_config is used.
 ds_option() {
-    [ "$PROFILE" = cpu ] || echo "--ds-config ${DS_CONFIG:-$1_$PROFILE.json}"
+    [ -z "$PROFILE_DS_CONFIG" ] || echo "--ds-config ${DS_CONFIG:-$1@$PROFILE_DS_CONFIG}"
 }
 
 # ranks COMMAND...: one task a GPU, and if one of them dies the others follow at once.
@@ -49,7 +51,7 @@ supervised() {
     exec megajukebox supervise "${options[@]}" "$run" -- srun --kill-on-bad-exit=1 --label --unbuffered "$@"
 }
 
-# train_stage STAGE KIND DATA: train it to its end.
+# train_stage STAGE RECIPE DATA: train it to its end.
 train_stage() {
     local run=$RUNS/$1
     # shellcheck disable=SC2046,SC2086

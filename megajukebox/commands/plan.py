@@ -19,16 +19,16 @@ from rich.table import Table
 
 from megajukebox.common.command_line import run_command
 from megajukebox.training.config import STAGES, Preset, load_preset
-from megajukebox.training.engines.ds_config import read_ds_config
-from megajukebox.training.planner.gpus import GPUS, gpu_named
+from megajukebox.training.engines.ds_config import ds_config_name_for, read_ds_config
+from megajukebox.training.planner.gpus import GPU, gpu_named, gpu_of_profile
 from megajukebox.training.planner.memory import PARTS
 from megajukebox.training.planner.plan import (
     Assumptions,
     TrainingPlan,
     default_gpus,
-    ds_config_for,
     plan,
 )
+from megajukebox.training.planner.profiles import load_profile
 
 
 def main(
@@ -42,7 +42,12 @@ def main(
     gpus: Annotated[
         int | None, typer.Option(min=1, help="How many; as many as Jukebox had if not given.")
     ] = None,
-    gpu: Annotated[str, typer.Option(help=f"One of {', '.join(GPUS)}.")] = "v100-32gb",
+    gpu: Annotated[
+        str | None, typer.Option(help="A card of a profile, such as v100-16gb or h200-141gb.")
+    ] = None,
+    profile: Annotated[
+        str, typer.Option(help="A name in megajukebox/profiles, or a YAML file: its default card.")
+    ] = "v100",
     ds: Annotated[
         str | None,
         typer.Option("--ds", "--ds-config", help="Another JSON, from ds_configs/ or a path."),
@@ -67,7 +72,8 @@ def main(
         stages = (
             [stage] if stage else [name for name in STAGES if name in chosen.training]
         )  # no students
-        plans = [plan_of(chosen, name, gpus, gpu, ds, assumed) for name in stages]
+        device = card(gpu, profile)
+        plans = [plan_of(chosen, name, gpus, device, ds, assumed) for name in stages]
     except ValueError as error:
         raise SystemExit(f"plan: {error}") from error
     if as_json:
@@ -79,12 +85,23 @@ def main(
         console.print(table)
 
 
+def card(name: str | None, profile: str) -> GPU:
+    """The card of that name, of the profile if it has it; the profile's default card if none is named."""
+    chosen = load_profile(profile)
+    if name is None or name in chosen.cards:
+        return gpu_of_profile(chosen, name)
+    return gpu_named(name)
+
+
 def plan_of(
-    preset: Preset, stage: str, gpus: int | None, gpu: str, ds: str | None, assumed: Assumptions
+    preset: Preset, stage: str, gpus: int | None, device: GPU, ds: str | None, assumed: Assumptions
 ) -> TrainingPlan:
     """The plan of one stage; errors name the stage and its ds_config."""
-    device, told = gpu_named(gpu), preset.stage(stage).ds_config
-    name = ds or ds_config_for(told, device)
+    name = preset.stage(stage).ds_config
+    if ds:
+        name = ds
+    elif device.profile:
+        name = ds_config_name_for(name, device.profile)
     try:
         return plan(
             preset, stage, gpus or default_gpus(stage), device, read_ds_config(name), name, assumed

@@ -1,5 +1,6 @@
 """One stage of a jukebox in a run folder, whatever is trained: from settings and a task to the last step."""
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -115,6 +116,8 @@ def write_run_folder(out: Path, preset: Preset, stage: str, task: Task, batch: d
         check_same_run(path, record_of(out), record)
         check_same_batch(path, record_of(out), record, task.settings.mode)
     write_atomic(path, yaml.safe_dump(record, sort_keys=False, allow_unicode=True).encode())
+    # As DeepSpeed is given it, whatever recipe and profile it came from: to look at, and to start others with.
+    write_atomic(out / "ds_config.json", json.dumps(record["ds_config"], indent=2).encode())
     for name, content in task.files.items():
         write_atomic(out / name, content)
 

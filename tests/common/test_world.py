@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 from conftest import environment
-from fixtures.interrupted_runs import ROOT, alone, events, fingerprint, losses, printed, run
+from fixtures.interrupted_runs import alone, events, fingerprint, losses, printed, run
 from fixtures.tiny_runs import codes_and_preset, command, finish, start_ranks
 
 from megajukebox.common.world import SOURCES, World, free_port, host, world
 from megajukebox.resilience import exit_codes
+from megajukebox.training.engines.ds_config import read_ds_config
 
 ADDRESS = {"MASTER_ADDR": "node-1", "MASTER_PORT": "1234"}
 
@@ -89,9 +90,7 @@ def test_a_plain_process_trains_the_batch_of_two_ranks_by_accumulation_close_to_
     data, straight, tmp_path
 ):
     """One process, no launcher: the global batch is the ds_config's, so accumulation makes up for the missing rank."""
-    two = json.loads((ROOT / "ds_configs/prior_zero3_cpu.json").read_text()) | {
-        "gradient_accumulation_steps": 2
-    }
+    two = read_ds_config("prior_zero3_cpu.json") | {"gradient_accumulation_steps": 2}
     two.pop("train_batch_size", None)
     (tmp_path / "two.json").write_text(json.dumps(two))
     out = tmp_path / "run"

@@ -19,14 +19,14 @@ from megajukebox.training.engines import collectives
 from megajukebox.resilience.exit_codes import leave_now
 from megajukebox.training.batching import share_batch
 from megajukebox.training.config import TrainingSettings
-from megajukebox.training.engines.factory import engine_of
-from megajukebox.training.planner.workload import Subject
+from megajukebox.training.engines.factory import build_engine
+from megajukebox.training.planner.workload import Workload
 
 told = json.loads(sys.stdin.read())
 collectives.start()
-of = Subject(*told["subject"])
+of = Workload(*told["subject"])
 settings = TrainingSettings(ds_config="", steps=1)
-engine = engine_of(of.config_model, of.build, share_batch(told["ds_config"], 1), settings)
+engine = build_engine(of.config_model, of.build, share_batch(told["ds_config"], 1), settings)
 torch.manual_seed(0)
 batches = [of.batch(2)]
 losses = [engine.step(batches, 1.0)["loss"] for _ in range(told["steps"])]

@@ -18,7 +18,7 @@ from megajukebox.monitoring.collect.step_breakdown import step_parts, told
 from megajukebox.monitoring.collect.stragglers import RankHealth, slowdowns
 from megajukebox.records.run_log import read_lines
 from megajukebox.training.engines.comm_timing import CALLS, Communication
-from megajukebox.training.engines.ds_config import DS_CONFIGS
+from megajukebox.training.engines.ds_config import read_ds_config
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -68,7 +68,7 @@ def test_in_pipelines_side_by_side_the_slow_rank_is_named_among_those_of_its_sta
 
 
 def two_stages(folder: Path) -> list[str]:
-    ds_config = json.loads((DS_CONFIGS / "prior_pipeline_cpu.json").read_text())
+    ds_config = read_ds_config("prior_pipeline_cpu.json")
     path = folder / "two_stages.json"
     path.write_text(json.dumps(ds_config | {"pipeline": {"stages": 2}}))
     return [f"ds_config={path}"]

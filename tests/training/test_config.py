@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from fixtures.paths import ROOT
 
 from megajukebox.training.config import (
     PRESETS,
@@ -17,6 +16,7 @@ from megajukebox.training.config import (
     override,
     validate,
 )
+from megajukebox.training.engines.ds_config import read_ds_config
 from megajukebox.training.lr_schedule import rate
 
 NAMES = sorted(path.stem for path in PRESETS.glob("*.yaml"))
@@ -40,7 +40,7 @@ def test_every_preset_loads_and_comes_back_from_its_own_dump(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_preset_names_ds_configs_that_are_there(name: str) -> None:
     for stage in load_preset(name).training.values():
-        assert (ROOT / "ds_configs" / stage.ds_config).is_file(), stage.ds_config
+        assert read_ds_config(stage.ds_config)
 
 
 def test_a_preset_may_be_a_file_anywhere(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from fixtures.tiny_models import prior_batch, prior_settings
 from megajukebox.models.prior import Prior, PriorConfig
 from megajukebox.training.config import TrainingSettings
 from megajukebox.training.engines import collectives
-from megajukebox.training.engines.factory import engine_of
+from megajukebox.training.engines.factory import build_engine
 
 get_accelerator().is_fp16_supported = lambda: True  # a CPU computes in it, slowly
 collectives.start()
@@ -25,7 +25,7 @@ config = PriorConfig(**prior_settings())
 for way in json.loads(sys.argv[1]):
     told = {"train_micro_batch_size_per_gpu": 2, "train_batch_size": 2, **way}
     torch.manual_seed(0)
-    engine = engine_of(config, lambda: Prior(config), told, TrainingSettings(ds_config="", steps=1, ema_decay=0.75))
+    engine = build_engine(config, lambda: Prior(config), told, TrainingSettings(ds_config="", steps=1, ema_decay=0.75))
     masters = lambda: torch.cat([master.detach().flatten().clone() for master in engine.masters.held()])
     average = masters()
     for step in range(4):

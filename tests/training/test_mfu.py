@@ -11,8 +11,9 @@ from megajukebox.models.vqvae import VQVAEConfig
 from megajukebox.records.run_log import read_lines
 from megajukebox.training.config import load_preset
 from megajukebox.training.planner.activation_trace import forward_flops
-from megajukebox.training.planner.gpus import GPUS, peaks_of
+from megajukebox.training.planner.gpus import known_gpus
 from megajukebox.training.planner.mfu import peak, seconds_at_peak, step_flops
+from megajukebox.training.planner.profiles import peak_of_device
 
 WIDTH, DEPTH, WINDOW, CODES = 256, 3, 128, 64
 
@@ -72,11 +73,11 @@ def test_mfu_is_flops_over_seconds_devices_and_peak():
     ],
 )  # fmt: skip
 def test_the_peak_is_that_of_the_card_s_name_and_none_of_a_card_that_is_not_known(name, half):
-    assert peaks_of(name).get("float16") == half
+    assert peak_of_device(name).get("float16") == half
 
 
 def test_plan_and_mfu_have_one_table():
-    assert all(peaks_of(name.upper()) == gpu.peak for name, gpu in GPUS.items())
+    assert all(peak_of_device(name.upper()) == gpu.peak for name, gpu in known_gpus().items())
 
 
 def test_a_told_peak_comes_first_and_a_cpu_has_none(monkeypatch):

@@ -15,7 +15,7 @@ from megajukebox.training.planner.fit import DoesNotFit, check_fits, check_whole
 from megajukebox.training.planner.forecast import DAY, failures, pace
 from megajukebox.training.planner.gpus import GIB, GPU, gpu_named
 from megajukebox.training.planner.memory import Weights, gradients_grow, moments
-from megajukebox.training.planner.plan import Assumptions, ds_config_for, plan
+from megajukebox.training.planner.plan import Assumptions, plan
 from megajukebox.training.planner.recipe import recipe
 from megajukebox.training.planner.workload import fullest, weights_of, workload_of
 
@@ -249,7 +249,7 @@ def test_what_does_not_go_together_is_refused_with_the_way_out(config, gpu, why)
 
 def test_gpus_come_in_whole_nodes():
     with pytest.raises(ValueError, match="100 GPUs are not whole nodes of 8; 96 are"):
-        check_whole(100, 1)
+        check_whole(100, 1, 8)
 
 
 def test_a_pipeline_longer_than_the_model_is_refused():
@@ -330,12 +330,6 @@ def test_the_entry_refuses_in_one_line():
         code == 1
         and "plan: top_prior with prior_zero3_cpu.json: 9 GPUs are not whole nodes" in output
     )
-
-
-def test_a_v100_configuration_has_a_twin_for_hopper():
-    assert ds_config_for("upsampler_v100.json", gpu_named("h100-80gb")) == "upsampler_hopper.json"
-    assert ds_config_for("upsampler_hopper.json", gpu_named("v100-16gb")) == "upsampler_v100.json"
-    assert ds_config_for("prior_zero3_cpu.json", gpu_named("h100-80gb")) == "prior_zero3_cpu.json"
 
 
 def test_a_run_that_fails_faster_than_it_comes_back_never_ends() -> None:

@@ -130,7 +130,7 @@ from fixtures.tiny_models import prior_batch, prior_settings
 from megajukebox.models.prior import Prior, PriorConfig
 from megajukebox.training.config import TrainingSettings
 from megajukebox.training.engines import collectives
-from megajukebox.training.engines.factory import engine_of
+from megajukebox.training.engines.factory import build_engine
 
 collectives.start()
 config = PriorConfig(**prior_settings())
@@ -138,7 +138,7 @@ adam = {"type": "AdamW", "params": {"lr": 0.01, "torch_adam": True}}
 for way in json.loads(sys.argv[1]):
     way = {"train_micro_batch_size_per_gpu": 2, "train_batch_size": 2, "optimizer": adam, **way}
     ema = 0.9 if way.pop("ema", False) else 0.0
-    engine = engine_of(config, lambda: Prior(config), way, TrainingSettings(ds_config="", steps=1, ema_decay=ema))
+    engine = build_engine(config, lambda: Prior(config), way, TrainingSettings(ds_config="", steps=1, ema_decay=ema))
     engine.masters.watched = True
     held = sum(weights.numel() for _, weights in engine.masters.pairs())
     expected = sum(getattr(p, "ds_numel", p.numel()) for p in engine.module.parameters())

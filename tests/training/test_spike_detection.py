@@ -224,12 +224,12 @@ from megajukebox.models.vqvae import VQVAE
 from megajukebox.training.engines import collectives
 from megajukebox.resilience.exit_codes import leave_now
 from megajukebox.training.batching import share_batch
-from megajukebox.training.engines.zero import Engine
+from megajukebox.training.engines.zero import ZeroEngine
 
 collectives.start()
 torch.manual_seed(0)
 adam = {"type": "AdamW", "params": {"lr": 0.01, "torch_adam": True}}
-engine = Engine(VQVAE(vqvae_config()), share_batch({"train_micro_batch_size_per_gpu": 2, "optimizer": adam}, 1))
+engine = ZeroEngine(VQVAE(vqvae_config()), share_batch({"train_micro_batch_size_per_gpu": 2, "optimizer": adam}, 1))
 audio = torch.randn(2, 128 * 16, 1)
 engine.step([{"audio": audio}], 1.0)
 before = {name: value.clone() for name, value in engine.module.state_dict().items()}

@@ -18,6 +18,7 @@ from megajukebox.common.world import free_port
 from megajukebox.records.run_log import read_lines
 from megajukebox.resilience import exit_codes
 from megajukebox.training import checkpoint
+from megajukebox.training.engines.ds_config import read_ds_config
 
 TRAIN = str(Path(megajukebox.__file__).parent / "train.py")
 pytestmark = [
@@ -123,7 +124,7 @@ def test_a_signal_saves_and_leaves(pipeline, tmp_path):
 
 
 def test_a_loss_that_is_not_a_number_stops_the_run_with_the_step_named(pipeline, tmp_path):
-    wild = json.loads((Path(TRAIN).parent.parent / "ds_configs/prior_zero3_cpu.json").read_text())
+    wild = read_ds_config("prior_zero3_cpu.json")
     wild["optimizer"]["params"]["lr"] = 1e37
     (tmp_path / "wild.json").write_text(json.dumps(wild))
     printed = train(
@@ -143,7 +144,7 @@ def test_another_model_in_the_same_folder_is_refused(pipeline, tmp_path):
 def test_a_batch_that_does_not_multiply_out_is_refused_with_the_number_that_does(
     pipeline, tmp_path
 ):
-    odd = json.loads((Path(TRAIN).parent.parent / "ds_configs/prior_zero3_cpu.json").read_text())
+    odd = read_ds_config("prior_zero3_cpu.json")
     odd["train_batch_size"] = 7
     (tmp_path / "odd.json").write_text(json.dumps(odd))
     printed = train(pipeline, tmp_path / "run", "--ds-config", str(tmp_path / "odd.json"), expect=1)

@@ -12,7 +12,6 @@ import torch
 import torch.distributed as dist
 
 from megajukebox.common.world import World, world
-from megajukebox.training.engines.ds_config import DS_CONFIGS as DS_CONFIGS
 from megajukebox.training.engines.ds_config import read_ds_config as read_ds_config
 
 T = TypeVar("T")

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from pydantic import BaseModel
 from torch import Tensor, nn
 
+from megajukebox.common.errors import UserError
 from megajukebox.models.prior import PriorConfig
 from megajukebox.training.config import TrainingSettings
 from megajukebox.training.engines import collectives
@@ -25,18 +26,18 @@ def build_engine(
 
     Those named in `weights` take their values instead.
 
-    Raises ValueError for a pipeline of anything but a prior.
+    Raises UserError for a pipeline of anything but a prior.
     """
     rules = SpikeRules(
         settings.spike_sigmas, settings.spike_window, settings.bad_steps, settings.bad_within
     )
     if "pipeline" in ds_config:
         if not isinstance(config, PriorConfig):
-            raise ValueError(
+            raise UserError(
                 "only priors train as a pipeline; choose a ds_config without `pipeline`"
             )
         if settings.freeze:
-            raise ValueError(
+            raise UserError(
                 "a pipeline trains all parts; leave freeze out, or choose a ds_config without `pipeline`"
             )
         return PipelineEngine(config, ds_config, settings.seed, weights, rules, settings.ema_decay)
@@ -56,10 +57,10 @@ def freeze(model: nn.Module, parts: tuple[str, ...]) -> None:
         ]
         if not frozen:
             known = dict.fromkeys(name.split(".")[0] for name, _ in model.named_parameters())
-            raise ValueError(
+            raise UserError(
                 f"freeze: the model has no part {part!r}; it has {', '.join(known)}, and parts of those"
             )
         for parameter in frozen:
             parameter.requires_grad_(False)
     if not any(p.requires_grad for p in model.parameters()):
-        raise ValueError("freeze leaves nothing to train; name fewer parts")
+        raise UserError("freeze leaves nothing to train; name fewer parts")

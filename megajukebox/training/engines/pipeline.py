@@ -16,6 +16,7 @@ from deepspeed.pipe import PipelineModule, TiedLayerSpec
 from deepspeed.runtime.utils import partition_balanced
 from torch import Tensor, nn
 
+from megajukebox.common.errors import UserError
 from megajukebox.common.model_files import PendingTensor
 from megajukebox.common.world import World
 from megajukebox.models.pipeline_layers import (
@@ -39,15 +40,15 @@ KEY = "tokens"  # under which entrance and exit share the embedding of the token
 def stages(ds_config: dict, size: int) -> int:
     """Stages that the pipeline of a ds_config has over `size` processes; 1 for a file without `pipeline`.
 
-    Raises ValueError where the processes do not make whole pipelines.
+    Raises UserError where the processes do not make whole pipelines.
     """
     wanted = ds_config.get("pipeline", {}).get("stages", 1)
     count = size if wanted == "auto" else wanted
     if not isinstance(count, int) or count < 1:
-        raise ValueError(f'pipeline.stages {wanted!r} is neither a number of processes nor "auto"')
+        raise UserError(f'pipeline.stages {wanted!r} is neither a number of processes nor "auto"')
     if size % count:
         fits = [n for n in range(1, size + 1) if size % n == 0]
-        raise ValueError(
+        raise UserError(
             f"pipeline.stages {count} does not divide {size} processes; set it to one of {fits}"
         )
     return count
@@ -83,11 +84,11 @@ class PipelineEngine(ZeroEngine):
         self.config = config
         self.stages = stages(ds_config, dist.get_world_size())
         if ds_config.get("zero_optimization", {}).get("stage") != 1:
-            raise ValueError(
+            raise UserError(
                 "a pipeline shares its optimizer by ZeRO-1: set zero_optimization.stage to 1"
             )
         if self.stages > config.transformer.depth + 2:
-            raise ValueError(
+            raise UserError(
                 f"pipeline.stages {self.stages} is more than the {config.transformer.depth + 2} layers of the prior"
             )
         self.reports: list[dict[str, Tensor]] = []

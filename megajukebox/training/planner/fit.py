@@ -4,13 +4,13 @@ from collections.abc import Iterator
 from itertools import product
 from typing import NamedTuple
 
+from megajukebox.common.errors import UserError
 from megajukebox.training.planner.activation_trace import TraceSetting
 from megajukebox.training.planner.gpus import (
     CONVOLUTIONS_MIB,
     FRAGMENTATION,
     GIB,
     GPU,
-    GPUS_PER_NODE,
     MIB,
     OUTSIDE_GIB,
     PROCESS_MIB,
@@ -21,7 +21,7 @@ from megajukebox.training.planner.recipe import Recipe
 from megajukebox.training.planner.workload import Workload, footprint, weights_of
 
 
-class DoesNotFit(ValueError):
+class DoesNotFit(UserError):
     """More memory than a GPU has."""
 
 
@@ -72,15 +72,15 @@ def process(of: Workload, recipe: Recipe) -> float:
     return modules + (CONVOLUTIONS_MIB if of.kind == "vqvae" else 0)
 
 
-def check_whole(gpus: int, stages: int) -> None:
-    """Raises ValueError, with the nearest number that does, if GPUs do not make whole pipelines and nodes."""
+def check_whole(gpus: int, stages: int, gpus_per_node: int) -> None:
+    """Raises UserError, with the nearest number that does, if GPUs do not make whole pipelines and nodes."""
     if gpus % stages:
-        raise ValueError(
+        raise UserError(
             f"{gpus} GPUs are not a multiple of pipeline.stages {stages}; {_near(gpus, stages)} are"
         )
-    if gpus > GPUS_PER_NODE and gpus % GPUS_PER_NODE:
-        raise ValueError(
-            f"{gpus} GPUs are not whole nodes of {GPUS_PER_NODE}; {_near(gpus, GPUS_PER_NODE)} are"
+    if gpus > gpus_per_node and gpus % gpus_per_node:
+        raise UserError(
+            f"{gpus} GPUs are not whole nodes of {gpus_per_node}; {_near(gpus, gpus_per_node)} are"
         )
 
 
@@ -90,9 +90,9 @@ def _near(gpus: int, part: int) -> int:
 
 def check_precision(recipe: Recipe, gpu: GPU) -> None:
     if recipe.precision not in gpu.peak:
-        raise ValueError(
+        raise UserError(
             f"{gpu.name} does not compute in {recipe.precision}; it does in {', '.join(gpu.peak)}:"
-            ' use a *_v100.json ("fp16") there'
+            " use a ds_config of its own profile there"
         )
 
 

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from megajukebox.training.planner.gpus import GPU, GPUS_PER_NODE
+from megajukebox.training.planner.gpus import GPU
 from megajukebox.training.planner.recipe import Recipe
 
 DAY = 86400.0
@@ -31,20 +31,24 @@ def pace(recipe: Recipe, gpus: int, flops: float, elements: int, gpu: GPU, share
     rate = gpu.peak[recipe.precision] * 1e12 * share
     working = flops * recipe.accumulation / recipe.pipeline / rate
     waiting = working * (recipe.pipeline - 1) / recipe.accumulation
-    return Pace(working + waiting, waiting, exchanged(recipe, gpus, elements) / (gpu.network * 1e9))
+    return Pace(
+        working + waiting,
+        waiting,
+        exchanged(recipe, gpus, elements, gpu.gpus_per_node) / (gpu.network * 1e9),
+    )
 
 
-def exchanged(recipe: Recipe, gpus: int, elements: int) -> float:
+def exchanged(recipe: Recipe, gpus: int, elements: int, gpus_per_node: int) -> float:
     """Bytes that pass each node's network in a step: gradients out and weights in, once a ring.
 
     ZeRO-3 gathers the weights twice and scatters gradients once, for every micro-batch; pipeline stages of one node
     each exchange their own part, which is together the whole model if a node holds them all.
     """
     ranks = recipe.data_ranks(gpus)
-    if gpus <= GPUS_PER_NODE or ranks == 1:
+    if gpus <= gpus_per_node or ranks == 1:
         return 0.0
     rounds = 3 * recipe.accumulation if recipe.stage == 3 else 2
-    of_the_model = min(recipe.pipeline, GPUS_PER_NODE) / recipe.pipeline
+    of_the_model = min(recipe.pipeline, gpus_per_node) / recipe.pipeline
     return rounds * recipe.weight_bytes * elements * of_the_model * (ranks - 1) / ranks
 
 

@@ -12,7 +12,7 @@ from megajukebox.models.prior import PriorConfig
 from megajukebox.models.student import StudentConfig
 from megajukebox.models.vqvae import VQVAEConfig
 from megajukebox.training.planner.activation_trace import forward_flops
-from megajukebox.training.planner.gpus import peaks_of
+from megajukebox.training.planner.profiles import peak_of_device
 from megajukebox.training.planner.workload import Workload
 
 
@@ -30,7 +30,7 @@ def step_flops(config: BaseModel, clip: int) -> int:
 def peak(precision: str, told: float | None) -> float | None:
     """FLOP/s of one device at most: `told` in TFLOP/s, else those of a known GPU; None where neither is known."""
     if told is None and torch.cuda.is_available():
-        told = peaks_of(torch.cuda.get_device_name()).get(precision)
+        told = peak_of_device(torch.cuda.get_device_name()).get(precision)
     return told * 1e12 if told else None
 
 

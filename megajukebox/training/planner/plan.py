@@ -19,7 +19,7 @@ from megajukebox.training.planner.forecast import (
     failures,
     pace,
 )
-from megajukebox.training.planner.gpus import GIB, GPU, GPUS_PER_NODE, JUKEBOX_GPUS, share_of_peak
+from megajukebox.training.planner.gpus import GIB, GPU, JUKEBOX_GPUS, mfu_assumed
 from megajukebox.training.planner.memory import checkpoint_bytes, on_host
 from megajukebox.training.planner.recipe import Recipe, pipeline_stages, recipe
 from megajukebox.training.planner.workload import footprint, weights_of, workload_of
@@ -81,12 +81,6 @@ class Assumptions(BaseModel):
     restart_seconds: float = 900.0
 
 
-def ds_config_for(name: str, gpu: GPU) -> str:
-    """The twin of a `*_v100.json` or `*_hopper.json` that suits `gpu`; other names stay."""
-    right, wrong = ("v100", "hopper") if "bfloat16" not in gpu.peak else ("hopper", "v100")
-    return name.replace(f"_{wrong}.json", f"_{right}.json")
-
-
 def default_gpus(stage: str) -> int:
     """As many as Jukebox trained it on."""
     return JUKEBOX_GPUS.get(stage, 8)
@@ -113,18 +107,18 @@ def plan(
         preset.stage(stage),
         workload_of(preset, stage),
     )
-    check_whole(gpus, stages)
+    check_whole(gpus, stages, gpu.gpus_per_node)
     way = recipe(share_batch(ds_config, gpus // stages, settings.batch), gpus)
     check_precision(way, gpu)
     found = check_fits(of, way, gpus, gpu)
     elements = weights_of(of, 1, way.persistent).total
     how = setting(of, way, gpu)
     flops = 3 * footprint(of, way.micro, how).flops
-    table, source = share_of_peak(gpu, stage, way.precision)
+    table, source = mfu_assumed(gpu, stage, way.precision, of.kind == "vqvae")
     share = table if assumed.share is None else assumed.share
     step = pace(way, gpus, flops, elements, gpu, share)
     days = settings.steps * step.step / DAY
-    nodes = -(-gpus // GPUS_PER_NODE)
+    nodes = -(-gpus // gpu.gpus_per_node)
     checkpoint = checkpoint_bytes(way, elements) / GIB
     kept, recomputed = (
         footprint(of, way.micro, how._replace(recompute=again)).activations

@@ -3,6 +3,8 @@
 import difflib
 from typing import Any, NamedTuple
 
+from megajukebox.common.errors import UserError
+
 # Top-level keys that our configurations may use. DeepSpeed itself ignores one that it does not know.
 KEYS = (
     "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping",
@@ -72,12 +74,12 @@ def recipe(ds_config: dict, gpus: int) -> Recipe:
         gradient_bytes={"fp32": 4, "fp16": 2, "bf16": 2}.get(kinds.get("grad_accum_dtype")),
     )
     if "pipeline" in ds_config and found.stage != 1:
-        raise ValueError(
+        raise UserError(
             f"zero_optimization.stage {found.stage} cannot go with a pipeline, which shares its optimizer by ZeRO-1:"
             " set it to 1"
         )
     if found.offload_weights and found.stage != 3:
-        raise ValueError(f"zero_optimization.offload_param needs stage 3, not {found.stage}")
+        raise UserError(f"zero_optimization.offload_param needs stage 3, not {found.stage}")
     return found
 
 
@@ -86,7 +88,7 @@ def check_keys(ds_config: dict[str, Any]) -> None:
         if key not in KEYS:
             near = difflib.get_close_matches(key, KEYS, 1)
             hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(KEYS)}"
-            raise ValueError(
+            raise UserError(
                 f"the ds_config has an unknown key {key!r}, which DeepSpeed would ignore; {hint}"
             )
 
@@ -97,7 +99,7 @@ def weight_precision(ds_config: dict) -> str:
         key for key in ("fp16", "bf16", "torch_autocast") if ds_config.get(key, {}).get("enabled")
     ]
     if len(on) > 1:
-        raise ValueError(f"the ds_config enables {' and '.join(on)}; keep one")
+        raise UserError(f"the ds_config enables {' and '.join(on)}; keep one")
     return {"fp16": "float16", "bf16": "bfloat16"}.get(on[0], "float32") if on else "float32"
 
 
@@ -116,5 +118,5 @@ def pipeline_stages(ds_config: dict, gpus: int) -> int:
     stages = ds_config.get("pipeline", {}).get("stages", 1)
     stages = gpus if stages == "auto" else stages
     if not isinstance(stages, int) or stages < 1:
-        raise ValueError(f'pipeline.stages {stages!r} is neither a number of processes nor "auto"')
+        raise UserError(f'pipeline.stages {stages!r} is neither a number of processes nor "auto"')
     return stages

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from megajukebox.common.errors import UserError
 from megajukebox.models.pipeline_layers import layers
 from megajukebox.models.prior import Prior, PriorConfig
 from megajukebox.models.vqvae import VQVAE, VQVAEConfig
@@ -80,7 +81,7 @@ def weights_of(of: Workload, stages: int, threshold: int) -> Weights:
     with torch.device("meta"):
         parts = [make() for make in layers(of.prior)] if stages > 1 else [of.build()]
     if stages > len(parts) or (stages > 1 and of.kind == "vqvae"):
-        raise ValueError(
+        raise UserError(
             f"pipeline.stages {stages} is more than the {len(parts)} layers there are to deal out"
         )
     sizes = [[p.numel() for p in part.parameters()] for part in parts]
