@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Literal
 
+from megajukebox.common.errors import UserError
 from megajukebox.conditioning.vocabulary import UNKNOWN, Vocabulary
 
 Version = Literal["v2", "v3"]
@@ -30,17 +31,17 @@ def as_written(style: str | None, condition: str, name: str) -> list[str]:
     if style is None:
         return [name]
     version: Version = "v2" if style == "jukebox_v2" else "v3"
-    found = (
-        jukebox_genres(name, version) if condition == "genres" else [jukebox_name(name, version)]
-    )
-    return [word for word in found if word] or [name]
+    spelt = [jukebox_name(name, version)]
+    if condition == "genres":
+        spelt = jukebox_genres(name, version)
+    return [word for word in spelt if word] or [name]
 
 
 def read_label_file(path: Path, size: int) -> Vocabulary:
     """A file of lines `name;id` as the vocabulary of a table with `size` rows.
 
     Id 0 is "unknown" there too. A row that no line names gets a name nobody asks for; of two lines with one id the
-    first counts. ValueError names a line that is not of this form, or whose id is outside the table.
+    first counts. UserError names a line that is not of this form, or whose id is outside the table.
     """
     names: dict[int, str] = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
@@ -48,7 +49,7 @@ def read_label_file(path: Path, size: int) -> Vocabulary:
         if not line.strip():
             continue
         if not name or not text.strip().isdigit() or int(text) >= size:
-            raise ValueError(
+            raise UserError(
                 f"{path}, line {number}: {line!r} is not `name;id` with an id below {size}"
             )
         names.setdefault(int(text), name)

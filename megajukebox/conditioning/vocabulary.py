@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from megajukebox.common.errors import UserError
+
 UNKNOWN = "<unknown>"
 UNKNOWN_ID = 0
 EMPTY_SLOT = -1
@@ -34,12 +36,12 @@ class Vocabulary:
 
     def __post_init__(self) -> None:
         if self.names[:1] != (UNKNOWN,):
-            raise ValueError(
+            raise UserError(
                 f"vocabulary starts with {self.names[:1]}; its first name must be {UNKNOWN!r}"
             )
         twice = [name for name, times in Counter(self.names).items() if times > 1]
         if twice:
-            raise ValueError(f"vocabulary names {twice[0]!r} twice; keep one of them")
+            raise UserError(f"vocabulary names {twice[0]!r} twice; keep one of them")
 
     def __len__(self) -> int:
         return len(self.names)
@@ -47,9 +49,8 @@ class Vocabulary:
     @cached_property
     def _id(self) -> dict[str, int]:
         ids: dict[str, int] = {}
-        for i, name in enumerate(
-            self.names
-        ):  # imported lists are not normalised; of two names alike the first counts
+        # Imported lists are not normalised; of two names alike the first counts.
+        for i, name in enumerate(self.names):
             ids.setdefault(normalised(name), i)
         for i, name in enumerate(self.names):
             for year in years_in(name):
@@ -64,19 +65,24 @@ class Vocabulary:
 
         All unknown: one unknown (0). No names: unknown (0) for one slot, an empty bag (-1 ...) for more.
         """
-        found = [i for i in dict.fromkeys(self.id(name) for name in names) if i != UNKNOWN_ID][
-            :slots
-        ]
-        if not found and (names or slots == 1):
-            found = [UNKNOWN_ID]
-        return np.array(found + [EMPTY_SLOT] * (slots - len(found)), dtype=np.int64)
+        ids: list[int] = []
+        for name in names:
+            i = self.id(name)
+            if i != UNKNOWN_ID and i not in ids and len(ids) < slots:
+                ids.append(i)
+        if not ids and (names or slots == 1):
+            ids.append(UNKNOWN_ID)
+        empty = [EMPTY_SLOT] * (slots - len(ids))
+        return np.array(ids + empty, dtype=np.int64)
 
     def grown(
         self, counts: Mapping[str, int], min_count: int = 1, size: int | None = None
     ) -> "Vocabulary":
         """With the new names of `counts` added behind: the ids of the names it has do not move."""
+        if size is not None and size <= len(self):
+            return self
         new = [name for name in ranked(counts, min_count) if name not in self._id]
-        return Vocabulary((*self.names, *new)[:size]) if size is None or size > len(self) else self
+        return Vocabulary((*self.names, *new)[:size])
 
     def to_json(self) -> str:
         return json.dumps(list(self.names), ensure_ascii=False)
@@ -85,7 +91,7 @@ class Vocabulary:
     def from_json(text: str) -> "Vocabulary":
         names = json.loads(text)
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise ValueError("a vocabulary file holds one JSON list of names")
+            raise UserError("a vocabulary file holds one JSON list of names")
         return Vocabulary(tuple(names))
 
     @staticmethod
@@ -101,13 +107,11 @@ class Vocabulary:
     @staticmethod
     def of_years(first: int, last: int, bin_years: int = 1) -> "Vocabulary":
         """Every year from `first` to `last`, `bin_years` of them under one id: "1990-1999" for ten."""
-        starts = range(first // bin_years * bin_years, last + 1, bin_years)
-        return Vocabulary(
-            (
-                UNKNOWN,
-                *(f"{y:04d}-{y + bin_years - 1:04d}" if bin_years > 1 else str(y) for y in starts),
-            )
-        )
+        names = [UNKNOWN]
+        for start in range(first // bin_years * bin_years, last + 1, bin_years):
+            end = start + bin_years - 1
+            names.append(f"{start:04d}-{end:04d}" if bin_years > 1 else str(start))
+        return Vocabulary(tuple(names))
 
     @property
     def bin_years(self) -> int:
@@ -126,10 +130,9 @@ def ranked(counts: Mapping[str, int], min_count: int) -> Iterable[str]:
     total: Counter[str] = Counter()
     for name, count in counts.items():
         total[normalised(name)] += count
-    kept = (
-        name for name, count in total.items() if count >= min_count and name not in ("", UNKNOWN)
-    )
-    return sorted(kept, key=lambda name: (-total[name], name))
+    frequent = [name for name, count in total.items() if count >= min_count]
+    names = [name for name in frequent if name not in ("", UNKNOWN)]
+    return sorted(names, key=lambda name: (-total[name], name))
 
 
 def vocabularies_json(vocabularies: Mapping[str, Vocabulary]) -> bytes:

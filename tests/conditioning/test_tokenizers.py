@@ -13,14 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megajukebox.conditioning.lrc import TimedWord, parse_lrc, write_lrc
-from megajukebox.conditioning.tokenizers import (
-    JukeboxCharacters,
-    SentencePieceTokenizer,
-    TokenizedLyrics,
+from megajukebox.conditioning.lyric_windows import (
     linear_centre,
     linear_centre_float32,
     lyric_window,
     sung_centre,
+)
+from megajukebox.conditioning.tokenizers import (
+    JukeboxCharacters,
+    SentencePieceTokenizer,
+    TokenizedLyrics,
     train_sentencepiece,
 )
 

@@ -16,7 +16,8 @@ from fixtures.tiny_shards import (
     write_codes,
 )
 
-from megajukebox.conditioning.tokenizers import JukeboxCharacters, linear_centre, lyric_window
+from megajukebox.conditioning.lyric_windows import linear_centre, lyric_window
+from megajukebox.conditioning.tokenizers import JukeboxCharacters
 from megajukebox.conditioning.vocabulary import Vocabulary
 from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.data.stream.code_dataset import (

@@ -8,12 +8,8 @@ import torch
 from parity.report import Case
 
 from megajukebox.conditioning.jukebox_labels import jukebox_name
-from megajukebox.conditioning.tokenizers import (
-    CHARACTERS,
-    JukeboxCharacters,
-    linear_centre,
-    lyric_window,
-)
+from megajukebox.conditioning.lyric_windows import linear_centre, lyric_window
+from megajukebox.conditioning.tokenizers import CHARACTERS, JukeboxCharacters
 from megajukebox.data.stream.song_dataset import moved_inside
 from megajukebox.models.attention import attend
 from megajukebox.models.conditioners import TimingConditioner, TimingConfig

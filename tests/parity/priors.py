@@ -11,12 +11,8 @@ from parity.vqvae import check_gradients
 from torch import Tensor
 
 from megajukebox.common.model_files import fill
-from megajukebox.conditioning.tokenizers import (
-    JukeboxCharacters,
-    TokenizedLyrics,
-    linear_centre_float32,
-    lyric_window,
-)
+from megajukebox.conditioning.lyric_windows import linear_centre_float32, lyric_window
+from megajukebox.conditioning.tokenizers import JukeboxCharacters, TokenizedLyrics
 from megajukebox.interop.import_plan import Part
 from megajukebox.interop.tensor_names import ORDER_OF_SCHEDULE
 from megajukebox.models.lyric_attention import lyric_attention

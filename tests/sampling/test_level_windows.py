@@ -17,8 +17,8 @@ from fixtures.tiny_models import (
 )
 from torch import Tensor
 
+from megajukebox.conditioning.lyric_windows import window_of_lyrics
 from megajukebox.conditioning.tokenizers import TokenizedLyrics
-from megajukebox.data.stream.code_dataset import window_of_lyrics
 from megajukebox.models.prior import Prior
 from megajukebox.sampling.decoding.token_sampling import TokenSampler
 from megajukebox.sampling.decoding.window_sampler import sample_window_slowly

@@ -13,14 +13,10 @@ from numpy.lib import format as npy_format
 from megajukebox.common.errors import BadSampleError, UserError
 from megajukebox.common.model_files import check_vqvae
 from megajukebox.conditioning.lrc import TimedWord, parse_lrc
-from megajukebox.conditioning.tokenizers import (
-    LyricsTokenizer,
-    LyricWindow,
-    TokenizedLyrics,
-    linear_centre,
-    lyric_window,
-    sung_centre,
+from megajukebox.conditioning.lyric_windows import (
+    window_of_lyrics,
 )
+from megajukebox.conditioning.tokenizers import LyricsTokenizer, TokenizedLyrics
 from megajukebox.conditioning.vocabulary import Vocabulary
 from megajukebox.data.audio import OffsetReader
 from megajukebox.data.shards.local_cache import RangeReader
@@ -209,26 +205,6 @@ class CodeWindows:
         return window_of_lyrics(
             tokens, told.words, *timing, self.shards.index["sample_rate"], lyrics.size
         ).ids
-
-
-def window_of_lyrics(
-    tokens: TokenizedLyrics,
-    words: list[TimedWord],
-    song: int,
-    offset: int,
-    clip: int,
-    sample_rate: int,
-    size: int,
-) -> LyricWindow:
-    """The lyrics around the middle of a clip: by the words' times where there are any, else by the linear rule.
-
-    `song`, `offset` and `clip` in samples.
-    """
-    if words and tokens.ids:
-        centre = sung_centre(tokens, words, (offset + clip / 2) / sample_rate)
-    else:
-        centre = linear_centre(len(tokens.ids), song, offset, clip)
-    return lyric_window(tokens.ids, centre, size)
 
 
 def dropped(probability: float, rng: np.random.Generator | None) -> bool:

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from megajukebox.conditioning.lyric_windows import window_of_lyrics
 from megajukebox.conditioning.tokenizers import TokenizedLyrics
 from megajukebox.conditioning.vocabulary import Vocabulary
-from megajukebox.data.stream.code_dataset import window_of_lyrics
 from megajukebox.models.prior import Conditioning, Prior, PriorConfig
 from megajukebox.sampling.decoding.token_sampling import (
     ClassifierFreeGuidance,

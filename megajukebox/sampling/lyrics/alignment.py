@@ -7,8 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from megajukebox.conditioning.tokenizers import LyricWindow
-from megajukebox.data.stream.code_dataset import window_of_lyrics
+from megajukebox.conditioning.lyric_windows import LyricWindow, window_of_lyrics
 from megajukebox.models.lyric_attention import lyric_attention
 from megajukebox.models.prior import Prior, PriorConfig
 from megajukebox.sampling.levels.level_sampler import HOPS, SongConditioning

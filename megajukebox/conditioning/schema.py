@@ -1,0 +1,320 @@
+"""The table of what a prior may be conditioned on; dataset, sampler, guidance and planner walk it.
+
+    song on disk --- read ----------+
+                                    +--> value of the whole song --- window ---> array of one window ---> torch module
+    request -------- from_request --+
+                     null: the value of a song of which nothing is known (dropout, guidance)
+
+The torch module of each lies in models/conditioners.py. Codes of the level above are codes, not a condition: they come
+from the code shards or from the level that was sampled before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from megajukebox.conditioning.jukebox_labels import as_written
+from megajukebox.conditioning.lrc import TimedWord, parse_lrc
+from megajukebox.conditioning.lyric_windows import LyricWindow, window_of_lyrics
+from megajukebox.conditioning.tokenizers import LyricsTokenizer, TokenizedLyrics
+from megajukebox.conditioning.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from megajukebox.models.prior import PriorConfig
+
+LABELS = "conditions"  # the entry of a batch that holds one array for each label
+LYRICS = "lyrics"
+TIMING = "timing"
+
+
+@dataclass(frozen=True)
+class WindowPosition:
+    """Where a window lies in its song, all in audio samples."""
+
+    song: int  # length of the whole song
+    offset: int
+    length: int
+    sample_rate: int
+
+    @property
+    def timing(self) -> tuple[int, int, int]:
+        """(length of the song, start, length of the window): what the timing conditioner reads."""
+        return self.song, self.offset, self.length
+
+
+class SongOnDisk(Protocol):
+    """What a condition may read of a song in a shard set."""
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """The fields of the song's JSON."""
+
+    def member(self, name: str) -> bytes | None:
+        """A file that lies beside the song's codes (`lyrics`, ...); None if this song has none."""
+
+
+class RequestedSong(Protocol):
+    """What a condition may read of a request to sample a song."""
+
+    @property
+    def lyrics(self) -> str:
+        """Plain text, or LRC with times."""
+
+    @property
+    def aligned(self) -> Mapping[str, Any]:
+        """What is asked of each condition that follows the time of the song, by its name."""
+
+    def names(self, condition: str) -> list[str]:
+        """The names asked for under one label."""
+
+
+@dataclass(frozen=True)
+class SongConditioning:
+    """What a whole song is conditioned on: the value of each condition by its name."""
+
+    values: Mapping[str, Any]
+
+    @classmethod
+    def of(
+        cls,
+        labels: Mapping[str, np.ndarray],
+        tokens: TokenizedLyrics | None = None,
+        words: Sequence[TimedWord] = (),
+    ) -> SongConditioning:
+        """From ids of labels and the tokens of the lyrics."""
+        lyrics = SongLyrics(tokens or TokenizedLyrics([], []), tuple(words))
+        return cls({**labels, LYRICS: lyrics})
+
+    @property
+    def lyrics(self) -> SongLyrics:
+        """Empty for a song without lyrics, or a prior that reads none."""
+        return self.values.get(LYRICS, NO_LYRICS)
+
+    def replace(self, name: str, value: Any) -> SongConditioning:
+        return SongConditioning({**self.values, name: value})
+
+
+@dataclass(frozen=True)
+class SongLyrics:
+    """The tokens of a song's lyrics, and its words with their times if the lyrics came with them."""
+
+    tokens: TokenizedLyrics
+    words: tuple[TimedWord, ...] = ()
+
+    def window(self, position: WindowPosition, size: int) -> LyricWindow:
+        """The `size` tokens around the middle of a window."""
+        return window_of_lyrics(
+            self.tokens, self.words, *position.timing, position.sample_rate, size
+        )
+
+
+NO_LYRICS = SongLyrics(TokenizedLyrics([], []))
+
+
+class Condition(Protocol):
+    """One thing that a prior is conditioned on."""
+
+    name: str
+    group: (
+        str | None
+    )  # entry of the batch that holds this condition's array; None: the batch itself
+    dropout: float | None  # share of training windows without it; None: always given
+
+    def read(self, song: SongOnDisk) -> Any:
+        """The value of a whole song."""
+
+    def from_request(self, request: RequestedSong) -> Any:
+        """The value that a request asks for."""
+
+    def null(self) -> Any:
+        """The value of a song of which nothing is known."""
+
+    def window(self, value: Any, position: WindowPosition) -> np.ndarray:
+        """The array of one window."""
+
+
+@dataclass(frozen=True)
+class LabelCondition:
+    """Names under one field of a song's JSON: artist, genres, moods ... as ids [max_values] int64."""
+
+    name: str
+    vocabulary: Vocabulary = field(default_factory=Vocabulary)
+    max_values: int = (
+        1  # 1: one name, unknown where there is none; more: a bag, empty where there is none
+    )
+    dropout: float | None = 0.0
+    spelling: str | None = None  # of the vocabulary, see jukebox_labels.as_written
+    group: str | None = LABELS
+
+    def read(self, song: SongOnDisk) -> np.ndarray:
+        return self.vocabulary.ids(names_of(song.metadata, self.name), self.max_values)
+
+    def from_request(self, request: RequestedSong) -> np.ndarray:
+        return self.vocabulary.ids(self.names(request), self.max_values)
+
+    def names(self, request: RequestedSong) -> list[str]:
+        """The names that the request asks for, as this vocabulary spells them."""
+        spelt: list[str] = []
+        for name in request.names(self.name):
+            spelt += as_written(self.spelling, self.name, name)
+        return spelt
+
+    def null(self) -> np.ndarray:
+        return self.vocabulary.ids([], self.max_values)
+
+    def window(self, value: np.ndarray, position: WindowPosition) -> np.ndarray:
+        return value
+
+
+@dataclass(frozen=True)
+class TimingCondition:
+    """How long the song is and where in it the window lies, [3] int64 in audio samples."""
+
+    name: str = TIMING
+    group: str | None = None
+    dropout: float | None = None
+
+    def read(self, song: SongOnDisk) -> None:
+        return None
+
+    def from_request(self, request: RequestedSong) -> None:
+        return None
+
+    def null(self) -> None:
+        return None
+
+    def window(self, value: None, position: WindowPosition) -> np.ndarray:
+        return np.array(position.timing, dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class LyricsCondition:
+    """The `tokens` lyric tokens around the middle of a window, [tokens] int64."""
+
+    tokenizer: LyricsTokenizer
+    tokens: int
+    dropout: float | None = 0.0
+    name: str = LYRICS
+    group: str | None = None
+
+    def read(self, song: SongOnDisk) -> SongLyrics:
+        text = song.member(LYRICS)
+        return NO_LYRICS if text is None else self._encoded(text.decode())
+
+    def from_request(self, request: RequestedSong) -> SongLyrics:
+        return self._encoded(request.lyrics)
+
+    def _encoded(self, written: str) -> SongLyrics:
+        text, words = parse_lrc(written)
+        return SongLyrics(self.tokenizer.encode(text), tuple(words))
+
+    def null(self) -> SongLyrics:
+        return NO_LYRICS
+
+    def window(self, value: SongLyrics, position: WindowPosition) -> np.ndarray:
+        return value.window(position, self.tokens).ids
+
+
+@dataclass(frozen=True)
+class ConditionResources:
+    """What a run keeps beside its weights to read songs and requests: names, tokenizer, dropout."""
+
+    vocabularies: Mapping[str, Vocabulary] = field(default_factory=dict)
+    tokenizer: LyricsTokenizer | None = None
+    dropout: Mapping[str, float] = field(default_factory=dict)  # by the name of the condition
+    spelling: str | None = None  # `names` of the run's model.json
+
+
+@dataclass(frozen=True)
+class ConditionKind:
+    """A row of the table: the conditions of one kind that a prior's config asks for, in the order of its batch."""
+
+    name: str
+    conditions: Callable[[PriorConfig, ConditionResources], Iterable[Condition]]
+
+
+def label_conditions(config: PriorConfig, resources: ConditionResources) -> Iterable[Condition]:
+    for name, label in config.labels.items():
+        vocabulary = resources.vocabularies.get(name, Vocabulary())
+        dropout = resources.dropout.get(name, 0.0)
+        yield LabelCondition(name, vocabulary, label.slots, dropout, resources.spelling)
+
+
+def timing_conditions(config: PriorConfig, resources: ConditionResources) -> Iterable[Condition]:
+    yield TimingCondition()
+
+
+def lyrics_conditions(config: PriorConfig, resources: ConditionResources) -> Iterable[Condition]:
+    if config.lyrics and resources.tokenizer:
+        dropout = resources.dropout.get(LYRICS, 0.0)
+        yield LyricsCondition(resources.tokenizer, config.lyrics.tokens, dropout)
+
+
+# The order is that of the random draws of dropout: a new kind goes to the end.
+CONDITION_KINDS: list[ConditionKind] = [
+    ConditionKind("labels", label_conditions),
+    ConditionKind("timing", timing_conditions),
+    ConditionKind("lyrics", lyrics_conditions),
+]
+
+
+def conditions_of(config: PriorConfig, resources: ConditionResources) -> tuple[Condition, ...]:
+    """All conditions of a prior, in the order of the table."""
+    conditions: list[Condition] = []
+    for kind in CONDITION_KINDS:
+        conditions += kind.conditions(config, resources)
+    return tuple(conditions)
+
+
+def read_song(conditions: Sequence[Condition], song: SongOnDisk) -> SongConditioning:
+    return SongConditioning({c.name: c.read(song) for c in conditions})
+
+
+def read_request(conditions: Sequence[Condition], request: RequestedSong) -> SongConditioning:
+    return SongConditioning({c.name: c.from_request(request) for c in conditions})
+
+
+def null_conditioning(conditions: Sequence[Condition]) -> SongConditioning:
+    """A song of which nothing is known: as training with dropout leaves conditions out."""
+    return SongConditioning({c.name: c.null() for c in conditions})
+
+
+def window_arrays(
+    conditions: Sequence[Condition],
+    song: SongConditioning,
+    position: WindowPosition,
+    rng: np.random.Generator | None = None,
+) -> dict[str, Any]:
+    """What one window is conditioned on: {name: array}, labels under `conditions`.
+
+    With `rng` each condition is left out with its own dropout. It draws once a condition, so that one's dropout does
+    not move the draws of the others.
+    """
+    arrays: dict[str, Any] = {LABELS: {}}
+    for condition in conditions:
+        value = song.values[condition.name]
+        if is_dropped(condition.dropout, rng):
+            value = condition.null()
+        place = arrays if condition.group is None else arrays[condition.group]
+        place[condition.name] = condition.window(value, position)
+    return arrays
+
+
+def is_dropped(probability: float | None, rng: np.random.Generator | None) -> bool:
+    if rng is None or probability is None:
+        return False
+    return bool(rng.random() < probability)
+
+
+def names_of(metadata: Mapping[str, Any], name: str) -> list[str]:
+    """The names in field `name` of a song's JSON: none, one, or many."""
+    value = metadata.get(name)
+    if value is None:
+        return []
+    if isinstance(value, list):
+        return [str(entry) for entry in value]
+    return [str(value)]
