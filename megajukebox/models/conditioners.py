@@ -1,6 +1,13 @@
-"""What a prior is told beside the codes: labels, timing, the level above, lyrics (spec section 7)."""
+"""The conditioners of a prior: labels, timing, the level above, lyrics, and whatever follows the song in time.
+
+How each is read from a song or a request is in conditioning/schema.py.
+"""
 
 # B batch   T positions of a window   W width of the prior   N lyric tokens
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
@@ -60,6 +67,43 @@ class LyricsConfig(BaseModel):
     size: int = Field(gt=0, description="entries of the tokenizer's vocabulary, padding included")
     loss_weight: float = Field(0.4, ge=0)
     encoder: TransformerConfig | None = None
+
+
+class AlignedConfig(BaseModel):
+    """Base of the configs of conditions that follow the song in time; each adds its own shape."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+@dataclass(frozen=True)
+class AlignedKind:
+    """A row of `ALIGNED`: one condition that follows the song in time.
+
+    `module(config, width, window)` maps the condition's array [B, ...] of a window to what is added to each of its
+    codes [B, window, width]; it ends in a layer of zeros, so that a trained prior starts undisturbed.
+    `example(config, size, window)` is a random array of `size` windows.
+    """
+
+    config: type[AlignedConfig]
+    module: Callable[[Any, int, int], nn.Module]
+    example: Callable[[Any, int, int], Tensor]
+
+
+# Conditions that follow the song in time, by the name under which batches and configs hold them: written notes, stems,
+# sections ... To add one: a row here, a row in conditioning/schema.py (docs/architecture.md).
+ALIGNED: dict[str, AlignedKind] = {}
+
+
+def parse_aligned(given: Mapping[str, Any]) -> dict[str, AlignedConfig]:
+    """The configs of a prior's aligned conditions. Raises ValueError for a name that is not in `ALIGNED`."""
+    configs: dict[str, AlignedConfig] = {}
+    for name, settings in given.items():
+        if name not in ALIGNED:
+            known = ", ".join(ALIGNED) or "none"
+            raise ValueError(f"aligned condition {name!r} is unknown; known are {known}")
+        kind = ALIGNED[name].config
+        configs[name] = settings if isinstance(settings, kind) else kind(**settings)
+    return configs
 
 
 class LabelConditioner(nn.Module):

@@ -24,11 +24,10 @@ TIED = "input.tokens.weight"  # what entrance and exit share, where the head is 
 def carried(config: PriorConfig, layer: int) -> list[str]:
     """The names of what travels into block `layer` (0-based; the number of blocks: into the exit)."""
     patterns = config.transformer.patterns
-    told = config.timing or config.upper or (config.labels and config.labels_everywhere)
     encoded = config.lyrics is not None and config.lyrics.mode == "encoder"
     kept = {
         "h": True,
-        "added": bool(told) and not config.separate_head,
+        "added": config.adds_to_codes and not config.separate_head,
         "lyrics": "lyrics" in patterns[layer:],
         "words": encoded,
     }
@@ -56,7 +55,8 @@ def _fields(config: PriorConfig) -> list[str]:
         "upper_codes": config.upper,
         "lyrics": config.lyrics,
     }
-    return [name for name, told in wanted.items() if told]
+    fields = [name for name, is_wanted in wanted.items() if is_wanted]
+    return [*fields, *config.aligned]
 
 
 class StemLayer(PriorStem):

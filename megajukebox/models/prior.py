@@ -1,13 +1,15 @@
 """The autoregressive prior of one level: layers over a window of codes, told labels, timing, lyrics or codes above."""
 
 # B batch   T codes of a window   N lyric tokens   W width   V vocabulary
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
 from torch import Tensor, nn
 
 from megajukebox.models.conditioners import (
+    ALIGNED,
+    AlignedConfig,
     LabelConditioner,
     LabelConfig,
     LyricsConfig,
@@ -18,6 +20,7 @@ from megajukebox.models.conditioners import (
     UpsamplerConditioner,
     UpsamplerConditionerConfig,
     bits,
+    parse_aligned,
 )
 from megajukebox.models.transformer import TransformerConfig, blocks
 
@@ -43,6 +46,14 @@ class PriorConfig(BaseModel):
     timing: TimingConfig | None = None
     upper: UpsamplerConditionerConfig | None = None
     lyrics: LyricsConfig | None = None
+    aligned: dict[str, SerializeAsAny[AlignedConfig]] = Field(
+        {}, description="conditions that follow the song in time, by their name in ALIGNED"
+    )
+
+    @field_validator("aligned", mode="before")
+    @classmethod
+    def _parse_aligned(cls, given: Any) -> Any:
+        return parse_aligned(given) if isinstance(given, dict) else given
 
     @model_validator(mode="after")
     def _check(self) -> "PriorConfig":
@@ -73,6 +84,13 @@ class PriorConfig(BaseModel):
             raise ValueError(
                 "lyrics with mode prefix need labels: they are the vector before the first lyric token"
             )
+
+    @property
+    def adds_to_codes(self) -> bool:
+        """Whether anything is added to every position: `Conditioning.added` is there."""
+        return bool(
+            self.timing or self.upper or self.aligned or (self.labels and self.labels_everywhere)
+        )
 
     @property
     def prefix_tokens(self) -> int:
@@ -135,9 +153,16 @@ class PriorStem(nn.Module):
         self.input = ShiftedEmbedding(
             self.vocabulary, config.length, shape.width, scale, own_start=not config.labels
         )
+        # Last, so that weights drawn from one seed do not depend on what is added here.
+        self.aligned = nn.ModuleDict(
+            {
+                name: ALIGNED[name].module(settings, shape.width, config.window)
+                for name, settings in config.aligned.items()
+            }
+        )
 
     def conditioning(self, batch: dict) -> Conditioning:
-        """Of `conditions` {name: [B, slots]}, `timing` [B, 3] samples, `upper_codes` [B, T/ratio], `lyrics` [B, N]."""
+        """Of `conditions` {name: [B, slots]}, `timing` [B, 3] samples, `upper_codes` [B, T/ratio], `lyrics` [B, N], aligned ones."""
         start = self.labels(batch["conditions"]) if self.labels else None
         added = self.upper(batch["upper_codes"]) if self.upper else None
         if self.timing:
@@ -146,6 +171,9 @@ class PriorStem(nn.Module):
         if start is not None and self.config.labels_everywhere:
             everywhere = start.expand(-1, self.config.window, -1)
             added = everywhere if added is None else added + everywhere
+        for name, module in self.aligned.items():
+            aligned = module(batch[name])
+            added = aligned if added is None else added + aligned
         if added is not None and self.config.prefix_tokens:
             silence = added.new_zeros(len(added), self.config.prefix_tokens, added.shape[-1])
             added = torch.cat([silence, added], dim=1)
