@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from megajukebox.data.spectra import frame_spectra, mel_bands, window_size
+
 # T samples   F frames   K frequency bins   B bands   D features   N clips
 Array = np.ndarray
 
@@ -26,7 +28,7 @@ def onset_envelope(audio: Array, rate: int, low: float = 30.0, high: float = HIG
 
 
 def onsets(power_FK: Array, hertz_K: Array, low: float, high: float) -> Array:
-    power_FB = power_FK @ band_filters(hertz_K, low, high, 8)
+    power_FB = power_FK @ mel_bands(hertz_K, low, high, 8)
     # The floor, 40 dB below the loudest band, keeps near-silence from rattling.
     loudness_FB = np.log(power_FB + 1e-4 * power_FB.max() + 1e-12)
     rise_F = np.maximum(loudness_FB[2:] - loudness_FB[:-2], 0).sum(axis=1)
@@ -109,7 +111,7 @@ def band_loudness(power_FK: Array, hertz_K: Array) -> Array:
 
     The floor 30 dB below the mean hides what coding noise would cover anyway.
     """
-    power_FB = power_FK @ band_filters(hertz_K, 60.0, HIGHEST, BANDS)
+    power_FB = power_FK @ mel_bands(hertz_K, 60.0, HIGHEST, BANDS)
     return np.log(power_FB / max(power_FB.mean(), 1e-12) + 1e-3)
 
 
@@ -273,24 +275,13 @@ def spectrogram(
         raise ValueError(
             f"audio of shape {audio.shape} at {rate} Hz is not mono of 1 s or more; average its channels"
         )
-    size, hop_size = 2 ** round(np.log2(window * rate)), hop * rate
+    size = window_size(window, rate)
+    hop_size = hop * rate
     starts = np.round(np.arange(int((len(audio) - size) / hop_size) + 1) * hop_size).astype(int)
-    frames_FT = np.lib.stride_tricks.sliding_window_view(audio, size)[starts] * np.hanning(
-        size
-    ).astype(np.float32)
     hertz_K = np.fft.rfftfreq(size, 1 / rate)
     kept = hertz_K <= HIGHEST
-    return np.abs(np.fft.rfft(frames_FT)[:, kept]) ** 2, hertz_K[kept]
-
-
-def band_filters(hertz_K: Array, low: float, high: float, bands: int) -> Array:
-    """[K, B] triangles of equal width in mel between `low` and `high` Hz."""
-    edges = 700 * np.expm1(np.linspace(np.log1p(low / 700), np.log1p(high / 700), bands + 2))
-    # A triangle narrower than a bin would catch none.
-    width = np.maximum(np.diff(edges), hertz_K[1])
-    rising = 1 - np.maximum(edges[1:-1] - hertz_K[:, None], 0) / width[:-1]
-    falling = 1 - np.maximum(hertz_K[:, None] - edges[1:-1], 0) / width[1:]
-    return np.maximum(np.minimum(rising, falling), 0)
+    spectra_FK = frame_spectra(audio, starts, np.hanning(size).astype(np.float32))
+    return np.abs(spectra_FK[:, kept]) ** 2, hertz_K[kept]
 
 
 def autocorrelation(envelope_F: Array) -> Array:

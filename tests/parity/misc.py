@@ -135,7 +135,7 @@ def check_starts(case: Case) -> None:
 
 
 def check_chunks(case: Case) -> None:
-    """The reference numbers items over all songs laid end to end; the place moved_inside a song follows the rule we share."""
+    """The reference numbers items over all songs laid end to end; the place inside a song follows the rule we share."""
     facts = case.fact("chunk_selection")
     length, durations = facts["sample_length"], facts["durations"]
     ends = np.cumsum(durations)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from megajukebox.data.audio import resampled
-from megajukebox.evaluation.audio_features import band_filters
+from megajukebox.data.spectra import frame_spectra, mel_bands, window_size
 from megajukebox.evaluation.inputs import EvalSong
 
 Array = np.ndarray
@@ -24,6 +24,7 @@ FRAME, STEP = 0.032, 0.01  # seconds of a spectrum, and from one to the next
 BANDS, LOWEST, HIGHEST = 40, 40.0, 8000.0  # mel, Hz
 SHAPE, SPREAD = 16, 10  # numbers for the mean spectrum, and for how much each region varies
 GROUPS = 4
+FRAMES_AT_ONCE = 4096  # whose spectra are held in memory
 MODULATIONS = (0.5, 1, 2, 4, 8, 16, 32, 50)  # Hz, edges of the bands in which loudness may swing
 FLOOR = 1e-3  # of the mean power: 30 dB below, as quiet as what coding noise covers
 
@@ -54,25 +55,18 @@ def mel_modulation(song: EvalSong) -> Array:
 
 def log_mel(audio_T: Array, rate: int) -> Array:
     """[F, B] natural log of the mel power, against the song's mean."""
-    size = 2 ** round(np.log2(FRAME * rate))
+    size = window_size(FRAME, rate)
     count = int((len(audio_T) / rate - FRAME) / STEP) + 1
     if count < 1:
         return np.zeros((0, BANDS))
     padded = np.pad(audio_T, (0, size))
     starts = np.round(np.arange(count) * STEP * rate).astype(int)
-    window, hertz_K = np.hanning(size).astype(np.float32), np.fft.rfftfreq(size, 1 / rate)
-    filters_KB = band_filters(hertz_K, LOWEST, min(HIGHEST, rate / 2), BANDS)
+    window_N = np.hanning(size).astype(np.float32)
+    bands_KB = mel_bands(np.fft.rfftfreq(size, 1 / rate), LOWEST, min(HIGHEST, rate / 2), BANDS)
+    # a long song's spectra do not fit in memory at once
+    parts = np.array_split(starts, -(-count // FRAMES_AT_ONCE))
     power_FB = np.concatenate(
-        [
-            np.abs(
-                np.fft.rfft(np.lib.stride_tricks.sliding_window_view(padded, size)[some] * window)
-            )
-            ** 2
-            @ filters_KB
-            for some in np.array_split(
-                starts, -(-count // 4096)
-            )  # a long song's spectra do not fit in memory at once
-        ]
+        [np.abs(frame_spectra(padded, part, window_N)) ** 2 @ bands_KB for part in parts]
     )
     return np.log(power_FB / max(power_FB.mean(), 1e-12) + FLOOR)
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from megajukebox.evaluation.audio_features import band_filters
+from megajukebox.data.spectra import mel_bands, window_size
 from megajukebox.models.losses import STFT, spectral_convergence
 
 Array = np.ndarray
@@ -95,10 +95,10 @@ def mel_distance(x_T: Array, y_T: Array, rate: int) -> float:
 
 def log_mel(x_T: Array, rate: int) -> Array:
     """[F, B] dB."""
-    window = 2 ** round(np.log2(MEL_WINDOW * rate))
+    window = window_size(MEL_WINDOW, rate)
     power_KF = magnitude(STFT(fft=window, hop=window // 4, window=window), x_T) ** 2
-    filters_KB = band_filters(np.fft.rfftfreq(window, 1 / rate), 40.0, rate / 2, MEL_BANDS)
-    return 10 * np.log10(power_KF.T @ filters_KB + FLOOR**2)
+    bands_KB = mel_bands(np.fft.rfftfreq(window, 1 / rate), 40.0, rate / 2, MEL_BANDS)
+    return 10 * np.log10(power_KF.T @ bands_KB + FLOOR**2)
 
 
 def bands(rate: int) -> list[tuple[int, int]]:

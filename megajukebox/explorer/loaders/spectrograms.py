@@ -8,10 +8,12 @@ import numpy as np
 import soundfile
 from matplotlib.image import imsave
 
+from megajukebox.data.spectra import frame_spectra, mel_bands, window_size
 from megajukebox.explorer import site_files
 
 COLUMNS, ROWS = 900, 160
 LOWEST_HZ = 30.0
+WINDOW_SECONDS = 0.09  # semitones apart in the middle of the piano, drum hits still sharp
 FLOOR_DB, CEILING_DB = (
     -85.0,
     -15.0,
@@ -56,33 +58,13 @@ def png(decibels_RW: np.ndarray) -> bytes:
 
 def mel_spectrogram(wave_T: np.ndarray, rate: int) -> np.ndarray:
     """Decibels [ROWS, COLUMNS] of `wave_T`; row 0 is 30 Hz, the last is half the rate."""
-    size = 2 ** round(
-        np.log2(0.09 * rate)
-    )  # 90 ms: semitones apart in the middle of the piano, drum hits still sharp
-    window = np.hanning(size + 1)[:-1].astype(np.float32)
+    size = window_size(WINDOW_SECONDS, rate)
+    window_N = np.hanning(size + 1)[:-1].astype(np.float32)
     starts = np.linspace(0, len(wave_T), COLUMNS).astype(int)
     padded = np.pad(wave_T, (size // 2, size), mode="reflect" if len(wave_T) > 1 else "constant")
-    frames = padded[starts[:, None] + np.arange(size)] * window
-    power_WF = np.abs(np.fft.rfft(frames) / (window.sum() / 2)) ** 2
-    return 10 * np.log10(np.maximum(power_WF @ mel_filters(size, rate).T, 1e-12)).T
-
-
-def mel_filters(size: int, rate: int) -> np.ndarray:
-    """Triangles [ROWS, F] evenly spaced in mel, none narrower than from one frequency to the next."""
-    bin_hz = rate / size
-    edges = np.linspace(mel(LOWEST_HZ), mel(rate / 2), ROWS + 2)
-    hz = 700 * (10 ** (edges / 2595) - 1)
-    centre = hz[1:-1, None]
-    rise = np.maximum(centre - hz[:-2, None], bin_hz)
-    fall = np.maximum(hz[2:, None] - centre, bin_hz)
-    distance = np.arange(size // 2 + 1) * bin_hz - centre
-    return np.maximum(0, 1 - np.where(distance < 0, -distance / rise, distance / fall)).astype(
-        np.float32
-    )
-
-
-def mel(hz: float) -> float:
-    return 2595 * np.log10(1 + hz / 700)
+    power_WF = np.abs(frame_spectra(padded, starts, window_N) / (window_N.sum() / 2)) ** 2
+    bands_FR = mel_bands(np.fft.rfftfreq(size, 1 / rate), LOWEST_HZ, rate / 2, ROWS)
+    return 10 * np.log10(np.maximum(power_WF @ bands_FR.astype(np.float32), 1e-12)).T
 
 
 def peaks(wave_T: np.ndarray) -> list[list[int]]:
