@@ -32,14 +32,14 @@ from megajukebox.models.prior import Conditioning, Prior, PriorConfig
 from megajukebox.models.transformer import TransformerConfig
 from megajukebox.sampling.decoding import gumbel_noise
 from megajukebox.sampling.decoding import window_sampler as window_module
-from megajukebox.sampling.decoding.decoder import PackedPrior, WindowDecoder, decoding
+from megajukebox.sampling.decoding.decoder import PackedPrior, WindowDecoder, window_decoder
 from megajukebox.sampling.decoding.token_sampling import TokenSampler
 from megajukebox.sampling.decoding.window_sampler import (
     SamplingWindow,
     sample_window,
     sample_window_speculative,
 )
-from megajukebox.sampling.levels.autoregressive import sampler_of
+from megajukebox.sampling.levels.autoregressive import build_level_sampler
 from megajukebox.training.config import load_preset
 
 RESULT = Path(__file__).parent / "results" / "sampling.json"
@@ -55,7 +55,7 @@ def main(
 ) -> None:
     """Measure the sampler."""
     torch.set_num_threads(1)
-    window_module.fill = pretend
+    window_module.prefill = pretend
     results = json.loads(RESULT.read_text()) if RESULT.exists() else {}
     for part in only or ("levels", "cascade"):
         figures = {"levels": levels, "cascade": cascade}[part]()
@@ -137,8 +137,8 @@ class Growing:
 
 def sample_growing(window: SamplingWindow) -> Tensor:
     """A window by `Growing`; a temperature's division and a Categorical with its checks, as there."""
-    begin, until = window.beginning(), window.last()
-    growing = Growing(window.prior, window.given, len(window.tokens_BT))
+    begin, until = window.known_prefix(), window.unknown_end()
+    growing = Growing(window.prior, window.conditioning, len(window.tokens_BT))
     if begin:
         growing.pretend(begin)
     for t in range(begin, until):
@@ -179,7 +179,9 @@ def window_for(prior: Prior, batch: int, known: int, new: int) -> SamplingWindow
     )
     stay = torch.ones_like(tokens, dtype=torch.bool)
     stay[:, known : known + new] = False
-    draw = TokenSampler(gumbel_noise.keys(list(range(batch)), "top"), torch.full((batch,), 0.99))
+    draw = TokenSampler(
+        gumbel_noise.noise_keys(list(range(batch)), "top"), torch.full((batch,), 0.99)
+    )
     given = prior.conditioning({"conditions": {}})
     return SamplingWindow(prior, given, tokens, stay, torch.zeros(batch, dtype=torch.long), draw)
 
@@ -195,7 +197,7 @@ def levels() -> list[dict[str, Any]]:
             row: dict[str, Any] = {"prior": size, "batch": batch}
             whole = window_for(prior, batch, known, 1)
             row["naive"] = batch / cpu_seconds(
-                lambda p=prior, w=whole: p.logits(w.tokens_BT, w.given), 1
+                lambda p=prior, w=whole: p.logits(w.tokens_BT, w.conditioning), 1
             )
             taken = rounds(ways(prior, packed, rough, rounded), prior, batch, known)
             row |= {
@@ -216,11 +218,13 @@ def levels() -> list[dict[str, Any]]:
 def ways(
     prior: Prior, packed: PackedPrior, rough: PackedPrior, rounded: PackedPrior
 ) -> dict[str, Callable[[SamplingWindow], Any]]:
-    ahead = sampler_of(prior, "ahead")
+    ahead = build_level_sampler(prior, "ahead")
     return {
         "growing": sample_growing,
         "sequential": lambda w: sample_window(packed, w),
-        "ahead": lambda w: sample_window_speculative(packed, w, ahead.guess, ahead.ahead),  # type: ignore[attr-defined]
+        "ahead": lambda w: sample_window_speculative(
+            packed, w, ahead.guess, ahead.num_draft_tokens
+        ),  # type: ignore[attr-defined]
         "int8": lambda w: sample_window(rounded, w),
     }
 
@@ -330,9 +334,9 @@ def settling(prior: Prior, level: str) -> float:
 
     def decide() -> None:
         window.noise = None
-        window.drawn(decoder.step(packed, window.tokens_BT, 1024, block), 1024)
+        window.sample(decoder.step(packed, window.tokens_BT, 1024, block), 1024)
 
-    with decoding(prior, window.given, 1) as decoder:
+    with window_decoder(prior, window.conditioning, 1) as decoder:
         pretend(decoder, window, 1024)
         decide()
         return cpu_seconds(decide, 7) / known["codes_per_pass"]
@@ -340,14 +344,14 @@ def settling(prior: Prior, level: str) -> float:
 
 def chunk_of_32(prior: Prior, packed: PackedPrior) -> float:
     window = window_for(prior, 1, 1024, 1)
-    with decoding(prior, window.given, 1) as decoder:
+    with window_decoder(prior, window.conditioning, 1) as decoder:
         return cpu_seconds(lambda: decoder.step(packed, window.tokens_BT, 0, 32), 5)
 
 
 def fill_half(prior: Prior) -> None:
     window = window_for(prior, 1, 1024, 1)
-    with decoding(prior, window.given, 1) as decoder:
-        decoder.fill(window.tokens_BT[:, :1024])
+    with window_decoder(prior, window.conditioning, 1) as decoder:
+        decoder.prefill(window.tokens_BT[:, :1024])
 
 
 if __name__ == "__main__":

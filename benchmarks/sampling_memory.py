@@ -99,10 +99,10 @@ def sample_here(folder: str, dtype: str, kept: str) -> dict[str, int]:
         Jukebox(folder, device="cpu", dtype=getattr(torch, dtype)),
         SongRequest(id="some", seconds=SECONDS),
     )
-    jukebox.together = kept == "all kept"
+    jukebox.keep_loaded = kept == "all kept"
     needs = needs_of(jukebox, [request])
     limit = fit_batch(needs, 1, float("inf"), jukebox.dtype, cpu=True).bytes - (
-        not jukebox.together
+        not jukebox.keep_loaded
     )
     bound = fit_batch(needs, 1, limit, jukebox.dtype, cpu=True)
     before = megabytes("VmRSS")

@@ -30,11 +30,11 @@ from widened import widened
 
 from megajukebox.common.files import write_atomic
 from megajukebox.models.prior import Prior
-from megajukebox.sampling.decoding.decoder import PackedPrior, WindowDecoder, decoding
+from megajukebox.sampling.decoding.decoder import PackedPrior, WindowDecoder, window_decoder
 from megajukebox.sampling.jukebox import Jukebox
-from megajukebox.sampling.levels.autoregressive import WindowParallelDecoding, sampler_of
-from megajukebox.sampling.levels.level_sampler import LevelJob, hop_of
-from megajukebox.sampling.levels.level_windows import WindowRow, spans, window_of
+from megajukebox.sampling.levels.autoregressive import WindowParallelDecoding, build_level_sampler
+from megajukebox.sampling.levels.level_sampler import LevelJob, window_hop
+from megajukebox.sampling.levels.level_windows import WindowRow, build_window, window_spans
 from megajukebox.sampling.prior_run import PriorRun
 from megajukebox.sampling.songs.audio_stream import AudioStream, decode_all
 from megajukebox.sampling.songs.requests import SongRequest
@@ -61,7 +61,9 @@ def main(
         if part == "wall":
             figures = by_the_clock(box, clock)
         else:
-            song = box.begin(SongRequest(id="x", seconds=seconds, temperature=temperature, seed=1))
+            song = box.start_song(
+                SongRequest(id="x", seconds=seconds, temperature=temperature, seed=1)
+            )
             figures = {"levels": levels, "wide": wide}[part](box, song)
         print(part, json.dumps(figures, indent=1), flush=True)
         asked = {"seconds": seconds, "temperature": temperature}
@@ -72,8 +74,8 @@ def main(
 
 TRIED: list[tuple[str, dict[str, Any]]] = [
     ("sequential", {}),
-    ("ahead", {"ahead": 16}),
-    *(("fixed_point", {"ahead": ahead}) for ahead in (8, 16, 32, 64, 128, 256)),
+    ("ahead", {"num_draft_tokens": 16}),
+    *(("fixed_point", {"num_draft_tokens": ahead}) for ahead in (8, 16, 32, 64, 128, 256)),
     ("across", {}),
     ("sequential", {"int8": True}),
     ("windows", {}),
@@ -87,7 +89,7 @@ def levels(box: Jukebox, song: GeneratedSong) -> dict[str, Any]:
         with run.loaded(box.device, torch.float32) as prior:
 
             def job(level: str = level, run: PriorRun = run) -> LevelJob:
-                return box.job(level, run, [song])
+                return box.build_job(level, run, [song])
 
             codes, figures[level] = ways(prior, job, TRIED)
             if level != "top":  # whose layers that read lyrics the growing caches do not have
@@ -108,7 +110,7 @@ def wide(box: Jukebox, song: GeneratedSong) -> dict[str, Any]:
         with run.loaded(box.device, torch.float32) as prior:
 
             def job(level: str = level, run: PriorRun = run) -> LevelJob:
-                return box.job(level, run, [song])
+                return box.build_job(level, run, [song])
 
             codes, _ = ways(prior, job, [("sequential", {})])
             if level != "top":
@@ -137,7 +139,7 @@ def ways(
         return step(self, packed, tokens, t, size)
 
     for way, settings in tried:
-        sampler, job = sampler_of(prior, way, **settings), job_of()
+        sampler, job = build_level_sampler(prior, way, **settings), job_of()
         passes[:], WindowDecoder.step = [0, 0], counted  # type: ignore[method-assign]
         begun = time.process_time()
         sampler.sample(job, lambda count: None)
@@ -188,8 +190,10 @@ def by_the_clock(box: Jukebox, seconds: float) -> dict[str, Any]:
 @torch.inference_mode()
 def growing(prior: Prior, job: LevelJob) -> float:
     """Codes a CPU-second by caches that grow, in the first window."""
-    span = spans(job.total, prior.config.window, hop_of(prior.config, job.hop_fraction))[0]
-    window = window_of(prior, job, [WindowRow(0, span)])
+    span = window_spans(job.total, prior.config.window, window_hop(prior.config, job.hop_fraction))[
+        0
+    ]
+    window = build_window(prior, job, [WindowRow(0, span)])
     begun = time.process_time()
     sample_growing(window)
     return round(span.end / (time.process_time() - begun), 1)
@@ -200,10 +204,12 @@ def surprisal(prior: Prior, job: LevelJob, codes_1T: Tensor) -> Tensor:
     """Nats of each code [T] under the prior, told what came before as in sampling in order."""
     job.codes_BT[:] = codes_1T
     nats = torch.zeros(job.total)
-    for span in spans(job.total, prior.config.window, hop_of(prior.config, job.hop_fraction)):
-        window = window_of(prior, job, [WindowRow(0, span)])
+    for span in window_spans(
+        job.total, prior.config.window, window_hop(prior.config, job.hop_fraction)
+    ):
+        window = build_window(prior, job, [WindowRow(0, span)])
         prefix = prior.config.prefix_tokens
-        log_p = prior.logits(window.tokens_BT, window.given)[0].log_softmax(-1)
+        log_p = prior.logits(window.tokens_BT, window.conditioning)[0].log_softmax(-1)
         picked = -log_p.gather(1, window.tokens_BT[0][:, None])[:, 0]
         nats[span.new : span.end] = picked[
             prefix + span.new - span.start : prefix + span.end - span.start
@@ -250,17 +256,19 @@ def flux(audio_T: Tensor, cut: list[int], hop: int) -> dict[str, float]:
 @torch.inference_mode()
 def kl_of_int8(prior: Prior, job: LevelJob, codes: int = 256) -> float:
     """KL(prior || its int8 copy), bits a code, over the first codes of the level."""
-    span = spans(job.total, prior.config.window, hop_of(prior.config, job.hop_fraction))[0]
+    span = window_spans(job.total, prior.config.window, window_hop(prior.config, job.hop_fraction))[
+        0
+    ]
     window, exact, rough = (
-        window_of(prior, job, [WindowRow(0, span)]),
+        build_window(prior, job, [WindowRow(0, span)]),
         PackedPrior(prior),
         PackedPrior(prior, int8=True),
     )
     prefix, log_p = prior.config.prefix_tokens, {}
     for packed in (exact, rough):
-        with decoding(prior, window.given, 1) as decoder:
+        with window_decoder(prior, window.conditioning, 1) as decoder:
             if prefix:
-                decoder.fill(window.tokens_BT[:, :prefix])
+                decoder.prefill(window.tokens_BT[:, :prefix])
             steps = range(prefix, prefix + min(codes, span.end))
             logits = torch.cat([decoder.step(packed, window.tokens_BT, t) for t in steps], dim=1)
         log_p[packed.int8] = logits.double().log_softmax(-1)

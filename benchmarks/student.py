@@ -50,10 +50,10 @@ from megajukebox.models.prior import Prior
 from megajukebox.models.student import Student, StudentConfig, from_teacher
 from megajukebox.sampling.decoding.decoder import PackedPrior
 from megajukebox.sampling.decoding.window_sampler import SamplingWindow
-from megajukebox.sampling.jukebox import Jukebox, draw_for
+from megajukebox.sampling.jukebox import Jukebox, token_sampler_for
 from megajukebox.sampling.levels.autoregressive import Autoregressive, JacobiDecoding
-from megajukebox.sampling.levels.level_sampler import HOPS, LevelJob, new_job
-from megajukebox.sampling.levels.level_windows import conditions_of, spans
+from megajukebox.sampling.levels.level_sampler import DEFAULT_HOP_FRACTIONS, LevelJob, new_job
+from megajukebox.sampling.levels.level_windows import conditioning_batch, window_spans
 from megajukebox.sampling.songs.requests import SongRequest
 from megajukebox.sampling.students.student_sampler import StudentSampler, VerifiedStudent, phases
 
@@ -214,11 +214,16 @@ def of_samples(student: Student, teacher: Prior, told: list[dict]) -> dict[str, 
 def job_of(
     jukebox: Jukebox, level: str, requests: list[SongRequest], above: Tensor | None
 ) -> LevelJob:
-    told = [jukebox.levels[level].told(request) for request in requests]
+    told = [jukebox.levels[level].conditioning(request) for request in requests]
     samples = round(requests[0].seconds * jukebox.vqvae.config.sample_rate)
-    total = jukebox.codes_of(requests[0], level)
+    total = jukebox.num_codes(requests[0], level)
     return new_job(
-        told, total, samples, draw_for(level, requests, jukebox.device), HOPS[level], above
+        told,
+        total,
+        samples,
+        token_sampler_for(level, requests, jukebox.device),
+        DEFAULT_HOP_FRACTIONS[level],
+        above,
     )
 
 
@@ -291,9 +296,14 @@ def seams(teacher: Prior, job: LevelJob) -> dict[str, float]:
     which were sampled without knowing what is before them, and everywhere else. A teacher's own song is the control.
     """
     config, bits = teacher.config, torch.zeros_like(job.codes_BT, dtype=torch.float32)
-    for span in spans(job.total, config.window, config.window // 2):
-        told = conditions_of(
-            config, job.told, job.upper_BU, [span.start] * len(job.told), job.samples, bits.device
+    for span in window_spans(job.total, config.window, config.window // 2):
+        told = conditioning_batch(
+            config,
+            job.conditioning,
+            job.upper_BU,
+            [span.start] * len(job.conditioning),
+            job.samples,
+            bits.device,
         )
         told["codes"] = torch.nn.functional.pad(
             job.codes_BT[:, span.start : span.end], (0, config.window - (span.end - span.start))
@@ -398,7 +408,7 @@ class LikeJukebox(Autoregressive):
             packed: PackedPrior, window: SamplingWindow, progress: Callable[[int], None]
         ) -> None:
             sample_growing(window)
-            progress(window.last())
+            progress(window.unknown_end())
 
         return sample
 

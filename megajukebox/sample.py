@@ -38,12 +38,12 @@ from megajukebox.sampling.jukebox import (
     Jukebox,
     SamplingInterrupted,
 )
-from megajukebox.sampling.levels.autoregressive import WAYS
+from megajukebox.sampling.levels.autoregressive import DECODINGS
 from megajukebox.sampling.memory_budget import LevelMemory, fit_batch, free_memory
 from megajukebox.sampling.progress import ProgressDisplay
 from megajukebox.sampling.reporting import ProgressFile
 from megajukebox.sampling.request_queue import RequestQueue
-from megajukebox.sampling.songs.reconstruction import chosen, reconstructions
+from megajukebox.sampling.songs.reconstruction import reconstructions, select_rows
 from megajukebox.sampling.songs.requests import SongRequest, parse_requests, read_requests
 from megajukebox.training.config import override
 
@@ -118,7 +118,7 @@ def main(
         bool, typer.Option(help="--no-exact: upsample all windows at once; quicker, with seams.")
     ] = True,
     way: Annotated[
-        str, typer.Option(help=f"auto, or one of {', '.join(WAYS)}, for every level.")
+        str, typer.Option(help=f"auto, or one of {', '.join(DECODINGS)}, for every level.")
     ] = "auto",
     int8: Annotated[
         bool, typer.Option(help="Round the priors' weights to 8 bits: quicker, other songs.")
@@ -144,7 +144,7 @@ def main(
     try:
         if reconstruct:
             shards = ShardSet(reconstruct)
-            rows = chosen(shards, runs / "vqvae", song or [], count)[here.rank :: here.size]
+            rows = select_rows(shards, runs / "vqvae", song or [], count)[here.rank :: here.size]
             save_all(reconstructions(runs, shards, rows, seconds or 10.0, device), out)
             return
         if names:
@@ -182,7 +182,7 @@ def make_all(
         for line in wrong:
             print(f"sample: {line}")
     dealer = RequestQueue(jukebox, asked, out, here.rank, here.size, batch_size)
-    if here.rank == 0 and asked and not dealer.left():
+    if here.rank == 0 and asked and not dealer.pending():
         print(
             f"nothing to do: made before, of the same requests and weights: {asked[0].id} ...",
             flush=True,
@@ -259,8 +259,8 @@ def ranges(given: list[str] | None) -> list[list[float]] | None:
 def engine_of(exact: bool, way: str, int8: bool) -> DecodingPolicy:
     if not exact and way not in ("auto", "windows"):
         raise ValueError(f"--no-exact takes the way windows, not {way}; leave one of the two out")
-    if way not in ("auto", *WAYS):
-        raise ValueError(f"way {way!r} is unknown; choose auto or one of {', '.join(WAYS)}")
+    if way not in ("auto", *DECODINGS):
+        raise ValueError(f"way {way!r} is unknown; choose auto or one of {', '.join(DECODINGS)}")
     return DecodingPolicy(exact, way, int8)
 
 
@@ -274,11 +274,11 @@ def needs_of(jukebox: Jukebox, asked: list[SongRequest]) -> list[LevelMemory]:
     needs = []
     for level, run in jukebox.levels.items():
         # Windows of a song go in lockstep where they need not wait for each other; each begins with a run-up of 1/8.
-        at_once = level in jukebox.students or jukebox.engine.way_of(level, 2, None) in (
+        at_once = level in jukebox.students or jukebox.policy.decoding_of(level, 2, None) in (
             "windows",
             "across",
         )
-        codes = max((jukebox.codes_of(request, level) for request in asked), default=1)
+        codes = max((jukebox.num_codes(request, level) for request in asked), default=1)
         windows = -(-8 * codes // (7 * run.config.window)) if at_once else 1
         needs.append(LevelMemory(run.config, windows, twins, level in jukebox.students))
     return needs
@@ -293,7 +293,7 @@ def within(
     found = fit_batch(
         needs_of(jukebox, asked), min(batch_size, max(1, len(asked))), limit, jukebox.dtype, cpu
     )
-    jukebox.together = found.together
+    jukebox.keep_loaded = found.keep_loaded
     if here.rank == 0:
         where = "asked for" if memory is not None else "free"
         print(f"memory: {found}; {limit / 1e9:.3g} GB are {where}", flush=True)
@@ -313,7 +313,7 @@ class SamplingRun:
         progress: Path | None,
     ):
         self.jukebox, self.out, self.batch_size, self.show = jukebox, out, batch_size, show
-        totals = {n: sum(jukebox.codes_of(r, n) for r in requests) for n in jukebox.levels}
+        totals = {n: sum(jukebox.num_codes(r, n) for r in requests) for n in jukebox.levels}
         self.report = ProgressFile(progress, totals)
         self.stopping = False
         for wish in (signal.SIGTERM, signal.SIGINT):

@@ -26,11 +26,11 @@ from megajukebox.data.stream.song_dataset import held_out_share, split
 from megajukebox.sampling.jukebox import PriorRun
 from megajukebox.sampling.lyrics.alignment import Head
 from megajukebox.sampling.lyrics.head_selection import (
-    FILE,
+    ALIGNMENT_FILE,
     AlignedSong,
     AlignmentHead,
-    choose,
-    write_choice,
+    choose_head,
+    write_alignment_head,
 )
 from megajukebox.sampling.real_songs import known_song
 
@@ -53,12 +53,12 @@ def main(
         known = list(islice(known_songs(run, codes), songs))
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         with run.loaded(place, torch.float32) as prior:
-            choice, scores = choose(prior, known, run.facts["fingerprint"])
+            choice, scores = choose_head(prior, known, run.facts["fingerprint"])
     except (ValueError, OSError) as error:
         raise SystemExit(f"align: {error}") from error
-    write_choice(run.folder, choice)
+    write_alignment_head(run.folder, choice)
     tell(choice, scores)
-    print(run.folder / FILE)
+    print(run.folder / ALIGNMENT_FILE)
 
 
 def known_songs(run: PriorRun, codes: ShardSet) -> Iterator[AlignedSong]:
@@ -69,7 +69,7 @@ def known_songs(run: PriorRun, codes: ShardSet) -> Iterator[AlignedSong]:
     held_out = split(codes.songs["key"], share)
     for row in [row for row in rows if held_out[row]] or rows:
         song = known_song(run, codes, row)
-        if song.told.tokens.ids and len(song.codes):
+        if song.conditioning.tokens.ids and len(song.codes):
             yield song
 
 

@@ -84,7 +84,7 @@ def forward_gaps(student: Student, batch: dict) -> Tensor:
 def sampled(student: Student, batch: dict, seeds: list[int], temperature: float = 1.0) -> Tensor:
     """Codes [B, T] that the student samples, told what `batch` is told."""
     device, like = batch["codes"].device, batch["codes"]
-    keys = gumbel_noise.keys(seeds, student.config.level).to(device)
+    keys = gumbel_noise.noise_keys(seeds, student.config.level).to(device)
     draw = TokenSampler(keys, torch.full((len(seeds),), temperature, device=device))
     nothing = torch.zeros_like(like, dtype=torch.bool)
     return emit(

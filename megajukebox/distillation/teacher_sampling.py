@@ -129,7 +129,7 @@ def teachers_codes(
     """Codes [B, T] that the teacher samples from nothing, told what `batch` is told."""
     config, device, count = teacher.config, batch["codes"].device, len(seeds)
     assert not config.prefix_tokens, "models/student.py refuses a prior with a prefix"
-    keys = gumbel_noise.keys(seeds, config.level).to(device)
+    keys = gumbel_noise.noise_keys(seeds, config.level).to(device)
     alone = TokenSampler(keys, torch.full((count,), manner.temperature, device=device))
     draw: TokenSamplerProtocol = alone
     if manner.guidance != 1.0:

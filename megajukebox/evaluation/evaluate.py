@@ -49,7 +49,7 @@ from megajukebox.models.prior import Prior
 from megajukebox.models.student import Student
 from megajukebox.models.vqvae import VQVAE
 from megajukebox.sampling.jukebox import PriorRun
-from megajukebox.sampling.lyrics.head_selection import errors
+from megajukebox.sampling.lyrics.head_selection import word_start_errors
 from megajukebox.sampling.real_songs import known_song
 
 Array = np.ndarray
@@ -165,8 +165,13 @@ def word_errors(
     ours, even = {}, {}
     for row in rows:
         song = known_song(run, codes, row) if codes.has(row, "lyrics") else None
-        if song is not None and song.told.words and song.told.tokens.ids and len(song.codes):
-            off, off_evenly = errors(prior, [song], run.alignment.pair)
+        if (
+            song is not None
+            and song.conditioning.words
+            and song.conditioning.tokens.ids
+            and len(song.codes)
+        ):
+            off, off_evenly = word_start_errors(prior, [song], run.alignment.pair)
             ours[codes.key(row)], even[codes.key(row)] = (
                 float(np.median(off)),
                 float(np.median(off_evenly)),

@@ -52,7 +52,7 @@ from megajukebox.evaluation.reporting.report import report_of
 from megajukebox.models.student import Student, StudentConfig
 from megajukebox.models.vqvae import VQVAE, VQVAEConfig
 from megajukebox.sampling.jukebox import PriorRun
-from megajukebox.sampling.students.student_runs import folder_of
+from megajukebox.sampling.students.student_runs import student_folder
 
 EARS_SECONDS = 5.0  # of the clips by which reconstructions are recognised
 
@@ -78,7 +78,7 @@ def targets_in(folder: Path) -> list[EvalTarget]:
     if (folder / FACTS).is_file():
         return [run_subject(folder)]
     if (folder / STUDENT_TABLE).is_file():
-        return [run_subject(folder_of(folder, None))]
+        return [run_subject(student_folder(folder, None))]
     runs = [folder / name for name in RUN_FOLDERS.values() if (folder / name / FACTS).is_file()]
     if runs:
         return [run_subject(run) for run in runs]

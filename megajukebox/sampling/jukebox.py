@@ -26,18 +26,33 @@ from megajukebox.models.prior import Prior
 from megajukebox.models.vqvae import VQVAE, VQVAEConfig
 from megajukebox.sampling.decoding import gumbel_noise
 from megajukebox.sampling.decoding.token_sampling import TokenSampler
-from megajukebox.sampling.levels.autoregressive import sampler_of
-from megajukebox.sampling.levels.decoding_policy import QUICKEST, DecodingPolicy
-from megajukebox.sampling.levels.level_sampler import HOPS, LevelJob, LevelSampler, SongConditioning
-from megajukebox.sampling.lyrics.head_selection import as_json, sung_words
+from megajukebox.sampling.levels.autoregressive import build_level_sampler
+from megajukebox.sampling.levels.decoding_policy import FASTEST, DecodingPolicy
+from megajukebox.sampling.levels.level_sampler import (
+    DEFAULT_HOP_FRACTIONS,
+    LevelJob,
+    LevelSampler,
+    SongConditioning,
+)
+from megajukebox.sampling.lyrics.head_selection import sung_words, words_as_json
 from megajukebox.sampling.prior_run import PriorRun
-from megajukebox.sampling.songs.audio_stream import AudioStream, decode_all, finished, part_of
-from megajukebox.sampling.songs.prompt_sources import KnownCodes, PromptSource, known_of, source_of
-from megajukebox.sampling.songs.reconstruction import beside
+from megajukebox.sampling.songs.audio_stream import (
+    AudioStream,
+    decode_all,
+    known_length,
+    partial_path,
+)
+from megajukebox.sampling.songs.prompt_sources import (
+    KnownCodes,
+    PromptSource,
+    load_source,
+    prompt_codes,
+)
+from megajukebox.sampling.songs.reconstruction import reference_tracks
 from megajukebox.sampling.songs.requests import SongRequest
 from megajukebox.sampling.songs.resume_store import ResumeStore
 from megajukebox.sampling.songs.song import GeneratedSong, audio_name
-from megajukebox.sampling.students.student_runs import fingerprints, students_of
+from megajukebox.sampling.students.student_runs import fingerprints, parse_students
 
 __all__ = ["DecodingPolicy", "GeneratedSong", "Jukebox", "PriorRun", "SongRequest"]
 
@@ -58,16 +73,16 @@ class Jukebox:
 
     def __init__(
         self, runs: Path | str, device: str | None = None, dtype: torch.dtype = torch.float32,
-        engine: DecodingPolicy = QUICKEST, samplers: dict[str, Callable[[Prior], LevelSampler]] | None = None,
+        policy: DecodingPolicy = FASTEST, samplers: dict[str, Callable[[Prior], LevelSampler]] | None = None,
         students: Sequence[str] = (), folders: Mapping[str, Path] | None = None,
     ):  # fmt: skip
         """`folders`: only these levels, from the top down, and where their runs are if not in `runs`."""
-        self.runs, self.dtype, self.engine = Path(runs), dtype, engine
+        self.runs, self.dtype, self.policy = Path(runs), dtype, policy
         if folders is None and not (self.runs / "vqvae").is_dir():
             raise ValueError(
                 f"{runs} is no folder of runs; give the one that holds vqvae, {', '.join(PRIOR_FOLDERS.values())}"
             )
-        self.students = students_of(self.runs, students)
+        self.students = parse_students(self.runs, students)
         self.samplers: dict[str, Callable[[Prior], LevelSampler]] = {
             **(samplers or {}),
             **self.students,
@@ -86,11 +101,11 @@ class Jukebox:
         steps = {level: run.facts.get("step") for level, run in self.levels.items()}
         self.steps = {"vqvae": facts.get("step"), **steps}
         self.sources: dict[str, PromptSource] = {}
-        self.together = (
+        self.keep_loaded = (
             False  # whether priors stay loaded from batch to batch; memory.py says if they fit
         )
 
-    def codes_of(self, request: SongRequest, level: str) -> int:
+    def num_codes(self, request: SongRequest, level: str) -> int:
         """Codes of a level for the seconds asked: a whole number of top codes, at least one."""
         top = max(self.vqvae.config.hops.values())
         length = max(1, round(request.seconds * self.vqvae.config.sample_rate / top)) * top
@@ -101,7 +116,7 @@ class Jukebox:
         told = [*unknown_names(self.levels, request), *told]
         return told + [note for run in self.students.values() for note in run.notes(request)]
 
-    def key(self, request: SongRequest) -> dict[str, Any]:
+    def song_key(self, request: SongRequest) -> dict[str, Any]:
         """What fixes a song to the last code."""
         precision = str(self.dtype).removeprefix("torch.")
         asked = request.model_dump(mode="json")
@@ -109,25 +124,25 @@ class Jukebox:
             "request": asked,
             "weights": self.weights,
             "precision": precision,
-            "engine": self.engine_facts(),
+            "engine": self.decoding_facts(),
         }
 
-    def engine_facts(self) -> dict[str, Any]:
+    def decoding_facts(self) -> dict[str, Any]:
         """What decides about the codes: the engine's facts, and which levels are a student's."""
-        students = {level: run.name for level, run in self.students.items() if not run.polish}
-        return self.engine.facts() | ({"exact": False, "students": students} if students else {})
+        students = {level: run.name for level, run in self.students.items() if not run.verified}
+        return self.policy.facts() | ({"exact": False, "students": students} if students else {})
 
-    def begin(self, request: SongRequest) -> GeneratedSong:
+    def start_song(self, request: SongRequest) -> GeneratedSong:
         """The song of `request` before it is sampled: with what it is given. ValueError names what is wrong with it."""
         known, source, notes = KnownCodes(), None, []
         if request.source is not None:
             if request.source not in self.sources:
-                found = source_of(request.source, self.vqvae, self.weights["vqvae"], self.device)
+                found = load_source(request.source, self.vqvae, self.weights["vqvae"], self.device)
                 self.sources = {
                     request.source: found
                 }  # of variations one after another; not of a thousand requests
             source = self.sources[request.source]
-            known, seconds = known_of(request, source.codes, self.vqvae)
+            known, seconds = prompt_codes(request, source.codes, self.vqvae)
             if (
                 request.mode != "prompt"
                 and "seconds" in request.model_fields_set
@@ -140,9 +155,9 @@ class Jukebox:
         facts = {"weights": self.weights, "steps": self.steps, "runs": str(self.runs)}
         facts |= {
             "precision": str(self.dtype).removeprefix("torch."),
-            "engine": self.engine_facts(),
+            "engine": self.decoding_facts(),
         }
-        samples = self.codes_of(request, "bottom" if "bottom" in self.levels else "top")
+        samples = self.num_codes(request, "bottom" if "bottom" in self.levels else "top")
         samples *= min(self.vqvae.config.hops.values())
         rate = self.vqvae.config.sample_rate
         song = GeneratedSong(
@@ -155,7 +170,7 @@ class Jukebox:
             samples=samples,
         )
         if source is not None:
-            song.put_beside(beside(source, self.vqvae, samples, self.device))
+            song.add_reference_tracks(reference_tracks(source, self.vqvae, samples, self.device))
         return song
 
     def sample(
@@ -170,15 +185,15 @@ class Jukebox:
         asked now and then; where it says so, `Stopped` is raised.
         """
         songs = [
-            self.begin(request) if isinstance(request, SongRequest) else request
+            self.start_song(request) if isinstance(request, SongRequest) else request
             for request in requests
         ]
         making = SongWriter(self, Path(out), stop) if out is not None else None
         if making:
             making.resume(songs)
         for level, run in self.levels.items():
-            if self.together and run.kept is None:
-                run.keep(self.device, self.dtype)
+            if self.keep_loaded and run.kept_prior is None:
+                run.keep_loaded(self.device, self.dtype)
             with run.loaded(self.device, self.dtype) as prior:
                 for batch in batches_of_equal_length(songs, batch_size):
                     self._sample_level(level, run, prior, batch, on_progress, making)
@@ -192,13 +207,13 @@ class Jukebox:
         making: "SongWriter | None",
     ) -> None:  # fmt: skip
         started, samples = time.perf_counter(), self._song_samples(songs[0].request)
-        job = self.job(level, run, songs)
+        job = self.build_job(level, run, songs)
         before = int(job.known_BT.sum())
-        way = self.engine.way_of(level, len(songs), prior)
+        way = self.policy.decoding_of(level, len(songs), prior)
         sampler: LevelSampler | None = None
         if before < job.known_BT.numel():
             make = self.samplers.get(level) or (
-                lambda prior: sampler_of(prior, way, int8=self.engine.int8)
+                lambda prior: build_level_sampler(prior, way, int8=self.policy.int8)
             )
             sampler = make(prior)
 
@@ -226,7 +241,7 @@ class Jukebox:
                 song.audio[level] = (
                     decode_all(self.vqvae, row.to(self.device), level).float().cpu().numpy()
                 )
-            time_words(song, run, prior, samples)
+            align_words(song, run, prior, samples)
         if making:
             making.end_level(level, songs, job)
 
@@ -240,22 +255,22 @@ class Jukebox:
             else way
         )
 
-    def job(self, level: str, run: PriorRun, songs: list[GeneratedSong]) -> LevelJob:
+    def build_job(self, level: str, run: PriorRun, songs: list[GeneratedSong]) -> LevelJob:
         """One level of songs of equal length, with what each is given and has done already."""
-        requests, total = [song.request for song in songs], self.codes_of(songs[0].request, level)
+        requests, total = [song.request for song in songs], self.num_codes(songs[0].request, level)
         nothing = np.zeros(total, np.int64)
         codes, known, given = (
             torch.from_numpy(np.stack(rows)).to(self.device)
             for rows in (
                 [song.known.codes.get(level, nothing) for song in songs],
-                [song.known.stays.get(level, nothing.astype(bool)) for song in songs],
-                [song.given.stays.get(level, nothing.astype(bool)) for song in songs],
+                [song.known.mask.get(level, nothing.astype(bool)) for song in songs],
+                [song.prompt.mask.get(level, nothing.astype(bool)) for song in songs],
             )
         )
-        hop = {r.at("hop_fraction", level, HOPS[level]) for r in requests}.pop()
+        hop = {r.at("hop_fraction", level, DEFAULT_HOP_FRACTIONS[level]) for r in requests}.pop()
         guidance, draw = (
             [r.at("guidance", level, 1.0) for r in requests],
-            draw_for(level, requests, self.device),
+            token_sampler_for(level, requests, self.device),
         )
         above, samples = (
             upper_codes(songs, list(self.levels), level),
@@ -288,12 +303,12 @@ class SongWriter:
 
     def resume(self, songs: list[GeneratedSong]) -> None:
         for song in songs:
-            known = self.unfinished.load(song.request.id, self.jukebox.key(song.request))
+            known = self.unfinished.load(song.request.id, self.jukebox.song_key(song.request))
             song.known = known or song.known
             for level in (
                 self.jukebox.levels if known is None else ()
             ):  # what can be heard there is another song
-                part_of(self.out / audio_name(song.request.id, level)).unlink(missing_ok=True)
+                partial_path(self.out / audio_name(song.request.id, level)).unlink(missing_ok=True)
 
     def streams(self, level: str, songs: list[GeneratedSong]) -> None:
         """Audio of a level from its beginning: what is known by now is decoded with the first codes that come."""
@@ -302,7 +317,7 @@ class SongWriter:
 
     def note(self, level: str, songs: list[GeneratedSong], job: LevelJob) -> None:
         for stream, codes, known in zip(self.audio, job.codes_BT, job.known_BT):
-            done = finished(known)
+            done = known_length(known)
             if done < job.total:
                 stream.feed(codes, done)
         stopping = self.stop()
@@ -322,16 +337,16 @@ class SongWriter:
             songs, job.codes_BT.cpu().numpy(), job.known_BT.cpu().numpy()
         ):
             song.known = KnownCodes(
-                song.known.codes | {level: codes.copy()}, song.known.stays | {level: known.copy()}
+                song.known.codes | {level: codes.copy()}, song.known.mask | {level: known.copy()}
             )
-            self.unfinished.save(song.request.id, self.jukebox.key(song.request), song.known)
+            self.unfinished.save(song.request.id, self.jukebox.song_key(song.request), song.known)
             self.unfinished.touch(song.request.id)
         self.saved = time.monotonic()
 
     def finish(self, songs: list[GeneratedSong]) -> None:
         for song in songs:
             song.save(self.out)
-            self.unfinished.forget(song.request.id)
+            self.unfinished.remove(song.request.id)
 
 
 def share_conditioning(run: PriorRun, requests: list[SongRequest]) -> list[SongConditioning]:
@@ -341,7 +356,7 @@ def share_conditioning(run: PriorRun, requests: list[SongRequest]) -> list[SongC
         request.model_copy(update={"id": "x", "seed": 0}).model_dump_json() for request in requests
     ]
     return [
-        told.setdefault(key, told.get(key) or run.told(request))
+        told.setdefault(key, told.get(key) or run.conditioning(request))
         for key, request in zip(keys, requests)
     ]
 
@@ -350,20 +365,20 @@ def unknown_names(levels: Mapping[str, PriorRun], request: SongRequest) -> Itera
     """A note for each name that some levels never met, with the known one that it may be meant as."""
     strangers: dict[tuple[str, str], list[str]] = {}
     for level, run in levels.items():
-        for stranger in run.unknown(request):
+        for stranger in run.unknown_names(request):
             strangers.setdefault(stranger, []).append(level)
     for (condition, name), where in strangers.items():
-        near = levels[where[0]].nearest(condition, name)
+        near = levels[where[0]].closest_name(condition, name)
         meant = f"; did you mean {near!r}?" if near else ""
         yield f"{condition} {name!r} is unknown to {', '.join(where)}, which took it as <unknown>{meant}"
 
 
-def is_made(jukebox: Jukebox, out: Path, request: SongRequest) -> bool:
+def is_complete(jukebox: Jukebox, out: Path, request: SongRequest) -> bool:
     """Whether the song is there, of this very request, these weights and an engine that gives the same codes."""
     path = out / f"{request.id}.json"
     if not path.exists():
         return False
-    record, key = json.loads(path.read_text()), jukebox.key(request)
+    record, key = json.loads(path.read_text()), jukebox.song_key(request)
     asked = key.pop("request")
     theirs = record.get("request", {}) | (
         {"seconds": request.seconds} if request.source is not None else {}
@@ -373,9 +388,9 @@ def is_made(jukebox: Jukebox, out: Path, request: SongRequest) -> bool:
     )
 
 
-def time_words(song: GeneratedSong, run: PriorRun, prior: Prior, samples: int) -> None:
+def align_words(song: GeneratedSong, run: PriorRun, prior: Prior, samples: int) -> None:
     """Find when the words of `song` are sung, unless the request tells it or no head of `prior` is known to follow."""
-    told, request = run.told(song.request), song.request
+    told, request = run.conditioning(song.request), song.request
     if told.words or run.alignment is None or not run.alignment.follows:
         return
     codes, whole = (
@@ -387,7 +402,7 @@ def time_words(song: GeneratedSong, run: PriorRun, prior: Prior, samples: int) -
         song.timed_lyrics = write_lrc(words, request.lyrics)
         song.facts["alignment"] = {
             **run.alignment.model_dump(),
-            "words": as_json(request.lyrics, words),
+            "words": words_as_json(request.lyrics, words),
         }
 
 
@@ -411,13 +426,15 @@ def upper_codes(songs: list[GeneratedSong], levels: list[str], level: str) -> Te
     )
 
 
-def draw_for(level: str, requests: list[SongRequest], device: torch.device) -> TokenSampler:
+def token_sampler_for(
+    level: str, requests: list[SongRequest], device: torch.device
+) -> TokenSampler:
     """Jukebox's default temperature is 0.99 on every level, without filters (spec 12.1)."""
     temperature, top_k, top_p = (
         torch.tensor([r.at(setting, level, default) for r in requests], device=device)
         for setting, default in (("temperature", 0.99), ("top_k", 0), ("top_p", 0.0))
     )
-    keys = gumbel_noise.keys([r.seed for r in requests], level).to(device)
+    keys = gumbel_noise.noise_keys([r.seed for r in requests], level).to(device)
     return TokenSampler(
         keys, temperature, top_k if top_k.any() else None, top_p if top_p.any() else None
     )

@@ -14,7 +14,7 @@ BESIDE = 64_000_000  # bytes that the allocator, oneDNN and libraries loaded lat
 MOST_WINDOWS = 64  # rows in lockstep where windows of one song are sampled together, unless songs alone are more
 
 
-def cache_numbers(config: PriorConfig) -> int:
+def cache_elements(config: PriorConfig) -> int:
     """Keys and values that one song's caches of one window hold (cache.py)."""
     shape, length = config.transformer, config.length
     row = length // shape.rows
@@ -23,7 +23,7 @@ def cache_numbers(config: PriorConfig) -> int:
     return sum(2 * kept.get(pattern, length) for pattern in shape.patterns) * shape.attention_width
 
 
-def weight_numbers(config: PriorConfig) -> int:
+def weight_elements(config: PriorConfig) -> int:
     with torch.device("meta"):
         return sum(p.numel() for p in Prior(config).parameters())
 
@@ -33,15 +33,15 @@ class LevelMemory:
     """What one level takes: the prior, how many rows a song is, and whether a student is beside the prior."""
 
     config: PriorConfig
-    windows: int = 1  # of a song in lockstep
+    windows_per_song: int = 1  # of a song in lockstep
     twins: int = 1  # 2 where songs are guided
     student: bool = False
 
-    def weights(self, dtype: torch.dtype) -> int:
+    def weight_bytes(self, dtype: torch.dtype) -> int:
         """Bytes of the prior itself."""
-        return weight_numbers(self.config) * dtype.itemsize
+        return weight_elements(self.config) * dtype.itemsize
 
-    def copies(self, dtype: torch.dtype, cpu: bool) -> int:
+    def auxiliary_bytes(self, dtype: torch.dtype, cpu: bool) -> int:
         """Bytes beside it while its level is sampled: a student, and a byte each for the int8 copy that guesses.
 
         On a CPU the weights of either once more, reordered for steps of several rows, and 0.6 times for holes that the
@@ -49,16 +49,16 @@ class LevelMemory:
         """
         size = dtype.itemsize
         return int(
-            weight_numbers(self.config)
+            weight_elements(self.config)
             * (size * (self.student + (1.6 + self.student if cpu else 0.0)) + 1.08)
         )
 
-    def songs(self, batch: int, dtype: torch.dtype) -> int:
+    def song_bytes(self, batch: int, dtype: torch.dtype) -> int:
         """Bytes for `batch` songs: caches and activations. Logits are of one song: near ties are decided one by one."""
         config, size = self.config, dtype.itemsize
-        rows = self.twins * min(batch * self.windows, max(batch, MOST_WINDOWS))
+        rows = self.twins * min(batch * self.windows_per_song, max(batch, MOST_WINDOWS))
         depth, state = config.transformer.depth, config.transformer.attention_width
-        cache = 2 * depth * config.length * state if self.student else cache_numbers(config)
+        cache = 2 * depth * config.length * state if self.student else cache_elements(config)
         window = config.length * config.transformer.width * max(4, size) * ACTIVATIONS
         logits = 3 * config.length * (config.shift + config.codes) * 4
         return rows * (cache * size + window) + logits
@@ -69,11 +69,11 @@ class BatchFit:
     """What fits: songs in lockstep, all priors or one at a time, and the bytes that this takes at most."""
 
     songs: int
-    together: bool
+    keep_loaded: bool
     bytes: int
 
     def __str__(self) -> str:
-        priors = "all priors" if self.together else "one prior at a time"
+        priors = "all priors" if self.keep_loaded else "one prior at a time"
         return (
             f"at most {self.bytes / 1e9:.2g} GB for {priors} and {self.songs} song(s) in lockstep"
         )
@@ -87,12 +87,12 @@ def fit_batch(
     Raises ValueError if not even one song does.
     """
     weights, copies = (
-        [need.weights(dtype) for need in needs],
-        [need.copies(dtype, cpu) for need in needs],
+        [need.weight_bytes(dtype) for need in needs],
+        [need.auxiliary_bytes(dtype, cpu) for need in needs],
     )
     beside = BESIDE if cpu else 0
     for songs in range(most, 0, -1):
-        working = [copied + need.songs(songs, dtype) for copied, need in zip(copies, needs)]
+        working = [copied + need.song_bytes(songs, dtype) for copied, need in zip(copies, needs)]
         apart, together = (
             beside + max(map(sum, zip(weights, working))),
             beside + sum(weights) + max(working),

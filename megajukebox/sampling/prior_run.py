@@ -19,7 +19,7 @@ from megajukebox.conditioning.tokenizers import (
 from megajukebox.conditioning.vocabulary import Vocabulary, normalised, read_vocabularies
 from megajukebox.models.prior import Prior, PriorConfig
 from megajukebox.sampling.levels.level_sampler import SongConditioning
-from megajukebox.sampling.lyrics.head_selection import read_choice
+from megajukebox.sampling.lyrics.head_selection import read_alignment_head
 from megajukebox.sampling.songs.requests import SongRequest
 
 
@@ -34,10 +34,10 @@ class PriorRun:
         self.config = PriorConfig(**self.facts["config"])
         self.vocabularies = read_vocabularies(folder)
         self.tokenizer = run_tokenizer(folder, self.facts) if self.config.lyrics else None
-        self.alignment = read_choice(folder)
-        self.kept: Prior | None = None
+        self.alignment = read_alignment_head(folder)
+        self.kept_prior: Prior | None = None
 
-    def told(self, request: SongRequest) -> SongConditioning:
+    def conditioning(self, request: SongRequest) -> SongConditioning:
         labels = self.config.labels
         known = {n: self.vocabularies.get(n, Vocabulary()) for n in labels}
         ids = {n: known[n].ids(self.names(request, n), label.slots) for n, label in labels.items()}
@@ -54,7 +54,7 @@ class PriorRun:
             for spelt in as_written(spelling, condition, name)
         ]
 
-    def unknown(self, request: SongRequest) -> Iterator[tuple[str, str]]:
+    def unknown_names(self, request: SongRequest) -> Iterator[tuple[str, str]]:
         """The conditions and names of the request that this level never met, as (condition, name)."""
         for condition in self.config.labels:
             known = self.vocabularies.get(condition, Vocabulary())
@@ -62,7 +62,7 @@ class PriorRun:
                 (condition, name) for name in self.names(request, condition) if not known.id(name)
             )
 
-    def nearest(self, condition: str, name: str) -> str | None:
+    def closest_name(self, condition: str, name: str) -> str | None:
         """The known name that is written most alike, if one is at all."""
         known = self.vocabularies.get(condition, Vocabulary()).names
         return next(iter(get_close_matches(normalised(name), known[1:], 1, cutoff=0.75)), None)
@@ -76,15 +76,15 @@ class PriorRun:
         if self.config.lyrics and not request.lyrics.strip():
             yield "no lyrics: the voice, if any, has nothing to follow"
 
-    def keep(self, device: torch.device, dtype: torch.dtype) -> None:
+    def keep_loaded(self, device: torch.device, dtype: torch.dtype) -> None:
         """Load the prior for good: for a process that makes one song after another."""
-        self.kept = self._prior(device, dtype)
+        self.kept_prior = self._prior(device, dtype)
 
     @contextmanager
     def loaded(self, device: torch.device, dtype: torch.dtype) -> Iterator[Prior]:
         """The prior on `device`, straight from the file, and gone after the block; or the one that is kept."""
-        if self.kept is not None:
-            yield self.kept
+        if self.kept_prior is not None:
+            yield self.kept_prior
             return
         prior = self._prior(device, dtype)
         yield prior

@@ -7,8 +7,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from megajukebox.sampling.jukebox import Jukebox
-from megajukebox.sampling.levels.level_sampler import HOPS, hop_of
-from megajukebox.sampling.levels.level_windows import spans
+from megajukebox.sampling.levels.level_sampler import DEFAULT_HOP_FRACTIONS, window_hop
+from megajukebox.sampling.levels.level_windows import window_spans
 from megajukebox.sampling.songs.song import GeneratedSong
 
 EVERY = 10.0  # seconds between two lines where there is no screen
@@ -27,7 +27,7 @@ class ProgressDisplay:
         self.bars = Progress(*columns, console=Console(), disable=not (show and self.screen))
         self.songs, self.jukebox = songs, jukebox
         self.totals = {
-            n: sum(jukebox.codes_of(s.request, n) for s in songs) for n in jukebox.levels
+            n: sum(jukebox.num_codes(s.request, n) for s in songs) for n in jukebox.levels
         }
         self.done = dict.fromkeys(self.totals, 0)
         self.rows = {
@@ -64,7 +64,9 @@ class ProgressDisplay:
 
     def window(self, level: str) -> tuple[int, int]:
         config, total = self.jukebox.levels[level].config, self.totals[level] // len(self.songs)
-        hop = hop_of(config, self.songs[0].request.at("hop_fraction", level, HOPS[level]))
-        windows = spans(total, config.window, hop)
+        hop = window_hop(
+            config, self.songs[0].request.at("hop_fraction", level, DEFAULT_HOP_FRACTIONS[level])
+        )
+        windows = window_spans(total, config.window, hop)
         done = self.done[level] // len(self.songs)
         return max(1, sum(span.new <= done and span.new < total for span in windows)), len(windows)

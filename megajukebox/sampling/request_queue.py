@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from megajukebox.sampling.jukebox import Jukebox, is_made
+from megajukebox.sampling.jukebox import Jukebox, is_complete
 from megajukebox.sampling.songs.requests import SongRequest
 from megajukebox.sampling.songs.resume_store import ResumeStore
 from megajukebox.sampling.songs.song import GeneratedSong
@@ -32,7 +32,7 @@ class RequestQueue:
         self.mine = requests[rank::size]
         self.unfinished = ResumeStore(out)
         self.failed: dict[str, str] = {}
-        self.made: list[str] = []
+        self.completed: list[str] = []
 
     def run(self, make: Make, tell: Callable[[str], None], poll: float = 1.0) -> None:
         """Make songs until every request is made or has failed here."""
@@ -40,30 +40,32 @@ class RequestQueue:
             batch = self.next_batch(tell)
             if batch:
                 self._make(batch, make, tell)
-            elif self.left():
+            elif self.pending():
                 time.sleep(poll)  # others are at the rest; should they die, it is ours
             else:
                 return
 
-    def left(self) -> list[SongRequest]:
+    def pending(self) -> list[SongRequest]:
         """Requests that are not made and have not failed, our own share first."""
         ours = {request.id for request in self.mine}
         order = [*self.mine, *(r for r in self.requests if r.id not in ours)]
         return [
-            r for r in order if r.id not in self.failed and not is_made(self.jukebox, self.out, r)
+            r
+            for r in order
+            if r.id not in self.failed and not is_complete(self.jukebox, self.out, r)
         ]
 
     def next_batch(self, tell: Callable[[str], None]) -> list[GeneratedSong]:
         """Songs that are ours to make now: claimed, and begun as far as their files are good."""
         batch: list[GeneratedSong] = []
-        for request in self.left():
+        for request in self.pending():
             if len(batch) < self.batch_size and self.unfinished.claim(request.id):
                 if (self.out / f"{request.id}.json").exists():
                     tell(
                         f"request {request.id}: a song of that name is there, of another request or weights; made anew"
                     )
                 try:
-                    batch.append(self.jukebox.begin(request))
+                    batch.append(self.jukebox.start_song(request))
                 except (ValueError, OSError) as error:
                     self.fail(request.id, str(error), tell)
         return batch
@@ -75,7 +77,7 @@ class RequestQueue:
 
     def _make(self, batch: list[GeneratedSong], make: Make, tell: Callable[[str], None]) -> None:
         try:
-            self.made += [song.request.id for song in make(batch)]
+            self.completed += [song.request.id for song in make(batch)]
         except (RuntimeError, ValueError, OSError) as error:
             if len(batch) == 1:
                 self.fail(batch[0].request.id, f"{type(error).__name__}: {error}", tell)

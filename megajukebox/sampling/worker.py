@@ -24,7 +24,7 @@ from megajukebox.common.levels import STUDENT_TABLE
 from megajukebox.common.model_files import FACTS, WEIGHTS
 from megajukebox.conditioning.vocabulary import VOCABULARIES
 from megajukebox.sampling.jukebox import Jukebox, SamplingInterrupted
-from megajukebox.sampling.lyrics.head_selection import FILE as ALIGNMENT
+from megajukebox.sampling.lyrics.head_selection import ALIGNMENT_FILE as ALIGNMENT
 from megajukebox.sampling.memory_budget import LevelMemory, fit_batch, free_memory
 from megajukebox.sampling.reporting import ProgressFile
 from megajukebox.sampling.songs.requests import SongRequest, parse_requests
@@ -45,7 +45,7 @@ class SamplerServer:
 
     def __init__(self, runs: Path, samplers: Sequence[str] = ()) -> None:
         self.runs, self.samplers = runs, samplers
-        self.box: Jukebox | None = None
+        self.loaded: Jukebox | None = None
         self.seen: dict[str, tuple[int, int]] = {}
 
     def answer(self, order: dict[str, Any]) -> dict[str, Any]:
@@ -68,7 +68,7 @@ class SamplerServer:
         (request,), out, stop = good, Path(order["out"]), Path(order["stop"])
         jukebox = self.jukebox()
         report = ProgressFile(
-            Path(order["progress"]), {n: jukebox.codes_of(request, n) for n in jukebox.levels}
+            Path(order["progress"]), {n: jukebox.num_codes(request, n) for n in jukebox.levels}
         )
         state = ""
         try:
@@ -83,14 +83,14 @@ class SamplerServer:
 
     def jukebox(self) -> Jukebox:
         now = stamps(self.runs)
-        if self.box is None or now != self.seen:
-            self.box = None  # the old one goes before the new one comes
+        if self.loaded is None or now != self.seen:
+            self.loaded = None  # the old one goes before the new one comes
             box = Jukebox(self.runs, students=self.samplers)
             if fits(box):
                 for run in box.levels.values():
-                    run.keep(box.device, box.dtype)
-            self.box, self.seen = box, now
-        return self.box
+                    run.keep_loaded(box.device, box.dtype)
+            self.loaded, self.seen = box, now
+        return self.loaded
 
 
 def stamps(runs: Path) -> dict[str, tuple[int, int]]:
@@ -107,14 +107,14 @@ def fits(jukebox: Jukebox) -> bool:
     ]
     limit = SHARE * free_memory(jukebox.device)
     try:
-        return fit_batch(needs, 1, limit, jukebox.dtype, jukebox.device.type == "cpu").together
+        return fit_batch(needs, 1, limit, jukebox.dtype, jukebox.device.type == "cpu").keep_loaded
     except ValueError:  # not even one at a time: then a song's own attempt says so
         return False
 
 
 def forget(out: Path, request: SongRequest) -> None:
     """What a song that was not made has left: nobody will go on with it."""
-    ResumeStore(out).forget(request.id)
+    ResumeStore(out).remove(request.id)
     for path in out.glob(f"{request.id}.*wav"):
         path.unlink()
 

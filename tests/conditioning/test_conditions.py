@@ -127,11 +127,11 @@ def test_a_request_is_told_the_ids_that_the_songs_of_its_names_were_trained_with
         facts = json.loads(codes.read_member(song, "json"))
         known = {name: facts[name] for name in CONDITIONS if name in facts}
         trained = task.source.read(song, 0, None)["conditions"]
-        told = run.told(SongRequest(id="a", **known)).conditions
+        told = run.conditioning(SongRequest(id="a", **known)).conditions
         assert set(told) == set(trained) == set(CONDITIONS)
         for name in CONDITIONS:
             assert told[name].tolist() == trained[name].tolist(), f"{name} of song {song}"
-        assert not list(run.unknown(SongRequest(id="a", **known)))
+        assert not list(run.unknown_names(SongRequest(id="a", **known)))
 
 
 def test_every_condition_has_the_names_of_the_songs(codes: ShardSet, tmp_path: Path) -> None:
@@ -147,7 +147,9 @@ def test_every_condition_has_the_names_of_the_songs(codes: ShardSet, tmp_path: P
 
 def test_what_is_not_said_is_unknown_or_an_empty_bag(codes: ShardSet, tmp_path: Path) -> None:
     run = run_of(top_task(codes), codes, tmp_path / "run")
-    nothing = {n: ids.tolist() for n, ids in run.told(SongRequest(id="a")).conditions.items()}
+    nothing = {
+        n: ids.tolist() for n, ids in run.conditioning(SongRequest(id="a")).conditions.items()
+    }
     empty = {
         "artist": [0],
         "year": [0],
@@ -171,8 +173,8 @@ def test_what_is_not_said_is_unknown_or_an_empty_bag(codes: ShardSet, tmp_path: 
         keywords=["x"],
         language="xx",
     )
-    assert all(ids[0] == 0 for ids in run.told(strange).conditions.values())
-    assert sorted(condition for condition, _ in run.unknown(strange)) == sorted(CONDITIONS)
+    assert all(ids[0] == 0 for ids in run.conditioning(strange).conditions.values())
+    assert sorted(condition for condition, _ in run.unknown_names(strange)) == sorted(CONDITIONS)
 
 
 def test_every_condition_moves_the_logits_and_learns(codes: ShardSet) -> None:
@@ -297,9 +299,9 @@ def test_openai_s_names_are_found_however_a_request_spells_them(tmp_path: Path) 
         written(tmp_path, ["vqvae", "prior_5b"]), tmp_path / "runs", labels=tmp_path
     )
     run = PriorRun(made["top"], read_facts(made["vqvae"]))
-    told = run.told(
+    told = run.conditioning(
         SongRequest(id="a", artist="Céline Dion", genres=["Hip-Hop", "ROCK"])
     ).conditions
     assert told["artist"].tolist() == [2] and told["genres"].tolist()[:3] == [2, 3, 1]
-    assert list(run.unknown(SongRequest(id="a", artist="Nobody"))) != []
-    assert not list(run.unknown(SongRequest(id="a", artist="The  Beatles")))
+    assert list(run.unknown_names(SongRequest(id="a", artist="Nobody"))) != []
+    assert not list(run.unknown_names(SongRequest(id="a", artist="The  Beatles")))

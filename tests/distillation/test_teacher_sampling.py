@@ -34,7 +34,7 @@ from megajukebox.distillation.teacher_sampling import (
 )
 from megajukebox.models.grid_order import GridOrder
 from megajukebox.models.student import Student, StudentConfig, from_teacher
-from megajukebox.sampling.students.student_runs import row_of
+from megajukebox.sampling.students.student_runs import student_entry
 
 LESSON = TeacherDataConfig(
     windows=20,
@@ -217,11 +217,11 @@ def test_the_student_in_use_is_the_one_of_fewest_steps_that_passed(tmp_path) -> 
 
     stages = [row(264, 0.01), row(47, 0.04), row(16, 0.06)]
     write_table(tmp_path, stages, gate)
-    assert row_of(tmp_path, None)[0]["folder"] == "order-47"
+    assert student_entry(tmp_path, None)[0]["folder"] == "order-47"
     write_table(tmp_path, stages[-1:], gate)
-    assert row_of(tmp_path, None)[0]["folder"] == "order-16"
+    assert student_entry(tmp_path, None)[0]["folder"] == "order-16"
     with pytest.raises(ValueError, match="holds no student"):
-        row_of(tmp_path / "elsewhere", None)
+        student_entry(tmp_path / "elsewhere", None)
 
 
 def test_a_student_starts_from_every_weight_of_its_teacher() -> None:

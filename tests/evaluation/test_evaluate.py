@@ -36,7 +36,7 @@ from megajukebox.models.grid_order import GridOrder
 from megajukebox.models.lyric_attention import lyric_layers
 from megajukebox.models.prior import Prior, PriorConfig
 from megajukebox.sampling.jukebox import Jukebox, PriorRun
-from megajukebox.sampling.lyrics.head_selection import AlignmentHead, write_choice
+from megajukebox.sampling.lyrics.head_selection import AlignmentHead, write_alignment_head
 from megajukebox.sampling.songs.requests import parse_requests
 
 RATE = 11025
@@ -310,7 +310,7 @@ def test_word_errors_are_told_where_a_head_was_chosen(place: Path, tmp_path: Pat
     }
     (runs / "top_prior/model.json").write_text(json.dumps(facts))
     layer = lyric_layers(little_prior("prefix_dense_16"))[0]
-    write_choice(runs / "top_prior", AlignmentHead(layer=layer, head=0))
+    write_alignment_head(runs / "top_prior", AlignmentHead(layer=layer, head=0))
     done = score(
         runs / "top_prior",
         "--against",

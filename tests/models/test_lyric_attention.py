@@ -12,7 +12,7 @@ from megajukebox.models.lyric_attention import lyric_attention, lyric_layers
 from megajukebox.models.prior import Prior
 from megajukebox.sampling.levels.level_sampler import SongConditioning
 from megajukebox.sampling.levels.level_windows import window_starts
-from megajukebox.sampling.lyrics.alignment import align, lay
+from megajukebox.sampling.lyrics.alignment import align, place_window
 
 
 @pytest.fixture(params=["prior_5b_lyrics", "prior_1b_lyrics"])
@@ -83,7 +83,7 @@ def test_all_heads_at_once_are_the_heads_one_by_one(prior):
 def laid(windows: list, indices: list, starts: list[int], total: int, tokens: int) -> np.ndarray:
     out = np.zeros((total, tokens + 1), np.float32)
     for window, index, start in reversed(list(zip(windows, indices, starts))):
-        lay(out, window, index, start)
+        place_window(out, window, index, start)
     return out[:, :-1]
 
 

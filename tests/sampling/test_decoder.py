@@ -19,7 +19,7 @@ from torch import Tensor
 from megajukebox.models.attention import SCHEDULES
 from megajukebox.models.prior import Prior
 from megajukebox.sampling.decoding import gumbel_noise
-from megajukebox.sampling.decoding.decoder import PackedPrior, decoding
+from megajukebox.sampling.decoding.decoder import PackedPrior, window_decoder
 from megajukebox.sampling.decoding.token_sampling import TokenSampler, top_k_filter, top_p_filter
 from megajukebox.sampling.decoding.window_sampler import sample_window, sample_window_slowly
 
@@ -63,9 +63,9 @@ def assert_cached_equals_full(prior: Prior, batch: dict, beginnings: list[int] |
     full, other = prior.logits(tokens, given), tokens.roll(1, 0).roll(3, 1)
     assert full.std(dim=1).mean() > 0.5, "logits that do not vary would prove nothing"
     for known, size in ((known, size) for known in beginnings for size in (1, 3, 7)):
-        with decoding(prior, given, len(tokens)) as decoder:
+        with window_decoder(prior, given, len(tokens)) as decoder:
             if known:
-                decoder.fill(tokens[:, :known])
+                decoder.prefill(tokens[:, :known])
             t = known
             while t < tokens.shape[1]:
                 new = min(size, tokens.shape[1] - t)
@@ -106,9 +106,9 @@ def test_songs_with_one_beginning_take_it_in_once_with_the_same_memory() -> None
     prior = little_prior("factored_lyrics")
     batch = song_of(prior_batch(prior.config, songs=3), torch.tensor([0, 1, 0, 1, 1]))
     given, tokens, packed = prior.conditioning(batch), prior.tokens(batch), PackedPrior(prior)
-    with decoding(prior, given, 5) as apart, decoding(prior, given, 5) as shared:
-        apart.fill(tokens[:, :6])
-        shared.fill(tokens[:2, :6], torch.tensor([0, 1, 0, 1, 1]))
+    with window_decoder(prior, given, 5) as apart, window_decoder(prior, given, 5) as shared:
+        apart.prefill(tokens[:, :6])
+        shared.prefill(tokens[:2, :6], torch.tensor([0, 1, 0, 1, 1]))
         for t in range(6, WINDOW):
             torch.testing.assert_close(
                 shared.step(packed, tokens, t), apart.step(packed, tokens, t)
@@ -132,15 +132,18 @@ def test_batch_mates_do_not_matter(schedule: str) -> None:
     together = sampled(
         batch,
         TokenSampler(
-            gumbel_noise.keys(seeds, "middle"), temperatures, limits, torch.tensor([0.0, 0.7, 0.9])
+            gumbel_noise.noise_keys(seeds, "middle"),
+            temperatures,
+            limits,
+            torch.tensor([0.0, 0.7, 0.9]),
         ),
     )
     for song, seed in enumerate(seeds):
         own = [x[song : song + 1] for x in (temperatures, limits, torch.tensor([0.0, 0.7, 0.9]))]
         assert torch.equal(
-            sampled(song_of(batch, song), TokenSampler(gumbel_noise.keys([seed], "middle"), *own))[
-                0
-            ],
+            sampled(
+                song_of(batch, song), TokenSampler(gumbel_noise.noise_keys([seed], "middle"), *own)
+            )[0],
             together[song],
         )
 
@@ -164,12 +167,12 @@ def test_caches_are_made_once_and_never_grow() -> None:
     prior = little_prior("factored_lyrics")
     batch = prior_batch(prior.config)
     packed = PackedPrior(prior)
-    with decoding(prior, prior.conditioning(batch), 2) as decoder:
+    with window_decoder(prior, prior.conditioning(batch), 2) as decoder:
         memory = [
             (id(layer.memory), layer.memory.data_ptr(), layer.memory.shape)
             for layer in decoder.layers
         ]
-        decoder.fill(batch["codes"][:, :6])
+        decoder.prefill(batch["codes"][:, :6])
         for t in range(6, WINDOW):
             decoder.step(packed, batch["codes"], t)
         assert memory == [

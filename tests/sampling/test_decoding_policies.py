@@ -13,9 +13,9 @@ from fixtures.tiny_models import (
     plain_draw,
     prior_batch,
     sample_level,
+    song_conditionings,
     window_task,
 )
-from test_sampling_windows import told
 from torch import Tensor
 
 from megajukebox.models.prior import Prior
@@ -23,7 +23,7 @@ from megajukebox.sampling.decoding import token_sampling
 from megajukebox.sampling.decoding import window_sampler as window_module
 from megajukebox.sampling.decoding.decoder import PackedPrior
 from megajukebox.sampling.decoding.window_sampler import sample_window, sample_window_speculative
-from megajukebox.sampling.levels.autoregressive import WAYS, sampler_of
+from megajukebox.sampling.levels.autoregressive import DECODINGS, build_level_sampler
 from megajukebox.sampling.levels.level_sampler import LevelJob, new_job
 
 SCHEDULES = ["factored", "factored_lyrics", "prefix_dense_16", "factored_dense"]
@@ -40,7 +40,7 @@ UPPER = torch.randint(CODES, (3, 12), generator=torch.Generator().manual_seed(3)
 def sampled(prior: Prior, way: str, total: int = 44, songs: int = 2, **settings) -> Tensor:
     draw = plain_draw([7, 8, 9][:songs], temperature=2.0)
     return sample_level(
-        prior, told(songs), UPPER[:songs], total, 500, draw, 0.5, way=way, **settings
+        prior, song_conditionings(songs), UPPER[:songs], total, 500, draw, 0.5, way=way, **settings
     )
 
 
@@ -52,7 +52,9 @@ def test_an_exact_way_gives_the_codes_of_the_sequential_one(
     prior = little_prior(schedule)
     for songs, guidance in ((1, None), (2, None), (2, [3.0, 1.0])):
         plain = sampled(prior, "sequential", songs=songs, guidance=guidance)
-        assert torch.equal(sampled(prior, way, songs=songs, guidance=guidance, ahead=ahead), plain)
+        assert torch.equal(
+            sampled(prior, way, songs=songs, guidance=guidance, num_draft_tokens=ahead), plain
+        )
 
 
 def test_guesses_save_passes() -> None:
@@ -70,7 +72,7 @@ def test_guesses_save_passes() -> None:
     for ahead, first in ((4, [0, 4, 8, 12]), (6, [0, 6, 12]), (16, [0])):  # a row is 4
         passes.clear()
         found = sample_window_speculative(
-            packed, window_task(prior, batch, draw, 0, WINDOW), guess, ahead=ahead
+            packed, window_task(prior, batch, draw, 0, WINDOW), guess, num_draft_tokens=ahead
         )
         assert torch.equal(found, right) and passes == first
 
@@ -89,20 +91,22 @@ def test_blocks_are_short_where_guesses_are_wrong_and_long_where_they_are_right(
     for off, expected in ((0, [64]), (1, [64, 57, 50])):
         sizes.clear()
         task = window_task(prior, batch, draw, 0, 64)
-        found = sample_window_speculative(packed, task, partial(guess, off=off), ahead=64)
+        found = sample_window_speculative(
+            packed, task, partial(guess, off=off), num_draft_tokens=64
+        )
         assert torch.equal(found, right) and sizes[: len(expected)] == expected
     assert sizes[25] == 8
 
 
 def infilled(prior: Prior, way: str, known: Tensor, codes: Tensor) -> LevelJob:
     draw = plain_draw([7, 8], temperature=2.0)
-    job = new_job(told(2), codes.shape[1], 500, draw, 0.5, UPPER[:2])
-    job.codes_BT[:], job.known_BT[:], job.given_BT[:] = codes, known, known
-    sampler_of(prior, way).sample(job, lambda count: None)
+    job = new_job(song_conditionings(2), codes.shape[1], 500, draw, 0.5, UPPER[:2])
+    job.codes_BT[:], job.known_BT[:], job.prompt_BT[:] = codes, known, known
+    build_level_sampler(prior, way).sample(job, lambda count: None)
     return job
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", DECODINGS)
 def test_what_is_known_stays_wherever_it_lies(way: str) -> None:
     torch.manual_seed(2)
     prior, codes = little_prior("factored_lyrics"), torch.randint(CODES, (2, 44))
@@ -113,7 +117,7 @@ def test_what_is_known_stays_wherever_it_lies(way: str) -> None:
     assert job.known_BT.all()
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", DECODINGS)
 def test_an_interrupted_level_goes_on_to_the_same_codes(way: str) -> None:
     """Stopped anywhere, with what was done by then as known, however that lies."""
     prior = little_prior("factored_lyrics")
@@ -124,7 +128,9 @@ def test_an_interrupted_level_goes_on_to_the_same_codes(way: str) -> None:
 
     for most in (1, 20, 50):
         job, done = (
-            new_job(told(2), 44, 500, plain_draw([7, 8], temperature=2.0), 0.5, UPPER[:2]),
+            new_job(
+                song_conditionings(2), 44, 500, plain_draw([7, 8], temperature=2.0), 0.5, UPPER[:2]
+            ),
             [],
         )
 
@@ -134,9 +140,9 @@ def test_an_interrupted_level_goes_on_to_the_same_codes(way: str) -> None:
                 raise Stopped
 
         with pytest.raises(Stopped):
-            sampler_of(prior, way).sample(job, stop)
+            build_level_sampler(prior, way).sample(job, stop)
         assert 0 < sum(done) == int(job.known_BT.sum()) < 88
-        sampler_of(prior, way).sample(job, done.append)
+        build_level_sampler(prior, way).sample(job, done.append)
         assert torch.equal(job.codes_BT, whole) and sum(done) == 88
 
 
@@ -157,7 +163,7 @@ def test_a_near_tie_is_decided_by_the_plain_pass_in_every_way(
     """With every code declared a near tie, the plain pass of each song alone decides all of them."""
     prior, asked = little_prior("factored_lyrics"), []
     plain = sampled(prior, "sequential")
-    decide = window_module.plainly
+    decide = window_module.reference_tokens
     monkeypatch.setattr(token_sampling, "TIE", 1e9)
     monkeypatch.setattr(
         window_module, "plainly", lambda *args: asked.append(args[1]) or decide(*args)
@@ -185,7 +191,7 @@ def test_a_shifted_sum_cannot_change_a_song(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_variations_take_in_their_beginning_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    prior, one = little_prior("factored_lyrics"), told(1)
+    prior, one = little_prior("factored_lyrics"), song_conditionings(1)
     known, draw = (
         torch.randint(CODES, (1, 10)).expand(3, -1),
         plain_draw([1, 2, 3], temperature=2.0),
@@ -193,7 +199,14 @@ def test_variations_take_in_their_beginning_once(monkeypatch: pytest.MonkeyPatch
     upper = UPPER[:1].expand(3, -1)
     apart = [
         sample_level(
-            prior, told(1), upper[:1], 40, 500, plain_draw([seed], temperature=2.0), 0.5, known[:1]
+            prior,
+            song_conditionings(1),
+            upper[:1],
+            40,
+            500,
+            plain_draw([seed], temperature=2.0),
+            0.5,
+            known[:1],
         )
         for seed in (1, 2, 3)
     ]
@@ -201,7 +214,7 @@ def test_variations_take_in_their_beginning_once(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(
         window_module.WindowDecoder,
         "fill",
-        spied(window_module.WindowDecoder.fill, lambda x: taken.append(len(x))),
+        spied(window_module.WindowDecoder.prefill, lambda x: taken.append(len(x))),
     )
     together = sample_level(prior, one * 3, upper, 40, 500, draw, 0.5, known)
     assert torch.equal(together, torch.cat(apart)) and taken[0] == 1
@@ -217,16 +230,16 @@ def spied(function, spy):
 
 def test_an_unknown_way_is_refused_in_words() -> None:
     with pytest.raises(ValueError, match="sequential, ahead"):
-        sampler_of(little_prior(), "quick")
+        build_level_sampler(little_prior(), "quick")
 
 
 def test_int8_says_that_it_is_not_exact_and_stays_near(tmp_path: Path) -> None:
     prior = little_prior()
-    rough = sampler_of(prior, "sequential", int8=True)
+    rough = build_level_sampler(prior, "sequential", int8=True)
     assert (
         not rough.exact
-        and sampler_of(prior, "ahead").exact
-        and not sampler_of(prior, "windows").exact
+        and build_level_sampler(prior, "ahead").exact
+        and not build_level_sampler(prior, "windows").exact
     )
     batch = prior_batch(prior.config, songs=1)
     draw = plain_draw([1], temperature=0.5)

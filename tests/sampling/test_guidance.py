@@ -6,17 +6,24 @@ import numpy as np
 import pytest
 import torch
 from fixtures.tiny_jukebox import hearing, write_runs
-from fixtures.tiny_models import CODES, LYRICS, WINDOW, little_prior, plain_draw, sample_level
-from test_sampling_windows import told
+from fixtures.tiny_models import (
+    CODES,
+    LYRICS,
+    WINDOW,
+    little_prior,
+    plain_draw,
+    sample_level,
+    song_conditionings,
+)
 from torch import Tensor
 
 from megajukebox.common.levels import PRIOR_FOLDERS
 from megajukebox.models.prior import Prior
 from megajukebox.sampling.decoding.token_sampling import ClassifierFreeGuidance, TokenSampler
 from megajukebox.sampling.jukebox import Jukebox
-from megajukebox.sampling.levels.autoregressive import sampler_of
+from megajukebox.sampling.levels.autoregressive import build_level_sampler
 from megajukebox.sampling.levels.level_sampler import SongConditioning, new_job
-from megajukebox.sampling.levels.level_windows import conditions_at, null_conditioning
+from megajukebox.sampling.levels.level_windows import conditioning_batch_at, null_conditioning
 from megajukebox.sampling.songs.requests import SongRequest, parse_requests
 
 SCHEDULES = ["factored", "factored_lyrics", "prefix_dense_16"]
@@ -36,7 +43,7 @@ def sampled(
 ) -> Tensor:
     """The songs of those numbers, together."""
     draw = plain_draw([SEEDS[s] for s in songs], temperature=1.5)
-    given = [told(3)[s] for s in songs]
+    given = [song_conditionings(3)[s] for s in songs]
     return sample_level(
         prior, given, upper(3, total)[songs], total, SAMPLES, draw, HOP, known, strengths
     )
@@ -46,7 +53,7 @@ def logits_at(
     prior: Prior, song: SongConditioning, above: Tensor, codes: Tensor, t: int, start: int
 ) -> Tensor:
     """[V] the logits of code `t` of one song, by a full forward pass over its window."""
-    batch = conditions_at(prior.config, [song], above, start, SAMPLES, torch.device("cpu"))
+    batch = conditioning_batch_at(prior.config, [song], above, start, SAMPLES, torch.device("cpu"))
     batch["codes"] = torch.nn.functional.pad(codes[None, start:t], (0, WINDOW - (t - start)))
     with torch.no_grad():
         return prior.logits(prior.tokens(batch), prior.conditioning(batch))[
@@ -72,7 +79,8 @@ def test_guided_codes_are_those_of_the_formula_written_out(schedule: str) -> Non
             made = [max(0, code) for code in made] if t == WINDOW else made
             args = (above[song : song + 1], torch.tensor(made, dtype=torch.long), t, start)
             with_, without = (
-                logits_at(prior, x, *args) for x in (told(3)[song], null_conditioning(prior.config))
+                logits_at(prior, x, *args)
+                for x in (song_conditionings(3)[song], null_conditioning(prior.config))
             )
             guided = (without + strength * (with_ - without))[None, None]
             made.append(int(own(guided, torch.tensor([[t]])).codes) - prior.config.shift)
@@ -83,7 +91,7 @@ def test_guided_codes_are_those_of_the_formula_written_out(schedule: str) -> Non
 def test_strength_1_gives_the_tokens_of_no_guidance(schedule: str) -> None:
     prior = hearing(little_prior(schedule))
     draw = plain_draw(SEEDS, temperature=1.5)
-    plain = sample_level(prior, told(3), upper(3, 40), 40, SAMPLES, draw, HOP)
+    plain = sample_level(prior, song_conditionings(3), upper(3, 40), 40, SAMPLES, draw, HOP)
     assert torch.equal(sampled(prior, [1.0, 1.0, 1.0], [0, 1, 2]), plain)
     mixed = sampled(prior, [3.0, 1.0, 0.0], [0, 1, 2])
     assert torch.equal(mixed[1], plain[1])
@@ -110,8 +118,8 @@ def test_a_known_beginning_stays_and_progress_counts_each_code_once() -> None:
     prior, counted = little_prior(), []
     known = torch.randint(CODES, (3, 10))
     draw, strengths = plain_draw(SEEDS), [2.0, 1.0, 2.0]
-    job = new_job(told(3), 40, SAMPLES, draw, HOP, upper(3, 40), strengths, known)
-    sampler_of(prior, "sequential").sample(job, counted.append)
+    job = new_job(song_conditionings(3), 40, SAMPLES, draw, HOP, upper(3, 40), strengths, known)
+    build_level_sampler(prior, "sequential").sample(job, counted.append)
     assert (
         job.codes_BT.shape == (3, 40)
         and torch.equal(job.codes_BT[:, :10], known)
@@ -140,7 +148,7 @@ def test_what_a_twin_is_told_is_what_training_tells_when_it_drops() -> None:
         "artist": [0],
         "genres": [-1, -1, -1],
     }
-    batch = conditions_at(
+    batch = conditioning_batch_at(
         little_prior("factored_lyrics").config, [nothing], upper(1, 8), 0, 300, torch.device("cpu")
     )
     assert batch["lyrics"].tolist() == [[0] * LYRICS]
@@ -152,7 +160,7 @@ def test_a_stronger_guidance_makes_the_artist_more_likely_to_be_heard() -> None:
     names = {"artist": np.array([1]), "genres": np.array([2, 3, -1])}
     asked = SongConditioning(names, null_conditioning(prior.config).tokens, [])
     batches = [
-        conditions_at(prior.config, [x] * songs, None, 0, SAMPLES, torch.device("cpu"))
+        conditioning_batch_at(prior.config, [x] * songs, None, 0, SAMPLES, torch.device("cpu"))
         for x in (asked, null_conditioning(prior.config))
     ]
     gains = []

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from megajukebox.sampling.decoding.gumbel_noise import GOLDEN, MULTIPLIERS, gumbel, keys, mix
+from megajukebox.sampling.decoding.gumbel_noise import GOLDEN, MULTIPLIERS, gumbel, mix, noise_keys
 
 LEVELS = ("top", "middle", "bottom")
 EULER = 0.5772156649015329
@@ -15,7 +15,7 @@ EULER = 0.5772156649015329
 
 def drawn(seeds: list[int], positions: range, codes: int, level: str = "top") -> Tensor:
     """[seeds, positions, codes]"""
-    key = keys(seeds, level).repeat_interleave(len(positions))
+    key = noise_keys(seeds, level).repeat_interleave(len(positions))
     return gumbel(key, torch.tensor([*positions] * len(seeds)), codes).unflatten(
         0, (len(seeds), -1)
     )
@@ -65,23 +65,25 @@ def test_noise_is_a_function_of_seed_level_and_position_alone() -> None:
     whole = drawn([3, 9, 12], range(50), 17)
     for row, seed in enumerate([3, 9, 12]):
         for position in (0, 7, 49):
-            alone = gumbel(keys([seed], "top"), torch.tensor([position]), 17)[0]
+            alone = gumbel(noise_keys([seed], "top"), torch.tensor([position]), 17)[0]
             assert torch.equal(alone, whole[row, position])
-    mixed = gumbel(keys([12, 3], "top"), torch.tensor([7, 49]), 17)
+    mixed = gumbel(noise_keys([12, 3], "top"), torch.tensor([7, 49]), 17)
     assert torch.equal(mixed, torch.stack([whole[2, 7], whole[0, 49]]))
-    assert torch.equal(gumbel(keys([3], "top"), torch.tensor([0]), 5)[0], whole[0, 0, :5])
+    assert torch.equal(gumbel(noise_keys([3], "top"), torch.tensor([0]), 5)[0], whole[0, 0, :5])
 
 
 def test_any_integer_is_a_seed_of_its_own() -> None:
     seeds = [0, 1, -1, -7, 2**31, 2**32, 2**62, 2**63 - 1, 2**63, 2**64 - 2, -(2**62)]
-    found = torch.cat([keys(seeds, level) for level in LEVELS])
+    found = torch.cat([noise_keys(seeds, level) for level in LEVELS])
     assert len(set(found.tolist())) == len(found)
     assert drawn(seeds, range(3), 50).isfinite().all()
-    assert torch.equal(keys([2**64 + 5], "top"), keys([5], "top")), "seeds count modulo 2^64"
+    assert torch.equal(noise_keys([2**64 + 5], "top"), noise_keys([5], "top")), (
+        "seeds count modulo 2^64"
+    )
 
 
 def test_positions_of_hours_of_music_are_fine() -> None:
-    g = gumbel(keys([1], "bottom").repeat(3), torch.tensor([10**6, 10**9, 2**40]), 2048)
+    g = gumbel(noise_keys([1], "bottom").repeat(3), torch.tensor([10**6, 10**9, 2**40]), 2048)
     assert g.isfinite().all() and (g[0] != g[1]).float().mean() > 0.99
 
 

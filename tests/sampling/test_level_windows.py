@@ -13,12 +13,12 @@ from fixtures.tiny_models import (
     little_prior,
     plain_draw,
     sample_level,
+    song_conditionings,
     window_task,
 )
 from torch import Tensor
 
 from megajukebox.conditioning.lyric_windows import window_of_lyrics
-from megajukebox.conditioning.tokenizers import TokenizedLyrics
 from megajukebox.models.prior import Prior
 from megajukebox.sampling.decoding.token_sampling import TokenSampler
 from megajukebox.sampling.decoding.window_sampler import sample_window_slowly
@@ -71,18 +71,6 @@ def test_past_the_end_the_last_upper_code_is_held() -> None:
     upper = torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8]])
     assert upper_window(upper, 1, 3).tolist() == [[2, 3, 4], [6, 7, 8]]
     assert upper_window(upper, 2, 5).tolist() == [[3, 4, 4, 4, 4], [7, 8, 8, 8, 8]]
-
-
-def told(songs: int) -> list[SongConditioning]:
-    """Songs of different names and lyrics; the last has no lyrics."""
-    found = []
-    for song in range(songs):
-        ids = [(song + i) % 6 + 1 for i in range(0 if song == songs - 1 else 20 + 7 * song)]
-        names = {"artist": np.array([song]), "genres": np.array([song, song + 1, -1])}
-        found.append(
-            SongConditioning(names, TokenizedLyrics(ids, [(i, i + 1) for i in range(len(ids))]), [])
-        )
-    return found
 
 
 def level_by_hand(
@@ -138,7 +126,7 @@ def level_by_hand(
 @pytest.mark.parametrize("schedule", ["factored", "factored_lyrics", "prefix_dense_16"])
 def test_a_level_equals_its_windows_walked_by_hand(schedule: str, total: int, known: int) -> None:
     torch.manual_seed(1)
-    prior, songs = little_prior(schedule), told(2)
+    prior, songs = little_prior(schedule), song_conditionings(2)
     upper, beginning = torch.randint(CODES, (2, -(-total // 4))), torch.randint(CODES, (2, known))
     draw, samples = plain_draw([7, 8], temperature=2.0), 500
     for hop_fraction in (0.5, 0.25):
@@ -153,7 +141,7 @@ def test_a_known_beginning_longer_than_the_level_is_cut() -> None:
     beginning = torch.randint(CODES, (2, 30))
     codes = sample_level(
         little_prior(),
-        told(2),
+        song_conditionings(2),
         torch.zeros(2, 6, dtype=torch.long),
         24,
         500,
@@ -166,7 +154,7 @@ def test_a_known_beginning_longer_than_the_level_is_cut() -> None:
 
 def test_continuing_a_level_gives_what_sampling_it_at_once_gives() -> None:
     """Codes kept from a run that was interrupted change nothing that comes after."""
-    prior, songs, upper = little_prior(), told(2), torch.randint(CODES, (2, 10))
+    prior, songs, upper = little_prior(), song_conditionings(2), torch.randint(CODES, (2, 10))
     draw = plain_draw([1, 2], temperature=2.0)
     whole = sample_level(prior, songs, upper, 40, 500, draw, 0.5)
     for known in (1, 16, 17, 24, 39):
@@ -176,7 +164,11 @@ def test_continuing_a_level_gives_what_sampling_it_at_once_gives() -> None:
 
 
 def test_songs_of_a_level_do_not_hear_each_other() -> None:
-    prior, songs, upper = little_prior("factored_lyrics"), told(3), torch.randint(CODES, (3, 8))
+    prior, songs, upper = (
+        little_prior("factored_lyrics"),
+        song_conditionings(3),
+        torch.randint(CODES, (3, 8)),
+    )
     together = sample_level(
         prior, songs, upper, 32, 500, plain_draw([5, 6, 7], temperature=2.0), 0.5
     )
@@ -195,7 +187,7 @@ def test_songs_of_a_level_do_not_hear_each_other() -> None:
 
 def test_upper_codes_past_the_end_are_held() -> None:
     """An upper level that ends with the last code counts as that code going on."""
-    prior, songs, upper = little_prior(), told(2), torch.randint(CODES, (2, 2))
+    prior, songs, upper = little_prior(), song_conditionings(2), torch.randint(CODES, (2, 2))
     draw = plain_draw([1, 2], temperature=2.0)
     longer = torch.cat([upper, upper[:, -1:], upper[:, -1:]], dim=1)
     short = sample_level(prior, songs, upper, 8, 500, draw, 0.5)
@@ -205,7 +197,7 @@ def test_upper_codes_past_the_end_are_held() -> None:
 @pytest.mark.parametrize("hop_fraction", [0.3, 0.2, 0.01])
 def test_windows_stay_on_whole_codes_of_the_level_above(hop_fraction: float) -> None:
     """A hop that is no multiple of the ratio is rounded down to one, or upper codes would be those of another time."""
-    prior, songs, upper = little_prior(), told(2), torch.randint(CODES, (2, 8))
+    prior, songs, upper = little_prior(), song_conditionings(2), torch.randint(CODES, (2, 8))
     draw = plain_draw([1, 2], temperature=2.0)
     codes = sample_level(prior, songs, upper, 32, 500, draw, hop_fraction)
     assert torch.equal(codes, sample_level(prior, songs, upper, 32, 500, draw, 0.25))

@@ -13,15 +13,15 @@ from fixtures.tiny_models import ROWS, little_prior, plain_draw, prior_batch, wi
 
 from megajukebox.models.attention import SCHEDULES
 from megajukebox.sample import needs_of
-from megajukebox.sampling.decoding.decoder import decoding
+from megajukebox.sampling.decoding.decoder import window_decoder
 from megajukebox.sampling.decoding.window_sampler import sample_window
 from megajukebox.sampling.jukebox import Jukebox
-from megajukebox.sampling.levels.autoregressive import sampler_of
+from megajukebox.sampling.levels.autoregressive import build_level_sampler
 from megajukebox.sampling.memory_budget import (
     BESIDE,
     BatchFit,
     LevelMemory,
-    cache_numbers,
+    cache_elements,
     fit_batch,
 )
 from megajukebox.sampling.prior_run import PriorRun
@@ -36,29 +36,32 @@ SHORT = [SongRequest(id=f"{n}", seconds=0.3) for n in range(2)]
 def test_caches_hold_what_the_formula_says(schedule: str) -> None:
     prior = little_prior(schedule)
     batch = prior_batch(prior.config, songs=3)
-    with decoding(prior, prior.conditioning(batch), 3) as decoder:
+    with window_decoder(prior, prior.conditioning(batch), 3) as decoder:
         both = [(layer.memory, getattr(layer, "before", None)) for layer in decoder.layers]
         held = [x.numel() for pair in both for x in pair if x is not None]
-    assert sum(held) == 3 * cache_numbers(prior.config)
+    assert sum(held) == 3 * cache_elements(prior.config)
 
 
 def test_the_largest_batch_is_the_one_that_just_fits() -> None:
     need = LevelMemory(little_prior().config)
-    limit = beside_songs(need) + need.weights(F32) + need.songs(5, F32)
+    limit = beside_songs(need) + need.weight_bytes(F32) + need.song_bytes(5, F32)
     assert fit_batch([need], 16, limit, F32, cpu=True) == BatchFit(5, True, limit)
     assert fit_batch([need], 3, limit, F32, cpu=True).songs == 3
     assert fit_batch([LevelMemory(need.config, twins=2)], 16, limit, F32, cpu=True).songs == 2
-    assert fit_batch([LevelMemory(need.config, windows=4)], 16, limit, F32, cpu=True).songs == 1
-    assert need.songs(70, F32) == LevelMemory(need.config, windows=9).songs(70, F32), (
-        "at most so many rows"
+    assert (
+        fit_batch([LevelMemory(need.config, windows_per_song=4)], 16, limit, F32, cpu=True).songs
+        == 1
     )
+    assert need.song_bytes(70, F32) == LevelMemory(need.config, windows_per_song=9).song_bytes(
+        70, F32
+    ), "at most so many rows"
     with pytest.raises(ValueError, match="too little for one song"):
         fit_batch([need], 16, 1000, F32, cpu=True)
 
 
 def test_all_priors_stay_if_they_fit_beside_the_songs() -> None:
     needs = [LevelMemory(little_prior(seed=n).config) for n in range(3)]
-    weights, rest = needs[0].weights(F32), beside_songs(needs[0]) + needs[0].songs(2, F32)
+    weights, rest = needs[0].weight_bytes(F32), beside_songs(needs[0]) + needs[0].song_bytes(2, F32)
     assert fit_batch(needs, 2, 3 * weights + rest, F32, cpu=True) == BatchFit(
         2, True, 3 * weights + rest
     )
@@ -68,7 +71,7 @@ def test_all_priors_stay_if_they_fit_beside_the_songs() -> None:
 
 
 def beside_songs(need: LevelMemory) -> int:
-    return BESIDE + need.copies(F32, cpu=True)
+    return BESIDE + need.auxiliary_bytes(F32, cpu=True)
 
 
 def test_kept_priors_are_loaded_once_and_make_the_same_songs(
@@ -83,7 +86,7 @@ def test_kept_priors_are_loaded_once_and_make_the_same_songs(
         [SongRequest(id=f"{n}", seconds=0.3, seed=n, temperature=3.0) for n in range(2)],
     )
     apart, kept = Jukebox(runs), Jukebox(runs)
-    kept.together = True
+    kept.keep_loaded = True
     plain = [apart.sample([request])[0] for request in asked]
     assert loads == ["top", "middle", "bottom"] * 2
     loads.clear()
@@ -134,7 +137,7 @@ def peak_here(folder: Path, limit: str) -> None:
     Jukebox(folder / "little").sample([SongRequest(id="warm", seconds=0.3)])
     box, before = Jukebox(folder / "runs"), kilobytes("VmRSS")
     found = fit_batch(needs_of(box, SHORT), 2, float(limit), F32, cpu=True)
-    box.together = found.together
+    box.keep_loaded = found.keep_loaded
     print(found)
     box.sample(SHORT, batch_size=found.songs)
     print(json.dumps([found.bytes, 1024 * (kilobytes("VmHWM") - before)]))
@@ -156,14 +159,14 @@ def test_graphs_on_a_gpu_give_the_codes_of_steps_one_by_one(schedule: str) -> No
         for k, v in batch.items()
     }
     draw, prefix = (
-        plain_draw([1, 2], temperature=2.0).of(torch.tensor([0, 1])),
+        plain_draw([1, 2], temperature=2.0).select(torch.tensor([0, 1])),
         prior.config.prefix_tokens,
     )
     draw = type(draw)(draw.keys_B.cuda(), draw.temperature_B.cuda())
     tasks = [window_task(prior, cuda, draw, prefix, prior.config.length) for _ in range(2)]
     for task in tasks:
-        task.first_B = task.first_B.cuda()
-    rows, steps = (sampler_of(prior, way) for way in ("rows", "sequential"))
+        task.start_B = task.start_B.cuda()
+    rows, steps = (build_level_sampler(prior, way) for way in ("rows", "sequential"))
     plain = sample_window(steps.packed, tasks[0])  # type: ignore[attr-defined]
     assert torch.equal(rows.way_of(tasks[1])(rows.packed, tasks[1]), plain)  # type: ignore[attr-defined]
 

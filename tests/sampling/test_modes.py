@@ -57,13 +57,13 @@ def test_a_recording_is_gone_on_from(box: Jukebox, tmp_path: Path) -> None:
         tmp_path / "recorded.wav", np.stack([wave, -wave / 2], 1), 4000, subtype="FLOAT"
     )
     song = made(box, prompt=str(tmp_path / "recorded.wav"), keep_seconds=0.5, seconds=1.024)
-    whole = box.begin(
+    whole = box.start_song(
         SongRequest(id="x", prompt=str(tmp_path / "recorded.wav"), seconds=2.0, **HOT)
     )
     for level, hop in HOPS.items():
         kept = 512 // hop  # 0.5 s are rounded to 4 top codes
         np.testing.assert_array_equal(song.codes[level][:kept], whole.known.codes[level][:kept])
-        assert song.known.stays[level].sum() == kept
+        assert song.known.mask[level].sum() == kept
 
 
 def test_upsampling_keeps_the_levels_above(box: Jukebox, earlier: Path) -> None:
@@ -80,13 +80,13 @@ def test_upsampling_keeps_the_levels_above(box: Jukebox, earlier: Path) -> None:
 
 @pytest.mark.parametrize(
     "engine",
-    [DecodingPolicy(), DecodingPolicy(exact=False), DecodingPolicy(way="fixed_point")],
+    [DecodingPolicy(), DecodingPolicy(exact=False), DecodingPolicy(decoding="fixed_point")],
     ids=str,
 )
 def test_outside_a_mended_range_nothing_changes_in_codes_nor_beyond_reach_in_audio(
     runs: Path, earlier: Path, engine: DecodingPolicy
 ) -> None:
-    box, before = Jukebox(runs, engine=engine), codes(earlier)
+    box, before = Jukebox(runs, policy=engine), codes(earlier)
     song = made(box, infill=str(earlier), replace=[[0.3, 0.6]], lyrics="other words")
     old = made(
         box, infill=str(earlier), replace=[[1.0, 1.01]]
@@ -162,7 +162,7 @@ def test_what_cannot_be_made_is_one_clear_line(
     files |= {"sample": str(earlier), "text": str(tmp_path / "text.wav")}
     filled = {k: v.format(**files) if isinstance(v, str) else v for k, v in asked.items()}
     with pytest.raises(ValueError, match=named) as error:
-        box.begin(SongRequest(id="bad", **filled))
+        box.start_song(SongRequest(id="bad", **filled))
     assert "\n" not in str(error.value)
 
 

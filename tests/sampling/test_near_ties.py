@@ -4,14 +4,13 @@ little heat. Every way and every batch gives the plain sampler's song."""
 import pytest
 import torch
 from fixtures.tiny_jukebox import hearing
-from fixtures.tiny_models import CODES, little_prior, plain_draw, sample_level
-from test_sampling_windows import told
+from fixtures.tiny_models import CODES, little_prior, plain_draw, sample_level, song_conditionings
 from torch import Tensor
 
 from megajukebox.models.prior import Prior
 from megajukebox.sampling.decoding import token_sampling
 from megajukebox.sampling.decoding.decoder import PackedPrior
-from megajukebox.sampling.decoding.token_sampling import TIE as USUAL
+from megajukebox.sampling.decoding.token_sampling import NEAR_TIE_NATS as USUAL
 from megajukebox.sampling.decoding.token_sampling import (
     ClassifierFreeGuidance,
     TokenSampler,
@@ -20,9 +19,9 @@ from megajukebox.sampling.decoding.token_sampling import (
     top_p_boundary,
     top_p_filter,
 )
-from megajukebox.sampling.levels.autoregressive import WAYS
+from megajukebox.sampling.levels.autoregressive import DECODINGS
 
-EXACT = [way for way in WAYS if way != "windows"]
+EXACT = [way for way in DECODINGS if way != "windows"]
 SEEDS, TOTAL, SONGS = [3, 4, 5], 24, 3
 UPPER = torch.randint(CODES, (SONGS, 12), generator=torch.Generator().manual_seed(3))
 # A hundred times what another order of sums does, and looked for so much further: near ties come in every song.
@@ -60,7 +59,7 @@ def songs_of(prior: Prior, songs: list[int], way: str, setting: dict) -> Tensor:
         draw.temperature_B,
         **{f"{k}_B": torch.tensor([v] * len(songs)) for k, v in filters.items()},
     )
-    given, guidance = [told(SONGS)[s] for s in songs], [strength] * len(songs)
+    given, guidance = [song_conditionings(SONGS)[s] for s in songs], [strength] * len(songs)
     return sample_level(prior, given, UPPER[songs], TOTAL, 500, draw, 0.5, None, guidance, way)
 
 

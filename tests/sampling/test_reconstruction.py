@@ -21,7 +21,7 @@ from megajukebox.explorer.loaders.search_index import Links, entry
 from megajukebox.explorer.pages.sample import command
 from megajukebox.models.chunked_codec import decode_long
 from megajukebox.sampling.jukebox import Jukebox
-from megajukebox.sampling.songs.reconstruction import chosen, reconstructions
+from megajukebox.sampling.songs.reconstruction import reconstructions, select_rows
 from megajukebox.sampling.songs.requests import SongRequest
 
 SHARE = 0.5  # of the little songs that the run says it held out
@@ -50,13 +50,13 @@ def test_the_songs_are_those_that_the_run_held_out_or_those_named(
 ) -> None:
     held_out = set(np.flatnonzero(split(shards.songs["key"], SHARE)).tolist())
     assert 1 < len(held_out) < len(shards)
-    assert set(chosen(shards, runs / "vqvae", [], 1000)) == held_out
-    assert len(few := chosen(shards, runs / "vqvae", [], 2)) == 2 and set(few) < held_out
-    assert chosen(shards, runs / "vqvae", [shards.key(3), shards.key(1)], 1000) == [3, 1]
+    assert set(select_rows(shards, runs / "vqvae", [], 1000)) == held_out
+    assert len(few := select_rows(shards, runs / "vqvae", [], 2)) == 2 and set(few) < held_out
+    assert select_rows(shards, runs / "vqvae", [shards.key(3), shards.key(1)], 1000) == [3, 1]
     with pytest.raises(ValueError, match="no song 'none'"):
-        chosen(shards, runs / "vqvae", ["none"], 1)
+        select_rows(shards, runs / "vqvae", ["none"], 1)
     with pytest.raises(ValueError, match="was held out"):
-        chosen(shards, holding_out(runs / "top_prior", "top_prior", 0.0), [], 1)
+        select_rows(shards, holding_out(runs / "top_prior", "top_prior", 0.0), [], 1)
 
 
 def holding_out(run: Path, stage: str, share: float) -> Path:
@@ -146,10 +146,10 @@ def test_a_song_made_from_a_recording_has_it_and_what_its_codes_keep_beside_it(
     assert len(original) == song.samples
     np.testing.assert_allclose(original, wave[: song.samples], atol=1e-4)
     heard = sound(tmp_path, record["levels"]["reconstruction"]["audio"])
-    again = jukebox.begin(SongRequest(id="x", **prompt)).audio["reconstruction"]
+    again = jukebox.start_song(SongRequest(id="x", **prompt)).audio["reconstruction"]
     np.testing.assert_allclose(heard, again, atol=1e-4)
     assert len(heard) == song.samples and not np.array_equal(heard, sound(tmp_path, "primed.wav"))
-    longer = jukebox.begin(SongRequest(id="x", **prompt | {"seconds": 5.0}))
+    longer = jukebox.start_song(SongRequest(id="x", **prompt | {"seconds": 5.0}))
     assert {len(track) for track in longer.audio.values()} == {longer.samples}, (
         "pictures of one width, of one time"
     )

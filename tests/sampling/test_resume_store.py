@@ -79,7 +79,7 @@ def test_what_was_done_of_another_request_or_with_other_weights_is_not_gone_on_w
     assert (
         found is not None
         and found.codes["top"].tolist() == [0, 1, 2, 3, 4]
-        and found.stays["top"].sum() == 3
+        and found.mask["top"].sum() == 3
     )
     assert kept.load("a", {"request": 2}) is None and kept.load("b", {"request": 1}) is None
     (tmp_path / ".unfinished/a.npz").write_bytes(b"torn")
@@ -88,12 +88,12 @@ def test_what_was_done_of_another_request_or_with_other_weights_is_not_gone_on_w
 
 def test_a_claim_is_one_process_s_until_it_is_dead_or_silent(tmp_path: Path) -> None:
     one, other = ResumeStore(tmp_path), ResumeStore(tmp_path, stale=30)
-    assert one.claim("a") and not other.claim("a") and other.live("a")
+    assert one.claim("a") and not other.claim("a") and other.is_claimed("a")
     claim = tmp_path / ".unfinished/a.claim"
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     claim.write_text(json.dumps(json.loads(claim.read_text()) | {"pid": dead.pid}))
-    assert not other.live("a") and other.claim("a")
+    assert not other.is_claimed("a") and other.claim("a")
     claim.write_text(json.dumps({"host": "another-machine", "pid": 1}))
     assert not one.claim("a")
     os.utime(claim, (time.time() - 60, time.time() - 60))
@@ -118,7 +118,7 @@ def test_a_request_that_fails_leaves_the_others_whole(runs: Path, tmp_path: Path
 
     dealer = RequestQueue(box, asked, tmp_path, rank=0, size=1, batch_size=16)
     dealer.run(make, lines.append)
-    assert sorted(dealer.made) == ["song-0", "song-1"] and set(dealer.failed) == {"bad", "odd"}
+    assert sorted(dealer.completed) == ["song-0", "song-1"] and set(dealer.failed) == {"bad", "odd"}
     assert len(lines) == 2 and all("\n" not in line for line in lines)
     assert any("nowhere.wav" in line for line in lines) and any(
         "out of memory" in line for line in lines

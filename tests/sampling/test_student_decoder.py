@@ -46,7 +46,7 @@ def assert_cached_equals_full(student: Student, known: str) -> None:
         hidden[slots] = batch["codes"][slots]
         with student_decoding(student, given, slots, packed) as decoder:
             if slots.any():
-                decoder.fill(hidden)
+                decoder.prefill(hidden)
             for step in decoder.steps:
                 logits, open_BN = decoder.step(hidden, step), ~slots[:, step.slots_N]
                 torch.testing.assert_close(
@@ -111,7 +111,7 @@ def test_memory_is_made_once_and_gone_afterwards() -> None:
         memory = [
             (x.data_ptr(), x.shape) for layer in decoder.layers for x in (layer.keys, layer.values)
         ]
-        decoder.fill(batch["codes"])
+        decoder.prefill(batch["codes"])
         for step in decoder.steps:
             decoder.step(batch["codes"], step)
         assert memory == [

@@ -12,11 +12,11 @@ from megajukebox.common.levels import PRIOR_FOLDERS
 from megajukebox.common.model_files import load_into, read_facts, save_weights
 from megajukebox.models.grid_order import GridOrder
 from megajukebox.models.prior import Prior, PriorConfig
-from megajukebox.sampling.jukebox import Jukebox, draw_for
+from megajukebox.sampling.jukebox import Jukebox, token_sampler_for
 from megajukebox.sampling.levels.autoregressive import Autoregressive
 from megajukebox.sampling.levels.level_sampler import LevelJob, new_job
 from megajukebox.sampling.songs.requests import SongRequest
-from megajukebox.sampling.students.student_runs import fingerprints, students_of
+from megajukebox.sampling.students.student_runs import fingerprints, parse_students
 from megajukebox.sampling.students.student_sampler import StudentSampler, VerifiedStudent
 
 ORDERS = {"top": ("1,1", "4,1"), "middle": ("0,1", "1,1"), "bottom": ("0,1",)}
@@ -70,7 +70,7 @@ def runs(tmp_path_factory) -> Path:
     ids=str,
 )
 def test_names_choose_students_by_level_and_order(runs, asked, found) -> None:
-    students = students_of(runs, asked)
+    students = parse_students(runs, asked)
     assert {level: str(run.config.order) for level, run in students.items()} == found
     assert set(fingerprints(students)) == {f"{level}_student" for level in found}
 
@@ -86,12 +86,12 @@ def test_names_choose_students_by_level_and_order(runs, asked, found) -> None:
 )
 def test_what_is_no_sampler_is_refused_with_those_there_are(runs, asked, told) -> None:
     with pytest.raises(ValueError, match=told):
-        students_of(runs, [asked])
+        parse_students(runs, [asked])
 
 
 def test_a_level_without_a_student_says_to_distill_one(tmp_path) -> None:
     with pytest.raises(ValueError, match="holds no student"):
-        students_of(write_runs(tmp_path), ["student"])
+        parse_students(write_runs(tmp_path), ["student"])
 
 
 def sampled(runs: Path, level: str, make) -> LevelJob:
@@ -99,34 +99,34 @@ def sampled(runs: Path, level: str, make) -> LevelJob:
         Jukebox(runs),
         [SongRequest(id="one", seconds=2.0, seed=3), SongRequest(id="two", seconds=2.0, seed=4)],
     )
-    told = [jukebox.levels[level].told(request) for request in requests]
+    told = [jukebox.levels[level].conditioning(request) for request in requests]
     above = torch.randint(16, (2, 64), generator=torch.Generator().manual_seed(0))
-    job = new_job(told, 200, 2000, draw_for(level, requests, jukebox.device), 0.5, above)
+    job = new_job(told, 200, 2000, token_sampler_for(level, requests, jukebox.device), 0.5, above)
     make(load(runs, level)).sample(job, lambda count: None)
     return job
 
 
 def test_a_student_samples_its_level_and_polished_it_is_the_prior(runs) -> None:
     exact = sampled(runs, "middle", Autoregressive)
-    run = students_of(runs, ["middle=student"])["middle"]
+    run = parse_students(runs, ["middle=student"])["middle"]
     assert isinstance(run(load(runs, "middle")), StudentSampler)
     quick = sampled(runs, "middle", run)
     assert quick.known_BT.all() and not torch.equal(quick.codes_BT, exact.codes_BT)
-    polished = students_of(runs, ["middle=polished"])["middle"]
+    polished = parse_students(runs, ["middle=polished"])["middle"]
     assert isinstance(polished(load(runs, "middle")), VerifiedStudent)
     assert torch.equal(sampled(runs, "middle", polished).codes_BT, exact.codes_BT)
     assert not fingerprints({"middle": polished}), "the song is the prior's alone"
 
 
 def test_what_a_student_was_not_taught_is_noted(runs) -> None:
-    run = students_of(runs, ["student"])["bottom"]
+    run = parse_students(runs, ["student"])["bottom"]
     assert not list(run.notes(SongRequest(id="a", temperature=0.9)))
     notes = list(run.notes(SongRequest(id="a", temperature=0.5, guidance=2)))
     assert len(notes) == 2 and "taught guidance 1 and keeps to it; 2 was asked" in notes[0]
 
 
 def test_a_student_that_did_not_pass_its_gate_is_noted(runs) -> None:
-    notes = [list(students_of(runs, [f"top=student{order}"])["top"].notes(SongRequest(id="a", temperature=0.9)))
+    notes = [list(parse_students(runs, [f"top=student{order}"])["top"].notes(SongRequest(id="a", temperature=0.9)))
              for order in ("", ":4,1")]  # fmt: skip
     further = (
         "the top student 4,1 is further from its prior than allowed: 0.060 bits per code, gate 0.05"
@@ -153,6 +153,6 @@ def test_songs_go_on_and_are_mended_by_students_with_what_is_given_untouched(
     mended = SongRequest(id="mended", infill=source, replace=((0.6, 1.1),), seed=3)
     for song in jukebox.sample([longer]) + jukebox.sample([mended]):
         for level, codes in first.codes.items():
-            stays = song.given.stays[level][: len(codes)]
+            stays = song.prompt.mask[level][: len(codes)]
             assert stays.any() and (song.codes[level][: len(codes)] == codes)[stays].all()
     assert (song.codes["bottom"] != first.codes["bottom"]).any(), "the mended range is new"

@@ -12,7 +12,7 @@ from megajukebox.conditioning.tokenizers import TokenizedLyrics
 from megajukebox.models.grid_order import GridOrder
 from megajukebox.sampling.levels.autoregressive import Autoregressive
 from megajukebox.sampling.levels.level_sampler import LevelJob, SongConditioning, new_job
-from megajukebox.sampling.levels.level_windows import conditions_of
+from megajukebox.sampling.levels.level_windows import conditioning_batch
 from megajukebox.sampling.students.student_sampler import StudentSampler, VerifiedStudent, phases
 
 ORDERS = [GridOrder(0, 1), GridOrder(1, 1), GridOrder(4, 1)]
@@ -35,7 +35,7 @@ def job_of(level: str, total: int, seeds: list[int], known: slice = slice(0, 0))
     )
     job = new_job([told() for _ in seeds], total, total * 4, plain_draw(seeds, level), 0.5, upper)
     job.codes_BT[:, known] = torch.randint(11, job.codes_BT[:, known].shape, generator=draw)
-    job.known_BT[:, known] = job.given_BT[:, known] = True
+    job.known_BT[:, known] = job.prompt_BT[:, known] = True
     return job
 
 
@@ -96,7 +96,7 @@ def test_the_windows_between_are_given_what_the_first_ones_sampled() -> None:
     between.known_BT[:, 16:24] = False
     sampler("middle", GridOrder(0, 1)).sample(between, lambda count: None)
     assert torch.equal(between.codes_BT, job.codes_BT)
-    batch = conditions_of(
+    batch = conditioning_batch(
         way.student.config, [told()], job.upper_BU, [12], 160, torch.device("cpu")
     )
     assert batch["upper_codes"].shape == (1, WINDOW // 4)
@@ -104,7 +104,7 @@ def test_the_windows_between_are_given_what_the_first_ones_sampled() -> None:
 
 def test_at_the_temperature_of_its_lessons_a_student_draws_unchanged() -> None:
     one, other = job_of("middle", 20, [1]), job_of("middle", 20, [1])
-    other.draw.temperature_B.fill_(0.7)
+    other.token_sampler.temperature_B.fill_(0.7)
     sampler("middle", GridOrder(0, 1)).sample(one, lambda count: None)
     sampler("middle", GridOrder(0, 1), temperature=0.7).sample(other, lambda count: None)
     assert torch.equal(one.codes_BT, other.codes_BT)
@@ -122,7 +122,7 @@ def test_polished_is_the_teachers_sample_whatever_the_student_guessed(level: str
             ),
             [],
         )
-        VerifiedStudent(StudentSampler(student_of(teacher, order)), teacher, ahead=4).sample(
-            again, counted.append
-        )
+        VerifiedStudent(
+            StudentSampler(student_of(teacher, order)), teacher, num_draft_tokens=4
+        ).sample(again, counted.append)
         assert torch.equal(again.codes_BT, exact.codes_BT) and sum(counted) == 2 * 37

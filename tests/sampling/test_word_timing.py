@@ -21,17 +21,17 @@ from megajukebox.models.prior import Prior, PriorConfig
 from megajukebox.sampling.jukebox import Jukebox
 from megajukebox.sampling.levels.level_sampler import SongConditioning
 from megajukebox.sampling.lyrics.head_selection import (
-    FOLLOWS,
+    MIN_FOLLOWING_SCORE,
     AlignedSong,
     AlignmentHead,
-    choose,
-    read_choice,
-    write_choice,
+    choose_head,
+    read_alignment_head,
+    write_alignment_head,
 )
 from megajukebox.sampling.lyrics.word_timing import (
+    attention_over_words,
     best_walk,
     monotonicity,
-    over_words,
     word_times,
     words_of,
 )
@@ -63,7 +63,7 @@ def planted(
 def test_planted_words_are_found_within_half_a_code(seed: int, noise: float) -> None:
     attention, edges = planted(np.random.default_rng(seed), noise)
     words, step = words_of(TEXT), 0.01
-    sung = word_times(over_words(attention, TOKENS, words), words, step)
+    sung = word_times(attention_over_words(attention, TOKENS, words), words, step)
     assert [(w.start_char, w.end_char) for w in sung] == words
     for word, (first, last) in zip(sung, edges):
         assert abs(word.t0 - first * step) <= step / 2 and abs(word.t1 - last * step) <= step / 2
@@ -99,9 +99,13 @@ def test_the_head_that_reads_along_scores_best_and_no_other_scores_more_than_noi
         attention[::-1],
         attention,
     ]
-    scores = monotonicity(np.stack([over_words(head, TOKENS, words) for head in heads]))
-    assert scores.argmax() == len(heads) - 1 and scores[-1] > FOLLOWS
-    assert (np.abs(scores[[0, 2]]) < 0.1).all() and scores[1] < 0.2 and scores[3] < -FOLLOWS
+    scores = monotonicity(np.stack([attention_over_words(head, TOKENS, words) for head in heads]))
+    assert scores.argmax() == len(heads) - 1 and scores[-1] > MIN_FOLLOWING_SCORE
+    assert (
+        (np.abs(scores[[0, 2]]) < 0.1).all()
+        and scores[1] < 0.2
+        and scores[3] < -MIN_FOLLOWING_SCORE
+    )
 
 
 def test_more_words_than_codes_are_sung_as_far_as_the_codes_go() -> None:
@@ -178,7 +182,7 @@ def test_the_head_that_reads_along_is_found_in_a_prior_and_its_error_told() -> N
     timed = [TimedWord(a, b, EDGES[a] * seconds, EDGES[b] * seconds) for a, b in words]
     told = SongConditioning({}, JukeboxCharacters("v2").encode(SUNG), timed)
     song = AlignedSong(told, SUNG, torch.randint(11, (32,)), 32 * prior.config.hop)
-    choice, scores = choose(prior, [song], weights="f")
+    choice, scores = choose_head(prior, [song], weights="f")
     assert set(scores) == {(layer, head) for layer in (3, 7) for head in (0, 1)}
     assert choice.pair == (3, 1) and choice.follows and choice.weights == "f" and choice.songs == 1
     assert choice.error_ms == pytest.approx(0, abs=1e-6) and choice.proportion_ms > 1000 * seconds
@@ -190,7 +194,7 @@ def test_a_prior_that_does_not_follow_is_said_not_to() -> None:
         if block.attention.pattern == "lyrics":
             torch.nn.init.normal_(block.attention.query.weight)
     told = SongConditioning({}, JukeboxCharacters("v2").encode(SUNG), [])
-    choice, _ = choose(
+    choice, _ = choose_head(
         prior, [AlignedSong(told, SUNG, torch.randint(11, (32,)), 32 * prior.config.hop)]
     )
     assert not choice.follows and choice.error_ms is None
@@ -199,9 +203,9 @@ def test_a_prior_that_does_not_follow_is_said_not_to() -> None:
 def test_without_lyrics_there_is_nothing_to_choose() -> None:
     deaf = Prior(PriorConfig(**prior_settings("factored")))
     with pytest.raises(ValueError, match="reads no lyrics"):
-        choose(deaf, [])
+        choose_head(deaf, [])
     with pytest.raises(ValueError, match="no song with lyrics"):
-        choose(reading_prior(), [])
+        choose_head(reading_prior(), [])
 
 
 # ---- On disk -------------------------------------------------------------------------------------------------------
@@ -220,7 +224,7 @@ def test_the_verb_writes_its_choice_beside_the_weights(tmp_path: Path, capsys) -
     runs = write_runs(tmp_path / "runs")
     vqvae, prior = (read_facts(runs / name)["fingerprint"] for name in ("vqvae", "top_prior"))
     main(runs, write_codes_of(tmp_path / "codes", vqvae), songs=3, device="cpu")
-    choice = read_choice(runs / "top_prior")
+    choice = read_alignment_head(runs / "top_prior")
     assert (
         choice is not None and choice.songs == 3 and choice.layer == 3 and choice.weights == prior
     )
@@ -236,7 +240,7 @@ def test_the_verb_refuses_codes_of_another_vqvae(tmp_path: Path) -> None:
     runs = write_runs(tmp_path / "runs")
     with pytest.raises(SystemExit, match="encode the songs with the VQ-VAE beside the prior"):
         main(runs, write_codes_of(tmp_path / "codes", "0" * 64), songs=3, device="cpu")
-    assert read_choice(runs / "top_prior") is None
+    assert read_alignment_head(runs / "top_prior") is None
 
 
 # ---- In samples ------------------------------------------------------------------------------------------------------
@@ -247,7 +251,9 @@ def runs(request, tmp_path_factory) -> Path:
     """A jukebox whose prior has a head to tell the times by."""
     mode, layer = request.param
     folder = write_runs(tmp_path_factory.mktemp("singing") / "runs", mode)
-    write_choice(folder / "top_prior", AlignmentHead(layer=layer, head=1, score=1.5, songs=3))
+    write_alignment_head(
+        folder / "top_prior", AlignmentHead(layer=layer, head=1, score=1.5, songs=3)
+    )
     return folder
 
 
@@ -292,6 +298,6 @@ def test_times_that_were_asked_for_stay_and_lyrics_of_an_earlier_song_do_not(
     assert "alignment" not in sample(runs, tmp_path, lyrics=given)
     assert (tmp_path / "a.lrc").read_text() == given
     weak = Path(shutil.copytree(runs, tmp_path / "weak"))
-    write_choice(weak / "top_prior", AlignmentHead(layer=3, head=1, follows=False))
+    write_alignment_head(weak / "top_prior", AlignmentHead(layer=3, head=1, follows=False))
     assert "alignment" not in sample(weak, tmp_path, lyrics="la la")
     assert (tmp_path / "a.txt").read_text() == "la la" and not (tmp_path / "a.lrc").exists()

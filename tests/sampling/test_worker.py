@@ -59,7 +59,7 @@ def test_it_loads_once_and_again_only_when_a_file_of_the_runs_changed(
     standing = worker.SamplerServer(runs)
     first = standing.jukebox()
     assert standing.jukebox() is first and all(
-        run.kept is not None for run in first.levels.values()
+        run.kept_prior is not None for run in first.levels.values()
     )
     os.utime(runs / "top_prior" / "model.json", ns=(1, 1))
     assert standing.jukebox() is not first
@@ -71,7 +71,7 @@ def test_priors_that_do_not_fit_together_are_loaded_level_by_level(
     monkeypatch.setattr(worker, "SHARE", 0.0)
     standing = worker.SamplerServer(runs)
     assert standing.answer(order(tmp_path, id="large"))["state"] == "done"
-    assert all(run.kept is None for run in standing.jukebox().levels.values())
+    assert all(run.kept_prior is None for run in standing.jukebox().levels.values())
 
 
 def test_a_song_that_is_stopped_leaves_nothing(runs: Path, tmp_path: Path) -> None:

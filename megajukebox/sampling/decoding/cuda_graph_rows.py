@@ -13,14 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from megajukebox.sampling.decoding.decoder import PackedPrior, WindowDecoder, decoding
+from megajukebox.sampling.decoding.decoder import PackedPrior, WindowDecoder, window_decoder
 from megajukebox.sampling.decoding.kv_cache import StepSpan
 from megajukebox.sampling.decoding.window_sampler import (
     Progress,
     SamplingWindow,
-    fill,
-    settled,
-    take,
+    prefill,
+    resolve_near_ties,
+    write_tokens,
 )
 
 
@@ -43,7 +43,7 @@ class RowSteps:
 
     def enter(self, row: int) -> None:
         """Go to a row; rows must come in order."""
-        self.decoder.enter(row)
+        self.decoder.enter_row(row)
         self.row.fill_(row)
         torch.le(self.every[None], self.row, out=self.rows_seen)
 
@@ -71,13 +71,13 @@ class RowSteps:
         decoder, window = self.decoder, self.window
         t = self.row * decoder.row + column  # [1]
         h, added = self.embedded(t), None
-        if decoder.given.added is not None:
-            added = decoder.given.added.index_select(1, t)
+        if decoder.conditioning.added is not None:
+            added = decoder.conditioning.added.index_select(1, t)
         flat = (self.places <= t)[None]
         place = StepSpan(column, 1, column, self.row, decoder.rows, self.rows_seen, t, flat)
-        logits = decoder.through(self.packed, h, added, place)
+        logits = decoder.forward(self.packed, h, added, place)
         prefix = window.prior.config.prefix_tokens
-        found = window.draw(logits, window.first_B[:, None] + t - prefix)
+        found = window.token_sampler(logits, window.start_B[:, None] + t - prefix)
         kept, known = window.tokens_BT.index_select(1, t), window.known_BT.index_select(1, t)
         window.tokens_BT.index_copy_(1, t, torch.where(known, kept, found.codes))
         self.close_BT.index_copy_(1, t, found.near_tie & ~known)
@@ -88,7 +88,9 @@ class RowSteps:
         if not self.packed.exact or not bool(close.any()):
             return end - t
         made = self.window.tokens_BT[:, t:end].clone()
-        return take(self.window, t, settled(self.window, made, close, t, made), made)
+        return write_tokens(
+            self.window, t, resolve_near_ties(self.window, made, close, t, made), made
+        )
 
     def embedded(self, t: Tensor) -> Tensor:
         entry = self.window.prior.input
@@ -98,13 +100,13 @@ class RowSteps:
 
 
 @torch.inference_mode()
-def sample_window_rows(
+def sample_window_cuda_graph(
     packed: PackedPrior, window: SamplingWindow, progress: Progress = lambda t: None
 ) -> Tensor:
     """`sample_window` with the host out of the way; captured where there is a GPU."""
-    begin, until = window.beginning(), window.last()
-    with decoding(window.prior, window.given, len(window.tokens_BT)) as decoder:
-        fill(decoder, window, begin)
+    begin, until = window.known_prefix(), window.unknown_end()
+    with window_decoder(window.prior, window.conditioning, len(window.tokens_BT)) as decoder:
+        prefill(decoder, window, begin)
         steps = RowSteps(packed, window, decoder, capture=window.tokens_BT.device.type == "cuda")
         t = begin
         while t < until:

@@ -16,7 +16,7 @@ from torch import Tensor
 from megajukebox.models.prior import Conditioning, Prior
 from megajukebox.models.transformer import TransformerBlock
 from megajukebox.sampling.decoding.kv_cache import LayerCache, StepSpan, attention_cache
-from megajukebox.sampling.decoding.packed_linear import Linear, packed
+from megajukebox.sampling.decoding.packed_linear import Linear, pack_linear
 
 GELU = torch.tensor(
     1.702
@@ -45,9 +45,11 @@ class PackedBlock:
     def __init__(self, block: TransformerBlock, int8: bool):
         attention, mlp = block.attention, block.mlp
         reads_lyrics = attention.pattern == "lyrics"
-        self.project: Linear = packed(attention.query if reads_lyrics else attention.project, int8)
+        self.project: Linear = pack_linear(
+            attention.query if reads_lyrics else attention.project, int8
+        )
         self.merge, self.widen, self.narrow = (
-            packed(x, int8) for x in (attention.merge, mlp.widen, mlp.narrow)
+            pack_linear(x, int8) for x in (attention.merge, mlp.widen, mlp.narrow)
         )
         norms = (block.norm_attention, block.norm_mlp)
         self.norms = [
@@ -84,7 +86,7 @@ class PackedPrior:
         # Fewer bits differ by more than near ties are looked for.
         self.exact = not int8 and prior.head.weight.dtype == torch.float32
         self.blocks = [PackedBlock(block, int8) for block in prior.blocks]
-        self.head: Linear = packed(prior.head, int8)
+        self.head: Linear = pack_linear(prior.head, int8)
 
     def logits(self, h_MW: Tensor, added_MW: Tensor | None) -> Tensor:
         if added_MW is not None and not self.prior.config.separate_head:
@@ -95,13 +97,13 @@ class PackedPrior:
 class WindowDecoder:
     """The caches of one window of B songs. Make it with `decoding`."""
 
-    def __init__(self, prior: Prior, given: Conditioning, batch: int):
-        self.prior, self.given, self.length = prior, given, prior.config.length
+    def __init__(self, prior: Prior, conditioning: Conditioning, batch: int):
+        self.prior, self.conditioning, self.length = prior, conditioning, prior.config.length
         self.rows = prior.config.transformer.rows
         self.row = self.length // self.rows
-        self.start = prior.input.start_vector(batch, given.start)
+        self.start = prior.input.start_vector(batch, conditioning.start)
         self.layers: list[LayerCache] = [
-            attention_cache(block.attention, batch, self.length, given.lyrics)
+            attention_cache(block.attention, batch, self.length, conditioning.lyrics)
             for block in prior.blocks
         ]
         self.row_indices = torch.arange(self.rows, device=self.start.device).split(1)
@@ -110,7 +112,7 @@ class WindowDecoder:
             1,
         )  # the row in which the last step began, and how many it touched
 
-    def fill(self, tokens_UN: Tensor, songs_B: Tensor | None = None) -> None:
+    def prefill(self, tokens_UN: Tensor, songs_B: Tensor | None = None) -> None:
         """Take in the N known tokens at the head of the window in one parallel pass.
 
         `songs` says which of U beginnings each song has; the songs of one beginning must be told the same.
@@ -123,40 +125,41 @@ class WindowDecoder:
             else [int((songs_B == u).nonzero()[0]) for u in range(len(tokens_UN))]
         )
         start, added = (
-            x if first is None or x is None else x[first] for x in (self.start, self.given.added)
+            x if first is None or x is None else x[first]
+            for x in (self.start, self.conditioning.added)
         )
         h = self.prior.input(padded, start, None if added is None else added[:, : padded.shape[1]])
         for block, layer in zip(self.prior.blocks, self.layers):
-            h = block.update(h, layer.fill(block.norm_attention(h), known, songs_B))
+            h = block.update(h, layer.prefill(block.norm_attention(h), known, songs_B))
         self.current = (known - 1) // self.row
 
     def step(self, packed: PackedPrior, tokens_BT: Tensor, t: int, size: int = 1) -> Tensor:
         """Logits [B, N, V] of positions t .. t + N - 1, given the tokens before them in `tokens`."""
-        return self.at(packed, tokens_BT, self.place(t, size))
+        return self.logits_at(packed, tokens_BT, self.step_span(t, size))
 
-    def place(self, t: int, size: int) -> StepSpan:
+    def step_span(self, t: int, size: int) -> StepSpan:
         """Where the next step is; it begins in a row of the last step, or in the one after."""
-        self.enter(t // self.row)
+        self.enter_row(t // self.row)
         row, column = divmod(t, self.row)
         self.reach = -(-(column + size) // self.row)
         return StepSpan(t, size, column, self.row_indices[row], row + self.reach)
 
-    def enter(self, row: int) -> None:
+    def enter_row(self, row: int) -> None:
         assert self.current <= row <= self.current + self.reach, f"row {row} after {self.current}"
         if row != self.current or self.reach > 1:
             for layer in self.layers:
-                layer.turn(row - self.current)
+                layer.advance_rows(row - self.current)
         self.current, self.reach = row, 1
 
-    def at(self, packed: PackedPrior, tokens_BT: Tensor, place: StepSpan) -> Tensor:
+    def logits_at(self, packed: PackedPrior, tokens_BT: Tensor, place: StepSpan) -> Tensor:
         t, end = place.t, place.t + place.size
         content = self.prior.input.tokens(tokens_BT[:, max(0, t - 1) : end - 1])
         content = content if t else torch.cat([self.start, content], dim=1)
         h = content + self.prior.input.positions.weight[t:end]
-        added = None if self.given.added is None else self.given.added[:, t:end]
-        return self.through(packed, h, added, place)
+        added = None if self.conditioning.added is None else self.conditioning.added[:, t:end]
+        return self.forward(packed, h, added, place)
 
-    def through(
+    def forward(
         self, packed: PackedPrior, h_BNW: Tensor, added_BNW: Tensor | None, place: StepSpan
     ) -> Tensor:
         """Logits [B, N, V] of embedded positions."""
@@ -170,9 +173,9 @@ class WindowDecoder:
 
 
 @contextmanager
-def decoding(prior: Prior, given: Conditioning, batch: int) -> Iterator[WindowDecoder]:
+def window_decoder(prior: Prior, conditioning: Conditioning, batch: int) -> Iterator[WindowDecoder]:
     """The decoder's memory exists only inside the block."""
-    decoder = WindowDecoder(prior, given, batch)
+    decoder = WindowDecoder(prior, conditioning, batch)
     try:
         yield decoder
     finally:

@@ -26,7 +26,7 @@ def _shift(x: Tensor, bits: int) -> Tensor:
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
-def keys(seeds: list[int], level: str) -> Tensor:
+def noise_keys(seeds: list[int], level: str) -> Tensor:
     """One int64 key [B] for each song's seed at `level`."""
     seed = torch.tensor([_signed(seed * GOLDEN + 1) for seed in seeds], dtype=torch.int64)
     return mix(mix(seed) + _signed(LEVELS.index(level) * GOLDEN))

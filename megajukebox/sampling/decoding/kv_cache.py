@@ -67,7 +67,7 @@ class LayerCache:
     def shape(self, batch: int, heads: int, size: int) -> tuple[int, ...]:
         raise NotImplementedError
 
-    def keep(self, kv_BRL2HD: Tensor, known: int) -> None:
+    def store_prefix(self, kv_BRL2HD: Tensor, known: int) -> None:
         """Remember a beginning of whole rows. What lies past `known` may be kept too: it is written before any read."""
         raise NotImplementedError
 
@@ -75,10 +75,10 @@ class LayerCache:
         """Remember the keys and values of N positions, and what their queries gather, [B, N, H, D]."""
         raise NotImplementedError
 
-    def turn(self, rows: int) -> None:
+    def advance_rows(self, rows: int) -> None:
         """What follows is so many rows after the row in which the last step began."""
 
-    def fill(self, x_UTW: Tensor, known: int, songs_B: Tensor | None) -> Tensor:
+    def prefill(self, x_UTW: Tensor, known: int, songs_B: Tensor | None) -> Tensor:
         """Attend over a beginning of whole rows at once, remembering its first `known` positions.
 
         `songs` says which of the U beginnings each of the B songs has; None: each its own.
@@ -87,7 +87,7 @@ class LayerCache:
         rows = x_UTW.shape[1] // self.row
         kv = torch.stack([k, v], dim=2)
         kv = kv if songs_B is None else kv.index_select(0, songs_B)
-        self.keep(kv.unflatten(1, (rows, -1)), known)
+        self.store_prefix(kv.unflatten(1, (rows, -1)), known)
         return self.attention.out(
             attend(q, k, v, self.attention.pattern, rows, self.attention.prefix)
         )
@@ -124,7 +124,7 @@ class FoldedCache(LayerCache):
         """`attend` for R whole rows, the last of the first `rows`: [B, R L, H, D]."""
         raise NotImplementedError
 
-    def beginning(self, place: StepSpan) -> Tensor:
+    def row_prefix(self, place: StepSpan) -> Tensor:
         """Keys and values of the positions before `place` in its row, [2, B, H, columns, D]."""
         raise NotImplementedError
 
@@ -134,7 +134,7 @@ class FoldedCache(LayerCache):
             return super().step(qkv_BNX, place)
         q_kv = qkv_BNX.view(*qkv_BNX.shape[:2], 3, self.heads, self.size)
         whole = F.pad(q_kv, (0, 0, 0, 0, 0, 0, place.column, -end % self.row))
-        whole[:, : place.column, 1:] = self.beginning(place).permute(1, 3, 0, 2, 4)
+        whole[:, : place.column, 1:] = self.row_prefix(place).permute(1, 3, 0, 2, 4)
         q_kv = whole.unflatten(1, (-1, self.row))
         return self.attend_rows(q_kv[:, :, :, 0], q_kv[:, :, :, 1:], place.rows)[
             :, place.column : end
@@ -159,15 +159,15 @@ class RowCache(FoldedCache):
         k, v = kv_BRL2HD.flatten(1, 2).unbind(2)
         return attend(q_BRLHD.flatten(1, 2), k, v, "row", len(self.made))
 
-    def beginning(self, place: StepSpan) -> Tensor:
+    def row_prefix(self, place: StepSpan) -> Tensor:
         return self.memory[:, :, :, : place.column]
 
-    def turn(self, rows: int) -> None:
+    def advance_rows(self, rows: int) -> None:
         if self.made is not None and rows < len(self.made):
             self.memory.copy_(self.made[rows])
         self.made = None
 
-    def keep(self, kv_BRL2HD: Tensor, known: int) -> None:
+    def store_prefix(self, kv_BRL2HD: Tensor, known: int) -> None:
         self.memory[:] = kv_BRL2HD[:, (known - 1) // self.row].permute(2, 0, 3, 1, 4)
 
 
@@ -192,13 +192,13 @@ class PreviousRowCache(RowCache):
         out = F.scaled_dot_product_attention(q, k, v)
         return out.view_as(q_RBHLD).permute(1, 0, 3, 2, 4).flatten(1, 2)
 
-    def turn(self, rows: int) -> None:
+    def advance_rows(self, rows: int) -> None:
         if rows:
             self.before.copy_(self.memory if self.made is None else self.made[rows - 1])
-        super().turn(rows)
+        super().advance_rows(rows)
 
-    def keep(self, kv_BRL2HD: Tensor, known: int) -> None:
-        super().keep(kv_BRL2HD, known)
+    def store_prefix(self, kv_BRL2HD: Tensor, known: int) -> None:
+        super().store_prefix(kv_BRL2HD, known)
         current = (known - 1) // self.row
         if current:
             self.before[:] = kv_BRL2HD[:, current - 1].permute(2, 0, 3, 1, 4)
@@ -228,10 +228,10 @@ class ColumnCache(FoldedCache):
         out = F.scaled_dot_product_attention(q_LBHRD.flatten(0, 1), keys, values, mask)
         return out.view_as(q_LBHRD).permute(1, 3, 0, 2, 4).flatten(1, 2)
 
-    def beginning(self, place: StepSpan) -> Tensor:
+    def row_prefix(self, place: StepSpan) -> Tensor:
         return self.memory[:, : place.column, :, :, place.t // self.row].permute(0, 2, 3, 1, 4)
 
-    def keep(self, kv_BRL2HD: Tensor, known: int) -> None:
+    def store_prefix(self, kv_BRL2HD: Tensor, known: int) -> None:
         self.memory[..., : kv_BRL2HD.shape[1], :] = kv_BRL2HD.permute(3, 2, 0, 4, 1, 5)
 
 
@@ -266,7 +266,7 @@ class FlatCache(LayerCache):
         self.memory.index_copy_(3, index, torch.where(inside.bool(), new, kept))
         return _among(q_BNHD, self.memory, place.flat_mask[:, : self.length])
 
-    def keep(self, kv_BRL2HD: Tensor, known: int) -> None:
+    def store_prefix(self, kv_BRL2HD: Tensor, known: int) -> None:
         kept = min(known, self.length)
         self.memory[:, :, :, :kept] = kv_BRL2HD.flatten(1, 2)[:, :kept].permute(2, 0, 3, 1, 4)
 
@@ -280,7 +280,7 @@ class LyricsCache(LayerCache):
         if len(lyrics_BSW) != batch:
             self.memory = self.memory.expand(-1, batch, -1, -1, -1)
 
-    def fill(self, x_UTW: Tensor, known: int, songs_B: Tensor | None) -> Tensor:
+    def prefill(self, x_UTW: Tensor, known: int, songs_B: Tensor | None) -> Tensor:
         memory = self.memory
         if songs_B is not None:  # of each beginning, a song that has it
             first = torch.stack([(songs_B == u).nonzero()[0, 0] for u in range(len(x_UTW))])

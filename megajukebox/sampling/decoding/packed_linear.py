@@ -23,14 +23,16 @@ from torch import Tensor, nn
 
 Linear = Callable[[Tensor], Tensor]  # [N, I] -> [N, O]
 PRECISIONS = ("float32", "bfloat16", "float16", "int8")
-SMALL = (
+CACHED_WEIGHTS = (
     1 << 15
 )  # weights of models that stay in a cache of the core from one step to the next: any product will do
-LONG = 2048  # outputs from which on the matrix product reads W^T at 22 GB/s, `embedding_bag` at 13 (docs/decisions/0023)
-MOST_ROWS = 512  # beyond, the plain matrix product is as fast, and nothing is gained by packing
+MM_MIN_OUTPUTS = 2048  # outputs from which on the matrix product reads W^T at 22 GB/s, `embedding_bag` at 13 (docs/decisions/0023)
+MAX_PACKED_ROWS = (
+    512  # beyond, the plain matrix product is as fast, and nothing is gained by packing
+)
 
 
-def packed(layer: nn.Linear, int8: bool = False) -> Linear:
+def pack_linear(layer: nn.Linear, int8: bool = False) -> Linear:
     """The fastest way known to apply `layer` to few rows on its device; `int8` rounds its weights to 8 bits."""
     weight, bias = layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
     if weight.device.type != "cpu":
@@ -43,12 +45,12 @@ def packed(layer: nn.Linear, int8: bool = False) -> Linear:
 
 
 def _float32_on_cpu(layer: nn.Linear, bias: Tensor | None) -> Linear:
-    columns_IO = turned(layer)
+    columns_IO = transpose_in_place(layer)
     weight = layer.weight.detach()
-    if columns_IO.numel() <= SMALL:
+    if columns_IO.numel() <= CACHED_WEIGHTS:
         return lambda x_NI: F.linear(x_NI, weight, bias)
     several, everything = _reordered(weight, bias), torch.arange(len(columns_IO))
-    first, long = torch.zeros(1, dtype=torch.long), columns_IO.shape[1] >= LONG
+    first, long = torch.zeros(1, dtype=torch.long), columns_IO.shape[1] >= MM_MIN_OUTPUTS
 
     def apply(x_NI: Tensor) -> Tensor:
         if x_NI.shape[0] > 1:
@@ -64,7 +66,7 @@ def _float32_on_cpu(layer: nn.Linear, bias: Tensor | None) -> Linear:
     return apply
 
 
-def turned(layer: nn.Linear) -> Tensor:
+def transpose_in_place(layer: nn.Linear) -> Tensor:
     """W^T [I, O] in one piece. The layer goes on with a view of it, so the weights are in memory once."""
     # As the layer's weights are: those that could be trained still can be after songs were sampled in inference mode.
     with torch.inference_mode(layer.weight.is_inference()), torch.no_grad():
@@ -83,7 +85,7 @@ class _Reordered:
         self.inner: Tensor | None = None
 
     def __call__(self, x_NI: Tensor) -> Tensor:
-        if len(x_NI) > MOST_ROWS:
+        if len(x_NI) > MAX_PACKED_ROWS:
             return F.linear(x_NI, self.weight, self.bias)
         if self.inner is None:
             self.inner = torch.ops.mkldnn._reorder_linear_weight(self.weight.contiguous(), 16)
@@ -97,7 +99,7 @@ def _reordered(weight: Tensor, bias: Tensor | None) -> Linear:
     return _Reordered(weight, bias)
 
 
-def scales_of(weight_OI: Tensor) -> Tensor:
+def int8_scales(weight_OI: Tensor) -> Tensor:
     """What one step of int8 is worth in each output row, [O]."""
     return weight_OI.float().abs().amax(1).clamp(min=1e-12) / 127
 
@@ -108,7 +110,7 @@ def _int8_on_cpu(weight_OI: Tensor, bias: Tensor | None) -> Linear:
         warnings.catch_warnings()
     ):  # torch means to drop its quantised tensors, and has no other door to FBGEMM yet
         warnings.simplefilter("ignore")
-        rounded = torch.quantize_per_channel(whole, scales_of(weight_OI), zeros, 0, torch.qint8)
+        rounded = torch.quantize_per_channel(whole, int8_scales(weight_OI), zeros, 0, torch.qint8)
     inner, dtype = (
         torch.ops.quantized.linear_prepack(rounded, None if bias is None else bias.float()),
         weight_OI.dtype,
@@ -120,7 +122,7 @@ def _int8_on_cpu(weight_OI: Tensor, bias: Tensor | None) -> Linear:
 
 def _int8_on_gpu(weight_OI: Tensor, bias: Tensor | None) -> Linear:
     """Weights only: read as int8, multiplied in the model's precision. Worth it where compiled into one kernel."""
-    scale_O = scales_of(weight_OI)
+    scale_O = int8_scales(weight_OI)
     steps_OI = (weight_OI.float() / scale_O[:, None]).round().clamp(-127, 127).to(torch.int8)
     scale_O = scale_O.to(weight_OI.dtype)
     return lambda x_NI: _compiled()(x_NI, steps_OI, scale_O, bias)

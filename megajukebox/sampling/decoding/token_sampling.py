@@ -18,7 +18,7 @@ from megajukebox.sampling.decoding import gumbel_noise
 
 # By how much two logits may move against each other, in nats, if none is greater than ORDINARY; more in proportion.
 # Two ways to compute float32 logits were seen to differ by 2e-6 of the greatest (tests/sampling/test_decoder.py).
-TIE, ORDINARY = 1e-4, 10.0
+NEAR_TIE_NATS, ORDINARY_LOGIT = 1e-4, 10.0
 
 
 class SampledTokens(NamedTuple):
@@ -49,7 +49,7 @@ class TokenSampler:
     top_k_B: Tensor | None = None  # int64; 0: no limit
     top_p_B: Tensor | None = None  # 0: no limit
 
-    def of(self, songs_B: Tensor) -> "TokenSampler":
+    def select(self, songs_B: Tensor) -> "TokenSampler":
         """The drawing of those songs, in that order; a song may come several times."""
         top_k_B, top_p_B = (
             None if value is None else value[songs_B] for value in (self.top_k_B, self.top_p_B)
@@ -68,7 +68,7 @@ class TokenSampler:
         gumbel: Tensor | None = None,
     ) -> SampledTokens:
         """`error`: of the logits [B, N], if it is not the usual one of their size. `gumbel`: if it was made before."""
-        error_BN = error_of(logits_BNV) if error_BN is None else error_BN
+        error_BN = logit_error(logits_BNV) if error_BN is None else error_BN
         logits = logits_BNV.float() / self.temperature_B[:, None, None]
         error_BN = error_BN / self.temperature_B[:, None].clamp(max=1.0)
         gumbel = self.gumbel(position_BN, logits.shape[-1]) if gumbel is None else gumbel
@@ -97,9 +97,11 @@ class TokenSampler:
         return logits.view_as(logits_BNV), unsure.view_as(logits_BNV)
 
 
-def error_of(logits_BNV: Tensor) -> Tensor:
+def logit_error(logits_BNV: Tensor) -> Tensor:
     """By how much two logits of a position may move against each other when computed in another way, [B, N]."""
-    return logits_BNV.abs().amax(-1).float().clamp(min=ORDINARY) * (TIE / ORDINARY)
+    return logits_BNV.abs().amax(-1).float().clamp(min=ORDINARY_LOGIT) * (
+        NEAR_TIE_NATS / ORDINARY_LOGIT
+    )
 
 
 def top_k_filter(logits_BV: Tensor, k_B: Tensor) -> Tensor:
@@ -147,12 +149,12 @@ class ClassifierFreeGuidance:
     logits = untold + strength * (told - untold)          (Ho and Salimans 2022)
     """
 
-    draw: TokenSampler
+    token_sampler: TokenSampler
     songs_G: Tensor  # int64, which of the B songs
     strength_G: Tensor
 
     def gumbel(self, position_BN: Tensor, codes: int) -> Tensor:
-        return self.draw.gumbel(position_BN[: len(self.draw.keys_B)], codes)
+        return self.token_sampler.gumbel(position_BN[: len(self.token_sampler.keys_B)], codes)
 
     def __call__(
         self, logits_BNV: Tensor, position_BN: Tensor, *, gumbel: Tensor | None = None
@@ -161,7 +163,7 @@ class ClassifierFreeGuidance:
         told_BNV, untold_GNV = logits_BNV.split([len(logits_BNV) - guided, guided])
         strength = self.strength_G[:, None, None]
         guided_GNV = untold_GNV + strength * (told_BNV[self.songs_G] - untold_GNV)
-        error_BN, untold_error_GN = error_of(logits_BNV).split([len(told_BNV), guided])
+        error_BN, untold_error_GN = logit_error(logits_BNV).split([len(told_BNV), guided])
         error_GN = (
             strength[..., 0].abs() * error_BN[self.songs_G]
             + (1 - strength[..., 0]).abs() * untold_error_GN
@@ -170,5 +172,5 @@ class ClassifierFreeGuidance:
             x.index_copy(0, self.songs_G, y)
             for x, y in ((told_BNV, guided_GNV), (error_BN, error_GN))
         )
-        drawn = self.draw(logits, position_BN[: len(told_BNV)], error, gumbel=gumbel)
+        drawn = self.token_sampler(logits, position_BN[: len(told_BNV)], error, gumbel=gumbel)
         return SampledTokens(*(torch.cat([x, x[self.songs_G]]) for x in drawn))

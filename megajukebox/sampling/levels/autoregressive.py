@@ -16,19 +16,24 @@ import torch
 from torch import Tensor
 
 from megajukebox.models.prior import Prior
-from megajukebox.sampling.decoding.cuda_graph_rows import sample_window_rows
+from megajukebox.sampling.decoding.cuda_graph_rows import sample_window_cuda_graph
 from megajukebox.sampling.decoding.decoder import PackedPrior, WindowDecoder
 from megajukebox.sampling.decoding.window_sampler import (
     SamplingWindow,
     sample_window,
     sample_window_speculative,
-    take,
+    write_tokens,
 )
-from megajukebox.sampling.levels.level_sampler import LevelJob, LevelSampler, Progress, hop_of
-from megajukebox.sampling.levels.level_windows import WindowRow, WindowSpan, spans, window_of
+from megajukebox.sampling.levels.level_sampler import LevelJob, LevelSampler, Progress, window_hop
+from megajukebox.sampling.levels.level_windows import (
+    WindowRow,
+    WindowSpan,
+    build_window,
+    window_spans,
+)
 
-WIDE = 512  # from this width on a step is so much reading of weights that an int8 copy is worth its guesses
-WAYS = ("sequential", "ahead", "fixed_point", "across", "rows", "windows")
+WIDE_PRIOR = 512  # from this width on a step is so much reading of weights that an int8 copy is worth its guesses
+DECODINGS = ("sequential", "ahead", "fixed_point", "across", "rows", "windows")
 
 
 @dataclass
@@ -36,23 +41,23 @@ class Autoregressive:
     """Windows in order, all songs in lockstep."""
 
     prior: Prior
-    way: str = "sequential"
-    ahead: int = 16  # codes that are guessed before one pass decides
+    decoding: str = "sequential"
+    num_draft_tokens: int = 16  # codes that are guessed before one pass decides
     int8: bool = False  # rounded weights decide: not exact
     exact: bool = True
 
     def __post_init__(self) -> None:
         self.packed = PackedPrior(self.prior, self.int8)
-        self.rough = PackedPrior(self.prior, int8=True) if self.way == "ahead" else None
+        self.rough = PackedPrior(self.prior, int8=True) if self.decoding == "ahead" else None
         self.exact = not self.int8
 
     @torch.inference_mode()
     def sample(self, job: LevelJob, progress: Progress) -> None:
         config = self.prior.config
-        for span in spans(job.total, config.window, hop_of(config, job.hop_fraction)):
+        for span in window_spans(job.total, config.window, window_hop(config, job.hop_fraction)):
             if not bool(job.known_BT[:, span.new : span.end].all()):
-                rows = [WindowRow(song, span) for song in range(len(job.told))]
-                self.run(job, rows, window_of(self.prior, job, rows), progress)
+                rows = [WindowRow(song, span) for song in range(len(job.conditioning))]
+                self.run(job, rows, build_window(self.prior, job, rows), progress)
 
     def run(
         self, job: LevelJob, rows: list[WindowRow], window: SamplingWindow, progress: Progress
@@ -81,9 +86,11 @@ class Autoregressive:
         )
 
     def way_of(self, window: SamplingWindow) -> Callable:
-        if self.way == "ahead":
-            return partial(sample_window_speculative, guess=self.guess, ahead=self.ahead)
-        return sample_window_rows if self.way == "rows" else sample_window
+        if self.decoding == "ahead":
+            return partial(
+                sample_window_speculative, draft=self.guess, num_draft_tokens=self.num_draft_tokens
+            )
+        return sample_window_cuda_graph if self.decoding == "rows" else sample_window
 
     def guess(self, decoder: WindowDecoder, window: SamplingWindow, t: int, end: int) -> int:
         """Sample roughly, with the same noise: the same code nine times of ten or more. Steps cannot leave a row.
@@ -94,7 +101,7 @@ class Autoregressive:
         end = min(end, (t // decoder.row + 1) * decoder.row)
         for now in range(t, end - 1):
             logits = decoder.step(self.rough, window.tokens_BT, now)
-            take(window, now, window.drawn(logits, now).codes)
+            write_tokens(window, now, window.sample(logits, now).codes)
         return end
 
 
@@ -106,16 +113,18 @@ class JacobiDecoding(Autoregressive):
     is known yet is the first guess.
     """
 
-    ahead: int = 128  # codes of a block at most
+    num_draft_tokens: int = 128  # codes of a block at most
 
     @torch.inference_mode()
     def sample(self, job: LevelJob, progress: Progress) -> None:
-        for song in range(len(job.told)):
-            super().sample(job.of(song), progress)
+        for song in range(len(job.conditioning)):
+            super().sample(job.for_song(song), progress)
 
     def way_of(self, window: SamplingWindow) -> Callable:
         return partial(
-            sample_window_speculative, guess=lambda decoder, window, t, end: end, ahead=self.ahead
+            sample_window_speculative,
+            draft=lambda decoder, window, t, end: end,
+            num_draft_tokens=self.num_draft_tokens,
         )
 
 
@@ -131,7 +140,7 @@ class WindowParallelDecoding(Autoregressive):
     """
 
     run_up: float = 0.125  # share of a window
-    most_rows: int = 64
+    max_rows: int = 64
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -140,28 +149,32 @@ class WindowParallelDecoding(Autoregressive):
     @torch.inference_mode()
     def sample(self, job: LevelJob, progress: Progress) -> None:
         rows = [
-            WindowRow(song, span) for span in self.spans(job.total) for song in range(len(job.told))
+            WindowRow(song, span)
+            for span in self.spans(job.total)
+            for song in range(len(job.conditioning))
         ]
         rows = [
             row
             for row in rows
             if not bool(job.known_BT[row.song, row.span.new : row.span.end].all())
         ]
-        for first in range(0, len(rows), self.most_rows):
-            some = rows[first : first + self.most_rows]
-            window = window_of(self.prior, job, some)
+        for first in range(0, len(rows), self.max_rows):
+            some = rows[first : first + self.max_rows]
+            window = build_window(self.prior, job, some)
             prefix = self.prior.config.prefix_tokens
             for m, row in enumerate(
                 some
             ):  # the run-up must not depend on what a neighbour has done by now
                 run_up = slice(prefix, prefix + row.span.new - row.span.start)
-                window.known_BT[m, run_up] = job.given_BT[row.song, row.span.start : row.span.new]
-            for g, song in enumerate(getattr(window.draw, "songs_G", torch.zeros(0)).tolist()):
+                window.known_BT[m, run_up] = job.prompt_BT[row.song, row.span.start : row.span.new]
+            for g, song in enumerate(
+                getattr(window.token_sampler, "songs_G", torch.zeros(0)).tolist()
+            ):
                 window.known_BT[len(some) + g] = window.known_BT[song]
             self.run(job, some, window, progress)
 
     def spans(self, total: int) -> list[WindowSpan]:
-        window, run_up = self.prior.config.window, hop_of(self.prior.config, self.run_up)
+        window, run_up = self.prior.config.window, window_hop(self.prior.config, self.run_up)
         if total <= window:
             return [WindowSpan(0, 0, total)]
         starts = range(0, total - run_up, window - run_up)
@@ -175,7 +188,7 @@ class JacobiAcrossWindows(JacobiDecoding):
     def __post_init__(self) -> None:
         super().__post_init__()
         wide = (
-            self.prior.config.transformer.width >= WIDE
+            self.prior.config.transformer.width >= WIDE_PRIOR
             and self.prior.head.weight.device.type == "cpu"
         )
         self.windows = WindowParallelDecoding(self.prior, int8=self.int8 or wide)
@@ -188,10 +201,10 @@ class JacobiAcrossWindows(JacobiDecoding):
         super().sample(job, progress)
 
 
-def sampler_of(prior: Prior, way: str, **settings) -> LevelSampler:
+def build_level_sampler(prior: Prior, way: str, **settings) -> LevelSampler:
     """The level sampler of that name. ValueError if there is none."""
-    if way not in WAYS:
-        raise ValueError(f"sampler {way!r} is unknown; choose one of {', '.join(WAYS)}")
+    if way not in DECODINGS:
+        raise ValueError(f"sampler {way!r} is unknown; choose one of {', '.join(DECODINGS)}")
     own = {
         "fixed_point": JacobiDecoding,
         "windows": WindowParallelDecoding,

@@ -27,7 +27,7 @@ Progress = Callable[
 ]  # codes newly done, over all songs; job.codes and job.known hold them already
 
 # Share of a window by which the next one moves on. The top moves little: it has no level above to hold it together.
-HOPS = {"top": 0.125, "middle": 0.5, "bottom": 0.5}
+DEFAULT_HOP_FRACTIONS = {"top": 0.125, "middle": 0.5, "bottom": 0.5}
 
 
 @dataclass(frozen=True)
@@ -43,31 +43,31 @@ class SongConditioning:
 class LevelJob:
     """One level of B songs."""
 
-    told: list[SongConditioning]
+    conditioning: list[SongConditioning]
     codes_BT: Tensor  # int64; where known they stay, elsewhere they are written
     known_BT: Tensor  # bool: given, or done since
     upper_BU: Tensor | None  # codes of the level above for at least the same time
     samples: int  # length of the songs in audio samples, which the timing is told; the level may end earlier
-    draw: TokenSampler
+    token_sampler: TokenSampler
     guidance: list[float]  # a strength a song; 1 is off
     hop_fraction: float
-    given_BT: Tensor = field(default=None)  # type: ignore[assignment]  # bool: known before any sampling
+    prompt_BT: Tensor = field(default=None)  # type: ignore[assignment]  # bool: known before any sampling
 
     def __post_init__(self) -> None:
-        if self.given_BT is None:
-            self.given_BT = self.known_BT.clone()
+        if self.prompt_BT is None:
+            self.prompt_BT = self.known_BT.clone()
 
     @property
     def total(self) -> int:
         return self.codes_BT.shape[1]
 
-    def of(self, song: int) -> "LevelJob":
+    def for_song(self, song: int) -> "LevelJob":
         """The job of that song alone: its codes and what is known are written to the same memory."""
         one, index = slice(song, song + 1), torch.tensor([song], device=self.codes_BT.device)
         upper = None if self.upper_BU is None else self.upper_BU[one]
         return replace(
-            self, told=self.told[one], codes_BT=self.codes_BT[one], known_BT=self.known_BT[one], upper_BU=upper,
-            draw=self.draw.of(index), guidance=self.guidance[one], given_BT=self.given_BT[one],
+            self, conditioning=self.conditioning[one], codes_BT=self.codes_BT[one], known_BT=self.known_BT[one], upper_BU=upper,
+            token_sampler=self.token_sampler.select(index), guidance=self.guidance[one], prompt_BT=self.prompt_BT[one],
         )  # fmt: skip
 
     def write(self, songs: Any, start: int, codes_NT: Tensor) -> int:
@@ -91,22 +91,35 @@ class LevelSampler(Protocol):
 
 
 def new_job(
-    told: list[SongConditioning], total: int, samples: int, draw: TokenSampler, hop_fraction: float, upper_BU: Tensor | None = None,
-    guidance: list[float] | None = None, known_BK: Tensor | None = None,
-) -> LevelJob:  # fmt: skip
+    conditioning: list[SongConditioning],
+    total: int,
+    samples: int,
+    token_sampler: TokenSampler,
+    hop_fraction: float,
+    upper_BU: Tensor | None = None,
+    guidance: list[float] | None = None,
+    known_BK: Tensor | None = None,
+) -> LevelJob:
     """A job of which at most a beginning [B, K] is known."""
-    device = draw.keys_B.device
-    codes = torch.zeros(len(told), total, dtype=torch.long, device=device)
-    known = torch.zeros(len(told), total, dtype=torch.bool, device=device)
+    device = token_sampler.keys_B.device
+    codes = torch.zeros(len(conditioning), total, dtype=torch.long, device=device)
+    known = torch.zeros(len(conditioning), total, dtype=torch.bool, device=device)
     if known_BK is not None:
         done = min(total, known_BK.shape[1])
         codes[:, :done], known[:, :done] = known_BK[:, :done], True
     return LevelJob(
-        told, codes, known, upper_BU, samples, draw, guidance or [1.0] * len(told), hop_fraction
+        conditioning,
+        codes,
+        known,
+        upper_BU,
+        samples,
+        token_sampler,
+        guidance or [1.0] * len(conditioning),
+        hop_fraction,
     )
 
 
-def hop_of(config: PriorConfig, fraction: float) -> int:
+def window_hop(config: PriorConfig, fraction: float) -> int:
     """Codes by which windows move on: whole codes of the level above, or those would be of another time."""
     ratio = config.upper.ratio if config.upper else 1
     return max(1, int(fraction * config.window) // ratio) * ratio

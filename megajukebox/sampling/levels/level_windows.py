@@ -43,7 +43,7 @@ def window_starts(total: int, window: int, hop: int) -> list[int]:
     return [min(start, total - window) for start in range(0, total - window + hop, hop)]
 
 
-def spans(total: int, window: int, hop: int) -> list[WindowSpan]:
+def window_spans(total: int, window: int, hop: int) -> list[WindowSpan]:
     """The windows in order: each code belongs to the first window that reaches it."""
     ends = [min(start + window, total) for start in window_starts(total, window, hop)]
     return [
@@ -52,26 +52,28 @@ def spans(total: int, window: int, hop: int) -> list[WindowSpan]:
     ]
 
 
-def conditions_at(
+def conditioning_batch_at(
     config: PriorConfig,
-    told: list[SongConditioning],
+    conditioning: list[SongConditioning],
     upper_BU: Tensor | None,
     start: int,
     samples: int,
     device: torch.device,
 ) -> dict:
     """The batch that conditions a window starting at code `start`, as the prior's `conditioning` wants it."""
-    return conditions_of(config, told, upper_BU, [start] * len(told), samples, device)
+    return conditioning_batch(
+        config, conditioning, upper_BU, [start] * len(conditioning), samples, device
+    )
 
 
-def conditions_of(
-    config: PriorConfig, told: list[SongConditioning], upper_MU: Tensor | None, starts: Sequence[int], samples: int,
+def conditioning_batch(
+    config: PriorConfig, conditioning: list[SongConditioning], upper_MU: Tensor | None, starts: Sequence[int], samples: int,
     device: torch.device,
 ) -> dict:  # fmt: skip
     """The batch that conditions M rows, each with its own window from code `starts` on."""
     places = [(samples, start * config.hop, config.window * config.hop) for start in starts]
     names = {
-        n: torch.from_numpy(np.stack([t.conditions[n] for t in told])).to(device)
+        n: torch.from_numpy(np.stack([t.conditions[n] for t in conditioning])).to(device)
         for n in config.labels
     }
     batch: dict = {"timing": torch.tensor(places, device=device), "conditions": names}
@@ -79,7 +81,7 @@ def conditions_of(
         rate, size = config.sample_rate, config.lyrics.tokens
         lyrics = [
             window_of_lyrics(t.tokens, t.words, *place, rate, size).ids
-            for t, place in zip(told, places)
+            for t, place in zip(conditioning, places)
         ]
         batch["lyrics"] = torch.from_numpy(np.stack(lyrics)).to(device)
     if config.upper:
@@ -122,23 +124,23 @@ class WindowRow:
 
 
 @torch.inference_mode()
-def window_of(prior: Prior, job: LevelJob, rows: list[WindowRow]) -> SamplingWindow:
+def build_window(prior: Prior, job: LevelJob, rows: list[WindowRow]) -> SamplingWindow:
     """Those rows, and a twin of every guided one, as one `Window` with the codes and clamps that the job has now."""
     config, device = prior.config, next(prior.parameters()).device
     songs = [row.song for row in rows]
     guided = [n for n, song in enumerate(songs) if job.guidance[song] != 1.0]
     everyone = [*range(len(rows)), *guided]
-    told = [job.told[song] for song in songs] + [null_conditioning(config)] * len(guided)
+    told = [job.conditioning[song] for song in songs] + [null_conditioning(config)] * len(guided)
     starts = [rows[n].span.start for n in everyone]
     upper = None if job.upper_BU is None else job.upper_BU[[songs[n] for n in everyone]]
-    batch = conditions_of(config, told, upper, starts, job.samples, device)
+    batch = conditioning_batch(config, told, upper, starts, job.samples, device)
     codes, known = _codes_of(config, job, rows, device)
     batch["codes"] = codes[everyone]
-    draw: TokenSamplerProtocol = job.draw.of(torch.tensor(songs, device=device))
+    draw: TokenSamplerProtocol = job.token_sampler.select(torch.tensor(songs, device=device))
     if guided:
         strengths = torch.tensor([job.guidance[songs[n]] for n in guided], device=device)
         draw = ClassifierFreeGuidance(
-            job.draw.of(torch.tensor(songs, device=device)),
+            job.token_sampler.select(torch.tensor(songs, device=device)),
             torch.tensor(guided, device=device),
             strengths,
         )

@@ -10,17 +10,19 @@ from torch import Tensor
 from megajukebox.conditioning.lyric_windows import LyricWindow, window_of_lyrics
 from megajukebox.models.lyric_attention import lyric_attention
 from megajukebox.models.prior import Prior, PriorConfig
-from megajukebox.sampling.levels.level_sampler import HOPS, SongConditioning
+from megajukebox.sampling.levels.level_sampler import DEFAULT_HOP_FRACTIONS, SongConditioning
 from megajukebox.sampling.levels.level_windows import window_starts
 
 Head = tuple[int, int]  # layer, head
-LEAST = 1e-30  # of what a code reads of a token in its window: a sharp softmax ends in zeros
+MIN_ATTENTION = (
+    1e-30  # of what a code reads of a token in its window: a sharp softmax ends in zeros
+)
 
 
 @torch.inference_mode()
 def align(
-    prior: Prior, told: list[SongConditioning], codes_BT: Tensor, samples: int, pairs: Sequence[Head],
-    hop_fraction: float = HOPS["top"], offset: int = 0,
+    prior: Prior, conditioning: list[SongConditioning], codes_BT: Tensor, samples: int, pairs: Sequence[Head],
+    hop_fraction: float = DEFAULT_HOP_FRACTIONS["top"], offset: int = 0,
 ) -> dict[Head, list[np.ndarray]]:  # fmt: skip
     """How much each code reads each lyric token: for each (layer, head) one array [T, tokens of the lyrics] a song.
 
@@ -29,7 +31,7 @@ def align(
     """
     config, total = prior.config, codes_BT.shape[1]
     laid = {
-        pair: [np.zeros((total, len(song.tokens.ids) + 1), np.float32) for song in told]
+        pair: [np.zeros((total, len(song.tokens.ids) + 1), np.float32) for song in conditioning]
         for pair in pairs
     }
     layers = sorted({layer for layer, _ in pairs})
@@ -38,21 +40,23 @@ def align(
         window_starts(total, config.window, max(1, int(hop_fraction * config.window)))
     ):
         place = (samples, offset + start * config.hop, config.window * config.hop)
-        lyrics = [_lyrics_at(config, song, place) for song in told]
-        batch = _batch(config, told, lyrics, place, codes_BT[:, start : start + config.window])
+        lyrics = [_lyrics_at(config, song, place) for song in conditioning]
+        batch = _batch(
+            config, conditioning, lyrics, place, codes_BT[:, start : start + config.window]
+        )
         weights = lyric_attention(prior, batch, layers)
         for (layer, head), songs in laid.items():
             for b, song in enumerate(songs):
-                lay(
+                place_window(
                     song,
-                    weights[layer][b, head].clamp(min=LEAST).cpu().numpy(),
+                    weights[layer][b, head].clamp(min=MIN_ATTENTION).cpu().numpy(),
                     lyrics[b].index,
                     start,
                 )
     return {pair: [song[:, :-1] for song in songs] for pair, songs in laid.items()}
 
 
-def lay(song: np.ndarray, window: np.ndarray, index: np.ndarray, start: int) -> None:
+def place_window(song: np.ndarray, window: np.ndarray, index: np.ndarray, start: int) -> None:
     """Put a window [W, N] into `song` [T, tokens + 1] at code `start`; its columns are the song's tokens `index` [N].
 
     Index -1 is padding, which the spare last column of the song takes.

@@ -18,16 +18,16 @@ from megajukebox.sampling.levels.level_sampler import SongConditioning
 from megajukebox.sampling.lyrics.alignment import Head, align
 from megajukebox.sampling.lyrics.word_timing import (
     SungWord,
-    in_proportion,
+    attention_over_words,
     monotonicity,
-    over_words,
+    proportional_starts,
     word_times,
     words_of,
 )
 
-FILE = "alignment.json"
+ALIGNMENT_FILE = "alignment.json"
 # Nats a code. Heads that do not follow the lyrics scored up to 0.1, one that had learned to 1.35 (docs/decisions/0031).
-FOLLOWS = 0.3
+MIN_FOLLOWING_SCORE = 0.3
 
 
 class AlignmentHead(BaseModel):
@@ -51,28 +51,30 @@ class AlignmentHead(BaseModel):
         return self.layer, self.head
 
 
-def read_choice(folder: Path) -> AlignmentHead | None:
+def read_alignment_head(folder: Path) -> AlignmentHead | None:
     """The choice kept in a run folder, if one was made."""
-    path = folder / FILE
+    path = folder / ALIGNMENT_FILE
     return AlignmentHead.model_validate_json(path.read_bytes()) if path.is_file() else None
 
 
-def write_choice(folder: Path, choice: AlignmentHead) -> None:
-    write_atomic(folder / FILE, (json.dumps(choice.model_dump(), indent=1) + "\n").encode())
+def write_alignment_head(folder: Path, choice: AlignmentHead) -> None:
+    write_atomic(
+        folder / ALIGNMENT_FILE, (json.dumps(choice.model_dump(), indent=1) + "\n").encode()
+    )
 
 
 @dataclass(frozen=True)
 class AlignedSong:
     """A real song of `samples` audio samples, to choose by. Its words have times where they are known."""
 
-    told: SongConditioning
+    conditioning: SongConditioning
     text: str
     codes: Tensor  # [T] int64
     samples: int
 
     def untimed(self) -> SongConditioning:
         """What a prior is told that must find the times itself."""
-        return replace(self.told, words=[])
+        return replace(self.conditioning, words=[])
 
 
 def score_heads(prior: Prior, songs: Sequence[AlignedSong]) -> dict[Head, float]:
@@ -94,7 +96,12 @@ def _score_layer(prior: Prior, songs: Sequence[AlignedSong], layer: int) -> dict
         words = words_of(song.text)
         scores.append(
             monotonicity(
-                np.stack([over_words(found[pair][0], song.told.tokens, words) for pair in pairs])
+                np.stack(
+                    [
+                        attention_over_words(found[pair][0], song.conditioning.tokens, words)
+                        for pair in pairs
+                    ]
+                )
             )
         )
     return {pair: float(score) for pair, score in zip(pairs, np.mean(scores, axis=0))}
@@ -104,7 +111,7 @@ def _batch_of(prior: Prior, codes_T: Tensor) -> Tensor:
     return codes_T[None].to(next(prior.parameters()).device)
 
 
-def choose(
+def choose_head(
     prior: Prior, songs: Sequence[AlignedSong], weights: str | None = None
 ) -> tuple[AlignmentHead, dict[Head, float]]:
     """The head of the best score over `songs`, and the scores of all.
@@ -125,10 +132,10 @@ def choose(
         head=head,
         score=score,
         songs=len(songs),
-        follows=score > FOLLOWS,
+        follows=score > MIN_FOLLOWING_SCORE,
         weights=weights,
     )
-    error, even = errors(prior, songs, choice.pair)
+    error, even = word_start_errors(prior, songs, choice.pair)
     if not len(error):
         return choice, scores
     error_ms, even_ms = float(np.median(error)), float(np.median(even))
@@ -140,15 +147,17 @@ def choose(
     return choice.model_copy(update=known), scores
 
 
-def errors(prior: Prior, songs: Sequence[AlignedSong], pair: Head) -> tuple[np.ndarray, np.ndarray]:
+def word_start_errors(
+    prior: Prior, songs: Sequence[AlignedSong], pair: Head
+) -> tuple[np.ndarray, np.ndarray]:
     """How far (ms) each word's start is from its known one: by the head `pair`, and sung evenly over the song."""
     ours: list[float] = []
     even: list[float] = []
     for song in songs:
-        known = {word.start_char: word.t0 for word in song.told.words}
+        known = {word.start_char: word.t0 for word in song.conditioning.words}
         spans = words_of(song.text)
-        proportional = in_proportion(
-            song.told.tokens, spans, song.samples / prior.config.sample_rate
+        proportional = proportional_starts(
+            song.conditioning.tokens, spans, song.samples / prior.config.sample_rate
         )
         found = (
             sung_words(prior, song.untimed(), song.text, song.codes, song.samples, pair)
@@ -165,7 +174,7 @@ def errors(prior: Prior, songs: Sequence[AlignedSong], pair: Head) -> tuple[np.n
 @torch.inference_mode()
 def sung_words(
     prior: Prior,
-    told: SongConditioning,
+    conditioning: SongConditioning,
     text: str,
     codes_T: Tensor,
     samples: int,
@@ -177,13 +186,15 @@ def sung_words(
     Not `whole`: the codes end before the song does, and with them perhaps some of the words are left.
     """
     words = words_of(text)
-    if not words or not told.tokens.ids or not len(codes_T):
+    if not words or not conditioning.tokens.ids or not len(codes_T):
         return []
-    attention = align(prior, [told], _batch_of(prior, codes_T), samples, [pair])[pair][0]
+    attention = align(prior, [conditioning], _batch_of(prior, codes_T), samples, [pair])[pair][0]
     seconds_per_code = prior.config.hop / prior.config.sample_rate
-    return word_times(over_words(attention, told.tokens, words), words, seconds_per_code, whole)
+    return word_times(
+        attention_over_words(attention, conditioning.tokens, words), words, seconds_per_code, whole
+    )
 
 
-def as_json(text: str, words: Sequence[TimedWord]) -> list[dict]:
+def words_as_json(text: str, words: Sequence[TimedWord]) -> list[dict]:
     """Words with their times as a sample's JSON has them."""
     return [{"text": text[w.start_char : w.end_char], **vars(w)} for w in words]

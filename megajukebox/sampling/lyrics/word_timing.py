@@ -25,7 +25,7 @@ def words_of(text: str) -> list[tuple[int, int]]:
     return [word.span() for word in re.finditer(r"\S+", text)]
 
 
-def over_words(
+def attention_over_words(
     attention_TN: np.ndarray, tokens: TokenizedLyrics, words: Sequence[tuple[int, int]]
 ) -> np.ndarray:
     """Attention to tokens [..., tokens] summed to attention to `words` [..., N].
@@ -71,7 +71,7 @@ def advance(best_KS: np.ndarray, gain_KN: np.ndarray) -> tuple[np.ndarray, np.nd
     return best, come.argmax(0)
 
 
-def beginning(gain_KN: np.ndarray) -> np.ndarray:
+def initial_scores(gain_KN: np.ndarray) -> np.ndarray:
     """The first code is a pause or the first word."""
     best = np.full((len(gain_KN), 2 * gain_KN.shape[1] + 1), -np.inf)
     best[:, 0], best[:, 1] = 0.0, gain_KN[:, 0]
@@ -80,7 +80,7 @@ def beginning(gain_KN: np.ndarray) -> np.ndarray:
 
 def walk_gain(gain_KTN: np.ndarray) -> np.ndarray:
     """What the best walk from the first word to the last gains, [K]; if the codes are too few, to any word."""
-    best = beginning(gain_KTN[:, 0])
+    best = initial_scores(gain_KTN[:, 0])
     for t in range(1, gain_KTN.shape[1]):
         best, _ = advance(best, gain_KTN[:, t])
     return (best[:, -2:] if gain_KTN.shape[2] <= gain_KTN.shape[1] else best).max(1)
@@ -88,7 +88,7 @@ def walk_gain(gain_KTN: np.ndarray) -> np.ndarray:
 
 def best_walk(gain_TN: np.ndarray, whole: bool = True) -> np.ndarray:
     """The word at which the best walk is for each code, [T] int64; -1 in a pause. Not `whole`: it ends at any word."""
-    best, came = beginning(gain_TN[:1]), []
+    best, came = initial_scores(gain_TN[:1]), []
     for gain in gain_TN[1:]:
         best, move = advance(best, gain[None])
         came.append(move[0].astype(np.int8))
@@ -142,7 +142,7 @@ def word_times(
     return sung
 
 
-def in_proportion(
+def proportional_starts(
     tokens: TokenizedLyrics, words: Sequence[tuple[int, int]], seconds: float
 ) -> np.ndarray:
     """Start of each word, [N] seconds, if the tokens were sung evenly over the song: what an alignment has to beat."""

@@ -45,7 +45,7 @@ class AudioStream:
         self.vqvae, self.level, self.path = vqvae, level, path
         self.size, self.context = piece_size(vqvae, level), reach(vqvae.level(level).decoder)
         self.hop, self.rate = vqvae.config.hops[level], vqvae.config.sample_rate
-        self.part = part_of(path)
+        self.part = partial_path(path)
         self.at = 0  # codes that are decoded
         self.file: BinaryIO | None = None
 
@@ -87,11 +87,11 @@ class AudioStream:
             self.file = None
 
 
-def part_of(path: Path) -> Path:
+def partial_path(path: Path) -> Path:
     return path.with_suffix(".part.wav")
 
 
-def finished(known_T: Tensor) -> int:
+def known_length(known_T: Tensor) -> int:
     """How many codes from the beginning are known."""
     unknown = (~known_T).nonzero()
     return int(unknown[0]) if len(unknown) else len(known_T)

@@ -24,7 +24,7 @@ class KnownCodes:
     """Codes [T] of some levels and which of them [T] are known; a level that is not here is not known at all."""
 
     codes: dict[str, np.ndarray] = field(default_factory=dict)
-    stays: dict[str, np.ndarray] = field(default_factory=dict)
+    mask: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,10 @@ class PromptSource:
     """The file of a request: its codes [T] by level and, where it is a recording, its sound (mono) [samples]."""
 
     codes: dict[str, np.ndarray]
-    sound: np.ndarray | None = None
+    audio: np.ndarray | None = None
 
 
-def source_of(path: str, vqvae: VQVAE, fingerprint: str, device: torch.device) -> PromptSource:
+def load_source(path: str, vqvae: VQVAE, fingerprint: str, device: torch.device) -> PromptSource:
     """An audio file (encoded now), or an earlier sample (<id>.json or <id>.codes.npz).
 
     ValueError if the file is missing, is neither, or holds codes of another VQ-VAE.
@@ -89,7 +89,7 @@ def _codes_of_sample(file: Path, vqvae: VQVAE, fingerprint: str) -> dict[str, np
     return codes
 
 
-def known_of(
+def prompt_codes(
     request: SongRequest, source: dict[str, np.ndarray], vqvae: VQVAE
 ) -> tuple[KnownCodes, float]:
     """What stays of `source` in the song of `request`, and how long the song is, in seconds."""
@@ -132,7 +132,7 @@ def _prompt(
         ratio = top // vqvae.config.hops[level]
         begin = codes[: min(keep, tops) * ratio]
         known.codes[level] = np.concatenate([begin, np.zeros(total * ratio - len(begin), np.int64)])
-        known.stays[level] = np.arange(total * ratio) < len(begin)
+        known.mask[level] = np.arange(total * ratio) < len(begin)
     return known, request.seconds
 
 
@@ -156,5 +156,5 @@ def _infill(
                     f"replace [{start:g}, {end:g}] begins after {request.infill!r}, {seconds:.2f} s, ends"
                 )
             stays[int(start / top_seconds) * ratio : -int(-end // top_seconds) * ratio] = False
-        known.codes[level], known.stays[level] = codes[: tops * ratio], stays
+        known.codes[level], known.mask[level] = codes[: tops * ratio], stays
     return known, seconds

@@ -55,14 +55,14 @@ def reconstructor(
             for level in vqvae.config.levels
         }
         return {
-            level: padded(sound.clamp(-1, 1).numpy(), len(wave_T))
+            level: pad_to(sound.clamp(-1, 1).numpy(), len(wave_T))
             for level, sound in levels.items()
         }
 
     return reconstruct
 
 
-def padded(wave_T: np.ndarray, length: int) -> np.ndarray:
+def pad_to(wave_T: np.ndarray, length: int) -> np.ndarray:
     """`wave_T` with silence to `length`: a rest shorter than one top code is not encoded."""
     return np.pad(wave_T, (0, length - len(wave_T)))
 
@@ -70,7 +70,7 @@ def padded(wave_T: np.ndarray, length: int) -> np.ndarray:
 # ---- Beside a song ---------------------------------------------------------------------------------------------------
 
 
-def beside(
+def reference_tracks(
     source: PromptSource, vqvae: VQVAE, samples: int, device: torch.device
 ) -> dict[str, np.ndarray]:
     """What a song was made from, up to its length in `samples`: the recording, and what the finest codes keep of it.
@@ -86,16 +86,16 @@ def beside(
         tracks["reconstruction"] = (
             decode_long(vqvae, codes_T, finest).clamp(-1, 1).float().cpu().numpy()
         )
-    if source.sound is not None:
-        tracks["original"] = source.sound
+    if source.audio is not None:
+        tracks["original"] = source.audio
     # As long as the song, so that pictures one below the other show the same moments.
-    return {track: padded(wave_T[:samples], samples) for track, wave_T in tracks.items()}
+    return {track: pad_to(wave_T[:samples], samples) for track, wave_T in tracks.items()}
 
 
 # ---- Songs of a set --------------------------------------------------------------------------------------------------
 
 
-def chosen(shards: ShardSet, run: Path, keys: Sequence[str], count: int) -> list[int]:
+def select_rows(shards: ShardSet, run: Path, keys: Sequence[str], count: int) -> list[int]:
     """Rows of the songs named, or of `count` held-out ones, evenly over the set.
 
     ValueError for a name that is not there, for codes, and where no song was held out from the VQ-VAE in `run`.
@@ -128,10 +128,10 @@ def reconstructions(
     vqvae, facts = load_vqvae(runs / "vqvae", shards.index["sample_rate"])
     vqvae.to(device)
     for row in rows:
-        wave_T = sound_of(shards, row, seconds)
+        wave_T = read_song_audio(shards, row, seconds)
         known = shards.read_facts(row)
         song = GeneratedSong(
-            request_of(shards, row, known, len(wave_T)),
+            request_from_song(shards, row, known, len(wave_T)),
             [],
             shards.index["sample_rate"],
             samples=len(wave_T),
@@ -145,14 +145,14 @@ def reconstructions(
             sound_T = decode_long(vqvae, codes_T, level).clamp(-1, 1).float().cpu().numpy()
             song.codes[level], song.audio[level] = (
                 codes_T.cpu().numpy(),
-                padded(sound_T, len(wave_T)),
+                pad_to(sound_T, len(wave_T)),
             )
             song.levels[level] = {"codes": len(codes_T)}
-        song.put_beside({"original": wave_T})
+        song.add_reference_tracks({"original": wave_T})
         yield song
 
 
-def sound_of(shards: ShardSet, row: int, seconds: float) -> np.ndarray:
+def read_song_audio(shards: ShardSet, row: int, seconds: float) -> np.ndarray:
     """Mono audio [T] of a song's beginning."""
     rate = shards.index["sample_rate"]
     frames = min(int(shards.songs["frames"][row]), round(seconds * rate))
@@ -160,7 +160,9 @@ def sound_of(shards: ShardSet, row: int, seconds: float) -> np.ndarray:
         return downmix(read_slice(cast(BinaryIO, file), 0, frames, rate))
 
 
-def request_of(shards: ShardSet, row: int, known: dict[str, Any], samples: int) -> SongRequest:
+def request_from_song(
+    shards: ShardSet, row: int, known: dict[str, Any], samples: int
+) -> SongRequest:
     """What is known of a song, in the form of a request; names that requests have no place for are left out."""
     name = re.sub(r"[^A-Za-z0-9_-]+", "_", shards.key(row))[:48].strip("_-") or str(row)
     said = {

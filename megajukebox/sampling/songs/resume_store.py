@@ -19,13 +19,15 @@ import psutil
 from megajukebox.common.files import make_folder, write_atomic
 from megajukebox.sampling.songs.prompt_sources import KnownCodes
 
-STALE = 120.0  # seconds without a touch after which a claim counts as that of a dead process
+STALE_SECONDS = (
+    120.0  # seconds without a touch after which a claim counts as that of a dead process
+)
 
 
 class ResumeStore:
     """The folder of the songs in the making of `out`."""
 
-    def __init__(self, out: Path, stale: float = STALE):
+    def __init__(self, out: Path, stale: float = STALE_SECONDS):
         self.folder, self.stale = out / ".unfinished", stale
         make_folder(self.folder)
 
@@ -36,7 +38,7 @@ class ResumeStore:
         arrays: dict[str, Any] = {
             f"codes_{level}": c.astype(np.uint16) for level, c in known.codes.items()
         }
-        arrays |= {f"done_{level}": np.packbits(s) for level, s in known.stays.items()}
+        arrays |= {f"done_{level}": np.packbits(s) for level, s in known.mask.items()}
         file = io.BytesIO()
         np.savez(file, key=np.array(json.dumps(key, sort_keys=True)), **arrays)
         write_atomic(self.folder / f"{song}.npz", file.getvalue())
@@ -61,7 +63,7 @@ class ResumeStore:
         except (OSError, ValueError, KeyError):
             return None
 
-    def forget(self, song: str) -> None:
+    def remove(self, song: str) -> None:
         for ending in ("npz", "claim"):
             (self.folder / f"{song}.{ending}").unlink(missing_ok=True)
 
@@ -70,7 +72,7 @@ class ResumeStore:
     def claim(self, song: str) -> bool:
         """Whether the song is this process's to make now; not if another one is at it."""
         path = self.folder / f"{song}.claim"
-        if path.exists() and not self.live(song):
+        if path.exists() and not self.is_claimed(song):
             gone = path.with_suffix(f".{socket.gethostname()}-{os.getpid()}")
             try:
                 os.rename(path, gone)  # of several that see it stale, one succeeds
@@ -84,7 +86,7 @@ class ResumeStore:
             return False
         return True
 
-    def live(self, song: str) -> bool:
+    def is_claimed(self, song: str) -> bool:
         """Whether some process is at the song: its claim is young, and if it is one of this machine, it runs."""
         path = self.folder / f"{song}.claim"
         try:

@@ -26,7 +26,7 @@ class GeneratedSong:
     known: KnownCodes = field(
         default_factory=KnownCodes, repr=False
     )  # what is given, or was done by an interrupted attempt
-    given: KnownCodes = field(default_factory=KnownCodes, repr=False)  # what is given alone
+    prompt: KnownCodes = field(default_factory=KnownCodes, repr=False)  # what is given alone
     codes: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
     audio: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
     levels: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -34,7 +34,7 @@ class GeneratedSong:
     timed_lyrics: str = ""  # .lrc of times found in the attention
     samples: int = 0  # of audio
 
-    def put_beside(self, tracks: dict[str, np.ndarray]) -> None:
+    def add_reference_tracks(self, tracks: dict[str, np.ndarray]) -> None:
         """Recordings to hear at the same moments as the song: `original`, `reconstruction`."""
         for track, wave_T in tracks.items():
             self.audio[track], self.levels[track] = wave_T, {}

@@ -33,12 +33,12 @@ from megajukebox.sampling.levels.level_sampler import Progress
 class StudentTokenSampler:
     """How codes are drawn for B windows: each song's `Draw`, and where in its song each window starts (in codes)."""
 
-    draw: TokenSampler
-    first_B: Tensor  # int64
+    token_sampler: TokenSampler
+    start_B: Tensor  # int64
 
     def __call__(self, logits_BNV: Tensor, slots_N: Tensor) -> Tensor:
         """Codes [B, N] of the slots: each with the noise of its own place in the song, as the teacher's."""
-        return self.draw(logits_BNV, self.first_B[:, None] + slots_N).codes
+        return self.token_sampler(logits_BNV, self.start_B[:, None] + slots_N).codes
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class StudentStep:
         return len(self.slots_N)
 
 
-def steps_of(student: Student, sight: GridVisibility, known_BT: Tensor) -> list[StudentStep]:
+def plan_steps(student: Student, sight: GridVisibility, known_BT: Tensor) -> list[StudentStep]:
     """The steps that emit every slot which is not known in all windows."""
     patterns = {block.attention.pattern for block in student.blocks} - {"lyrics"}
     known = known_BT if known_BT.any() else None
@@ -83,7 +83,7 @@ def _step(
 ) -> StudentStep:
     keys, masks = {}, {}
     for pattern in patterns:
-        wide_NS, real_NS = looked_at(pattern, slots_N, sight)
+        wide_NS, real_NS = pattern_keys(pattern, slots_N, sight)
         tau_BNS = sight.tau_BT[:, wide_NS].masked_fill(~real_NS, NEVER)
         seen_BNS = sight.is_visible(
             tau_BNS, wide_NS, sight.tau_BT[:, slots_N, None], slots_N[:, None]
@@ -122,7 +122,7 @@ def _mask(seen_BNS: Tensor) -> tuple[Tensor, Tensor | None]:
     return mask_BNS, nothing_BN if nothing_BN.any() else None
 
 
-def looked_at(pattern: str, slots_N: Tensor, sight: GridVisibility) -> tuple[Tensor, Tensor]:
+def pattern_keys(pattern: str, slots_N: Tensor, sight: GridVisibility) -> tuple[Tensor, Tensor]:
     """The slots [N, S] of a pattern before time is asked, and which of them are in the window at all."""
     rows, columns = sight.tau_BRL.shape[1:]
     along, down = (torch.arange(n, device=slots_N.device) for n in (columns, rows))
@@ -153,7 +153,7 @@ class StudentCache:
         shape = batch, length, attention.heads, weight.shape[1] // attention.heads
         self.keys, self.values = weight.new_zeros(shape), weight.new_zeros(shape)
 
-    def fill(self, x_BTW: Tensor, sight: GridVisibility) -> Tensor:
+    def prefill(self, x_BTW: Tensor, sight: GridVisibility) -> Tensor:
         """The attention output of a whole window, remembering all of it: what is not known is written again."""
         if self.attention.pattern == "lyrics":
             return self._read_lyrics(x_BTW)
@@ -238,26 +238,26 @@ class StudentDecoder:
     def __init__(
         self,
         student: Student,
-        given: Conditioning,
+        conditioning: Conditioning,
         known_BT: Tensor,
         packed: PackedPrior | None = None,
     ):
-        self.student, self.given = student, given
+        self.student, self.conditioning = student, conditioning
         self.sight = student.sight(known_BT if known_BT.any() else None)
-        self.steps = steps_of(student, self.sight, known_BT)
+        self.steps = plan_steps(student, self.sight, known_BT)
         self.packed = packed
         plain = [PlainBlock(block) for block in student.blocks]
         self.blocks: Sequence[PackedBlock | PlainBlock] = packed.blocks if packed else plain
         batch, length = known_BT.shape
         self.layers = [
-            StudentCache(block.attention, batch, length, given) for block in student.blocks
+            StudentCache(block.attention, batch, length, conditioning) for block in student.blocks
         ]
 
-    def fill(self, codes_BT: Tensor) -> None:
+    def prefill(self, codes_BT: Tensor) -> None:
         """Take in the known codes in one parallel pass."""
         h = self._inputs(codes_BT, torch.arange(codes_BT.shape[1], device=codes_BT.device))
         for block, layer in zip(self.student.blocks, self.layers):
-            h = block.update(h, layer.fill(block.norm_attention(h), self.sight))
+            h = block.update(h, layer.prefill(block.norm_attention(h), self.sight))
 
     def step(self, codes_BT: Tensor, step: StudentStep) -> Tensor:
         """Logits [B, N, V] of a step's slots from the codes emitted before."""
@@ -265,7 +265,9 @@ class StudentDecoder:
         for block, layer in zip(self.blocks, self.layers):
             h = block(h, layer, step)
         added = (
-            None if self.given.added is None else self.given.added[:, step.slots_N].flatten(0, 1)
+            None
+            if self.conditioning.added is None
+            else self.conditioning.added[:, step.slots_N].flatten(0, 1)
         )
         logits = self.packed.logits(h, added) if self.packed else self.student.predict(h, added)
         return logits.unflatten(0, (-1, step.size))
@@ -279,16 +281,19 @@ class StudentDecoder:
             codes_BT[:, above],
             sight.above[:, slots_N],
             slots_N,
-            self.given,
+            self.conditioning,
         )
 
 
 @contextmanager
 def student_decoding(
-    student: Student, given: Conditioning, known_BT: Tensor, packed: PackedPrior | None = None
+    student: Student,
+    conditioning: Conditioning,
+    known_BT: Tensor,
+    packed: PackedPrior | None = None,
 ) -> Iterator[StudentDecoder]:
     """The decoder's memory exists only inside the block."""
-    decoder = StudentDecoder(student, given, known_BT, packed)
+    decoder = StudentDecoder(student, conditioning, known_BT, packed)
     try:
         yield decoder
     finally:
@@ -297,16 +302,16 @@ def student_decoding(
 
 @torch.inference_mode()
 def emit(
-    student: Student, given: Conditioning, codes_BT: Tensor, known_BT: Tensor, draws: StudentTokenSampler,
+    student: Student, conditioning: Conditioning, codes_BT: Tensor, known_BT: Tensor, token_sampler: StudentTokenSampler,
     progress: Progress = lambda count: None, packed: PackedPrior | None = None,
 ) -> Tensor:  # fmt: skip
     """`codes` [B, T] of B windows with every slot sampled that is not `known` [B, T]; known ones stay as they are."""
     codes = codes_BT.clone()
-    with student_decoding(student, given, known_BT, packed) as decoder:
+    with student_decoding(student, conditioning, known_BT, packed) as decoder:
         if known_BT.any():
-            decoder.fill(codes)
+            decoder.prefill(codes)
         for step in decoder.steps:
-            drawn = draws(decoder.step(codes, step), step.slots_N)
+            drawn = token_sampler(decoder.step(codes, step), step.slots_N)
             codes[:, step.slots_N] = torch.where(
                 known_BT[:, step.slots_N], codes[:, step.slots_N], drawn
             )
@@ -317,15 +322,15 @@ def emit(
 @torch.inference_mode()
 def emit_slowly(
     student: Student,
-    given: Conditioning,
+    conditioning: Conditioning,
     codes_BT: Tensor,
     known_BT: Tensor,
-    draws: StudentTokenSampler,
+    token_sampler: StudentTokenSampler,
 ) -> Tensor:
     """The twin of `emit` without caches: one full forward pass for every step."""
     codes, emitted_T = codes_BT.clone(), student.sight().tau_BT[0]
     for time in emitted_T.unique():
         slots = torch.nonzero(emitted_T == time)[:, 0]
-        drawn = draws(student.logits(codes, given, known_BT)[:, slots], slots)
+        drawn = token_sampler(student.logits(codes, conditioning, known_BT)[:, slots], slots)
         codes[:, slots] = torch.where(known_BT[:, slots], codes[:, slots], drawn)
     return codes

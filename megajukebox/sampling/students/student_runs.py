@@ -33,8 +33,8 @@ class StudentRun:
         self, runs: Path, level: str, vqvae: str, order: str | None = None, polish: bool = False
     ):
         """`order` "a,b", or the one that distill chose. ValueError if there is none, or it is of another VQ-VAE."""
-        row, gate = row_of(runs / f"{level}_student", order)
-        self.level, self.polish, self.folder = (
+        row, gate = student_entry(runs / f"{level}_student", order)
+        self.level, self.verified, self.folder = (
             level,
             polish,
             runs / f"{level}_student" / row["folder"],
@@ -46,7 +46,7 @@ class StudentRun:
             )
         check_vqvae(self.folder, self.facts, vqvae)
         self.config = StudentConfig(**self.facts["config"])
-        self.manner: dict[str, float] = self.facts["manner"]
+        self.taught: dict[str, float] = self.facts["manner"]
         self.failed = (
             None
             if row.get("passed", True)
@@ -56,31 +56,31 @@ class StudentRun:
     @property
     def name(self) -> str:
         """As a song's record has it."""
-        return f"{'polished' if self.polish else 'student'} {self.config.order}"
+        return f"{'polished' if self.verified else 'student'} {self.config.order}"
 
     def __call__(self, prior: Prior) -> LevelSampler:
         weight = prior.head.weight
         with torch.device("meta"):
             student = Student(self.config)
         load_into(student, self.folder, dtype=weight.dtype, device=weight.device)
-        level = StudentSampler(student.eval(), self.manner["temperature"])
-        return VerifiedStudent(level, prior) if self.polish else level
+        level = StudentSampler(student.eval(), self.taught["temperature"])
+        return VerifiedStudent(level, prior) if self.verified else level
 
     def notes(self, request: SongRequest) -> Iterator[str]:
         """What of the request a student cannot follow as its teacher would."""
-        if self.polish:
+        if self.verified:
             return
         if self.failed:
             yield f"the {self.level} student {self.config.order} is further from its prior than allowed: {self.failed}"
-        asked, taught = request.at("guidance", self.level, 1.0), self.manner["guidance"]
+        asked, taught = request.at("guidance", self.level, 1.0), self.taught["guidance"]
         if asked != taught:
             yield f"the {self.level} student was taught guidance {taught:g} and keeps to it; {asked:g} was asked"
-        asked, taught = request.at("temperature", self.level, 0.99), self.manner["temperature"]
+        asked, taught = request.at("temperature", self.level, 0.99), self.taught["temperature"]
         if asked != taught:
             yield f"the {self.level} student was taught temperature {taught:g}; at {asked:g} it is not its teacher"
 
 
-def row_of(run: Path, order: str | None) -> tuple[dict[str, Any], dict[str, float]]:
+def student_entry(run: Path, order: str | None) -> tuple[dict[str, Any], dict[str, float]]:
     """What distill wrote of an order, or of the one that it chose, and the gate."""
     path = run / STUDENT_TABLE
     if not path.is_file():
@@ -96,11 +96,11 @@ def row_of(run: Path, order: str | None) -> tuple[dict[str, Any], dict[str, floa
     return known[wanted], table["gate"]
 
 
-def folder_of(run: Path, order: str | None) -> Path:
-    return run / row_of(run, order)[0]["folder"]
+def student_folder(run: Path, order: str | None) -> Path:
+    return run / student_entry(run, order)[0]["folder"]
 
 
-def students_of(runs: Path, asked: Sequence[str]) -> dict[str, StudentRun]:
+def parse_students(runs: Path, asked: Sequence[str]) -> dict[str, StudentRun]:
     """The students that `asked` ("student", "top=student:1,1", ...) names, by level; later ones overrule.
 
     Raises ValueError for what is no such name, and where there is no such student.
@@ -128,5 +128,5 @@ def fingerprints(students: dict[str, StudentRun]) -> dict[str, str]:
     return {
         f"{level}_student": run.facts["fingerprint"]
         for level, run in students.items()
-        if not run.polish
+        if not run.verified
     }

@@ -21,8 +21,13 @@ from megajukebox.models.prior import Prior, PriorConfig
 from megajukebox.models.student import Student
 from megajukebox.sampling.decoding.decoder import PackedPrior
 from megajukebox.sampling.levels.autoregressive import JacobiDecoding
-from megajukebox.sampling.levels.level_sampler import LevelJob, Progress, hop_of
-from megajukebox.sampling.levels.level_windows import WindowRow, WindowSpan, conditions_of, spans
+from megajukebox.sampling.levels.level_sampler import LevelJob, Progress, window_hop
+from megajukebox.sampling.levels.level_windows import (
+    WindowRow,
+    WindowSpan,
+    conditioning_batch,
+    window_spans,
+)
 from megajukebox.sampling.students.student_decoder import StudentTokenSampler, emit
 
 OVERLAP = 1 / 8  # of a window, on either side, that the windows between are given
@@ -35,7 +40,7 @@ class StudentSampler:
 
     student: Student
     temperature: float = 1.0
-    most_rows: int = 64  # windows in lockstep; bounds the memory
+    max_rows: int = 64  # windows in lockstep; bounds the memory
     exact: bool = False
 
     def __post_init__(self) -> None:
@@ -44,26 +49,28 @@ class StudentSampler:
     @torch.inference_mode()
     def sample(self, job: LevelJob, progress: Progress) -> None:
         for phase in phases(self.student.config, job.total):
-            rows = [WindowRow(song, span) for span in phase for song in range(len(job.told))]
+            rows = [
+                WindowRow(song, span) for span in phase for song in range(len(job.conditioning))
+            ]
             open_rows = [
                 row
                 for row in rows
                 if not bool(job.known_BT[row.song, row.span.start : row.span.end].all())
             ]
-            for first in range(0, len(open_rows), self.most_rows):
-                self.emit(job, open_rows[first : first + self.most_rows], progress)
+            for first in range(0, len(open_rows), self.max_rows):
+                self.emit(job, open_rows[first : first + self.max_rows], progress)
 
     def emit(self, job: LevelJob, rows: list[WindowRow], progress: Progress) -> None:
         """Sample one window of every row, and hand on what was not known."""
         device = job.codes_BT.device
         songs, starts = [row.song for row in rows], [row.span.start for row in rows]
         upper = None if job.upper_BU is None else job.upper_BU[songs]
-        told = [job.told[song] for song in songs]
-        batch = conditions_of(self.student.config, told, upper, starts, job.samples, device)
+        told = [job.conditioning[song] for song in songs]
+        batch = conditioning_batch(self.student.config, told, upper, starts, job.samples, device)
         codes, known = (
             torch.stack([self._cut(x, row) for row in rows]) for x in (job.codes_BT, job.known_BT)
         )
-        draw = job.draw.of(torch.tensor(songs, device=device))
+        draw = job.token_sampler.select(torch.tensor(songs, device=device))
         draws = StudentTokenSampler(
             replace(draw, temperature_B=draw.temperature_B / self.temperature),
             torch.tensor(starts, device=device),
@@ -90,22 +97,25 @@ class VerifiedStudent:
 
     student: StudentSampler
     teacher: Prior
-    ahead: int = 32  # codes that a pass looks at
+    num_draft_tokens: int = 32  # codes that a pass looks at
     exact: bool = True
 
     def sample(self, job: LevelJob, progress: Progress) -> None:
         draft = replace(
-            job, codes_BT=job.codes_BT.clone(), known_BT=job.known_BT.clone(), given_BT=job.given_BT
+            job,
+            codes_BT=job.codes_BT.clone(),
+            known_BT=job.known_BT.clone(),
+            prompt_BT=job.prompt_BT,
         )
         self.student.sample(draft, lambda count: None)
         job.codes_BT.copy_(draft.codes_BT)  # where nothing is known yet, the first guess
-        JacobiDecoding(self.teacher, ahead=self.ahead).sample(job, progress)
+        JacobiDecoding(self.teacher, num_draft_tokens=self.num_draft_tokens).sample(job, progress)
 
 
 def phases(config: PriorConfig, total: int) -> Iterator[list[WindowSpan]]:
     """Windows that are sampled together, one list after another."""
     if config.upper is None or total <= config.window:
-        yield from ([span] for span in spans(total, config.window, hop_of(config, HOP)))
+        yield from ([span] for span in window_spans(total, config.window, window_hop(config, HOP)))
         return
     # Whole rows of the grid, and whole codes of the level above.
     unit = math.lcm(config.window // config.transformer.rows, config.upper.ratio)
