@@ -152,7 +152,7 @@ def test_windows_at_once_are_the_prior_s_own_after_their_run_up() -> None:
     codes = sampled(prior, "windows", total=44, run_up=0.25)
     assert torch.equal(codes[:, :WINDOW], sampled(prior, "sequential", total=WINDOW))
     assert not torch.equal(codes, sampled(prior, "sequential", total=44))
-    assert torch.equal(codes, sampled(prior, "windows", total=44, run_up=0.25, most_rows=1)), (
+    assert torch.equal(codes, sampled(prior, "windows", total=44, run_up=0.25, max_rows=1)), (
         "rows do not matter"
     )
 
@@ -164,9 +164,9 @@ def test_a_near_tie_is_decided_by_the_plain_pass_in_every_way(
     prior, asked = little_prior("factored_lyrics"), []
     plain = sampled(prior, "sequential")
     decide = window_module.reference_tokens
-    monkeypatch.setattr(token_sampling, "TIE", 1e9)
+    monkeypatch.setattr(token_sampling, "NEAR_TIE_NATS", 1e9)
     monkeypatch.setattr(
-        window_module, "plainly", lambda *args: asked.append(args[1]) or decide(*args)
+        window_module, "reference_tokens", lambda *args: asked.append(args[1]) or decide(*args)
     )
     for way in ("sequential", "ahead", "fixed_point"):
         asked.clear()
@@ -213,7 +213,7 @@ def test_variations_take_in_their_beginning_once(monkeypatch: pytest.MonkeyPatch
     taken = []
     monkeypatch.setattr(
         window_module.WindowDecoder,
-        "fill",
+        "prefill",
         spied(window_module.WindowDecoder.prefill, lambda x: taken.append(len(x))),
     )
     together = sample_level(prior, one * 3, upper, 40, 500, draw, 0.5, known)

@@ -38,7 +38,7 @@ def twin_prior() -> Prior:
 
 def shake(monkeypatch: pytest.MonkeyPatch) -> None:
     """From now on every step's logits are off; those of the plain pass are not."""
-    monkeypatch.setattr(token_sampling, "TIE", TIE)
+    monkeypatch.setattr(token_sampling, "NEAR_TIE_NATS", TIE)
     inner, shaken = PackedPrior.logits, torch.Generator().manual_seed(1)
 
     def rough(self: PackedPrior, h: Tensor, added: Tensor | None) -> Tensor:

@@ -74,7 +74,7 @@ def test_batch_mates_lockstep_and_an_interruption_do_not_matter(level: str) -> N
     whole = job_of(level, 60, seeds)
     sampler(level, order).sample(whole, lambda count: None)
     again = job_of(level, 60, seeds)
-    sampler(level, order, most_rows=2).sample(again, lambda count: None)
+    sampler(level, order, max_rows=2).sample(again, lambda count: None)
     assert torch.equal(again.codes_BT, whole.codes_BT)
     stopped = job_of(level, 60, seeds)
     stopped.codes_BT[:, :16], stopped.known_BT[:, :16] = (

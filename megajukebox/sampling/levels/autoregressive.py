@@ -130,7 +130,7 @@ class JacobiDecoding(Autoregressive):
 
 @dataclass
 class WindowParallelDecoding(Autoregressive):
-    """All windows of the songs in lockstep, `most_rows` at a time: not the codes of the windows in order.
+    """All windows of the songs in lockstep, `max_rows` at a time: not the codes of the windows in order.
 
     Every window but the first samples a run-up of its own, which is thrown away, and waits for no other:
 
