@@ -20,13 +20,14 @@ import typer
 from train_step import device_name, keep, synchronize
 
 from megajukebox.training.batching import share_batch
-from megajukebox.training.config import Preset, TrainingSettings, load_preset
+from megajukebox.training.config import Preset, load_preset
 from megajukebox.training.engines import collectives
 from megajukebox.training.engines.factory import build_engine
 from megajukebox.training.engines.pipeline import reader
 from megajukebox.training.engines.zero import ZeroEngine
 from megajukebox.training.planner.recipe import recipe
 from megajukebox.training.planner.workload import workload_of
+from megajukebox.training.settings import TrainingSettings
 
 RESULT = Path(__file__).parent / "results" / "corruption.json"
 

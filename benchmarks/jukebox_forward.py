@@ -171,10 +171,15 @@ def priors() -> list[dict[str, Any]]:
 
 def prior(size: str, width: int, depth: int) -> list[dict[str, Any]]:
     torch.manual_seed(0)
-    shape = TransformerConfig(width=width, depth=depth, heads=2, rows=32)
+    shape = TransformerConfig(width=width, depth=depth, heads=2, blocks=32)
     model = Prior(
         PriorConfig(
-            level="top", sample_rate=44100, hop=128, codes=2048, window=2048, transformer=shape
+            level="top",
+            sample_rate=44100,
+            hop=128,
+            codebook_size=2048,
+            window=2048,
+            transformer=shape,
         )
     )
     batch = {"codes": torch.randint(2048, (2, 2048))}

@@ -26,17 +26,18 @@ from rich.table import Table
 from megajukebox.common.files import write_atomic
 from megajukebox.common.provenance import made_by
 from megajukebox.common.world import free_port
-from megajukebox.training.config import Preset, TrainingSettings, load_preset
+from megajukebox.training.config import Preset, load_preset
 from megajukebox.training.planner.fit import need
 from megajukebox.training.planner.recipe import recipe
 from megajukebox.training.planner.workload import Workload, workload_of
+from megajukebox.training.settings import TrainingSettings
 
 RESULT = Path(__file__).parent / "results" / "plan_memory.json"
 MIB = 2**20
 PRIOR = [
     "top.transformer.depth=10",
     "top.window=2048",
-    "top.transformer.rows=32",
+    "top.transformer.blocks=32",
 ]  # of the preset `small`: 53 M
 VQVAE = ["training.vqvae.clip=131072"]
 NO_PRIOR = [f"top.transformer.{size}" for size in ("depth=2", "width=32", "heads=1", "rows=16")] + [

@@ -44,7 +44,7 @@ from megajukebox.training.config import load_preset
 
 RESULT = Path(__file__).parent / "results" / "sampling.json"
 TRAINED = RESULT.with_name("sampling_trained.json")
-LARGE = TransformerConfig(width=512, depth=12, heads=1, rows=32)
+LARGE = TransformerConfig(width=512, depth=12, heads=1, blocks=32)
 # A middle part of the window: what a code costs on average, without minutes for each row of the table.
 NEW, ROUNDS = 32, 7
 BATCHES = (1, 4, 8, 16, 32)  # 8 and 32 for the windows of one song at once
@@ -73,7 +73,7 @@ class Growing:
 
     def __init__(self, prior: Prior, given: Conditioning, batch: int):
         self.prior, self.given = prior, given
-        self.row = prior.config.length // prior.config.transformer.rows
+        self.row = prior.config.length // prior.config.transformer.blocks
         self.start = prior.input.start_vector(batch, given.start)
         self.keys: list[Tensor | None] = [None] * len(prior.blocks)
         self.values: list[Tensor | None] = [None] * len(prior.blocks)
@@ -157,13 +157,19 @@ def take_growing(growing: Growing, window: SamplingWindow, t: int) -> None:
 
 def priors() -> dict[str, Prior]:
     torch.manual_seed(0)
-    shared = {"level": "top", "sample_rate": 44100, "hop": 128, "codes": 2048, "window": 2048}
+    shared = {
+        "level": "top",
+        "sample_rate": 44100,
+        "hop": 128,
+        "codebook_size": 2048,
+        "window": 2048,
+    }
     bottom = load_preset("tiny").prior_config("bottom", 1)
     alone = {
-        "labels": {},
-        "labels_everywhere": False,
+        "conditions": {},
+        "conditions_at_every_position": False,
         "timing": None,
-        "upper": None,
+        "upsampler_conditioner": None,
         "lyrics": None,
     }
     tiny = bottom.model_copy(update=alone)
@@ -175,7 +181,9 @@ def priors() -> dict[str, Prior]:
 
 def window_for(prior: Prior, batch: int, known: int, new: int) -> SamplingWindow:
     tokens = torch.randint(
-        prior.config.codes, (batch, prior.config.window), generator=torch.Generator().manual_seed(1)
+        prior.config.codebook_size,
+        (batch, prior.config.window),
+        generator=torch.Generator().manual_seed(1),
     )
     stay = torch.ones_like(tokens, dtype=torch.bool)
     stay[:, known : known + new] = False
@@ -267,11 +275,11 @@ def bytes_read(prior: Prior, batch: int) -> float:
     """By one step: every weight of the layers and the head once, and on average the keys and values of each pattern."""
     config, shape = prior.config, prior.config.transformer
     weights = sum(p.numel() for p in prior.blocks.parameters()) + prior.head.weight.numel()
-    row = config.length / shape.rows
+    row = config.length / shape.blocks
     keys = {
         "row": row / 2,
         "previous_row": row,
-        "column": shape.rows / 2,
+        "column": shape.blocks / 2,
         "dense": config.length / 2,
     }
     seen = sum(keys.get(pattern, 0) for pattern in shape.patterns) * 2 * shape.attention_width

@@ -30,7 +30,7 @@ from megajukebox.sampling.memory_budget import fit_batch
 from megajukebox.sampling.songs.requests import SongRequest
 
 RESULT = Path(__file__).parent / "results" / "sampling_memory.json"
-SHAPE = TransformerConfig(width=2048, depth=20, heads=2, rows=8)
+SHAPE = TransformerConfig(width=2048, depth=20, heads=2, blocks=8)
 RATE, WINDOW = 8000, 256
 SECONDS = 0.128  # eight top codes, 128 bottom codes
 
@@ -68,13 +68,13 @@ def peak_in_a_fresh_process(folder: str, dtype: str, kept: str) -> dict[str, flo
 def write_runs(folder: Path) -> dict[str, int]:
     """A VQ-VAE and a prior a level; megabytes of each prior's file."""
     vqvae = VQVAEConfig(
-        sample_rate=RATE, width=8, depth=2, multipliers=(1, 1, 1), code_width=16, codes=64
+        sample_rate=RATE, width=8, depth=2, multipliers=(1, 1, 1), code_width=16, codebook_size=64
     )
     fingerprint = save_weights(folder / "vqvae", "vqvae", vqvae, VQVAE(vqvae).state_dict(), step=0)
     for level, run in PRIOR_FOLDERS.items():
         config = PriorConfig(
-            level=level, sample_rate=RATE, hop=vqvae.hops[level], codes=64, window=WINDOW, transformer=SHAPE,
-            upper=None if level == "top" else UpsamplerConditionerConfig(width=64, depth=2),
+            level=level, sample_rate=RATE, hop=vqvae.hops[level], codebook_size=64, window=WINDOW, transformer=SHAPE,
+            upsampler_conditioner=None if level == "top" else UpsamplerConditionerConfig(width=64, depth=2),
         )  # fmt: skip
         with torch.device("meta"):
             shapes = Prior(config).state_dict()

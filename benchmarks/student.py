@@ -122,7 +122,7 @@ def students(runs: Path, level: str, teacher: Prior) -> Iterator[tuple[str, str,
     for name in ORDERS[level]:
         shape = teacher.config.transformer
         order = (
-            GridOrder.of_teacher(teacher.config.window, shape.rows)
+            GridOrder.of_teacher(teacher.config.window, shape.blocks)
             if name == "teacher"
             else GridOrder.parse(name)
         )
@@ -170,7 +170,7 @@ def worth(runs: Path, codes: Path, level: str) -> list[dict[str, Any]]:
         rows.append({
             "order": order, "taught": how, "steps_per_window": student.how.steps, "windows": WINDOWS,
             "teacher_bits_of_own_samples": own, **{name: with_interval(x.numpy()) for name, x in values.items()},
-            **by_place(gaps, teacher.config.transformer.rows),
+            **by_place(gaps, teacher.config.transformer.blocks),
         })  # fmt: skip
         print(
             level,

@@ -32,7 +32,7 @@ from megajukebox.common.provenance import made_by
 from megajukebox.data.stream.sample_order import philox
 from megajukebox.records.run_log import RunLog
 from megajukebox.training.batching import share_batch
-from megajukebox.training.config import Preset, TrainingSettings, load_preset
+from megajukebox.training.config import Preset, load_preset
 from megajukebox.training.engines import collectives
 from megajukebox.training.engines.factory import build_engine
 from megajukebox.training.engines.pipeline import reader
@@ -41,6 +41,7 @@ from megajukebox.training.planner.fit import setting
 from megajukebox.training.planner.gpus import gpu_named
 from megajukebox.training.planner.recipe import recipe
 from megajukebox.training.planner.workload import footprint, weights_of, workload_of
+from megajukebox.training.settings import TrainingSettings
 
 RESULT = Path(__file__).parent / "results" / "train_step.json"
 CLEAR = Path("/proc/self/clear_refs")

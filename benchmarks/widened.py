@@ -21,10 +21,10 @@ def widened(prior: Prior) -> Prior:
     shape, copies = prior.config.transformer, WIDTH // prior.config.transformer.width
     larger = shape.model_copy(update={"width": WIDTH, "depth": DEPTH})
     alone: dict[str, Any] = {
-        "labels": {},
-        "labels_everywhere": False,
+        "conditions": {},
+        "conditions_at_every_position": False,
         "timing": None,
-        "upper": None,
+        "upsampler_conditioner": None,
     }
     wide = Prior(prior.config.model_copy(update={"transformer": larger, **alone}))
     wide.config = prior.config.model_copy(update={"transformer": larger})

@@ -52,8 +52,9 @@ from megajukebox.models.prior import Prior
 from megajukebox.models.student import StudentConfig
 from megajukebox.records.run_log import read_lines
 from megajukebox.resilience.exit_codes import ExitRecord, exit_guard
-from megajukebox.training.config import Preset, TrainingSettings, load_preset
+from megajukebox.training.config import Preset, load_preset
 from megajukebox.training.engines import collectives
+from megajukebox.training.settings import TrainingSettings
 from megajukebox.training.stage_runner import run_task
 from megajukebox.training.tasks import ReaderShare, Task
 
@@ -115,7 +116,7 @@ def main(
         source = TeacherRun.open(teacher, level)
         shape = source.config.transformer
         orders = [GridOrder.parse(o) for o in order or []] or curriculum(
-            level, source.config.window, shape.rows
+            level, source.config.window, shape.blocks
         )
         lesson = TeacherDataConfig(
             windows, JUDGED, SamplingSettings(temperature, guidance), real_share
@@ -298,7 +299,7 @@ def stage_of(
     judged = next(
         m for m in reversed(read_lines(folder / "metrics.jsonl")) if m["split"] == "held_out"
     )
-    steps = order.steps(teacher.config.window, teacher.config.transformer.rows)
+    steps = order.steps(teacher.config.window, teacher.config.transformer.blocks)
     numbers = {
         n: v for n, v in judged.items() if n.startswith(("kl_", "bits_per_code", "teacher_bits"))
     }

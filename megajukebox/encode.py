@@ -202,7 +202,7 @@ def index(
     if lyrics:
         write_atomic(out / lyrics["name"], (songs.folder / lyrics["name"]).read_bytes())
     names = [shard_name(number) for number in range(len(songs.index["shards"]))]
-    sizes = dict.fromkeys(config.levels, config.codes)
+    sizes = dict.fromkeys(config.levels, config.codebook_size)
     vqvae = {"fingerprint": facts["fingerprint"], "hops": config.hops, "codes": sizes}
     made = write_index(
         out, names, kind="codes", sample_rate=config.sample_rate, made_by=made_by(),

@@ -20,9 +20,10 @@ from megajukebox.common.command_line import run_command
 from megajukebox.data.shards.remote import DEFAULT_CACHE, RemoteConfig
 from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.resilience.exit_codes import ExitRecord, exit_guard, say
-from megajukebox.training.config import STAGES, Preset, TrainingSettings, load_preset
+from megajukebox.training.config import STAGES, Preset, load_preset
 from megajukebox.training.engines import collectives
 from megajukebox.training.finetune import PretrainedModel, read_base
+from megajukebox.training.settings import TrainingSettings
 from megajukebox.training.stage_runner import run_task
 from megajukebox.training.tasks import ReaderShare, Task, piped_task, prior_task, vqvae_task
 
@@ -104,7 +105,7 @@ def task_of(
     preset: Preset, stage: str, data: str, remote: RemoteConfig, settings: TrainingSettings, reading: ReaderShare,
     base: PretrainedModel | None = None,
 ) -> Task:  # fmt: skip
-    if stage == "vqvae" and settings.mode == "stream" and not has_index(data):
+    if stage == "vqvae" and settings.loader.data_mode == "unindexed" and not has_index(data):
         return piped_task(preset, data, remote.allow_pipe, settings, reading)
     shards = ShardSet(data, remote)
     if stage == "vqvae":
@@ -113,7 +114,7 @@ def task_of(
 
 
 def has_index(data: str) -> bool:
-    """A folder, which mode=stream is not for: it wants tars."""
+    """A folder, which data_mode=unindexed is not for: it wants tars."""
     return Path(data).is_dir()
 
 

@@ -116,26 +116,32 @@ def test_a_preset_in_the_old_keys_is_accepted_and_means_the_same(
         str(stored / "preset.yaml"), ["training.vqvae.spike_sigmas=7", "training.vqvae.keep=4"]
     )
     settings, before = preset.stage("vqvae"), expected["preset"]["training"]["vqvae"]
-    assert (settings.spike_sigmas, settings.keep) == (7, 4)
+    assert (settings.spikes.threshold_std, settings.checkpointing.keep_last) == (7, 4)
     bottom = preset.stage("bottom_upsampler")
-    assert (bottom.bad_steps, bottom.rewinds, bottom.rewind_jump, bottom.sample_every) == (
-        1,
-        1,
-        2,
-        5,
-    )
-    assert (settings.hang_seconds, settings.hang_slow_seconds) == (
+    spikes = bottom.spikes
+    assert (spikes.max_skipped_steps, spikes.max_rewinds, spikes.rewind_skip_steps) == (1, 1, 2)
+    assert bottom.previews.every == 5
+    watchdog = settings.watchdog
+    assert (watchdog.step_timeout_seconds, watchdog.phase_timeout_seconds) == (
         before["hang_seconds"],
         before["hang_slow_seconds"],
     )
-    assert (settings.check_every, settings.worker_gb, settings.bad_share) == (2, 4, 0.9)
+    assert settings.checks.replica_check_every == 2
+    assert settings.loader.worker_memory_gb == 4
+    assert settings.loader.max_bad_sample_ratio == 0.9
     top = preset.prior_config("top", 270)
-    assert {name: (label.slots, label.size) for name, label in top.labels.items()} == {
+    assert {
+        name: (label.max_values, label.table_size) for name, label in top.conditions.items()
+    } == {
         "artist": (1, 4),
         "genres": (3, 5),
     }
-    assert (top.codes, top.transformer.rows, top.labels_everywhere) == (16, 4, True)
-    assert preset.prior_config("middle", 270).upper is not None
+    assert (top.codebook_size, top.transformer.blocks, top.conditions_at_every_position) == (
+        16,
+        4,
+        True,
+    )
+    assert preset.prior_config("middle", 270).upsampler_conditioner is not None
 
 
 # ---- Training -------------------------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ from megajukebox.common.model_files import (
     read_facts,
     save_weights,
 )
+from megajukebox.common.old_settings import upgrade_settings
 from megajukebox.common.provenance import made_by
 from megajukebox.conditioning.jukebox_labels import as_written
 from megajukebox.conditioning.vocabulary import (
@@ -81,7 +82,7 @@ def main(
         for condition, known in growth.known(asked):
             typer.echo(f"{growth.config.level}: {condition} {known!r} is known already")
         for condition, names in growth.added.items():
-            size = growth.config.labels[condition].size
+            size = growth.config.conditions[condition].table_size
             typer.echo(f"{growth.config.level}: {condition} + {', '.join(names)} (table of {size})")
     typer.echo(f"{to} is ready to sample from")
 
@@ -144,7 +145,7 @@ def folders_of(runs: Path) -> list[Path]:
 
 
 def check_asked(runs: Path, growths: list["Growth"], asked: list[tuple[str, str]]) -> None:
-    known = sorted({condition for growth in growths for condition in growth.config.labels})
+    known = sorted({condition for growth in growths for condition in growth.config.conditions})
     for condition, name in asked:
         if condition not in known:
             raise ValueError(
@@ -172,11 +173,11 @@ class Growth:
     def of(folder: Path) -> "Growth":
         """The run in `folder`, not grown yet."""
         facts, vocabularies = read_facts(folder), read_vocabularies(folder)
-        for condition, label in PriorConfig(**facts["config"]).labels.items():
+        for condition, label in PriorConfig(**facts["config"]).conditions.items():
             names = len(vocabularies.get(condition, ()))
-            if not 0 < names <= label.size:
+            if not 0 < names <= label.table_size:
                 raise ValueError(
-                    f"{folder / VOCABULARIES} has {names} names of {condition} for a table of {label.size} rows;"
+                    f"{folder / VOCABULARIES} has {names} names of {condition} for a table of {label.table_size} rows;"
                     f" a prior grows only where the names it has are known (after import: give --labels)"
                 )
         return Growth(folder, facts, vocabularies, vocabularies)
@@ -184,7 +185,7 @@ class Growth:
     def with_names(self, asked: list[tuple[str, str]], found: Counts) -> "Growth":
         """With the names of `asked` and `found` behind those it has, for the conditions that it is told."""
         after = dict(self.before)
-        for condition in self.config.labels:
+        for condition in self.config.conditions:
             counts = found.get(condition, {}) | {name: 1 for c, name in asked if c == condition}
             after[condition] = grown(condition, after[condition], counts, self.facts.get("names"))
         return Growth(self.folder, self.facts, self.before, after)
@@ -209,11 +210,11 @@ class Growth:
         config = PriorConfig(**self.facts["config"])
         labels = {
             condition: label.model_copy(
-                update={"size": max(label.size, len(self.after[condition]))}
+                update={"table_size": max(label.table_size, len(self.after[condition]))}
             )
-            for condition, label in config.labels.items()
+            for condition, label in config.conditions.items()
         }
-        return config.model_copy(update={"labels": labels})
+        return config.model_copy(update={"conditions": labels})
 
     def tensors(self) -> dict[str, PendingTensor]:
         """The weights to write, each read in its turn; only the tables of new names are changed."""
@@ -226,7 +227,7 @@ class Growth:
 
     def _table(self, rows: PendingTensor, condition: str) -> PendingTensor:
         known, names = len(self.before[condition]), len(self.after[condition])
-        shape = (self.config.labels[condition].size, rows.shape[1])
+        shape = (self.config.conditions[condition].table_size, rows.shape[1])
         return PendingTensor(rows.dtype, shape, lambda: grown_table(rows.make(), known, names))
 
 
@@ -308,15 +309,17 @@ def copy_files(source: Path, folder: Path, left_out: tuple[str, ...] = ()) -> No
 
 def grown_settings(record: dict[str, Any], config: PriorConfig) -> dict[str, Any]:
     """run.yaml with the new sizes: in the model, and in the preset that made it."""
-    conditions = record["preset"]["conditions"]
+    preset, _ = upgrade_settings(record["preset"])
+    conditions = preset["conditions"]
     sizes = {
-        name: {**conditions[name], **label.model_dump()} for name, label in config.labels.items()
+        name: {**conditions[name], **label.model_dump()}
+        for name, label in config.conditions.items()
     }
     level = {
-        **record["preset"][config.level],
-        "label_tables": {},
+        **preset[config.level],
+        "condition_tables": {},
     }  # the run trains this level alone: one home is enough
-    preset = {**record["preset"], "conditions": conditions | sizes, config.level: level}
+    preset = {**preset, "conditions": conditions | sizes, config.level: level}
     return {**record, "preset": preset, "model": config.model_dump(mode="json")}
 
 

@@ -238,10 +238,10 @@ class ConditionKind:
 
 
 def label_conditions(config: PriorConfig, resources: ConditionResources) -> Iterable[Condition]:
-    for name, label in config.labels.items():
+    for name, label in config.conditions.items():
         vocabulary = resources.vocabularies.get(name, Vocabulary())
         dropout = resources.dropout.get(name, 0.0)
-        yield LabelCondition(name, vocabulary, label.slots, dropout, resources.spelling)
+        yield LabelCondition(name, vocabulary, label.max_values, dropout, resources.spelling)
 
 
 def timing_conditions(config: PriorConfig, resources: ConditionResources) -> Iterable[Condition]:

@@ -27,7 +27,8 @@ from megajukebox.data.stream.teacher_dataset import TeacherWindows
 from megajukebox.models.grid_order import GridOrder
 from megajukebox.models.prior import PriorConfig
 from megajukebox.models.student import Student, StudentConfig
-from megajukebox.training.config import Preset, TrainingSettings
+from megajukebox.training.config import Preset
+from megajukebox.training.settings import TrainingSettings
 from megajukebox.training.tasks import ReaderShare, Task
 
 Judge = Callable[[nn.Module], dict[str, Tensor]]
@@ -56,9 +57,9 @@ class TeacherRun:
     def windows(self, codes: ShardSet, dropout: float = 0.0) -> CodeWindows:
         """The windows of `codes`, told as this prior is told. ValueError if they are another VQ-VAE's codes."""
         check_codes(codes, self.folder, self.facts)
-        names, labels = read_vocabularies(self.folder), self.config.labels
+        names, labels = read_vocabularies(self.folder), self.config.conditions
         conditions = {
-            n: ConditionColumn(names[n], label.slots, dropout) for n, label in labels.items()
+            n: ConditionColumn(names[n], label.max_values, dropout) for n, label in labels.items()
         }
         lyrics = (
             LyricsColumn(run_tokenizer(self.folder, self.facts), self.config.lyrics.tokens, dropout)

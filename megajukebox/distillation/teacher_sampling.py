@@ -107,7 +107,7 @@ def sampled_windows(
         taught[:, None], teachers_codes(teacher, batch, seeds, lesson.manner), batch["codes"]
     )
     log_p = teacher_log_p(teacher, batch, lesson.manner)
-    likeliest = log_p.topk(min(lesson.likeliest, config.codes), dim=2)
+    likeliest = log_p.topk(min(lesson.likeliest, config.codebook_size), dim=2)
     said = {
         "codes": batch["codes"], "teacher_bits": bits_of(log_p, batch["codes"]), "taught": taught,
         "soft_ids": likeliest.indices, "soft_log_p": likeliest.values,

@@ -112,7 +112,7 @@ class Reconstructed:
         self.rows[song.key] = {**near, **alike, **heard, **repetition(made)}
         for band, row in by_band(song.audio, made.audio, song.rate).items():
             self.bands.setdefault(band, {})[song.key] = row
-        self.counts[song.key] = histogram(codes.cpu().numpy(), model.config.codes)
+        self.counts[song.key] = histogram(codes.cpu().numpy(), model.config.codebook_size)
         self.embeddings[song.key] = embedder.embed(made)
 
     def scores(self, level: str, originals: Mapping[str, Array]) -> Iterator[MetricValue]:
@@ -148,7 +148,8 @@ def evaluate_prior(
     )
     yield from mean_scores(f"bits/{level}", found)
     counts = {
-        codes.key(row): histogram(codes_of(codes, row, level), run.config.codes) for row in rows
+        codes.key(row): histogram(codes_of(codes, row, level), run.config.codebook_size)
+        for row in rows
     }
     yield from under(
         f"bits/{level}", [score for score in codebook(counts) if score.name == "entropy_bits"]

@@ -59,7 +59,7 @@ def vqvae_config(shapes: Shapes, given: Hps) -> VQVAEConfig:
         dilation_cycle=given["dilation_cycle"],
         reverse_decoder_dilation=given["vqvae_reverse_decoder_dilation"],
         code_width=code_width,
-        codes=codes,
+        codebook_size=codes,
         codebook_decay=given["l_mu"],
         codebook_threshold=given["revival_threshold"],
         fresh_restarts=False,
@@ -120,13 +120,13 @@ def prior_config(shapes: Shapes, given: Hps, level: str, hop: int) -> PriorConfi
         level=level,
         sample_rate=given["sr"],
         hop=hop,
-        codes=tokens - extra,
+        codebook_size=tokens - extra,
         window=positions - prefix,
         transformer=_transformer(shapes, given, "prior", width),
         separate_head=bool(given["merged_decoder"]),
-        labels=_labels(shapes, given),
+        conditions=_labels(shapes, given),
         timing=_timing(shapes, given),
-        upper=_upper(shapes, given, width),
+        upsampler_conditioner=_upper(shapes, given, width),
         lyrics=lyrics,
     )
 
@@ -147,7 +147,7 @@ def _transformer(shapes: Shapes, given: Hps, model: str, width: int) -> Transfor
         width=width,
         depth=depth,
         heads=given[f"{theirs}heads"],
-        rows=given[f"{theirs}blocks"] or 1,
+        blocks=given[f"{theirs}blocks"] or 1,
         schedule=SCHEDULE_OF_ORDER[order],
         attention_ratio=ratio(state, width, given[f"{theirs}m_attn"]),
         mlp_ratio=ratio(hidden, width, given[f"{theirs}m_mlp"]),
@@ -179,8 +179,8 @@ def _labels(shapes: Shapes, given: Hps) -> dict[str, LabelConfig]:
     genres = look(shapes, "y_emb.bow_genre_emb.emb.weight", given.where)[0]
     slots = given["max_bow_genre_size"]
     return {
-        "artist": LabelConfig(slots=1, size=artists),
-        "genres": LabelConfig(slots=slots, size=genres),
+        "artist": LabelConfig(max_values=1, table_size=artists),
+        "genres": LabelConfig(max_values=slots, table_size=genres),
     }
 
 

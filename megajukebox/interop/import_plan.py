@@ -123,14 +123,20 @@ def _check_against_vqvae(
     number: int,
     vqvae: VQVAEConfig | None,
 ) -> None:
-    if config.upper and config.upper.ratio * all_hops[number] != all_hops[number + 1]:
+    if (
+        config.upsampler_conditioner
+        and config.upsampler_conditioner.ratio * all_hops[number] != all_hops[number + 1]
+    ):
         raise ValueError(
-            f"{where} reads one code above for {config.upper.ratio} of its own, but the VQ-VAE's hops are {all_hops}; "
+            f"{where} reads one code above for {config.upsampler_conditioner.ratio} of its own, but the VQ-VAE's hops are {all_hops}; "
             "they are of different models"
         )
-    if vqvae is not None and (vqvae.codes, vqvae.sample_rate) != (config.codes, config.sample_rate):
+    if vqvae is not None and (vqvae.codebook_size, vqvae.sample_rate) != (
+        config.codebook_size,
+        config.sample_rate,
+    ):
         raise ValueError(
-            f"{where} is for {config.codes} codes at {config.sample_rate} Hz, its VQ-VAE has {vqvae.codes} "
+            f"{where} is for {config.codebook_size} codes at {config.sample_rate} Hz, its VQ-VAE has {vqvae.codebook_size} "
             f"at {vqvae.sample_rate} Hz; they are of different models"
         )
 

@@ -117,7 +117,7 @@ def _save(part: Part, folder: Path, vqvae: str | None) -> str:
     facts["imported"] = origin | {"hps": plain(checkpoint.hps)}
     if isinstance(config, PriorConfig):
         facts |= {"level": config.level} | ({"vqvae": vqvae} if vqvae else {})
-        facts |= {"names": f"jukebox_{label_version(config)}"} if config.labels else {}
+        facts |= {"names": f"jukebox_{label_version(config)}"} if config.conditions else {}
         facts |= {"tokenizer": f"jukebox_{text_version(config)}"} if config.lyrics else {}
     kind = "vqvae" if isinstance(config, VQVAEConfig) else "prior"
     return save_weights(
@@ -139,7 +139,7 @@ def _save_alignment(part: Part, folder: Path) -> None:
 
 def label_version(config: PriorConfig) -> Version:
     """v3 labels name one genre, v2 labels a bag of them."""
-    return "v3" if config.labels["genres"].slots == 1 else "v2"
+    return "v3" if config.conditions["genres"].max_values == 1 else "v2"
 
 
 def text_version(config: PriorConfig) -> Version:
@@ -150,18 +150,21 @@ def text_version(config: PriorConfig) -> Version:
 
 def vocabularies(config: VQVAEConfig | PriorConfig, folder: Path) -> dict[str, Vocabulary]:
     """Names of the rows of the label tables, from OpenAI's lists in `folder`."""
-    if isinstance(config, VQVAEConfig) or not config.labels:
+    if isinstance(config, VQVAEConfig) or not config.conditions:
         return {}
     files = {
         name: folder / f"{label_version(config)}_{LABEL_FILES[name]}_ids.txt"
-        for name in config.labels
+        for name in config.conditions
     }
     missing = [str(path) for path in files.values() if not path.is_file()]
     if missing:
         raise ValueError(
             f"{missing[0]} is missing; the {config.level} prior's labels are {label_version(config)} ids"
         )
-    return {name: read_label_file(path, config.labels[name].size) for name, path in files.items()}
+    return {
+        name: read_label_file(path, config.conditions[name].table_size)
+        for name, path in files.items()
+    }
 
 
 def plain(value: Any) -> Any:

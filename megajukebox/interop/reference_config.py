@@ -20,7 +20,7 @@ def _vqvae(config: VQVAEConfig) -> dict[str, Any]:
     loss = config.loss
     return {
         "sr": config.sample_rate, "levels": len(config.down), "downs_t": config.down, "strides_t": config.stride,
-        "hvqvae_multipliers": config.multipliers, "emb_width": config.code_width, "l_bins": config.codes,
+        "hvqvae_multipliers": config.multipliers, "emb_width": config.code_width, "l_bins": config.codebook_size,
         "l_mu": config.codebook_decay, "commit": config.commit, "width": config.width, "depth": config.depth,
         "m_conv": config.hidden_ratio, "dilation_growth_rate": config.dilation_growth,
         "dilation_cycle": config.dilation_cycle, "vqvae_reverse_decoder_dilation": config.reverse_decoder_dilation,
@@ -33,23 +33,23 @@ def _vqvae(config: VQVAEConfig) -> dict[str, Any]:
 
 
 def _prior(config: PriorConfig, level: int) -> dict[str, Any]:
-    if config.labels and set(config.labels) != set(LABEL_TABLES):
+    if config.conditions and set(config.conditions) != set(LABEL_TABLES):
         raise ValueError(
-            f"labels {', '.join(config.labels)} cannot be exported; the reference has artist and genres"
+            f"labels {', '.join(config.conditions)} cannot be exported; the reference has artist and genres"
         )
     hps = {
-        "sr": config.sample_rate, "level": level, "n_ctx": config.window, "l_bins": config.codes,
-        "merged_decoder": config.separate_head, "labels": bool(config.labels), "y_bins": 0, "use_tokens": False,
+        "sr": config.sample_rate, "level": level, "n_ctx": config.window, "l_bins": config.codebook_size,
+        "merged_decoder": config.separate_head, "labels": bool(config.conditions), "y_bins": 0, "use_tokens": False,
         "single_enc_dec": bool(config.prefix_tokens), "n_tokens": 0, "n_vocab": 0, "prime_loss_fraction": 0.0,
         **_transformer(config.transformer, "", "prior_"),
     }  # fmt: skip
-    if config.labels:
-        genres = config.labels["genres"]
+    if config.conditions:
+        genres = config.conditions["genres"]
         hps |= {
-            "y_bins": (genres.size, config.labels["artist"].size),
-            "max_bow_genre_size": genres.slots,
+            "y_bins": (genres.table_size, config.conditions["artist"].table_size),
+            "max_bow_genre_size": genres.max_values,
         }
-        hps |= {"labels_v3": genres.slots == 1}
+        hps |= {"labels_v3": genres.max_values == 1}
     return hps | _timing(config) | _upper(config) | _lyrics(config)
 
 
@@ -60,7 +60,7 @@ def _transformer(config: TransformerConfig, prefix: str, shape_prefix: str) -> d
         )
     return {
         f"{shape_prefix}width": config.width, f"{shape_prefix}depth": config.depth, f"{prefix}heads": config.heads,
-        f"{prefix}blocks": config.rows, f"{prefix}attn_order": ORDER_OF_SCHEDULE[config.schedule],
+        f"{prefix}blocks": config.blocks, f"{prefix}attn_order": ORDER_OF_SCHEDULE[config.schedule],
         f"{prefix}m_attn": config.attention_ratio, f"{prefix}m_mlp": config.mlp_ratio,
         f"{prefix}init_scale": config.init_scale, f"{prefix}res_scale": config.residual_scale,
         f"{prefix}zero_out": config.zero_out,
@@ -79,9 +79,9 @@ def _timing(config: PriorConfig) -> dict[str, Any]:
 
 
 def _upper(config: PriorConfig) -> dict[str, Any]:
-    if config.upper is None:
+    if config.upsampler_conditioner is None:
         return {}
-    upper = config.upper
+    upper = config.upsampler_conditioner
     return {
         "cond_width": upper.width, "cond_depth": upper.depth, "cond_m_conv": upper.hidden_ratio,
         "cond_dilation_growth_rate": upper.dilation_growth, "cond_dilation_cycle": upper.dilation_cycle,

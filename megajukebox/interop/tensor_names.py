@@ -68,22 +68,25 @@ CODEBOOK_MADE = ("sums", "counts", "started")
 def prior_table(config: PriorConfig, stack: str = "blocks") -> list[TensorMapping]:
     """Every tensor of a prior. `stack` is what the conditioner's residual stacks are called: `blocks` or `model`."""
     entries = [
-        *_input("prior", "input", not config.labels),
+        *_input("prior", "input", not config.conditions),
         *_layers("prior", "", config.transformer.patterns),
     ]
     entries.append(
         TensorMapping("prior.x_out.weight", "head.weight" if config.separate_head else None)
     )
     entries += [
-        TensorMapping(LABEL_TABLES[name], f"labels.tables.{name}.weight") for name in config.labels
+        TensorMapping(LABEL_TABLES[name], f"labels.tables.{name}.weight")
+        for name in config.conditions
     ]
     if config.timing:
         entries += [
             TensorMapping(theirs, f"timing.tables.{name}.weight")
             for name, theirs in TIMING_TABLES.items()
         ]
-    if config.upper:
-        entries += _upper(config.upper.down, config.upper.depth, stack)
+    if config.upsampler_conditioner:
+        entries += _upper(
+            config.upsampler_conditioner.down, config.upsampler_conditioner.depth, stack
+        )
     if config.lyrics and config.lyrics.encoder:
         entries += _lyrics(config.lyrics.encoder.patterns)
     return entries

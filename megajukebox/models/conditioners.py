@@ -13,17 +13,19 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from megajukebox.common.renamed_keys import accept_old_keys
 from megajukebox.models.convnet import Conv1d, Stack, doubling, residual_stack
 from megajukebox.models.transformer import Dense, Norm, Table, TransformerConfig, blocks
 
 
 class LabelConfig(BaseModel):
-    """One condition given as ids: a single name (`slots` 1) or a bag of at most `slots` names. Id 0 is "unknown"."""
+    """One condition given as ids: a single name (`max_values` 1) or a bag of at most `max_values` names. Id 0 is "unknown"."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    _old_keys = accept_old_keys(slots="max_values", size="table_size")
 
-    slots: int = Field(1, gt=0)
-    size: int = Field(gt=0, description="entries of the vocabulary, the unknown one included")
+    max_values: int = Field(1, gt=0)
+    table_size: int = Field(gt=0, description="entries of the vocabulary, the unknown one included")
 
 
 class TimingConfig(BaseModel):
@@ -112,7 +114,7 @@ class LabelConditioner(nn.Module):
     def __init__(self, labels: dict[str, LabelConfig], width: int, init_scale: float):
         super().__init__()
         self.tables = nn.ModuleDict(
-            {n: Table(c.size, width, 0.01 * init_scale) for n, c in labels.items()}
+            {n: Table(c.table_size, width, 0.01 * init_scale) for n, c in labels.items()}
         )
 
     def forward(self, conditions: dict[str, Tensor]) -> Tensor:

@@ -37,13 +37,13 @@ def carried(config: PriorConfig, layer: int) -> list[str]:
 def inputs(config: PriorConfig, batch: dict) -> State:
     """A batch of `Prior.forward` as the tuple that the entrance takes apart again."""
     return (
-        *(batch["conditions"][name] for name in config.labels),
+        *(batch["conditions"][name] for name in config.conditions),
         *(batch[name] for name in _fields(config)),
     )
 
 
 def _batch(config: PriorConfig, given: State) -> dict:
-    names = list(config.labels)
+    names = list(config.conditions)
     conditions = dict(zip(names, given))
     return {"conditions": conditions, **dict(zip(_fields(config), given[len(names) :]))}
 
@@ -52,7 +52,7 @@ def _fields(config: PriorConfig) -> list[str]:
     wanted = {
         "codes": True,
         "timing": config.timing,
-        "upper_codes": config.upper,
+        "upper_codes": config.upsampler_conditioner,
         "lyrics": config.lyrics,
     }
     fields = [name for name, is_wanted in wanted.items() if is_wanted]

@@ -7,6 +7,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
 from torch import Tensor, nn
 
+from megajukebox.common.renamed_keys import accept_old_keys
 from megajukebox.models.conditioners import (
     ALIGNED,
     AlignedConfig,
@@ -29,22 +30,28 @@ class PriorConfig(BaseModel):
     """Everything that fixes a prior's parameters and numbers. Names of the reference are in `interop`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    _old_keys = accept_old_keys(
+        codes="codebook_size",
+        labels="conditions",
+        labels_everywhere="conditions_at_every_position",
+        upper="upsampler_conditioner",
+    )
 
     level: str = Field(pattern="^(top|middle|bottom)$")
     sample_rate: int = Field(gt=0)
     hop: int = Field(gt=0, description="audio samples per code")
-    codes: int = Field(gt=1, description="size of the codebook")
+    codebook_size: int = Field(gt=1, description="size of the codebook")
     window: int = Field(gt=0, description="codes in a context window")
     transformer: TransformerConfig
     separate_head: bool = Field(
         False, description="own output matrix, conditioning not added again before it"
     )
-    labels: dict[str, LabelConfig] = {}
-    labels_everywhere: bool = Field(
+    conditions: dict[str, LabelConfig] = {}
+    conditions_at_every_position: bool = Field(
         default=False, description="told at every position, not only before the first (Jukebox)"
     )
     timing: TimingConfig | None = None
-    upper: UpsamplerConditionerConfig | None = None
+    upsampler_conditioner: UpsamplerConditionerConfig | None = None
     lyrics: LyricsConfig | None = None
     aligned: dict[str, SerializeAsAny[AlignedConfig]] = Field(
         {}, description="conditions that follow the song in time, by their name in ALIGNED"
@@ -57,13 +64,13 @@ class PriorConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> "PriorConfig":
-        if self.length % self.transformer.rows:
+        if self.length % self.transformer.blocks:
             raise ValueError(
-                f"rows {self.transformer.rows} does not divide the {self.length} positions of the window"
+                f"blocks {self.transformer.blocks} does not divide the {self.length} positions of the window"
             )
-        if self.upper and self.window % self.upper.ratio:
+        if self.upsampler_conditioner and self.window % self.upsampler_conditioner.ratio:
             raise ValueError(
-                f"window {self.window} is not a multiple of {self.upper.ratio}, the codes per code of the level above"
+                f"window {self.window} is not a multiple of {self.upsampler_conditioner.ratio}, the codes per code of the level above"
             )
         self._check_lyrics()
         return self
@@ -74,22 +81,25 @@ class PriorConfig(BaseModel):
         # The other way round is allowed, as in Jukebox: the encoder then learns its own task, unread.
         if reads and not encoded:
             raise ValueError(f"schedule {self.transformer.schedule!r} needs a lyrics encoder")
-        if encoded and (encoded.encoder is None or encoded.tokens % encoded.encoder.rows):
-            raise ValueError("lyrics.encoder is missing, or its rows do not divide lyrics.tokens")
+        if encoded and (encoded.encoder is None or encoded.tokens % encoded.encoder.blocks):
+            raise ValueError("lyrics.encoder is missing, or its blocks do not divide lyrics.tokens")
         if "prefix" in self.transformer.patterns and not self.prefix_tokens:
             raise ValueError(
                 f"schedule {self.transformer.schedule!r} needs lyrics with mode prefix"
             )
-        if self.prefix_tokens and not self.labels:
+        if self.prefix_tokens and not self.conditions:
             raise ValueError(
-                "lyrics with mode prefix need labels: they are the vector before the first lyric token"
+                "lyrics with mode prefix need conditions: they are the vector before the first lyric token"
             )
 
     @property
     def adds_to_codes(self) -> bool:
         """Whether anything is added to every position: `Conditioning.added` is there."""
         return bool(
-            self.timing or self.upper or self.aligned or (self.labels and self.labels_everywhere)
+            self.timing
+            or self.upsampler_conditioner
+            or self.aligned
+            or (self.conditions and self.conditions_at_every_position)
         )
 
     @property
@@ -100,7 +110,7 @@ class PriorConfig(BaseModel):
     @property
     def vocabulary(self) -> int:
         """Tokens that the transformer tells apart: codes, after the lyric tokens in prefix mode."""
-        return self.shift + self.codes
+        return self.shift + self.codebook_size
 
     @property
     def length(self) -> int:
@@ -115,7 +125,7 @@ class PriorConfig(BaseModel):
     @property
     def attended_prefix(self) -> int:
         """Positions that a `prefix` layer sees: lyrics rounded up past the next whole row, as in Jukebox (spec 5.3)."""
-        rows = self.transformer.rows
+        rows = self.transformer.blocks
         return (self.prefix_tokens // rows + 1) * rows
 
 
@@ -135,15 +145,19 @@ class PriorStem(nn.Module):
         self.config = config
         shape, scale = config.transformer, config.transformer.init_scale
         self.vocabulary = config.vocabulary
-        self.labels = LabelConditioner(config.labels, shape.width, scale) if config.labels else None
+        self.labels = (
+            LabelConditioner(config.conditions, shape.width, scale) if config.conditions else None
+        )
         self.timing = (
             TimingConditioner(config.timing, config.sample_rate, shape.width, scale)
             if config.timing
             else None
         )
         self.upper = (
-            UpsamplerConditioner(config.upper, config.codes, shape.width, scale)
-            if config.upper
+            UpsamplerConditioner(
+                config.upsampler_conditioner, config.codebook_size, shape.width, scale
+            )
+            if config.upsampler_conditioner
             else None
         )
         separate = config.lyrics is not None and config.lyrics.mode == "encoder"
@@ -151,7 +165,7 @@ class PriorStem(nn.Module):
             LyricsEncoder(config.lyrics, shape.width, scale) if config.lyrics and separate else None
         )
         self.input = ShiftedEmbedding(
-            self.vocabulary, config.length, shape.width, scale, own_start=not config.labels
+            self.vocabulary, config.length, shape.width, scale, own_start=not config.conditions
         )
         # Last, so that weights drawn from one seed do not depend on what is added here.
         self.aligned = nn.ModuleDict(
@@ -168,7 +182,7 @@ class PriorStem(nn.Module):
         if self.timing:
             timing = self.timing(batch["timing"], self.config.window)
             added = timing if added is None else added + timing
-        if start is not None and self.config.labels_everywhere:
+        if start is not None and self.config.conditions_at_every_position:
             everywhere = start.expand(-1, self.config.window, -1)
             added = everywhere if added is None else added + everywhere
         for name, module in self.aligned.items():

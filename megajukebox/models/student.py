@@ -48,7 +48,7 @@ class StudentConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> "StudentConfig":
-        GridOrder.parse(str(self.order)).steps(self.prior.window, self.prior.transformer.rows)
+        GridOrder.parse(str(self.order)).steps(self.prior.window, self.prior.transformer.blocks)
         if self.prior.prefix_tokens:
             raise ValueError(
                 "a prior that reads its lyrics as a prefix has no student; use lyrics mode encoder"
@@ -57,7 +57,7 @@ class StudentConfig(BaseModel):
 
     @property
     def rows(self) -> int:
-        return self.prior.transformer.rows
+        return self.prior.transformer.blocks
 
     @property
     def columns(self) -> int:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
+from megajukebox.common.renamed_keys import accept_old_keys
 from megajukebox.models.attention import attend, schedule
 from megajukebox.models.grid_order import GridVisibility, grid_attention
 
@@ -16,11 +17,12 @@ class TransformerConfig(BaseModel):
     """Shape of a transformer. Jukebox's `m_attn` and `m_mlp` are `attention_ratio` and `mlp_ratio`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    _old_keys = accept_old_keys(rows="blocks")
 
     width: int = Field(gt=0)
     depth: int = Field(gt=0)
     heads: int = Field(gt=0)
-    rows: int = Field(gt=0, description="rows that a window is folded into")
+    blocks: int = Field(gt=0, description="rows that a window is folded into")
     schedule: str = "factored"
     attention_ratio: float = Field(0.25, gt=0)
     mlp_ratio: float = Field(1.0, gt=0)
@@ -81,7 +83,7 @@ class Attention(nn.Module):
         super().__init__()
         self.pattern, self.rows, self.heads, self.prefix = (
             pattern,
-            config.rows,
+            config.blocks,
             config.heads,
             prefix,
         )

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from megajukebox.common.levels import LEVELS
+from megajukebox.common.renamed_keys import accept_old_keys
 from megajukebox.models.codebook import Codebook
 from megajukebox.models.convnet import Decoder, Encoder
 from megajukebox.models.losses import (
@@ -23,6 +24,7 @@ class VQVAEConfig(BaseModel):
     """Shapes of the VQ-VAE. `down` and `stride` have one entry a level, finest first: hop = product of stride^down."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    _old_keys = accept_old_keys(codes="codebook_size")
 
     sample_rate: int = Field(gt=0)
     down: tuple[int, ...] = (3, 2, 2)
@@ -35,7 +37,7 @@ class VQVAEConfig(BaseModel):
     dilation_cycle: int | None = None
     reverse_decoder_dilation: bool = True
     code_width: int = Field(64, gt=0)
-    codes: int = Field(2048, gt=1, le=65536)
+    codebook_size: int = Field(2048, gt=1, le=65536)
     codebook_decay: float = Field(0.99, gt=0, lt=1)
     codebook_threshold: float = Field(1.0, ge=0)
     fresh_restarts: bool = True
@@ -89,7 +91,7 @@ class VQVAELevel(nn.Module):
             code_width, 1, width, stages, reverse=config.reverse_decoder_dilation, **stack
         )
         self.codebook = Codebook(
-            config.codes,
+            config.codebook_size,
             code_width,
             config.codebook_decay,
             config.codebook_threshold,

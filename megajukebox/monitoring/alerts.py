@@ -85,7 +85,7 @@ def checkpoint_stale(run: RunState) -> str | None:
 def no_valid_checkpoint(run: RunState) -> str | None:
     if run.checkpoints and not any(c.whole for c in run.checkpoints):
         return f"none of {len(run.checkpoints)} checkpoints has all its files"
-    every = number(run.training.get("save_every"))
+    every = run.checkpoint_every
     if not run.checkpoints and every and run.step > 2 * every:
         return f"{run.step} steps and not one checkpoint (one is due every {every:.0f})"
     return None

@@ -17,7 +17,7 @@ MOST_WINDOWS = 64  # rows in lockstep where windows of one song are sampled toge
 def cache_elements(config: PriorConfig) -> int:
     """Keys and values that one song's caches of one window hold (cache.py)."""
     shape, length = config.transformer, config.length
-    row = length // shape.rows
+    row = length // shape.blocks
     lyrics = config.lyrics.tokens if config.lyrics else 0
     kept = {"row": row, "previous_row": 2 * row, "lyrics": lyrics, "prefix": config.attended_prefix}
     return sum(2 * kept.get(pattern, length) for pattern in shape.patterns) * shape.attention_width
@@ -60,7 +60,7 @@ class LevelMemory:
         depth, state = config.transformer.depth, config.transformer.attention_width
         cache = 2 * depth * config.length * state if self.student else cache_elements(config)
         window = config.length * config.transformer.width * max(4, size) * ACTIVATIONS
-        logits = 3 * config.length * (config.shift + config.codes) * 4
+        logits = 3 * config.length * (config.shift + config.codebook_size) * 4
         return rows * (cache * size + window) + logits
 
 

@@ -38,9 +38,11 @@ class PriorRun:
         self.kept_prior: Prior | None = None
 
     def conditioning(self, request: SongRequest) -> SongConditioning:
-        labels = self.config.labels
+        labels = self.config.conditions
         known = {n: self.vocabularies.get(n, Vocabulary()) for n in labels}
-        ids = {n: known[n].ids(self.names(request, n), label.slots) for n, label in labels.items()}
+        ids = {
+            n: known[n].ids(self.names(request, n), label.max_values) for n, label in labels.items()
+        }
         text, words = parse_lrc(request.lyrics)
         tokens = self.tokenizer.encode(text) if self.tokenizer else TokenizedLyrics([], [])
         return SongConditioning(ids, tokens, words if self.tokenizer else [])
@@ -56,7 +58,7 @@ class PriorRun:
 
     def unknown_names(self, request: SongRequest) -> Iterator[tuple[str, str]]:
         """The conditions and names of the request that this level never met, as (condition, name)."""
-        for condition in self.config.labels:
+        for condition in self.config.conditions:
             known = self.vocabularies.get(condition, Vocabulary())
             yield from (
                 (condition, name) for name in self.names(request, condition) if not known.id(name)

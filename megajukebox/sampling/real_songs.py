@@ -17,8 +17,8 @@ def known_song(run: PriorRun, codes: ShardSet, row: int) -> AlignedSong:
     facts = codes.read_facts(row)
     text, words = parse_lrc(codes.read_member(row, "lyrics").decode())
     names = {
-        name: run.vocabularies.get(name, Vocabulary()).ids(names_of(facts, name), label.slots)
-        for name, label in run.config.labels.items()
+        name: run.vocabularies.get(name, Vocabulary()).ids(names_of(facts, name), label.max_values)
+        for name, label in run.config.conditions.items()
     }
     samples = int(codes.songs["frames"][row])
     with codes.open_member(row, run.config.level) as file:

@@ -3,11 +3,14 @@
 It is checked before any GPU is touched.
 """
 
+import logging
 from pathlib import Path
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from megajukebox.common.errors import UserError
+from megajukebox.common.old_settings import describe_renamed, present_path, upgrade_settings
 from megajukebox.common.validation_errors import mistakes, shortened
 from megajukebox.data.shards.shard_set import COUNTED
 from megajukebox.models.conditioners import (
@@ -19,6 +22,9 @@ from megajukebox.models.conditioners import (
 from megajukebox.models.prior import PriorConfig
 from megajukebox.models.transformer import TransformerConfig
 from megajukebox.models.vqvae import VQVAEConfig
+from megajukebox.training.settings import StrictSettings, TrainingSettings
+
+log = logging.getLogger(__name__)
 
 PRESETS = Path(__file__).parent.parent / "presets"
 CONDITIONS = (*COUNTED, "year")  # the fields of a song that a prior can be told
@@ -26,15 +32,11 @@ STAGES = ("vqvae", "top_prior", "middle_upsampler", "bottom_upsampler")
 STUDENTS = ("top_student", "middle_student", "bottom_student")  # of `distill`
 
 
-class StrictSettings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
 class ConditionSettings(StrictSettings):
     """One label of a song (artist, genres, moods, ...). Its vocabulary is made from the corpus."""
 
-    slots: int = Field(1, gt=0, description="how many names of it one song may carry")
-    size: int = Field(
+    max_values: int = Field(1, gt=0, description="how many names of it one song may carry")
+    table_size: int = Field(
         gt=1, description="entries of the embedding table; names beyond it are unknown"
     )
     min_songs: int = Field(1, gt=0, description="names on fewer songs are unknown")
@@ -49,8 +51,8 @@ class ConditionSettings(StrictSettings):
 class TableSettings(StrictSettings):
     """Where one level's table of a label differs from what `conditions` says of it."""
 
-    slots: int | None = Field(default=None, gt=0)
-    size: int | None = Field(default=None, gt=1)
+    max_values: int | None = Field(default=None, gt=0)
+    table_size: int | None = Field(default=None, gt=1)
 
 
 class LyricsSettings(StrictSettings):
@@ -71,159 +73,14 @@ class PriorSettings(StrictSettings):
     window: int = Field(gt=0)
     transformer: TransformerConfig
     separate_head: bool = False
-    labels: tuple[str, ...] = ()
-    label_tables: dict[str, TableSettings] = Field(
+    conditions: tuple[str, ...] = ()
+    condition_tables: dict[str, TableSettings] = Field(
         {}, description="tables of this level that differ from `conditions`"
     )
-    labels_everywhere: bool = False
+    conditions_at_every_position: bool = False
     timing: TimingConfig | None = None
-    upper: UpsamplerConditionerConfig | None = None
+    upsampler_conditioner: UpsamplerConditionerConfig | None = None
     lyrics: LyricsSettings | None = None
-
-
-class TrainingSettings(StrictSettings):
-    """How long a stage trains and what it keeps. Micro-batch, precision and optimizer are in its `ds_config`."""
-
-    ds_config: str = Field(description="JSON in ds_configs/, or a path")
-    steps: int = Field(gt=0)
-    batch: int = Field(
-        0,
-        ge=0,
-        description="clips a step of all processes together; 0: as the ds_config says for each",
-    )
-    seed: int = 0
-    warmup: int = Field(0, ge=0, description="steps of linear warm-up")
-    decay: str = Field("constant", pattern="^(constant|linear|cosine)$")
-    decay_floor: float = Field(
-        0.0, ge=0, le=1, description="share of the peak learning rate at the end of the decay"
-    )
-    decay_start: int = Field(0, ge=0, description="first step of the decay; 0: after the warm-up")
-    decay_steps: int = Field(
-        0, ge=0, description="how long the decay takes; 0: until the last step"
-    )
-    lr_scale: float = Field(
-        1.0, gt=0, description="share of the ds_config's learning rate that is the peak"
-    )
-    freeze: tuple[str, ...] = Field(
-        (), description="parts that stay as they are: lyrics, upper, input, blocks.0 ..."
-    )
-    ema_decay: float = Field(
-        0.0, ge=0, lt=1, description="keep a moving average of the weights and export it; 0: none"
-    )
-    check_every: int = Field(
-        100,
-        ge=0,
-        description="steps between comparisons of what ranks must hold alike, and of weights held twice; 0: none",
-    )
-    recompute_every: int = Field(
-        1000,
-        ge=0,
-        description="steps after which all ranks compute the same micro-batch, and compare; 0: never",
-    )
-    sample_every: int = Field(
-        0, ge=0, description="priors: a few seconds are sampled at the save after so many steps"
-    )
-    sample_seconds: float = Field(4.0, gt=0)
-    sample_runs: str | None = Field(
-        None, description="folder of the runs to hear it with; else the one it lies in"
-    )
-    spike_sigmas: float = Field(
-        6.0, ge=0, description="skip steps this far above the usual loss or gradient; 0: none"
-    )
-    spike_window: int = Field(128, gt=1, description="steps that say what is usual")
-    bad_steps: int = Field(
-        10, ge=0, description="more skipped steps than this among bad_within end the run (93)"
-    )
-    bad_within: int = Field(100, gt=0)
-    rewinds: int = Field(
-        0,
-        ge=0,
-        description="so often it goes back instead, and reads on behind the data that spiked",
-    )
-    rewind_steps: int = Field(
-        100, ge=0, description="to a checkpoint at least so long before the first skipped step"
-    )
-    rewind_jump: int = Field(200, ge=0, description="and leaves out so many further steps' clips")
-    floor_rewinds: int = Field(
-        1, ge=0, description="so often it goes back from the lowest fp16 loss scale (then 93)"
-    )
-    floor_lr: float = Field(
-        0.5, gt=0, lt=1, description="and trains on at so much of the learning rate"
-    )
-    clip: int | None = Field(
-        None, gt=0, description="audio samples in a training clip (vqvae only)"
-    )
-    bandwidth_seconds: float = Field(
-        600, ge=0, description="audio measured to scale losses; 0 keeps vqvae.bandwidth"
-    )
-    held_out: float = Field(0.1, ge=0, lt=1, description="share of the songs kept for judging")
-    held_out_batches: int = Field(8, ge=0)
-    evaluate_every: int = Field(100, gt=0)
-    log_every: int = Field(10, gt=0)
-    save_every: int = Field(100, gt=0)
-    save_in_background: bool = Field(
-        True, description="train on while a checkpoint is written, from a copy in memory"
-    )
-    export_every: int = Field(
-        1,
-        gt=0,
-        description="weights are exported at the first save, at one after every so many steps, and at the end",
-    )
-    keep: int = Field(3, gt=0, description="checkpoints kept: the last ones")
-    keep_every: int = Field(
-        0, ge=0, description="checkpoints of steps that are multiples of it stay for good; 0: none"
-    )
-    peak_tflops: float | None = Field(
-        None, gt=0, description="of one device, for `mfu`; GPUs in gpus.py are known"
-    )
-    hang_seconds: float = Field(
-        300,
-        gt=0,
-        description="a step that takes longer, and 10 times longer than usual, is a hang",
-    )
-    hang_slow_seconds: float = Field(
-        1800,
-        gt=0,
-        description="the same for starting, loading, saving, evaluating, and for the first step; "
-        "converting a checkpoint for another number of processes may take longer as long as it goes on",
-    )
-    workers: int = Field(0, ge=0, description="processes that read ahead, per rank")
-    prefetch: int = Field(
-        2, gt=0, description="steps that each of them holds ready; bounds the memory"
-    )
-    data_timeout: float = Field(
-        600, gt=0, description="seconds over one clip after which such a process counts as hung"
-    )
-    worker_gb: float = Field(
-        4, gt=0, description="memory that each of them may take beyond what it starts with"
-    )
-    mode: str = Field(
-        "indexed", pattern="^(indexed|stream)$", description="stream: song tars without an index"
-    )
-    block: int = Field(64, gt=0, description="shards whose clips are shuffled together")
-    clips_per_visit: int = Field(
-        1,
-        gt=0,
-        description="neighbouring clips of a song read one after another: cheaper, less shuffled",
-    )
-    bad_share: float = Field(
-        0.01, ge=0, le=1, description="the run stops when more clips than this cannot be read"
-    )
-    volume_db: float = Field(
-        0, ge=0, le=24, description="vqvae only: random volume, up to this much up or down"
-    )
-    eq_db: float = Field(
-        0, ge=0, le=24, description="vqvae only: random tone curve, up to this much up or down"
-    )
-
-    @model_validator(mode="after")
-    def _check_samples(self) -> "TrainingSettings":
-        if 0 < self.sample_every < self.export_every:
-            raise ValueError(
-                f"sample_every {self.sample_every} needs exported weights, but export_every is {self.export_every};"
-                " lower the latter or raise the former"
-            )
-        return self
 
 
 class AudioSettings(StrictSettings):
@@ -237,7 +94,7 @@ class Preset(StrictSettings):
     about: str = ""
     audio: AudioSettings = AudioSettings()
     vqvae: VQVAEConfig
-    conditions: dict[str, ConditionSettings] = {}
+    conditions: dict[str, ConditionSettings] = Field(default={})
     lyrics_vocabulary: int = Field(512, gt=0)
     top: PriorSettings
     middle: PriorSettings | None = None
@@ -290,31 +147,35 @@ class Preset(StrictSettings):
 
     def _check_labels(self, level: str) -> None:
         told = self.prior(level)
-        for label in told.labels:
+        for label in told.conditions:
             if label not in self.conditions:
                 known = ", ".join(self.conditions)
                 raise ValueError(
-                    f"{level}.labels names {label!r}, which is not among conditions ({known})"
+                    f"{level}.conditions names {label!r}, which is not among conditions ({known})"
                 )
-        for label in told.label_tables:
-            if label not in told.labels:
-                known = ", ".join(told.labels)
+        for label in told.condition_tables:
+            if label not in told.conditions:
+                known = ", ".join(told.conditions)
                 raise ValueError(
-                    f"{level}.label_tables names {label!r}, which is not among {level}.labels ({known})"
+                    f"{level}.condition_tables names {label!r}, which is not among {level}.conditions ({known})"
                 )
 
     def _check_level_above(self, level: str, upper: str | None) -> None:
         settings, hops = self.prior(level), self.vqvae.hops
-        if (settings.upper is None) != (upper is None):
+        if (settings.upsampler_conditioner is None) != (upper is None):
             wanted = (
                 f"describe how the {upper} codes are read"
                 if upper
                 else "be left out: nothing is above it"
             )
-            raise ValueError(f"{level}.upper must {wanted}")
-        if upper and settings.upper and settings.upper.ratio * hops[level] != hops[upper]:
+            raise ValueError(f"{level}.upsampler_conditioner must {wanted}")
+        if (
+            upper
+            and settings.upsampler_conditioner
+            and settings.upsampler_conditioner.ratio * hops[level] != hops[upper]
+        ):
             raise ValueError(
-                f"{level}.upper lengthens by {settings.upper.ratio}, but a {upper} code lasts"
+                f"{level}.upsampler_conditioner lengthens by {settings.upsampler_conditioner.ratio}, but a {upper} code lasts"
                 f" {hops[upper] // hops[level]} {level} codes; set down and stride to match"
             )
 
@@ -340,7 +201,7 @@ class Preset(StrictSettings):
 
     def condition(self, level: str, name: str) -> ConditionSettings:
         """What `level` is told of condition `name`: its own table, if the preset gives it one."""
-        own = self.prior(level).label_tables.get(name, TableSettings())
+        own = self.prior(level).condition_tables.get(name, TableSettings())
         return self.conditions[name].model_copy(update=own.model_dump(exclude_none=True))
 
     def dropout(self, level: str, name: str) -> float:
@@ -351,10 +212,11 @@ class Preset(StrictSettings):
         """The prior of `level` as its model reads it; `lyrics_size` is the number of the tokenizer's tokens."""
         told = self.prior(level)
         tables = {
-            name: self.condition(level, name) for name in self.conditions if name in told.labels
+            name: self.condition(level, name) for name in self.conditions if name in told.conditions
         }
         labels = {
-            name: LabelConfig(slots=table.slots, size=table.size) for name, table in tables.items()
+            name: LabelConfig(max_values=table.max_values, table_size=table.table_size)
+            for name, table in tables.items()
         }
         lyrics = (
             LyricsConfig(**told.lyrics.model_dump(exclude={"dropout"}), size=lyrics_size)
@@ -362,8 +224,8 @@ class Preset(StrictSettings):
             else None
         )
         return PriorConfig(
-            level=level, sample_rate=self.audio.sample_rate, hop=self.vqvae.hops[level], codes=self.vqvae.codes,
-            labels=labels, lyrics=lyrics, **told.model_dump(exclude={"labels", "label_tables", "lyrics"}),
+            level=level, sample_rate=self.audio.sample_rate, hop=self.vqvae.hops[level], codebook_size=self.vqvae.codebook_size,
+            conditions=labels, lyrics=lyrics, **told.model_dump(exclude={"conditions", "condition_tables", "lyrics"}),
         )  # fmt: skip
 
     def stage(self, name: str) -> TrainingSettings:
@@ -382,54 +244,71 @@ def level_of(stage: str) -> str:
 def load_preset(name: str, overrides: list[str] | None = None) -> Preset:
     """The preset called `name` (or the YAML file at that path) with `key.sub=value` settings applied.
 
-    Raises ValueError that names the key, the value and what would be accepted.
+    Raises:
+        UserError: names the key, the value and what would be accepted.
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else PRESETS / f"{name}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml")))
-        raise ValueError(f"preset {name!r} is neither a file nor one of {known}")
-    settings = _read(path.read_text(), path.name)
+        raise UserError(f"preset {name!r} is neither a file nor one of {known}")
+    settings = _read_yaml(path.read_text(), path.name)
     if not isinstance(settings, dict):
-        found = f"{path.name} holds {shortened(settings)}"
-        raise ValueError(
-            f"{found}, not the settings of a preset; see {PRESETS.name}/tiny.yaml for one"
+        raise UserError(
+            f"{path.name} holds {shortened(settings)}, not the settings of a preset;"
+            f" see {PRESETS.name}/tiny.yaml for one"
         )
+    settings, renamed = upgrade_settings(settings)
     for setting in overrides or []:
         override(settings, setting)
+        old = setting.partition("=")[0]
+        if present_path(old) != old:
+            renamed[old] = present_path(old)
+    if renamed:
+        log.warning("%s: renamed settings are still read: %s", path.name, describe_renamed(renamed))
     return validate(settings, path.name)
 
 
-def _read(text: str, where: str) -> object:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{where} is not YAML: {' '.join(str(error).split())}") from None
-
-
 def validate(settings: dict, where: str) -> Preset:
+    """The preset of `settings`, also of those that an older version wrote.
+
+    Raises:
+        UserError: names every wrong setting, with the nearest right one.
+    """
     try:
-        return Preset.model_validate(settings)
+        return Preset.model_validate(upgrade_settings(settings)[0])
     except ValidationError as error:
         lines = (f"\n  {mistake}" for mistake in mistakes(error, Preset))
-        raise ValueError(f"{where} is not a valid preset:{''.join(lines)}") from None
+        raise UserError(f"{where} is not a valid preset:{''.join(lines)}") from None
 
 
 def override(settings: dict, setting: str) -> None:
-    """`top.transformer.width=512` changes that one value of `settings`. The value is read as YAML."""
+    """`top.transformer.width=512` changes that one value of `settings`. The value is read as YAML.
+
+    Raises:
+        UserError: the setting has no `=`, or leads through a value that holds no further settings.
+    """
     path, equals, value = setting.partition("=")
     if not equals or not path:
-        raise ValueError(f"setting {setting!r} is not of the form key.sub=value")
-    *parents, last = path.split(".")
-    place = settings
-    for i, name in enumerate(parents):
-        place = place.setdefault(name, {}) if isinstance(place, dict) else None
-        if not isinstance(place, dict):
-            raise ValueError(
-                f"setting {setting!r}: {'.'.join(parents[: i + 1])} holds no further settings"
+        raise UserError(f"setting {setting!r} is not of the form key.sub=value")
+    *parents, last = present_path(path).split(".")
+    group = settings
+    for depth, name in enumerate(parents, 1):
+        inner = group.setdefault(name, {})
+        if not isinstance(inner, dict):
+            raise UserError(
+                f"setting {setting!r}: {'.'.join(parents[:depth])} holds no further settings"
             )
-    place[last] = _read(value, f"the value of setting {setting!r}")
+        group = inner
+    group[last] = _read_yaml(value, f"the value of setting {setting!r}")
 
 
 def dump(preset: Preset) -> dict:
     """The resolved preset as plain data, every default spelt out."""
     return preset.model_dump(mode="json")
+
+
+def _read_yaml(text: str, where: str) -> object:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{where} is not YAML: {' '.join(str(error).split())}") from None

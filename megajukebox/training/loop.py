@@ -17,7 +17,7 @@ from megajukebox.training.checkpointing.resume import resume
 from megajukebox.training.checkpointing.saver import CheckpointSaver
 from megajukebox.training.engines import collectives
 from megajukebox.training.engines.zero import ZeroEngine
-from megajukebox.training.lr_schedule import rate
+from megajukebox.training.lr_schedule import lr_factor
 from megajukebox.training.previews import PreviewSampler
 from megajukebox.training.reconstruction_samples import write_reconstructions
 from megajukebox.training.run_context import RunContext
@@ -41,11 +41,15 @@ def train(run: RunContext, task: Task, engine: ZeroEngine) -> bool:
     saves = CheckpointSaver(run, task, engine, first)
     run.log.event("data", first, **task.corpus())
     last = min(run.settings.steps, first + (run.stop_after or run.settings.steps))
-    engine.masters.watched = run.settings.check_every > 0
+    engine.masters.watched = run.settings.checks.replica_check_every > 0
     stream, done, order = task.batches(run.data_step(first)), first, NOTHING
     batches = iter(stream)
     hearing = PreviewSampler(
-        run.folder, run.settings, run.log, first, active=run.rank == 0 and task.kind == "prior"
+        run.folder,
+        run.settings.previews,
+        run.log,
+        first,
+        active=run.rank == 0 and task.kind == "prior",
     )
     run.watchdog.step, run.watchdog.stage = first, run.rank * engine.stages // run.ranks
     run.watchdog.enter_phase("step")
@@ -57,11 +61,14 @@ def train(run: RunContext, task: Task, engine: ZeroEngine) -> bool:
             run.signals.saved(order)
             advance(train_one_step(run, task, engine, batches, stream, done))
             done += 1
-            if run.settings.check_every and done % run.settings.check_every == 0:
+            if (
+                run.settings.checks.replica_check_every
+                and done % run.settings.checks.replica_check_every == 0
+            ):
                 check_replicas(run, engine, done)
-            if done % run.settings.evaluate_every == 0 or done == run.settings.steps:
+            if done % run.settings.evaluation.every == 0 or done == run.settings.steps:
                 evaluate(run, task, engine, done)
-            if done % run.settings.save_every == 0 and done < last:
+            if done % run.settings.checkpointing.every == 0 and done < last:
                 saves.begin(done)
             hearing.after_save(saves.exported)
     if order == FENCED:
@@ -123,14 +130,7 @@ def train_one_step(
     waited = time.perf_counter() - started
     # A seed for each step makes every draw inside the model a function of (seed, rank, step): no generator is saved.
     torch.manual_seed(int(philox(settings.seed, f"model/{run.rank}", step).random_raw()) % 2**63)
-    decay = (
-        settings.decay,
-        settings.decay_floor,
-        settings.decay_start,
-        settings.decay_steps,
-        settings.lr_scale,
-    )
-    share = rate(step, settings.steps, settings.warmup, *decay) * run.rate_share(step)
+    share = lr_factor(step, settings.steps, settings.schedule) * run.rate_share(step)
     try:
         metrics = engine.step(micro_batches, share)
     except collectives.LossScaleAtMinimum as error:
@@ -151,7 +151,10 @@ def train_one_step(
         speed = split | {task.speed_name: task.units_per_step / seconds}
         speed |= {"mfu": run.at_peak / seconds} if run.at_peak else {}
         run.log.metrics(step + 1, "train", metrics | heard | speed | run.watchdog.phase_seconds())
-    if settings.recompute_every and (step + 1) % settings.recompute_every == 0:
+    if (
+        settings.checks.recompute_check_every
+        and (step + 1) % settings.checks.recompute_check_every == 0
+    ):
         check_recomputed_loss(run, task, engine, micro_batches[0], step + 1)
     return metrics["loss"]
 

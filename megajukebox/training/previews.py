@@ -8,21 +8,37 @@ import subprocess
 import sys
 from pathlib import Path
 
+from pydantic import BaseModel, ConfigDict, Field
+
 from megajukebox.records.run_log import RunLog
-from megajukebox.training.config import TrainingSettings
 
 PLACES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 PATIENCE = 600  # seconds that the end of a run waits for its last samples
+
+
+class PreviewSettings(BaseModel):
+    """`training.<stage>.previews`: a few seconds sampled from a prior while it trains."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    every: int = Field(
+        default=0, ge=0, description="sample at the save after so many steps; 0: never"
+    )
+    seconds: float = Field(default=4.0, gt=0)
+    runs: str | None = Field(
+        default=None,
+        description="folder of the runs to sample with; else the one that the run lies in",
+    )
 
 
 class PreviewSampler:
     """Rank 0 starts one after a save that is due; a step whose turn comes while one still runs is left out."""
 
     def __init__(
-        self, run: Path, settings: TrainingSettings, log: RunLog, first: int, active: bool
+        self, run: Path, settings: PreviewSettings, log: RunLog, first: int, active: bool
     ) -> None:
         self.run, self.settings, self.log = run, settings, log
-        self.every = settings.sample_every if active else 0
+        self.every = settings.every if active else 0
         self.last = first
         self.process: subprocess.Popen | None = None
 
@@ -39,7 +55,7 @@ class PreviewSampler:
         self._tell()
         out = self.run / "samples" / f"step-{step:08d}"
         out.mkdir(parents=True, exist_ok=True)
-        runs = self.settings.sample_runs or str(self.run.parent)
+        runs = self.settings.runs or str(self.run.parent)
         command = [
             sys.executable,
             "-m",
@@ -51,7 +67,7 @@ class PreviewSampler:
             "--out",
             str(out),
         ]
-        command += ["--seconds", str(self.settings.sample_seconds)]
+        command += ["--seconds", str(self.settings.seconds)]
         alone = {
             name: value
             for name, value in os.environ.items()

@@ -10,8 +10,8 @@ from megajukebox.resilience.exit_codes import ExitRecord
 from megajukebox.resilience.fencing import FencingToken
 from megajukebox.resilience.signals import SignalHandler
 from megajukebox.resilience.watchdog import HangTimeouts, Watchdog
-from megajukebox.training.config import TrainingSettings
 from megajukebox.training.engines import collectives
+from megajukebox.training.settings import TrainingSettings
 from megajukebox.training.spike_detection import Rewind, data_step, rate_share
 
 
@@ -47,7 +47,10 @@ class RunContext:
         )
         self.end.rank, self.end.generation = self.rank, self.fencing_token.number
         self.signals = SignalHandler(self.folder, self.rank, self.fencing_token)
-        limits = HangTimeouts(self.settings.hang_seconds, self.settings.hang_slow_seconds)
+        limits = HangTimeouts(
+            self.settings.watchdog.step_timeout_seconds,
+            self.settings.watchdog.phase_timeout_seconds,
+        )
         self.watchdog = Watchdog(self.log, self.fencing_token, limits, self.end)
         self.watchdog.start()
         self.rewinds = collectives.broadcast_from_rank_0(

@@ -47,7 +47,7 @@ def check_recomputed_loss(
         return
     readers = task.reading.place.size
     with run.watchdog.phase("evaluate"):
-        turn = step // run.settings.recompute_every % readers
+        turn = step // run.settings.checks.recompute_check_every % readers
         shared = collectives.broadcast(turn, micro_batch if run.rank == turn else None)
         seed = int(philox(run.settings.seed, "recompute", step).random_raw()) % 2**63
         with torch.random.fork_rng([engine.device] if engine.device.type == "cuda" else []):
@@ -66,7 +66,7 @@ def check_recomputed_loss(
         run.log.event(
             "alert",
             step,
-            reason=f"{reason}; recompute_every does nothing from here on",
+            reason=f"{reason}; recompute_check_every does nothing from here on",
             losses=losses,
         )
         run.repeatable = False

@@ -9,27 +9,62 @@ import math
 from collections import deque
 from dataclasses import dataclass, field, replace
 
+from pydantic import BaseModel, ConfigDict, Field
+
 # The least spread that counts, as a share of the mean: on a plateau six standard deviations can be next to nothing.
 LEAST_SPREAD = 0.01
 
 
-@dataclass(frozen=True)
-class SpikeRules:
-    """When a step is skipped and when skipping has gone on for too long."""
+class SpikeSettings(BaseModel):
+    """`training.<stage>.spikes`: when a step is skipped, and what happens when skipping goes on."""
 
-    sigmas: float = 6.0  # 0: spikes are not looked for
-    window: int = (
-        128  # steps that the mean and spread are of; before they are full nothing is a spike
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    threshold_std: float = Field(
+        default=6.0,
+        ge=0,
+        description="skip steps whose loss or gradient norm exceeds the mean by so many standard deviations; 0: none",
     )
-    most: int = 10  # more bad steps than this ...
-    within: int = 100  # ... in so many end the run
+    window: int = Field(
+        default=128,
+        gt=1,
+        description="steps that the mean is of; before there are as many nothing is a spike",
+    )
+    max_skipped_steps: int = Field(
+        default=10,
+        ge=0,
+        description="more skipped steps than this within skip_window end the run (93)",
+    )
+    skip_window: int = Field(default=100, gt=0)
+    max_rewinds: int = Field(
+        default=0,
+        ge=0,
+        description="rewinds before the run counts as diverged; each restores an earlier checkpoint and skips the data"
+        " around the spike",
+    )
+    rewind_steps: int = Field(
+        default=100,
+        ge=0,
+        description="to a checkpoint at least so many steps before the first skipped one",
+    )
+    rewind_skip_steps: int = Field(
+        default=200, ge=0, description="and leave out the clips of so many further steps"
+    )
+    min_scale_rewinds: int = Field(
+        default=1,
+        ge=0,
+        description="rewinds from the minimum fp16 loss scale, before the run diverged (93)",
+    )
+    min_scale_lr_factor: float = Field(
+        default=0.5, gt=0, lt=1, description="and each continues at so much of the learning rate"
+    )
 
 
 @dataclass
 class SpikeDetector:
     """What the last steps were like. The same on every rank, saved with every checkpoint."""
 
-    rules: SpikeRules = field(default_factory=SpikeRules)
+    rules: SpikeSettings = field(default_factory=SpikeSettings)
     losses: deque[float] = field(init=False)
     norms: deque[float] = field(init=False)
     bad: deque[int] = field(init=False)
@@ -56,16 +91,16 @@ class SpikeDetector:
         ):
             limit = self.limit(history)
             if value > limit:
-                return f"{name} {value:.4g} spiked: over {limit:.4g}, {self.rules.sigmas:g} sigma of the steps before"
+                return f"{name} {value:.4g} spiked: over {limit:.4g}, {self.rules.threshold_std:g} sigma of the steps before"
         return None
 
     def limit(self, history: deque[float]) -> float:
         """What a value may reach; infinity while there is too little to compare with."""
-        if not self.rules.sigmas or len(history) < self.rules.window:
+        if not self.rules.threshold_std or len(history) < self.rules.window:
             return math.inf
         mean = sum(history) / len(history)
         spread = math.sqrt(sum((value - mean) ** 2 for value in history) / len(history))
-        return mean + self.rules.sigmas * max(spread, LEAST_SPREAD * abs(mean))
+        return mean + self.rules.threshold_std * max(spread, LEAST_SPREAD * abs(mean))
 
     def update(self, step: int, loss: float, norm: float, reason: str | None) -> None:
         """Remember step `step`, skipped for `reason` or taken."""
@@ -77,7 +112,7 @@ class SpikeDetector:
             self.left_out(step)
             self.bad.append(step)
             self.skipped += 1
-        while self.bad and self.bad[0] <= step - self.rules.within:
+        while self.bad and self.bad[0] <= step - self.rules.skip_window:
             self.bad.popleft()
 
     def left_out(self, step: int) -> None:
@@ -89,7 +124,7 @@ class SpikeDetector:
     @property
     def has_diverged(self) -> bool:
         """More bad steps of late than the rules allow."""
-        return len(self.bad) > self.rules.most
+        return len(self.bad) > self.rules.max_skipped_steps
 
     def state(self) -> dict[str, object]:
         kept = {name: list(getattr(self, name)) for name in ("losses", "norms", "bad")}

@@ -25,7 +25,7 @@ def handle_skipped_step(
 
     Raises TrainingDiverged when too many were, or Leave after the run was set back to an older checkpoint.
     """
-    stability, settings = engine.stability, run.settings
+    stability, settings = engine.stability, run.settings.spikes
     if engine.overflowed:  # DeepSpeed's loss scale heeds it
         stability.left_out(step)
         return
@@ -34,10 +34,10 @@ def handle_skipped_step(
         return
     tell(run, task, engine, step)
     if stability.has_diverged:
-        last = f"{len(stability.bad)} of the last {stability.rules.within} steps were bad, the last one: {engine.reason}"
+        last = f"{len(stability.bad)} of the last {stability.rules.skip_window} steps were bad, the last one: {engine.reason}"
         spiked = stability.bad[0]
-        jump = plan_rewind(saved(run), spiked, settings.rewind_steps, settings.rewind_jump)
-        if jump and sum(before.rate == 1 for before in run.rewinds) < settings.rewinds:
+        jump = plan_rewind(saved(run), spiked, settings.rewind_steps, settings.rewind_skip_steps)
+        if jump and sum(before.rate == 1 for before in run.rewinds) < settings.max_rewinds:
             rewind(run, jump, spiked, last)
             raise TerminateRun("rewind", f"{last}; went back, start again")
         run.log.event("diverged", step + 1, reason=last)
@@ -51,10 +51,12 @@ def handle_min_loss_scale(run: RunContext, engine: ZeroEngine, step: int, reason
 
     Raises Leave after the run was set back to train on at a smaller rate, TrainingDiverged where that has been tried.
     """
-    settings, stuck = run.settings, engine.stability.first_overflow_step
+    settings, stuck = run.settings.spikes, engine.stability.first_overflow_step
     stuck = step if stuck is None else stuck
-    jump = plan_rewind_lower_lr(saved(run), stuck, settings.rewind_steps, settings.floor_lr)
-    if jump and sum(before.rate < 1 for before in run.rewinds) < settings.floor_rewinds:
+    jump = plan_rewind_lower_lr(
+        saved(run), stuck, settings.rewind_steps, settings.min_scale_lr_factor
+    )
+    if jump and sum(before.rate < 1 for before in run.rewinds) < settings.min_scale_rewinds:
         told = f"{reason}; went back to step {jump.step}, from there {jump.rate:g} times the learning rate"
         rewind(run, jump, stuck, told)
         run.log.event("alert", step + 1, reason=told)  # the run goes on, but somebody should know

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import yaml
+from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
 from megajukebox.common.files import make_run_folder, write_atomic
@@ -14,7 +15,7 @@ from megajukebox.resilience.exit_codes import ExitRecord, TerminateRun, within
 from megajukebox.training.batching import batch_of_run, share_batch
 from megajukebox.training.checkpoint import candidates
 from megajukebox.training.checkpointing.disk_space import no_room
-from megajukebox.training.config import Preset, TrainingSettings, dump
+from megajukebox.training.config import Preset, dump
 from megajukebox.training.engines import collectives
 from megajukebox.training.engines.factory import build_engine
 from megajukebox.training.engines.pipeline import reader, sees_data
@@ -22,6 +23,7 @@ from megajukebox.training.loop import train
 from megajukebox.training.planner.mfu import peak, seconds_at_peak, step_flops
 from megajukebox.training.planner.recipe import precision
 from megajukebox.training.run_context import RunContext
+from megajukebox.training.settings import TrainingSettings
 from megajukebox.training.tasks import ReaderShare, Task
 
 
@@ -31,7 +33,7 @@ def run_task(
 ) -> bool:  # fmt: skip
     """Build the task, its engine (with `weights` to start from) and its run, and train. Whether it was finished."""
     as_given = collectives.read_ds_config(settings.ds_config)
-    with within(settings.hang_slow_seconds, "the ranks did not find each other"):
+    with within(settings.watchdog.phase_timeout_seconds, "the ranks did not find each other"):
         place = collectives.start()
     reads = reader(place, as_given)
     before = collectives.broadcast_from_rank_0(
@@ -113,13 +115,23 @@ def write_run_folder(out: Path, preset: Preset, stage: str, task: Task, batch: d
     }
     path = out / "run.yaml"
     if path.exists():
-        check_same_run(path, record_of(out), record)
-        check_same_batch(path, record_of(out), record, task.settings.mode)
+        before = record_of(out)
+        before["model"] = in_present_keys(task.config, before["model"])
+        check_same_run(path, before, record)
+        check_same_batch(path, before, record, task.settings.loader.data_mode)
     write_atomic(path, yaml.safe_dump(record, sort_keys=False, allow_unicode=True).encode())
     # As DeepSpeed is given it, whatever recipe and profile it came from: to look at, and to start others with.
     write_atomic(out / "ds_config.json", json.dumps(record["ds_config"], indent=2).encode())
     for name, content in task.files.items():
         write_atomic(out / name, content)
+
+
+def in_present_keys(config: BaseModel, stored: dict) -> dict:
+    """The model of a run.yaml, which an older version may have written, in the keys of `config`."""
+    try:
+        return type(config)(**stored).model_dump(mode="json")
+    except ValidationError:
+        return stored  # of another kind of model
 
 
 def check_same_run(path: Path, before: dict, now: dict) -> None:
@@ -134,13 +146,13 @@ def check_same_run(path: Path, before: dict, now: dict) -> None:
             )
 
 
-def check_same_batch(path: Path, before: dict, now: dict, mode: str) -> None:
-    """Once there is a checkpoint, the order of the data hangs on the clips of a step; mode=stream knows no order.
+def check_same_batch(path: Path, before: dict, now: dict, data_mode: str) -> None:
+    """Once there is a checkpoint, the order of the data hangs on the clips of a step; data_mode=unindexed knows no order.
 
     Before run.yaml is written: the next start takes the clips of a step from there, and would be refused in its turn.
     """
     had, has = before.get("global_batch"), now["global_batch"]
-    if had not in (None, has) and mode != "stream" and candidates(path.parent):
+    if had not in (None, has) and data_mode != "unindexed" and candidates(path.parent):
         raise ValueError(
             f"{path} is of a run with {had} clips a step, not {has};"
             " leave out what changes that, or start another --out with --from"

@@ -46,8 +46,9 @@ from megajukebox.models.losses import Bandwidth
 from megajukebox.models.prior import Prior, PriorConfig
 from megajukebox.models.vqvae import VQVAE, VQVAEConfig
 from megajukebox.training.batching import NoClips
-from megajukebox.training.config import ConditionSettings, Preset, TrainingSettings, level_of
+from megajukebox.training.config import ConditionSettings, Preset, level_of
 from megajukebox.training.finetune import PretrainedModel, check_prior
+from megajukebox.training.settings import TrainingSettings
 
 Stream = Batches | UnindexedBatches | NoClips
 
@@ -96,7 +97,7 @@ class Task:
     def held_out(self) -> Iterable[dict]:
         """The same few batches of held-out songs each time."""
         size, place = self.reading.micro_batch, self.reading.place
-        limit = self.settings.held_out_batches * size * place.size
+        limit = self.settings.evaluation.batches * size * place.size
         if isinstance(self.source, UnindexedShards):
             return piped_held_out(
                 self.source, micro_batch=size, rank=place.rank, world=place.size, limit=limit
@@ -134,27 +135,27 @@ class Task:
             self.source,
             seed=self.settings.seed,
             global_batch=self.reading.global_batch,
-            block=self.settings.block,
-            clips_per_song_visit=self.settings.clips_per_visit,
+            block=self.settings.loader.shuffle_shards,
+            clips_per_song_visit=self.settings.loader.clips_per_song_visit,
         )
 
     def _stream(self, first_step: int) -> Batches | UnindexedBatches:
-        reading, settings = self.reading, self.settings
+        reading, settings, loader = self.reading, self.settings, self.settings.loader
         common: dict[str, Any] = {
             "seed": settings.seed, "global_batch": reading.global_batch, "micro_batch": reading.micro_batch,
             "rank": reading.place.rank, "world": reading.place.size, "first_step": first_step,
             "ahead": ReadAhead(
-                settings.workers, settings.prefetch, settings.data_timeout, int(settings.worker_gb * 2**30)
+                loader.workers, loader.prefetch, loader.timeout_seconds, int(loader.worker_memory_gb * 2**30)
             ),
-            "on_bad": reading.on_bad, "max_bad_sample_ratio": settings.bad_share,
+            "on_bad": reading.on_bad, "max_bad_sample_ratio": loader.max_bad_sample_ratio,
         }  # fmt: skip
         if isinstance(self.source, UnindexedShards):
             return UnindexedBatches(self.source, **common)
         return Batches(
             self.source,
             **common,
-            block=settings.block,
-            clips_per_song_visit=settings.clips_per_visit,
+            block=loader.shuffle_shards,
+            clips_per_song_visit=loader.clips_per_song_visit,
         )
 
 
@@ -166,9 +167,9 @@ def vqvae_task(
     base: PretrainedModel | None = None,
 ) -> Task:
     """The VQ-VAE on clips of `songs`. Raises ValueError if their sample rate is not the preset's."""
-    if settings.mode == "stream":
+    if settings.loader.data_mode == "unindexed":
         raise ValueError(
-            f"{songs.source} has an index; leave out training.vqvae.mode=stream to use it"
+            f"{songs.source} has an index; leave out training.vqvae.loader.data_mode=unindexed to use it"
         )
     rate = songs.index["sample_rate"]
     if songs.index["kind"] != "songs" or rate != preset.audio.sample_rate:
@@ -177,7 +178,7 @@ def vqvae_task(
             f" {preset.audio.sample_rate} Hz; prepare them with --preset {preset.name}"
         )
     clips = SongClips(
-        songs, clip_of(preset, settings), settings.held_out, augment=augment_of(settings)
+        songs, clip_of(preset, settings), settings.evaluation.held_out, augment=augment_of(settings)
     )
     return audio_task(preset, clips, songs.fingerprint, settings, reading, base)
 
@@ -187,7 +188,7 @@ def piped_task(
 ) -> Task:
     """The VQ-VAE on tars without an index, read as they come; it resumes only statistically."""
     piped = UnindexedShards(
-        urls, preset.audio.sample_rate, clip_of(preset, settings), settings.held_out, settings.clips_per_visit,
+        urls, preset.audio.sample_rate, clip_of(preset, settings), settings.evaluation.held_out, settings.loader.clips_per_song_visit,
         augment=augment_of(settings), allow_pipe=allow_pipe,
     )  # fmt: skip
     return audio_task(preset, piped, urls, settings, reading)
@@ -226,7 +227,7 @@ def clip_of(preset: Preset, settings: TrainingSettings) -> int:
 
 
 def augment_of(settings: TrainingSettings) -> Augment:
-    return Augment(settings.volume_db, settings.eq_db)
+    return Augment(settings.loader.volume_db, settings.loader.eq_db)
 
 
 def measure_bandwidth(
@@ -240,7 +241,7 @@ def measure_bandwidth(
             seed=settings.seed,
             global_batch=1,
             micro_batch=1,
-            max_bad_sample_ratio=settings.bad_share,
+            max_bad_sample_ratio=settings.loader.max_bad_sample_ratio,
         )
         x_NT = torch.cat([step[0]["audio"][:, :, 0] for step in islice(first, number)])
     else:
@@ -279,8 +280,10 @@ def prior_task(
     )
     config, told = known.config, preset.prior(level)
     conditions = {
-        name: ConditionColumn(known.vocabularies[name], label.slots, preset.dropout(level, name))
-        for name, label in config.labels.items()
+        name: ConditionColumn(
+            known.vocabularies[name], label.max_values, preset.dropout(level, name)
+        )
+        for name, label in config.conditions.items()
     }
     lyrics = None
     if config.lyrics and known.tokenizer:
@@ -289,7 +292,7 @@ def prior_task(
         )
     return Task(
         kind="prior", config=config, build=lambda: Prior(config), settings=settings, reading=reading, files=known.files,
-        source=CodeWindows(codes, level, config.window, settings.held_out, conditions, lyrics),
+        source=CodeWindows(codes, level, config.window, settings.evaluation.held_out, conditions, lyrics),
         units_per_step=reading.global_batch * config.window, speed_name="tokens_per_second",
         audio_seconds=reading.global_batch * config.window * preset.vqvae.hops[level] / config.sample_rate,
         facts={
@@ -313,7 +316,7 @@ def setup_from_corpus(preset: Preset, level: str, codes: ShardSet) -> PriorSetup
     """A new prior: its shape from the preset, its names and tokenizer from the corpus."""
     told = preset.prior(level)
     vocabularies = {
-        name: vocabulary(preset.condition(level, name), codes, name) for name in told.labels
+        name: vocabulary(preset.condition(level, name), codes, name) for name in told.conditions
     }
     tokenizer = lyrics_tokenizer(codes) if told.lyrics else None
     files = {VOCABULARIES: vocabularies_json(vocabularies)}
@@ -333,11 +336,11 @@ def setup_from_checkpoint(
     assert isinstance(config, PriorConfig)
     least = {
         name: preset.condition(level, name).min_songs
-        for name in config.labels
+        for name in config.conditions
         if name in preset.conditions
     }
     check_prior(base, level, codes, least)
-    vocabularies = {name: base.vocabularies.get(name, Vocabulary()) for name in config.labels}
+    vocabularies = {name: base.vocabularies.get(name, Vocabulary()) for name in config.conditions}
     files = {VOCABULARIES: vocabularies_json(vocabularies)}
     model = base.folder / str(base.facts.get("tokenizer") or LYRICS_MODEL)
     if config.lyrics and model.is_file():
@@ -354,7 +357,7 @@ def check_codes_of_preset(preset: Preset, codes: ShardSet) -> None:
     ours = {
         "sample_rate": preset.audio.sample_rate,
         "hops": preset.vqvae.hops,
-        "codes": dict.fromkeys(preset.levels, preset.vqvae.codes),
+        "codes": dict.fromkeys(preset.levels, preset.vqvae.codebook_size),
     }
     theirs = {
         "sample_rate": codes.index["sample_rate"],
@@ -373,21 +376,23 @@ def vocabulary(settings: ConditionSettings, codes: ShardSet, name: str) -> Vocab
     index = codes.index
     if name == "year":
         return years(settings, *index["years"]) if index["years"] else Vocabulary()
-    return Vocabulary.build(index["vocabulary"].get(name, {}), settings.min_songs, settings.size)
+    return Vocabulary.build(
+        index["vocabulary"].get(name, {}), settings.min_songs, settings.table_size
+    )
 
 
 def years(settings: ConditionSettings, first: int, last: int) -> Vocabulary:
     """The bins of all years from the corpus's first to its last. ValueError if the table has no room for them."""
     bins = Vocabulary.of_years(first, last, settings.bin_years)
-    if len(bins) > settings.size:
+    if len(bins) > settings.table_size:
         fits = next(
             n
             for n in count(settings.bin_years)
-            if len(Vocabulary.of_years(first, last, n)) <= settings.size
+            if len(Vocabulary.of_years(first, last, n)) <= settings.table_size
         )
         raise ValueError(
             f"the songs are of the years {first} to {last}, {len(bins)} entries, and conditions.year.size is"
-            f" {settings.size}; set conditions.year.bin_years to {fits}, or mend the songs' years"
+            f" {settings.table_size}; set conditions.year.bin_years to {fits}, or mend the songs' years"
         )
     return bins
 

@@ -46,10 +46,10 @@ def logits_of_every_name(prior: Prior, names: dict[str, list[int]]) -> Tensor:
     batch = prior_batch(prior.config, songs=1)
     batch = {k: v.expand(len(songs), *v.shape[1:]) for k, v in batch.items() if k != "conditions"}
     batch["conditions"] = {
-        c: torch.full((len(songs), s.slots), -1) for c, s in prior.config.labels.items()
+        c: torch.full((len(songs), s.max_values), -1) for c, s in prior.config.conditions.items()
     }
     for song, (condition, i) in enumerate(songs):
-        for other in prior.config.labels:
+        for other in prior.config.conditions:
             batch["conditions"][other][song, 0] = i if other == condition else 1
     with torch.no_grad():
         return prior.logits(prior.tokens(batch), prior.conditioning(batch))
@@ -66,7 +66,7 @@ def test_old_names_give_the_same_logits_to_the_last_bit(
     assert (
         len(after.labels.tables["artist"].weight) == 10 > len(before.labels.tables["artist"].weight)
     )
-    old = {condition: list(range(len(NAMES[condition]))) for condition in before.config.labels}
+    old = {condition: list(range(len(NAMES[condition]))) for condition in before.config.conditions}
     told = logits_of_every_name(before, old)
     assert torch.equal(told, logits_of_every_name(after, old))
     assert len({tuple(song.flatten().tolist()) for song in told}) > len(old), (
@@ -192,7 +192,7 @@ def test_years_come_in_the_bins_that_the_prior_has(tmp_path: Path) -> None:
     labels = {"year": {"size": 4}}
     runs = write_runs(tmp_path / "runs") / "top_prior"
     facts = read_facts(runs)
-    prior = Prior(PriorConfig(**facts["config"] | {"labels": labels}))
+    prior = Prior(PriorConfig(**facts["config"] | {"conditions": labels}))
     save_weights(runs, "prior", prior.config, prior.state_dict(), 1)
     (runs / "vocabularies.json").write_bytes(
         vocabularies_json({"year": Vocabulary.of_years(1990, 2009, 10)})
@@ -205,7 +205,7 @@ def test_years_come_in_the_bins_that_the_prior_has(tmp_path: Path) -> None:
     )
     grow(runs, tmp_path / "two", [], {"year": dict.fromkeys(map(str, range(2005, 2022)), 1)})
     assert read_vocabularies(tmp_path / "two")["year"].names[3:] == ("2010-2019", "2020-2029")
-    assert read_facts(tmp_path / "two")["config"]["labels"]["year"]["size"] == 5
+    assert read_facts(tmp_path / "two")["config"]["conditions"]["year"]["table_size"] == 5
 
 
 def test_settings_of_a_grown_run_have_the_new_sizes(runs: Path, tmp_path: Path) -> None:
@@ -219,15 +219,19 @@ def test_settings_of_a_grown_run_have_the_new_sizes(runs: Path, tmp_path: Path) 
         "stage": "bottom_upsampler",
         "preset": {
             "conditions": {"artist": {"size": 9, "dropout": 0.1}},
-            "bottom": {"label_tables": {"artist": {"size": 5}}},
+            "bottom": {"condition_tables": {"artist": {"table_size": 5}}},
         },
         "model": {},
     }
     (tmp_path / "runs/x/run.yaml").write_text(yaml.safe_dump(record))
     grow(tmp_path / "runs", tmp_path / "grown", BANDS)
     new = yaml.safe_load((tmp_path / "grown/x/run.yaml").read_text())
-    assert new["preset"]["conditions"]["artist"] == {"size": 10, "slots": 1, "dropout": 0.1}
-    assert new["preset"]["bottom"]["label_tables"] == {} and new["stage"] == "bottom_upsampler"
+    assert new["preset"]["conditions"]["artist"] == {
+        "table_size": 10,
+        "max_values": 1,
+        "dropout": 0.1,
+    }
+    assert new["preset"]["bottom"]["condition_tables"] == {} and new["stage"] == "bottom_upsampler"
     assert new["model"] == read_facts(tmp_path / "grown/x")["config"]
     assert (tmp_path / "grown/x/lyrics.model").read_bytes() == b"words"
     assert (
@@ -253,8 +257,8 @@ def test_openai_s_weights_grow_and_still_export(tmp_path: Path) -> None:
     }
     exported = export_openai(tmp_path / "grown/top_prior", tmp_path / "exported")[0]
     size = {
-        name: label["size"]
-        for name, label in read_facts(tmp_path / "grown/top_prior")["config"]["labels"].items()
+        name: label["table_size"]
+        for name, label in read_facts(tmp_path / "grown/top_prior")["config"]["conditions"].items()
     }
     hps = torch.load(exported, weights_only=True)["hps"]
     assert tuple(hps["y_bins"]) == (size["genres"], size["artist"])

@@ -45,11 +45,11 @@ SONGS = [
     {},
 ]
 SETTINGS = [
-    "top.window=16", "top.transformer.rows=4", "top.transformer.init_scale=15",
+    "top.window=16", "top.transformer.blocks=4", "top.transformer.init_scale=15",
     "conditions.artist={size: 8, dropout: 0.1}", "conditions.genres={slots: 2, size: 8, dropout: 0.2}",
     "conditions.year={size: 8, bin_years: 10, dropout: 0.3}", "conditions.moods={slots: 3, size: 8, dropout: 0.4}",
     "conditions.keywords={slots: 4, size: 8, dropout: 0.5}", "conditions.language={size: 8, dropout: 0.6}",
-    "top.labels=[artist, genres, year, moods, keywords, language]", "top.lyrics.dropout=0.7",
+    "top.conditions=[artist, genres, year, moods, keywords, language]", "top.lyrics.dropout=0.7",
 ]  # fmt: skip
 
 
@@ -70,7 +70,7 @@ def codes(tmp_path_factory) -> ShardSet:
         processes=1,
         lyrics_vocabulary=300,
     )
-    vqvae = little_vqvae(codes=32, sample_rate=8000)
+    vqvae = little_vqvae(codebook_size=32, sample_rate=8000)
     save_weights(folder / "vqvae", "vqvae", vqvae.config, vqvae.state_dict(), 1)
     encode(folder / "shards", folder / "vqvae", folder / "codes")
     return ShardSet(folder / "codes")
@@ -220,9 +220,9 @@ def test_each_condition_and_the_lyrics_are_dropped_as_often_as_the_preset_says(
 
 def test_each_condition_and_timing_may_be_left_out(codes: ShardSet) -> None:
     for labels in ("[]", *(f"[{name}]" for name in CONDITIONS)):
-        task = top_task(codes, f"top.labels={labels}", "top.timing=null")
+        task = top_task(codes, f"top.conditions={labels}", "top.timing=null")
         loss, _ = task.build()(next(iter(task.batches(0)))[0])
-        assert loss.isfinite() and list(task.config.labels) == (
+        assert loss.isfinite() and list(task.config.conditions) == (
             [] if labels == "[]" else [labels[1:-1]]
         )
 

@@ -152,7 +152,7 @@ def test_a_guided_teachers_lessons_are_of_the_guided_distribution(source, tmp_pa
 
 
 def test_both_divergences_are_nothing_at_the_teachers_order_and_grow_with_it() -> None:
-    teacher, seeds = little_prior(timing=None, upper=None), list(range(100))
+    teacher, seeds = little_prior(timing=None, upsampler_conditioner=None), list(range(100))
     batch = prior_batch(teacher.config, songs=100)
     batch["codes"] = teachers_codes(teacher, batch, seeds, SamplingSettings(1.0))
     batch["teacher_bits"] = bits_of(teacher_log_p(teacher, batch), batch["codes"])

@@ -95,7 +95,11 @@ def test_an_imported_prior_gives_the_logits_and_the_loss_of_the_plain_one(name, 
     y = torch.cat(
         [torch.tensor([[9_000_000, 400_000, config.window * config.hop]] * 2), labels], dim=1
     )
-    upper = torch.randint(32, (2, config.window // config.upper.ratio)) if config.upper else None
+    upper = (
+        torch.randint(32, (2, config.window // config.upsampler_conditioner.ratio))
+        if config.upsampler_conditioner
+        else None
+    )
     lyrics = torch.randint(h["n_vocab"], (2, h["n_tokens"])) if h["use_tokens"] else None
     logits, loss = prior_logits(state, h, codes, y, upper, lyrics)
     batch = {

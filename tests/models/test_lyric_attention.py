@@ -34,7 +34,8 @@ def prior(request, tmp_path):
 def song(prior: Prior, length: int) -> SongConditioning:
     ids = [1 + i % (prior.config.lyrics.size - 1) for i in range(length)]
     names = {
-        name: np.zeros(label.slots, dtype=np.int64) for name, label in prior.config.labels.items()
+        name: np.zeros(label.max_values, dtype=np.int64)
+        for name, label in prior.config.conditions.items()
     }
     return SongConditioning(names, TokenizedLyrics(ids, [(i, i + 1) for i in range(length)]), [])
 

@@ -9,7 +9,7 @@ from megajukebox.models.pipeline_layers import carried, inputs, layers, loss_of,
 from megajukebox.models.prior import Prior
 from megajukebox.training.engines.pipeline import reader, sees_data, stages
 
-UNTOLD = {"labels": {}, "timing": None, "upper": None}
+UNTOLD = {"conditions": {}, "timing": None, "upsampler_conditioner": None}
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,10 @@ UNTOLD = {"labels": {}, "timing": None, "upper": None}
         ("prefix_dense_16", {}),
         ("factored", {}),
         ("row_column", UNTOLD),
-        ("dense", {"upper": None, "timing": None, "labels_everywhere": True}),
+        (
+            "dense",
+            {"upsampler_conditioner": None, "timing": None, "conditions_at_every_position": True},
+        ),
     ],
 )
 def test_walking_the_list_equals_the_plain_forward(schedule, changed):

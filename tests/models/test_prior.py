@@ -41,7 +41,7 @@ def test_a_future_code_never_changes_a_past_logit(schedule: str, changed: dict) 
     given, tokens = prior.conditioning(batch), prior.tokens(batch)
     length = tokens.shape[1]
     altered = tokens.repeat(length, 1)
-    altered.diagonal().copy_((altered.diagonal() + 1) % prior.config.codes)
+    altered.diagonal().copy_((altered.diagonal() + 1) % prior.config.codebook_size)
     many = type(given)(*(None if x is None else x.expand(length, -1, -1) for x in given))
     with torch.no_grad():
         before, after = prior.logits(tokens.repeat(length, 1), many), prior.logits(altered, many)
@@ -74,7 +74,7 @@ def test_a_code_above_changes_the_logits_of_its_own_time(code: int) -> None:
     prior = little_prior()
     batch = prior_batch(prior.config)
     upper = batch["upper_codes"].clone()
-    upper[:, code] = (upper[:, code] + 1) % prior.config.codes
+    upper[:, code] = (upper[:, code] + 1) % prior.config.codebook_size
     after = logits_of(prior, {**batch, "upper_codes": upper})
     assert set(range(code * 4, code * 4 + 4)) <= set(
         positions_changed(logits_of(prior, batch), after)
@@ -150,7 +150,7 @@ def test_with_a_lyric_prefix_one_sequence_gives_both_terms_of_the_loss() -> None
     batch = prior_batch(prior.config)
     loss, _ = prior(batch)
     logits = logits_of(prior, batch)
-    assert logits.shape == (2, LYRICS + WINDOW, 7 + prior.config.codes)
+    assert logits.shape == (2, LYRICS + WINDOW, 7 + prior.config.codebook_size)
     words = cross_entropy_in_bits(logits[:, :LYRICS], batch["lyrics"])
     music = cross_entropy_in_bits(logits[:, LYRICS:], batch["codes"] + 7)
     share = LYRICS / (LYRICS + WINDOW)
@@ -184,10 +184,13 @@ SHAPE = prior_settings()["transformer"]
 REFUSED = [
     ({"level": "treble"}, "level"),
     ({"window": 0}, "window"),
-    ({"codes": 1}, "codes"),
+    ({"codebook_size": 1}, "codebook_size"),
     ({"windw": 16}, "windw"),
-    ({"window": 18, "upper": None}, "rows 4 does not divide the 18 positions"),
-    ({"upper": {"width": 6, "depth": 2, "down": 5}}, "window 16 is not a multiple of 32"),
+    ({"window": 18, "upsampler_conditioner": None}, "rows 4 does not divide the 18 positions"),
+    (
+        {"upsampler_conditioner": {"width": 6, "depth": 2, "down": 5}},
+        "window 16 is not a multiple of 32",
+    ),
     ({"transformer": {**SHAPE, "heads": 3}}, "heads 3 does not divide the attention width 8"),
     ({"transformer": {**SHAPE, "schedule": "zigzag"}}, "schedule 'zigzag' is unknown"),
     (
@@ -198,7 +201,7 @@ REFUSED = [
         {"transformer": {**SHAPE, "depth": 16, "schedule": "prefix_dense_16"}},
         "needs lyrics with mode prefix",
     ),
-    ({**PREFIX, "labels": {}}, "mode prefix need labels"),
+    ({**PREFIX, "conditions": {}}, "mode prefix need labels"),
     ({"lyrics": {"tokens": 8, "size": 7, "mode": "suffix"}}, "lyrics.mode"),
 ]
 
@@ -209,7 +212,7 @@ def test_a_prior_that_cannot_be_is_refused_with_the_field_named(changed: dict, t
         PriorConfig(**prior_settings() | changed)
 
 
-@pytest.mark.parametrize("encoder", [None, {**ENCODER, "rows": 3}])
+@pytest.mark.parametrize("encoder", [None, {**ENCODER, "blocks": 3}])
 def test_an_encoder_that_does_not_fit_its_lyrics_is_refused(encoder: dict | None) -> None:
     lyrics = {"tokens": 8, "size": 7, "encoder": encoder}
     with pytest.raises(
@@ -219,7 +222,7 @@ def test_an_encoder_that_does_not_fit_its_lyrics_is_refused(encoder: dict | None
 
 
 def test_a_prefix_layer_sees_the_lyrics_and_up_to_a_row_more_as_in_the_1b_model() -> None:
-    shape = {**prior_settings("prefix_dense_16")["transformer"], "rows": 64}
+    shape = {**prior_settings("prefix_dense_16")["transformer"], "blocks": 64}
     lyrics = {"tokens": 384, "size": 79, "mode": "prefix"}
     config = PriorConfig(
         **prior_settings("prefix_dense_16", window=6144, transformer=shape, lyrics=lyrics)

@@ -60,7 +60,7 @@ def test_audio_that_is_not_a_whole_number_of_codes_is_refused() -> None:
         ({"stride": (2, 3, 2)}, "odd entry"),
         ({"down": (3, 2)}, "one entry a level"),
         ({"down": (1,) * 4, "stride": (2,) * 4, "multipliers": (1,) * 4}, "at most 3"),
-        ({"codes": 70000}, "codes"),
+        ({"codebook_size": 70000}, "codebook_size"),
         ({"codebook_decay": 1.0}, "codebook_decay"),
         ({"witdh": 3}, "witdh"),
     ],

@@ -133,7 +133,7 @@ def sample(case: Case, prior: Prior, i: int, upper: Tensor | None, known: Tensor
 
 def songs(labels: dict[str, Any], config: PriorConfig) -> list:
     conditions: dict[str, Tensor] = (
-        told(torch.tensor(labels["y"]), config)["conditions"] if config.labels else {}
+        told(torch.tensor(labels["y"]), config)["conditions"] if config.conditions else {}
     )
     arrays: dict[str, np.ndarray] = {name: values.numpy() for name, values in conditions.items()}
     return [

@@ -94,7 +94,7 @@ def reference_batch(case: Case, config: PriorConfig) -> dict:
 
 
 def told(y: Tensor, config: PriorConfig) -> dict:
-    slots = config.labels["genres"].slots if "genres" in config.labels else 0
+    slots = config.conditions["genres"].max_values if "genres" in config.conditions else 0
     batch: dict[str, Any] = {
         "timing": y[:, :3],
         "conditions": {"artist": y[:, 3:4], "genres": y[:, 4 : 4 + slots]},

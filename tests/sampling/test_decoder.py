@@ -27,9 +27,9 @@ PREFIX = {"lyrics": {"tokens": LYRICS, "size": 7, "mode": "prefix"}}
 CASES = [
     *((name, {}) for name in SCHEDULES),
     ("factored", PREFIX),
-    ("row_column", {"labels": {}}),
+    ("row_column", {"conditions": {}}),
     ("factored", {"separate_head": True}),
-    ("factored", {"timing": None, "upper": None}),
+    ("factored", {"timing": None, "upsampler_conditioner": None}),
 ]
 
 
@@ -50,7 +50,7 @@ def test_cached_logits_equal_the_full_ones_however_the_window_is_folded(
     schedule: str, rows: int
 ) -> None:
     shape = little_prior(schedule).config.transformer.model_dump()
-    prior = little_prior(schedule, transformer=shape | {"rows": rows})
+    prior = little_prior(schedule, transformer=shape | {"blocks": rows})
     assert_cached_equals_full(prior, prior_batch(prior.config), range(WINDOW))
 
 
@@ -251,7 +251,7 @@ def test_codes_are_drawn_as_often_as_their_probability_says() -> None:
 
 
 SONGS = 500
-PLAIN = {"codes": 32, "window": 64, "timing": None, "upper": None}
+PLAIN = {"codebook_size": 32, "window": 64, "timing": None, "upsampler_conditioner": None}
 
 
 def surprisal(temperature: float, k: int = 0, p: float = 0.0) -> float:
@@ -259,7 +259,7 @@ def surprisal(temperature: float, k: int = 0, p: float = 0.0) -> float:
 
     Each code's surprisal -log p minus its entropy is a martingale difference, whatever was drawn before.
     """
-    shape = {**little_prior().config.transformer.model_dump(), "rows": 8, "init_scale": 18.0}
+    shape = {**little_prior().config.transformer.model_dump(), "blocks": 8, "init_scale": 18.0}
     prior = little_prior(transformer=shape, **PLAIN)
     batch = prior_batch(prior.config, songs=SONGS)
     filters = {"top_k_B": torch.full((SONGS,), k), "top_p_B": torch.full((SONGS,), p)}

@@ -156,7 +156,11 @@ def test_what_a_twin_is_told_is_what_training_tells_when_it_drops() -> None:
 
 def test_a_stronger_guidance_makes_the_artist_more_likely_to_be_heard() -> None:
     """How much more likely codes are for the artist that was asked than for nobody, by the prior's own judgement."""
-    prior, songs, strengths = hearing(little_prior(upper=None, timing=None)), 64, [0.0, 1.0, 4.0]
+    prior, songs, strengths = (
+        hearing(little_prior(upsampler_conditioner=None, timing=None)),
+        64,
+        [0.0, 1.0, 4.0],
+    )
     names = {"artist": np.array([1]), "genres": np.array([2, 3, -1])}
     asked = SongConditioning(names, null_conditioning(prior.config).tokens, [])
     batches = [

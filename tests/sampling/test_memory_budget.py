@@ -107,7 +107,7 @@ def test_the_peak_of_a_process_keeps_under_the_bound_that_was_printed(tmp_path: 
         "width": 512,
         "depth": 9,
         "heads": 2,
-        "rows": ROWS,
+        "blocks": ROWS,
         "attention_ratio": 0.25,
         "init_scale": 0.1,
     }

@@ -31,7 +31,7 @@ def test_cached_logits_equal_those_of_the_full_forward_pass(order: GridOrder, kn
 @pytest.mark.parametrize("schedule", ["row_column", "factored_dense", "dense"])
 @torch.no_grad()
 def test_cached_logits_equal_the_full_ones_under_other_schedules(schedule: str) -> None:
-    for changed in ({}, {"timing": None, "upper": None}, {"labels": {}}):
+    for changed in ({}, {"timing": None, "upsampler_conditioner": None}, {"conditions": {}}):
         assert_cached_equals_full(little_student(GridOrder(1, 2), schedule, **changed), "different")
 
 
@@ -135,7 +135,7 @@ def test_progress_counts_every_emitted_slot_of_a_window() -> None:
 
 
 SONGS = 500
-PLAIN = {"codes": 32, "window": 64, "timing": None, "upper": None}
+PLAIN = {"codebook_size": 32, "window": 64, "timing": None, "upsampler_conditioner": None}
 
 
 def surprisal(order: GridOrder, temperature: float) -> float:
@@ -143,7 +143,7 @@ def surprisal(order: GridOrder, temperature: float) -> float:
 
     Given what came before, the slots of a step are independent, and each one's surprisal less its entropy has mean 0.
     """
-    shape = {**little_prior().config.transformer.model_dump(), "rows": 8, "init_scale": 18.0}
+    shape = {**little_prior().config.transformer.model_dump(), "blocks": 8, "init_scale": 18.0}
     student = little_student(order, transformer=shape, **PLAIN)
     batch, nothing = (
         prior_batch(student.config, songs=SONGS),

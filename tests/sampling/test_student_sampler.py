@@ -40,7 +40,7 @@ def job_of(level: str, total: int, seeds: list[int], known: slice = slice(0, 0))
 
 
 def sampler(level: str, order: GridOrder, **settings) -> StudentSampler:
-    changed = {"upper": None, "level": "top"} if level == "top" else {}
+    changed = {"upsampler_conditioner": None, "level": "top"} if level == "top" else {}
     return StudentSampler(student_of(little_prior(**changed), order), **settings)
 
 
@@ -112,7 +112,9 @@ def test_at_the_temperature_of_its_lessons_a_student_draws_unchanged() -> None:
 
 @pytest.mark.parametrize("level", ["top", "middle"])
 def test_polished_is_the_teachers_sample_whatever_the_student_guessed(level: str) -> None:
-    teacher = little_prior(**({"upper": None, "level": "top"} if level == "top" else {}))
+    teacher = little_prior(
+        **({"upsampler_conditioner": None, "level": "top"} if level == "top" else {})
+    )
     exact, polished = (job_of(level, 40, [5, 6], slice(0, 3)) for _ in range(2))
     Autoregressive(teacher).sample(exact, lambda count: None)
     for order in (GridOrder(0, 1), GridOrder(4, 1)):

@@ -145,13 +145,13 @@ def reading_prior(layer: int = 3, head: int = 1) -> Prior:
         "width": 64,
         "depth": 8,
         "heads": 2,
-        "rows": 4,
+        "blocks": 4,
         "attention_ratio": 0.5,
         "schedule": "factored_lyrics",
     }
-    encoder = {"width": 16, "depth": 3, "heads": 1, "rows": 4, "attention_ratio": 0.5}
+    encoder = {"width": 16, "depth": 3, "heads": 1, "blocks": 4, "attention_ratio": 0.5}
     lyrics = {"tokens": 16, "size": 80, "encoder": encoder}
-    told = {"upper": None, "timing": None, "labels": {}, "lyrics": lyrics}
+    told = {"upsampler_conditioner": None, "timing": None, "conditions": {}, "lyrics": lyrics}
     prior = Prior(
         PriorConfig(
             **prior_settings("factored_lyrics", level="top", window=32, transformer=shape, **told)

@@ -18,7 +18,7 @@ import torch
 from megajukebox.training.engines import collectives
 from megajukebox.resilience.exit_codes import leave_now
 from megajukebox.training.batching import share_batch
-from megajukebox.training.config import TrainingSettings
+from megajukebox.training.settings import TrainingSettings
 from megajukebox.training.engines.factory import build_engine
 from megajukebox.training.planner.workload import Workload
 
@@ -39,7 +39,7 @@ SMALL = {
     "vqvae": ["training.vqvae.clip=4096", "vqvae.depth=2"],
     "top_prior": [
         "top.window=128",
-        "top.transformer.rows=8",
+        "top.transformer.blocks=8",
         "top.transformer.depth=4",
         "top.transformer.width=64",
     ],

@@ -17,7 +17,7 @@ from megajukebox.training.config import (
     validate,
 )
 from megajukebox.training.engines.ds_config import read_ds_config
-from megajukebox.training.lr_schedule import rate
+from megajukebox.training.lr_schedule import ScheduleSettings, lr_factor
 
 NAMES = sorted(path.stem for path in PRESETS.glob("*.yaml"))
 
@@ -71,7 +71,12 @@ def test_overrides_change_one_value_each_and_leave_the_rest() -> None:
 
 def test_an_override_may_set_what_the_preset_leaves_to_its_default() -> None:
     assert load_preset("tiny", ["vqvae.loss.linf=0.5"]).vqvae.loss.linf == 0.5
-    assert load_preset("tiny", ["training.top_prior.keep=9"]).training["top_prior"].keep == 9
+    assert (
+        load_preset("tiny", ["training.top_prior.checkpointing.keep_last=9"])
+        .stage("top_prior")
+        .checkpointing.keep_last
+        == 9
+    )
     assert (
         load_preset("tiny", ["top.transformer.schedule=factored", "top.lyrics=null"]).top.lyrics
         is None
@@ -83,8 +88,12 @@ def test_an_override_may_set_what_the_preset_leaves_to_its_default() -> None:
     [
         ("top.transformer.witdh=8", ["top.transformer.witdh is no setting; did you mean width?"]),
         (
-            "training.vqvae.save_evry=8",
-            ["training.vqvae.save_evry is no setting; did you mean save_every?"],
+            "training.vqvae.checkpointing.evry=8",
+            ["training.vqvae.checkpointing.evry is no setting; did you mean every?"],
+        ),
+        (
+            "training.vqvae.checkpoint.every=8",
+            ["training.vqvae.checkpoint is no setting; did you mean checkpointing?"],
         ),
         ("vqvae.loss.linff=1", ["vqvae.loss.linff is no setting; did you mean linf?"]),
         ("topp.window=8", ["topp"]),
@@ -93,11 +102,14 @@ def test_an_override_may_set_what_the_preset_leaves_to_its_default() -> None:
         ("top.transformer.width=-8", ["top.transformer.width", "greater than 0"]),
         ("top.transformer.width=1.5", ["top.transformer.width", "1.5"]),
         ("training.vqvae.steps=0", ["training.vqvae.steps", "greater than 0"]),
-        ("training.vqvae.held_out=1", ["training.vqvae.held_out", "less than 1"]),
-        ("training.vqvae.decay=stairs", ["training.vqvae.decay", "stairs"]),
+        (
+            "training.vqvae.evaluation.held_out=1",
+            ["training.vqvae.evaluation.held_out", "less than 1"],
+        ),
+        ("training.vqvae.schedule.decay=stairs", ["training.vqvae.schedule.decay", "stairs"]),
         ("audio.sample_rate=10", ["audio.sample_rate", "1000"]),
         ("top.lyrics.mode=suffix", ["top.lyrics.mode", "suffix"]),
-        ("vqvae.codes=100000", ["vqvae.codes", "65536"]),
+        ("vqvae.codebook_size=100000", ["vqvae.codebook_size", "65536"]),
         ("top=5", ["top"]),
         ("top.window.size=5", ["top.window.size=5", "top.window holds no further settings"]),
         ("top.window", ["top.window", "key.sub=value"]),
@@ -119,18 +131,24 @@ def test_a_wrong_setting_is_refused_with_its_key_named(setting: str, told: list[
     ("changes", "told"),
     [
         (
-            ["top.labels=[artist, tempo]"],
-            r"top.labels names 'tempo', which is not among conditions \(artist, genres\)",
+            ["top.conditions=[artist, tempo]"],
+            r"top.conditions names 'tempo', which is not among conditions \(artist, genres\)",
         ),
-        (["top.upper={width: 8, depth: 1}"], "top.upper must be left out"),
-        (["middle.upper=null"], "middle.upper must describe how the top codes are read"),
         (
-            ["middle.upper.down=3"],
-            "middle.upper lengthens by 8, but a top code lasts 4 middle codes",
+            ["top.upsampler_conditioner={width: 8, depth: 1}"],
+            "top.upsampler_conditioner must be left out",
+        ),
+        (
+            ["middle.upsampler_conditioner=null"],
+            "middle.upsampler_conditioner must describe how the top codes are read",
+        ),
+        (
+            ["middle.upsampler_conditioner.down=3"],
+            "middle.upsampler_conditioner lengthens by 8, but a top code lasts 4 middle codes",
         ),
         (
             ["vqvae.down=[3, 3, 2]"],
-            "bottom.upper lengthens by 4, but a middle code lasts 8 bottom codes",
+            "bottom.upsampler_conditioner lengthens by 4, but a middle code lasts 8 bottom codes",
         ),
         (["vqvae.sample_rate=22050"], "vqvae.sample_rate 22050 is not audio.sample_rate 11025"),
         (["training.drummer={ds_config: x.json, steps: 1}"], "unknown stages .'drummer'."),
@@ -138,9 +156,12 @@ def test_a_wrong_setting_is_refused_with_its_key_named(setting: str, told: list[
         (["top.transformer.schedule=zigzag"], "schedule 'zigzag' is unknown"),
         (["middle=null"], "the preset describes no middle prior"),
         (["vqvae.stride=[2, 3, 2]"], "odd entry"),
-        (["top.transformer.rows=7"], "rows 7 does not divide"),
+        (["top.transformer.blocks=7"], "blocks 7 does not divide"),
         (["top.lyrics=null"], "schedule 'factored_lyrics' needs a lyrics encoder"),
-        (["middle.window=510", "middle.transformer.rows=30"], "window 510 is not a multiple of 4"),
+        (
+            ["middle.window=510", "middle.transformer.blocks=30"],
+            "window 510 is not a multiple of 4",
+        ),
     ],
     ids=lambda value: str(value)[:40],
 )
@@ -190,7 +211,8 @@ def test_overriding_touches_only_its_own_value() -> None:
 def test_the_rate_rises_then_falls_to_its_floor_and_is_never_zero(
     decay: str, steps: int, warmup: int
 ) -> None:
-    rates = [rate(step, steps, warmup, decay, floor=0.1) for step in range(steps)]
+    schedule = ScheduleSettings(warmup=warmup, decay=decay, decay_floor=0.1)
+    rates = [lr_factor(step, steps, schedule) for step in range(steps)]
     assert all(0 < r <= 1 for r in rates)
     assert rates[:warmup] == [(step + 1) / (warmup + 1) for step in range(min(warmup, steps))]
     assert rates[warmup:] == sorted(rates[warmup:], reverse=True)
@@ -200,30 +222,36 @@ def test_the_rate_rises_then_falls_to_its_floor_and_is_never_zero(
 
 
 def test_the_rate_of_the_middle_is_half_way() -> None:
-    assert rate(50, 101, decay="linear") == pytest.approx(0.5)
-    assert rate(50, 101, decay="cosine", floor=0.2) == pytest.approx(0.6)
-    assert rate(500, 101, decay="cosine", floor=0.2) == pytest.approx(0.2), (
-        "past the end it stays at the floor"
-    )
+    cosine = ScheduleSettings(decay="cosine", decay_floor=0.2)
+    assert lr_factor(50, 101, ScheduleSettings(decay="linear")) == pytest.approx(0.5)
+    assert lr_factor(50, 101, cosine) == pytest.approx(0.6)
+    assert lr_factor(500, 101, cosine) == pytest.approx(0.2), "past the end it stays at the floor"
 
 
 def test_a_run_is_annealed_from_a_given_step_and_value() -> None:
     """Trained for 1000 steps at a constant rate of 0.3, going on to 0 within 200 steps."""
-    rates = [
-        rate(step, 1300, 10, "linear", 0.0, start=1000, length=200, scale=0.3)
-        for step in range(1300)
-    ]
+    schedule = ScheduleSettings(
+        warmup=10, decay="linear", decay_start=1000, decay_steps=200, lr_scale=0.3
+    )
+    rates = [lr_factor(step, 1300, schedule) for step in range(1300)]
     assert set(rates[10:1001]) == {0.3} and rates[1100] == pytest.approx(0.15)
     assert rates[1200:] == [0.0] * 100
 
 
 def test_a_level_may_have_a_table_of_its_own_for_a_label() -> None:
-    preset = load_preset("tiny", ["bottom.label_tables={genres: {slots: 1, size: 9}}"])
-    (bottom, top) = (preset.prior_config(level, 9).labels["genres"] for level in ("bottom", "top"))
-    assert (bottom.slots, bottom.size) == (1, 9) and (top.slots, top.size) == (2, 16)
+    preset = load_preset(
+        "tiny", ["bottom.condition_tables={genres: {max_values: 1, table_size: 9}}"]
+    )
+    (bottom, top) = (
+        preset.prior_config(level, 9).conditions["genres"] for level in ("bottom", "top")
+    )
+    assert (bottom.max_values, bottom.table_size) == (1, 9) and (
+        top.max_values,
+        top.table_size,
+    ) == (2, 16)
     assert preset.condition("bottom", "genres").dropout == preset.conditions["genres"].dropout
 
 
 def test_a_table_for_a_label_that_the_level_is_not_told_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"bottom.label_tables names 'moods'.*artist, genres"):
-        load_preset("tiny", ["bottom.label_tables={moods: {size: 9}}"])
+    with pytest.raises(ValueError, match=r"bottom.condition_tables names 'moods'.*artist, genres"):
+        load_preset("tiny", ["bottom.condition_tables={moods: {table_size: 9}}"])

@@ -15,7 +15,7 @@ import torch
 from deepspeed.accelerator import get_accelerator
 from fixtures.tiny_models import prior_batch, prior_settings
 from megajukebox.models.prior import Prior, PriorConfig
-from megajukebox.training.config import TrainingSettings
+from megajukebox.training.settings import TrainingSettings
 from megajukebox.training.engines import collectives
 from megajukebox.training.engines.factory import build_engine
 

@@ -32,13 +32,20 @@ def prior(level: str) -> tuple[nn.Module, list[dict]]:
     preset, rng = load_preset(PRESET), np.random.default_rng(1)
     told = preset.prior(level)
     labels = {
-        name: LabelConfig(slots=preset.conditions[name].slots, size=8) for name in told.labels
+        name: LabelConfig(max_values=preset.conditions[name].max_values, table_size=8)
+        for name in told.conditions
     }
     lyrics = told.lyrics and LyricsConfig(**told.lyrics.model_dump(exclude={"dropout"}), size=50)
-    shape = told.model_dump(exclude={"labels", "lyrics", "label_tables"})
+    shape = told.model_dump(exclude={"conditions", "lyrics", "condition_tables"})
     hop = preset.vqvae.hops[level]
     config = PriorConfig(
-        level=level, sample_rate=8000, hop=hop, codes=32, labels=labels, lyrics=lyrics, **shape
+        level=level,
+        sample_rate=8000,
+        hop=hop,
+        codebook_size=32,
+        conditions=labels,
+        lyrics=lyrics,
+        **shape,
     )
     return Prior(config), [window(config, rng) for _ in range(STEPS)]
 
@@ -47,11 +54,11 @@ def window(config: PriorConfig, rng: np.random.Generator) -> dict:
     codes = torch.from_numpy(rng.integers(-1, 2, (4, config.window)).cumsum(1) % 32)
     batch = {"codes": codes, "timing": torch.tensor([[80000, 8000, 16384]] * 4)}
     batch["conditions"] = {
-        name: torch.from_numpy(rng.integers(-1 if c.slots > 1 else 0, 8, (4, c.slots)))
-        for name, c in config.labels.items()
+        name: torch.from_numpy(rng.integers(-1 if c.max_values > 1 else 0, 8, (4, c.max_values)))
+        for name, c in config.conditions.items()
     }
-    if config.upper:
-        batch["upper_codes"] = codes[:, :: config.upper.ratio]
+    if config.upsampler_conditioner:
+        batch["upper_codes"] = codes[:, :: config.upsampler_conditioner.ratio]
     if config.lyrics:
         batch["lyrics"] = torch.from_numpy(rng.integers(0, 50, (4, config.lyrics.tokens)))
     return batch

@@ -23,11 +23,11 @@ def config(**changed) -> PriorConfig:
         "width": WIDTH,
         "depth": DEPTH,
         "heads": 2,
-        "rows": 8,
+        "blocks": 8,
         "schedule": "factored",
     } | changed
     return PriorConfig(
-        level="top", sample_rate=8000, hop=8, codes=CODES, window=WINDOW, transformer=shape
+        level="top", sample_rate=8000, hop=8, codebook_size=CODES, window=WINDOW, transformer=shape
     )
 
 

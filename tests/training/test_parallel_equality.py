@@ -106,7 +106,7 @@ def check(found: dict[str, np.ndarray], told: dict) -> None:
     assert wrong[worst] <= TOLERANCE, (worst, wrong[worst])
 
 
-SEPARATE = {"separate_head": True, "labels_everywhere": True}
+SEPARATE = {"separate_head": True, "conditions_at_every_position": True}
 TWO = [
     way("zero1", 1),
     way("zero2_recompute", 2, recompute=True),
@@ -140,7 +140,7 @@ REST = [
         "pipe2_untold",
         stages=2,
         schedule="row_column",
-        changed={"labels": {}, "timing": None, "upper": None},
+        changed={"conditions": {}, "timing": None, "upsampler_conditioner": None},
     ),
     way("pipe2_one_micro", stages=2, micro=1),
     way("zero1_recompute", 1, recompute=True),

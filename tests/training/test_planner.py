@@ -89,7 +89,7 @@ def test_flops_of_a_block_are_twice_its_weights_for_each_code_and_the_attention(
         - training_pass(of.build, of.batch, 1, FLOAT32).flops
     )
     width, state = config.transformer.width, config.transformer.attention_width
-    row = config.window // config.transformer.rows
+    row = config.window // config.transformer.blocks
     dense = 2 * config.window * (width * 3 * state + state * width + 2 * width * width)
     assert more == dense + 2 * 2 * config.window * row * state  # the ninth layer sees its row
 

@@ -9,8 +9,7 @@ from fixtures.tiny_jukebox import write_runs
 from fixtures.tiny_runs import codes_and_preset, events, train
 
 from megajukebox.commands.preview import folders, requests
-from megajukebox.training.config import TrainingSettings
-from megajukebox.training.previews import PreviewSampler
+from megajukebox.training.previews import PreviewSampler, PreviewSettings
 
 
 class Log:
@@ -21,8 +20,8 @@ class Log:
         self.told.append((event, step, reason))
 
 
-def settings(**changed) -> TrainingSettings:
-    return TrainingSettings(ds_config="", steps=10, sample_every=4, sample_seconds=0.3, **changed)
+def settings(**changed) -> PreviewSettings:
+    return PreviewSettings(every=4, seconds=0.3, **changed)
 
 
 def test_a_run_is_heard_when_its_turn_comes_and_at_no_other_save(tmp_path):
@@ -73,9 +72,7 @@ def test_what_goes_wrong_there_is_told_and_nothing_else(tmp_path):
 def test_other_ranks_and_runs_that_do_not_want_it_start_nothing(tmp_path):
     for hearing in (
         PreviewSampler(tmp_path, settings(), Log(), 0, active=False),
-        PreviewSampler(
-            tmp_path, settings().model_copy(update={"sample_every": 0}), Log(), 0, active=True
-        ),
+        PreviewSampler(tmp_path, settings().model_copy(update={"every": 0}), Log(), 0, active=True),
     ):
         hearing.after_save(4)
         assert hearing.process is None
@@ -88,8 +85,8 @@ def test_training_tells_of_its_samples_and_goes_on_without_them(tmp_path):
     train(
         *little,
         tmp_path / "top_prior",
-        "training.top_prior.sample_every=2",
-        "training.top_prior.sample_seconds=1",
+        "training.top_prior.previews.every=2",
+        "training.top_prior.previews.seconds=1",
     )
     assert (
         events(tmp_path / "top_prior", "done")

@@ -26,8 +26,9 @@ from megajukebox.resilience.exit_codes import TerminateRun
 from megajukebox.resilience.fencing import FencingToken
 from megajukebox.training import checkpoint
 from megajukebox.training.checkpointing.saver import prepare
-from megajukebox.training.config import TrainingSettings
 from megajukebox.training.engines.checkpoint_engine import CheckpointStorage
+from megajukebox.training.previews import PreviewSettings
+from megajukebox.training.settings import CheckpointSettings, TrainingSettings
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("faults")]
 WAYS = {
@@ -164,9 +165,20 @@ def test_weights_are_exported_at_the_first_save_in_their_turn_at_the_end_and_whe
     assert json.loads((out / "model.json").read_text())["step"] == 20
 
 
+def preview_settings(every: int) -> TrainingSettings:
+    """Of a run that exports its weights every 100 steps."""
+    return TrainingSettings(
+        ds_config="",
+        steps=10,
+        previews=PreviewSettings(every=every),
+        checkpointing=CheckpointSettings(export_every=100),
+    )
+
+
 def test_samples_along_training_are_refused_where_nothing_would_be_exported_for_them():
     with pytest.raises(
-        ValidationError, match="sample_every 50 needs exported weights, but export_every is 100"
+        ValidationError,
+        match=r"previews.every 50 needs exported weights, but checkpointing.export_every is 100",
     ):
-        TrainingSettings(ds_config="", steps=10, sample_every=50, export_every=100)
-    assert TrainingSettings(ds_config="", steps=10, sample_every=100, export_every=100)
+        preview_settings(50)
+    assert preview_settings(100)

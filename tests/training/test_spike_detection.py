@@ -21,17 +21,17 @@ from megajukebox.training.engines.collectives import LossScaleAtMinimum, told_of
 from megajukebox.training.spike_detection import (
     Rewind,
     SpikeDetector,
-    SpikeRules,
+    SpikeSettings,
     data_step,
     plan_rewind,
     plan_rewind_lower_lr,
     rate_share,
 )
 
-SHORT = SpikeRules(window=8, most=2, within=10)
+SHORT = SpikeSettings(window=8, max_skipped_steps=2, skip_window=10)
 
 
-def after(values: list[float], rules: SpikeRules = SHORT) -> SpikeDetector:
+def after(values: list[float], rules: SpikeSettings = SHORT) -> SpikeDetector:
     """The state after good steps with these losses (and norms ten times smaller)."""
     stability = SpikeDetector(rules)
     for step, value in enumerate(values):
@@ -58,7 +58,7 @@ def test_a_spike_is_over_six_sigma_of_the_steps_before():
 
 def test_nothing_is_a_spike_before_the_window_is_full_or_where_it_is_switched_off():
     assert after([4.0] * 7).check(400.0, 40.0) is None
-    assert after([4.0] * 8, SpikeRules(window=8, sigmas=0)).check(400.0, 40.0) is None
+    assert after([4.0] * 8, SpikeSettings(window=8, threshold_std=0)).check(400.0, 40.0) is None
 
 
 def test_on_a_plateau_a_small_rise_is_no_spike():

@@ -9,6 +9,7 @@ import numpy as np
 import yaml
 
 from megajukebox.common.errors import BadSampleError, UserError
+from megajukebox.common.old_settings import upgrade_stage
 from megajukebox.data.audio import downmix, read_slice
 from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.data.stream.augment import Augment
@@ -41,7 +42,8 @@ def held_out_share(run: Path, default: float = HELD_OUT) -> float:
     if not settings.is_file():
         return default
     said = yaml.safe_load(settings.read_text())
-    return float(said["preset"]["training"][said["stage"]]["held_out"])
+    stage = upgrade_stage(said["preset"]["training"][said["stage"]])
+    return float(stage["evaluation"]["held_out"])
 
 
 def of_part(per_song: np.ndarray, held_out: np.ndarray, part: Part) -> np.ndarray:

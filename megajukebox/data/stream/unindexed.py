@@ -1,6 +1,6 @@
 """Plain WebDataset streaming for song tars without an index: they are read from end to end, as they come.
 
-    training.vqvae.mode=stream, --data "https://host/songs-{000000..000127}.tar", or "pipe:... {000000..000127}.tar"
+    training.vqvae.loader.data_mode=unindexed, --data "https://host/songs-{000000..000127}.tar", or "pipe:... {000000..000127}.tar"
 
 Statistical resume only: tars are drawn with replacement and clips shuffled in a buffer bounded in bytes, both from
 (seed, first step, rank, worker). A resumed run draws anew; some clips come twice in an "epoch", some not at all. An

@@ -37,8 +37,8 @@ def windows_of(run: PriorRun, codes: ShardSet) -> CodeWindows:
     check_codes(codes, run.folder, run.facts)
     config = run.config
     known = {
-        name: ConditionColumn(run.vocabularies.get(name, Vocabulary()), label.slots)
-        for name, label in config.labels.items()
+        name: ConditionColumn(run.vocabularies.get(name, Vocabulary()), label.max_values)
+        for name, label in config.conditions.items()
     }
     lyrics = (
         LyricsColumn(run.tokenizer, config.lyrics.tokens)

@@ -9,7 +9,9 @@ from megajukebox.records.productive_time import number
 def codes(run: RunState) -> float | None:
     """Codes of a codebook."""
     model = run.settings.get("model")
-    return number(model.get("codes")) if isinstance(model, dict) else None
+    return (
+        number(model.get("codebook_size", model.get("codes"))) if isinstance(model, dict) else None
+    )
 
 
 def usage(run: RunState, level: str) -> float | None:

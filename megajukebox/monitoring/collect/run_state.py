@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from megajukebox.common.old_settings import upgrade_stage
 from megajukebox.monitoring.collect.goodput import TimeAccount
 from megajukebox.monitoring.collect.histogram import Histogram, percentile, skip_kind, spike_score
 from megajukebox.monitoring.collect.host import Disk
@@ -81,10 +82,16 @@ class RunState:
 
     @property
     def training(self) -> dict[str, Any]:
-        """The stage's settings in its preset."""
+        """The stage's settings in its preset, in the present keys."""
         stages = (self.settings.get("preset") or {}).get("training") or {}
         found = stages.get(self.stage) if isinstance(stages, dict) else None
-        return found if isinstance(found, dict) else {}
+        return upgrade_stage(found)
+
+    @property
+    def checkpoint_every(self) -> float | None:
+        """Steps between two checkpoints."""
+        checkpointing = self.training.get("checkpointing")
+        return number(checkpointing.get("every")) if isinstance(checkpointing, dict) else None
 
     @property
     def step(self) -> int:
@@ -277,7 +284,7 @@ class RunState:
     @property
     def save_interval(self) -> float | None:
         """Seconds between checkpoints, as the settings and the present speed say."""
-        every, seconds = number(self.training.get("save_every")), self.step_seconds
+        every, seconds = self.checkpoint_every, self.step_seconds
         return every * seconds if every and seconds else None
 
     @property

@@ -99,7 +99,7 @@ class WindowDecoder:
 
     def __init__(self, prior: Prior, conditioning: Conditioning, batch: int):
         self.prior, self.conditioning, self.length = prior, conditioning, prior.config.length
-        self.rows = prior.config.transformer.rows
+        self.rows = prior.config.transformer.blocks
         self.row = self.length // self.rows
         self.start = prior.input.start_vector(batch, conditioning.start)
         self.layers: list[LayerCache] = [

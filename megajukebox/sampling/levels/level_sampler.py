@@ -121,5 +121,5 @@ def new_job(
 
 def window_hop(config: PriorConfig, fraction: float) -> int:
     """Codes by which windows move on: whole codes of the level above, or those would be of another time."""
-    ratio = config.upper.ratio if config.upper else 1
+    ratio = config.upsampler_conditioner.ratio if config.upsampler_conditioner else 1
     return max(1, int(fraction * config.window) // ratio) * ratio

@@ -74,7 +74,7 @@ def conditioning_batch(
     places = [(samples, start * config.hop, config.window * config.hop) for start in starts]
     names = {
         n: torch.from_numpy(np.stack([t.conditions[n] for t in conditioning])).to(device)
-        for n in config.labels
+        for n in config.conditions
     }
     batch: dict = {"timing": torch.tensor(places, device=device), "conditions": names}
     if config.lyrics:
@@ -84,9 +84,9 @@ def conditioning_batch(
             for t, place in zip(conditioning, places)
         ]
         batch["lyrics"] = torch.from_numpy(np.stack(lyrics)).to(device)
-    if config.upper:
+    if config.upsampler_conditioner:
         assert upper_MU is not None, f"the {config.level} level needs the codes above"
-        ratio = config.upper.ratio
+        ratio = config.upsampler_conditioner.ratio
         assert not any(start % ratio for start in starts), (
             f"windows at {starts} start inside a code of the level above"
         )
@@ -111,7 +111,9 @@ def upper_window(upper_XU: Tensor, start: int, length: int) -> Tensor:
 
 def null_conditioning(config: PriorConfig) -> SongConditioning:
     """What the twin of a guided song is told: nothing, as training with dropout leaves labels and lyrics out."""
-    names = {name: Vocabulary().ids([], label.slots) for name, label in config.labels.items()}
+    names = {
+        name: Vocabulary().ids([], label.max_values) for name, label in config.conditions.items()
+    }
     return SongConditioning(names, TokenizedLyrics([], []), [])
 
 

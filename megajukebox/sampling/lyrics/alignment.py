@@ -85,7 +85,7 @@ def _batch(
     device = codes_BT.device
     names = {
         n: torch.from_numpy(np.stack([t.conditions[n] for t in told])).to(device)
-        for n in config.labels
+        for n in config.conditions
     }
     return {
         "codes": F.pad(codes_BT, (0, config.window - codes_BT.shape[1])),

@@ -80,11 +80,11 @@ def _codes_of_sample(file: Path, vqvae: VQVAE, fingerprint: str) -> dict[str, np
     wrong = [
         level
         for level, c in codes.items()
-        if c.size and not 0 <= c.min() <= c.max() < vqvae.config.codes
+        if c.size and not 0 <= c.min() <= c.max() < vqvae.config.codebook_size
     ]
     if wrong:
         raise ValueError(
-            f"sample {str(file)!r} holds {wrong[0]} codes beyond {vqvae.config.codes - 1}"
+            f"sample {str(file)!r} holds {wrong[0]} codes beyond {vqvae.config.codebook_size - 1}"
         )
     return codes
 

@@ -114,11 +114,11 @@ class VerifiedStudent:
 
 def phases(config: PriorConfig, total: int) -> Iterator[list[WindowSpan]]:
     """Windows that are sampled together, one list after another."""
-    if config.upper is None or total <= config.window:
+    if config.upsampler_conditioner is None or total <= config.window:
         yield from ([span] for span in window_spans(total, config.window, window_hop(config, HOP)))
         return
     # Whole rows of the grid, and whole codes of the level above.
-    unit = math.lcm(config.window // config.transformer.rows, config.upper.ratio)
+    unit = math.lcm(config.window // config.transformer.blocks, config.upsampler_conditioner.ratio)
     overlap = max(unit, int(OVERLAP * config.window) // unit * unit)
     starts = range(0, total - overlap, config.window - overlap)
     for which in (0, 1):

@@ -88,7 +88,7 @@ class CheckpointSaver:
         return True
 
     def _export_is_due(self, step: int) -> bool:
-        every = self.run.settings.export_every
+        every = self.run.settings.checkpointing.export_every
         return self.exported < 0 or step // every > self.exported // every
 
     def _write(self, begun: PendingSave, export: bool) -> None:
@@ -105,7 +105,7 @@ class CheckpointSaver:
             "ranks": run.ranks,
         }
         begun.state["stability"] = self.engine.stability.state()
-        self.engine.save(written, run.settings.save_in_background)
+        self.engine.save(written, run.settings.checkpointing.in_background)
 
     def _seal(self, begun: PendingSave, written: Path) -> str | None:
         """All parts were written and found good, then one rank makes them final. Returns why not, if so."""
@@ -188,7 +188,9 @@ def sealed(
     run: RunContext, written: Path, begun: PendingSave, stored: dict[str, checkpoint.StoredFile]
 ) -> str | None:
     keep = checkpoint.RetentionPolicy(
-        run.settings.keep, run.settings.keep_every, begun.state["stability"]["stuck"]
+        run.settings.checkpointing.keep_last,
+        run.settings.checkpointing.keep_every,
+        begun.state["stability"]["stuck"],
     )
     try:
         checkpoint.commit(written, begun.step, begun.state, keep, stored, run.fencing_token.check)

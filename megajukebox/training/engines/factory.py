@@ -7,12 +7,11 @@ from torch import Tensor, nn
 
 from megajukebox.common.errors import UserError
 from megajukebox.models.prior import PriorConfig
-from megajukebox.training.config import TrainingSettings
 from megajukebox.training.engines import collectives
 from megajukebox.training.engines.model_init import building, fill
 from megajukebox.training.engines.pipeline import PipelineEngine
 from megajukebox.training.engines.zero import ZeroEngine
-from megajukebox.training.spike_detection import SpikeRules
+from megajukebox.training.settings import TrainingSettings
 
 
 def build_engine(
@@ -28,9 +27,6 @@ def build_engine(
 
     Raises UserError for a pipeline of anything but a prior.
     """
-    rules = SpikeRules(
-        settings.spike_sigmas, settings.spike_window, settings.bad_steps, settings.bad_within
-    )
     if "pipeline" in ds_config:
         if not isinstance(config, PriorConfig):
             raise UserError(
@@ -40,13 +36,15 @@ def build_engine(
             raise UserError(
                 "a pipeline trains all parts; leave freeze out, or choose a ds_config without `pipeline`"
             )
-        return PipelineEngine(config, ds_config, settings.seed, weights, rules, settings.ema_decay)
+        return PipelineEngine(
+            config, ds_config, settings.seed, weights, settings.spikes, settings.ema_decay
+        )
     collectives.seed(settings.seed)
     with building(ds_config):
         model = build()
     fill(dict(model.named_parameters()) | dict(model.named_buffers()), weights or {})
     freeze(model, settings.freeze)
-    return ZeroEngine(model, ds_config, rules, settings.ema_decay)
+    return ZeroEngine(model, ds_config, settings.spikes, settings.ema_decay)
 
 
 def freeze(model: nn.Module, parts: tuple[str, ...]) -> None:

@@ -32,7 +32,7 @@ from megajukebox.models.prior import PriorConfig, tokens_of
 from megajukebox.training.engines.collectives import told_of_lowest_scale
 from megajukebox.training.engines.model_init import fill, recompute_activations
 from megajukebox.training.engines.zero import ZeroEngine
-from megajukebox.training.spike_detection import SpikeRules
+from megajukebox.training.spike_detection import SpikeSettings
 
 KEY = "tokens"  # under which entrance and exit share the embedding of the tokens
 
@@ -77,7 +77,7 @@ class PipelineEngine(ZeroEngine):
         ds_config: dict,
         seed: int,
         weights: Mapping[str, Tensor] | None = None,
-        rules: SpikeRules | None = None,
+        rules: SpikeSettings | None = None,
         ema_decay: float = 0.0,
     ):
         torch.manual_seed(seed)

@@ -25,7 +25,7 @@ from megajukebox.training.engines.master_weights import MasterWeights
 from megajukebox.training.engines.model_init import fill, recompute_activations, zero_stage
 from megajukebox.training.engines.tensor_hash import hashed
 from megajukebox.training.engines.universal_checkpoint import ALLOWED, SavedLayout
-from megajukebox.training.spike_detection import SpikeDetector, SpikeRules
+from megajukebox.training.spike_detection import SpikeDetector, SpikeSettings
 
 
 def _fill(parameters: list[nn.Parameter], values: list[Tensor]) -> None:
@@ -48,7 +48,7 @@ class ZeroEngine:
         self,
         model: nn.Module,
         ds_config: dict,
-        rules: SpikeRules | None = None,
+        rules: SpikeSettings | None = None,
         ema_decay: float = 0.0,
     ):
         layers = getattr(model, "blocks", None)
@@ -60,7 +60,7 @@ class ZeroEngine:
         )
         self.peak_rates = [group["lr"] for group in self.engine.optimizer.param_groups]
         self.stage = zero_stage(ds_config)
-        self.stability = SpikeDetector(rules or SpikeRules())
+        self.stability = SpikeDetector(rules or SpikeSettings())
         self.ema_decay = ema_decay
         self.masters = MasterWeights(self.engine.optimizer, self.engine.basic_optimizer)
         self._watch_optimizer()

@@ -12,15 +12,16 @@ def clips(size: int, samples: int) -> dict:
 
 def windows(config: PriorConfig, size: int) -> dict:
     """Random codes, with everything that a prior of this configuration is told."""
-    batch: dict = {"codes": torch.randint(config.codes, (size, config.window))}
+    batch: dict = {"codes": torch.randint(config.codebook_size, (size, config.window))}
     batch["conditions"] = {
-        name: torch.randint(c.size, (size, c.slots)) for name, c in config.labels.items()
+        name: torch.randint(c.table_size, (size, c.max_values))
+        for name, c in config.conditions.items()
     }
     batch["timing"] = torch.tensor([[180.0, 30.0, 20.0]]).repeat(size, 1) * config.sample_rate
     if config.lyrics:
         batch["lyrics"] = torch.randint(config.lyrics.size, (size, config.lyrics.tokens))
-    if config.upper:
+    if config.upsampler_conditioner:
         batch["upper_codes"] = torch.randint(
-            config.codes, (size, config.window // config.upper.ratio)
+            config.codebook_size, (size, config.window // config.upsampler_conditioner.ratio)
         )
     return batch

@@ -132,8 +132,8 @@ def plan(
         teraflops_per_sample=flops / way.micro / 1e12, share_of_peak=share,
         share_from=source if assumed.share is None else "as told", pace=step, step_seconds=step.step, days=days,
         gpu_days=days * gpus, checkpoint_gib=checkpoint,
-        disk_gib=checkpoint * (settings.keep + 1) + 4 * elements / GIB,
-        save_every_minutes=settings.save_every * step.step / 60,
+        disk_gib=checkpoint * (settings.checkpointing.keep_last + 1) + 4 * elements / GIB,
+        save_every_minutes=settings.checkpointing.every * step.step / 60,
         failures=[
             failures(nodes, days, rate, assumed.save_seconds, assumed.restart_seconds)
             for rate in FAILURES_PER_1000_NODE_DAYS
