@@ -118,11 +118,17 @@ NO_LYRICS = SongLyrics(TokenizedLyrics([], []))
 class Condition(Protocol):
     """One thing that a prior is conditioned on."""
 
-    name: str
-    group: (
-        str | None
-    )  # entry of the batch that holds this condition's array; None: the batch itself
-    dropout: float | None  # share of training windows without it; None: always given
+    @property
+    def name(self) -> str:
+        """Of the condition: in a song's values, in a batch, in settings."""
+
+    @property
+    def group(self) -> str | None:
+        """The entry of the batch that holds this condition's array; None: the batch itself."""
+
+    @property
+    def dropout(self) -> float | None:
+        """Share of training windows without it; None: it is always given."""
 
     def read(self, song: SongOnDisk) -> Any:
         """The value of a whole song."""

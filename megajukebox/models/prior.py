@@ -54,7 +54,7 @@ class PriorConfig(BaseModel):
     upsampler_conditioner: UpsamplerConditionerConfig | None = None
     lyrics: LyricsConfig | None = None
     aligned: dict[str, SerializeAsAny[AlignedConfig]] = Field(
-        {}, description="conditions that follow the song in time, by their name in ALIGNED"
+        default={}, description="conditions that follow the song in time, by their name in ALIGNED"
     )
 
     @field_validator("aligned", mode="before")
