@@ -57,7 +57,7 @@ def measure(folder: Path) -> dict[str, float]:
     clock = Communication(torch.device("cpu"))
 
     def every_step() -> None:
-        with pulse.phase("data"):
+        with pulse.phase("data_wait"):
             pass
         with clock.timed():
             pass

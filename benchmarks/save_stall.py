@@ -26,7 +26,7 @@ from fixtures.interrupted_runs import alone, environment_of, events  # noqa: E40
 from fixtures.tiny_shards import write_codes  # noqa: E402
 
 from megajukebox.common.provenance import made_by  # noqa: E402
-from megajukebox.records.run_log import read_lines  # noqa: E402
+from megajukebox.records.jsonl_tail import read_lines  # noqa: E402
 from megajukebox.training import checkpoint  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "save_stall.json"

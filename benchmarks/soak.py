@@ -35,7 +35,7 @@ from fixtures.slurm_cluster import Cluster  # noqa: E402
 from fixtures.tiny_shards import write_codes  # noqa: E402
 
 from megajukebox.common.provenance import commit  # noqa: E402
-from megajukebox.records.run_log import read_lines  # noqa: E402
+from megajukebox.records.jsonl_tail import read_lines  # noqa: E402
 from megajukebox.resilience.restart_policy import NO_PROGRESS, attempts_without_progress  # noqa: E402
 from megajukebox.training.checkpoint import candidates  # noqa: E402
 
@@ -234,7 +234,7 @@ def strike_until_done(monkey: Monkey, out: Path, chosen: list[str], every: float
         called = [
             e
             for e in read_lines(out / "events.jsonl")
-            if e["event"] == "attempt_end" and e.get("kind") == "person"
+            if e["event"] == "attempt_end" and e.get("kind") == "fatal"
         ]
         if called:
             raise RuntimeError(f"a person was called: {called[-1]['reason']}")

@@ -50,7 +50,7 @@ from megajukebox.distillation.teacher_sampling import (
 from megajukebox.models.grid_order import GridOrder
 from megajukebox.models.prior import Prior
 from megajukebox.models.student import StudentConfig
-from megajukebox.records.run_log import read_lines
+from megajukebox.records.jsonl_tail import read_lines
 from megajukebox.resilience.exit_codes import ExitRecord, exit_guard
 from megajukebox.training.config import Preset, load_preset
 from megajukebox.training.engines import collectives
@@ -127,7 +127,7 @@ def main(
         finished = course.run(orders, keep_going, chain, stop_after)
         collectives.stop()
         if not finished:
-            end.kind = "done" if stop_after else "stopped"
+            end.exit_class = "done" if stop_after else "stopped"
             print(f"stopped before the last step; the same command goes on from {out}")
 
 

@@ -19,7 +19,7 @@ import typer
 from megajukebox.common.command_line import run_command
 from megajukebox.data.shards.remote import DEFAULT_CACHE, RemoteConfig
 from megajukebox.data.shards.shard_set import ShardSet
-from megajukebox.resilience.exit_codes import ExitRecord, exit_guard, say
+from megajukebox.resilience.exit_codes import ExitRecord, exit_guard, print_error
 from megajukebox.training.config import STAGES, Preset, load_preset
 from megajukebox.training.engines import collectives
 from megajukebox.training.finetune import PretrainedModel, read_base
@@ -82,8 +82,8 @@ def main(
         finished = run_stage(chosen, stage, data, remote, out, base, stop_after, end)
         collectives.stop()
         if not finished:
-            end.kind = "done" if stop_after else "stopped"
-            say(f"stopped before the last step; the same command goes on from {out}")
+            end.exit_class = "done" if stop_after else "stopped"
+            print_error(f"stopped before the last step; the same command goes on from {out}")
 
 
 def run_stage(

@@ -13,7 +13,7 @@ from conftest import demo, environment
 
 from megajukebox.common.model_files import check_fingerprint, read_facts
 from megajukebox.data.shards.shard_set import ShardSet
-from megajukebox.records.run_log import read_lines
+from megajukebox.records.jsonl_tail import read_lines
 from megajukebox.sampling.jukebox import Jukebox
 from megajukebox.sampling.songs.requests import SongRequest
 

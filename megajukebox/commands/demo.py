@@ -28,7 +28,7 @@ from megajukebox.common.files import make_folder, write_atomic
 from megajukebox.common.levels import PRIOR_FOLDERS
 from megajukebox.common.world import free_port
 from megajukebox.data.shards.shard_set import ShardSet
-from megajukebox.records.run_log import read_lines
+from megajukebox.records.jsonl_tail import read_lines
 
 PACKAGE = Path(__file__).parents[1]
 # After minutes of training the upsamplers spread their guesses too wide; colder, tones come out of the noise (docs/decisions/0007).

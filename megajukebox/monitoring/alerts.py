@@ -7,9 +7,17 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from megajukebox.monitoring.collect import codebooks
-from megajukebox.monitoring.collect.run_state import NEEDS_A_PERSON, RunState
-from megajukebox.records.productive_time import number
+from megajukebox.monitoring.collect.run_state import EXIT_FATAL, RunState
+from megajukebox.records.events import (
+    MIN_LOSS_SCALE,
+    SDC,
+    AlertRaised,
+    AttemptStarted,
+    CheckpointSaved,
+    SaveFailed,
+    StepSkipped,
+)
+from megajukebox.records.phases import STEP
 
 SLOW = 1.15  # times the median rank
 DATA_WAIT = 0.10
@@ -36,7 +44,7 @@ def stalled(run: RunState) -> str | None:
     if run.status != "stalled":
         return None
     waited = run.now - (run.last_step_time or run.now)
-    sections = sorted({rank.section for rank in run.ranks if rank.section})
+    sections = sorted({rank.phase for rank in run.ranks if rank.phase})
     where = f"; ranks are in {', '.join(sections)}" if sections else ""
     return (
         f"no step for {format_duration(waited)} (limit {format_duration(run.stall_after)}){where}"
@@ -48,7 +56,7 @@ def silent(run: RunState) -> str | None:
     if not found:
         return None
     named = ", ".join(
-        f"rank {r.rank} on {r.host} ({format_duration(run.now - r.time)}, in {r.section})"
+        f"rank {r.rank} on {r.host} ({format_duration(run.now - r.time)}, in {r.phase})"
         for r in found[:4]
     )
     return f"no heartbeat from {named}" + (f" and {len(found) - 4} more" if len(found) > 4 else "")
@@ -63,13 +71,13 @@ def down(run: RunState) -> str | None:
 def needs_a_person(run: RunState) -> str | None:
     if run.status != "failed":
         return None
-    told = [str(e["reason"]) for e in (*run.exits, *run.events[-3:]) if e.get("reason")]
-    code = f"exit code {run.exit_code}" if run.exit_code == NEEDS_A_PERSON else "training ended"
+    told = [str(e.reason) for e in (*run.exits, *run.events[-3:]) if e.reason]
+    code = f"exit code {run.exit_code}" if run.exit_code == EXIT_FATAL else "training ended"
     return f"{code}: {told[-1] if told else 'see the end of its log'}"
 
 
 def chain_short(run: RunState) -> str | None:
-    lasts, needs = run.chain_seconds, run.eta_seconds
+    lasts, needs = run.chain_seconds_left, run.eta_seconds
     if run.chain is None or lasts is None or needs is None or lasts >= needs:
         return None
     return f"this job and the {run.chain.queued} after it last {format_duration(lasts)}, training takes {format_duration(needs)} more"
@@ -92,10 +100,10 @@ def no_valid_checkpoint(run: RunState) -> str | None:
 
 
 def save_failed(run: RunState) -> str | None:
-    saves = [e for e in run.events if e.get("event") in ("save", "save_failed")]
-    if not saves or saves[-1].get("event") == "save":
+    save = run.last_event(CheckpointSaved, SaveFailed)
+    if not isinstance(save, SaveFailed):
         return None
-    return f"the last checkpoint could not be saved: {saves[-1].get('reason', 'no reason told')}"
+    return f"the last checkpoint could not be saved: {save.reason or 'no reason logged'}"
 
 
 def disk_full(run: RunState) -> str | None:
@@ -107,11 +115,11 @@ def disk_full(run: RunState) -> str | None:
 
 def loss_nan(run: RunState) -> str | None:
     loss, step = run.last.get("loss"), run.last.get("step")
-    skipped = any(e.get("event") == "skip_step" and e.get("step") == step for e in run.events)
+    skipped = any(isinstance(e, StepSkipped) and e.step == step for e in run.events)
     if isinstance(loss, float) and not math.isfinite(loss) and not skipped:
         return f"the loss is {loss} at step {step}"
     if run.ended == "diverged":
-        return f"training stopped: {run.events[-1].get('reason', 'the loss is no longer a number')}"
+        return f"training stopped: {run.events[-1].reason or 'the loss is no longer a number'}"
     recent = run.lately_skipped("nan")
     return f"{recent} of the last 100 steps were left out as not finite" if recent > 10 else None
 
@@ -126,25 +134,25 @@ def loss_spike(run: RunState) -> str | None:
 
 
 def sdc(run: RunState) -> str | None:
-    return alerted(run, "silent corruption")
+    return alerted(run, SDC)
 
 
 def rate_lowered(run: RunState) -> str | None:
-    return alerted(run, "lowest fp16 loss scale")
+    return alerted(run, MIN_LOSS_SCALE)
 
 
-def alerted(run: RunState, words: str) -> str | None:
-    """The reason of an event `alert` that says `words`, until the run has saved a checkpoint after it."""
-    said = [
-        e
-        for e in run.events
-        if e.get("event") == "save" or (e.get("event") == "alert" and words in str(e["reason"]))
-    ]
-    return str(said[-1]["reason"]) if said and said[-1]["event"] == "alert" else None
+def alerted(run: RunState, kind: str) -> str | None:
+    """The reason of the last event AlertRaised of a kind, until the run has saved a checkpoint after it."""
+    for event in reversed(run.events):
+        if isinstance(event, CheckpointSaved):
+            return None
+        if isinstance(event, AlertRaised) and event.kind == kind:
+            return event.reason or kind
+    return None
 
 
 def data_loss(run: RunState) -> str | None:
-    share = run.bad_share
+    share = run.bad_sample_ratio
     if share is None or share <= BAD_SHARE:
         return None
     kinds = ", ".join(f"{count} {kind}" for kind, count in run.bad_samples.most_common(3))
@@ -152,9 +160,7 @@ def data_loss(run: RunState) -> str | None:
 
 
 def restart_storm(run: RunState) -> str | None:
-    starts = [
-        number(e.get("time")) or 0.0 for e in run.events if e.get("event") in ("start", "resume")
-    ]
+    starts = [e.time for e in run.events if isinstance(e, AttemptStarted)]
     recent = sum(run.now - when < 1800 for when in starts[1:])
     return f"{recent} restarts in half an hour" if recent >= STORM else None
 
@@ -168,7 +174,7 @@ def goodput_low(run: RunState) -> str | None:
         or run.status in ("done", "stopped")
     ):
         return None
-    bad = {phase: s for phase, s in run.account.seconds.items() if phase != "productive"}
+    bad = {phase: s for phase, s in run.account.seconds.items() if phase != STEP}
     worst = max(bad, key=lambda phase: bad[phase])
     return f"{day:.0%} of the last day was useful training; most of the rest, over the whole run, is {worst}"
 
@@ -192,14 +198,14 @@ def loss_scale_floor(run: RunState) -> str | None:
 
 
 def data_wait(run: RunState) -> str | None:
-    share = run.data_wait
+    share = run.data_wait_ratio
     if not run.alive or share is None or share <= DATA_WAIT:
         return None
     return f"{share:.0%} of the step is waiting for data"
 
 
 def codebook_collapse(run: RunState) -> str | None:
-    usage = {level: codebooks.usage(run, level) for level in ("top", "middle", "bottom")}
+    usage = {level: run.codebook_usage(level) for level in ("top", "middle", "bottom")}
     low = {level: share for level, share in usage.items() if share is not None and share < USAGE}
     if not low or not run.alive or run.step < FOUND:
         return None

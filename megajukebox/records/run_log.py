@@ -4,114 +4,112 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from megajukebox.common.files import make_run_folder, write_atomic
 from megajukebox.common.redaction import redacted
-from megajukebox.records.productive_time import Productive
+from megajukebox.records.events import (
+    LINES_LOST,
+    AlertRaised,
+    AttemptStarted,
+    BadSampleSkipped,
+    Event,
+    StepsRecomputed,
+    event_record,
+    read_events,
+)
+from megajukebox.records.jsonl_tail import parsed, read_lines
+from megajukebox.records.metrics import TRAIN, metrics_row, phase_seconds, upgrade_row
+from megajukebox.records.productive_time import Productive, seconds_at
 
-STARTS = ("start", "resume")  # events with which an attempt begins
+METRICS_FILE = "metrics.jsonl"
+EVENTS_FILE = "events.jsonl"
 
 
 class RunLog:
-    """The two files of a run folder, appended line by line. One process of a run writes (`writes`); all note skips."""
+    """The two files of a run folder, appended line by line. One process of a run `writes`; any rank may `note`."""
 
     def __init__(
         self, run: Path, writes: bool, rank: int = 0, clock: Callable[[], float] = time.time
     ):
-        self.run, self.writes, self.rank, self.clock = run, writes, rank, clock
-        self.lost = 0
+        self.run = run
+        self.writes = writes
+        self.rank = rank
+        self.clock = clock
+        self.lost = 0  # lines that could not be written
         if writes:
             make_run_folder(run)
-            for name in ("metrics.jsonl", "events.jsonl"):
+            for name in (METRICS_FILE, EVENTS_FILE):
                 if (run / name).exists():
                     _end_last_line(run / name)
 
-    def metrics(self, step: int, split: str, values: dict[str, float]) -> None:
+    def metrics(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """`split` is train or held_out."""
-        self._append(
-            "metrics.jsonl", {"step": step, "time": self.clock(), "split": split, **values}
-        )
+        self._append(METRICS_FILE, metrics_row(step, self.clock(), split, values))
 
-    def event(self, event: str, step: int | None = None, **reason: object) -> None:
-        """`event` is one word (start, resume, save, reject, skip, stop, done, ...); `reason` says the rest.
+    def event(self, event: Event) -> None:
+        """An event of the process that writes. Secrets in it (a signed URL, a token) are hidden."""
+        self._append(EVENTS_FILE, redacted(event_record(replace(event, time=self.clock()))))
 
-        Secrets in it (a signed URL, a token) are hidden.
-        """
-        place = {} if step is None else {"step": step}
-        self._append(
-            "events.jsonl", {"time": self.clock(), "event": event, **place, **redacted(reason)}
-        )
-
-    def skip(self, shard: str, key: str, kind: str, reason: str) -> None:
-        """A clip was replaced; any rank may say so."""
-        self.note("skip", shard=shard, key=key, kind=kind, reason=reason)
-
-    def note(self, event: str, step: int | None = None, **reason: object) -> None:
-        """An event that any rank may tell: each line is one write to the file's end, so that none mix."""
-        place = {} if step is None else {"step": step}
-        record = {
-            "time": self.clock(),
-            "event": event,
-            **place,
-            "rank": self.rank,
-            **redacted(reason),
-        }
+    def note(self, event: Event) -> None:
+        """An event that any rank may write: each line is one write to the file's end, so that none mix."""
+        record = redacted(event_record(replace(event, time=self.clock(), rank=self.rank)))
         try:
             make_run_folder(self.run)
-            events = os.open(
-                self.run / "events.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644
-            )
+            events = os.open(self.run / EVENTS_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             try:
                 os.write(events, (json.dumps(record) + "\n").encode())
             finally:
                 os.close(events)
         except OSError as error:
-            self._lose("events.jsonl", error)
+            self._lose(EVENTS_FILE, error)
+
+    def bad_sample(self, shard: str, key: str, kind: str, reason: str) -> None:
+        """A sample was replaced; any rank may note it."""
+        self.note(BadSampleSkipped(shard=shard, key=key, kind=kind, reason=reason))
 
     def forget_after(self, step: int) -> None:
         """Drop metrics of steps after `step`: a resumed run computes them again.
 
-        What they cost stays, as the event `forget`: without it the account of the run's time would have a hole.
+        Their cost stays, as the event StepsRecomputed: without it the account of the run's time would have a hole.
         """
-        path = self.run / "metrics.jsonl"
+        path = self.run / METRICS_FILE
         if not self.writes or not path.exists():
             return
         lines = path.read_text().splitlines(keepends=True)
         kept = [line for line in lines if _step(line) <= step]
         if len(kept) < len(lines):
-            self._note_lost(
-                [record for record in read_lines(path) if record.get("split") == "train"], step
-            )
+            rows = [upgrade_row(row) for row in read_lines(path)]
+            self._log_recomputed([row for row in rows if row.get("split") == TRAIN], step)
             write_atomic(path, "".join(kept).encode())
 
-    def _note_lost(self, lines: list[dict], step: int) -> None:
-        """The event `forget`: how many steps after `step`, and how many seconds of them, are trained again."""
-        made = Productive(
-            [e["time"] for e in read_lines(self.run / "events.jsonl") if e.get("event") in STARTS]
+    def _log_recomputed(self, rows: list[dict[str, Any]], step: int) -> None:
+        """How many steps after `step`, and how many seconds of them, are trained again."""
+        starts = [e.time for e in read_events(self.run) if isinstance(e, AttemptStarted)]
+        productive = Productive(starts)
+        points: list[tuple[int, float]] = []
+        for row in rows:
+            if isinstance(row.get("step"), int):
+                points.append((row["step"], productive.add(row)))
+        last = max((logged for logged, _ in points), default=step)
+        if last <= step:
+            return
+        event = StepsRecomputed(
+            step=step,
+            steps=last - step,
+            seconds=round(productive.total - seconds_at(points, step), 3),
+            end_time=rows[-1]["time"],
+            phase_seconds=phase_seconds(rows[-1]),
+            reason=f"steps {step + 1} to {last} were not in a checkpoint and are trained again",
         )
-        points = [
-            (record["step"], made.add(record))
-            for record in lines
-            if isinstance(record.get("step"), int)
-        ]
-        last = max((place for place, _ in points), default=step)
-        if last > step:
-            seconds = made.total - seconds_at(points, step)
-            reason = f"steps {step + 1} to {last} were not in a checkpoint and are trained again"
-            account = {name: value for name, value in lines[-1].items() if name.startswith("time_")}
-            about = {
-                "steps": last - step,
-                "seconds": round(seconds, 3),
-                "until": lines[-1]["time"],
-                "account": account,
-            }
-            self.event("forget", step, **about, reason=reason)
+        self.event(event)
 
-    def _append(self, name: str, record: dict) -> None:
-        """A full or absent disk costs lines, not the run: they are counted, and told when there is room again."""
+    def _append(self, name: str, record: Mapping[str, object]) -> None:
+        """A full or absent disk costs lines, not the run: they are counted, and reported once there is space again."""
         if not self.writes:
             return
         try:
@@ -123,29 +121,21 @@ class RunLog:
             self._lose(name, error)
             return
         if self.lost:
-            lost, self.lost = self.lost, 0
-            self.event(
-                "alert",
-                reason=f"{lost} lines of metrics and events could not be written: the disk was full",
+            reason = (
+                f"{self.lost} lines of metrics and events could not be written: the disk was full"
             )
+            self.lost = 0
+            self.event(AlertRaised(kind=LINES_LOST, reason=reason))
 
     def _lose(self, name: str, error: OSError) -> None:
         """A line could not be written; what the job prints to may lie on the same full disk."""
         if not self.lost:
             with suppress(OSError):
                 print(
-                    f"{self.run / name}: {error.strerror}; training goes on without its lines",
+                    f"{self.run / name}: {error.strerror}; training continues without its lines",
                     file=sys.stderr,
                 )
         self.lost += 1
-
-
-def seconds_at(points: list[tuple[int, float]], step: int) -> float:
-    """Productive seconds up to `step`, in proportion between the two logged steps around it."""
-    before = max((p for p in points if p[0] <= step), default=(0, 0.0))
-    after = min((p for p in points if p[0] > step), default=before)
-    share = (step - before[0]) / (after[0] - before[0]) if after[0] > before[0] else 0.0
-    return before[1] + share * (after[1] - before[1])
 
 
 def _end_last_line(path: Path) -> None:
@@ -159,18 +149,6 @@ def _end_last_line(path: Path) -> None:
 
 def _step(line: str) -> float:
     """The step of a line; a line cut by a crash counts as after everything."""
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError):
-        return float("inf")
-
-
-def read_lines(path: Path) -> list[dict]:
-    """The records of a .jsonl file; lines that a crash cut are left out."""
-    records = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            continue
-    return records
+    record = parsed(line.encode())
+    step = None if record is None else record.get("step")
+    return step if isinstance(step, int) else float("inf")

@@ -1,14 +1,14 @@
-"""How a training process ends: one exit code a kind of ending, and a record of it that outlives the process.
+"""How a training process ends: one exit code a class of ending, and a record of it that outlives the process.
 
     0  done       85  stopped on request, all saved: start again       75  temporary (hung peer, storage): start again
-    93 a person is needed: starting again would not help               98  a newer generation of this run has taken over
+    93 an operator is needed: starting again would not help            98  a newer start of this run has taken over
+     1 a bug: the traceback stands on stderr and in the record
 
 srun returns only the highest code of its tasks, and the code of a killed task hides all others: so every rank leaves
-`exits/rank-00000.json`, and who starts runs again reads those (`attempts.py`).
+`exits/rank-00000.json`, and the supervisor reads those (`restart_policy.py`).
 """
 
 import errno
-import json
 import os
 import sys
 import threading
@@ -20,80 +20,88 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from megajukebox.common.files import read_record, write_atomic
 from megajukebox.common.world import host
+from megajukebox.records.exits import ProcessExit, exit_path, read_exit
+from megajukebox.records.schema import write_record
 
-EXIT_OK, EXIT_PREEMPTED, EXIT_RETRY, EXIT_FATAL, EXIT_FENCED = 0, 85, 75, 93, 98
-CODES = {
+EXIT_OK = 0
+EXIT_BUG = 1  # Python's own for an uncaught exception
+EXIT_RETRY = 75  # EX_TEMPFAIL of sysexits.h
+EXIT_PREEMPTED = 85
+EXIT_FATAL = 93
+EXIT_FENCED = 98
+
+EXIT_CODES = {
     "done": EXIT_OK,
     "stopped": EXIT_PREEMPTED,
     "fenced": EXIT_FENCED,
     "config": EXIT_FATAL,
     "diverged": EXIT_FATAL,
-    "hang": EXIT_RETRY,
-}
-CODES |= {
     "no_checkpoint": EXIT_FATAL,
+    "hang": EXIT_RETRY,
     "storage": EXIT_RETRY,
     "rewind": EXIT_RETRY,
     "corrupt": EXIT_RETRY,
-    "peer": EXIT_RETRY,
-    "memory": EXIT_RETRY,
-    "code": 1,
+    "peer_failure": EXIT_RETRY,
+    "out_of_memory": EXIT_RETRY,
+    "bug": EXIT_BUG,
 }
+WITH_TRACEBACK = ("bug", "peer_failure", "out_of_memory")
 
 
 class TerminateRun(Exception):
-    """End this process as `kind`, one of CODES, for a reason in plain words."""
+    """End this process as `exit_class`, one of EXIT_CODES, for a reason that a person can read."""
 
-    def __init__(self, kind: str, reason: str) -> None:
+    def __init__(self, exit_class: str, reason: str) -> None:
         super().__init__(reason)
-        assert kind in CODES, kind
-        self.kind = kind
+        assert exit_class in EXIT_CODES, exit_class
+        self.exit_class = exit_class
 
 
 @dataclass
 class ExitRecord:
-    """What is known of this process while it still runs. `generation` 0: it has not yet taken part in the run."""
+    """How this process will have ended. `generation` 0: it has not yet taken part in the run."""
 
     run: Path
     rank: int = 0
     generation: int = 0
-    kind: str = "done"
+    exit_class: str = "done"
     reason: str = ""
 
     @property
     def code(self) -> int:
-        return CODES[self.kind]
+        return EXIT_CODES[self.exit_class]
 
-    def record(self, kind: str, reason: str) -> None:
-        """Note the ending and write it down, unless a newer generation has written there. Never raises OSError."""
-        self.kind, self.reason = kind, reason
+    def record(self, exit_class: str, reason: str, trace: str | None = None) -> None:
+        """Set the ending and write it down, unless a newer start has written there. Never raises OSError."""
+        self.exit_class = exit_class
+        self.reason = reason
         if not self.generation:
             return
-        path = self.run / "exits" / f"rank-{self.rank:05d}.json"
-        told = {
-            "rank": self.rank,
-            "host": host(),
-            "code": self.code,
-            "class": kind,
-            "reason": reason,
-        }
-        if read_record(path).get("generation", 0) > self.generation:
+        path = exit_path(self.run, self.rank)
+        before = read_exit(path)
+        if before and before.generation > self.generation:
             return
+        ending = ProcessExit(
+            rank=self.rank,
+            host=host(),
+            code=self.code,
+            exit_class=exit_class,
+            reason=reason,
+            time=time.time(),
+            generation=self.generation,
+            traceback=trace,
+        )
         try:
             path.parent.mkdir(exist_ok=True)
-            write_atomic(
-                path,
-                json.dumps(told | {"time": time.time(), "generation": self.generation}).encode(),
-            )
+            write_record(path, ending)
         except OSError as error:
-            say(f"could not write {path}: {error}")
+            print_error(f"could not write {path}: {error}")
 
 
 @contextmanager
 def exit_guard(run: Path, verb: str) -> Iterator[ExitRecord]:
-    """Whatever happens inside ends as an exit code, a record, and one line that says why (a traceback if it was us).
+    """Turn every ending of the block into an exit code, a record, and one line of why (with a traceback if a bug).
 
     The process leaves at once, with and without an error: what torch and its libraries do at exit may wait for dead
     peers, or abort over a thread of gloo's (DeepSpeed keeps groups alive that were left), and then a signal would stand
@@ -105,22 +113,23 @@ def exit_guard(run: Path, verb: str) -> Iterator[ExitRecord]:
     except SystemExit:
         raise
     except BaseException as error:
-        kind = end.kind if end.kind != "done" else kind_of(error)
-        end.record(kind, " ".join(str(error).split()) or type(error).__name__)
-        say(
-            (traceback.format_exc() if kind in ("code", "peer", "memory") else "")
-            + f"{verb}: {error}"
-        )
+        exit_class = end.exit_class if end.exit_class != "done" else classify_error(error)
+        trace = traceback.format_exc() if exit_class in WITH_TRACEBACK else None
+        end.record(exit_class, " ".join(str(error).split()) or type(error).__name__, trace)
+        print_error(f"{trace or ''}{verb}: {error}")
     else:
-        end.record(end.kind, end.reason)
+        end.record(end.exit_class, end.reason)
     leave_now(end.code)
 
 
-# By name: their modules import torch, which who starts runs again (supervise.py) does without.
-BY_NAME = {"StorageDown": "storage", "TrainingDiverged": "diverged", "OutOfMemoryError": "memory"}
-
-
-NOT_MENDED_BY_WAITING = (
+# By name: their modules import torch, which the supervisor does without.
+BY_NAME = {
+    "StorageUnavailable": "storage",
+    "TrainingDiverged": "diverged",
+    "OutOfMemoryError": "out_of_memory",
+}
+# Errors of the operating system that waiting does not mend.
+PERMANENT_ERRNOS = (
     errno.EACCES,
     errno.EPERM,
     errno.EROFS,
@@ -128,24 +137,8 @@ NOT_MENDED_BY_WAITING = (
     errno.EISDIR,
     errno.ENOENT,
 )
-
-
-def kind_of(error: BaseException) -> str:
-    """The kind of ending that an exception means."""
-    if isinstance(error, TerminateRun):
-        return error.kind
-    if type(error).__name__ in BY_NAME:
-        return BY_NAME[type(error).__name__]
-    if isinstance(error, OSError) and error.errno in NOT_MENDED_BY_WAITING:
-        return "config"
-    for kind, classes in {"memory": MemoryError, "storage": OSError, "config": ValueError}.items():
-        if isinstance(error, classes):
-            return kind
-    return "peer" if is_of_a_peer(error) else "code"
-
-
-# What gloo, NCCL and the rendezvous store say when a peer has died or does not answer; each was seen, or is in torch.
-OF_A_PEER = (
+# What gloo, NCCL and the rendezvous store print when a peer has died or does not answer; each was seen, or is in torch.
+PEER_FAILURE_WORDS = (
     "closed by peer",
     "gloo",
     "nccl",
@@ -157,17 +150,33 @@ OF_A_PEER = (
 )
 
 
-def is_of_a_peer(error: BaseException) -> bool:
+def classify_error(error: BaseException) -> str:
+    """The exit class that an exception means."""
+    if isinstance(error, TerminateRun):
+        return error.exit_class
+    if type(error).__name__ in BY_NAME:
+        return BY_NAME[type(error).__name__]
+    if isinstance(error, MemoryError):
+        return "out_of_memory"
+    if isinstance(error, OSError):
+        return "config" if error.errno in PERMANENT_ERRNOS else "storage"
+    if isinstance(error, ValueError):
+        return "config"
+    return "peer_failure" if is_peer_failure(error) else "bug"
+
+
+def is_peer_failure(error: BaseException) -> bool:
+    """Whether another rank, or the way to it, is at fault. torch raises RuntimeError alone: only its words tell."""
     text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(words in text for words in OF_A_PEER)
+    return isinstance(error, RuntimeError) and any(words in text for words in PEER_FAILURE_WORDS)
 
 
 @contextmanager
 def within(seconds: float, what: str) -> Iterator[None]:
-    """End the process as TEMPORARY if the block takes longer: for waits that heed nothing else."""
+    """End the process with EXIT_RETRY if the block takes longer: for waits that nothing else ends."""
 
     def leave() -> None:
-        say(f"train: {what} within {seconds:.0f} s; start again")
+        print_error(f"train: {what} within {seconds:.0f} s; start again")
         leave_now(EXIT_RETRY)
 
     timer = threading.Timer(seconds, leave)
@@ -179,8 +188,8 @@ def within(seconds: float, what: str) -> Iterator[None]:
         timer.cancel()
 
 
-def say(text: str) -> None:
-    """Print to stderr, if that can be written: a log on a full disk, or one that nobody reads any more, is no fault."""
+def print_error(text: str) -> None:
+    """Print to stderr, ignoring write errors (full disk, closed pipe)."""
     with suppress(OSError, ValueError):
         print(text, file=sys.stderr, flush=True)
 

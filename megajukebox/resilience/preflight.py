@@ -10,16 +10,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from megajukebox.common.errors import UserError
 from megajukebox.common.files import read_record
 
 FOLDER = "preflight"
-MEETING = 60.0  # seconds that ranks wait for one another
-LONGEST = 90.0  # seconds for all of it
+MEETING_SECONDS = 60.0  # that ranks wait for one another
+MAX_SECONDS = 90.0  # for all of it
 ENTRIES = ("train.py", "distill.py")
-STRICT = (
-    "--kill-on-bad-exit",
-    "-K",
-)  # an srun option under which one sick rank would silence the healthy ones
+# Options of srun under which one sick rank would silence the healthy ones.
+KILL_ON_BAD_EXIT = ("--kill-on-bad-exit", "-K")
 
 
 class PreflightResult(NamedTuple):
@@ -27,71 +26,85 @@ class PreflightResult(NamedTuple):
 
     unfit: dict[str, str]
     everywhere: str
-    told: str  # all of it, with what is only worth a look
+    summary: str  # all of it, with warnings
 
     @property
     def verdict(self) -> str:
         return "bad" if self.unfit or self.everywhere else "good"
 
 
-def doctors(command: list[str], run: Path) -> list[str]:
-    """The doctor under the launcher of `command`. Raises ValueError where no entry of ours is in it."""
-    told = ["--run", str(run), "--leave", str(run / FOLDER), "--seconds", f"{MEETING:.0f}"]
-    for place, word in enumerate(command):
-        launcher = [part for part in command[:place] if not part.startswith(STRICT)]
+def doctor_command(command: list[str], run: Path) -> list[str]:
+    """The doctor under the launcher of `command`.
+
+    Raises:
+        UserError: no entry of ours is in the command.
+    """
+    options = ["--run", str(run), "--leave", str(run / FOLDER), "--seconds"]
+    options.append(f"{MEETING_SECONDS:.0f}")
+    for index, word in enumerate(command):
+        launcher = [part for part in command[:index] if not part.startswith(KILL_ON_BAD_EXIT)]
         if Path(word).name in ENTRIES:
-            return [*launcher, str(Path(word).with_name("doctor.py")), *told]
+            return [*launcher, str(Path(word).with_name("doctor.py")), *options]
         if Path(word).name == "megajukebox":
-            return [*launcher, word, "doctor", *told]
-    raise ValueError(
-        f"{' '.join(command)!r} starts neither megajukebox nor {' nor '.join(ENTRIES)}: no --preflight"
+            return [*launcher, word, "doctor", *options]
+    entries = " nor ".join(ENTRIES)
+    raise UserError(
+        f"{' '.join(command)!r} starts neither megajukebox nor {entries}: no --preflight"
     )
 
 
 def examine(run: Path, nodes: list[str], start: Callable[[float], int]) -> PreflightResult:
     """Let `start` run the doctor for so many seconds, and read what its ranks left. `nodes`: empty outside SLURM."""
     shutil.rmtree(run / FOLDER, ignore_errors=True)
-    status = start(LONGEST)
-    told = [read_record(path) for path in sorted((run / FOLDER).glob("rank-*.json"))]
-    return judged(
-        [record for record in told if record],
-        read_record(run / FOLDER / "together.json"),
-        nodes,
-        status,
-    )
+    status = start(MAX_SECONDS)
+    reports = [read_record(path) for path in sorted((run / FOLDER).glob("rank-*.json"))]
+    reports = [report for report in reports if report]
+    return evaluate_reports(reports, read_record(run / FOLDER / "together.json"), nodes, status)
 
 
-def judged(told: list[dict], together: dict, nodes: list[str], status: int) -> PreflightResult:
-    """What each rank's report, and the one of all together (empty if they did not get so far), say of `nodes`."""
-    heard = {record["host"] for record in told}
-    silent = [node for node in nodes if node not in heard]
+def evaluate_reports(
+    reports: list[dict], together: dict, nodes: list[str], status: int
+) -> PreflightResult:
+    """What each rank's report, and the one of all together (empty if they did not meet), find of `nodes`."""
+    hosts = {report["host"] for report in reports}
+    silent = [node for node in nodes if node not in hosts]
     if nodes and len(silent) > max(1, len(nodes) // 10):
-        # So many nodes do not fail at once: the doctor itself could not be run, and training will tell why.
-        return PreflightResult(
-            {},
-            "",
-            f"{len(silent)} of {len(nodes)} nodes told nothing (status {status}): not believed",
-        )
-    findings = [finding for record in (*told, together) for finding in record.get("findings", [])]
-    ill: dict[str, dict[str, str]] = defaultdict(dict)  # by what it is about, by host
+        # So many nodes do not fail at once: the doctor itself could not be run, and training will report why.
+        reason = f"{len(silent)} of {len(nodes)} nodes reported nothing (status {status})"
+        return PreflightResult({}, "", f"{reason}: ignored")
+    findings: list[dict] = []
+    for report in (*reports, together):
+        findings += report.get("findings", [])
+    by_subject = bad_hosts(findings)
+    common = [found for found in by_subject if len(nodes) != 1 and hosts <= set(found)]
+    unfit: dict[str, str] = {}
+    for found in by_subject:
+        if found not in common:
+            unfit |= found
+    unfit |= {node: f"reported nothing within {MAX_SECONDS:.0f} s" for node in silent}
+    everywhere = [
+        describe(f) for f in findings if f["verdict"] == "bad" and f["about"] == "all-reduce"
+    ]
+    everywhere += [next(iter(found.values())) for found in common]
+    notable = [
+        describe(f) for f in findings if f["verdict"] != "good" or f["about"] == "all-reduce"
+    ]
+    notable += [f"{node}: {unfit[node]}" for node in silent]
+    if not together:
+        notable.append(f"the ranks could not be compared (status {status})")
+    return PreflightResult(unfit, "; ".join(everywhere), "; ".join(dict.fromkeys(notable)))
+
+
+def bad_hosts(findings: list[dict]) -> list[dict[str, str]]:
+    """For each subject of a bad finding: its hosts, and what is wrong there."""
+    by_subject: dict[str, dict[str, str]] = defaultdict(dict)
     for finding in findings:
         if finding["verdict"] == "bad":
-            ill[finding["about"].partition(" (")[0]] |= dict.fromkeys(
-                finding["hosts"], sentence(finding)
-            )
-    common = [found for found in ill.values() if len(nodes) != 1 and heard <= set(found)]
-    unfit = {
-        host: text for found in ill.values() if found not in common for host, text in found.items()
-    }
-    unfit |= {node: f"told nothing within {LONGEST:.0f} s" for node in silent}
-    wrong = [sentence(f) for f in findings if f["verdict"] == "bad" and f["about"] == "all-reduce"]
-    everywhere = "; ".join([*wrong, *(next(iter(found.values())) for found in common)])
-    worth = [sentence(f) for f in findings if f["verdict"] != "good" or f["about"] == "all-reduce"]
-    worth += [f"{node}: {unfit[node]}" for node in silent]
-    worth += [] if together else [f"the ranks could not be compared (status {status})"]
-    return PreflightResult(unfit, everywhere, "; ".join(dict.fromkeys(worth)))
+            subject = finding["about"].partition(" (")[0]
+            by_subject[subject] |= dict.fromkeys(finding["hosts"], describe(finding))
+    return list(by_subject.values())
 
 
-def sentence(finding: dict) -> str:
+def describe(finding: dict) -> str:
     where = f" on {', '.join(finding['hosts'])}" if finding["hosts"] else ""
     return f"{finding['about'].partition(' (')[0]}{where}: {finding['what']}"

@@ -3,53 +3,50 @@
     NODES=64, sbatch --nodes=66 --no-kill      n01 ... n64 train        n65 n66 wait
     n07 is lost, or the doctor finds it ill    n01 ... n06 n08 ... n65  n66 waits
 
-Nothing is remembered but the run's events: which nodes were blamed within a day, and how often (`attempts.blames`).
+Nothing is kept but the run's events: which nodes were blamed within a day, and how often (`node_failures`).
 """
 
 import os
 from pathlib import Path
 
+from megajukebox.records.events import SpareSwap
 from megajukebox.records.run_log import RunLog
 from megajukebox.resilience import slurm
-from megajukebox.resilience.restart_policy import DEATHS, node_failures
+from megajukebox.resilience.restart_policy import FAILURES_TO_EXCLUDE, node_failures
 
 
 def active_nodes(run: Path, wanted: int) -> list[str]:
     """The `wanted` nodes of this job, or fewer, that train next: alive, the least blamed ones, in SLURM's order."""
-    alive, blamed = slurm.living_nodes(), node_failures(run)
-    chosen = sorted(alive, key=lambda node: blamed[node])[:wanted]
+    alive = slurm.living_nodes()
+    failures = node_failures(run)
+    chosen = sorted(alive, key=lambda node: failures[node])[:wanted]
     return [node for node in alive if node in chosen]
 
 
 def unhealthy_nodes(run: Path, nodes: list[str]) -> list[str]:
     """Those of `nodes` that the run must leave."""
-    blamed = node_failures(run)
-    return [node for node in nodes if blamed[node] >= DEATHS]
+    failures = node_failures(run)
+    return [node for node in nodes if failures[node] >= FAILURES_TO_EXCLUDE]
 
 
 def log_spare_swap(log: RunLog, before: list[str], now: list[str]) -> None:
-    """The event `spare` if others train now."""
-    came, left = [n for n in now if n not in before], [n for n in before if n not in now]
-    if before and came:
-        log.event(
-            "spare", nodes=came, instead_of=left, reason=f"{', '.join(came)} for {', '.join(left)}"
-        )
+    """The event SpareSwap if others train now."""
+    joined = [node for node in now if node not in before]
+    replaced = [node for node in before if node not in now]
+    if before and joined:
+        reason = f"{', '.join(joined)} for {', '.join(replaced)}"
+        log.event(SpareSwap(nodes=joined, replaced=replaced, reason=reason))
 
 
 def srun_on(command: list[str], nodes: list[str]) -> list[str]:
     """An srun command kept to `nodes`; others, and an srun over the whole job, are as they were."""
     if not nodes or Path(command[0]).name != "srun" or nodes == slurm.nodes():
         return command
-    tasks = len(nodes) * tasks_per_node()
-    return [
-        command[0],
+    per_node = os.environ.get("SLURM_NTASKS_PER_NODE")
+    tasks_per_node = int(per_node or int(os.environ["SLURM_NTASKS"]) // len(slurm.nodes()))
+    options = [
         f"--nodes={len(nodes)}",
-        f"--ntasks={tasks}",
+        f"--ntasks={len(nodes) * tasks_per_node}",
         f"--nodelist={','.join(nodes)}",
-        *command[1:],
     ]
-
-
-def tasks_per_node() -> int:
-    told = os.environ.get("SLURM_NTASKS_PER_NODE")
-    return int(told) if told else int(os.environ["SLURM_NTASKS"]) // len(slurm.nodes())
+    return [command[0], *options, *command[1:]]

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from megajukebox.common.files import write_atomic
 from megajukebox.data.sample_errors import ALL_KINDS
 from megajukebox.data.stream.sample_order import philox
+from megajukebox.records.events import DataOpened, RunFinished, RunStopped
 from megajukebox.resilience.exit_codes import TerminateRun
 from megajukebox.resilience.signals import FENCED, NOTHING, SAVE, STOP
 from megajukebox.training.checkpointing.resume import resume
@@ -39,7 +40,7 @@ def train(run: RunContext, task: Task, engine: ZeroEngine) -> bool:
             missing_ok=True
         )  # of fewer steps: a run that trains on is not done
     saves = CheckpointSaver(run, task, engine, first)
-    run.log.event("data", first, **task.corpus())
+    run.log.event(DataOpened(step=first, counts=task.corpus()))
     last = min(run.settings.steps, first + (run.stop_after or run.settings.steps))
     engine.masters.watched = run.settings.checks.replica_check_every > 0
     stream, done, order = task.batches(run.data_step(first)), first, NOTHING
@@ -83,7 +84,7 @@ def train(run: RunContext, task: Task, engine: ZeroEngine) -> bool:
             f"step {done} of {run.folder} could not be saved (events.jsonl says why); start again",
         )
     hearing.after_save(saves.exported)
-    with run.watchdog.phase("save"):
+    with run.watchdog.phase("checkpoint_save"):
         hearing.end(wait=done == run.settings.steps)
         collectives.barrier()
     return tell_end(run, done)
@@ -101,16 +102,17 @@ def tell_end(run: RunContext, done: int) -> bool:
     """The last event of a run that ends as it should, and the file DONE if nothing is left to train."""
     finished = done == run.settings.steps
     if finished:
-        run.log.event("done", done)
+        run.log.event(RunFinished(step=done))
         if run.rank == 0:
             write_atomic(run.folder / "DONE", f"{done}\n".encode())
     else:
         reason = run.signals.reason or (
             "stop-after" if run.stop_after else "another rank was asked to"
         )
-        run.log.event(
-            "stop", done, reason=reason, signal=run.signals.signal, stop_after=run.stop_after
+        event = RunStopped(
+            step=done, reason=reason, signal=run.signals.signal, stop_after=run.stop_after
         )
+        run.log.event(event)
     collectives.barrier()  # no rank leaves before all is written: launchers end the others when one has gone
     return finished
 
@@ -125,7 +127,7 @@ def train_one_step(
 ) -> float:
     """Train step `step` (0-based), log it if it is due, and return its loss."""
     settings, started = run.settings, time.perf_counter()
-    with run.watchdog.phase("data"):
+    with run.watchdog.phase("data_wait"):
         micro_batches = next(batches)
     waited = time.perf_counter() - started
     # A seed for each step makes every draw inside the model a function of (seed, rank, step): no generator is saved.
@@ -142,7 +144,7 @@ def train_one_step(
     if (step + 1) % settings.log_every == 0 or step == 0:
         heard = {
             "audio_seconds_per_second": task.audio_seconds / seconds,
-            "stall_share": waited / seconds,
+            "data_wait_ratio": waited / seconds,
             **skipped(run, task, stream),
             **stream.report(),
             **collectives.memory(),
@@ -166,14 +168,14 @@ def skipped(run: RunContext, task: Task, stream: Stream) -> dict[str, int]:
         zip(ALL_KINDS, collectives.all_reduce_sum([mine.get(kind, 0) for kind in ALL_KINDS]))
     )
     return {
-        "skipped": sum(kinds.values()),
-        **{f"skipped_{kind}": count for kind, count in kinds.items() if count},
+        "bad_samples": sum(kinds.values()),
+        **{f"bad_samples_{kind}": count for kind, count in kinds.items() if count},
     }
 
 
 def evaluate(run: RunContext, task: Task, engine: ZeroEngine, step: int) -> dict[str, float]:
     """Average the metrics over the held-out batches and log them."""
-    with run.watchdog.phase("evaluate"):
+    with run.watchdog.phase("eval"):
         seen = [engine.evaluate(batch) for batch in task.held_out()]
         judged = check_step(task, engine)
         write_reconstructions(run, task, engine, step)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from megajukebox.records.events import PreviewWritten
 from megajukebox.records.run_log import RunLog
 
 PLACES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -48,9 +49,8 @@ class PreviewSampler:
             return
         self.last = step
         if self.process and self.process.poll() is None:
-            self.log.event(
-                "sample", step, reason="left out: the samples before are still being made"
-            )
+            reason = "left out: the samples before are still being made"
+            self.log.event(PreviewWritten(step=step, reason=reason))
             return
         self._tell()
         out = self.run / "samples" / f"step-{step:08d}"
@@ -94,13 +94,11 @@ class PreviewSampler:
             return
         if self.process.returncode:
             said = (self.out / "listen.log").read_text().strip().splitlines()
-            self.log.event(
-                "sample",
-                self.step,
-                reason=f"failed: {said[-1] if said else self.process.returncode}",
-            )
+            reason = f"failed: {said[-1] if said else self.process.returncode}"
+            self.log.event(PreviewWritten(step=self.step, reason=reason))
         else:
-            self.log.event("sample", self.step, folder=str(self.out.relative_to(self.run)))
+            folder = str(self.out.relative_to(self.run))
+            self.log.event(PreviewWritten(step=self.step, folder=folder))
         self.process = None
 
 

@@ -1,10 +1,10 @@
 """A run as one of its processes sees it: where it lives, how it trains, who writes, and how it will have ended."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from megajukebox.common.world import World
+from megajukebox.records.rewinds import Rewind, read_rewinds
 from megajukebox.records.run_log import RunLog
 from megajukebox.resilience.exit_codes import ExitRecord
 from megajukebox.resilience.fencing import FencingToken
@@ -12,12 +12,7 @@ from megajukebox.resilience.signals import SignalHandler
 from megajukebox.resilience.watchdog import HangTimeouts, Watchdog
 from megajukebox.training.engines import collectives
 from megajukebox.training.settings import TrainingSettings
-from megajukebox.training.spike_detection import Rewind, data_step, rate_share
-
-
-def read_rewinds(folder: Path) -> list[Rewind]:
-    path = folder / "jumps.json"
-    return [Rewind(**jump) for jump in json.loads(path.read_text())] if path.exists() else []
+from megajukebox.training.spike_detection import data_step, rate_share
 
 
 @dataclass

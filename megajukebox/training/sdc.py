@@ -12,6 +12,7 @@ import torch
 
 from megajukebox.common.world import host
 from megajukebox.data.stream.sample_order import philox
+from megajukebox.records.events import NONDETERMINISTIC, SDC, AlertRaised
 from megajukebox.resilience.exit_codes import TerminateRun
 from megajukebox.training.engines import collectives
 from megajukebox.training.engines.zero import ZeroEngine
@@ -46,7 +47,7 @@ def check_recomputed_loss(
     if not run.repeatable:
         return
     readers = task.reading.place.size
-    with run.watchdog.phase("evaluate"):
+    with run.watchdog.phase("eval"):
         turn = step // run.settings.checks.recompute_check_every % readers
         shared = collectives.broadcast(turn, micro_batch if run.rank == turn else None)
         seed = int(philox(run.settings.seed, "recompute", step).random_raw()) % 2**63
@@ -63,12 +64,13 @@ def check_recomputed_loss(
     losses = [[result.first.hex(), result.again.hex()] for result in results]
     if nondeterministic(results, odd):
         reason = f"{len(odd)} of {len(results)} got another loss: it does not repeat to the last bit here, so none is blamed"
-        run.log.event(
-            "alert",
-            step,
+        event = AlertRaised(
+            kind=NONDETERMINISTIC,
+            step=step,
             reason=f"{reason}; recompute_check_every does nothing from here on",
             losses=losses,
         )
+        run.log.event(event)
         run.repeatable = False
     elif odd:
         what = "ranks {} do not compute the loss that others do, or not at a second time"
@@ -81,12 +83,14 @@ def loss_here(engine: ZeroEngine, micro_batch: dict, seed: int) -> float | None:
     return engine.loss_here(micro_batch)
 
 
-def leave(run: RunContext, ranks: list[int], step: int, what: str, **facts: object) -> NoReturn:
+def leave(
+    run: RunContext, ranks: list[int], step: int, what: str, losses: list[list[str]] | None = None
+) -> NoReturn:
     hosts = sorted(
         {where for rank, where in enumerate(collectives.all_gather(host())) if rank in ranks}
     )
     reason = what.format(f"{ranks} on {', '.join(hosts)}") + " (silent corruption)"
-    run.log.event("alert", step, reason=reason, hosts=hosts, **facts)
+    run.log.event(AlertRaised(kind=SDC, step=step, reason=reason, hosts=hosts, losses=losses))
     raise TerminateRun(
         "corrupt", f"{reason}; start again from the last checkpoint, without those machines"
     )

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, replace
 
 from pydantic import BaseModel, ConfigDict, Field
 
-# The least spread that counts, as a share of the mean: on a plateau six standard deviations can be next to nothing.
-LEAST_SPREAD = 0.01
+from megajukebox.records.rewinds import Rewind
+from megajukebox.records.spike_score import mean_and_spread
 
 
 class SpikeSettings(BaseModel):
@@ -60,6 +60,17 @@ class SpikeSettings(BaseModel):
     )
 
 
+@dataclass(frozen=True)
+class SkipReason:
+    """Why a step does not touch the weights: `kind` is one of SKIP_KINDS, `text` is for people."""
+
+    kind: str
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
 @dataclass
 class SpikeDetector:
     """What the last steps were like. The same on every rank, saved with every checkpoint."""
@@ -77,32 +88,32 @@ class SpikeDetector:
         self.losses, self.norms = deque(maxlen=self.rules.window), deque(maxlen=self.rules.window)
         self.bad = deque()
 
-    def check(self, loss: float, norm: float) -> str | None:
+    def check(self, loss: float, norm: float) -> SkipReason | None:
         """Why a step with this loss and gradient norm (before clipping) must be skipped; None if it may be taken."""
         if not math.isfinite(loss):
-            return f"loss is {loss}"
+            return SkipReason("nan", f"loss is {loss}")
         if (
             not math.isfinite(norm) or norm < 0
         ):  # DeepSpeed says -1 where it is infinite or not a number
-            return "the gradient is not finite"
+            return SkipReason("nan", "the gradient is not finite")
         for name, value, history in (
             ("loss", loss, self.losses),
             ("gradient norm", norm, self.norms),
         ):
             limit = self.limit(history)
             if value > limit:
-                return f"{name} {value:.4g} spiked: over {limit:.4g}, {self.rules.threshold_std:g} sigma of the steps before"
+                above = f"{self.rules.threshold_std:g} sigma of the steps before"
+                return SkipReason("spike", f"{name} {value:.4g} spiked: over {limit:.4g}, {above}")
         return None
 
     def limit(self, history: deque[float]) -> float:
         """What a value may reach; infinity while there is too little to compare with."""
         if not self.rules.threshold_std or len(history) < self.rules.window:
             return math.inf
-        mean = sum(history) / len(history)
-        spread = math.sqrt(sum((value - mean) ** 2 for value in history) / len(history))
-        return mean + self.rules.threshold_std * max(spread, LEAST_SPREAD * abs(mean))
+        mean, spread = mean_and_spread(history)
+        return mean + self.rules.threshold_std * spread
 
-    def update(self, step: int, loss: float, norm: float, reason: str | None) -> None:
+    def update(self, step: int, loss: float, norm: float, reason: SkipReason | None) -> None:
         """Remember step `step`, skipped for `reason` or taken."""
         if reason is None:
             self.losses.append(loss)
@@ -140,15 +151,6 @@ class SpikeDetector:
 
 
 # ---- Going back -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Rewind:
-    """From step `step` (0-based) on, training reads the data of `steps` steps later, at `rate` times the rate."""
-
-    step: int
-    steps: int
-    rate: float = 1.0
 
 
 def data_step(step: int, jumps: list[Rewind]) -> int:

@@ -1,20 +1,26 @@
 """After a step: a skipped one is told with what it was of; too many end the run, or take it back behind the spike."""
 
-import json
 import math
 import os
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 from typing import NoReturn
 
 from megajukebox.common.files import write_atomic
+from megajukebox.records.events import (
+    MIN_LOSS_SCALE,
+    AlertRaised,
+    Diverged,
+    Rewound,
+    StepSkipped,
+)
+from megajukebox.records.rewinds import Rewind, write_rewinds
 from megajukebox.resilience.exit_codes import TerminateRun
 from megajukebox.training import checkpoint
 from megajukebox.training.engines import collectives
 from megajukebox.training.engines.zero import ZeroEngine
 from megajukebox.training.run_context import RunContext
-from megajukebox.training.spike_detection import Rewind, plan_rewind, plan_rewind_lower_lr
+from megajukebox.training.spike_detection import plan_rewind, plan_rewind_lower_lr
 from megajukebox.training.tasks import Task
 
 
@@ -29,7 +35,7 @@ def handle_skipped_step(
     if engine.overflowed:  # DeepSpeed's loss scale heeds it
         stability.left_out(step)
         return
-    stability.update(step, metrics["loss"], metrics["gradient_norm"], engine.reason)
+    stability.update(step, metrics["loss"], metrics["grad_norm"], engine.reason)
     if engine.reason is None:
         return
     tell(run, task, engine, step)
@@ -40,7 +46,7 @@ def handle_skipped_step(
         if jump and sum(before.rate == 1 for before in run.rewinds) < settings.max_rewinds:
             rewind(run, jump, spiked, last)
             raise TerminateRun("rewind", f"{last}; went back, start again")
-        run.log.event("diverged", step + 1, reason=last)
+        run.log.event(Diverged(step=step + 1, reason=last))
         raise collectives.TrainingDiverged(
             f"{last}, at step {step + 1} of {run.folder}; its last checkpoint is as it was"
         )
@@ -59,10 +65,10 @@ def handle_min_loss_scale(run: RunContext, engine: ZeroEngine, step: int, reason
     if jump and sum(before.rate < 1 for before in run.rewinds) < settings.min_scale_rewinds:
         told = f"{reason}; went back to step {jump.step}, from there {jump.rate:g} times the learning rate"
         rewind(run, jump, stuck, told)
-        run.log.event("alert", step + 1, reason=told)  # the run goes on, but somebody should know
+        run.log.event(AlertRaised(kind=MIN_LOSS_SCALE, step=step + 1, reason=told))
         raise TerminateRun("rewind", f"{told}; start again")
     last = f"{reason}; lower the learning rate, or set fp16.min_loss_scale"
-    run.log.event("diverged", step + 1, reason=last)
+    run.log.event(Diverged(step=step + 1, reason=last))
     raise collectives.TrainingDiverged(
         f"{last}, at step {step + 1} of {run.folder}; its last checkpoint is as it was"
     )
@@ -73,14 +79,17 @@ def tell(run: RunContext, task: Task, engine: ZeroEngine, step: int) -> None:
     batch, number = task.reading.global_batch, run.data_step(step)
     own = collectives.all_gather(engine.own_loss())
     ranks = [rank for rank, loss in enumerate(own) if loss is not None and not math.isfinite(loss)]
-    facts = {
-        "positions": [number * batch, (number + 1) * batch],
-        "ranks": ranks,
-        "losses": [str(loss) for loss in own],
-    }
-    run.log.event(
-        "skip_step", step + 1, reason=engine.reason, count=engine.stability.skipped, **facts
+    assert engine.reason is not None
+    event = StepSkipped(
+        step=step + 1,
+        kind=engine.reason.kind,
+        reason=engine.reason.text,
+        count=engine.stability.skipped,
+        sample_range=[number * batch, (number + 1) * batch],
+        ranks=ranks,
+        losses=[str(loss) for loss in own],
     )
+    run.log.event(event)
 
 
 def saved(run: RunContext) -> list[int]:
@@ -105,10 +114,12 @@ def rewind(run: RunContext, jump: Rewind, began: int, reason: str) -> None:
                 shutil.rmtree(aside, ignore_errors=True)
                 os.replace(folder, aside)
         write_atomic(run.folder / "checkpoints" / "latest", found[jump.step].name.encode())
-    slower = {"rate": jump.rate} if jump.rate < 1 else {}
-    run.log.event("rewind", began + 1, to=jump.step, jump=jump.steps, reason=reason, **slower)
+    event = Rewound(
+        step=began + 1,
+        to_step=jump.step,
+        skip_steps=jump.steps,
+        lr_factor=jump.rate if jump.rate < 1 else None,
+        reason=reason,
+    )
+    run.log.event(event)
     collectives.barrier()
-
-
-def write_rewinds(run: Path, jumps: list) -> None:
-    write_atomic(run / "jumps.json", json.dumps([asdict(jump) for jump in jumps]).encode())

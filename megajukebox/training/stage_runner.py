@@ -43,7 +43,7 @@ def run_task(
     total, micro = ds_config["train_batch_size"], ds_config["train_micro_batch_size_per_gpu"]
     log = RunLog(out, writes=place.rank == 0, rank=place.rank)
     task = make(
-        ReaderShare(reads, total, micro, on_bad=log.skip, needed=sees_data(place, as_given))
+        ReaderShare(reads, total, micro, on_bad=log.bad_sample, needed=sees_data(place, as_given))
     )
     check_alike(task, ds_config)
     if place.rank == 0:

@@ -9,6 +9,7 @@ import pytest
 
 from megajukebox.common.provenance import this_command
 from megajukebox.common.redaction import RedactingFilter, redact, redacted
+from megajukebox.records.events import RunStopped
 from megajukebox.records.run_log import RunLog
 
 # Made up, and in pieces, so that no scanner takes them for real.
@@ -63,8 +64,8 @@ def test_a_field_that_is_called_a_secret_is_hidden_whole() -> None:
 def test_events_of_a_run_hold_no_secret(tmp_path: Path) -> None:
     log = RunLog(tmp_path, writes=True)
     for secret, text in CANARIES.items():
-        log.event("stop", 1, reason=text.format(secret), detail={"url": text.format(secret)})
-        log.skip(text.format(secret), "song", "other", text.format(secret))
+        log.event(RunStopped(step=1, reason=text.format(secret)))
+        log.bad_sample(text.format(secret), "song", "other", text.format(secret))
     written = (tmp_path / "events.jsonl").read_text()
     assert not [secret for secret in CANARIES if secret in written]
     assert all(json.loads(line) for line in written.splitlines())

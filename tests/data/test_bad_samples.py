@@ -15,9 +15,11 @@ from megajukebox.data.audio import encode_flac, encode_wav
 from megajukebox.data.sample_errors import ALL_KINDS
 from megajukebox.data.shards.build_index import write_index
 from megajukebox.data.shards.shard_set import ShardSample, ShardSet, write_shard
-from megajukebox.data.stream.bad_samples import BadSample, BadSampleCounter, kind_of_old_event
+from megajukebox.data.stream.bad_samples import BadSample, BadSampleCounter
 from megajukebox.data.stream.song_dataset import SongClips
-from megajukebox.records.run_log import RunLog, read_lines
+from megajukebox.records.events import RunStarted
+from megajukebox.records.jsonl_tail import read_lines
+from megajukebox.records.run_log import RunLog
 
 BROKEN = 2  # the song that is spoilt
 
@@ -175,26 +177,12 @@ def test_above_the_share_the_run_stops_with_a_summary() -> None:
         count.add(1, [])
 
 
-def test_the_kind_goes_with_the_event_and_is_guessed_only_for_events_without_one(
-    tmp_path: Path,
-) -> None:
-    log = RunLog(tmp_path / "run", writes=True)
-    log.skip("a.tar", "song", "too_loud", "words that mean nothing")
-    (event,) = read_lines(tmp_path / "run" / "events.jsonl")
-    assert event["kind"] == "too_loud"
-    assert kind_of_old_event("only 3 of 9 frames at frame 0") == "too_short"
-    assert kind_of_old_event("a.tar: audio of x is damaged (the tar ends before it does)") == (
-        "truncated"
-    )
-    assert kind_of_old_event("no such words") == "other"
-
-
 def test_every_rank_can_tell_of_its_skips_and_lines_do_not_mix(tmp_path: Path) -> None:
     logs = [RunLog(tmp_path / "run", writes=rank == 0, rank=rank) for rank in range(3)]
-    logs[0].event("start", 0)
+    logs[0].event(RunStarted(step=0))
     for n in range(50):
         for log in logs:
-            log.skip("a.tar", f"song-{n}", "damaged", "is damaged " + "x" * 400)
+            log.bad_sample("a.tar", f"song-{n}", "damaged", "is damaged " + "x" * 400)
     events = read_lines(tmp_path / "run" / "events.jsonl")
     assert len(events) == 151 and {event["rank"] for event in events[1:]} == {0, 1, 2}
 
@@ -207,11 +195,11 @@ def test_a_run_counts_what_every_rank_skipped_and_names_it(tmp_path: Path) -> No
     shard.write_bytes(damaged)
     train(data, preset, tmp_path / "run", ranks=2)
     named = [
-        event for event in read_lines(tmp_path / "run/events.jsonl") if event["event"] == "skip"
+        event for event in read_lines(tmp_path / "run/events.jsonl") if event["event"] == "bad_sample"
     ]
     assert {event["rank"] for event in named} == {0, 1} and {event["shard"] for event in named} == {
         shard.name
     }
     last = [m for m in read_lines(tmp_path / "run/metrics.jsonl") if m["split"] == "train"][-1]
-    kinds = {name: count for name, count in last.items() if name.startswith("skipped_")}
-    assert last["skipped"] == sum(kinds.values()) == len(named) > 0
+    kinds = {name: count for name, count in last.items() if name.startswith("bad_samples_")}
+    assert last["bad_samples"] == sum(kinds.values()) == len(named) > 0

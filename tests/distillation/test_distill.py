@@ -22,7 +22,7 @@ from megajukebox.data.stream.batches import held_out_batches
 from megajukebox.data.stream.teacher_dataset import TeacherWindows
 from megajukebox.distillation.divergence import forward_gap
 from megajukebox.models.student import Student, StudentConfig
-from megajukebox.records.run_log import read_lines
+from megajukebox.records.jsonl_tail import read_lines
 from megajukebox.resilience.exit_codes import EXIT_FATAL
 
 DISTILL = str(Path(megajukebox.__file__).parent / "distill.py")

@@ -15,6 +15,7 @@ from fixtures.fake_runs import PretendRun
 from megajukebox.commands.explore import main as explore
 from megajukebox.explorer.loaders.runs import settings, step_samples
 from megajukebox.explorer.site_builder import write_runs, write_static
+from megajukebox.records.events import BadSampleSkipped, HangDetected
 
 HOSTILE = '"><img src=x onerror="window.owned=1"></script><script>window.owned=1</script>'
 
@@ -33,7 +34,7 @@ def page(folder: Path, name: str = "run") -> str:
 def run(tmp_path: Path) -> PretendRun:
     """Restarted once after a hang, and alive."""
     run = PretendRun(tmp_path / "runs" / "run", now=time.time() - 372).start(init=20).train(150)
-    run.log.event("hang", run.step, reason="rank 1 was in step for 320 s")
+    run.log.event(HangDetected(step=run.step, reason="rank 1 was in step for 320 s"))
     return run.die(away=60).start(init=20).train(110).beat()
 
 
@@ -171,7 +172,7 @@ def test_hostile_names_reasons_and_settings_are_shown_and_never_run(
     name = HOSTILE.replace("/", "_")
     for number in (name, "other"):
         run = PretendRun(tmp_path / "runs" / number).start().train(20, **{HOSTILE: 1.0})
-        run.log.event("hang", 10, reason=HOSTILE, **{HOSTILE: HOSTILE})
+        run.log.event(HangDetected(step=10, reason=HOSTILE, **{HOSTILE: HOSTILE}))
         (run.folder / "run.yaml").write_text(
             json.dumps({HOSTILE: HOSTILE, "stage": HOSTILE, "n": number})
         )
@@ -196,10 +197,11 @@ def test_hostile_lyrics_are_shown_as_they_are_and_never_run(
     """Lyrics come near a run's page by what it was told, by an event that quotes them, and by what it lets hear."""
     run = PretendRun(tmp_path / "runs" / "run").start().train(20)
     run.log.note(
-        "skip",
-        shard="songs-000000.tar",
-        key="song",
-        reason=f"lyrics {HOSTILE} are longer than the song",
+        BadSampleSkipped(
+            shard="songs-000000.tar",
+            key="song",
+            reason=f"lyrics {HOSTILE} are longer than the song",
+        )
     )
     with (run.folder / "run.yaml").open("a") as file:
         file.write(yaml.safe_dump({"lyrics": HOSTILE}))

@@ -17,6 +17,7 @@ from fixtures.fake_runs import PretendRun
 from fixtures.monitoring_stack import REPOSITORY, Rig
 
 from megajukebox.common.world import free_port
+from megajukebox.records.events import SaveFailed
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.xdist_group("prometheus")]
 SECRET = "s3cr3t-0f-the-pager"
@@ -120,7 +121,7 @@ def test_whoever_is_on_call_hears_of_an_alert_and_of_its_end_and_no_log_holds_th
     watched: Watched,
 ) -> None:
     rig, run, receiver = watched.rig, watched.run, watched.receiver
-    run.log.event("save_failed", run.step, reason="no space left on device")
+    run.log.event(SaveFailed(step=run.step, reason="no space left on device"))
     rig.wait(lambda: receiver.heard("/page", "JukeboxSaveFailed", "firing"), 120)
     told = receiver.heard("/page", "JukeboxSaveFailed", "firing")[0]
     assert told["labels"]["run"] == "prior" and told["labels"]["severity"] == "page"

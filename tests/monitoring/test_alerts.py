@@ -9,6 +9,17 @@ from fixtures.fake_runs import CODES, PretendRun
 from megajukebox.monitoring.alerts import CHECKS, diagnose
 from megajukebox.monitoring.collect.run_reader import RunReader
 from megajukebox.monitoring.collect.run_state import AlertThresholds, RunState
+from megajukebox.records.events import (
+    MIN_LOSS_SCALE,
+    NEEDS_OPERATOR,
+    SDC,
+    AlertRaised,
+    AttemptEnded,
+    Rewound,
+    RunResumed,
+    SaveFailed,
+    StepSkipped,
+)
 
 LIMITS = AlertThresholds(stall=120, silent=60, checkpoint=300, down=900)
 
@@ -73,7 +84,7 @@ def test_a_run_stopped_by_its_time_limit_is_wanted_and_one_stopped_by_a_person_i
 
 
 def test_the_supervisors_words_do_not_hide_how_a_run_ended(run: PretendRun) -> None:
-    run.end("stop", stop_after=250).log.note("attempt_end", kind="stopped", reason="x")
+    run.end("stop", stop_after=250).log.note(AttemptEnded(kind="stopped", reason="x"))
     assert read(run, 1000).status == "stopped"
 
 
@@ -81,23 +92,23 @@ def test_a_stalled_run_says_where_its_ranks_are(run: PretendRun) -> None:
     run.now += 180
     run.beat(
         **{
-            f"r{n}": {"section_since": run.now - 180, "section": "data" if n == 2 else "step"}
+            f"r{n}": {"phase_since": run.now - 180, "phase": "data_wait" if n == 2 else "step"}
             for n in range(4)
         }
     )
     (problem,) = [p for p in diagnose(read(run)) if p.alert == "JukeboxStalled"]
-    assert "no step for 3 min" in problem.what and "data, step" in problem.what
+    assert "no step for 3 min" in problem.what and "data_wait, step" in problem.what
 
 
 def test_a_long_step_of_a_slow_run_is_no_stall(tmp_path: Path) -> None:
     run = PretendRun(tmp_path / "run", step_seconds=60).start().train(30)
     run.now += 250
-    run.beat(**{f"r{n}": {"section_since": run.now - 250} for n in range(2)})
+    run.beat(**{f"r{n}": {"phase_since": run.now - 250} for n in range(2)})
     assert "JukeboxStalled" not in alerts(run)
 
 
 def test_a_silent_rank_is_named_with_its_host(run: PretendRun) -> None:
-    run.beat(r3={"time": run.now - 70, "section": "step"})
+    run.beat(r3={"time": run.now - 70, "phase": "step"})
     (problem,) = diagnose(read(run))
     assert problem.alert == "JukeboxRankSilent" and "rank 3 on node3" in problem.what
 
@@ -119,10 +130,10 @@ def test_an_exit_that_wants_a_person_tells_why(run: PretendRun) -> None:
 
 def test_a_supervisor_that_calls_a_person_is_heard_at_once(run: PretendRun) -> None:
     """What it found may have kept every rank from starting: none left an ending."""
-    run.log.event("alert", reason="disk of /runs: cannot be written to", person=True)
+    run.log.event(AlertRaised(reason="disk of /runs: cannot be written to", kind=NEEDS_OPERATOR))
     (problem,) = [p for p in diagnose(read(run)) if p.alert == "JukeboxNoRestart"]
     assert problem.what == "training ended: disk of /runs: cannot be written to"
-    run.log.event("resume", run.step)
+    run.log.event(RunResumed(step=run.step))
     assert "JukeboxNoRestart" not in alerts(run)
 
 
@@ -135,21 +146,23 @@ def test_an_old_exit_record_says_nothing_of_a_new_attempt(run: PretendRun) -> No
 def test_a_loss_that_is_no_number(run: PretendRun) -> None:
     run.train(10, loss=float("nan")).beat()
     assert "JukeboxLossNaN" in alerts(run)
-    run.log.event("skip_step", run.step, reason="loss is nan")
+    run.log.event(StepSkipped(step=run.step, kind="nan", reason="loss is nan"))
     assert "JukeboxLossNaN" not in alerts(run)  # it never reached the weights
 
 
 def test_skipped_steps_are_told_when_they_are_many(run: PretendRun) -> None:
     for n in range(10):
-        run.log.event("skip_step", run.step - n, reason="the gradient is not finite")
+        run.log.event(
+            StepSkipped(step=run.step - n, kind="nan", reason="the gradient is not finite")
+        )
     assert not alerts(run)
-    run.log.event("skip_step", run.step, reason="the gradient is not finite")
+    run.log.event(StepSkipped(step=run.step, kind="nan", reason="the gradient is not finite"))
     assert alerts(run) == {"JukeboxLossNaN"}
     assert not alerts(run.train(100).beat())
 
 
 def test_a_spike_is_told_while_it_lasts(run: PretendRun) -> None:
-    assert alerts(run.train(10, loss=5.2).beat()) == {"JukeboxLossSpike"}
+    assert alerts(run.train(10, loss=5.4).beat()) == {"JukeboxLossSpike"}
     assert not alerts(run.train(100).beat())
 
 
@@ -166,15 +179,15 @@ def test_checkpoints_that_lost_a_file(run: PretendRun) -> None:
 
 
 def test_a_save_that_failed_until_one_succeeds(run: PretendRun) -> None:
-    run.log.event("save_failed", run.step, reason="no room")
+    run.log.event(SaveFailed(step=run.step, reason="no room"))
     assert alerts(run) == {"JukeboxSaveFailed"}
     assert not alerts(run.save().beat())
 
 
 def test_clips_that_cannot_be_read(run: PretendRun) -> None:
     for n in range(20):
-        run.log.skip("songs-000000.tar", f"song{n}", "truncated", "the tar ends within a member")
-    run.train(10, skipped=20.0).beat()
+        run.log.bad_sample("songs-000000.tar", f"song{n}", "truncated", "it ends early")
+    run.train(10, bad_samples=20.0).beat()
     (problem,) = diagnose(read(run))
     assert problem.alert == "JukeboxDataLoss" and "20 truncated" in problem.what
 
@@ -237,16 +250,16 @@ def test_a_disk_without_room_for_two_checkpoints(run: PretendRun) -> None:
 
 def test_the_weights_of_ranks_that_differ(run: PretendRun) -> None:
     reason = "weights of ranks [1] on node1 are not those of the other ranks (silent corruption)"
-    run.log.event("alert", run.step, reason=reason)
-    assert alerts(run) == {"JukeboxSdc"} and read(run).counts["sdc"] == 1
+    run.log.event(AlertRaised(step=run.step, kind=SDC, reason=reason))
+    assert alerts(run) == {"JukeboxSdc"} and read(run).sdc_mismatches == 1
     assert not alerts(run.train(100).beat())
 
 
 def test_a_run_that_went_back_to_a_smaller_rate_tells_somebody(run: PretendRun) -> None:
     reason = "gradients overflow at the lowest fp16 loss scale; went back to step 100"
-    run.log.event("rewind", run.step, reason=reason, to=100, jump=0, rate=0.5)
-    run.log.event("alert", run.step, reason=reason)
-    assert alerts(run) == {"JukeboxRateLowered"} and read(run).counts["sdc"] == 0
+    run.log.event(Rewound(step=run.step, reason=reason, to_step=100, lr_factor=0.5))
+    run.log.event(AlertRaised(step=run.step, kind=MIN_LOSS_SCALE, reason=reason))
+    assert alerts(run) == {"JukeboxRateLowered"} and read(run).sdc_mismatches == 0
     assert not alerts(run.train(100).beat())
 
 

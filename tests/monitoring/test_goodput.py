@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from fixtures.fake_runs import START, PretendRun
 
-from megajukebox.monitoring.collect.goodput import PHASES
+from megajukebox.monitoring.collect.goodput import TIME_PHASES
 from megajukebox.monitoring.collect.run_reader import RunReader
 from megajukebox.monitoring.collect.run_state import RunState
 
@@ -43,7 +43,7 @@ def test_the_phases_add_up_to_the_wall_clock(tmp_path: Path, seed: int) -> None:
     account = read(run).account
     assert account.wall == pytest.approx(run.now - START, rel=1e-3)
     assert sum(account.seconds.values()) == pytest.approx(account.wall, rel=1e-3)
-    assert set(account.seconds) == set(PHASES)
+    assert set(account.seconds) == set(TIME_PHASES)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -62,15 +62,15 @@ def test_steps_trained_twice_count_once_and_are_called_recompute(tmp_path: Path)
         .train(100)
     )
     state = read(run)
-    assert state.account.seconds["productive"] == pytest.approx(200)
+    assert state.account.seconds["step"] == pytest.approx(200)
     assert state.account.seconds["recompute"] == pytest.approx(50)
-    assert state.wasted_steps == 50
+    assert state.recomputed_steps == 50
 
 
 def test_a_run_that_never_saved_has_lost_all_when_it_starts_again(tmp_path: Path) -> None:
     run = PretendRun(tmp_path).start(init=0).train(50).die(lost=0, away=100).start(init=0).train(20)
     account = read(run).account
-    assert account.seconds["productive"] == pytest.approx(20) and account.seconds[
+    assert account.seconds["step"] == pytest.approx(20) and account.seconds[
         "recompute"
     ] == pytest.approx(50)
     assert account.seconds["down"] == pytest.approx(100)

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from megajukebox.monitoring.collect.run_reader import Runs
 from megajukebox.monitoring.exporters.terminal import screen, sparkline
+from megajukebox.records.events import HangDetected
 
 
 def shown(folder: Path, now: float, width: int = 200) -> str:
@@ -75,7 +76,7 @@ def test_what_is_wrong_comes_with_what_to_do_and_where_to_read_on(tmp_path: Path
 
 def test_the_last_events_are_told_newest_first_without_the_usual(tmp_path: Path) -> None:
     run = PretendRun(tmp_path / "run").start().train(320)
-    run.log.event("hang", 320, reason="rank 3 was in step for 400 s")
+    run.log.event(HangDetected(step=320, reason="rank 3 was in step for 400 s"))
     lately = shown(tmp_path, run.now).split("Lately")[1]
     assert "hang at step 320: rank 3" in lately and "save" not in lately
     assert lately.index("hang") < lately.index("start at step 0")
@@ -83,7 +84,9 @@ def test_the_last_events_are_told_newest_first_without_the_usual(tmp_path: Path)
 
 def test_names_and_reasons_are_shown_as_they_are_and_move_no_cursor(tmp_path: Path) -> None:
     run = PretendRun(tmp_path / "[red]bold[/red]\x1b[2J").start().train(10)
-    run.log.event("hang", 1, reason="\x1b]0;owned\x07[link=x]y[/link]\nmore password=hunter2")
+    run.log.event(
+        HangDetected(step=1, reason="\x1b]0;owned\x07[link=x]y[/link]\nmore password=hunter2")
+    )
     text = shown(tmp_path, run.now)
     assert "[red]bold[/red]?[2J" in text and "[link=x]y[/link]?more" in text
     assert "\x1b" not in text and "\x07" not in text and "hunter2" not in text

@@ -5,7 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from megajukebox.records.run_log import RunLog, read_lines
+from megajukebox.records.events import (
+    BadSampleSkipped,
+    CheckpointRejected,
+    CheckpointSaved,
+    HangDetected,
+    RunResumed,
+    RunStarted,
+)
+from megajukebox.records.jsonl_tail import read_lines
+from megajukebox.records.run_log import RunLog
 
 
 def steps(run: Path) -> list[int]:
@@ -16,24 +25,25 @@ def test_metrics_and_events_are_lines_of_json_with_their_time(tmp_path: Path) ->
     log = RunLog(tmp_path / "deep" / "run", writes=True)
     log.metrics(1, "train", {"loss": 2.5})
     log.metrics(1, "held_out", {"loss": 2.75, "bits_per_code": 7.0})
-    log.event("start", 0)
-    log.event("reject", reason="step-00000020: state.json is missing")
+    log.event(RunStarted(step=0))
+    log.event(CheckpointRejected(reason="step-00000020: state.json is missing"))
     metrics, events = (read_lines(log.run / name) for name in ("metrics.jsonl", "events.jsonl"))
     assert [(m["step"], m["split"], m["loss"]) for m in metrics] == [
         (1, "train", 2.5),
         (1, "held_out", 2.75),
     ]
     assert all(record.pop("time") > 1e9 for record in metrics + events)
+    assert all(record.pop("schema") == 2 for record in metrics + events)
     assert events == [
         {"event": "start", "step": 0},
-        {"event": "reject", "reason": "step-00000020: state.json is missing"},
+        {"event": "checkpoint_rejected", "reason": "step-00000020: state.json is missing"},
     ]
 
 
 def test_only_the_writing_process_writes(tmp_path: Path) -> None:
     log = RunLog(tmp_path / "run", writes=False)
     log.metrics(1, "train", {"loss": 1.0})
-    log.event("start")
+    log.event(RunStarted())
     log.forget_after(0)
     assert not (tmp_path / "run").exists()
 
@@ -58,17 +68,17 @@ def test_a_line_cut_by_a_crash_is_left_out_and_costs_no_other(tmp_path: Path, cu
     log = RunLog(tmp_path, writes=True)
     for step in (1, 2, 3):
         log.metrics(step, "train", {"loss": 1.0})
-        log.event("save", step)
+        log.event(CheckpointSaved(step=step))
     for name in ("metrics.jsonl", "events.jsonl"):
         path = tmp_path / name
         path.write_bytes(path.read_bytes()[:-cut])
     again = RunLog(tmp_path, writes=True)
     again.forget_after(2)
-    again.event("resume", 2)
+    again.event(RunResumed(step=2))
     again.metrics(3, "train", {"loss": 1.0})
     assert steps(tmp_path) == [1, 2, 3]
     events = [(e["event"], e["step"]) for e in read_lines(tmp_path / "events.jsonl")]
-    assert [e for e in events if e not in (("save", 3), ("forget", 2))] == [
+    assert [e for e in events if e not in (("save", 3), ("steps_recomputed", 2))] == [
         ("save", 1),
         ("save", 2),
         ("resume", 2),
@@ -81,7 +91,7 @@ def test_a_log_that_is_not_there_has_no_lines(tmp_path: Path) -> None:
 
 def test_lines_are_json_that_any_program_reads(tmp_path: Path) -> None:
     log = RunLog(tmp_path, writes=True)
-    log.event("skip", shard="songs-000000.tar", key="ключ", reason="broken\nin two")
+    log.event(BadSampleSkipped(shard="songs-000000.tar", key="ключ", reason="broken\nin two"))
     (line,) = (tmp_path / "events.jsonl").read_text().splitlines()
     assert json.loads(line)["reason"] == "broken\nin two" and json.loads(line)["key"] == "ключ"
 
@@ -102,7 +112,8 @@ def test_a_full_disk_costs_lines_and_not_the_run(
     log.metrics(4, "train", {"loss": 1.0})
     assert steps(tmp_path) == [1, 4]
     (event,) = read_lines(tmp_path / "events.jsonl")
-    assert event["event"] == "alert" and event["reason"].startswith("2 lines of metrics and events")
+    assert (event["event"], event["kind"]) == ("alert", "lines_lost")
+    assert event["reason"].startswith("2 lines of metrics and events")
     assert capsys.readouterr().err.count("\n") == 1
 
 
@@ -120,9 +131,9 @@ def test_a_run_s_folder_is_closed_to_others_and_one_that_was_there_stays_as_it_i
 def test_a_full_disk_costs_what_any_rank_would_have_said_and_not_the_rank(tmp_path: Path) -> None:
     log = RunLog(tmp_path, writes=False, rank=3)
     (tmp_path / "events.jsonl").symlink_to("/dev/full")
-    log.skip("a.tar", "song-1", "damaged", "is damaged")
-    log.note("hang", 5, reason="rank 3 was in step for 400 s")
+    log.bad_sample("a.tar", "song-1", "damaged", "is damaged")
+    log.note(HangDetected(step=5, reason="rank 3 was in step for 400 s"))
     assert log.lost == 2
     (tmp_path / "events.jsonl").unlink()
-    log.note("hang", 6, reason="again")
+    log.note(HangDetected(step=6, reason="again"))
     assert [event["step"] for event in read_lines(tmp_path / "events.jsonl")] == [6]

@@ -13,9 +13,9 @@ from megajukebox.resilience import exit_codes
 PROGRAM = """
 import atexit, os, sys
 from pathlib import Path
-from megajukebox.resilience.exit_codes import Leave, ending, within
+from megajukebox.resilience.exit_codes import TerminateRun, exit_guard, within
 atexit.register(os.abort)
-with ending(Path(sys.argv[1]), "train") as end:
+with exit_guard(Path(sys.argv[1]), "train") as end:
     end.generation = 1
     {body}
 """
@@ -38,19 +38,21 @@ def test_the_status_of_a_rank_is_not_what_its_libraries_make_of_it_at_exit(
     tmp_path: Path, kind: str, code: int
 ):
     assert (
-        status(tmp_path, f"end.kind = {kind!r}; print('all saved')", stdout=subprocess.DEVNULL)
+        status(
+            tmp_path, f"end.exit_class = {kind!r}; print('all saved')", stdout=subprocess.DEVNULL
+        )
         == code
     )
-    assert record(tmp_path)["class"] == kind
+    assert record(tmp_path)["exit_class"] == kind
 
 
 @pytest.mark.parametrize(
     ("body", "code"),
     [
         ("raise ValueError('bad settings')", exit_codes.EXIT_FATAL),
-        ("raise Leave('fenced', 'replaced')", exit_codes.EXIT_FENCED),
+        ("raise TerminateRun('fenced', 'replaced')", exit_codes.EXIT_FENCED),
         ("raise RuntimeError('Connection closed by peer')", exit_codes.EXIT_RETRY),
-        ("print('all saved'); end.kind = 'stopped'", exit_codes.EXIT_PREEMPTED),
+        ("print('all saved'); end.exit_class = 'stopped'", exit_codes.EXIT_PREEMPTED),
     ],
 )
 def test_a_log_that_cannot_be_written_changes_no_status(tmp_path: Path, body: str, code: int):

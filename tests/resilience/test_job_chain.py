@@ -10,11 +10,11 @@ import pytest
 from fixtures.fake_runs import PretendRun
 
 from megajukebox.monitoring.alerts import diagnose
-from megajukebox.monitoring.collect.job_chain import FILE, chain_of
 from megajukebox.monitoring.collect.run_reader import Runs
 from megajukebox.monitoring.exporters.prometheus import values
+from megajukebox.records.job_chain import CHAIN_FILE, read_chain
 from megajukebox.resilience import job_chain
-from megajukebox.resilience.job_chain import parse_squeue, report_queue, seconds
+from megajukebox.resilience.job_chain import parse_seconds, parse_squeue, report_queue
 
 # As SLURM 22.05 wrote it: an array, two that wait one for the other behind it, the next stage, held ones, other jobs.
 SQUEUE = """1|1|PENDING|1:00:00|1:00:00|JobArrayTaskLimit|megajukebox-top_prior|(null)
@@ -32,13 +32,13 @@ SQUEUE = """1|1|PENDING|1:00:00|1:00:00|JobArrayTaskLimit|megajukebox-top_prior|
 def test_those_that_come_after_a_job_are_counted_with_their_time() -> None:
     found = parse_squeue("7", "1", SQUEUE.splitlines(), now=1000.0)
     assert found is not None
-    assert (found["queued"], found["ends"]) == (4, 1000 + 3595)
-    assert found["queued_seconds"] == 2 * 3600 + 2 * 86400 + 1800
+    assert (found.queued, found.end_time) == (4, 1000 + 3595)
+    assert found.queued_seconds == 2 * 3600 + 2 * 86400 + 1800
 
 
 def test_a_job_without_a_limit_or_a_row_says_so() -> None:
     found = parse_squeue("8", None, SQUEUE.splitlines(), now=1000.0)
-    assert found is not None and (found["queued"], found["ends"], found["array"]) == (0, None, None)
+    assert found is not None and (found.queued, found.end_time, found.array) == (0, None, None)
 
 
 def test_what_squeue_did_not_say_is_not_made_up() -> None:
@@ -58,7 +58,7 @@ def test_what_squeue_did_not_say_is_not_made_up() -> None:
     ],
 )
 def test_times_are_read_as_slurm_writes_them(text: str, told: float | None) -> None:
-    assert seconds(text) == told
+    assert parse_seconds(text) == told
 
 
 def test_the_supervisor_writes_it_down_and_outlives_a_silent_controller(
@@ -71,18 +71,17 @@ def test_the_supervisor_writes_it_down_and_outlives_a_silent_controller(
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     with report_queue(run):
         pass
-    assert not (run / FILE).exists(), "outside a job there is nothing to tell"
+    assert not (run / CHAIN_FILE).exists(), "outside a job there is nothing to tell"
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "1")
     with report_queue(run, every=0.05):
         until = time.time() + 100
-        while not (run / FILE).exists() and time.time() < until:
+        while not (run / CHAIN_FILE).exists() and time.time() < until:
             time.sleep(0.02)
-    assert json.loads((run / FILE).read_text())["queued"] == 4
+    assert json.loads((run / CHAIN_FILE).read_text())["queued"] == 4
     squeue.write_text("#!/bin/sh\nexit 1\n")
-    job_chain.tell(run)
-    assert json.loads((run / FILE).read_text())["queued"] == 4
-    assert job_chain.FILE == FILE
+    job_chain.write_chain(run)
+    assert json.loads((run / CHAIN_FILE).read_text())["queued"] == 4
 
 
 # --- what is made of it
@@ -90,20 +89,21 @@ def test_the_supervisor_writes_it_down_and_outlives_a_silent_controller(
 
 def queue(folder: Path, now: float, **told: object) -> None:
     facts = {
+        "schema": 2,
         "time": now,
         "job": "7",
         "array": "1",
         "queued": 3,
-        "ends": now + 3600,
+        "end_time": now + 3600,
         "queued_seconds": 3 * 3600.0,
     }
-    (folder / FILE).write_text(json.dumps(facts | told))
+    (folder / CHAIN_FILE).write_text(json.dumps(facts | told))
 
 
 def test_a_chain_that_ends_before_the_run_is_a_ticket(tmp_path: Path) -> None:
     run = PretendRun(tmp_path / "run", steps=20_000).start().train(100).beat()
     (state,) = Runs([tmp_path]).read(run.now)
-    assert not diagnose(state) and state.chain_seconds is None
+    assert not diagnose(state) and state.chain_seconds_left is None
     queue(run.folder, run.now)
     (state,) = Runs([tmp_path]).read(run.now)
     (problem,) = diagnose(state)
@@ -131,7 +131,7 @@ UNUSABLE = [
     {"time": 0.0},
     {"time": None},
     {"queued": "3"},
-    {"ends": "x"},
+    {"end_time": "x"},
     {"queued_seconds": None},
     {"array": 1},
 ]
@@ -140,11 +140,11 @@ UNUSABLE = [
 @pytest.mark.parametrize("told", UNUSABLE, ids=str)
 def test_what_is_old_or_no_number_is_not_used(tmp_path: Path, told: dict) -> None:
     queue(tmp_path, 1e6, **told)
-    found = chain_of(tmp_path, 1e6 + 1)
-    assert found is None or found.seconds(1e6) is None
+    found = read_chain(tmp_path, 1e6 + 1)
+    assert found is None or found.seconds_left(1e6) is None
 
 
 def test_runs_of_one_supervisor_share_its_chain(tmp_path: Path) -> None:
     (tmp_path / "inner").mkdir()
     queue(tmp_path, 1e6)
-    assert chain_of(tmp_path / "inner", 1e6) == chain_of(tmp_path, 1e6)
+    assert read_chain(tmp_path / "inner", 1e6) == read_chain(tmp_path, 1e6)

@@ -10,9 +10,10 @@ from fixtures.interrupted_runs import ROOT, environment_of, events, run, trainin
 
 from megajukebox.common.world import ranks_here
 from megajukebox.monitoring.doctor import checks
+from megajukebox.records.events import AttemptEnded, PreflightFinished
 from megajukebox.records.run_log import RunLog
 from megajukebox.resilience import exit_codes, slurm, spare_nodes
-from megajukebox.resilience.preflight import PreflightResult, doctors, judged
+from megajukebox.resilience.preflight import PreflightResult, doctor_command, evaluate_reports
 from megajukebox.resilience.restart_policy import attempts_without_progress
 
 NODES = ["n1", "n2", "n3", "n4"]
@@ -35,26 +36,28 @@ def told(**more: dict) -> list[dict]:
 
 
 def test_healthy_nodes_are_fit_and_the_speed_of_the_all_reduce_is_told() -> None:
-    assert judged(told(), TOGETHER, NODES, 0) == PreflightResult({}, "", "all-reduce: 1 GB/s")
+    assert evaluate_reports(told(), TOGETHER, NODES, 0) == PreflightResult(
+        {}, "", "all-reduce: 1 GB/s"
+    )
 
 
 def test_what_is_wrong_on_one_node_makes_that_node_unfit() -> None:
-    found = judged(told(n3=finding("GPUs", "bad", "n3")), TOGETHER, NODES, 2)
+    found = evaluate_reports(told(n3=finding("GPUs", "bad", "n3")), TOGETHER, NODES, 2)
     assert found.unfit == {"n3": "GPUs on n3: so it is"} and not found.everywhere
 
 
 def test_what_the_ranks_found_of_one_another_counts_too() -> None:
     together = {"findings": [finding("results", "bad", "n2")]}
-    assert list(judged(told(), together, NODES, 2).unfit) == ["n2"]
+    assert list(evaluate_reports(told(), together, NODES, 2).unfit) == ["n2"]
 
 
 def test_what_is_wrong_on_all_nodes_alike_is_no_nodes_fault() -> None:
     all_ill = told(**{n: finding("disk of /runs", "bad", n) for n in NODES})
-    found = judged(all_ill, TOGETHER, NODES, 2)
+    found = evaluate_reports(all_ill, TOGETHER, NODES, 2)
     assert found.unfit == {} and "disk of /runs" in found.everywhere
-    here = judged(all_ill[:1], TOGETHER, [], 2)  # a machine without SLURM
+    here = evaluate_reports(all_ill[:1], TOGETHER, [], 2)  # a machine without SLURM
     assert here.unfit == {} and "disk of /runs" in here.everywhere
-    assert list(judged(all_ill[:1], TOGETHER, ["n1"], 2).unfit) == ["n1"], (
+    assert list(evaluate_reports(all_ill[:1], TOGETHER, ["n1"], 2).unfit) == ["n1"], (
         "of one node nobody can tell: try another"
     )
 
@@ -62,28 +65,37 @@ def test_what_is_wrong_on_all_nodes_alike_is_no_nodes_fault() -> None:
 def test_a_wrong_sum_of_all_ranks_is_a_persons() -> None:
     assert (
         "all-reduce"
-        in judged(told(), {"findings": [finding("all-reduce", "bad")]}, NODES, 2).everywhere
+        in evaluate_reports(
+            told(), {"findings": [finding("all-reduce", "bad")]}, NODES, 2
+        ).everywhere
     )
 
 
 def test_a_node_that_tells_nothing_is_unfit_but_not_if_most_do() -> None:
-    assert list(judged(told()[:3], TOGETHER, NODES, 2).unfit) == ["n4"]
-    found = judged(told()[:1], {}, NODES, 1)
+    assert list(evaluate_reports(told()[:3], TOGETHER, NODES, 2).unfit) == ["n4"]
+    found = evaluate_reports(told()[:1], {}, NODES, 1)
     assert (
         found.verdict == "good"
-        and "3 of 4 nodes told nothing (status 1): not believed" in found.told
+        and "3 of 4 nodes reported nothing (status 1): ignored" in found.summary
     )
 
 
 def test_the_doctor_takes_the_place_of_the_entry_under_the_same_launcher(tmp_path: Path) -> None:
     srun = ["srun", "--kill-on-bad-exit=1", "--label", "python", "/x/megajukebox/train.py", "vqvae"]
-    assert doctors(srun, tmp_path)[:4] == ["srun", "--label", "python", "/x/megajukebox/doctor.py"]
-    assert doctors(["mpirun", "-n", "2", "megajukebox", "train", "vqvae"], tmp_path)[3:5] == [
+    assert doctor_command(srun, tmp_path)[:4] == [
+        "srun",
+        "--label",
+        "python",
+        "/x/megajukebox/doctor.py",
+    ]
+    assert doctor_command(["mpirun", "-n", "2", "megajukebox", "train", "vqvae"], tmp_path)[
+        3:5
+    ] == [
         "megajukebox",
         "doctor",
     ]
     with pytest.raises(ValueError, match="starts neither megajukebox nor"):
-        doctors(["srun", "sleep", "1"], tmp_path)
+        doctor_command(["srun", "sleep", "1"], tmp_path)
 
 
 # ---- Who trains ------------------------------------------------------------------------------------------------------
@@ -104,13 +116,13 @@ def test_spares_come_in_for_lost_blamed_and_unfit_nodes(tmp_path: Path, job: lis
     assert spare_nodes.active_nodes(tmp_path, 2) == ["n1", "n2"]
     job.remove("n2")
     assert spare_nodes.active_nodes(tmp_path, 2) == ["n1", "n3"]
-    log.note("attempt_end", kind="again", nodes=["n1"])
+    log.note(AttemptEnded(kind="retry", nodes=["n1"]))
     assert spare_nodes.active_nodes(tmp_path, 2) == ["n3", "n4"], (
         "once blamed, a node rests while others are there"
     )
     assert spare_nodes.active_nodes(tmp_path, 3) == ["n1", "n3", "n4"], "but it is better than none"
     assert spare_nodes.unhealthy_nodes(tmp_path, job) == []
-    log.note("preflight", verdict="bad", nodes=["n4"])
+    log.note(PreflightFinished(verdict="bad", nodes=["n4"]))
     assert (
         spare_nodes.unhealthy_nodes(tmp_path, job) == ["n4"]
         and attempts_without_progress(tmp_path) == 2

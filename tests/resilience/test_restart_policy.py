@@ -8,8 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from megajukebox.records.run_log import RunLog, read_lines
-from megajukebox.resilience.exit_codes import CODES, ExitRecord
+from megajukebox.records.events import (
+    AlertRaised,
+    AttemptEnded,
+    CheckpointSaved,
+    HangDetected,
+    RunResumed,
+    RunStopped,
+)
+from megajukebox.records.jsonl_tail import read_lines
+from megajukebox.records.run_log import RunLog
+from megajukebox.resilience.exit_codes import EXIT_CODES, ExitRecord
 from megajukebox.resilience.fencing import FencingToken
 from megajukebox.resilience.restart_policy import (
     attempts_without_progress,
@@ -24,12 +33,12 @@ def attempt(run: Path, *kinds: str, silent: dict[int, float] | None = None) -> i
     `silent`: seconds before the others that a rank's heartbeat stopped.
     """
     generation = FencingToken.acquire(run)
-    RunLog(run, writes=True).event("resume", 10, generation=generation.number)
+    RunLog(run, writes=True).event(RunResumed(step=10, generation=generation.number))
     (run / "heartbeats").mkdir(exist_ok=True)
     now = time.time()
     for rank, kind in enumerate(kinds):
         beat = {"rank": rank, "host": f"n{rank}", "time": now - (silent or {}).get(rank, 0.0)}
-        beat |= {"generation": generation.number, "step": 10, "section": "step"}
+        beat |= {"generation": generation.number, "step": 10, "phase": "step", "schema": 2}
         (run / f"heartbeats/rank-{rank:05d}.json").write_text(json.dumps(beat))
         if kind:
             ExitRecord(run, rank, generation.number).record(kind, f"{kind} happened")
@@ -45,12 +54,12 @@ def test_a_finished_run_is_done(tmp_path: Path) -> None:
 
 
 def test_without_the_file_done_a_status_of_zero_is_not_believed(tmp_path: Path) -> None:
-    assert classify_attempt(tmp_path, attempt(tmp_path, "", ""), 0).kind == "again"
+    assert classify_attempt(tmp_path, attempt(tmp_path, "", ""), 0).kind == "retry"
 
 
 def test_a_run_that_was_asked_to_stop_and_saved_is_stopped(tmp_path: Path) -> None:
     before = attempt(tmp_path, "stopped", "stopped")
-    RunLog(tmp_path, writes=True).event("stop", 12, reason="signal SIGUSR1")
+    RunLog(tmp_path, writes=True).event(RunStopped(step=12, reason="signal SIGUSR1"))
     found = classify_attempt(tmp_path, before, 85)
     assert (found.kind, found.reason) == ("stopped", "signal SIGUSR1")
 
@@ -59,8 +68,8 @@ def test_a_run_that_was_asked_to_stop_and_saved_is_stopped(tmp_path: Path) -> No
 def test_one_rank_that_needs_a_person_decides_whatever_the_others_say(
     tmp_path: Path, kind: str
 ) -> None:
-    found = classify_attempt(tmp_path, attempt(tmp_path, "peer", kind, ""), 137)
-    assert found.kind == "person" and f"rank 1 on n1: {kind}: {kind} happened" == found.reason
+    found = classify_attempt(tmp_path, attempt(tmp_path, "peer_failure", kind, ""), 137)
+    assert found.kind == "fatal" and f"rank 1 on n1: {kind}: {kind} happened" == found.reason
 
 
 def test_a_fenced_rank_decides_over_all(tmp_path: Path) -> None:
@@ -68,8 +77,8 @@ def test_a_fenced_rank_decides_over_all(tmp_path: Path) -> None:
 
 
 def test_the_node_of_the_rank_that_left_nothing_is_blamed(tmp_path: Path) -> None:
-    found = classify_attempt(tmp_path, attempt(tmp_path, "peer", "", "peer"), 137)
-    assert found.kind == "again" and found.nodes == ("n1",)
+    found = classify_attempt(tmp_path, attempt(tmp_path, "peer_failure", "", "peer_failure"), 137)
+    assert found.kind == "retry" and found.nodes == ("n1",)
 
 
 def test_if_no_rank_left_anything_the_one_that_fell_silent_first_is_blamed(tmp_path: Path) -> None:
@@ -81,12 +90,12 @@ def test_if_no_rank_left_anything_the_one_that_fell_silent_first_is_blamed(tmp_p
     )
 
 
-@pytest.mark.parametrize(("kind", "event"), [("hang", "hang"), ("corrupt", "alert")])
+@pytest.mark.parametrize(("kind", "event"), [("hang", HangDetected), ("corrupt", AlertRaised)])
 def test_a_hang_blames_the_suspects_node_and_silent_corruption_the_odd_one(
     tmp_path: Path, kind, event
 ) -> None:
     before = attempt(tmp_path, kind, "")
-    RunLog(tmp_path, writes=True).note(event, 10, reason="rank 1", hosts=["n1"])
+    RunLog(tmp_path, writes=True).note(event(step=10, reason="rank 1", hosts=["n1"]))
     assert classify_attempt(tmp_path, before, 75).nodes == ("n1",)
 
 
@@ -95,8 +104,8 @@ def test_a_node_named_in_an_attempt_before_is_not_blamed_for_one_that_ended_whil
 ) -> None:
     before = attempt(tmp_path, "hang", "")
     log = RunLog(tmp_path, writes=True)
-    log.note("hang", 10, reason="rank 1", hosts=["n1"])
-    log.note("attempt_end", nodes=list(classify_attempt(tmp_path, before, 75).nodes))
+    log.note(HangDetected(step=10, reason="rank 1", hosts=["n1"]))
+    log.note(AttemptEnded(nodes=list(classify_attempt(tmp_path, before, 75).nodes)))
     FencingToken.acquire(tmp_path)  # and dies before it says that it has begun
     assert (
         classify_attempt(tmp_path, before + 1, 137).nodes == ()
@@ -115,25 +124,28 @@ def test_a_job_that_another_has_replaced_does_not_judge_the_others_ranks(
 
 def test_what_earlier_attempts_left_does_not_count(tmp_path: Path) -> None:
     attempt(tmp_path, "config", "config")
-    assert classify_attempt(tmp_path, attempt(tmp_path, "peer", "peer"), 75).kind == "again"
+    assert (
+        classify_attempt(tmp_path, attempt(tmp_path, "peer_failure", "peer_failure"), 75).kind
+        == "retry"
+    )
 
 
 def test_an_attempt_that_never_began_is_tried_again_unless_its_settings_were_wrong(
     tmp_path: Path,
 ) -> None:
-    before = attempt(tmp_path, "peer")
-    assert classify_attempt(tmp_path, before + 1, 1).kind == "again"
-    assert classify_attempt(tmp_path, before + 1, 93).kind == "person"
+    before = attempt(tmp_path, "peer_failure")
+    assert classify_attempt(tmp_path, before + 1, 1).kind == "retry"
+    assert classify_attempt(tmp_path, before + 1, 93).kind == "fatal"
 
 
 def test_a_node_is_left_after_two_deaths_within_a_day(tmp_path: Path) -> None:
     log = RunLog(tmp_path, writes=True)
-    log.note("attempt_end", nodes=["n1", "n2"])
+    log.note(AttemptEnded(nodes=["n1", "n2"]))
     assert nodes_to_exclude(tmp_path, 2) == []
-    log.note("attempt_end", nodes=["n2"])
+    log.note(AttemptEnded(nodes=["n2"]))
     assert nodes_to_exclude(tmp_path, 2) == ["n2"]
     for _ in range(2):
-        log.note("attempt_end", nodes=["n1"])
+        log.note(AttemptEnded(nodes=["n1"]))
     assert nodes_to_exclude(tmp_path, 1) == ["n1"], (
         "the worst first, and no more than the run can spare"
     )
@@ -143,17 +155,17 @@ def test_a_node_is_left_after_two_deaths_within_a_day(tmp_path: Path) -> None:
 def test_attempts_without_a_new_checkpoint_are_counted(tmp_path: Path) -> None:
     log = RunLog(tmp_path, writes=True)
     for expected in (1, 2, 3):
-        log.note("attempt_end", kind="again")
+        log.note(AttemptEnded(kind="retry"))
         assert attempts_without_progress(tmp_path) == expected
-    log.event("save", 5)
+    log.event(CheckpointSaved(step=5))
     assert attempts_without_progress(tmp_path) == 0
-    log.note("attempt_end", kind="again")
+    log.note(AttemptEnded(kind="retry"))
     assert attempts_without_progress(tmp_path) == 1
 
 
 def test_a_checkpoint_of_a_run_within_is_progress_too(tmp_path: Path) -> None:
-    RunLog(tmp_path, writes=True).note("attempt_end", kind="again")
-    RunLog(tmp_path / "order-0-1", writes=True).event("save", 5)
+    RunLog(tmp_path, writes=True).note(AttemptEnded(kind="retry"))
+    RunLog(tmp_path / "order-0-1", writes=True).event(CheckpointSaved(step=5))
     assert attempts_without_progress(tmp_path) == 0
 
 
@@ -177,4 +189,4 @@ def test_a_command_that_trains_several_runs_is_done_when_its_status_says_so(tmp_
 
 
 def test_every_kind_of_ending_has_a_code_that_the_shell_can_tell_apart() -> None:
-    assert {CODES[kind] for kind in CODES} == {0, 1, 75, 85, 93, 98}
+    assert set(EXIT_CODES.values()) == {0, 1, 75, 85, 93, 98}

@@ -172,7 +172,7 @@ def test_asked_to_stop_before_its_time_is_up_a_run_goes_on_in_the_next_job_to_th
     assert first["job"] != second["job"] and first["ranks"] == 2
     assert [event["kind"] for event in events(out, "attempt_end")] == ["stopped", "done"]
     assert (out / "DONE").exists() and same_as(straight, out)
-    queue = json.loads((out / "chain.json").read_text())
+    queue = json.loads((out / "slurm_chain.json").read_text())
     assert (queue["array"], queue["queued"], queue["queued_seconds"]) == (job, 58, 58 * 86400), (
         "of 60, two have run"
     )
@@ -268,13 +268,13 @@ def test_spare_nodes_take_the_places_of_a_sick_and_of_a_lost_one_within_the_job(
     assert {event["job"] for event in events(out, "start", "resume")} == {
         events(out, "start")[0]["job"]
     }, "one job"
-    assert [(e["nodes"], e["instead_of"]) for e in events(out, "spare")] == [
+    assert [(e["nodes"], e["replaced"]) for e in events(out, "spare_swap")] == [
         (["n3"], ["n2"]),
         (["n4"], ["n3"]),
     ]
     first = events(out, "preflight")[0]
     assert first["nodes"] == ["n2"] and "memory errors" in first["reason"]
-    assert [event["nodes"] for event in events(out, "exclude_node")] == [["n2"]]
+    assert [event["nodes"] for event in events(out, "node_excluded")] == [["n2"]]
     assert same_as(straight, out)
     cluster.wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in before), 180)
     cluster.start_node("n3")
@@ -314,7 +314,7 @@ def test_a_node_on_which_ranks_died_twice_is_left(cluster, data, straight, tmp_p
     cluster.wait_for(lambda: cluster.idle() == 4, 180)
     submit(cluster, data, runs, FAULT="slow=0.1 kill=1@7 kill=1@13", FAULT_MARKS=str(tmp_path))
     cluster.wait_for((out / "DONE").exists, 3 * PATIENCE)
-    (left,) = events(out, "exclude_node")
+    (left,) = events(out, "node_excluded")
     (bad,) = left["nodes"]
     last = events(out, "resume")[-1]
     assert bad not in cluster.ask("scontrol", "show", "hostnames", last["nodes"]).split()
@@ -340,7 +340,7 @@ def test_a_student_is_distilled_through_the_death_of_a_rank(cluster, data, tmp_p
         cluster, data, runs, stage="distill", FAULT="kill=1@5", FAULT_MARKS=str(tmp_path), **told
     )
     cluster.wait_for(lambda: len(events(out, "attempt_end")) == 2, 3 * PATIENCE)
-    assert [event["kind"] for event in events(out, "attempt_end")] == ["again", "done"]
+    assert [event["kind"] for event in events(out, "attempt_end")] == ["retry", "done"]
     (order,) = json.loads((out / "student.json").read_text())["orders"]
     student = out / order["folder"]
     assert events(student, "resume")[0]["step"] == 4 and steps(student) == 8, (

@@ -40,6 +40,6 @@ def test_killed_damaged_and_warned_by_dice_a_run_ends_as_if_nothing_had_been(tmp
     found = json.loads(report.read_text())
     assert found["same_losses"] and found["same_weights"] and found["steps"] == 70
     assert {strike["fault"] for strike in found["strikes"]} == {"flip", "signal"}
-    assert found["events"]["reject"] >= 1, (
+    assert found["events"]["checkpoint_rejected"] >= 1, (
         "the damaged checkpoint was refused, and the one before it used"
     )

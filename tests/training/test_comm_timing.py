@@ -14,9 +14,10 @@ from fixtures.interrupted_runs import ROOT, by_deepspeed, finish, start
 
 from megajukebox.monitoring.alerts import straggler
 from megajukebox.monitoring.collect.run_reader import Runs
-from megajukebox.monitoring.collect.step_breakdown import step_parts, told
-from megajukebox.monitoring.collect.stragglers import RankHealth, slowdowns
-from megajukebox.records.run_log import read_lines
+from megajukebox.monitoring.collect.step_breakdown import step_parts
+from megajukebox.monitoring.collect.stragglers import slowdowns
+from megajukebox.records.heartbeat import Heartbeat
+from megajukebox.records.jsonl_tail import read_lines
 from megajukebox.training.engines.comm_timing import CALLS, Communication
 from megajukebox.training.engines.ds_config import read_ds_config
 
@@ -53,7 +54,7 @@ def test_with_zero3_the_others_wait_in_collectives_and_the_slow_rank_is_named(
         parts[name] for name in ("data_wait", "communication", "forward_backward")
     ) == pytest.approx(run.value("step_seconds"))
     assert max(parts, key=lambda name: parts[name]) == "communication" and "communication" in str(
-        told(run)
+        describe_step(run)
     )
 
 
@@ -122,10 +123,8 @@ def test_a_collective_that_fails_leaves_everything_as_it_was(alone) -> None:
 # --- who is slow
 
 
-def rank(number: int, own: float, step: float = 1.0, stage: int = 0) -> RankHealth:
-    return RankHealth(
-        number, "h", 0.0, 1.0, "step", 0.0, step_seconds=step, own_seconds=own, stage=stage
-    )
+def rank(number: int, own: float, step: float = 1.0, stage: int = 0) -> Heartbeat:
+    return Heartbeat(rank=number, host="h", step=1, step_seconds=step, own_seconds=own, stage=stage)
 
 
 def test_a_slow_rank_is_told_by_how_much_it_lengthens_a_step() -> None:

@@ -8,7 +8,7 @@ from torch import nn
 from megajukebox.models.prior import Prior, PriorConfig
 from megajukebox.models.student import StudentConfig
 from megajukebox.models.vqvae import VQVAEConfig
-from megajukebox.records.run_log import read_lines
+from megajukebox.records.jsonl_tail import read_lines
 from megajukebox.training.config import load_preset
 from megajukebox.training.planner.activation_trace import forward_flops
 from megajukebox.training.planner.gpus import known_gpus

@@ -9,15 +9,16 @@ from fixtures.tiny_jukebox import write_runs
 from fixtures.tiny_runs import codes_and_preset, events, train
 
 from megajukebox.commands.preview import folders, requests
+from megajukebox.records.events import PreviewWritten
 from megajukebox.training.previews import PreviewSampler, PreviewSettings
 
 
 class Log:
     def __init__(self) -> None:
-        self.told: list[tuple] = []
+        self.told: list[PreviewWritten] = []
 
-    def event(self, event: str, step: int | None = None, **reason: object) -> None:
-        self.told.append((event, step, reason))
+    def event(self, event: PreviewWritten) -> None:
+        self.told.append(event)
 
 
 def settings(**changed) -> PreviewSettings:
@@ -31,7 +32,7 @@ def test_a_run_is_heard_when_its_turn_comes_and_at_no_other_save(tmp_path):
     for step in (2, 4, 5, 7):
         hearing.after_save(step)
     hearing.end(wait=True)
-    assert log.told == [("sample", 4, {"folder": "samples/step-00000004"})]
+    assert log.told == [PreviewWritten(step=4, folder="samples/step-00000004")]
     made = run / "samples/step-00000004"
     assert {path.name for path in made.glob("*.wav")} >= {
         "sample-0.wav",
@@ -61,12 +62,9 @@ def test_what_goes_wrong_there_is_told_and_nothing_else(tmp_path):
     )
     hearing.after_save(4)
     hearing.end(wait=True)
-    [(event, step, reason)] = log.told
-    assert (
-        (event, step) == ("sample", 4)
-        and "failed: listen:" in reason["reason"]
-        and "nowhere" in reason["reason"]
-    )
+    [event] = log.told
+    assert event.step == 4 and event.reason is not None
+    assert "failed: listen:" in event.reason and "nowhere" in event.reason
 
 
 def test_other_ranks_and_runs_that_do_not_want_it_start_nothing(tmp_path):
@@ -90,5 +88,5 @@ def test_training_tells_of_its_samples_and_goes_on_without_them(tmp_path):
     )
     assert (
         events(tmp_path / "top_prior", "done")
-        and "failed" in events(tmp_path / "top_prior", "sample")[-1]["reason"]
+        and "failed" in events(tmp_path / "top_prior", "preview")[-1]["reason"]
     )

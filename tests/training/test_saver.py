@@ -21,7 +21,7 @@ from fixtures.interrupted_runs import (
 from fixtures.tiny_runs import codes_and_preset, train, write_ds_config
 from pydantic import ValidationError
 
-from megajukebox.records.run_log import read_lines
+from megajukebox.records.jsonl_tail import read_lines
 from megajukebox.resilience.exit_codes import TerminateRun
 from megajukebox.resilience.fencing import FencingToken
 from megajukebox.training import checkpoint

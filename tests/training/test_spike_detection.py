@@ -16,7 +16,7 @@ from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
 from fixtures.paths import TESTS
 from fixtures.tiny_runs import codes_and_preset, events, faulty, losses, train, write_ds_config
 
-from megajukebox.records.run_log import read_lines
+from megajukebox.records.jsonl_tail import read_lines
 from megajukebox.training.engines.collectives import LossScaleAtMinimum, told_of_lowest_scale
 from megajukebox.training.spike_detection import (
     Rewind,
@@ -161,7 +161,7 @@ def test_a_bad_step_leaves_no_trace_in_the_weights_whatever_was_wrong(little, tm
     ends = []
     for kind in ("nan_loss", "nan_gradient", "spike"):
         faulty(little, tmp_path / kind, f"{kind} 5-5 1", ds_config=way(tmp_path, name))
-        [event] = events(tmp_path / kind, "skip_step")
+        [event] = events(tmp_path / kind, "step_skipped")
         batch = yaml.safe_load((tmp_path / kind / "run.yaml").read_text())["global_batch"]
         assert event["step"] == 5 and event["positions"] == [4 * batch, 5 * batch]
         assert event["ranks"] == ([1] if kind == "nan_loss" else [])
@@ -184,7 +184,7 @@ def test_too_many_bad_steps_end_the_run_for_a_person_and_keep_its_checkpoint(lit
     )
     assert "2 of the last 100 steps were bad, the last one: loss is nan" in said
     assert events(run, "diverged")[-1]["step"] == 7 and [
-        e["step"] for e in events(run, "skip_step")
+        e["step"] for e in events(run, "step_skipped")
     ] == [6, 7]
     train(*little, run, "--ds-config", str(ds_config), ranks=2)
     assert events(run, "resume")[-1]["step"] == 4, "the last good checkpoint is as it was"
@@ -235,11 +235,11 @@ engine.step([{"audio": audio}], 1.0)
 before = {name: value.clone() for name, value in engine.module.state_dict().items()}
 audio[1, 7] = float("nan")
 metrics = engine.step([{"audio": audio}], 1.0)
-assert metrics["skipped"] == 1 and engine.reason, metrics
+assert metrics["step_skipped"] == 1 and engine.reason, metrics
 for name, value in engine.module.state_dict().items():
     assert torch.equal(value, before[name]), name
 audio[1, 7] = 0.5
-assert engine.step([{"audio": audio}], 1.0)["skipped"] == 0
+assert engine.step([{"audio": audio}], 1.0)["step_skipped"] == 0
 assert any(not torch.equal(value, before[name]) for name, value in engine.module.named_buffers())
 before = {name: value.clone() for name, value in engine.module.state_dict().items()}
 assert engine.loss_here({"audio": audio}) == engine.loss_here({"audio": audio})

@@ -15,7 +15,7 @@ from conftest import PRESET, environment
 
 import megajukebox
 from megajukebox.common.world import free_port
-from megajukebox.records.run_log import read_lines
+from megajukebox.records.jsonl_tail import read_lines
 from megajukebox.resilience import exit_codes
 from megajukebox.training import checkpoint
 from megajukebox.training.engines.ds_config import read_ds_config

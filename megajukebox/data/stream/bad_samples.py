@@ -9,26 +9,6 @@ from megajukebox.data.sample_errors import BadSampleKind, kind_of_error
 
 MAX_REASON = 500  # characters of a reason that are kept
 
-# Events written before they had a `kind`: words of the reason -> kind, the first that fits. Only for reading those.
-WORDS_OF_OLD_EVENTS: tuple[tuple[str, BadSampleKind], ...] = (
-    ("unavailable:", "unavailable"),
-    ("crashed:", "crashed"),
-    ("the tar ends", "truncated"),
-    ("is damaged", "damaged"),
-    ("is too large", "too_large"),
-    ("is nested too deeply", "json"),
-    (" JSON", "json"),
-    ("is not a name of", "bad_name"),
-    ("is not the name of", "bad_name"),
-    ("sample rate", "sample_rate"),
-    ("not finite", "not_finite"),
-    ("too loud", "too_loud"),
-    ("frames at frame", "too_short"),
-    ("codes", "bad_codes"),
-    ("unreadable", "undecodable"),
-    ("No such file", "missing"),
-)
-
 
 class StorageUnavailable(Exception):
     """The storage of the shards does not answer. The run itself is sound: restarted later, it resumes."""
@@ -54,14 +34,6 @@ def bad_sample_of(shard: str, key: str, error: Exception) -> BadSample:
     if kind == "unavailable" and not reason.startswith("unavailable:"):
         reason = f"unavailable: {reason}"
     return BadSample(shard, key, kind, reason[:MAX_REASON])
-
-
-def kind_of_old_event(reason: str) -> BadSampleKind:
-    """The kind of a bad sample in an event that was written without one."""
-    for words, kind in WORDS_OF_OLD_EVENTS:
-        if words in reason:
-            return kind
-    return "other"
 
 
 def error_for_many(kinds: Mapping[str, int]) -> type[Exception]:

@@ -361,4 +361,4 @@ class UnindexedBatches:
         return dict(self.counter.kinds)
 
     def report(self) -> dict[str, float]:
-        return {"buffer_fill": self._steps.fill()} if self._steps and self.ahead.workers else {}
+        return {"prefetch_fill_ratio": self._steps.fill()} if self._steps and self.ahead.workers else {}

@@ -12,11 +12,13 @@ import yaml
 from megajukebox.explorer.loaders.samples import UnreadableSample
 from megajukebox.monitoring.collect.run_reader import RunReader
 from megajukebox.monitoring.collect.run_state import RunState
+from megajukebox.records.events import upgrade_event
 from megajukebox.records.jsonl_tail import parsed
+from megajukebox.records.metrics import upgrade_row
 
 DEPTH = 3  # folders between the one given and a run
 AUDIO = (".wav", ".flac", ".ogg", ".mp3")
-NOT_CURVES = {"step", "time", "epoch"}
+NOT_CURVES = {"schema", "step", "time", "epoch"}
 Points = list[tuple[float, float]]  # (step, value)
 
 
@@ -87,7 +89,7 @@ def find_runs(folder: Path, depth: int) -> Iterator[Path]:
 
 def read_run(folder: Path, name: str) -> ListedRun:
     problems: list[UnreadableSample] = []
-    metrics = read_lines(folder / "metrics.jsonl", problems)
+    metrics = [upgrade_row(row) for row in read_lines(folder / "metrics.jsonl", problems)]
     times = [
         line["time"]
         for line in metrics
@@ -98,7 +100,7 @@ def read_run(folder: Path, name: str) -> ListedRun:
     return ListedRun(
         name=name,
         curves=curves(metrics),
-        events=read_lines(folder / "events.jsonl", problems),
+        events=[upgrade_event(e) for e in read_lines(folder / "events.jsonl", problems)],
         config=config.read_text(encoding="utf-8", errors="replace") if config.is_file() else "",
         model=read_model(model, problems),
         seconds=max(times) - min(times) if times else 0.0,

@@ -24,13 +24,13 @@ MARKED_EVENTS = (
     "rewind",
     "diverged",
     "hang",
-    "skip_step",
+    "step_skipped",
     "save_failed",
     "alert",
     "stop",
 )
-FIRST_CURVES = ("loss", "bits_per_code", "gradient_norm", "learning_rate")
-LAST_CURVES = ("time_", "skipped", "memory_")  # by the beginnings of their names
+FIRST_CURVES = ("loss", "bits_per_code", "grad_norm", "learning_rate")
+LAST_CURVES = ("time_", "bad_samples", "memory_")  # by the beginnings of their names
 LATEST_TIME = 2**35  # unix seconds, the year 3058: larger numbers are no times
 
 
@@ -89,7 +89,7 @@ def summary(run: ListedRun) -> list[tuple[str, str | None]]:
         ("model", " ".join(kind)),
         ("step", f"{run.last_step:,}{of_target}" if run.curves else None),
         ("left", time_left(run)),
-        ("a step", step_breakdown.told(state)),
+        ("a step", step_breakdown.describe_step(state)),
         ("job", f"{queued(state)} queued" if state.chain and state.alive else None),
         ("goodput", percent(state.account.goodput)),
         ("restarts", str(sum(state.restarts.values())) if state.restarts else None),
@@ -173,7 +173,7 @@ def details(event: dict[str, Any]) -> str:
     """All fields of an event but those that have a column of their own, without secrets."""
     parts = []
     for key, value in event.items():
-        if key not in ("time", "event", "step"):
+        if key not in ("schema", "time", "event", "step"):
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
             parts.append(f"{key}: {text}")
     return redact(", ".join(parts))

@@ -7,7 +7,7 @@ from markupsafe import Markup
 from megajukebox.explorer.pages.html import render
 from megajukebox.monitoring.alerts import format_duration
 from megajukebox.monitoring.collect.run_state import RunState
-from megajukebox.records.productive_time import number
+from megajukebox.records.events import CheckpointSaved
 
 # Of the picture, in its own units.
 WIDTH = 1000
@@ -17,10 +17,10 @@ MAX_MARKS = 200
 MAX_MARK_TEXT = 300  # characters
 MIN_LISTED_SHARE = 0.001  # of the wall clock; smaller shares are drawn but not listed
 PHASE_LABELS = {
-    "productive": "training steps that were kept",
+    "step": "training steps that were kept",
     "data_wait": "waiting for data",
-    "ckpt_save": "saving",
-    "ckpt_restore": "loading checkpoints",
+    "checkpoint_save": "saving",
+    "checkpoint_load": "loading checkpoints",
     "init": "starting",
     "eval": "evaluating",
     "recompute": "steps trained again",
@@ -90,12 +90,12 @@ def event_marks(run: RunState) -> list[EventMark]:
     """A line for each event, the latest ones; those of checkpoints are short."""
     marks = []
     for event in run.events:
-        time = number(event.get("time"))
-        if time is not None:
-            kind = str(event.get("event"))
-            text = f"{kind} at step {event.get('step', '?')}: {event.get('reason', '')}"
-            top = 24 if kind == "save" else 12
-            marks.append(EventMark(position(run, time), top, kind, text[:MAX_MARK_TEXT]))
+        if event.time:
+            step = "?" if event.step is None else event.step
+            text = f"{event.name} at step {step}: {event.reason or ''}"
+            top = 24 if isinstance(event, CheckpointSaved) else 12
+            x = position(run, event.time)
+            marks.append(EventMark(x, top, event.name, text[:MAX_MARK_TEXT]))
     return marks[-MAX_MARKS:]
 
 

@@ -1,35 +1,65 @@
-"""Where the time of a run went since its first start, over all restarts: Google's taxonomy of good and bad put."""
+"""Where the time of a run went since its first start, over all restarts: Google's taxonomy of goodput and badput."""
 
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from megajukebox.records.events import (
+    AttemptEnded,
+    AttemptStarted,
+    CheckpointRejected,
+    Event,
+    NodeExcluded,
+    PreflightFinished,
+    RunStarted,
+    SpareSwap,
+    StepsRecomputed,
+)
+from megajukebox.records.metrics import TRAIN, phase_seconds
+from megajukebox.records.phases import (
+    CHECKPOINT_LOAD,
+    CHECKPOINT_SAVE,
+    DATA_WAIT,
+    EVAL,
+    INIT,
+    STEP,
+)
 from megajukebox.records.productive_time import Productive, number
 
-PHASES = (
-    "productive", "data_wait", "ckpt_save", "ckpt_restore", "init", "eval", "recompute", "other", "down",
-)  # fmt: skip
+RECOMPUTE = "recompute"  # steps that were trained again
+OTHER = "other"  # a process lived, and accounted for nothing
+DOWN = "down"  # no process
+TIME_PHASES = (
+    STEP,
+    DATA_WAIT,
+    CHECKPOINT_SAVE,
+    CHECKPOINT_LOAD,
+    INIT,
+    EVAL,
+    RECOMPUTE,
+    OTHER,
+    DOWN,
+)
+# Written between attempts: no sign that the one before still lives.
+BETWEEN_ATTEMPTS = (CheckpointRejected, AttemptEnded, PreflightFinished, NodeExcluded, SpareSwap)
 
 
 @dataclass
 class RunAttempt:
     """One process of the run from its start event on. `phases` are the seconds it accounted for itself."""
 
-    began: float
+    start: float
     last: float = 0.0  # the latest sign of life
     phases: dict[str, float] = field(default_factory=dict)
     lost: float = 0.0  # productive seconds of steps that a later attempt trains again
 
-    def take(self, line: dict[str, Any], time: float) -> None:
-        """The account of a metrics line (cumulative within the attempt)."""
+    def take(self, seconds: Mapping[str, float], time: float) -> None:
+        """The seconds by phase of a metrics row (cumulative within the attempt)."""
         self.last = max(self.last, time)
-        for name, value in line.items():
-            seconds = number(value)
-            if name.startswith("time_") and name.endswith("_seconds") and seconds is not None:
-                phase = name.removeprefix("time_").removesuffix("_seconds")
-                self.phases[phase] = max(self.phases.get(phase, 0.0), seconds)
+        for phase, spent in seconds.items():
+            self.phases[phase] = max(self.phases.get(phase, 0.0), spent)
 
 
 @dataclass(frozen=True)
@@ -39,14 +69,12 @@ class TimeAccount:
     wall: float
     seconds: dict[str, float]
     useful: Sequence[tuple[float, float]]  # (time, productive seconds that were kept, up to then)
-    attempts: Sequence[
-        tuple[float, float]
-    ] = ()  # of each: when it began, and its last sign of life
+    attempts: Sequence[tuple[float, float]] = ()  # of each: its start and its last sign of life
 
     @property
     def goodput(self) -> float | None:
         """Share of the wall clock spent on training steps that were not lost; None before the first second."""
-        return min(1.0, self.seconds["productive"] / self.wall) if self.wall > 0 else None
+        return min(1.0, self.seconds[STEP] / self.wall) if self.wall > 0 else None
 
     def goodput_since(self, start: float) -> float | None:
         """The same for the time from `start` to the end; None if there was none."""
@@ -54,92 +82,92 @@ class TimeAccount:
             return None
         begin = max(start, self.useful[0][0])
         end, total = self.useful[-1]
-        return min(1.0, (total - at(self.useful, begin)) / (end - begin))
+        return min(1.0, (total - value_at(self.useful, begin)) / (end - begin))
 
 
 class GoodputLedger:
-    """Takes the lines of a run in order and keeps its account. Used by whoever reads run folders."""
+    """Takes the records of a run in order and keeps its account."""
 
     def __init__(self) -> None:
-        self.begins: list[float] = []
+        self.starts: list[float] = []
         self.attempts: list[RunAttempt] = []
         self.reset()
 
     def reset(self) -> None:
         """The metrics are read again from the top (a resumed run rewrote them); the events stay."""
-        self.made = Productive(self.begins)
-        self.points: list[
-            tuple[float, float]
-        ] = []  # of every train line: its time, productive seconds up to it
+        self.productive = Productive(self.starts)
+        self.points: list[tuple[float, float]] = []  # of every train row: time, productive seconds
 
-    def event(self, event: dict[str, Any]) -> None:
-        time = number(event.get("time"))
-        if time is None:
+    def event(self, event: Event) -> None:
+        if not event.time:
             return
-        if event.get("event") == "start" and self.attempts and not self.attempts[-1].lost:
-            self.attempts[-1].lost = self.attempts[-1].phases.get(
-                "productive", 0.0
-            )  # nothing of it was saved
-        if event.get("event") in ("start", "resume") or not self.attempts:
-            self.begins.append(time)
-            self.attempts.append(RunAttempt(time, time))
-        elif event.get("event") == "forget":
+        if isinstance(event, RunStarted) and self.attempts and not self.attempts[-1].lost:
+            # Nothing of the attempt before was saved.
+            self.attempts[-1].lost = self.attempts[-1].phases.get(STEP, 0.0)
+        if isinstance(event, AttemptStarted) or not self.attempts:
+            self._start(event.time)
+        elif isinstance(event, StepsRecomputed):
             # Written just before the `resume` of the next attempt, about the one that ended.
-            until = number(event.get("until")) or time
-            account = event.get("account")
-            self.attempts[-1].take(account if isinstance(account, dict) else {}, until)
-            self.attempts[-1].lost += number(event.get("seconds")) or 0.0
-        elif event.get("event") not in (
-            "reject",
-            "attempt_end",
-            "preflight",
-            "exclude_node",
-            "spare",
-        ):
-            self.attempts[-1].last = max(self.attempts[-1].last, time)
+            self.attempts[-1].take(phase_floats(event), event.end_time or event.time)
+            self.attempts[-1].lost += event.seconds
+        elif not isinstance(event, BETWEEN_ATTEMPTS):
+            self.attempts[-1].last = max(self.attempts[-1].last, event.time)
 
-    def line(self, line: dict[str, Any]) -> None:
-        time = number(line.get("time"))
+    def row(self, row: Mapping[str, Any]) -> None:
+        """A row of the metrics, in the names of today."""
+        time = number(row.get("time"))
         if time is None:
             return
-        attempt = self.attempt_at(time)
-        attempt.take(line, time)
-        if line.get("split", "train") == "train":
-            self.points.append((time, self.made.add(line)))
-
-    def attempt_at(self, time: float) -> RunAttempt:
         if not self.attempts:
-            self.begins.append(time)
-            self.attempts.append(RunAttempt(time, time))
-        return self.attempts[max(0, bisect_right(self.begins, time) - 1)]
+            self._start(time)
+        attempt = self.attempts[max(0, bisect_right(self.starts, time) - 1)]
+        attempt.take(phase_seconds(row), time)
+        if row.get("split", TRAIN) == TRAIN:
+            self.points.append((time, self.productive.add(row)))
+
+    def _start(self, time: float) -> None:
+        self.starts.append(time)
+        self.attempts.append(RunAttempt(time, time))
 
     def account(self, now: float) -> TimeAccount:
         """Up to `now`: the end of the run where it has ended, the last sign of life where it is healthy."""
         if not self.attempts:
-            return TimeAccount(0.0, dict.fromkeys(PHASES, 0.0), [])
-        seconds: dict[str, float] = defaultdict(float, dict.fromkeys(PHASES, 0.0))
-        begins = [attempt.began - attempt.phases.get("init", 0.0) for attempt in self.attempts]
-        wall = max(0.0, now - begins[0])
+            return TimeAccount(0.0, dict.fromkeys(TIME_PHASES, 0.0), [])
+        seconds: dict[str, float] = defaultdict(float, dict.fromkeys(TIME_PHASES, 0.0))
+        starts = [attempt.start - attempt.phases.get(INIT, 0.0) for attempt in self.attempts]
+        wall = max(0.0, now - starts[0])
         spans = []
-        for attempt, began, until in zip(self.attempts, begins, [*begins[1:], now]):
+        for attempt, start, end in zip(self.attempts, starts, [*starts[1:], now]):
             for phase, value in attempt.phases.items():
                 seconds[phase] += value
-            lived = min(max(attempt.last, began), until) - began
-            spans.append((began, began + lived))
-            seconds["other"] += max(0.0, lived - sum(attempt.phases.values()))
+            lived = min(max(attempt.last, start), end) - start
+            spans.append((start, start + lived))
+            seconds[OTHER] += max(0.0, lived - sum(attempt.phases.values()))
         lost = sum(attempt.lost for attempt in self.attempts)
-        kept = seconds["productive"] - lost if seconds["productive"] else self.made.total
-        if not seconds["productive"]:  # an older run, whose processes kept no account
-            seconds["other"] = max(0.0, seconds["other"] - kept - lost)
-        seconds |= {"recompute": lost, "productive": kept}
-        known = sum(value for phase, value in seconds.items() if phase != "down")
-        seconds["down"] = max(0.0, wall - known)
-        useful = [(begins[0], 0.0), *self.points, (max(now, begins[0]), kept)]
+        if seconds[STEP]:
+            kept = seconds[STEP] - lost
+        else:  # an older run, whose processes kept no account
+            kept = self.productive.total
+            seconds[OTHER] = max(0.0, seconds[OTHER] - kept - lost)
+        seconds[RECOMPUTE] = lost
+        seconds[STEP] = kept
+        known = sum(value for phase, value in seconds.items() if phase != DOWN)
+        seconds[DOWN] = max(0.0, wall - known)
+        useful = [(starts[0], 0.0), *self.points, (max(now, starts[0]), kept)]
         return TimeAccount(wall, dict(seconds), useful, spans)
 
 
-def at(points: Sequence[tuple[float, float]], time: float) -> float:
+def phase_floats(event: StepsRecomputed) -> dict[str, float]:
+    """Its seconds by phase, those that are numbers: the file may hold anything."""
+    found = {phase: number(seconds) for phase, seconds in event.phase_seconds.items()}
+    return {phase: seconds for phase, seconds in found.items() if seconds is not None}
+
+
+def value_at(points: Sequence[tuple[float, float]], time: float) -> float:
     """The value at `time`, in proportion between the points around it."""
     index = bisect_right(points, (time, float("inf")))
-    (t0, v0), (t1, v1) = points[max(0, index - 1)], points[min(index, len(points) - 1)]
-    return v0 + (v1 - v0) * min(1.0, (time - t0) / (t1 - t0)) if t1 > t0 else v0
+    t0, v0 = points[max(0, index - 1)]
+    t1, v1 = points[min(index, len(points) - 1)]
+    if t1 <= t0:
+        return v0
+    return v0 + (v1 - v0) * min(1.0, (time - t0) / (t1 - t0))

@@ -6,17 +6,40 @@ import socket
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
 
-QUERY = {  # nvidia-smi's name -> ours, and what one of its units is in ours
-    "utilization.gpu": ("utilization_ratio", 0.01),
-    "memory.used": ("memory_used_bytes", 2.0**20),
-    "memory.total": ("memory_total_bytes", 2.0**20),
-    "temperature.gpu": ("temperature_celsius", 1.0),
-    "power.draw": ("power_watts", 1.0),
-    "clocks.sm": ("sm_clock_hertz", 1e6),
-    "ecc.errors.uncorrected.volatile.total": ("ecc_uncorrected_errors", 1.0),
-}
+import psutil
+
+
+@dataclass(frozen=True)
+class GpuFigure:
+    """A figure of a GPU: its name here, in nvidia-smi's unit, and what one of those units is in ours."""
+
+    name: str
+    query: str
+    unit: float
+    help: str
+
+
+GPU_FIGURES = (
+    GpuFigure(
+        "utilization_ratio",
+        "utilization.gpu",
+        0.01,
+        "Share of the time in which the GPU ran a kernel.",
+    ),
+    GpuFigure("memory_used_bytes", "memory.used", 2.0**20, "Memory in use on the GPU."),
+    GpuFigure("memory_total_bytes", "memory.total", 2.0**20, "Memory of the GPU."),
+    GpuFigure("temperature_celsius", "temperature.gpu", 1.0, "Temperature of the GPU."),
+    GpuFigure("power_watts", "power.draw", 1.0, "Power that the GPU draws."),
+    GpuFigure("sm_clock_hertz", "clocks.sm", 1e6, "Clock of the GPU's cores: a hot GPU lowers it."),
+    GpuFigure(
+        "ecc_uncorrected_errors",
+        "ecc.errors.uncorrected.volatile.total",
+        1.0,
+        "Memory errors since the driver was loaded that could not be corrected.",
+    ),
+)
+NVIDIA_SMI_SECONDS = 20
 
 
 @dataclass(frozen=True)
@@ -29,18 +52,8 @@ class Gpu:
 @dataclass(frozen=True)
 class Machine:
     node: str
-    memory_available: float
+    memory_available: float  # bytes
     gpus: list[Gpu]
-
-    GPU_FIGURES: ClassVar[dict[str, str]] = {
-        "utilization_ratio": "Share of the time in which the GPU ran a kernel.",
-        "memory_used_bytes": "Memory in use on the GPU.",
-        "memory_total_bytes": "Memory of the GPU.",
-        "temperature_celsius": "Temperature of the GPU.",
-        "power_watts": "Power that the GPU draws.",
-        "sm_clock_hertz": "Clock of the GPU's cores: a hot GPU lowers it.",
-        "ecc_uncorrected_errors": "Memory errors since the driver was loaded that could not be corrected.",
-    }
 
 
 @dataclass(frozen=True)
@@ -51,7 +64,7 @@ class Disk:
 
 
 def machine() -> Machine:
-    return Machine(socket.gethostname(), memory_available(), gpus())
+    return Machine(socket.gethostname(), float(psutil.virtual_memory().available), gpus())
 
 
 def gpus() -> list[Gpu]:
@@ -59,51 +72,38 @@ def gpus() -> list[Gpu]:
     smi = shutil.which("nvidia-smi")
     if smi is None:
         return []
-    command = [smi, f"--query-gpu=index,name,{','.join(QUERY)}", "--format=csv,noheader,nounits"]
+    queries = ",".join(figure.query for figure in GPU_FIGURES)
+    command = [smi, f"--query-gpu=index,name,{queries}", "--format=csv,noheader,nounits"]
     try:
-        told = subprocess.run(command, capture_output=True, text=True, timeout=20)
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=NVIDIA_SMI_SECONDS)
     except (OSError, subprocess.TimeoutExpired):
         return []
-    rows = [[cell.strip() for cell in line.split(",")] for line in told.stdout.splitlines()]
-    return [gpu for row in rows if (gpu := gpu_of(row)) is not None]
+    parsed = [parse_gpu(line) for line in answer.stdout.splitlines()]
+    return [gpu for gpu in parsed if gpu is not None]
 
 
-def gpu_of(row: list[str]) -> Gpu | None:
+def parse_gpu(line: str) -> Gpu | None:
     """One line of nvidia-smi; a figure that a GPU does not have reads [N/A] and is left out."""
-    if len(row) != 2 + len(QUERY) or not row[0].isdecimal():
+    cells = [cell.strip() for cell in line.split(",")]
+    if len(cells) != 2 + len(GPU_FIGURES) or not cells[0].isdecimal():
         return None
     figures = {}
-    for cell, (name, unit) in zip(row[2:], QUERY.values()):
+    for figure, cell in zip(GPU_FIGURES, cells[2:]):
         try:
-            figures[name] = float(cell) * unit
+            figures[figure.name] = float(cell) * figure.unit
         except ValueError:
             continue
-    return Gpu(int(row[0]), row[1], figures)
-
-
-def memory_available() -> float:
-    """Bytes that a process could still get, by Linux's own estimate; 0 where there is no /proc."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return 0.0
-    return next(
-        (float(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), 0.0
-    )
+    return Gpu(int(cells[0]), cells[1], figures)
 
 
 def disk(folder: Path) -> Disk:
-    """Free space for ordinary users where `folder` is; a file system without inodes to run out of tells 0 of 0."""
+    """Free space for ordinary users where `folder` is; a file system without inodes to run out of has 0 of 0."""
     try:
         facts = os.statvfs(folder)
     except OSError:
         return Disk("", None, None)
-    inodes = float(facts.f_favail) if facts.f_files else None
-    return Disk(mount_of(folder), float(facts.f_bavail * facts.f_frsize), inodes)
-
-
-def mount_of(folder: Path) -> str:
-    place = folder.resolve()
-    while not os.path.ismount(place):
-        place = place.parent
-    return str(place)
+    mount = folder.resolve()
+    while not os.path.ismount(mount):
+        mount = mount.parent
+    free_inodes = float(facts.f_favail) if facts.f_files else None
+    return Disk(str(mount), float(facts.f_bavail * facts.f_frsize), free_inodes)

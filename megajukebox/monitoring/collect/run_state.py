@@ -2,34 +2,54 @@
 
 import hashlib
 import json
+import math
 import signal
 import statistics
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from megajukebox.common.old_settings import upgrade_stage
 from megajukebox.monitoring.collect.goodput import TimeAccount
-from megajukebox.monitoring.collect.histogram import Histogram, percentile, skip_kind, spike_score
+from megajukebox.monitoring.collect.histogram import Histogram, percentile
 from megajukebox.monitoring.collect.host import Disk
-from megajukebox.monitoring.collect.job_chain import JobChain
-from megajukebox.monitoring.collect.stragglers import RankHealth, slowdowns
+from megajukebox.monitoring.collect.stragglers import slowdowns
+from megajukebox.records.events import (
+    NEEDS_OPERATOR,
+    AlertRaised,
+    AttemptStarted,
+    Diverged,
+    Event,
+    RunFinished,
+    RunStopped,
+    StepSkipped,
+)
+from megajukebox.records.exits import ProcessExit
+from megajukebox.records.heartbeat import Heartbeat
+from megajukebox.records.job_chain import JobChain
 from megajukebox.records.productive_time import number
+from megajukebox.records.spike_score import spike_score
 
-STARTS = ("start", "resume")
-ENDS = ("done", "stop", "diverged")
-NEEDS_A_PERSON = 93  # exit code of training that must not be started again as it is
+EXIT_FATAL = 93  # of training that must not be started again as it is
+SCORED_LOSSES = 10  # of which the worst counts, since a spike may be over before anybody looks
+DATA_WAIT_ROWS = 10
+SLOW_STEPS = 5  # times a slow step (p95) without a step count as stalled
+STALE_INTERVALS = 3  # between checkpoints without one are too many
+# Levels of a VQ-VAE, the lowest first, by how many it has.
+LEVELS_FROM_BELOW = {3: ("bottom", "middle", "top"), 2: ("bottom", "top"), 1: ("top",)}
+
+E = TypeVar("E", bound=Event)
 
 
 @dataclass(frozen=True)
 class AlertThresholds:
     """Seconds after which silence means something."""
 
-    stall: float = 120.0  # the least time without a step that counts as stalled; five slow steps if that is longer
+    stall: float = 120.0  # without a step, at least; five slow steps if that is longer
     silent: float = 60.0  # a heartbeat older than this is missed
-    checkpoint: float = 300.0  # the least age at which a checkpoint counts as stale; three intervals if that is longer
-    down: float = 900.0  # a run with no process for so long is nobody's plan
+    checkpoint: float = 300.0  # age of a stale one, at least; three intervals if that is longer
+    down: float = 900.0  # without a process: no plan of anybody's
 
 
 @dataclass(frozen=True)
@@ -47,26 +67,29 @@ class RunState:
     name: str
     folder: Path
     now: float
-    limits: AlertThresholds
-    settings: dict[str, Any]
-    recent: list[dict[str, Any]]  # the last train lines
-    held_out: dict[str, Any]
-    events: list[dict[str, Any]]  # the last, without skipped clips
-    counts: Counter[str]  # of events by name
-    bad_samples: Counter[str]  # clips replaced, by kind
-    skipped_steps: Counter[str]
-    restarts: Counter[str]
-    rejects: int
-    ranks: list[RankHealth]
-    exits: list[dict[str, Any]]
-    checkpoints: list[CheckpointInfo]
+    thresholds: AlertThresholds
+    settings: dict[str, Any]  # run.yaml
+    recent: list[dict[str, Any]]  # the last train rows
+    held_out: dict[str, Any]  # the last held-out row
+    events: list[Event]  # the last ones, without bad samples
+    counts: Counter[type[Event]]  # of all events
+    bad_samples: Counter[str]  # replaced, by kind
+    skipped_steps: Counter[str]  # by kind
+    hangs: Counter[str]  # by phase
+    restarts: Counter[str]  # by how the attempt before ended
+    sdc_mismatches: int
+    recomputed_steps: int
+    ranks: list[Heartbeat]
+    exits: list[ProcessExit]
+    checkpoints: list[CheckpointInfo]  # oldest first
     account: TimeAccount
     flags: frozenset[str]  # of DONE, STOP, SAVE
     disk: Disk
-    wasted_steps: int
-    unreadable: int
-    seconds_seen: dict[str, Histogram] = field(default_factory=dict)
+    unreadable: int  # lines
+    histograms: dict[str, Histogram] = field(default_factory=dict)
     chain: JobChain | None = None  # of jobs, under SLURM
+
+    # ---- Metrics ------------------------------------------------------------------------------------------------------
 
     @property
     def last(self) -> dict[str, Any]:
@@ -76,6 +99,18 @@ class RunState:
         """The last train value of a metric."""
         return number(self.last.get(name))
 
+    def lately(self, name: str) -> list[float]:
+        """Its values in the last train rows."""
+        values = [number(row.get(name)) for row in self.recent]
+        return [value for value in values if value is not None]
+
+    def last_event(self, *kinds: type[E]) -> E | None:
+        """The newest event of these kinds."""
+        matching = (event for event in reversed(self.events) if isinstance(event, kinds))
+        return next(matching, None)
+
+    # ---- Settings -----------------------------------------------------------------------------------------------------
+
     @property
     def stage(self) -> str:
         return str(self.settings.get("stage", ""))
@@ -84,8 +119,7 @@ class RunState:
     def training(self) -> dict[str, Any]:
         """The stage's settings in its preset, in the present keys."""
         stages = (self.settings.get("preset") or {}).get("training") or {}
-        found = stages.get(self.stage) if isinstance(stages, dict) else None
-        return upgrade_stage(found)
+        return upgrade_stage(stages.get(self.stage) if isinstance(stages, dict) else None)
 
     @property
     def checkpoint_every(self) -> float | None:
@@ -94,184 +128,9 @@ class RunState:
         return number(checkpointing.get("every")) if isinstance(checkpointing, dict) else None
 
     @property
-    def step(self) -> int:
-        """The last step heard of, from the metrics or a heartbeat."""
-        beats = [rank.step for rank in self.ranks]
-        logged = number(self.last.get("step")) or 0.0
-        if not self.recent and self.checkpoints:
-            logged = self.checkpoints[-1].step
-        return int(max([logged, *beats]))
-
-    @property
     def target(self) -> int | None:
         steps = number(self.training.get("steps"))
         return int(steps) if steps else None
-
-    @property
-    def step_seconds(self) -> float | None:
-        """The median of the last steps that were logged."""
-        seconds = self.lately("step_seconds")
-        return statistics.median(seconds) if seconds else None
-
-    def lately(self, name: str) -> list[float]:
-        return [
-            value for value in (number(line.get(name)) for line in self.recent) if value is not None
-        ]
-
-    @property
-    def heartbeat(self) -> float | None:
-        return max((rank.time for rank in self.ranks), default=None)
-
-    @property
-    def last_seen(self) -> float | None:
-        """The last sign of life of any kind."""
-        times = [number(r.get("time")) for r in (self.last, self.events[-1] if self.events else {})]
-        return max([t for t in (*times, self.heartbeat) if t is not None], default=None)
-
-    @property
-    def last_step_time(self) -> float | None:
-        """When the last step was made: a logged one, or one that a heartbeat tells of."""
-        logged = number(self.last.get("time"))
-        since = [
-            rank.section_since
-            for rank in self.ranks
-            if rank.step >= (number(self.last.get("step")) or 0)
-        ]
-        attempt = self.began
-        return max([t for t in (logged, attempt, *since) if t is not None], default=None)
-
-    @property
-    def began(self) -> float | None:
-        """When the present attempt began."""
-        starts = [
-            number(e.get("time")) for e in self.events if e.get("event") in ("start", "resume")
-        ]
-        return next((t for t in reversed(starts) if t is not None), None)
-
-    @property
-    def stall_after(self) -> float:
-        """Seconds without a step that are too many: five times a slow one (p95), and not less than the limit."""
-        slow = percentile(self.lately("step_seconds"), 0.95) or 0.0
-        lines = 1.0 if self.ranks else (number(self.training.get("log_every")) or 1.0)
-        return max(self.limits.stall, 5 * slow * lines)
-
-    @property
-    def ended(self) -> str | None:
-        """The event that ended the run, if no start came after it."""
-        if "DONE" in self.flags:
-            return "done"
-        last = next(
-            (str(e["event"]) for e in reversed(self.events) if e.get("event") in (*ENDS, *STARTS)),
-            None,
-        )
-        return last if last in ENDS else None
-
-    @property
-    def wanted(self) -> bool:
-        """Whether somebody would have it go on: not where a person asked it to stop."""
-        stop: dict[str, Any] = next(
-            (e for e in reversed(self.events) if e.get("event") == "stop"), {}
-        )
-        asked = (
-            "STOP" in self.flags or stop.get("stop_after") or stop.get("signal") == signal.SIGINT
-        )
-        return not (self.ended == "stop" and asked)
-
-    @property
-    def alive(self) -> bool:
-        """Whether some process of it was heard of lately."""
-        if self.ended:
-            return False
-        if self.ranks:
-            return self.now - (self.heartbeat or 0.0) <= self.limits.silent
-        return self.last_seen is not None and self.now - self.last_seen <= self.stall_after
-
-    @property
-    def exit_code(self) -> int | None:
-        """The worst code of the last processes that ended, if they are the last thing that happened."""
-        fresh = [e for e in self.exits if (number(e.get("time")) or 0.0) >= (self.began or 0.0)]
-        codes = [int(code) for code in (number(e.get("code")) for e in fresh) if code is not None]
-        return max(codes, key=lambda code: (code == NEEDS_A_PERSON, code), default=None)
-
-    @property
-    def status(self) -> str:
-        """One word: done, stopped, failed, waiting, down, starting, stalled, training, or new."""
-        if self.ended == "done":
-            return "done"
-        if self.events and self.events[-1].get("person"):  # the supervisor will not start it again
-            return "failed"
-        if not self.alive:
-            return self._status_of_the_dead()
-        if self.now - (self.last_step_time or self.now) > self.stall_after:
-            return "stalled"
-        return (
-            "training"
-            if self.recent and (number(self.last.get("time")) or 0) >= (self.began or 0)
-            else "starting"
-        )
-
-    def _status_of_the_dead(self) -> str:
-        if self.exit_code == NEEDS_A_PERSON or self.ended == "diverged":
-            return "failed"
-        if not self.wanted:
-            return "stopped"
-        if self.last_seen is None:
-            return "new"
-        return "down" if self.now - self.last_seen > self.limits.down else "waiting"
-
-    @property
-    def eta_seconds(self) -> float | None:
-        """Training time that is left at the present speed, waits for data included."""
-        if self.target is None or self.step_seconds is None or self.status in ("done", "failed"):
-            return None
-        return max(0, self.target - self.step) * self.step_seconds
-
-    @property
-    def chain_seconds(self) -> float | None:
-        """What the present job and those queued after it may still take; None outside a chain of jobs."""
-        return self.chain.seconds(self.now) if self.chain and self.alive else None
-
-    @property
-    def spike_score(self) -> float | None:
-        """The worst of the last ten logged losses, in standard deviations above those before it.
-
-        Of ten, since a spike may be over before anybody looks. None with fewer than 9 losses.
-        """
-        losses = self.lately("loss")
-        scores = [
-            spike_score(losses[:end]) for end in range(max(0, len(losses) - 9), len(losses) + 1)
-        ]
-        return max((score for score in scores if score is not None), default=None)
-
-    @property
-    def slowdowns(self) -> dict[int, float]:
-        return slowdowns(self.ranks)
-
-    @property
-    def silent_ranks(self) -> list[RankHealth]:
-        """Ranks whose heartbeat stopped while others still beat."""
-        if not self.alive or self.ended:
-            return []
-        return [
-            rank for rank in self.ranks if (self.heartbeat or 0.0) - rank.time > self.limits.silent
-        ]
-
-    @property
-    def bad_share(self) -> float | None:
-        """Share of the clips of this attempt that rank 0 could not read."""
-        bad, batch = self.value("skipped"), self.clips_per_step
-        if bad is None or not batch or self.began is None:
-            return None
-        first = next(
-            (
-                number(e.get("step"))
-                for e in reversed(self.events)
-                if e.get("event") in ("start", "resume")
-            ),
-            0,
-        )
-        clips = (self.step - (first or 0.0)) * batch
-        return min(1.0, bad / clips) if clips > 0 else None
 
     @property
     def clips_per_step(self) -> float | None:
@@ -282,41 +141,243 @@ class RunState:
         return micro * (number(config.get("gradient_accumulation_steps")) or 1.0) if micro else None
 
     @property
+    def config_digest(self) -> str:
+        """The same for two runs of the same settings."""
+        about = {name: value for name, value in self.settings.items() if name != "made_by"}
+        text = json.dumps(about, sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    # ---- Progress -----------------------------------------------------------------------------------------------------
+
+    @property
+    def step(self) -> int:
+        """The last step known, from the metrics or a heartbeat."""
+        logged = number(self.last.get("step")) or 0.0
+        if not self.recent and self.checkpoints:
+            logged = self.checkpoints[-1].step
+        return int(max([logged, *(beat.step for beat in self.ranks)]))
+
+    @property
+    def step_seconds(self) -> float | None:
+        """The median of the last steps that were logged."""
+        seconds = self.lately("step_seconds")
+        return statistics.median(seconds) if seconds else None
+
+    @property
+    def eta_seconds(self) -> float | None:
+        """Training time that is left at the present speed, waits for data included."""
+        if self.target is None or self.step_seconds is None or self.status in ("done", "failed"):
+            return None
+        return max(0, self.target - self.step) * self.step_seconds
+
+    @property
+    def chain_seconds_left(self) -> float | None:
+        """What the present job and those queued after it may still take; None outside a chain of jobs."""
+        return self.chain.seconds_left(self.now) if self.chain and self.alive else None
+
+    # ---- Signs of life ------------------------------------------------------------------------------------------------
+
+    @property
+    def heartbeat(self) -> float | None:
+        """The newest of all ranks."""
+        return max((beat.time for beat in self.ranks), default=None)
+
+    @property
+    def last_seen(self) -> float | None:
+        """The last sign of life of any kind."""
+        event = self.events[-1].time if self.events else None
+        times = (number(self.last.get("time")), event or None, self.heartbeat)
+        return max((time for time in times if time is not None), default=None)
+
+    @property
+    def attempt_start(self) -> float | None:
+        """When the present attempt began."""
+        started = self.last_event(AttemptStarted)
+        return started.time or None if started else None
+
+    @property
+    def last_step_time(self) -> float | None:
+        """When the last step was made: a logged one, or one that a heartbeat reports."""
+        logged = number(self.last.get("step")) or 0
+        times = [beat.phase_since for beat in self.ranks if beat.step >= logged]
+        known = (number(self.last.get("time")), self.attempt_start, *times)
+        return max((time for time in known if time is not None), default=None)
+
+    @property
+    def stall_after(self) -> float:
+        """Seconds without a step that are too many: five times a slow one (p95), and not less than the threshold."""
+        slow = percentile(self.lately("step_seconds"), 0.95) or 0.0
+        rows = 1.0 if self.ranks else (number(self.training.get("log_every")) or 1.0)
+        return max(self.thresholds.stall, SLOW_STEPS * slow * rows)
+
+    @property
+    def alive(self) -> bool:
+        """Whether some process of it gave a sign of life lately."""
+        if self.ended:
+            return False
+        if self.ranks:
+            return self.now - (self.heartbeat or 0.0) <= self.thresholds.silent
+        return self.last_seen is not None and self.now - self.last_seen <= self.stall_after
+
+    @property
+    def silent_ranks(self) -> list[Heartbeat]:
+        """Ranks whose heartbeat stopped while others still beat."""
+        if not self.alive or self.ended:
+            return []
+        newest = self.heartbeat or 0.0
+        return [beat for beat in self.ranks if newest - beat.time > self.thresholds.silent]
+
+    # ---- How it stands ------------------------------------------------------------------------------------------------
+
+    @property
+    def ended(self) -> str | None:
+        """The event that ended the run, if no start came after it: done, stop or diverged."""
+        if "DONE" in self.flags:
+            return RunFinished.name
+        last = self.last_event(RunFinished, RunStopped, Diverged, AttemptStarted)
+        return None if last is None or isinstance(last, AttemptStarted) else last.name
+
+    @property
+    def wanted(self) -> bool:
+        """Whether it should continue: not where a person asked it to stop."""
+        if self.ended != RunStopped.name:
+            return True
+        stop = self.last_event(RunStopped)
+        by_person = stop and (stop.stop_after or stop.signal == signal.SIGINT)
+        return not ("STOP" in self.flags or by_person)
+
+    @property
+    def exit_code(self) -> int | None:
+        """The worst code of the last processes that ended, if they are the last thing that happened."""
+        fresh = [record for record in self.exits if record.time >= (self.attempt_start or 0.0)]
+        codes = [record.code for record in fresh if record.code is not None]
+        return max(codes, key=lambda code: (code == EXIT_FATAL, code), default=None)
+
+    @property
+    def status(self) -> str:
+        """One word: done, stopped, failed, waiting, down, starting, stalled, training, or new."""
+        if self.ended == RunFinished.name:
+            return "done"
+        last = self.events[-1] if self.events else None
+        if isinstance(last, AlertRaised) and last.kind == NEEDS_OPERATOR:
+            return "failed"  # the supervisor will not start it again
+        if not self.alive:
+            return self._status_without_processes()
+        if self.now - (self.last_step_time or self.now) > self.stall_after:
+            return "stalled"
+        logged = number(self.last.get("time")) or 0
+        return "training" if self.recent and logged >= (self.attempt_start or 0) else "starting"
+
+    def _status_without_processes(self) -> str:
+        if self.exit_code == EXIT_FATAL or self.ended == Diverged.name:
+            return "failed"
+        if not self.wanted:
+            return "stopped"
+        if self.last_seen is None:
+            return "new"
+        return "down" if self.now - self.last_seen > self.thresholds.down else "waiting"
+
+    # ---- Health -------------------------------------------------------------------------------------------------------
+
+    @property
+    def spike_score(self) -> float | None:
+        """The worst of the last ten logged losses, in standard deviations above those before it.
+
+        None with too few losses.
+        """
+        losses = self.lately("loss")
+        first = max(0, len(losses) - SCORED_LOSSES + 1)
+        scores = [spike_score(losses[:end]) for end in range(first, len(losses) + 1)]
+        return max((score for score in scores if score is not None), default=None)
+
+    @property
+    def slowdowns(self) -> dict[int, float]:
+        return slowdowns(self.ranks)
+
+    def lately_skipped(self, kind: str, steps: int = 100) -> int:
+        """Steps skipped for that reason among the last `steps`."""
+        first = self.step - steps
+        skipped = [e for e in self.events if isinstance(e, StepSkipped) and e.kind == kind]
+        return sum((event.step or 0) > first for event in skipped)
+
+    @property
+    def bad_sample_ratio(self) -> float | None:
+        """Share of the samples of this attempt that could not be read."""
+        bad = self.value("bad_samples")
+        batch = self.clips_per_step
+        started = self.last_event(AttemptStarted)
+        if bad is None or not batch or started is None:
+            return None
+        read = (self.step - (started.step or 0)) * batch
+        return min(1.0, bad / read) if read > 0 else None
+
+    @property
+    def data_wait_ratio(self) -> float | None:
+        """Share of the last ten logged steps spent waiting for data."""
+        rows = self.recent[-DATA_WAIT_ROWS:]
+        waited = [number(row.get("data_seconds")) for row in rows]
+        total = sum(number(row.get("step_seconds")) or 0.0 for row in rows)
+        if not total or None in waited:
+            return None
+        return sum(seconds or 0.0 for seconds in waited) / total
+
+    # ---- Checkpoints --------------------------------------------------------------------------------------------------
+
+    @property
+    def whole_checkpoints(self) -> list[CheckpointInfo]:
+        return [checkpoint for checkpoint in self.checkpoints if checkpoint.whole]
+
+    @property
     def save_interval(self) -> float | None:
-        """Seconds between checkpoints, as the settings and the present speed say."""
-        every, seconds = self.checkpoint_every, self.step_seconds
+        """Seconds between checkpoints, by the settings and the present speed."""
+        every = self.checkpoint_every
+        seconds = self.step_seconds
         return every * seconds if every and seconds else None
 
     @property
     def checkpoint_due(self) -> float | None:
-        """When the newest whole checkpoint becomes stale: three intervals (not less than the limit) after it was made,
-        or after the present attempt began.
+        """When the newest whole checkpoint becomes stale: three intervals (not less than the threshold) after it was
+        written, or after the present attempt began.
         """
-        whole = [checkpoint.time for checkpoint in self.checkpoints if checkpoint.whole]
-        if self.save_interval is None or not whole:
+        if self.save_interval is None or not self.whole_checkpoints:
             return None
-        return max(whole[-1], self.began or 0.0) + max(
-            self.limits.checkpoint, 3 * self.save_interval
-        )
+        last = max(self.whole_checkpoints[-1].time, self.attempt_start or 0.0)
+        return last + max(self.thresholds.checkpoint, STALE_INTERVALS * self.save_interval)
+
+    # ---- Codebooks of a VQ-VAE ----------------------------------------------------------------------------------------
 
     @property
-    def data_wait(self) -> float | None:
-        """Share of the last ten logged steps spent waiting for data."""
-        lines = self.recent[-10:]
-        waited = [number(line.get("data_seconds")) for line in lines]
-        seconds = [number(line.get("step_seconds")) for line in lines]
-        total = sum(s or 0.0 for s in seconds)
-        return sum(w or 0.0 for w in waited) / total if total and None not in waited else None
+    def codebook_size(self) -> float | None:
+        model = self.settings.get("model")
+        if not isinstance(model, dict):
+            return None
+        return number(model.get("codebook_size", model.get("codes")))
 
-    def lately_skipped(self, kind: str, steps: int = 100) -> int:
-        """Steps left out for that reason among the last `steps`."""
-        skipped = [e for e in self.events if e.get("event") == "skip_step" and skip_kind(e) == kind]
-        return sum((number(e.get("step")) or 0.0) > self.step - steps for e in skipped)
+    def codebook_usage(self, level: str) -> float | None:
+        """Codes that the last batch chose, over those that it would have chosen if all were used alike.
 
-    @property
-    def config_digest(self) -> str:
-        """The same for two runs of the same settings."""
-        about = {name: value for name, value in self.settings.items() if name != "made_by"}
-        return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[
-            :12
-        ]
+        A small batch cannot choose all; and codes alive in the running average mean nothing, since restarts keep those
+        alive that no vector chooses.
+        """
+        used = self.value(f"{level}/used")
+        size = self.codebook_size
+        if used is None or not size:
+            return None
+        vectors = self.code_vectors(level)
+        return used / (size * (1 - math.exp(-vectors / size)) if vectors else size)
+
+    def code_vectors(self, level: str) -> float | None:
+        """Code vectors of one micro-batch over all ranks."""
+        rate = self.value("audio_seconds_per_second")
+        seconds = self.value("step_seconds")
+        try:
+            model = self.settings["model"]
+            depth = LEVELS_FROM_BELOW[len(model["down"])].index(level) + 1
+            strides = zip(model["stride"][:depth], model["down"][:depth])
+            hop = math.prod(stride**down for stride, down in strides)
+            config = self.settings.get("ds_config") or {}
+            accumulation = number(config.get("gradient_accumulation_steps")) or 1
+            codes_per_second = model["sample_rate"] / hop / accumulation
+        except (TypeError, KeyError, ValueError, AttributeError, OverflowError):
+            return None
+        return rate * seconds * codes_per_second if rate and seconds else None

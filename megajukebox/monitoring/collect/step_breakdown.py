@@ -4,12 +4,12 @@ from megajukebox.monitoring.collect.run_state import RunState
 from megajukebox.records.productive_time import number
 
 MEASURED = {"data_wait": "data_seconds", "communication": "communication_seconds"}
-SPOKEN = {
+LABELS = {
     "data_wait": "data wait",
     "communication": "communication",
     "forward_backward": "forward and backward",
+    "save": "saves",
 }
-SPOKEN |= {"save": "saves"}
 
 
 def step_parts(run: RunState) -> dict[str, float]:
@@ -17,32 +17,38 @@ def step_parts(run: RunState) -> dict[str, float]:
     seconds = run.value("step_seconds")
     if seconds is None:
         return {}
-    found = {part: run.value(name) for part, name in MEASURED.items()}
-    parts = {part: value for part, value in found.items() if value is not None}
+    parts: dict[str, float] = {}
+    for part, key in MEASURED.items():
+        spent = run.value(key)
+        if spent is not None:
+            parts[part] = spent
     parts["forward_backward"] = max(0.0, seconds - sum(parts.values()))
     save = save_seconds(run)
-    return parts | ({} if save is None else {"save": save})
+    if save is not None:
+        parts["save"] = save
+    return parts
 
 
 def save_seconds(run: RunState) -> float | None:
     """A step's share of the time that saves took over the last logged lines of this attempt."""
-    lines = [line for line in run.recent if (number(line.get("time")) or 0.0) >= (run.began or 0.0)]
-    told = [
-        (number(line.get("step")), number(line.get("time_ckpt_save_seconds"))) for line in lines
-    ]
-    known = [(step, seconds) for step, seconds in told if step is not None and seconds is not None]
+    known: list[tuple[float, float]] = []
+    for line in run.recent:
+        step = number(line.get("step"))
+        seconds = number(line.get("time_checkpoint_save_seconds"))
+        of_attempt = (number(line.get("time")) or 0.0) >= (run.attempt_start or 0.0)
+        if of_attempt and step is not None and seconds is not None:
+            known.append((step, seconds))
     if not known or known[-1][0] <= known[0][0]:
         return None
     return max(0.0, known[-1][1] - known[0][1]) / (known[-1][0] - known[0][0])
 
 
-def told(run: RunState) -> str | None:
+def describe_step(run: RunState) -> str | None:
     """`0.53 s: forward and backward 80%, communication 15%, data wait 5%`, the largest part first."""
     parts = step_parts(run)
-    whole = sum(parts.values())
-    if not whole:
+    total = sum(parts.values())
+    if not total:
         return None
-    shares = sorted(parts.items(), key=lambda part: -part[1])
-    return f"{whole:.3g} s: " + ", ".join(
-        f"{SPOKEN[part]} {spent / whole:.0%}" for part, spent in shares
-    )
+    largest_first = sorted(parts.items(), key=lambda part: -part[1])
+    shares = [f"{LABELS[part]} {spent / total:.0%}" for part, spent in largest_first]
+    return f"{total:.3g} s: {', '.join(shares)}"

@@ -15,11 +15,19 @@ from prometheus_client.core import (
 from megajukebox import __version__
 from megajukebox.common.levels import LEVELS
 from megajukebox.monitoring.alerts import diagnose
-from megajukebox.monitoring.collect import codebooks as books
-from megajukebox.monitoring.collect.host import Machine
+from megajukebox.monitoring.collect.host import GPU_FIGURES, Machine
 from megajukebox.monitoring.collect.run_state import RunState
 from megajukebox.monitoring.collect.step_breakdown import step_parts
 from megajukebox.monitoring.exporters.families import FAMILIES
+from megajukebox.records.events import (
+    CheckpointRejected,
+    CheckpointSaved,
+    NodeExcluded,
+    Rewound,
+    RunResumed,
+    RunStarted,
+    SaveFailed,
+)
 from megajukebox.records.productive_time import number
 
 PREFIX = "megajukebox_"
@@ -36,9 +44,9 @@ STATUSES = (
 )
 
 KNOWN = {  # logged numbers that have a family of their own
-    "step", "time", "loss", "gradient_norm", "learning_rate", "loss_scale", "overflows", "bits_per_code",
-    "bits_per_lyric", "audio_seconds_per_second", "tokens_per_second", "step_seconds", "data_seconds", "stall_share",
-    "buffer_fill", "mfu", "memory_host_bytes", "memory_gpu_bytes", "communication_seconds",
+    "schema", "step", "time", "loss", "grad_norm", "learning_rate", "loss_scale", "overflows", "bits_per_code",
+    "bits_per_lyric", "audio_seconds_per_second", "tokens_per_second", "step_seconds", "data_seconds", "data_wait_ratio",
+    "prefetch_fill_ratio", "mfu", "memory_host_bytes", "memory_gpu_bytes", "communication_seconds",
 }  # fmt: skip
 HISTOGRAMS = {
     "step_seconds": "step_seconds",
@@ -102,14 +110,14 @@ def where(run: RunState) -> Iterator[Value]:
     yield from gauge("last_step_timestamp_seconds", run.last_step_time)
     yield Value("stall_after_seconds", (), run.stall_after)
     yield from gauge("heartbeat_timestamp_seconds", run.heartbeat or run.last_seen)
-    yield Value("generation", (), run.counts["start"] + run.counts["resume"])
+    yield Value("generation", (), run.counts[RunStarted] + run.counts[RunResumed])
 
 
 def queue(run: RunState) -> Iterator[Value]:
     if run.chain is not None and run.alive:
-        yield from gauge("job_time_left_seconds", run.chain.left(run.now))
+        yield from gauge("job_time_left_seconds", run.chain.job_seconds_left(run.now))
         yield Value("chain_queued", (), run.chain.queued)
-        yield from gauge("chain_seconds", run.chain_seconds)
+        yield from gauge("chain_seconds", run.chain_seconds_left)
 
 
 def logged(run: RunState) -> Iterator[Value]:
@@ -125,7 +133,7 @@ def logged(run: RunState) -> Iterator[Value]:
         for name, value in line.items():
             if name not in KNOWN and not name.startswith("time_"):
                 yield from gauge("metric", number(value), split, str(name)[:100])
-    yield from gauge("grad_norm", run.value("gradient_norm"))
+    yield from gauge("grad_norm", run.value("grad_norm"))
     for name in ("learning_rate", "loss_scale", "overflows"):
         yield from gauge(name, run.value(name))
     yield from gauge("spike_score", run.spike_score)
@@ -143,16 +151,16 @@ def speed(run: RunState) -> Iterator[Value]:
     yield from gauge("model_flops_utilization_ratio", run.value("mfu"))
     for part, spent in step_parts(run).items():
         yield Value("step_part_seconds", (part,), spent)
-    yield from gauge("data_wait_ratio", run.data_wait)
-    yield from gauge("prefetch_depth", run.value("buffer_fill"))
+    yield from gauge("data_wait_ratio", run.data_wait_ratio)
+    yield from gauge("prefetch_depth", run.value("prefetch_fill_ratio"))
     for name, kind in MEMORY.items():
         yield from gauge("memory_bytes", run.value(name), kind)
 
 
 def codebooks(run: RunState) -> Iterator[Value]:
     for level in LEVELS:
-        usage, size = run.value(f"{level}/usage"), books.codes(run)
-        yield from gauge("codebook_usage_ratio", books.usage(run, level), level)
+        usage, size = run.value(f"{level}/usage"), run.codebook_size
+        yield from gauge("codebook_usage_ratio", run.codebook_usage(level), level)
         if usage is not None and size:
             yield Value("codebook_dead_codes", (level,), size - usage)
         entropy = run.value(f"{level}/entropy")
@@ -185,24 +193,22 @@ def saving(run: RunState) -> Iterator[Value]:
 
 
 def counted(run: RunState) -> Iterator[Value]:
-    yield Value("checkpoints", ("saved",), run.counts["save"])
-    yield Value("checkpoints", ("failed",), run.counts["save_failed"])
-    yield Value("checkpoint_rejects", (), run.rejects)
+    yield Value("checkpoints", ("saved",), run.counts[CheckpointSaved])
+    yield Value("checkpoints", ("failed",), run.counts[SaveFailed])
+    yield Value("checkpoint_rejects", (), run.counts[CheckpointRejected])
     for reason in ("nan", "spike", "overflow", "other"):
         yield Value("steps_skipped", (reason,), run.skipped_steps[reason])
     for reason in dict.fromkeys(("crash", "stop", "hang", *run.restarts)):
         yield Value("restarts", (reason,), run.restarts[reason])
     for reason, count in run.bad_samples.items():
         yield Value("bad_samples", (reason,), count)
-    yield from gauge("bad_samples_ratio", run.bad_share)
-    yield Value("rewinds", (), run.counts["rewind"])
-    yield Value("wasted_steps", (), run.wasted_steps)
-    for section in {
-        str(e.get("section") or "step")[:40] for e in run.events if e.get("event") == "hang"
-    }:
-        yield Value("hang_detected", (section,), run.counts["hang"])
-    yield Value("node_excluded", (), run.counts["exclude_node"])
-    yield Value("sdc_mismatch", (), run.counts["sdc"])
+    yield from gauge("bad_samples_ratio", run.bad_sample_ratio)
+    yield Value("rewinds", (), run.counts[Rewound])
+    yield Value("wasted_steps", (), run.recomputed_steps)
+    for phase, count in run.hangs.items():
+        yield Value("hang_detected", (phase[:40] or "step",), count)
+    yield Value("node_excluded", (), run.counts[NodeExcluded])
+    yield Value("sdc_mismatch", (), run.sdc_mismatches)
 
 
 def accounted(run: RunState) -> Iterator[Value]:
@@ -224,7 +230,7 @@ def families(runs: Iterable[RunState]) -> Iterator[Metric]:
         for name, labels, value in values(run):
             made[name].add_metric([text(run.name), *map(text, labels)], value)  # type: ignore[attr-defined]
         for name, source in HISTOGRAMS.items():
-            seen = run.seconds_seen.get(source)
+            seen = run.histograms.get(source)
             if seen:
                 made[name].add_metric([text(run.name)], seen.cumulative(), seen.total)  # type: ignore[attr-defined, call-arg]
     yield from (metric for metric in made.values() if metric.samples)
@@ -252,8 +258,11 @@ def machine_families(machine: Machine) -> Iterator[Metric]:
     )
     host.add_metric([text(machine.node)], machine.memory_available)
     yield host
-    for name, about in machine.GPU_FIGURES.items():
-        metric = GaugeMetricFamily(f"{PREFIX}gpu_{name}", about, labels=("node", "gpu", "model"))
+    for figure in GPU_FIGURES:
+        name = figure.name
+        metric = GaugeMetricFamily(
+            f"{PREFIX}gpu_{name}", figure.help, labels=("node", "gpu", "model")
+        )
         for gpu in machine.gpus:
             if name in gpu.figures:
                 metric.add_metric(

@@ -13,13 +13,14 @@ from megajukebox.common.redaction import redact, redacted
 from megajukebox.data.audio import downmix, facts, read
 from megajukebox.monitoring.collect.run_reader import find_runs
 from megajukebox.monitoring.exporters.spectrogram import picture
+from megajukebox.records.events import upgrade_event
 from megajukebox.records.jsonl_tail import Tail
+from megajukebox.records.metrics import NOT_METRICS, upgrade_row
 from megajukebox.records.productive_time import number
 
 log = logging.getLogger(__name__)
 DEPTH = 4
 AUDIO = (".wav", ".flac", ".ogg")
-NOT_SCALARS = ("step", "time", "split")
 NEW = {"reinit": "create_new"}  # several runs are open at once
 LONGEST = 60  # seconds of a recording that are copied
 
@@ -49,11 +50,15 @@ class Copier:
     def copy(self) -> int:
         """Everything new; returns how many records there were."""
         lines, again = self.metrics.new()
-        fresh = [line for line in lines if not (again and self._was_told(line))]
+        fresh = [line for line in map(upgrade_row, lines) if not (again and self._was_told(line))]
         for line in fresh:
             self._scalars(line)
         events, _ = self.events.new()
-        for event in (event for event in events if event.get("event") not in ("skip", "save")):
+        for event in (
+            event
+            for event in map(upgrade_event, events)
+            if event.get("event") not in ("bad_sample", "save")
+        ):
             step = int(number(event.get("step")) or 0)
             self.board.text("events", redact(json.dumps(event, ensure_ascii=False)), step)
         recordings = sum(
@@ -79,7 +84,7 @@ class Copier:
         self.told.add((int(step), split + str(line.get("time"))))
         for name, value in line.items():
             finite = number(value)
-            if name not in NOT_SCALARS and finite is not None:
+            if name not in NOT_METRICS and finite is not None:
                 self.board.scalar(f"{split}/{name}", finite, int(step), when or 0.0)
 
     def _recording(self, path: Path) -> bool:

@@ -18,6 +18,13 @@ from megajukebox.monitoring.alerts import (
 )
 from megajukebox.monitoring.collect.run_state import RunState
 from megajukebox.monitoring.collect.step_breakdown import step_parts
+from megajukebox.records.events import (
+    AlertRaised,
+    BadSampleSkipped,
+    CheckpointSaved,
+    Event,
+    UnknownEvent,
+)
 
 COLORS = {
     "training": "green",
@@ -29,7 +36,7 @@ COLORS = {
 }
 SPARKS = "▁▂▃▄▅▆▇█"
 SHOWN_EVENTS = 6
-QUIET = ("skip", "save", "alert")  # events that are no news on one screen
+QUIET = (BadSampleSkipped, CheckpointSaved, AlertRaised)  # events that are no news on one screen
 
 
 def screen(runs: Sequence[RunState], now: float, width: int = 200) -> RenderableType:
@@ -81,7 +88,7 @@ def queued(run: RunState) -> str:
     """Time left of the job, and the jobs queued after it."""
     if run.chain is None or not run.alive:
         return "-"
-    time_left = run.chain.left(run.now)
+    time_left = run.chain.job_seconds_left(run.now)
     return (
         f"{format_duration(time_left) if time_left is not None else 'no limit'} +{run.chain.queued}"
     )
@@ -141,7 +148,7 @@ COLUMNS: dict[str, tuple[Callable[[RunState], str], int]] = {
     "loss": (lambda run: figure(run.value("loss")), 0),
     "": (lambda run: sparkline(run.lately("loss")), 150),
     "speed": (speed, 110),
-    "data": (lambda run: share(run.data_wait), 120),
+    "data": (lambda run: share(run.data_wait_ratio), 120),
     "comm": (communication, 145),
     "goodput": (lambda run: share(run.account.goodput), 90),
     "saved": (saved, 70),
@@ -167,19 +174,18 @@ def advice(problems: Sequence[ActiveAlert]) -> RenderableType:
 
 def latest(runs: Sequence[RunState]) -> list[Text]:
     """The last events of all runs, the newest first."""
-    events = [
-        (event, run.name) for run in runs for event in run.events if event.get("event") not in QUIET
-    ]
-    dated = [
-        (float(e["time"]), e, name) for e, name in events if isinstance(e.get("time"), int | float)
-    ]
-    return [told(*one) for one in sorted(dated, key=lambda one: -one[0])[:SHOWN_EVENTS]]
+    dated: list[tuple[Event, str]] = []
+    for run in runs:
+        dated += [(e, run.name) for e in run.events if e.time and not isinstance(e, QUIET)]
+    dated.sort(key=lambda pair: -pair[0].time)
+    return [event_line(event, name) for event, name in dated[:SHOWN_EVENTS]]
 
 
-def told(when: float, event: dict[str, Any], name: str) -> Text:
-    step = f" at step {event['step']}" if isinstance(event.get("step"), int) else ""
-    reason = f": {event['reason']}" if event.get("reason") else ""
-    return Text(plain(f"{clock(when)}  {name}: {event.get('event')}{step}{reason}")[:300])
+def event_line(event: Event, run: str) -> Text:
+    step = "" if event.step is None else f" at step {event.step}"
+    reason = f": {event.reason}" if event.reason else ""
+    name = event.event if isinstance(event, UnknownEvent) else event.name
+    return Text(plain(f"{clock(event.time)}  {run}: {name}{step}{reason}")[:300])
 
 
 def clock(when: float) -> str:
@@ -200,7 +206,7 @@ def as_json(runs: Sequence[RunState]) -> list[dict[str, Any]]:
         {
             "run": plain(run.name), "stage": run.stage, "status": run.status, "step": run.step, "target": run.target,
             "eta_seconds": run.eta_seconds, "loss": run.value("loss"), "goodput": run.account.goodput,
-            "chain_queued": run.chain.queued if run.chain else None, "chain_seconds": run.chain_seconds,
+            "chain_queued": run.chain.queued if run.chain else None, "chain_seconds": run.chain_seconds_left,
             "seconds": run.account.seconds, "step_parts": step_parts(run), "restarts": sum(run.restarts.values()),
             "last_checkpoint": run.checkpoints[-1].step if run.checkpoints else None,
             "slowdowns": {str(rank): ratio for rank, ratio in run.slowdowns.items()},

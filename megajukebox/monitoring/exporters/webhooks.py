@@ -12,9 +12,10 @@ from urllib.parse import urlsplit
 from megajukebox.common.redaction import redact, redacted
 from megajukebox.monitoring.alerts import diagnose
 from megajukebox.monitoring.collect.run_state import RunState
+from megajukebox.records.events import BadSampleSkipped, Event, RunResumed, event_record
 
 WAITS = (1.0, 4.0, 15.0)  # seconds before the second, third and fourth try
-TOLD = ("resume", "done", "stop", "diverged", "rewind", "hang", "save_failed", "exclude_node")
+TOLD = ("resume", "done", "stop", "diverged", "rewind", "hang", "save_failed", "node_excluded")
 log = logging.getLogger(__name__)
 
 
@@ -83,20 +84,19 @@ class News:
         return messages
 
     def events(self, run: RunState) -> list[dict[str, object]]:
-        happened = sum(run.counts.values()) - run.counts["skip"] - run.counts["sdc"]
+        happened = sum(run.counts.values()) - run.counts[BadSampleSkipped]
         before = self.seen.get(run.name)
         self.seen[run.name] = happened
         fresh = (
             run.events[-(happened - before) :] if before is not None and happened > before else []
         )
         return [
-            {"run": run.name, **e, "event": kind_of(e)}
+            {"run": run.name, **event_record(e), "event": webhook_name(e)}
             for e in fresh
-            if kind_of(e) in (*TOLD, "restart")
+            if e.name in TOLD
         ]
 
 
-def kind_of(event: dict[str, object]) -> str:
-    """A resume is a restart to whoever is woken by it."""
-    kind = str(event.get("event"))
-    return "restart" if kind == "resume" else kind
+def webhook_name(event: Event) -> str:
+    """A resume is a restart to the person whom it wakes."""
+    return "restart" if isinstance(event, RunResumed) else event.name

@@ -2,7 +2,15 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
+from megajukebox.records.events import (
+    NO_CHECKPOINT,
+    AlertRaised,
+    CheckpointRejected,
+    RunResumed,
+    RunStarted,
+)
 from megajukebox.training import checkpoint
 from megajukebox.training.engines import collectives
 from megajukebox.training.engines.zero import ZeroEngine
@@ -15,20 +23,18 @@ def resume(run: RunContext, task: Task, engine: ZeroEngine) -> int:
 
     Raises ValueError where there are checkpoints and none is whole.
     """
-    with run.watchdog.phase("load"):
+    with run.watchdog.phase("checkpoint_load"):
         folder = newest(run)
         if folder is None:
-            run.log.event(
-                "start", 0, ranks=run.ranks, generation=run.fencing_token.number, **slurm_facts()
-            )
+            run.log.event(RunStarted(step=0, **start_facts(run)))
             return 0
         state = checkpoint.read_state(folder)
         task.check_state(state["stream"])
         engine.load(folder, run.watchdog.keep_alive)
         engine.stability.restore(state.get("stability", {}))
         run.log.forget_after(state["step"])
-        facts = {"ranks": run.ranks, "generation": run.fencing_token.number, **slurm_facts()}
-        run.log.event("resume", state["step"], checkpoint=folder.name, **facts)
+        resumed = RunResumed(step=state["step"], checkpoint=folder.name, **start_facts(run))
+        run.log.event(resumed)
     return state["step"]
 
 
@@ -41,23 +47,22 @@ def newest(run: RunContext) -> Path | None:
         if wrong is None:
             return folder
         rejected.append(f"{folder.name}: {wrong}")
-        run.log.event("reject", reason=rejected[-1])
+        run.log.event(CheckpointRejected(reason=rejected[-1]))
     try:
         checkpoint.refuse_restart_from_scratch(run.folder, rejected)
     except ValueError as error:
-        run.end.kind = "no_checkpoint"
-        run.log.event("alert", reason=str(error))
+        run.end.exit_class = "no_checkpoint"
+        run.log.event(AlertRaised(kind=NO_CHECKPOINT, reason=str(error)))
         raise
     return None
 
 
-def slurm_facts() -> dict[str, str]:
-    """The job and nodes of this start, where SLURM tells."""
-    names = {
-        "job": "SLURM_JOB_ID",
-        "nodes": "SLURM_STEP_NODELIST",
-        "restarts": "SLURM_RESTART_COUNT",
-    }
+def start_facts(run: RunContext) -> dict[str, Any]:
+    """Fields of AttemptStarted: ranks and generation; job and nodes only under SLURM."""
     return {
-        name: os.environ[variable] for name, variable in names.items() if variable in os.environ
+        "ranks": run.ranks,
+        "generation": run.fencing_token.number,
+        "job": os.environ.get("SLURM_JOB_ID"),
+        "nodes": os.environ.get("SLURM_STEP_NODELIST"),
+        "restarts": os.environ.get("SLURM_RESTART_COUNT"),
     }

@@ -15,6 +15,7 @@ from pathlib import Path
 from torch import Tensor
 
 from megajukebox.common.model_files import FACTS, WEIGHTS, PendingTensor, save_weights
+from megajukebox.records.events import CheckpointSaved, SaveFailed
 from megajukebox.training import checkpoint
 from megajukebox.training.engines import collectives
 from megajukebox.training.engines.zero import ZeroEngine
@@ -59,7 +60,7 @@ class CheckpointSaver:
         export = step > self.exported and (export or self._export_is_due(step))
         if step <= self.saved and not export:
             return
-        with self.run.watchdog.phase("save"):
+        with self.run.watchdog.phase("checkpoint_save"):
             begun = self.begun = PendingSave(step)
             if step > self.saved:
                 self._write(begun, export)
@@ -72,18 +73,19 @@ class CheckpointSaver:
         if self.begun is None:
             return True
         begun, self.begun, again = self.begun, None, time.perf_counter()
-        with self.run.watchdog.phase("save"):
+        with self.run.watchdog.phase("checkpoint_save"):
             failure = (self._seal(begun, begun.written) if begun.written else None) or begun.failure
         now = time.perf_counter()
-        told = {
-            "seconds": round(now - begun.started, 3),
-            "stall_seconds": round(begun.stall + now - again, 3),
-        }
-        told |= {"exported": self.exported}
+        event = CheckpointSaved(
+            step=begun.step,
+            seconds=round(now - begun.started, 3),
+            stall_seconds=round(begun.stall + now - again, 3),
+            exported=self.exported,
+        )
         if failure:
-            self.run.log.event("save_failed", begun.step, reason=failure, **told)
+            self.run.log.event(SaveFailed(**vars(event) | {"reason": failure}))
             return False
-        self.run.log.event("save", begun.step, **told)
+        self.run.log.event(event)
         self.saved = begun.step
         return True
 

@@ -25,7 +25,7 @@ from megajukebox.training.engines.master_weights import MasterWeights
 from megajukebox.training.engines.model_init import fill, recompute_activations, zero_stage
 from megajukebox.training.engines.tensor_hash import hashed
 from megajukebox.training.engines.universal_checkpoint import ALLOWED, SavedLayout
-from megajukebox.training.spike_detection import SpikeDetector, SpikeSettings
+from megajukebox.training.spike_detection import SkipReason, SpikeDetector, SpikeSettings
 
 
 def _fill(parameters: list[nn.Parameter], values: list[Tensor]) -> None:
@@ -41,7 +41,7 @@ class ZeroEngine:
     """A model under ZeRO-0..3: the loop sees only steps and numbers."""
 
     stages = 1  # of a pipeline
-    reason: str | None = None  # why the last step was skipped
+    reason: SkipReason | None = None  # why the last step was skipped
     is_pipeline = False
 
     def __init__(
@@ -182,8 +182,8 @@ class ZeroEngine:
             group["lr"] = peak * rate
 
     def _finished(self, averages: dict[str, float], rate: float) -> dict[str, float]:
-        facts = {"gradient_norm": self._global_norm(), "learning_rate": self.peak_rates[0] * rate}
-        return averages | facts | {"skipped": float(self.reason is not None)} | self._scaling()
+        facts = {"grad_norm": self._global_norm(), "learning_rate": self.peak_rates[0] * rate}
+        return averages | facts | {"step_skipped": float(self.reason is not None)} | self._scaling()
 
     def _scaling(self) -> dict[str, float]:
         """The fp16 loss scale, and the steps left out so far because a gradient overflowed."""

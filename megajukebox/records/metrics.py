@@ -1,0 +1,59 @@
+"""Rows of metrics.jsonl: the numbers of one step. Their keys are the names that Prometheus has, where it has them.
+
+{"schema": 2, "step": 10, "time": 1764500000.0, "split": "train", "loss": 5.1, "grad_norm": 0.5, "time_step_seconds": 9.8}
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from megajukebox.records.phases import upgrade_phase
+from megajukebox.records.productive_time import number
+from megajukebox.records.schema import SCHEMA, is_current
+
+TRAIN = "train"
+HELD_OUT = "held_out"
+NOT_METRICS = ("schema", "step", "time", "split")
+VERSION_1 = {
+    "gradient_norm": "grad_norm",
+    "stall_share": "data_wait_ratio",
+    "buffer_fill": "prefetch_fill_ratio",
+    "skipped": "bad_samples",
+}
+
+
+def metrics_row(
+    step: int, time: float, split: str, values: Mapping[str, float]
+) -> dict[str, float | str]:
+    """A row as it is written: `step` optimizer steps are made, `split` is train or held_out."""
+    return {"schema": SCHEMA, "step": step, "time": time, "split": split, **values}
+
+
+def upgrade_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row with the keys of today; one of version 2 is as it was."""
+    return dict(row) if is_current(row) else {upgrade_key(name): row[name] for name in row}
+
+
+def upgrade_key(name: str) -> str:
+    """The name of today of a metric as version 1 logged it."""
+    if name.startswith("skipped_"):
+        return "bad_samples_" + name.removeprefix("skipped_")
+    phase = phase_of(name)
+    return VERSION_1.get(name, name) if phase is None else f"time_{upgrade_phase(phase)}_seconds"
+
+
+def phase_of(key: str) -> str | None:
+    """The phase whose time a metric counts: time_step_seconds -> step."""
+    if key.startswith("time_") and key.endswith("_seconds"):
+        return key.removeprefix("time_").removesuffix("_seconds")
+    return None
+
+
+def phase_seconds(row: Mapping[str, Any]) -> dict[str, float]:
+    """Seconds by phase since the process began, as a row gives them."""
+    found: dict[str, float] = {}
+    for key, value in row.items():
+        phase = phase_of(key)
+        seconds = number(value)
+        if phase is not None and seconds is not None:
+            found[phase] = seconds
+    return found
