@@ -71,7 +71,9 @@ def down(run: RunState) -> str | None:
 def needs_a_person(run: RunState) -> str | None:
     if run.status != "failed":
         return None
-    told = [str(e.reason) for e in (*run.exits, *run.events[-3:]) if e.reason]
+    reasons = [record.reason for record in run.exits]
+    reasons += [event.reason or "" for event in run.events[-3:]]
+    told = [reason for reason in reasons if reason]
     code = f"exit code {run.exit_code}" if run.exit_code == EXIT_FATAL else "training ended"
     return f"{code}: {told[-1] if told else 'see the end of its log'}"
 

@@ -14,7 +14,7 @@ from fixtures.interrupted_runs import ROOT, by_deepspeed, finish, start
 
 from megajukebox.monitoring.alerts import straggler
 from megajukebox.monitoring.collect.run_reader import Runs
-from megajukebox.monitoring.collect.step_breakdown import step_parts
+from megajukebox.monitoring.collect.step_breakdown import describe_step, step_parts
 from megajukebox.monitoring.collect.stragglers import slowdowns
 from megajukebox.records.heartbeat import Heartbeat
 from megajukebox.records.jsonl_tail import read_lines
