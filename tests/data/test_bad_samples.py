@@ -195,7 +195,9 @@ def test_a_run_counts_what_every_rank_skipped_and_names_it(tmp_path: Path) -> No
     shard.write_bytes(damaged)
     train(data, preset, tmp_path / "run", ranks=2)
     named = [
-        event for event in read_lines(tmp_path / "run/events.jsonl") if event["event"] == "bad_sample"
+        event
+        for event in read_lines(tmp_path / "run/events.jsonl")
+        if event["event"] == "bad_sample"
     ]
     assert {event["rank"] for event in named} == {0, 1} and {event["shard"] for event in named} == {
         shard.name

@@ -130,7 +130,10 @@ def test_workers_read_no_further_ahead_than_they_are_told(songs: Path) -> None:
     while stream.report()["prefetch_fill_ratio"] < 1 and time.monotonic() < deadline:
         time.sleep(0.02)
     time.sleep(0.2)
-    assert stream._steps.status.steps_ready() == 4 + 2 * 3 and stream.report()["prefetch_fill_ratio"] == 1.0
+    assert (
+        stream._steps.status.steps_ready() == 4 + 2 * 3
+        and stream.report()["prefetch_fill_ratio"] == 1.0
+    )
     iterator.close()  # type: ignore[attr-defined]
     del iterator
 

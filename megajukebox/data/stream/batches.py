@@ -297,7 +297,11 @@ class Batches:
 
     def report(self) -> dict[str, float]:
         """For the metrics: how full the buffer of read steps is (0..1), where processes fill one."""
-        return {"prefetch_fill_ratio": self._steps.fill()} if self._steps and self.ahead.workers else {}
+        return (
+            {"prefetch_fill_ratio": self._steps.fill()}
+            if self._steps and self.ahead.workers
+            else {}
+        )
 
     def epoch(self) -> float:
         """How many times the training clips have been read before `next_step`."""

@@ -361,4 +361,8 @@ class UnindexedBatches:
         return dict(self.counter.kinds)
 
     def report(self) -> dict[str, float]:
-        return {"prefetch_fill_ratio": self._steps.fill()} if self._steps and self.ahead.workers else {}
+        return (
+            {"prefetch_fill_ratio": self._steps.fill()}
+            if self._steps and self.ahead.workers
+            else {}
+        )
