@@ -23,7 +23,7 @@ import torch
 from megajukebox.common.provenance import made_by
 from megajukebox.records.run_log import RunLog
 from megajukebox.resilience.exit_codes import ExitRecord
-from megajukebox.resilience.watchdog import BEAT, HangTimeouts, Watchdog
+from megajukebox.resilience.watchdog import HEARTBEAT_SECONDS, HangTimeouts, Watchdog
 from megajukebox.training.engines import collectives
 from megajukebox.training.engines.comm_timing import Communication
 
@@ -100,7 +100,10 @@ def main() -> None:
         + parts["every logged step"] / LOG_EVERY
     )
     shares = {
-        name: (a_step * 1e-6 + parts["a heartbeat, on its own thread"] * 1e-6 * seconds / BEAT)
+        name: (
+            a_step * 1e-6
+            + parts["a heartbeat, on its own thread"] * 1e-6 * seconds / HEARTBEAT_SECONDS
+        )
         / seconds
         for name, seconds in STEPS.items()
     }

@@ -36,7 +36,7 @@ from fixtures.tiny_shards import write_codes  # noqa: E402
 
 from megajukebox.common.provenance import commit  # noqa: E402
 from megajukebox.records.jsonl_tail import read_lines  # noqa: E402
-from megajukebox.resilience.restart_policy import NO_PROGRESS, attempts_without_progress  # noqa: E402
+from megajukebox.resilience.restart_policy import MAX_FRUITLESS_ATTEMPTS, attempts_without_progress  # noqa: E402
 from megajukebox.training.checkpoint import candidates  # noqa: E402
 
 STEP = 0.5  # seconds by which a step is made longer
@@ -242,7 +242,11 @@ def strike_until_done(monkey: Monkey, out: Path, chosen: list[str], every: float
             break
         # Three attempts without a new checkpoint call a person, as they should: here nobody comes.
         wait(
-            lambda: (out / "DONE").exists() or attempts_without_progress(out) < NO_PROGRESS - 1, 400
+            lambda: (
+                (out / "DONE").exists()
+                or attempts_without_progress(out) < MAX_FRUITLESS_ATTEMPTS - 1
+            ),
+            400,
         )
         name = order.pop() if order else monkey.dice.choice(chosen)
         at, reached = time.time(), last_step(out)
