@@ -357,7 +357,7 @@ def heard(
     ears: dict[str, Any], requests: list[SongRequest], audio: np.ndarray, rate: int
 ) -> dict[str, str]:
     asked = {"artist": [r.artist for r in requests], "genre": [r.genres[0] for r in requests]}
-    named = {what: ears[what].name(list(audio)) for what in ears}
+    named = {what: ears[what].predict(list(audio)) for what in ears}
     lower = {
         what: sum(a.casefold() == str(b).casefold() for a, b in zip(named[what], asked[what]))
         for what in ears

@@ -19,7 +19,7 @@ need "$RUN/model.json" "the run's first checkpoint"
 [ -e "$RUN/DONE" ] && last=1 || last=                                             # seen before scoring: nothing comes after
 
 options=()
-for source in $AGAINST; do options+=(--against "$source"); done
+for source in $AGAINST; do options+=(--reference "$source"); done
 [ -n "${GATE:-}" ] && options+=(--gate "$GATE")
 srun --ntasks=1 megajukebox evaluate "$RUN" "${options[@]}" --checkpoint newest --out "$RUN/score"
 code=$?

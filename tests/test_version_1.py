@@ -25,6 +25,7 @@ from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.data.stream.batches import Batches
 from megajukebox.data.stream.code_dataset import CodeWindows
 from megajukebox.data.stream.song_dataset import SongClips
+from megajukebox.evaluation.reporting.report import read_report
 from megajukebox.explorer.server import votes
 from megajukebox.records.jsonl_tail import read_lines
 from megajukebox.resilience.restart_policy import MAX_FRUITLESS_ATTEMPTS, attempts_without_progress
@@ -315,12 +316,10 @@ def test_supervision_reads_the_attempts_of_before(stored: Path) -> None:
 def test_a_report_of_before_is_a_gate_for_the_same_runs(here: Path) -> None:
     against = ["--against", "shards/songs", "--against", "shards/codes"]
     megajukebox(here, "score", "runs", *against, "--out", "again", "--gate", "score/report.json")
-    now, before = (
-        json.loads((here / out / "report.json").read_text())["figures"]
-        for out in ("again", "score")
-    )
-    values = {name: figure["value"] for name, figure in before.items()}
-    assert {name: figure["value"] for name, figure in now.items()} == pytest.approx(
+    before = read_report(here / "score" / "report.json")["metrics"]
+    now = read_report(here / "again" / "report.json")["metrics"]
+    values = {name: metric["value"] for name, metric in before.items()}
+    assert {name: metric["value"] for name, metric in now.items()} == pytest.approx(
         values, rel=1e-4, abs=1e-4
     )
 

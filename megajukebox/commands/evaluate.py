@@ -1,16 +1,16 @@
-"""Score a run or samples: is it better, and than what? Figures, intervals, a page of plots, and a gate.
+"""Evaluate a run or samples: metrics with intervals, a page of plots, and a gate against an earlier report.
 
-    megajukebox evaluate runs/tiny/vqvae --against shards/songs                        # reconstructions and codebooks
-    megajukebox evaluate runs/tiny/top_prior --against shards/codes                    # bits per code, lyric alignment
-    megajukebox evaluate runs/tiny --against shards/songs --against shards/codes       # every run of a jukebox
-    megajukebox evaluate samples --against shards/songs --against shards/codes         # what the samples are worth
-    megajukebox evaluate samples_student --against samples_teacher                     # song by song, same requests
-    megajukebox evaluate runs/tiny/vqvae --against shards/songs --gate before/report.json   # exit status 4 if it is worse
-    megajukebox evaluate runs/tiny/top_prior --against shards/codes --checkpoint newest     # beside a training run
-    megajukebox evaluate runs/tiny/top_prior --against shards/codes --checkpoint 400        # as it was at that step
+    megajukebox evaluate runs/tiny/vqvae --reference shards/songs                      # reconstructions and codebooks
+    megajukebox evaluate runs/tiny/top_prior --reference shards/codes                  # bits per code, lyric alignment
+    megajukebox evaluate runs/tiny --reference shards/songs --reference shards/codes   # every run of a jukebox
+    megajukebox evaluate samples --reference shards/songs --reference shards/codes     # adherence, music, memorization
+    megajukebox evaluate samples_student --reference samples_teacher                   # song by song, same requests
+    megajukebox evaluate runs/tiny/vqvae --reference shards/songs --gate before/report.json  # exit code 4 if worse
+    megajukebox evaluate runs/tiny/top_prior --reference shards/codes --checkpoint newest    # while it is training
+    megajukebox evaluate runs/tiny/top_prior --reference shards/codes --checkpoint 400       # as it was at that step
 
-Writes report.json and index.html with its plots into --out. A run's figures are appended to its scores.jsonl.
-docs/evaluation.md defines every figure.
+Writes report.json and index.html with its plots into --out, and appends a run's metrics to its scores.jsonl.
+docs/evaluation.md defines every metric. Needs scipy: pip install 'megajukebox[evaluate]'.
 """
 
 import shutil
@@ -25,153 +25,183 @@ import torch
 import typer
 from rich.console import Console
 
-from megajukebox.common.command_line import run_command
+from megajukebox.common.command_line import renamed_options, run_command
+from megajukebox.common.errors import UserError
 from megajukebox.common.model_files import FACTS, read_facts, save_weights
-from megajukebox.evaluation.evaluate import EvalBudget
+from megajukebox.evaluation.context import EvalBudget, EvalContext
+from megajukebox.evaluation.evaluate import evaluate, report_of
 from megajukebox.evaluation.evaluators.embedding import built_in, load_embedder
+from megajukebox.evaluation.frozen_weights import RUN_FILES
+from megajukebox.evaluation.inputs import References
 from megajukebox.evaluation.reporting.html_report import write_page
 from megajukebox.evaluation.reporting.regression_gate import compare
 from megajukebox.evaluation.reporting.report import (
-    append_scores,
-    is_scored,
+    append_report,
+    is_evaluated,
     read_report,
     write_report,
 )
-from megajukebox.evaluation.reporting.table import show, show_gate
-from megajukebox.evaluation.targets import EvalTarget, Evaluator, open_sources, targets_in
+from megajukebox.evaluation.reporting.table import print_gate, print_report
+from megajukebox.evaluation.targets import EvalTarget, targets_in
 from megajukebox.training.checkpoint import candidates, folder_of
 
-WRITTEN = ("config", "fingerprint", "step")  # of model.json: what save_weights writes itself
-WORSE = 4  # exit status of a gate that found something worse
+STANDARD_FACTS = (
+    "config",
+    "fingerprint",
+    "step",
+)  # of model.json, which save_weights writes itself
+WORSE = 4  # exit code of a gate that found something worse
 
 
+@renamed_options({"--against": "--reference"})
 def main(
-    subject: Annotated[
+    target: Annotated[
         Path, typer.Argument(help="A run, a folder of runs, or a folder of samples.")
     ],
-    against: Annotated[
-        list[str], typer.Option(help="Song shards, code shards, or other samples; may be repeated.")
+    reference: Annotated[
+        list[str],
+        typer.Option(
+            help="Song shards, code shards or other samples to compare with (repeatable)."
+        ),
     ],
-    out: Annotated[Path, typer.Option(help="The folder for report.json and the page.")] = Path(
-        "score"
-    ),
+    out: Annotated[Path, typer.Option(help="Folder for report.json and the page.")] = Path("score"),
     gate: Annotated[
-        Path | None, typer.Option(help="An earlier report.json: exit with 4 if anything is worse.")
+        Path | None,
+        typer.Option(help="Earlier report.json: exit with 4 if any metric is worse."),
     ] = None,
     checkpoint: Annotated[
         str | None,
         typer.Option(
-            help="newest, or a step that the run kept; nothing to do if it was scored before."
+            help="newest, or a step that the run kept; does nothing if it was evaluated before."
         ),
     ] = None,
     songs: Annotated[
-        int, typer.Option(min=1, help="Held-out songs judged, at most.")
+        int, typer.Option(min=1, help="Evaluate at most this many held-out songs.")
     ] = EvalBudget.songs,
     seconds: Annotated[
-        float, typer.Option(min=1, help="Of each song, at most.")
+        float, typer.Option(min=1, help="Evaluate at most this many seconds of each song.")
     ] = EvalBudget.seconds,
     corpus: Annotated[
-        int, typer.Option(min=1, help="Training songs that samples are held against.")
+        int, typer.Option(min=1, help="Compare samples with at most this many training songs.")
     ] = EvalBudget.corpus,
     windows: Annotated[
-        int, typer.Option(min=1, help="Windows of codes judged, of each song.")
+        int, typer.Option(min=1, help="Evaluate at most this many windows of codes of each song.")
     ] = EvalBudget.windows,
     held_out: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="Share of songs held out; default: the run's."),
+        typer.Option(min=0, max=1, help="Fraction of songs held out (default: the run's)."),
     ] = None,
     embedder: Annotated[
         Path | None,
-        typer.Option(help="An .onnx or TorchScript embedder instead of the built-in one."),
+        typer.Option(help="Use an .onnx or TorchScript embedder instead of the built-in one."),
     ] = None,
-    embedder_rate: Annotated[int, typer.Option(help="Hz of the audio that it wants.")] = 16000,
+    embedder_rate: Annotated[
+        int, typer.Option(help="Sample rate of the embedder's audio in Hz.")
+    ] = 16000,
     embedder_seconds: Annotated[
-        float, typer.Option(help="Seconds of audio that it wants at once.")
+        float, typer.Option(help="Seconds of audio that the embedder gets at once.")
     ] = 4.0,
     trust_code: Annotated[
-        bool, typer.Option("--trust-code", help="TorchScript is a program: run it all the same.")
+        bool,
+        typer.Option("--trust-code", help="Run a TorchScript embedder, which is a program."),
     ] = False,
     device: Annotated[
-        str | None, typer.Option(help="cpu or cuda; default: the GPU if there is one.")
+        str | None, typer.Option(help="cpu or cuda (default: the GPU if there is one).")
     ] = None,
 ) -> None:
-    """Score SUBJECT against songs, codes or other samples. Exits with 4 if the gate found something worse."""
+    """Evaluate TARGET against songs, codes or other samples. Exits with 4 if the gate found something worse."""
+    before = read_report(gate) if gate else None
+    embed = built_in()
+    if embedder:
+        embed = load_embedder(embedder, embedder_rate, embedder_seconds, trust_code)
+    context = EvalContext(
+        References.open(reference),
+        EvalBudget(songs, seconds, corpus, windows),
+        held_out,
+        embed,
+        torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")),
+    )
+    with at_checkpoint(target, checkpoint) as weights:
+        if weights != target:
+            context.notes.append(
+                f"{target}: weights of its checkpoint {checkpoint}, without any moving average"
+            )
+        targets = targets_in(weights)
+        if checkpoint:
+            targets = [one for one in targets if not evaluated_before(one, target, context)]
+        if not targets:
+            print(f"{target}: these weights were evaluated before; nothing to do")
+            return
+        metrics = []
+        for one in targets:
+            own_metrics = evaluate(one, context)
+            metrics += own_metrics
+            run = target if weights != target else one.run
+            if run:
+                append_report(run, report_of([one], own_metrics, context))
+    if weights != target:
+        targets = [replace(one, path=target) for one in targets]
+    report = report_of(targets, metrics, context)
+    write_report(out / "report.json", report)
+    changes = compare(report, before) if before else []
     console = Console()
-    try:
-        before = read_report(gate) if gate else None
-        judge = Evaluator(
-            open_sources(against), EvalBudget(songs, seconds, corpus, windows), held_out,
-            load_embedder(embedder, embedder_rate, embedder_seconds, trust_code) if embedder else built_in(),
-            torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")), say=console.print,
-        )  # fmt: skip
-        with of_checkpoint(subject, checkpoint) as weights:
-            found = targets_in(weights)
-            if weights != subject:
-                judge.notes.append(
-                    f"{subject}: weights of its checkpoint {checkpoint}, without any moving average"
-                )
-            if checkpoint:
-                found = [one for one in found if not scored_before(one, judge, subject)]
-            if not found:
-                print(f"{subject}: these weights were scored before; nothing to do")
-                return
-            scores = []
-            for one in found:
-                scores += (of_one := judge.scores(one))
-                if one.run:
-                    append_scores(
-                        subject if weights != subject else one.run, judge.report([one], of_one)
-                    )
-        if weights != subject:
-            found = [replace(one, path=subject) for one in found]
-        report = judge.report(found, scores)
-        write_report(out / "report.json", report)
-        changes = compare(report, before) if before else []
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"score: {error}") from error
-    show(report, console)
+    print_report(report, console)
     print(write_page(out, report))
-    if before and show_gate(changes, console):
+    if before and print_gate(changes, console):
         raise SystemExit(WORSE)
 
 
-def scored_before(one: EvalTarget, judge: Evaluator, asked: Path) -> bool:
-    run = one.run if one.path.is_relative_to(asked) else asked
-    return run is not None and is_scored(run, one.weights, judge.fingerprints(), judge.settings())
+def evaluated_before(one: EvalTarget, target: Path, context: EvalContext) -> bool:
+    """Whether the run's scores.jsonl has these weights, references and settings."""
+    run = one.run if one.path.is_relative_to(target) else target
+    fingerprints = [reference["fingerprint"] for reference in context.references.describe()]
+    return run is not None and is_evaluated(run, one.weights, fingerprints, context.settings())
 
 
 @contextmanager
-def of_checkpoint(run: Path, asked: str | None) -> Iterator[Path]:
-    """The folder to score: `run` itself, or a passing one beside it with the weights as they were at a step."""
-    if asked in (None, "newest"):
+def at_checkpoint(run: Path, checkpoint: str | None) -> Iterator[Path]:
+    """The folder to evaluate: `run` itself for None and "newest", else a temporary one with the weights of a step.
+
+    Raises:
+        UserError: the run kept no checkpoint of that step, or is not of a VQ-VAE or a prior.
+    """
+    if checkpoint in (None, "newest"):
         yield run
         return
-    if not asked.isdecimal():
-        raise ValueError(
-            f"checkpoint {asked!r} is neither newest nor a step; it is a number, like 400"
+    checkpoint_folder = kept_checkpoint(run, checkpoint)
+    from megajukebox.training.finetune import read_base  # imports DeepSpeed, which is slow
+
+    base = read_base(checkpoint_folder)
+    facts = {key: value for key, value in base.facts.items() if key not in STANDARD_FACTS}
+    kind = facts.pop("kind")
+    with TemporaryDirectory(prefix="scoring-", dir=run.parent) as name:
+        folder = Path(name) / run.name
+        folder.mkdir()
+        for path in run.iterdir():
+            if path.suffix in RUN_FILES and path.name != FACTS:
+                shutil.copyfile(path, folder / path.name)
+        save_weights(folder, kind, base.config, base.weights, base.facts["step"], **facts)
+        yield folder
+
+
+def kept_checkpoint(run: Path, step: str) -> Path:
+    """The folder of the run's checkpoint of a step. UserError if there is none."""
+    if not step.isdecimal():
+        raise UserError(
+            f"checkpoint {step!r} is neither newest nor a step; give a number, like 400"
         )
     if not (run / FACTS).is_file() or read_facts(run)["kind"] not in ("vqvae", "prior"):
-        raise ValueError(
-            f"--checkpoint {asked} is of one run of a VQ-VAE or a prior, which {run} is not"
+        raise UserError(
+            f"--checkpoint {step} is for one run of a VQ-VAE or a prior, which {run} is not"
         )
     kept = [path.name for path in candidates(run)]
-    folder = folder_of(run, int(asked))
+    folder = folder_of(run, int(step))
     if folder.name not in kept:
-        there = ", ".join(str(int(name.removeprefix("step-"))) for name in kept) or "none"
-        raise ValueError(f"{run} kept no checkpoint of step {asked}; it has {there}")
-    from megajukebox.training.finetune import read_base  # DeepSpeed: only for those who ask
-
-    with TemporaryDirectory(prefix="scoring-", dir=run.parent) as name:
-        place, base = Path(name) / run.name, read_base(folder)
-        place.mkdir()
-        for path in run.iterdir():
-            if path.suffix in (".json", ".yaml", ".model") and path.name != FACTS:
-                shutil.copyfile(path, place / path.name)
-        passing = {key: value for key, value in base.facts.items() if key not in WRITTEN}
-        save_weights(
-            place, passing.pop("kind"), base.config, base.weights, base.facts["step"], **passing
+        steps = [str(int(name.removeprefix("step-"))) for name in kept]
+        raise UserError(
+            f"{run} kept no checkpoint of step {step}; it has {', '.join(steps) or 'none'}"
         )
-        yield place
+    return folder
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from megajukebox.distillation.divergence import (
     student_bits,
     teacher_log_p,
 )
-from megajukebox.distillation.teacher_sampling import placed
+from megajukebox.distillation.teacher_sampling import to_device
 from megajukebox.models.prior import Prior
 from megajukebox.models.student import Student
 
@@ -37,7 +37,7 @@ class DivergenceEvaluator:
         model.eval()
         device = next(self.teacher.parameters()).device
         taught, real = (
-            [placed(batch, device) for batch in some] for some in (self.taught, self.real)
+            [to_device(batch, device) for batch in some] for some in (self.taught, self.real)
         )
         return {
             "kl_forward": together(forward_gap(model, batch) for batch in taught),

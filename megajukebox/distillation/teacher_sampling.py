@@ -99,7 +99,7 @@ def sampled_windows(
     """Some windows of a lesson, sampled together."""
     windows = [told(number) for number in numbers]
     device, config = next(teacher.parameters()).device, teacher.config
-    batch = placed(tensors(stack(windows)), device)
+    batch = to_device(tensors(stack(windows)), device)
     taught = torch.tensor([is_taught(lesson, part, number) for number in numbers], device=device)
     # Noise is keyed by the window's number and part: no two windows of a lesson share it.
     seeds = [(2 * lesson.seed + (part == TRAIN)) * 2**32 + number for number in numbers]
@@ -156,5 +156,7 @@ def joined(one: dict, other: dict) -> dict:
     }
 
 
-def placed(batch: dict, device: torch.device) -> dict:
-    return {n: placed(x, device) if isinstance(x, dict) else x.to(device) for n, x in batch.items()}
+def to_device(batch: dict, device: torch.device) -> dict:
+    return {
+        n: to_device(x, device) if isinstance(x, dict) else x.to(device) for n, x in batch.items()
+    }

@@ -1,52 +1,36 @@
-"""The songs that are judged and those they are judged against: of song shards, code shards, and folders of samples."""
+"""The songs that are evaluated and their references: out of song shards, code shards, and folders of samples."""
 
+import hashlib
 import json
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from megajukebox.common.errors import UserError
 from megajukebox.common.levels import LEVELS
+from megajukebox.common.progress import track
 from megajukebox.conditioning.lrc import TimedWord, parse_lrc
 from megajukebox.data.audio import downmix, facts, read, read_slice
 from megajukebox.data.shards.shard_set import ShardSet
+from megajukebox.data.shards.transports import is_url
 from megajukebox.data.stream.song_dataset import split
 
 Array = np.ndarray
 LABELS = ("artist", "genre", "language")
-TELL_EVERY = 10.0  # seconds between two words of how far it is
-Say = Callable[[str], None]
-
-
-def silent(text: str) -> None:
-    """Nobody listens."""
-
-
-def paced(rows: Sequence[int], say: Say, what: str) -> Iterator[int]:
-    """`rows` of songs; now and then `say` hears how many of them are done, and the seconds that are left."""
-    begun = told = time.monotonic()
-    for done, row in enumerate(rows):
-        now = time.monotonic()
-        if done and now - told >= TELL_EVERY:
-            told = now
-            say(
-                f"{what}: {done} of {len(rows)} songs, {(now - begun) / done * (len(rows) - done):.0f} s left"
-            )
-        yield row
 
 
 @dataclass(frozen=True)
 class EvalSong:
-    """One recording, real or made. Audio is mono float32 [T], full scale 1."""
+    """One recording, real or generated. Audio is mono float32 [T], full scale 1."""
 
     key: str
     audio: Array
     rate: int  # Hz
     labels: Mapping[str, str] = field(default_factory=dict)  # those of LABELS that are known
-    text: str = ""
+    text: str = ""  # lyrics
     words: tuple[TimedWord, ...] = ()  # with times, where they are known
 
     @property
@@ -54,70 +38,70 @@ class EvalSong:
         return len(self.audio) / self.rate
 
 
-def labels_of(said_of: Mapping[str, Any]) -> dict[str, str]:
-    """Artist, genre (the first) and language of a song's JSON or a request, as far as they are said."""
-    genres = said_of.get("genres") or ()
-    first = genres if isinstance(genres, str) else next(iter(genres), None)
-    said = {"artist": said_of.get("artist"), "genre": first, "language": said_of.get("language")}
-    return {name: str(value) for name, value in said.items() if value}
+def labels_of(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """Artist, genre (the first) and language of a song's JSON or a request, those that it has."""
+    genres = metadata.get("genres") or ()
+    genre = genres if isinstance(genres, str) else next(iter(genres), None)
+    labels = {
+        "artist": metadata.get("artist"),
+        "genre": genre,
+        "language": metadata.get("language"),
+    }
+    return {name: str(value) for name, value in labels.items() if value}
 
 
-# ---- Shards
+# ---- Song shards and code shards
 
 
-def rows_of(shards: ShardSet, held_out: bool, share: float, most: int) -> list[int]:
-    """At most `most` rows, evenly spread over the held-out songs (or over the others) of a set."""
-    rows = np.flatnonzero(split(shards.songs["key"], share) == held_out)
-    return spread(rows, most).tolist()
+def select_rows(shards: ShardSet, held_out: bool, fraction: float, limit: int) -> list[int]:
+    """At most `limit` rows, evenly spread over the held-out songs (or over the others) of a set.
+
+    `fraction` of the songs are held out.
+    """
+    rows = np.flatnonzero(split(shards.songs["key"], fraction) == held_out)
+    return evenly_spaced(rows, limit).tolist()
 
 
-def spread(rows: Array, most: int) -> Array:
-    """At most `most` of `rows`, evenly spread: the same ones every time."""
-    return rows if len(rows) <= most else rows[(np.arange(most) * len(rows)) // most]
-
-
-def song_of(shards: ShardSet, row: int, longest: float) -> EvalSong:
-    """One song of song shards, at most its first `longest` seconds. ValueError if it cannot be read."""
-    rate = shards.index["sample_rate"]
-    frames = min(int(shards.songs["frames"][row]), int(longest * rate))
-    with shards.open_member(row, "audio") as file:
-        audio = downmix(read_slice(file, 0, frames, rate))  # type: ignore[arg-type]
-    text, words = lyrics_of(shards, row)
-    return EvalSong(
-        shards.key(row), audio, rate, labels_of(shards.read_facts(row)), text, tuple(words)
-    )
-
-
-def lyrics_of(shards: ShardSet, row: int) -> tuple[str, list[TimedWord]]:
-    return (
-        parse_lrc(shards.read_member(row, "lyrics").decode())
-        if shards.has(row, "lyrics")
-        else ("", [])
-    )
+def evenly_spaced(rows: Array, limit: int) -> Array:
+    """At most `limit` of `rows`, evenly spread: the same ones every time."""
+    return rows if len(rows) <= limit else rows[(np.arange(limit) * len(rows)) // limit]
 
 
 @dataclass
 class EvalSongs:
-    """Songs of shards that can be gone through more than once. What cannot be read is left out, with the reason."""
+    """Songs of shards that can be iterated over more than once. Unreadable ones are left out, with the reason."""
 
     shards: ShardSet
     rows: list[int]
-    longest: float  # seconds of each that are listened to
-    refused: dict[str, str] = field(default_factory=dict)
-    say: Say = silent
+    max_seconds: float  # of each song, from its start
+    refused: dict[str, str] = field(default_factory=dict)  # reason by key
 
     def __iter__(self) -> Iterator[EvalSong]:
-        for row in paced(self.rows, self.say, "listening"):
+        for row in track(self.rows, "reading songs"):
             try:
-                yield song_of(self.shards, row, self.longest)
+                yield self.song(row)
             except ValueError as error:
                 self.refused[self.shards.key(row)] = str(error)
 
     def __len__(self) -> int:
         return len(self.rows)
 
+    def song(self, row: int) -> EvalSong:
+        """One song with its metadata and lyrics. ValueError if it cannot be read."""
+        shards = self.shards
+        rate = shards.index["sample_rate"]
+        frames = min(int(shards.songs["frames"][row]), int(self.max_seconds * rate))
+        with shards.open_member(row, "audio") as file:
+            audio = downmix(read_slice(file, 0, frames, rate))  # type: ignore[arg-type]
+        text = ""
+        words: list[TimedWord] = []
+        if shards.has(row, "lyrics"):
+            text, words = parse_lrc(shards.read_member(row, "lyrics").decode())
+        labels = labels_of(shards.read_facts(row))
+        return EvalSong(shards.key(row), audio, rate, labels, text, tuple(words))
 
-def codes_of(shards: ShardSet, row: int, level: str) -> Array:
+
+def load_codes(shards: ShardSet, row: int, level: str) -> Array:
     """All codes [T] of a song at one level."""
     with shards.open_member(row, level) as file:
         return np.load(file, allow_pickle=False)  # type: ignore[arg-type]
@@ -137,22 +121,21 @@ class EvalSample:
     @property
     def levels(self) -> list[str]:
         """The levels it has audio of, coarsest first."""
-        made = self.record.get("levels", {})
-        return [
-            level
-            for level in LEVELS
-            if isinstance(made.get(level), dict) and made[level].get("audio")
-        ]
+        records = self.record.get("levels", {})
+        levels = []
+        for level in LEVELS:
+            record = records.get(level)
+            if isinstance(record, dict) and record.get("audio"):
+                levels.append(level)
+        return levels
 
     @property
     def seconds(self) -> float:
-        """Length of its finest level, as the file's header has it; 0 without audio."""
-        path = (
-            self.folder / str(self.record["levels"][self.levels[-1]]["audio"])
-            if self.levels
-            else None
-        )
-        return (facts(path).seconds or 0.0) if path is not None and path.is_file() else 0.0
+        """Length of its finest level, from the file's header; 0 without audio."""
+        if not self.levels:
+            return 0.0
+        path = self.folder / str(self.record["levels"][self.levels[-1]]["audio"])
+        return (facts(path).seconds or 0.0) if path.is_file() else 0.0
 
     def song(self, level: str) -> EvalSong:
         """Its audio at one level. ValueError if that cannot be read."""
@@ -163,9 +146,8 @@ class EvalSample:
         audio = downmix(read(self.folder / name, rate))
         request = self.record["request"]
         lrc = self.folder / f"{self.key}.lrc"
-        text, words = parse_lrc(
-            lrc.read_text() if lrc.is_file() else str(request.get("lyrics") or "")
-        )
+        lyrics = lrc.read_text() if lrc.is_file() else str(request.get("lyrics") or "")
+        text, words = parse_lrc(lyrics)
         return EvalSong(self.key, audio, rate, labels_of(request), text, tuple(words))
 
     def codes(self) -> dict[str, Array]:
@@ -178,31 +160,33 @@ class EvalSample:
 
 
 def samples_in(folder: Path) -> list[EvalSample]:
-    """The samples of a folder by name; reconstructions of real songs are none. ValueError if it has none."""
-    found = []
+    """The samples of a folder by name, without reconstructions of real songs.
+
+    Raises:
+        UserError: there are none.
+    """
+    samples = []
     for path in sorted(folder.glob("*.json")):
         record = json.loads(path.read_bytes())
-        made = (
-            isinstance(record, dict)
-            and isinstance(record.get("request"), dict)
-            and "sample_rate" in record
-        )
-        if made and "reconstruction" not in record:
-            found.append(EvalSample(path.stem, folder, record))
-    if not found:
-        raise ValueError(
-            f"{folder} holds no samples; give a folder that `megajukebox sample` wrote"
-        )
-    return found
+        if not isinstance(record, dict) or not isinstance(record.get("request"), dict):
+            continue
+        if "sample_rate" in record and "reconstruction" not in record:
+            samples.append(EvalSample(path.stem, folder, record))
+    if not samples:
+        raise UserError(f"{folder} holds no samples; give a folder that `megajukebox sample` wrote")
+    return samples
 
 
 @dataclass
-class Sampled:
-    """The audio of one level of samples, as songs that can be gone through more than once."""
+class SampledSongs:
+    """The audio of one level of those samples that have it, as songs that can be iterated over more than once."""
 
     samples: list[EvalSample]
     level: str
     refused: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.samples = [sample for sample in self.samples if self.level in sample.levels]
 
     def __iter__(self) -> Iterator[EvalSong]:
         for sample in self.samples:
@@ -213,3 +197,64 @@ class Sampled:
 
     def __len__(self) -> int:
         return len(self.samples)
+
+
+# ---- References
+
+
+@dataclass(frozen=True)
+class References:
+    """What targets are compared with: at most one set of each kind."""
+
+    songs: ShardSet | None = None
+    codes: ShardSet | None = None
+    samples: list[EvalSample] = field(default_factory=list)
+
+    @classmethod
+    def open(cls, sources: Iterable[str]) -> "References":
+        """Open song shards, code shards and folders of samples, each a path or a URL.
+
+        Raises:
+            UserError: two of one kind, or a folder that holds none of them.
+        """
+        by_kind: dict[str, Any] = {}
+        for source in sources:
+            kind = "samples"
+            reference: ShardSet | list[EvalSample]
+            if is_url(source) or (Path(source) / "index.json").is_file():
+                reference = ShardSet(source)
+                kind = reference.index["kind"]
+            else:
+                reference = samples_in(Path(source))
+            if kind in by_kind:
+                raise UserError(f"--reference {source} is a second set of {kind}; give one of each")
+            by_kind[kind] = reference
+        for kind in by_kind.keys() - {"songs", "codes", "samples"}:
+            raise UserError(f"a --reference holds {kind}; give songs, codes or samples")
+        return cls(**by_kind)
+
+    @property
+    def shard_sets(self) -> list[ShardSet]:
+        return [shards for shards in (self.songs, self.codes) if shards]
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Kind, source and fingerprint of each, for the report."""
+        described = []
+        for shards in self.shard_sets:
+            kind = shards.index["kind"]
+            described.append(
+                {"kind": kind, "source": shards.source, "fingerprint": shards.fingerprint}
+            )
+        if self.samples:
+            source = str(self.samples[0].folder)
+            fingerprint = fingerprint_of_samples(self.samples)
+            described.append({"kind": "samples", "source": source, "fingerprint": fingerprint})
+        return described
+
+
+def fingerprint_of_samples(samples: list[EvalSample]) -> str:
+    """Checksum of the samples' records: the same samples have the same one wherever they lie."""
+    digest = hashlib.sha256()
+    for sample in samples:
+        digest.update((sample.folder / f"{sample.key}.json").read_bytes())
+    return digest.hexdigest()

@@ -1,74 +1,82 @@
-"""What judges keep of the songs that a jukebox was trained on: gone through once, nothing of it large."""
+"""Training songs that samples are compared with: read once, kept as a few numbers each; and a set's metrics against them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from megajukebox.evaluation.evaluators.adherence import LabelClassifier, fit_label_classifier
 from megajukebox.evaluation.evaluators.embedding import Embedder
-from megajukebox.evaluation.evaluators.frechet import frechet_score
-from megajukebox.evaluation.evaluators.loudness import sound
+from megajukebox.evaluation.evaluators.frechet import frechet_metric
+from megajukebox.evaluation.evaluators.loudness import sound_metrics
 from megajukebox.evaluation.evaluators.music_features import (
     MusicFeatures,
-    like_the_corpus,
+    corpus_metrics,
     music_features,
 )
 from megajukebox.evaluation.evaluators.repetition import repetition
-from megajukebox.evaluation.inputs import EvalSong, EvalSongs, Sampled
-from megajukebox.evaluation.metrics import MetricValue, mean_scores, under
+from megajukebox.evaluation.inputs import EvalSong, EvalSongs, SampledSongs
+from megajukebox.evaluation.metrics import MetricValue, mean_metrics, prefixed
 
 Array = np.ndarray
 
 
+@dataclass
+class SongFeatures:
+    """Embeddings [N, D] and musical features of some songs, by song."""
+
+    embeddings: dict[str, Array] = field(default_factory=dict)
+    music: dict[str, MusicFeatures] = field(default_factory=dict)
+
+    def add(self, song: EvalSong, seconds: float, embedder: Embedder) -> None:
+        """Tempo and key are those of `seconds` from the middle of the song."""
+        self.embeddings[song.key] = embedder.embed(song)
+        music = music_features(cut_middle(song, seconds))
+        if music is not None:
+            self.music[song.key] = music
+
+
 @dataclass(frozen=True)
 class ReferenceSet:
-    """The training songs as the judges remember them."""
+    """What is kept of the training songs."""
 
     embedder: Embedder
-    embeddings: Mapping[str, Array]  # [N, D] by song
-    heard: Mapping[str, MusicFeatures]
-    listener: LabelClassifier
+    features: SongFeatures
+    classifier: LabelClassifier
 
 
 def fit_reference(songs: EvalSongs, seconds: float, embedder: Embedder) -> ReferenceSet:
-    """The corpus of `songs`; tempo, key and what ears are taught by are those of clips of `seconds`, as of samples."""
-    embeddings, heard = {}, {}
+    """Read the songs; tempo, key and the classifiers' clips are of `seconds`, as long as samples are."""
+    features = SongFeatures()
     for song in songs:
-        embeddings[song.key] = embedder.embed(song)
-        told = music_features(middle(song, seconds))
-        if told is not None:
-            heard[song.key] = told
-    return ReferenceSet(embedder, embeddings, heard, fit_label_classifier(songs, seconds))
+        features.add(song, seconds, embedder)
+    return ReferenceSet(embedder, features, fit_label_classifier(songs, seconds))
 
 
 def evaluate_set(
-    part: str, songs: Sampled | EvalSongs, corpus: ReferenceSet | None, seconds: float
-) -> tuple[list[MetricValue], dict[str, Array]]:
-    """Every figure of a set of songs, under `part`; and the embeddings [N, D] of its songs.
+    part: str, songs: SampledSongs | EvalSongs, reference: ReferenceSet | None, seconds: float
+) -> tuple[list[MetricValue], Mapping[str, Array]]:
+    """Every metric of a set of songs, under `part`; and the embeddings [N, D] of its songs.
 
-    Tempo and key are those of `seconds` from the middle of a song, as long as samples are. Without a corpus only the
-    figures that need none.
+    Tempo and key are those of `seconds` from the middle of a song. Without a reference set only the
+    metrics that need none.
     """
-    rows, embeddings, heard = {}, {}, {}
+    rows: dict[str, dict[str, float]] = {}
+    features = SongFeatures()
     for song in songs:
-        rows[song.key] = {**sound(song.audio, song.rate), **repetition(song)}
-        if corpus:
-            rows[song.key] |= corpus.listener.classify(song)
-            embeddings[song.key] = corpus.embedder.embed(song)
-            told = music_features(middle(song, seconds))
-            if told is not None:
-                heard[song.key] = told
-    scores = list(mean_scores(part, rows))
-    if corpus:
-        distance = frechet_score(embeddings, corpus.embeddings)
-        scores += under(
-            part, [*([distance] if distance else []), *like_the_corpus(heard, corpus.heard)]
-        )
-    return scores, embeddings
+        rows[song.key] = {**sound_metrics(song.audio, song.rate), **repetition(song)}
+        if reference:
+            rows[song.key] |= reference.classifier.classify(song)
+            features.add(song, seconds, reference.embedder)
+    metrics = list(mean_metrics(part, rows))
+    if reference:
+        known = reference.features
+        metrics += prefixed(part, frechet_metric(features.embeddings, known.embeddings))
+        metrics += prefixed(part, corpus_metrics(features.music, known.music))
+    return metrics, features.embeddings
 
 
-def middle(song: EvalSong, seconds: float) -> EvalSong:
+def cut_middle(song: EvalSong, seconds: float) -> EvalSong:
     """The song cut to `seconds` from its middle, without its words, whose times would no longer hold."""
     size = int(seconds * song.rate)
     start = max(0, (len(song.audio) - size) // 2)

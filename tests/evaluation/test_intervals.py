@@ -1,17 +1,19 @@
 """Intervals that hold what they promise, and gates that fail and pass as they should."""
 
+import json
 import sys
+from pathlib import Path
 from statistics import NormalDist
 
 import numpy as np
 import pytest
 
 from megajukebox.common.errors import UserError
-from megajukebox.evaluation.evaluators.codebook import codebook, histogram
-from megajukebox.evaluation.metrics import MetricValue, mean_score, set_score, sum_score
+from megajukebox.evaluation.evaluators.codebook import codebook_metrics, histogram
+from megajukebox.evaluation.metrics import MetricValue, mean_metric, set_metric, sum_metric
 from megajukebox.evaluation.reporting.intervals import bootstrap, difference, t_quantile, wilson
 from megajukebox.evaluation.reporting.regression_gate import compare
-from megajukebox.evaluation.reporting.report import report_of
+from megajukebox.evaluation.reporting.report import build_report, read_report
 
 
 @pytest.mark.parametrize(
@@ -79,21 +81,21 @@ def test_an_interval_depends_on_nothing_but_values_and_name() -> None:
 
 def test_pseudo_values_of_a_mean_are_the_values_themselves() -> None:
     values = {"a": 1.0, "b": 2.0, "c": 6.0}
-    assert set_score("x/snr_db", values, lambda some: float(np.mean(some))).items == pytest.approx(
+    assert set_metric("x/snr_db", values, lambda some: float(np.mean(some))).items == pytest.approx(
         values
     )
 
 
 def test_two_ways_to_leave_one_song_out_agree() -> None:
     songs = {f"{n}": np.random.default_rng(n).random(5) for n in range(7)}
-    one = sum_score("x/usage", songs, lambda total: float((total**2).sum()))
-    other = set_score("x/usage", songs, lambda some: float((np.sum(some, axis=0) ** 2).sum()))
+    one = sum_metric("x/usage", songs, lambda total: float((total**2).sum()))
+    other = set_metric("x/usage", songs, lambda some: float((np.sum(some, axis=0) ** 2).sum()))
     assert one.items == pytest.approx(other.items) and one.value == pytest.approx(other.value)
 
 
 def test_perplexity_of_equally_likely_codes_is_their_number() -> None:
     counts = {f"{n}": histogram(np.arange(64), 128) for n in range(4)}
-    found = {score.name: score.value for score in codebook(counts)}
+    found = {metric.name: metric.value for metric in codebook_metrics(counts)}
     assert found == {
         "usage": 0.5,
         "perplexity": pytest.approx(64),
@@ -108,12 +110,17 @@ LABELS = {f"song{n}": {"artist": f"artist {n % 2}", "genre": "folk"} for n in ra
 
 def report(snr: np.ndarray, bits: np.ndarray | None = None, against: str = "corpus") -> dict:
     keys = list(LABELS)
-    scores = [mean_score("reconstruction/top/snr_db", dict(zip(keys, snr.tolist())))]
+    metrics = [mean_metric("reconstruction/top/snr_db", dict(zip(keys, snr.tolist())))]
     if bits is not None:
-        scores.append(mean_score("bits/top/bits_per_code", dict(zip(keys, bits.tolist()))))
-    subject = {"kind": "vqvae", "level": None, "step": 1, "weights": "w"}
-    facts = {"subject": subject, "against": [{"fingerprint": against}], "settings": {}, "time": 0.0}
-    return report_of(scores, LABELS, facts)
+        metrics.append(mean_metric("bits/top/bits_per_code", dict(zip(keys, bits.tolist()))))
+    target = {"kind": "vqvae", "level": None, "step": 1, "weights": "w"}
+    facts = {
+        "target": target,
+        "references": [{"fingerprint": against}],
+        "settings": {},
+        "time": 0.0,
+    }
+    return build_report(metrics, LABELS, facts)
 
 
 RNG = np.random.default_rng(5)
@@ -174,12 +181,61 @@ def test_reports_of_different_things_are_not_compared() -> None:
 
 
 def test_slices_are_of_labels_that_some_songs_share_and_others_do_not() -> None:
-    slices = report(SNR)["figures"]["reconstruction/top/snr_db"]["slices"]
+    slices = report(SNR)["metrics"]["reconstruction/top/snr_db"]["slices"]
     assert list(slices) == ["artist=artist 0", "artist=artist 1"]
     assert slices["artist=artist 0"]["value"] == pytest.approx(SNR[::2].mean())
     assert slices["artist=artist 0"]["low"] < SNR[::2].mean() < slices["artist=artist 0"]["high"]
 
 
-def test_a_figure_without_a_number_is_null_in_the_report() -> None:
-    figure = report_of([MetricValue("x/frechet", float("nan"))], {}, {})["figures"]["x/frechet"]
-    assert figure["value"] is None and figure["low"] is None
+def test_a_metric_without_a_number_is_null_in_the_report() -> None:
+    metric = build_report([MetricValue("x/frechet", float("nan"))], {}, {})["metrics"]["x/frechet"]
+    assert metric["value"] is None and metric["low"] is None
+
+
+# ---- Reports of version 1
+
+
+def as_version_1(new: dict) -> dict:
+    """A report as versions up to 0.1.0 wrote it."""
+    old = {key: new[key] for key in ("settings", "time", "songs")}
+    metrics = {}
+    for name, metric in new["metrics"].items():
+        metrics[name.replace("_accuracy", "_heard").replace("paired/", "beside/")] = metric
+    return {
+        "version": 1,
+        "subject": new["target"],
+        "against": new["references"],
+        "figures": metrics,
+        **old,
+    }
+
+
+def test_a_report_of_version_1_is_compared_with_a_new_one(tmp_path: Path) -> None:
+    right = dict.fromkeys(LABELS, 1.0)
+    wrong = dict.fromkeys(LABELS, 0.0)
+
+    def both(accuracy: dict[str, float], shift: float) -> dict:
+        snr = report(SNR + shift)
+        metrics = [
+            mean_metric("samples/top/artist_accuracy", accuracy),
+            mean_metric("paired/top/tempo_agreement", accuracy),
+        ]
+        snr["metrics"] |= build_report(metrics, LABELS, {})["metrics"]
+        return snr
+
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps(as_version_1(both(right, 0))))
+    old = read_report(path)
+    assert old["schema"] == 2 and "samples/top/artist_accuracy" in old["metrics"]
+    assert not worse(both(right, 0), old)
+    names = worse(both(wrong, -1), old)
+    assert "reconstruction/top/snr_db" in names
+    assert "samples/top/artist_accuracy" in names and "paired/top/tempo_agreement" in names
+
+
+def test_a_report_of_another_version_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    for text in ("[]", json.dumps({"schema": 7, "metrics": {}}), "{"):
+        path.write_text(text)
+        with pytest.raises(UserError, match=r"report\.json"):
+            read_report(path)

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from megajukebox.evaluation.evaluators.memorization import (
-    clip_scores,
+    clip_metrics,
+    cut_into_pieces,
     longest_shared,
-    passage_scores,
-    pieces,
+    passage_metrics,
     without_repeats,
 )
 
@@ -68,7 +68,7 @@ def test_a_sample_that_copies_is_suspicious_and_others_are_not() -> None:
     held_out = {f"real{n}": codes(100 + n) for n in range(10)}
     samples = {f"sample{n}": codes(200 + n, 400) for n in range(5)}
     samples["copy"] = corpus[3][100:500]
-    found = {score.name: score for score in passage_scores(samples, held_out, corpus)}
+    found = {score.name: score for score in passage_metrics(samples, held_out, corpus)}
     assert found["suspicious"].items == {key: float(key == "copy") for key in samples}
     assert found["shared_codes"].items["copy"] == len(without_repeats(samples["copy"]))
 
@@ -78,11 +78,11 @@ def test_a_clip_that_is_a_training_clip_is_suspicious() -> None:
     held_out = {f"real{n}": RNG.standard_normal((40, 8)) for n in range(20)}
     samples = {f"sample{n}": RNG.standard_normal((4, 8)) for n in range(5)}
     samples["copy"] = np.concatenate([RNG.standard_normal((3, 8)), corpus["song7"][11:12] + 1e-3])
-    found = {score.name: score for score in clip_scores(samples, held_out, corpus)}
+    found = {score.name: score for score in clip_metrics(samples, held_out, corpus)}
     assert found["suspicious"].items["copy"] == 1 and found["suspicious"].value <= 2 / 6
     assert found["nearest"].items["copy"] < 0.01
 
 
 def test_held_out_songs_are_cut_to_the_length_of_samples() -> None:
-    cut = pieces({"long": np.arange(10), "short": np.arange(3)}, 4)
+    cut = cut_into_pieces({"long": np.arange(10), "short": np.arange(3)}, 4)
     assert {key: len(x) for key, x in cut.items()} == {"long/0": 4, "long/1": 4, "short/0": 3}

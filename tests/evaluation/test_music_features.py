@@ -1,4 +1,4 @@
-"""Tempo, key, chroma and returning sections, planted in sound and found again."""
+"""Tempo, key, chroma and returning sections_of, planted in sound and found again."""
 
 import numpy as np
 import pytest
@@ -8,12 +8,12 @@ from megajukebox.evaluation.audio_features import chroma
 from megajukebox.evaluation.evaluators.music_features import (
     MusicFeatures,
     agreement,
+    corpus_metrics,
     key,
     key_score,
-    like_the_corpus,
     tempo_distance,
 )
-from megajukebox.evaluation.evaluators.repetition import repetition, sections
+from megajukebox.evaluation.evaluators.repetition import repetition, sections_of
 from megajukebox.evaluation.inputs import EvalSong
 
 RATE = 12000
@@ -111,8 +111,8 @@ def test_songs_of_the_wrong_tempo_and_scale_for_their_genre_are_told() -> None:
     corpus |= {f"dub{n}": heard(70 + n, "dub", n, chromatic) for n in range(6)}
     right = {f"s{n}": heard(92 + n, "folk", 3 * n, pentatonic) for n in range(3)}
     wrong = {f"s{n}": heard(130, "folk", n, chromatic) for n in range(3)}
-    good = {score.name: score.value for score in like_the_corpus(right, corpus)}
-    bad = {score.name: score.value for score in like_the_corpus(wrong, corpus)}
+    good = {score.name: score.value for score in corpus_metrics(right, corpus)}
+    bad = {score.name: score.value for score in corpus_metrics(wrong, corpus)}
     assert good["tempo_of_genre"] == 1 and bad["tempo_of_genre"] == 0
     assert good["scale_of_genre"] > 0.5 and bad["scale_of_genre"] < -0.5
     assert good["tempo_distance"] < bad["tempo_distance"]
@@ -149,7 +149,7 @@ def test_marked_sections_are_used_where_there_are_any() -> None:
         for time, mark in zip(("0.0", "0.5", "2.0", "2.5", "4.0", "6.0"), marks)
     )
     song = sung(lrc, ONE, OTHER, ONE, OTHER)
-    names = [(section.name, section.start, section.end) for section in sections(song)]
+    names = [(section.name, section.start, section.end) for section in sections_of(song)]
     assert names == [("verse", 0, 2), ("chorus", 2, 4), ("verse", 4, 6), ("chorus", 6, 8)]
     assert repetition(song)["repetition"] > 0.4
 

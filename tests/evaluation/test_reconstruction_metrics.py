@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from megajukebox.evaluation.evaluators.reconstruction import bands, by_band, fidelity, si_sdr, snr
+from megajukebox.evaluation.evaluators.reconstruction import (
+    fidelity,
+    fidelity_by_band,
+    octave_bands,
+    si_sdr,
+    snr,
+)
 
 RATE = 11025
 
@@ -62,7 +68,7 @@ def test_twice_the_volume_is_six_decibels_of_mel_distance() -> None:
 def test_an_error_in_one_band_is_seen_in_that_band_alone() -> None:
     x = noise(0)
     error = within(noise(1), 1100, 1900)
-    found = by_band(x, x + error, RATE)
+    found = fidelity_by_band(x, x + error, RATE)
     signal, wrong = within(x, 1000, 2000), error
     planted = 10 * np.log10((signal @ signal) / (wrong @ wrong))
     assert found["band_01000_02000"]["snr_db"] == pytest.approx(planted, abs=0.3)
@@ -70,8 +76,8 @@ def test_an_error_in_one_band_is_seen_in_that_band_alone() -> None:
 
 
 def test_bands_are_octaves_up_to_half_the_rate() -> None:
-    assert bands(11025)[0] == (0, 125) and bands(11025)[-1] == (4000, 5512)
-    assert bands(44100)[-1] == (8000, 16000)
+    assert octave_bands(11025)[0] == (0, 125) and octave_bands(11025)[-1] == (4000, 5512)
+    assert octave_bands(44100)[-1] == (8000, 16000)
 
 
 def test_a_song_of_a_tenth_of_a_second_is_measured_too() -> None:

@@ -6,18 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
-import typer
 from fixtures.tiny_runs import codes_and_preset, losses, train, write_ds_config
 from typer.testing import CliRunner
 
-from megajukebox.commands.evaluate import main as score_main
+from megajukebox.commands.evaluate import main as evaluate_main
+from megajukebox.common.command_line import command_app
 from megajukebox.common.files import write_atomic
 from megajukebox.common.model_files import load_weights
 from megajukebox.conditioning.vocabulary import VOCABULARIES
 from megajukebox.training.engines.universal_checkpoint import weights_of
 
-app = typer.Typer()
-app.command()(score_main)
+app = command_app(evaluate_main, "evaluate")
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("finetune")]
 
@@ -87,26 +86,25 @@ def test_a_kept_checkpoint_is_scored_as_the_run_was_at_that_step(little, base, t
             "--out",
             str(tmp_path / "out"),
         ]
-        done = CliRunner().invoke(app, [str(run), "--against", str(codes), *settings, *more])
+        done = CliRunner().invoke(app, [str(run), "--reference", str(codes), *settings, *more])
         return done.output, json.loads(
             (tmp_path / "out" / "report.json").read_text()
         ) if not done.exit_code else {}
 
     kept, exported = score("--checkpoint", "4")[1], score()[1]
     name = "bits/top/bits_per_code"
-    assert kept["figures"][name]["value"] == pytest.approx(
-        exported["figures"][name]["value"], abs=1e-6
+    assert kept["metrics"][name]["value"] == pytest.approx(
+        exported["metrics"][name]["value"], abs=1e-6
     )
     assert (
-        kept["subject"]["weights"] == exported["subject"]["weights"]
-        and kept["subject"]["step"] == 4
+        kept["target"]["weights"] == exported["target"]["weights"] and kept["target"]["step"] == 4
     )
-    assert kept["subject"]["path"] == str(run) and "checkpoint 4" in kept["notes"][-1]
+    assert kept["target"]["path"] == str(run) and "checkpoint 4" in kept["notes"][-1]
     assert [
         json.loads(line)["step"] for line in (run / "scores.jsonl").read_text().splitlines()
     ] == [4, 4]
     assert (
-        "scored before" in score("--checkpoint", "4")[0]
+        "evaluated before" in score("--checkpoint", "4")[0]
         and "it has 4" in score("--checkpoint", "3")[0]
     )
     assert [path.name for path in run.parent.iterdir()] == ["top_prior"], "nothing is left behind"

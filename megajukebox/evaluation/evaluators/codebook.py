@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from megajukebox.evaluation.metrics import MetricValue, sum_score
+from megajukebox.evaluation.metrics import MetricValue, sum_metric
 
 Array = np.ndarray
 
@@ -15,15 +15,15 @@ def histogram(codes: Array, size: int) -> Array:
     return np.bincount(codes.ravel(), minlength=size).astype(np.float64)
 
 
-def codebook(counts: Mapping[str, Array]) -> Iterator[MetricValue]:
-    """Scores of the histograms [K] of some songs, all together."""
+def codebook_metrics(counts: Mapping[str, Array]) -> Iterator[MetricValue]:
+    """Metrics of the songs' histograms [K], all songs together."""
     if counts:
-        yield sum_score("usage", counts, lambda total: float((total > 0).mean()))
-        yield sum_score("perplexity", counts, lambda total: 2 ** entropy(total))
-        yield sum_score("entropy_bits", counts, entropy)
+        yield sum_metric("usage", counts, lambda total: float((total > 0).mean()))
+        yield sum_metric("perplexity", counts, lambda total: 2 ** entropy(total))
+        yield sum_metric("entropy_bits", counts, entropy)
 
 
 def entropy(counts_K: Array) -> float:
-    """Bits."""
-    share = counts_K[counts_K > 0] / counts_K.sum()
-    return float(-(share * np.log2(share)).sum())
+    """Entropy of a histogram in bits."""
+    ratio = counts_K[counts_K > 0] / counts_K.sum()
+    return float(-(ratio * np.log2(ratio)).sum())

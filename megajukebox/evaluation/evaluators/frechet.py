@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from megajukebox.evaluation.metrics import MetricValue, sum_score
+from megajukebox.evaluation.metrics import MetricValue, sum_metric
 
 Array = np.ndarray
 
@@ -25,35 +25,29 @@ def gaussian(sums: Array) -> tuple[Array, Array]:
 
 def frechet(mean: Array, covariance: Array, other_mean: Array, other_covariance: Array) -> float:
     """|m - n|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2), the squared 2-Wasserstein distance of two Gaussians."""
-    root = square_root(covariance)
+    values, vectors = np.linalg.eigh(covariance)
+    root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
     cross = np.linalg.eigvalsh(root @ other_covariance @ root)
-    apart = float((mean - other_mean) @ (mean - other_mean))
-    spread = (
-        np.trace(covariance) + np.trace(other_covariance) - 2 * np.sqrt(np.maximum(cross, 0)).sum()
-    )
-    return max(0.0, apart + float(spread))  # rounding can leave a little less than nothing
+    means = float((mean - other_mean) @ (mean - other_mean))
+    traces = np.trace(covariance) + np.trace(other_covariance)
+    spread = float(traces - 2 * np.sqrt(np.maximum(cross, 0)).sum())
+    return max(0.0, means + spread)  # rounding can leave a little less than nothing
 
 
-def square_root(symmetric: Array) -> Array:
-    values, vectors = np.linalg.eigh(symmetric)
-    return (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
+def frechet_metric(songs: Mapping[str, Array], corpus: Mapping[str, Array]) -> list[MetricValue]:
+    """Compare the embeddings [N, D] of some songs with the corpus's; nothing if either has fewer than two windows.
 
-
-def frechet_score(songs: Mapping[str, Array], corpus: Mapping[str, Array]) -> MetricValue | None:
-    """Of the embeddings [N, D] of some songs and of the corpus; None if either has fewer than two windows.
-
-    Every feature is measured in its standard deviations over the corpus, so that none rules by its unit.
+    Every feature is measured in its standard deviations over the corpus, so that no unit dominates.
     """
-    known = np.sum([moments(x) for x in corpus.values() if len(x)], axis=0)
-    some = {name: moments(x) for name, x in songs.items() if len(x)}
-    if (
-        not some
-        or np.ndim(known) == 0
-        or known[0, 0] < 2
-        or sum(m[0, 0] for m in some.values()) < 2
-    ):
-        return None
-    mean, covariance = gaussian(known)
+    corpus_moments = [moments(x_ND) for x_ND in corpus.values() if len(x_ND)]
+    song_moments = {name: moments(x_ND) for name, x_ND in songs.items() if len(x_ND)}
+    if not corpus_moments or not song_moments:
+        return []
+    corpus_sums = np.sum(corpus_moments, axis=0)
+    windows = sum(sums[0, 0] for sums in song_moments.values())
+    if corpus_sums[0, 0] < 2 or windows < 2:
+        return []
+    mean, covariance = gaussian(corpus_sums)
     unit = 1 / np.sqrt(np.maximum(np.diag(covariance), 1e-12))
 
     def distance(sums: Array) -> float:
@@ -61,4 +55,4 @@ def frechet_score(songs: Mapping[str, Array], corpus: Mapping[str, Array]) -> Me
         scaled = unit[:, None] * unit
         return frechet(its_mean * unit, its_covariance * scaled, mean * unit, covariance * scaled)
 
-    return sum_score("frechet", some, distance)
+    return [sum_metric("frechet", song_moments, distance)]

@@ -9,11 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from megajukebox.evaluation.metrics import MetricValue, mean_score
+from megajukebox.evaluation.metrics import MetricValue, mean_metric
 
 Array = np.ndarray
-RARE = 0.01  # share of held-out pieces that may come as close as what counts as suspicious
-MIX = np.uint64(0x9E3779B97F4A7C15)
+RARE = 0.01  # fraction of held-out pieces that may come as close as what counts as suspicious
+MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio, as in Fibonacci hashing
 
 
 # ---- Passages of codes
@@ -21,73 +21,83 @@ MIX = np.uint64(0x9E3779B97F4A7C15)
 
 def without_repeats(codes: Array) -> Array:
     """Codes [T'] of which no two neighbours are equal: a held tone or a silence is one code, however long."""
-    new = np.concatenate([[True], codes[1:] != codes[:-1]]) if len(codes) else np.zeros(0, bool)
+    if not len(codes):
+        return codes.astype(np.uint64)
+    new = np.concatenate([[True], codes[1:] != codes[:-1]])
     return codes[new].astype(np.uint64)
 
 
 def longest_shared(songs: Mapping[str, Array], corpus: Sequence[Array]) -> dict[str, int]:
-    """Codes (repeats not counted) of the longest passage of each song [T] that is found in a song of the corpus.
+    """Length of the longest passage of each song [T] that is in a song of the corpus, repeats not counted.
 
-    Passages are compared by hashes of 64 bits. Their length is doubled while a song has one in common with the corpus,
-    and then made as long as can be.
+    Passages are compared by hashes of 64 bits. Their length is doubled while a song has one in common
+    with the corpus, and then extended as far as possible.
     """
-    found: dict[str, int] = {}
     hashes = {key: without_repeats(codes) for key, codes in songs.items()}
-    known, size = [without_repeats(codes) for codes in corpus], 1
-    found = dict.fromkeys(hashes.keys() - shared(hashes, known), 0)
-    hashes = {key: h for key, h in hashes.items() if key not in found}
+    corpus_hashes = [without_repeats(codes) for codes in corpus]
+    size = 1
+    sharing = songs_with_shared_hash(hashes, corpus_hashes)
+    longest = dict.fromkeys(hashes.keys() - sharing, 0)
+    hashes = {key: hashes[key] for key in hashes if key in sharing}
     while hashes:
-        twice, known_twice = (
-            {key: join(h, size) for key, h in hashes.items()},
-            [join(h, size) for h in known],
-        )
-        longer = shared(twice, known_twice)
-        found |= lengthened({key: h for key, h in hashes.items() if key not in longer}, known, size)
-        hashes, known, size = {key: twice[key] for key in longer}, known_twice, 2 * size
-    return found
+        doubled = {key: join_hashes(some, size) for key, some in hashes.items()}
+        corpus_doubled = [join_hashes(some, size) for some in corpus_hashes]
+        longer = songs_with_shared_hash(doubled, corpus_doubled)
+        ended = {key: some for key, some in hashes.items() if key not in longer}
+        longest |= extend_passages(ended, corpus_hashes, size)
+        hashes = {key: doubled[key] for key in longer}
+        corpus_hashes = corpus_doubled
+        size *= 2
+    return longest
 
 
-def lengthened(hashes: Mapping[str, Array], known: Sequence[Array], size: int) -> dict[str, int]:
+def extend_passages(
+    hashes: Mapping[str, Array], corpus: Sequence[Array], size: int
+) -> dict[str, int]:
     """The longest shared passages of songs that share one of `size` codes (so hashed) and none of twice as many.
 
-    A passage of k codes, size <= k <= 2 size, is known by its first and its last `size` codes, so that any k is hashed
-    in one step, and found by halving.
+    A passage of k codes, size <= k <= 2 size, is known by its first and its last `size` codes, so that any
+    k is hashed in one step, and the longest is found by bisection.
     """
-    lengths, step = dict.fromkeys(hashes, size), size // 2
+    lengths = dict.fromkeys(hashes, size)
+    step = size // 2
     while step:
+        extended: set[str] = set()
         for length in sorted(set(lengths.values())):
             apart = length + step - size
-            some = {key: join(hashes[key], apart) for key in lengths if lengths[key] == length}
-            for key in shared(some, [join(h, apart) for h in known]):
-                lengths[key] = -(
-                    length + step
-                )  # marked, so that this round does not lengthen it again
-        lengths = {key: abs(length) for key, length in lengths.items()}
+            some = {
+                key: join_hashes(hashes[key], apart) for key in lengths if lengths[key] == length
+            }
+            corpus_joined = [join_hashes(one, apart) for one in corpus]
+            extended |= songs_with_shared_hash(some, corpus_joined)
+        for key in extended:
+            lengths[key] += step
         step //= 2
     return lengths
 
 
-def join(hashes: Array, apart: int) -> Array:
-    """Hashes of what two hashed passages `apart` from each other cover together; empty where the song is too short."""
+def join_hashes(hashes: Array, apart: int) -> Array:
+    """Hash what two hashed passages `apart` from each other cover together; empty where the song is too short."""
     if apart == 0:
         return hashes
     if len(hashes) <= apart:
         return hashes[:0]
-    one, other = hashes[:-apart], hashes[apart:]
-    mixed = (one * MIX) ^ (other + (one << np.uint64(7)) + np.uint64(apart))
-    mixed = (mixed ^ (mixed >> np.uint64(31))) * MIX
+    one = hashes[:-apart]
+    other = hashes[apart:]
+    mixed = (one * MULTIPLIER) ^ (other + (one << np.uint64(7)) + np.uint64(apart))
+    mixed = (mixed ^ (mixed >> np.uint64(31))) * MULTIPLIER
     return mixed ^ (mixed >> np.uint64(29))
 
 
-def shared(songs: Mapping[str, Array], corpus: Sequence[Array]) -> set[str]:
+def songs_with_shared_hash(songs: Mapping[str, Array], corpus: Sequence[Array]) -> set[str]:
     """The songs of which a hash occurs in the corpus."""
     wanted = np.unique(np.concatenate([*songs.values(), np.zeros(0, np.uint64)]))
     if not len(wanted):
         return set()
     hit = np.zeros(len(wanted), bool)
     for hashes in corpus:
-        place = np.minimum(np.searchsorted(wanted, hashes), len(wanted) - 1)
-        hit[place[wanted[place] == hashes]] = True
+        index = np.minimum(np.searchsorted(wanted, hashes), len(wanted) - 1)
+        hit[index[wanted[index] == hashes]] = True
     common = wanted[hit]
     return {key for key, hashes in songs.items() if np.isin(hashes, common).any()}
 
@@ -95,69 +105,79 @@ def shared(songs: Mapping[str, Array], corpus: Sequence[Array]) -> set[str]:
 # ---- Clips by their embedding
 
 
-def nearest(songs: Mapping[str, Array], corpus: Array) -> dict[str, Array]:
-    """[N] how far the corpus's nearest window [D] is from each of a song's, in standard deviations a feature."""
-    unit = 1 / np.maximum(corpus.std(axis=0), 1e-6)
-    known = corpus * unit
-    return {
-        key: np.sqrt(squared(x * unit, known).min(axis=1) / x.shape[1])
-        for key, x in songs.items()
-        if len(x)
-    }
+def nearest_distances(songs: Mapping[str, Array], corpus_MD: Array) -> dict[str, Array]:
+    """[N] distance of each of a song's windows to the nearest one of the corpus, in standard deviations a feature."""
+    unit_D = 1 / np.maximum(corpus_MD.std(axis=0), 1e-6)
+    corpus_MD = corpus_MD * unit_D
+    distances = {}
+    for key, x_ND in songs.items():
+        if len(x_ND):
+            nearest_N = squared_distances(x_ND * unit_D, corpus_MD).min(axis=1)
+            distances[key] = np.sqrt(nearest_N / x_ND.shape[1])
+    return distances
 
 
-def squared(x_ND: Array, known_MD: Array) -> Array:
-    """[N, M] squared distances."""
-    return np.maximum((x_ND**2).sum(1)[:, None] + (known_MD**2).sum(1) - 2 * x_ND @ known_MD.T, 0)
+def squared_distances(x_ND: Array, y_MD: Array) -> Array:
+    """[N, M]"""
+    return np.maximum((x_ND**2).sum(1)[:, None] + (y_MD**2).sum(1) - 2 * x_ND @ y_MD.T, 0)
 
 
-# ---- What is suspicious
+# ---- Metrics
 
 
-def pieces(values: Mapping[str, Array], length: int) -> dict[str, Array]:
+def cut_into_pieces(values: Mapping[str, Array], length: int) -> dict[str, Array]:
     """Sequences cut into pieces of `length`, as long as the samples are; shorter ones stay whole."""
-    cut: dict[str, Array] = {}
+    pieces: dict[str, Array] = {}
     for key, x in values.items():
         count = max(1, len(x) // max(length, 1))
-        cut |= {
-            f"{key}/{n}": x[n * length : (n + 1) * length] if count > 1 else x for n in range(count)
-        }
-    return cut
+        if count == 1:
+            pieces[f"{key}/0"] = x
+            continue
+        for n in range(count):
+            pieces[f"{key}/{n}"] = x[n * length : (n + 1) * length]
+    return pieces
 
 
-def passage_scores(
+def passage_metrics(
     songs: Mapping[str, Array], held_out: Mapping[str, Array], corpus: Sequence[Array]
 ) -> Iterator[MetricValue]:
-    """Of codes [T]: the longest shared passages of samples and of held-out pieces, and the share that is suspicious."""
-    real = pieces(held_out, typical([len(codes) for codes in songs.values()]))
-    ours, theirs = longest_shared(songs, corpus), longest_shared(real, corpus)
-    yield mean_score("shared_codes", ours)
-    yield mean_score("held_out/shared_codes", theirs)
-    if theirs:
-        limit = float(np.quantile(list(theirs.values()), 1 - RARE, method="higher"))
+    """Of codes [T]: longest shared passages of samples and of held-out pieces, and the fraction that is suspicious."""
+    pieces = cut_into_pieces(held_out, median_length([len(codes) for codes in songs.values()]))
+    of_samples = longest_shared(songs, corpus)
+    of_held_out = longest_shared(pieces, corpus)
+    yield mean_metric("shared_codes", of_samples)
+    yield mean_metric("held_out/shared_codes", of_held_out)
+    if of_held_out:
+        limit = float(np.quantile(list(of_held_out.values()), 1 - RARE, method="higher"))
         yield MetricValue("limit/shared_codes", limit)
-        yield mean_score("suspicious", {key: float(count > limit) for key, count in ours.items()})
+        suspicious = {key: float(count > limit) for key, count in of_samples.items()}
+        yield mean_metric("suspicious", suspicious)
 
 
-def clip_scores(
+def clip_metrics(
     songs: Mapping[str, Array], held_out: Mapping[str, Array], corpus: Mapping[str, Array]
 ) -> Iterator[MetricValue]:
-    """Of embeddings [N, D]: each song's nearest training window, that of held-out pieces, and who is suspicious."""
-    known = np.concatenate([x for x in corpus.values() if len(x)] or [np.zeros((0, 1))])
-    if not len(known) or not any(len(x) for x in songs.values()):
+    """Of embeddings [N, D]: distance to the nearest training window of samples and of held-out pieces, and the
+    fraction that is suspicious.
+    """
+    corpus_windows = [x_ND for x_ND in corpus.values() if len(x_ND)]
+    lengths = [len(x_ND) for x_ND in songs.values() if len(x_ND)]
+    if not corpus_windows or not lengths:
         return
-    ours = {key: float(x.min()) for key, x in nearest(songs, known).items()}
-    length = typical([len(x) for x in songs.values() if len(x)])
-    theirs = {key: float(x.min()) for key, x in pieces(nearest(held_out, known), length).items()}
-    yield mean_score("nearest", ours)
-    yield mean_score("held_out/nearest", theirs)
-    if theirs:
-        limit = float(np.quantile(list(theirs.values()), RARE, method="lower"))
+    corpus_MD = np.concatenate(corpus_windows)
+    pieces = cut_into_pieces(nearest_distances(held_out, corpus_MD), median_length(lengths))
+    of_samples = {}
+    for key, x_N in nearest_distances(songs, corpus_MD).items():
+        of_samples[key] = float(x_N.min())
+    of_held_out = {key: float(x_N.min()) for key, x_N in pieces.items()}
+    yield mean_metric("nearest", of_samples)
+    yield mean_metric("held_out/nearest", of_held_out)
+    if of_held_out:
+        limit = float(np.quantile(list(of_held_out.values()), RARE, method="lower"))
         yield MetricValue("limit/nearest", limit)
-        yield mean_score(
-            "suspicious", {key: float(distance < limit) for key, distance in ours.items()}
-        )
+        suspicious = {key: float(distance < limit) for key, distance in of_samples.items()}
+        yield mean_metric("suspicious", suspicious)
 
 
-def typical(lengths: Sequence[int]) -> int:
+def median_length(lengths: Sequence[int]) -> int:
     return int(np.median(lengths)) if lengths else 1

@@ -8,49 +8,57 @@ import numpy as np
 
 from megajukebox.evaluation.audio_features import chroma, chromagram, correlation, tempo
 from megajukebox.evaluation.inputs import EvalSong
-from megajukebox.evaluation.metrics import MetricValue, mean_score, set_score
+from megajukebox.evaluation.metrics import MetricValue, mean_metric, set_metric
 
 Array = np.ndarray
-NEAR = 0.04  # share by which two tempi may differ, as in MIREX
-STRETCH = 8.0  # seconds that are taken to be of one tempo
-LEAST_SECONDS = 4.0  # that a tempo or key is told from
-SMOOTH = 5  # frames of a chromagram that count as one moment: half a second
-FEW = 4  # songs of a genre that say what its tempi and scale are
+TEMPO_TOLERANCE = 0.04  # relative difference of two tempi that count as equal, as in MIREX
+OCTAVES = (1 / 3, 0.5, 1, 2, 3)  # multiples of a tempo that count as equal to it
+STRETCH_SECONDS = (
+    8.0  # played by people, a longer stretch has no single tempo (docs/decisions/0028)
+)
+MIN_SECONDS = 4.0  # that a tempo or key is estimated from
+SMOOTH_FRAMES = 5  # of a chromagram that count as one moment: half a second
+MIN_GENRE_SONGS = 4  # from which the tempi and the scale of a genre are estimated
+TEMPO_QUANTILES = (0.05, 0.95)  # the middle nine tenths of a genre's tempi are its range
 # How well each step of the chromatic scale fits a key, as listeners rated it (Krumhansl and Kessler 1982).
 MAJOR = (6.35, 2.23, 3.48, 2.33, 4.38, 4.09, 2.52, 5.19, 2.39, 3.66, 2.29, 2.88)
 MINOR = (6.33, 2.68, 3.52, 5.38, 2.60, 3.53, 2.54, 4.75, 3.98, 2.69, 3.34, 3.17)
-KEYS = np.array([np.roll(profile, tonic) for profile in (MAJOR, MINOR) for tonic in range(12)])
+MAJOR_KEYS = [np.roll(MAJOR, tonic) for tonic in range(12)]
+MINOR_KEYS = [np.roll(MINOR, tonic) for tonic in range(12)]
+KEYS = np.array(MAJOR_KEYS + MINOR_KEYS)
+# MIREX key scores by semitones from the true tonic to the estimated one.
+SAME_MODE_SCORES = {0: 1.0, 5: 0.5, 7: 0.5}  # the same key, a fifth below or above
+PARALLEL_SCORE, RELATIVE_SCORE = 0.2, 0.3
+TO_RELATIVE_MINOR, TO_RELATIVE_MAJOR = 9, 3  # A minor is nine steps above C major
 
 
-def agreement(truth_T: Array, made_T: Array, rate: int) -> Mapping[str, float]:
+def agreement(truth_T: Array, other_T: Array, rate: int) -> Mapping[str, float]:
     """Whether a recording [T] has the tempo, key and harmony of another; nothing for less than 4 s."""
-    length = min(len(truth_T), len(made_T))
-    if length < LEAST_SECONDS * rate:
+    length = min(len(truth_T), len(other_T))
+    if length < MIN_SECONDS * rate:
         return {}
-    x, y = truth_T[:length], made_T[:length]
-    tempi = [
-        (tempo(one, rate), tempo(other, rate))
-        for one, other in zip(stretches(x, rate), stretches(y, rate))
-    ]
+    x_T = truth_T[:length]
+    y_T = other_T[:length]
+    stretches = max(1, int(length / rate / STRETCH_SECONDS))
+    same = []
+    same_octave = []
+    for x, y in zip(np.array_split(x_T, stretches), np.array_split(y_T, stretches)):
+        truth = tempo(x, rate)
+        estimate = tempo(y, rate)
+        same.append(is_same_tempo(truth, estimate))
+        same_octave.append(any(is_same_tempo(truth, estimate * factor) for factor in OCTAVES))
+    moments_x = chroma_over_time(x_T, rate)
+    moments_y = chroma_over_time(y_T, rate)
     return {
-        "tempo_agreement": float(np.mean([is_near(*pair) for pair in tempi])),
-        "tempo_octave_agreement": float(np.mean([is_near_octaves(*pair) for pair in tempi])),
-        "key_agreement": key_score(key(chroma(x, rate))[0], key(chroma(y, rate))[0]),
-        "chroma_agreement": chroma_agreement(x, y, rate),
+        "tempo_agreement": float(np.mean(same)),
+        "tempo_octave_agreement": float(np.mean(same_octave)),
+        "key_agreement": key_score(key(chroma(x_T, rate))[0], key(chroma(y_T, rate))[0]),
+        "chroma_agreement": correlation(moments_x.ravel(), moments_y.ravel()),
     }
 
 
-def stretches(audio_T: Array, rate: int) -> list[Array]:
-    """The recording in stretches of about 8 s: played by people, a longer one has no single tempo (docs/decisions/0028)."""
-    return np.array_split(audio_T, max(1, int(len(audio_T) / rate / STRETCH)))
-
-
-def is_near_octaves(one: float, other: float) -> bool:
-    return any(is_near(one, other * times) for times in (1 / 3, 0.5, 1, 2, 3))
-
-
-def is_near(one: float, other: float) -> bool:
-    return abs(other / one - 1) <= NEAR
+def is_same_tempo(one: float, other: float) -> bool:
+    return abs(other / one - 1) <= TEMPO_TOLERANCE
 
 
 def key(shares_C: Array) -> tuple[int, float]:
@@ -59,24 +67,18 @@ def key(shares_C: Array) -> tuple[int, float]:
     return int(fits.argmax()), float(fits.max())
 
 
-def key_score(truth: int, heard: int) -> float:
+def key_score(truth: int, estimate: int) -> float:
     """MIREX: 1 for the same key, 0.5 a fifth away, 0.3 for the relative and 0.2 for the parallel key."""
-    (mode, tonic), (mode_heard, tonic_heard) = divmod(truth, 12), divmod(heard, 12)
-    step = (tonic_heard - tonic) % 12
-    if mode == mode_heard:
-        return {0: 1.0, 5: 0.5, 7: 0.5}.get(step, 0.0)
-    relative = (
-        9 if mode == 0 else 3
-    )  # a minor is nine steps above C major, C major three above a minor
-    return {relative: 0.3, 0: 0.2}.get(step, 0.0)
+    mode, tonic = divmod(truth, 12)
+    other_mode, other_tonic = divmod(estimate, 12)
+    step = (other_tonic - tonic) % 12
+    if mode == other_mode:
+        return SAME_MODE_SCORES.get(step, 0.0)
+    relative = TO_RELATIVE_MINOR if mode == 0 else TO_RELATIVE_MAJOR
+    return {relative: RELATIVE_SCORE, 0: PARALLEL_SCORE}.get(step, 0.0)
 
 
-def chroma_agreement(x_T: Array, y_T: Array, rate: int) -> float:
-    """Correlation of the two courses of pitch classes, each moment of equal weight."""
-    return correlation(*(course(a, rate).ravel() for a in (x_T, y_T)))
-
-
-def course(audio_T: Array, rate: int, smooth: int = SMOOTH) -> Array:
+def chroma_over_time(audio_T: Array, rate: int, smooth: int = SMOOTH_FRAMES) -> Array:
     """[F, C] chroma over `smooth` frames each, of length 1; silence is 0."""
     strength_FC = chromagram(audio_T, rate)
     count = max(1, len(strength_FC) // smooth)
@@ -89,103 +91,93 @@ def course(audio_T: Array, rate: int, smooth: int = SMOOTH) -> Array:
 
 @dataclass(frozen=True)
 class MusicFeatures:
-    """What is kept of a song: its tempo, its pitch classes, and the genre it says it is of."""
+    """What is kept of a song: its tempo, its pitch classes, and the genre of its metadata."""
 
-    tempo: float  # beats a minute
+    tempo: float  # beats per minute
     shares_C: Array
     genre: str | None
 
 
 def music_features(song: EvalSong) -> MusicFeatures | None:
-    """None for a song that is too short to tell."""
-    if song.seconds < LEAST_SECONDS:
+    """None for a song that is too short."""
+    if song.seconds < MIN_SECONDS:
         return None
-    return MusicFeatures(
-        tempo(song.audio, song.rate), chroma(song.audio, song.rate), song.labels.get("genre")
-    )
+    beats_per_minute = tempo(song.audio, song.rate)
+    return MusicFeatures(beats_per_minute, chroma(song.audio, song.rate), song.labels.get("genre"))
 
 
-def like_the_corpus(
+def corpus_metrics(
     songs: Mapping[str, MusicFeatures], corpus: Mapping[str, MusicFeatures]
 ) -> Iterator[MetricValue]:
     """Tempi, scales and keys of `songs` beside those of `corpus`, as a whole and within each one's own genre."""
     if not songs or not corpus:
         return
-    known = np.array([heard.tempo for heard in corpus.values()])
-    yield set_score(
-        "tempo_distance",
-        songs,
-        lambda some: tempo_distance(np.array([h.tempo for h in some]), known),
+    corpus_tempi = tempi_of(corpus.values())
+    yield set_metric(
+        "tempo_distance", songs, lambda some: tempo_distance(tempi_of(some), corpus_tempi)
     )
-    yield mean_score("key_clarity", {name: key(heard.shares_C)[1] for name, heard in songs.items()})
-    ranges, scales = tempo_ranges(corpus.values()), genre_scales(corpus.values())
-    yield mean_score(
-        "tempo_of_genre",
-        {n: float(within(h, ranges)) for n, h in songs.items() if h.genre in ranges},
-    )
+    clarity = {name: key(song.shares_C)[1] for name, song in songs.items()}
+    yield mean_metric("key_clarity", clarity)
+    genres = by_genre(corpus.values())
+    in_range = {}
+    fits = {}
+    scales = {genre: genre_scale(some) for genre, some in genres.items()}
+    ranges = {genre: tempo_range(tempi_of(some)) for genre, some in genres.items()}
+    for name, song in songs.items():
+        if song.genre in genres:
+            low, high = ranges[song.genre]
+            in_range[name] = float(low <= song.tempo <= high)
+            if len(scales) > 1:
+                fits[name] = scale_fit(song, scales)
+    yield mean_metric("tempo_of_genre", in_range)
     if len(scales) > 1:
-        fits = {
-            name: scale_fit(heard, scales) for name, heard in songs.items() if heard.genre in scales
-        }
-        yield mean_score("scale_of_genre", fits)
+        yield mean_metric("scale_of_genre", fits)
+
+
+def tempi_of(songs: Iterable[MusicFeatures]) -> Array:
+    return np.array([song.tempo for song in songs])
 
 
 def tempo_distance(some: Array, others: Array) -> float:
     """Mean distance in octaves between equal quantiles of two sets of tempi (Wasserstein's, of order 1)."""
-    shares = (np.arange(200) + 0.5) / 200
-    return float(
-        np.abs(np.quantile(np.log2(some), shares) - np.quantile(np.log2(others), shares)).mean()
-    )
-
-
-def tempo_ranges(corpus: Iterable[MusicFeatures]) -> dict[str, tuple[float, float]]:
-    """The middle nine tenths of the tempi of each genre with at least FEW songs, and 4 % beyond."""
-    ends = {
-        g: np.quantile([heard.tempo for heard in some], (0.05, 0.95))
-        for g, some in by_genre(corpus).items()
-    }
-    return {
-        genre: (float(low) / (1 + NEAR), float(high) * (1 + NEAR))
-        for genre, (low, high) in ends.items()
-    }
+    levels = (np.arange(200) + 0.5) / 200
+    ours = np.quantile(np.log2(some), levels)
+    theirs = np.quantile(np.log2(others), levels)
+    return float(np.abs(ours - theirs).mean())
 
 
 def by_genre(corpus: Iterable[MusicFeatures]) -> dict[str, list[MusicFeatures]]:
-    found: dict[str, list[MusicFeatures]] = {}
-    for heard in corpus:
-        if heard.genre is not None:
-            found.setdefault(heard.genre, []).append(heard)
-    return {genre: some for genre, some in sorted(found.items()) if len(some) >= FEW}
+    """The songs of each genre with at least MIN_GENRE_SONGS, genres by name."""
+    genres: dict[str, list[MusicFeatures]] = {}
+    for song in corpus:
+        if song.genre is not None:
+            genres.setdefault(song.genre, []).append(song)
+    return {name: genres[name] for name in sorted(genres) if len(genres[name]) >= MIN_GENRE_SONGS}
 
 
-def within(heard: MusicFeatures, ranges: Mapping[str, tuple[float, float]]) -> bool:
-    low, high = ranges[heard.genre or ""]
-    return low <= heard.tempo <= high
+def tempo_range(tempi: Array) -> tuple[float, float]:
+    """The middle nine tenths of some tempi, and the tolerance beyond."""
+    low, high = np.quantile(tempi, TEMPO_QUANTILES)
+    return float(low) / (1 + TEMPO_TOLERANCE), float(high) * (1 + TEMPO_TOLERANCE)
 
 
-def genre_scales(corpus: Iterable[MusicFeatures]) -> dict[str, Array]:
-    """The mean pitch classes [C] of each genre, its songs turned to where they agree most with those before."""
-    return {
-        genre: scale([heard.shares_C for heard in some]) for genre, some in by_genre(corpus).items()
-    }
+def genre_scale(songs: Sequence[MusicFeatures]) -> Array:
+    """The mean pitch classes [C] of songs, each transposed to where it agrees most with those before."""
+    total_C = songs[0].shares_C
+    for song in songs[1:]:
+        total_C = total_C + transposed(song.shares_C, total_C)
+    return total_C / len(songs)
 
 
-def scale(songs: Sequence[Array]) -> Array:
-    total = songs[0]
-    for shares_C in songs[1:]:
-        total = total + turned(shares_C, total)
-    return total / len(songs)
-
-
-def turned(shares_C: Array, towards_C: Array) -> Array:
+def transposed(shares_C: Array, towards_C: Array) -> Array:
     turns = [np.roll(shares_C, step) for step in range(12)]
     return max(turns, key=lambda turn: correlation(turn, towards_C))
 
 
-def scale_fit(heard: MusicFeatures, scales: Mapping[str, Array]) -> float:
+def scale_fit(song: MusicFeatures, scales: Mapping[str, Array]) -> float:
     """Correlation with the scale of its own genre at the best tonic, less the mean of that with other genres'."""
-    fits = {
-        g: correlation(turned(heard.shares_C, scale_C), scale_C) for g, scale_C in scales.items()
-    }
-    own = fits.pop(heard.genre or "")
+    fits = {}
+    for genre, scale_C in scales.items():
+        fits[genre] = correlation(transposed(song.shares_C, scale_C), scale_C)
+    own = fits.pop(song.genre or "")
     return own - float(np.mean(list(fits.values())))

@@ -12,13 +12,13 @@ from typing import NamedTuple
 import numpy as np
 
 from megajukebox.conditioning.lrc import TimedWord
-from megajukebox.evaluation.evaluators.music_features import course
+from megajukebox.evaluation.evaluators.music_features import chroma_over_time
 from megajukebox.evaluation.inputs import EvalSong
 
 Array = np.ndarray
 MARK = re.compile(r"^[\[(]([^\])]+)[\])]$")
-SHORTEST = 1.0  # seconds that a section must last to be compared
-MOST = 40  # sections that are compared: their pairs grow with the square
+MIN_SECTION_SECONDS = 1.0  # that a section must last to be compared
+MAX_SECTIONS = 40  # their pairs grow with the square
 
 
 class LyricSection(NamedTuple):
@@ -31,54 +31,67 @@ class LyricSection(NamedTuple):
 
 def repetition(song: EvalSong) -> Mapping[str, float]:
     """Mean similarity of sections marked the same, less that of the others; nothing where none are marked the same."""
-    marked = [s for s in sections(song) if s.end - s.start >= SHORTEST and s.end <= song.seconds][
-        :MOST
-    ]
-    same, different = similarities(song, marked)
-    return {"repetition": float(np.mean(same) - np.mean(different))} if same and different else {}
+    sections = []
+    for section in sections_of(song):
+        if section.end - section.start >= MIN_SECTION_SECONDS and section.end <= song.seconds:
+            sections.append(section)
+    same, different = similarities(song, sections[:MAX_SECTIONS])
+    if not same or not different:
+        return {}
+    return {"repetition": float(np.mean(same) - np.mean(different))}
 
 
-def similarities(song: EvalSong, marked: Sequence[LyricSection]) -> tuple[list[float], list[float]]:
-    """How alike are the pairs of the same name, and those of different names."""
-    courses = [
-        course(song.audio[int(s.start * song.rate) : int(s.end * song.rate)], song.rate)
-        for s in marked
-    ]
-    pairs: dict[bool, list[float]] = {True: [], False: []}
-    for i, j in combinations(range(len(marked)), 2):
-        pairs[marked[i].name == marked[j].name].append(similarity(courses[i], courses[j]))
-    return pairs[True], pairs[False]
+def similarities(
+    song: EvalSong, sections: Sequence[LyricSection]
+) -> tuple[list[float], list[float]]:
+    """Similarity of the pairs of the same name, and of those of different names."""
+    chromas = []
+    for section in sections:
+        samples = slice(int(section.start * song.rate), int(section.end * song.rate))
+        chromas.append(chroma_over_time(song.audio[samples], song.rate))
+    same: list[float] = []
+    different: list[float] = []
+    for i, j in combinations(range(len(sections)), 2):
+        pairs = same if sections[i].name == sections[j].name else different
+        pairs.append(similarity(chromas[i], chromas[j]))
+    return same, different
 
 
 def similarity(one_FC: Array, other_FC: Array) -> float:
-    """Mean cosine of two courses of chroma, the longer one brought to the length of the shorter."""
-    short, long = sorted((one_FC, other_FC), key=len)
-    picked = long[np.round(np.linspace(0, len(long) - 1, len(short))).astype(int)]
-    return float((short * picked).sum(axis=1).mean())
+    """Mean cosine of two chromas over time, the longer one brought to the length of the shorter."""
+    short_FC, long_FC = sorted((one_FC, other_FC), key=len)
+    index = np.round(np.linspace(0, len(long_FC) - 1, len(short_FC))).astype(int)
+    return float((short_FC * long_FC[index]).sum(axis=1).mean())
 
 
-def sections(song: EvalSong) -> list[LyricSection]:
+def sections_of(song: EvalSong) -> list[LyricSection]:
     """The sections that the song's timed lyrics mark; none without times."""
     lines = timed_lines(song.text, song.words)
-    marks = [(MARK.match(text.strip()), start) for text, start, _ in lines]
-    if sum(mark is not None for mark, _ in marks) >= 2:
-        named = [(plain(mark[1]), start) for mark, start in marks if mark]
-        ends = [*(start for _, start in named[1:]), song.seconds]
-        return [LyricSection(name, start, end) for (name, start), end in zip(named, ends)]
-    return [LyricSection(plain(text), start, end) for text, start, end in lines]
+    marked = []
+    for text, start, _ in lines:
+        mark = MARK.match(text.strip())
+        if mark:
+            marked.append((section_name(mark[1]), start))
+    if len(marked) < 2:
+        return [LyricSection(section_name(text), start, end) for text, start, end in lines]
+    ends = [start for _, start in marked[1:]] + [song.seconds]
+    return [LyricSection(name, start, end) for (name, start), end in zip(marked, ends)]
 
 
 def timed_lines(text: str, words: Iterable[TimedWord]) -> list[tuple[str, float, float]]:
     """(line, start, end) of the lines that have words with times."""
-    found, first, timed = [], 0, list(words)
+    timed = list(words)
+    lines = []
+    first_char = 0
     for line in text.split("\n"):
-        sung = [w for w in timed if first <= w.start_char < first + len(line)]
+        end_char = first_char + len(line)
+        sung = [word for word in timed if first_char <= word.start_char < end_char]
         if sung:
-            found.append((line, sung[0].t0, sung[-1].t1))
-        first += len(line) + 1
-    return found
+            lines.append((line, sung[0].t0, sung[-1].t1))
+        first_char = end_char + 1
+    return lines
 
 
-def plain(text: str) -> str:
+def section_name(text: str) -> str:
     """Words alone, numbers at the end left out: "Chorus 2" returns as "Chorus 1"."""
     return " ".join(re.findall(r"\w+", re.sub(r"\s*\d+\s*$", "", text).casefold()))

@@ -1,4 +1,4 @@
-"""A report as a page: plots, then every figure with its interval, then the slices. Opens from disk, no scripts."""
+"""A report as a page: plots, then every metric with its interval, then the slices. Opens from disk, no scripts."""
 
 from collections.abc import Mapping
 from datetime import datetime, timezone
@@ -8,9 +8,14 @@ from typing import Any
 import megajukebox.explorer
 from megajukebox import __version__
 from megajukebox.common.files import make_folder, write_atomic
-from megajukebox.evaluation.reporting.names import column_name, pretty
 from megajukebox.evaluation.reporting.plots import THEMES, Plot, plots_of, svg
-from megajukebox.evaluation.reporting.table import ARROWS, grid, in_words
+from megajukebox.evaluation.reporting.table import (
+    ARROWS,
+    column_words,
+    format_value,
+    grid_of,
+    metric_words,
+)
 from megajukebox.explorer.pages.html import Markup, element
 
 STYLE = Path(megajukebox.explorer.__file__).parent / "static" / "style.css"
@@ -30,22 +35,25 @@ th.number { text-align: right; } .way { color: var(--soft); margin-right: .4rem;
 }
 """
 BETTER = {1: "more is better", -1: "less is better", 0: "neither is better"}
+MAX_UNREADABLE = 20  # songs that could not be read, listed with the reason
+
+Cells = Mapping[str, Mapping[str, Any]]  # {column: metric}
 
 
 def write_page(out: Path, report: Mapping[str, Any]) -> Path:
-    """index.html and its pictures in the folder `out`; returns the page's path."""
+    """Write index.html and its plots into the folder `out`; returns the page's path."""
     plots = plots_of(report)
     make_folder(out / "plots")
-    for name, _, draw, height in plots:
+    for plot in plots:
         for theme in THEMES:
-            write_atomic(out / "plots" / f"{name}.{theme}.svg", svg(draw, theme, height))
+            picture = svg(plot.draw, theme, plot.height)
+            write_atomic(out / "plots" / f"{plot.name}.{theme}.svg", picture)
     write_atomic(out / "index.html", page(report, plots).encode())
     return out / "index.html"
 
 
 def page(report: Mapping[str, Any], plots: list[Plot]) -> str:
-    subject = report["subject"]
-    title = f"Score of {Path(subject['path']).name}"
+    title = f"Evaluation of {Path(report['target']['path']).name}"
     head = element(
         "head",
         element("meta", charset="utf-8"),
@@ -55,176 +63,155 @@ def page(report: Mapping[str, Any], plots: list[Plot]) -> str:
         element("link", rel="icon", href="data:,"),
         element("style", Markup(STYLE.read_text() + MORE_STYLE)),
     )
-    sections = [table_of(part, columns, rows) for part, columns, rows in grid(report["figures"])]
+    evaluated_at = datetime.fromtimestamp(report["time"], timezone.utc)
+    heading = element(
+        "div",
+        element("h1", title),
+        element("p", evaluated_at.strftime("%Y-%m-%d %H:%M UTC")),
+        class_="heading",
+    )
+    plots_panel: Markup | str = ""
+    if plots:
+        pictures = [picture_of(plot) for plot in plots]
+        plots_panel = element("section", element("h2", "Plots"), pictures, class_="panel")
+    main = element(
+        "main",
+        heading,
+        notes_of(report),
+        element("section", facts_of(report), class_="panel"),
+        plots_panel,
+        [part_of(name, columns, rows) for name, columns, rows in grid_of(report["metrics"])],
+        slices_of(report["metrics"]),
+    )
+    footer = (
+        f"Made by megajukebox {__version__}. Intervals hold 95 %;"
+        " docs/evaluation.md defines every metric."
+    )
     body = element(
         "body",
         element("header", element("span", "megajukebox", class_="brand"), class_="site"),
-        element(
-            "main",
-            element(
-                "div", element("h1", title), element("p", moment(report["time"])), class_="heading"
-            ),
-            notes(report),
-            element("section", facts(report), class_="panel"),
-            element(
-                "section",
-                element("h2", "Plots"),
-                [picture(*plot[:2]) for plot in plots],
-                class_="panel",
-            )
-            if plots
-            else "",
-            sections,
-            slices(report["figures"]),
-        ),
-        element(
-            "footer",
-            f"Made by megajukebox {__version__}. Intervals hold 95 %; docs/evaluation.md defines every figure.",
-        ),
+        main,
+        element("footer", footer),
     )
     return f"<!doctype html>\n{element('html', head, body, lang='en')}\n"
 
 
-def moment(unix_seconds: float) -> str:
-    return datetime.fromtimestamp(unix_seconds, timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
-
-
-def facts(report: Mapping[str, Any]) -> Markup:
-    subject, settings = report["subject"], report["settings"]
-    weights = subject["weights"] if isinstance(subject["weights"], list) else [subject["weights"]]
+def facts_of(report: Mapping[str, Any]) -> Markup:
+    """What was evaluated, against what, and with what."""
+    target = report["target"]
+    weights = target["weights"] if isinstance(target["weights"], list) else [target["weights"]]
     rows = [
-        ("scored", f"{subject['kind']}, {subject['path']}"),
-        ("step", None if subject["step"] is None else f"{subject['step']:,}"),
-        ("weights", ", ".join(w[:12] for w in weights)),
-        *(
-            (f"against {s['kind']}", f"{s['source']} ({s['fingerprint'][:12]})")
-            for s in report["against"]
-        ),
-        ("songs judged", str(len(report["songs"]))),
-        ("embedding", settings.get("embedder")),
-        (
-            "left out",
-            f"{len(report['refused'])} that cannot be read" if report["refused"] else None,
-        ),
+        ("evaluated", f"{target['kind']}, {target['path']}"),
+        ("step", None if target["step"] is None else f"{target['step']:,}"),
+        ("weights", ", ".join(fingerprint[:12] for fingerprint in weights)),
     ]
-    pairs = [
-        element("div", element("dt", name), element("dd", value)) for name, value in rows if value
-    ]
+    for reference in report["references"]:
+        source = f"{reference['source']} ({reference['fingerprint'][:12]})"
+        rows.append((f"against {reference['kind']}", source))
+    unreadable = len(report["refused"])
+    rows.append(("songs evaluated", str(len(report["songs"]))))
+    rows.append(("embedding", report["settings"].get("embedder")))
+    rows.append(("left out", f"{unreadable} that cannot be read" if unreadable else None))
+    pairs = []
+    for name, value in rows:
+        if value:
+            pairs.append(element("div", element("dt", name), element("dd", value)))
     return element("dl", pairs, class_="facts")
 
 
-def notes(report: Mapping[str, Any]) -> Markup:
-    lines = [
-        *report["notes"],
-        *(f"{key}: {why}" for key, why in list(report["refused"].items())[:20]),
-    ]
+def notes_of(report: Mapping[str, Any]) -> Markup:
+    lines = list(report["notes"])
+    for key, reason in list(report["refused"].items())[:MAX_UNREADABLE]:
+        lines.append(f"{key}: {reason}")
     if not lines:
         return Markup("")
     return element("aside", element("ul", [element("li", line) for line in lines]), class_="note")
 
 
-def picture(name: str, title: str) -> Markup:
-    """The light or the dark drawing, as the reader's system has it. The tables say the same in numbers."""
-    dark = element("source", srcset=f"plots/{name}.dark.svg", media="(prefers-color-scheme: dark)")
+def picture_of(plot: Plot) -> Markup:
+    """The light or the dark drawing, as the reader's system has it. The tables give the same in numbers."""
+    dark = element(
+        "source",
+        srcset=f"plots/{plot.name}.dark.svg",
+        media="(prefers-color-scheme: dark)",
+    )
     light = element(
         "img",
-        src=f"plots/{name}.light.svg",
-        alt=f"{title} (the numbers are in the tables below)",
+        src=f"plots/{plot.name}.light.svg",
+        alt=f"{plot.title} (the numbers are in the tables below)",
         loading="lazy",
     )
-    scrolls = {
-        "tabindex": "0",
-        "role": "group",
-        "aria_label": title,
-    }  # on a phone it is wider than the page
     return element(
         "figure",
-        element("figcaption", title),
-        element("div", element("picture", dark, light), **scrolls),
+        element("figcaption", plot.title),
+        element(
+            "div",  # scrolls: on a phone the plot is wider than the page
+            element("picture", dark, light),
+            tabindex="0",
+            role="group",
+            aria_label=plot.title,
+        ),
     )
 
 
-def table_of(part: str, columns: list[str], rows: Mapping[str, Mapping[str, Any]]) -> Markup:
-    """One part's figures; those of single bands are folded away."""
-    plain = {name: cells for name, cells in rows.items() if not name.startswith("band_")}
+def part_of(part: str, columns: list[str], rows: Mapping[str, Cells]) -> Markup:
+    """The metrics of one part of the report; those of single bands are folded away."""
+    whole = {name: cells for name, cells in rows.items() if not name.startswith("band_")}
     bands = {name: cells for name, cells in rows.items() if name.startswith("band_")}
-    name = pretty(part)
-    folded = element(
-        "details", element("summary", "By band"), table(columns, bands, f"{name} by band")
-    )
-    more = folded if bands else Markup("")
-    return element(
-        "section",
-        element("h2", name[:1].upper() + name[1:]),
-        table(columns, plain, name),
-        more,
-        class_="panel",
-    )
+    words = metric_words(part)
+    by_band = Markup("")
+    if bands:
+        table = table_of(columns, bands, f"{words} by band")
+        by_band = element("details", element("summary", "By band"), table)
+    heading = element("h2", words[:1].upper() + words[1:])
+    return element("section", heading, table_of(columns, whole, words), by_band, class_="panel")
 
 
-def table(columns: list[str], rows: Mapping[str, Mapping[str, Any]], about: str) -> Markup:
+def table_of(columns: list[str], rows: Mapping[str, Cells], label: str) -> Markup:
+    """A table in a box that scrolls; columns without a value are left out."""
     used = [column for column in columns if any(column in cells for cells in rows.values())]
-    head = [
-        element("td", ""),
-        *(element("th", column_name(c), scope="col", class_="number") for c in used),
-    ]
-    body = [
-        element("tr", row_head(name, cells), [cell(cells.get(c)) for c in used])
-        for name, cells in rows.items()
-    ]
-    return element(
-        "div", element("table", element("thead", element("tr", head)), element("tbody", body)),
-        class_="wide", tabindex="0", role="region", aria_label=about,
-    )  # fmt: skip
+    head = [element("td", "")]
+    for column in used:
+        head.append(element("th", column_words(column), scope="col", class_="number"))
+    body = []
+    for name, cells in rows.items():
+        values = [cell_of(cells.get(column)) for column in used]
+        body.append(element("tr", row_head(name, cells), values))
+    table = element("table", element("thead", element("tr", head)), element("tbody", body))
+    return element("div", table, class_="wide", tabindex="0", role="region", aria_label=label)
 
 
-def row_head(name: str, cells: Mapping[str, Any]) -> Markup:
-    figure = next(iter(cells.values()))
-    words = " ".join(pretty(word) for word in name.split(" "))
-    unit = f" ({figure['unit']})" if figure["unit"] else ""
-    way = element("span", ARROWS[figure["better"]], class_="way", title=BETTER[figure["better"]])
-    return element("th", way, f"{words}{unit}", scope="row", title=figure["about"])
+def row_head(name: str, cells: Cells) -> Markup:
+    metric = next(iter(cells.values()))
+    words = " ".join(metric_words(word) for word in name.split(" "))
+    unit = f" ({metric['unit']})" if metric["unit"] else ""
+    arrow = element("span", ARROWS[metric["better"]], class_="way", title=BETTER[metric["better"]])
+    return element("th", arrow, f"{words}{unit}", scope="row", title=metric["about"])
 
 
-def cell(figure: Mapping[str, Any] | None) -> Markup:
-    if figure is None:
+def cell_of(metric: Mapping[str, Any] | None) -> Markup:
+    if metric is None:
         return element("td", "")
-    value, space, rest = in_words(figure).partition(" ")
-    interval = element("span", f"{space}{rest}", class_="ends")
-    return element("td", value, interval, class_="number", title=f"{figure['count']} songs")
+    value, space, ends = format_value(metric).partition(" ")
+    interval = element("span", f"{space}{ends}", class_="ends")
+    return element("td", value, interval, class_="number", title=f"{metric['count']} songs")
 
 
-def slices(figures: Mapping[str, Any]) -> Markup:
-    """Every figure that differs by artist, genre or language, folded."""
-    found = []
-    for name, figure in figures.items():
-        if figure["slices"]:
-            rows = [
-                element(
-                    "tr",
-                    element("th", label.replace("=", " "), scope="row"),
-                    cell({"count": 0, **some}),
-                    element("td", f"{some['count']} songs"),
-                )
-                for label, some in figure["slices"].items()
-            ]
-            words = " · ".join(pretty(word) for word in name.split("/"))
-            found.append(
-                element(
-                    "details",
-                    element("summary", words),
-                    element(
-                        "div",
-                        element("table", rows),
-                        class_="wide",
-                        tabindex="0",
-                        role="region",
-                        aria_label=words,
-                    ),
-                )
-            )
-    return (
-        element("section", element("h2", "By artist, genre and language"), found, class_="panel")
-        if found
-        else Markup("")
-    )
+def slices_of(metrics: Mapping[str, Any]) -> Markup:
+    """Every metric by artist, genre and language, folded."""
+    folded = []
+    for name, metric in metrics.items():
+        if not metric["slices"]:
+            continue
+        rows = []
+        for label, one in metric["slices"].items():
+            head = element("th", label.replace("=", " "), scope="row")
+            rows.append(element("tr", head, cell_of(one), element("td", f"{one['count']} songs")))
+        words = " · ".join(metric_words(word) for word in name.split("/"))
+        table = element("table", rows)
+        scroll = element("div", table, class_="wide", tabindex="0", role="region", aria_label=words)
+        folded.append(element("details", element("summary", words), scroll))
+    if not folded:
+        return Markup("")
+    heading = element("h2", "By artist, genre and language")
+    return element("section", heading, folded, class_="panel")

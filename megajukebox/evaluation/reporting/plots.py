@@ -2,14 +2,14 @@
 
 import io
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from megajukebox.evaluation.reporting.names import column_name, pretty
+from megajukebox.evaluation.reporting.table import column_words, metric_words
 
 # The explorer's colours (explorer/static/style.css), so that all pages are of one kind.
 THEMES = {
@@ -27,21 +27,43 @@ THEMES = {
     },
 }
 MARKS = ("o", "s", "D", "^", "v")  # colour is not the only difference
-MOST_ROWS = 30
+MAX_ROWS = 30  # of the plot of slices
+WIDTH = 7.0  # inches
+
 Draw = Callable[[Axes, Mapping[str, Any]], None]
+Rows = dict[str, dict[str, Any]]  # {row: {column: metric}}
+
+
+class Plot(NamedTuple):
+    """One plot of a page."""
+
+    name: str  # of the file
+    title: str
+    draw: Draw
+    height: float  # inches
 
 
 def svg(draw: Draw, theme: str, height: float) -> bytes:
-    """What `draw` draws, as an SVG 7 inches wide. The same report gives the same bytes."""
+    """What `draw` draws, as an SVG of WIDTH x `height` inches. The same report gives the same bytes."""
     colours = THEMES[theme]
     settings: dict[Any, Any] = {
-        "svg.fonttype": "none", "svg.hashsalt": "megajukebox", "font.family": "sans-serif", "font.size": 10,
-        "text.color": colours["ink"], "axes.labelcolor": colours["soft"], "axes.edgecolor": colours["line"],
-        "xtick.color": colours["soft"], "ytick.color": colours["soft"], "grid.color": colours["line"],
-        "axes.grid": True, "axes.axisbelow": True, "legend.frameon": False, "legend.labelcolor": colours["ink"],
-    }  # fmt: skip
+        "svg.fonttype": "none",
+        "svg.hashsalt": "megajukebox",
+        "font.family": "sans-serif",
+        "font.size": 10,
+        "text.color": colours["ink"],
+        "axes.labelcolor": colours["soft"],
+        "axes.edgecolor": colours["line"],
+        "xtick.color": colours["soft"],
+        "ytick.color": colours["soft"],
+        "grid.color": colours["line"],
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "legend.frameon": False,
+        "legend.labelcolor": colours["ink"],
+    }
     with rc_context(settings):
-        figure = Figure(figsize=(7, height), layout="constrained")
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
         axes = figure.subplots()
         axes.spines[["top", "right", "left"]].set_visible(False)
         draw(axes, colours)
@@ -50,89 +72,87 @@ def svg(draw: Draw, theme: str, height: float) -> bytes:
     return buffer.getvalue()
 
 
+# ---- How they are drawn
+
+
 def dots(rows: Mapping[str, Mapping[str, Any]], unit: str) -> Draw:
-    """One line a row, one dot with its interval a column; a column called chance is a tick."""
-    columns = list(dict.fromkeys(column for cells in rows.values() for column in cells))
+    """One line for each row, one dot with its interval for each column; the column `chance` is a tick."""
+    columns = columns_of(rows)
+    series = [column for column in columns if column != "chance"]
+    step = min(0.22, 0.7 / max(len(series), 1))  # from one column's dot to the next, in rows
 
     def draw(axes: Axes, colours: Mapping[str, Any]) -> None:
-        series = [column for column in columns if column != "chance"]
         for n, column in enumerate(series):
-            place = (n - (len(series) - 1) / 2) * min(0.22, 0.7 / len(series))
-            colour, mark = look(n, colours)
-            found = [
-                (y + place, cells[column])
-                for y, cells in enumerate(rows.values())
-                if column in cells
-            ]
-            for y, figure in found:
-                if figure["low"] is not None:
-                    axes.plot([figure["low"], figure["high"]], [y, y], color=colour, linewidth=1.6)
-            axes.plot(
-                [f["value"] for _, f in found],
-                [y for y, _ in found],
-                mark,
-                color=colour,
-                label=column_name(column),
-            )
-        for y, cells in enumerate(rows.values()):
-            if "chance" in cells:
-                label = "chance" if y == 0 else None
-                axes.plot(
-                    [cells["chance"]["value"]] * 2,
-                    [y - 0.4, y + 0.4],
-                    "--",
-                    color=colours["soft"],
-                    label=label,
-                )
+            offset = (n - (len(series) - 1) / 2) * step
+            colour, mark = colour_and_mark(n, colours)
+            values = []
+            heights = []
+            for y, cells in enumerate(rows.values()):
+                if column not in cells:
+                    continue
+                metric = cells[column]
+                values.append(metric["value"])
+                heights.append(y + offset)
+                if metric["low"] is not None:
+                    ends = [metric["low"], metric["high"]]
+                    axes.plot(ends, [y + offset] * 2, color=colour, linewidth=1.6)
+            axes.plot(values, heights, mark, color=colour, label=column_words(column))
+        draw_chance(axes, rows, colours["soft"])
         axes.set_yticks(range(len(rows)), list(rows))
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.grid(axis="y", visible=False)
         axes.set_xlabel(unit)
         if len(columns) > 1:
-            legend(axes)
+            draw_legend(axes)
 
     return draw
 
 
+def draw_chance(axes: Axes, rows: Mapping[str, Mapping[str, Any]], colour: str) -> None:
+    """A dashed tick in each row where guessing would be."""
+    for y, cells in enumerate(rows.values()):
+        if "chance" in cells:
+            label = "chance" if y == 0 else None
+            x = [cells["chance"]["value"]] * 2
+            axes.plot(x, [y - 0.4, y + 0.4], "--", color=colour, label=label)
+
+
 def lines(bands: Mapping[str, Mapping[str, Any]], unit: str) -> Draw:
-    """One line a column over the bands of frequency, with the interval as a shade."""
-    columns = list(dict.fromkeys(column for cells in bands.values() for column in cells))
+    """One line for each column over the bands of frequency, with the interval as a shade."""
 
     def draw(axes: Axes, colours: Mapping[str, Any]) -> None:
-        for n, column in enumerate(columns):
-            colour, mark = look(n, colours)
-            found = [
-                (x, cells[column]) for x, cells in enumerate(bands.values()) if column in cells
-            ]
-            x = [place for place, _ in found]
-            axes.plot(
-                x,
-                [f["value"] for _, f in found],
-                f"-{mark}",
-                color=colour,
-                label=column_name(column),
-            )
-            if all(f["low"] is not None for _, f in found):
-                low, high = ([f[end] for _, f in found] for end in ("low", "high"))
+        for n, column in enumerate(columns_of(bands)):
+            colour, mark = colour_and_mark(n, colours)
+            x = []
+            metrics = []
+            for position, cells in enumerate(bands.values()):
+                if column in cells:
+                    x.append(position)
+                    metrics.append(cells[column])
+            values = [metric["value"] for metric in metrics]
+            axes.plot(x, values, f"-{mark}", color=colour, label=column_words(column))
+            if all(metric["low"] is not None for metric in metrics):
+                low = [metric["low"] for metric in metrics]
+                high = [metric["high"] for metric in metrics]
                 axes.fill_between(x, low, high, color=colour, alpha=0.18)
         axes.set_xticks(range(len(bands)), list(bands))
         axes.set_ylabel(unit)
-        legend(axes)
+        draw_legend(axes)
 
     return draw
 
 
 def points(columns: Mapping[str, Sequence[float]], unit: str, limit: float | None = None) -> Draw:
-    """Every song as a point, a line a column; what is beyond the limit is on the wrong side of the dashed line."""
+    """Every song as a point, a line for each column; `limit` is a dashed line."""
 
     def draw(axes: Axes, colours: Mapping[str, Any]) -> None:
         for n, values in enumerate(columns.values()):
-            colour, mark = look(n, colours)
+            colour, mark = colour_and_mark(n, colours)
             jitter = np.random.default_rng(0).uniform(-0.25, 0.25, len(values))
             axes.plot(values, n + jitter, mark, color=colour, alpha=0.6, markersize=4)
         if limit is not None:
             axes.axvline(limit, color=colours["soft"], linestyle="--")
-        axes.set_yticks(range(len(columns)), [column_name(column) for column in columns])
+        axes.set_yticks(range(len(columns)), [column_words(column) for column in columns])
         axes.set_ylim(len(columns) - 0.5, -0.5)
         axes.grid(axis="y", visible=False)
         axes.set_xlabel(unit)
@@ -140,12 +160,19 @@ def points(columns: Mapping[str, Sequence[float]], unit: str, limit: float | Non
     return draw
 
 
-def look(n: int, colours: Mapping[str, Any]) -> tuple[str, str]:
+def columns_of(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    columns: dict[str, None] = {}
+    for cells in rows.values():
+        columns |= dict.fromkeys(cells)
+    return list(columns)
+
+
+def colour_and_mark(n: int, colours: Mapping[str, Any]) -> tuple[str, str]:
     colour = colours["cycle"][n] if n < len(colours["cycle"]) else colours["soft"]
     return colour, MARKS[n % len(MARKS)]
 
 
-def legend(axes: Axes) -> None:
+def draw_legend(axes: Axes) -> None:
     axes.legend(
         loc="lower left",
         bbox_to_anchor=(0, 1),
@@ -158,112 +185,121 @@ def legend(axes: Axes) -> None:
 
 # ---- Which plots a report has
 
-Plot = tuple[str, str, Draw, float]  # name of the file, title, what draws it, height in inches
-
 
 def plots_of(report: Mapping[str, Any]) -> list[Plot]:
-    """The plots for what the report has figures of."""
-    figures = report["figures"]
-    found = [
-        *band_plots(figures),
-        *heard_plots(figures),
-        *slice_plots(figures),
-        *song_plots(figures),
+    """The plots for what the report has metrics of."""
+    metrics = report["metrics"]
+    return [
+        *band_plots(metrics),
+        *accuracy_plots(metrics),
+        *slice_plots(metrics),
+        *song_plots(metrics),
+        *level_plots(metrics),
     ]
-    for measure in ("frechet", "repetition", "word_error_ms"):
-        rows = of_measure(figures, measure)
-        if sum(map(len, rows.values())) > 1:
-            title = pretty(measure)[:1].upper() + pretty(measure)[1:]
-            found.append(dot_plot(measure, title, rows, figures[first(figures, measure)]["unit"]))
-    return found
 
 
 def dot_plot(name: str, title: str, rows: Mapping[str, Mapping[str, Any]], unit: str) -> Plot:
     series = max(len(cells) for cells in rows.values())
-    return name, title, dots(rows, unit), 0.9 + len(rows) * max(0.34, 0.16 * series)
+    height = 0.9 + len(rows) * max(0.34, 0.16 * series)
+    return Plot(name, title, dots(rows, unit), height)
 
 
-def first(figures: Mapping[str, Any], measure: str) -> str:
-    return next(name for name in figures if name.endswith(f"/{measure}"))
+def level_plots(metrics: Mapping[str, Any]) -> list[Plot]:
+    """Single metrics of each part, by level."""
+    plots = []
+    for metric in ("frechet", "repetition", "word_error_ms"):
+        rows: Rows = {}
+        unit = ""
+        for name, value in metrics.items():
+            part, column, *row = name.split("/")
+            if row == [metric] and value["value"] is not None:
+                rows.setdefault(metric_words(part), {})[column] = value
+                unit = value["unit"]
+        if sum(map(len, rows.values())) > 1:
+            words = metric_words(metric)
+            plots.append(dot_plot(metric, words[:1].upper() + words[1:], rows, unit))
+    return plots
 
 
-def of_measure(figures: Mapping[str, Any], measure: str) -> dict[str, dict[str, Any]]:
-    """{part: {column: figure}} of one measure in all parts."""
-    rows: dict[str, dict[str, Any]] = {}
-    for name, figure in figures.items():
-        part, column, *rest = name.split("/")
-        if rest == [measure] and figure["value"] is not None:
-            rows.setdefault(pretty(part), {})[column] = figure
-    return rows
+def band_plots(metrics: Mapping[str, Any]) -> list[Plot]:
+    """Signal to noise ratio over frequency."""
+    bands: Rows = {}
+    for name, metric in metrics.items():
+        part, column, *row = name.split("/")
+        if part != "reconstruction" or len(row) != 2 or row[1] != "snr_db":
+            continue
+        if metric["value"] is not None:
+            bands.setdefault(metric_words(row[0]).removesuffix(" Hz"), {})[column] = metric
+    if not bands:
+        return []
+    title = "Signal to noise of reconstructions, by frequency"
+    return [Plot("bands", title, lines(bands, "dB"), 3.2)]
 
 
-def band_plots(figures: Mapping[str, Any]) -> list[Plot]:
-    bands: dict[str, dict[str, Any]] = {}
-    for name, figure in figures.items():
-        part, column, *rest = name.split("/")
-        if (
-            part == "reconstruction"
-            and len(rest) == 2
-            and rest[1] == "snr_db"
-            and figure["value"] is not None
-        ):
-            bands.setdefault(pretty(rest[0]).removesuffix(" Hz"), {})[column] = figure
-    return (
-        [("bands", "Signal to noise of reconstructions, by frequency", lines(bands, "dB"), 3.2)]
-        if bands
-        else []
-    )
+def accuracy_plots(metrics: Mapping[str, Any]) -> list[Plot]:
+    """By part: how often artist, genre and language are recognised."""
+    parts: dict[str, Rows] = {}
+    for name, metric in metrics.items():
+        part, column, *row = name.split("/")
+        if row and row[-1].endswith("_accuracy"):
+            words = metric_words(row[-1].removesuffix("_accuracy"))
+            parts.setdefault(part, {}).setdefault(words, {})[column] = metric
+    plots = []
+    for part, rows in parts.items():
+        title = f"Recognised: {metric_words(part)}"
+        plots.append(dot_plot(f"accuracy_{part}", title, rows, "fraction of songs"))
+    return plots
 
 
-def heard_plots(figures: Mapping[str, Any]) -> list[Plot]:
-    """By part: whether artist, genre and language are recognised."""
-    parts: dict[str, dict[str, dict[str, Any]]] = {}
-    for name, figure in figures.items():
-        part, column, *rest = name.split("/")
-        if rest and rest[-1].endswith("_heard"):
-            parts.setdefault(part, {}).setdefault(pretty(rest[-1]), {})[column] = figure
-    return [
-        dot_plot(f"heard_{p}", f"Recognised: {pretty(p)}", rows, "share of songs")
-        for p, rows in parts.items()
-    ]
+def slice_plots(metrics: Mapping[str, Any]) -> list[Plot]:
+    """Bits per code by artist, genre and language; of the first MAX_ROWS slices."""
+    rows: Rows = {}
+    for name, metric in metrics.items():
+        _, column, *row = name.split("/")
+        if row != ["bits_per_code"]:
+            continue
+        for label, cell in {"all songs": metric, **metric["slices"]}.items():
+            rows.setdefault(label.replace("=", " "), {})[column] = cell
+    if not rows:
+        return []
+    first_rows = dict(list(rows.items())[:MAX_ROWS])
+    title = "Bits per code of held-out songs"
+    return [dot_plot("bits", title, first_rows, "bits, less is better")]
 
 
-def slice_plots(figures: Mapping[str, Any]) -> list[Plot]:
-    """Bits per code by artist, genre and language; of the commonest slices."""
-    rows: dict[str, dict[str, Any]] = {}
-    for name, figure in figures.items():
-        _, column, *rest = name.split("/")
-        if rest == ["bits_per_code"]:
-            for label, cell in {"all songs": figure, **figure["slices"]}.items():
-                rows.setdefault(label.replace("=", " "), {})[column] = cell
-    kept = dict(list(rows.items())[:MOST_ROWS])
-    return (
-        [dot_plot("bits", "Bits per code of held-out songs", kept, "bits, less is better")]
-        if kept
-        else []
-    )
+# Metrics that are best seen song by song: (file, title, part, metric, unit).
+SONG_PLOTS = (
+    ("loudness", "Loudness of samples and held-out songs", "samples", "loudness_lufs", "LUFS"),
+    (
+        "nearest",
+        "Nearest training clip; left of the line is suspicious",
+        "copying/clips",
+        "nearest",
+        "distance",
+    ),
+    (
+        "passages",
+        "Longest passage of codes in common with a training song; right of the line is suspicious",
+        "copying/codes",
+        "shared_codes",
+        "codes",
+    ),
+)
 
 
-def song_plots(figures: Mapping[str, Any]) -> list[Plot]:
-    """Measures that are best seen song by song."""
-    wanted = (
-        ("loudness", "Loudness of samples and held-out songs", "samples", "loudness_lufs", "LUFS"),
-        ("nearest", "Nearest training clip; left of the line is suspicious", "copying/clips", "nearest", "distance"),
-        ("passages", "Longest passage of codes in common with a training song; right of the line is suspicious",
-         "copying/codes", "shared_codes", "codes"),
-    )  # fmt: skip
-    found: list[Plot] = []
-    for name, title, part, measure, unit in wanted:
-        columns = {
-            n.removeprefix(f"{part}/").removesuffix(measure).strip("/") or "samples": known(figure)
-            for n, figure in figures.items()
-            if n.startswith(f"{part}/") and n.endswith(f"/{measure}") and known(figure)
-        }
-        limit = figures.get(f"{part}/limit/{measure}", {}).get("value")
+def song_plots(metrics: Mapping[str, Any]) -> list[Plot]:
+    plots = []
+    for name, title, part, metric, unit in SONG_PLOTS:
+        columns: dict[str, list[float]] = {}
+        for path, value in metrics.items():
+            if not (path.startswith(f"{part}/") and path.endswith(f"/{metric}")):
+                continue
+            known = [item for item in value["items"].values() if item is not None]
+            if known:
+                column = path.removeprefix(f"{part}/").removesuffix(metric).strip("/")
+                columns[column or "samples"] = known
+        limit = metrics.get(f"{part}/limit/{metric}", {}).get("value")
         if columns:
-            found.append((name, title, points(columns, unit, limit), 0.8 + 0.5 * len(columns)))
-    return found
-
-
-def known(figure: Mapping[str, Any]) -> list[float]:
-    return [value for value in figure["items"].values() if value is not None]
+            height = 0.8 + 0.5 * len(columns)
+            plots.append(Plot(name, title, points(columns, unit, limit), height))
+    return plots

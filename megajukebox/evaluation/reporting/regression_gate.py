@@ -1,107 +1,112 @@
-"""Is anything worse than before? Two reports, figure by figure and slice by slice, song by song where both have it.
+"""Is anything worse than before? Two reports, metric by metric and slice by slice, song by song where both have it.
 
-Hundreds of slices are compared at once, and one in forty would seem worse at 95 % though nothing changed. So the gate
-asks for 95 % over all of them together (Bonferroni): each is compared at 1 - 0.05 / n.
+Hundreds of slices are compared at once, and one in forty would seem worse at 95 % though nothing changed. So the
+gate asks for 95 % over all of them together (Bonferroni): each is compared at 1 - 0.05 / n.
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from megajukebox.common.errors import UserError
 from megajukebox.evaluation.metrics import METRICS
 from megajukebox.evaluation.reporting.intervals import difference
-from megajukebox.evaluation.reporting.report import sliced
+from megajukebox.evaluation.reporting.report import slice_songs
 
 CONFIDENCE = 0.95
+REFERENCE_COLUMNS = ("held_out", "original", "chance", "limit")  # of real songs, not of the target
+
+Items = dict[str, float]  # a metric's value by song
 
 
 @dataclass(frozen=True)
 class Change:
-    """How a figure, or a slice of it, changed."""
+    """How a metric, or a slice of it, changed."""
 
-    name: str  # of the figure, and of the slice: "bits/top/bits_per_code artist=..."
-    change: float  # for a pooled figure of its pseudo-values
+    name: str  # of the metric, and of the slice: "bits/top/bits_per_code artist=..."
+    change: float  # for a pooled metric of its pseudo-values
     low: float
     high: float
     better: int
     songs: int  # in both reports; 0: compared as two independent sets
-    matters: float
+    min_effect: float
 
     @property
     def worse(self) -> bool:
-        """Beyond its interval, and by as much as matters."""
-        near = (
-            self.low if self.better < 0 else -self.high
-        )  # the end of the interval that is nearest to "no worse"
-        return near > 0 and -self.change * self.better > self.matters
-
-
-def check_comparable(new: Mapping[str, Any], old: Mapping[str, Any]) -> None:
-    """ValueError, naming the two things that differ, unless both reports say the same of the same songs."""
-    for name in ("kind", "level"):
-        if new["subject"].get(name) != old["subject"].get(name):
-            raise ValueError(
-                f"the gate's report is of a {old['subject'].get(name)}, this one of a {new['subject'].get(name)}"
-            )
-    ours, theirs = (
-        [source["fingerprint"] for source in report["against"]] for report in (new, old)
-    )
-    if ours != theirs:
-        raise ValueError(
-            f"the gate's report was made against other songs ({theirs} there, {ours} here); score both alike"
-        )
-    if new["settings"] != old["settings"]:
-        raise ValueError(
-            f"the gate's report was made with {old['settings']}, this one with {new['settings']}"
-        )
+        """Worse beyond the interval, and by more than the minimum effect."""
+        nearest_to_no_change = self.low if self.better < 0 else -self.high
+        return nearest_to_no_change > 0 and -self.change * self.better > self.min_effect
 
 
 def compare(
     new: Mapping[str, Any], old: Mapping[str, Any], confidence: float = CONFIDENCE
 ) -> list[Change]:
-    """Every change of what has a better and a worse, at a confidence that holds for all of them together."""
-    check_comparable(new, old)
-    pairs = list(comparable(new, old))
-    each = 1 - (1 - confidence) / max(len(pairs), 1)
-    return [change_of(name, ours, theirs, each) for name, ours, theirs in pairs]
+    """Every change of what has a better and a worse, at a confidence that holds for all of them together.
 
-
-def change_of(name: str, new: dict[str, float], old: dict[str, float], confidence: float) -> Change:
-    measure = METRICS[name.split(" ", 1)[0].rpartition("/")[2]]
-    change, low, high, songs = difference(new, old, confidence)
-    return Change(name, change, low, high, measure.better, songs, measure.min_effect)
-
-
-def comparable(
-    new: Mapping[str, Any], old: Mapping[str, Any]
-) -> Iterator[tuple[str, dict[str, float], dict[str, float]]]:
-    """(name, new items, old items) of figures and slices that both reports have; held-out songs' own figures are not
-    the subject's doing and are left out.
+    Raises:
+        UserError: the reports are of different kinds of target, references or settings.
     """
-    for name, figure in new["figures"].items():
-        before = old["figures"].get(name)
-        if before is None or not figure["better"] or about_the_songs(name):
+    check_comparable(new, old)
+    pairs = list(comparable_items(new, old))
+    each = 1 - (1 - confidence) / max(len(pairs), 1)
+    changes = []
+    for name, new_items, old_items in pairs:
+        definition = METRICS[name.split(" ", 1)[0].rpartition("/")[2]]
+        change, low, high, songs = difference(new_items, old_items, each)
+        changes.append(
+            Change(name, change, low, high, definition.better, songs, definition.min_effect)
+        )
+    return changes
+
+
+def check_comparable(new: Mapping[str, Any], old: Mapping[str, Any]) -> None:
+    """Raise a UserError that names the difference unless both reports measure the same of the same songs."""
+    for name in ("kind", "level"):
+        ours = new["target"].get(name)
+        theirs = old["target"].get(name)
+        if ours != theirs:
+            raise UserError(f"the gate's report is of a {theirs}, this one of a {ours}")
+    ours = [reference["fingerprint"] for reference in new["references"]]
+    theirs = [reference["fingerprint"] for reference in old["references"]]
+    if ours != theirs:
+        raise UserError(
+            f"the gate's report was made against other songs (it: {theirs}, this one: {ours});"
+            " evaluate both against the same"
+        )
+    if new["settings"] != old["settings"]:
+        raise UserError(
+            f"the gate's report was made with {old['settings']}, this one with {new['settings']}"
+        )
+
+
+def comparable_items(
+    new: Mapping[str, Any], old: Mapping[str, Any]
+) -> Iterator[tuple[str, Items, Items]]:
+    """(name, new items, old items) of metrics and slices that both reports have for two songs or more.
+
+    Metrics of the reference songs themselves are left out: the target does not change them.
+    """
+    for name, metric in new["metrics"].items():
+        before = old["metrics"].get(name)
+        if before is None or not metric["better"] or is_of_reference(name):
             continue
-        ours, theirs = (known(f["items"]) for f in (figure, before))
+        ours = known_items(metric["items"])
+        theirs = known_items(before["items"])
         if len(ours) < 2 or len(theirs) < 2:
             continue
         yield name, ours, theirs
-        groups = sliced(ours, new["songs"]) if figure["slices"] else {}
-        for label, keys in groups.items():
-            some, some_before = (
-                {k: items[k] for k in keys if k in items} for items in (ours, theirs)
-            )
-            if len(some) >= 2 and len(some_before) >= 2:
-                yield f"{name} {label}", some, some_before
+        slices = slice_songs(ours, new["songs"]) if metric["slices"] else {}
+        for label, keys in slices.items():
+            sliced = {key: ours[key] for key in keys}
+            sliced_before = {key: theirs[key] for key in keys if key in theirs}
+            if len(sliced_before) >= 2:
+                yield f"{name} {label}", sliced, sliced_before
 
 
-def about_the_songs(name: str) -> bool:
+def is_of_reference(name: str) -> bool:
     parts = name.split("/")
-    return any(
-        part in ("held_out", "original", "chance", "limit") or part.endswith("_held_out")
-        for part in parts
-    )
+    return any(part in REFERENCE_COLUMNS or part.endswith("_held_out") for part in parts)
 
 
-def known(items: Mapping[str, float | None]) -> dict[str, float]:
+def known_items(items: Mapping[str, float | None]) -> Items:
     return {key: value for key, value in items.items() if value is not None}

@@ -1,8 +1,7 @@
-"""Scores with their intervals and slices as plain data (report.json), and as a line of a run's scores.jsonl."""
+"""Metrics with their intervals and slices as plain data: report.json, and a row of a run's scores.jsonl."""
 
 import json
 import math
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -10,90 +9,100 @@ from typing import Any
 
 import numpy as np
 
+from megajukebox.common.errors import UserError
 from megajukebox.common.files import write_atomic
 from megajukebox.evaluation.metrics import MetricValue
 from megajukebox.evaluation.reporting.intervals import bootstrap
+from megajukebox.records.evaluations import (
+    SCHEMA,
+    EvaluationRow,
+    append_evaluation,
+    read_evaluations,
+    upgrade_evaluation,
+)
 
-VERSION = 1
-FEWEST, MOST_SLICES = 2, 50  # songs of a slice; slices a label, the commonest
-SCORES = "scores.jsonl"  # of a run folder: a line for each checkpoint that was scored
+MIN_SLICE_SONGS = 2
+MAX_SLICES = 50  # of each label, the most common ones
+ROW_FIELDS = ("value", "low", "high", "count", "better", "unit")  # of a metric in scores.jsonl
 
 Labels = Mapping[str, Mapping[str, str]]  # {song: {"artist": ..., "genre": ..., "language": ...}}
 
 
-def report_of(
-    scores: Iterable[MetricValue], labels: Labels, facts: Mapping[str, Any]
+def build_report(
+    metrics: Iterable[MetricValue], labels: Labels, facts: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The whole report. `facts` says what was scored, against what, and by whom."""
-    figures = {score.name: figure_of(score, labels) for score in scores}
-    named = {
-        key: dict(labels[key])
-        for key in sorted({k for f in figures.values() for k in f["items"]} & labels.keys())
-    }
-    return {"version": VERSION, **facts, "songs": named, "figures": figures}
+    """The whole report. `facts` says what was evaluated, against which references, and by which version."""
+    described = {metric.name: describe_metric(metric, labels) for metric in metrics}
+    keys: set[str] = set()
+    for metric in described.values():
+        keys |= metric["items"].keys()
+    songs = {key: dict(labels[key]) for key in sorted(keys & labels.keys())}
+    return {"schema": SCHEMA, **facts, "songs": songs, "metrics": described}
 
 
-def figure_of(score: MetricValue, labels: Labels) -> dict[str, Any]:
-    """One figure: value, 95 % interval, songs, slices by label."""
-    measure = score.measure
-    slices = {} if score.pooled else slices_of(score, labels)
+def describe_metric(metric: MetricValue, labels: Labels) -> dict[str, Any]:
+    """Value, 95 % interval, definition, slices by label, and each song's value."""
+    definition = metric.definition
     return {
-        "value": finite(score.value),
-        **interval(score),
-        "count": len(score.items),
-        "unit": measure.unit,
-        "better": measure.better,
-        "about": measure.about,
-        "slices": slices,
-        "items": {key: finite(value) for key, value in sorted(score.items.items())},
+        "value": finite_or_none(metric.value),
+        **interval(metric),
+        "count": len(metric.items),
+        "unit": definition.unit,
+        "better": definition.better,
+        "about": definition.about,
+        "slices": {} if metric.pooled else describe_slices(metric, labels),
+        "items": {key: finite_or_none(value) for key, value in sorted(metric.items.items())},
     }
 
 
-def interval(score: MetricValue) -> dict[str, float | None]:
-    """Its bootstrap interval. That of a figure of all songs at once is as wide as its pseudo-values say, around it."""
-    values = np.array(list(score.items.values()))
-    found = bootstrap(values, seed=score.name, binary=score.measure.answers)
-    if found is None or not np.isfinite(found).all():
+def interval(metric: MetricValue) -> dict[str, float | None]:
+    """Compute the 95 % interval; around a pooled metric it is as wide as its pseudo-values say."""
+    definition = metric.definition
+    values = np.array(list(metric.items.values()))
+    ends = bootstrap(values, seed=metric.name, binary=definition.binary)
+    if ends is None or not np.isfinite(ends).all():
         return {"low": None, "high": None}
-    shift = score.value - values.mean() if score.pooled else 0.0
-    low, high = np.clip(np.array(found) + shift, *score.measure.limits).tolist()
+    shift = metric.value - values.mean() if metric.pooled else 0.0
+    low, high = np.clip(np.array(ends) + shift, *definition.limits).tolist()
     return {"low": low, "high": high}
 
 
-def slices_of(score: MetricValue, labels: Labels) -> dict[str, dict[str, Any]]:
+def describe_slices(metric: MetricValue, labels: Labels) -> dict[str, dict[str, Any]]:
     """{"artist=...": {"value", "low", "high", "count"}} of every label that several of the songs share."""
-    found = {}
-    for name, keys in sliced(score.items, labels).items():
-        some = {key: score.items[key] for key in keys}
-        value = float(np.mean(list(some.values())))
-        found[name] = {
-            "value": finite(value),
-            **interval(MetricValue(f"{score.name}", value, some)),
+    slices = {}
+    for name, keys in slice_songs(metric.items, labels).items():
+        items = {key: metric.items[key] for key in keys}
+        value = float(np.mean(list(items.values())))
+        slices[name] = {
+            "value": finite_or_none(value),
+            **interval(MetricValue(metric.name, value, items)),
             "count": len(keys),
         }
-    return found
+    return slices
 
 
-def sliced(items: Iterable[str], labels: Labels) -> dict[str, list[str]]:
-    """{"artist=...": songs}; no slice of all songs, or of fewer than FEWEST."""
-    keys = list(items)
+def slice_songs(keys: Iterable[str], labels: Labels) -> dict[str, list[str]]:
+    """{"artist=...": songs}; no slice of all songs, or of fewer than MIN_SLICE_SONGS."""
+    keys = list(keys)
     groups: dict[str, list[str]] = {}
     for key in keys:
         for label, name in labels.get(key, {}).items():
             groups.setdefault(f"{label}={name}", []).append(key)
-    counts = Counter(
-        {name: len(some) for name, some in groups.items() if FEWEST <= len(some) < len(keys)}
-    )
-    kept: Counter[str] = Counter()
-    for name, _ in counts.most_common():
+    sizes: Counter[str] = Counter()
+    for name, songs in groups.items():
+        if MIN_SLICE_SONGS <= len(songs) < len(keys):
+            sizes[name] = len(songs)
+    kept: set[str] = set()
+    per_label: Counter[str] = Counter()
+    for name, _ in sizes.most_common():
         label = name.partition("=")[0]
-        kept[label] += 1
-        if kept[label] > MOST_SLICES:
-            del groups[name]
-    return {name: some for name, some in sorted(groups.items()) if name in counts}
+        per_label[label] += 1
+        if per_label[label] <= MAX_SLICES:
+            kept.add(name)
+    return {name: groups[name] for name in sorted(kept)}
 
 
-def finite(value: float) -> float | None:
+def finite_or_none(value: float) -> float | None:
     """JSON has no NaN."""
     return float(value) if math.isfinite(value) else None
 
@@ -107,52 +116,49 @@ def write_report(path: Path, report: Mapping[str, Any]) -> None:
 
 
 def read_report(path: Path) -> dict[str, Any]:
-    """A report.json. ValueError if it is none, or of another version."""
+    """Read a report.json of version 1 or 2, with the names of version 2.
+
+    Raises:
+        UserError: the file is no report, or of another version.
+    """
     try:
         report = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"report {str(path)!r} cannot be read ({error}); give a report.json of megajukebox evaluate"
         ) from None
-    if not isinstance(report, dict) or report.get("version") != VERSION or "figures" not in report:
-        raise ValueError(
-            f"report {path} is not of version {VERSION}; score again with this version"
+    version = None
+    if isinstance(report, dict):
+        version = report.get("schema", report.get("version"))
+        report = upgrade_evaluation(report)
+    if version not in (1, SCHEMA) or "metrics" not in report:
+        raise UserError(
+            f"report {path} is of version {version}, not 1 to {SCHEMA}; evaluate again with this version"
         )
     return report
 
 
-def append_scores(run: Path, report: Mapping[str, Any]) -> None:
-    """A line in the run's scores.jsonl: {"time", "step", "weights", "against", "scores": {name: {value, low, high}}}.
-
-    One write to the file's end, so that two jobs cannot mix their lines.
-    """
-    keep = ("value", "low", "high", "count", "better", "unit")
-    scores = {name: {k: figure[k] for k in keep} for name, figure in report["figures"].items()}
-    subject = report["subject"]
-    line = {
-        "time": report["time"], "step": subject["step"], "weights": subject["weights"],
-        "against": [source["fingerprint"] for source in report["against"]], "settings": report["settings"],
-        "scores": scores,
-    }  # fmt: skip
-    file = os.open(run / SCORES, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    try:
-        os.write(file, (json.dumps(line, ensure_ascii=False) + "\n").encode())
-    finally:
-        os.close(file)
+def append_report(run: Path, report: Mapping[str, Any]) -> None:
+    """Append the report's metrics, without slices and items, to the run's scores.jsonl."""
+    metrics = {}
+    for name, metric in report["metrics"].items():
+        metrics[name] = {field: metric[field] for field in ROW_FIELDS}
+    target = report["target"]
+    row = EvaluationRow(
+        time=report["time"],
+        step=target["step"],
+        weights=target["weights"],
+        references=[reference["fingerprint"] for reference in report["references"]],
+        settings=report["settings"],
+        metrics=metrics,
+    )
+    append_evaluation(run, row)
 
 
-def is_scored(run: Path, weights: str, against: list[str], settings: Mapping[str, Any]) -> bool:
-    """Whether these weights were scored in the same way before."""
-    path = run / SCORES
-    for line in path.read_text().splitlines() if path.is_file() else []:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue  # cut by a crash
-        if (record["weights"], record["against"], record["settings"]) == (
-            weights,
-            against,
-            dict(settings),
-        ):
-            return True
-    return False
+def is_evaluated(
+    run: Path, weights: str, references: list[str], settings: Mapping[str, Any]
+) -> bool:
+    """Whether these weights were evaluated against the same references with the same settings before."""
+    wanted = (weights, references, dict(settings))
+    rows = read_evaluations(run)
+    return any((row.weights, row.references, row.settings) == wanted for row in rows)

@@ -12,6 +12,7 @@ import yaml
 from megajukebox.explorer.loaders.samples import UnreadableSample
 from megajukebox.monitoring.collect.run_reader import RunReader
 from megajukebox.monitoring.collect.run_state import RunState
+from megajukebox.records.evaluations import SCORES, upgrade_evaluation
 from megajukebox.records.events import upgrade_event
 from megajukebox.records.jsonl_tail import parsed
 from megajukebox.records.metrics import upgrade_row
@@ -108,7 +109,7 @@ def read_run(folder: Path, name: str) -> ListedRun:
         checkpoints=len(state.checkpoints),
         state=state,
         samples=step_samples(folder),
-        scores=read_lines(folder / "scores.jsonl", problems),
+        scores=[upgrade_evaluation(row) for row in read_lines(folder / SCORES, problems)],
         problems=problems,
     )
 

@@ -41,7 +41,7 @@ def score_table(lines: list[dict[str, Any]]) -> ScoreTable | None:
     scored = [
         line
         for line in lines
-        if is_number(line.get("step")) and isinstance(line.get("scores"), dict)
+        if is_number(line.get("step")) and isinstance(line.get("metrics"), dict)
     ]
     if not scored:
         return None
@@ -53,7 +53,7 @@ def score_table(lines: list[dict[str, Any]]) -> ScoreTable | None:
         headings=HEADINGS,
         rows=[
             table_row(name, score)
-            for name, score in newest["scores"].items()
+            for name, score in newest["metrics"].items()
             if isinstance(score, dict)
         ],
     )
@@ -63,7 +63,7 @@ def over_steps(lines: list[dict[str, Any]]) -> dict[str, Points]:
     """The points of each drawn metric; of a step that was evaluated twice the later result counts."""
     values: dict[str, dict[float, float]] = {}
     for line in lines:
-        for name, score in line["scores"].items():
+        for name, score in line["metrics"].items():
             path = name.split("/")  # part, level, metric
             is_drawn = len(path) == 3 and path[2] in DRAWN_METRICS
             if is_drawn and isinstance(score, dict) and is_number(score.get("value")):

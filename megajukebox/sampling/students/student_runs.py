@@ -46,7 +46,7 @@ class StudentRun:
             )
         check_vqvae(self.folder, self.facts, vqvae)
         self.config = StudentConfig(**self.facts["config"])
-        self.taught: dict[str, float] = self.facts["manner"]
+        self.taught = teacher_sampling(self.facts)
         self.failed = (
             None
             if row.get("passed", True)
@@ -78,6 +78,11 @@ class StudentRun:
         asked, taught = request.at("temperature", self.level, 0.99), self.taught["temperature"]
         if asked != taught:
             yield f"the {self.level} student was taught temperature {taught:g}; at {asked:g} it is not its teacher"
+
+
+def teacher_sampling(facts: dict[str, Any]) -> dict[str, float]:
+    """The temperature and guidance of a student's teacher; the field was `manner` up to version 0.1.0."""
+    return facts["teacher_sampling"] if "teacher_sampling" in facts else facts["manner"]
 
 
 def student_entry(run: Path, order: str | None) -> tuple[dict[str, Any], dict[str, float]]:

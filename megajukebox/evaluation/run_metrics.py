@@ -1,0 +1,270 @@
+"""The metrics of a run: of a VQ-VAE, of a prior, and of a student beside its teacher."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from megajukebox.common.errors import UserError
+from megajukebox.common.levels import PRIOR_FOLDERS
+from megajukebox.common.model_files import load_into, read_facts
+from megajukebox.data.shards.shard_set import ShardSet
+from megajukebox.data.stream.batches import held_out_batches
+from megajukebox.data.stream.teacher_dataset import TeacherWindows
+from megajukebox.distillation.divergence import (
+    SamplingSettings,
+    forward_gap,
+    reverse_gap,
+    student_bits,
+)
+from megajukebox.distillation.teacher_sampling import to_device
+from megajukebox.evaluation.context import EvalContext
+from megajukebox.evaluation.evaluators.adherence import LabelClassifier, fit_label_classifier
+from megajukebox.evaluation.evaluators.codebook import codebook_metrics, histogram
+from megajukebox.evaluation.evaluators.embedding import Embedder
+from megajukebox.evaluation.evaluators.frechet import frechet_metric
+from megajukebox.evaluation.evaluators.likelihood import (
+    BATCH,
+    collate,
+    held_out_bits,
+    items_by_window,
+    song_windows,
+    window_bits,
+    windows_of,
+)
+from megajukebox.evaluation.evaluators.music_features import agreement
+from megajukebox.evaluation.evaluators.reconstruction import fidelity, fidelity_by_band
+from megajukebox.evaluation.evaluators.repetition import repetition
+from megajukebox.evaluation.frozen_weights import frozen
+from megajukebox.evaluation.inputs import EvalSong, EvalSongs, load_codes
+from megajukebox.evaluation.metrics import MetricValue, mean_metric, mean_metrics, prefixed
+from megajukebox.evaluation.targets import EvalTarget
+from megajukebox.models.chunked_codec import decode_long, encode_long
+from megajukebox.models.prior import Prior
+from megajukebox.models.student import Student, StudentConfig
+from megajukebox.models.vqvae import VQVAE
+from megajukebox.sampling.jukebox import PriorRun
+from megajukebox.sampling.lyrics.head_selection import word_start_errors
+from megajukebox.sampling.real_songs import known_song
+from megajukebox.sampling.songs.reconstruction import load_vqvae
+from megajukebox.sampling.students.student_runs import teacher_sampling
+
+Array = np.ndarray
+MIN_SECONDS = 1.0  # of a song that is reconstructed
+CLASSIFIER_SECONDS = 5.0  # of the clips by which reconstructions are classified
+MAX_TEACHER_WINDOWS = 128
+FIRST_SEED = 2**40  # beyond the seeds that teachers sample their windows with
+
+
+# ---- A VQ-VAE
+
+
+def vqvae_metrics(target: EvalTarget, context: EvalContext) -> Iterator[MetricValue]:
+    """Reconstructions of held-out songs through each level, against the songs themselves; and the codes they use."""
+    shards = context.references.songs
+    assert shards is not None, "TARGET_EVALUATORS requires songs"
+    with frozen(target.path) as weights:
+        model, _ = load_vqvae(weights, shards.index["sample_rate"], context.device)
+    songs = context.songs(shards, context.evaluated_rows(shards, target.path))
+    classifier = reconstruction_classifier(target, shards, context)
+    levels = {level: LevelReconstructions() for level in reversed(model.config.levels)}
+    originals: dict[str, Array] = {}
+    for song in songs:
+        if song.seconds < MIN_SECONDS:
+            continue
+        originals[song.key] = context.embedder.embed(song)
+        for level, reconstructions in levels.items():
+            reconstructions.add(model, song, level, classifier, context.embedder)
+    for level, reconstructions in levels.items():
+        yield from reconstructions.metrics(level, originals)
+    yield from original_metrics(songs, classifier)
+
+
+def reconstruction_classifier(
+    target: EvalTarget, shards: ShardSet, context: EvalContext
+) -> LabelClassifier | None:
+    """A classifier fitted on training songs; None if there are none, or no labels to tell apart."""
+    rows = context.training_rows(shards, context.held_out_fraction(target.path))
+    if not rows:
+        return None
+    classifier = fit_label_classifier(context.songs(shards, rows), CLASSIFIER_SECONDS)
+    return classifier if classifier.classifiers else None
+
+
+@dataclass
+class LevelReconstructions:
+    """What is kept of the reconstructions of one level, by song."""
+
+    rows: dict[str, dict[str, float]] = field(default_factory=dict)
+    bands: dict[str, dict[str, dict[str, float]]] = field(
+        default_factory=dict
+    )  # {band: {song: ...}}
+    counts: dict[str, Array] = field(default_factory=dict)
+    embeddings: dict[str, Array] = field(default_factory=dict)
+
+    def add(
+        self,
+        model: VQVAE,
+        song: EvalSong,
+        level: str,
+        classifier: LabelClassifier | None,
+        embedder: Embedder,
+    ) -> None:
+        """Reconstruct a song and keep its metrics."""
+        audio_T = torch.from_numpy(song.audio).to(next(model.parameters()).device)
+        codes = encode_long(model, audio_T, level)
+        decoded = replace(song, audio=decode_long(model, codes, level).cpu().numpy())
+        self.rows[song.key] = {
+            **fidelity(song.audio, decoded.audio, song.rate),
+            **agreement(song.audio, decoded.audio, song.rate),
+            **(classifier.classify(decoded) if classifier else {}),
+            **repetition(decoded),
+        }
+        for band, row in fidelity_by_band(song.audio, decoded.audio, song.rate).items():
+            self.bands.setdefault(band, {})[song.key] = row
+        self.counts[song.key] = histogram(codes.cpu().numpy(), model.config.codebook_size)
+        self.embeddings[song.key] = embedder.embed(decoded)
+
+    def metrics(self, level: str, originals: Mapping[str, Array]) -> Iterator[MetricValue]:
+        part = f"reconstruction/{level}"
+        yield from mean_metrics(part, self.rows)
+        for band, rows in self.bands.items():
+            yield from mean_metrics(f"{part}/{band}", rows)
+        yield from prefixed(part, frechet_metric(self.embeddings, originals))
+        yield from prefixed(f"codebook/{level}", codebook_metrics(self.counts))
+
+
+def original_metrics(songs: EvalSongs, classifier: LabelClassifier | None) -> Iterator[MetricValue]:
+    """The songs themselves, not reconstructed, and guessing: what the metrics are compared with."""
+    rows = {}
+    for song in songs:
+        accuracy = classifier.classify(song) if classifier else {}
+        rows[song.key] = {**accuracy, **repetition(song)}
+    yield from mean_metrics("reconstruction/original", rows)
+    yield from prefixed("reconstruction/chance", classifier.chance() if classifier else [])
+
+
+# ---- A prior
+
+
+def prior_metrics(target: EvalTarget, context: EvalContext) -> Iterator[MetricValue]:
+    """Bits per code of held-out songs; and when their words are sung, where a head of the prior follows them."""
+    codes = context.references.codes
+    assert codes is not None, "TARGET_EVALUATORS requires codes"
+    rows = context.evaluated_rows(codes, target.path)
+    with frozen(target.path) as weights:
+        run = prior_run(weights, codes)
+        if run.tokenizer and run.alignment is None:
+            context.notes.append(
+                f"{target.path}: no attention head is chosen that follows the words; run align first"
+            )
+        with run.loaded(context.device, torch.float32) as prior:
+            yield from bits_metrics(prior, run, codes, rows, context)
+            if run.tokenizer and run.alignment is not None:
+                part = f"lyrics/{run.config.level}"
+                yield from prefixed(part, word_error_metrics(prior, run, codes, rows))
+
+
+def prior_run(folder: Path, codes: ShardSet) -> PriorRun:
+    return PriorRun(folder, {"fingerprint": codes.index["vqvae"]["fingerprint"]})
+
+
+def bits_metrics(
+    prior: Prior, run: PriorRun, codes: ShardSet, rows: list[int], context: EvalContext
+) -> Iterator[MetricValue]:
+    """Bits per code, what labels save of them, and the entropy of the histogram, which has no context."""
+    level = run.config.level
+    bits = held_out_bits(
+        lambda batch: window_bits(prior, batch),
+        windows_of(run, codes),
+        rows,
+        context.budget.windows,
+        context.device,
+    )
+    yield from mean_metrics(f"bits/{level}", bits)
+    counts = {}
+    for row in rows:
+        counts[codes.key(row)] = histogram(load_codes(codes, row, level), run.config.codebook_size)
+    for metric in prefixed(f"bits/{level}", codebook_metrics(counts)):
+        if metric.name.endswith("/entropy_bits"):
+            yield metric
+
+
+def word_error_metrics(
+    prior: Prior, run: PriorRun, codes: ShardSet, rows: list[int]
+) -> Iterator[MetricValue]:
+    """Median error of the start of the words of each song that has word times, by the head that `align` chose."""
+    assert run.alignment is not None
+    by_head = {}
+    evenly = {}
+    for row in rows:
+        if not codes.has(row, "lyrics"):
+            continue
+        song = known_song(run, codes, row)
+        if song.conditioning.words and song.conditioning.tokens.ids and len(song.codes):
+            head_errors, even_errors = word_start_errors(prior, [song], run.alignment.pair)
+            by_head[codes.key(row)] = float(np.median(head_errors))
+            evenly[codes.key(row)] = float(np.median(even_errors))
+    if by_head:
+        yield mean_metric("word_error_ms", by_head)
+        yield mean_metric("even_error_ms", evenly)
+
+
+# ---- A student beside its teacher
+
+
+def student_metrics(target: EvalTarget, context: EvalContext) -> Iterator[MetricValue]:
+    """Bits per code of songs, and the divergences from the teacher, both ways and exact.
+
+    The teacher is the prior of the student's level in the same folder of runs. Forward over windows that the
+    teacher sampled for `distill`, reverse over those that the student samples here, with the conditioning of
+    held-out songs.
+    """
+    codes = context.references.codes
+    assert codes is not None, "TARGET_EVALUATORS requires codes"
+    facts = read_facts(target.path)
+    level = facts["level"]
+    part = f"student/{level}"
+    device = context.device
+    teacher_run = prior_run(target.path.parent.parent / PRIOR_FOLDERS[level], codes)
+    if teacher_run.facts["fingerprint"] != facts["teacher"]:
+        raise UserError(
+            f"{teacher_run.folder} is not the teacher of {target.path}; distill it again"
+        )
+    student = Student(StudentConfig(**facts["config"]))
+    load_into(student, target.path, device=device)
+    student.to(device).eval()
+    rows = context.evaluated_rows(codes, teacher_run.folder)
+    windows = windows_of(teacher_run, codes)
+    limit = context.budget.windows
+
+    def bits(batch: dict) -> torch.Tensor:
+        return student_bits(student, batch).mean(1)
+
+    with teacher_run.loaded(device, torch.float32) as teacher:
+        song_bits = held_out_bits(bits, windows, rows, limit, device)
+        settings = SamplingSettings(**teacher_sampling(facts))
+        reverse: dict[str, float] = {}
+        for row in rows:
+            batch = collate(song_windows(windows, row, min(limit, BATCH)), device)
+            first = FIRST_SEED + row * BATCH
+            seeds = list(range(first, first + len(batch["codes"])))
+            gaps = reverse_gap(student, teacher, batch, seeds, settings)
+            reverse[windows.shards.key(row)] = float(gaps.mean())
+        yield from mean_metrics(part, song_bits)
+        yield mean_metric(f"{part}/reverse_kl_bits", reverse)
+        batches = teacher_windows(target.path.parent / "windows", context)
+        if batches:
+            forward = [forward_gap(student, to_device(batch, device)).cpu() for batch in batches]
+            yield mean_metric(f"{part}/forward_kl_bits", items_by_window(torch.cat(forward)))
+
+
+def teacher_windows(folder: Path, context: EvalContext) -> list[dict]:
+    """The held-out windows that the teacher sampled for `distill`, in batches; a note if there are none."""
+    if not (folder / "index.json").is_file():
+        context.notes.append(f"{folder} holds no windows of the teacher: no forward divergence")
+        return []
+    windows = TeacherWindows(ShardSet(folder))
+    return list(held_out_batches(windows, micro_batch=BATCH, limit=MAX_TEACHER_WINDOWS))
