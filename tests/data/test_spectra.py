@@ -6,7 +6,7 @@ from fixtures.tiny_shards import ramp
 from matplotlib import colormaps
 
 from megajukebox.data.spectra import frame_spectra, mel_bands, window_size
-from megajukebox.evaluation.audio_features import HIGHEST, spectrogram
+from megajukebox.evaluation.audio_features import HIGHEST_HERTZ, spectrogram
 from megajukebox.evaluation.evaluators import embedding
 from megajukebox.explorer.loaders.spectrograms import COLUMNS, LOWEST_HZ, ROWS, mel_spectrogram, png
 from megajukebox.monitoring.exporters.spectrogram import picture
@@ -62,10 +62,10 @@ def test_the_features_of_evaluation_are_the_same_to_the_bit(rate: int) -> None:
     frames = np.lib.stride_tricks.sliding_window_view(audio, size)[starts]
     frames = frames * np.hanning(size).astype(np.float32)
     hertz = np.fft.rfftfreq(size, 1 / rate)
-    wanted = np.abs(np.fft.rfft(frames)[:, hertz <= HIGHEST]) ** 2
+    wanted = np.abs(np.fft.rfft(frames)[:, hertz <= HIGHEST_HERTZ]) ** 2
     power, kept = spectrogram(audio, rate, hop=0.01)
     assert power.dtype == wanted.dtype and np.array_equal(power, wanted)
-    assert np.array_equal(kept, hertz[hertz <= HIGHEST])
+    assert np.array_equal(kept, hertz[hertz <= HIGHEST_HERTZ])
 
 
 @pytest.mark.parametrize("rate", RATES)
