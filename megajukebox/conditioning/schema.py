@@ -74,28 +74,69 @@ class RequestedSong(Protocol):
 
 @dataclass(frozen=True)
 class SongConditioning:
-    """What a whole song is conditioned on: the value of each condition by its name."""
+    """What a whole song is conditioned on: the conditions of its prior, and the value of each by its name."""
 
+    conditions: tuple[Condition, ...]
     values: Mapping[str, Any]
 
     @classmethod
     def of(
         cls,
+        config: PriorConfig,
         labels: Mapping[str, np.ndarray],
         tokens: TokenizedLyrics | None = None,
         words: Sequence[TimedWord] = (),
     ) -> SongConditioning:
-        """From ids of labels and the tokens of the lyrics."""
-        lyrics = SongLyrics(tokens or TokenizedLyrics([], []), tuple(words))
-        return cls({**labels, LYRICS: lyrics})
+        """From ids of labels and the tokens of the lyrics; all else is unknown."""
+        unknown = null_conditioning(conditions_of(config, ConditionResources()))
+        lyrics = SongLyrics(tokens or NO_TOKENS, tuple(words))
+        return cls(unknown.conditions, {**unknown.values, **labels, LYRICS: lyrics})
 
     @property
-    def lyrics(self) -> SongLyrics:
-        """Empty for a song without lyrics, or a prior that reads none."""
-        return self.values.get(LYRICS, NO_LYRICS)
+    def labels(self) -> dict[str, np.ndarray]:
+        """The ids of every label."""
+        return {c.name: self.values[c.name] for c in self.conditions if c.group == LABELS}
 
-    def replace(self, name: str, value: Any) -> SongConditioning:
-        return SongConditioning({**self.values, name: value})
+    @property
+    def tokens(self) -> TokenizedLyrics:
+        """Of the whole lyrics; none for a song without lyrics, or a prior that reads none."""
+        return self.values.get(LYRICS, NO_LYRICS).tokens
+
+    @property
+    def words(self) -> tuple[TimedWord, ...]:
+        """With their times, if the lyrics came with them."""
+        return self.values.get(LYRICS, NO_LYRICS).words
+
+    def lyrics_window(self, position: WindowPosition) -> LyricWindow:
+        """The lyric tokens of one window, and which tokens of the song they are."""
+        for condition in self.conditions:
+            if isinstance(condition, LyricsCondition):
+                return self.values[LYRICS].window(position, condition.tokens)
+        raise AssertionError("only a prior that reads lyrics can be aligned with them")
+
+    def without_word_times(self) -> SongConditioning:
+        return SongConditioning(self.conditions, {**self.values, LYRICS: SongLyrics(self.tokens)})
+
+    def null(self) -> SongConditioning:
+        """A song of which nothing is known, for the same prior."""
+        return null_conditioning(self.conditions)
+
+    def window(
+        self, position: WindowPosition, rng: np.random.Generator | None = None
+    ) -> dict[str, Any]:
+        """What one window is conditioned on: {name: array}, labels together under `conditions`.
+
+        With `rng` each condition is left out with its own dropout. It draws once a condition, so that one's dropout
+        does not move the draws of the others.
+        """
+        arrays: dict[str, Any] = {LABELS: {}}
+        for condition in self.conditions:
+            value = self.values[condition.name]
+            if is_dropped(condition.dropout, rng):
+                value = condition.null()
+            group = arrays if condition.group is None else arrays[condition.group]
+            group[condition.name] = condition.window(value, position)
+        return arrays
 
 
 @dataclass(frozen=True)
@@ -112,7 +153,8 @@ class SongLyrics:
         )
 
 
-NO_LYRICS = SongLyrics(TokenizedLyrics([], []))
+NO_TOKENS = TokenizedLyrics([], [])
+NO_LYRICS = SongLyrics(NO_TOKENS)
 
 
 class Condition(Protocol):
@@ -201,7 +243,7 @@ class TimingCondition:
 class LyricsCondition:
     """The `tokens` lyric tokens around the middle of a window, [tokens] int64."""
 
-    tokenizer: LyricsTokenizer
+    tokenizer: LyricsTokenizer | None  # None: songs are given as tokens already
     tokens: int
     dropout: float | None = 0.0
     name: str = LYRICS
@@ -215,6 +257,7 @@ class LyricsCondition:
         return self._encoded(request.lyrics)
 
     def _encoded(self, written: str) -> SongLyrics:
+        assert self.tokenizer is not None, "a prior that reads lyrics comes with its tokenizer"
         text, words = parse_lrc(written)
         return SongLyrics(self.tokenizer.encode(text), tuple(words))
 
@@ -255,7 +298,7 @@ def timing_conditions(config: PriorConfig, resources: ConditionResources) -> Ite
 
 
 def lyrics_conditions(config: PriorConfig, resources: ConditionResources) -> Iterable[Condition]:
-    if config.lyrics and resources.tokenizer:
+    if config.lyrics:
         dropout = resources.dropout.get(LYRICS, 0.0)
         yield LyricsCondition(resources.tokenizer, config.lyrics.tokens, dropout)
 
@@ -276,38 +319,17 @@ def conditions_of(config: PriorConfig, resources: ConditionResources) -> tuple[C
     return tuple(conditions)
 
 
-def read_song(conditions: Sequence[Condition], song: SongOnDisk) -> SongConditioning:
-    return SongConditioning({c.name: c.read(song) for c in conditions})
+def read_song(conditions: tuple[Condition, ...], song: SongOnDisk) -> SongConditioning:
+    return SongConditioning(conditions, {c.name: c.read(song) for c in conditions})
 
 
-def read_request(conditions: Sequence[Condition], request: RequestedSong) -> SongConditioning:
-    return SongConditioning({c.name: c.from_request(request) for c in conditions})
+def read_request(conditions: tuple[Condition, ...], request: RequestedSong) -> SongConditioning:
+    return SongConditioning(conditions, {c.name: c.from_request(request) for c in conditions})
 
 
-def null_conditioning(conditions: Sequence[Condition]) -> SongConditioning:
+def null_conditioning(conditions: tuple[Condition, ...]) -> SongConditioning:
     """A song of which nothing is known: as training with dropout leaves conditions out."""
-    return SongConditioning({c.name: c.null() for c in conditions})
-
-
-def window_arrays(
-    conditions: Sequence[Condition],
-    song: SongConditioning,
-    position: WindowPosition,
-    rng: np.random.Generator | None = None,
-) -> dict[str, Any]:
-    """What one window is conditioned on: {name: array}, labels under `conditions`.
-
-    With `rng` each condition is left out with its own dropout. It draws once a condition, so that one's dropout does
-    not move the draws of the others.
-    """
-    arrays: dict[str, Any] = {LABELS: {}}
-    for condition in conditions:
-        value = song.values[condition.name]
-        if is_dropped(condition.dropout, rng):
-            value = condition.null()
-        place = arrays if condition.group is None else arrays[condition.group]
-        place[condition.name] = condition.window(value, position)
-    return arrays
+    return SongConditioning(conditions, {c.name: c.null() for c in conditions})
 
 
 def is_dropped(probability: float | None, rng: np.random.Generator | None) -> bool:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from megajukebox.models.conditioners import ALIGNED
 from megajukebox.models.prior import Prior
 from megajukebox.models.student import LOG_2, Student
 from megajukebox.sampling.decoding import gumbel_noise
@@ -49,9 +50,8 @@ def null_conditioned_batch(batch: dict) -> dict:
     named = {
         n: torch.full_like(x, -1 if x.shape[1] > 1 else 0) for n, x in batch["conditions"].items()
     }
-    return {**batch, "conditions": named} | (
-        {"lyrics": torch.zeros_like(batch["lyrics"])} if "lyrics" in batch else {}
-    )
+    zeros = {name: torch.zeros_like(batch[name]) for name in ("lyrics", *ALIGNED) if name in batch}
+    return {**batch, "conditions": named, **zeros}
 
 
 def bits_of(log_p_BTV: Tensor, codes_BT: Tensor) -> Tensor:

@@ -12,14 +12,13 @@ from megajukebox.common.files import write_atomic
 from megajukebox.common.levels import PRIOR_FOLDERS, STUDENT_TABLE
 from megajukebox.common.model_files import WEIGHTS, StoredTensors, read_facts
 from megajukebox.common.provenance import made_by
+from megajukebox.conditioning.schema import ConditionResources, conditions_of
 from megajukebox.conditioning.tokenizers import LYRICS_MODEL, run_tokenizer
 from megajukebox.conditioning.vocabulary import VOCABULARIES, read_vocabularies
 from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.data.stream.batches import ClipSource
 from megajukebox.data.stream.code_dataset import (
     CodeWindows,
-    ConditionColumn,
-    LyricsColumn,
     check_codes,
 )
 from megajukebox.data.stream.song_dataset import held_out_share
@@ -57,18 +56,15 @@ class TeacherRun:
     def windows(self, codes: ShardSet, dropout: float = 0.0) -> CodeWindows:
         """The windows of `codes`, told as this prior is told. ValueError if they are another VQ-VAE's codes."""
         check_codes(codes, self.folder, self.facts)
-        names, labels = read_vocabularies(self.folder), self.config.conditions
-        conditions = {
-            n: ConditionColumn(names[n], label.max_values, dropout) for n, label in labels.items()
-        }
-        lyrics = (
-            LyricsColumn(run_tokenizer(self.folder, self.facts), self.config.lyrics.tokens, dropout)
-            if self.config.lyrics
-            else None
+        config = self.config
+        tokenizer = run_tokenizer(self.folder, self.facts) if config.lyrics else None
+        resources = ConditionResources(
+            read_vocabularies(self.folder),
+            tokenizer,
+            dict.fromkeys(config.condition_names, dropout),
         )
-        return CodeWindows(
-            codes, self.config.level, self.config.window, self.held_out, conditions, lyrics
-        )
+        conditions = conditions_of(config, resources)
+        return CodeWindows(codes, config.level, config.window, self.held_out, conditions)
 
     def files(self) -> dict[str, bytes]:
         """What a student's folder keeps of its teacher's, so that it can be sampled without it."""

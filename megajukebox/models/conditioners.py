@@ -81,6 +81,7 @@ class AlignedConfig(BaseModel):
 class AlignedKind:
     """A row of `ALIGNED`: one condition that follows the song in time.
 
+    Arrays of zeros stand for a window of which nothing is known (dropout, guidance).
     `module(config, width, window)` maps the condition's array [B, ...] of a window to what is added to each of its
     codes [B, window, width]; it ends in a layer of zeros, so that a trained prior starts undisturbed.
     `example(config, size, window)` is a random array of `size` windows.

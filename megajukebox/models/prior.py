@@ -93,6 +93,11 @@ class PriorConfig(BaseModel):
             )
 
     @property
+    def condition_names(self) -> list[str]:
+        """Everything that dropout may leave out: labels, lyrics, aligned conditions."""
+        return [*self.conditions, *(["lyrics"] if self.lyrics else []), *self.aligned]
+
+    @property
     def adds_to_codes(self) -> bool:
         """Whether anything is added to every position: `Conditioning.added` is there."""
         return bool(
@@ -137,6 +142,17 @@ class Conditioning(NamedTuple):
     lyrics: Tensor | None  # [B, N, W] states of the lyric encoder
 
 
+def aligned_conditioners(config: PriorConfig) -> nn.ModuleDict:
+    """The modules of all aligned conditions. What one seed draws for the rest of a prior does not depend on them."""
+    device = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    modules = nn.ModuleDict()
+    with torch.random.fork_rng(device):
+        for name, settings in config.aligned.items():
+            width = config.transformer.width
+            modules[name] = ALIGNED[name].module(settings, width, config.window)
+    return modules
+
+
 class PriorStem(nn.Module):
     """All of a prior before its first layer: what it is told, and the embedding of its tokens."""
 
@@ -167,13 +183,7 @@ class PriorStem(nn.Module):
         self.input = ShiftedEmbedding(
             self.vocabulary, config.length, shape.width, scale, own_start=not config.conditions
         )
-        # Last, so that weights drawn from one seed do not depend on what is added here.
-        self.aligned = nn.ModuleDict(
-            {
-                name: ALIGNED[name].module(settings, shape.width, config.window)
-                for name, settings in config.aligned.items()
-            }
-        )
+        self.aligned = aligned_conditioners(config)
 
     def conditioning(self, batch: dict) -> Conditioning:
         """Of `conditions` {name: [B, slots]}, `timing` [B, 3] samples, `upper_codes` [B, T/ratio], `lyrics` [B, N], aligned ones."""

@@ -22,18 +22,14 @@ from torch import Tensor
 from megajukebox.common.levels import PRIOR_FOLDERS
 from megajukebox.common.model_files import load_into, read_facts
 from megajukebox.conditioning.lrc import write_lrc
+from megajukebox.conditioning.schema import SongConditioning
 from megajukebox.models.prior import Prior
 from megajukebox.models.vqvae import VQVAE, VQVAEConfig
 from megajukebox.sampling.decoding import gumbel_noise
 from megajukebox.sampling.decoding.token_sampling import TokenSampler
 from megajukebox.sampling.levels.autoregressive import build_level_sampler
 from megajukebox.sampling.levels.decoding_policy import FASTEST, DecodingPolicy
-from megajukebox.sampling.levels.level_sampler import (
-    DEFAULT_HOP_FRACTIONS,
-    LevelJob,
-    LevelSampler,
-    SongConditioning,
-)
+from megajukebox.sampling.levels.level_sampler import DEFAULT_HOP_FRACTIONS, LevelJob, LevelSampler
 from megajukebox.sampling.lyrics.head_selection import sung_words, words_as_json
 from megajukebox.sampling.prior_run import PriorRun
 from megajukebox.sampling.songs.audio_stream import (

@@ -11,14 +11,15 @@ import torch
 
 from megajukebox.common.model_files import check_vqvae, load_into, read_facts
 from megajukebox.conditioning.jukebox_labels import as_written
-from megajukebox.conditioning.lrc import parse_lrc
-from megajukebox.conditioning.tokenizers import (
-    TokenizedLyrics,
-    run_tokenizer,
+from megajukebox.conditioning.schema import (
+    ConditionResources,
+    SongConditioning,
+    conditions_of,
+    read_request,
 )
+from megajukebox.conditioning.tokenizers import run_tokenizer
 from megajukebox.conditioning.vocabulary import Vocabulary, normalised, read_vocabularies
 from megajukebox.models.prior import Prior, PriorConfig
-from megajukebox.sampling.levels.level_sampler import SongConditioning
 from megajukebox.sampling.lyrics.head_selection import read_alignment_head
 from megajukebox.sampling.songs.requests import SongRequest
 
@@ -34,18 +35,16 @@ class PriorRun:
         self.config = PriorConfig(**self.facts["config"])
         self.vocabularies = read_vocabularies(folder)
         self.tokenizer = run_tokenizer(folder, self.facts) if self.config.lyrics else None
+        self.conditions = conditions_of(
+            self.config,
+            ConditionResources(self.vocabularies, self.tokenizer, spelling=self.facts.get("names")),
+        )
         self.alignment = read_alignment_head(folder)
         self.kept_prior: Prior | None = None
 
     def conditioning(self, request: SongRequest) -> SongConditioning:
-        labels = self.config.conditions
-        known = {n: self.vocabularies.get(n, Vocabulary()) for n in labels}
-        ids = {
-            n: known[n].ids(self.names(request, n), label.max_values) for n, label in labels.items()
-        }
-        text, words = parse_lrc(request.lyrics)
-        tokens = self.tokenizer.encode(text) if self.tokenizer else TokenizedLyrics([], [])
-        return SongConditioning(ids, tokens, words if self.tokenizer else [])
+        """What the prior is conditioned on for `request`, beside codes and timing."""
+        return read_request(self.conditions, request)
 
     def names(self, request: SongRequest, condition: str) -> list[str]:
         """What the request says of one condition, as this prior's vocabularies spell it."""

@@ -5,6 +5,7 @@ It is checked before any GPU is touched.
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -81,6 +82,10 @@ class PriorSettings(StrictSettings):
     timing: TimingConfig | None = None
     upsampler_conditioner: UpsamplerConditionerConfig | None = None
     lyrics: LyricsSettings | None = None
+    aligned: dict[str, dict[str, Any]] = Field(
+        default={},
+        description="conditions that follow the song in time: {name: its settings, and `dropout`}",
+    )
 
 
 class AudioSettings(StrictSettings):
@@ -208,6 +213,15 @@ class Preset(StrictSettings):
         """Share of training windows that `level` is not told condition `name`; 0 for one the preset does not know."""
         return self.condition(level, name).dropout if name in self.conditions else 0.0
 
+    def dropouts(self, level: str, config: PriorConfig) -> dict[str, float]:
+        """Dropout of every condition of a prior, by its name."""
+        settings = self.prior(level)
+        dropouts = {name: self.dropout(level, name) for name in config.conditions}
+        dropouts["lyrics"] = settings.lyrics.dropout if settings.lyrics else 0.0
+        for name, aligned in settings.aligned.items():
+            dropouts[name] = float(aligned.get("dropout", 0.0))
+        return dropouts
+
     def prior_config(self, level: str, lyrics_size: int) -> PriorConfig:
         """The prior of `level` as its model reads it; `lyrics_size` is the number of the tokenizer's tokens."""
         told = self.prior(level)
@@ -223,9 +237,13 @@ class Preset(StrictSettings):
             if told.lyrics
             else None
         )
+        aligned: dict[str, Any] = {}
+        for name, settings in told.aligned.items():
+            aligned[name] = {key: value for key, value in settings.items() if key != "dropout"}
         return PriorConfig(
             level=level, sample_rate=self.audio.sample_rate, hop=self.vqvae.hops[level], codebook_size=self.vqvae.codebook_size,
-            conditions=labels, lyrics=lyrics, **told.model_dump(exclude={"conditions", "condition_tables", "lyrics"}),
+            conditions=labels, lyrics=lyrics, aligned=aligned,
+            **told.model_dump(exclude={"conditions", "condition_tables", "lyrics", "aligned"}),
         )  # fmt: skip
 
     def stage(self, name: str) -> TrainingSettings:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from megajukebox.common.provenance import made_by
 from megajukebox.common.redaction import redact
 from megajukebox.common.world import World
+from megajukebox.conditioning.schema import ConditionResources, conditions_of
 from megajukebox.conditioning.tokenizers import (
     LYRICS_MODEL,
     LyricsTokenizer,
@@ -32,8 +33,6 @@ from megajukebox.data.stream.batches import (
 )
 from megajukebox.data.stream.code_dataset import (
     CodeWindows,
-    ConditionColumn,
-    LyricsColumn,
     check_kind,
 )
 from megajukebox.data.stream.sample_order import Order
@@ -278,21 +277,14 @@ def prior_task(
         if base
         else setup_from_corpus(preset, level, codes)
     )
-    config, told = known.config, preset.prior(level)
-    conditions = {
-        name: ConditionColumn(
-            known.vocabularies[name], label.max_values, preset.dropout(level, name)
-        )
-        for name, label in config.conditions.items()
-    }
-    lyrics = None
-    if config.lyrics and known.tokenizer:
-        lyrics = LyricsColumn(
-            known.tokenizer, config.lyrics.tokens, told.lyrics.dropout if told.lyrics else 0.0
-        )
+    config = known.config
+    resources = ConditionResources(
+        known.vocabularies, known.tokenizer, preset.dropouts(level, config)
+    )
+    conditions = conditions_of(config, resources)
     return Task(
         kind="prior", config=config, build=lambda: Prior(config), settings=settings, reading=reading, files=known.files,
-        source=CodeWindows(codes, level, config.window, settings.evaluation.held_out, conditions, lyrics),
+        source=CodeWindows(codes, level, config.window, settings.evaluation.held_out, conditions),
         units_per_step=reading.global_batch * config.window, speed_name="tokens_per_second",
         audio_seconds=reading.global_batch * config.window * preset.vqvae.hops[level] / config.sample_rate,
         facts={

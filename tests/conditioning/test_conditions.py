@@ -127,7 +127,7 @@ def test_a_request_is_told_the_ids_that_the_songs_of_its_names_were_trained_with
         facts = json.loads(codes.read_member(song, "json"))
         known = {name: facts[name] for name in CONDITIONS if name in facts}
         trained = task.source.read(song, 0, None)["conditions"]
-        told = run.conditioning(SongRequest(id="a", **known)).conditions
+        told = run.conditioning(SongRequest(id="a", **known)).labels
         assert set(told) == set(trained) == set(CONDITIONS)
         for name in CONDITIONS:
             assert told[name].tolist() == trained[name].tolist(), f"{name} of song {song}"
@@ -147,9 +147,7 @@ def test_every_condition_has_the_names_of_the_songs(codes: ShardSet, tmp_path: P
 
 def test_what_is_not_said_is_unknown_or_an_empty_bag(codes: ShardSet, tmp_path: Path) -> None:
     run = run_of(top_task(codes), codes, tmp_path / "run")
-    nothing = {
-        n: ids.tolist() for n, ids in run.conditioning(SongRequest(id="a")).conditions.items()
-    }
+    nothing = {n: ids.tolist() for n, ids in run.conditioning(SongRequest(id="a")).labels.items()}
     empty = {
         "artist": [0],
         "year": [0],
@@ -173,7 +171,7 @@ def test_what_is_not_said_is_unknown_or_an_empty_bag(codes: ShardSet, tmp_path: 
         keywords=["x"],
         language="xx",
     )
-    assert all(ids[0] == 0 for ids in run.conditioning(strange).conditions.values())
+    assert all(ids[0] == 0 for ids in run.conditioning(strange).labels.values())
     assert sorted(condition for condition, _ in run.unknown_names(strange)) == sorted(CONDITIONS)
 
 

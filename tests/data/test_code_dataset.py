@@ -17,13 +17,12 @@ from fixtures.tiny_shards import (
 )
 
 from megajukebox.conditioning.lyric_windows import linear_centre, lyric_window
+from megajukebox.conditioning.schema import LabelCondition, LyricsCondition, TimingCondition
 from megajukebox.conditioning.tokenizers import JukeboxCharacters
 from megajukebox.conditioning.vocabulary import Vocabulary
 from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.data.stream.code_dataset import (
     CodeWindows,
-    ConditionColumn,
-    LyricsColumn,
     read_codes,
 )
 
@@ -63,11 +62,12 @@ def test_timing_is_in_audio_samples_and_windows_end_inside_the_song(codes: Path)
 
 
 def test_conditions_are_ids_with_unknown_names_and_empty_slots(codes: Path) -> None:
-    conditions = {
-        "artist": ConditionColumn(Vocabulary.build({"artist 1": 3, "ARTIST 3": 5})),
-        "genres": ConditionColumn(Vocabulary.build({"pop": 9, "rock": 10}), slots=3),
-        "moods": ConditionColumn(Vocabulary.build({"sad": 1}), slots=2),
-    }
+    conditions = (
+        LabelCondition("artist", Vocabulary.build({"artist 1": 3, "ARTIST 3": 5})),
+        LabelCondition("genres", Vocabulary.build({"pop": 9, "rock": 10}), max_values=3),
+        LabelCondition("moods", Vocabulary.build({"sad": 1}), max_values=2),
+        TimingCondition(),
+    )
     source = CodeWindows(ShardSet(codes), "top", 8, conditions=conditions)
     artists = {
         song: source.read(song, 0, None)["conditions"]["artist"].tolist() for song in range(4)
@@ -82,12 +82,12 @@ def test_conditions_are_ids_with_unknown_names_and_empty_slots(codes: Path) -> N
 def test_dropout_hides_each_condition_at_its_own_rate_and_never_from_held_out_songs(
     codes: Path,
 ) -> None:
-    conditions = {
-        "artist": ConditionColumn(Vocabulary.build({"artist 1": 1}), dropout=0.25),
-        "genres": ConditionColumn(Vocabulary.build({"pop": 1}), slots=2, dropout=0.75),
-    }
-    lyrics = LyricsColumn(JukeboxCharacters("v2"), 4, dropout=0.5)
-    source = CodeWindows(ShardSet(codes), "top", 8, conditions=conditions, lyrics=lyrics)
+    conditions = (
+        LabelCondition("artist", Vocabulary.build({"artist 1": 1}), dropout=0.25),
+        LabelCondition("genres", Vocabulary.build({"pop": 1}), max_values=2, dropout=0.75),
+        LyricsCondition(JukeboxCharacters("v2"), 4, dropout=0.5),
+    )
+    source = CodeWindows(ShardSet(codes), "top", 8, conditions=conditions)
     read = [source.read(1, 0, np.random.default_rng(seed)) for seed in range(400)]
     assert 60 < sum(x["conditions"]["artist"].tolist() == [0] for x in read) < 140
     assert 260 < sum(x["conditions"]["genres"].tolist() == [-1, -1] for x in read) < 340
@@ -97,7 +97,8 @@ def test_dropout_hides_each_condition_at_its_own_rate_and_never_from_held_out_so
 
 def test_lyrics_are_the_window_that_is_sung(codes: Path) -> None:
     tokenizer = JukeboxCharacters("v2")
-    source = CodeWindows(ShardSet(codes), "top", 8, lyrics=LyricsColumn(tokenizer, 6))
+    conditions = (TimingCondition(), LyricsCondition(tokenizer, 6))
+    source = CodeWindows(ShardSet(codes), "top", 8, conditions=conditions)
     assert source.read(0, 0, None)["lyrics"].tolist() == [0] * 6, "without lyrics: padding"
     sample = source.read(5, 3, None)
     song, offset, clip = sample["timing"].tolist()

@@ -5,12 +5,12 @@ import pytest
 import torch
 from fixtures.reference_shapes import TINY, checkpoint
 
+from megajukebox.conditioning.schema import SongConditioning
 from megajukebox.conditioning.tokenizers import TokenizedLyrics
 from megajukebox.interop.checkpoints import read_checkpoints
 from megajukebox.interop.import_plan import converted, plan
 from megajukebox.models.lyric_attention import lyric_attention, lyric_layers
 from megajukebox.models.prior import Prior
-from megajukebox.sampling.levels.level_sampler import SongConditioning
 from megajukebox.sampling.levels.level_windows import window_starts
 from megajukebox.sampling.lyrics.alignment import align, place_window
 
@@ -37,7 +37,8 @@ def song(prior: Prior, length: int) -> SongConditioning:
         name: np.zeros(label.max_values, dtype=np.int64)
         for name, label in prior.config.conditions.items()
     }
-    return SongConditioning(names, TokenizedLyrics(ids, [(i, i + 1) for i in range(length)]), [])
+    tokens = TokenizedLyrics(ids, [(i, i + 1) for i in range(length)])
+    return SongConditioning.of(prior.config, names, tokens)
 
 
 def test_weights_over_a_lyrics_encoder_sum_to_one_and_other_layers_are_refused(prior):
@@ -45,7 +46,9 @@ def test_weights_over_a_lyrics_encoder_sum_to_one_and_other_layers_are_refused(p
     batch = {
         "codes": torch.zeros(1, config.window, dtype=torch.long),
         "timing": torch.tensor([[9_000_000, 0, config.window * config.hop]]),
-        "conditions": {name: torch.from_numpy(ids)[None] for name, ids in told.conditions.items()},
+        "conditions": {
+            name: torch.from_numpy(told.values[name])[None] for name in config.conditions
+        },
         "lyrics": torch.tensor([told.tokens.ids[: config.lyrics.tokens]]),
     }
     layer = lyric_layers(prior)[0]

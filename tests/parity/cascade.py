@@ -137,6 +137,6 @@ def songs(labels: dict[str, Any], config: PriorConfig) -> list:
     )
     arrays: dict[str, np.ndarray] = {name: values.numpy() for name, values in conditions.items()}
     return [
-        song_of(ids, {name: values[n] for name, values in arrays.items()})
+        song_of(config, ids, {name: values[n] for name, values in arrays.items()})
         for n, ids in enumerate(labels["full_tokens"])
     ]

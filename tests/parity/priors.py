@@ -12,6 +12,7 @@ from torch import Tensor
 
 from megajukebox.common.model_files import fill
 from megajukebox.conditioning.lyric_windows import linear_centre_float32, lyric_window
+from megajukebox.conditioning.schema import SongConditioning
 from megajukebox.conditioning.tokenizers import JukeboxCharacters, TokenizedLyrics
 from megajukebox.interop.import_plan import Part
 from megajukebox.interop.tensor_names import ORDER_OF_SCHEDULE
@@ -20,7 +21,6 @@ from megajukebox.models.prior import Prior, PriorConfig
 from megajukebox.sampling.decoding.decoder import PackedPrior
 from megajukebox.sampling.decoding.token_sampling import TokenSampler
 from megajukebox.sampling.decoding.window_sampler import sample_window
-from megajukebox.sampling.levels.level_sampler import SongConditioning
 from megajukebox.sampling.lyrics.alignment import align
 from megajukebox.training.engines.jukebox_adam import JukeboxAdam
 
@@ -287,10 +287,9 @@ def check_lyric_window(case: Case, config: PriorConfig) -> None:
     case.same("labels.y", np.stack(ours), case.tensor("y")[:, -config.lyrics.tokens :])
 
 
-def song_of(ids: list[int], conditions: dict) -> SongConditioning:
-    return SongConditioning(
-        conditions, TokenizedLyrics(ids, [(i, i + 1) for i in range(len(ids))]), []
-    )
+def song_of(config: PriorConfig, ids: list[int], labels: dict) -> SongConditioning:
+    tokens = TokenizedLyrics(ids, [(i, i + 1) for i in range(len(ids))])
+    return SongConditioning.of(config, labels, tokens)
 
 
 def check_alignment(case: Case, prior: Prior) -> None:
@@ -298,7 +297,7 @@ def check_alignment(case: Case, prior: Prior) -> None:
     y, codes = case.tensor("y"), case.tensor("align_z")
     batch = told(y, prior.config)["conditions"]
     songs = [
-        song_of(ids, {name: values[i].numpy() for name, values in batch.items()})
+        song_of(prior.config, ids, {name: values[i].numpy() for name, values in batch.items()})
         for i, ids in enumerate(labels["full_tokens"])
     ]
     pair, fraction = (

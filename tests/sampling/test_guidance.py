@@ -18,12 +18,13 @@ from fixtures.tiny_models import (
 from torch import Tensor
 
 from megajukebox.common.levels import PRIOR_FOLDERS
+from megajukebox.conditioning.schema import SongConditioning
 from megajukebox.models.prior import Prior
 from megajukebox.sampling.decoding.token_sampling import ClassifierFreeGuidance, TokenSampler
 from megajukebox.sampling.jukebox import Jukebox
 from megajukebox.sampling.levels.autoregressive import build_level_sampler
-from megajukebox.sampling.levels.level_sampler import SongConditioning, new_job
-from megajukebox.sampling.levels.level_windows import conditioning_batch_at, null_conditioning
+from megajukebox.sampling.levels.level_sampler import new_job
+from megajukebox.sampling.levels.level_windows import conditioning_batch_at
 from megajukebox.sampling.songs.requests import SongRequest, parse_requests
 
 SCHEDULES = ["factored", "factored_lyrics", "prefix_dense_16"]
@@ -47,6 +48,11 @@ def sampled(
     return sample_level(
         prior, given, upper(3, total)[songs], total, SAMPLES, draw, HOP, known, strengths
     )
+
+
+def unknown_song(prior: Prior) -> SongConditioning:
+    """A song of which nothing is known."""
+    return SongConditioning.of(prior.config, {})
 
 
 def logits_at(
@@ -80,7 +86,7 @@ def test_guided_codes_are_those_of_the_formula_written_out(schedule: str) -> Non
             args = (above[song : song + 1], torch.tensor(made, dtype=torch.long), t, start)
             with_, without = (
                 logits_at(prior, x, *args)
-                for x in (song_conditionings(3)[song], null_conditioning(prior.config))
+                for x in (song_conditionings(3)[song], unknown_song(prior))
             )
             guided = (without + strength * (with_ - without))[None, None]
             made.append(int(own(guided, torch.tensor([[t]])).codes) - prior.config.shift)
@@ -107,7 +113,7 @@ def test_batch_mates_do_not_matter_to_a_guided_song(schedule: str) -> None:
 
 def test_strength_0_is_the_song_that_is_told_nothing() -> None:
     prior = little_prior("factored_lyrics")
-    nothing = [null_conditioning(prior.config)] * 3
+    nothing = [unknown_song(prior)] * 3
     plain = sample_level(
         prior, nothing, upper(3, 40), 40, SAMPLES, plain_draw(SEEDS, temperature=1.5), HOP
     )
@@ -143,8 +149,8 @@ def test_twins_draw_what_their_songs_draw() -> None:
 
 
 def test_what_a_twin_is_told_is_what_training_tells_when_it_drops() -> None:
-    nothing = null_conditioning(little_prior("factored_lyrics").config)
-    assert {name: ids.tolist() for name, ids in nothing.conditions.items()} == {
+    nothing = unknown_song(little_prior("factored_lyrics"))
+    assert {name: nothing.values[name].tolist() for name in ("artist", "genres")} == {
         "artist": [0],
         "genres": [-1, -1, -1],
     }
@@ -162,10 +168,10 @@ def test_a_stronger_guidance_makes_the_artist_more_likely_to_be_heard() -> None:
         [0.0, 1.0, 4.0],
     )
     names = {"artist": np.array([1]), "genres": np.array([2, 3, -1])}
-    asked = SongConditioning(names, null_conditioning(prior.config).tokens, [])
+    asked = SongConditioning.of(prior.config, names)
     batches = [
         conditioning_batch_at(prior.config, [x] * songs, None, 0, SAMPLES, torch.device("cpu"))
-        for x in (asked, null_conditioning(prior.config))
+        for x in (asked, unknown_song(prior))
     ]
     gains = []
     for strength in strengths:

@@ -19,10 +19,10 @@ from fixtures.tiny_models import (
 from torch import Tensor
 
 from megajukebox.conditioning.lyric_windows import window_of_lyrics
+from megajukebox.conditioning.schema import SongConditioning
 from megajukebox.models.prior import Prior
 from megajukebox.sampling.decoding.token_sampling import TokenSampler
 from megajukebox.sampling.decoding.window_sampler import sample_window_slowly
-from megajukebox.sampling.levels.level_sampler import SongConditioning
 from megajukebox.sampling.levels.level_windows import upper_window, window_starts
 
 RECORDED = SHARED / "parity"
@@ -99,7 +99,7 @@ def level_by_hand(
             "codes": torch.tensor([(row[start:] + [0] * WINDOW)[:WINDOW] for row in codes]),
             "timing": torch.tensor([place] * len(songs)),
             "conditions": {
-                n: torch.tensor(np.stack([s.conditions[n] for s in songs]))
+                n: torch.tensor(np.stack([s.values[n] for s in songs]))
                 for n in ("artist", "genres")
             },
             "upper_codes": torch.tensor(above),

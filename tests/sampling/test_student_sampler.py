@@ -3,15 +3,16 @@
 from dataclasses import replace
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from fixtures.tiny_models import WINDOW, little_prior, plain_draw
 from fixtures.tiny_students import student_of
 
-from megajukebox.conditioning.tokenizers import TokenizedLyrics
+from megajukebox.conditioning.schema import SongConditioning
 from megajukebox.models.grid_order import GridOrder
 from megajukebox.sampling.levels.autoregressive import Autoregressive
-from megajukebox.sampling.levels.level_sampler import LevelJob, SongConditioning, new_job
+from megajukebox.sampling.levels.level_sampler import LevelJob, new_job
 from megajukebox.sampling.levels.level_windows import conditioning_batch
 from megajukebox.sampling.students.student_sampler import StudentSampler, VerifiedStudent, phases
 
@@ -19,11 +20,8 @@ ORDERS = [GridOrder(0, 1), GridOrder(1, 1), GridOrder(4, 1)]
 
 
 def told() -> SongConditioning:
-    return SongConditioning(
-        {"artist": torch.tensor([1]).numpy(), "genres": torch.tensor([2, -1, -1]).numpy()},
-        TokenizedLyrics([], []),
-        [],
-    )
+    labels = {"artist": np.array([1]), "genres": np.array([2, -1, -1])}
+    return SongConditioning.of(little_prior().config, labels)
 
 
 def job_of(level: str, total: int, seeds: list[int], known: slice = slice(0, 0)) -> LevelJob:

@@ -15,11 +15,11 @@ from fixtures.tiny_shards import HOPS, codes_of, npy, write_set
 from megajukebox.commands.align import main
 from megajukebox.common.model_files import read_facts
 from megajukebox.conditioning.lrc import TimedWord, parse_lrc
+from megajukebox.conditioning.schema import SongConditioning
 from megajukebox.conditioning.tokenizers import JukeboxCharacters, TokenizedLyrics
 from megajukebox.explorer.loaders.samples import read_samples
 from megajukebox.models.prior import Prior, PriorConfig
 from megajukebox.sampling.jukebox import Jukebox
-from megajukebox.sampling.levels.level_sampler import SongConditioning
 from megajukebox.sampling.lyrics.head_selection import (
     MIN_FOLLOWING_SCORE,
     AlignedSong,
@@ -180,7 +180,7 @@ def test_the_head_that_reads_along_is_found_in_a_prior_and_its_error_told() -> N
     prior, words = reading_prior(), words_of(SUNG)
     seconds = prior.config.hop / prior.config.sample_rate
     timed = [TimedWord(a, b, EDGES[a] * seconds, EDGES[b] * seconds) for a, b in words]
-    told = SongConditioning({}, JukeboxCharacters("v2").encode(SUNG), timed)
+    told = SongConditioning.of(prior.config, {}, JukeboxCharacters("v2").encode(SUNG), timed)
     song = AlignedSong(told, SUNG, torch.randint(11, (32,)), 32 * prior.config.hop)
     choice, scores = choose_head(prior, [song], weights="f")
     assert set(scores) == {(layer, head) for layer in (3, 7) for head in (0, 1)}
@@ -193,7 +193,7 @@ def test_a_prior_that_does_not_follow_is_said_not_to() -> None:
     for block in prior.blocks:
         if block.attention.pattern == "lyrics":
             torch.nn.init.normal_(block.attention.query.weight)
-    told = SongConditioning({}, JukeboxCharacters("v2").encode(SUNG), [])
+    told = SongConditioning.of(prior.config, {}, JukeboxCharacters("v2").encode(SUNG))
     choice, _ = choose_head(
         prior, [AlignedSong(told, SUNG, torch.randint(11, (32,)), 32 * prior.config.hop)]
     )
@@ -238,7 +238,7 @@ def test_the_verb_writes_its_choice_beside_the_weights(tmp_path: Path, capsys) -
 
 def test_the_verb_refuses_codes_of_another_vqvae(tmp_path: Path) -> None:
     runs = write_runs(tmp_path / "runs")
-    with pytest.raises(SystemExit, match="encode the songs with the VQ-VAE beside the prior"):
+    with pytest.raises(SystemExit, match="use that VQ-VAE and the codes it made"):
         main(runs, write_codes_of(tmp_path / "codes", "0" * 64), songs=3, device="cpu")
     assert read_alignment_head(runs / "top_prior") is None
 

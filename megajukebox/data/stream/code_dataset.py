@@ -3,7 +3,7 @@
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -12,12 +12,13 @@ from numpy.lib import format as npy_format
 
 from megajukebox.common.errors import BadSampleError, UserError
 from megajukebox.common.model_files import check_vqvae
-from megajukebox.conditioning.lrc import TimedWord, parse_lrc
-from megajukebox.conditioning.lyric_windows import (
-    window_of_lyrics,
+from megajukebox.conditioning.schema import (
+    Condition,
+    SongConditioning,
+    TimingCondition,
+    WindowPosition,
+    read_song,
 )
-from megajukebox.conditioning.tokenizers import LyricsTokenizer, TokenizedLyrics
-from megajukebox.conditioning.vocabulary import Vocabulary
 from megajukebox.data.audio import OffsetReader
 from megajukebox.data.shards.local_cache import RangeReader
 from megajukebox.data.shards.shard_set import ShardSet
@@ -52,32 +53,20 @@ def check_codes(codes: ShardSet, run: Path, facts: Mapping[str, Any]) -> None:
 
 
 @dataclass(frozen=True)
-class ConditionColumn:
-    """One kind of name a window is conditioned on: the field of a song's JSON that bears the condition's name."""
+class ShardSong:
+    """A song of a shard set, as conditions read it."""
 
-    vocabulary: Vocabulary
-    slots: int = (
-        1  # 1: one name, unknown where there is none; more: a bag, empty where there is none
-    )
-    dropout: float = 0.0  # probability that a training window is not told
+    shards: ShardSet
+    song: int
 
+    @cached_property
+    def metadata(self) -> Mapping[str, Any]:
+        return self.shards.read_facts(self.song)
 
-@dataclass(frozen=True)
-class LyricsColumn:
-    """How windows get their lyrics: `size` tokens around the place that is sung."""
-
-    tokenizer: LyricsTokenizer
-    size: int
-    dropout: float = 0.0
-
-
-@dataclass(frozen=True)
-class WindowConditioning:
-    """What is known of a song beside its codes."""
-
-    conditions: dict[str, np.ndarray]
-    tokens: TokenizedLyrics
-    words: list[TimedWord]
+    def member(self, name: str) -> bytes | None:
+        if not self.shards.has(self.song, name):
+            return None
+        return self.shards.read_member(self.song, name)
 
 
 class CodeWindows:
@@ -97,16 +86,14 @@ class CodeWindows:
         level: str,
         window: int,
         held_out: float = 0.0,
-        conditions: Mapping[str, ConditionColumn] | None = None,
-        lyrics: LyricsColumn | None = None,
+        conditions: tuple[Condition, ...] = (TimingCondition(),),
         verify: bool = True,
     ) -> None:
         self.shards = shards
         self.level = level
         self.window = window
         self.held_out = held_out
-        self.conditions = dict(conditions or {})
-        self.lyrics = lyrics
+        self.conditions = conditions
         self.verify = verify
         self.hop, self.upper, self.ratio = hop_and_upper(shards.index["vqvae"]["hops"], level)
         check_window(window, self.ratio, level, self.upper)
@@ -120,7 +107,7 @@ class CodeWindows:
         self._verified = {
             name: np.zeros(len(self._clips), dtype=bool) for name in (level, self.upper) if name
         }
-        self._told: dict[int, WindowConditioning] = {}
+        self._conditioning: dict[int, SongConditioning] = {}
 
     def clips(self, part: Part) -> np.ndarray:
         """Number of windows of each song, [songs] int64; 0 for the songs of the other part."""
@@ -139,25 +126,26 @@ class CodeWindows:
         }
 
     def read(self, song: int, clip: int, rng: np.random.Generator | None) -> dict[str, Any]:
-        """One window; ValueError if it cannot be read. Without `rng`: not shifted and told everything.
+        """One window; ValueError if it cannot be read. Without `rng`: not shifted, and with all its conditions.
 
-        codes [window] int64, upper_codes [window / ratio] int64 (not at the top), timing [3] int64 (length of the song,
-        start and length of the window, in audio samples), conditions {name: [slots] int64}, lyrics [size] int64.
+        codes [window] int64, upper_codes [window / ratio] int64 (not at the top), and the arrays of the conditions:
+        timing [3] int64 (length of the song, start and length of the window, in audio samples),
+        conditions {name: [max_values] int64}, lyrics [tokens] int64 ...
         """
         uppers = self.window // self.ratio
         start = self.ratio * clip_start(clip, uppers, int(self._uppers[song]), rng)
-        timing = (int(self.shards.songs["frames"][song]), start * self.hop, self.window * self.hop)
-        told = lru_get(self._told, song, self._tell, size=SONGS_KEPT)
-        sample = {
-            "codes": self._codes(self.level, song, start, self.window),
-            "timing": np.array(timing, dtype=np.int64),
-            "conditions": {name: self._condition(name, told, rng) for name in self.conditions},
-        }
+        frames = int(self.shards.songs["frames"][song])
+        rate = self.shards.index["sample_rate"]
+        position = WindowPosition(frames, start * self.hop, self.window * self.hop, rate)
+        conditioning = lru_get(self._conditioning, song, self._read_song, size=SONGS_KEPT)
+        sample: dict[str, Any] = {"codes": self._codes(self.level, song, start, self.window)}
+        sample |= conditioning.window(position, rng)
         if self.upper:
             sample["upper_codes"] = self._codes(self.upper, song, start // self.ratio, uppers)
-        if self.lyrics:
-            sample["lyrics"] = self._lyric_window(self.lyrics, told, timing, rng)
         return sample
+
+    def _read_song(self, song: int) -> SongConditioning:
+        return read_song(self.conditions, ShardSong(self.shards, song))
 
     def _codes(self, level: str, song: int, start: int, count: int) -> np.ndarray:
         if self.verify and not self._verified[level][song]:
@@ -172,44 +160,6 @@ class CodeWindows:
                 f"code {codes.max()} in {level} codes is outside its codebook of {size}",
             )
         return codes
-
-    def _tell(self, song: int) -> WindowConditioning:
-        facts = self.shards.read_facts(song)
-        conditions = {
-            name: c.vocabulary.ids(names_of(facts, name), c.slots)
-            for name, c in self.conditions.items()
-        }
-        if not (self.lyrics and self.shards.has(song, "lyrics")):
-            return WindowConditioning(conditions, TokenizedLyrics([], []), [])
-        text, words = parse_lrc(self.shards.read_member(song, "lyrics").decode())
-        return WindowConditioning(conditions, self.lyrics.tokenizer.encode(text), words)
-
-    def _condition(
-        self, name: str, told: WindowConditioning, rng: np.random.Generator | None
-    ) -> np.ndarray:
-        condition = self.conditions[name]
-        return (
-            condition.vocabulary.ids([], condition.slots)
-            if dropped(condition.dropout, rng)
-            else told.conditions[name]
-        )
-
-    def _lyric_window(
-        self,
-        lyrics: LyricsColumn,
-        told: WindowConditioning,
-        timing: tuple[int, int, int],
-        rng: np.random.Generator | None,
-    ) -> np.ndarray:
-        tokens = TokenizedLyrics([], []) if dropped(lyrics.dropout, rng) else told.tokens
-        return window_of_lyrics(
-            tokens, told.words, *timing, self.shards.index["sample_rate"], lyrics.size
-        ).ids
-
-
-def dropped(probability: float, rng: np.random.Generator | None) -> bool:
-    """Draws once wherever there is an `rng`, so that one condition's dropout does not move the draws of the others."""
-    return rng is not None and bool(rng.random() < probability)
 
 
 def hop_and_upper(hops: Mapping[str, int], level: str) -> tuple[int, str | None, int]:
@@ -227,14 +177,6 @@ def check_window(window: int, ratio: int, level: str, upper: str | None) -> None
             f"window {window} at level {level} is not a multiple of {ratio}, its codes for one {upper} code; "
             f"set it to {max(1, window // ratio) * ratio}"
         )
-
-
-def names_of(facts: Mapping[str, Any], name: str) -> list[str]:
-    """The names in field `name` of a song's JSON: none, one, or many."""
-    value = facts.get(name)
-    if value is None:
-        return []
-    return [str(v) for v in value] if isinstance(value, list) else [str(value)]
 
 
 def read_codes(file: BinaryIO | OffsetReader | RangeReader, start: int, count: int) -> np.ndarray:

@@ -76,7 +76,10 @@ class TeacherWindows:
         data = io.BytesIO(self.shards.read_member(song, "window"))
         with np.load(data, allow_pickle=False) as stored:
             for name in stored.files:
-                array = stored[name].astype(READ_AS.get(name, np.int64))
+                array = stored[name]
+                is_integer = np.issubdtype(array.dtype, np.integer)
+                default = np.int64 if is_integer else array.dtype
+                array = array.astype(READ_AS.get(name, default))
                 outer, _, inner = name.partition(".")
                 if inner:
                     window[outer][inner] = array

@@ -10,12 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from megajukebox.common.progress import track
-from megajukebox.conditioning.vocabulary import Vocabulary
 from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.data.stream.code_dataset import (
     CodeWindows,
-    ConditionColumn,
-    LyricsColumn,
     check_codes,
 )
 from megajukebox.models.prior import Prior
@@ -33,14 +30,7 @@ def windows_of(run: PriorRun, codes: ShardSet) -> CodeWindows:
     """
     check_codes(codes, run.folder, run.facts)
     config = run.config
-    conditions = {}
-    for name, label in config.conditions.items():
-        vocabulary = run.vocabularies.get(name, Vocabulary())
-        conditions[name] = ConditionColumn(vocabulary, label.max_values)
-    lyrics = None
-    if config.lyrics and run.tokenizer:
-        lyrics = LyricsColumn(run.tokenizer, config.lyrics.tokens)
-    return CodeWindows(codes, config.level, config.window, conditions=conditions, lyrics=lyrics)
+    return CodeWindows(codes, config.level, config.window, conditions=run.conditions)
 
 
 def held_out_bits(

@@ -13,12 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from megajukebox.conditioning.lrc import TimedWord
-from megajukebox.conditioning.tokenizers import TokenizedLyrics
+from megajukebox.conditioning.schema import SongConditioning
 from megajukebox.models.prior import PriorConfig
 from megajukebox.sampling.decoding.token_sampling import TokenSampler
 
@@ -28,15 +26,6 @@ Progress = Callable[
 
 # Share of a window by which the next one moves on. The top moves little: it has no level above to hold it together.
 DEFAULT_HOP_FRACTIONS = {"top": 0.125, "middle": 0.5, "bottom": 0.5}
-
-
-@dataclass(frozen=True)
-class SongConditioning:
-    """What one song's prior is told beside codes and timing."""
-
-    conditions: dict[str, np.ndarray]  # name -> [slots] ids
-    tokens: TokenizedLyrics  # of the whole lyrics
-    words: list[TimedWord]  # with times, if the lyrics came with them
 
 
 @dataclass

@@ -4,21 +4,19 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from megajukebox.conditioning.lyric_windows import window_of_lyrics
-from megajukebox.conditioning.tokenizers import TokenizedLyrics
-from megajukebox.conditioning.vocabulary import Vocabulary
+from megajukebox.conditioning.schema import SongConditioning, WindowPosition
+from megajukebox.data.stream.batches import stack, tensors
 from megajukebox.models.prior import Conditioning, Prior, PriorConfig
 from megajukebox.sampling.decoding.token_sampling import (
     ClassifierFreeGuidance,
     TokenSamplerProtocol,
 )
 from megajukebox.sampling.decoding.window_sampler import SamplingWindow
-from megajukebox.sampling.levels.level_sampler import LevelJob, SongConditioning
+from megajukebox.sampling.levels.level_sampler import LevelJob
 
 
 @dataclass(frozen=True)
@@ -71,19 +69,12 @@ def conditioning_batch(
     device: torch.device,
 ) -> dict:  # fmt: skip
     """The batch that conditions M rows, each with its own window from code `starts` on."""
-    places = [(samples, start * config.hop, config.window * config.hop) for start in starts]
-    names = {
-        n: torch.from_numpy(np.stack([t.conditions[n] for t in conditioning])).to(device)
-        for n in config.conditions
-    }
-    batch: dict = {"timing": torch.tensor(places, device=device), "conditions": names}
-    if config.lyrics:
-        rate, size = config.sample_rate, config.lyrics.tokens
-        lyrics = [
-            window_of_lyrics(t.tokens, t.words, *place, rate, size).ids
-            for t, place in zip(conditioning, places)
-        ]
-        batch["lyrics"] = torch.from_numpy(np.stack(lyrics)).to(device)
+    rows: list[dict] = []
+    for song, start in zip(conditioning, starts):
+        length = config.window * config.hop
+        position = WindowPosition(samples, start * config.hop, length, config.sample_rate)
+        rows.append(song.window(position))
+    batch = to_device(tensors(stack(rows)), device)
     if config.upsampler_conditioner:
         assert upper_MU is not None, f"the {config.level} level needs the codes above"
         ratio = config.upsampler_conditioner.ratio
@@ -109,12 +100,12 @@ def upper_window(upper_XU: Tensor, start: int, length: int) -> Tensor:
     )
 
 
-def null_conditioning(config: PriorConfig) -> SongConditioning:
-    """What the twin of a guided song is told: nothing, as training with dropout leaves labels and lyrics out."""
-    names = {
-        name: Vocabulary().ids([], label.max_values) for name, label in config.conditions.items()
-    }
-    return SongConditioning(names, TokenizedLyrics([], []), [])
+def to_device(batch: dict, device: torch.device) -> dict:
+    """A batch of tensors, some of them in dicts, on `device`."""
+    moved: dict = {}
+    for name, value in batch.items():
+        moved[name] = to_device(value, device) if isinstance(value, dict) else value.to(device)
+    return moved
 
 
 @dataclass(frozen=True)
@@ -132,7 +123,7 @@ def build_window(prior: Prior, job: LevelJob, rows: list[WindowRow]) -> Sampling
     songs = [row.song for row in rows]
     guided = [n for n, song in enumerate(songs) if job.guidance[song] != 1.0]
     everyone = [*range(len(rows)), *guided]
-    told = [job.conditioning[song] for song in songs] + [null_conditioning(config)] * len(guided)
+    told = [job.conditioning[song] for song in songs] + [job.conditioning[0].null()] * len(guided)
     starts = [rows[n].span.start for n in everyone]
     upper = None if job.upper_BU is None else job.upper_BU[[songs[n] for n in everyone]]
     batch = conditioning_batch(config, told, upper, starts, job.samples, device)

@@ -7,11 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from megajukebox.conditioning.lyric_windows import LyricWindow, window_of_lyrics
+from megajukebox.conditioning.schema import SongConditioning, WindowPosition
+from megajukebox.data.stream.batches import stack, tensors
 from megajukebox.models.lyric_attention import lyric_attention
-from megajukebox.models.prior import Prior, PriorConfig
-from megajukebox.sampling.levels.level_sampler import DEFAULT_HOP_FRACTIONS, SongConditioning
-from megajukebox.sampling.levels.level_windows import window_starts
+from megajukebox.models.prior import Prior
+from megajukebox.sampling.levels.level_sampler import DEFAULT_HOP_FRACTIONS
+from megajukebox.sampling.levels.level_windows import to_device, window_starts
 
 Head = tuple[int, int]  # layer, head
 MIN_ATTENTION = (
@@ -39,11 +40,14 @@ def align(
     for start in reversed(
         window_starts(total, config.window, max(1, int(hop_fraction * config.window)))
     ):
-        place = (samples, offset + start * config.hop, config.window * config.hop)
-        lyrics = [_lyrics_at(config, song, place) for song in conditioning]
-        batch = _batch(
-            config, conditioning, lyrics, place, codes_BT[:, start : start + config.window]
-        )
+        first = offset + start * config.hop
+        length = config.window * config.hop
+        position = WindowPosition(samples, first, length, config.sample_rate)
+        lyrics = [song.lyrics_window(position) for song in conditioning]
+        rows = [song.window(position) for song in conditioning]
+        batch = to_device(tensors(stack(rows)), codes_BT.device)
+        codes = codes_BT[:, start : start + config.window]
+        batch["codes"] = F.pad(codes, (0, config.window - codes.shape[1]))  # the last window
         weights = lyric_attention(prior, batch, layers)
         for (layer, head), songs in laid.items():
             for b, song in enumerate(songs):
@@ -63,33 +67,3 @@ def place_window(song: np.ndarray, window: np.ndarray, index: np.ndarray, start:
     """
     length = min(len(window), len(song) - start)
     song[start : start + length, index] = window[:length]
-
-
-def _lyrics_at(
-    config: PriorConfig, song: SongConditioning, place: tuple[int, int, int]
-) -> LyricWindow:
-    assert config.lyrics is not None, "only a prior that reads lyrics can be aligned with them"
-    return window_of_lyrics(
-        song.tokens, song.words, *place, config.sample_rate, config.lyrics.tokens
-    )
-
-
-def _batch(
-    config: PriorConfig,
-    told: list[SongConditioning],
-    lyrics: list[LyricWindow],
-    place: tuple[int, int, int],
-    codes_BT: Tensor,
-) -> dict:
-    """The batch of one window, as `Prior.forward` wants it; a last window is filled up with code 0."""
-    device = codes_BT.device
-    names = {
-        n: torch.from_numpy(np.stack([t.conditions[n] for t in told])).to(device)
-        for n in config.conditions
-    }
-    return {
-        "codes": F.pad(codes_BT, (0, config.window - codes_BT.shape[1])),
-        "timing": torch.tensor([place] * len(told), device=device),
-        "conditions": names,
-        "lyrics": torch.from_numpy(np.stack([window.ids for window in lyrics])).to(device),
-    }

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +12,9 @@ from torch import Tensor
 
 from megajukebox.common.files import write_atomic
 from megajukebox.conditioning.lrc import TimedWord
+from megajukebox.conditioning.schema import SongConditioning
 from megajukebox.models.lyric_attention import lyric_layers
 from megajukebox.models.prior import Prior
-from megajukebox.sampling.levels.level_sampler import SongConditioning
 from megajukebox.sampling.lyrics.alignment import Head, align
 from megajukebox.sampling.lyrics.word_timing import (
     SungWord,
@@ -73,8 +73,8 @@ class AlignedSong:
     samples: int
 
     def untimed(self) -> SongConditioning:
-        """What a prior is told that must find the times itself."""
-        return replace(self.conditioning, words=[])
+        """The conditioning of a prior that must find the times of the words itself."""
+        return self.conditioning.without_word_times()
 
 
 def score_heads(prior: Prior, songs: Sequence[AlignedSong]) -> dict[Head, float]:

@@ -10,7 +10,7 @@
 import json
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -38,6 +38,11 @@ class SongRequest(BaseModel):
         "",
         max_length=100_000,
         description="plain text, or .lrc with the times at which it is to be sung",
+    )
+    aligned: dict[str, Any] = Field(
+        {},
+        description="conditions that follow the song in time, by their names",
+        exclude_if=lambda aligned: not aligned,  # records of before have no such field
     )
     seconds: float = Field(10.0, gt=0, le=3600)
     song_seconds: float | None = Field(

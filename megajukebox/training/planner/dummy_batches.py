@@ -2,6 +2,7 @@
 
 import torch
 
+from megajukebox.models.conditioners import ALIGNED
 from megajukebox.models.prior import PriorConfig
 
 
@@ -11,7 +12,7 @@ def clips(size: int, samples: int) -> dict:
 
 
 def windows(config: PriorConfig, size: int) -> dict:
-    """Random codes, with everything that a prior of this configuration is told."""
+    """Random codes, with every condition of a prior of this configuration."""
     batch: dict = {"codes": torch.randint(config.codebook_size, (size, config.window))}
     batch["conditions"] = {
         name: torch.randint(c.table_size, (size, c.max_values))
@@ -20,6 +21,8 @@ def windows(config: PriorConfig, size: int) -> dict:
     batch["timing"] = torch.tensor([[180.0, 30.0, 20.0]]).repeat(size, 1) * config.sample_rate
     if config.lyrics:
         batch["lyrics"] = torch.randint(config.lyrics.size, (size, config.lyrics.tokens))
+    for name, settings in config.aligned.items():
+        batch[name] = ALIGNED[name].example(settings, size, config.window)
     if config.upsampler_conditioner:
         batch["upper_codes"] = torch.randint(
             config.codebook_size, (size, config.window // config.upsampler_conditioner.ratio)
