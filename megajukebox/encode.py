@@ -19,11 +19,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import typer
-from rich.progress import track
 
 from megajukebox.common.command_line import run_command
+from megajukebox.common.errors import BadSampleError, UserError
 from megajukebox.common.files import make_folder, write_atomic
 from megajukebox.common.model_files import load_into, read_facts
+from megajukebox.common.progress import track
 from megajukebox.common.provenance import made_by
 from megajukebox.common.world import world
 from megajukebox.data.audio import downmix, read_slice
@@ -33,7 +34,8 @@ from megajukebox.data.shards.shard_set import ShardSample, ShardSet, finished_sh
 from megajukebox.models.chunked_codec import encode_long
 from megajukebox.models.vqvae import VQVAE, VQVAEConfig
 
-LONGEST = 6 * 3600  # seconds of a song that is encoded at once: it is decoded in memory
+MAX_SECONDS = 6 * 3600  # of a song: it is decoded in memory at once
+BARRIER_TIMEOUT = timedelta(days=7)
 
 
 def main(
@@ -61,15 +63,9 @@ def main(
 ) -> None:
     """Encode song shards. Restartable; the result does not depend on how the work is split."""
     try:
-        encode(
-            ShardSet(songs, RemoteConfig(cache, lost="stop", allow_pipe=allow_pipe)),
-            vqvae,
-            out,
-            mix,
-            chunk_seconds,
-            part,
-        )
-    except (ValueError, ShardUnavailable) as error:
+        shards = ShardSet(songs, RemoteConfig(cache, lost="stop", allow_pipe=allow_pipe))
+        encode(shards, vqvae, out, mix, chunk_seconds, part)
+    except ShardUnavailable as error:
         raise SystemExit(f"encode: {error}") from error
 
 
@@ -79,39 +75,38 @@ def encode(
     """Write this process's share of the code shards, and the index once all are there."""
     here = world()
     first, stride = parse_part(part) if part else (here.rank, here.size)
-    device = (
-        torch.device("cuda", here.local_rank) if torch.cuda.is_available() else torch.device("cpu")
-    )
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", here.local_rank)
     model, facts = load_vqvae(run, songs, device)
     make_folder(out)
     origin = {"vqvae": facts["fingerprint"], "source": songs.fingerprint, "mix": mix}
     numbers = range(first, len(songs.index["shards"]), stride)
-    for number in track(
-        numbers, description=f"encode {here.rank}/{here.size}", disable=here.rank != 0
-    ):
+    for number in track(numbers, "shards", enabled=here.rank == 0):
         encode_shard(model, songs, number, out, origin, chunk_seconds)
     if part is None:
         wait_for_others(here.size)
         if here.rank == 0:
-            index(songs, model, facts, out, origin)
+            write_code_index(songs, model, facts, out, origin)
 
 
 def parse_part(part: str) -> tuple[int, int]:
+    """(i, n) of "i/n"."""
     i, _, n = part.partition("/")
     if not (i.isdigit() and n.isdigit() and int(i) < int(n)):
-        raise ValueError(f"part {part!r} is not of the form i/n with 0 <= i < n")
+        raise UserError(f"part {part!r} is not of the form i/n with 0 <= i < n")
     return int(i), int(n)
 
 
 def load_vqvae(run: Path, songs: ShardSet, device: torch.device) -> tuple[VQVAE, dict[str, Any]]:
-    """The VQ-VAE of `run`; ValueError if it is another kind of model or speaks another sample rate."""
+    """The VQ-VAE of `run`. Raises UserError if it is another kind of model or of another sample rate."""
     facts = read_facts(run)
     if facts["kind"] != "vqvae":
-        raise ValueError(f"{run} holds a {facts['kind']}, not a VQ-VAE")
+        raise UserError(f"{run} holds a {facts['kind']}, not a VQ-VAE")
     model = VQVAE(VQVAEConfig(**facts["config"]))
     rate = songs.index["sample_rate"]
     if songs.index["kind"] != "songs" or rate != model.config.sample_rate:
-        raise ValueError(
+        raise UserError(
             f"{songs.folder} holds {songs.index['kind']} at {rate} Hz,"
             f" {run} encodes songs at {model.config.sample_rate} Hz"
         )
@@ -148,70 +143,77 @@ def encoded_songs(
     chunk_seconds: float,
     refused: dict[str, str],
 ) -> Iterator[ShardSample]:
-    """The songs of one shard as codes; those that cannot be read are left out, with the reason in `refused`."""
+    """The songs of one shard as codes; one that cannot be read is left out, its reason in `refused`."""
     shard = songs.index["shards"][number]
-    for row in range(shard["first"], shard["first"] + shard["songs"]):
+    for song in range(shard["first"], shard["first"] + shard["songs"]):
         try:
-            yield encode_song(model, songs, row, mix, chunk_seconds)
-        except (
-            ValueError
-        ) as error:  # a disk or server that fails is not the song's fault: that ends the run
-            refused[songs.key(row)] = str(error)
+            yield encode_song(model, songs, song, mix, chunk_seconds)
+        except BadSampleError as error:
+            # only the song's own faults: a disk or server that fails ends the run
+            refused[songs.key(song)] = str(error)
 
 
 def encode_song(
-    model: VQVAE, songs: ShardSet, row: int, mix: float, chunk_seconds: float
+    model: VQVAE, songs: ShardSet, song: int, mix: float, chunk_seconds: float
 ) -> ShardSample:
-    facts, frames = songs.read_facts(row), int(songs.songs[row]["frames"])
-    if frames > LONGEST * songs.index["sample_rate"]:
-        raise ValueError(f"{songs.key(row)} claims {frames} frames, over {LONGEST / 3600:g} hours")
-    audio = io.BytesIO(songs.read_member(row, "audio"))
-    x_T = torch.from_numpy(downmix(read_slice(audio, 0, frames, songs.index["sample_rate"]), mix))
+    """The codes of one song at all levels. Raises BadSampleError if it cannot be read."""
+    facts = songs.read_facts(song)
+    frames = int(songs.songs[song]["frames"])
+    rate = songs.index["sample_rate"]
+    if frames > MAX_SECONDS * rate:
+        hours = MAX_SECONDS / 3600
+        raise BadSampleError(
+            "too_large", f"{songs.key(song)} claims {frames} frames, over {hours:g} hours"
+        )
+    audio = io.BytesIO(songs.read_member(song, "audio"))
+    x_T = torch.from_numpy(downmix(read_slice(audio, 0, frames, rate), mix))
     device = next(model.parameters()).device
     members = {"json": json.dumps(facts | {"mix": mix}, ensure_ascii=False).encode()}
     for level in reversed(model.config.levels):
-        members[f"{level}.npy"] = as_npy(encode_long(model, x_T.to(device), level, chunk_seconds))
-    if songs.has(row, "lyrics"):
-        members[songs.member_extension(row, "lyrics")] = songs.read_member(row, "lyrics")
-    return ShardSample(songs.key(row), frames, members)
-
-
-def as_npy(codes: torch.Tensor) -> bytes:
-    file = io.BytesIO()
-    np.save(file, codes.cpu().numpy().astype("<u2"), allow_pickle=False)
-    return file.getvalue()
+        codes = encode_long(model, x_T.to(device), level, chunk_seconds)
+        file = io.BytesIO()
+        np.save(file, codes.cpu().numpy().astype("<u2"), allow_pickle=False)
+        members[f"{level}.npy"] = file.getvalue()
+    if songs.has(song, "lyrics"):
+        members[songs.member_extension(song, "lyrics")] = songs.read_member(song, "lyrics")
+    return ShardSample(songs.key(song), frames, members)
 
 
 def wait_for_others(size: int) -> None:
-    """Until every process has written its shards; fails with them if one dies.
+    """Wait until every process has written its shards; fail with them if one dies.
 
-    Of a run that was killed, one process may have nothing left to do and another hours: torch's own limit, half an
-    hour, would end both.
+    After a restart one process may have nothing left to do and another hours: torch's own limit, half
+    an hour, would end both.
     """
     if size > 1:
-        dist.init_process_group("gloo", timeout=timedelta(days=7))
+        dist.init_process_group("gloo", timeout=BARRIER_TIMEOUT)
         dist.barrier()
         dist.destroy_process_group()
 
 
-def index(
+def write_code_index(
     songs: ShardSet, model: VQVAE, facts: dict[str, Any], out: Path, origin: dict[str, Any]
 ) -> None:
-    """songs.npy and index.json of the code set, with the lyrics model of the songs."""
-    config, lyrics = model.config, songs.index["lyrics_model"]
+    """Write songs.npy and index.json of the code set, with the lyrics model of the songs."""
+    config = model.config
+    lyrics = songs.index["lyrics_model"]
     if lyrics:
         write_atomic(out / lyrics["name"], (songs.folder / lyrics["name"]).read_bytes())
     names = [shard_name(number) for number in range(len(songs.index["shards"]))]
     sizes = dict.fromkeys(config.levels, config.codebook_size)
     vqvae = {"fingerprint": facts["fingerprint"], "hops": config.hops, "codes": sizes}
-    made = write_index(
-        out, names, kind="codes", sample_rate=config.sample_rate, made_by=made_by(),
+    index = write_index(
+        out,
+        names,
+        kind="codes",
+        sample_rate=config.sample_rate,
+        made_by=made_by(),
         lyrics_model=lyrics and lyrics["name"],
         extra={"vqvae": vqvae, "mix": origin["mix"], "source_digest": origin["source"]},
-    )  # fmt: skip
-    left_out = songs.index["songs"] - made["songs"]
+    )
+    left_out = songs.index["songs"] - index["songs"]
     lost = f"; {left_out} left out" if left_out else ""
-    print(f"{made['songs']} songs, {made['seconds'] / 60:.1f} minutes of codes in {out}{lost}")
+    print(f"{index['songs']} songs, {index['seconds'] / 60:.1f} minutes of codes in {out}{lost}")
 
 
 if __name__ == "__main__":

@@ -16,18 +16,12 @@ import typer
 import yaml
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
 from megajukebox.common.command_line import run_command
+from megajukebox.common.errors import UserError
 from megajukebox.common.process_pool import cores
+from megajukebox.common.progress import ProgressReporter
 from megajukebox.common.provenance import made_by
 from megajukebox.data.ingest.convert import IngestConfig
 from megajukebox.data.ingest.discover import SourceSong, find_songs
@@ -35,7 +29,7 @@ from megajukebox.data.ingest.prepare import IngestReport, prepare_songs, reasons
 
 DEMO = "demo:"
 PRESETS = Path(__file__).parents[1] / "presets"
-SHOWN = 10  # lines of refusals or notes on the screen; refused.jsonl has every refusal
+MAX_ROWS = 10  # of refusals or notes on the screen; refused.jsonl has every refusal
 
 
 class Codec(str, Enum):
@@ -86,36 +80,48 @@ def main(
     seed: Annotated[int, typer.Option(help="Of the songs of demo:N.")] = 0,
 ) -> None:
     """Make song shards of audio files. Restartable; the same input gives the same bytes."""
-    screen = Console(stderr=True)
     processes = processes or cores()
-    try:
-        rate = sample_rate or preset_sample_rate(preset)
-        lengths = (min_seconds, max_seconds)
-        settings = IngestConfig(
-            rate, Codec(audio).value, bits, songs_per_shard, shard_megabytes, *lengths, tags
+    settings = IngestConfig(
+        sample_rate=sample_rate or preset_sample_rate(preset),
+        codec=Codec(audio).value,
+        bits=bits,
+        songs_per_shard=songs_per_shard,
+        shard_megabytes=shard_megabytes,
+        min_seconds=min_seconds,
+        max_seconds=max_seconds,
+        tags=tags,
+    )
+    source_songs = songs_of(source, songs or out.parent / "demo_songs", seed, processes)
+    with ProgressReporter() as progress:
+        progress.add("songs", total=len(source_songs))
+        report = prepare_songs(
+            source_songs,
+            out,
+            settings,
+            processes=min(processes, len(source_songs)),
+            lyrics_vocabulary=lyrics_vocabulary,
+            made_by=made_by(),
+            fresh=fresh,
+            after_song=lambda count: progress.advance("songs", count),
         )
-        found = songs_of(source, songs or out.parent / "demo_songs", seed, processes)
-        report = with_progress(screen, found, out, settings, processes, lyrics_vocabulary, fresh)
-    except ValueError as error:
-        raise SystemExit(f"prepare: {error}") from error
-    tell(screen, report, found, out)
+    print_report(Console(stderr=True), report, source_songs, out)
 
 
 def preset_sample_rate(preset: str | None) -> int:
-    """`audio.sample_rate` of a preset in Hz; 44100 where nothing is said. The preset is not imported: torch is slow."""
+    """`audio.sample_rate` of a preset in Hz, 44100 without a preset. Read as YAML: importing it needs torch."""
     if preset is None:
         return 44_100
     path = Path(preset) if preset.endswith((".yaml", ".yml")) else PRESETS / f"{preset}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(path.stem for path in PRESETS.glob("*.yaml")))
-        raise ValueError(
+        raise UserError(
             f"preset {preset!r} is neither a file nor one of {known}; mend it, or give --sample-rate"
         )
     values = yaml.safe_load(path.read_text())
     try:
         return int(values.get("audio", {}).get("sample_rate", 44_100))
     except (AttributeError, TypeError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"preset {preset!r} names no audio.sample_rate; mend it, or give --sample-rate"
         ) from error
 
@@ -126,78 +132,43 @@ def songs_of(source: str, folder: Path, seed: int, processes: int) -> list[Sourc
         return find_songs(source)
     count = source.removeprefix(DEMO)
     if not count.isdecimal() or int(count) < 1:
-        raise ValueError(f"source {source!r} names no number of songs; write for example {DEMO}48")
-    from megajukebox.data.demo.render import (
-        write_demo_songs,  # a synthesiser: only those who ask for it load it
-    )
+        raise UserError(f"source {source!r} names no number of songs; write for example {DEMO}48")
+    # a synthesiser, which only demo:N needs
+    from megajukebox.data.demo.render import write_demo_songs
 
     wanted = set(write_demo_songs(folder, int(count), seed, processes=processes))
     return [song for song in find_songs(folder) if song.path in wanted]
 
 
-def with_progress(
-    screen: Console,
-    songs: list[SourceSong],
-    out: Path,
-    settings: IngestConfig,
-    processes: int,
-    vocabulary: int,
-    fresh: bool,
-) -> IngestReport:
-    """Prepare `songs` under a progress bar."""
-    columns = (
-        TextColumn("songs"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=screen) as progress:
-        bar = progress.add_task("songs", total=len(songs))
-        return prepare_songs(
-            songs,
-            out,
-            settings,
-            processes=min(processes, len(songs)),
-            lyrics_vocabulary=vocabulary,
-            made_by=made_by(),
-            fresh=fresh,
-            after_song=lambda count: progress.advance(bar, count),
-        )
-
-
-def tell(screen: Console, report: IngestReport, songs: list[SourceSong], out: Path) -> None:
-    """What came of it, on the screen."""
+def print_report(screen: Console, report: IngestReport, songs: list[SourceSong], out: Path) -> None:
+    """Print what was written, ignored and refused."""
     index = report.index
     screen.print(
         f"{index['songs']} songs, {index['seconds'] / 60:.1f} minutes at {index['sample_rate']} Hz in "
         f"{len(index['shards'])} shards ({report.made} made, {report.kept} kept) in {out}",
         highlight=False,
     )
-    show(
-        screen,
-        "ignored in side-cars",
-        [(song.name, "", note) for song in songs for note in song.notes],
-    )
+    ignored = []
+    for song in songs:
+        ignored += [(song.name, "", note) for note in song.notes]
+    print_table(screen, "ignored in side-cars", ignored)
     refused = [(line["song"], line["reason"], line["detail"]) for line in report.refused]
-    show(
-        screen,
-        f"refused: {reasons(report.refused)}",
-        refused,
-        f"; all of them in {out / 'refused.jsonl'}",
-    )
+    where = f"; all of them in {out / 'refused.jsonl'}"
+    print_table(screen, f"refused: {reasons(report.refused)}", refused, where)
 
 
-def show(screen: Console, title: str, rows: list[tuple[str, str, str]], where: str = "") -> None:
-    """A table of the first rows; nothing where there are none."""
+def print_table(
+    screen: Console, title: str, rows: list[tuple[str, str, str]], where: str = ""
+) -> None:
+    """Print a table of the first rows; nothing where there are none."""
     if not rows:
         return
     table = Table("song", "reason", "detail", title=f"{title}", title_justify="left")
-    for row in rows[:SHOWN]:
+    for row in rows[:MAX_ROWS]:
         table.add_row(*(escape(cell) for cell in row))
     screen.print(table)
-    if len(rows) > SHOWN:
-        screen.print(f"... {len(rows) - SHOWN} more{where}", highlight=False)
+    if len(rows) > MAX_ROWS:
+        screen.print(f"... {len(rows) - MAX_ROWS} more{where}", highlight=False)
 
 
 if __name__ == "__main__":

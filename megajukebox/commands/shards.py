@@ -16,17 +16,18 @@ import numpy as np
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import Progress
 from rich.table import Table
 
 from megajukebox.common.command_line import run_command
+from megajukebox.common.errors import UserError
 from megajukebox.common.files import make_folder
 from megajukebox.common.process_pool import cores, in_order
+from megajukebox.common.progress import ProgressReporter
 from megajukebox.data.shards.remote import DEFAULT_CACHE, RemoteConfig
 from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.data.shards.verify import check_shard
 
-SHOWN = 10  # names of a vocabulary on the screen
+MAX_NAMES = 10  # of a vocabulary on the screen
 
 
 class What(str, Enum):
@@ -57,12 +58,11 @@ def main(
     """Look at a shard set."""
     try:
         opened = ShardSet(shards, RemoteConfig(cache=cache, allow_pipe=allow_pipe))
-        numbers = range(len(opened.index["shards"])) if shard is None else [shard]
-        if shard is not None and shard >= len(opened.index["shards"]):
-            raise ValueError(
-                f"shard {shard} does not exist; the last one is {len(opened.index['shards']) - 1}"
-            )
-    except ValueError as error:
+        count = len(opened.index["shards"])
+        if shard is not None and shard >= count:
+            raise UserError(f"shard {shard} does not exist; the last one is {count - 1}")
+        numbers = range(count) if shard is None else [shard]
+    except UserError as error:
         Console(stderr=True).print(f"shards: {error}", markup=False, highlight=False)
         raise typer.Exit(2) from None
     if What(what) is What.check:
@@ -75,22 +75,24 @@ def main(
 
 def check(shards: ShardSet, numbers: list[int], processes: int) -> int:
     """Compare every shard with the index; prints what is wrong and returns how many findings there were."""
-    screen, findings = Console(), 0
+    screen = Console()
+    count = 0
+    songs = 0
     work = [(shards, number) for number in numbers]
-    with Progress(console=Console(stderr=True)) as progress:
-        bar = progress.add_task("shards", total=len(work))
-        for (_, number), found in zip(
-            work, in_order(check_shard, work, min(processes, len(work)), crashed)
-        ):
-            progress.advance(bar)
-            for finding in found:
-                findings += 1
-                name = shards.index["shards"][number]["name"]
-                screen.print(f"{name}: {finding}", markup=False, highlight=False, soft_wrap=True)
-    songs = sum(shards.index["shards"][number]["songs"] for number in numbers)
-    verdict = f"{findings} findings" if findings else "all is well"
+    checked = in_order(check_shard, work, min(processes, len(work)), crashed)
+    with ProgressReporter() as progress:
+        progress.add("shards", total=len(work))
+        for number, findings in zip(numbers, checked):
+            progress.advance("shards")
+            entry = shards.index["shards"][number]
+            songs += entry["songs"]
+            count += len(findings)
+            for finding in findings:
+                line = f"{entry['name']}: {finding}"
+                screen.print(line, markup=False, highlight=False, soft_wrap=True)
+    verdict = f"{count} findings" if count else "all is well"
     screen.print(f"{len(numbers)} shards, {songs} songs: {verdict}", markup=False, highlight=False)
-    return findings
+    return count
 
 
 def crashed(work: tuple[ShardSet, int]) -> list[str]:
@@ -99,7 +101,8 @@ def crashed(work: tuple[ShardSet, int]) -> list[str]:
 
 def stats(shards: ShardSet, picture: Path | None) -> None:
     """Hours, artists, languages and lengths, as tables and, if asked, as a picture."""
-    screen, index = Console(), shards.index
+    screen = Console()
+    index = shards.index
     seconds = np.asarray(shards.songs["frames"]) / index["sample_rate"]
     table = Table(
         "", "", title=f"{shards.source} ({index['kind']})", title_justify="left", show_header=False
@@ -111,32 +114,30 @@ def stats(shards: ShardSet, picture: Path | None) -> None:
         if counts:
             show_counts(screen, name, counts)
     if picture:
-        from megajukebox.data.shards.plots import (
-            draw,  # matplotlib: only those who ask for it load it
-        )
+        # matplotlib, which only --picture needs
+        from megajukebox.data.shards.plots import draw
 
         make_folder(picture.parent)
-        draw(
-            picture,
-            seconds,
-            index["vocabulary"],
-            f"{len(shards)} songs, {seconds.sum() / 3600:.1f} hours",
-        )
+        title = f"{len(shards)} songs, {seconds.sum() / 3600:.1f} hours"
+        draw(picture, seconds, index["vocabulary"], title)
         screen.print(f"drawn: {picture}", markup=False, highlight=False)
 
 
 def facts(shards: ShardSet, seconds: np.ndarray) -> dict[str, str]:
     index = shards.index
     sizes = sum(shard["bytes"] for shard in index["shards"])
-    shortest, middle, longest = np.percentile(seconds, [0, 50, 100])
+    shortest, median, longest = np.percentile(seconds, [0, 50, 100])
+    with_lyrics = 0
+    if "lyrics" in shards.members:
+        with_lyrics = int((shards.songs["lyrics_bytes"] > 0).sum())
     return {
         "songs": f"{len(shards)}",
         "hours": f"{seconds.sum() / 3600:.2f} at {index['sample_rate']} Hz",
         "shards": f"{len(index['shards'])}, {sizes / 1e9:.3f} GB",
-        "lengths": f"{shortest:.1f} to {longest:.1f} s, half of them under {middle:.1f} s",
+        "lengths": f"{shortest:.1f} to {longest:.1f} s, half of them under {median:.1f} s",
         "artists": f"{len(index['vocabulary'].get('artist', {}))}",
         "languages": f"{len(index['vocabulary'].get('language', {}))}",
-        "with lyrics": f"{int((shards.songs['lyrics_bytes'] > 0).sum())}",
+        "with lyrics": f"{with_lyrics}",
         "fingerprint": shards.fingerprint[:16],
         "made by": str(index.get("made_by")),
     }
@@ -145,7 +146,7 @@ def facts(shards: ShardSet, seconds: np.ndarray) -> dict[str, str]:
 def show_counts(screen: Console, name: str, counts: dict[str, int]) -> None:
     """The commonest names of one kind."""
     table = Table(name, "songs", title=f"{len(counts)} in {name}", title_justify="left")
-    for value, count in sorted(counts.items(), key=lambda item: -item[1])[:SHOWN]:
+    for value, count in sorted(counts.items(), key=lambda item: -item[1])[:MAX_NAMES]:
         table.add_row(escape(value), str(count))
     screen.print(table)
 
@@ -154,14 +155,13 @@ def ls(shards: ShardSet, numbers: list[int]) -> None:
     """One line a song: shard, key, seconds, and the bytes of each member."""
     wanted = set(numbers)
     print("shard\tkey\tseconds\t" + "\t".join(shards.members))
-    for row in range(len(shards)):
-        song = shards.songs[row]
-        if int(song["shard"]) in wanted:
-            name = shards.index["shards"][int(song["shard"])]["name"]
-            sizes = "\t".join(str(song[f"{member}_bytes"]) for member in shards.members)
-            print(
-                f"{name!s}\t{shards.key(row)}\t{song['frames'] / shards.index['sample_rate']:.2f}\t{sizes}"
-            )
+    for song in range(len(shards)):
+        row = shards.songs[song]
+        if int(row["shard"]) in wanted:
+            name = shards.index["shards"][int(row["shard"])]["name"]
+            seconds = row["frames"] / shards.index["sample_rate"]
+            sizes = "\t".join(str(row[f"{member}_bytes"]) for member in shards.members)
+            print(f"{name!s}\t{shards.key(song)}\t{seconds:.2f}\t{sizes}")
 
 
 if __name__ == "__main__":

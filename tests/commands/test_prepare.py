@@ -163,7 +163,7 @@ def test_killed_and_restarted_gives_the_same_bytes(tmp_path):
 
 
 def test_workers_leave_when_their_parent_is_killed(tmp_path):
-    script = "import time; from megajukebox.data import workers; pool = workers.new_pool(1); "
+    script = "import time; from megajukebox.common import process_pool; pool = process_pool.new_pool(1); "
     script += "print(pool.submit(__import__('os').getpid).result(), flush=True); time.sleep(60)"
     parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     worker = int(parent.stdout.readline())

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# A phrase is `word=sounds word=sounds`, syllables parted by dots. Sounds are those of `demo_voices.SOUNDS`:
+# A phrase is `word=sounds word=sounds`, syllables parted by dots. Sounds are those of `synth.SOUNDS`:
 # a e i o u, m n l r v z Z y w d b g, s S (as in shell) f h p t k. English and Greek "th" become their neighbours.
 # Any opening followed by any ending is a sentence: openings are all of one person, number and gender.
 OPENINGS = {
@@ -106,17 +106,17 @@ def sung_lines(
     language: str, most_syllables: int, rng: np.random.Generator
 ) -> list[tuple[LyricWord, ...]]:
     """All sentences of at most `most_syllables` syllables, in random order."""
-    pairs = [(opening, ending) for opening in OPENINGS[language] for ending in ENDINGS[language]]
-    lines = [words_of(f"{opening} {ending}") for opening, ending in pairs]
-    short = [line for line in lines if syllable_count(line) <= most_syllables]
+    short = []
+    for opening in OPENINGS[language]:
+        for ending in ENDINGS[language]:
+            line = words_of(f"{opening} {ending}")
+            if sum(len(word.syllables) for word in line) <= most_syllables:
+                short.append(line)
     assert short, f"no line in {language!r} has {most_syllables} syllables or fewer"
     return [short[n] for n in rng.permutation(len(short))]
 
 
-def syllable_count(line: tuple[LyricWord, ...]) -> int:
-    return sum(len(word.syllables) for word in line)
-
-
 def words_of(phrase: str) -> tuple[LyricWord, ...]:
+    """The words of a phrase as OPENINGS and ENDINGS write them."""
     pairs = [item.split("=") for item in phrase.split()]
     return tuple(LyricWord(text, tuple(sounds.split("."))) for text, sounds in pairs)

@@ -25,9 +25,8 @@ class Genre:
     tempo: float  # beats a minute
     beats: int  # in a section, which is one sung line
     scale: tuple[int, ...]  # semitones above the tonic
-    chords: dict[
-        str, tuple[tuple[int, ...], ...]
-    ]  # of a verse, of a chorus: equal shares of the section
+    # of a verse, of a chorus: equal shares of the section
+    chords: dict[str, tuple[tuple[int, ...], ...]]
     drums: dict[str, tuple[float, ...]]  # drum -> beats
     strums: tuple[float, ...]  # beats on which the whole chord sounds
     picks: tuple[float, ...]  # beats on which its notes sound one by one

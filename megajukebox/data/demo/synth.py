@@ -1,7 +1,7 @@
 """The sounds of the demo songs: a singing voice, three instruments and a drum kit, all as plain numpy synthesis.
 
-Every sound is float32 mono [T] at the asked sample rate, and holds nothing above 0.45 of it: a song made at 11025 Hz
-is the song made at 44100 Hz, less its upper octaves.
+Every sound is float32 mono [T] at the asked sample rate, and holds nothing above BAND of it: a song
+rendered at 11025 Hz is the song rendered at 44100 Hz, less its upper octaves.
 """
 
 from dataclasses import dataclass
@@ -10,6 +10,12 @@ import numpy as np
 
 TABLE = 2048  # samples in one stored cycle of a voice
 VOICED_UP_TO = 8000.0  # Hz, where the harmonics of a voice end
+BAND = 0.45  # of the sample rate: the highest frequency that is synthesised
+RELEASE = 0.12  # seconds in which a note ends
+TREMOLO_HZ = 6.0
+VIBRATO_HZ = 5.6
+OVERLAP = 0.012  # seconds by which neighbouring speech sounds reach into each other
+KEPT_HZ = 4900  # below BAND of the smallest rate, 11025 Hz
 
 Wave = np.ndarray
 
@@ -86,15 +92,15 @@ def frequency(pitch: float) -> float:
 
 def tone(instrument: Instrument, pitch: float, seconds: float, rate: int) -> Wave:
     """One note. It rings a little past `seconds`."""
-    time = np.arange(int((seconds + 0.12) * rate), dtype=np.float32) / np.float32(rate)
+    time = np.arange(int((seconds + RELEASE) * rate), dtype=np.float32) / np.float32(rate)
     wave = np.zeros_like(time)
     for ratio, loudness, fade in zip(instrument.ratios, instrument.loudness, instrument.fade):
         hertz = frequency(pitch) * ratio
-        if hertz < 0.45 * rate:
+        if hertz < BAND * rate:
             wave += np.float32(loudness) * np.exp(time * np.float32(-1 / fade)) * sine(time, hertz)
     if instrument.tremolo:
-        wave *= 1 - np.float32(instrument.tremolo) * (0.5 + 0.5 * sine(time, 6.0))
-    return wave * envelope(len(time), instrument.attack, 0.12, rate)
+        wave *= 1 - np.float32(instrument.tremolo) * (0.5 + 0.5 * sine(time, TREMOLO_HZ))
+    return wave * envelope(len(time), instrument.attack, RELEASE, rate)
 
 
 def sine(time: Wave, hertz: float) -> Wave:
@@ -104,16 +110,17 @@ def sine(time: Wave, hertz: float) -> Wave:
 def envelope(length: int, attack: float, release: float, rate: int) -> Wave:
     """[length] rising over `attack` and falling over `release` seconds, as raised cosines; 1 between."""
     shape = np.ones(length, np.float32)
-    rise, fall = min(int(attack * rate), length // 2), min(int(release * rate), length // 2)
+    rise = min(int(attack * rate), length // 2)
+    fall = min(int(release * rate), length // 2)
     shape[:rise] = ramp(rise)
     shape[length - fall :] = ramp(fall)[::-1]
     return shape
 
 
 def ramp(length: int) -> Wave:
-    return (0.5 - 0.5 * np.cos(np.pi * (np.arange(length) + 0.5) / max(length, 1))).astype(
-        np.float32
-    )
+    """[length] from 0 to 1 as a raised cosine."""
+    phase = np.pi * (np.arange(length) + 0.5) / max(length, 1)
+    return (0.5 - 0.5 * np.cos(phase)).astype(np.float32)
 
 
 def sing(
@@ -129,7 +136,9 @@ def sing(
     phase = vocal_phase(voice, pitch, came_from, length, rate)
     wave = np.zeros(length, np.float32)
     for name, start, end in timing(sounds, seconds):
-        sound, first, last = SOUNDS[name], max(int(start * rate), 0), min(int(end * rate), length)
+        sound = SOUNDS[name]
+        first = max(int(start * rate), 0)
+        last = min(int(end * rate), length)
         if sound.formants:
             shape = np.float32(sound.loudness) * envelope(last - first, 0.025, 0.025, rate)
             wave[first:last] += shape * throat(voice, sound, pitch, rate)[phase[first:last]]
@@ -142,36 +151,34 @@ def sing(
 
 
 def timing(sounds: str, seconds: float) -> list[tuple[str, float, float]]:
-    """(sound, start, end) of each sound: consonants take their own time, up to half the syllable; vowels the rest.
+    """(sound, start, end) in seconds of each speech sound of a syllable.
 
-    Neighbours overlap a little, so that one turns into the next.
+    Consonants take their own time, up to half the syllable, vowels the remainder. Neighbours overlap
+    a little, so that one turns into the next.
     """
     vowels = [n for n, name in enumerate(sounds) if SOUNDS[name].vowel]
     assert vowels, f"no vowel in {sounds!r}"
     lengths = np.array([0.0 if SOUNDS[name].vowel else SOUNDS[name].seconds for name in sounds])
     lengths *= min(1.0, 0.5 * seconds / max(lengths.sum(), 1e-9))
-    # Of two vowels (a diphthong) the first is held.
-    shares = (
-        np.array([0.65] + [0.35 / (len(vowels) - 1)] * (len(vowels) - 1))
-        if len(vowels) > 1
-        else np.ones(1)
-    )
+    shares = np.ones(1)
+    if len(vowels) > 1:  # of two vowels (a diphthong) the first is held
+        shares = np.array([0.65] + [0.35 / (len(vowels) - 1)] * (len(vowels) - 1))
     lengths[vowels] = shares * (seconds - lengths.sum())
-    ends = np.cumsum(lengths)
-    return [
-        (name, end - length - 0.012, end + 0.012)
-        for name, length, end in zip(sounds, lengths, ends)
-    ]
+    timed = []
+    for name, length, end in zip(sounds, lengths, np.cumsum(lengths)):
+        timed.append((name, end - length - OVERLAP, end + OVERLAP))
+    return timed
 
 
 def vocal_phase(voice: Voice, pitch: float, came_from: float, length: int, rate: int) -> np.ndarray:
-    """[length] int, the place in the stored cycle: a short glide in, then vibrato once the note is held."""
+    """[length] int, the index into the stored cycle: a short glide in, then vibrato on a held note."""
     time = np.arange(length, dtype=np.float32) / np.float32(rate)
     glide = np.float32(came_from - pitch) * np.exp(time * np.float32(-1 / 0.025))
-    trembling = np.float32(voice.vibrato) * np.clip(time / 0.25 - 0.6, 0, 1) * sine(time, 5.6)
-    bend = 1 + np.float32(np.log(2) / 12) * (
-        glide + trembling
-    )  # semitones to a ratio, for small bends
+    trembling = (
+        np.float32(voice.vibrato) * np.clip(time / 0.25 - 0.6, 0, 1) * sine(time, VIBRATO_HZ)
+    )
+    # semitones to a ratio, for small bends
+    bend = 1 + np.float32(np.log(2) / 12) * (glide + trembling)
     turns = np.cumsum(bend, dtype=np.float64) * (frequency(pitch) / rate * TABLE)
     return turns.astype(np.int64) & (TABLE - 1)
 
@@ -182,9 +189,8 @@ def throat(voice: Voice, sound: Sound, pitch: float, rate: int) -> Wave:
     Harmonics stand still while vibrato moves the pitch, so the formants tremble too, by less than a semitone.
     """
     assert sound.formants is not None
-    hertz = frequency(pitch) * np.arange(
-        1, int(min(VOICED_UP_TO, 0.45 * rate) / frequency(pitch)) + 1
-    )
+    harmonics = int(min(VOICED_UP_TO, BAND * rate) / frequency(pitch))
+    hertz = frequency(pitch) * np.arange(1, harmonics + 1)
     answer = np.ones(len(hertz), np.complex128)
     for centre, width in zip(sound.formants, (80, 110, 160)):
         ratio = hertz / (centre * voice.formants)
@@ -192,7 +198,7 @@ def throat(voice: Voice, sound: Sound, pitch: float, rate: int) -> Wave:
     spectrum = np.zeros(TABLE // 2 + 1, np.complex128)
     spectrum[1 : len(hertz) + 1] = answer * (hertz / hertz[0]) ** -voice.slope
     # Loudness is set by the harmonics the smallest rate keeps, so that a vowel is as loud at every rate.
-    kept = np.abs(spectrum[1 : int(4900 / hertz[0]) + 1])
+    kept = np.abs(spectrum[1 : int(KEPT_HZ / hertz[0]) + 1])
     return (np.fft.irfft(spectrum) * (0.25 * TABLE / np.sqrt((kept**2).sum()))).astype(np.float32)
 
 
@@ -220,9 +226,8 @@ def kick(rate: int) -> Wave:
     time = np.arange(int(0.28 * rate), dtype=np.float32) / np.float32(rate)
     phase = 2 * np.pi * (50 * time + 110 * 0.03 * (1 - np.exp(-time / 0.03)))
     click = 0.3 * hiss(len(time), 800, 3500, rate, seed=1) * np.exp(-time / 0.004)
-    return (np.sin(phase) * np.exp(-time / 0.09) + click).astype(np.float32) * envelope(
-        len(time), 0.001, 0.05, rate
-    )
+    drum = (np.sin(phase) * np.exp(-time / 0.09) + click).astype(np.float32)
+    return drum * envelope(len(time), 0.001, 0.05, rate)
 
 
 def snare(rate: int) -> Wave:
@@ -236,12 +241,10 @@ def snare(rate: int) -> Wave:
 def hat(rate: int) -> Wave:
     """A short bright tick: noise above 3 kHz, so that a song of 11025 Hz still has it."""
     time = np.arange(int(0.07 * rate), dtype=np.float32) / np.float32(rate)
-    return (
-        hiss(len(time), 3000, 14000, rate, seed=3)
-        * np.exp(-time / 0.018)
-        * envelope(len(time), 0.001, 0.02, rate)
-    )
+    tick = hiss(len(time), 3000, 14000, rate, seed=3) * np.exp(-time / 0.018)
+    return tick * envelope(len(time), 0.001, 0.02, rate)
 
 
 def drum_kit(rate: int) -> dict[str, Wave]:
+    """The drums by the names that genres have for them."""
     return {"kick": kick(rate), "snare": snare(rate), "hat": hat(rate)}

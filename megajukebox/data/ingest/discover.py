@@ -1,5 +1,6 @@
 """What the user has: audio files, their metadata and lyrics, in a folder or by a manifest (JSONL or CSV)."""
 
+import contextlib
 import csv
 import io
 import json
@@ -12,6 +13,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from megajukebox.common.errors import UserError
+
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 LYRICS_SUFFIXES = (".lrc", ".txt")  # where a song has both, the timed ones count
 MAX_LYRICS = 200_000  # characters; a longer text beside a song is not its lyrics
@@ -22,8 +25,8 @@ class SourceSong:
     """One song on the way in. `refusal` says why it cannot be used, `notes` what was ignored."""
 
     path: Path
-    name: str  # how reports call it: its path below the folder, or as the manifest has it
-    metadata: dict[str, Any] = field(default_factory=dict)  # the fields of Metadata that are known
+    name: str  # in reports: its path below the folder, or as the manifest has it
+    metadata: dict[str, Any] = field(default_factory=dict)  # the known fields of SongMetadata
     lyrics: str | None = None
     lyrics_kind: str | None = None  # "txt" plain, "lrc" timed
     refusal: str | None = None
@@ -43,7 +46,7 @@ Labels = Annotated[list[Text], BeforeValidator(as_list)]
 
 
 class SongMetadata(BaseModel):
-    """What may be known of a song. Everything may be missing; nothing else may be there."""
+    """What may be known of a song. Every field is optional; other fields are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
 
@@ -64,18 +67,24 @@ COLUMNS = ("path", *SongMetadata.model_fields, "lyrics", "lyrics_path")
 def find_songs(source: str | Path) -> list[SourceSong]:
     """The songs in a folder (in order of their paths) or in a manifest (in its order).
 
-    ValueError for a source that is missing or empty and for any mistake in a manifest. In a folder, a mistake in the
-    files beside one song only costs that song: it comes back with a `refusal`.
+    In a folder, a mistake in the files beside one song only costs that song: it gets a `refusal`.
+
+    Raises:
+        UserError: the source is missing or empty, or there is a mistake in a manifest.
     """
     source = Path(source)
     if not source.exists():
-        raise ValueError(
+        raise UserError(
             f"source {str(source)!r} does not exist; give a folder of audio files or a .jsonl/.csv manifest"
         )
-    songs = songs_in_folder(source) if source.is_dir() else songs_in_manifest(source)
+    if source.is_dir():
+        paths = sorted(audio_files(source), key=lambda path: path.as_posix())
+        songs = [song_with_files_beside(source, path) for path in paths]
+    else:
+        songs = songs_in_manifest(source)
     if not songs:
         wanted = f"audio files ({', '.join(SUFFIXES)})" if source.is_dir() else "lines"
-        raise ValueError(
+        raise UserError(
             f"source {str(source)!r} holds no {wanted}; put songs there or give another source"
         )
     return songs
@@ -84,37 +93,33 @@ def find_songs(source: str | Path) -> list[SourceSong]:
 # ---- a folder
 
 
-def songs_in_folder(folder: Path) -> list[SourceSong]:
-    """Every audio file below `folder`, with what lies beside it."""
-    return [
-        beside(folder, path)
-        for path in sorted(audio_files(folder), key=lambda path: path.as_posix())
-    ]
-
-
 def audio_files(folder: Path) -> Iterator[Path]:
-    """Audio files below `folder`, but no hidden ones, and no `<name>.stems` folders: those are parts of a song."""
+    """Audio files below `folder`, but no hidden ones, and no `<name>.stems` folders: parts of a song."""
     for parent, folders, names in os.walk(folder):
-        folders[:] = [
-            name for name in folders if not name.startswith(".") and not name.endswith(".stems")
-        ]
+        # os.walk goes on into what is left in this list
+        folders[:] = [f for f in folders if not f.startswith(".") and not f.endswith(".stems")]
         for name in names:
             if name.lower().endswith(SUFFIXES) and not name.startswith("."):
                 yield Path(parent, name)
 
 
-def beside(folder: Path, path: Path) -> SourceSong:
-    """The song at `path` with its `<name>.json` and its `<name>.lrc` or `<name>.txt`, or its refusal."""
+def song_with_files_beside(folder: Path, path: Path) -> SourceSong:
+    """The song at `path` with its `<name>.json` and `<name>.lrc` or `<name>.txt`, or its refusal."""
     # a name that is not UTF-8 must still fit into reports
     song = SourceSong(path, os.fsencode(path.relative_to(folder)).decode("utf-8", "replace"))
     try:
-        return with_lyrics_beside(with_sidecar(song))
-    except ValueError as error:
+        song = with_sidecar(song)
+        for suffix in LYRICS_SUFFIXES:
+            lyrics = path.with_suffix(suffix)
+            if lyrics.is_file():
+                return with_lyrics(song, text_of(lyrics), suffix[1:], lyrics.name)
+        return song
+    except UserError as error:
         return replace(song, refusal=f"bad metadata: {error}")
 
 
 def with_sidecar(song: SourceSong) -> SourceSong:
-    """Adds the metadata of `<name>.json`. Fields that mean nothing to us are ignored, with a note."""
+    """Adds the metadata of `<name>.json`. Unknown fields are ignored, with a note."""
     sidecar = song.path.with_suffix(".json")
     if not sidecar.is_file():
         return song
@@ -125,14 +130,6 @@ def with_sidecar(song: SourceSong) -> SourceSong:
     return replace(song, metadata=checked(known, sidecar.name), notes=notes)
 
 
-def with_lyrics_beside(song: SourceSong) -> SourceSong:
-    """Adds the lyrics of `<name>.lrc` or else `<name>.txt`."""
-    for suffix in LYRICS_SUFFIXES:
-        if (path := song.path.with_suffix(suffix)).is_file():
-            return with_lyrics(song, text_of(path), suffix[1:], path.name)
-    return song
-
-
 # ---- a manifest
 
 
@@ -140,10 +137,10 @@ def songs_in_manifest(manifest: Path) -> list[SourceSong]:
     """One song a line of a .jsonl, a row of a .csv."""
     rows = {".jsonl": jsonl_rows, ".csv": csv_rows}.get(manifest.suffix.lower())
     if rows is None:
-        raise ValueError(
+        raise UserError(
             f"manifest {str(manifest)!r} is neither .jsonl nor .csv; rename or convert it"
         )
-    return [listed(manifest.parent, where, row) for where, row in rows(manifest)]
+    return [song_of_row(manifest.parent, where, row) for where, row in rows(manifest)]
 
 
 def jsonl_rows(manifest: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -162,12 +159,12 @@ def csv_rows(manifest: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         rows = [(f"{manifest.name} line {reader.line_num}", row) for row in reader]
     except csv.Error as error:
-        raise ValueError(
+        raise UserError(
             f"{manifest.name} line {reader.line_num}: not valid CSV ({error})"
         ) from error
     for where, row in rows:
         if row.pop("", None):
-            raise ValueError(
+            raise UserError(
                 f"{where}: more cells than the header has columns; quote cells that hold commas"
             )
         yield where, {name: cell for name, cell in row.items() if cell and cell.strip()}
@@ -176,48 +173,43 @@ def csv_rows(manifest: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def refuse_unknown(names: Iterable[str], where: str) -> None:
     for name in names:
         if name not in COLUMNS:
-            raise ValueError(
+            raise UserError(
                 f"{where}: unknown field {name!r}; the known ones are {', '.join(COLUMNS)}"
             )
 
 
-def listed(folder: Path, where: str, row: dict[str, Any]) -> SourceSong:
-    """The song of one manifest row; relative paths start at `folder`, where the manifest lies."""
+def song_of_row(folder: Path, where: str, row: dict[str, Any]) -> SourceSong:
+    """The song of one manifest row; relative paths start at `folder`, where the manifest lies.
+
+    Its lyrics are given inline or as `lyrics_path`.
+    """
     refuse_unknown(row, where)
     path = existing(folder, where, "path", row.get("path"))
-    metadata = checked(
-        {name: row[name] for name in row if name in SongMetadata.model_fields}, where
-    )
-    return with_listed_lyrics(SourceSong(path, str(row["path"]), metadata), folder, where, row)
-
-
-def with_listed_lyrics(
-    song: SourceSong, folder: Path, where: str, row: dict[str, Any]
-) -> SourceSong:
-    """Adds the lyrics given inline or as `lyrics_path`."""
+    metadata = {name: row[name] for name in row if name in SongMetadata.model_fields}
+    song = SourceSong(path, str(row["path"]), checked(metadata, where))
     if row.get("lyrics_path") is None:
         return with_lyrics(song, row.get("lyrics") or "", "txt", where)
     if row.get("lyrics") is not None:
-        raise ValueError(f"{where}: both 'lyrics' and 'lyrics_path' are given; keep one of them")
-    path = existing(folder, where, "lyrics_path", row["lyrics_path"])
-    if path.suffix.lower() not in LYRICS_SUFFIXES:
-        raise ValueError(
-            f"{where}: field 'lyrics_path' is {str(path)!r}; lyrics are .txt (plain) or .lrc (timed) files"
+        raise UserError(f"{where}: both 'lyrics' and 'lyrics_path' are given; keep one of them")
+    lyrics = existing(folder, where, "lyrics_path", row["lyrics_path"])
+    suffix = lyrics.suffix.lower()
+    if suffix not in LYRICS_SUFFIXES:
+        raise UserError(
+            f"{where}: field 'lyrics_path' is {str(lyrics)!r}; "
+            "lyrics are .txt (plain) or .lrc (timed) files"
         )
-    return with_lyrics(song, text_of(path), path.suffix[1:].lower(), f"{where}: {path.name}")
+    return with_lyrics(song, text_of(lyrics), suffix[1:], f"{where}: {lyrics.name}")
 
 
 def existing(folder: Path, where: str, name: str, value: Any) -> Path:
-    """The file that field `name` speaks of."""
+    """The file that field `name` names."""
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(
+        raise UserError(
             f"{where}: field {name!r} is {value!r}; give the path of a file, from the manifest's folder"
         )
     path = folder / value.strip()
     if not path.is_file():
-        raise ValueError(
-            f"{where}: field {name!r} is {value!r}, but there is no file {str(path)!r}"
-        )
+        raise UserError(f"{where}: field {name!r} is {value!r}, but there is no file {str(path)!r}")
     return path
 
 
@@ -233,57 +225,52 @@ OF_TAGS = {
 
 
 def metadata_of_tags(tags: Mapping[str, str]) -> dict[str, Any]:
-    """What the tags of a file tell (`audio.tags`), as fields of Metadata. What makes no sense is left out: nobody wrote
-    it for us, so it must not cost the song."""
-    told: dict[str, Any] = {name: tags[tag] for tag, name in OF_TAGS.items() if tag in tags}
-    if re.fullmatch(r"[\s()\d]*", told.get("genres", "")):  # a number in a list of the nineties
-        told.pop("genres", None)
-    if year := re.search(r"\b\d{4}\b", tags.get("date", "")):
-        told["year"] = int(year[0])
-    return {name: value for field in told.items() for name, value in sensible(*field).items()}
+    """The tags of a file (`audio.tags`) as fields of SongMetadata.
 
-
-def sensible(name: str, value: Any) -> dict[str, Any]:
-    try:
-        return checked({name: value}, "tags")
-    except ValueError:
-        return {}
+    A value that makes no sense is left out: it was not written for us, so it must not cost the song.
+    """
+    values: dict[str, Any] = {name: tags[tag] for tag, name in OF_TAGS.items() if tag in tags}
+    if re.fullmatch(r"[\s()\d]*", values.get("genres", "")):  # an ID3v1 genre number
+        values.pop("genres", None)
+    year = re.search(r"\b\d{4}\b", tags.get("date", ""))
+    if year:
+        values["year"] = int(year[0])
+    metadata: dict[str, Any] = {}
+    for name, value in values.items():
+        with contextlib.suppress(UserError):
+            metadata |= checked({name: value}, "tags")
+    return metadata
 
 
 # ---- checks shared by all
 
 
 def checked(values: dict[str, Any], where: str) -> dict[str, Any]:
-    """The known metadata, in the order of Metadata's fields; what is empty counts as missing."""
+    """The known metadata, in the order of SongMetadata's fields; what is empty counts as missing."""
     try:
-        metadata = SongMetadata.model_validate(values)
+        metadata = SongMetadata.model_validate(values).model_dump()
     except ValidationError as error:
-        raise ValueError(f"{where}: {first_mistake(error)}") from error
-    return {
-        name: value for name, value in metadata.model_dump().items() if value not in (None, "", [])
-    }
-
-
-def first_mistake(error: ValidationError) -> str:
-    """Field, value and way out of the first of pydantic's findings."""
-    finding = error.errors()[0]
-    name, way_out = finding["loc"][0], finding["msg"][0].lower() + finding["msg"][1:]
-    return f"field {name!r} is {finding['input']!r}; {way_out}, or leave the field out"
+        mistake = error.errors()[0]
+        name = mistake["loc"][0]
+        way_out = mistake["msg"][0].lower() + mistake["msg"][1:]
+        raise UserError(
+            f"{where}: field {name!r} is {mistake['input']!r}; {way_out}, or leave the field out"
+        ) from error
+    return {name: value for name, value in metadata.items() if value not in (None, "", [])}
 
 
 def with_lyrics(song: SourceSong, lyrics: Any, kind: str, where: str) -> SourceSong:
     """`song` with these lyrics; blank ones are none."""
     if not isinstance(lyrics, str):
-        raise ValueError(
+        raise UserError(
             f"{where}: field 'lyrics' is {lyrics!r}; give the text itself, or leave the field out"
         )
     if len(lyrics) > MAX_LYRICS:
-        raise ValueError(
+        raise UserError(
             f"{where}: lyrics of {len(lyrics)} characters; at most {MAX_LYRICS} are taken"
         )
-    text = (
-        lyrics.replace("\r\n", "\n").encode("utf-8", "replace").decode()
-    )  # JSON can spell halves of characters
+    # JSON can spell halves of characters
+    text = lyrics.replace("\r\n", "\n").encode("utf-8", "replace").decode()
     return replace(song, lyrics=text, lyrics_kind=kind) if text.strip() else song
 
 
@@ -292,9 +279,9 @@ def json_object(text: str, where: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except ValueError as error:
-        raise ValueError(f"{where}: not valid JSON ({error})") from error
+        raise UserError(f"{where}: not valid JSON ({error})") from error
     if not isinstance(value, dict):
-        raise ValueError(
+        raise UserError(
             f"{where}: {type(value).__name__} instead of an object; write {{...}} with the fields in it"
         )
     return value
@@ -305,6 +292,6 @@ def text_of(path: Path) -> str:
     try:
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(
+        raise UserError(
             f"{path.name}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
         ) from error

@@ -14,10 +14,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from megajukebox.common.errors import UserError
 from megajukebox.common.files import make_folder, write_atomic
 from megajukebox.common.process_pool import in_order
 from megajukebox.conditioning.lrc import parse_lrc
@@ -27,9 +28,11 @@ from megajukebox.data.ingest.discover import SourceSong
 from megajukebox.data.shards.build_index import write_index
 from megajukebox.data.shards.shard_set import ShardSample, finished_shard, write_shard
 
-# Bytes stored for a byte that comes in, about: only to fill shards evenly, so a file's name and size are enough.
+# Bytes stored for a byte that comes in, about: only to fill shards evenly, so a file's name and size
+# are enough. Rough: lossy files grow about tenfold as FLAC.
 GROWTH = {".wav": 1.0, ".flac": 1.2, ".ogg": 10.0, ".mp3": 10.0}
-OURS = (
+WAV_GROWTH = 2.5  # a 32-bit float WAV to a FLAC of 16 bits
+OUTPUT_FILES = (
     "index.json",
     "songs.npy",
     LYRICS_MODEL,
@@ -39,14 +42,15 @@ OURS = (
     "songs-*.rows.json",
 )
 
-Plan = dict[str, list[SourceSong]]  # tar name -> its songs
+ShardPlan = dict[str, list[SourceSong]]  # tar name -> its songs
 
-UNSUNG = "the quick brown fox jumps over the lazy dog"  # what a tokenizer is trained on where nothing is sung
+# What a tokenizer is trained on where no song has lyrics.
+UNSUNG = "the quick brown fox jumps over the lazy dog"
 
 
 @dataclass(frozen=True)
 class IngestReport:
-    """What came of the songs."""
+    """The result of preparing songs."""
 
     index: dict[str, Any]  # index.json
     refused: list[dict[str, str]]  # the lines of refused.jsonl: "song", "reason", "detail"
@@ -65,25 +69,27 @@ def prepare_songs(
     fresh: bool = False,
     after_song: Callable[[int], object] = lambda count: None,
 ) -> IngestReport:
-    """Make, or go on making, the shard set `out` of `songs`. `after_song(n)` hears of each n songs that are done.
+    """Make the shard set `out` of `songs`, or resume making it. `after_song(n)` is called for each n songs done.
 
-    ValueError if `out` holds shards of other songs or settings (unless `fresh`), or if every song is refused.
+    Raises:
+        UserError: `out` holds shards of other songs or settings (unless `fresh`), or every song is refused.
     """
     make_folder(out)
     if fresh:
-        clear(out)
-    hold_to_plan(out, songs, settings)
+        remove_output(out)
+    check_plan(out, songs, settings)
     plan = plan_shards(songs, settings)
     kept = {name for name in plan if finished_shard(out / name)}
     if len(kept) < len(plan):
         (out / "index.json").unlink(missing_ok=True)
     shards = make_shards(out, plan, kept, settings, processes, after_song)
-    refused = [line for shard in shards for line in shard["notes"]["refused"]]
-    write_atomic(
-        out / "refused.jsonl", "".join(json.dumps(line) + "\n" for line in refused).encode()
-    )
+    refused: list[dict[str, str]] = []
+    for shard in shards:
+        refused += shard["notes"]["refused"]
+    lines = "".join(json.dumps(line) + "\n" for line in refused)
+    write_atomic(out / "refused.jsonl", lines.encode())
     if len(refused) == len(songs):
-        raise ValueError(
+        raise UserError(
             f"all {len(songs)} songs were refused ({reasons(refused)}); {out}/refused.jsonl says why"
         )
     index = write_index(
@@ -100,24 +106,20 @@ def prepare_songs(
 # ---- the plan
 
 
-def plan_shards(songs: list[SourceSong], settings: IngestConfig) -> Plan:
+def plan_shards(songs: list[SourceSong], settings: IngestConfig) -> ShardPlan:
     """Which song goes where: a function of the list, the sizes of its files and the settings, of nothing else."""
+    depth = WAV_GROWTH if settings.codec == "wav" else settings.bits / 16
     groups: list[list[SourceSong]] = []
-    room = 0.0
+    free_bytes = 0.0
     for song in songs:
-        size = stored_bytes(song, settings)
-        if not groups or len(groups[-1]) == settings.songs_per_shard or size > room:
+        bytes_in, _ = file_stamp(song.path)
+        size = bytes_in * GROWTH.get(song.path.suffix.lower(), max(GROWTH.values())) * depth
+        if not groups or len(groups[-1]) == settings.songs_per_shard or size > free_bytes:
             groups.append([])
-            room = settings.shard_megabytes * 1e6
+            free_bytes = settings.shard_megabytes * 1e6
         groups[-1].append(song)
-        room -= size
+        free_bytes -= size
     return {f"songs-{number:06d}.tar": group for number, group in enumerate(groups)}
-
-
-def stored_bytes(song: SourceSong, settings: IngestConfig) -> float:
-    """About how many bytes a song will fill."""
-    depth = 2.5 if settings.codec == "wav" else settings.bits / 16
-    return file_stamp(song.path)[0] * GROWTH.get(song.path.suffix.lower(), 10.0) * depth
 
 
 def file_stamp(path: Path) -> tuple[int, int]:
@@ -129,8 +131,8 @@ def file_stamp(path: Path) -> tuple[int, int]:
     return stat.st_size, stat.st_mtime_ns
 
 
-def hold_to_plan(out: Path, songs: list[SourceSong], settings: IngestConfig) -> None:
-    """Write plan.json; if it is there already, it must be of the same songs and settings: ValueError if it is not."""
+def check_plan(out: Path, songs: list[SourceSong], settings: IngestConfig) -> None:
+    """Write plan.json. Raises UserError if one is there already and of other songs or settings."""
     plan = {
         "format": 1,
         "settings": asdict(settings),
@@ -139,37 +141,35 @@ def hold_to_plan(out: Path, songs: list[SourceSong], settings: IngestConfig) -> 
     }
     path = out / "plan.json"
     if path.is_file():
-        if changes := changed(json.loads(path.read_bytes()), plan):
-            raise ValueError(
-                f"{out} was begun differently: {changes}. Pass --fresh to throw its shards away and begin again, "
-                "choose another --out, or go back to what it was begun with"
+        changes = differences(json.loads(path.read_bytes()), plan)
+        if changes:
+            raise UserError(
+                f"{out} was begun differently: {changes}. Pass --fresh to throw its shards away and begin "
+                "again, choose another --out, or go back to what it was begun with"
             )
     elif any(out.glob("*.tar")):
-        raise ValueError(f"{out} holds shards but no plan.json; choose another --out")
+        raise UserError(f"{out} holds shards but no plan.json; choose another --out")
     else:
         write_atomic(path, (json.dumps(plan, indent=1) + "\n").encode())
 
 
-def changed(then: dict[str, Any], now: dict[str, Any]) -> str:
-    """The differences between two plans in words; "" if there are none."""
-    was, is_ = (
-        {"tags": False} | then.get("settings", {}),
-        now["settings"],
-    )  # tags were once not read
-    words = [
-        f"{name} was {was.get(name)!r} and is now {is_[name]!r}"
-        for name in is_
-        if was.get(name) != is_[name]
-    ]
-    if then.get("songs") != now["songs"]:
-        words.append(f"it had {then.get('songs')} songs and there are now {now['songs']}")
-    elif then.get("songs_sha256") != now["songs_sha256"]:
-        words.append("its songs, their metadata, their lyrics or their order have changed since")
-    return "; ".join(words)
+def differences(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """The differences between two plans as text; "" if there are none."""
+    # a plan without the setting `tags` is of a version that did not read them
+    old_settings = {"tags": False, **before.get("settings", {})}
+    found = []
+    for name, value in now["settings"].items():
+        if old_settings.get(name) != value:
+            found.append(f"{name} was {old_settings.get(name)!r} and is now {value!r}")
+    if before.get("songs") != now["songs"]:
+        found.append(f"it had {before.get('songs')} songs and there are now {now['songs']}")
+    elif before.get("songs_sha256") != now["songs_sha256"]:
+        found.append("its songs, their metadata, their lyrics or their order have changed since")
+    return "; ".join(found)
 
 
 def songs_sha256(songs: list[SourceSong]) -> str:
-    """Changes if the list, a file (by its size and time), or what is said of a song does."""
+    """Changes with the list, a file (by its size and time), a song's metadata or its lyrics."""
     total = hashlib.sha256()
     for song in songs:
         facts = [
@@ -184,9 +184,9 @@ def songs_sha256(songs: list[SourceSong]) -> str:
     return total.hexdigest()
 
 
-def clear(out: Path) -> None:
+def remove_output(out: Path) -> None:
     """Removes what an earlier run wrote, the index first, so that no half set ever looks finished."""
-    for pattern in OURS:
+    for pattern in OUTPUT_FILES:
         for path in out.glob(pattern):
             path.unlink()
 
@@ -196,14 +196,17 @@ def clear(out: Path) -> None:
 
 def make_shards(
     out: Path,
-    plan: Plan,
+    plan: ShardPlan,
     kept: set[str],
     settings: IngestConfig,
     processes: int,
     after_song: Callable[[int], object],
 ) -> list[dict[str, Any]]:
-    """The rows of all shards, in order: of those finished before, and of the others once they are made."""
-    missing = [song for name, songs in plan.items() if name not in kept for song in songs]
+    """The rows of all shards, in order: of those finished before, and of the others as they are written."""
+    missing: list[SourceSong] = []
+    for name, songs in plan.items():
+        if name not in kept:
+            missing += songs
     shards: list[dict[str, Any]] = []
     stored: dict[str, str] = {}  # sha256 of the audio, and key -> song
     with closing(
@@ -236,22 +239,24 @@ def make_shard(
 
     def samples() -> Iterator[ShardSample]:
         for song, result in zip(songs, results):
-            made = sample(song, result, settings)
-            refusal = result.refusal or twin(made.key, result.sha256, stored)
+            new_sample = sample(song, result, settings)
+            refusal = result.refusal or duplicate_of(new_sample.key, result.sha256, stored)
             if refusal:
-                notes["refused"].append(refused_line(song, refusal))
+                reason, _, detail = refusal.partition(": ")
+                line = {"song": song.name, "reason": reason, "detail": detail}
+                notes["refused"].append(line)
             else:
-                new = {result.sha256: song.name, made.key: song.name}
-                stored.update(new)
-                notes["stored"].update(new)
-                yield made
+                names = {result.sha256: song.name, new_sample.key: song.name}
+                stored.update(names)
+                notes["stored"].update(names)
+                yield new_sample
             after_song(1)
 
     return write_shard(path, samples(), notes)
 
 
-def twin(key: str, sha256: str, stored: dict[str, str]) -> str | None:
-    """The refusal of a song that an earlier one leaves no room for, or None."""
+def duplicate_of(key: str, sha256: str, stored: dict[str, str]) -> str | None:
+    """The refusal of a song whose audio or key an earlier one has, or None."""
     if sha256 in stored:
         return f"duplicate: the same audio as {stored[sha256]}"
     if key in stored:
@@ -259,18 +264,10 @@ def twin(key: str, sha256: str, stored: dict[str, str]) -> str | None:
     return None
 
 
-def refused_line(song: SourceSong, refusal: str) -> dict[str, str]:
-    """A line of refused.jsonl."""
-    reason, _, detail = refusal.partition(": ")
-    return {"song": song.name, "reason": reason, "detail": detail}
-
-
 def reasons(refused: list[dict[str, str]]) -> str:
     """`3 silent, 1 too short`"""
-    return ", ".join(
-        f"{count} {reason}"
-        for reason, count in Counter(line["reason"] for line in refused).most_common()
-    )
+    counts = Counter(line["reason"] for line in refused)
+    return ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
 
 
 # ---- the lyrics
@@ -286,22 +283,23 @@ def train_lyrics_model(out: Path, shards: list[dict[str, Any]], vocabulary: int)
     if not vocabulary:
         path.unlink(missing_ok=True)
         return None
-    from megajukebox.conditioning.tokenizers import (
-        train_sentencepiece,  # the converting processes import this file, not that one
-    )
+    # the converting processes import this file, not that one
+    from megajukebox.conditioning.tokenizers import train_sentencepiece
 
-    sung = any("lyrics" in song["members"] for shard in shards for song in shard["songs"])
-    train_sentencepiece(all_lyrics(out, shards) if sung else [UNSUNG], path, vocabulary)
+    lyrics = all_lyrics(out, shards)
+    first = next(lyrics, UNSUNG)
+    train_sentencepiece(chain([first], lyrics), path, vocabulary)
     return path.name
 
 
 def all_lyrics(out: Path, shards: list[dict[str, Any]]) -> Iterator[str]:
     """The plain text of every song's lyrics, in order."""
     for shard in shards:
-        for offset, size, _ in (
-            song["members"]["lyrics"] for song in shard["songs"] if "lyrics" in song["members"]
-        ):
+        for song in shard["songs"]:
+            if "lyrics" not in song["members"]:
+                continue
+            offset, size, _ = song["members"]["lyrics"]
             with open(out / shard["name"], "rb") as tar:
                 tar.seek(offset)
                 text, _ = parse_lrc(tar.read(size).decode())
-                yield text
+            yield text

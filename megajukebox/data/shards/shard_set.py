@@ -223,7 +223,7 @@ class ShardSet:
         shard = int(self.songs[song]["shard"])
         offset = int(self.songs[song][f"{member}_offset"])
         with self._window(shard, max(0, offset - TAR_BLOCK), 100, member, song) as file:
-            name = file.read(100).rstrip(b"\0").decode()
+            name = file.read(100).rstrip(b"\0").decode(errors="replace")
         extension = name.partition(".")[2]
         if MEMBER_OF.get(extension) != member:
             raise BadSampleError(
