@@ -2,12 +2,13 @@
 
 import hashlib
 import io
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+from megajukebox.common.errors import UserError
 
 
 @contextmanager
@@ -32,14 +33,8 @@ def atomic_open(path: str | Path) -> Iterator[BinaryIO]:
     sync_folder(path.parent)
 
 
-def write_atomic(path: str | Path, data: bytes) -> None:
-    """`data` as the file at `path`, whole or not at all."""
-    with atomic_open(path) as file:
-        file.write(data)
-
-
 def sync_folder(folder: Path) -> None:
-    """A rename is only safe from a power cut once the folder itself is on the disk."""
+    """Flush a folder: a rename is only safe from a power cut once the folder itself is on the disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -47,19 +42,25 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def write_atomic(path: str | Path, data: bytes) -> None:
+    """`data` as the file at `path`, whole or not at all."""
+    with atomic_open(path) as file:
+        file.write(data)
+
+
 def make_folder(folder: Path, mode: int = 0o777) -> None:
-    """`folder` and those above it. ValueError where a file stands in its way."""
+    """Make `folder` and those above it. Raises UserError where a file is in the way."""
     try:
         folder.mkdir(mode=mode, parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         file = next(path for path in (folder, *folder.parents) if path.is_file())
-        raise ValueError(
+        raise UserError(
             f"{str(folder)!r} cannot be a folder: {file} is a file; choose another, or move it"
         ) from error
 
 
 def make_run_folder(run: Path) -> None:
-    """For its owner and group alone: settings, lyrics and file names of a run are nobody else's business."""
+    """Make the folder of a run for its owner and group alone: it has settings, lyrics and file names."""
     make_folder(run, 0o750)
 
 
@@ -70,9 +71,10 @@ class FileWindow(io.RawIOBase):
                          offset               offset + size
     """
 
-    def __init__(self, offset: int, size: int):
+    def __init__(self, offset: int, size: int) -> None:
         super().__init__()
-        self.offset, self.size = offset, size
+        self.offset = offset
+        self.size = size
         self.position = 0
 
     def fill(self, buffer: memoryview) -> int:
@@ -100,9 +102,8 @@ class FileWindow(io.RawIOBase):
         return got
 
     def readall(self) -> bytes:
-        return self.read(
-            max(0, self.size - self.position)
-        )  # at once; the inherited one goes 8 kB at a time
+        # at once; the inherited one reads 8 kB at a time
+        return self.read(max(0, self.size - self.position))
 
 
 def sha256_of(path: str | Path) -> str:
@@ -112,12 +113,3 @@ def sha256_of(path: str | Path) -> str:
         while block := file.read(1 << 20):
             total.update(block)
     return total.hexdigest()
-
-
-def read_record(path: Path) -> dict:
-    """The JSON object at `path`; empty if there is none or it cannot be read."""
-    try:
-        told = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return told if isinstance(told, dict) else {}

@@ -20,10 +20,20 @@ from megajukebox.common.errors import UserError
 from megajukebox.common.files import atomic_open, sha256_of, write_atomic
 
 DTYPES = {
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
-    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
-}  # fmt: skip
-WEIGHTS, FACTS = "model.safetensors", "model.json"
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+WEIGHTS = "model.safetensors"
+FACTS = "model.json"
+MAX_NAMES = 5  # of tensors in an error message
 
 
 @dataclass(frozen=True)
@@ -56,9 +66,8 @@ def save_weights(
         fingerprint = write_safetensors(file, tensors)
         file.flush()
         StoredTensors(Path(file.name))  # the library's own reading is the check of our writing
-        (folder / FACTS).unlink(
-            missing_ok=True
-        )  # until the new facts are there, the folder holds no model
+        # until the new facts are there, the folder holds no model
+        (folder / FACTS).unlink(missing_ok=True)
     known = {
         "kind": kind,
         "config": config.model_dump(mode="json"),
@@ -72,39 +81,39 @@ def save_weights(
 
 def write_safetensors(file: BinaryIO, tensors: Mapping[str, Tensor | PendingTensor]) -> str:
     """Write a safetensors file, one tensor in memory at a time; returns its sha256."""
-    tensors = once(tensors)
+    tensors = without_ties(tensors)
     digest = hashlib.sha256()
-
-    def put(data: Any) -> None:
+    head = header(tensors)
+    file.write(head)
+    digest.update(head)
+    for name, tensor in tensors.items():
+        data = raw_bytes(name, tensor)
         file.write(data)
         digest.update(data)
-
-    put(header(tensors))
-    for name, tensor in tensors.items():
-        put(raw_bytes(name, tensor))
     return digest.hexdigest()
 
 
-def once(tensors: Mapping[str, Tensor | PendingTensor]) -> dict[str, Tensor | PendingTensor]:
+def without_ties(
+    tensors: Mapping[str, Tensor | PendingTensor],
+) -> dict[str, Tensor | PendingTensor]:
     """`tensors` without the second and later names of one piece of memory."""
-    seen: dict[Any, str] = {}
+    first_names: dict[Any, str] = {}
     for name, tensor in tensors.items():
-        seen.setdefault(_memory(name, tensor), name)
-    return {name: tensors[name] for name in seen.values()}
-
-
-def _memory(name: str, tensor: Tensor | PendingTensor) -> Any:
-    if isinstance(tensor, PendingTensor) or tensor.device.type == "meta" or tensor.numel() == 0:
-        return name
-    return tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride()
+        memory: Any = name
+        if isinstance(tensor, Tensor) and tensor.device.type != "meta" and tensor.numel() > 0:
+            layout = (tensor.dtype, tuple(tensor.shape), tensor.stride())
+            memory = (tensor.device, tensor.data_ptr(), *layout)
+        first_names.setdefault(memory, name)
+    return {name: tensors[name] for name in first_names.values()}
 
 
 def header(tensors: Mapping[str, Tensor | PendingTensor]) -> bytes:
-    """The head of a safetensors file: its length (8 bytes, little-endian), then JSON: where each tensor lies."""
+    """The head of a safetensors file: its length (8 bytes, little-endian), then JSON: each tensor's position."""
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, tensor in tensors.items():
-        start, end = end, end + tensor.dtype.itemsize * _count(tensor.shape)
+        start = end
+        end = start + tensor.dtype.itemsize * torch.Size(tensor.shape).numel()
         entries[name] = {
             "dtype": DTYPES[tensor.dtype],
             "shape": list(tensor.shape),
@@ -115,31 +124,27 @@ def header(tensors: Mapping[str, Tensor | PendingTensor]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _count(shape: tuple[int, ...]) -> int:
-    return torch.Size(shape).numel()
-
-
 def raw_bytes(name: str, tensor: Tensor | PendingTensor) -> Any:
     """The bytes of a tensor, row-major, without a copy where it already lies so."""
-    made = tensor.make() if isinstance(tensor, PendingTensor) else tensor
-    assert made.dtype == tensor.dtype and tuple(made.shape) == tuple(tensor.shape), (
+    value = tensor.make() if isinstance(tensor, PendingTensor) else tensor
+    assert value.dtype == tensor.dtype and tuple(value.shape) == tuple(tensor.shape), (
         f"{name} is not what was promised"
     )
-    return made.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    return value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 # ---- Reading --------------------------------------------------------------------------------------------------------
 
 
 class StoredTensors(Mapping[str, Tensor]):
-    """The tensors of one safetensors file, each read when asked for. ValueError if the file is broken."""
+    """The tensors of one safetensors file, each read when asked for. Raises UserError if the file is broken."""
 
     def __init__(self, path: Path, device: str = "cpu"):
         self.path = path
         try:
             self._file = safe_open(path, framework="pt", device=device)
         except SafetensorError as error:
-            raise ValueError(
+            raise UserError(
                 f"{path} is damaged or not a safetensors file ({error}); make it again"
             ) from error
         self._names = list(self._file.keys())
@@ -167,16 +172,16 @@ class StoredTensors(Mapping[str, Tensor]):
 
 
 def read_facts(folder: Path | str) -> dict[str, Any]:
-    """What model.json of `folder` says. ValueError where there is no finished model."""
+    """What model.json of `folder` says. Raises UserError where there is no finished model."""
     path = Path(folder) / FACTS
     if not path.is_file():
-        raise ValueError(
+        raise UserError(
             f"{folder} holds no finished model ({FACTS} is missing); train it, or import one there"
         )
     facts = json.loads(path.read_text(encoding="utf-8"))
     missing = {"kind", "config", "fingerprint", "step"} - set(facts)
     if missing:
-        raise ValueError(
+        raise UserError(
             f"{path} lacks {', '.join(sorted(missing))}; export or import the model again"
         )
     return facts
@@ -201,11 +206,12 @@ def load_weights(folder: Path | str, device: str = "cpu") -> tuple[dict[str, Any
 
 
 def check_fingerprint(folder: Path | str) -> None:
-    """Read every byte of the weights; ValueError if they are not those that model.json speaks of."""
-    said, found = read_facts(folder)["fingerprint"], sha256_of(Path(folder) / WEIGHTS)
-    if said != found:
-        raise ValueError(
-            f"{Path(folder) / WEIGHTS} has sha256 {found}, {FACTS} says {said}; make the model again"
+    """Read every byte of the weights. Raises UserError if they are not those that model.json describes."""
+    expected = read_facts(folder)["fingerprint"]
+    actual = sha256_of(Path(folder) / WEIGHTS)
+    if expected != actual:
+        raise UserError(
+            f"{Path(folder) / WEIGHTS} has sha256 {actual}, {FACTS} says {expected}; make the model again"
         )
 
 
@@ -234,41 +240,42 @@ def fill(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> None:
-    places = _places(module)
-    _check_names(places, stored)
-    for names in places:
+    """Fill `module` from `stored`, as `load_into` does. Raises UserError where names or shapes differ."""
+    names_by_tensor: dict[int, list[str]] = {}  # a tied tensor has several
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        names_by_tensor.setdefault(id(tensor), []).append(name)
+    _check_names(list(names_by_tensor.values()), stored)
+    for names in names_by_tensor.values():
         name = next(n for n in names if n in stored)
         owner = _tensor(module, name)
         if tuple(owner.shape) != stored.shape(name):
-            raise ValueError(
+            raise UserError(
                 f"{stored.path}: {name} is {stored.shape(name)}, the model wants {tuple(owner.shape)}"
             )
-        _put(module, names, owner, stored[name], dtype, device)
+        _assign(module, names, owner, stored[name], dtype, device)
 
 
-def _places(module: nn.Module) -> list[list[str]]:
-    """The names of every tensor that the module keeps; a tied one has several."""
-    kept = module.state_dict(keep_vars=True)
-    places: dict[int, list[str]] = {}
-    for name, tensor in kept.items():
-        places.setdefault(id(tensor), []).append(name)
-    return list(places.values())
-
-
-def _check_names(places: list[list[str]], stored: StoredTensors) -> None:
-    missing = [names[0] for names in places if not any(n in stored for n in names)]
-    extra = set(stored) - {n for names in places for n in names}
-    twice = [names for names in places if sum(n in stored for n in names) > 1]
-    for what, found in (
+def _check_names(names_by_tensor: list[list[str]], stored: StoredTensors) -> None:
+    missing = []
+    twice = []
+    unknown = set(stored)
+    for names in names_by_tensor:
+        count = sum(name in stored for name in names)
+        unknown -= set(names)
+        if count == 0:
+            missing.append(names[0])
+        if count > 1:
+            twice.append(str(names))
+    mistakes = (
         ("lacks", missing),
-        ("has, unknown to the model,", sorted(extra)),
+        ("has, unknown to the model,", sorted(unknown)),
         ("holds twice", twice),
-    ):
-        if found:
-            more = f" and {len(found) - 5} more" if len(found) > 5 else ""
-            raise ValueError(
-                f"{stored.path} {what} {', '.join(map(str, found[:5]))}{more}; is it of this model?"
-            )
+    )
+    for mistake, names in mistakes:
+        if names:
+            more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+            shown = ", ".join(names[:MAX_NAMES])
+            raise UserError(f"{stored.path} {mistake} {shown}{more}; is it of this model?")
 
 
 def _tensor(module: nn.Module, name: str) -> Tensor:
@@ -276,18 +283,24 @@ def _tensor(module: nn.Module, name: str) -> Tensor:
     return getattr(module.get_submodule(parent), leaf)
 
 
-def _put(
-    module: nn.Module, names: list[str], owner: Tensor, value: Tensor,
-    dtype: torch.dtype | None, device: torch.device | str | None,
-) -> None:  # fmt: skip
+def _assign(
+    module: nn.Module,
+    names: list[str],
+    owner: Tensor,
+    value: Tensor,
+    dtype: torch.dtype | None,
+    device: torch.device | str | None,
+) -> None:
+    """Give `value` to the tensor `owner`, in place where dtype and device stay, else as a new one."""
     is_parameter = isinstance(owner, nn.Parameter)
-    wanted = dtype if dtype and is_parameter else owner.dtype
-    place = device or ("cpu" if owner.is_meta else owner.device)
-    if not owner.is_meta and wanted == owner.dtype and torch.device(place) == owner.device:
+    new_dtype = dtype if dtype and is_parameter else owner.dtype
+    new_device = device or ("cpu" if owner.is_meta else owner.device)
+    same_device = torch.device(new_device) == owner.device
+    if not owner.is_meta and new_dtype == owner.dtype and same_device:
         with torch.no_grad():
             owner.copy_(value)
         return
-    value = value.to(place, wanted)
+    value = value.to(new_device, new_dtype)
     new = nn.Parameter(value, requires_grad=owner.requires_grad) if is_parameter else value
     for name in names:
         parent, _, leaf = name.rpartition(".")

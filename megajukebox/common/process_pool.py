@@ -34,38 +34,38 @@ def in_order(
     if processes == 1:
         yield from map(work, items)
         return
-    crew = ProcessCrew(work, processes, crashed)
+    pool = ResilientPool(work, processes, crashed)
     try:
         for item in items:
-            crew.add(item)
-            if len(crew.waiting) >= 2 * processes:
-                yield crew.oldest()
-        while crew.waiting:
-            yield crew.oldest()
+            pool.add(item)
+            if len(pool.waiting) >= 2 * processes:
+                yield pool.oldest()
+        while pool.waiting:
+            yield pool.oldest()
     finally:
-        crew.pool.shutdown(cancel_futures=True)
+        pool.executor.shutdown(cancel_futures=True)
 
 
-class ProcessCrew(Generic[Item, Result]):
+class ResilientPool(Generic[Item, Result]):
     """A pool of processes and the items it has under way; it survives the death of its workers."""
 
     def __init__(
         self, work: Callable[[Item], Result], processes: int, crashed: Callable[[Item], Result]
     ):
-        self.work, self.processes, self.crashed = work, processes, crashed
-        self.pool = new_pool(processes)
+        self.work = work
+        self.processes = processes
+        self.crashed = crashed
+        self.executor = new_pool(processes)
         self.waiting: deque[tuple[Item, Future[Result]]] = deque()
 
     def add(self, item: Item) -> None:
-        self.waiting.append((item, self.submitted(item)))
-
-    def submitted(self, item: Item) -> "Future[Result]":
+        """Start `work(item)`."""
         try:
-            return self.pool.submit(self.work, item)
+            future = self.executor.submit(self.work, item)
         except BrokenProcessPool as error:  # a worker died since; the oldest item will find out
-            broken: Future[Result] = Future()
-            broken.set_exception(error)
-            return broken
+            future = Future()
+            future.set_exception(error)
+        self.waiting.append((item, future))
 
     def oldest(self) -> Result:
         """The result of the item that has waited longest."""
@@ -73,44 +73,36 @@ class ProcessCrew(Generic[Item, Result]):
         try:
             return future.result()
         except BrokenProcessPool:
-            self.pool.shutdown()
-        result = self.alone(item)
-        self.pool = new_pool(self.processes)
-        self.waiting = deque(
-            (other, self.kept_or_again(other, done)) for other, done in self.waiting
-        )
-        return result
-
-    def alone(self, item: Item) -> Result:
-        """`work(item)` in a process of its own, or `crashed(item)` if that dies too."""
-        with new_pool(1) as pool:
+            self.executor.shutdown()
+        with new_pool(1) as own:  # a process of its own: if that dies too, this item kills it
             try:
-                return pool.submit(self.work, item).result()
+                result = own.submit(self.work, item).result()
             except BrokenProcessPool:
-                return self.crashed(item)
-
-    def kept_or_again(self, item: Item, future: "Future[Result]") -> "Future[Result]":
-        return (
-            future
-            if future.done() and not isinstance(future.exception(), BrokenProcessPool)
-            else self.submitted(item)
-        )
+                result = self.crashed(item)
+        self.executor = new_pool(self.processes)
+        waiting = self.waiting
+        self.waiting = deque()
+        for other, done in waiting:
+            if done.done() and not isinstance(done.exception(), BrokenProcessPool):
+                self.waiting.append((other, done))
+            else:
+                self.add(other)
+        return result
 
 
 def new_pool(processes: int) -> ProcessPoolExecutor:
     """Fresh processes, not forks: the caller may hold threads or a GPU."""
-    return ProcessPoolExecutor(
-        processes, multiprocessing.get_context("spawn"), initializer=leave_with_parent
-    )
+    spawn = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(processes, spawn, initializer=exit_with_parent)
 
 
-def leave_with_parent() -> None:
-    """A worker ends when its parent does, even if that was killed; ctrl-C is the parent's to answer."""
+def exit_with_parent() -> None:
+    """End this worker when its parent does, even if that was killed; only the parent handles ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=leave_after_parent, daemon=True).start()
+    threading.Thread(target=exit_after_parent, daemon=True).start()
 
 
-def leave_after_parent() -> None:
+def exit_after_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None, "a worker has a parent"
     parent.join()

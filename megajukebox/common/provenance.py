@@ -1,4 +1,4 @@
-"""What made an output: written into everything that megajukebox leaves on disk."""
+"""Provenance: the version, commit and command that made an output, written beside all of them."""
 
 import subprocess
 import sys
@@ -9,17 +9,18 @@ from megajukebox.common.redaction import redact
 
 
 def made_by(command: str | None = None) -> dict[str, str | None]:
-    """{"version", "commit", "command"}; without `command` the one that started this process."""
+    """{"version", "commit", "command"}; without `command` the one that started this process.
+
+    The program's name goes without its folder, which is private to the machine, its arguments without
+    secrets.
+    """
+    if command is None:
+        command = redact(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]))
     return {
         "version": megajukebox.__version__,
         "commit": commit(Path(megajukebox.__file__).resolve().parents[1]),
-        "command": this_command() if command is None else command,
+        "command": command,
     }
-
-
-def this_command() -> str:
-    """The program's name without its folder (that is the machine's business), and its arguments without secrets."""
-    return redact(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]))
 
 
 def commit(source: Path) -> str | None:
@@ -34,7 +35,7 @@ def commit(source: Path) -> str | None:
 
 
 def git(folder: Path, *words: str) -> str | None:
-    """What git prints, or None where git is missing, too slow, or says no."""
+    """The output of git, or None where git is missing, too slow, or fails."""
     try:
         answer = subprocess.run(
             ["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=20

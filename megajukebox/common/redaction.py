@@ -35,21 +35,22 @@ def redact(text: str) -> str:
 
 
 def redacted(value: T) -> T:
-    """`value` (plain data, nested) with every string in it redacted; what a key calls a secret is hidden whole."""
+    """`value` (plain data, nested) with every string redacted; one under a secret's name is hidden whole."""
     if isinstance(value, str):
         return redact(value)  # type: ignore[return-value]
     if isinstance(value, dict):
-        return {
-            key: HIDDEN if is_secret(key) and isinstance(v, str) else redacted(v)
-            for key, v in value.items()
-        }  # type: ignore[return-value]
+        plain = {}
+        for key, inner in value.items():
+            hide = is_secret(key) and isinstance(inner, str)
+            plain[key] = HIDDEN if hide else redacted(inner)
+        return plain  # type: ignore[return-value]
     if isinstance(value, list | tuple):
         return type(value)(redacted(v) for v in value)  # type: ignore[return-value]
     return value
 
 
 def is_secret(name: object) -> bool:
-    """Whether a name (of a variable, a field) says that its value is a secret. `tokens` and `tokenizer` do not."""
+    """Whether the value of a variable or field of this name is a secret; not of `tokens` or `tokenizer`."""
     return bool(re.search(rf"(?i)(?<![a-z])(?:{WORDS})(?![a-z])", str(name)))
 
 
@@ -57,7 +58,8 @@ class RedactingFilter(logging.Filter):
     """On a log handler: no line that passes it shows a secret, not even in a traceback."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        record.msg, record.args = redact(record.getMessage()), ()
+        record.msg = redact(record.getMessage())
+        record.args = ()
         if record.exc_info:  # exc_text may be there already: another handler's formatter leaves it
             text = record.exc_text or logging.Formatter().formatException(record.exc_info)
             record.exc_text = redact(text)

@@ -1,4 +1,4 @@
-"""How long something takes that happens often, on a CPU's clock or a GPU's, without ever waiting for the GPU."""
+"""How long something frequent takes, on a CPU's clock or a GPU's, without ever waiting for the GPU."""
 
 import time
 
@@ -8,8 +8,8 @@ import torch
 class Stopwatch:
     """Adds up laps, each from a `now()` to the `lap()` that is given it.
 
-    On a GPU its own events take the time. They are read only once the GPU has passed them: what it has not reached
-    when `take` is called is told the next time, so no synchronisation is added.
+    On a GPU its own events take the time. They are read only once the GPU has passed them: laps it has
+    not finished when `take` is called are counted in the next call, so no synchronisation is added.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -28,18 +28,15 @@ class Stopwatch:
 
     def take(self) -> float:
         """Seconds of the laps that ended since the last call."""
-        count = next(
-            (n for n, (_, end) in enumerate(self._laps) if not _passed(end)), len(self._laps)
-        )
-        over, self._laps = self._laps[:count], self._laps[count:]
-        return sum(_between(begin, end) for begin, end in over)
-
-
-def _passed(end: float | torch.cuda.Event) -> bool:
-    return isinstance(end, float) or end.query()
-
-
-def _between(begin: float | torch.cuda.Event, end: float | torch.cuda.Event) -> float:
-    if isinstance(begin, float) and isinstance(end, float):
-        return end - begin
-    return begin.elapsed_time(end) / 1000  # type: ignore[union-attr, arg-type]
+        seconds = 0.0
+        ended = 0
+        for begin, end in self._laps:
+            if isinstance(begin, float) and isinstance(end, float):
+                seconds += end - begin
+            elif end.query():  # type: ignore[union-attr]
+                seconds += begin.elapsed_time(end) / 1000  # type: ignore[union-attr, arg-type]
+            else:
+                break
+            ended += 1
+        del self._laps[:ended]
+        return seconds

@@ -1,4 +1,4 @@
-"""What is wrong with settings that a person wrote, in words: pydantic's findings, without its jargon."""
+"""Mistakes in settings that a user wrote as text: pydantic's findings, without its jargon."""
 
 from difflib import get_close_matches
 from typing import Any, get_args
@@ -13,32 +13,28 @@ def mistakes(error: ValidationError, model: type[BaseModel]) -> list[str]:
 
 
 def _mistake(finding: ErrorDetails, model: type[BaseModel]) -> str:
-    place, said = finding["loc"], finding["msg"].removeprefix("Value error, ")
-    name = ".".join(map(str, place))
+    path = finding["loc"]
+    message = finding["msg"].removeprefix("Value error, ")
+    name = ".".join(map(str, path))
     if finding["type"] == "extra_forbidden":
-        near = get_close_matches(str(place[-1]), _settings(model, place[:-1]), 1)
+        near = get_close_matches(str(path[-1]), _settings_at(model, path[:-1]), 1)
         return f"{name} is no setting" + (f"; did you mean {near[0]}?" if near else "")
-    if not place:  # several settings together, which the message itself names
-        return said
-    return f"{name}: {said} (got {shortened(finding['input'])})"
+    if not path:  # several settings together, which the message itself names
+        return message
+    return f"{name}: {message} (got {shortened(finding['input'])})"
 
 
-def _settings(model: type[BaseModel], place: tuple[int | str, ...]) -> list[str]:
-    """The settings that there are at a place, which is the names on the way to it."""
+def _settings_at(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    """The settings there are at a path, which is the names on the way to it."""
     kind: Any = model
-    for name in place:
+    for name in path:
         fields = getattr(kind, "model_fields", None)
-        kind = _inner(
-            fields[name].annotation if fields and name in fields else kind, fields is None
-        )
+        annotation = fields[name].annotation if fields and name in fields else kind
+        # `Settings | None` -> Settings; dict[str, Settings] -> itself first, then Settings
+        inner = [one for one in get_args(annotation) if one is not type(None)]
+        is_new_table = fields is not None and getattr(annotation, "__origin__", None) is dict
+        kind = annotation if is_new_table or not inner else inner[-1]
     return list(getattr(kind, "model_fields", ()))
-
-
-def _inner(annotation: Any, of_values: bool) -> Any:
-    """`Settings | None` -> Settings; dict[str, Settings] as it is, or with `of_values` Settings."""
-    kinds = [kind for kind in get_args(annotation) if kind is not type(None)]
-    is_table = getattr(annotation, "__origin__", None) is dict
-    return annotation if not kinds or (is_table and not of_values) else kinds[-1]
 
 
 def shortened(value: object) -> str:

@@ -1,4 +1,4 @@
-"""Who this process is: reads whichever launcher's variables are there (deepspeed, torchrun, srun, mpirun, or none)."""
+"""Rank and world size of this process, from the variables of deepspeed, torchrun, srun, mpirun, or none."""
 
 import os
 import random
@@ -6,41 +6,51 @@ import socket
 from contextlib import suppress
 from typing import NamedTuple
 
+from megajukebox.common.errors import UserError
+
 MPI_NAMES = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_SIZE")
 SOURCES = (
     ("RANK", "LOCAL_RANK", "WORLD_SIZE"),
-    (
-        "SLURM_PROCID",
-        "SLURM_LOCALID",
-        "SLURM_STEP_NUM_TASKS",
-    ),  # the last one only under srun, not in the job's script
+    # the last one only under srun, not in the job's script
+    ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS"),
     MPI_NAMES,
 )
 
-PORTS = (10_000, 32_768)  # above them Linux, and above 49152 other systems, choose ports themselves
+# Above them Linux, and above 49152 other systems, choose ports for sockets that name none.
+PORTS = (10_000, 32_768)
+MAX_PORT_TRIES = 1000
 
 
 class World(NamedTuple):
+    """The place of one process among those of a launch."""
+
     rank: int
     local_rank: int
     size: int
 
 
 def world() -> World:
-    """This process's place, written back to the five variables that torch and DeepSpeed read.
+    """This process's ranks, written back to the five variables that torch and DeepSpeed read.
 
-    Raises ValueError if a launcher of several processes did not say where rank 0 listens; mpirun need not.
+    Raises:
+        UserError: a launcher of several processes gave no address of rank 0; mpirun need not.
     """
-    found = next((names for names in SOURCES if all(n in os.environ for n in names)), None)
-    here = World(*(int(os.environ[n]) for n in found)) if found else World(0, 0, 1)
-    told = "MASTER_ADDR" in os.environ and "MASTER_PORT" in os.environ
-    if here.size > 1 and not told and found == MPI_NAMES:
-        meet_by_mpi(here.rank)
-    elif here.size > 1 and not told:
-        raise ValueError(
-            f"{here.size} processes were started by {found[0] if found else '?'} without MASTER_ADDR and MASTER_PORT;"
-            " export both"
-        )
+    here = World(0, 0, 1)
+    launcher = None
+    for names in SOURCES:
+        if os.environ.keys() >= set(names):
+            here = World(*(int(os.environ[name]) for name in names))
+            launcher = names
+            break
+    has_address = "MASTER_ADDR" in os.environ and "MASTER_PORT" in os.environ
+    if here.size > 1 and not has_address:
+        if launcher != MPI_NAMES:
+            variable = launcher[0] if launcher else "?"
+            raise UserError(
+                f"{here.size} processes were started by {variable} without MASTER_ADDR and MASTER_PORT;"
+                " export both"
+            )
+        share_address_by_mpi(here.rank)
     os.environ |= {
         "RANK": str(here.rank),
         "LOCAL_RANK": str(here.local_rank),
@@ -52,27 +62,33 @@ def world() -> World:
 
 
 def ranks_here() -> int:
-    """How many ranks of this launch are on this machine; 1 where no launcher says."""
+    """How many ranks of this launch are on this machine; 1 without a launcher's variable."""
     names = (
         "LOCAL_WORLD_SIZE",
         "LOCAL_SIZE",
         "SLURM_STEP_TASKS_PER_NODE",
         "OMPI_COMM_WORLD_LOCAL_SIZE",
     )
-    told = next((os.environ[name] for name in names if name in os.environ), "1")
-    return int(told.partition("(")[0].partition(",")[0])  # SLURM: "8(x64)"
+    for name in names:
+        if name in os.environ:
+            return int(os.environ[name].partition("(")[0].partition(",")[0])  # SLURM: "8(x64)"
+    return 1
 
 
-def meet_by_mpi(rank: int) -> None:
-    """Rank 0 chooses where to meet and MPI tells the others; with that MPI's work is done."""
+def share_address_by_mpi(rank: int) -> None:
+    """Rank 0 chooses its address and a port, MPI broadcasts them; with that MPI's work is done."""
     import mpi4py
 
     mpi4py.rc.finalize = False
     from mpi4py import MPI
 
     alone = os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") == os.environ["OMPI_COMM_WORLD_SIZE"]
-    mine = ("127.0.0.1" if alone else socket.gethostname(), str(free_port())) if rank == 0 else None
-    os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = MPI.COMM_WORLD.bcast(mine)
+    address = None
+    if rank == 0:
+        address = ("127.0.0.1" if alone else socket.gethostname(), str(free_port()))
+    host_name, port = MPI.COMM_WORLD.bcast(address)
+    os.environ["MASTER_ADDR"] = host_name
+    os.environ["MASTER_PORT"] = port
     MPI.Finalize()
 
 
@@ -82,12 +98,15 @@ def host() -> str:
 
 
 def free_port() -> int:
-    """A port that nobody listens on now, of those that no system gives to whoever asks for any: until a process of ours
-    has started and listens there, another's connection may have taken one of those.
+    """A port on which no process listens now.
+
+    Of PORTS, which no system gives to sockets by itself: else a connection of another program may take it
+    before our process has started and listens there.
     """
-    draw = random.SystemRandom()  # the seeded generators are the training's
-    for _ in range(1000):
+    generator = random.SystemRandom()  # the seeded generators belong to training
+    for _ in range(MAX_PORT_TRIES):
+        port = generator.randrange(*PORTS)
         with socket.socket() as probe, suppress(OSError):
-            probe.bind(("", port := draw.randrange(*PORTS)))
+            probe.bind(("", port))
             return port
     raise OSError(f"no port from {PORTS[0]} to {PORTS[1]} is free")

@@ -6,10 +6,12 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-from megajukebox.common.files import make_folder, read_record, write_atomic
+from megajukebox.common.files import make_folder, write_atomic
 from megajukebox.explorer import site_files
+from megajukebox.records.jsonl_tail import read_object
 
 PACKAGE = Path(__file__).parent
+MAX_CACHE_BYTES = 1 << 30
 
 
 class BuildCache:
@@ -17,7 +19,7 @@ class BuildCache:
 
     def __init__(self, out: Path, kind: str) -> None:
         self.out, self.path = out, out / f".{kind}.json"
-        self.before = read_record(self.path)
+        self.before = read_object(self.path, MAX_CACHE_BYTES)
         self.now: dict[str, list] = {}
 
     def page(self, path: Path, inputs: tuple, render: Callable[[], str]) -> None:

@@ -11,8 +11,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from megajukebox.common.files import make_run_folder, read_record, write_atomic
+from megajukebox.common.files import make_run_folder, write_atomic
 from megajukebox.common.world import host
+from megajukebox.records.jsonl_tail import read_object
 from megajukebox.resilience.exit_codes import TerminateRun
 
 FILE = "generation.json"
@@ -30,7 +31,7 @@ class FencingToken:
     def acquire(cls, run: Path) -> "FencingToken":
         """Make this start the newest one of `run`. By rank 0; what earlier starts told of their ranks goes."""
         make_run_folder(run)
-        taken = cls(run, read_record(run / FILE).get("number", 0) + 1, secrets.token_hex(8))
+        taken = cls(run, read_object(run / FILE).get("number", 0) + 1, secrets.token_hex(8))
         told = {"number": taken.number, "token": taken.token, "host": host(), "pid": os.getpid()}
         told |= {"time": time.time(), "job": os.environ.get("SLURM_JOB_ID")}
         write_atomic(run / FILE, json.dumps(told).encode())
@@ -41,7 +42,7 @@ class FencingToken:
 
     def is_current(self) -> bool:
         """Whether no other start has taken the run. Unreadable storage is not a reason to think so."""
-        return read_record(self.run / FILE).get("token", self.token) == self.token
+        return read_object(self.run / FILE).get("token", self.token) == self.token
 
     def check(self) -> None:
         """Raises Leave if another start has taken the run: call it before anything is made final."""

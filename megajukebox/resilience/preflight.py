@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from megajukebox.common.errors import UserError
-from megajukebox.common.files import read_record
+from megajukebox.records.jsonl_tail import read_object
 
 FOLDER = "preflight"
 MEETING_SECONDS = 60.0  # that ranks wait for one another
@@ -57,9 +57,9 @@ def examine(run: Path, nodes: list[str], start: Callable[[float], int]) -> Prefl
     """Let `start` run the doctor for so many seconds, and read what its ranks left. `nodes`: empty outside SLURM."""
     shutil.rmtree(run / FOLDER, ignore_errors=True)
     status = start(MAX_SECONDS)
-    reports = [read_record(path) for path in sorted((run / FOLDER).glob("rank-*.json"))]
+    reports = [read_object(path) for path in sorted((run / FOLDER).glob("rank-*.json"))]
     reports = [report for report in reports if report]
-    return evaluate_reports(reports, read_record(run / FOLDER / "together.json"), nodes, status)
+    return evaluate_reports(reports, read_object(run / FOLDER / "together.json"), nodes, status)
 
 
 def evaluate_reports(

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from megajukebox.common.files import read_record
 from megajukebox.records.events import (
     AlertRaised,
     AttemptEnded,
@@ -26,6 +25,7 @@ from megajukebox.records.events import (
 )
 from megajukebox.records.exits import ProcessExit, read_exits
 from megajukebox.records.heartbeat import read_heartbeats
+from megajukebox.records.jsonl_tail import read_object
 from megajukebox.resilience.exit_codes import EXIT_FATAL, EXIT_FENCED, EXIT_PREEMPTED
 from megajukebox.resilience.fencing import FILE
 
@@ -51,7 +51,7 @@ class AttemptOutcome:
 
 
 def generation_of(run: Path) -> int:
-    return read_record(run / FILE).get("number", 0)
+    return read_object(run / FILE).get("number", 0)
 
 
 def classify_attempt(run: Path, before: int, status: int) -> AttemptOutcome:
@@ -59,7 +59,7 @@ def classify_attempt(run: Path, before: int, status: int) -> AttemptOutcome:
     generation = generation_of(run)
     if generation == before:
         return _not_begun(run, status)
-    job = read_record(run / FILE).get("job")
+    job = read_object(run / FILE).get("job")
     if job != os.environ.get("SLURM_JOB_ID"):
         return AttemptOutcome("fenced", f"job {job} has taken over the run")
     exits = [record for record in read_exits(run) if record.generation == generation]

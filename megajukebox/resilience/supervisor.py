@@ -6,7 +6,6 @@ import subprocess
 import time
 from pathlib import Path
 
-from megajukebox.common.files import read_record
 from megajukebox.records.events import (
     NEEDS_OPERATOR,
     AlertRaised,
@@ -15,6 +14,7 @@ from megajukebox.records.events import (
     PreflightFinished,
     Requeued,
 )
+from megajukebox.records.jsonl_tail import read_object
 from megajukebox.records.run_log import RunLog
 from megajukebox.resilience import preflight, slurm, spare_nodes
 from megajukebox.resilience.exit_codes import EXIT_FATAL, EXIT_FENCED, EXIT_OK, EXIT_RETRY
@@ -101,7 +101,7 @@ class Supervisor:
 
     def work(self, attempts: int) -> int:
         """Attempt after attempt. Returns this process's exit status."""
-        job = read_record(self.run / FILE).get("job")
+        job = read_object(self.run / FILE).get("job")
         if slurm.runs_elsewhere(job):
             print(f"supervise: job {job} is training {self.run}; cancel it first")
             return EXIT_FATAL

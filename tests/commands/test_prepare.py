@@ -14,6 +14,7 @@ import pytest
 import soundfile
 
 from megajukebox.commands.prepare import main, preset_sample_rate
+from megajukebox.common.errors import UserError
 from megajukebox.common.process_pool import in_order
 from megajukebox.conditioning.tokenizers import SentencePieceTokenizer
 from megajukebox.data import audio
@@ -217,7 +218,7 @@ def test_songs_that_cannot_be_used_are_refused_with_their_reason(tmp_path, capsy
 def test_if_every_song_is_refused_that_is_an_error(tmp_path):
     (tmp_path / "a.mp3").write_text("this is not music")
     done = subprocess.run(command(tmp_path, tmp_path / "out"), capture_output=True, text=True)
-    assert done.returncode == 1 and "all 1 songs were refused (1 unreadable)" in done.stderr
+    assert done.returncode == 93 and "all 1 songs were refused (1 unreadable)" in done.stderr
     assert "Traceback" not in done.stderr and not (tmp_path / "out" / "index.json").exists()
 
 
@@ -261,7 +262,7 @@ def test_demo_songs_are_made_and_float_wav_keeps_them(tmp_path):
     ],
 )
 def test_impossible_options_are_refused_with_the_way_out(tmp_path, options, said):
-    with pytest.raises(SystemExit, match=said):
+    with pytest.raises(UserError, match=said):
         prepare(songs(tmp_path / "songs", 3), tmp_path / "out", **options)
 
 
@@ -367,7 +368,7 @@ def test_shards_begun_when_tags_were_not_read_go_on_without_them(tmp_path):
     del before["settings"]["tags"]
     plan.write_text(json.dumps(before))
     prepare(tmp_path / "in", tmp_path / "out", **plain)
-    with pytest.raises(SystemExit, match="tags was False and is now True"):
+    with pytest.raises(UserError, match="tags was False and is now True"):
         prepare(tmp_path / "in", tmp_path / "out")
 
 
