@@ -227,16 +227,14 @@ def test_other_songs_or_settings_are_refused_unless_fresh(tmp_path):
     prepare(source, out)
     soundfile.write(source / "new.wav", music(9), RATE)
     with pytest.raises(
-        SystemExit,
+        UserError,
         match=r"bits was 16 and is now 24; it had 3 songs and there are now 4. Pass --fresh",
     ):
         prepare(source, out, bits=24)
     assert len(ShardSet(out)) == 3
     assert len(prepare(source, out, bits=24, fresh=True)) == 4
     (source / "new.json").write_text('{"artist": "X"}')
-    with pytest.raises(
-        SystemExit, match="their metadata, their lyrics or their order have changed"
-    ):
+    with pytest.raises(UserError, match="their metadata, their lyrics or their order have changed"):
         prepare(source, out, bits=24)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from megajukebox.common.provenance import this_command
+from megajukebox.common.provenance import made_by
 from megajukebox.common.redaction import RedactingFilter, redact, redacted
 from megajukebox.records.events import RunStopped
 from megajukebox.records.run_log import RunLog
@@ -76,7 +76,7 @@ def test_the_command_that_is_kept_in_every_output_holds_no_secret(monkeypatch) -
         "sys.argv",
         ["/opt/train.py", "--data", "https://me:hunter2@host/songs", "--cache", "/local"],
     )
-    assert this_command() == "train.py --data https://[hidden]@host/songs --cache /local"
+    assert made_by()["command"] == "train.py --data https://[hidden]@host/songs --cache /local"
 
 
 def test_log_lines_and_tracebacks_hold_no_secret() -> None:
