@@ -23,7 +23,7 @@ from fixtures.explorer_samples import add_sample
 from megajukebox.common.files import write_atomic
 from megajukebox.common.provenance import made_by
 from megajukebox.explorer.loaders.samples import read_samples
-from megajukebox.explorer.site_builder import SampleSite, build, draw_all
+from megajukebox.explorer.site_builder import SampleSite, build_site, draw_all
 
 DRAWN = 40  # samples that are really drawn; the others are links to them, for a list does not care
 TIMES = 15
@@ -70,7 +70,9 @@ def main(
 
 def measured(root: Path, count: int) -> dict[str, Any]:
     drawing = make_samples(root / "samples", root / "site", count)
-    built, again = (timed(lambda: build([root / "samples"], [], root / "site")) for _ in range(2))
+    built, again = (
+        timed(lambda: build_site([root / "samples"], [], root / "site")) for _ in range(2)
+    )
     sizes = {
         name: (root / "site" / name).stat().st_size
         for name in ("index.html", "entries.js", "entries-words.js")

@@ -19,7 +19,7 @@ from typing import Annotated
 import typer
 
 from megajukebox.common.provenance import made_by
-from megajukebox.explorer.server.sampler_process import SamplerProcess, sampling
+from megajukebox.explorer.server.sampler_process import SamplerProcess, sampler_command
 
 
 def main(
@@ -44,15 +44,17 @@ def main(
             seconds_of(lambda n=n: run([*alone, "--out", str(folder / f"apart-{n}")]))
             for n in range(times)
         ]
-        maker = SamplerProcess(lambda samplers: sampling(runs, samplers), folder / "log.txt")
+        sampler = SamplerProcess(
+            lambda samplers: sampler_command(runs, samplers), folder / "log.txt"
+        )
 
         def kept(number: int) -> None:
             paths = {key: str(folder / f"{key}-{number}") for key in ("out", "progress", "stop")}
-            assert maker.make([], {"request": request, **paths})["state"] == "done"
+            assert sampler.generate([], {"request": request, **paths})["state"] == "done"
 
         standing = [seconds_of(lambda n=n: kept(n)) for n in range(times)]
-        facts = maker.facts()
-        maker.end()
+        facts = sampler.status()
+        sampler.end()
     machine = {"date": str(date.today()), "cores": os.cpu_count(), "load": os.getloadavg()[0]}
     found = {
         **machine,

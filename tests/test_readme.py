@@ -30,7 +30,7 @@ def commands() -> list[list[str]]:
 def entry_of(words: list[str]) -> str | None:
     """The entry's file that a command runs, if it runs one of ours."""
     if words[:1] == ["megajukebox"]:
-        return f"{VERBS[words[1]][0].replace('.', '/')}.py"
+        return f"{VERBS[words[1]].module.replace('.', '/')}.py"
     return next(
         (w.removeprefix("megajukebox/") for w in words if w.startswith("megajukebox/")), None
     )

@@ -325,6 +325,6 @@ def test_a_report_of_before_is_a_gate_for_the_same_runs(here: Path) -> None:
 
 
 def test_votes_are_counted(stored: Path, expected: dict) -> None:
-    kept, skipped = votes.read(stored / "votes.jsonl")
-    assert [votes.as_json(one) for one in votes.sums(kept)] == expected["votes"]["sums"]
+    kept, skipped = votes.read_votes(stored / "votes.jsonl")
+    assert [one.as_json() for one in votes.tally_votes(kept)] == expected["votes"]["sums"]
     assert skipped == expected["votes"]["skipped"] == 0

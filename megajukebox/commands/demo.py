@@ -104,7 +104,7 @@ def stages(out: Path, source: str, preset: str, ranks: int, settings: list[str])
     ]
     asked, samples = str(out / "requests.yaml"), str(out / "samples")
     sample = [*on_ranks(ranks, "sample"), str(runs), "--requests", asked, "--out", samples]
-    explore = [*python("explore"), samples, str(runs), "--out", str(site)]
+    explore = [*python("explore"), "build", samples, str(runs), "--out", str(site)]
     return [
         Stage("prepare", prepare, (songs / "index.json").exists),
         training("vqvae", songs),

@@ -1,131 +1,154 @@
 """Pages to listen to samples, to compare them, and to look at training runs.
 
-    megajukebox explore samples/ runs/                         # writes site/ beside samples/, prints the page to open
-    megajukebox explore samples/ runs/tiny --out page --copy   # with the recordings inside, to be moved anywhere
-    megajukebox explore old/samples new/samples                # two runs to compare
-    megajukebox explore --serve old/samples new/samples        # and to vote on blind (needs the extra [serve])
-    megajukebox explore --serve --run runs/tiny                # and to make new songs with: the Studio
-    megajukebox explore samples/ runs/ --follow 30             # writes the runs' pages again every 30 s, till Ctrl-C
-    megajukebox explore --corpus shards/songs                  # listen to what the model is trained on
-    python megajukebox/commands/explore.py samples/                     # samples alone
+    megajukebox explore build samples/ runs/                        # writes site/ beside samples/, prints the page to open
+    megajukebox explore build samples/ runs/tiny --out page --copy  # with the recordings inside, to be moved anywhere
+    megajukebox explore build old/samples new/samples               # two runs to compare
+    megajukebox explore build samples/ runs/ --follow 30            # writes the runs' pages again every 30 s, till Ctrl-C
+    megajukebox explore build --corpus shards/songs                 # listen to what the model is trained on
+    megajukebox explore serve old/samples new/samples               # and to vote on blind (needs the extra [serve])
+    megajukebox explore serve --run runs/tiny                       # and to make new songs with: the Studio
 
-The pages open from disk and need no server; voting and the Studio need the one of --serve, on loopback unless told.
+The pages of `build` open from disk. Blind votes and the Studio need `serve`, which listens on loopback by default.
 """
 
 import contextlib
 import os
 import secrets
 import time
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from megajukebox.common.command_line import run_command
+from megajukebox.common.command_line import group_app, renamed_options
+from megajukebox.common.errors import UserError
+from megajukebox.common.levels import STUDENT_TABLE, VQVAE_FOLDER
 from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.explorer.loaders.corpus import Excerpt
 from megajukebox.explorer.loaders.runs import DEPTH, find_runs
 from megajukebox.explorer.site_builder import (
     CorpusSettings,
-    build,
+    build_site,
     write_corpus,
     write_runs,
     write_static,
 )
 
+if TYPE_CHECKING:  # the extra [serve] need not be installed
+    from megajukebox.explorer.server.api import StudioServices
+    from megajukebox.explorer.server.static_files import Library
 
-def main(
-    folders: Annotated[
-        list[Path] | None, typer.Argument(help="Folders of samples, and of runs.")
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder of the site; by default `site` beside the first.")
-    ] = None,
-    follow: Annotated[
-        float | None, typer.Option(min=1, help="Write runs' pages again every so many seconds.")
-    ] = None,
+app = typer.Typer()
+
+Folders = Annotated[
+    list[Path] | None, typer.Argument(help="Folders of samples, and of runs.", show_default=False)
+]
+SiteFolder = Annotated[
+    Path | None, typer.Option("--out", help="Folder of the site (default: site beside the first).")
+]
+Corpus = Annotated[
+    str | None, typer.Option("--corpus", help="Song shards to list: what the model trains on.")
+]
+Vqvae = Annotated[
+    Path | None,
+    typer.Option("--vqvae", help="With --corpus: VQ-VAE run whose reconstructions to add."),
+]
+MaxSongs = Annotated[
+    int,
+    typer.Option(
+        "--max-songs", min=1, help="With --corpus: songs to list, evenly over the shards."
+    ),
+]
+
+
+@app.command()
+@renamed_options({"--most-songs": "--max-songs"})
+def build(
+    folders: Folders = None,
+    out: SiteFolder = None,
     copy: Annotated[
         bool, typer.Option("--copy", help="Copy the recordings into the site.")
     ] = False,
-    corpus: Annotated[
-        str | None, typer.Option(help="Shards to listen to as well: what the model is trained on.")
-    ] = (None),
-    vqvae: Annotated[
-        Path | None, typer.Option(help="With --corpus: also what this VQ-VAE keeps of it.")
+    follow: Annotated[
+        float | None, typer.Option(min=1, help="Rewrite the runs' pages every so many seconds.")
     ] = None,
+    corpus: Corpus = None,
+    vqvae: Vqvae = None,
     excerpt: Annotated[
-        float, typer.Option(min=0.1, help="Seconds of each song; with --serve songs are whole.")
+        float, typer.Option(min=0.1, help="With --corpus: seconds from the middle of each song.")
     ] = 30.0,
-    most_songs: Annotated[
-        int, typer.Option(min=1, help="Songs shown at most, evenly over the shards.")
-    ] = 2000,
-    serve: Annotated[
-        bool,
-        typer.Option("--serve", help="Serve the pages: blind votes, and with --run the Studio."),
-    ] = (False),
+    max_songs: MaxSongs = 2000,
+) -> None:
+    """Write static pages over folders of samples and runs, and print the path of the first page."""
+    samples, runs = split_folders(folders or [])
+    check_not_empty(samples, runs, corpus)
+    site = site_folder(out, folders or samples)
+    songs = read_shards(corpus, vqvae, excerpt, max_songs) if corpus else None
+    print(build_site(samples, runs, site, copy, songs), flush=True)
+    if follow:
+        with contextlib.suppress(KeyboardInterrupt):
+            while True:
+                time.sleep(follow)
+                write_runs(runs, site, copy)
+
+
+@app.command()
+@renamed_options({"--most-songs": "--max-songs", "--most-seconds": "--max-seconds"})
+def serve(
+    folders: Folders = None,
+    out: SiteFolder = None,
     run: Annotated[
-        Path | None, typer.Option(help="With --serve: the runs that the Studio makes songs with.")
+        Path | None, typer.Option(help="Runs to generate songs with: opens the Studio.")
     ] = None,
-    votes: Annotated[
-        Path | None,
-        typer.Option(help="With --serve: file of votes; `votes.jsonl` beside the site."),
-    ] = (None),
-    host: Annotated[
-        str, typer.Option(help="With --serve: address to listen on; off loopback a token is asked.")
-    ] = ("127.0.0.1"),
-    port: Annotated[
-        int, typer.Option(min=0, max=65535, help="With --serve: port; 0 takes a free one.")
-    ] = 8377,
-    most_seconds: Annotated[
-        float, typer.Option(help="With --run: longest song that the Studio makes.")
+    max_seconds: Annotated[
+        float, typer.Option(help="With --run: longest song to generate, in seconds.")
     ] = 240.0,
     idle_minutes: Annotated[
         float,
-        typer.Option(min=0, help="With --run: without a song for so long, the model is let go."),
+        typer.Option(min=0, help="With --run: unload the model after so long without a song."),
     ] = 10.0,
+    votes: Annotated[
+        Path | None,
+        typer.Option(help="File of blind votes (default: votes.jsonl beside the site)."),
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; off loopback a token is required.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")
+    ] = 8377,
+    corpus: Corpus = None,
+    vqvae: Vqvae = None,
+    max_songs: MaxSongs = 2000,
 ) -> None:
-    """Build static pages over folders of samples and runs; prints the path of the first page, or its address."""
+    """Serve the pages, blind votes and, with --run, the Studio, and print the address."""
     try:
-        given = [absolute(folder) for folder in folders or []]
-        samples, runs = sorted_out(given)
-        if run:
-            samples, runs = with_studio(absolute(run), samples, runs)
-        if not samples and not runs and not corpus:
-            raise ValueError(
-                "no folder was given; give what `megajukebox sample` or `train` wrote, or --run"
-            )
-        site = absolute(out) if out else [*given, *samples, Path.cwd() / "site"][0].parent / "site"
-        songs = (
-            read_shards(corpus, vqvae, None if serve else excerpt, most_songs) if corpus else None
-        )
-        if not serve:
-            print(build(samples, runs, site, copy, songs), flush=True)
-            if follow:
-                keep_writing(runs, site, copy, follow)
-        else:
-            serve_pages(
-                samples,
-                runs,
-                site,
-                songs,
-                run and absolute(run),
-                votes,
-                host,
-                port,
-                most_seconds,
-                idle_minutes,
-            )
-    except ValueError as error:
-        raise SystemExit(f"explore: {error}") from error
-
-
-def keep_writing(runs: list[Path], site: Path, copy: bool, every: float) -> None:
-    """The runs' pages again and again, until Ctrl-C."""
-    with contextlib.suppress(KeyboardInterrupt):
-        while True:
-            time.sleep(every)
-            write_runs(runs, site, copy)
+        from megajukebox.explorer.server import api, static_files
+        from megajukebox.explorer.server import serve as server
+    except ImportError as error:
+        raise UserError(f"{error}: serve needs `pip install 'megajukebox[serve]'`") from None
+    samples, runs = split_folders(folders or [])
+    if run:
+        samples, runs = add_studio_folders(absolute(run), samples, runs)
+    check_not_empty(samples, runs, corpus)
+    site = site_folder(out, folders or samples)
+    write_static(site)
+    shown = read_shards(corpus, vqvae, None, max_songs) if corpus else None
+    songs = write_corpus(shown, site)
+    recordings = static_files.ShardRecordings(shown.shards, songs) if shown else None
+    library = static_files.Library(samples, site, runs, recordings)
+    library.refresh()
+    votes_file = absolute(votes) if votes else site.parent / "votes.jsonl"
+    token = None if server.is_loopback(host) else secrets.token_urlsafe(24)
+    nonce = secrets.token_urlsafe(16)
+    studio = (
+        open_studio(absolute(run), library, samples[0], max_seconds, idle_minutes) if run else None
+    )
+    try:
+        server.run(api.application(library, votes_file, studio, token, nonce), host, port, token)
+    finally:
+        if studio:
+            studio.studio.close()
 
 
 def absolute(folder: Path) -> Path:
@@ -133,27 +156,51 @@ def absolute(folder: Path) -> Path:
     return Path(os.path.abspath(folder))
 
 
-def sorted_out(folders: list[Path]) -> tuple[list[Path], list[Path]]:
-    """(folders of samples, folders of runs). A run may hold samples of its own."""
-    for folder in folders:
+def site_folder(out: Path | None, folders: list[Path]) -> Path:
+    """The folder of the site: `out`, else `site` beside the first of `folders` or in the working folder."""
+    if out:
+        return absolute(out)
+    return absolute(folders[0]).parent / "site" if folders else Path.cwd() / "site"
+
+
+def split_folders(given: list[Path]) -> tuple[list[Path], list[Path]]:
+    """(folders of samples, folders of runs). The samples that a run holds count as well.
+
+    Raises:
+        UserError: one of `given` is not a folder.
+    """
+    samples = []
+    runs = []
+    samples_of_runs = []
+    for folder in map(absolute, given):
         if not folder.is_dir():
-            raise ValueError(
+            raise UserError(
                 f"{str(folder)!r} is not a folder; give what `megajukebox sample` or `train` wrote"
             )
-    runs = [folder for folder in folders if next(find_runs(folder, DEPTH), None)]
-    own = [
-        run / "samples"
-        for folder in runs
-        for run in find_runs(folder, DEPTH)
-        if (run / "samples").is_dir()
-    ]
-    return [*(folder for folder in folders if folder not in runs), *own], runs
+        found = list(find_runs(folder, DEPTH))
+        if found:
+            runs.append(folder)
+            samples_of_runs += [run / "samples" for run in found if (run / "samples").is_dir()]
+        else:
+            samples.append(folder)
+    return samples + samples_of_runs, runs
 
 
-def with_studio(run: Path, samples: list[Path], runs: list[Path]) -> tuple[list[Path], list[Path]]:
-    """The Studio's songs go to the first folder of samples; without one, to `samples` in the run."""
-    if not (run / "vqvae" / "model.json").is_file():
-        raise ValueError(
+def check_not_empty(samples: list[Path], runs: list[Path], corpus: str | None) -> None:
+    if not samples and not runs and not corpus:
+        raise UserError("no folder was given; give what `megajukebox sample` or `train` wrote")
+
+
+def add_studio_folders(
+    run: Path, samples: list[Path], runs: list[Path]
+) -> tuple[list[Path], list[Path]]:
+    """(samples, runs) with those of the Studio, which writes to the first folder of samples, else to the run's.
+
+    Raises:
+        UserError: `run` holds no VQ-VAE.
+    """
+    if not (run / VQVAE_FOLDER / "model.json").is_file():
+        raise UserError(
             f"--run {str(run)!r} holds no vqvae/model.json; give the folder of vqvae, top_prior, ..."
         )
     if not samples:
@@ -163,73 +210,47 @@ def with_studio(run: Path, samples: list[Path], runs: list[Path]) -> tuple[list[
 
 
 def read_shards(
-    source: str, vqvae: Path | None, excerpt: float | None, most: int
+    source: str, vqvae: Path | None, excerpt_seconds: float | None, max_songs: int
 ) -> CorpusSettings:
-    """The corpus to show; with a VQ-VAE also what its levels keep of it."""
+    """The corpus to list; with a VQ-VAE also its reconstructions.
+
+    Raises:
+        UserError: `source` holds no songs.
+    """
     shards = ShardSet(source)
     if shards.index["kind"] != "songs":
-        raise ValueError(
+        raise UserError(
             f"--corpus {source!r} holds {shards.index['kind']}, which cannot be heard; give song shards"
         )
+    excerpt = Excerpt(excerpt_seconds)
     if vqvae is None:
-        return CorpusSettings(shards, Excerpt(excerpt), most)
-    from megajukebox.sampling.songs.reconstruction import (
-        reconstructor,  # torch: only for those who ask
-    )
+        return CorpusSettings(shards, excerpt, max_songs)
+    from megajukebox.sampling.songs.reconstruction import reconstructor  # imports torch
 
-    return CorpusSettings(
-        shards, Excerpt(excerpt), most, reconstructor(vqvae, shards.index["sample_rate"])
-    )
+    reconstruct = reconstructor(vqvae, shards.index["sample_rate"])
+    return CorpusSettings(shards, excerpt, max_songs, reconstruct)
 
 
-def serve_pages(
-    samples: list[Path], runs: list[Path], site: Path, corpus: CorpusSettings | None, run: Path | None, votes: Path | None,
-    host: str, port: int, most_seconds: float, idle_minutes: float,
-) -> None:  # fmt: skip
-    """Build the pages and serve them until somebody presses Ctrl-C."""
-    try:
-        from megajukebox.explorer.server import api, serve
-    except ImportError as error:
-        raise ValueError(f"{error}: --serve needs `pip install 'megajukebox[serve]'`") from None
-    write_static(site)
-    songs = write_corpus(corpus, site)
-    library = api.Library(
-        samples, site, runs, api.Recordings(corpus.shards, songs) if corpus else None
-    )
-    library.refresh()
-    workshop = studio(run, library, samples[0], most_seconds, idle_minutes) if run else None
-    nonce = secrets.token_urlsafe(16)
-    kept = absolute(votes) if votes else site.parent / "votes.jsonl"
-    token = None if serve.is_loopback(host) else secrets.token_urlsafe(24)
-    try:
-        serve.run(api.application(library, kept, workshop, token, nonce), host, port, token)
-    finally:
-        if workshop:
-            workshop.studio.close()
-
-
-def studio(run: Path, library: Any, songs: Path, most_seconds: float, idle_minutes: float) -> Any:
-    """The Studio over `run`: what it offers is what this version's requests know."""
-    from megajukebox.explorer.server.api import Workshop
-    from megajukebox.explorer.server.studio_form import Offer
+def open_studio(
+    run: Path, library: "Library", songs: Path, max_seconds: float, idle_minutes: float
+) -> "StudioServices":
+    """The Studio over `run`, which writes into the folder `songs`."""
+    from megajukebox.explorer.server.api import StudioServices
+    from megajukebox.explorer.server.studio_form import StudioOptions
     from megajukebox.explorer.server.studio_jobs import Studio
-    from megajukebox.explorer.server.uploads import Uploads
-    from megajukebox.sampling.songs.requests import SongRequest, parse_requests
+    from megajukebox.explorer.server.uploads import UploadStore
+    from megajukebox.sampling.songs.requests import parse_requests
 
-    # Students are made by `distill`; a version or a run without them has the plain sampler alone.
-    students = find_spec("megajukebox.sampling.students.student_runs") and any(
-        run.glob("*_student/student.json")
-    )
-    samplers = ("autoregressive", "student") if students else ("autoregressive",)
-    offer = Offer(run, samplers, "prompt" in SongRequest.model_fields, most_seconds)
+    has_students = any(run.glob(f"*_student/{STUDENT_TABLE}"))
+    samplers = ("autoregressive", "student") if has_students else ("autoregressive",)
     work = songs / ".studio"
-    return Workshop(
+    return StudioServices(
         Studio(run, songs, work, library.refresh, idle_minutes),
-        Uploads(work / "uploads"),
-        offer,
-        lambda request: parse_requests([request])[1],
+        UploadStore(work / "uploads"),
+        StudioOptions(run, samplers, max_seconds),
+        check=lambda request: parse_requests([request])[1],
     )
 
 
 if __name__ == "__main__":
-    run_command(main, "explore")
+    group_app(app, "explore", "Build pages to look at and listen to samples and runs.")()

@@ -1,7 +1,7 @@
 """Builds the site: reads samples and runs, draws pictures, writes pages."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -10,18 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import soundfile
-from rich.console import Console
-from rich.progress import track
 
+from megajukebox.common.progress import ProgressReporter
 from megajukebox.common.redaction import redacted
 from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.explorer import site_files
 from megajukebox.explorer.build_cache import BuildCache
 from megajukebox.explorer.loaders.corpus import CorpusSong, Excerpt, Reconstruct, read_corpus
-from megajukebox.explorer.loaders.runs import ListedRun, read_runs, settings
+from megajukebox.explorer.loaders.runs import ListedRun, flat_settings, read_runs
 from megajukebox.explorer.loaders.samples import ListedSample, UnreadableSample, read_samples
-from megajukebox.explorer.loaders.search_index import Links, entry, words
-from megajukebox.explorer.loaders.spectrograms import draw
+from megajukebox.explorer.loaders.search_index import SampleLinks, entry, searchable_lyrics
+from megajukebox.explorer.loaders.spectrograms import write_pictures
 from megajukebox.explorer.pages.compare import blind_page, compare_page
 from megajukebox.explorer.pages.corpus import (
     corpus_entry,
@@ -38,11 +37,12 @@ from megajukebox.explorer.pages.sample_list import list_page
 from megajukebox.explorer.pages.studio import studio_page
 
 STATIC = Path(__file__).parent / "static"
-ALONE = 24  # recordings that are drawn sooner than other processes are started
+MAX_SERIAL = 24  # recordings that are drawn sooner than other processes are started
+PICTURES_PER_TASK = 8  # of a process
 
 
 @dataclass(frozen=True)
-class Picture:
+class RecordingPictures:
     """A recording and the two files that show it."""
 
     audio: Path
@@ -51,8 +51,9 @@ class Picture:
     name: str  # under which the page finds the peaks
 
     def draw(self) -> UnreadableSample | None:
+        """Draw what is missing or old; returns why that cannot be done."""
         try:
-            draw(self.audio, self.spectrogram, self.peaks, self.name)
+            write_pictures(self.audio, self.spectrogram, self.peaks, self.name)
         except soundfile.LibsndfileError as error:
             return UnreadableSample(self.audio.name, error.error_string)
         except OSError as error:
@@ -60,9 +61,8 @@ class Picture:
         return None
 
     def is_drawn(self) -> bool:
-        return site_files.up_to_date(self.spectrogram, self.audio) and site_files.up_to_date(
-            self.peaks, self.audio
-        )
+        files = (self.spectrogram, self.peaks)
+        return all(site_files.up_to_date(file, self.audio) for file in files)
 
 
 @dataclass
@@ -75,69 +75,71 @@ class SampleSite:
     problems: list[UnreadableSample] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.name = site_files.safe_name(self.sample.name)
-        self.page = self.out / "sample" / f"{self.name}.html"
+        name = site_files.safe_name(self.sample.name)
+        self.page = self.out / "sample" / f"{name}.html"
         self.audio = dict(self.sample.audio)
-        if self.copy_audio:
-            self.audio = {
-                t: self.out / "audio" / f"{self.name}.{t}{p.suffix}"
-                for t, p in self.sample.audio.items()
-            }
-        self.pictures = {
-            track: self._picture(track, path) for track, path in self.sample.audio.items()
-        }
+        self.pictures = {}
+        for track, audio in self.sample.audio.items():
+            self.pictures[track] = RecordingPictures(
+                audio,
+                spectrogram=self.out / "pictures" / f"{name}.{track}.png",
+                peaks=self.out / "peaks" / f"{name}.{track}.js",
+                name=f"{name}.{track}",
+            )
+            if self.copy_audio:
+                self.audio[track] = self.out / "audio" / f"{name}.{track}{audio.suffix}"
 
-    def _picture(self, track: str, audio: Path) -> Picture:
-        spectrogram = self.out / "pictures" / f"{self.name}.{track}.png"
-        return Picture(
-            audio,
-            spectrogram,
-            self.out / "peaks" / f"{self.name}.{track}.js",
-            f"{self.name}.{track}",
-        )
-
-    def copy(self) -> None:
+    def write(self, cache: BuildCache) -> None:
+        """Copy the recordings if that was asked for, and write the page unless it is up to date."""
+        sample = self.sample
         if self.copy_audio:
-            for track, audio in self.sample.audio.items():
+            for track, audio in sample.audio.items():
                 site_files.copy(audio, self.audio[track])
+        links = self.links(self.page.parent)
+        inputs = (sample.digest, sample.lyrics, sample.audio, links, self.problems)
+        cache.page(self.page, inputs, lambda: sample_page(sample, links, self.problems))
 
-    def write(self, made: BuildCache) -> None:
-        """The page, unless it is there as it should be."""
-        sample, links = self.sample, self.links(self.page.parent)
-        inputs = (sample.source, sample.lyrics, sample.audio, links, self.problems)
-        made.page(self.page, inputs, lambda: sample_page(sample, links, self.problems))
-
-    def lose(self, track: str, problem: UnreadableSample) -> None:
-        """A recording that cannot be drawn is shown without pictures."""
+    def drop_pictures(self, track: str, problem: UnreadableSample) -> None:
+        """Show a recording that cannot be drawn without pictures."""
         del self.pictures[track]
         self.problems.append(problem)
 
-    def links(self, folder: Path) -> Links:
+    def links(self, folder: Path) -> SampleLinks:
         """URLs from a page in `folder`."""
-
-        def urls(paths: dict[str, Path]) -> dict[str, str]:
-            return {track: site_files.relative_url(path, folder) for track, path in paths.items()}
-
-        spectrograms = urls(
-            {track: picture.spectrogram for track, picture in self.pictures.items()}
+        pictures = self.pictures.items()
+        return SampleLinks(
+            page=site_files.relative_url(self.page, folder),
+            audio=relative_urls(self.audio, folder),
+            spectrogram=relative_urls(
+                {track: each.spectrogram for track, each in pictures}, folder
+            ),
+            peaks=relative_urls({track: each.peaks for track, each in pictures}, folder),
         )
-        peaks = urls({track: picture.peaks for track, picture in self.pictures.items()})
-        return Links(
-            site_files.relative_url(self.page, folder), urls(self.audio), spectrograms, peaks
-        )
+
+
+def relative_urls(paths: dict[str, Path], folder: Path) -> dict[str, str]:
+    return {track: site_files.relative_url(path, folder) for track, path in paths.items()}
 
 
 @dataclass(frozen=True)
 class CorpusSettings:
-    """A shard set to show: which part of its songs, at most how many, and what a VQ-VAE makes of them."""
+    """A shard set to show: which part of its songs, at most how many, and the reconstructions of a VQ-VAE."""
 
     shards: ShardSet
     excerpt: Excerpt
-    most: int
+    max_songs: int
     reconstruct: Reconstruct | None = None
 
 
-def build(
+@dataclass(frozen=True)
+class SampleList:
+    """What is in the list: the samples, and the record of each."""
+
+    samples: list[ListedSample]
+    entries: list[dict[str, Any]]
+
+
+def build_site(
     samples: list[Path],
     runs: list[Path],
     out: Path,
@@ -152,141 +154,111 @@ def build(
     return out / "index.html"
 
 
+def write_static(out: Path) -> None:
+    """Scripts and styles, and the pages that are the same for all samples."""
+    for asset in sorted(path for path in STATIC.rglob("*") if path.is_file()):
+        site_files.write(out / "static" / asset.relative_to(STATIC), asset.read_bytes())
+    site_files.write_text(out / "compare.html", compare_page())
+    site_files.write_text(out / "blind.html", blind_page())
+    site_files.write_text(out / "studio.html", studio_page())
+
+
+def write_samples(samples: list[Path], out: Path, copy_audio: bool = False) -> SampleList:
+    """The list and a page for every sample."""
+    listed, problems = read_samples(samples)
+    sites = [SampleSite(sample, out, copy_audio) for sample in listed]
+    problems += draw_all(sites)
+    cache = BuildCache(out, "samples")
+    for site in sites:
+        site.write(cache)
+    cache.save()
+    entries = [entry(site.sample, site.links(out)) for site in sites]
+    write_data(out, "entries", entries)
+    write_data(out, "entries-words", [searchable_lyrics(sample) for sample in listed])
+    site_files.write_text(out / "index.html", list_page(len(entries), problems))
+    return SampleList(listed, entries)
+
+
+def write_data(out: Path, name: str, data: object) -> None:
+    """A script that hands `data` to the pages."""
+    site_files.write(out / f"{name}.js", site_files.script(name, data))
+
+
+def draw_all(sites: list[SampleSite]) -> list[UnreadableSample]:
+    """Draw the pictures that are missing or old; returns what could not be read."""
+    undrawn = []
+    for site in sites:
+        for track, pictures in site.pictures.items():
+            if not pictures.is_drawn():
+                undrawn.append((site, track, pictures))
+    problems = []
+    results = draw([pictures for _, _, pictures in undrawn])
+    with ProgressReporter(enabled=bool(undrawn)) as progress:
+        progress.add("pictures", total=len(undrawn))
+        for problem, (site, track, _) in zip(results, undrawn):
+            progress.advance("pictures")
+            if problem:
+                site.drop_pictures(track, problem)
+                problems.append(problem)
+    return problems
+
+
+def draw(pictures: list[RecordingPictures]) -> Iterator[UnreadableSample | None]:
+    """Draw them, on all cores where there are many. Workers are spawned: the server that may call this has threads."""
+    if len(pictures) <= MAX_SERIAL:
+        yield from map(RecordingPictures.draw, pictures)
+        return
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
+        yield from pool.map(RecordingPictures.draw, pictures, chunksize=PICTURES_PER_TASK)
+
+
 def write_runs(folders: list[Path], out: Path, copy_audio: bool = False) -> list[ListedRun]:
-    """The list of runs, a page for each, and their settings for whoever compares two."""
+    """The list of runs, a page for each, and their settings, which a page compares with another run's."""
     runs = read_runs(folders)
-    write_page(out / "runs.html", runs_page(runs))
+    site_files.write_text(out / "runs.html", runs_page(runs))
     for run in runs:
         page = out / "run" / f"{site_files.safe_name(run.name)}.html"
         recordings = [
             site_files.relative_url(path, page.parent)
-            for path in recordings_of(run, out, copy_audio)
+            for path in preview_files(run, out, copy_audio)
         ]
-        write_page(
-            page, run_page(run, [other.name for other in runs if other is not run], recordings)
-        )
-    configs = {run.name: settings(run.config) for run in runs}
-    site_files.write(out / "configs.js", site_files.script("configs", as_text(configs)))
+        others = [other.name for other in runs if other is not run]
+        site_files.write_text(page, run_page(run, others, recordings))
+    # Names of runs may hold bytes that are not text; values may be secrets.
+    configs = {
+        run.name.encode("utf-8", "replace").decode(): redacted(flat_settings(run.config))
+        for run in runs
+    }
+    write_data(out, "configs", configs)
     return runs
 
 
-def recordings_of(run: ListedRun, out: Path, copy_audio: bool) -> list[Path]:
-    """Where the page finds the run's samples: where they lie, or copied into the site."""
+def preview_files(run: ListedRun, out: Path, copy_audio: bool) -> list[Path]:
+    """Where the page finds the run's previews: where they lie, or copied into the site."""
     if not copy_audio:
-        return [sample.path for sample in run.samples]
-    folder, copied = out / "run" / site_files.safe_name(run.name), []
-    for sample in run.samples:
-        copied.append(
-            folder
-            / sample.path.parent.name
-            / f"{site_files.safe_name(sample.path.stem)}{sample.path.suffix}"
-        )
-        site_files.copy(sample.path, copied[-1])
-    return copied
-
-
-def as_text(configs: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
-    """Without secrets, and without bytes that are not text."""
-    return {
-        name.encode("utf-8", "replace").decode(): redacted(found) for name, found in configs.items()
-    }
+        return [preview.path for preview in run.previews]
+    folder = out / "run" / site_files.safe_name(run.name)
+    copies = []
+    for preview in run.previews:
+        source = preview.path
+        name = f"{site_files.safe_name(source.stem)}{source.suffix}"
+        target = folder / source.parent.name / name
+        site_files.copy(source, target)
+        copies.append(target)
+    return copies
 
 
 def write_corpus(corpus: CorpusSettings | None, out: Path) -> list[CorpusSong]:
     """The list of songs and a page for each; without a corpus, the page that says how to show one."""
     if corpus is None:
-        write_page(out / "corpus.html", no_corpus_page())
+        site_files.write_text(out / "corpus.html", no_corpus_page())
         return []
-    songs = read_corpus(corpus.shards, out, corpus.excerpt, corpus.most, corpus.reconstruct)
-    made = BuildCache(out, "corpus")
+    songs = read_corpus(corpus.shards, out, corpus.excerpt, corpus.max_songs, corpus.reconstruct)
+    cache = BuildCache(out, "corpus")
     for song in songs:
-        made.page(song_page_path(song, out), (song,), partial(song_page, song, out))
-    made.keep()
-    site_files.write(
-        out / "corpus.js", site_files.script("corpus", [corpus_entry(song, out) for song in songs])
-    )
-    site_files.write(
-        out / "corpus-words.js",
-        site_files.script("corpus-words", [corpus_words(song) for song in songs]),
-    )
-    write_page(out / "corpus.html", corpus_page(corpus.shards, songs, corpus.excerpt))
+        cache.page(song_page_path(song, out), (song,), partial(song_page, song, out))
+    cache.save()
+    write_data(out, "corpus", [corpus_entry(song, out) for song in songs])
+    write_data(out, "corpus-words", [corpus_words(song) for song in songs])
+    site_files.write_text(out / "corpus.html", corpus_page(corpus.shards, songs, corpus.excerpt))
     return songs
-
-
-def write_static(out: Path) -> None:
-    """Scripts and styles, and the pages that are the same for all samples."""
-    for asset in sorted(path for path in STATIC.rglob("*") if path.is_file()):
-        site_files.write(out / "static" / asset.relative_to(STATIC), asset.read_bytes())
-    for name, text in (
-        ("compare", compare_page()),
-        ("blind", blind_page()),
-        ("studio", studio_page()),
-    ):
-        write_page(out / f"{name}.html", text)
-
-
-@dataclass(frozen=True)
-class Listed:
-    """What is in the list: the samples, and the record of each."""
-
-    samples: list[ListedSample]
-    entries: list[dict[str, Any]]
-
-
-def write_samples(samples: list[Path], out: Path, copy_audio: bool = False) -> Listed:
-    """The list and a page for every sample."""
-    found, problems = read_samples(samples)
-    sites, made = (
-        [SampleSite(sample, out, copy_audio) for sample in found],
-        BuildCache(out, "samples"),
-    )
-    problems += draw_all(sites)
-    for site in sites:
-        site.copy()
-        site.write(made)
-    made.keep()
-    entries = [entry(site.sample, site.links(out)) for site in sites]
-    site_files.write(out / "entries.js", site_files.script("entries", entries))
-    site_files.write(
-        out / "entries-words.js",
-        site_files.script("entries-words", [words(site.sample) for site in sites]),
-    )
-    write_page(out / "index.html", list_page(len(entries), problems))
-    return Listed(found, entries)
-
-
-def draw_all(sites: list[SampleSite]) -> list[UnreadableSample]:
-    """Draws what is missing or old; returns what could not be read."""
-    waiting = [
-        (site, t, pic) for site in sites for t, pic in site.pictures.items() if not pic.is_drawn()
-    ]
-    drawn = drawing([picture for _, _, picture in waiting])
-    problems = []
-    for problem, (site, name, _) in zip(
-        progress(drawn, len(waiting)), waiting
-    ):  # in this order the bar comes to its end
-        if problem:
-            site.lose(name, problem)
-            problems.append(problem)
-    return problems
-
-
-def drawing(pictures: list[Picture]) -> Iterator[UnreadableSample | None]:
-    """Draw them, on all cores where there are many. Workers are spawned: the server that may call this has threads."""
-    if len(pictures) <= ALONE:
-        yield from map(Picture.draw, pictures)
-        return
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
-        yield from pool.map(Picture.draw, pictures, chunksize=8)
-
-
-def progress(
-    drawn: Iterable[UnreadableSample | None], total: int
-) -> Iterable[UnreadableSample | None]:
-    return track(drawn, "pictures", total, console=Console(stderr=True), disable=not total)
-
-
-def write_page(path: Path, text: str) -> None:
-    site_files.write(
-        path, text.encode("utf-8", errors="replace")
-    )  # a file name may hold bytes that are not text

@@ -13,7 +13,7 @@ from fixtures import accessibility, browser
 from fixtures.browser import Browser
 from fixtures.explorer_samples import add_run, add_sample, metrics
 
-from megajukebox.explorer.site_builder import build
+from megajukebox.explorer.site_builder import build_site
 
 pytestmark = pytest.mark.skipif(
     browser.binary() is None, reason="no chromium on this machine: apt install chromium"
@@ -55,7 +55,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
         metrics(40),
         [{"time": 1e9, "event": "save", "step": 20, "reason": HOSTILE}],
     )
-    build([root / "samples"], [root / "runs"], root / "site")
+    build_site([root / "samples"], [root / "runs"], root / "site")
     return root
 
 
@@ -282,7 +282,7 @@ def test_reconstruction_and_original_are_switched_to_at_the_same_moment(
 ) -> None:
     tracks = ("top", "middle", "bottom", "reconstruction", "original")
     add_sample(tmp_path / "samples", "primed", seconds=4.0, levels=tracks)
-    build([tmp_path / "samples"], [], tmp_path / "site")
+    build_site([tmp_path / "samples"], [], tmp_path / "site")
     chromium.open((tmp_path / "site" / "sample" / "primed.html").as_uri())
     chromium.press(" ")
     chromium.wait("player.playing && player.moment > 0.1")

@@ -23,7 +23,7 @@ def rendered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], li
 
     def again() -> list[str]:
         names.clear()
-        site_builder.build([tmp_path / "samples"], [], tmp_path / "site")
+        site_builder.build_site([tmp_path / "samples"], [], tmp_path / "site")
         return sorted(names)
 
     for name in ("one", "two"):
@@ -60,7 +60,7 @@ def test_a_change_makes_its_own_page_again(
 def test_another_version_makes_all_pages_again(
     tmp_path: Path, rendered: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build_cache, "templates", lambda: "another version")
+    monkeypatch.setattr(build_cache, "renderer_version", lambda: "another version")
     assert rendered() == ["one", "two"] and rendered() == []
 
 

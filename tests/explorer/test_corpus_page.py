@@ -18,8 +18,8 @@ from megajukebox.data.audio import encode_flac
 from megajukebox.data.shards.build_index import write_index
 from megajukebox.data.shards.shard_set import ShardSample, ShardSet, write_shard
 from megajukebox.explorer.loaders import corpus_checks
-from megajukebox.explorer.loaders.corpus import Excerpt, chosen_rows
-from megajukebox.explorer.site_builder import CorpusSettings, build
+from megajukebox.explorer.loaders.corpus import Excerpt, spread_rows
+from megajukebox.explorer.site_builder import CorpusSettings, build_site
 
 RATE = 11025
 RANDOM = np.random.default_rng(7)
@@ -108,7 +108,7 @@ def levels(wave_T: np.ndarray, rate: int) -> dict[str, np.ndarray]:
 @pytest.fixture(scope="module")
 def site(shards: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("corpus") / "site"
-    build([], [], out, corpus=CorpusSettings(shards, Excerpt(6.0), 100, levels))
+    build_site([], [], out, corpus=CorpusSettings(shards, Excerpt(6.0), 100, levels))
     return out
 
 
@@ -118,7 +118,7 @@ def test_every_fault_is_found_and_nothing_else(site: Path) -> None:
     }
     assert found == {
         "good": [], "short": ["short", "too many words"], "silent": ["silence"],
-        "clipped": ["clipped"], "dc": ["DC offset"], "one-sided": ["one channel empty"], "dark": ["no high notes"],
+        "clipped": ["clipped"], "dc": ["DC offset"], "one-sided": ["one channel empty"], "dark": ["no high frequencies"],
         "twin": ["same sound twice"], "damaged": ["damaged"], "twin-again": ["same sound twice"],
     }  # fmt: skip
     assert "all songs" in (page := (site / "corpus.html").read_text()) and "9 look wrong" in page
@@ -126,12 +126,12 @@ def test_every_fault_is_found_and_nothing_else(site: Path) -> None:
 
 def test_words_are_held_against_the_song() -> None:
     words = [TimedWord(0, 1, 1.0, 2.0), TimedWord(2, 3, 0.5, 0.7), TimedWord(4, 5, 99.0, 99.5)]
-    assert corpus_checks.of_lyrics("a b c", words, 20.0) == [
+    assert corpus_checks.check_lyrics("a b c", words, 20.0) == [
         "words after the end",
         "words out of order",
     ]
-    assert corpus_checks.of_lyrics("a b c", words[:1], 20.0) == []
-    assert corpus_checks.silent_share(SONGS["silent"].mean(axis=1), RATE) == pytest.approx(
+    assert corpus_checks.check_lyrics("a b c", words[:1], 20.0) == []
+    assert corpus_checks.silent_ratio(SONGS["silent"].mean(axis=1), RATE) == pytest.approx(
         0.6, abs=0.02
     )
 
@@ -148,24 +148,24 @@ def test_the_excerpt_is_the_middle_and_the_words_move_with_it(site: Path) -> Non
 
 
 def test_a_large_set_is_shown_evenly() -> None:
-    assert chosen_rows(3, 5) == [0, 1, 2] and chosen_rows(10, 5) == [0, 2, 4, 6, 8]
-    assert len(set(chosen_rows(1_000_000, 2000))) == 2000
+    assert spread_rows(3, 5) == [0, 1, 2] and spread_rows(10, 5) == [0, 2, 4, 6, 8]
+    assert len(set(spread_rows(1_000_000, 2000))) == 2000
 
 
 def test_a_second_build_reads_no_song_again(
     shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     corpus = CorpusSettings(shards, Excerpt(6.0), 3)
-    build([], [], tmp_path, corpus=corpus)
+    build_site([], [], tmp_path, corpus=corpus)
     monkeypatch.setattr(
         "megajukebox.explorer.loaders.corpus.read_slice", lambda *_: pytest.fail("read again")
     )
-    build([], [], tmp_path, corpus=corpus)
+    build_site([], [], tmp_path, corpus=corpus)
 
 
 def test_whole_songs_come_out_of_the_tar_by_range(shards: ShardSet, tmp_path: Path) -> None:
     with serving(
-        "--corpus", shards.folder, "--out", tmp_path / "site", "--most-songs", "4"
+        "--corpus", shards.folder, "--out", tmp_path / "site", "--max-songs", "4"
     ) as printed:
         address = printed.rstrip("/")
         song = read_data_script(tmp_path / "site" / "corpus.js")[0]
@@ -212,9 +212,9 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 def test_bad_songs_are_filtered_opened_and_heard_at_every_level(
     chromium: Browser, site: Path
 ) -> None:
-    chromium.open((site / "corpus.html").as_uri() + "#findings=no+high+notes")
+    chromium.open((site / "corpus.html").as_uri() + "#findings=no+high+frequencies")
     chromium.wait("shown.length === 1 && shown[0].name === 'dark'")
-    assert chromium.run("document.querySelector('.flag').textContent") == "no high notes"
+    assert chromium.run("document.querySelector('.flag').textContent") == "no high frequencies"
     chromium.run("document.querySelector('.card h2 a').click()")
     chromium.wait("typeof strips !== 'undefined' && strips.strips.every(strip => strip.wave)")
     assert chromium.run("[...document.querySelectorAll('.strip')].map(strip => strip.dataset.track)") == [

@@ -12,8 +12,8 @@ from fixtures.browser import Browser, binary, chromium
 from fixtures.explorer_samples import add_sample
 from fixtures.fake_runs import PretendRun
 
-from megajukebox.commands.explore import main as explore
-from megajukebox.explorer.loaders.runs import settings, step_samples
+from megajukebox.commands.explore import build as explore
+from megajukebox.explorer.loaders.runs import find_previews, flat_settings
 from megajukebox.explorer.site_builder import write_runs, write_static
 from megajukebox.records.events import BadSampleSkipped, HangDetected
 
@@ -103,7 +103,7 @@ def test_what_a_prior_lets_hear_along_its_training_is_listed_by_step(
         for number in (0, 1):
             add_sample(folder, f"sample-{number}", levels=("top", "bottom"), lyrics="la la")
         (folder / "listen.log").write_text("sample-0.json")
-    found = [(sample.step, sample.path.name) for sample in step_samples(run.folder)]
+    found = [(sample.step, sample.path.name) for sample in find_previews(run.folder)]
     names = ["sample-0.top.wav", "sample-0.wav", "sample-1.top.wav", "sample-1.wav"]
     assert found == [(step, name) for step in (900, 450) for name in names]
     explore(
@@ -122,7 +122,7 @@ def test_no_file_outside_the_run_is_ever_linked_or_copied(run: PretendRun, tmp_p
     folder.mkdir(parents=True)
     (folder / "link.wav").symlink_to(tmp_path / "secret.wav")
     (run.folder / "samples" / "step-00000200").symlink_to(tmp_path)
-    assert step_samples(run.folder) == []
+    assert find_previews(run.folder) == []
     write_runs([tmp_path / "runs"], tmp_path / "site", copy_audio=True)
     assert not [
         path
@@ -140,8 +140,12 @@ def test_secrets_of_a_config_are_on_no_page(run: PretendRun, tmp_path: Path) -> 
 
 
 def test_settings_are_flat_and_broken_ones_are_none() -> None:
-    assert settings("a: {b: [1, 2], c: {}}\nd: x") == {"a.b": "[1, 2]", "a.c": "{}", "d": '"x"'}
-    assert settings("a: [") == {} and settings("- 1") == {}
+    assert flat_settings("a: {b: [1, 2], c: {}}\nd: x") == {
+        "a.b": "[1, 2]",
+        "a.c": "{}",
+        "d": '"x"',
+    }
+    assert flat_settings("a: [") == {} and flat_settings("- 1") == {}
 
 
 # --- in a browser

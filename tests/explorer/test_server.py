@@ -17,12 +17,12 @@ from conftest import environment
 from fixtures import accessibility, browser
 from fixtures.browser import Browser
 from fixtures.explorer_samples import RATE, add_run, add_sample, metrics
-from fixtures.explorer_server import ask, serving, told
+from fixtures.explorer_server import ask, ask_json, serving
 from fixtures.tiny_jukebox import write_runs
 
+from megajukebox.common.errors import EXIT_FATAL
 from megajukebox.explorer.server.studio_jobs import Studio
-from megajukebox.explorer.server.uploads import MOST_SECONDS, Uploads
-from megajukebox.sampling.songs.requests import SongRequest
+from megajukebox.explorer.server.uploads import MAX_SECONDS, UploadStore
 
 needs_chromium = pytest.mark.skipif(
     browser.binary() is None, reason="no chromium on this machine: apt install chromium"
@@ -99,6 +99,15 @@ def test_nothing_else_of_the_disk_can_be_had(served: str, path: str) -> None:
     assert status == 404 and b"secret" not in body and b"root:" not in body
 
 
+def test_the_form_and_options_of_version_0_1_still_serve(house: Path) -> None:
+    verb = ("megajukebox.cli", "explore", "--serve")
+    options = ("--most-seconds", "100", "--most-songs", "4", "--run", house / "jukebox")
+    with serving(
+        house / "new", *options, "--out", house / "old-form" / "site", verb=verb
+    ) as address:
+        assert ask_json(address.rstrip("/"), "/api/studio")["seconds"] == 100
+
+
 def test_only_loopback_names_and_its_own_pages_are_answered(served: str) -> None:
     question = {"field": "run", "a": "runs/old", "b": "runs/new"}
     assert ask(served, "/site/index.html", Host="evil.example:80")[0] == 403
@@ -165,12 +174,13 @@ def recording(seconds: float, rate: int = RATE, channels: int = 1) -> bytes:
 def test_uploads_are_bounded_and_become_plain_recordings_of_ours(
     served: str, tmp_path: Path
 ) -> None:
-    kept = told(served, "/api/uploads", recording(1.5, channels=2))
+    kept = ask_json(served, "/api/uploads", recording(1.5, channels=2))
     assert kept["seconds"] == pytest.approx(1.5, abs=0.001) and len(kept["id"]) == 16
     assert (
-        "too long" in told(served, "/api/uploads", recording(MOST_SECONDS + 1, rate=8000))["error"]
+        "too long"
+        in ask_json(served, "/api/uploads", recording(MAX_SECONDS + 1, rate=8000))["error"]
     )
-    uploads = Uploads(tmp_path / "uploads")
+    uploads = UploadStore(tmp_path / "uploads")
     for name, content in (
         ("empty", b""),
         ("cut", recording(4)[:9000]),
@@ -190,8 +200,10 @@ def test_an_upload_larger_than_allowed_is_stopped_on_the_way(served: str) -> Non
 def finished(address: str, identity: str, seconds: float = 120) -> dict[str, Any]:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        job = next(song for song in told(address, "/api/songs")["songs"] if song["id"] == identity)
-        if job["state"] not in ("waiting", "making"):
+        job = next(
+            song for song in ask_json(address, "/api/songs")["songs"] if song["id"] == identity
+        )
+        if job["state"] not in ("queued", "generating"):
             return job
         time.sleep(0.2)
     raise AssertionError(f"{identity} did not end")
@@ -237,15 +249,13 @@ def test_a_song_is_made_in_the_studio_and_heard_in_the_list(
     assert chromium.run(f"[{ours}.checkpoint, {ours}.genres.join()]") == ["step 5", "waltz,dub"]
 
 
-@pytest.mark.skipif(
-    "prompt" not in SongRequest.model_fields,
-    reason="this version's sampler goes on from no recording",
-)
 def test_a_song_goes_on_from_an_upload(served: str, house: Path) -> None:
-    upload = told(served, "/api/uploads", recording(1.0))
+    upload = ask_json(served, "/api/uploads", recording(1.0))
     asked = {"seconds": 0.5, "upload": upload["id"], "prime_seconds": 0.25, "seed": 3}
-    assert "leave nothing" in told(served, "/api/songs", asked | {"prime_seconds": 0.9})["error"]
-    job = finished(served, told(served, "/api/songs", asked)["id"])
+    assert (
+        "leave nothing" in ask_json(served, "/api/songs", asked | {"prime_seconds": 0.9})["error"]
+    )
+    job = finished(served, ask_json(served, "/api/songs", asked)["id"])
     assert (job["state"], job["reason"]) == ("done", "")
     made = json.loads((house / "old" / f"{job['id']}.json").read_text())["request"]
     assert (
@@ -258,12 +268,12 @@ def test_a_song_that_fails_says_why_and_the_next_is_made(served: str, house: Pat
     top = house / "jukebox" / "top_prior" / "model.safetensors"
     os.rename(top, top.with_suffix(".away"))
     try:
-        job = told(served, "/api/songs", {"seconds": 0.3})
+        job = ask_json(served, "/api/songs", {"seconds": 0.3})
         ended = finished(served, job["id"])
     finally:
         os.rename(top.with_suffix(".away"), top)
     assert ended["state"] == "failed" and ended["reason"]
-    again = finished(served, told(served, "/api/songs", {"seconds": 0.3, "seed": 2})["id"])
+    again = finished(served, ask_json(served, "/api/songs", {"seconds": 0.3, "seed": 2})["id"])
     assert (
         again["state"] == "done"
         and ask(served, again["audio"])[0] == 200
@@ -275,10 +285,10 @@ def test_the_model_stays_loaded_between_songs_and_is_read_again_when_it_changed(
     served: str, house: Path
 ) -> None:
     made = [
-        finished(served, told(served, "/api/songs", {"seconds": 0.3, "seed": seed})["id"])
+        finished(served, ask_json(served, "/api/songs", {"seconds": 0.3, "seed": seed})["id"])
         for seed in (7, 8)
     ]
-    before = told(served, "/api/songs")["model"]
+    before = ask_json(served, "/api/songs")["model"]
     assert [job["state"] for job in made] == ["done", "done"]
     assert (
         before["loaded"]
@@ -287,9 +297,9 @@ def test_the_model_stays_loaded_between_songs_and_is_read_again_when_it_changed(
         and before["idle_minutes"] == 10
     )
     write_runs(house / "jukebox", lyrics="prefix")
-    again = finished(served, told(served, "/api/songs", {"seconds": 0.3, "seed": 8})["id"])
+    again = finished(served, ask_json(served, "/api/songs", {"seconds": 0.3, "seed": 8})["id"])
     assert (
-        told(served, "/api/songs")["model"]["songs"] == before["songs"] + 1
+        ask_json(served, "/api/songs")["model"]["songs"] == before["songs"] + 1
     )  # by the same process
     old, new = (
         json.loads((house / "old" / f"{job['id']}.json").read_text())["weights"]
@@ -323,8 +333,8 @@ def pretending(tmp_path: Path) -> Iterator[Any]:
     studios = []
 
     def make(**settings: Any) -> Studio:
-        start = lambda run, samplers: [sys.executable, "-c", PRETENDER, str(tmp_path / "began")]  # noqa: E731
-        settings = {"start": start, "patience": 5.0} | settings
+        command = lambda run, samplers: [sys.executable, "-c", PRETENDER, str(tmp_path / "began")]  # noqa: E731
+        settings = {"command": command, "stop_seconds": 5.0} | settings
         studios.append(
             Studio(tmp_path, tmp_path / "samples", tmp_path / "work", lambda: None, **settings)
         )
@@ -343,14 +353,14 @@ def test_a_cancelled_song_keeps_the_model_unless_it_does_not_stop(
     tmp_path: Path, pretending: Any
 ) -> None:
     studio = pretending()
-    first, waiting, quick = (studio.ask({"seconds": seconds}) for seconds in (8, 8, 1))
-    wait_for(lambda: first.state == "making" and studio.maker.alive)
+    first, waiting, quick = (studio.enqueue({"seconds": seconds}) for seconds in (8, 8, 1))
+    wait_for(lambda: first.state == "generating" and studio.sampler.alive)
     studio.cancel(waiting.id)
     studio.cancel(first.id)
     wait_for(lambda: quick.state == "done")
     assert (first.state, waiting.state, began(tmp_path)) == ("cancelled", "cancelled", 1)
-    deaf, after = studio.ask({"seconds": 9}), studio.ask({"seconds": 1})
-    wait_for(lambda: deaf.state == "making")
+    deaf, after = studio.enqueue({"seconds": 9}), studio.enqueue({"seconds": 1})
+    wait_for(lambda: deaf.state == "generating")
     studio.cancel(deaf.id)
     wait_for(lambda: after.state == "done")
     assert (deaf.state, began(tmp_path)) == ("cancelled", 2)
@@ -358,7 +368,7 @@ def test_a_cancelled_song_keeps_the_model_unless_it_does_not_stop(
 
 def test_a_process_that_dies_loses_its_song_alone(tmp_path: Path, pretending: Any) -> None:
     studio = pretending()
-    before, lost, after = (studio.ask({"seconds": seconds}) for seconds in (1, 7, 1))
+    before, lost, after = (studio.enqueue({"seconds": seconds}) for seconds in (1, 7, 1))
     wait_for(lambda: after.state == "done")
     assert (before.state, lost.state, began(tmp_path)) == ("done", "failed", 2)
     assert "SIGKILL" in lost.reason and "memory" in lost.reason
@@ -366,27 +376,27 @@ def test_a_process_that_dies_loses_its_song_alone(tmp_path: Path, pretending: An
 
 def test_an_idle_model_is_let_go_and_comes_back(tmp_path: Path, pretending: Any) -> None:
     studio = pretending(idle_minutes=0.5 / 60)
-    first = studio.ask({"seconds": 1})
+    first = studio.enqueue({"seconds": 1})
     wait_for(lambda: first.state == "done")
-    wait_for(lambda: not studio.maker.alive)
-    assert studio.model() == {
+    wait_for(lambda: not studio.sampler.alive)
+    assert studio.model_status() == {
         "loaded": False,
         "songs": 1,
         "memory": 0,
         "gpu_memory": 0,
         "idle_minutes": 0.5 / 60,
     }
-    second = studio.ask({"seconds": 1})
+    second = studio.enqueue({"seconds": 1})
     wait_for(lambda: second.state == "done")
     assert began(tmp_path) == 2
 
 
 def test_a_studio_that_closes_takes_its_process_along(pretending: Any) -> None:
     studio = pretending()
-    song = studio.ask({"seconds": 9})
-    wait_for(lambda: song.state == "making" and studio.maker.alive)
+    song = studio.enqueue({"seconds": 9})
+    wait_for(lambda: song.state == "generating" and studio.sampler.alive)
     studio.close()
-    assert song.state == "cancelled" and not studio.maker.alive
+    assert song.state == "cancelled" and not studio.sampler.alive
 
 
 def wait_for(condition: Any, seconds: float = 60) -> None:
@@ -450,7 +460,7 @@ def test_no_page_breaks_under_the_servers_policy(
 
 @needs_chromium
 def test_served_pages_break_no_wcag_in_either_theme(chromium: Browser, served: str) -> None:
-    wrong, _ = {}, finished(served, told(served, "/api/songs", {"seconds": 0.3})["id"])
+    wrong, _ = {}, finished(served, ask_json(served, "/api/songs", {"seconds": 0.3})["id"])
     ready = {
         "studio": "limits !== null && document.querySelector('.job')",
         "blind": "trial !== null",
@@ -470,11 +480,11 @@ def test_a_taken_port_and_a_missing_run_are_said_in_one_line(house: Path, served
             sys.executable,
             "-m",
             "megajukebox.commands.explore",
-            "--serve",
+            "serve",
             *map(str, arguments),
         ]
         done = subprocess.run(
             command, capture_output=True, text=True, env=environment(), timeout=120
         )
         last = done.stderr.strip().splitlines()[-1]
-        assert done.returncode == 1 and last.startswith("explore: ") and why in last
+        assert done.returncode == EXIT_FATAL and last.startswith("explore serve: ") and why in last

@@ -12,12 +12,14 @@ from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pytest
+from conftest import environment
 from fixtures.explorer_samples import HOSTILE, RATE, add_run, add_sample, metrics, read_data_script
 from fixtures.paths import ROOT
 
+from megajukebox.common.errors import EXIT_FATAL
 from megajukebox.explorer.loaders.runs import read_run
 from megajukebox.explorer.loaders.samples import read_samples
-from megajukebox.explorer.loaders.search_index import asked, pairs
+from megajukebox.explorer.loaders.search_index import pairs, request_key
 from megajukebox.explorer.loaders.spectrograms import (
     CEILING_DB,
     FLOOR_DB,
@@ -26,10 +28,10 @@ from megajukebox.explorer.loaders.spectrograms import (
     mel_spectrogram,
     peaks,
 )
-from megajukebox.explorer.loaders.timed_lyrics import Piece
+from megajukebox.explorer.loaders.timed_lyrics import LyricPiece
 from megajukebox.explorer.pages.sample import command
 from megajukebox.explorer.pages.svg_plots import figure
-from megajukebox.explorer.site_builder import build
+from megajukebox.explorer.site_builder import build_site
 from megajukebox.explorer.site_files import safe_name
 
 ENTRY = ROOT / "megajukebox" / "commands" / "explore.py"
@@ -73,7 +75,7 @@ def pages(site: Path) -> list[Path]:
 
 def test_the_entry_writes_a_site_beside_the_samples_and_prints_its_path(demo: Path) -> None:
     done = subprocess.run(
-        [sys.executable, ENTRY, "samples", "runs"],
+        [sys.executable, ENTRY, "build", "samples", "runs"],
         cwd=demo,
         capture_output=True,
         text=True,
@@ -88,11 +90,25 @@ def test_the_entry_writes_a_site_beside_the_samples_and_prints_its_path(demo: Pa
 
 def test_the_entry_refuses_a_missing_folder_in_one_line(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, ENTRY, "nowhere"], cwd=tmp_path, capture_output=True, text=True
+        [sys.executable, ENTRY, "build", "nowhere"], cwd=tmp_path, capture_output=True, text=True
     )
-    assert done.returncode == 1 and re.fullmatch(
-        r"explore: .*nowhere.* is not a folder.*\n", done.stderr
+    assert done.returncode == EXIT_FATAL and re.fullmatch(
+        r"explore build: .*nowhere.* is not a folder.*\n", done.stderr
     )
+
+
+def test_the_form_and_option_of_version_0_1_still_build(demo: Path) -> None:
+    old = ["explore", "samples", "runs", "--most-songs", "5", "--out", "old"]
+    done = subprocess.run(
+        [sys.executable, "-m", "megajukebox.cli", *old],
+        cwd=demo,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == str(demo / "old" / "index.html")
+    assert "now explore build" in done.stderr and "--most-songs is now --max-songs" in done.stderr
 
 
 def test_the_explorer_needs_no_torch() -> None:
@@ -103,7 +119,7 @@ def test_the_explorer_needs_no_torch() -> None:
 @pytest.mark.parametrize("copy", [False, True])
 def test_every_url_is_relative_and_leads_to_a_file(demo: Path, copy: bool) -> None:
     site = demo / "elsewhere" / "site"
-    build([demo / "samples"], [demo / "runs"], site, copy_audio=copy)
+    build_site([demo / "samples"], [demo / "runs"], site, copy_audio=copy)
     for page in pages(site):
         urls = [
             attributes.get(name)
@@ -131,7 +147,7 @@ def test_every_url_is_relative_and_leads_to_a_file(demo: Path, copy: bool) -> No
 
 
 def test_pages_name_no_place_outside_themselves(demo: Path) -> None:
-    site = build([demo / "samples"], [demo / "runs"], demo / "site").parent
+    site = build_site([demo / "samples"], [demo / "runs"], demo / "site").parent
     texts = [path for path in site.rglob("*") if path.suffix in (".html", ".js", ".css")]
     assert len(texts) > 20
     for path in texts:
@@ -159,7 +175,7 @@ def test_whatever_is_written_in_a_sample_stays_text(tmp_path: Path) -> None:
         [{"step": 1, "loss": 1.0, HOSTILE: 2.0, "split": HOSTILE}],
         [{"event": HOSTILE, HOSTILE: 1}],
     )
-    site = build([tmp_path / "samples"], [tmp_path / "runs"], tmp_path / "site").parent
+    site = build_site([tmp_path / "samples"], [tmp_path / "runs"], tmp_path / "site").parent
     for page in pages(site):
         tags = Tags(page.read_text()).found
         assert "mark" not in [tag for tag, _ in tags]
@@ -207,7 +223,7 @@ def test_a_sample_cannot_lead_out_of_its_folder(tmp_path: Path) -> None:
 def test_a_broken_sample_is_skipped_and_said(tmp_path: Path, text: str, why: str) -> None:
     add_sample(tmp_path / "samples", "good")
     (tmp_path / "samples" / "bad.json").write_bytes(text.encode("utf-8", errors="surrogateescape"))
-    page = build([tmp_path / "samples"], [], tmp_path / "site")
+    page = build_site([tmp_path / "samples"], [], tmp_path / "site")
     assert [entry["name"] for entry in listed(page.parent)] == ["good"]
     assert re.search(f"1 file could not be read.*bad.json.*{why}", page.read_text(), re.DOTALL)
 
@@ -215,7 +231,7 @@ def test_a_broken_sample_is_skipped_and_said(tmp_path: Path, text: str, why: str
 def test_a_recording_that_is_no_recording_is_said_and_the_rest_is_shown(tmp_path: Path) -> None:
     add_sample(tmp_path / "samples", "one")
     (tmp_path / "samples" / "one.middle.wav").write_bytes(b"this is not a wav")
-    page = build([tmp_path / "samples"], [], tmp_path / "site")
+    page = build_site([tmp_path / "samples"], [], tmp_path / "site")
     assert "one.middle.wav" in page.read_text()
     assert sorted(path.name for path in (tmp_path / "site" / "pictures").glob("*.png")) == [
         "one.bottom.png",
@@ -227,20 +243,20 @@ def test_an_empty_folder_says_how_to_make_samples_and_a_missing_one_is_refused(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "samples").mkdir()
-    page = build([tmp_path / "samples"], [], tmp_path / "site")
+    page = build_site([tmp_path / "samples"], [], tmp_path / "site")
     assert (
         "megajukebox sample" in page.read_text()
         and "megajukebox train" in (tmp_path / "site" / "runs.html").read_text()
     )
     with pytest.raises(ValueError, match=r"samples .*nowhere.* is not a folder"):
-        build([tmp_path / "nowhere"], [], tmp_path / "site")
+        build_site([tmp_path / "nowhere"], [], tmp_path / "site")
     with pytest.raises(ValueError, match=r"runs .*nowhere.* is not a folder"):
-        build([tmp_path / "samples"], [tmp_path / "nowhere"], tmp_path / "site")
+        build_site([tmp_path / "samples"], [tmp_path / "nowhere"], tmp_path / "site")
 
 
 def test_pictures_are_made_again_only_when_their_recording_changes(demo: Path) -> None:
     def inodes() -> dict[str, int]:
-        build([demo / "samples"], [], demo / "site", copy_audio=True)
+        build_site([demo / "samples"], [], demo / "site", copy_audio=True)
         made = [
             path
             for name in ("pictures", "peaks", "audio")
@@ -304,20 +320,23 @@ def test_words_are_timed_by_the_alignment_with_how_sure_it_is(tmp_path: Path) ->
     document["alignment"] = {"words": [word]}
     (tmp_path / "one.json").write_text(json.dumps(document))
     ((sample,), _) = read_samples([tmp_path])
-    assert sample.lyrics == [[Piece("moon "), Piece("light", 1.0, 1.5, 0.75)], [Piece("again")]]
+    assert sample.lyrics == [
+        [LyricPiece("moon "), LyricPiece("light", 1.0, 1.5, 0.75)],
+        [LyricPiece("again")],
+    ]
     for wrong in ({"end_char": 99}, {"t1": 0.5}, {"start_char": "x"}, {"t0": None}):
         document["alignment"] = {"words": [word | wrong]}
         (tmp_path / "one.json").write_text(json.dumps(document))
         ((sample,), _) = read_samples([tmp_path])
-        assert sample.lyrics == [[Piece("other", 3.0, 4.0)]]
+        assert sample.lyrics == [[LyricPiece("other", 3.0, 4.0)]]
 
 
 def test_pairs_are_of_one_request_and_of_one_seed_where_there_is_one() -> None:
-    def made(name: str, run: str, asked: str, seed: int) -> dict[str, Any]:
+    def made(name: str, run: str, request_key: str, seed: int) -> dict[str, Any]:
         return {
             "name": name,
             "run": run,
-            "asked": asked,
+            "request_key": request_key,
             "seed": str(seed),
             "audio": {"bottom": "x"},
         }
@@ -330,12 +349,12 @@ def test_pairs_are_of_one_request_and_of_one_seed_where_there_is_one() -> None:
 
 def test_the_same_song_is_asked_for_whatever_is_to_make_it() -> None:
     song = {"id": "a", "artist": "Ada", "genres": ["waltz"], "seconds": 4.0, "seed": 1}
-    assert asked(song) == asked(
+    assert request_key(song) == request_key(
         song | {"id": "b", "seed": 2, "sampler": "student", "temperature": {"top": 0.5}}
     )
-    assert asked(song) != asked(song | {"artist": "Eve"}) and asked(song) != asked(
-        song | {"prompt": "a.wav"}
-    )
+    assert request_key(song) != request_key(song | {"artist": "Eve"}) and request_key(
+        song
+    ) != request_key(song | {"prompt": "a.wav"})
 
 
 @pytest.mark.parametrize(
@@ -356,7 +375,7 @@ def test_the_list_tells_what_drew_a_song_and_from_what(
     add_sample(tmp_path / "samples", "one")
     path = tmp_path / "samples" / "one.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changed))
-    build([tmp_path / "samples"], [], tmp_path / "site")
+    build_site([tmp_path / "samples"], [], tmp_path / "site")
     (entry,) = listed(tmp_path / "site")
     assert (entry["sampler"], entry["mode"]) == told
 

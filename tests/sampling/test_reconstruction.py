@@ -17,7 +17,7 @@ from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.data.stream.song_dataset import split
 from megajukebox.evaluation.inputs import samples_in
 from megajukebox.explorer.loaders.samples import read_samples
-from megajukebox.explorer.loaders.search_index import Links, entry
+from megajukebox.explorer.loaders.search_index import SampleLinks, entry
 from megajukebox.explorer.pages.sample import command
 from megajukebox.models.chunked_codec import decode_long
 from megajukebox.sampling.jukebox import Jukebox
@@ -110,7 +110,9 @@ def test_the_entry_writes_songs_that_the_explorer_shows_and_the_score_leaves_out
     assert len(done.stdout.split()) == 2 == len(list(out.glob("*.json")))
     samples, problems = read_samples([out])
     assert not problems and all(set(sample.audio) == {*HOPS, "original"} for sample in samples)
-    links = Links("page", {track: path.name for track, path in samples[0].audio.items()}, {}, {})
+    links = SampleLinks(
+        "page", {track: path.name for track, path in samples[0].audio.items()}, {}, {}
+    )
     told = entry(samples[0], links)
     assert (told["mode"], told.get("sampler"), told["checkpoint"]) == (
         "reconstruct",

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from megajukebox.common.errors import UserError
 from megajukebox.explorer.loaders.samples import UnreadableSample
 from megajukebox.monitoring.collect.run_reader import RunReader
 from megajukebox.monitoring.collect.run_state import RunState
@@ -18,14 +19,17 @@ from megajukebox.records.jsonl_tail import parsed
 from megajukebox.records.metrics import upgrade_row
 
 DEPTH = 3  # folders between the one given and a run
-AUDIO = (".wav", ".flac", ".ogg", ".mp3")
+CONFIG_DEPTH = 12  # nested settings that are shown one by one; deeper ones stay JSON
+AUDIO_EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3")
 NOT_CURVES = {"schema", "step", "time", "epoch"}
+LARGEST_DRAWN = 1e300  # a larger number would overflow when it is drawn
 Points = list[tuple[float, float]]  # (step, value)
+Curves = dict[str, dict[str, Points]]  # metric -> split -> points
 
 
 @dataclass(frozen=True)
-class StepSample:
-    """A recording that a run left along its training."""
+class PreviewRecording:
+    """A recording that a run wrote during training."""
 
     step: int
     path: Path
@@ -33,54 +37,47 @@ class StepSample:
 
 @dataclass(frozen=True)
 class ListedRun:
-    """What a run folder holds. `curves` maps the name of a metric to its points by split."""
+    """What a run folder holds."""
 
     name: str
-    curves: dict[str, dict[str, Points]]
+    curves: Curves
     events: list[dict[str, Any]]
     config: str
     model: dict[str, Any]
-    seconds: float  # between the first and the last line of the metrics
-    started: float  # unix time of the first line
-    checkpoints: int
+    started: float  # unix time of the first line of the metrics
     state: RunState
-    samples: list[StepSample] = field(default_factory=list)
-    scores: list[dict[str, Any]] = field(
-        default_factory=list
-    )  # what `megajukebox evaluate` said of its checkpoints
+    previews: list[PreviewRecording] = field(default_factory=list)
+    scores: list[dict[str, Any]] = field(default_factory=list)  # from `megajukebox evaluate`
     problems: list[UnreadableSample] = field(default_factory=list)
 
     @property
     def last_step(self) -> int:
-        return int(
-            max(
-                (points[-1][0] for splits in self.curves.values() for points in splits.values()),
-                default=0,
-            )
-        )
+        last = 0.0
+        for splits in self.curves.values():
+            last = max(last, *(points[-1][0] for points in splits.values()))
+        return int(last)
 
 
 def read_runs(folders: list[Path]) -> list[ListedRun]:
-    """The runs in and under `folders`, in the order in which they were started."""
+    """The runs in and under `folders`, in the order in which they were started.
+
+    Raises:
+        UserError: one of `folders` is not a folder.
+    """
+    runs = []
     for folder in folders:
         if not folder.is_dir():
-            raise ValueError(
+            raise UserError(
                 f"runs {str(folder)!r} is not a folder; give the folder that `megajukebox train` wrote"
             )
-    found = [(run, folder) for folder in folders for run in find_runs(folder, DEPTH)]
-    runs = [
-        read_run(path, str(path.relative_to(root)) if path != root else path.name)
-        for path, root in found
-    ]
+        for path in find_runs(folder, DEPTH):
+            name = path.name if path == folder else str(path.relative_to(folder))
+            runs.append(read_run(path, name))
     return sorted(runs, key=lambda run: (run.started, run.name))
 
 
-def is_curve(name: str) -> bool:
-    """The account of where the time went only ever grows: it is no curve to look at."""
-    return name not in NOT_CURVES and not (name.startswith("time_") and name.endswith("_seconds"))
-
-
 def find_runs(folder: Path, depth: int) -> Iterator[Path]:
+    """The run folders in and under `folder`."""
     if (folder / "run.yaml").exists() or (folder / "metrics.jsonl").exists():
         yield folder
     elif depth:
@@ -91,65 +88,60 @@ def find_runs(folder: Path, depth: int) -> Iterator[Path]:
 def read_run(folder: Path, name: str) -> ListedRun:
     problems: list[UnreadableSample] = []
     metrics = [upgrade_row(row) for row in read_lines(folder / "metrics.jsonl", problems)]
-    times = [
-        line["time"]
-        for line in metrics
-        if is_number(line.get("time")) and math.isfinite(line["time"])
-    ]
-    config, model = folder / "run.yaml", folder / "model.json"
-    state = RunReader(folder, name).read()
+    times = [line["time"] for line in metrics if is_finite_number(line.get("time"))]
+    config = folder / "run.yaml"
     return ListedRun(
         name=name,
-        curves=curves(metrics),
-        events=[upgrade_event(e) for e in read_lines(folder / "events.jsonl", problems)],
+        curves=read_curves(metrics),
+        events=[upgrade_event(row) for row in read_lines(folder / "events.jsonl", problems)],
         config=config.read_text(encoding="utf-8", errors="replace") if config.is_file() else "",
-        model=read_model(model, problems),
-        seconds=max(times) - min(times) if times else 0.0,
+        model=read_model(folder / "model.json", problems),
         started=min(times, default=math.inf),
-        checkpoints=len(state.checkpoints),
-        state=state,
-        samples=step_samples(folder),
+        state=RunReader(folder, name).read(),
+        previews=find_previews(folder),
         scores=[upgrade_evaluation(row) for row in read_lines(folder / SCORES, problems)],
         problems=problems,
     )
 
 
-def step_samples(folder: Path) -> list[StepSample]:
+def find_previews(folder: Path) -> list[PreviewRecording]:
     """Recordings in samples/step-*/, the newest step first. What leads out of the run's folder is left out."""
     inside = folder.resolve()
-    found = [
-        StepSample(int(path.parent.name.removeprefix("step-")), path)
-        for path in folder.glob("samples/step-*/*")
-        if path.suffix in AUDIO and path.parent.name.removeprefix("step-").isdecimal()
-    ]
-    kept = [
-        sample
-        for sample in found
-        if sample.path.is_file() and sample.path.resolve().is_relative_to(inside)
-    ]
+    previews = []
+    for path in folder.glob("samples/step-*/*"):
+        step = path.parent.name.removeprefix("step-")
+        is_recording = path.suffix in AUDIO_EXTENSIONS and step.isdecimal() and path.is_file()
+        if is_recording and path.resolve().is_relative_to(inside):
+            previews.append(PreviewRecording(int(step), path))
     return sorted(
-        kept, key=lambda sample: (-sample.step, sample.path.stem != "original", sample.path.name)
+        previews,
+        key=lambda preview: (
+            -preview.step,
+            preview.path.stem != "original",
+            preview.path.name,
+        ),
     )
 
 
-def settings(config: str) -> dict[str, str]:
+def flat_settings(config: str) -> dict[str, str]:
     """Every setting of a run.yaml by its dotted name; {} if it is not YAML."""
     try:
         loaded = yaml.safe_load(config)
     except (yaml.YAMLError, RecursionError, ValueError):
         return {}
-    return dict(flat(loaded)) if isinstance(loaded, dict) else {}
+    return dict(_flatten(loaded, "", CONFIG_DEPTH)) if isinstance(loaded, dict) else {}
 
 
-def flat(value: object, name: str = "", depth: int = 12) -> Iterator[tuple[str, str]]:
+def _flatten(value: object, name: str, depth: int) -> Iterator[tuple[str, str]]:
     if isinstance(value, dict) and value and depth:
         for key, inner in value.items():
-            yield from flat(inner, f"{name}.{key}" if name else str(key), depth - 1)
+            yield from _flatten(inner, f"{name}.{key}" if name else str(key), depth - 1)
     else:
         yield name, json.dumps(value, ensure_ascii=False, default=str)
 
 
 def read_model(path: Path, problems: list[UnreadableSample]) -> dict[str, Any]:
+    """The run's model.json; {} where there is none, and a problem where it is broken."""
     if not path.is_file():
         return {}
     try:
@@ -165,41 +157,44 @@ def read_lines(path: Path, problems: list[UnreadableSample]) -> list[dict[str, A
     if not path.is_file():
         return []
     with path.open("rb") as file:
-        found = [parsed(line) for line in file if line.strip()]
-    objects = [line for line in found if line is not None]
-    if len(objects) < len(found):
-        problems.append(
-            UnreadableSample(
-                path.name, f"{len(found) - len(objects)} of {len(found)} lines are not JSON objects"
-            )
-        )
+        lines = [parsed(line) for line in file if line.strip()]
+    objects = [line for line in lines if line is not None]
+    broken = len(lines) - len(objects)
+    if broken:
+        reason = f"{broken} of {len(lines)} lines are not JSON objects"
+        problems.append(UnreadableSample(path.name, reason))
     return objects
 
 
-def curves(metrics: list[dict[str, Any]]) -> dict[str, dict[str, Points]]:
+def read_curves(metrics: list[dict[str, Any]]) -> Curves:
     """Every number logged, loss first. A step logged again after a restart replaces what was logged before."""
     values: dict[str, dict[str, dict[float, float]]] = {"loss": {}}
-    for line in (
-        line for line in metrics if is_number(line.get("step")) and math.isfinite(line["step"])
-    ):
-        for name in (key for key, value in line.items() if is_curve(key) and is_number(value)):
-            values.setdefault(name, {}).setdefault(str(line.get("split", "train")), {})[
-                line["step"]
-            ] = line[name]
-    return {
-        name: {
-            split: sorted(by_step.items())
-            for split, by_step in sorted(splits.items(), reverse=True)
-        }
-        for name, splits in values.items()
-        if splits
-    }
+    for line in metrics:
+        step = line.get("step")
+        if not is_finite_number(step):
+            continue
+        split = str(line.get("split", "train"))
+        for name, value in line.items():
+            if is_curve(name) and is_number(value):
+                values.setdefault(name, {}).setdefault(split, {})[step] = value  # type: ignore[index]
+    curves: Curves = {}
+    for name, splits in values.items():
+        for split, by_step in sorted(splits.items(), reverse=True):
+            curves.setdefault(name, {})[split] = sorted(by_step.items())
+    return curves
+
+
+def is_curve(name: str) -> bool:
+    """Whether to draw a metric. The accounts of where the time went only grow: they say nothing as curves."""
+    return name not in NOT_CURVES and not (name.startswith("time_") and name.endswith("_seconds"))
 
 
 def is_number(value: object) -> bool:
-    """NaN is a number here: a curve shows it as a gap. Left out is what would overflow when drawn."""
-    return (
-        isinstance(value, int | float)
-        and not isinstance(value, bool)
-        and not 1e300 < abs(value) < math.inf
-    )
+    """NaN and infinity are numbers here: a curve shows them as gaps. What would overflow when drawn is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return not LARGEST_DRAWN < abs(value) < math.inf
+
+
+def is_finite_number(value: object) -> bool:
+    return is_number(value) and math.isfinite(value)  # type: ignore[arg-type]

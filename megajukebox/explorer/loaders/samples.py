@@ -1,4 +1,4 @@
-"""Reads folders of samples. What cannot be read becomes a `Problem` to show, never a crash."""
+"""Reads folders of samples. What cannot be read becomes an `UnreadableSample` to show, never a crash."""
 
 import hashlib
 import json
@@ -7,13 +7,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, FiniteFloat, JsonValue, ValidationError, model_validator
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    JsonValue,
+    ValidationError,
+    model_validator,
+)
 
+from megajukebox.common.errors import UserError
 from megajukebox.common.levels import LEVELS
-from megajukebox.explorer.loaders.timed_lyrics import Line, read_lyrics
+from megajukebox.explorer.loaders.timed_lyrics import LyricLine, read_lyrics
 
-TRACKS = (*LEVELS, "reconstruction", "original")  # all that a song can be heard as
+TRACKS = (*LEVELS, "reconstruction", "original")  # all recordings that a song can have
 DEPTH = 2  # folders between the one given and a sample
+LABEL_PARTS = 4  # last folders of a path that may stand before a sample's name
 
 
 @dataclass(frozen=True)
@@ -25,27 +36,25 @@ class UnreadableSample:
 
 
 class TolerantRecord(BaseModel):
-    """Fields that this version does not know are ignored, so that it can show what a newer one made."""
+    """Fields that this version does not know are ignored, so that it can show what a newer one wrote."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     @model_validator(mode="before")
     @classmethod
-    def leave_out_nulls(cls, given: Any) -> Any:
+    def leave_out_nulls(cls, data: Any) -> Any:
         """`"artist": null` means the same as no artist."""
-        return (
-            {key: value for key, value in given.items() if value is not None}
-            if isinstance(given, dict)
-            else given
-        )
+        if not isinstance(data, dict):
+            return data
+        return {key: value for key, value in data.items() if value is not None}
 
 
 class LevelRecord(TolerantRecord):
-    """How one level of a song was made."""
+    """How one level of a song was sampled."""
 
     audio: str = ""
     codes: int | None = None
-    way: str = ""
+    decoding: str = Field("", validation_alias=AliasChoices("decoding", "way"))  # way: version 0.1
     wall_seconds: FiniteFloat | None = None
     tokens_per_second: FiniteFloat | None = None
 
@@ -59,13 +68,13 @@ class RequestRecord(TolerantRecord):
     lyrics: str = ""
     seed: int | None = None
     sampler: str = ""
-    prompt: str = ""  # the file that the song goes on from; or is made of, or is mended in:
-    upsample: str = ""
-    infill: str = ""
+    prompt: str = ""  # the file that the song continues
+    upsample: str = ""  # the sample whose lower levels were sampled again
+    infill: str = ""  # the sample of which a part was replaced
 
 
 class SampleRecord(TolerantRecord):
-    """What `<id>.json` says of a song."""
+    """The contents of `<id>.json`."""
 
     request: RequestRecord
     notes: tuple[str, ...] = ()
@@ -82,42 +91,43 @@ class SampleRecord(TolerantRecord):
 
 @dataclass(frozen=True)
 class ListedSample:
-    """A song, its files, and the request that made it."""
+    """A song, its files, and the request that it was sampled from."""
 
-    name: str  # path from the folder given, without the ending; unique, unlike an id somebody wrote
-    facts: SampleRecord
+    name: str  # path from the folder given, without the ending; unique, which an id need not be
+    record: SampleRecord
     request: JsonValue  # as it was written, with what this version does not know
-    lyrics: list[Line]
+    lyrics: list[LyricLine]
     audio: dict[str, Path]  # track -> recording that exists
-    made: float  # unix time of its JSON
-    source: str  # sha256 of its JSON
+    created: float  # unix time of its JSON
+    digest: str  # sha256 of its JSON
 
 
 def read_samples(folders: list[Path]) -> tuple[list[ListedSample], list[UnreadableSample]]:
-    """The samples in and under `folders`, newest first, and what could not be read."""
-    samples, problems = [], []
+    """The samples in and under `folders`, newest first, and what could not be read.
+
+    Raises:
+        UserError: one of `folders` is not a folder.
+    """
+    samples = []
+    problems = []
     for path, name in find_samples(folders):
         try:
             samples.append(read_sample(path, name))
-        except (
-            ValueError,
-            RecursionError,
-        ) as error:  # JSON, Unicode and validation errors are ValueErrors
-            problems.append(UnreadableSample(f"{name}.json", reason(error)))
-        except OSError as error:  # gone since the folder was listed, or not for us to read
+        except (ValueError, RecursionError) as error:  # also of JSON, Unicode and pydantic
+            problems.append(UnreadableSample(f"{name}.json", describe_error(error)))
+        except OSError as error:  # gone since the folder was listed, or not readable for us
             problems.append(UnreadableSample(f"{name}.json", error.strerror or str(error)))
-    return sorted(samples, key=lambda sample: (-sample.made, sample.name)), problems
+    return sorted(samples, key=lambda sample: (-sample.created, sample.name)), problems
 
 
 def find_samples(folders: list[Path]) -> Iterator[tuple[Path, str]]:
     """Every `<id>.json` with the name of its sample; of several folders the name begins with the folder's."""
     for folder in folders:
         if not folder.is_dir():
-            raise ValueError(
-                f"samples {str(folder)!r} is not a folder; make one with `megajukebox sample`, or correct the path"
+            raise UserError(
+                f"samples {str(folder)!r} is not a folder; create one with `megajukebox sample`, or correct the path"
             )
-    labels = distinct_labels(folders)
-    for folder, label in zip(folders, labels):
+    for folder, label in zip(folders, distinct_labels(folders)):
         for path in json_files(folder, DEPTH):
             yield path, label + path.relative_to(folder).as_posix().removesuffix(".json")
 
@@ -126,7 +136,7 @@ def distinct_labels(folders: list[Path]) -> list[str]:
     """What stands before the names of each folder's samples: nothing for one folder, else as little as tells apart."""
     if len(folders) < 2:
         return ["" for _ in folders]
-    for parts in range(1, 5):
+    for parts in range(1, LABEL_PARTS + 1):
         labels = ["/".join(folder.parts[-parts:]) + "/" for folder in folders]
         if len(set(labels)) == len(labels):
             return labels
@@ -134,7 +144,7 @@ def distinct_labels(folders: list[Path]) -> list[str]:
 
 
 def json_files(folder: Path, depth: int) -> Iterator[Path]:
-    """JSON files in and under `folder`; hidden folders are somebody's own business."""
+    """JSON files in and under `folder`, but not in hidden folders."""
     for path in sorted(folder.iterdir()):
         if path.name.startswith("."):
             continue
@@ -145,36 +155,41 @@ def json_files(folder: Path, depth: int) -> Iterator[Path]:
 
 
 def read_sample(path: Path, name: str) -> ListedSample:
-    """The sample that the JSON at `path` describes. Raises ValueError saying what is wrong with it."""
+    """The sample that the JSON at `path` describes.
+
+    Raises:
+        ValueError: the JSON is not one of a sample; the message names what is wrong.
+    """
     content = path.read_bytes()
     document = json.loads(content)
     if not isinstance(document, dict):
         raise ValueError(f"holds a {type(document).__name__}, not an object")
-    facts = SampleRecord.model_validate(document)
+    record = SampleRecord.model_validate(document)
+    audio = {}
+    for track in TRACKS:
+        recording = recording_path(path.parent, record, track)
+        if recording is not None:
+            audio[track] = recording
     return ListedSample(
         name=name,
-        facts=facts,
+        record=record,
         request=document["request"],
-        lyrics=read_lyrics(path, facts.request.lyrics, facts.alignment),
-        audio={
-            track: audio
-            for track in TRACKS
-            if (audio := recording(path.parent, facts, track)) is not None
-        },
-        made=path.stat().st_mtime,
-        source=hashlib.sha256(content).hexdigest(),
+        lyrics=read_lyrics(path, record.request.lyrics, record.alignment),
+        audio=audio,
+        created=path.stat().st_mtime,
+        digest=hashlib.sha256(content).hexdigest(),
     )
 
 
-def recording(folder: Path, facts: SampleRecord, track: str) -> Path | None:
-    """The recording of a level if it is there. Only bare names count: a sample must not lead out of its folder."""
-    name = facts.levels[track].audio if track in facts.levels else ""
+def recording_path(folder: Path, record: SampleRecord, track: str) -> Path | None:
+    """The recording of a track if it exists. Only bare names count: a sample must not lead out of its folder."""
+    name = record.levels[track].audio if track in record.levels else ""
     if not name or "\0" in name or Path(name).name != name or not (folder / name).is_file():
         return None
     return folder / name
 
 
-def reason(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """One line a reader can act on."""
     if isinstance(error, ValidationError):
         first = error.errors()[0]

@@ -1,4 +1,4 @@
-"""What the list, the comparison and the blind test know of a sample: one flat record, small enough for thousands."""
+"""What the list, the comparison and the blind test need of a sample: one flat record, small enough for thousands."""
 
 import hashlib
 import json
@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from megajukebox.common.levels import LEVELS
+from megajukebox.common.levels import LEVELS, VQVAE_FOLDER
 from megajukebox.explorer.loaders.samples import TRACKS, ListedSample
-from megajukebox.explorer.loaders.timed_lyrics import plain
+from megajukebox.explorer.loaders.timed_lyrics import plain_text
 
 FACETS = {  # field of an entry -> its name on the page, in the order of the filters
     "artist": "Artist",
@@ -21,23 +21,34 @@ FACETS = {  # field of an entry -> its name on the page, in the order of the fil
     "sampler": "Sampler",
     "mode": "Mode",
 }
-SIDES = (
-    "run",
-    "checkpoint",
-    "sampler",
-    "mode",
-    "folder",
-)  # what two samples of one request may differ in
-# Of a request, what is asked of the song; the rest says how to draw it.
-ASKED = (
-    "artist", "genres", "year", "moods", "keywords", "language", "lyrics", "seconds", "song_seconds",
-    "prompt", "keep_seconds", "upsample", "upsample_from", "infill", "replace", "song",
-)  # fmt: skip
-SEARCHED = 2000  # characters of the lyrics that the list can search
+SIDES = ("run", "checkpoint", "sampler", "mode", "folder")  # what two samples may differ in
+# Fields of a request that describe the song; the others say how to sample it.
+SONG_FIELDS = (
+    "artist",
+    "genres",
+    "year",
+    "moods",
+    "keywords",
+    "language",
+    "lyrics",
+    "seconds",
+    "song_seconds",
+    "prompt",
+    "keep_seconds",
+    "upsample",
+    "upsample_from",
+    "infill",
+    "replace",
+    "song",
+)
+MAX_SEARCHED_LETTERS = 2000  # of the lyrics that the list can search
+FINEST_FIRST = ("bottom", "reconstruction", "original", "middle", "top")
+PLAIN_DECODING = ("", "sequential")  # not worth a word in the list
+SHOWN_FINGERPRINT = 8  # letters
 
 
 @dataclass(frozen=True)
-class Links:
+class SampleLinks:
     """Where the files of one sample lie, as URLs from the page that shows them. Each maps track -> URL."""
 
     page: str
@@ -47,13 +58,13 @@ class Links:
 
 
 def title(sample: ListedSample) -> str:
-    return sample.facts.request.artist or sample.name
+    return sample.record.request.artist or sample.name
 
 
-def entry(sample: ListedSample, links: Links) -> dict[str, Any]:
+def entry(sample: ListedSample, links: SampleLinks) -> dict[str, Any]:
     """The record of one sample. Empty values are left out: of thousands, they would be half of the bytes."""
-    request = sample.facts.request
-    known = {
+    request = sample.record.request
+    fields = {
         "name": sample.name,
         "title": title(sample),
         "artist": request.artist,
@@ -67,10 +78,10 @@ def entry(sample: ListedSample, links: Links) -> dict[str, Any]:
         "mode": mode(sample),
         "folder": sample.name.rpartition("/")[0],
         "seed": seed(sample),
-        "seconds": sample.facts.seconds,
-        "notes": len(sample.facts.notes),
-        "made": round(sample.made),
-        "asked": asked(sample.request, song_of(sample)),
+        "seconds": sample.record.seconds,
+        "notes": len(sample.record.notes),
+        "created": round(sample.created),
+        "request_key": request_key(sample.request, reconstructed_song(sample)),
         "levels": [track for track in TRACKS if track in links.audio],
         "page": links.page,
         "picture": finest(links.spectrogram),
@@ -79,84 +90,84 @@ def entry(sample: ListedSample, links: Links) -> dict[str, Any]:
         "spectrogram": links.spectrogram,
     }
     return {
-        key: value
-        for key, value in known.items()
-        if value not in (None, "", [], 0) or key == "seconds"
+        name: value
+        for name, value in fields.items()
+        if value not in (None, "", [], 0) or name == "seconds"
     }
 
 
 def mode(sample: ListedSample) -> str:
-    """How the song came about: from nothing, from a recording or another sample, or as a reconstruction."""
-    if sample.facts.reconstruction:
+    """How the song was sampled: from nothing, from a recording or another sample, or as a reconstruction."""
+    if sample.record.reconstruction:
         return "reconstruct"
-    return next(
-        (mode for mode in ("prompt", "upsample", "infill") if getattr(sample.facts.request, mode)),
-        "new",
-    )
+    for name in ("prompt", "upsample", "infill"):
+        if getattr(sample.record.request, name):
+            return name
+    return "new"
 
 
 def seed(sample: ListedSample) -> str | None:
     """As text, for JavaScript rounds large numbers. A reconstruction draws nothing."""
-    given = sample.facts.request.seed
-    return None if given is None or sample.facts.reconstruction else str(given)
+    number = sample.record.request.seed
+    return None if number is None or sample.record.reconstruction else str(number)
 
 
-def words(sample: ListedSample) -> str:
-    """What a search may find beside the names."""
-    return plain(sample.lyrics)[:SEARCHED]
+def searchable_lyrics(sample: ListedSample) -> str:
+    return plain_text(sample.lyrics)[:MAX_SEARCHED_LETTERS]
 
 
 def finest(by_track: dict[str, str]) -> str | None:
-    """The finished song's, or of what there is the best."""
-    order = ("bottom", "reconstruction", "original", "middle", "top")
-    return next((by_track[track] for track in order if track in by_track), None)
+    """The value of the finished song, or of the best track that there is."""
+    return next((by_track[track] for track in FINEST_FIRST if track in by_track), None)
 
 
-def song_of(sample: ListedSample) -> str | None:
+def reconstructed_song(sample: ListedSample) -> str | None:
     """The key of the real song that a reconstruction is of."""
-    told = sample.facts.reconstruction
-    return str(told.get("song")) if isinstance(told, dict) else None
+    reconstruction = sample.record.reconstruction
+    return str(reconstruction.get("song")) if isinstance(reconstruction, dict) else None
 
 
-def asked(request: Any, song: str | None = None) -> str:
-    """One name for all requests that ask for one song, or all reconstructions of one, whatever is to make it."""
-    told = {**request, "song": song} if isinstance(request, dict) else {}
-    said = {name: told.get(name) for name in ASKED if told.get(name)}
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:12]
+def request_key(request: Any, song: str | None = None) -> str:
+    """One key for all requests of the same song, or all reconstructions of one, whatever sampled them."""
+    fields = {**request, "song": song} if isinstance(request, dict) else {}
+    described = {name: fields.get(name) for name in SONG_FIELDS if fields.get(name)}
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def run_name(sample: ListedSample) -> str:
-    runs = sample.facts.runs
+    runs = sample.record.runs
     return runs_folder(runs) if runs else ""
 
 
 def runs_folder(runs: object) -> str:
-    """The folder of the runs that made a sample, from its path or from the paths of the runs in it; else a guess."""
-    one = next(iter(runs.values()), None) if isinstance(runs, dict) else None
-    if isinstance(one, str) and "/" in one:
-        return one.rpartition("/")[0]
+    """The folder of the runs that sampled a song, from its path or from the paths of the runs in it; else a guess."""
+    first = next(iter(runs.values()), None) if isinstance(runs, dict) else None
+    if isinstance(first, str) and "/" in first:
+        return first.rpartition("/")[0]
     return runs if isinstance(runs, str) else "runs"
 
 
 def sampler(sample: ListedSample) -> str:
-    """What drew the codes: the request's word for it, a student where one was at work, else how windows followed."""
-    if sample.facts.reconstruction:
+    """What sampled the codes: as the request names it, a student if one was used, else how windows were decoded."""
+    if sample.record.reconstruction:
         return ""
-    if sample.facts.request.sampler:
-        return sample.facts.request.sampler
-    if any(name.endswith("_student") for name in sample.facts.weights):
+    if sample.record.request.sampler:
+        return sample.record.request.sampler
+    if any(name.endswith("_student") for name in sample.record.weights):
         return "student"
-    ways = {made.way for made in sample.facts.levels.values()} - {"", "sequential"}
-    return " ".join(["autoregressive", *sorted(ways)])
+    decodings = {level.decoding for level in sample.record.levels.values()}
+    return " ".join(["autoregressive", *sorted(decodings.difference(PLAIN_DECODING))])
 
 
 def checkpoint(sample: ListedSample) -> str:
     """Which state of the priors (or of a reconstruction's VQ-VAE): the first known step, or a fingerprint's head."""
-    for level in ("vqvae",) if sample.facts.reconstruction else LEVELS:
-        if sample.facts.steps.get(level) is not None:
-            return f"step {sample.facts.steps[level]}"
-        if isinstance(weights := sample.facts.weights.get(level), str):
-            return weights[:8]
+    record = sample.record
+    for level in (VQVAE_FOLDER,) if record.reconstruction else LEVELS:
+        if record.steps.get(level) is not None:
+            return f"step {record.steps[level]}"
+        fingerprint = record.weights.get(level)
+        if isinstance(fingerprint, str):
+            return fingerprint[:SHOWN_FINGERPRINT]
     return ""
 
 
@@ -165,22 +176,28 @@ def pairs(
 ) -> list[tuple[dict, dict]]:
     """Samples of the same request, one with each value of `field`; same seeds together, else in the order of names.
 
-    Only samples that can be heard count.
+    Only samples that have a recording count.
     """
     sides: dict[str, dict[str, list[dict]]] = {left: {}, right: {}}
     for one in sorted(entries, key=lambda one: one["name"]):
         if one.get("audio") and one.get(field) in sides:
-            sides[one[field]].setdefault(one["asked"], []).append(one)
-    found = []
-    for song, ours in sides[left].items():
-        theirs = list(sides[right].get(song, []))
-        for one in sorted(
-            ours, key=lambda one: not any(one.get("seed") == other.get("seed") for other in theirs)
-        ):
-            if theirs:
-                other = next(
-                    (other for other in theirs if other.get("seed") == one.get("seed")), theirs[0]
-                )
-                theirs.remove(other)
-                found.append((one, other))
-    return found
+            sides[one[field]].setdefault(one["request_key"], []).append(one)
+    matched = []
+    for song, left_entries in sides[left].items():
+        matched += pairs_of_song(left_entries, sides[right].get(song, []))
+    return matched
+
+
+def pairs_of_song(left_entries: list[dict], right_entries: list[dict]) -> list[tuple[dict, dict]]:
+    """Each entry of one side with one of the other, as long as there are any."""
+    unmatched = list(right_entries)
+    right_seeds = [other.get("seed") for other in unmatched]
+    matched = []
+    # Entries whose seed the other side has come first, so that no other takes their partner.
+    for one in sorted(left_entries, key=lambda one: one.get("seed") not in right_seeds):
+        if unmatched:
+            same_seed = [other for other in unmatched if other.get("seed") == one.get("seed")]
+            partner = same_seed[0] if same_seed else unmatched[0]
+            unmatched.remove(partner)
+            matched.append((one, partner))
+    return matched

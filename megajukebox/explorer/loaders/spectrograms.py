@@ -11,48 +11,43 @@ from matplotlib.image import imsave
 from megajukebox.data.spectra import frame_spectra, mel_bands, window_size
 from megajukebox.explorer import site_files
 
-COLUMNS, ROWS = 900, 160
+COLUMNS = 900
+ROWS = 160
 LOWEST_HZ = 30.0
 WINDOW_SECONDS = 0.09  # semitones apart in the middle of the piano, drum hits still sharp
-FLOOR_DB, CEILING_DB = (
-    -85.0,
-    -15.0,
-)  # 0 dB is a sine of full scale; one scale for all, so that pictures can be compared
+# 0 dB is a sine of full scale; one scale for all, so that pictures can be compared.
+FLOOR_DB = -85.0
+CEILING_DB = -15.0
 SHADES = 64  # fewer shades than a screen has: a third of the bytes, and no difference to the eye
 PEAKS = 900
+LEAST_POWER = 1e-12  # -120 dB: the logarithm of silence
 
 
-def draw(audio: Path, spectrogram_png: Path, peaks_js: Path, name: str) -> None:
-    """Draw both pictures of `audio` unless they are up to date; soundfile.LibsndfileError if it cannot be read.
+def write_pictures(audio: Path, spectrogram_png: Path, peaks_js: Path, name: str) -> None:
+    """Draw both pictures of `audio` unless they are up to date.
 
     The script `peaks_js` hands its numbers to the page under `name`; as JSON, a page from disk could not read them.
+
+    Raises:
+        soundfile.LibsndfileError: `audio` cannot be decoded.
     """
     if site_files.up_to_date(spectrogram_png, audio) and site_files.up_to_date(peaks_js, audio):
         return
     samples_TC, rate = soundfile.read(audio, dtype="float32", always_2d=True)
     wave_T = np.nan_to_num(samples_TC.mean(axis=1))
-    outline = site_files.script(name, {"peaks": peaks(wave_T), "db": loudness(wave_T)})
-    for picture, content in (
-        (spectrogram_png, png(mel_spectrogram(wave_T, rate))),
-        (peaks_js, outline),
-    ):
-        site_files.write(picture, content)
-        site_files.stamp(picture, audio)
+    numbers = {"peaks": peaks(wave_T), "db": loudness(wave_T)}
+    site_files.write(spectrogram_png, png(mel_spectrogram(wave_T, rate)))
+    site_files.stamp(spectrogram_png, audio)
+    site_files.write(peaks_js, site_files.script(name, numbers))
+    site_files.stamp(peaks_js, audio)
 
 
 def png(decibels_RW: np.ndarray) -> bytes:
     """The spectrogram as a picture, low notes at the bottom."""
-    share = np.clip((decibels_RW - FLOOR_DB) / (CEILING_DB - FLOOR_DB), 0, 1)
+    share_RW = np.clip((decibels_RW - FLOOR_DB) / (CEILING_DB - FLOOR_DB), 0, 1)
+    shaded_RW = np.round(share_RW * SHADES) / SHADES
     buffer = io.BytesIO()
-    imsave(
-        buffer,
-        np.round(share * SHADES) / SHADES,
-        cmap="magma",
-        vmin=0,
-        vmax=1,
-        origin="lower",
-        format="png",
-    )
+    imsave(buffer, shaded_RW, cmap="magma", vmin=0, vmax=1, origin="lower", format="png")
     return buffer.getvalue()
 
 
@@ -64,18 +59,23 @@ def mel_spectrogram(wave_T: np.ndarray, rate: int) -> np.ndarray:
     padded = np.pad(wave_T, (size // 2, size), mode="reflect" if len(wave_T) > 1 else "constant")
     power_WF = np.abs(frame_spectra(padded, starts, window_N) / (window_N.sum() / 2)) ** 2
     bands_FR = mel_bands(np.fft.rfftfreq(size, 1 / rate), LOWEST_HZ, rate / 2, ROWS)
-    return 10 * np.log10(np.maximum(power_WF @ bands_FR.astype(np.float32), 1e-12)).T
+    return 10 * np.log10(np.maximum(power_WF @ bands_FR.astype(np.float32), LEAST_POWER)).T
 
 
 def peaks(wave_T: np.ndarray) -> list[list[int]]:
     """Highest and lowest point of each stretch of `wave_T`, in hundredths of full scale."""
     wave_T = wave_T if len(wave_T) else np.zeros(1, np.float32)
     starts = np.linspace(0, len(wave_T) - 1, min(PEAKS, len(wave_T))).astype(int)
-    sides = (np.maximum.reduceat(wave_T, starts), np.minimum.reduceat(wave_T, starts))
-    return [np.round(100 * np.clip(side, -1, 1)).astype(int).tolist() for side in sides]
+    highest = np.maximum.reduceat(wave_T, starts)
+    lowest = np.minimum.reduceat(wave_T, starts)
+    return [_hundredths(highest), _hundredths(lowest)]
+
+
+def _hundredths(values: np.ndarray) -> list[int]:
+    return np.round(100 * np.clip(values, -1, 1)).astype(int).tolist()
 
 
 def loudness(wave_T: np.ndarray) -> float:
     """Root mean square in dB of full scale, at least -120."""
     power = float(np.mean(np.square(wave_T, dtype=np.float64))) if len(wave_T) else 0.0
-    return round(10 * np.log10(max(power, 1e-12)), 2)
+    return round(10 * np.log10(max(power, LEAST_POWER)), 2)

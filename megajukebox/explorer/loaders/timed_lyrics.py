@@ -1,4 +1,4 @@
-"""Lyrics for the page: lines of pieces, with the time each is sung where an alignment or an `.lrc` file knows it."""
+"""Lyrics for the page: lines of pieces, with the time each is sung where an alignment or an `.lrc` file gives it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,10 +6,12 @@ from typing import Any
 
 from megajukebox.conditioning.lrc import TimedWord, parse_lrc
 
+LATEST_SECONDS = 1e9  # later times are no times of a song
+
 
 @dataclass(frozen=True)
-class Piece:
-    """A word, or what stands between words. Seconds from the start of the song; None where nobody knows."""
+class LyricPiece:
+    """A word, or what stands between words. Seconds from the start of the song; None where they are not known."""
 
     text: str
     start: float | None = None
@@ -22,69 +24,85 @@ class AlignedLyricWord(TimedWord):
     confidence: float | None = None
 
 
-Line = list[Piece]
+LyricLine = list[LyricPiece]
 
 
-def read_lyrics(path: Path, requested: str, alignment: Any) -> list[Line]:
-    """Lyrics of the sample at `path`: timed by its JSON's alignment, else its `.lrc`; else `.txt`, or as asked."""
-    heard = aligned_words(requested, alignment)
-    if heard:
-        return lines(requested, heard)
-    written = next(
-        (file for ending in (".lrc", ".txt") if (file := path.with_suffix(ending)).is_file()), None
-    )
-    text = written.read_text(encoding="utf-8", errors="replace") if written else requested
-    return lines(*parse_lrc(text))  # a request may hold times too; plain text comes back as it is
+def read_lyrics(path: Path, requested: str, alignment: Any) -> list[LyricLine]:
+    """Lyrics of the sample at `path`: timed by its JSON's alignment, else its `.lrc`; else `.txt`, or as requested."""
+    aligned = aligned_words(requested, alignment)
+    if aligned:
+        return split_lines(requested, aligned)
+    text = requested
+    for extension in (".lrc", ".txt"):
+        file = path.with_suffix(extension)
+        if file.is_file():
+            text = file.read_text(encoding="utf-8", errors="replace")
+            break
+    return split_lines(*parse_lrc(text))  # a request may hold times; plain text comes back as it is
 
 
 def aligned_words(text: str, alignment: Any) -> list[TimedWord]:
     """The words of a sample's alignment, in order; [] unless every one of them fits the text."""
-    given = alignment.get("words") if isinstance(alignment, dict) else None
+    records = alignment.get("words") if isinstance(alignment, dict) else None
     words: list[TimedWord] = []
-    for one in given if isinstance(given, list) else []:
-        try:
-            start, end, confidence = (
-                int(one["start_char"]),
-                int(one["end_char"]),
-                one.get("confidence"),
-            )
-            word = AlignedLyricWord(
-                start, end, float(one["t0"]), float(one["t1"]), confidence and float(confidence)
-            )
-        except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
+    previous_end = 0
+    for record in records if isinstance(records, list) else []:
+        word = parse_aligned_word(record)
+        if word is None or not word.t0 <= word.t1 < LATEST_SECONDS:
             return []
-        if (
-            not (words[-1].end_char if words else 0) <= start < end <= len(text)
-            or not word.t0 <= word.t1 < 1e9
-        ):
+        if not previous_end <= word.start_char < word.end_char <= len(text):
             return []
         words.append(word)
+        previous_end = word.end_char
     return words
 
 
-def lines(text: str, words: list[TimedWord]) -> list[Line]:
-    """Cut `text` into lines, each into its timed words and what is between them."""
-    start, cut, following = 0, [], list(words)[::-1]
+def parse_aligned_word(record: Any) -> AlignedLyricWord | None:
+    """None if the record is not one of a word."""
+    try:
+        confidence = record.get("confidence")
+        return AlignedLyricWord(
+            int(record["start_char"]),
+            int(record["end_char"]),
+            float(record["t0"]),
+            float(record["t1"]),
+            confidence and float(confidence),
+        )
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
+        return None
+
+
+def split_lines(text: str, words: list[TimedWord]) -> list[LyricLine]:
+    """Cut `text` into lines, each into its timed words and what is between them; [] for blank text."""
+    if not text.strip():
+        return []
+    lines = []
+    start = 0
+    first = 0  # of the words that are not in a line yet
     for line in text.rstrip().split("\n"):
         end = start + len(line)
-        sung = []
-        while following and following[-1].start_char < end:
-            sung.append(following.pop())
-        cut.append(pieces(text, start, end, sung))
+        last = first
+        while last < len(words) and words[last].start_char < end:
+            last += 1
+        lines.append(split_words(text, start, end, words[first:last]))
+        first = last
         start = end + 1
-    return cut if text.strip() else []
+    return lines
 
 
-def pieces(text: str, start: int, end: int, words: list[TimedWord]) -> Line:
-    line = []
+def split_words(text: str, start: int, end: int, words: list[TimedWord]) -> LyricLine:
+    """The pieces of `text[start:end]`, in which `words` are timed."""
+    pieces = []
     for word in words:
         confidence = getattr(word, "confidence", None)
-        line.append(Piece(text[start : word.start_char]))
-        line.append(Piece(text[word.start_char : word.end_char], word.t0, word.t1, confidence))
+        sung = text[word.start_char : word.end_char]
+        pieces.append(LyricPiece(text[start : word.start_char]))
+        pieces.append(LyricPiece(sung, word.t0, word.t1, confidence))
         start = word.end_char
-    return [piece for piece in [*line, Piece(text[start:end])] if piece.text]
+    pieces.append(LyricPiece(text[start:end]))
+    return [piece for piece in pieces if piece.text]
 
 
-def plain(lyrics: list[Line]) -> str:
+def plain_text(lyrics: list[LyricLine]) -> str:
     """The words alone."""
     return "\n".join("".join(piece.text for piece in line) for line in lyrics)

@@ -4,7 +4,7 @@ from megajukebox.explorer.loaders.search_index import SIDES
 from megajukebox.explorer.pages.layout import render_page
 from megajukebox.explorer.pages.waveforms import SCRIPTS
 
-HOW_TO_SERVE = "megajukebox explore --serve samples runs"
+HOW_TO_SERVE = "megajukebox explore serve samples runs"
 
 
 def compare_page() -> str:

@@ -7,13 +7,13 @@ from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.explorer import site_files
 from megajukebox.explorer.loaders.corpus import CorpusSong, Excerpt, SongFiles
 from megajukebox.explorer.loaders.samples import TRACKS
-from megajukebox.explorer.loaders.search_index import SEARCHED
-from megajukebox.explorer.loaders.timed_lyrics import plain
+from megajukebox.explorer.loaders.search_index import MAX_SEARCHED_LETTERS
+from megajukebox.explorer.loaders.timed_lyrics import plain_text
 from megajukebox.explorer.pages.layout import as_text, clock, printable_json, render_page
 from megajukebox.explorer.pages.sample_list import render_song_list
 from megajukebox.explorer.pages.waveforms import SCRIPTS, Scale, Track
 
-HOW_TO_SHOW = "megajukebox explore samples runs --corpus shards/songs"
+HOW_TO_SHOW = "megajukebox explore build samples runs --corpus shards/songs"
 FACETS = {
     "artist": "Artist",
     "genres": "Genre",
@@ -64,19 +64,19 @@ def summary(shards: ShardSet, songs: list[CorpusSong], excerpt: Excerpt) -> str:
 def corpus_entry(song: CorpusSong, out: Path) -> dict[str, Any]:
     """The record of a song for the list. Empty values are left out: of thousands, they would be half of the bytes."""
     files = SongFiles(out, song.key, song.excerpt)
-    year = song.known.get("year")
+    year = song.metadata.get("year")
     entry = {
         "name": song.key,
         "title": title(song),
-        "artist": song.named("artist"),
-        "language": song.named("language"),
-        "licence": song.named("licence"),
+        "artist": song.text_field("artist"),
+        "language": song.text_field("language"),
+        "licence": song.text_field("licence"),
         "year": year if isinstance(year, int) else None,
-        "genres": names(song.known.get("genres")),
-        "moods": names(song.known.get("moods")),
-        "kind": song.kind,
+        "genres": names(song.metadata.get("genres")),
+        "moods": names(song.metadata.get("moods")),
+        "kind": song.lyrics_kind,
         "findings": song.findings,
-        "seconds": song.shown,
+        "seconds": song.excerpt_seconds,
         "levels": [track for track in TRACKS if track in song.audio],
         "page": site_files.relative_url(song_page_path(song, out), out),
         "audio": {track: site_files.relative_url(path, out) for track, path in song.audio.items()},
@@ -91,7 +91,7 @@ def corpus_entry(song: CorpusSong, out: Path) -> dict[str, Any]:
 
 def corpus_words(song: CorpusSong) -> str:
     """The lyrics that the list can search."""
-    return plain(song.lyrics)[:SEARCHED]
+    return plain_text(song.lyrics)[:MAX_SEARCHED_LETTERS]
 
 
 def names(value: object) -> list[str]:
@@ -112,10 +112,10 @@ def song_page(song: CorpusSong, out: Path) -> str:
     for name in TRACKS:
         if name in song.audio:
             audio[name] = site_files.relative_url(song.audio[name], folder)
-            peaks[name] = site_files.relative_url(files.numbers(name), folder)
+            peaks[name] = site_files.relative_url(files.peaks(name), folder)
             picture = site_files.relative_url(files.picture(name), folder)
             tracks.append(Track(name, about_track(name), audio[name], picture))
-    subtitle = [song.named("artist"), clock(song.seconds), song.key]
+    subtitle = [song.text_field("artist"), clock(song.seconds), song.key]
     return render_page(
         "song.html",
         title(song),
@@ -124,18 +124,18 @@ def song_page(song: CorpusSong, out: Path) -> str:
         scripts=(*(f"./{url}" for url in peaks.values()), *SCRIPTS, "sample.js"),
         subtitle=" · ".join(part for part in subtitle if part),
         findings=song.findings,
-        error=song.trouble,
+        error=song.error,
         tracks=tracks,
-        scale=Scale(song.rate, song.shown),
+        scale=Scale(song.sample_rate, song.excerpt_seconds),
         lyrics=song.lyrics,
-        language=song.named("language"),
+        language=song.text_field("language"),
         metadata=metadata(song),
-        json=printable_json(song.known) if song.known else "",
+        json=printable_json(song.metadata) if song.metadata else "",
         played_tracks=tuple(audio) or ("original",),
         entry={
             "title": title(song),
             "name": song.key,
-            "seconds": song.shown,
+            "seconds": song.excerpt_seconds,
             "audio": audio,
             "peaks": peaks,
         },
@@ -143,7 +143,7 @@ def song_page(song: CorpusSong, out: Path) -> str:
 
 
 def title(song: CorpusSong) -> str:
-    return song.named("title") or song.named("artist") or song.key
+    return song.text_field("title") or song.text_field("artist") or song.key
 
 
 def about_track(track: str) -> str:
@@ -155,11 +155,13 @@ def about_track(track: str) -> str:
 def metadata(song: CorpusSong) -> list[tuple[str, str]]:
     """What the shards say of the song, and which part of it is shown."""
     rows = []
-    for name, value in song.known.items():
+    for name, value in song.metadata.items():
         if name not in NOT_SHOWN:
             text = ", ".join(names(value)) if isinstance(value, list) else as_text(value)
             rows.append((name, text))
-    if song.shown < song.seconds - WHOLE_TOLERANCE:
-        end = song.start + song.shown
-        rows.append(("shown", f"{song.start:.1f} to {end:.1f} s of {song.seconds:.1f} s are shown"))
+    if song.excerpt_seconds < song.seconds - WHOLE_TOLERANCE:
+        end = song.excerpt_start + song.excerpt_seconds
+        rows.append(
+            ("shown", f"{song.excerpt_start:.1f} to {end:.1f} s of {song.seconds:.1f} s are shown")
+        )
     return rows

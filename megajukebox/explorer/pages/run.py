@@ -6,7 +6,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from megajukebox.common.redaction import redact
-from megajukebox.explorer.loaders.runs import ListedRun, StepSample, is_number
+from megajukebox.explorer.loaders.runs import ListedRun, PreviewRecording, is_number
 from megajukebox.explorer.pages.layout import abbreviated, render_page
 from megajukebox.explorer.pages.run_list import percent, time_left
 from megajukebox.explorer.pages.scores import score_table
@@ -66,8 +66,8 @@ def run_page(run: ListedRun, others: list[str], recordings: list[str]) -> str:
         problems=run.problems,
         alerts=shown_alerts(run),
         timeline=timeline(run.state),
-        previews=previews_by_step(run.samples, recordings),
-        older_previews=len(run.samples) - MAX_PREVIEWS,
+        previews=previews_by_step(run.previews, recordings),
+        older_previews=len(run.previews) - MAX_PREVIEWS,
         scores=score_table(run.scores),
         marked_events=", ".join(MARKED_EVENTS),
         figures=[
@@ -122,12 +122,12 @@ def shown_alerts(run: ListedRun) -> list[ShownAlert]:
 
 
 def previews_by_step(
-    samples: list[StepSample], urls: list[str]
+    recordings: list[PreviewRecording], urls: list[str]
 ) -> dict[str, list[tuple[str, str]]]:
     """(name, URL) of each recording by the step that it was made at, the newest first."""
     previews: dict[str, list[tuple[str, str]]] = {}
-    for sample, url in list(zip(samples, urls))[:MAX_PREVIEWS]:
-        previews.setdefault(f"{sample.step:,}", []).append((sample.path.stem, url))
+    for recording, url in list(zip(recordings, urls))[:MAX_PREVIEWS]:
+        previews.setdefault(f"{recording.step:,}", []).append((recording.path.stem, url))
     return previews
 
 

@@ -7,7 +7,7 @@ from megajukebox.explorer.pages.layout import render_page
 from megajukebox.explorer.site_files import safe_name
 from megajukebox.monitoring.alerts import ActiveAlert, diagnose, format_duration
 
-HOW_TO_TRAIN = "megajukebox train --help\nmegajukebox explore samples runs"
+HOW_TO_TRAIN = "megajukebox train --help\nmegajukebox explore build samples runs"
 HEADINGS = ("Run", "Status", "Step", "Left", "Loss", "Goodput", "Restarts", "What is wrong")
 
 

@@ -4,19 +4,19 @@ import shlex
 
 from megajukebox.common.levels import LEVELS
 from megajukebox.explorer.loaders.samples import ListedSample, UnreadableSample
-from megajukebox.explorer.loaders.search_index import Links, entry, runs_folder, seed, title
+from megajukebox.explorer.loaders.search_index import SampleLinks, entry, runs_folder, seed, title
 from megajukebox.explorer.pages.layout import abbreviated, as_text, printable_json, render_page
 from megajukebox.explorer.pages.waveforms import SCRIPTS, Scale, Track
 
 
-def sample_page(sample: ListedSample, links: Links, problems: list[UnreadableSample]) -> str:
+def sample_page(sample: ListedSample, links: SampleLinks, problems: list[UnreadableSample]) -> str:
     """The page of `sample`; `problems` are those of its recordings."""
     tracks = [
         Track(name, about_track(sample, name), url, links.spectrogram.get(name))
         for name, url in links.audio.items()
     ]
     missing = [level for level in LEVELS if level not in links.audio]
-    record = sample.facts
+    record = sample.record
     return render_page(
         "sample.html",
         title=f"{title(sample)} {sample.name}",
@@ -41,14 +41,14 @@ def sample_page(sample: ListedSample, links: Links, problems: list[UnreadableSam
 
 
 def subtitle(sample: ListedSample) -> str:
-    request = sample.facts.request
+    request = sample.record.request
     drawn_with = seed(sample)
     parts = [
         ", ".join(request.genres),
         "" if request.year is None else str(request.year),
         ", ".join(request.moods),
         request.language,
-        f"{sample.facts.seconds:.1f} s",
+        f"{sample.record.seconds:.1f} s",
         "" if drawn_with is None else f"seed {drawn_with}",
         sample.name,
     ]
@@ -57,7 +57,7 @@ def subtitle(sample: ListedSample) -> str:
 
 def about_track(sample: ListedSample, track: str) -> str:
     """How many codes a level has and how fast they were sampled."""
-    level = sample.facts.levels[track]
+    level = sample.record.levels[track]
     parts = []
     if level.codes is not None:
         parts.append(f"{level.codes:,} codes")
@@ -72,13 +72,13 @@ def weights(sample: ListedSample) -> list[tuple[str, str]]:
     """The fingerprints of the models, by name."""
     return [
         (name, abbreviated(as_text(value)) if value is not None else "")
-        for name, value in sample.facts.weights.items()
+        for name, value in sample.record.weights.items()
     ]
 
 
 def records(sample: ListedSample) -> list[tuple[str, str]]:
     """What is written down of a sample, under its headings; empty where nothing is."""
-    record = sample.facts
+    record = sample.record
     values = {
         "Request as JSON": sample.request,
         "Runs": record.runs,
@@ -90,12 +90,12 @@ def records(sample: ListedSample) -> list[tuple[str, str]]:
 
 def command(sample: ListedSample) -> str:
     """Shell lines that ask for the same song again; quoted, so that no lyrics can become a command."""
-    runs = shlex.quote(runs_folder(sample.facts.runs))
-    reconstruction = sample.facts.reconstruction
+    runs = shlex.quote(runs_folder(sample.record.runs))
+    reconstruction = sample.record.reconstruction
     if isinstance(reconstruction, dict):
         shards = shlex.quote(str(reconstruction.get("of")))
         song = shlex.quote(str(reconstruction.get("song")))
-        seconds = f"{sample.facts.seconds:g}"
+        seconds = f"{sample.record.seconds:g}"
         return (
             f"megajukebox sample {runs} --reconstruct {shards} --song {song}"
             f" --seconds {seconds} --out again"

@@ -7,7 +7,7 @@ from megajukebox.explorer.loaders.search_index import FACETS
 from megajukebox.explorer.pages.layout import render_page
 
 HOW_TO_MAKE_SAMPLES = """megajukebox sample runs --requests requests.json --out samples
-megajukebox explore samples runs"""
+megajukebox explore build samples runs"""
 ORDERS = {
     "": "in order",
     "made": "newest first",

@@ -2,7 +2,7 @@
 
 from megajukebox.explorer.pages.layout import render_page
 
-HOW_TO_SERVE = "megajukebox explore --serve --run runs/tiny"
+HOW_TO_SERVE = "megajukebox explore serve --run runs/tiny"
 
 
 def studio_page() -> str:

@@ -1,1 +1,1 @@
-"""The pages' own server: blind votes, and the Studio that makes songs."""
+"""The pages' own server: blind votes, and the Studio that generates songs."""

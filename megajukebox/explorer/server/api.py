@@ -15,95 +15,100 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from megajukebox.explorer.server import votes
-from megajukebox.explorer.server.blind_trials import Trials
+from megajukebox.common.errors import UserError
+from megajukebox.explorer.loaders.samples import ListedSample
+from megajukebox.explorer.server.blind_trials import BlindTrials
 from megajukebox.explorer.server.static_files import (
-    Guard,
+    AccessGuard,
     Library,
-    Pages,
-    Recordings,
+    StaticPages,
     file_response,
 )
 from megajukebox.explorer.server.studio_form import (
-    Check,
-    Offer,
-    job_json,
-    parsed,
-    request_of,
-    samplers_of,
+    RequestCheck,
+    StudioOptions,
+    build_request,
+    parse_form,
+    sampler_options,
 )
-from megajukebox.explorer.server.studio_jobs import Job, Studio
-from megajukebox.explorer.server.uploads import MOST_BYTES, Uploads
+from megajukebox.explorer.server.studio_jobs import Studio, StudioJob
+from megajukebox.explorer.server.uploads import MAX_BYTES, UploadStore
+from megajukebox.explorer.server.votes import read_votes, tally_votes
 
-__all__ = ["Library", "Recordings", "Workshop", "application"]
-MOST_JSON = 256 << 10  # bytes of one question
-Answer = Callable[[Request], Awaitable[Response]]
+MAX_JSON_BYTES = 256 << 10  # of one question
+Handler = Callable[[Request], Awaitable[Response]]
+Action = Callable[[dict[str, Any], Request], Any]  # the JSON object that was sent, its request
 
 
 @dataclass(frozen=True)
-class Workshop:
+class StudioServices:
     """What the Studio needs, where there is one."""
 
     studio: Studio
-    uploads: Uploads
-    offer: Offer
-    check: Check
+    uploads: UploadStore
+    options: StudioOptions
+    check: RequestCheck
 
 
 def application(
-    library: Library, votes_file: Path, workshop: Workshop | None, token: str | None, nonce: str
-) -> Starlette | Guard:
+    library: Library,
+    votes_file: Path,
+    services: StudioServices | None,
+    token: str | None,
+    nonce: str,
+) -> AccessGuard:
     """The whole server, guard and all."""
-    abilities = {"nonce": nonce, "studio": workshop is not None}
-    routes = vote_routes(library, Trials(votes_file, library.out))
-    routes += studio_routes(library, workshop) if workshop else []
-    pages = Route("/{path:path}", Pages(library, abilities).get, methods=["GET"])
-    app = Starlette(
-        routes=[*routes, Route("/api/{path:path}", nothing_here, methods=["GET", "POST"]), pages]
-    )
-    return Guard(app, token, nonce)
+    routes = vote_routes(library, BlindTrials(votes_file, library.out))
+    if services:
+        routes += studio_routes(library, services)
+    pages = StaticPages(library, {"nonce": nonce, "studio": services is not None})
+    routes += [
+        Route("/api/{path:path}", not_found, methods=["GET", "POST"]),
+        Route("/{path:path}", pages.get, methods=["GET"]),
+    ]
+    return AccessGuard(Starlette(routes=routes), token, nonce)
 
 
-def nothing_here(request: Request) -> Response:
-    return refused("there is nothing to ask at this address", 404)
+def not_found(request: Request) -> Response:
+    return error_response("there is nothing to ask at this address", 404)
 
 
-def refused(reason: str, status: int = 400) -> Response:
+def error_response(reason: str, status: int = 400) -> Response:
     return JSONResponse({"error": reason}, status)
 
 
-def asked(action: Callable[[dict[str, Any], Request], Any]) -> Answer:
-    """A route that takes a JSON object, asks `action` in a thread, and answers with what it returns.
+def json_handler(action: Action) -> Handler:
+    """Take a JSON object, run `action` in a thread, and answer with what it returns.
 
-    Its ValueErrors are the asker's mistakes and are told in their words.
+    Its UserErrors are mistakes of the page or its reader: they are answered in their words.
     """
 
-    async def answer(request: Request) -> Response:
+    async def handle(request: Request) -> Response:
         try:
-            body = json.loads(await bounded(request, MOST_JSON) or b"{}")
+            body = json.loads(await read_body(request) or b"{}")
             if not isinstance(body, dict):
-                raise ValueError("the question is no JSON object")
+                raise UserError("the question is no JSON object")
             return JSONResponse(await run_in_threadpool(action, body, request))
-        except (ValueError, RecursionError) as error:
-            return refused(str(error))
+        except (UserError, json.JSONDecodeError, UnicodeError, RecursionError) as error:
+            return error_response(str(error))
 
-    return answer
+    return handle
 
 
-async def bounded(request: Request, most: int) -> bytes:
-    """The body, or ValueError as soon as it is longer than `most` bytes."""
+async def read_body(request: Request) -> bytes:
+    """The body; UserError as soon as it is longer than `MAX_JSON_BYTES`."""
     body = b""
     async for block in request.stream():
         body += block
-        if len(body) > most:
-            raise ValueError(f"that is more than {most >> 10} kB")
+        if len(body) > MAX_JSON_BYTES:
+            raise UserError(f"that is more than {MAX_JSON_BYTES >> 10} kB")
     return body
 
 
 # ---- Votes.
 
 
-def vote_routes(library: Library, trials: Trials) -> list[Route]:
+def vote_routes(library: Library, trials: BlindTrials) -> list[Route]:
     def next_trial(body: dict[str, Any], _: Request) -> dict[str, Any]:
         field, a, b = (str(body.get(name, "")) for name in ("field", "a", "b"))
         return trials.next(library.by_name, library.listed.entries, field, a, b)
@@ -111,89 +116,97 @@ def vote_routes(library: Library, trials: Trials) -> list[Route]:
     def vote(body: dict[str, Any], _: Request) -> dict[str, str]:
         return trials.vote(str(body.get("trial", "")), str(body.get("vote", "")))
 
-    def summed(_: dict[str, Any], __: Request) -> dict[str, Any]:
-        kept, skipped = votes.read(trials.votes)
-        return {"sums": [votes.as_json(one) for one in votes.sums(kept)], "skipped": skipped}
+    def tallies(_: dict[str, Any], __: Request) -> dict[str, Any]:
+        votes, skipped = read_votes(trials.votes)
+        return {"tallies": [one.as_json() for one in tally_votes(votes)], "skipped": skipped}
 
     def recording(request: Request) -> Response:
-        path = trials.recording(
-            library.by_name, request.path_params["id"], request.path_params["side"]
-        )
+        parameters = request.path_params
+        path = trials.recording(library.by_name, parameters["id"], parameters["side"])
         if path is None:
             raise HTTPException(404)
         return file_response(path)
 
     return [
-        Route("/api/trials", asked(next_trial), methods=["POST"]),
+        Route("/api/trials", json_handler(next_trial), methods=["POST"]),
         Route("/api/trials/{id}/{side}", recording),
-        Route("/api/votes", asked(vote), methods=["POST"]),
-        Route("/api/votes", asked(summed)),
+        Route("/api/votes", json_handler(vote), methods=["POST"]),
+        Route("/api/votes", json_handler(tallies)),
     ]
 
 
 # ---- Studio.
 
 
-def studio_routes(library: Library, shop: Workshop) -> list[Route]:
-    def song(job: Job) -> dict[str, Any]:
-        sample = made_by(job, library)
-        page = library.address(library.page(sample)) if sample else None
-        audio = (
-            library.address(sample.audio["bottom"]) if sample and "bottom" in sample.audio else None
-        )
-        return job_json(job, page, audio)
+def studio_routes(library: Library, services: StudioServices) -> list[Route]:
+    studio = services.studio
+    options = services.options
 
-    def ask(body: dict[str, Any], _: Request) -> dict[str, Any]:
-        form = parsed(body)
-        upload = shop.uploads.find(form.upload) if form.upload is not None else None
-        request = request_of(form, shop.offer, upload, shop.check)
-        return song(shop.studio.ask(request, samplers_of(form, shop.offer)))
+    def job_json(job: StudioJob) -> dict[str, Any]:
+        sample = sample_of(job, library)
+        if sample is None:
+            return job.as_json(page=None, audio=None)
+        audio = sample.audio.get("bottom")
+        page = library.address(library.page(sample))
+        return job.as_json(page, library.address(audio) if audio else None)
 
-    def listed(_: dict[str, Any], __: Request) -> dict[str, Any]:
-        return {"songs": [song(job) for job in shop.studio.newest()], "model": shop.studio.model()}
+    def show_options(_: dict[str, Any], __: Request) -> dict[str, Any]:
+        return options.as_json()
+
+    def enqueue(body: dict[str, Any], _: Request) -> dict[str, Any]:
+        form = parse_form(body)
+        upload = services.uploads.get(form.upload) if form.upload is not None else None
+        request = build_request(form, options, upload, services.check)
+        return job_json(studio.enqueue(request, sampler_options(form, options)))
+
+    def list_jobs(_: dict[str, Any], __: Request) -> dict[str, Any]:
+        return {
+            "songs": [job_json(job) for job in studio.newest()],
+            "model": studio.model_status(),
+        }
+
+    def cancel(_: dict[str, Any], request: Request) -> dict[str, Any]:
+        return job_json(studio.cancel(request.path_params["id"]))
 
     return [
-        Route("/api/studio", asked(lambda *_: shop.offer.as_json())),
-        Route("/api/songs", asked(ask), methods=["POST"]),
-        Route("/api/songs", asked(listed)),
-        Route(
-            "/api/songs/{id}/cancel",
-            asked(lambda _, request: song(shop.studio.cancel(request.path_params["id"]))),
-            methods=["POST"],
-        ),
-        Route("/api/uploads", uploaded(shop.uploads), methods=["POST"]),
+        Route("/api/studio", json_handler(show_options)),
+        Route("/api/songs", json_handler(enqueue), methods=["POST"]),
+        Route("/api/songs", json_handler(list_jobs)),
+        Route("/api/songs/{id}/cancel", json_handler(cancel), methods=["POST"]),
+        Route("/api/uploads", upload_handler(services.uploads), methods=["POST"]),
     ]
 
 
-def made_by(job: Job, library: Library) -> Any:
+def sample_of(job: StudioJob, library: Library) -> ListedSample | None:
     """The sample that a song became."""
     if job.state != "done":
         return None
-    return next(
-        (sample for name, sample in library.by_name.items() if name.split("/")[-1] == job.id), None
-    )
+    matching = (sample for name, sample in library.by_name.items() if name.split("/")[-1] == job.id)
+    return next(matching, None)
 
 
-def uploaded(uploads: Uploads) -> Answer:
-    """Takes a recording as the body, bounded, into a file of ours; then another process decodes it."""
+def upload_handler(uploads: UploadStore) -> Handler:
+    """Take a recording as the body, bounded, into a temporary file; then another process decodes it."""
 
-    async def answer(request: Request) -> Response:
+    async def handle(request: Request) -> Response:
         handle, name = mkstemp(prefix="megajukebox-upload-")
         try:
             with os.fdopen(handle, "wb") as file:
                 size = 0
                 async for block in request.stream():
                     size += len(block)
-                    if size > MOST_BYTES:
-                        return refused(f"This recording is larger than {MOST_BYTES >> 20} MB.", 413)
+                    if size > MAX_BYTES:
+                        return error_response(
+                            f"This recording is larger than {MAX_BYTES >> 20} MB.", 413
+                        )
                     file.write(block)
             upload = await run_in_threadpool(uploads.decode, Path(name))
             return JSONResponse({"id": upload.id, "seconds": upload.seconds})
-        except ValueError as error:
-            return refused(str(error))
+        except UserError as error:
+            return error_response(str(error))
         except ClientDisconnect:
-            return refused("the upload was broken off")
+            return error_response("the upload was broken off")
         finally:
             os.unlink(name)
 
-    return answer
+    return handle

@@ -1,4 +1,4 @@
-"""Blind trials: which pair is heard next, and which side of it is hidden behind A. Only the server knows."""
+"""Blind trials: which pair is played next, and which side of it is hidden behind A. Only the server knows."""
 
 import secrets
 import time
@@ -8,31 +8,34 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from megajukebox.common.errors import UserError
 from megajukebox.explorer import site_files
 from megajukebox.explorer.loaders.samples import ListedSample
 from megajukebox.explorer.loaders.search_index import SIDES, finest, pairs
-from megajukebox.explorer.loaders.timed_lyrics import plain
-from megajukebox.explorer.server.votes import Vote, append, read
+from megajukebox.explorer.loaders.timed_lyrics import plain_text
+from megajukebox.explorer.server.votes import OTHER_SIDE, Vote, append_vote, read_votes
 
-OPEN_TRIALS = 1000  # that may wait for their vote; the oldest is forgotten
+MAX_OPEN = 1000  # trials that may wait for their vote; the oldest is dropped
+TIE_BREAK_BITS = 32
 
 
 @dataclass(frozen=True)
-class Trial:
-    """One pair in the order in which it is heard."""
+class BlindTrial:
+    """One pair in the order in which it is played."""
 
     field: str
-    heard: tuple[str, str]  # the names of the samples behind A and B
+    samples: tuple[str, str]  # the names of the samples behind A and B
     sides: tuple[str, str]  # the values of `field` behind A and B
-    turned: bool  # whether A hides the side that was called b
+    swapped: bool  # whether A hides the side that was called b
 
 
-class Trials:
-    """Open trials; votes go to the file at `votes`. `samples` are by name, `entries` what the list knows of them."""
+class BlindTrials:
+    """Open trials; votes go to the file at `votes`, `site` holds the measured loudness."""
 
     def __init__(self, votes: Path, site: Path) -> None:
-        self.votes, self.site = votes, site
-        self.open: OrderedDict[str, Trial] = OrderedDict()
+        self.votes = votes
+        self.site = site
+        self.open: OrderedDict[str, BlindTrial] = OrderedDict()
         self.lock = Lock()
 
     def next(
@@ -43,89 +46,122 @@ class Trials:
         a: str,
         b: str,
     ) -> dict[str, Any]:
-        """A new trial of two values of `field`, as the page may know it. ValueError if there is no such pair."""
+        """A new trial of two values of `field`, as the page may know it: of the pair with the fewest votes.
+
+        Args:
+            samples: by name; `entries` are their records in the list.
+
+        Raises:
+            UserError: there is no such pair.
+        """
         if field not in SIDES or a == b:
-            raise ValueError(
+            raise UserError(
                 f"no two sides differ in {field!r}; choose two values of {', '.join(SIDES)}"
             )
-        found = pairs(entries, field, a, b)
-        if not found:
-            raise ValueError(
+        matched = pairs(entries, field, a, b)
+        if not matched:
+            raise UserError(
                 f"{a} and {b} have no request in common: sample the same requests with both"
             )
-        heard = Counter(frozenset((vote.sample_a, vote.sample_b)) for vote in read(self.votes)[0])
-        left, right = min(found, key=lambda pair: (heard[names(pair)], secrets.randbits(32)))
-        turned = secrets.randbits(1) == 1
-        both = (right["name"], left["name"]) if turned else (left["name"], right["name"])
+        votes, _ = read_votes(self.votes)
+        votes_of = Counter(frozenset((vote.sample_a, vote.sample_b)) for vote in votes)
+        left, right = min(
+            matched,
+            key=lambda pair: (votes_of[pair_names(pair)], secrets.randbits(TIE_BREAK_BITS)),
+        )
+        trial = BlindTrial(field, (left["name"], right["name"]), (a, b), swapped=False)
+        if secrets.randbits(1) == 1:
+            trial = BlindTrial(field, (right["name"], left["name"]), (b, a), swapped=True)
+        identity = self._keep(trial)
+        voted = sum(1 for pair in matched if votes_of[pair_names(pair)])
+        loudnesses = {
+            side: loudness(self.site, samples[name]) for side, name in zip("AB", trial.samples)
+        }
+        return {
+            "id": identity,
+            "db": loudnesses,
+            "pairs": len(matched),
+            "voted": min(voted, len(matched) - 1),
+            **shared_facts(identity, samples[trial.samples[0]]),
+        }
+
+    def _keep(self, trial: BlindTrial) -> str:
+        """Wait for the vote on `trial`; returns the name by which the page asks for it."""
         identity = secrets.token_urlsafe(12)
         with self.lock:
-            self.open[identity] = Trial(field, both, (b, a) if turned else (a, b), turned)
-            while len(self.open) > OPEN_TRIALS:
+            self.open[identity] = trial
+            while len(self.open) > MAX_OPEN:
                 self.open.popitem(last=False)
-        done = sum(1 for pair in found if heard[names(pair)])
-        count = {"pairs": len(found), "heard": min(done, len(found) - 1)}
-        loud = {side: loudness(self.site, samples[name]) for side, name in zip("AB", both)}
-        return {"id": identity, "db": loud, **count, **told(identity, samples[both[0]])}
+        return identity
 
     def recording(self, samples: dict[str, ListedSample], identity: str, side: str) -> Path | None:
-        """What is behind a side of an open trial."""
+        """The recording behind a side of an open trial."""
         trial = self.open.get(identity)
-        sample = (
-            samples.get(trial.heard["ab".index(side)]) if trial and side in ("a", "b") else None
-        )
-        return sample.audio.get(heard_track(sample)) if sample else None
+        if trial is None or side not in ("a", "b"):
+            return None
+        sample = samples.get(trial.samples["ab".index(side)])
+        return sample.audio.get(played_track(sample)) if sample else None
 
     def vote(self, identity: str, choice: str) -> dict[str, str]:
-        """Keep a vote and tell what was behind the sides. ValueError for a trial that is not open, or no choice."""
-        if choice not in ("a", "b", "same"):
-            raise ValueError(f"vote {choice!r} is none of a, b, same")
+        """Keep a vote and return which value of the field was behind A and B.
+
+        Raises:
+            UserError: the trial is not open, or `choice` is none.
+        """
+        if choice not in OTHER_SIDE:
+            raise UserError(f"vote {choice!r} is none of {', '.join(OTHER_SIDE)}")
         with self.lock:
             trial = self.open.pop(identity, None)
         if trial is None:
-            raise ValueError(
-                "this pair is not open for a vote (voted on before, or the server was started again)"
+            raise UserError(
+                "this pair is not open for a vote (voted on before, or the server was restarted)"
             )
-        order = (1, 0) if trial.turned else (0, 1)
-        winner = choice if choice == "same" or not trial.turned else {"a": "b", "b": "a"}[choice]
-        a, b = (trial.sides[n] for n in order)
-        sample_a, sample_b = (trial.heard[n] for n in order)
-        kept = {
+        a, b = trial.sides
+        sample_a, sample_b = trial.samples
+        winner = choice
+        first = "a"
+        if trial.swapped:
+            a, b = b, a
+            sample_a, sample_b = sample_b, sample_a
+            winner = OTHER_SIDE[choice]
+            first = "b"
+        vote = {
             "field": trial.field,
             "a": a,
             "b": b,
             "sample_a": sample_a,
             "sample_b": sample_b,
             "winner": winner,
+            "first": first,
+            "time": round(time.time(), 3),
         }
-        first = "b" if trial.turned else "a"
-        append(
-            self.votes, Vote.model_validate(kept | {"first": first, "time": round(time.time(), 3)})
-        )
+        append_vote(self.votes, Vote.model_validate(vote))
         return dict(zip("AB", trial.sides))
 
 
-def names(pair: tuple[dict, dict]) -> frozenset[str]:
+def pair_names(pair: tuple[dict, dict]) -> frozenset[str]:
     return frozenset(one["name"] for one in pair)
 
 
-def heard_track(sample: ListedSample) -> str:
-    """The finished song, or the best there is of it."""
+def played_track(sample: ListedSample) -> str:
+    """The finished song, or the best track there is of it."""
     return finest({track: track for track in sample.audio}) or ""
 
 
 def loudness(site: Path, sample: ListedSample) -> float | None:
-    """In dB, as it was measured when the pages were built; louder is otherwise heard as better."""
-    measured = site / "peaks" / f"{site_files.safe_name(sample.name)}.{heard_track(sample)}.js"
-    return site_files.read_script(measured)["db"] if measured.is_file() else None
+    """In dB, as measured when the pages were built: the louder of two is else preferred."""
+    name = f"{site_files.safe_name(sample.name)}.{played_track(sample)}.js"
+    peaks = site / "peaks" / name
+    return site_files.read_script(peaks)["db"] if peaks.is_file() else None
 
 
-def told(identity: str, sample: ListedSample) -> dict[str, Any]:
-    """Of a trial's request, what both sides share; where both can be heard."""
-    request = sample.facts.request
+def shared_facts(identity: str, sample: ListedSample) -> dict[str, Any]:
+    """What both sides of a trial share, and the addresses of their recordings."""
+    request = sample.record.request
     return {
         "artist": request.artist,
         "genres": list(request.genres),
-        "lyrics": plain(sample.lyrics),
-        "seconds": sample.facts.seconds,
-        "audio": {name.upper(): f"/api/trials/{identity}/{name}" for name in "ab"},
+        "lyrics": plain_text(sample.lyrics),
+        "seconds": sample.record.seconds,
+        "audio": {side.upper(): f"/api/trials/{identity}/{side}" for side in "ab"},
     }

@@ -1,4 +1,4 @@
-"""The process that makes the Studio's songs: started for the first of them, kept for the next, and ended from here."""
+"""The process that generates the Studio's songs: started for the first of them, kept for the next, ended from here."""
 
 import json
 import signal
@@ -9,16 +9,16 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from megajukebox.explorer.server.uploads import environment
+from megajukebox.explorer.server.uploads import child_environment
 
-LEAVE = 5.0  # seconds between asking a process to end and ending it
-TAIL = 2000  # bytes of what a dead process said, to look for its last line
+TERMINATE_SECONDS = 5.0  # between asking a process to end and killing it
+LOG_TAIL_BYTES = 2000  # of a dead process, to look for its last line
 
-Start = Callable[[Path, list[str]], list[str]]  # runs, samplers -> the command of a process
+ProcessCommand = Callable[[Path, list[str]], list[str]]  # runs, samplers -> the command
 
 
-def sampling(runs: Path, samplers: list[str]) -> list[str]:
-    """The command of the process that sampling/worker.py is."""
+def sampler_command(runs: Path, samplers: list[str]) -> list[str]:
+    """The command that starts sampling/worker.py."""
     return [sys.executable, "-m", "megajukebox.sampling.worker", str(runs), *samplers]
 
 
@@ -30,10 +30,11 @@ class SamplerProcess:
     """One process at a time, for one choice of samplers: another choice replaces it."""
 
     def __init__(self, command: Callable[[list[str]], list[str]], log: Path) -> None:
-        self.command, self.log = command, log
+        self.command = command
+        self.log = log
         self.process: subprocess.Popen[str] | None = None
         self.samplers: list[str] = []
-        self.told: dict[str, Any] = {}  # with its last answer
+        self.last_answer: dict[str, Any] = {}
         self.songs = 0
         self.lock = Lock()
 
@@ -41,8 +42,12 @@ class SamplerProcess:
     def alive(self) -> bool:
         return self.process is not None and self.process.poll() is None
 
-    def make(self, samplers: list[str], order: dict[str, Any]) -> dict[str, Any]:
-        """The answer to an order; waits for it. `Died` if the process ended instead."""
+    def generate(self, samplers: list[str], order: dict[str, Any]) -> dict[str, Any]:
+        """Send an order to the process and wait for its answer.
+
+        Raises:
+            SamplerDied: the process ended instead.
+        """
         if not self.alive or samplers != self.samplers:
             self._start(samplers)
         process = self.process
@@ -54,16 +59,19 @@ class SamplerProcess:
         except OSError:  # it ended before it could read
             answer = ""
         if not answer:
-            raise SamplerDied(why(process.wait(), self.log))
-        self.told, self.songs = json.loads(answer), self.songs + 1
-        return self.told
+            raise SamplerDied(death_reason(process.wait(), self.log))
+        self.last_answer = json.loads(answer)
+        self.songs += 1
+        return self.last_answer
 
-    def facts(self) -> dict[str, Any]:
-        told = self.told if self.alive else {}
+    def status(self) -> dict[str, Any]:
+        """Whether the model is loaded, how many songs it generated, and the bytes of memory it takes."""
+        answer = self.last_answer if self.alive else {}
         return {
             "loaded": self.alive,
             "songs": self.songs,
-            **{n: told.get(n, 0) for n in ("memory", "gpu_memory")},
+            "memory": answer.get("memory", 0),
+            "gpu_memory": answer.get("gpu_memory", 0),
         }
 
     def _start(self, samplers: list[str]) -> None:
@@ -71,10 +79,17 @@ class SamplerProcess:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.lock, self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                self.command(samplers), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
-                text=True, env=environment(), start_new_session=True,
-            )  # fmt: skip
-        self.samplers, self.told, self.songs = samplers, {}, 0
+                self.command(samplers),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env=child_environment(),
+                start_new_session=True,
+            )
+        self.samplers = samplers
+        self.last_answer = {}
+        self.songs = 0
 
     def end(self) -> None:
         """End the process if there is one: it has nothing to save."""
@@ -84,22 +99,18 @@ class SamplerProcess:
                 return
             process.terminate()
             try:
-                process.wait(LEAVE)
+                process.wait(TERMINATE_SECONDS)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
 
 
-def why(status: int, log: Path) -> str:
-    """What is known of a death: the signal, or the last line that was said."""
+def death_reason(status: int, log: Path) -> str:
+    """Why a process ended: the signal, or the last line of its log."""
     if status < 0:
         name = signal.Signals(-status).name
         hint = "; often too little memory" if name == "SIGKILL" else ""
         return f"The sampler was ended by {name}{hint}. The next song loads the model again."
-    return last_line(log) or f"The sampler ended with status {status}."
-
-
-def last_line(log: Path) -> str:
-    """The last thing a process said."""
-    said = log.read_bytes()[-TAIL:].decode(errors="replace").splitlines()
-    return next((line.strip() for line in reversed(said) if line.strip()), "")
+    lines = log.read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace").splitlines()
+    written = [line.strip() for line in lines if line.strip()]
+    return written[-1] if written else f"The sampler ended with status {status}."

@@ -28,17 +28,26 @@ from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.explorer import site_files
 from megajukebox.explorer.loaders.corpus import CorpusSong
 from megajukebox.explorer.loaders.samples import ListedSample, find_samples
-from megajukebox.explorer.site_builder import Listed, write_runs, write_samples
+from megajukebox.explorer.site_builder import SampleList, write_runs, write_samples
 
-LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]")
 COOKIE = "megajukebox"
-RUNS_EVERY = 10.0  # seconds between two writings of the runs' pages
-BLOCK = 1 << 16  # bytes of a song sent at a time
-AUDIO = {".wav": "audio/wav", ".flac": "audio/flac", ".ogg": "audio/ogg", ".mp3": "audio/mpeg"}
+RUNS_INTERVAL_SECONDS = 10.0  # between two writings of the runs' pages
+BLOCK_BYTES = 1 << 16  # of a song sent at a time
+MEDIA_TYPES = {
+    ".wav": "audio/wav",
+    ".flac": "audio/flac",
+    ".ogg": "audio/ogg",
+    ".mp3": "audio/mpeg",
+}
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self' 'nonce-{nonce}'; img-src 'self' data:;"
+    " media-src 'self' blob:; connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+)
 
 
-class Recordings:
-    """The songs of a shard set that are heard straight out of its tars, by the paths that the pages name."""
+class ShardRecordings:
+    """The songs of a shard set that are played straight out of its tars, by the paths that the pages name."""
 
     def __init__(self, shards: ShardSet, songs: list[CorpusSong]) -> None:
         self.shards = shards
@@ -46,10 +55,11 @@ class Recordings:
         self.rows = {str(song.audio["original"]): song.row for song in whole}
 
     def get(self, path: str, request: Request) -> Response | None:
+        """The song at `path`, or the range of it that is asked for; None if it is none of the songs."""
         if path not in self.rows:
             return None
         reader = self.shards.open_member(self.rows[path], "audio")
-        first, last, status = asked_range(request.headers.get("range"), reader.size)
+        first, last, status = parse_range(request.headers.get("range"), reader.size)
         headers = {
             "Accept-Ranges": "bytes",
             "Content-Length": str(last - first + 1),
@@ -57,12 +67,11 @@ class Recordings:
         }
         if status == 206:
             headers["Content-Range"] = f"bytes {first}-{last}/{reader.size}"
-        return StreamingResponse(
-            blocks(reader, first, last), status, headers, AUDIO.get(Path(path).suffix)
-        )
+        media_type = MEDIA_TYPES.get(Path(path).suffix)
+        return StreamingResponse(read_blocks(reader, first, last), status, headers, media_type)
 
 
-def asked_range(header: str | None, size: int) -> tuple[int, int, int]:
+def parse_range(header: str | None, size: int) -> tuple[int, int, int]:
     """(first byte, last byte, status) of a Range header; all of it where the header is none that is known."""
     match = re.fullmatch(r"bytes=(\d*)-(\d*)", (header or "").strip())
     if not match or not any(match.groups()):
@@ -75,10 +84,14 @@ def asked_range(header: str | None, size: int) -> tuple[int, int, int]:
     return first, min(int(match[2] or size), size - 1), 206
 
 
-def blocks(reader: Any, first: int, last: int) -> Iterator[bytes]:
+def read_blocks(reader: Any, first: int, last: int) -> Iterator[bytes]:
+    """The bytes from `first` to `last`, and then the reader is closed."""
     with reader:
         reader.seek(first)
-        while first <= last and (block := reader.read(min(BLOCK, last - first + 1))):
+        while first <= last:
+            block = reader.read(min(BLOCK_BYTES, last - first + 1))
+            if not block:
+                return
             first += len(block)
             yield block
 
@@ -90,37 +103,42 @@ class Library:
     samples: list[Path]
     out: Path
     runs: list[Path] = field(default_factory=list)
-    corpus: Recordings | None = None
-    listed: Listed = field(default_factory=lambda: Listed([], []))
+    corpus: ShardRecordings | None = None
+    listed: SampleList = field(default_factory=lambda: SampleList([], []))
     by_name: dict[str, ListedSample] = field(default_factory=dict)
     recordings: set[str] = field(default_factory=set)  # paths of samples that may be served
-    run_recordings: set[str] = field(default_factory=set)  # and of what runs keep
-    seen: dict[str, int] | None = None
-    runs_written: float = -RUNS_EVERY
+    run_recordings: set[str] = field(default_factory=set)  # and of the runs' previews
+    modified: dict[str, int] | None = None  # path of a sample -> time in ns, at the last refresh
+    runs_written: float = -RUNS_INTERVAL_SECONDS
     lock: Lock = field(default_factory=Lock)
 
     def refresh(self) -> None:
         """Look at the folders; costs a stat a sample when nothing changed."""
         with self.lock:
-            now = {
+            modified = {
                 str(path): path.stat().st_mtime_ns
                 for path, _ in find_samples(self.samples)
                 if path.exists()
             }
-            if now != self.seen:
-                self.listed = write_samples(self.samples, self.out)
-                self.by_name = {sample.name: sample for sample in self.listed.samples}
-                self.recordings = {
-                    str(path) for sample in self.listed.samples for path in sample.audio.values()
-                }
-                self.seen = now
-            if time.monotonic() > self.runs_written + RUNS_EVERY:
+            if modified != self.modified:
+                self._write_samples()
+                self.modified = modified
+            if time.monotonic() > self.runs_written + RUNS_INTERVAL_SECONDS:
                 runs = write_runs(self.runs, self.out)
-                self.run_recordings = {str(sample.path) for run in runs for sample in run.samples}
+                self.run_recordings = set()
+                for run in runs:
+                    self.run_recordings.update(str(preview.path) for preview in run.previews)
                 self.runs_written = time.monotonic()
 
+    def _write_samples(self) -> None:
+        self.listed = write_samples(self.samples, self.out)
+        self.by_name = {sample.name: sample for sample in self.listed.samples}
+        self.recordings = set()
+        for sample in self.listed.samples:
+            self.recordings.update(str(path) for path in sample.audio.values())
+
     def may_serve(self, path: str) -> bool:
-        return path in self.recordings or path in self.run_recordings or inside(path, self.out)
+        return path in self.recordings or path in self.run_recordings or is_inside(path, self.out)
 
     @property
     def base(self) -> str:
@@ -134,53 +152,49 @@ class Library:
         return self.out / "sample" / f"{site_files.safe_name(sample.name)}.html"
 
 
-class Pages:
-    """GET of anything that is no part of the API."""
+class StaticPages:
+    """GET of anything that is no part of the API. `abilities` is what the pages learn of their server."""
 
     def __init__(self, library: Library, abilities: dict[str, Any]) -> None:
         self.library = library
         self.script = f'"use strict";\nconst served = {json.dumps(abilities)};\n'
 
     def get(self, request: Request) -> Response:
-        """The site's files and the recordings it knows, by their exact paths. Anything else is not there."""
-        given = os.fsdecode(unquote_to_bytes(request.scope["raw_path"].split(b"?")[0]))
-        if given == "/":
-            return RedirectResponse(self.library.address(self.library.out / "index.html"), 303)
-        path = os.path.normpath(self.library.base + given)
-        if "\0" in path:
-            raise HTTPException(
-                404
-            )  # no file has such a name, and the system refuses to look for it
-        if path == str(self.library.out / "static" / "served.js"):
-            return Response(
-                self.script, media_type="text/javascript", headers={"Cache-Control": "no-store"}
-            )
-        if path in (str(self.library.out / name) for name in ("index.html", "runs.html")):
-            self.library.refresh()
-        corpus = self.library.corpus
-        if corpus and (member := corpus.get(path, request)):
-            return member
-        if self.library.may_serve(path):
+        """The site's files and the recordings it knows, by their exact paths; 404 for anything else."""
+        library = self.library
+        address = os.fsdecode(unquote_to_bytes(request.scope["raw_path"].split(b"?")[0]))
+        if address == "/":
+            return RedirectResponse(library.address(library.out / "index.html"), 303)
+        path = os.path.normpath(library.base + address)
+        if "\0" in path:  # no file has such a name, and the system refuses to look for it
+            raise HTTPException(404)
+        if path == str(library.out / "static" / "served.js"):
+            headers = {"Cache-Control": "no-store"}
+            return Response(self.script, media_type="text/javascript", headers=headers)
+        if path in (str(library.out / "index.html"), str(library.out / "runs.html")):
+            library.refresh()
+        song = library.corpus.get(path, request) if library.corpus else None
+        if song is not None:
+            return song
+        if library.may_serve(path):
             return file_response(Path(path))
         raise HTTPException(404)
 
 
-def inside(path: str, folder: Path) -> bool:
+def is_inside(path: str, folder: Path) -> bool:
     """Whether `path` lies in `folder`, also after every symbolic link was followed."""
-    return path.startswith(f"{folder}{os.sep}") and os.path.realpath(path).startswith(
-        os.path.realpath(folder) + os.sep
-    )
+    real_folder = os.path.realpath(folder) + os.sep
+    return path.startswith(f"{folder}{os.sep}") and os.path.realpath(path).startswith(real_folder)
 
 
 def file_response(path: Path) -> Response:
     if not path.is_file():
         raise HTTPException(404)
-    return FileResponse(
-        path, media_type=AUDIO.get(path.suffix), headers={"Cache-Control": "no-cache"}
-    )
+    media_type = MEDIA_TYPES.get(path.suffix)
+    return FileResponse(path, media_type=media_type, headers={"Cache-Control": "no-cache"})
 
 
-class Guard:
+class AccessGuard:
     """Around everything: who may ask, and what a browser may do with the answers.
 
     On loopback the Host header must name loopback, or a page of another site could reach this server under a name of
@@ -189,13 +203,10 @@ class Guard:
     """
 
     def __init__(self, app: ASGIApp, token: str | None, nonce: str) -> None:
-        self.app, self.token = app, token
-        policy = (
-            f"default-src 'none'; script-src 'self'; style-src 'self' 'nonce-{nonce}'; img-src 'self' data:;"
-            " media-src 'self' blob:; connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
-        )
+        self.app = app
+        self.token = token
         self.headers = {
-            "Content-Security-Policy": policy,
+            "Content-Security-Policy": POLICY.format(nonce=nonce),
             "X-Content-Type-Options": "nosniff",
             "Referrer-Policy": "no-referrer",
             "Cross-Origin-Opener-Policy": "same-origin",
@@ -211,35 +222,40 @@ class Guard:
                 MutableHeaders(scope=message).update(self.headers)
             await send(message)
 
-        answer = self.refusal(scope) or self.app
+        answer = self.refuse(scope) or self.app
         await answer(scope, receive, send_guarded)
 
-    def refusal(self, scope: Scope) -> Response | None:
+    def refuse(self, scope: Scope) -> Response | None:
+        """The answer to a request that may not be asked; None for one that may."""
         headers = Headers(scope=scope)
         host = headers.get("host", "")
-        if self.token is None and host.rpartition(":")[0] not in LOOPBACK and host not in LOOPBACK:
-            return PlainTextResponse("This server answers on loopback alone.\n", 403)
-        if self.token is not None and (answer := self.ask_token(scope, headers)):
-            return answer
+        if self.token is None:
+            if host.rpartition(":")[0] not in LOOPBACK_HOSTS and host not in LOOPBACK_HOSTS:
+                return PlainTextResponse("This server answers on loopback alone.\n", 403)
+        else:
+            answer = self.check_token(scope, headers, self.token)
+            if answer is not None:
+                return answer
         origin = headers.get("origin")
-        if (
-            scope["method"] not in ("GET", "HEAD")
-            and origin is not None
-            and urlsplit(origin).netloc != host
-        ):
+        changes_something = scope["method"] not in ("GET", "HEAD")
+        if changes_something and origin is not None and urlsplit(origin).netloc != host:
             return PlainTextResponse("Only this server's own pages may ask for that.\n", 403)
         return None
 
-    def ask_token(self, scope: Scope, headers: Headers) -> Response | None:
-        """None if the token was given; from an address it moves into a cookie, so that it is seen no longer."""
-        assert self.token is not None
-        given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
-        if secrets.compare_digest(given.encode(), self.token.encode()):
+    def check_token(self, scope: Scope, headers: Headers, token: str) -> Response | None:
+        """None if the token was sent; from an address it moves into a cookie, so that it is seen no longer."""
+        query = parse_qs(scope["query_string"].decode("latin-1"))
+        if is_token(query.get("token", [""])[0], token):
             answer = RedirectResponse(scope["raw_path"].split(b"?")[0].decode("latin-1"), 303)
-            answer.set_cookie(COOKIE, self.token, httponly=True, samesite="strict")
+            answer.set_cookie(COOKIE, token, httponly=True, samesite="strict")
             return answer
-        kept = Request(scope).cookies.get(COOKIE, "")
+        cookie = Request(scope).cookies.get(COOKIE, "")
         bearer = headers.get("authorization", "").removeprefix("Bearer ")
-        if any(secrets.compare_digest(one.encode(), self.token.encode()) for one in (kept, bearer)):
+        if is_token(cookie, token) or is_token(bearer, token):
             return None
         return PlainTextResponse("Open the address with the token that the server printed.\n", 401)
+
+
+def is_token(text: str, token: str) -> bool:
+    """Compare in constant time."""
+    return secrets.compare_digest(text.encode(), token.encode())

@@ -9,101 +9,92 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-MOST_BYTES = 64 << 20
-MOST_SECONDS = 180.0
-MEMORY = 2 << 30  # bytes of address space of the process that decodes
-PATIENCE = 60  # seconds it may take
-KEPT = 50  # recordings; the oldest goes first
+from megajukebox.common.errors import UserError
 
-# Runs in the other process: limits itself before it touches a byte, then decodes and writes plain 16-bit PCM.
-WORKER = """
-import json, resource, sys
-source, target, seconds, memory, cpu = sys.argv[1], sys.argv[2], float(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5])
-from megajukebox.data import audio
-resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu))
-resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-try:
-    facts = audio.facts(source)
-    wave = audio.read(source, facts.sample_rate, max_seconds=seconds)
-    if not len(wave):
-        raise ValueError("it holds no sound")
-    audio.write_wav(target, audio.downmix(wave) if wave.shape[1] > 2 else wave, facts.sample_rate)
-except (ValueError, MemoryError) as error:
-    print(json.dumps({"error": str(error) or "it takes too much memory"}))
-else:
-    print(json.dumps({"seconds": len(wave) / facts.sample_rate, "sample_rate": facts.sample_rate}))
-"""
+MAX_BYTES = 64 << 20
+MAX_SECONDS = 180.0
+MAX_MEMORY = 2 << 30  # bytes of address space of the process that decodes
+TIMEOUT_SECONDS = 60  # of that process
+MAX_KEPT = 50  # recordings; the oldest goes first
 
 
 @dataclass(frozen=True)
 class Upload:
-    """A recording that was decoded: a plain WAV under a name of ours."""
+    """A recording that was decoded: a plain WAV under a generated name."""
 
     id: str
     path: Path
     seconds: float
 
 
-class Uploads:
+class UploadStore:
     """The recordings in `folder`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.known: dict[str, Upload] = {}
+        self.uploads: dict[str, Upload] = {}
 
     def decode(self, source: Path) -> Upload:
-        """Keep the recording at `source`. ValueError, in words for its owner, if it is none or too long."""
+        """Keep the recording at `source`.
+
+        Raises:
+            UserError: it is none, or too long; the message is for its owner.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         identity = secrets.token_hex(8)
         target = self.folder / f"{identity}.wav"
-        told = run_worker(source, target)
-        if "error" in told or not target.is_file():
+        answer = decode_in_process(source, target)
+        if "error" in answer or not target.is_file():
             target.unlink(missing_ok=True)
-            raise ValueError(
-                f"This recording cannot be used: {told.get('error', 'it could not be decoded')}."
-            )
-        self.known[identity] = Upload(identity, target, told["seconds"])
-        while len(self.known) > KEPT:
-            self.known.pop(next(iter(self.known))).path.unlink(missing_ok=True)
-        return self.known[identity]
+            reason = answer.get("error", "it could not be decoded")
+            raise UserError(f"This recording cannot be used: {reason}.")
+        self.uploads[identity] = Upload(identity, target, answer["seconds"])
+        while len(self.uploads) > MAX_KEPT:
+            oldest = self.uploads.pop(next(iter(self.uploads)))
+            oldest.path.unlink(missing_ok=True)
+        return self.uploads[identity]
 
-    def find(self, identity: object) -> Upload:
-        """ValueError if there is no such recording: a request cannot name a file."""
-        upload = self.known.get(identity) if isinstance(identity, str) else None
+    def get(self, identity: object) -> Upload:
+        """The upload of that id, for a request cannot name a file.
+
+        Raises:
+            UserError: there is no such recording.
+        """
+        upload = self.uploads.get(identity) if isinstance(identity, str) else None
         if upload is None or not upload.path.is_file():
-            raise ValueError("the recording to begin with is not here any more; choose it again")
+            raise UserError("the uploaded recording is not here any more; choose it again")
         return upload
 
 
-def run_worker(source: Path, target: Path) -> dict:
-    """Decode in another process: whatever a hostile file does to the decoder, it does it there."""
-    limits = [str(MOST_SECONDS), str(MEMORY), str(PATIENCE)]
-    command = [sys.executable, "-c", WORKER, str(source), str(target), *limits]
-    with TemporaryDirectory() as nowhere:
+def decode_in_process(source: Path, target: Path) -> dict:
+    """The answer of decode_upload.py: whatever a hostile file does to the decoder, it does it in another process."""
+    limits = [str(MAX_SECONDS), str(MAX_MEMORY), str(TIMEOUT_SECONDS)]
+    module = "megajukebox.explorer.server.decode_upload"
+    command = [sys.executable, "-m", module, str(source), str(target), *limits]
+    with TemporaryDirectory() as empty_folder:
         try:
             done = subprocess.run(
                 command,
                 capture_output=True,
-                timeout=PATIENCE,
-                cwd=nowhere,
-                env=environment(),
+                timeout=TIMEOUT_SECONDS,
+                cwd=empty_folder,
+                env=child_environment(),
                 stdin=subprocess.DEVNULL,
             )
         except subprocess.TimeoutExpired:
-            return {"error": f"decoding it takes over {PATIENCE} seconds"}
+            return {"error": f"decoding it takes over {TIMEOUT_SECONDS} seconds"}
     try:
         return json.loads(done.stdout) if done.returncode == 0 else {}
     except ValueError:
         return {}
 
 
-def environment() -> dict[str, str]:
+def child_environment() -> dict[str, str]:
     """Of a process that the server starts: one thread, and this very package."""
     package = str(Path(__file__).parents[3])
-    path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+    search_path = [package, os.environ.get("PYTHONPATH", "")]
     return {
         **os.environ,
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
-        "PYTHONPATH": path,
+        "PYTHONPATH": os.pathsep.join(path for path in search_path if path),
     }

@@ -1,6 +1,5 @@
-"""Votes of the blind test: kept in a file that only grows, summed with confidence intervals."""
+"""Votes of the blind test: kept in a file that only grows, counted with confidence intervals."""
 
-import fcntl
 import math
 import os
 from collections import Counter
@@ -9,18 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 Z95 = 1.959964  # of the normal distribution, two-sided 95 %
+OTHER_SIDE = {"a": "b", "b": "a", "same": "same"}
 
 
 class Vote(BaseModel):
-    """One line of the file: what was compared, which samples were heard, which side was preferred."""
+    """One line of the file: what was compared, which samples were played, which side was preferred."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     field: str  # what the two sides differ in: run, checkpoint, sampler ...
-    a: str  # the value of the side that is called a in the sums, wherever it was heard
+    a: str  # the value of the side that is called a when votes are counted, wherever it was played
     b: str
     sample_a: str
     sample_b: str
@@ -30,7 +31,7 @@ class Vote(BaseModel):
 
 
 @dataclass(frozen=True)
-class Sum:
+class VoteTally:
     """All votes on one question. `share` is how often b won, a vote for neither counted as half; its 95 % interval."""
 
     field: str
@@ -44,33 +45,32 @@ class Sum:
     high: float
     p: float  # of a split at least this uneven if nobody could hear a difference: sign test, two-sided
 
-    @property
-    def votes(self) -> int:
-        return self.wins_a + self.wins_b + self.same
+    def as_json(self) -> dict[str, Any]:
+        return {**vars(self), "votes": self.wins_a + self.wins_b + self.same}
 
 
-def append(path: Path, vote: Vote) -> None:
-    """Add one line, whole or not at all for whoever reads, and on the disk before this returns.
+def append_vote(path: Path, vote: Vote) -> None:
+    """Add one line, and sync it to the disk before this returns.
 
-    A line that a crash cut off stays alone: the next one begins on a line of its own.
+    A line that a crash cut off stays alone: the next one begins on a line of its own. Two servers may keep one file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)  # two servers may keep one file
-        size = os.fstat(handle).st_size
-        torn = size > 0 and os.pread(handle, 1, size - 1) != b"\n"
-        os.write(handle, ("\n" if torn else "").encode() + vote.model_dump_json().encode() + b"\n")
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    with FileLock(path.with_name(f"{path.name}.lock")), path.open("ab+") as file:
+        if file.tell() > 0:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+        file.write(vote.model_dump_json().encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
-def read(path: Path) -> tuple[list[Vote], int]:
+def read_votes(path: Path) -> tuple[list[Vote], int]:
     """The votes of a file, and how many of its lines are none."""
     if not path.exists():
         return [], 0
-    votes, skipped = [], 0
+    votes = []
+    skipped = 0
     for line in path.read_bytes().splitlines():
         try:
             votes.append(Vote.model_validate_json(line))
@@ -79,32 +79,32 @@ def read(path: Path) -> tuple[list[Vote], int]:
     return votes, skipped
 
 
-def sums(votes: Iterable[Vote]) -> list[Sum]:
-    """One sum for every two sides that were compared, whichever way round they were chosen."""
+def tally_votes(votes: Iterable[Vote]) -> list[VoteTally]:
+    """One tally for every two sides that were compared, in whichever order they were chosen."""
     counts: dict[tuple[str, str, str], Counter[str]] = {}
     for vote in votes:
-        turned = vote.a > vote.b
-        question = (vote.field, *((vote.b, vote.a) if turned else (vote.a, vote.b)))
-        winner = {"a": "b", "b": "a"}.get(vote.winner, "same") if turned else vote.winner
+        swapped = vote.a > vote.b
+        question = (vote.field, vote.b, vote.a) if swapped else (vote.field, vote.a, vote.b)
+        winner = OTHER_SIDE[vote.winner] if swapped else vote.winner
         counts.setdefault(question, Counter())[winner] += 1
-    return [summed(*question, count) for question, count in counts.items()]
+    return [tally(*question, count) for question, count in counts.items()]
 
 
-def summed(field: str, a: str, b: str, count: Counter[str]) -> Sum:
+def tally(field: str, a: str, b: str, count: Counter[str]) -> VoteTally:
     total = count.total()
     share = (count["b"] + count["same"] / 2) / total
     low, high = wilson(share, total)
-    return Sum(
-        field,
-        a,
-        b,
-        count["a"],
-        count["b"],
-        count["same"],
-        share,
-        low,
-        high,
-        sign_test(count["a"], count["b"]),
+    return VoteTally(
+        field=field,
+        a=a,
+        b=b,
+        wins_a=count["a"],
+        wins_b=count["b"],
+        same=count["same"],
+        share=share,
+        low=low,
+        high=high,
+        p=sign_test(count["a"], count["b"]),
     )
 
 
@@ -118,10 +118,7 @@ def wilson(share: float, total: int) -> tuple[float, float]:
 
 def sign_test(wins_a: int, wins_b: int) -> float:
     """How likely coins would split at least this unevenly; votes for neither do not count. 1.0 without votes."""
-    total, fewer = wins_a + wins_b, min(wins_a, wins_b)
+    total = wins_a + wins_b
+    fewer = min(wins_a, wins_b)
     tail = sum(math.comb(total, k) for k in range(fewer + 1))
     return min(1.0, 2 * tail / 2**total)
-
-
-def as_json(sum_: Sum) -> dict[str, Any]:
-    return {**vars(sum_), "votes": sum_.votes}

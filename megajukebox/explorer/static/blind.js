@@ -1,5 +1,5 @@
 "use strict";
-/* The blind test: the server picks a pair and hides which side is which; the vote goes back, then it tells. */
+/* The blind test: the server picks a pair and hides which side is which; the answer to a vote names them. */
 const entries = data.get("entries");
 const player = new Player(document.getElementById("player"));
 const form = document.getElementById("sides");
@@ -11,7 +11,7 @@ function say(text) {
   find("say").hidden = !text;
 }
 
-/* Asks for the next pair; the one that was heard least comes first. */
+/* Asks for the next pair; the one with the fewest votes comes first. */
 async function next() {
   trial = null;
   const question = { field: form.field.value, a: form.a.value, b: form.b.value };
@@ -21,7 +21,7 @@ async function next() {
   say(given.refused ?? "");
   if (given.refused) return;
   trial = given;
-  find("about").textContent = `Pair ${given.heard + 1} of ${given.pairs} · ${[given.artist, ...given.genres].filter(Boolean).join(", ") || "no artist"}`;
+  find("about").textContent = `Pair ${given.voted + 1} of ${given.pairs} · ${[given.artist, ...given.genres].filter(Boolean).join(", ") || "no artist"}`;
   find("asked").textContent = given.lyrics || "None.";
   setVoting(true);
   player.load({ title: "A or B?", seconds: given.seconds, audio: given.audio, gain: equallyLoud(given.db) });
@@ -37,8 +37,8 @@ async function vote(choice) {
   setVoting(false);
   player.audio.pause();
   try {
-    const told = await ask("votes", { trial: id, vote: choice });
-    find("reveal").textContent = `Last pair: A was ${told.A}, B was ${told.B}.`;
+    const sides = await ask("votes", { trial: id, vote: choice });
+    find("reveal").textContent = `Last pair: A was ${sides.A}, B was ${sides.B}.`;
     await showTally();
     await next();
   } catch (error) {
@@ -48,13 +48,13 @@ async function vote(choice) {
 
 /* One row for each two sides that were ever compared: share of votes, its 95 % interval, and the counts. */
 async function showTally() {
-  const { sums, skipped } = await ask("votes");
-  const rows = sums.flatMap((sum) => {
-    const bar = make("div", "", { class: "interval", role: "img", "aria-label": `${percent(sum.share)} prefer ${sum.b}` });
-    for (const name of ["share", "low", "high"]) bar.style.setProperty(`--${name}`, sum[name]);
+  const { tallies, skipped } = await ask("votes");
+  const rows = tallies.flatMap((tally) => {
+    const bar = make("div", "", { class: "interval", role: "img", "aria-label": `${percent(tally.share)} prefer ${tally.b}` });
+    for (const name of ["share", "low", "high"]) bar.style.setProperty(`--${name}`, tally[name]);
     bar.append(make("i"), make("b"));
-    const count = `${sum.wins_b} of ${sum.votes} for ${sum.b}, ${sum.same} no difference: ${percent(sum.share)} (${percent(sum.low)} to ${percent(sum.high)}), p = ${sum.p.toFixed(3)}`;
-    return [make("span", `${sum.field}: ${sum.a} against ${sum.b}`), bar, make("span", count)];
+    const count = `${tally.wins_b} of ${tally.votes} for ${tally.b}, ${tally.same} no difference: ${percent(tally.share)} (${percent(tally.low)} to ${percent(tally.high)}), p = ${tally.p.toFixed(3)}`;
+    return [make("span", `${tally.field}: ${tally.a} against ${tally.b}`), bar, make("span", count)];
   });
   const table = make("div", "", { class: "tally" });
   table.append(...rows);

@@ -93,13 +93,13 @@ function differences() {
     row.classList.toggle("different", cells[0] !== cells[1]);
     row.append(make("th", field, { scope: "row" }), ...cells.map((cell) => make("td", cell)));
   }
-  if (both[0].asked !== both[1].asked) body.insertRow().append(make("th", "request", { scope: "row" }), make("td", "not the same song was asked for", { colspan: 2 }));
+  if (both[0].request_key !== both[1].request_key) body.insertRow().append(make("th", "request", { scope: "row" }), make("td", "two different songs were requested", { colspan: 2 }));
   return table;
 }
 
 function readAddress() {
-  const asked = new URLSearchParams(location.hash.slice(1));
-  const [a, b] = [named(asked.get("a")), named(asked.get("b"))];
+  const address = new URLSearchParams(location.hash.slice(1));
+  const [a, b] = [named(address.get("a")), named(address.get("b"))];
   if (a && b) return show(a, b);
   if (a) return chooseOther(a);
   return hasSides ? step(0) : say("All samples here are of one run, checkpoint and sampler. Choose two in the list (Compare).");
@@ -108,7 +108,7 @@ function readAddress() {
 /* The other side is most likely the same request by another run; else whatever comes next. */
 function chooseOther(a) {
   const others = entries.filter((entry) => entry !== a && entry.levels);
-  const b = others.find((entry) => entry.asked === a.asked) ?? others.find((entry) => entry.artist === a.artist) ?? others[0];
+  const b = others.find((entry) => entry.request_key === a.request_key) ?? others.find((entry) => entry.artist === a.artist) ?? others[0];
   if (b) show(a, b);
   else say("There is no other sample to compare with.");
 }

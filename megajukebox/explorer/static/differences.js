@@ -1,5 +1,5 @@
 "use strict";
-/* What differs between the settings of this run and those of another; both come from configs.js, loaded when asked for. */
+/* What differs between the settings of this run and those of another; both come from configs.js, loaded when needed. */
 const other = document.getElementById("other");
 const differences = document.getElementById("differences");
 

@@ -38,11 +38,11 @@ function pairs(entries, field, left, right) {
   const named = entries.filter((entry) => entry.levels).sort((a, b) => (a.name < b.name ? -1 : 1));
   for (const entry of named) {
     const songs = sides.get(entry[field]);
-    if (songs) songs.set(entry.asked, [...(songs.get(entry.asked) ?? []), entry]);
+    if (songs) songs.set(entry.request_key, [...(songs.get(entry.request_key) ?? []), entry]);
   }
   const found = [];
-  for (const [asked, ours] of sides.get(left)) {
-    const theirs = [...(sides.get(right).get(asked) ?? [])];
+  for (const [song, ours] of sides.get(left)) {
+    const theirs = [...(sides.get(right).get(song) ?? [])];
     const met = (entry) => theirs.some((other) => other.seed === entry.seed);
     for (const entry of [...ours.filter(met), ...ours.filter((one) => !met(one))]) {
       if (!theirs.length) break;
@@ -56,7 +56,7 @@ function pairs(entries, field, left, right) {
 /* The two values of `field` that have the most requests in common; null where no two have any. */
 function likeliest(entries, field) {
   const songs = new Map();
-  for (const entry of entries) if (entry.levels && entry[field]) songs.set(entry.asked, (songs.get(entry.asked) ?? new Set()).add(entry[field]));
+  for (const entry of entries) if (entry.levels && entry[field]) songs.set(entry.request_key, (songs.get(entry.request_key) ?? new Set()).add(entry[field]));
   const shared = new Map();
   for (const values of songs.values()) {
     const known = [...values].sort((a, b) => a.localeCompare(b, undefined, { numeric: true }));
@@ -69,7 +69,7 @@ function likeliest(entries, field) {
   return best ? JSON.parse(best[0]) : null;
 }
 
-/* The form that says what two sides differ in: offers what there is, and tells `changed` when it was chosen. */
+/* The form that says what two sides differ in: offers what there is, and calls `changed` when it was chosen. */
 function chooseSides(form, entries, changed) {
   const fields = [...form.field.options].filter((option) => counted(entries, option.value).length > 1);
   form.field.replaceChildren(...fields);

@@ -165,9 +165,9 @@ keys.set(" ", () => (shown[at] && (shown[at] !== player.song || !player.playing)
 
 /* ---- The address carries the filters, so that a filtered list can be linked to: #artist=Ada&genres=waltz&q=rain */
 function readAddress() {
-  const asked = new URLSearchParams(location.hash.slice(1));
+  const address = new URLSearchParams(location.hash.slice(1));
   for (const field of fields) {
-    const value = asked.get(field.name) ?? "";
+    const value = address.get(field.name) ?? "";
     if (field.options && ![...field.options].some((option) => option.value === value)) field.add(new Option(value, value));
     field.value = value;
   }

@@ -22,7 +22,7 @@ class Player extends EventTarget {
     this.show();
   }
 
-  /* The track that is heard: the one that was chosen, or the finest one that this song has. */
+  /* The track that is played: the one that was chosen, or the finest one that this song has. */
   get track() {
     if (!this.song || this.song.audio[this.wanted]) return this.wanted;
     return [...FINEST, ...this.tracks].find((track) => this.audios[track] && this.song.audio[track]) ?? this.wanted;
@@ -51,7 +51,7 @@ class Player extends EventTarget {
     try {
       await audio.play();
     } catch (error) {
-      // AbortError: another song, track or a pause came in between. The rest was told by the audio's own "error".
+      // AbortError: another song, track or a pause came in between. Anything else is reported by the audio's own "error".
       if (error.name === "NotAllowedError") this.tell("Press play once more: the browser held the sound back.");
     }
   }
@@ -105,7 +105,7 @@ class Player extends EventTarget {
     if (!seekable && location.protocol.startsWith("http")) this.loadWhole(audio);
   }
 
-  /* Simple web servers send files only from their start; a recording held in memory can be heard from anywhere. */
+  /* Simple web servers send files only from their start; a recording held in memory can be played from anywhere. */
   async loadWhole(audio) {
     const url = audio.getAttribute("src");
     const { moment, playing } = this;

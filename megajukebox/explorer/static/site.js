@@ -37,9 +37,9 @@ async function ask(path, body, method = body === undefined ? "GET" : "POST") {
   const json = body !== undefined && !(body instanceof Blob);
   const headers = body === undefined ? {} : { "Content-Type": json ? "application/json" : "application/octet-stream" };
   const answer = await fetch(`/api/${path}`, { method, headers, body: json ? JSON.stringify(body) : body });
-  const told = await answer.json().catch(() => ({ error: `the server answered ${answer.status}` }));
-  if (!answer.ok) throw new Error(told.error ?? `the server answered ${answer.status}`);
-  return told;
+  const given = await answer.json().catch(() => ({ error: `the server answered ${answer.status}` }));
+  if (!answer.ok) throw new Error(given.error ?? `the server answered ${answer.status}`);
+  return given;
 }
 
 /* ---- Keys: pages add theirs; none works while somebody types or an overlay is open. */

@@ -5,7 +5,7 @@ const form = document.getElementById("song");
 const find = (id) => document.getElementById(id);
 const drawn = new Map(); // id of a song -> its element and what it shows
 let limits = null;
-let upload = null; // what the server said of the recording
+let upload = null; // the server's answer to the recording
 
 async function open() {
   if (!SERVED?.studio) return find("unserved").hidden = false;
@@ -17,7 +17,6 @@ async function open() {
   form.sampler.append(...limits.samplers.map((name) => new Option(name, name)));
   form.seconds.max = limits.seconds;
   form.lyrics.maxLength = limits.lyrics;
-  find("prime").hidden = !limits.prime;
   find("upload").textContent = `At most ${limits.upload_mb} MB and ${limits.upload_seconds} seconds.`;
   form.hidden = find("queue").hidden = false;
   follow();
@@ -81,7 +80,7 @@ function about(model) {
   const gigabytes = (bytes) => `${(bytes / 1e9).toFixed(2)} GB`;
   const gpu = model.gpu_memory ? ` and ${gigabytes(model.gpu_memory)} of the GPU` : "";
   const takes = model.memory ? ` (${gigabytes(model.memory)} of memory${gpu})` : "";
-  return `The model is loaded${takes}. Without a song it is let go after ${model.idle_minutes} minutes.`;
+  return `The model is loaded${takes}. Without a song it is unloaded after ${model.idle_minutes} minutes.`;
 }
 
 /* Draws a song anew only when something of it changed: a player in it must not lose its place. */
@@ -97,8 +96,8 @@ function showSong(song) {
 }
 
 function body(song) {
-  if (song.state === "waiting" || song.state === "making") {
-    const bar = make("progress", "", { max: 1, value: song.state === "making" ? song.share : 0, "aria-label": "Progress" });
+  if (song.state === "queued" || song.state === "generating") {
+    const bar = make("progress", "", { max: 1, value: song.state === "generating" ? song.share : 0, "aria-label": "Progress" });
     const row = make("div", "", { class: "row" });
     const cancel = make("button", "Cancel", { type: "button", class: "plain" });
     cancel.addEventListener("click", () => ask(`songs/${song.id}/cancel`, {}).then(show, (error) => { find("trouble").textContent = error.message; }));
