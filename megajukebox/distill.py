@@ -55,7 +55,7 @@ from megajukebox.resilience.exit_codes import ExitRecord, exit_guard
 from megajukebox.training.config import Preset, load_preset
 from megajukebox.training.engines import collectives
 from megajukebox.training.settings import TrainingSettings
-from megajukebox.training.stage_runner import run_task
+from megajukebox.training.stage_runner import StageRun, run_task
 from megajukebox.training.tasks import ReaderShare, Task
 
 JUDGED = 128  # held-out windows of the teacher, and as many of songs, that students are judged on
@@ -268,16 +268,8 @@ class DistillationRun:
             return student_task(self.teacher, config, source, self.settings, reading, facts, judge)
 
         stage = f"{self.teacher.config.level}_student"
-        return run_task(
-            self.preset,
-            stage,
-            self.settings,
-            make,
-            folder,
-            stop_after,
-            self.end,
-            first_weights(before),
-        )
+        stage_run = StageRun(self.preset, stage, self.settings, folder, stop_after)
+        return run_task(stage_run, make, self.end, first_weights(before))
 
 
 def check_taught_so(folder: Path, config: StudentConfig) -> None:

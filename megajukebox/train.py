@@ -1,4 +1,4 @@
-"""Train one stage of a jukebox, from its first step or from where it stopped.
+"""Train one stage of a jukebox, from its first step or from its last checkpoint.
 
     megajukebox train vqvae --preset tiny --data shards/songs --out runs/tiny/vqvae                  # one process
     deepspeed --num_gpus 2 megajukebox/train.py top_prior --preset tiny --data shards/codes --out runs/tiny/top_prior
@@ -8,7 +8,7 @@
 
 Killed? Run the same command again. The run folder holds run.yaml (all settings), metrics.jsonl, events.jsonl,
 checkpoints/, and model.safetensors + model.json for the stages after it. Its exit status (resilience/exit_codes.py):
-0 done, 85 stopped and saved, 75 start again, 93 a person is needed, 98 another start took over.
+0 done, 85 stopped and saved, 75 start again, 93 an operator is needed, 98 another start took over.
 """
 
 from pathlib import Path
@@ -18,18 +18,17 @@ import typer
 
 from megajukebox.common.command_line import run_command
 from megajukebox.data.shards.remote import DEFAULT_CACHE, RemoteConfig
-from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.resilience.exit_codes import ExitRecord, exit_guard, print_error
-from megajukebox.training.config import STAGES, Preset, load_preset
+from megajukebox.training.config import STAGE_NAMES, Preset, load_preset
 from megajukebox.training.engines import collectives
-from megajukebox.training.finetune import PretrainedModel, read_base
-from megajukebox.training.settings import TrainingSettings
-from megajukebox.training.stage_runner import run_task
-from megajukebox.training.tasks import ReaderShare, Task, piped_task, prior_task, vqvae_task
+from megajukebox.training.finetune import read_pretrained
+from megajukebox.training.stage_runner import StageRun, run_task
+from megajukebox.training.stages import stage_named
+from megajukebox.training.tasks import TaskRequest
 
 
 def main(
-    stage: Annotated[str, typer.Argument(help=f"One of {', '.join(STAGES)}.")],
+    stage: Annotated[str, typer.Argument(help=f"One of {', '.join(STAGE_NAMES)}.")],
     data: Annotated[
         str, typer.Option(help="Shards, a folder or URL: songs for vqvae, codes for the others.")
     ],
@@ -66,56 +65,47 @@ def main(
         int, typer.Option("--local_rank", hidden=True, help="The deepspeed launcher gives it.")
     ] = 0,
 ) -> None:
-    """Train one stage; the same command goes on where it stopped."""
+    """Train one stage; the same command resumes it."""
     with exit_guard(out, "train") as end:
-        chosen = load_preset(preset, settings)
+        overrides = list(settings or [])
         if ds_config:
-            chosen = load_preset(
-                preset, [*(settings or []), f"training.{stage}.ds_config={ds_config}"]
-            )
+            overrides.append(f"training.{stage}.ds_config={ds_config}")
         remote = RemoteConfig(
             cache,
             int(cache_gb * 2**30),
             lost="stop" if stop_when_lost else "skip",
             allow_pipe=allow_pipe,
         )
-        finished = run_stage(chosen, stage, data, remote, out, base, stop_after, end)
+        finished = run_stage(
+            load_preset(preset, overrides), stage, data, remote, out, base, stop_after, end
+        )
         collectives.stop()
         if not finished:
             end.exit_class = "done" if stop_after else "stopped"
-            print_error(f"stopped before the last step; the same command goes on from {out}")
+            print_error(f"stopped before the last step; the same command resumes {out}")
 
 
 def run_stage(
-    preset: Preset, stage: str, data: str, remote: RemoteConfig, out: Path, base: Path | None, stop_after: int | None,
+    preset: Preset,
+    stage: str,
+    data: str,
+    remote: RemoteConfig,
+    out: Path,
+    base: Path | None,
+    stop_after: int | None,
     end: ExitRecord,
-) -> bool:  # fmt: skip
+) -> bool:
     """Train a stage of `preset`. Returns whether the last step was reached."""
-    settings, trained = preset.stage(stage), read_base(base) if base else None
-
-    def make(reading: ReaderShare) -> Task:
-        return task_of(preset, stage, data, remote, settings, reading, trained)
-
+    settings = preset.stage(stage)
+    task = stage_named(stage).task
+    pretrained = read_pretrained(base) if base else None
+    request = TaskRequest(preset, settings, data, remote, pretrained)
     return run_task(
-        preset, stage, settings, make, out, stop_after, end, trained.weights if trained else None
+        StageRun(preset, stage, settings, out, stop_after),
+        lambda reading: task(request, reading),
+        end,
+        pretrained.weights if pretrained else None,
     )
-
-
-def task_of(
-    preset: Preset, stage: str, data: str, remote: RemoteConfig, settings: TrainingSettings, reading: ReaderShare,
-    base: PretrainedModel | None = None,
-) -> Task:  # fmt: skip
-    if stage == "vqvae" and settings.loader.data_mode == "unindexed" and not has_index(data):
-        return piped_task(preset, data, remote.allow_pipe, settings, reading)
-    shards = ShardSet(data, remote)
-    if stage == "vqvae":
-        return vqvae_task(preset, shards, settings, reading, base)
-    return prior_task(preset, stage, shards, settings, reading, base)
-
-
-def has_index(data: str) -> bool:
-    """A folder, which data_mode=unindexed is not for: it wants tars."""
-    return Path(data).is_dir()
 
 
 if __name__ == "__main__":

@@ -169,9 +169,9 @@ def at_checkpoint(run: Path, checkpoint: str | None) -> Iterator[Path]:
         yield run
         return
     checkpoint_folder = kept_checkpoint(run, checkpoint)
-    from megajukebox.training.finetune import read_base  # imports DeepSpeed, which is slow
+    from megajukebox.training.finetune import read_pretrained  # imports DeepSpeed, which is slow
 
-    base = read_base(checkpoint_folder)
+    base = read_pretrained(checkpoint_folder)
     facts = {key: value for key, value in base.facts.items() if key not in STANDARD_FACTS}
     kind = facts.pop("kind")
     with TemporaryDirectory(prefix="scoring-", dir=run.parent) as name:

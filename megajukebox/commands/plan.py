@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from megajukebox.common.command_line import run_command
-from megajukebox.training.config import STAGES, Preset, load_preset
+from megajukebox.training.config import STAGE_NAMES, Preset, load_preset
 from megajukebox.training.engines.ds_config import ds_config_name_for, read_ds_config
 from megajukebox.training.planner.gpus import GPU, gpu_named, gpu_of_profile
 from megajukebox.training.planner.memory import PARTS
@@ -70,7 +70,7 @@ def main(
             share=share, save_seconds=save_seconds, restart_seconds=60 * restart_minutes
         )
         stages = (
-            [stage] if stage else [name for name in STAGES if name in chosen.training]
+            [stage] if stage else [name for name in STAGE_NAMES if name in chosen.training]
         )  # no students
         device = card(gpu, profile)
         plans = [plan_of(chosen, name, gpus, device, ds, assumed) for name in stages]

@@ -103,7 +103,7 @@ def student_task(
     }
     return Task(
         kind="student", config=config, build=lambda: Student(config), source=windows, settings=settings,
-        reading=reading, files=teacher.files(), judge=judge,
+        reading=reading, files=teacher.files(), evaluator=judge,
         units_per_step=reading.global_batch * prior.window, speed_name="tokens_per_second",
         audio_seconds=reading.global_batch * prior.window * prior.hop / rate,
         facts={

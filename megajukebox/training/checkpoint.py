@@ -1,4 +1,4 @@
-"""Checkpoints, whole or not there: written aside, sealed by a manifest, renamed, and only then named `latest`."""
+"""Checkpoints, complete or not there: written aside, given a manifest, renamed, and only then named `latest`."""
 
 import hashlib
 import json
@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+from megajukebox.common.errors import UserError
 from megajukebox.common.files import sync_folder, write_atomic
 from megajukebox.training.engines.checkpoint_engine import StoredFile
 
@@ -30,8 +31,13 @@ def folder_of(run: Path, step: int) -> Path:
     return run / "checkpoints" / f"step-{step:08d}"
 
 
+def step_of(folder: Path) -> int:
+    """The inverse of `folder_of`, also of a partial folder."""
+    return int(folder.name.split("-")[1])
+
+
 def partial(run: Path, step: int, generation: int = 0) -> Path:
-    """The folder to write step `step` into before `seal` makes it a checkpoint.
+    """The folder to write step `step` into before `commit` makes it a checkpoint.
 
     Each start of the run has its own, so that one which was thought dead cannot write into another's.
     """
@@ -47,27 +53,15 @@ def commit(
     stored: Mapping[str, StoredFile] | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> Path:
-    """Make the partial folder `written` a checkpoint: state, manifest with sizes and checksums, `check`, rename,
-    `latest`, retention.
+    """Make the partial folder `written` a checkpoint, after every rank has written its part; one process calls this.
 
-    Called by one process after every rank has written its part. `stored`, by path, are the files whose sums are known
-    already; the others are read. `check` may raise: then nothing has become final.
+    Args:
+        stored: by path, files whose size and checksum are known already; the others are read.
+        check: called last before the rename; if it raises, nothing has become final.
     """
     run = written.parent.parent
     write_atomic(written / STATE, json.dumps(state, indent=1).encode())
-    # A start that was killed while it sealed this same folder may have left a half manifest there.
-    files = sorted(p for p in written.rglob("*") if p.is_file() and p.suffix != ".partial")
-    facts = dict(stored or {})
-    unread = [path for path in files if str(path) not in facts]
-    with ThreadPoolExecutor() as pool:
-        facts |= {
-            str(path): StoredFile(path.stat().st_size, d)
-            for path, d in zip(unread, pool.map(_digest, unread))
-        }
-    manifest = {str(path.relative_to(written)): facts[str(path)]._asdict() for path in files}
-    write_atomic(
-        written / MANIFEST, json.dumps({"step": step, "files": manifest}, indent=1).encode()
-    )
+    files = write_manifest(written, step, stored or {})
     for folder in {path.parent for path in files}:
         sync_folder(folder)
     check()
@@ -77,43 +71,59 @@ def commit(
     os.replace(written, final)
     sync_folder(final.parent)
     write_atomic(run / "checkpoints" / "latest", final.name.encode())
-    _forget_old(final, keep)
+    remove_old(final, keep)
     return final
 
 
-def newest(run: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that passes `flaws`, and why newer ones did not. None if the run never saved.
+def write_manifest(folder: Path, step: int, stored: Mapping[str, StoredFile]) -> list[Path]:
+    """Write sizes and checksums of all files in `folder`; returns those files."""
+    # A start that was killed while it committed this same folder may have left half a manifest there.
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix != ".partial")
+    unread = [path for path in files if str(path) not in stored]
+    known = dict(stored)
+    with ThreadPoolExecutor() as pool:
+        for path, digest in zip(unread, pool.map(_digest, unread)):
+            known[str(path)] = StoredFile(path.stat().st_size, digest)
+    listed = {str(path.relative_to(folder)): known[str(path)]._asdict() for path in files}
+    text = json.dumps({"step": step, "files": listed}, indent=1)
+    write_atomic(folder / MANIFEST, text.encode())
+    return files
 
-    Raises ValueError if there are checkpoints and none is whole: a run never starts again from zero by accident.
+
+def newest(run: Path) -> tuple[Path | None, list[str]]:
+    """The newest valid checkpoint, and why newer ones are not. None if the run never saved.
+
+    Raises:
+        UserError: there are checkpoints and none is valid: a run never starts again from zero by accident.
     """
     rejected: list[str] = []
     for folder in candidates(run):
-        wrong = verify(folder)
-        if wrong is None:
+        flaw = verify(folder)
+        if flaw is None:
             return folder, rejected
-        rejected.append(f"{folder.name}: {wrong}")
+        rejected.append(f"{folder.name}: {flaw}")
     refuse_restart_from_scratch(run, rejected)
     return None, rejected
 
 
 def candidates(run: Path) -> list[Path]:
-    """The checkpoints of a run, newest first, whole or not."""
+    """The checkpoints of a run, newest first, valid or not."""
     return sorted((run / "checkpoints").glob("step-????????"), reverse=True)
 
 
 def refuse_restart_from_scratch(run: Path, rejected: list[str]) -> None:
-    """Raises ValueError if the run has saved, now that none of its checkpoints was found whole."""
+    """Raise UserError if the run has saved before, since none of its checkpoints is valid."""
     if rejected or (run / "checkpoints" / "latest").exists():
-        raise ValueError(
+        raise UserError(
             f"{run} has checkpoints but none is whole ({'; '.join(rejected) or 'all are missing'});"
             " restore one, or start in another folder"
         )
 
 
 def verify(folder: Path, share: tuple[int, int] = (0, 1)) -> str | None:
-    """What is wrong with a checkpoint, or None: every file is there with the size and checksum its manifest gives.
+    """What is wrong with a checkpoint, None if every file has the size and checksum that its manifest lists.
 
-    `share` (i, n): of n processes that look together, the i-th; each reads its n-th part of the files.
+    `share` (i, n): of n processes that verify together, the i-th; each reads its n-th part of the files.
     """
     try:
         files = _listed(folder)
@@ -121,13 +131,13 @@ def verify(folder: Path, share: tuple[int, int] = (0, 1)) -> str | None:
         return f"its manifest cannot be read ({error!r})"
     if STATE not in files:
         return f"its manifest does not list {STATE}"
-    for name, known in files.items():
+    for name, listed in files.items():
         path = folder / name
-        if not path.is_file() or path.stat().st_size != known.bytes:
+        if not path.is_file() or path.stat().st_size != listed.bytes:
             return f"{name} is missing or has another size"
-    mine = sorted(files)[share[0] :: share[1]]
+    own = sorted(files)[share[0] :: share[1]]
     with ThreadPoolExecutor() as pool:
-        for name, digest in zip(mine, pool.map(lambda n: _digest(folder / n), mine)):
+        for name, digest in zip(own, pool.map(lambda name: _digest(folder / name), own)):
             if digest != files[name].sha256:
                 return f"{name} has another checksum"
     return None
@@ -141,36 +151,42 @@ def _listed(folder: Path) -> dict[str, StoredFile]:
 
 def size_of(folder: Path) -> int:
     """Bytes of a checkpoint, by its manifest."""
-    return sum(known.bytes for known in _listed(folder).values())
+    return sum(file.bytes for file in _listed(folder).values())
 
 
 def _each_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
     """One flipped bit can give a file the name of another; as a plain dict the list would hide that one is missing."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    unique = dict(pairs)
+    if len(unique) < len(pairs):
         raise ValueError(f"a name comes twice among {[name for name, _ in pairs]}")
-    return found
+    return unique
 
 
 def read_state(folder: Path) -> dict:
     return json.loads((folder / STATE).read_text())
 
 
-def _forget_old(newest: Path, keep: RetentionPolicy) -> None:
-    """Leave the last checkpoints up to `newest`, and those kept for good. A later one is left from before a restart: it
-    must not count, or the one just saved could be the one that goes.
+def remove_old(newest: Path, keep: RetentionPolicy) -> None:
+    """Remove the checkpoints up to `newest` that `keep` does not keep.
+
+    A later one is left from before a restart: it must not count, or the one just saved could be the one that goes.
     """
-    until = sorted(path for path in newest.parent.glob("step-????????") if path.name <= newest.name)
-    steps = {path: int(path.name.split("-")[1]) for path in until}
-    good = max(
-        (step for step in steps.values() if keep.stuck is not None and step < keep.stuck),
-        default=None,
-    )
-    for old in until[: -keep.last]:
-        if not (keep.every and steps[old] % keep.every == 0) and steps[old] != good:
-            shutil.rmtree(old)
+    folders = sorted(newest.parent.glob("step-????????"))
+    until_newest = [folder for folder in folders if folder.name <= newest.name]
+    last_good = None  # from before no step could be taken
+    if keep.stuck is not None:
+        before = [step_of(folder) for folder in until_newest if step_of(folder) < keep.stuck]
+        last_good = max(before, default=None)
+    for folder in until_newest[: -keep.last]:
+        step = step_of(folder)
+        is_kept = keep.every and step % keep.every == 0
+        if not is_kept and step != last_good:
+            shutil.rmtree(folder)
     for stale in newest.parent.glob("*.partial"):
-        shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+        if stale.is_dir():
+            shutil.rmtree(stale)
+        else:
+            stale.unlink()
 
 
 def _digest(path: Path) -> str:

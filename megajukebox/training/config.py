@@ -11,6 +11,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from megajukebox.common.errors import UserError
+from megajukebox.common.levels import RUN_FOLDERS, STUDENT_FOLDERS
 from megajukebox.common.old_settings import describe_renamed, present_path, upgrade_settings
 from megajukebox.common.validation_errors import mistakes, shortened
 from megajukebox.data.shards.shard_set import COUNTED
@@ -29,8 +30,8 @@ log = logging.getLogger(__name__)
 
 PRESETS = Path(__file__).parent.parent / "presets"
 CONDITIONS = (*COUNTED, "year")  # the fields of a song that a prior can be told
-STAGES = ("vqvae", "top_prior", "middle_upsampler", "bottom_upsampler")
-STUDENTS = ("top_student", "middle_student", "bottom_student")  # of `distill`
+STAGE_NAMES = tuple(RUN_FOLDERS.values())  # of `train`: the rows of stages.py
+STUDENT_NAMES = tuple(STUDENT_FOLDERS.values())  # of `distill`
 
 
 class ConditionSettings(StrictSettings):
@@ -118,9 +119,13 @@ class Preset(StrictSettings):
     @classmethod
     def _stages_that_are_there(cls, data: dict) -> dict:
         training = data.get("training", {})
-        unknown = sorted(set(training) - {*STAGES, *STUDENTS}) if isinstance(training, dict) else []
+        unknown = (
+            sorted(set(training) - {*STAGE_NAMES, *STUDENT_NAMES})
+            if isinstance(training, dict)
+            else []
+        )
         if unknown:  # first: else it is their settings that are missing
-            stages = ", ".join((*STAGES, *STUDENTS))
+            stages = ", ".join((*STAGE_NAMES, *STUDENT_NAMES))
             raise ValueError(f"training has unknown stages {unknown}; stages are {stages}")
         return data
 

@@ -1,22 +1,20 @@
-"""Further training from weights that are there: another run's, an imported model's, or those in one of its checkpoints.
+"""Finetuning: train further from the weights of another run, of an imported model, or of a checkpoint.
 
 What fixes a model's numbers comes with its weights: shape, vocabularies, tokenizer. The preset gives only how to train.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import BaseModel
-from torch import Tensor
+from torch import Tensor, nn
 
+from megajukebox.common.errors import UserError
 from megajukebox.common.model_files import FACTS, WEIGHTS, StoredTensors, read_facts
-from megajukebox.conditioning.tokenizers import (
-    LyricsTokenizer,
-    run_tokenizer,
-)
+from megajukebox.conditioning.tokenizers import LyricsTokenizer, run_tokenizer
 from megajukebox.conditioning.vocabulary import Vocabulary, read_vocabularies
 from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.data.stream.code_dataset import check_codes
@@ -25,21 +23,37 @@ from megajukebox.models.vqvae import VQVAE, VQVAEConfig
 from megajukebox.training import checkpoint
 from megajukebox.training.engines.universal_checkpoint import weights_of
 
-NAMED = 5  # of the names that a model does not know, so many are told
+MAX_NAMES = 5  # of those that a model does not know, named in the error
+
+
+class ModelKind(NamedTuple):
+    """A kind of model.json: the config that it holds, and the module of that config."""
+
+    config: type[BaseModel]
+    module: Callable[[Any], nn.Module]
+
+
+MODEL_KINDS = {
+    "vqvae": ModelKind(VQVAEConfig, VQVAE),
+    "prior": ModelKind(PriorConfig, Prior),
+}
 
 
 @dataclass(frozen=True)
 class PretrainedModel:
-    """A trained model to go on from."""
+    """A trained model to start from."""
 
     folder: Path  # the run
     facts: dict[str, Any]
     weights: Mapping[str, Tensor]
 
     @property
+    def kind(self) -> ModelKind:
+        return MODEL_KINDS[self.facts["kind"]]
+
+    @property
     def config(self) -> BaseModel:
-        kinds = {"prior": PriorConfig, "vqvae": VQVAEConfig}
-        return kinds[self.facts["kind"]](**self.facts["config"])
+        return self.kind.config(**self.facts["config"])
 
     @property
     def vocabularies(self) -> dict[str, Vocabulary]:
@@ -50,64 +64,77 @@ class PretrainedModel:
         return run_tokenizer(self.folder, self.facts)
 
 
-def read_base(path: Path) -> PretrainedModel:
-    """The model of a run, or (path/checkpoints/step-XXXXXXXX) what it was at that step. ValueError if there is none."""
+def read_pretrained(path: Path) -> PretrainedModel:
+    """The model of a run, or (path/checkpoints/step-XXXXXXXX) what it was at that step.
+
+    Raises:
+        UserError: there is none, it is damaged, or it lacks weights.
+    """
     if (path / checkpoint.MANIFEST).is_file():
-        wrong = checkpoint.verify(path)
-        if wrong:
-            raise ValueError(f"{path} is damaged: {wrong}; choose another checkpoint")
+        flaw = checkpoint.verify(path)
+        if flaw:
+            raise UserError(f"{path} is damaged: {flaw}; choose another checkpoint")
         run = path.parent.parent
         facts = read_facts(run) | {"step": checkpoint.read_state(path)["step"]}
-        return _checked(PretrainedModel(run, facts, weights_of(path / "state")))
-    if not (path / FACTS).is_file():
-        raise ValueError(
+        model = PretrainedModel(run, facts, weights_of(path / "state"))
+    elif (path / FACTS).is_file():
+        model = PretrainedModel(path, read_facts(path), StoredTensors(path / WEIGHTS))
+    else:
+        raise UserError(
             f"--from {path} is neither a run with {FACTS} nor a checkpoint with {checkpoint.MANIFEST}"
         )
-    return _checked(PretrainedModel(path, read_facts(path), StoredTensors(path / WEIGHTS)))
+    if model.facts["kind"] not in MODEL_KINDS:
+        known = ", ".join(MODEL_KINDS)
+        raise UserError(
+            f"--from {path} holds a {model.facts['kind']}, which cannot be trained further; give a run of {known}"
+        )
+    check_complete(model)
+    return model
 
 
-def _checked(base: PretrainedModel) -> PretrainedModel:
-    """Every weight of the model must be there in its shape; what a tied weight is called does not matter."""
+def check_complete(base: PretrainedModel) -> None:
+    """Raise UserError unless every weight of the model is there in its shape, a tied one under any of its names."""
     with torch.device("meta"):
-        model = Prior(base.config) if isinstance(base.config, PriorConfig) else VQVAE(base.config)  # type: ignore[arg-type]
+        model = base.kind.module(base.config)
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if name not in base.weights or _shape(base.weights, name) != tuple(tensor.shape):
-            raise ValueError(
-                f"{base.folder} lacks {name} {tuple(tensor.shape)}, which its {FACTS} speaks of"
+        if name not in base.weights or stored_shape(base.weights, name) != tuple(tensor.shape):
+            raise UserError(
+                f"{base.folder} lacks {name} {tuple(tensor.shape)}, which its {FACTS} lists"
             )
-    return base
 
 
-def _shape(weights: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
-    """Of a stored tensor, without reading it."""
-    return weights.shape(name) if isinstance(weights, StoredTensors) else tuple(weights[name].shape)
+def stored_shape(weights: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
+    """The shape of a stored tensor, without reading it."""
+    if isinstance(weights, StoredTensors):
+        return weights.shape(name)
+    return tuple(weights[name].shape)
 
 
 def check_prior(
     base: PretrainedModel, level: str, codes: ShardSet, min_songs: Mapping[str, int]
 ) -> None:
-    """Raises ValueError where codes, or what their songs are called, are not those that the model knows."""
-    if base.facts["kind"] != "prior" or base.facts.get("level", level) != level:
-        raise ValueError(
-            f"--from {base.folder} holds a {base.facts.get('level', '')} {base.facts['kind']}, not a {level} prior"
-        )
+    """Raise UserError where the codes, or the names of their songs, are not those that the prior knows.
+
+    `min_songs`: by condition, names on fewer songs may stay unknown.
+    """
+    kind = base.facts["kind"]
+    their_level = base.facts.get("level", level)
+    if kind != "prior" or their_level != level:
+        described = f"{base.facts.get('level', '')} {kind}".strip()
+        raise UserError(f"--from {base.folder} holds a {described}, not a {level} prior")
     check_codes(codes, base.folder, base.facts)
-    for label, known in base.vocabularies.items():
-        if label != "year":
-            _check_names(base, label, known, codes, min_songs.get(label, 1))
-
-
-def _check_names(
-    base: PretrainedModel, label: str, known: Vocabulary, codes: ShardSet, min_songs: int
-) -> None:
-    counts = codes.index["vocabulary"].get(label, {})
-    unknown = sorted(
-        name for name, count in counts.items() if count >= min_songs and not known.id(name)
-    )
-    if unknown:
-        more = f" and {len(unknown) - NAMED} more" if len(unknown) > NAMED else ""
-        raise ValueError(
-            f"{base.folder} does not know {label} {', '.join(map(repr, unknown[:NAMED]))}{more}; teach it first:"
-            f" megajukebox extend-vocabulary {base.folder} --to {base.folder}_grown --data {codes.folder}"
-            f" (or leave names unknown that are on fewer songs: conditions.{label}.min_songs)"
-        )
+    for condition, vocabulary in base.vocabularies.items():
+        if condition == "year":
+            continue
+        least = min_songs.get(condition, 1)
+        counts = codes.index["vocabulary"].get(condition, {})
+        frequent = sorted(name for name, count in counts.items() if count >= least)
+        unknown = [name for name in frequent if not vocabulary.id(name)]
+        if unknown:
+            named = ", ".join(repr(name) for name in unknown[:MAX_NAMES])
+            more = f" and {len(unknown) - MAX_NAMES} more" if len(unknown) > MAX_NAMES else ""
+            raise UserError(
+                f"{base.folder} does not know {condition} {named}{more}; teach it first:"
+                f" megajukebox extend-vocabulary {base.folder} --to {base.folder}_grown --data {codes.folder}"
+                f" (or leave names unknown that are on fewer songs: conditions.{condition}.min_songs)"
+            )

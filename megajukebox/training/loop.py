@@ -1,10 +1,10 @@
-"""The one training loop: every stage is a task, every way of parallelism an engine."""
+"""The one training loop: every stage is a task, every kind of parallelism an engine."""
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
-import numpy as np
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -18,103 +18,108 @@ from megajukebox.training.checkpointing.resume import resume
 from megajukebox.training.checkpointing.saver import CheckpointSaver
 from megajukebox.training.engines import collectives
 from megajukebox.training.engines.zero import ZeroEngine
+from megajukebox.training.evaluation import evaluate
 from megajukebox.training.lr_schedule import lr_factor
 from megajukebox.training.previews import PreviewSampler
-from megajukebox.training.reconstruction_samples import write_reconstructions
 from megajukebox.training.run_context import RunContext
 from megajukebox.training.sdc import check_recomputed_loss, check_replicas
 from megajukebox.training.spike_recovery import handle_min_loss_scale, handle_skipped_step
 from megajukebox.training.tasks import Stream, Task
 
+SEEDS = 2**63  # torch takes seeds below it
+
+
+@dataclass(frozen=True)
+class FinishedStep:
+    """A step that the hooks act on."""
+
+    number: int  # 1-based: optimizer steps made by now
+    loss: float
+    micro_batches: list[dict]
+
+
+@dataclass(frozen=True)
+class TrainingParts:
+    """What the loop and its hooks work with."""
+
+    run: RunContext
+    task: Task
+    engine: ZeroEngine
+    saver: CheckpointSaver
+    previews: PreviewSampler
+    last_step: int  # of this start; the run's own may be later
+
 
 def train(run: RunContext, task: Task, engine: ZeroEngine) -> bool:
     """Train `task` to its last step, or until asked to stop. Returns whether it is finished.
 
-    Raises TrainingDiverged when too many steps had to be skipped; the last checkpoint stays as it is. Raises Leave when
-    a newer start has taken the run, it was set back, a rank holds or computes what it should not, or the last
-    checkpoint could not be saved.
+    Raises:
+        TrainingDiverged: too many steps were skipped; the last checkpoint stays as it is.
+        TerminateRun: a newer start took the run over, the run was rewound, a rank holds or computes something wrong,
+            or the last checkpoint could not be saved.
     """
-    first = resume(run, task, engine)
-    if run.rank == 0 and first < run.settings.steps:
-        (run.folder / "DONE").unlink(
-            missing_ok=True
-        )  # of fewer steps: a run that trains on is not done
-    saves = CheckpointSaver(run, task, engine, first)
-    run.log.event(DataOpened(step=first, counts=task.corpus()))
-    last = min(run.settings.steps, first + (run.stop_after or run.settings.steps))
-    engine.masters.watched = run.settings.checks.replica_check_every > 0
-    stream, done, order = task.batches(run.data_step(first)), first, NOTHING
+    first_step = resume(run, task, engine)
+    parts = start(run, task, engine, first_step)
+    stream = task.batches(run.data_step(first_step))
     batches = iter(stream)
-    hearing = PreviewSampler(
-        run.folder,
-        run.settings.previews,
-        run.log,
-        first,
-        active=run.rank == 0 and task.kind == "prior",
-    )
-    run.watchdog.step, run.watchdog.stage = first, run.rank * engine.stages // run.ranks
+    done = first_step
+    request = NOTHING
     run.watchdog.enter_phase("step")
-    with progress_bar(run, first) as advance:
-        while done < last and (order := meet(run, saves)) < STOP:
-            if order == SAVE:
-                saves.begin(done, export=True)
-                saves.end()
-            run.signals.saved(order)
-            advance(train_one_step(run, task, engine, batches, stream, done))
-            done += 1
-            if (
-                run.settings.checks.replica_check_every
-                and done % run.settings.checks.replica_check_every == 0
-            ):
-                check_replicas(run, engine, done)
-            if done % run.settings.evaluation.every == 0 or done == run.settings.steps:
-                evaluate(run, task, engine, done)
-            if done % run.settings.checkpointing.every == 0 and done < last:
-                saves.begin(done)
-            hearing.after_save(saves.exported)
-    if order == FENCED:
+    with progress_bar(run, first_step) as show_loss:
+        for step in range(first_step, parts.last_step):
+            request = sync_requests(run, parts.saver)
+            if request >= STOP:
+                break
+            if request == SAVE:
+                save_on_request(parts, step)
+            finished = train_one_step(run, task, engine, batches, stream, step)
+            done = finished.number
+            show_loss(finished.loss)
+            for hook in HOOKS:
+                hook(parts, finished)
+    if request == FENCED:
+        number = run.fencing_token.number
         raise TerminateRun(
-            "fenced",
-            f"another start of {run.folder} has taken over from generation {run.fencing_token.number}",
+            "fenced", f"another start of {run.folder} has taken over from generation {number}"
         )
-    saves.begin(done, export=done == run.settings.steps)
-    if not saves.end():
-        raise TerminateRun(
-            "storage",
-            f"step {done} of {run.folder} could not be saved (events.jsonl says why); start again",
-        )
-    hearing.after_save(saves.exported)
-    with run.watchdog.phase("checkpoint_save"):
-        hearing.end(wait=done == run.settings.steps)
-        collectives.barrier()
-    return tell_end(run, done)
+    return finish(parts, done)
 
 
-def meet(run: RunContext, saves: CheckpointSaver) -> int:
-    """All ranks, before a step: the strongest order that one of them knows of. What all have written is made final."""
-    order, writing = collectives.all_reduce_max(run.signals.now(), saves.writing)
-    if not writing and order != FENCED:
-        saves.end()
-    return order
+def start(run: RunContext, task: Task, engine: ZeroEngine, first_step: int) -> TrainingParts:
+    """What the loop works with, once the run is known to train from `first_step` on."""
+    settings = run.settings
+    if run.rank == 0 and first_step < settings.steps:
+        # Of fewer steps than now: a run that trains on is not done.
+        (run.folder / "DONE").unlink(missing_ok=True)
+    saver = CheckpointSaver(run, task, engine, first_step)
+    run.log.event(DataOpened(step=first_step, counts=task.corpus()))
+    engine.masters.watched = settings.checks.replica_check_every > 0
+    makes_previews = run.rank == 0 and task.kind == "prior"
+    previews = PreviewSampler(
+        run.folder, settings.previews, run.log, first_step, active=makes_previews
+    )
+    run.watchdog.step = first_step
+    run.watchdog.stage = run.rank * engine.stages // run.ranks
+    last_step = min(settings.steps, first_step + (run.stop_after or settings.steps))
+    return TrainingParts(run, task, engine, saver, previews, last_step)
 
 
-def tell_end(run: RunContext, done: int) -> bool:
-    """The last event of a run that ends as it should, and the file DONE if nothing is left to train."""
-    finished = done == run.settings.steps
-    if finished:
-        run.log.event(RunFinished(step=done))
-        if run.rank == 0:
-            write_atomic(run.folder / "DONE", f"{done}\n".encode())
-    else:
-        reason = run.signals.reason or (
-            "stop-after" if run.stop_after else "another rank was asked to"
-        )
-        event = RunStopped(
-            step=done, reason=reason, signal=run.signals.signal, stop_after=run.stop_after
-        )
-        run.log.event(event)
-    collectives.barrier()  # no rank leaves before all is written: launchers end the others when one has gone
-    return finished
+def sync_requests(run: RunContext, saver: CheckpointSaver) -> int:
+    """The strongest request that any rank knows of; every rank calls this before a step.
+
+    A checkpoint that all ranks have written is committed here: it is the moment at which they meet anyway.
+    """
+    request, writing = collectives.all_reduce_max(run.signals.now(), saver.writing)
+    if not writing and request != FENCED:
+        saver.end()
+    return request
+
+
+def save_on_request(parts: TrainingParts, step: int) -> None:
+    """Save now, with the exported weights, because somebody left the file SAVE; then remove that file."""
+    parts.saver.begin(step, export=True)
+    parts.saver.end()
+    parts.run.signals.saved(SAVE)
 
 
 def train_one_step(
@@ -124,87 +129,140 @@ def train_one_step(
     batches: Iterator[list[dict]],
     stream: Stream,
     step: int,
-) -> float:
-    """Train step `step` (0-based), log it if it is due, and return its loss."""
-    settings, started = run.settings, time.perf_counter()
+) -> FinishedStep:
+    """Train step `step` (0-based), and log it if it is due.
+
+    Raises:
+        TrainingDiverged: too many steps were skipped, and no rewind is left.
+        TerminateRun: the run was rewound.
+    """
+    settings = run.settings
+    started = time.perf_counter()
     with run.watchdog.phase("data_wait"):
         micro_batches = next(batches)
-    waited = time.perf_counter() - started
+    data_seconds = time.perf_counter() - started
     # A seed for each step makes every draw inside the model a function of (seed, rank, step): no generator is saved.
-    torch.manual_seed(int(philox(settings.seed, f"model/{run.rank}", step).random_raw()) % 2**63)
-    share = lr_factor(step, settings.steps, settings.schedule) * run.rate_share(step)
+    torch.manual_seed(int(philox(settings.seed, f"model/{run.rank}", step).random_raw()) % SEEDS)
+    rate = lr_factor(step, settings.steps, settings.schedule) * run.lr_factor(step)
     try:
-        metrics = engine.step(micro_batches, share)
+        metrics = engine.step(micro_batches, rate)
     except collectives.LossScaleAtMinimum as error:
         handle_min_loss_scale(run, engine, step, str(error))
     handle_skipped_step(run, task, engine, step, metrics)
     seconds = time.perf_counter() - started
-    met = engine.communication.seconds()
-    run.watchdog.record_step(step + 1, seconds, met)
+    communication_seconds = engine.communication.seconds()
+    run.watchdog.record_step(step + 1, seconds, communication_seconds)
     if (step + 1) % settings.log_every == 0 or step == 0:
-        heard = {
+        metrics = metrics | {
             "audio_seconds_per_second": task.audio_seconds / seconds,
-            "data_wait_ratio": waited / seconds,
-            **skipped(run, task, stream),
+            "data_wait_ratio": data_seconds / seconds,
+            **bad_samples(run, task, stream),
             **stream.report(),
             **collectives.memory(),
+            "step_seconds": seconds,
+            "data_seconds": data_seconds,
+            "communication_seconds": communication_seconds,
+            task.speed_name: task.units_per_step / seconds,
         }
-        split = {"step_seconds": seconds, "data_seconds": waited, "communication_seconds": met}
-        speed = split | {task.speed_name: task.units_per_step / seconds}
-        speed |= {"mfu": run.at_peak / seconds} if run.at_peak else {}
-        run.log.metrics(step + 1, "train", metrics | heard | speed | run.watchdog.phase_seconds())
-    if (
-        settings.checks.recompute_check_every
-        and (step + 1) % settings.checks.recompute_check_every == 0
-    ):
-        check_recomputed_loss(run, task, engine, micro_batches[0], step + 1)
-    return metrics["loss"]
+        if run.seconds_at_peak:
+            metrics["mfu"] = run.seconds_at_peak / seconds
+        run.log.metrics(step + 1, "train", metrics | run.watchdog.phase_seconds())
+    return FinishedStep(step + 1, metrics["loss"], micro_batches)
 
 
-def skipped(run: RunContext, task: Task, stream: Stream) -> dict[str, int]:
-    """Clips replaced so far on all ranks, in all and by kind; what the stages of one pipeline read counts once."""
-    mine = stream.bad_samples() if run.rank < task.reading.place.size else {}
-    kinds = dict(
-        zip(ALL_KINDS, collectives.all_reduce_sum([mine.get(kind, 0) for kind in ALL_KINDS]))
-    )
-    return {
-        "bad_samples": sum(kinds.values()),
-        **{f"bad_samples_{kind}": count for kind, count in kinds.items() if count},
-    }
+def bad_samples(run: RunContext, task: Task, stream: Stream) -> dict[str, int]:
+    """Clips replaced so far on all ranks, in all and by kind; ranks of one pipeline read the same and count once."""
+    own = stream.bad_samples() if run.rank < task.reading.world.size else {}
+    counts = collectives.all_reduce_sum([own.get(kind, 0) for kind in ALL_KINDS])
+    report = {"bad_samples": sum(counts)}
+    for kind, count in zip(ALL_KINDS, counts):
+        if count:
+            report[f"bad_samples_{kind}"] = count
+    return report
 
 
-def evaluate(run: RunContext, task: Task, engine: ZeroEngine, step: int) -> dict[str, float]:
-    """Average the metrics over the held-out batches and log them."""
-    with run.watchdog.phase("eval"):
-        seen = [engine.evaluate(batch) for batch in task.held_out()]
-        judged = check_step(task, engine)
-        write_reconstructions(run, task, engine, step)
-    averages = {name: sum(s[name] for s in seen) / len(seen) for name in seen[0]} if seen else {}
-    averages |= judged
-    if averages:
-        run.log.metrics(step, "held_out", averages)
-    return averages
+def finish(parts: TrainingParts, done: int) -> bool:
+    """Save step `done`, wait for the last preview, and log how the run ends. Returns whether it is finished.
+
+    Raises:
+        TerminateRun: the checkpoint could not be saved.
+    """
+    run = parts.run
+    finished = done == run.settings.steps
+    parts.saver.begin(done, export=finished)
+    if not parts.saver.end():
+        raise TerminateRun(
+            "storage",
+            f"step {done} of {run.folder} could not be saved (events.jsonl says why); start again",
+        )
+    parts.previews.after_save(parts.saver.exported)
+    with run.watchdog.phase("checkpoint_save"):
+        parts.previews.end(wait=finished)
+        collectives.barrier()
+    if finished:
+        run.log.event(RunFinished(step=done))
+        if run.rank == 0:
+            write_atomic(run.folder / "DONE", f"{done}\n".encode())
+    else:
+        other = "stop-after" if run.stop_after else "another rank was asked to"
+        run.log.event(
+            RunStopped(
+                step=done,
+                reason=run.signals.reason or other,
+                signal=run.signals.signal,
+                stop_after=run.stop_after,
+            )
+        )
+    collectives.barrier()  # no rank leaves before all is written: launchers end the others when one has gone
+    return finished
 
 
-def check_step(task: Task, engine: ZeroEngine) -> dict[str, float]:
-    """What the task's own judge says over the windows of all ranks: means, and half their 95 % intervals (`_ci`)."""
-    if task.judge is None:
-        return {}
-    with engine.whole() as model:
-        mine = {name: values.tolist() for name, values in task.judge(model).items()}
-    found: dict[str, float] = {}
-    for name in mine:
-        values = np.array([value for part in collectives.all_gather(mine[name]) for value in part])
-        if len(values) > 1:
-            found |= {
-                name: float(values.mean()),
-                f"{name}_ci": float(1.96 * values.std(ddof=1) / len(values) ** 0.5),
-            }
-    return found
+# ---- Hooks: called in this order after every step ---------------------------------------------------------------------
+
+
+def check_computation(parts: TrainingParts, step: FinishedStep) -> None:
+    every = parts.run.settings.checks.recompute_check_every
+    if every and step.number % every == 0:
+        check_recomputed_loss(
+            parts.run, parts.task, parts.engine, step.micro_batches[0], step.number
+        )
+
+
+def check_weights(parts: TrainingParts, step: FinishedStep) -> None:
+    every = parts.run.settings.checks.replica_check_every
+    if every and step.number % every == 0:
+        check_replicas(parts.run, parts.engine, step.number)
+
+
+def evaluate_if_due(parts: TrainingParts, step: FinishedStep) -> None:
+    settings = parts.run.settings
+    if step.number % settings.evaluation.every == 0 or step.number == settings.steps:
+        evaluate(parts.run, parts.task, parts.engine, step.number)
+
+
+def save_if_due(parts: TrainingParts, step: FinishedStep) -> None:
+    """The last step of this start is saved by `finish`."""
+    is_due = step.number % parts.run.settings.checkpointing.every == 0
+    if is_due and step.number < parts.last_step:
+        parts.saver.begin(step.number)
+
+
+def preview_if_due(parts: TrainingParts, step: FinishedStep) -> None:
+    parts.previews.after_save(parts.saver.exported)
+
+
+Hook = Callable[[TrainingParts, FinishedStep], None]
+HOOKS: tuple[Hook, ...] = (
+    check_computation,
+    check_weights,
+    evaluate_if_due,
+    save_if_due,
+    preview_if_due,
+)
 
 
 @contextmanager
-def progress_bar(run: RunContext, first: int) -> Iterator[Callable[[float], None]]:
+def progress_bar(run: RunContext, first_step: int) -> Iterator[Callable[[float], None]]:
     """A bar on rank 0; what it yields is called with the loss of each step."""
     columns = (
         BarColumn(),
@@ -214,6 +272,6 @@ def progress_bar(run: RunContext, first: int) -> Iterator[Callable[[float], None
     )
     with Progress(TextColumn("{task.description}"), *columns, disable=run.rank != 0) as bar:
         row = bar.add_task(
-            run.folder.name, total=run.settings.steps, completed=first, loss=float("nan")
+            run.folder.name, total=run.settings.steps, completed=first_step, loss=float("nan")
         )
         yield lambda loss: bar.update(row, advance=1, loss=loss)

@@ -1,4 +1,4 @@
-"""Samples from a run that trains: `megajukebox preview` in a process of its own, which the training never waits for.
+"""Preview samples of a run that trains, by `megajukebox preview` in a process that training never waits for.
 
 Training imports nothing of sampling: the two meet in files, the weights that were just exported and the samples.
 """
@@ -13,8 +13,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from megajukebox.records.events import PreviewWritten
 from megajukebox.records.run_log import RunLog
 
-PLACES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-PATIENCE = 600  # seconds that the end of a run waits for its last samples
+# What a launcher tells a rank: a preview is a process of its own.
+RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+END_TIMEOUT_SECONDS = 600  # that the end of a run waits for its last preview
+NICENESS = 10  # training goes first
+LOG_FILE = "preview.log"
 
 
 class PreviewSettings(BaseModel):
@@ -33,68 +36,65 @@ class PreviewSettings(BaseModel):
 
 
 class PreviewSampler:
-    """Rank 0 starts one after a save that is due; a step whose turn comes while one still runs is left out."""
+    """Starts a preview after a save that is due; while one still runs, the next one is left out.
+
+    `last_step` and `run` are of the run; `active` is whether this process makes previews at all.
+    """
 
     def __init__(
-        self, run: Path, settings: PreviewSettings, log: RunLog, first: int, active: bool
+        self, run: Path, settings: PreviewSettings, log: RunLog, last_step: int, active: bool
     ) -> None:
-        self.run, self.settings, self.log = run, settings, log
+        self.run = run
+        self.settings = settings
+        self.log = log
         self.every = settings.every if active else 0
-        self.last = first
+        self.last_step = last_step
         self.process: subprocess.Popen | None = None
 
     def after_save(self, step: int) -> None:
-        """The weights of `step` are exported."""
-        if not self.every or step // self.every <= self.last // self.every:
+        """The weights of `step` are exported: sample from them, if it is time."""
+        if not self.every or step // self.every <= self.last_step // self.every:
             return
-        self.last = step
+        self.last_step = step
         if self.process and self.process.poll() is None:
             reason = "left out: the samples before are still being made"
             self.log.event(PreviewWritten(step=step, reason=reason))
             return
-        self._tell()
-        out = self.run / "samples" / f"step-{step:08d}"
-        out.mkdir(parents=True, exist_ok=True)
+        self._log_result()
+        self.step = step
+        self.out = self.run / "samples" / f"step-{step:08d}"
+        self.out.mkdir(parents=True, exist_ok=True)
         runs = self.settings.runs or str(self.run.parent)
-        command = [
-            sys.executable,
-            "-m",
-            "megajukebox.cli",
-            "preview",
-            str(self.run),
-            "--runs",
-            runs,
-            "--out",
-            str(out),
-        ]
+        command = [sys.executable, "-m", "megajukebox.cli", "preview", str(self.run)]
+        command += ["--runs", runs, "--out", str(self.out)]
         command += ["--seconds", str(self.settings.seconds)]
-        alone = {
+        environment = {
             name: value
             for name, value in os.environ.items()
-            if name not in PLACES and "SLURM" not in name
+            if name not in RANK_VARIABLES and "SLURM" not in name
         }
-        with (out / "listen.log").open("w") as heard:
+        with (self.out / LOG_FILE).open("w") as output:
             self.process = subprocess.Popen(
-                command, env=alone, stdout=heard, stderr=heard, preexec_fn=_kindly
+                command, env=environment, stdout=output, stderr=output, preexec_fn=_lower_priority
             )
-        self.step, self.out = step, out
 
     def end(self, wait: bool) -> None:
-        """Wait for what is being made, within reason, or end it; tell what came of it."""
-        if self.process:
-            try:
-                self.process.wait(PATIENCE if wait else 0)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
-            self._tell()
+        """Log the last preview: with `wait` once it is done, within END_TIMEOUT_SECONDS; else kill it."""
+        if not self.process:
+            return
+        try:
+            self.process.wait(END_TIMEOUT_SECONDS if wait else 0)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self._log_result()
 
-    def _tell(self) -> None:
+    def _log_result(self) -> None:
         if self.process is None:
             return
         if self.process.returncode:
-            said = (self.out / "listen.log").read_text().strip().splitlines()
-            reason = f"failed: {said[-1] if said else self.process.returncode}"
+            lines = (self.out / LOG_FILE).read_text().strip().splitlines()
+            reason = f"failed: {lines[-1] if lines else self.process.returncode}"
             self.log.event(PreviewWritten(step=self.step, reason=reason))
         else:
             folder = str(self.out.relative_to(self.run))
@@ -102,5 +102,5 @@ class PreviewSampler:
         self.process = None
 
 
-def _kindly() -> None:
-    os.nice(10)
+def _lower_priority() -> None:
+    os.nice(NICENESS)

@@ -1,4 +1,4 @@
-"""What a VQ-VAE makes of held-out clips, as files in samples/step-*/: to be listened to along training."""
+"""Reconstructions of held-out clips by a VQ-VAE that trains, as files in samples/step-*/ to listen to."""
 
 from pathlib import Path
 
@@ -10,54 +10,47 @@ from megajukebox.training.engines.zero import ZeroEngine
 from megajukebox.training.run_context import RunContext
 from megajukebox.training.tasks import Task
 
-SECONDS = 12.0  # of clips, one after the other
-GROWTH = 1.25  # each is made this many times later than the last: some forty in a run of any length
+MAX_SECONDS = 12.0  # of clips, one after the other
+STEP_RATIO = 1.25  # of one set of files to the one before: some forty in a run of any length
 
 
 def write_reconstructions(run: RunContext, task: Task, engine: ZeroEngine, step: int) -> None:
     """Write `original` and every level's reconstruction, on rank 0 alone: no other rank takes part.
 
-    A prior makes codes, not audio: it is heard by hearing.py.
+    A prior generates codes, not audio: previews.py samples from it.
     """
-    if (
-        run.rank
-        or not isinstance(engine.module, VQVAE)
-        or engine.stage == 3
-        or not is_due(run.folder, step)
-    ):
+    if run.rank or not isinstance(engine.module, VQVAE) or engine.stage == 3:
+        return
+    if not is_due(run.folder, step):
         return
     batch = next(iter(task.held_out()), None)
     if batch is None:
         return
-    waves = reconstructions(engine.module, batch["audio"])
+    rate = engine.module.config.sample_rate
     folder = run.folder / "samples" / f"step-{step:08d}"
     folder.mkdir(parents=True, exist_ok=True)
-    rate = engine.module.config.sample_rate
-    for name, wave_BT in waves.items():
-        write_wav(
-            folder / f"{name}.wav",
-            wave_BT.flatten()[: int(SECONDS * rate)].clamp(-1, 1).cpu().numpy(),
-            rate,
-        )
+    for name, wave_BT in reconstructions(engine.module, batch["audio"]).items():
+        wave_T = wave_BT.flatten()[: int(MAX_SECONDS * rate)].clamp(-1, 1)
+        write_wav(folder / f"{name}.wav", wave_T.cpu().numpy(), rate)
 
 
 @torch.no_grad()
 def reconstructions(model: VQVAE, audio_BT1: torch.Tensor) -> dict[str, torch.Tensor]:
     """The clips themselves, and through each level alone, [B, T] float32."""
-    was_training, place = model.training, next(model.parameters())
+    was_training = model.training
+    weight = next(model.parameters())
     model.eval()
-    x = audio_BT1.to(place.device, place.dtype)
-    made = {level: model.decode(model.encode(x, level), level) for level in model.config.levels}
+    x_BT1 = audio_BT1.to(weight.device, weight.dtype)
+    waves = {"original": audio_BT1[:, :, 0].float()}
+    for level in model.config.levels:
+        y_BT1 = model.decode(model.encode(x_BT1, level), level)
+        waves[level] = y_BT1[:, :, 0].float()
     model.train(was_training)
-    return {
-        "original": audio_BT1[:, :, 0].float(),
-        **{level: y[:, :, 0].float() for level, y in made.items()},
-    }
+    return waves
 
 
 def is_due(run: Path, step: int) -> bool:
-    made = [int(folder.name.removeprefix("step-")) for folder in run.glob("samples/step-????????")]
-    return (
-        step >= GROWTH * max((before for before in made if before < step), default=0)
-        and step not in made
-    )
+    """Whether there are none of this step, and this step is far enough from those before it."""
+    steps = [int(folder.name.removeprefix("step-")) for folder in run.glob("samples/step-????????")]
+    newest = max((written for written in steps if written < step), default=0)
+    return step >= STEP_RATIO * newest and step not in steps

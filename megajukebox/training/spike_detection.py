@@ -1,8 +1,8 @@
 """Which steps must not touch the weights: those whose loss or gradient is no number, and sudden spikes. Pure rules.
 
 A spike is a loss or gradient norm above mean + 6 standard deviations of the last 128 steps that counted (OLMo's rule).
-After many bad steps the run is no longer worth its electricity: it stops, or goes back (PaLM: restart from a checkpoint
-about 100 steps before the spike and skip 200 to 500 batches, after which it did not come again).
+After many skipped steps the run is no longer worth its electricity: it stops, or rewinds (PaLM: restart from a
+checkpoint about 100 steps before the spike and skip 200 to 500 batches, after which it did not come again).
 """
 
 import math
@@ -75,26 +75,24 @@ class SkipReason:
 class SpikeDetector:
     """What the last steps were like. The same on every rank, saved with every checkpoint."""
 
-    rules: SpikeSettings = field(default_factory=SpikeSettings)
+    settings: SpikeSettings = field(default_factory=SpikeSettings)
     losses: deque[float] = field(init=False)
     norms: deque[float] = field(init=False)
-    bad: deque[int] = field(init=False)
-    skipped: int = 0  # steps of the whole run
-    first_overflow_step: int | None = (
-        None  # the first of the steps left out since the last one that was taken
-    )
+    skipped_steps: deque[int] = field(init=False)  # within skip_window
+    skip_count: int = 0  # of the whole run
+    first_overflow_step: int | None = None  # of the steps not taken since the last one that was
 
     def __post_init__(self) -> None:
-        self.losses, self.norms = deque(maxlen=self.rules.window), deque(maxlen=self.rules.window)
-        self.bad = deque()
+        self.losses = deque(maxlen=self.settings.window)
+        self.norms = deque(maxlen=self.settings.window)
+        self.skipped_steps = deque()
 
     def check(self, loss: float, norm: float) -> SkipReason | None:
         """Why a step with this loss and gradient norm (before clipping) must be skipped; None if it may be taken."""
         if not math.isfinite(loss):
             return SkipReason("nan", f"loss is {loss}")
-        if (
-            not math.isfinite(norm) or norm < 0
-        ):  # DeepSpeed says -1 where it is infinite or not a number
+        # DeepSpeed returns a norm of -1 where it is infinite or not a number.
+        if not math.isfinite(norm) or norm < 0:
             return SkipReason("nan", "the gradient is not finite")
         for name, value, history in (
             ("loss", loss, self.losses),
@@ -102,83 +100,101 @@ class SpikeDetector:
         ):
             limit = self.limit(history)
             if value > limit:
-                above = f"{self.rules.threshold_std:g} sigma of the steps before"
+                above = f"{self.settings.threshold_std:g} sigma of the steps before"
                 return SkipReason("spike", f"{name} {value:.4g} spiked: over {limit:.4g}, {above}")
         return None
 
     def limit(self, history: deque[float]) -> float:
         """What a value may reach; infinity while there is too little to compare with."""
-        if not self.rules.threshold_std or len(history) < self.rules.window:
+        if not self.settings.threshold_std or len(history) < self.settings.window:
             return math.inf
         mean, spread = mean_and_spread(history)
-        return mean + self.rules.threshold_std * spread
+        return mean + self.settings.threshold_std * spread
 
     def update(self, step: int, loss: float, norm: float, reason: SkipReason | None) -> None:
-        """Remember step `step`, skipped for `reason` or taken."""
+        """Take note of step `step`, skipped for `reason` or taken."""
         if reason is None:
             self.losses.append(loss)
             self.norms.append(norm)
             self.first_overflow_step = None
         else:
-            self.left_out(step)
-            self.bad.append(step)
-            self.skipped += 1
-        while self.bad and self.bad[0] <= step - self.rules.skip_window:
-            self.bad.popleft()
+            self.note_not_taken(step)
+            self.skipped_steps.append(step)
+            self.skip_count += 1
+        oldest = step - self.settings.skip_window
+        while self.skipped_steps and self.skipped_steps[0] <= oldest:
+            self.skipped_steps.popleft()
 
-    def left_out(self, step: int) -> None:
-        """Step `step` was not taken; where that is for fp16's loss scale to heed, nothing else is noted of it."""
-        self.first_overflow_step = (
-            step if self.first_overflow_step is None else self.first_overflow_step
-        )
+    def note_not_taken(self, step: int) -> None:
+        """Take note that step `step` was not taken. An fp16 overflow is only that: the loss scale reacts to it."""
+        if self.first_overflow_step is None:
+            self.first_overflow_step = step
 
     @property
     def has_diverged(self) -> bool:
-        """More bad steps of late than the rules allow."""
-        return len(self.bad) > self.rules.max_skipped_steps
+        """Whether more steps were skipped of late than the settings allow."""
+        return len(self.skipped_steps) > self.settings.max_skipped_steps
 
     def state(self) -> dict[str, object]:
-        kept = {name: list(getattr(self, name)) for name in ("losses", "norms", "bad")}
-        return {**kept, "skipped": self.skipped, "stuck": self.first_overflow_step}
+        """For a checkpoint; its keys are those of version 1."""
+        return {
+            "losses": list(self.losses),
+            "norms": list(self.norms),
+            "bad": list(self.skipped_steps),
+            "skipped": self.skip_count,
+            "stuck": self.first_overflow_step,
+        }
 
     def restore(self, state: dict) -> None:
-        """Go on from a `state`; one of another window keeps what fits. Nothing to restore: start anew."""
-        for name in ("losses", "norms", "bad"):
-            history = getattr(self, name)
-            history.clear()
-            history.extend(state.get(name, []))
-        self.skipped, self.first_overflow_step = state.get("skipped", 0), state.get("stuck")
+        """Continue from a `state`; one of another window keeps what fits. {}: start anew."""
+        self.losses = deque(state.get("losses", []), maxlen=self.settings.window)
+        self.norms = deque(state.get("norms", []), maxlen=self.settings.window)
+        self.skipped_steps = deque(state.get("bad", []))
+        self.skip_count = state.get("skipped", 0)
+        self.first_overflow_step = state.get("stuck")
 
 
-# ---- Going back -----------------------------------------------------------------------------------------------------
+# ---- Rewinding --------------------------------------------------------------------------------------------------------
 
 
-def data_step(step: int, jumps: list[Rewind]) -> int:
-    """Which step's clips are read at training step `step`: later than itself after every jump before it."""
-    return step + sum(jump.steps for jump in jumps if step >= jump.step)
+def data_step(step: int, rewinds: list[Rewind]) -> int:
+    """Which step's clips are read at training step `step`: later ones after every rewind before it."""
+    return step + sum(rewind.steps for rewind in rewinds if step >= rewind.step)
 
 
-def rate_share(step: int, jumps: list[Rewind]) -> float:
-    """What is left of the learning rate at `step` after every jump before it."""
-    return math.prod(jump.rate for jump in jumps if step >= jump.step)
+def rewind_lr_factor(step: int, rewinds: list[Rewind]) -> float:
+    """What is left of the learning rate at `step` after every rewind before it."""
+    return math.prod(rewind.rate for rewind in rewinds if step >= rewind.step)
 
 
-def plan_rewind(saved: list[int], spiked: int, back: int, ahead: int) -> Rewind | None:
-    """The jump that leads past a spike that began at step `spiked`: from the newest checkpoint at least `back` steps
-    before it (else the oldest), to `ahead` batches after it. None without a checkpoint before it.
+def plan_rewind(
+    saved_steps: list[int], first_skipped: int, rewind_steps: int, skip_steps: int
+) -> Rewind | None:
+    """The rewind that leads past a spike.
+
+    Args:
+        saved_steps: of the checkpoints that there are.
+        first_skipped: the step at which the spike began.
+        rewind_steps: least distance of the checkpoint from it, else the oldest is taken.
+        skip_steps: batches after it that are left out.
+
+    Returns:
+        None without a checkpoint before the spike.
     """
-    before = [step for step in saved if step <= spiked]
+    before = [step for step in saved_steps if step <= first_skipped]
     if not before:
         return None
-    target = max((step for step in before if step <= spiked - back), default=min(before))
-    return Rewind(target, spiked - target + ahead)
+    far_enough = [step for step in before if step <= first_skipped - rewind_steps]
+    target = max(far_enough, default=min(before))
+    return Rewind(target, first_skipped - target + skip_steps)
 
 
-def plan_rewind_lower_lr(saved: list[int], stuck: int, back: int, rate: float) -> Rewind | None:
-    """The jump back to before step `stuck`, from which on fp16 could take no step: the same data again, at `rate` times
-    the rate.
+def plan_rewind_lower_lr(
+    saved_steps: list[int], first_overflow: int, rewind_steps: int, lr_factor: float
+) -> Rewind | None:
+    """The rewind to before step `first_overflow`, from which on fp16 could take no step: same data, lower rate.
 
-    Weights that could not take step `stuck` cannot at a smaller rate either, so at least one step lies between.
+    Weights that could not take that step cannot at a smaller rate either, so at least one step lies between.
     """
-    jump = plan_rewind(saved, stuck - 1, back, 0)
-    return jump and replace(jump, steps=0, rate=rate)
+    rewind = plan_rewind(saved_steps, first_overflow - 1, rewind_steps, 0)
+    return rewind and replace(rewind, steps=0, rate=lr_factor)

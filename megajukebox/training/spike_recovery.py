@@ -1,4 +1,4 @@
-"""After a step: a skipped one is told with what it was of; too many end the run, or take it back behind the spike."""
+"""Handle skipped steps: log each; after too many, rewind past the spike or stop as diverged."""
 
 import math
 import os
@@ -27,99 +27,126 @@ from megajukebox.training.tasks import Task
 def handle_skipped_step(
     run: RunContext, task: Task, engine: ZeroEngine, step: int, metrics: dict[str, float]
 ) -> None:
-    """Take note of step `step` (0-based) and of why it was skipped, if it was.
+    """Take note of step `step` (0-based), and of why it was skipped, if it was.
 
-    Raises TrainingDiverged when too many were, or Leave after the run was set back to an older checkpoint.
+    Raises:
+        TrainingDiverged: more than `max_skipped_steps` within `skip_window`, and no rewind is left.
+        TerminateRun: the run was rewound to an older checkpoint; restart it.
     """
-    stability, settings = engine.stability, run.settings.spikes
-    if engine.overflowed:  # DeepSpeed's loss scale heeds it
-        stability.left_out(step)
+    detector = engine.stability
+    if engine.overflowed:  # DeepSpeed lowers its loss scale
+        detector.note_not_taken(step)
         return
-    stability.update(step, metrics["loss"], metrics["grad_norm"], engine.reason)
+    detector.update(step, metrics["loss"], metrics["grad_norm"], engine.reason)
     if engine.reason is None:
         return
-    tell(run, task, engine, step)
-    if stability.has_diverged:
-        last = f"{len(stability.bad)} of the last {stability.rules.skip_window} steps were bad, the last one: {engine.reason}"
-        spiked = stability.bad[0]
-        jump = plan_rewind(saved(run), spiked, settings.rewind_steps, settings.rewind_skip_steps)
-        if jump and sum(before.rate == 1 for before in run.rewinds) < settings.max_rewinds:
-            rewind(run, jump, spiked, last)
-            raise TerminateRun("rewind", f"{last}; went back, start again")
-        run.log.event(Diverged(step=step + 1, reason=last))
-        raise collectives.TrainingDiverged(
-            f"{last}, at step {step + 1} of {run.folder}; its last checkpoint is as it was"
-        )
+    log_skipped_step(run, task, engine, step)
+    if not detector.has_diverged:
+        return
+    settings = run.settings.spikes
+    first_skipped = detector.skipped_steps[0]
+    reason = (
+        f"{len(detector.skipped_steps)} of the last {settings.skip_window} steps were skipped,"
+        f" the last one: {engine.reason}"
+    )
+    plan = plan_rewind(
+        saved_steps(run), first_skipped, settings.rewind_steps, settings.rewind_skip_steps
+    )
+    past_spikes = [rewind for rewind in run.rewinds if rewind.rate == 1]
+    if plan and len(past_spikes) < settings.max_rewinds:
+        rewind_run(run, plan, first_skipped, reason)
+        raise TerminateRun("rewind", f"{reason}; rewound, start again")
+    give_up(run, step, reason)
 
 
 def handle_min_loss_scale(run: RunContext, engine: ZeroEngine, step: int, reason: str) -> NoReturn:
-    """At step `step` (0-based) fp16 overflowed and its loss scale could fall no further: such weights learn no more.
+    """At step `step` (0-based) fp16 overflowed at the minimum loss scale: such weights make no more progress.
 
-    Raises Leave after the run was set back to train on at a smaller rate, TrainingDiverged where that has been tried.
+    Raises:
+        TerminateRun: the run was rewound, to continue at a smaller learning rate; restart it.
+        TrainingDiverged: that has been tried as often as `min_scale_rewinds`.
     """
-    settings, stuck = run.settings.spikes, engine.stability.first_overflow_step
-    stuck = step if stuck is None else stuck
-    jump = plan_rewind_lower_lr(
-        saved(run), stuck, settings.rewind_steps, settings.min_scale_lr_factor
+    settings = run.settings.spikes
+    first_overflow = engine.stability.first_overflow_step
+    if first_overflow is None:
+        first_overflow = step
+    plan = plan_rewind_lower_lr(
+        saved_steps(run), first_overflow, settings.rewind_steps, settings.min_scale_lr_factor
     )
-    if jump and sum(before.rate < 1 for before in run.rewinds) < settings.min_scale_rewinds:
-        told = f"{reason}; went back to step {jump.step}, from there {jump.rate:g} times the learning rate"
-        rewind(run, jump, stuck, told)
-        run.log.event(AlertRaised(kind=MIN_LOSS_SCALE, step=step + 1, reason=told))
-        raise TerminateRun("rewind", f"{told}; start again")
-    last = f"{reason}; lower the learning rate, or set fp16.min_loss_scale"
-    run.log.event(Diverged(step=step + 1, reason=last))
+    to_lower_rates = [rewind for rewind in run.rewinds if rewind.rate < 1]
+    if plan and len(to_lower_rates) < settings.min_scale_rewinds:
+        reason = f"{reason}; went back to step {plan.step}, from there {plan.rate:g} times the learning rate"
+        rewind_run(run, plan, first_overflow, reason)
+        run.log.event(AlertRaised(kind=MIN_LOSS_SCALE, step=step + 1, reason=reason))
+        raise TerminateRun("rewind", f"{reason}; start again")
+    give_up(run, step, f"{reason}; lower the learning rate, or set fp16.min_loss_scale")
+
+
+def give_up(run: RunContext, step: int, reason: str) -> NoReturn:
+    """Log that the run diverged at step `step` (0-based), and end it for an operator.
+
+    Raises:
+        TrainingDiverged: always.
+    """
+    run.log.event(Diverged(step=step + 1, reason=reason))
     raise collectives.TrainingDiverged(
-        f"{last}, at step {step + 1} of {run.folder}; its last checkpoint is as it was"
+        f"{reason}, at step {step + 1} of {run.folder}; its last checkpoint is as it was"
     )
 
 
-def tell(run: RunContext, task: Task, engine: ZeroEngine, step: int) -> None:
-    """Which clips the skipped step was of (positions in the global order), and which ranks saw no number."""
-    batch, number = task.reading.global_batch, run.data_step(step)
-    own = collectives.all_gather(engine.own_loss())
-    ranks = [rank for rank, loss in enumerate(own) if loss is not None and not math.isfinite(loss)]
+def log_skipped_step(run: RunContext, task: Task, engine: ZeroEngine, step: int) -> None:
+    """Log which clips the skipped step had (a range of the global order), and which ranks got no finite loss."""
+    losses = collectives.all_gather(engine.own_loss())
+    ranks = [
+        rank for rank, loss in enumerate(losses) if loss is not None and not math.isfinite(loss)
+    ]
     assert engine.reason is not None
-    event = StepSkipped(
-        step=step + 1,
-        kind=engine.reason.kind,
-        reason=engine.reason.text,
-        count=engine.stability.skipped,
-        sample_range=[number * batch, (number + 1) * batch],
-        ranks=ranks,
-        losses=[str(loss) for loss in own],
+    clips = task.reading.global_batch
+    first_clip = run.data_step(step) * clips
+    run.log.event(
+        StepSkipped(
+            step=step + 1,
+            kind=engine.reason.kind,
+            reason=engine.reason.text,
+            count=engine.stability.skip_count,
+            sample_range=[first_clip, first_clip + clips],
+            ranks=ranks,
+            losses=[str(loss) for loss in losses],
+        )
     )
-    run.log.event(event)
 
 
-def saved(run: RunContext) -> list[int]:
+def saved_steps(run: RunContext) -> list[int]:
     """The steps of all checkpoints, as rank 0 sees them."""
-    return collectives.broadcast_from_rank_0(list(folders(run.folder)) if run.rank == 0 else None)
+    steps = list(checkpoint_folders(run.folder)) if run.rank == 0 else None
+    return collectives.broadcast_from_rank_0(steps)
 
 
-def folders(run: Path) -> dict[int, Path]:
-    return {int(folder.name.split("-")[1]): folder for folder in checkpoint.candidates(run)}
+def checkpoint_folders(run: Path) -> dict[int, Path]:
+    """The checkpoints of a run by step, newest first."""
+    return {checkpoint.step_of(folder): folder for folder in checkpoint.candidates(run)}
 
 
-def rewind(run: RunContext, jump: Rewind, began: int, reason: str) -> None:
-    """Set checkpoints later than the jump aside and note it; a later start reads both. `began`: the first bad step."""
+def rewind_run(run: RunContext, plan: Rewind, first_skipped: int, reason: str) -> None:
+    """Set checkpoints later than the rewind aside and record it; the next start reads both."""
     collectives.barrier()
     if run.rank == 0:
         run.fencing_token.check()
-        write_rewinds(run.folder, [*run.rewinds, jump])
-        found = folders(run.folder)
-        for number, folder in found.items():
-            if number > jump.step:
+        write_rewinds(run.folder, [*run.rewinds, plan])
+        folders = checkpoint_folders(run.folder)
+        for step, folder in folders.items():
+            if step > plan.step:
                 aside = folder.with_suffix(".rewound")
                 shutil.rmtree(aside, ignore_errors=True)
                 os.replace(folder, aside)
-        write_atomic(run.folder / "checkpoints" / "latest", found[jump.step].name.encode())
-    event = Rewound(
-        step=began + 1,
-        to_step=jump.step,
-        skip_steps=jump.steps,
-        lr_factor=jump.rate if jump.rate < 1 else None,
-        reason=reason,
+        write_atomic(run.folder / "checkpoints" / "latest", folders[plan.step].name.encode())
+    run.log.event(
+        Rewound(
+            step=first_skipped + 1,
+            to_step=plan.step,
+            skip_steps=plan.steps,
+            lr_factor=plan.rate if plan.rate < 1 else None,
+            reason=reason,
+        )
     )
-    run.log.event(event)
     collectives.barrier()

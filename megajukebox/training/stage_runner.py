@@ -1,20 +1,22 @@
-"""One stage of a jukebox in a run folder, whatever is trained: from settings and a task to the last step."""
+"""Run one stage in its run folder, whatever it trains: from settings and a task to the last step."""
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
+from megajukebox.common.errors import UserError
 from megajukebox.common.files import make_run_folder, write_atomic
 from megajukebox.common.world import host
 from megajukebox.records.run_log import RunLog
 from megajukebox.resilience.exit_codes import ExitRecord, TerminateRun, within
-from megajukebox.training.batching import batch_of_run, share_batch
+from megajukebox.training.batching import MICRO, TOTAL, batch_of_run, share_batch
 from megajukebox.training.checkpoint import candidates
-from megajukebox.training.checkpointing.disk_space import no_room
+from megajukebox.training.checkpointing.disk_space import missing_disk_space
 from megajukebox.training.config import Preset, dump
 from megajukebox.training.engines import collectives
 from megajukebox.training.engines.factory import build_engine
@@ -27,133 +29,185 @@ from megajukebox.training.settings import TrainingSettings
 from megajukebox.training.tasks import ReaderShare, Task
 
 
+@dataclass(frozen=True)
+class StageRun:
+    """A stage that is to be trained, and where."""
+
+    preset: Preset
+    stage: str
+    settings: TrainingSettings
+    out: Path  # the run folder
+    stop_after: int | None = None  # save and leave after so many steps
+
+
 def run_task(
-    preset: Preset, stage: str, settings: TrainingSettings, make: Callable[[ReaderShare], Task], out: Path,
-    stop_after: int | None, end: ExitRecord, weights: Mapping[str, Tensor] | None = None,
-) -> bool:  # fmt: skip
-    """Build the task, its engine (with `weights` to start from) and its run, and train. Whether it was finished."""
+    stage_run: StageRun,
+    make_task: Callable[[ReaderShare], Task],
+    end: ExitRecord,
+    weights: Mapping[str, Tensor] | None = None,
+) -> bool:
+    """Build the task, its engine (starting from `weights`) and its run, and train. Returns whether it is finished.
+
+    Raises:
+        UserError: settings, data, run folder and number of processes do not go together.
+        TrainingDiverged, TerminateRun: as `train`.
+    """
+    out = stage_run.out
+    settings = stage_run.settings
     as_given = collectives.read_ds_config(settings.ds_config)
-    with within(settings.watchdog.phase_timeout_seconds, "the ranks did not find each other"):
-        place = collectives.start()
-    reads = reader(place, as_given)
-    before = collectives.broadcast_from_rank_0(
-        batch_of_run(record_of(out), as_given) if place.rank == 0 else None
+    timeout = settings.watchdog.phase_timeout_seconds
+    with within(timeout, "the ranks did not find each other"):
+        world = collectives.start()
+    readers = reader(world, as_given)
+    before = batch_of_run(read_run_record(out), as_given) if world.rank == 0 else None
+    before = collectives.broadcast_from_rank_0(before)
+    ds_config = share_batch(as_given, readers.size, settings.batch or before or 0)
+    log = RunLog(out, writes=world.rank == 0, rank=world.rank)
+    reading = ReaderShare(
+        readers,
+        global_batch=ds_config[TOTAL],
+        micro_batch=ds_config[MICRO],
+        on_bad=log.bad_sample,
+        reads=sees_data(world, as_given),
     )
-    ds_config = share_batch(as_given, reads.size, settings.batch or before)
-    total, micro = ds_config["train_batch_size"], ds_config["train_micro_batch_size_per_gpu"]
-    log = RunLog(out, writes=place.rank == 0, rank=place.rank)
-    task = make(
-        ReaderShare(reads, total, micro, on_bad=log.bad_sample, needed=sees_data(place, as_given))
-    )
-    check_alike(task, ds_config)
-    if place.rank == 0:
-        write_run_folder(out, preset, stage, task, {"ds_config": as_given, "global_batch": total})
-    lacking = collectives.broadcast_from_rank_0(
-        no_room(out, task.build, settings.ema_decay > 0) if place.rank == 0 else None
-    )
-    if lacking:
-        raise ValueError(lacking)
+    task = make_task(reading)
+    check_ranks_agree(task, ds_config)
+    missing = None
+    if world.rank == 0:
+        write_run_folder(stage_run, task, as_given)
+        missing = missing_disk_space(out, task.build, settings.ema_decay > 0)
+    missing = collectives.broadcast_from_rank_0(missing)
+    if missing:
+        raise UserError(missing)
     run = RunContext(
-        out, settings, place, end, log, stop_after, at_peak(task, ds_config, place.size)
+        out,
+        settings,
+        world,
+        end,
+        log,
+        stage_run.stop_after,
+        step_seconds_at_peak(task, ds_config, world.size),
     )
     try:
         return train(run, task, build_engine(task.config, task.build, ds_config, settings, weights))
     finally:
-        run.watchdog.stop()  # this process may train another: a pulse left behind would take it for a hung run
+        # This process may train another: a watchdog left behind would take it for a hung run.
+        run.watchdog.stop()
 
 
-def check_alike(task: Task, ds_config: dict) -> None:
-    """Raises Leave, naming them, where ranks would train another model, in another way or on other clips than rank 0.
+def check_ranks_agree(task: Task, ds_config: dict) -> None:
+    """Compare what the ranks are about to train.
 
     The preset, the package or the shards may differ between machines; or a clip could not be read on one alone, of
     which the scale of the losses is measured.
+
+    Raises:
+        TerminateRun: some train another model, in another way or on other clips than rank 0; it names them.
     """
-    mine = {
+    parts = {
         "model": task.config,
         "settings": task.settings,
         "ds_config": ds_config,
         "data": task.stream_state(0),
     }
-    told = collectives.all_gather((host(), {part: str(value) for part, value in mine.items()}))
-    odd = [rank for rank, (_, theirs) in enumerate(told) if theirs != told[0][1]]
-    if odd:
-        where, theirs = told[odd[0]]
-        parts = ", ".join(sorted(part for part in mine if theirs[part] != told[0][1][part]))
-        more = f" (and {len(odd) - 1} more ranks)" if len(odd) > 1 else ""
-        raise TerminateRun(
-            "storage",
-            f"rank {odd[0]} on {where}{more} has another {parts} than rank 0; start again, and if it comes again make"
-            " preset, package and shards alike on all machines",
-        )
+    own = {name: str(value) for name, value in parts.items()}
+    reports: list[tuple[str, dict[str, str]]] = collectives.all_gather((host(), own))
+    _, wanted = reports[0]
+    differing = [rank for rank, (_, report) in enumerate(reports) if report != wanted]
+    if not differing:
+        return
+    where, theirs = reports[differing[0]]
+    names = ", ".join(sorted(name for name in parts if theirs[name] != wanted[name]))
+    more = f" (and {len(differing) - 1} more ranks)" if len(differing) > 1 else ""
+    raise TerminateRun(
+        "storage",
+        f"rank {differing[0]} on {where}{more} has another {names} than rank 0; start again, and if it comes again make"
+        " preset, package and shards alike on all machines",
+    )
 
 
-def at_peak(task: Task, ds_config: dict, devices: int) -> float | None:
-    """Seconds that a step would take at the devices' peak. None where it is not known, or parts are frozen."""
-    most = peak(precision(ds_config), task.settings.peak_tflops)
-    if most is None or task.settings.freeze:
+def step_seconds_at_peak(task: Task, ds_config: dict, devices: int) -> float | None:
+    """Seconds that a step would take at the devices' peak. None where that is not known, or parts are frozen."""
+    tflops = peak(precision(ds_config), task.settings.peak_tflops)
+    if tflops is None or task.settings.freeze:
         return None
     flops = task.reading.global_batch * step_flops(task.config, task.settings.clip or 0)
-    return seconds_at_peak(flops, devices, most)
+    return seconds_at_peak(flops, devices, tflops)
 
 
-def record_of(out: Path) -> dict:
-    """What run.yaml of a run says; nothing if it is new."""
+# ---- The run folder ---------------------------------------------------------------------------------------------------
+
+
+def read_run_record(out: Path) -> dict:
+    """run.yaml of a run; {} if the run is new."""
     path = out / "run.yaml"
     return yaml.safe_load(path.read_text()) if path.exists() else {}
 
 
-def write_run_folder(out: Path, preset: Preset, stage: str, task: Task, batch: dict) -> None:
-    """run.yaml and what the stages after this one read. Raises ValueError if the folder holds another run."""
+def write_run_folder(stage_run: StageRun, task: Task, ds_config: dict) -> None:
+    """Write run.yaml and what the stages after this one read; `ds_config` is the one before sharing the batch.
+
+    Raises:
+        UserError: the folder holds another run.
+    """
+    out = stage_run.out
     make_run_folder(out)
+    facts = dict(task.facts)
+    made_by = facts.pop("made_by")
     record = {
-        "stage": stage,
-        "preset": dump(preset),
+        "stage": stage_run.stage,
+        "preset": dump(stage_run.preset),
         "model": task.config.model_dump(mode="json"),
-        **batch,
-        "facts": {k: v for k, v in task.facts.items() if k != "made_by"},
-        "made_by": task.facts["made_by"],
+        "ds_config": ds_config,
+        "global_batch": task.reading.global_batch,
+        "facts": facts,
+        "made_by": made_by,
     }
-    path = out / "run.yaml"
-    if path.exists():
-        before = record_of(out)
-        before["model"] = in_present_keys(task.config, before["model"])
-        check_same_run(path, before, record)
-        check_same_batch(path, before, record, task.settings.loader.data_mode)
-    write_atomic(path, yaml.safe_dump(record, sort_keys=False, allow_unicode=True).encode())
+    before = read_run_record(out)
+    if before:
+        check_same_run(out, upgrade_model(task.config, before), record)
+        check_same_batch(out, before, record, task.settings.loader.data_mode)
+    text = yaml.safe_dump(record, sort_keys=False, allow_unicode=True)
+    write_atomic(out / "run.yaml", text.encode())
     # As DeepSpeed is given it, whatever recipe and profile it came from: to look at, and to start others with.
-    write_atomic(out / "ds_config.json", json.dumps(record["ds_config"], indent=2).encode())
+    write_atomic(out / "ds_config.json", json.dumps(ds_config, indent=2).encode())
     for name, content in task.files.items():
         write_atomic(out / name, content)
 
 
-def in_present_keys(config: BaseModel, stored: dict) -> dict:
-    """The model of a run.yaml, which an older version may have written, in the keys of `config`."""
+def upgrade_model(config: BaseModel, record: dict) -> dict:
+    """A copy of run.yaml's `record` with its model in the present keys, as an older version may have written it."""
     try:
-        return type(config)(**stored).model_dump(mode="json")
+        model = type(config)(**record["model"]).model_dump(mode="json")
     except ValidationError:
-        return stored  # of another kind of model
+        return record  # of another kind of model
+    return {**record, "model": model}
 
 
-def check_same_run(path: Path, before: dict, now: dict) -> None:
-    """How long and how often may change between two starts of a run; what is trained, and on what, may not."""
+def check_same_run(out: Path, before: dict, now: dict) -> None:
+    """Raise UserError if something else is trained now: only how long and how often may change between two starts."""
     for part in ("stage", "model", "facts"):
-        if before[part] != now[part]:
-            names = now[part] if isinstance(now[part], dict) else ()
-            differing = ", ".join(k for k in names if before[part].get(k) != now[part][k]) or part
-            raise ValueError(
-                f"{path} is of a run with another {part} (differing: {differing});"
-                " use another --out, or the settings in that file"
-            )
+        if before[part] == now[part]:
+            continue
+        names = now[part] if isinstance(now[part], dict) else ()
+        differing = ", ".join(n for n in names if before[part].get(n) != now[part][n]) or part
+        raise UserError(
+            f"{out / 'run.yaml'} is of a run with another {part} (differing: {differing});"
+            " use another --out, or the settings in that file"
+        )
 
 
-def check_same_batch(path: Path, before: dict, now: dict, data_mode: str) -> None:
-    """Once there is a checkpoint, the order of the data hangs on the clips of a step; data_mode=unindexed knows no order.
+def check_same_batch(out: Path, before: dict, now: dict, data_mode: str) -> None:
+    """Raise UserError if the clips of a step changed, once there is a checkpoint: the order of the data depends on them.
 
-    Before run.yaml is written: the next start takes the clips of a step from there, and would be refused in its turn.
+    Tars without an index have no order. Checked before run.yaml is written: the next start takes the clips of a step
+    from there, and would be refused in its turn.
     """
-    had, has = before.get("global_batch"), now["global_batch"]
-    if had not in (None, has) and data_mode != "unindexed" and candidates(path.parent):
-        raise ValueError(
-            f"{path} is of a run with {had} clips a step, not {has};"
+    clips = before.get("global_batch")
+    if clips is None or clips == now["global_batch"] or data_mode == "unindexed":
+        return
+    if candidates(out):
+        raise UserError(
+            f"{out / 'run.yaml'} is of a run with {clips} clips a step, not {now['global_batch']};"
             " leave out what changes that, or start another --out with --from"
         )

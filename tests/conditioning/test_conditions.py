@@ -18,13 +18,15 @@ from megajukebox.common.model_files import read_facts, save_weights
 from megajukebox.common.world import World
 from megajukebox.conditioning.jukebox_labels import as_written
 from megajukebox.conditioning.vocabulary import Vocabulary
+from megajukebox.data.shards.remote import RemoteConfig
 from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.encode import main as encode
 from megajukebox.interop.jukebox_weights import import_weights
 from megajukebox.sampling.jukebox import PriorRun
 from megajukebox.sampling.songs.requests import SongRequest
 from megajukebox.training.config import CONDITIONS, Preset, load_preset
-from megajukebox.training.tasks import ReaderShare, Task, prior_task, years
+from megajukebox.training.prior_task import prior_task, years
+from megajukebox.training.tasks import ReaderShare, Task, TaskRequest
 
 SONGS = [
     {
@@ -88,7 +90,8 @@ def top_task(codes: ShardSet, *settings: str) -> Task:
         micro_batch=4,
         on_bad=lambda shard, key, why: pytest.fail(why),
     )
-    return prior_task(chosen, "top_prior", codes, chosen.stage("top_prior"), reading)
+    request = TaskRequest(chosen, chosen.stage("top_prior"), str(codes.folder), RemoteConfig())
+    return prior_task("top", request, reading)
 
 
 def test_a_process_that_sees_no_data_makes_as_many_steps_and_opens_no_shard(
@@ -96,7 +99,7 @@ def test_a_process_that_sees_no_data_makes_as_many_steps_and_opens_no_shard(
 ) -> None:
     more = ("training.top_prior.held_out=0.2", "training.top_prior.held_out_batches=3")
     reads = top_task(codes, *more)
-    idle = replace(reads, reading=replace(reads.reading, needed=False, micro_batch=2))
+    idle = replace(reads, reading=replace(reads.reading, reads=False, micro_batch=2))
     expected = len(list(replace(reads, reading=replace(reads.reading, micro_batch=2)).held_out()))
     monkeypatch.setattr(ShardSet, "open_member", lambda *unused: pytest.fail("it opened a shard"))
     steps = iter(idle.batches(7))

@@ -29,6 +29,7 @@ from megajukebox.conditioning.schema import (
     SongOnDisk,
     WindowPosition,
 )
+from megajukebox.data.shards.remote import RemoteConfig
 from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.distillation.divergence import null_conditioned_batch
 from megajukebox.models import conditioners
@@ -38,7 +39,8 @@ from megajukebox.models.prior import PriorConfig
 from megajukebox.models.transformer import Dense
 from megajukebox.sampling.songs.requests import SongRequest
 from megajukebox.training.planner.dummy_batches import windows
-from megajukebox.training.tasks import ReaderShare, Task, prior_task
+from megajukebox.training.prior_task import prior_task
+from megajukebox.training.tasks import ReaderShare, Task, TaskRequest
 
 BEATS = "top.aligned={beats: {frames: 8, dropout: 0.25}}"
 
@@ -153,7 +155,8 @@ def task_of(codes: ShardSet, *settings: str) -> Task:
     reading = ReaderShare(
         World(0, 0, 1), global_batch=4, micro_batch=4, on_bad=lambda *what: pytest.fail(str(what))
     )
-    return prior_task(chosen, "top_prior", codes, chosen.stage("top_prior"), reading)
+    request = TaskRequest(chosen, chosen.stage("top_prior"), str(codes.folder), RemoteConfig())
+    return prior_task("top", request, reading)
 
 
 def first_batch(task: Task) -> dict:

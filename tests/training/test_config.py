@@ -8,8 +8,8 @@ import yaml
 
 from megajukebox.training.config import (
     PRESETS,
-    STAGES,
-    STUDENTS,
+    STAGE_NAMES,
+    STUDENT_NAMES,
     dump,
     level_of,
     load_preset,
@@ -32,7 +32,7 @@ def test_every_preset_loads_and_comes_back_from_its_own_dump(name: str) -> None:
     assert preset.name == name
     assert validate(yaml.safe_load(yaml.safe_dump(dump(preset))), "dump") == preset
     assert (
-        set(preset.training) <= {*STAGES, *STUDENTS}
+        set(preset.training) <= {*STAGE_NAMES, *STUDENT_NAMES}
         and preset.vqvae.sample_rate == preset.audio.sample_rate
     )
 
@@ -192,7 +192,7 @@ def test_a_stage_that_is_not_trained_is_refused() -> None:
         ValueError, match="'tiny' does not train 'drummer'; it trains vqvae, top_prior"
     ):
         load_preset("tiny").stage("drummer")
-    assert [level_of(stage) for stage in STAGES[1:]] == ["top", "middle", "bottom"]
+    assert [level_of(stage) for stage in STAGE_NAMES[1:]] == ["top", "middle", "bottom"]
 
 
 def test_overriding_touches_only_its_own_value() -> None:

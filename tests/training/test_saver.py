@@ -25,7 +25,7 @@ from megajukebox.records.jsonl_tail import read_lines
 from megajukebox.resilience.exit_codes import TerminateRun
 from megajukebox.resilience.fencing import FencingToken
 from megajukebox.training import checkpoint
-from megajukebox.training.checkpointing.saver import prepare
+from megajukebox.training.checkpointing.saver import prepare_folder
 from megajukebox.training.engines.checkpoint_engine import CheckpointStorage
 from megajukebox.training.previews import PreviewSettings
 from megajukebox.training.settings import CheckpointSettings, TrainingSettings
@@ -139,7 +139,7 @@ def test_a_start_that_was_thought_dead_does_not_clear_away_what_a_newer_one_is_w
     theirs.mkdir(parents=True)
     late = SimpleNamespace(folder=tmp_path, generation=old)
     with pytest.raises(TerminateRun, match="another start"):
-        prepare(late, checkpoint.partial(tmp_path, 5, old.number), export=False)
+        prepare_folder(late, checkpoint.partial(tmp_path, 5, old.number), export=False)
     assert theirs.exists()
 
 

@@ -25,7 +25,7 @@ from megajukebox.training.spike_detection import (
     data_step,
     plan_rewind,
     plan_rewind_lower_lr,
-    rate_share,
+    rewind_lr_factor,
 )
 
 SHORT = SpikeSettings(window=8, max_skipped_steps=2, skip_window=10)
@@ -70,7 +70,7 @@ def test_skipped_steps_do_not_move_what_counts_as_usual():
     stability = after([4.0, 4.2] * 4)
     limit = stability.limit(stability.losses)
     stability.update(8, 400.0, 40.0, "spiked")
-    assert stability.limit(stability.losses) == limit and stability.skipped == 1
+    assert stability.limit(stability.losses) == limit and stability.skip_count == 1
 
 
 def test_more_bad_steps_than_allowed_within_the_window_are_hopeless():
@@ -108,7 +108,7 @@ def test_a_run_goes_back_well_before_the_spike_and_reads_on_behind_it(spiked, ex
 
 def test_after_going_back_for_the_rate_data_are_the_same_and_the_rate_is_less():
     jumps = [Rewind(100, 0, 0.5), Rewind(100, 250), Rewind(300, 0, 0.5)]
-    assert [rate_share(step, jumps) for step in (99, 100, 299, 300)] == [1, 0.5, 0.5, 0.25]
+    assert [rewind_lr_factor(step, jumps) for step in (99, 100, 299, 300)] == [1, 0.5, 0.5, 0.25]
     assert [data_step(step, jumps) for step in (99, 100, 300)] == [99, 350, 550]
 
 
@@ -125,9 +125,9 @@ def test_a_run_that_was_stuck_from_its_first_checkpoint_on_has_nothing_to_go_bac
 
 def test_a_step_that_is_taken_ends_being_stuck():
     stability = after([4.0] * 3)
-    stability.left_out(3)
+    stability.note_not_taken(3)
     stability.update(4, math.inf, 1.0, "loss is inf")
-    stability.left_out(5)
+    stability.note_not_taken(5)
     assert stability.first_overflow_step == 3 and SpikeDetector(SHORT).first_overflow_step is None
     stability.update(6, 4.0, 0.4, None)
     assert stability.first_overflow_step is None

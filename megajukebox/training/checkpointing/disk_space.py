@@ -1,4 +1,4 @@
-"""Whether a new run has room for what it will write, asked before hours are spent."""
+"""Whether a new run has the disk space that it will need, checked before hours are spent."""
 
 import shutil
 from collections.abc import Callable
@@ -10,23 +10,24 @@ from torch import nn
 from megajukebox.training import checkpoint
 
 CHECKPOINT_BYTES = 12  # a weight, at least: it and Adam's two moments, in float32
-EXPORT_BYTES = 4
+EXPORT_BYTES = 4  # a weight in float32
+AVERAGE_BYTES = 4  # a weight's moving average in float32
 
 
-def no_room(run: Path, build: Callable[[], nn.Module], averaged: bool) -> str:
+def missing_disk_space(run: Path, build: Callable[[], nn.Module], averaged: bool) -> str:
     """Why the first checkpoint and exported weights of a run cannot be written to its disk; empty if they can.
 
-    The weights are counted on the meta device. A run that has a checkpoint is not asked: each save looks by itself.
+    The weights are counted on the meta device. A run that has a checkpoint is not checked: each save checks by itself.
     """
     if checkpoint.candidates(run):
         return ""
     with torch.device("meta"):
         weights = sum(parameter.numel() for parameter in build().parameters())
-    needed = weights * (CHECKPOINT_BYTES + EXPORT_BYTES + (4 if averaged else 0))
+    needed = weights * (CHECKPOINT_BYTES + EXPORT_BYTES + (AVERAGE_BYTES if averaged else 0))
     free = shutil.disk_usage(run).free
     if free >= needed:
         return ""
     return (
-        f"{run} has {free / 1e9:.3g} GB free, but the first checkpoint and the exported weights of {weights:,} weights"
-        f" take at least {needed / 1e9:.3g} GB; make room or give another --out"
+        f"{run} has {free / 1e9:.3g} GB free, but the first checkpoint and the exported weights of"
+        f" {weights:,} weights take at least {needed / 1e9:.3g} GB; free some space or give another --out"
     )

@@ -1,9 +1,10 @@
-"""Going on where a run stopped: the newest checkpoint that all ranks find whole, loaded."""
+"""Resuming: load the newest checkpoint that all ranks find valid."""
 
 import os
 from pathlib import Path
 from typing import Any
 
+from megajukebox.common.errors import UserError
 from megajukebox.records.events import (
     NO_CHECKPOINT,
     AlertRaised,
@@ -19,12 +20,13 @@ from megajukebox.training.tasks import Task
 
 
 def resume(run: RunContext, task: Task, engine: ZeroEngine) -> int:
-    """Load the newest whole checkpoint, if the run has one; returns the first step to train (0-based).
+    """Load the newest valid checkpoint, if the run has one. Returns the first step to train (0-based).
 
-    Raises ValueError where there are checkpoints and none is whole.
+    Raises:
+        UserError: there are checkpoints, but none is valid or of the present data order.
     """
     with run.watchdog.phase("checkpoint_load"):
-        folder = newest(run)
+        folder = newest_valid(run)
         if folder is None:
             run.log.event(RunStarted(step=0, **start_facts(run)))
             return 0
@@ -38,19 +40,25 @@ def resume(run: RunContext, task: Task, engine: ZeroEngine) -> int:
     return state["step"]
 
 
-def newest(run: RunContext) -> Path | None:
-    """The newest whole checkpoint; the ranks share the reading of its files, and must all find them whole."""
+def newest_valid(run: RunContext) -> Path | None:
+    """The newest valid checkpoint, None if the run never saved; each rank verifies its share of the files.
+
+    Raises:
+        UserError: there are checkpoints, and none is valid.
+    """
     rejected: list[str] = []
     for folder in collectives.broadcast_from_rank_0(checkpoint.candidates(run.folder)):
-        found = collectives.all_gather(checkpoint.verify(folder, (run.rank, run.ranks)))
-        wrong = next((flaw for flaw in found if flaw), None)
-        if wrong is None:
+        flaws: list[str | None] = collectives.all_gather(
+            checkpoint.verify(folder, (run.rank, run.ranks))
+        )
+        flaw = next((found for found in flaws if found), None)
+        if flaw is None:
             return folder
-        rejected.append(f"{folder.name}: {wrong}")
+        rejected.append(f"{folder.name}: {flaw}")
         run.log.event(CheckpointRejected(reason=rejected[-1]))
     try:
         checkpoint.refuse_restart_from_scratch(run.folder, rejected)
-    except ValueError as error:
+    except UserError as error:
         run.end.exit_class = "no_checkpoint"
         run.log.event(AlertRaised(kind=NO_CHECKPOINT, reason=str(error)))
         raise

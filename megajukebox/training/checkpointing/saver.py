@@ -1,8 +1,8 @@
 """Saving: every rank writes its part, all agree whether it is good, and only then is it a checkpoint.
 
-A full disk costs this save, not the run: all ranks give it up together, say so, and train on. So may they while the
-files are being written, in the background: the ranks meet before every step anyway, and the step before which all have
-written is the one at which the checkpoint is made final.
+A full disk costs this save, not the run: all ranks give it up together, log it, and train on. They also train on while
+the files are being written in the background: the ranks meet before every step anyway, and the step before which all
+have written is the one at which the checkpoint is committed.
 """
 
 import json
@@ -25,34 +25,37 @@ from megajukebox.training.tasks import Task
 
 @dataclass
 class PendingSave:
-    """A save that is not yet final."""
+    """A save that is not yet committed."""
 
     step: int
-    written: Path | None = None  # the folder; None if there was nothing to write, or no room
+    folder: Path | None = None  # written to; None if there was nothing to write, or no disk space
     state: dict = field(default_factory=dict)
     failure: str | None = None
     started: float = field(default_factory=time.perf_counter)
-    stall: float = 0.0  # seconds that training stood still for it
+    stall_seconds: float = 0.0  # for which training stood still
 
 
 class CheckpointSaver:
     """Checkpoints of everything, and the weights on their own for those who only read them. Methods are collectives."""
 
-    def __init__(self, run: RunContext, task: Task, engine: ZeroEngine, first: int) -> None:
-        self.run, self.task, self.engine = run, task, engine
-        self.saved = first  # the step of the newest checkpoint
+    def __init__(self, run: RunContext, task: Task, engine: ZeroEngine, first_step: int) -> None:
+        self.run = run
+        self.task = task
+        self.engine = engine
+        self.saved = first_step  # the step of the newest checkpoint
+        # And of the newest exported weights; -1: none.
         self.exported = min(
-            first, collectives.broadcast_from_rank_0(exported(run.folder))
-        )  # and of the newest weights; -1: none
-        self.begun: PendingSave | None = None
+            first_step, collectives.broadcast_from_rank_0(exported_step(run.folder))
+        )
+        self.pending: PendingSave | None = None
 
     @property
     def writing(self) -> bool:
-        """Whether this rank's part of a checkpoint is still on its way to the disk."""
-        return self.begun is not None and self.engine.storage.busy
+        """Whether this rank's part of a checkpoint is still being written to the disk."""
+        return self.pending is not None and self.engine.storage.busy
 
     def begin(self, step: int, export: bool = False) -> None:
-        """Save `step`, the present one, as far as that has not been done; `end` makes it final.
+        """Begin to save `step`, the present one, unless that has been done; `end` commits it.
 
         Weights are exported when it is their turn, or with `export` at once.
         """
@@ -61,77 +64,82 @@ class CheckpointSaver:
         if step <= self.saved and not export:
             return
         with self.run.watchdog.phase("checkpoint_save"):
-            begun = self.begun = PendingSave(step)
+            pending = PendingSave(step)
+            self.pending = pending
             if step > self.saved:
-                self._write(begun, export)
-            if export and not begun.failure:
-                begun.failure = self._export(step)
-            begun.stall = time.perf_counter() - begun.started
+                self._write(pending, export)
+            if export and not pending.failure:
+                pending.failure = self._export(step)
+            pending.stall_seconds = time.perf_counter() - pending.started
 
     def end(self) -> bool:
-        """Wait until all ranks have written what was begun, and make it a checkpoint. Whether all of it is there."""
-        if self.begun is None:
+        """Wait until all ranks have written the pending save, and commit it. Returns whether all of it is there."""
+        pending = self.pending
+        if pending is None:
             return True
-        begun, self.begun, again = self.begun, None, time.perf_counter()
+        self.pending = None
+        waiting_since = time.perf_counter()
         with self.run.watchdog.phase("checkpoint_save"):
-            failure = (self._seal(begun, begun.written) if begun.written else None) or begun.failure
+            if pending.folder:
+                pending.failure = self._commit(pending, pending.folder) or pending.failure
         now = time.perf_counter()
         event = CheckpointSaved(
-            step=begun.step,
-            seconds=round(now - begun.started, 3),
-            stall_seconds=round(begun.stall + now - again, 3),
+            step=pending.step,
+            seconds=round(now - pending.started, 3),
+            stall_seconds=round(pending.stall_seconds + now - waiting_since, 3),
             exported=self.exported,
         )
-        if failure:
-            self.run.log.event(SaveFailed(**vars(event) | {"reason": failure}))
+        if pending.failure:
+            self.run.log.event(SaveFailed(**vars(event) | {"reason": pending.failure}))
             return False
         self.run.log.event(event)
-        self.saved = begun.step
+        self.saved = pending.step
         return True
 
     def _export_is_due(self, step: int) -> bool:
         every = self.run.settings.checkpointing.export_every
         return self.exported < 0 or step // every > self.exported // every
 
-    def _write(self, begun: PendingSave, export: bool) -> None:
-        """Every rank's part, or the beginning of it."""
-        run, step = self.run, begun.step
-        written = checkpoint.partial(run.folder, step, run.fencing_token.number)
-        begun.failure = agreed(prepare(run, written, export) if run.rank == 0 else None)
-        if begun.failure:
+    def _write(self, pending: PendingSave, export: bool) -> None:
+        """Write every rank's part, or begin to."""
+        run = self.run
+        folder = checkpoint.partial(run.folder, pending.step, run.fencing_token.number)
+        failure = prepare_folder(run, folder, export) if run.rank == 0 else None
+        pending.failure = first_failure(failure)
+        if pending.failure:
             return
-        begun.written = written
-        begun.state = {
-            "step": step,
-            "stream": self.task.stream_state(run.data_step(step)),
+        pending.folder = folder
+        pending.state = {
+            "step": pending.step,
+            "stream": self.task.stream_state(run.data_step(pending.step)),
             "ranks": run.ranks,
+            "stability": self.engine.stability.state(),
         }
-        begun.state["stability"] = self.engine.stability.state()
-        self.engine.save(written, run.settings.checkpointing.in_background)
+        self.engine.save(folder, run.settings.checkpointing.in_background)
 
-    def _seal(self, begun: PendingSave, written: Path) -> str | None:
-        """All parts were written and found good, then one rank makes them final. Returns why not, if so."""
-        failure = agreed(self.engine.storage.finish())
-        stored = {
-            path: facts
-            for part in collectives.all_gather(self.engine.storage.stored)
-            for path, facts in part.items()
-        }
+    def _commit(self, pending: PendingSave, folder: Path) -> str | None:
+        """Once all parts are written and good, rank 0 commits them. Returns why not, if so."""
+        failure = first_failure(self.engine.storage.finish())
+        stored: dict[str, checkpoint.StoredFile] = {}
+        for files in collectives.all_gather(self.engine.storage.stored):
+            stored |= files
         if not failure:
-            failure = agreed(
-                sealed(self.run, written, begun, stored) if self.run.rank == 0 else None
+            own = (
+                commit_checkpoint(self.run, folder, pending, stored) if self.run.rank == 0 else None
             )
+            failure = first_failure(own)
         if failure and self.run.rank == 0:
-            shutil.rmtree(written, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
         return failure
 
     def _export(self, step: int) -> str | None:
         """model.safetensors + model.json: rank 0 writes, the others only help to gather. Returns why not, if so."""
-        waiting, failure = self.engine.weights(), None
+        tensors = self.engine.weights()
+        failure = None
         if self.run.rank == 0:
             weights = {
-                name: PendingTensor(w.dtype, w.shape, partial(taken, waiting, name))
-                for name, w in waiting.items()
+                name: PendingTensor(tensor.dtype, tensor.shape, partial(make_once, tensors, name))
+                for name, tensor in tensors.items()
             }
             try:
                 save_weights(
@@ -144,63 +152,71 @@ class CheckpointSaver:
                 )
             except OSError as error:
                 failure = f"cannot write the weights: {error}"
-        for pending in (
-            waiting.values()
-        ):  # to gather takes all ranks, also when the one that writes has given up
-            pending.make()
-        failure = agreed(failure)
-        self.exported = self.exported if failure else step
+        # Gathering takes all ranks, also when the one that writes has given up.
+        for tensor in tensors.values():
+            tensor.make()
+        failure = first_failure(failure)
+        if not failure:
+            self.exported = step
         return failure
 
 
-def exported(run: Path) -> int:
+def exported_step(run: Path) -> int:
     """The step of the weights that a run has exported; -1 if there are none."""
     path = run / FACTS
     return json.loads(path.read_text())["step"] if path.is_file() else -1
 
 
-def agreed(failure: str | None) -> str | None:
-    """The first failure that any rank met: all ranks act on the same."""
-    return next((found for found in collectives.all_gather(failure) if found), None)
+def first_failure(failure: str | None) -> str | None:
+    """The first failure of all ranks, so that all act on the same: a collective."""
+    failures: list[str | None] = collectives.all_gather(failure)
+    return next((found for found in failures if found), None)
 
 
-def prepare(run: RunContext, written: Path, export: bool) -> str | None:
-    """An empty folder to write to, if there is room for what the newest checkpoint took (and the exported weights).
+def prepare_folder(run: RunContext, folder: Path, export: bool) -> str | None:
+    """Make the empty folder to write to. Returns why not, such as too little space on the disk.
 
-    Raises Leave if another start has taken the run: what is being written there is no longer ours to clear away.
+    The new checkpoint is expected to take what the newest one took; so are the exported weights.
+
+    Raises:
+        TerminateRun: another start took the run over; what is written there is no longer ours to remove.
     """
     run.fencing_token.check()
     try:
-        for stale in written.parent.glob("*.partial"):
+        for stale in folder.parent.glob("*.partial"):
             shutil.rmtree(stale, ignore_errors=True)
-        (written / "state").mkdir(parents=True)  # DeepSpeed would make it, and on a full disk raise
+        (folder / "state").mkdir(parents=True)  # DeepSpeed would make it, and on a full disk raise
         before = checkpoint.candidates(run.folder)
         needed = checkpoint.size_of(before[0]) if before else 0
         if export and (run.folder / WEIGHTS).is_file():
             needed += (run.folder / WEIGHTS).stat().st_size
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"cannot prepare {written.name}: {error}"
-    free = shutil.disk_usage(written).free
+        return f"cannot prepare {folder.name}: {error}"
+    free = shutil.disk_usage(folder).free
     if free < needed:
         return f"no room for a checkpoint: {free / 1e6:.1f} MB free, {needed / 1e6:.1f} MB needed"
     return None
 
 
-def sealed(
-    run: RunContext, written: Path, begun: PendingSave, stored: dict[str, checkpoint.StoredFile]
+def commit_checkpoint(
+    run: RunContext,
+    folder: Path,
+    pending: PendingSave,
+    stored: dict[str, checkpoint.StoredFile],
 ) -> str | None:
-    keep = checkpoint.RetentionPolicy(
-        run.settings.checkpointing.keep_last,
-        run.settings.checkpointing.keep_every,
-        begun.state["stability"]["stuck"],
-    )
+    """Make `folder` the newest checkpoint, and remove those that retention no longer keeps. Returns why not, if so."""
+    settings = run.settings.checkpointing
+    stuck = pending.state["stability"]["stuck"]
+    keep = checkpoint.RetentionPolicy(settings.keep_last, settings.keep_every, stuck)
     try:
-        checkpoint.commit(written, begun.step, begun.state, keep, stored, run.fencing_token.check)
+        checkpoint.commit(
+            folder, pending.step, pending.state, keep, stored, run.fencing_token.check
+        )
     except OSError as error:
-        return f"cannot finish {written.name}: {error}"
+        return f"cannot finish {folder.name}: {error}"
     return None
 
 
-def taken(waiting: dict[str, PendingTensor], name: str) -> Tensor:
-    """Make a tensor that is waiting, once."""
-    return waiting.pop(name).make()
+def make_once(tensors: dict[str, PendingTensor], name: str) -> Tensor:
+    """Make a pending tensor and forget it: the second time it is no longer there."""
+    return tensors.pop(name).make()

@@ -1,0 +1,142 @@
+"""The stage `vqvae`: a VQ-VAE on clips of songs."""
+
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from megajukebox.common.errors import UserError
+from megajukebox.common.provenance import made_by
+from megajukebox.common.redaction import redact
+from megajukebox.data.shards.shard_set import ShardSet
+from megajukebox.data.stream.augment import Augment
+from megajukebox.data.stream.batches import read_or_replace
+from megajukebox.data.stream.sample_order import Order
+from megajukebox.data.stream.song_dataset import SongClips
+from megajukebox.data.stream.unindexed import UnindexedBatches, UnindexedShards
+from megajukebox.models.losses import Bandwidth
+from megajukebox.models.vqvae import VQVAE, VQVAEConfig
+from megajukebox.training.config import Preset
+from megajukebox.training.settings import TrainingSettings
+from megajukebox.training.tasks import ReaderShare, Task, TaskRequest
+
+
+def vqvae_task(request: TaskRequest, reading: ReaderShare) -> Task:
+    """The VQ-VAE on clips of the songs in `request.data`; tars without an index resume only statistically.
+
+    Raises:
+        UserError: songs, settings or weights to start from are not of the preset's kind and sample rate.
+    """
+    preset = request.preset
+    settings = request.settings
+    base = request.base
+    clips, songs = open_clips(request)
+    config = base.config if base else preset.vqvae
+    rate = preset.audio.sample_rate
+    if (
+        not isinstance(config, VQVAEConfig)
+        or config.sample_rate != rate
+        or config.hops != preset.vqvae.hops
+    ):
+        folder = base.folder if base else ""
+        raise UserError(f"--from {folder} holds no VQ-VAE of preset {preset.name!r}")
+    if settings.bandwidth_seconds and not base:
+        config = config.model_copy(update={"bandwidth": measure_bandwidth(clips, config, settings)})
+    seconds = reading.global_batch * clips.clip / rate
+    return Task(
+        kind="vqvae",
+        config=config,
+        build=lambda: VQVAE(config),
+        source=clips,
+        settings=settings,
+        reading=reading,
+        units_per_step=seconds,
+        audio_seconds=seconds,
+        speed_name="audio_seconds_per_second",
+        facts={
+            "sample_rate": rate,
+            "preset": preset.name,
+            "songs": redact(songs),
+            "made_by": made_by(),
+        },
+    )
+
+
+def open_clips(request: TaskRequest) -> tuple[SongClips | UnindexedShards, str]:
+    """The clips to train on, and what identifies their songs: a fingerprint, or URLs of tars without an index."""
+    preset = request.preset
+    loader = request.settings.loader
+    clip = clip_samples(preset, request.settings)
+    held_out = request.settings.evaluation.held_out
+    augment = Augment(loader.volume_db, loader.eq_db)
+    rate = preset.audio.sample_rate
+    is_unindexed = loader.data_mode == "unindexed"
+    if is_unindexed and not Path(request.data).is_dir():
+        tars = UnindexedShards(
+            request.data,
+            rate,
+            clip,
+            held_out,
+            loader.clips_per_song_visit,
+            augment=augment,
+            allow_pipe=request.remote.allow_pipe,
+        )
+        return tars, request.data
+    songs = ShardSet(request.data, request.remote)
+    if is_unindexed:
+        raise UserError(
+            f"{songs.source} has an index; leave out training.vqvae.loader.data_mode=unindexed to use it"
+        )
+    kind = songs.index["kind"]
+    theirs = songs.index["sample_rate"]
+    if kind != "songs" or theirs != rate:
+        raise UserError(
+            f"{songs.folder} holds {kind} at {theirs} Hz, preset {preset.name!r} wants songs at {rate} Hz;"
+            f" prepare them with --preset {preset.name}"
+        )
+    return SongClips(songs, clip, held_out, augment=augment), songs.fingerprint
+
+
+def clip_samples(preset: Preset, settings: TrainingSettings) -> int:
+    """Audio samples of a training clip: a whole number of top codes."""
+    top_hop = max(preset.vqvae.hops.values())
+    if settings.clip is None or settings.clip % top_hop:
+        raise UserError(
+            f"training.vqvae.clip {settings.clip} is not a multiple of the top hop {top_hop}"
+        )
+    return settings.clip
+
+
+def measure_bandwidth(
+    clips: SongClips | UnindexedShards, config: VQVAEConfig, settings: TrainingSettings
+) -> Bandwidth:
+    """The scale of the first `bandwidth_seconds` of the training order: what losses are divided by (spec section 3)."""
+    count = max(1, int(settings.bandwidth_seconds * config.sample_rate / clips.clip))
+    x_NT = first_clips(clips, count, settings)
+    spectral = torch.stack([config.loss.stft.magnitude(x[None]).norm() for x in x_NT]).mean()
+    return Bandwidth(
+        l2=float(x_NT.var(correction=0)), l1=float(x_NT.abs().mean()), spectral=float(spectral)
+    )
+
+
+def first_clips(
+    clips: SongClips | UnindexedShards, count: int, settings: TrainingSettings
+) -> Tensor:
+    """At most `count` clips [N, T] of the training order, unchanged; bad ones are replaced as in training."""
+    if isinstance(clips, UnindexedShards):
+        steps = UnindexedBatches(
+            clips,
+            seed=settings.seed,
+            global_batch=1,
+            micro_batch=1,
+            max_bad_sample_ratio=settings.loader.max_bad_sample_ratio,
+        )
+        return torch.cat([step[0]["audio"][:, :, 0] for step in islice(steps, count)])
+    order = Order(clips.clips("train"), clips.shard_of_song, settings.seed)
+    waves = [
+        read_or_replace(clips, order, position, None).fields["audio"][:, 0]
+        for position in range(min(count, order.clips))
+    ]
+    return torch.from_numpy(np.stack(waves))
