@@ -12,7 +12,7 @@ else
 DEMO := demo
 endif
 
-.PHONY: demo install test test-all check soak clean
+.PHONY: demo install monitoring test test-all check soak clean
 
 demo: install
 	$(BIN)/megajukebox demo --out $(DEMO)
@@ -46,6 +46,10 @@ test-all: check
 # An hour of faults against a run on an emulated cluster; takes root, SLURM and munge.
 soak: $(VENV)/installed-test
 	$(BIN)/python benchmarks/soak.py --minutes 60 --out benchmarks/results/soak.json
+
+# Rules, dashboard, runbook index and lists of the docs, from the tables of metrics and alerts.
+monitoring: $(VENV)/installed
+	$(BIN)/python -m megajukebox.monitoring.generate
 
 clean:
 	rm -rf demo demo_* build

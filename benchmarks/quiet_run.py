@@ -54,7 +54,7 @@ def watched(rig: Rig, minutes: float) -> dict[str, object]:
     fired = rig.query(
         f'count_over_time(ALERTS{{alertstate="firing", alertname!="JukeboxWatchdog"}}[{window}s])'
     )
-    told = rig.query(f"max_over_time(megajukebox_problem[{window}s]) > 0")
+    told = rig.query(f"max_over_time(megajukebox_alert_active[{window}s]) > 0")
     worst = {name: rig.query(query.format(s=window)) for name, query in WORST.items()}
     return {
         "minutes": round((time.time() - began) / 60, 1), "steps": int(rig.query("megajukebox_step")[0]["value"][1]),

@@ -1,4 +1,4 @@
-"""Runs as Prometheus metrics, from their folders alone: it can never break a run, and tells of dead ones too.
+"""Runs as Prometheus metrics, from their folders alone: it can never break a run, and works for dead ones too.
 
     megajukebox exporter runs/                                            # http://127.0.0.1:9464/metrics
     megajukebox exporter runs/ --listen 0.0.0.0:9464 --token-file token   # for a Prometheus on another machine
@@ -6,6 +6,7 @@
     megajukebox exporter runs/ --textfile . --once                        # one file, and out: for cron
     megajukebox exporter --textfile /var/lib/node_exporter                # on a compute node: its GPUs alone
     megajukebox exporter runs/ --webhook-file url.txt                     # POSTs of alerts, restarts and ends too
+    megajukebox exporter runs/ --legacy-names                             # for dashboards of version 1: old names too
 
 Rules, a dashboard, and the scrape config are in monitoring/; what each alert means is in docs/RUNBOOK.md.
 """
@@ -19,40 +20,51 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from prometheus_client import Metric
+from prometheus_client.registry import Collector
 
 from megajukebox.common.command_line import run_command
+from megajukebox.common.errors import UserError
 from megajukebox.common.files import write_atomic
 from megajukebox.common.redaction import RedactingFilter
 from megajukebox.monitoring.collect.host import Machine, machine
 from megajukebox.monitoring.collect.run_reader import Runs
 from megajukebox.monitoring.collect.run_state import AlertThresholds
 from megajukebox.monitoring.exporters import prometheus
-from megajukebox.monitoring.exporters.metrics_server import Server, address_of, read_token
+from megajukebox.monitoring.exporters.metrics_server import (
+    MetricsServer,
+    application,
+    parse_address,
+    read_token,
+)
 from megajukebox.monitoring.exporters.webhooks import News, Webhook, read_url
 
 TEXTFILE = "megajukebox.prom"
+WEBHOOK_SECONDS = 10.0  # between looks for news, at most
 
 
 @dataclass
-class Exporter:
-    """Renders the page; the machine is asked at most every `every` seconds, since nvidia-smi takes one."""
+class Exporter(Collector):
+    """Collects the metrics; the machine is asked at most every `every` seconds, since nvidia-smi takes one."""
 
     runs: Runs | None
     webhook: Webhook | None = None
     every: float = 15.0
+    legacy_names: bool = False
     news: News = field(default_factory=News)
-    looked: tuple[float, Machine] | None = None
+    machine: tuple[float, Machine] | None = None  # when it was asked, and its answer
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def render(self) -> bytes:
+    def collect(self) -> list[Metric]:
+        """One request at a time."""
         with self.lock:
             runs = self.runs.read() if self.runs else []
-            if self.looked is None or time.monotonic() - self.looked[0] > self.every:
-                self.looked = (time.monotonic(), machine())
+            if self.machine is None or time.monotonic() - self.machine[0] > self.every:
+                self.machine = (time.monotonic(), machine())
             failures = self.webhook.failures if self.webhook else 0
-            return prometheus.page(runs, self.looked[1], failures)
+            return prometheus.families(runs, self.machine[1], failures, self.legacy_names)
 
-    def tell(self) -> None:
+    def post_news(self) -> None:
         """POST what is new."""
         with self.lock:
             messages = self.news.of(self.runs.read()) if self.runs and self.webhook else []
@@ -67,79 +79,84 @@ def main(
     ] = None,
     listen: Annotated[str, typer.Option(help="Address and port.")] = "127.0.0.1:9464",
     token_file: Annotated[
-        Path | None, typer.Option(help="A secret that a client must send; mode 600.")
+        Path | None, typer.Option(help="File with a secret that clients must send; mode 600.")
     ] = None,
     textfile: Annotated[
         Path | None, typer.Option(help="Write a file into this folder instead of listening.")
     ] = None,
     every: Annotated[
-        float, typer.Option(min=0.2, help="Seconds between files, and looks at the GPUs.")
+        float, typer.Option(min=0.2, help="Seconds between files, and between looks at the GPUs.")
     ] = 15.0,
     once: Annotated[
-        bool, typer.Option("--once", help="With --textfile: write once and leave.")
+        bool, typer.Option("--once", help="With --textfile: write once and exit.")
     ] = False,
     webhook_file: Annotated[
-        Path | None, typer.Option(help="A file with the URL for POSTs; mode 600.")
+        Path | None, typer.Option(help="File with the URL for POSTs; mode 600.")
     ] = None,
+    legacy_names: Annotated[
+        bool,
+        typer.Option("--legacy-names", help="Export metrics under their names of version 1 too."),
+    ] = False,
     stall: Annotated[
-        float, typer.Option(min=1, help="Least seconds without a step that count as stalled.")
+        float, typer.Option(min=1, help="Seconds without a step that count as stalled, at least.")
     ] = 120,
     silent: Annotated[
         float, typer.Option(min=1, help="Seconds after which a heartbeat is missed.")
     ] = 60,
     checkpoint: Annotated[
-        float, typer.Option(min=1, help="Least age of a stale checkpoint, in seconds.")
+        float, typer.Option(min=1, help="Age of a stale checkpoint in seconds, at least.")
     ] = 300,
     down: Annotated[
         float, typer.Option(min=1, help="Seconds without a process that count as down.")
     ] = 900,
 ) -> None:
     """Serve (or write) the metrics of all runs in and under RUNS."""
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
     for handler in logging.getLogger().handlers:
         handler.addFilter(RedactingFilter())
-    try:
-        limits = AlertThresholds(stall=stall, silent=silent, checkpoint=checkpoint, down=down)
-        url = read_url(webhook_file)
-        exporter = Exporter(
-            Runs(runs, limits) if runs else None, Webhook(url) if url else None, every
-        )
-        if textfile:
-            write_files(exporter, textfile, once)
-        else:
-            serve(exporter, listen, token_file)
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"exporter: {error}") from error
+    thresholds = AlertThresholds(stall=stall, silent=silent, checkpoint=checkpoint, down=down)
+    url = read_url(webhook_file)
+    exporter = Exporter(
+        Runs(runs, thresholds) if runs else None,
+        Webhook(url) if url else None,
+        every,
+        legacy_names,
+    )
+    if textfile:
+        write_files(exporter, textfile, once)
+    else:
+        serve(exporter, listen, token_file)
 
 
 def serve(exporter: Exporter, listen: str, token_file: Path | None) -> None:
     token = read_token(token_file)
-    server = Server(address_of(listen, token), exporter.render, token)
-    print(
-        f"metrics at http://{server.server_address[0]!s}:{server.server_address[1]}/metrics",
-        flush=True,
-    )
+    address = parse_address(listen, token)
+    try:
+        server = MetricsServer(address, application(exporter, token))
+    except OSError as error:
+        raise UserError(f"--listen {listen}: {error.strerror or error}") from error
+    host, port = server.server_address[:2]
+    print(f"metrics at http://{host!s}:{port}/metrics", flush=True)
     if exporter.webhook:
-        threading.Thread(target=keep_telling, args=(exporter,), daemon=True).start()
+        threading.Thread(target=keep_posting, args=(exporter,), daemon=True).start()
     with contextlib.suppress(KeyboardInterrupt):
         server.serve_forever()
 
 
-def keep_telling(exporter: Exporter) -> None:
+def keep_posting(exporter: Exporter) -> None:
     while True:
-        exporter.tell()
-        time.sleep(min(exporter.every, 10.0))
+        exporter.post_news()
+        time.sleep(min(exporter.every, WEBHOOK_SECONDS))
 
 
 def write_files(exporter: Exporter, folder: Path, once: bool) -> None:
-    """A file that is whole whenever node_exporter looks."""
+    """A file that is whole whenever node_exporter reads it."""
     if not folder.is_dir():
-        raise ValueError(
+        raise UserError(
             f"--textfile {folder} is not a folder; give the one of node_exporter's textfile collector"
         )
     while True:
-        write_atomic(folder / TEXTFILE, exporter.render())
-        exporter.tell()
+        write_atomic(folder / TEXTFILE, prometheus.page(exporter.collect()))
+        exporter.post_news()
         if once:
             return
         time.sleep(exporter.every)

@@ -8,7 +8,6 @@ Reads the run folders only, so that no step of training waits for a board. Secre
 """
 
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
@@ -17,12 +16,13 @@ import typer
 import yaml
 
 from megajukebox.common.command_line import run_command
+from megajukebox.common.errors import UserError
+from megajukebox.monitoring.collect.run_reader import named_runs
 from megajukebox.monitoring.exporters.tensorboard import (
     Copier,
     MetricSink,
     TensorBoard,
     WeightsAndBiases,
-    runs_in,
 )
 
 
@@ -32,47 +32,47 @@ def main(
         Path | None, typer.Option(help="Folder for TensorBoard's event files.")
     ] = None,
     wandb: Annotated[
-        str | None, typer.Option(help="A project there; offline unless WANDB_MODE says.")
+        str | None,
+        typer.Option(help="Project of Weights & Biases; offline unless WANDB_MODE is online."),
     ] = None,
     follow: Annotated[
-        float | None, typer.Option(min=1, help="Look again every so many seconds.")
+        float | None, typer.Option(min=1, help="Continue: seconds between looks for new records.")
     ] = None,
 ) -> None:
-    """Copy what RUNS say about themselves to a board."""
+    """Copy the metrics of RUNS to TensorBoard or Weights & Biases."""
     if (tensorboard is None) == (wandb is None):
-        raise SystemExit("board: give either --tensorboard FOLDER or --wandb PROJECT")
+        raise UserError("give either --tensorboard FOLDER or --wandb PROJECT")
     missing = [str(folder) for folder in runs if not folder.is_dir()]
     if missing:
-        raise SystemExit(
-            f"board: runs {missing[0]!r} is not a folder; give one that `megajukebox train` wrote into"
+        raise UserError(
+            f"runs {missing[0]!r} is not a folder; give one that `megajukebox train` wrote into"
         )
     copiers: dict[Path, Copier] = {}
     try:
         with suppress(KeyboardInterrupt):
-            for count in rounds(runs, copiers, tensorboard, wandb):
+            while True:
+                copied = copy_new(runs, copiers, tensorboard, wandb)
                 if not follow:
-                    print(
-                        f"{count} records of {len(copiers)} runs copied to {tensorboard or wandb}"
-                    )
+                    target = tensorboard or wandb
+                    print(f"{copied} records of {len(copiers)} runs copied to {target}")
                     return
                 time.sleep(follow)
     except ImportError as error:
         extra = "wandb" if wandb else "tensorboard"
-        raise SystemExit(f"board: {error}; pip install {extra}") from error
+        raise UserError(f"{error}; pip install {extra}") from error
 
 
-def rounds(
+def copy_new(
     runs: list[Path], copiers: dict[Path, Copier], tensorboard: Path | None, wandb: str | None
-) -> Iterator[int]:
-    """Copies what is new, again and again; yields how many records there were."""
-    while True:
-        for name, path in runs_in(runs):
-            if path not in copiers:
-                copiers[path] = Copier(path, board_of(name, path, tensorboard, wandb))
-        yield sum(copier.copy() for copier in copiers.values())
+) -> int:
+    """Copy what is new in all runs, those that began meanwhile included; returns how many records there were."""
+    for name, path in named_runs(runs):
+        if path not in copiers:
+            copiers[path] = Copier(path, metric_sink(name, path, tensorboard, wandb))
+    return sum(copier.copy() for copier in copiers.values())
 
 
-def board_of(name: str, run: Path, tensorboard: Path | None, wandb: str | None) -> MetricSink:
+def metric_sink(name: str, run: Path, tensorboard: Path | None, wandb: str | None) -> MetricSink:
     if tensorboard:
         return TensorBoard(tensorboard / name)
     path = run / "run.yaml"

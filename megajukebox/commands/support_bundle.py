@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from megajukebox.common.command_line import run_command
+from megajukebox.common.errors import UserError
 from megajukebox.monitoring.alerts import format_bytes
 from megajukebox.monitoring.support_bundle import write_bundle
 
@@ -22,11 +23,9 @@ def main(
         Path | None, typer.Option(help="The archive; by default RUN-bundle.tar.gz here.")
     ] = None,
 ) -> None:
-    """Gather what tells about RUN into one file."""
+    """Collect state and logs of RUN into one archive for support (no secrets)."""
     if not run.is_dir():
-        raise SystemExit(
-            f"bundle: {str(run)!r} is not a folder; give one that `megajukebox train` wrote"
-        )
+        raise UserError(f"{str(run)!r} is not a folder; give one that `megajukebox train` wrote")
     target = out or Path(f"{run.resolve().name}-bundle.tar.gz")
     count = write_bundle(run, target)
     print(f"{target}: {count} files, {format_bytes(target.stat().st_size)}")

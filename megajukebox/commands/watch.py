@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.live import Live
 
 from megajukebox.common.command_line import run_command
-from megajukebox.monitoring.alerts import diagnose
+from megajukebox.monitoring.alerts import PAGE, diagnose
 from megajukebox.monitoring.collect.run_reader import Runs
 from megajukebox.monitoring.collect.run_state import AlertThresholds, RunState
 from megajukebox.monitoring.exporters.terminal import as_json, screen
@@ -27,47 +27,45 @@ from megajukebox.monitoring.exporters.terminal import as_json, screen
 def main(
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs, or single runs.")],
     once: Annotated[
-        bool, typer.Option("--once", help="Print once; the exit code tells how bad it is.")
+        bool, typer.Option("--once", help="Print once; exit code 0 OK, 1 warning, 2 critical.")
     ] = False,
     as_text: Annotated[
         bool, typer.Option("--json", help="Print once, as JSON; exit code as with --once.")
     ] = False,
-    every: Annotated[float, typer.Option(min=0.2, help="Seconds between two looks.")] = 5.0,
+    every: Annotated[float, typer.Option(min=0.2, help="Seconds between refreshes.")] = 5.0,
     stall: Annotated[
-        float, typer.Option(min=1, help="Least seconds without a step that count as stalled.")
+        float, typer.Option(min=1, help="Seconds without a step that count as stalled, at least.")
     ] = 120,
     silent: Annotated[
         float, typer.Option(min=1, help="Seconds after which a heartbeat is missed.")
     ] = 60,
     checkpoint: Annotated[
-        float, typer.Option(min=1, help="Least age of a stale checkpoint, in seconds.")
+        float, typer.Option(min=1, help="Age of a stale checkpoint in seconds, at least.")
     ] = 300,
     down: Annotated[
         float, typer.Option(min=1, help="Seconds without a process that count as down.")
     ] = 900,
 ) -> None:
     """Watch all runs in and under RUNS."""
-    try:
-        watched = Runs(
-            runs, AlertThresholds(stall=stall, silent=silent, checkpoint=checkpoint, down=down)
-        )
-    except ValueError as error:
-        raise SystemExit(f"watch: {error}") from error
+    thresholds = AlertThresholds(stall=stall, silent=silent, checkpoint=checkpoint, down=down)
+    watched = Runs(runs, thresholds)
     if as_text or once:
-        found = watched.read()
+        states = watched.read()
         if as_text:
-            print(json.dumps(as_json(found), indent=1))
+            print(json.dumps(as_json(states), indent=1))
         else:
             console = Console()
-            console.print(screen(found, time.time(), console.width))
-        raise SystemExit(urgency(found))
+            console.print(screen(states, time.time(), console.width))
+        raise SystemExit(exit_code(states))
     keep_watching(watched, every)
 
 
-def urgency(runs: list[RunState]) -> int:
+def exit_code(runs: list[RunState]) -> int:
     """0: nothing is wrong, 1: for the morning (or there is no run at all), 2: act now."""
-    severities = {problem.severity for run in runs for problem in diagnose(run)}
-    return 2 if "page" in severities else 1 if severities or not runs else 0
+    severities = {alert.severity for run in runs for alert in diagnose(run)}
+    if PAGE in severities:
+        return 2
+    return 1 if severities or not runs else 0
 
 
 def keep_watching(watched: Runs, every: float) -> None:

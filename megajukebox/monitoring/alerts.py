@@ -1,6 +1,8 @@
-"""What is wrong with a run, and what to do: the alerts of monitoring/rules.yml as plain functions of one moment.
+"""The table of alerts: what is wrong with a run, and what to do. One row an alert.
 
-The rules add what only a history tells (trends, "for ten minutes"); names and limits are the same, kept by a test.
+`watch`, the webhook and the run pages apply `predicate` to one moment; Prometheus evaluates `promql`, which adds what
+only a history shows (trends, "for ten minutes"). `make monitoring` writes monitoring/rules.yml and the runbook's index
+from this table. Each alert has a paragraph of the same name in docs/RUNBOOK.md.
 """
 
 import math
@@ -19,81 +21,190 @@ from megajukebox.records.events import (
 )
 from megajukebox.records.phases import STEP
 
-SLOW = 1.15  # times the median rank
-DATA_WAIT = 0.10
-BAD_SHARE = 0.01
-USAGE = 0.5
-FOUND = 1000  # steps in which codebooks are still found; before, few codes in use are no news
-SPIKE = 6.0
-SCALE_FLOOR = 1.0
+SLOWDOWN = 1.15  # times the median rank
+DATA_WAIT = 0.10  # of a step
+BAD_SAMPLES = 0.01  # of the samples read
+CODEBOOK_USAGE = 0.5
+CODEBOOK_STEPS = 1000  # in which codebooks are still found; before, few codes in use are no news
+SPIKE_SCORE = 6.0
+MIN_SCALE = 1.0
 GOODPUT = 0.95
-STORM = 5  # restarts within 30 minutes
+GOODPUT_SECONDS = 6 * 3600  # of a run before goodput is judged
+CRASH_LOOP = 5  # restarts within CRASH_LOOP_SECONDS
+CRASH_LOOP_SECONDS = 1800
+SKIPPED_STEPS = 10  # of the last hundred, because of numbers that are not finite
 RUNBOOK = "docs/RUNBOOK.md"
+
+PAGE = "page"  # now, at night too
+TICKET = "ticket"  # in working hours
+
+# Groups of rules, in the order of the questions that an engineer on call asks.
+MOVING = "is it moving"
+LEARNING = "does it learn"
+SAFE = "can we lose the machine now"
+FAST = "is it fast"
+MACHINES = "machines"
+WATCHERS = "who watches"
+
+Predicate = Callable[[RunState], str | None]
+
+
+@dataclass(frozen=True)
+class AlertRow:
+    """An alert. `predicate` returns what is wrong, or None; None for an alert that only Prometheus can know."""
+
+    name: str
+    group: str
+    severity: str  # PAGE or TICKET
+    predicate: Predicate | None
+    promql: str
+    summary: str  # a template of Prometheus
+    action: str  # what to do first; the rest is in the runbook
+    for_: str | None = None  # how long `promql` must hold
+    comment: str | None = None  # why `promql` is as it is
 
 
 @dataclass(frozen=True)
 class ActiveAlert:
     run: str
     alert: str
-    severity: str  # page: now, at night too; ticket: in working hours
+    severity: str
     what: str
     do: str
+
+
+def diagnose(run: RunState) -> list[ActiveAlert]:
+    """All that is wrong, the pages first."""
+    active = []
+    for row in ALERTS:
+        what = row.predicate(run) if row.predicate else None
+        if what:
+            active.append(ActiveAlert(run.name, row.name, row.severity, what, row.action))
+    return sorted(active, key=lambda alert: alert.severity != PAGE)
+
+
+# ---- Predicates -------------------------------------------------------------------------------------------------------
 
 
 def stalled(run: RunState) -> str | None:
     if run.status != "stalled":
         return None
-    waited = run.now - (run.last_step_time or run.now)
-    sections = sorted({rank.phase for rank in run.ranks if rank.phase})
-    where = f"; ranks are in {', '.join(sections)}" if sections else ""
-    return (
-        f"no step for {format_duration(waited)} (limit {format_duration(run.stall_after)}){where}"
-    )
+    waited = format_duration(run.now - (run.last_step_time or run.now))
+    phases = sorted({beat.phase for beat in run.ranks if beat.phase})
+    where = f"; ranks are in {', '.join(phases)}" if phases else ""
+    return f"no step for {waited} (limit {format_duration(run.stall_after)}){where}"
 
 
-def silent(run: RunState) -> str | None:
-    found = run.silent_ranks
-    if not found:
+def rank_silent(run: RunState) -> str | None:
+    silent = run.silent_ranks
+    if not silent:
         return None
-    named = ", ".join(
-        f"rank {r.rank} on {r.host} ({format_duration(run.now - r.time)}, in {r.phase})"
-        for r in found[:4]
-    )
-    return f"no heartbeat from {named}" + (f" and {len(found) - 4} more" if len(found) > 4 else "")
+    names = [
+        f"rank {beat.rank} on {beat.host} ({format_duration(run.now - beat.time)}, in {beat.phase})"
+        for beat in silent[:4]
+    ]
+    more = f" and {len(silent) - 4} more" if len(silent) > 4 else ""
+    return f"no heartbeat from {', '.join(names)}{more}"
 
 
 def down(run: RunState) -> str | None:
     if run.status != "down":
         return None
-    return f"no process for {format_duration(run.now - (run.last_seen or run.now))}, and the run is not finished"
+    away = format_duration(run.now - (run.last_seen or run.now))
+    return f"no process for {away}, and the run is not finished"
 
 
-def needs_a_person(run: RunState) -> str | None:
+def needs_operator(run: RunState) -> str | None:
     if run.status != "failed":
         return None
     reasons = [record.reason for record in run.exits]
     reasons += [event.reason or "" for event in run.events[-3:]]
-    told = [reason for reason in reasons if reason]
+    known = [reason for reason in reasons if reason]
     code = f"exit code {run.exit_code}" if run.exit_code == EXIT_FATAL else "training ended"
-    return f"{code}: {told[-1] if told else 'see the end of its log'}"
+    return f"{code}: {known[-1] if known else 'see the end of its log'}"
 
 
-def chain_short(run: RunState) -> str | None:
-    lasts, needs = run.chain_seconds_left, run.eta_seconds
-    if run.chain is None or lasts is None or needs is None or lasts >= needs:
+def slurm_chain_too_short(run: RunState) -> str | None:
+    available = run.chain_seconds_left
+    needed = run.eta_seconds
+    if run.chain is None or available is None or needed is None or available >= needed:
         return None
-    return f"this job and the {run.chain.queued} after it last {format_duration(lasts)}, training takes {format_duration(needs)} more"
+    jobs = f"this job and the {run.chain.queued} after it last {format_duration(available)}"
+    return f"{jobs}, training takes {format_duration(needed)} more"
+
+
+def crash_looping(run: RunState) -> str | None:
+    starts = [event.time for event in run.events if isinstance(event, AttemptStarted)]
+    recent = sum(run.now - start < CRASH_LOOP_SECONDS for start in starts[1:])
+    return f"{recent} restarts in half an hour" if recent >= CRASH_LOOP else None
+
+
+def loss_nan(run: RunState) -> str | None:
+    loss = run.last.get("loss")
+    step = run.last.get("step")
+    skipped = any(isinstance(event, StepSkipped) and event.step == step for event in run.events)
+    if isinstance(loss, float) and not math.isfinite(loss) and not skipped:
+        return f"the loss is {loss} at step {step}"
+    if run.ended == "diverged":
+        return f"training stopped: {run.events[-1].reason or 'the loss is no longer a number'}"
+    recent = run.lately_skipped("nan")
+    if recent > SKIPPED_STEPS:
+        return f"{recent} of the last 100 steps were skipped as not finite"
+    return None
+
+
+def loss_spike(run: RunState) -> str | None:
+    score = run.spike_score
+    if not run.alive or score is None or score <= SPIKE_SCORE:
+        return None
+    loss = run.value("loss")
+    return f"the loss {loss:.4g} is {score:.0f} standard deviations above those before it"
+
+
+def raised(kind: str) -> Predicate:
+    """The reason of the last event AlertRaised of a kind, until the run has saved a checkpoint after it."""
+
+    def predicate(run: RunState) -> str | None:
+        for event in reversed(run.events):
+            if isinstance(event, CheckpointSaved):
+                return None
+            if isinstance(event, AlertRaised) and event.kind == kind:
+                return event.reason or kind
+        return None
+
+    return predicate
+
+
+def loss_scale_at_minimum(run: RunState) -> str | None:
+    scale = run.value("loss_scale")
+    if not run.alive or scale is None or scale > MIN_SCALE:
+        return None
+    return f"the loss scale is {scale:g}"
+
+
+def codebook_collapse(run: RunState) -> str | None:
+    if not run.alive or run.step < CODEBOOK_STEPS:
+        return None
+    usage = {level: run.codebook_usage(level) for level in ("top", "middle", "bottom")}
+    low = [
+        f"{level} uses {share:.0%} of its codes"
+        for level, share in usage.items()
+        if share is not None and share < CODEBOOK_USAGE
+    ]
+    return f"codebook {', '.join(low)}" if low else None
 
 
 def checkpoint_stale(run: RunState) -> str | None:
-    whole, due = [c for c in run.checkpoints if c.whole], run.checkpoint_due
+    due = run.checkpoint_due
     if not run.alive or due is None or run.now < due:
         return None
-    return f"the newest whole checkpoint (step {whole[-1].step}) is {format_duration(run.now - whole[-1].time)} old"
+    newest = run.whole_checkpoints[-1]
+    age = format_duration(run.now - newest.time)
+    return f"the newest whole checkpoint (step {newest.step}) is {age} old"
 
 
 def no_valid_checkpoint(run: RunState) -> str | None:
-    if run.checkpoints and not any(c.whole for c in run.checkpoints):
+    if run.checkpoints and not run.whole_checkpoints:
         return f"none of {len(run.checkpoints)} checkpoints has all its files"
     every = run.checkpoint_every
     if not run.checkpoints and every and run.step > 2 * every:
@@ -109,223 +220,48 @@ def save_failed(run: RunState) -> str | None:
 
 
 def disk_full(run: RunState) -> str | None:
-    size, free = max((c.bytes for c in run.checkpoints), default=0), run.disk.free_bytes
+    size = max((checkpoint.bytes for checkpoint in run.checkpoints), default=0)
+    free = run.disk.free_bytes
     if run.status == "done" or free is None or not size or free > 2 * size:
         return None
-    return f"{format_bytes(free)} free at {run.disk.mount}, a checkpoint takes {format_bytes(size)}"
-
-
-def loss_nan(run: RunState) -> str | None:
-    loss, step = run.last.get("loss"), run.last.get("step")
-    skipped = any(isinstance(e, StepSkipped) and e.step == step for e in run.events)
-    if isinstance(loss, float) and not math.isfinite(loss) and not skipped:
-        return f"the loss is {loss} at step {step}"
-    if run.ended == "diverged":
-        return f"training stopped: {run.events[-1].reason or 'the loss is no longer a number'}"
-    recent = run.lately_skipped("nan")
-    return f"{recent} of the last 100 steps were left out as not finite" if recent > 10 else None
-
-
-def loss_spike(run: RunState) -> str | None:
-    score = run.spike_score
-    if not run.alive or score is None or score <= SPIKE:
-        return None
-    return (
-        f"the loss {run.value('loss'):.4g} is {score:.0f} standard deviations above those before it"
-    )
-
-
-def sdc(run: RunState) -> str | None:
-    return alerted(run, SDC)
-
-
-def rate_lowered(run: RunState) -> str | None:
-    return alerted(run, MIN_LOSS_SCALE)
-
-
-def alerted(run: RunState, kind: str) -> str | None:
-    """The reason of the last event AlertRaised of a kind, until the run has saved a checkpoint after it."""
-    for event in reversed(run.events):
-        if isinstance(event, CheckpointSaved):
-            return None
-        if isinstance(event, AlertRaised) and event.kind == kind:
-            return event.reason or kind
-    return None
-
-
-def data_loss(run: RunState) -> str | None:
-    share = run.bad_sample_ratio
-    if share is None or share <= BAD_SHARE:
-        return None
-    kinds = ", ".join(f"{count} {kind}" for kind, count in run.bad_samples.most_common(3))
-    return f"{share:.1%} of the clips cannot be read ({kinds})"
-
-
-def restart_storm(run: RunState) -> str | None:
-    starts = [e.time for e in run.events if isinstance(e, AttemptStarted)]
-    recent = sum(run.now - when < 1800 for when in starts[1:])
-    return f"{recent} restarts in half an hour" if recent >= STORM else None
-
-
-def goodput_low(run: RunState) -> str | None:
-    day = run.account.goodput_since(run.now - 86400)
-    if (
-        day is None
-        or run.account.wall < 6 * 3600
-        or day >= GOODPUT
-        or run.status in ("done", "stopped")
-    ):
-        return None
-    bad = {phase: s for phase, s in run.account.seconds.items() if phase != STEP}
-    worst = max(bad, key=lambda phase: bad[phase])
-    return f"{day:.0%} of the last day was useful training; most of the rest, over the whole run, is {worst}"
+    space = f"{format_bytes(free)} free at {run.disk.mount}"
+    return f"{space}, a checkpoint takes {format_bytes(size)}"
 
 
 def straggler(run: RunState) -> str | None:
-    slow = {rank: ratio for rank, ratio in run.slowdowns.items() if ratio > SLOW}
+    slow = {rank: ratio for rank, ratio in run.slowdowns.items() if ratio > SLOWDOWN}
     if not run.alive or not slow:
         return None
-    hosts = {rank.rank: rank.host for rank in run.ranks}
+    hosts = {beat.rank: beat.host for beat in run.ranks}
     worst = max(slow, key=lambda rank: slow[rank])
-    return f"rank {worst} on {hosts[worst]} takes {slow[worst]:.2f} times the median rank's time for a step"
+    times = f"{slow[worst]:.2f} times the median rank's time for a step"
+    return f"rank {worst} on {hosts[worst]} takes {times}"
 
 
-def loss_scale_floor(run: RunState) -> str | None:
-    scale = run.value("loss_scale")
-    return (
-        f"the loss scale is {scale:g}"
-        if run.alive and scale is not None and scale <= SCALE_FLOOR
-        else None
-    )
-
-
-def data_wait(run: RunState) -> str | None:
+def input_bound(run: RunState) -> str | None:
     share = run.data_wait_ratio
     if not run.alive or share is None or share <= DATA_WAIT:
         return None
     return f"{share:.0%} of the step is waiting for data"
 
 
-def codebook_collapse(run: RunState) -> str | None:
-    usage = {level: run.codebook_usage(level) for level in ("top", "middle", "bottom")}
-    low = {level: share for level, share in usage.items() if share is not None and share < USAGE}
-    if not low or not run.alive or run.step < FOUND:
+def data_loss(run: RunState) -> str | None:
+    share = run.bad_sample_ratio
+    if share is None or share <= BAD_SAMPLES:
         return None
-    return "codebook " + ", ".join(
-        f"{level} uses {share:.0%} of its codes" for level, share in low.items()
-    )
+    kinds = ", ".join(f"{count} {kind}" for kind, count in run.bad_samples.most_common(3))
+    return f"{share:.1%} of the clips cannot be read ({kinds})"
 
 
-# alert -> (severity, what tells of it, what to do first; the rest is in the runbook)
-CHECKS: dict[str, tuple[str, Callable[[RunState], str | None], str]] = {
-    "JukeboxLossNaN": (
-        "page",
-        loss_nan,
-        "start it again with a lower lr_scale; at the same step again it is the data",
-    ),
-    "JukeboxNoRestart": (
-        "page",
-        needs_a_person,
-        "read the reason; mend it, then start the same command again",
-    ),
-    "JukeboxRankSilent": (
-        "page",
-        silent,
-        "look at that node; kill the process there and the run starts again",
-    ),
-    "JukeboxStalled": (
-        "page",
-        stalled,
-        "see which rank is in another section; py-spy dump it, then restart the run",
-    ),
-    "JukeboxDown": (
-        "page",
-        down,
-        "look at the queue and the end of the log; start the same command again",
-    ),
-    "JukeboxNoValidCheckpoint": (
-        "page",
-        no_valid_checkpoint,
-        "do not stop the run; touch SAVE, look at the disk",
-    ),
-    "JukeboxSaveFailed": (
-        "page",
-        save_failed,
-        "free space or mend the storage, then touch SAVE in the run folder",
-    ),
-    "JukeboxDiskFull": (
-        "page",
-        disk_full,
-        "delete old runs' checkpoints; the run goes on and saves again by itself",
-    ),
-    "JukeboxCheckpointStale": (
-        "page",
-        checkpoint_stale,
-        "touch SAVE in the run folder; if none comes, see the log",
-    ),
-    "JukeboxSdc": (
-        "page",
-        sdc,
-        "exclude the node that is named; resume from the checkpoint before",
-    ),
-    "JukeboxRateLowered": (
-        "page",
-        rate_lowered,
-        "start it again if nothing does; see whether the loss comes back",
-    ),
-    "JukeboxDataLoss": (
-        "page",
-        data_loss,
-        "megajukebox shards check on the data; look at the mount",
-    ),
-    "JukeboxLossSpike": (
-        "ticket",
-        loss_spike,
-        "watch whether it comes back down; the events tell what was skipped",
-    ),
-    "JukeboxRestartStorm": (
-        "ticket",
-        restart_storm,
-        "compare how the attempts ended: exits/ and events.jsonl",
-    ),
-    "JukeboxChainShort": (
-        "ticket",
-        chain_short,
-        "queue more jobs behind it: sbatch --dependency=afterany:ARRAY",
-    ),
-    "JukeboxStraggler": (
-        "ticket",
-        straggler,
-        "megajukebox doctor on that node; exclude it if it stays slow",
-    ),
-    "JukeboxDataWait": (
-        "ticket",
-        data_wait,
-        "more workers or prefetch; megajukebox doctor tells the disk's speed",
-    ),
-    "JukeboxGoodputLow": ("ticket", goodput_low, "see where the time went on the run's page"),
-    "JukeboxLossScaleFloor": (
-        "ticket",
-        loss_scale_floor,
-        "lower the learning rate or train in bf16 or fp32",
-    ),
-    "JukeboxCodebookCollapse": (
-        "ticket",
-        codebook_collapse,
-        "see codebook_threshold, and whether clips are silent",
-    ),
-}
-
-
-def diagnose(run: RunState) -> list[ActiveAlert]:
-    """All that is wrong, what should wake somebody first."""
-    found = [(alert, severity, tell(run), do) for alert, (severity, tell, do) in CHECKS.items()]
-    problems = [
-        ActiveAlert(run.name, alert, severity, what, do)
-        for alert, severity, what, do in found
-        if what
-    ]
-    return sorted(problems, key=lambda problem: problem.severity != "page")
+def goodput_low(run: RunState) -> str | None:
+    day = run.account.goodput_since(run.now - 86400)
+    over = run.status in ("done", "stopped")
+    if over or day is None or run.account.wall < GOODPUT_SECONDS or day >= GOODPUT:
+        return None
+    lost = {phase: s for phase, s in run.account.seconds.items() if phase != STEP}
+    worst = max(lost, key=lambda phase: lost[phase])
+    useful = f"{day:.0%} of the last day was useful training"
+    return f"{useful}; most of the rest, over the whole run, is {worst}"
 
 
 def format_duration(seconds: float) -> str:
@@ -346,3 +282,311 @@ def format_bytes(size: float) -> str:
             return f"{size:.3g} {unit}"
         size /= 1000
     return f"{size:.3g} TB"
+
+
+# ---- The table --------------------------------------------------------------------------------------------------------
+
+RUNNING = "and on(run) megajukebox_running == 1"
+UNFINISHED = "and on(run) megajukebox_finished == 0"
+
+
+def active(alert: str) -> str:
+    """PromQL for an alert that `watch` alone can tell."""
+    return f'(sum by (run) (megajukebox_alert_active{{alert="{alert}"}}) == 1)'
+
+
+ALERTS = (
+    AlertRow(
+        "JukeboxStalled",
+        MOVING,
+        PAGE,
+        stalled,
+        "time() - megajukebox_last_step_timestamp_seconds > megajukebox_stall_after_seconds\n"
+        f"  {RUNNING}",
+        "{{ $labels.run }}: no step for {{ $value | humanizeDuration }}",
+        "find the rank in another phase; py-spy dump it, then restart the run",
+    ),
+    AlertRow(
+        "JukeboxRankSilent",
+        MOVING,
+        PAGE,
+        rank_silent,
+        "megajukebox_rank_silent == 1",
+        "{{ $labels.run }}: rank {{ $labels.rank }} on {{ $labels.host }} is silent, the others are not",
+        "check that node; kill the process there and the run restarts",
+    ),
+    AlertRow(
+        "JukeboxDown",
+        MOVING,
+        PAGE,
+        down,
+        'megajukebox_status{status="down"} == 1',
+        "{{ $labels.run }}: not finished, and no process for 15 minutes",
+        "check the queue and the end of the log; run the same command again",
+        comment="No process for 15 minutes: --down of the exporter.",
+    ),
+    AlertRow(
+        "JukeboxNeedsOperator",
+        MOVING,
+        PAGE,
+        needs_operator,
+        "megajukebox_needs_operator == 1",
+        "{{ $labels.run }}: ended in a way that a restart does not fix",
+        "read the reason; fix it, then run the same command again",
+    ),
+    AlertRow(
+        "JukeboxCrashLooping",
+        MOVING,
+        TICKET,
+        crash_looping,
+        "sum by (run) (increase(megajukebox_restarts_total[30m])) > 4.5",
+        "{{ $labels.run }}: {{ $value | humanize }} restarts in 30 minutes",
+        "compare how the attempts ended: exits/ and events.jsonl",
+    ),
+    AlertRow(
+        "JukeboxSlurmChainTooShort",
+        MOVING,
+        TICKET,
+        slurm_chain_too_short,
+        f"megajukebox_slurm_chain_seconds_left < on(run) megajukebox_eta_seconds\n  {RUNNING}",
+        "{{ $labels.run }}: the jobs that are queued last {{ $value | humanizeDuration }}, training longer",
+        "queue more jobs behind it: sbatch --dependency=afterany:ARRAY",
+        "15m",
+        "The supervisor writes the figures: slurm_chain.json.",
+    ),
+    AlertRow(
+        "JukeboxLossNaN",
+        LEARNING,
+        PAGE,
+        loss_nan,
+        f"{active('JukeboxLossNaN')}\n"
+        '  or on(run) (increase(megajukebox_steps_skipped_total{reason="nan"}[10m]) > 10)',
+        "{{ $labels.run }}: the loss or a gradient is not a number",
+        "restart it with a lower lr_scale; at the same step again it is the data",
+    ),
+    AlertRow(
+        "JukeboxLossSpike",
+        LEARNING,
+        TICKET,
+        loss_spike,
+        f"megajukebox_spike_score > {SPIKE_SCORE:g} {RUNNING}",
+        "{{ $labels.run }}: loss {{ $value | humanize }} standard deviations above those before",
+        "watch whether it comes back down; the events list the skipped steps",
+    ),
+    AlertRow(
+        "JukeboxLossDiverging",
+        LEARNING,
+        PAGE,
+        None,
+        'megajukebox_loss{split="train", level="all"}\n'
+        '  > quantile_over_time(0.5, megajukebox_loss{split="train", level="all"}[24h])\n'
+        '    + 6 * stddev_over_time(megajukebox_loss{split="train", level="all"}[24h] offset 15m)\n'
+        f"{RUNNING}",
+        "{{ $labels.run }}: the loss has been far above the last day's for ten minutes",
+        "stop it; resume from a checkpoint before the spike",
+        "10m",
+    ),
+    AlertRow(
+        "JukeboxLossScaleAtMinimum",
+        LEARNING,
+        TICKET,
+        loss_scale_at_minimum,
+        f"megajukebox_loss_scale <= {MIN_SCALE:g} {RUNNING}",
+        "{{ $labels.run }}: the fp16 loss scale is at its minimum",
+        "lower the learning rate or train in bf16 or fp32",
+        "2m",
+    ),
+    AlertRow(
+        "JukeboxLearningRateReduced",
+        LEARNING,
+        PAGE,
+        raised(MIN_LOSS_SCALE),
+        active("JukeboxLearningRateReduced"),
+        "{{ $labels.run }}: fp16 overflowed at the minimum loss scale; the run was rewound to a lower rate",
+        "restart it if nothing else does; check whether the loss recovers",
+    ),
+    AlertRow(
+        "JukeboxCodebookCollapse",
+        LEARNING,
+        TICKET,
+        codebook_collapse,
+        f"megajukebox_codebook_usage_ratio < {CODEBOOK_USAGE} {RUNNING}"
+        f" and on(run) megajukebox_step >= {CODEBOOK_STEPS}",
+        "{{ $labels.run }}: the {{ $labels.level }} codebook uses {{ $value | humanizePercentage }} of its codes",
+        "check codebook_threshold, and whether clips are silent",
+        "10m",
+        "Before step 1000 codebooks are still being found.",
+    ),
+    AlertRow(
+        "JukeboxSilentDataCorruption",
+        LEARNING,
+        PAGE,
+        raised(SDC),
+        "increase(megajukebox_sdc_mismatches_total[1h]) > 0"
+        f" or on(run) {active('JukeboxSilentDataCorruption')}",
+        "{{ $labels.run }}: ranks hold or compute wrong values: a machine fails without an error",
+        "exclude the node that is named; resume from the checkpoint before",
+    ),
+    AlertRow(
+        "JukeboxCheckpointStale",
+        SAFE,
+        PAGE,
+        checkpoint_stale,
+        f"time() - megajukebox_checkpoint_due_timestamp_seconds > 0\n  {RUNNING}",
+        "{{ $labels.run }}: a checkpoint is overdue by {{ $value | humanizeDuration }}",
+        "touch SAVE in the run folder; if no checkpoint comes, see the log",
+    ),
+    AlertRow(
+        "JukeboxNoValidCheckpoint",
+        SAFE,
+        PAGE,
+        no_valid_checkpoint,
+        active("JukeboxNoValidCheckpoint"),
+        "{{ $labels.run }}: no checkpoint is whole; a crash now loses everything",
+        "do not stop the run; touch SAVE, check the disk",
+    ),
+    AlertRow(
+        "JukeboxSaveFailed",
+        SAFE,
+        PAGE,
+        save_failed,
+        'increase(megajukebox_checkpoints_total{result="failed"}[10m]) > 0\n'
+        f"  or on(run) {active('JukeboxSaveFailed')}",
+        "{{ $labels.run }}: a checkpoint could not be saved",
+        "free space or fix the storage, then touch SAVE in the run folder",
+    ),
+    AlertRow(
+        "JukeboxDiskFull",
+        SAFE,
+        PAGE,
+        disk_full,
+        "megajukebox_fs_free_bytes < on(run) group_left() 2 * megajukebox_last_checkpoint_bytes\n"
+        f"  {UNFINISHED}",
+        "{{ $labels.run }}: {{ $value | humanize1024 }}B free at {{ $labels.mount }}, less than two checkpoints",
+        "delete old runs' checkpoints; the run continues and saves again by itself",
+    ),
+    AlertRow(
+        "JukeboxDiskFullSoon",
+        SAFE,
+        PAGE,
+        None,
+        "predict_linear(megajukebox_fs_free_bytes[6h], 86400) < 0"
+        " and megajukebox_fs_free_bytes offset 3h",
+        "{{ $labels.mount }} will be full within a day",
+        "free space before it is full",
+        "30m",
+        "Not before there is a history of three hours: a line through two points may go anywhere.",
+    ),
+    AlertRow(
+        "JukeboxStraggler",
+        FAST,
+        TICKET,
+        straggler,
+        f"megajukebox_rank_slowdown_ratio > {SLOWDOWN} {RUNNING}",
+        "{{ $labels.run }}: rank {{ $labels.rank }} on {{ $labels.host }} takes {{ $value | humanize }} times as long",
+        "run megajukebox doctor on that node; exclude it if it stays slow",
+        "30m",
+    ),
+    AlertRow(
+        "JukeboxThroughputDrop",
+        FAST,
+        TICKET,
+        None,
+        "avg_over_time(megajukebox_audio_seconds_per_second[10m])\n"
+        "  < 0.95 * quantile_over_time(0.5, megajukebox_audio_seconds_per_second[24h])\n"
+        f"{RUNNING}",
+        "{{ $labels.run }}: {{ $value | humanize }} audio seconds a second, 5 % below the last day's",
+        "find the part of the step that grew",
+        "10m",
+    ),
+    AlertRow(
+        "JukeboxInputBound",
+        FAST,
+        TICKET,
+        input_bound,
+        f"megajukebox_data_wait_ratio > {DATA_WAIT} {RUNNING}",
+        "{{ $labels.run }}: {{ $value | humanizePercentage }} of each step is waiting for data",
+        "use more workers or prefetch; megajukebox doctor measures the disk",
+        "10m",
+    ),
+    AlertRow(
+        "JukeboxDataLoss",
+        FAST,
+        PAGE,
+        data_loss,
+        f"megajukebox_bad_samples_ratio > {BAD_SAMPLES} {UNFINISHED}",
+        "{{ $labels.run }}: {{ $value | humanizePercentage }} of the clips cannot be read",
+        "run megajukebox shards check on the data; check the mount",
+    ),
+    AlertRow(
+        "JukeboxGoodputLow",
+        FAST,
+        TICKET,
+        goodput_low,
+        f'megajukebox_goodput_ratio{{window="24h"}} < {GOODPUT}\n'
+        f"  and on(run) sum by (run) (megajukebox_time_seconds_total) > {GOODPUT_SECONDS}\n"
+        f"  {UNFINISHED}",
+        "{{ $labels.run }}: {{ $value | humanizePercentage }} of the last day was useful training",
+        "see where the time went on the run's page",
+        "1h",
+    ),
+    AlertRow(
+        "JukeboxXid",
+        MACHINES,
+        TICKET,
+        None,
+        "changes(DCGM_FI_DEV_XID_ERRORS[10m]) > 0 or DCGM_FI_DEV_ROW_REMAP_FAILURE > 0",
+        "GPU {{ $labels.gpu }} of {{ $labels.Hostname }} reports an error to its driver",
+        "look up the Xid; exclude the node if it is hardware",
+        comment="From NVIDIA's DCGM exporter.",
+    ),
+    AlertRow(
+        "JukeboxGpuMemoryErrors",
+        MACHINES,
+        TICKET,
+        None,
+        "increase(megajukebox_gpu_ecc_uncorrected_errors[1h]) > 0",
+        "GPU {{ $labels.gpu }} of {{ $labels.node }}: memory errors that could not be corrected",
+        "exclude the node at the next restart",
+    ),
+    AlertRow(
+        "JukeboxHostMemoryLeak",
+        MACHINES,
+        TICKET,
+        None,
+        "predict_linear(megajukebox_host_memory_available_bytes[1h], 4 * 3600) < 0\n"
+        "  and megajukebox_host_memory_available_bytes offset 30m",
+        "{{ $labels.node }} will be out of memory within four hours",
+        "find the process that grows; save and restart the run",
+        "30m",
+    ),
+    AlertRow(
+        "JukeboxWatcherBlind",
+        WATCHERS,
+        PAGE,
+        None,
+        'up{job="megajukebox"} == 0 or absent(up{job="megajukebox"})',
+        "the exporter does not answer: no other alert on runs can come",
+        "start megajukebox exporter again",
+        "2m",
+    ),
+    AlertRow(
+        "JukeboxWebhookFailing",
+        WATCHERS,
+        TICKET,
+        None,
+        "increase(megajukebox_alert_webhook_failures_total[30m]) > 0",
+        "messages to the webhook are not delivered",
+        "read the exporter's log; fix the receiver",
+    ),
+    AlertRow(
+        "JukeboxWatchdog",
+        WATCHERS,
+        "none",
+        None,
+        "vector(1)",
+        "alerts can reach you",
+        "nothing; act when it stops",
+        comment="Fires always: when a dead man's switch no longer receives it, Prometheus is gone.",
+    ),
+)

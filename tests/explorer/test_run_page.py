@@ -176,7 +176,7 @@ def test_hostile_names_reasons_and_settings_are_shown_and_never_run(
     name = HOSTILE.replace("/", "_")
     for number in (name, "other"):
         run = PretendRun(tmp_path / "runs" / number).start().train(20, **{HOSTILE: 1.0})
-        run.log.event(HangDetected(step=10, reason=HOSTILE, **{HOSTILE: HOSTILE}))
+        run.log.event(HangDetected(step=10, reason=HOSTILE, phase=HOSTILE))
         (run.folder / "run.yaml").write_text(
             json.dumps({HOSTILE: HOSTILE, "stage": HOSTILE, "n": number})
         )

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from fixtures.fake_runs import CODES, PretendRun
 
-from megajukebox.monitoring.alerts import CHECKS, diagnose
+from megajukebox.monitoring.alerts import ALERTS, diagnose
 from megajukebox.monitoring.collect.run_reader import RunReader
 from megajukebox.monitoring.collect.run_state import AlertThresholds, RunState
 from megajukebox.records.events import (
@@ -123,7 +123,7 @@ def test_ranks_left_over_from_an_attempt_on_more_ranks_are_not_called_silent(
 
 def test_an_exit_that_wants_a_person_tells_why(run: PretendRun) -> None:
     exits(run, 93, "the preset has changed")
-    (problem,) = [p for p in diagnose(read(run, 61)) if p.alert == "JukeboxNoRestart"]
+    (problem,) = [p for p in diagnose(read(run, 61)) if p.alert == "JukeboxNeedsOperator"]
     assert problem.severity == "page" and "the preset has changed" in problem.what
     assert read(run, 61).status == "failed"
 
@@ -131,10 +131,10 @@ def test_an_exit_that_wants_a_person_tells_why(run: PretendRun) -> None:
 def test_a_supervisor_that_calls_a_person_is_heard_at_once(run: PretendRun) -> None:
     """What it found may have kept every rank from starting: none left an ending."""
     run.log.event(AlertRaised(reason="disk of /runs: cannot be written to", kind=NEEDS_OPERATOR))
-    (problem,) = [p for p in diagnose(read(run)) if p.alert == "JukeboxNoRestart"]
+    (problem,) = [p for p in diagnose(read(run)) if p.alert == "JukeboxNeedsOperator"]
     assert problem.what == "training ended: disk of /runs: cannot be written to"
     run.log.event(RunResumed(step=run.step))
-    assert "JukeboxNoRestart" not in alerts(run)
+    assert "JukeboxNeedsOperator" not in alerts(run)
 
 
 def test_an_old_exit_record_says_nothing_of_a_new_attempt(run: PretendRun) -> None:
@@ -196,7 +196,7 @@ def test_a_restart_storm(run: PretendRun) -> None:
     for _ in range(4):
         run.die(away=10).start().train(5).beat()
     assert not alerts(run)
-    assert alerts(run.die(away=10).start().train(5).beat()) == {"JukeboxRestartStorm"}
+    assert alerts(run.die(away=10).start().train(5).beat()) == {"JukeboxCrashLooping"}
 
 
 def test_a_slow_rank_is_named(run: PretendRun) -> None:
@@ -209,12 +209,12 @@ def test_a_slow_rank_is_named(run: PretendRun) -> None:
 
 def test_waiting_for_data(tmp_path: Path) -> None:
     assert alerts(PretendRun(tmp_path, data_seconds=0.5).start().train(100).beat()) == {
-        "JukeboxDataWait"
+        "JukeboxInputBound"
     }
 
 
 def test_a_loss_scale_at_its_floor(run: PretendRun) -> None:
-    assert alerts(run.train(10, loss_scale=1.0).beat()) == {"JukeboxLossScaleFloor"}
+    assert alerts(run.train(10, loss_scale=1.0).beat()) == {"JukeboxLossScaleAtMinimum"}
 
 
 def test_a_collapsed_codebook_is_named_by_its_level(tmp_path: Path) -> None:
@@ -251,7 +251,7 @@ def test_a_disk_without_room_for_two_checkpoints(run: PretendRun) -> None:
 def test_the_weights_of_ranks_that_differ(run: PretendRun) -> None:
     reason = "weights of ranks [1] on node1 are not those of the other ranks (silent corruption)"
     run.log.event(AlertRaised(step=run.step, kind=SDC, reason=reason))
-    assert alerts(run) == {"JukeboxSdc"} and read(run).sdc_mismatches == 1
+    assert alerts(run) == {"JukeboxSilentDataCorruption"} and read(run).sdc_mismatches == 1
     assert not alerts(run.train(100).beat())
 
 
@@ -259,7 +259,7 @@ def test_a_run_that_went_back_to_a_smaller_rate_tells_somebody(run: PretendRun) 
     reason = "gradients overflow at the lowest fp16 loss scale; went back to step 100"
     run.log.event(Rewound(step=run.step, reason=reason, to_step=100, lr_factor=0.5))
     run.log.event(AlertRaised(step=run.step, kind=MIN_LOSS_SCALE, reason=reason))
-    assert alerts(run) == {"JukeboxRateLowered"} and read(run).sdc_mismatches == 0
+    assert alerts(run) == {"JukeboxLearningRateReduced"} and read(run).sdc_mismatches == 0
     assert not alerts(run.train(100).beat())
 
 
@@ -273,9 +273,9 @@ def test_too_few_jobs_in_the_queue(run: PretendRun) -> None:
         "queued_seconds": 60.0,
     }
     (run.folder / "chain.json").write_text(json.dumps(told))
-    assert alerts(run) == {"JukeboxChainShort"}
+    assert alerts(run) == {"JukeboxSlurmChainTooShort"}
 
 
 def test_every_problem_is_tried_above() -> None:
-    told = set(CHECKS)
+    told = {row.name for row in ALERTS if row.predicate}
     assert not {alert for alert in told if alert not in Path(__file__).read_text()}

@@ -3,6 +3,7 @@
 import math
 import os
 import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -15,17 +16,25 @@ import pytest
 from fixtures.fake_runs import PretendRun
 from prometheus_client.parser import text_string_to_metric_families
 
-from megajukebox.monitoring.collect.host import Machine, gpus
+from megajukebox.common.errors import EXIT_FATAL
+from megajukebox.monitoring.collect.host import GPU_FIGURES, Gpu, Machine, gpus
 from megajukebox.monitoring.collect.run_reader import Runs
 from megajukebox.monitoring.collect.run_state import AlertThresholds
 from megajukebox.monitoring.exporters import prometheus
-from megajukebox.monitoring.exporters.metrics_server import Server, address_of, read_token
+from megajukebox.monitoring.exporters.metrics_server import (
+    MetricsServer,
+    application,
+    parse_address,
+    read_token,
+)
+from megajukebox.monitoring.legacy_names import LEGACY_METRICS
+from megajukebox.monitoring.metrics import METRICS
 
 HERE = Machine("here", 1e9, [])
 
 
 def page(folder: Path, now: float | None = None) -> str:
-    return prometheus.page(Runs([folder]).read(now), HERE).decode()
+    return prometheus.page(prometheus.families(Runs([folder]).read(now), HERE)).decode()
 
 
 def samples(text: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -64,10 +73,9 @@ def test_a_run_says_where_it_stands(run: PretendRun, tmp_path: Path) -> None:
     assert told == {"step": 250, "target_steps": 1000, "loss_scale": 1024, "ranks": 2}
     assert value(text, "status", status="training") == 1
     assert value(text, "eta_seconds") == pytest.approx(750 * 1.25)
-    assert value(text, "steps_total") == 250
     assert value(text, "tokens_total") == pytest.approx(250 * 512)
     assert value(text, "data_wait_ratio") == pytest.approx(0.2)
-    assert value(text, "last_checkpoint_step") == 200 and value(text, "checkpoint_valid_count") == 2
+    assert value(text, "last_checkpoint_step") == 200 and value(text, "checkpoints_valid") == 2
     assert value(text, "goodput_ratio", window="total") == pytest.approx(
         250 / (20 + 4 + 250 * 1.25)
     )
@@ -95,9 +103,10 @@ def test_the_parts_of_a_step_add_up_and_saves_have_their_share(tmp_path: Path) -
 
 
 def test_every_family_is_named_and_has_a_unit_as_prometheus_wants_it() -> None:
-    for name, (kind, labels, about) in prometheus.FAMILIES.items():
-        assert re.fullmatch(r"[a-z][a-z_]+", name) and about.endswith(".") and "run" not in labels
-        assert not name.endswith("_total"), f"{name}: the client adds _total to a {kind}"
+    for row in METRICS:
+        assert re.fullmatch(r"[a-z][a-z_]+", row.name) and row.help.endswith(".")
+        assert "run" not in row.labels
+        assert not row.name.endswith("_total"), f"{row.name}: the client adds _total to a counter"
 
 
 def test_a_vqvae_says_how_its_codebooks_fare(tmp_path: Path) -> None:
@@ -106,12 +115,12 @@ def test_a_vqvae_says_how_its_codebooks_fare(tmp_path: Path) -> None:
     text = page(tmp_path)
     assert value(text, "codebook_usage_ratio", level="top") == 0.25
     assert value(text, "codebook_dead_codes", level="top") == 24
-    assert value(text, "codebook_entropy_bits", level="top") == pytest.approx(3)
+    assert value(text, "codebook_entropy", level="top") == pytest.approx(3)
 
 
 def test_what_has_no_family_of_its_own_is_exported_by_its_name(tmp_path: Path) -> None:
     PretendRun(tmp_path / "run").start().train(10, **{"a new metric": 7.0})
-    assert value(page(tmp_path), "metric", name="a new metric") == 7
+    assert value(page(tmp_path), "other", name="a new metric") == 7
 
 
 def test_a_run_that_is_being_written_is_followed_without_reading_it_again(tmp_path: Path) -> None:
@@ -133,7 +142,7 @@ def test_a_resumed_run_that_rewrote_its_metrics_is_read_again(tmp_path: Path) ->
     run.die().start()
     assert runs.read(run.now)[0].step == 100
     assert value(page(tmp_path, run.now), "restarts_total", reason="crash") == 1
-    assert value(page(tmp_path, run.now), "wasted_steps_total") == 50
+    assert value(page(tmp_path, run.now), "recomputed_steps_total") == 50
 
 
 def test_a_run_of_an_older_version_is_told_as_far_as_it_goes(tmp_path: Path) -> None:
@@ -186,7 +195,7 @@ def test_whatever_the_files_hold_the_page_is_whole(tmp_path: Path, lines: bytes)
         "run.yaml",
         "heartbeats/rank-00000.json",
         "DONE",
-        "chain.json",
+        "slurm_chain.json",
     ):
         (bad.folder / name).write_bytes(lines)
     (bad.folder / "exits").mkdir()
@@ -228,7 +237,7 @@ def test_a_rank_that_is_slow_or_silent_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("listen", ["127.0.0.1:9464", "localhost:0", "[::1]:9464", "127.5.5.5:80"])
 def test_loopback_needs_no_token(listen: str) -> None:
-    assert address_of(listen, None)[1] == int(listen.rpartition(":")[2])
+    assert parse_address(listen, None)[1] == int(listen.rpartition(":")[2])
 
 
 @pytest.mark.parametrize(
@@ -236,8 +245,8 @@ def test_loopback_needs_no_token(listen: str) -> None:
 )
 def test_another_address_needs_a_token(listen: str) -> None:
     with pytest.raises(ValueError, match="--token-file"):
-        address_of(listen, None)
-    assert address_of(listen, "0123456789abcdef")
+        parse_address(listen, None)
+    assert parse_address(listen, "0123456789abcdef")
 
 
 @pytest.mark.parametrize(
@@ -251,8 +260,9 @@ def test_a_weak_or_open_token_is_refused(tmp_path: Path, text: str, mode: int, t
         read_token(path)
 
 
-def serve(render, token: str | None = None) -> tuple[Server, str]:
-    server = Server(("127.0.0.1", 0), render, token)
+def serve(token: str | None = None) -> tuple[MetricsServer, str]:
+    collector = prometheus.FixedCollector(prometheus.families([], HERE))
+    server = MetricsServer(("127.0.0.1", 0), application(collector, token))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return server, f"http://127.0.0.1:{server.server_address[1]}"
 
@@ -269,7 +279,7 @@ def status(url: str, token: str | None = None, method: str = "GET") -> int:
 
 
 def test_only_the_metrics_are_served_and_nothing_can_be_changed() -> None:
-    server, url = serve(lambda: b"page\n")
+    server, url = serve()
     assert status(f"{url}/metrics") == 200
     for path in (
         "/../../etc/passwd",
@@ -280,12 +290,12 @@ def test_only_the_metrics_are_served_and_nothing_can_be_changed() -> None:
     ):
         assert status(f"{url}/{path}") == 404
     for method in ("POST", "PUT", "DELETE"):
-        assert status(f"{url}/metrics", method=method) == 501
+        assert status(f"{url}/metrics", method=method) == 405
     server.shutdown()
 
 
 def test_with_a_token_nothing_is_told_without_it() -> None:
-    server, url = serve(lambda: b"page\n", "s" * 20)
+    server, url = serve("s" * 20)
     assert [status(f"{url}/metrics", token) for token in (None, "wrong", "s" * 19, "s" * 20)] == [
         401,
         401,
@@ -303,6 +313,32 @@ def exporter(*arguments: str, expect: int = 0) -> str:
     done = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert done.returncode == expect, done.stderr
     return done.stderr
+
+
+def test_names_of_version_1_are_exported_when_asked_for(run: PretendRun, tmp_path: Path) -> None:
+    """Dashboards that were not changed yet go on for one version."""
+    states = Runs([tmp_path / "runs"]).read(run.now)
+    plain = prometheus.page(prometheus.families(states, HERE)).decode()
+    both = prometheus.page(prometheus.families(states, HERE, legacy_names=True)).decode()
+    assert value(both, "steps_total") == value(both, "step") == 250
+    assert value(both, "checkpoint_valid_count") == value(both, "checkpoints_valid") == 2
+    assert value(both, "needs_person") == 0 and value(both, "generation") == 1
+    before = {name for name, _ in samples(both)} - {name for name, _ in samples(plain)}
+    assert before <= {
+        f"megajukebox_{old.name}{'_total' if old.kind == 'counter' else ''}"
+        for old in LEGACY_METRICS
+    }
+    assert len(before) >= 8
+
+
+def test_promtool_finds_nothing_to_say_against_the_names(run: PretendRun, tmp_path: Path) -> None:
+    if shutil.which("promtool") is None:
+        pytest.skip("promtool is not installed (apt-get install prometheus)")
+    gpu = Gpu(0, "V100", {figure.name: 1.0 for figure in GPU_FIGURES})
+    states = Runs([tmp_path / "runs"]).read(run.now)
+    text = prometheus.page(prometheus.families(states, Machine("here", 1e9, [gpu])))
+    done = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_entry_writes_a_text_file_for_node_exporter(run: PretendRun, tmp_path: Path) -> None:
@@ -323,7 +359,7 @@ def test_the_entry_writes_a_text_file_for_node_exporter(run: PretendRun, tmp_pat
     ids=str,
 )
 def test_the_entry_refuses_in_one_line(arguments: list[str], told: str) -> None:
-    said = exporter(*arguments, expect=1)
+    said = exporter(*arguments, expect=EXIT_FATAL)
     assert told in said and said.count("\n") == 1
 
 
@@ -343,5 +379,5 @@ def test_gpus_are_told_by_nvidia_smi(tmp_path: Path, monkeypatch) -> None:
         gpu.figures["memory_used_bytes"] == 30123 * 2**20
         and "ecc_uncorrected_errors" not in gpu.figures
     )
-    text = prometheus.page([], Machine("node7", 1.0, [gpu])).decode()
+    text = prometheus.page(prometheus.families([], Machine("node7", 1.0, [gpu]))).decode()
     assert value(text, "gpu_temperature_celsius", node="node7", gpu="0") == 65

@@ -12,8 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from megajukebox.data.audio import write_wav
 from megajukebox.monitoring.exporters import tensorboard
-from megajukebox.monitoring.exporters.spectrogram import picture
-from megajukebox.monitoring.exporters.tensorboard import Copier, TensorBoard
+from megajukebox.monitoring.exporters.tensorboard import Copier, TensorBoard, spectrogram_image
 
 
 def told(folder: Path) -> EventAccumulator:
@@ -99,7 +98,7 @@ def test_secrets_of_events_stay_at_home(tmp_path: Path) -> None:
 
 def test_a_tone_is_one_bright_line_at_its_frequency() -> None:
     tone = np.sin(np.arange(16000) * 2 * np.pi * 500 / 8000).astype(np.float32)
-    brightness = picture(tone, 8000).sum(2).mean(1)
+    brightness = spectrogram_image(tone, 8000).sum(2).mean(1)
     assert abs((255 - brightness.argmax()) * 8000 / 1024 - 500) < 16
 
 

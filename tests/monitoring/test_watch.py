@@ -11,6 +11,7 @@ import pytest
 from fixtures.fake_runs import PretendRun
 from rich.console import Console
 
+from megajukebox.common.errors import EXIT_FATAL
 from megajukebox.monitoring.collect.run_reader import Runs
 from megajukebox.monitoring.exporters.terminal import screen, sparkline
 from megajukebox.records.events import HangDetected
@@ -68,9 +69,7 @@ def test_a_row_tells_of_communication_and_of_the_queue(tmp_path: Path) -> None:
 def test_what_is_wrong_comes_with_what_to_do_and_where_to_read_on(tmp_path: Path) -> None:
     run = PretendRun(tmp_path / "run").start().train(320).beat(r1={"time": 1.0})
     text = shown(tmp_path, run.now)
-    assert (
-        "1 to act on now" in text and "rank 1 on node1" in text and "do: look at that node" in text
-    )
+    assert "1 to act on now" in text and "rank 1 on node1" in text and "do: check that node" in text
     assert "docs/RUNBOOK.md#jukeboxranksilent" in text
 
 
@@ -134,5 +133,7 @@ def test_the_json_holds_what_the_screen_shows(tmp_path: Path) -> None:
 def test_a_missing_folder_is_told_in_one_line(tmp_path: Path) -> None:
     done = watch(tmp_path / "nowhere", "--once")
     assert (
-        done.returncode == 1 and done.stderr.count("\n") == 1 and "is not a folder" in done.stderr
+        done.returncode == EXIT_FATAL
+        and done.stderr.count("\n") == 1
+        and "is not a folder" in done.stderr
     )

@@ -66,14 +66,14 @@ def test_alerts_restarts_and_ends_are_news_and_the_past_is_not(tmp_path: Path) -
 
 def test_a_message_is_tried_again_until_it_is_taken() -> None:
     receiver, waits = Receiver(refused=2), []
-    hook = Webhook(receiver.url, wait=waits.append)
+    hook = Webhook(receiver.url, sleep=waits.append)
     assert hook.post({"event": "alert", "run": "r"}) and hook.failures == 0
-    assert receiver.heard == [{"event": "alert", "run": "r"}] and waits == [0.0, 1.0, 4.0]
+    assert receiver.heard == [{"event": "alert", "run": "r"}] and waits == [1.0, 4.0]
     receiver.shutdown()
 
 
 def test_a_message_that_nobody_takes_is_counted_and_the_log_keeps_the_secret(caplog) -> None:
-    hook = Webhook("http://user:hunter2@127.0.0.1:9/hooks/s3cr3t-part", wait=lambda seconds: None)
+    hook = Webhook("http://user:hunter2@127.0.0.1:9/hooks/s3cr3t-part", sleep=lambda seconds: None)
     with caplog.at_level(logging.WARNING):
         assert not hook.post({"event": "alert", "run": "r"})
     assert hook.failures == 1 and "was not taken" in caplog.text

@@ -11,7 +11,7 @@ from fixtures.fake_runs import PretendRun
 
 from megajukebox.monitoring.alerts import diagnose
 from megajukebox.monitoring.collect.run_reader import Runs
-from megajukebox.monitoring.exporters.prometheus import values
+from megajukebox.monitoring.metrics import METRICS
 from megajukebox.records.job_chain import CHAIN_FILE, read_chain
 from megajukebox.resilience import job_chain
 from megajukebox.resilience.job_chain import parse_seconds, parse_squeue, report_queue
@@ -107,16 +107,16 @@ def test_a_chain_that_ends_before_the_run_is_a_ticket(tmp_path: Path) -> None:
     queue(run.folder, run.now)
     (state,) = Runs([tmp_path]).read(run.now)
     (problem,) = diagnose(state)
-    assert problem.alert == "JukeboxChainShort" and problem.severity == "ticket"
+    assert problem.alert == "JukeboxSlurmChainTooShort" and problem.severity == "ticket"
     assert (
         problem.what == "this job and the 3 after it last 4 h 0 min, training takes 5 h 32 min more"
     )
-    told = {value.name: value.value for value in values(state)}
-    assert (told["job_time_left_seconds"], told["chain_queued"], told["chain_seconds"]) == (
-        3600,
-        3,
-        4 * 3600,
-    )
+    values = {row.name: row.values(state) for row in METRICS if row.name.startswith("slurm_")}
+    assert values == {
+        "slurm_job_seconds_left": {(): 3600},
+        "slurm_chain_jobs_queued": {(): 3},
+        "slurm_chain_seconds_left": {(): 4 * 3600},
+    }
     queue(run.folder, run.now, queued=9, queued_seconds=9 * 3600.0)
     assert not diagnose(Runs([tmp_path]).read(run.now)[0])
 

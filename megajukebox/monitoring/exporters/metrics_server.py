@@ -3,22 +3,41 @@
 import hmac
 import ipaddress
 import socket
-import threading
-from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from socketserver import ThreadingMixIn
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
-SHORTEST_TOKEN = 16
+from prometheus_client import CollectorRegistry, make_wsgi_app
+from prometheus_client.registry import Collector
+
+from megajukebox.common.errors import UserError
+
+MIN_TOKEN = 16  # characters
+CLIENT_SECONDS = 30  # a client that sends nothing does not hold a thread for ever
+PLAIN = ("Content-Type", "text/plain; charset=utf-8")
+EVERYWHERE = [("X-Content-Type-Options", "nosniff"), ("Server", "megajukebox")]
+NO_TOKEN = ("401 Unauthorized", b"a bearer token is needed\n")
+READ_ONLY = ("405 Method Not Allowed", b"only GET is allowed\n")
+HOME = ("200 OK", b"megajukebox exporter: see /metrics\n")
+NOT_FOUND = ("404 Not Found", b"only /metrics is here\n")
+
+Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
-def address_of(listen: str, token: str | None) -> tuple[str, int]:
-    """`127.0.0.1:9464` as host and port. ValueError if other machines could connect and no token would stop them."""
+def parse_address(listen: str, token: str | None) -> tuple[str, int]:
+    """`127.0.0.1:9464` as host and port.
+
+    Raises:
+        UserError: it is no address, or other machines could connect and no token would stop them.
+    """
     host, colon, port = listen.rpartition(":")
     host = host.strip("[]")
     if not colon or not port.isdecimal() or int(port) > 65535:
-        raise ValueError(f"--listen {listen!r} is not an address and a port, as in 127.0.0.1:9464")
+        raise UserError(f"--listen {listen!r} is not an address and a port, as in 127.0.0.1:9464")
     if not is_loopback(host) and token is None:
-        raise ValueError(
+        raise UserError(
             f"--listen {listen} can be reached from other machines; add --token-file FILE (Prometheus sends it as"
             " authorization: credentials_file), or listen on 127.0.0.1"
         )
@@ -33,67 +52,70 @@ def is_loopback(host: str) -> bool:
 
 
 def read_token(path: Path | None) -> str | None:
-    """The secret in a file that only its owner reads. Raises ValueError for one that is short or open to others."""
+    """The secret in a file that only its owner reads.
+
+    Raises:
+        UserError: it cannot be read, is short, or is open to others.
+    """
     if path is None:
         return None
     try:
-        token, mode = path.read_text().strip(), path.stat().st_mode
+        token = path.read_text().strip()
+        mode = path.stat().st_mode
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"--token-file {path} cannot be read: {error}") from None
-    if len(token) < SHORTEST_TOKEN:
-        raise ValueError(
-            f"--token-file {path} holds {len(token)} characters; write at least {SHORTEST_TOKEN} random ones"
+        raise UserError(f"--token-file {path} cannot be read: {error}") from None
+    if len(token) < MIN_TOKEN:
+        raise UserError(
+            f"--token-file {path} holds {len(token)} characters; write at least {MIN_TOKEN} random ones"
         )
     if mode & 0o077:
-        raise ValueError(f"--token-file {path} can be read by others; chmod 600 {path}")
+        raise UserError(f"--token-file {path} can be read by others; chmod 600 {path}")
     return token
 
 
-class Server(ThreadingHTTPServer):
-    """`render` makes the page; it is called by one request at a time."""
+def application(collector: Collector, token: str | None) -> Application:
+    """prometheus_client's page at /metrics, behind the token."""
+    registry = CollectorRegistry()
+    registry.register(collector)
+    metrics: Application = make_wsgi_app(registry)
+
+    def serve(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        def start(status: str, headers: list[tuple[str, str]], *more: Any) -> Any:
+            return start_response(status, headers + EVERYWHERE, *more)
+
+        authorization = environ.get("HTTP_AUTHORIZATION", "")
+        if token is not None and not is_authorized(authorization, token):
+            status, body = NO_TOKEN
+        elif environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
+            status, body = READ_ONLY
+        elif environ["PATH_INFO"] == "/metrics":
+            return metrics(environ, start)
+        else:
+            status, body = HOME if environ["PATH_INFO"] == "/" else NOT_FOUND
+        start(status, [PLAIN, ("Content-Length", str(len(body)))])
+        return [body]
+
+    return serve
+
+
+def is_authorized(authorization: str, token: str) -> bool:
+    expected = f"Bearer {token}".encode()
+    return hmac.compare_digest(authorization.encode("utf-8", "replace"), expected)
+
+
+class MetricsServer(ThreadingMixIn, WSGIServer):
+    """Serves an application at an address, of either family."""
 
     daemon_threads = True
 
-    def __init__(
-        self, address: tuple[str, int], render: Callable[[], bytes], token: str | None
-    ) -> None:
+    def __init__(self, address: tuple[str, int], serve: Application) -> None:
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-        self.render, self.token, self.one_at_a_time = render, token, threading.Lock()
-        super().__init__(address, MetricsHandler)
+        super().__init__(address, SilentHandler)
+        self.set_app(serve)
 
 
-class MetricsHandler(BaseHTTPRequestHandler):
-    server: Server
-    server_version, sys_version = "megajukebox", ""
-    timeout = 30  # a client that says nothing does not hold a thread for ever
-
-    def do_GET(self) -> None:
-        if self.server.token is not None and not self.authorized(self.server.token):
-            self.answer(401, b"a bearer token is needed\n")
-        elif self.path.split("?")[0] == "/metrics":
-            with self.server.one_at_a_time:
-                page = self.server.render()
-            self.answer(200, page, "text/plain; version=0.0.4; charset=utf-8")
-        elif self.path == "/":
-            self.answer(200, b"megajukebox exporter: see /metrics\n")
-        else:
-            self.answer(404, b"only /metrics is here\n")
-
-    def authorized(self, token: str) -> bool:
-        told = self.headers.get("Authorization", "")
-        return hmac.compare_digest(told.encode(), f"Bearer {token}".encode())
-
-    def answer(self, code: int, body: bytes, kind: str = "text/plain; charset=utf-8") -> None:
-        self.send_response(code)
-        headers = {
-            "Content-Type": kind,
-            "Content-Length": str(len(body)),
-            "X-Content-Type-Options": "nosniff",
-        }
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body)
+class SilentHandler(WSGIRequestHandler):
+    timeout = CLIENT_SECONDS
 
     def log_message(self, format: str, *args: object) -> None:
         """Silent: a scrape every few seconds is no news, and a request line may hold a secret."""

@@ -1,28 +1,32 @@
-"""Copies what run folders say to TensorBoard and Weights & Biases: beside training, never inside a step of it."""
+"""Copies what run folders hold to TensorBoard and Weights & Biases: beside training, never inside a step of it."""
 
 import json
 import logging
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from matplotlib import colormaps
 
 from megajukebox.common.redaction import redact, redacted
 from megajukebox.data.audio import downmix, facts, read
-from megajukebox.monitoring.collect.run_reader import find_runs
-from megajukebox.monitoring.exporters.spectrogram import picture
-from megajukebox.records.events import upgrade_event
+from megajukebox.records.events import BadSampleSkipped, CheckpointSaved, upgrade_event
 from megajukebox.records.jsonl_tail import Tail
-from megajukebox.records.metrics import NOT_METRICS, upgrade_row
+from megajukebox.records.metrics import NOT_METRICS, TRAIN, upgrade_row
 from megajukebox.records.productive_time import number
+from megajukebox.records.run_log import EVENTS_FILE, METRICS_FILE
 
 log = logging.getLogger(__name__)
-DEPTH = 4
+
 AUDIO = (".wav", ".flac", ".ogg")
-NEW = {"reinit": "create_new"}  # several runs are open at once
-LONGEST = 60  # seconds of a recording that are copied
+NOT_COPIED = (BadSampleSkipped.name, CheckpointSaved.name)  # too many to read
+MAX_SECONDS = 60  # of a recording that are copied
+# Of the spectrogram.
+WINDOW = 1024  # samples
+HEIGHT = 256  # rows, the lowest frequencies
+MAX_WIDTH = 1200
+FLOOR_DB = -80.0  # below the loudest: black
 
 
 class MetricSink(Protocol):
@@ -37,71 +41,67 @@ class MetricSink(Protocol):
 class Copier:
     """Follows one run; what was copied is not copied again.
 
-    A resumed run rewrites its metrics from an earlier step on: steps that were told before are told again, and both
-    boards show the later ones.
+    A resumed run rewrites its metrics from an earlier step on: those steps are copied again, and both boards show the
+    later values.
     """
 
-    def __init__(self, folder: Path, board: MetricSink) -> None:
-        self.folder, self.board = folder, board
-        self.metrics, self.events = Tail(folder / "metrics.jsonl"), Tail(folder / "events.jsonl")
-        self.told: set[tuple[int, str]] = set()
-        self.heard: set[Path] = set()
+    def __init__(self, folder: Path, sink: MetricSink) -> None:
+        self.folder = folder
+        self.sink = sink
+        self.metrics = Tail(folder / METRICS_FILE)
+        self.events = Tail(folder / EVENTS_FILE)
+        self.copied_rows: set[tuple[str, ...]] = set()
+        self.copied_audio: set[Path] = set()
 
     def copy(self) -> int:
-        """Everything new; returns how many records there were."""
-        lines, again = self.metrics.new()
-        fresh = [line for line in map(upgrade_row, lines) if not (again and self._was_told(line))]
-        for line in fresh:
-            self._scalars(line)
+        """Copy everything new; returns how many records there were."""
+        rows, replaced = self.metrics.new()
+        copied = 0
+        for row in map(upgrade_row, rows):
+            if not (replaced and row_key(row) in self.copied_rows):
+                self._copy_row(row)
+                copied += 1
         events, _ = self.events.new()
-        for event in (
-            event
-            for event in map(upgrade_event, events)
-            if event.get("event") not in ("bad_sample", "save")
-        ):
-            step = int(number(event.get("step")) or 0)
-            self.board.text("events", redact(json.dumps(event, ensure_ascii=False)), step)
-        recordings = sum(
-            self._recording(path) for path in sorted(self.folder.glob("samples/step-*/*"))
-        )
-        self.board.flush()
-        return len(fresh) + len(events) + recordings
+        for event in map(upgrade_event, events):
+            if event.get("event") not in NOT_COPIED:
+                step = int(number(event.get("step")) or 0)
+                self.sink.text("events", redact(json.dumps(event, ensure_ascii=False)), step)
+        for path in sorted(self.folder.glob("samples/step-*/*")):
+            copied += self._copy_audio(path)
+        self.sink.flush()
+        return copied + len(events)
 
-    def _was_told(self, line: dict[str, Any]) -> bool:
-        return (
-            int(number(line.get("step")) or 0),
-            str(line.get("split")) + str(line.get("time")),
-        ) in self.told
-
-    def _scalars(self, line: dict[str, Any]) -> None:
-        step, when, split = (
-            number(line.get("step")),
-            number(line.get("time")),
-            str(line.get("split", "train")),
-        )
+    def _copy_row(self, row: dict[str, Any]) -> None:
+        step = number(row.get("step"))
         if step is None:
             return
-        self.told.add((int(step), split + str(line.get("time"))))
-        for name, value in line.items():
+        self.copied_rows.add(row_key(row))
+        for name, value in row.items():
             finite = number(value)
             if name not in NOT_METRICS and finite is not None:
-                self.board.scalar(f"{split}/{name}", finite, int(step), when or 0.0)
+                time = number(row.get("time")) or 0.0
+                self.sink.scalar(f"{row.get('split', TRAIN)}/{name}", finite, int(step), time)
 
-    def _recording(self, path: Path) -> bool:
+    def _copy_audio(self, path: Path) -> bool:
         """One file of samples/step-*/, once; what leads out of the run is left alone."""
         digits = path.parent.name.removeprefix("step-")
         inside = path.resolve().is_relative_to(self.folder.resolve())
-        if path in self.heard or path.suffix not in AUDIO or not digits.isdecimal() or not inside:
+        known = path in self.copied_audio or path.suffix not in AUDIO
+        if known or not digits.isdecimal() or not inside:
             return False
-        self.heard.add(path)
+        self.copied_audio.add(path)
         try:
             rate = facts(path).sample_rate
             wave_T = downmix(read(path, rate))
         except (ValueError, OSError) as error:
             log.warning("%s is left out: %s", path.name, error)
             return False
-        self.board.audio(path.stem, wave_T[: LONGEST * rate], rate, int(digits))
+        self.sink.audio(path.stem, wave_T[: MAX_SECONDS * rate], rate, int(digits))
         return True
+
+
+def row_key(row: dict[str, Any]) -> tuple[str, ...]:
+    return str(row.get("step")), str(row.get("split")), str(row.get("time"))
 
 
 class TensorBoard:
@@ -117,7 +117,8 @@ class TensorBoard:
 
     def audio(self, name: str, wave_T: np.ndarray, rate: int, step: int) -> None:
         self.writer.add_audio(name, wave_T[None], step, sample_rate=rate)
-        self.writer.add_image(f"{name}/spectrogram", picture(wave_T, rate), step, dataformats="HWC")
+        image = spectrogram_image(wave_T, rate)
+        self.writer.add_image(f"{name}/spectrogram", image, step, dataformats="HWC")
 
     def text(self, name: str, words: str, step: int) -> None:
         self.writer.add_text(name, words.replace("<", "&lt;"), step)
@@ -132,27 +133,30 @@ class WeightsAndBiases:
     def __init__(self, project: str, name: str, folder: Path, settings: dict[str, Any]) -> None:
         import wandb
 
-        mode = os.environ.get("WANDB_MODE", "offline")
         self.run = wandb.init(
-            project=project, name=name, dir=str(folder), config=redacted(settings), mode=mode, **NEW
+            project=project,
+            name=name,
+            dir=str(folder),
+            config=redacted(settings),
+            mode=os.environ.get("WANDB_MODE", "offline"),
+            reinit="create_new",  # several runs are open at once
         )
-        self.wandb, self.step, self.pending = wandb, 0, {}  # type: ignore[var-annotated]
+        self.wandb = wandb
+        self.step = 0
+        self.pending: dict[str, Any] = {}  # of `step`
 
     def scalar(self, name: str, value: float, step: int, time: float) -> None:
-        self._at(step)
+        # W&B drops what comes for a step before the last one, so all of a step goes at once.
+        if step > self.step:
+            self.flush()
+        self.step = max(step, self.step)
         self.pending[name] = value
 
     def audio(self, name: str, wave_T: np.ndarray, rate: int, step: int) -> None:
         self.pending[name] = self.wandb.Audio(wave_T, sample_rate=rate, caption=f"step {step}")
 
     def text(self, name: str, words: str, step: int) -> None:
-        """Events are not numbers; W&B has no place for them but its log."""
-
-    def _at(self, step: int) -> None:
-        """W&B drops what is told of a step before the last one, so all of a step goes at once."""
-        if step > self.step and self.pending:
-            self.flush()
-        self.step = max(step, self.step)
+        """Events are not numbers; W&B takes them in its log alone."""
 
     def flush(self) -> None:
         if self.pending:
@@ -160,8 +164,12 @@ class WeightsAndBiases:
         self.pending = {}
 
 
-def runs_in(folders: list[Path]) -> Iterator[tuple[str, Path]]:
-    """Name and folder of every run."""
-    for root in folders:
-        for path in find_runs(root, DEPTH):
-            yield (str(path.relative_to(root)) if path != root else path.resolve().name), path
+def spectrogram_image(wave_T: np.ndarray, rate: int) -> np.ndarray:
+    """RGB [height, width, 3] uint8 of a mono recording [T]: time to the right, frequency upwards, loud is bright."""
+    hop = max(WINDOW // 4, len(wave_T) // MAX_WIDTH)
+    padded = np.pad(wave_T.astype(np.float32), (0, WINDOW))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, WINDOW)[::hop]
+    spectrum = np.abs(np.fft.rfft(windows * np.hanning(WINDOW), axis=1)).T[:HEIGHT]
+    loudness = 20 * np.log10(spectrum + 1e-9)  # dB [frequency, time]
+    share = np.clip((loudness - loudness.max() - FLOOR_DB) / -FLOOR_DB, 0, 1)
+    return (colormaps["magma"](share[::-1])[..., :3] * 255).astype(np.uint8)

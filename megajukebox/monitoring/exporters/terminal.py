@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -10,6 +10,7 @@ from rich.text import Text
 
 from megajukebox.common.redaction import redact
 from megajukebox.monitoring.alerts import (
+    PAGE,
     RUNBOOK,
     ActiveAlert,
     diagnose,
@@ -34,53 +35,62 @@ COLORS = {
     "new": "cyan",
     "waiting": "yellow",
 }
-SPARKS = "▁▂▃▄▅▆▇█"
-SHOWN_EVENTS = 6
-QUIET = (BadSampleSkipped, CheckpointSaved, AlertRaised)  # events that are no news on one screen
+BLOCKS = "▁▂▃▄▅▆▇█"
+SPARKLINE_WIDTH = 12
+MAX_EVENTS = 6
+MAX_EVENT_TEXT = 300  # characters
+NOT_SHOWN = (BadSampleSkipped, CheckpointSaved, AlertRaised)  # events that are no news
+MAX_TIME = 2**35  # unix seconds, the year 3058: larger numbers are no times
 
 
 def screen(runs: Sequence[RunState], now: float, width: int = 200) -> RenderableType:
     """All of it, for a terminal of `width` columns. A name or a reason that looks like markup stays what it is."""
-    problems = [problem for run in runs for problem in diagnose(run)]
-    pages = sum(problem.severity == "page" for problem in problems)
-    head = Text(f"{clock(now)} UTC   {len(runs)} run{'s' * (len(runs) != 1)}   ")
-    well = "nothing is wrong" if runs else "no run is here: is the path right?"
-    head.append(
-        f"{pages} to act on now, {len(problems) - pages} for the morning" if problems else well
-    )
-    color = "bold red" if pages else "yellow" if problems or not runs else "green"
-    head.stylize(color, len(head) - len(head.plain.split("   ")[-1]))
-    parts: list[RenderableType] = [head, table(runs, width)]
-    if problems:
-        parts += [Text(), advice(problems)]
-    happened = latest(runs)
-    if happened:
-        parts += [Text("\nLately", style="bold"), *happened]
+    alerts = [alert for run in runs for alert in diagnose(run)]
+    parts: list[RenderableType] = [headline(runs, alerts, now), table(runs, width)]
+    if alerts:
+        parts += [Text(), advice(alerts)]
+    events = latest(runs)
+    if events:
+        parts += [Text("\nLately", style="bold"), *events]
     return Group(*parts)
 
 
+def headline(runs: Sequence[RunState], alerts: Sequence[ActiveAlert], now: float) -> Text:
+    pages = sum(alert.severity == PAGE for alert in alerts)
+    if alerts:
+        verdict = f"{pages} to act on now, {len(alerts) - pages} for the morning"
+        color = "bold red" if pages else "yellow"
+    elif runs:
+        verdict = "nothing is wrong"
+        color = "green"
+    else:
+        verdict = "no run is here: is the path right?"
+        color = "yellow"
+    head = Text(f"{clock(now)} UTC   {len(runs)} run{'s' * (len(runs) != 1)}   ")
+    return head.append(verdict, style=color)
+
+
 def table(runs: Sequence[RunState], width: int) -> Table:
-    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    made.add_column("run", overflow="fold", min_width=8)
-    made.add_column("status", no_wrap=True)
-    shown = {name: cell for name, (cell, least) in COLUMNS.items() if width >= least}
-    for name in shown:
-        made.add_column(name, no_wrap=True)
+    rows = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    rows.add_column("run", overflow="fold", min_width=8)
+    rows.add_column("status", no_wrap=True)
+    columns = [column for column in COLUMNS if width >= column.min_width]
+    for column in columns:
+        rows.add_column(column.name, no_wrap=True)
     for run in runs:
         status = Text(run.status, style=COLORS.get(run.status, "bold red"))
-        made.add_row(Text(plain(run.name)), status, *(Text(cell(run)) for cell in shown.values()))
-    return made
+        cells = [Text(column.cell(run)) for column in columns]
+        rows.add_row(Text(plain(run.name)), status, *cells)
+    return rows
 
 
 def progress(run: RunState) -> str:
-    return (
-        f"{run.step:,}/{run.target:,} {run.step / run.target:.0%}"
-        if run.target
-        else f"{run.step:,}"
-    )
+    if not run.target:
+        return f"{run.step:,}"
+    return f"{run.step:,}/{run.target:,} {run.step / run.target:.0%}"
 
 
-def left(run: RunState) -> str:
+def time_left(run: RunState) -> str:
     return format_duration(run.eta_seconds) if run.eta_seconds is not None and run.alive else "-"
 
 
@@ -88,23 +98,23 @@ def queued(run: RunState) -> str:
     """Time left of the job, and the jobs queued after it."""
     if run.chain is None or not run.alive:
         return "-"
-    time_left = run.chain.job_seconds_left(run.now)
-    return (
-        f"{format_duration(time_left) if time_left is not None else 'no limit'} +{run.chain.queued}"
-    )
+    left = run.chain.job_seconds_left(run.now)
+    time = "no limit" if left is None else format_duration(left)
+    return f"{time} +{run.chain.queued}"
 
 
 def speed(run: RunState) -> str:
-    rate = run.value("tokens_per_second")
-    if rate is not None:
-        return f"{rate:,.0f} tok/s"
-    rate = run.value("audio_seconds_per_second")
-    return f"{rate:,.1f} s/s" if rate is not None else "-"
+    tokens = run.value("tokens_per_second")
+    if tokens is not None:
+        return f"{tokens:,.0f} tok/s"
+    audio = run.value("audio_seconds_per_second")
+    return "-" if audio is None else f"{audio:,.1f} s/s"
 
 
-def saved(run: RunState) -> str:
-    whole = [checkpoint for checkpoint in run.checkpoints if checkpoint.whole]
-    return f"{format_duration(run.now - whole[-1].time)} ago" if whole else "never"
+def last_checkpoint(run: RunState) -> str:
+    if not run.whole_checkpoints:
+        return "never"
+    return f"{format_duration(run.now - run.whole_checkpoints[-1].time)} ago"
 
 
 def slowest(run: RunState) -> str:
@@ -121,77 +131,84 @@ def share(value: float | None) -> str:
 
 def communication(run: RunState) -> str:
     """Share of the last logged step that rank 0 spent in collectives."""
-    spent, seconds = run.value("communication_seconds"), run.value("step_seconds")
+    spent = run.value("communication_seconds")
+    seconds = run.value("step_seconds")
     return share(spent / seconds if spent is not None and seconds else None)
 
 
-def figure(value: float | None) -> str:
+def loss(run: RunState) -> str:
+    value = run.value("loss")
     return "-" if value is None else f"{value:.4g}"
 
 
-def sparkline(values: Sequence[float], width: int = 12) -> str:
+def sparkline(values: Sequence[float], width: int = SPARKLINE_WIDTH) -> str:
     """The last values as blocks."""
     size = max(1, len(values) // width)
-    means = [sum(values[n : n + size]) / size for n in range(0, len(values) - size + 1, size)][
-        -width:
-    ]
-    low, high = min(means, default=0.0), max(means, default=0.0)
-    return "".join(
-        SPARKS[int((v - low) / (high - low) * 7.99)] if high > low else SPARKS[0] for v in means
-    )
+    starts = range(0, len(values) - size + 1, size)
+    means = [sum(values[start : start + size]) / size for start in starts][-width:]
+    low = min(means, default=0.0)
+    high = max(means, default=0.0)
+    if high <= low:
+        return BLOCKS[0] * len(means)
+    return "".join(BLOCKS[int((mean - low) / (high - low) * 7.99)] for mean in means)
 
 
-# column -> its cell, and how many columns a terminal must have for it to be shown
-COLUMNS: dict[str, tuple[Callable[[RunState], str], int]] = {
-    "step": (progress, 0),
-    "left": (left, 0),
-    "loss": (lambda run: figure(run.value("loss")), 0),
-    "": (lambda run: sparkline(run.lately("loss")), 150),
-    "speed": (speed, 110),
-    "data": (lambda run: share(run.data_wait_ratio), 120),
-    "comm": (communication, 145),
-    "goodput": (lambda run: share(run.account.goodput), 90),
-    "saved": (saved, 70),
-    "slowest": (slowest, 130),
-    "job": (queued, 165),
-    "restarts": (lambda run: str(sum(run.restarts.values())), 140),
-    "disk": (lambda run: format_bytes(run.disk.free_bytes or 0), 160),
-}
+class Column(NamedTuple):
+    name: str
+    cell: Callable[[RunState], str]
+    min_width: int  # columns that a terminal must have for it to be shown
 
 
-def advice(problems: Sequence[ActiveAlert]) -> RenderableType:
-    made = Table(box=None, pad_edge=False, padding=(1, 2, 0, 0), show_header=False)
-    made.add_column(no_wrap=True)
-    made.add_column(overflow="fold")
-    for problem in problems:
-        style = "bold red" if problem.severity == "page" else "yellow"
-        told = Text(f"{plain(problem.run)}: {plain(problem.what)}\n")
-        told.append("do: ", style="dim").append(problem.do)
-        told.append(f"  ({RUNBOOK}#{problem.alert.lower()})", style="dim")
-        made.add_row(Text(problem.alert.removeprefix("Jukebox"), style=style), told)
-    return made
+COLUMNS = (
+    Column("step", progress, 0),
+    Column("left", time_left, 0),
+    Column("loss", loss, 0),
+    Column("", lambda run: sparkline(run.lately("loss")), 150),
+    Column("speed", speed, 110),
+    Column("data", lambda run: share(run.data_wait_ratio), 120),
+    Column("comm", communication, 145),
+    Column("goodput", lambda run: share(run.account.goodput), 90),
+    Column("saved", last_checkpoint, 70),
+    Column("slowest", slowest, 130),
+    Column("job", queued, 165),
+    Column("restarts", lambda run: str(sum(run.restarts.values())), 140),
+    Column("disk", lambda run: format_bytes(run.disk.free_bytes or 0), 160),
+)
+
+
+def advice(alerts: Sequence[ActiveAlert]) -> RenderableType:
+    rows = Table(box=None, pad_edge=False, padding=(1, 2, 0, 0), show_header=False)
+    rows.add_column(no_wrap=True)
+    rows.add_column(overflow="fold")
+    for alert in alerts:
+        text = Text(f"{plain(alert.run)}: {plain(alert.what)}\n")
+        text.append("do: ", style="dim").append(alert.do)
+        text.append(f"  ({RUNBOOK}#{alert.alert.lower()})", style="dim")
+        style = "bold red" if alert.severity == PAGE else "yellow"
+        rows.add_row(Text(alert.alert.removeprefix("Jukebox"), style=style), text)
+    return rows
 
 
 def latest(runs: Sequence[RunState]) -> list[Text]:
     """The last events of all runs, the newest first."""
     dated: list[tuple[Event, str]] = []
     for run in runs:
-        dated += [(e, run.name) for e in run.events if e.time and not isinstance(e, QUIET)]
+        dated += [(e, run.name) for e in run.events if e.time and not isinstance(e, NOT_SHOWN)]
     dated.sort(key=lambda pair: -pair[0].time)
-    return [event_line(event, name) for event, name in dated[:SHOWN_EVENTS]]
+    return [event_line(event, name) for event, name in dated[:MAX_EVENTS]]
 
 
 def event_line(event: Event, run: str) -> Text:
     step = "" if event.step is None else f" at step {event.step}"
     reason = f": {event.reason}" if event.reason else ""
     name = event.event if isinstance(event, UnknownEvent) else event.name
-    return Text(plain(f"{clock(event.time)}  {run}: {name}{step}{reason}")[:300])
+    return Text(plain(f"{clock(event.time)}  {run}: {name}{step}{reason}")[:MAX_EVENT_TEXT])
 
 
-def clock(when: float) -> str:
-    if not 0 <= when < 2**35:
+def clock(time: float) -> str:
+    if not 0 <= time < MAX_TIME:
         return "?"
-    return datetime.fromtimestamp(when, timezone.utc).strftime("%Y-%m-%d %H:%M:%S")
+    return datetime.fromtimestamp(time, timezone.utc).strftime("%Y-%m-%d %H:%M:%S")
 
 
 def plain(text: str) -> str:
@@ -202,17 +219,33 @@ def plain(text: str) -> str:
 
 def as_json(runs: Sequence[RunState]) -> list[dict[str, Any]]:
     """What the screen shows, for other programs."""
-    return [
-        {
-            "run": plain(run.name), "stage": run.stage, "status": run.status, "step": run.step, "target": run.target,
-            "eta_seconds": run.eta_seconds, "loss": run.value("loss"), "goodput": run.account.goodput,
-            "chain_queued": run.chain.queued if run.chain else None, "chain_seconds": run.chain_seconds_left,
-            "seconds": run.account.seconds, "step_parts": step_parts(run), "restarts": sum(run.restarts.values()),
-            "last_checkpoint": run.checkpoints[-1].step if run.checkpoints else None,
-            "slowdowns": {str(rank): ratio for rank, ratio in run.slowdowns.items()},
-            "problems": [
-                {"alert": p.alert, "severity": p.severity, "what": plain(p.what), "do": p.do} for p in diagnose(run)
-            ],
-        }
-        for run in runs
-    ]  # fmt: skip
+    return [run_json(run) for run in runs]
+
+
+def run_json(run: RunState) -> dict[str, Any]:
+    return {
+        "run": plain(run.name),
+        "stage": run.stage,
+        "status": run.status,
+        "step": run.step,
+        "target": run.target,
+        "eta_seconds": run.eta_seconds,
+        "loss": run.value("loss"),
+        "goodput": run.account.goodput,
+        "chain_queued": run.chain.queued if run.chain else None,
+        "chain_seconds": run.chain_seconds_left,
+        "seconds": run.account.seconds,
+        "step_parts": step_parts(run),
+        "restarts": sum(run.restarts.values()),
+        "last_checkpoint": run.checkpoints[-1].step if run.checkpoints else None,
+        "slowdowns": {str(rank): ratio for rank, ratio in run.slowdowns.items()},
+        "problems": [
+            {
+                "alert": alert.alert,
+                "severity": alert.severity,
+                "what": plain(alert.what),
+                "do": alert.do,
+            }
+            for alert in diagnose(run)
+        ],
+    }
