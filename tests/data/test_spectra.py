@@ -9,7 +9,7 @@ from megajukebox.data.spectra import frame_spectra, mel_bands, window_size
 from megajukebox.evaluation.audio_features import HIGHEST_HERTZ, spectrogram
 from megajukebox.evaluation.evaluators import embedding
 from megajukebox.explorer.loaders.spectrograms import COLUMNS, LOWEST_HZ, ROWS, mel_spectrogram, png
-from megajukebox.monitoring.exporters.spectrogram import picture
+from megajukebox.monitoring.exporters.tensorboard import spectrogram_image
 
 RATES = (8000, 11_025, 22_050, 44_100, 48_000)
 
@@ -90,7 +90,7 @@ def test_the_pictures_of_tensorboard_are_the_same_to_the_byte() -> None:
         loudness = 20 * np.log10(np.abs(np.fft.rfft(frames, axis=1)).T[:256] + 1e-9)
         share = np.clip((loudness - loudness.max() + 80) / 80, 0, 1)
         wanted = (colormaps["magma"](share[::-1])[..., :3] * 255).astype(np.uint8)
-        assert np.array_equal(picture(wave_T, 22_050), wanted)
+        assert np.array_equal(spectrogram_image(wave_T, 22_050), wanted)
 
 
 def test_every_bin_between_the_ends_lies_in_a_triangle() -> None:

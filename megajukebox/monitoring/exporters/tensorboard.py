@@ -11,6 +11,7 @@ from matplotlib import colormaps
 
 from megajukebox.common.redaction import redact, redacted
 from megajukebox.data.audio import downmix, facts, read
+from megajukebox.data.spectra import frame_spectra
 from megajukebox.records.events import BadSampleSkipped, CheckpointSaved, upgrade_event
 from megajukebox.records.jsonl_tail import Tail
 from megajukebox.records.metrics import NOT_METRICS, TRAIN, upgrade_row
@@ -168,8 +169,8 @@ def spectrogram_image(wave_T: np.ndarray, rate: int) -> np.ndarray:
     """RGB [height, width, 3] uint8 of a mono recording [T]: time to the right, frequency upwards, loud is bright."""
     hop = max(WINDOW // 4, len(wave_T) // MAX_WIDTH)
     padded = np.pad(wave_T.astype(np.float32), (0, WINDOW))
-    windows = np.lib.stride_tricks.sliding_window_view(padded, WINDOW)[::hop]
-    spectrum = np.abs(np.fft.rfft(windows * np.hanning(WINDOW), axis=1)).T[:HEIGHT]
-    loudness = 20 * np.log10(spectrum + 1e-9)  # dB [frequency, time]
+    starts = np.arange(0, len(padded) - WINDOW + 1, hop)
+    spectra = frame_spectra(padded, starts, np.hanning(WINDOW))
+    loudness = 20 * np.log10(np.abs(spectra).T[:HEIGHT] + 1e-9)  # dB [frequency, time]
     share = np.clip((loudness - loudness.max() - FLOOR_DB) / -FLOOR_DB, 0, 1)
     return (colormaps["magma"](share[::-1])[..., :3] * 255).astype(np.uint8)
