@@ -58,7 +58,8 @@ def attend(
     if pattern == "dense":
         return _softmax_attention(q_BTHD, k_BSHD, v_BSHD, causal=True)
     if pattern == "prefix":
-        k_BSHD, v_BSHD = k_BSHD[:, :prefix], v_BSHD[:, :prefix]
+        k_BSHD = k_BSHD[:, :prefix]
+        v_BSHD = v_BSHD[:, :prefix]
         mask_TS = torch.ones(
             q_BTHD.shape[1], k_BSHD.shape[1], dtype=torch.bool, device=q_BTHD.device
         ).tril()
@@ -71,7 +72,9 @@ def _softmax_attention(
     q: Tensor, k: Tensor, v: Tensor, causal: bool = False, mask: Tensor | None = None
 ) -> Tensor:
     """Attention over the second axis of [N, T, H, D]."""
-    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    q = q.transpose(1, 2)
+    k = k.transpose(1, 2)
+    v = v.transpose(1, 2)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal).transpose(1, 2)
 
 
@@ -103,7 +106,8 @@ def visible(
     pattern: str, length: int, rows: int = 1, prefix: int = 0, keys: int | None = None
 ) -> Tensor:
     """The truth about `pattern`: which keys [T, S] each query sees, as a boolean mask."""
-    i, j = torch.arange(length)[:, None], torch.arange(keys or length)[None, :]
+    i = torch.arange(length)[:, None]
+    j = torch.arange(keys or length)[None, :]
     size = length // rows
     return {
         "dense": j <= i,

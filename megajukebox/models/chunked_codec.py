@@ -19,7 +19,8 @@ from megajukebox.models.vqvae import VQVAE
 
 def reach(layers: nn.Module) -> int:
     """How many input steps away a stack of convolutions sees, to either side (an upper bound)."""
-    steps, total = 1.0, 0.0
+    steps = 1.0
+    total = 0.0
     for layer in layers.modules():
         if isinstance(layer, nn.ConvTranspose1d):
             total += layer.kernel_size[0] / layer.stride[0] * steps
@@ -33,13 +34,15 @@ def reach(layers: nn.Module) -> int:
 @torch.inference_mode()
 def encode_long(vqvae: VQVAE, audio_T: Tensor, level: str, chunk_seconds: float = 20.0) -> Tensor:
     """Codes [T/hop] of mono audio [T]; a rest shorter than one top code is left out."""
-    hop, top = vqvae.config.hops[level], max(vqvae.config.hops.values())
+    hop = vqvae.config.hops[level]
+    top = max(vqvae.config.hops.values())
     length = len(audio_T) // top * top
     chunk = max(1, int(chunk_seconds * vqvae.config.sample_rate) // top) * top
     context = -(-reach(vqvae.level(level).encoder) // top) * top
     pieces = []
     for start in range(0, length, chunk):
-        first, last = max(0, start - context), min(length, start + chunk + context)
+        first = max(0, start - context)
+        last = min(length, start + chunk + context)
         codes = vqvae.encode(audio_T[None, first:last, None], level)[0]
         pieces.append(codes[(start - first) // hop : (min(start + chunk, length) - first) // hop])
     return torch.cat(pieces) if pieces else torch.zeros(0, dtype=torch.long)
@@ -58,7 +61,10 @@ def decode_long(vqvae: VQVAE, codes_T: Tensor, level: str, chunk_seconds: float 
 @torch.inference_mode()
 def decode_piece(vqvae: VQVAE, codes_T: Tensor, level: str, start: int, size: int) -> Tensor:
     """The audio of `size` codes from `start` on; only codes within `reach` of them matter."""
-    hop, length, context = vqvae.config.hops[level], len(codes_T), reach(vqvae.level(level).decoder)
-    first, last = max(0, start - context), min(length, start + size + context)
+    hop = vqvae.config.hops[level]
+    length = len(codes_T)
+    context = reach(vqvae.level(level).decoder)
+    first = max(0, start - context)
+    last = min(length, start + size + context)
     audio = vqvae.decode(codes_T[None, first:last], level)[0, :, 0]
     return audio[(start - first) * hop : (min(start + size, length) - first) * hop]

@@ -41,7 +41,9 @@ class Codebook(nn.Module):
         fresh_restarts: bool = True,
     ):
         super().__init__()
-        self.decay, self.threshold, self.fresh_restarts = decay, threshold, fresh_restarts
+        self.decay = decay
+        self.threshold = threshold
+        self.fresh_restarts = fresh_restarts
         self.register_buffer("vectors", torch.zeros(codes, width))
         self.register_buffer("sums", torch.zeros(codes, width))
         self.register_buffer("counts", torch.ones(codes))

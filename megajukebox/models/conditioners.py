@@ -134,7 +134,8 @@ class TimingConditioner(nn.Module):
 
     def __init__(self, config: TimingConfig, sample_rate: int, width: int, init_scale: float):
         super().__init__()
-        self.config, self.sample_rate = config, sample_rate
+        self.config = config
+        self.sample_rate = sample_rate
         names = ("total", "position", "fraction")
         self.tables = nn.ModuleDict(
             {n: Table(config.bins, width, 0.01 * init_scale) for n in names}
@@ -147,10 +148,8 @@ class TimingConditioner(nn.Module):
         Values outside the range the model was built for take the first or the last bin; Jukebox refuses them.
         """
         total, offset, window = (timing_B3[:, i : i + 1].float() for i in range(3))
-        lowest, highest = (
-            self.config.min_seconds * self.sample_rate,
-            self.config.max_seconds * self.sample_rate,
-        )
+        lowest = self.config.min_seconds * self.sample_rate
+        highest = self.config.max_seconds * self.sample_rate
         end = offset + window
         fractions = (offset / total, (end / total).clamp(0.0, 1.0))
         return (

@@ -34,11 +34,9 @@ class Conv1d(nn.Conv1d):
     """nn.Conv1d on [B, C, 1, T]."""
 
     def forward(self, x_BC1T: Tensor) -> Tensor:
-        stride, padding, dilation = (
-            (1, self.stride[0]),
-            (0, int(self.padding[0])),
-            (1, self.dilation[0]),
-        )
+        stride = (1, self.stride[0])
+        padding = (0, int(self.padding[0]))
+        dilation = (1, self.dilation[0])
         return F.conv2d(x_BC1T, self.weight.unsqueeze(2), self.bias, stride, padding, dilation)
 
 
@@ -47,7 +45,8 @@ class ConvTranspose1d(nn.ConvTranspose1d):
 
     def forward(self, x_BC1T: Tensor, output_size: list[int] | None = None) -> Tensor:
         assert output_size is None
-        stride, padding = (1, self.stride[0]), (0, int(self.padding[0]))
+        stride = (1, self.stride[0])
+        padding = (0, int(self.padding[0]))
         return F.conv_transpose2d(x_BC1T, self.weight.unsqueeze(2), self.bias, stride, padding)
 
 
@@ -64,7 +63,8 @@ class DilatedConv1d(Conv1d):
         super().__init__(inputs, outputs, 3, padding=dilation, dilation=dilation)
 
     def forward(self, x_BC1T: Tensor) -> Tensor:
-        dilation, length = self.dilation[0], x_BC1T.shape[-1]
+        dilation = self.dilation[0]
+        length = x_BC1T.shape[-1]
         if dilation < FOLD or not on_cpu(x_BC1T):
             return super().forward(x_BC1T)
         x_BTC = F.pad(x_BC1T.squeeze(2).transpose(1, 2), (0, 0, 0, -length % dilation))
@@ -124,9 +124,15 @@ class ResidualUnit(nn.Module):
 
 
 def residual_stack(
-    width: int, depth: int, growth: int = 3, cycle: int | None = None, hidden_ratio: float = 1.0,
-    reverse: bool = False, scale: float = 1.0, zero_out: bool = False,
-) -> nn.Sequential:  # fmt: skip
+    width: int,
+    depth: int,
+    growth: int = 3,
+    cycle: int | None = None,
+    hidden_ratio: float = 1.0,
+    reverse: bool = False,
+    scale: float = 1.0,
+    zero_out: bool = False,
+) -> nn.Sequential:
     """`depth` residual units with dilations growth^d (d restarting every `cycle`), largest first if `reverse`."""
     dilations = [growth ** (d % cycle if cycle else d) for d in range(depth)]
     units = [

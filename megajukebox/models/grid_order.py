@@ -87,7 +87,9 @@ class GridVisibility:
 
     def __init__(self, tau_BT: Tensor, rows: int, prefix: int = 0):
         """`prefix`: as in models/attention.py."""
-        self.tau_BT, self.rows, self.prefix = tau_BT, rows, prefix
+        self.tau_BT = tau_BT
+        self.rows = rows
+        self.prefix = prefix
         self.tau_BRL = tau_BT.unflatten(1, (rows, -1))
         self.slot_1RL = torch.arange(tau_BT.shape[1], device=tau_BT.device).unflatten(
             0, (rows, -1)
@@ -105,7 +107,8 @@ class GridVisibility:
     @cached_property
     def row(self) -> Tensor:
         """[B, R, L, L]: its own row."""
-        tau, slot = self.tau_BRL, self.slot_1RL
+        tau = self.tau_BRL
+        slot = self.slot_1RL
         return self.is_visible(
             tau[:, :, None, :], slot[:, :, None, :], tau[..., None], slot[..., None]
         )
@@ -113,7 +116,8 @@ class GridVisibility:
     @cached_property
     def column(self) -> Tensor:
         """[B, L, R, R]: its own column."""
-        tau, slot = self.tau_BRL.transpose(1, 2), self.slot_1RL.transpose(1, 2)
+        tau = self.tau_BRL.transpose(1, 2)
+        slot = self.slot_1RL.transpose(1, 2)
         return self.is_visible(
             tau[:, :, None, :], slot[:, :, None, :], tau[..., None], slot[..., None]
         )
@@ -121,7 +125,8 @@ class GridVisibility:
     @cached_property
     def neighbours(self) -> Tensor:
         """[B, R, L, 2L]: the row before and the row after; of the latter only what is known."""
-        tau, slot = beside(self.tau_BRL, NEVER), beside(self.slot_1RL, NEVER)
+        tau = beside(self.tau_BRL, NEVER)
+        slot = beside(self.slot_1RL, NEVER)
         return self.is_visible(
             tau[:, :, None, :],
             slot[:, :, None, :],
@@ -132,7 +137,8 @@ class GridVisibility:
     @cached_property
     def everything(self) -> Tensor:
         """[B, T, T]"""
-        tau, slot = self.tau_BT, self.slot_1RL.flatten(1)
+        tau = self.tau_BT
+        slot = self.slot_1RL.flatten(1)
         return self.is_visible(tau[:, None, :], slot[:, None, :], tau[..., None], slot[..., None])
 
     @cached_property
@@ -183,7 +189,8 @@ def grid_attention(
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         return _in_groups(q, k, v, sight.column).transpose(1, 2).flatten(1, 2)
     if pattern == "previous_row":
-        k, v = beside(k, 0.0), beside(v, 0.0)
+        k = beside(k, 0.0)
+        v = beside(v, 0.0)
     mask = sight.neighbours if pattern == "previous_row" else sight.row
     return _in_groups(q, k, v, mask).flatten(1, 2)
 
@@ -222,7 +229,8 @@ def _sdpa(
 def visible_in_order(pattern: str, tau_T: Tensor, rows: int, prefix: int = 0) -> Tensor:
     """The truth about the rule: which keys [T, T] each query sees, as a boolean mask."""
     length = len(tau_T)
-    i, j = torch.arange(length)[:, None], torch.arange(length)[None, :]
+    i = torch.arange(length)[:, None]
+    j = torch.arange(length)[None, :]
     columns = length // rows
     wide = {
         "dense": torch.ones(length, length, dtype=torch.bool),

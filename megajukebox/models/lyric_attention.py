@@ -28,7 +28,8 @@ def lyric_attention(prior: Prior, batch: dict, layers: list[int]) -> dict[int, T
     wrong = [layer for layer in layers if layer not in known]
     if wrong:
         raise ValueError(f"layer {wrong[0]} of this prior reads no lyrics; choose among {known}")
-    given, weights = prior.conditioning(batch), {}
+    given = prior.conditioning(batch)
+    weights = {}
     h = prior.input(prior.tokens(batch), given.start, given.added)
     for d, block in enumerate(prior.blocks[: max(layers) + 1]):
         assert isinstance(block, TransformerBlock)

@@ -64,17 +64,20 @@ class StemLayer(PriorStem):
 
     def forward(self, given: State) -> State:
         batch = _batch(self.config, given)
-        told, tokens = self.conditioning(batch), self.tokens(batch)
-        h = self.input(tokens, told.start, told.added)
-        made = {
+        conditioning = self.conditioning(batch)
+        h = self.input(self.tokens(batch), conditioning.start, conditioning.added)
+        state: dict[str, Tensor | None] = {
             "h": h,
-            "added": told.added,
-            "lyrics": told.lyrics,
-            "words": self.encoder_bits(batch, told),
+            "added": conditioning.added,
+            "lyrics": conditioning.lyrics,
+            "words": self.encoder_bits(batch, conditioning),
         }
-        return tuple(
-            tensor for name in carried(self.config, 0) if (tensor := made[name]) is not None
-        )
+        carried_on: list[Tensor] = []
+        for name in carried(self.config, 0):
+            tensor = state[name]
+            if tensor is not None:
+                carried_on.append(tensor)
+        return tuple(carried_on)
 
 
 class BlockLayer(nn.Module):
@@ -85,7 +88,8 @@ class BlockLayer(nn.Module):
         self.block = TransformerBlock(
             config.transformer, config.transformer.patterns[layer], config.attended_prefix
         )
-        self.takes, self.gives = carried(config, layer), carried(config, layer + 1)
+        self.takes = carried(config, layer)
+        self.gives = carried(config, layer + 1)
 
     def forward(self, given: State) -> State:
         state = dict(zip(self.takes, given))

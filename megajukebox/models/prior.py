@@ -1,4 +1,4 @@
-"""The autoregressive prior of one level: layers over a window of codes, told labels, timing, lyrics or codes above."""
+"""The autoregressive prior of one level: layers over a window of codes, conditioned on all that conditioners give."""
 
 # B batch   T codes of a window   N lyric tokens   W width   V vocabulary
 from typing import Any, NamedTuple
@@ -48,7 +48,7 @@ class PriorConfig(BaseModel):
     )
     conditions: dict[str, LabelConfig] = {}
     conditions_at_every_position: bool = Field(
-        default=False, description="told at every position, not only before the first (Jukebox)"
+        default=False, description="given at every position, not only before the first (Jukebox)"
     )
     timing: TimingConfig | None = None
     upsampler_conditioner: UpsamplerConditionerConfig | None = None
@@ -66,11 +66,13 @@ class PriorConfig(BaseModel):
     def _check(self) -> "PriorConfig":
         if self.length % self.transformer.blocks:
             raise ValueError(
-                f"blocks {self.transformer.blocks} does not divide the {self.length} positions of the window"
+                f"blocks {self.transformer.blocks} does not divide the {self.length} positions"
+                " of the window"
             )
         if self.upsampler_conditioner and self.window % self.upsampler_conditioner.ratio:
             raise ValueError(
-                f"window {self.window} is not a multiple of {self.upsampler_conditioner.ratio}, the codes per code of the level above"
+                f"window {self.window} is not a multiple of {self.upsampler_conditioner.ratio},"
+                " the codes per code of the level above"
             )
         self._check_lyrics()
         return self
@@ -154,12 +156,13 @@ def aligned_conditioners(config: PriorConfig) -> nn.ModuleDict:
 
 
 class PriorStem(nn.Module):
-    """All of a prior before its first layer: what it is told, and the embedding of its tokens."""
+    """All of a prior before its first layer: its conditioners, and the embedding of its tokens."""
 
     def __init__(self, config: PriorConfig):
         super().__init__()
         self.config = config
-        shape, scale = config.transformer, config.transformer.init_scale
+        shape = config.transformer
+        scale = config.transformer.init_scale
         self.vocabulary = config.vocabulary
         self.labels = (
             LabelConditioner(config.conditions, shape.width, scale) if config.conditions else None
@@ -186,7 +189,9 @@ class PriorStem(nn.Module):
         self.aligned = aligned_conditioners(config)
 
     def conditioning(self, batch: dict) -> Conditioning:
-        """Of `conditions` {name: [B, slots]}, `timing` [B, 3] samples, `upper_codes` [B, T/ratio], `lyrics` [B, N], aligned ones."""
+        """From a batch: `conditions` {name: [B, max_values]}, `timing` [B, 3] in samples, `upper_codes` [B, T/ratio],
+        `lyrics` [B, N], and the arrays of the aligned conditions by their names.
+        """
         start = self.labels(batch["conditions"]) if self.labels else None
         added = self.upper(batch["upper_codes"]) if self.upper else None
         if self.timing:
@@ -247,7 +252,8 @@ class Prior(PriorStem):
 
     def forward(self, batch: dict) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss [] and metrics: `bits_per_code`, and `bits_per_lyric` where there are lyrics (spec section 8)."""
-        given, tokens = self.conditioning(batch), self.tokens(batch)
+        given = self.conditioning(batch)
+        tokens = self.tokens(batch)
         words = self.encoder_bits(batch, given)
         return loss_and_metrics(self.config, self.logits(tokens, given), tokens, words)
 
@@ -264,5 +270,7 @@ def loss_and_metrics(
     if words is None:
         words = bits(logits_BTV[:, :prefix], tokens_BT[:, :prefix])
     metrics["bits_per_lyric"] = words.detach()
-    count, window, weight = config.lyrics.tokens, config.window, config.lyrics.loss_weight
+    count = config.lyrics.tokens
+    window = config.window
+    weight = config.lyrics.loss_weight
     return (weight * words * count + music * window) / (count + window), metrics

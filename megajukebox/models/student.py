@@ -70,11 +70,12 @@ class StudentConfig(BaseModel):
 
 
 class Student(Prior):
-    """q(codes of a window | what the prior is told), in steps of many slots. Sampled by sampling/students/."""
+    """q(codes of a window | conditioning), in steps of many slots. Sampled by sampling/students/."""
 
     def __init__(self, config: StudentConfig):
         super().__init__(config.prior)
-        self.how, width = config, config.prior.transformer.width
+        self.how = config
+        width = config.prior.transformer.width
         self.above = Table(self.vocabulary, width, 0.0)
         self.missing = Table(1, width, 0.0)
 
@@ -85,9 +86,14 @@ class Student(Prior):
         return GridVisibility(tau_BT, self.how.rows)
 
     def embed(
-        self, left_BN: Tensor, has_left_BN: Tensor, above_BN: Tensor, has_above_BN: Tensor, slots_N: Tensor,
+        self,
+        left_BN: Tensor,
+        has_left_BN: Tensor,
+        above_BN: Tensor,
+        has_above_BN: Tensor,
+        slots_N: Tensor,
         given: Conditioning,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """The inputs [B, N, W] of the slots: the token before and the one a row up where they `has` been emitted."""
         start_B1W = self.input.start_vector(len(left_BN), given.start)
         absent = start_B1W + self.missing(torch.zeros_like(slots_N)) * (slots_N > 0)[:, None]
@@ -117,7 +123,8 @@ class Student(Prior):
         `teacher_bits` [B, T] its surprisal at each code, `soft_ids`, `soft_log_p` [B, T, K] its likeliest codes at
         every slot; `taught` [B] bool whether the window is the teacher's (else a real one).
         """
-        given, codes = self.conditioning(batch), batch["codes"]
+        given = self.conditioning(batch)
+        codes = batch["codes"]
         known = (
             self.known_rows(codes) if self.training else torch.zeros_like(codes, dtype=torch.bool)
         )
@@ -143,7 +150,9 @@ class Student(Prior):
 
         Teaches continuation (0, 1/4, 1/2 or 3/4 of the rows before), infilling and overlaps (up to 1/4 after).
         """
-        batch, rows, device = len(codes_BT), self.how.rows, codes_BT.device
+        batch = len(codes_BT)
+        rows = self.how.rows
+        device = codes_BT.device
         draw = torch.rand(4, batch, device=device)
         before = (draw[0] < self.how.known_before) * (draw[1] * 4).long() * (rows // 4)
         after = (draw[2] < self.how.known_after) * (draw[3] * (rows // 4)).ceil()

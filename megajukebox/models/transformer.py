@@ -72,7 +72,8 @@ class Norm(nn.LayerNorm):
     """LayerNorm computed in float32 whatever the precision of the model."""
 
     def forward(self, x: Tensor) -> Tensor:
-        weight, bias = self.weight.float(), self.bias.float()
+        weight = self.weight.float()
+        bias = self.bias.float()
         return F.layer_norm(x.float(), self.normalized_shape, weight, bias, self.eps).to(x.dtype)
 
 
@@ -81,13 +82,13 @@ class Attention(nn.Module):
 
     def __init__(self, config: TransformerConfig, pattern: str, prefix: int = 0):
         super().__init__()
-        self.pattern, self.rows, self.heads, self.prefix = (
-            pattern,
-            config.blocks,
-            config.heads,
-            prefix,
-        )
-        width, state, std = config.width, config.attention_width, 0.02 * config.init_scale
+        self.pattern = pattern
+        self.rows = config.blocks
+        self.heads = config.heads
+        self.prefix = prefix
+        width = config.width
+        state = config.attention_width
+        std = 0.02 * config.init_scale
         if pattern == "lyrics":
             self.query = Dense(width, state, std)
             self.key_value = Dense(width, 2 * state, std)
@@ -118,7 +119,8 @@ class Attention(nn.Module):
         """What the pattern gathers; with `sight` (of a student) in its order."""
         if self.pattern == "lyrics":
             assert lyrics_BSW is not None, "a lyrics layer was given no lyric states"
-            q, (k, v) = self.split(self.query(x_BTW)), self.lyric_keys(lyrics_BSW)
+            q = self.split(self.query(x_BTW))
+            (k, v) = self.lyric_keys(lyrics_BSW)
         else:
             q, k, v = self.qkv(x_BTW)
         if sight is not None:
@@ -129,7 +131,8 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     def __init__(self, config: TransformerConfig, zero: bool):
         super().__init__()
-        hidden, std = int(config.mlp_ratio * config.width), 0.02 * config.init_scale
+        hidden = int(config.mlp_ratio * config.width)
+        std = 0.02 * config.init_scale
         self.widen = Dense(config.width, hidden, std)
         self.narrow = Dense(hidden, config.width, 0.0 if zero else std)
 
@@ -144,7 +147,8 @@ class TransformerBlock(nn.Module):
     def __init__(self, config: TransformerConfig, pattern: str, prefix: int = 0):
         super().__init__()
         zero = config.zero_out or pattern == "lyrics"
-        self.norm_attention, self.norm_mlp = Norm(config.width), Norm(config.width)
+        self.norm_attention = Norm(config.width)
+        self.norm_mlp = Norm(config.width)
         self.attention = Attention(config, pattern, prefix)
         self.mlp = MLP(config, zero)
         self.scale = 1 / config.depth if config.residual_scale else 1.0

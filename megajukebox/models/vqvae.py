@@ -85,7 +85,8 @@ class VQVAELevel(nn.Module):
             "cycle": config.dilation_cycle,
             "hidden_ratio": config.hidden_ratio,
         }
-        width, code_width = config.width * multiplier, config.code_width
+        width = config.width * multiplier
+        code_width = config.code_width
         self.encoder = Encoder(1, code_width, width, stages, **stack)
         self.decoder = Decoder(
             code_width, 1, width, stages, reverse=config.reverse_decoder_dilation, **stack
@@ -146,7 +147,8 @@ class VQVAE(nn.Module):
 
     def encode(self, audio_BT1: Tensor, level: str) -> Tensor:
         """Codes [B, T/hop] of one level. T must be a multiple of the level's hop."""
-        hop, length = self.config.hops[level], audio_BT1.shape[1]
+        hop = self.config.hops[level]
+        length = audio_BT1.shape[1]
         if length % hop:
             raise ValueError(
                 f"audio of {length} samples is not a whole number of {level} codes (hop {hop}); cut it first"
@@ -180,7 +182,8 @@ class VQVAE(nn.Module):
     @torch.no_grad()
     def _judge(self, level: str, x_BT: Tensor, y_BT: Tensor) -> dict[str, Tensor]:
         """What people read: the terms of the loss one by one, signal-to-noise ratio and spectral convergence in dB."""
-        loss, bandwidth = self.config.loss, self.config.bandwidth
+        loss = self.config.loss
+        bandwidth = self.config.bandwidth
         terms = ("l1", "l2", "linf", "spectral", "multispectral")
         judged = {f"{level}/{term}": distance(loss, term, x_BT, y_BT, bandwidth) for term in terms}
         convergence = spectral_convergence(loss.stft, x_BT, y_BT)
