@@ -186,7 +186,7 @@ REFUSED = [
     ({"window": 0}, "window"),
     ({"codebook_size": 1}, "codebook_size"),
     ({"windw": 16}, "windw"),
-    ({"window": 18, "upsampler_conditioner": None}, "rows 4 does not divide the 18 positions"),
+    ({"window": 18, "upsampler_conditioner": None}, "blocks 4 does not divide the 18 positions"),
     (
         {"upsampler_conditioner": {"width": 6, "depth": 2, "down": 5}},
         "window 16 is not a multiple of 32",
