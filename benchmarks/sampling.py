@@ -226,12 +226,12 @@ def levels() -> list[dict[str, Any]]:
 def ways(
     prior: Prior, packed: PackedPrior, rough: PackedPrior, rounded: PackedPrior
 ) -> dict[str, Callable[[SamplingWindow], Any]]:
-    ahead = build_level_sampler(prior, "ahead")
+    ahead = build_level_sampler(prior, "speculative")
     return {
         "growing": sample_growing,
         "sequential": lambda w: sample_window(packed, w),
         "ahead": lambda w: sample_window_speculative(
-            packed, w, ahead.guess, ahead.num_draft_tokens
+            packed, w, ahead.draft, ahead.num_draft_tokens
         ),  # type: ignore[attr-defined]
         "int8": lambda w: sample_window(rounded, w),
     }

@@ -24,9 +24,8 @@ from megajukebox.models.conditioners import UpsamplerConditionerConfig
 from megajukebox.models.prior import Prior, PriorConfig
 from megajukebox.models.transformer import TransformerConfig
 from megajukebox.models.vqvae import VQVAE, VQVAEConfig
-from megajukebox.sample import needs_of
 from megajukebox.sampling.jukebox import Jukebox
-from megajukebox.sampling.memory_budget import fit_batch
+from megajukebox.sampling.memory_budget import fit_batch, level_memory
 from megajukebox.sampling.songs.requests import SongRequest
 
 RESULT = Path(__file__).parent / "results" / "sampling_memory.json"
@@ -100,7 +99,7 @@ def sample_here(folder: str, dtype: str, kept: str) -> dict[str, int]:
         SongRequest(id="some", seconds=SECONDS),
     )
     jukebox.keep_loaded = kept == "all kept"
-    needs = needs_of(jukebox, [request])
+    needs = level_memory(jukebox, [request])
     limit = fit_batch(needs, 1, float("inf"), jukebox.dtype, cpu=True).bytes - (
         not jukebox.keep_loaded
     )

@@ -39,6 +39,7 @@ from megajukebox.sampling.prior_run import PriorRun
 from megajukebox.sampling.songs.audio_stream import AudioStream, decode_all
 from megajukebox.sampling.songs.requests import SongRequest
 from megajukebox.sampling.songs.song import GeneratedSong
+from megajukebox.sampling.songs.song_writer import SongWriter
 
 RESULT = Path(__file__).parent / "results" / "sampling_trained.json"
 SEAM = 32
@@ -74,11 +75,11 @@ def main(
 
 TRIED: list[tuple[str, dict[str, Any]]] = [
     ("sequential", {}),
-    ("ahead", {"num_draft_tokens": 16}),
-    *(("fixed_point", {"num_draft_tokens": ahead}) for ahead in (8, 16, 32, 64, 128, 256)),
-    ("across", {}),
+    ("speculative", {"num_draft_tokens": 16}),
+    *(("jacobi", {"num_draft_tokens": ahead}) for ahead in (8, 16, 32, 64, 128, 256)),
+    ("jacobi_windows", {}),
     ("sequential", {"int8": True}),
-    ("windows", {}),
+    ("parallel_windows", {}),
 ]
 WIDE = [TRIED[n] for n in (0, 1, 3, 5, 6, 8, 10)]
 
@@ -89,7 +90,7 @@ def levels(box: Jukebox, song: GeneratedSong) -> dict[str, Any]:
         with run.loaded(box.device, torch.float32) as prior:
 
             def job(level: str = level, run: PriorRun = run) -> LevelJob:
-                return box.build_job(level, run, [song])
+                return box.build_job(level, [song])
 
             codes, figures[level] = ways(prior, job, TRIED)
             if level != "top":  # whose layers that read lyrics the growing caches do not have
@@ -110,7 +111,7 @@ def wide(box: Jukebox, song: GeneratedSong) -> dict[str, Any]:
         with run.loaded(box.device, torch.float32) as prior:
 
             def job(level: str = level, run: PriorRun = run) -> LevelJob:
-                return box.build_job(level, run, [song])
+                return box.build_job(level, [song])
 
             codes, _ = ways(prior, job, [("sequential", {})])
             if level != "top":
@@ -150,7 +151,7 @@ def ways(
             "codes_per_second": round(job.total / taken, 1),
             "differ": int((job.codes_BT != plain).sum()),
         }
-        if way in ("ahead", "fixed_point"):
+        if way in ("speculative", "jacobi"):
             told["codes_per_pass"] = round(job.total / passes[0], 2)
             told["positions_a_code"] = round(passes[1] / job.total, 2)
         found[f"{way}{' ' + str(settings) if settings else ''}"] = told
@@ -171,11 +172,13 @@ def by_the_clock(box: Jukebox, seconds: float) -> dict[str, Any]:
 
     AudioStream._write = noted  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as out:
-        song = box.sample([SongRequest(id="clock", seconds=seconds, seed=1)], out=out)[0]
+        song = box.sample(
+            [SongRequest(id="clock", seconds=seconds, seed=1)], sink=SongWriter(box, out)
+        )[0]
     AudioStream._write = write  # type: ignore[method-assign]
     taken, ways = (
         time.perf_counter() - begun,
-        {level: made["way"] for level, made in song.levels.items()},
+        {level: made["decoding"] for level, made in song.levels.items()},
     )
     factor = round(taken / seconds, 3)
     return {
@@ -230,7 +233,7 @@ def seams(
     for seam in cut:
         after[seam : seam + SEAM] = True
     found: dict[str, Any] = {"seams": len(cut)}
-    for name, codes in (("windows", ours), ("sequential", plain_1T)):
+    for name, codes in (("parallel_windows", ours), ("sequential", plain_1T)):
         nats = surprisal(prior, job, codes)
         jump = flux(decode_all(box.vqvae, codes[0], level), cut, box.vqvae.config.hops[level])
         found[name] = {

@@ -50,7 +50,8 @@ from megajukebox.models.prior import Prior
 from megajukebox.models.student import Student, StudentConfig, from_teacher
 from megajukebox.sampling.decoding.decoder import PackedPrior
 from megajukebox.sampling.decoding.window_sampler import SamplingWindow
-from megajukebox.sampling.jukebox import Jukebox, token_sampler_for
+from megajukebox.sampling.jukebox import Jukebox
+from megajukebox.sampling.level_jobs import token_sampler_for
 from megajukebox.sampling.levels.autoregressive import Autoregressive, JacobiDecoding
 from megajukebox.sampling.levels.level_sampler import DEFAULT_HOP_FRACTIONS, LevelJob, new_job
 from megajukebox.sampling.levels.level_windows import conditioning_batch, window_spans

@@ -65,6 +65,9 @@ PANELS = {
     ),
     "Sample": (
         Verb("sample", "sample", "Generate songs from requests."),
+        Verb(
+            "reconstruct", "commands.reconstruct", "Encode and decode real songs, level by level."
+        ),
         Verb("preview", "commands.preview", "Generate a few seconds from a run that trains."),
         Verb(
             "align",

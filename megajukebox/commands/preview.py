@@ -1,4 +1,4 @@
-"""Hear one run while it trains: a few seconds of its level, and of the levels below whose runs are there too.
+"""Sample a run while it trains: a few seconds of its level, and of the levels below whose runs are there too.
 
     megajukebox preview runs/tiny/top_prior --runs runs/tiny --out runs/tiny/top_prior/samples/step-00000450
 
@@ -14,61 +14,64 @@ import torch
 import typer
 
 from megajukebox.common.command_line import run_command
+from megajukebox.common.errors import UserError
 from megajukebox.common.levels import PRIOR_FOLDERS
-from megajukebox.common.model_files import read_facts
+from megajukebox.common.model_files import FACTS, read_facts
 from megajukebox.conditioning.vocabulary import Vocabulary, read_vocabularies
 from megajukebox.sampling.jukebox import Jukebox
 from megajukebox.sampling.songs.requests import SongRequest, parse_requests
 
 
 def main(
-    run: Annotated[Path, typer.Argument(help="The run of a prior.")],
+    run: Annotated[Path, typer.Argument(help="Run of a prior.")],
     runs: Annotated[
-        Path, typer.Option(help="The folder with the run vqvae, the levels above, and any below.")
+        Path, typer.Option(help="Folder with the run vqvae, the levels above, and any below.")
     ],
-    out: Annotated[Path, typer.Option(help="The folder for what is heard.")],
-    seconds: Annotated[float, typer.Option(min=0.1, help="Length of each.")] = 4.0,
-    count: Annotated[int, typer.Option(min=1, help="How many, each for another artist.")] = 2,
-    device: Annotated[str, typer.Option(help="cpu leaves the GPUs to the training.")] = "cpu",
+    out: Annotated[Path, typer.Option(help="Folder for the samples.")],
+    seconds: Annotated[float, typer.Option(min=0.1, help="Seconds of each (default: 4).")] = 4.0,
+    count: Annotated[
+        int, typer.Option(min=1, help="Number of samples, each of another artist (default: 2).")
+    ] = 2,
+    device: Annotated[str, typer.Option(help="cpu leaves the GPUs to training.")] = "cpu",
 ) -> None:
     """Sample from a run that trains."""
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    try:
-        jukebox = Jukebox(runs, device, folders=folders(run, runs))
-        for song in jukebox.sample(requests(run, seconds, count)):
-            song.save(out)
-            print(out / f"{song.request.id}.json")
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"listen: {error}") from error
+    jukebox = Jukebox(runs, device, folders=level_folders(run, runs))
+    for song in jukebox.sample(preview_requests(run, seconds, count)):
+        print(song.save(out))
 
 
-def folders(run: Path, runs: Path) -> dict[str, Path]:
-    """Where each level's prior is, from the top down: all above this run's level, and those below that are there."""
-    facts, found = read_facts(run), {}
+def level_folders(run: Path, runs: Path) -> dict[str, Path]:
+    """The run of each level's prior, from the top down: all above this run's level, and those below that are there.
+
+    Raises:
+        UserError: `run` holds no prior, or a level above it is not trained.
+    """
+    facts = read_facts(run)
     if facts["kind"] != "prior":
-        raise ValueError(f"{run} holds a {facts['kind']}; give the run of a prior")
+        raise UserError(f"{run} holds a {facts['kind']}; give the run of a prior")
     level = facts["level"]
-    for name, folder in PRIOR_FOLDERS.items():
-        place = run if name == level else runs / folder
-        if not (place / "model.json").is_file():
-            if level not in found:
-                raise ValueError(
-                    f"{place} holds no trained {name} prior, which is above this run; train it first"
-                )
-            break
-        found[name] = place
-    return found
+    folders: dict[str, Path] = {}
+    for name, default in PRIOR_FOLDERS.items():
+        folder = run if name == level else runs / default
+        if not (folder / FACTS).is_file():
+            if level in folders:
+                break
+            raise UserError(
+                f"{folder} holds no trained {name} prior, which is above this run; train it first"
+            )
+        folders[name] = folder
+    return folders
 
 
-def requests(run: Path, seconds: float, count: int) -> list[SongRequest]:
+def preview_requests(run: Path, seconds: float, count: int) -> list[SongRequest]:
     """The same requests at every step, so that progress can be heard: the first artists that the run knows."""
     artists = read_vocabularies(run).get("artist", Vocabulary()).names[1:]
-    told = [artists[n % len(artists)] if artists else None for n in range(count)]
-    asked = [
-        {"id": f"sample-{n}", "artist": artist, "seconds": seconds, "seed": n}
-        for n, artist in enumerate(told)
-    ]
-    return parse_requests(asked)[0]
+    requests = []
+    for n in range(count):
+        artist = artists[n % len(artists)] if artists else None
+        requests.append({"id": f"sample-{n}", "artist": artist, "seconds": seconds, "seed": n})
+    return parse_requests(requests)[0]
 
 
 if __name__ == "__main__":

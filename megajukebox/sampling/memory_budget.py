@@ -1,72 +1,103 @@
-"""How much memory sampling takes at most, before it takes any; what fits into it: how many songs, one prior or all."""
+"""An upper bound on the memory that sampling takes, before it takes any; and what fits: songs in a batch, one prior or all.
 
-# B songs in lockstep   M rows (a song or its twin, and one of its windows)
+The factors are measured: benchmarks/sampling_memory.py, results in benchmarks/results/sampling_memory.json.
+"""
+
+# B songs in lockstep   M rows (a song or its unconditional row, and one of its windows)
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import psutil
 import torch
 
+from megajukebox.common.errors import UserError
 from megajukebox.models.prior import Prior, PriorConfig
+from megajukebox.sampling.jukebox import Jukebox
+from megajukebox.sampling.levels.autoregressive import DECODINGS
+from megajukebox.sampling.songs.requests import SongRequest
 
-ACTIVATIONS = 12  # tensors of a window and the width of the prior that live at once while a beginning is taken in
-BESIDE = 64_000_000  # bytes that the allocator, oneDNN and libraries loaded late were seen to keep on a CPU, and more
-MOST_WINDOWS = 64  # rows in lockstep where windows of one song are sampled together, unless songs alone are more
+# Of a level's weights, while it is sampled, in bytes of the weights themselves:
+CPU_REORDERED_COPY = 1.0  # oneDNN's copy for steps of several rows (packed_linear.py)
+CPU_FRAGMENTATION = 0.6  # holes that the allocator leaves; 0.3 were measured
+# Bytes a weight of the int8 copy that drafts: a byte, and 8 % for its scales and what FBGEMM packs beside them.
+INT8_COPY_BYTES = 1.08
+# Tensors [window, width of the prior] that live at once while a known prefix is taken in.
+PREFILL_TENSORS = 12
+PREFILL_MIN_ITEMSIZE = 4  # bytes: some of them are float32 whatever the weights are
+LOGIT_TENSORS = 3  # float32 [window, vocabulary] of one song, while a near tie is resolved
+FLOAT32_BYTES = 4
+# Bytes that the allocator, oneDNN and libraries loaded late keep on a CPU: an upper bound of what was measured.
+CPU_OVERHEAD_BYTES = 64_000_000
+MAX_WINDOW_ROWS = (
+    64  # rows in lockstep where windows of a song are sampled together, unless songs alone are more
+)
+# Windows sampled together start with a run-up of 1/8 of a window (autoregressive.py), so 7/8 of each are new codes.
+NEW_WINDOW_SHARE = 7 / 8
 
 
 def cache_elements(config: PriorConfig) -> int:
-    """Keys and values that one song's caches of one window hold (cache.py)."""
-    shape, length = config.transformer, config.length
-    row = length // shape.blocks
+    """Elements of keys and values that one song's caches of one window hold (kv_cache.py)."""
+    shape = config.transformer
+    row = config.length // shape.blocks
     lyrics = config.lyrics.tokens if config.lyrics else 0
-    kept = {"row": row, "previous_row": 2 * row, "lyrics": lyrics, "prefix": config.attended_prefix}
-    return sum(2 * kept.get(pattern, length) for pattern in shape.patterns) * shape.attention_width
+    positions = {
+        "row": row,
+        "previous_row": 2 * row,
+        "lyrics": lyrics,
+        "prefix": config.attended_prefix,
+    }
+    kept = sum(positions.get(pattern, config.length) for pattern in shape.patterns)
+    return 2 * kept * shape.attention_width  # keys and values
 
 
 def weight_elements(config: PriorConfig) -> int:
     with torch.device("meta"):
-        return sum(p.numel() for p in Prior(config).parameters())
+        return sum(parameter.numel() for parameter in Prior(config).parameters())
 
 
 @dataclass(frozen=True)
 class LevelMemory:
-    """What one level takes: the prior, how many rows a song is, and whether a student is beside the prior."""
+    """What one level takes, in bytes: of its prior, its copies, and its songs."""
 
     config: PriorConfig
-    windows_per_song: int = 1  # of a song in lockstep
-    twins: int = 1  # 2 where songs are guided
-    student: bool = False
+    windows_per_song: int = 1  # sampled in lockstep
+    guided: bool = False  # guided songs have an unconditional row beside their own
+    student: bool = False  # a student is loaded beside the prior
 
     def weight_bytes(self, dtype: torch.dtype) -> int:
         """Bytes of the prior itself."""
         return weight_elements(self.config) * dtype.itemsize
 
     def auxiliary_bytes(self, dtype: torch.dtype, cpu: bool) -> int:
-        """Bytes beside it while its level is sampled: a student, and a byte each for the int8 copy that guesses.
-
-        On a CPU the weights of either once more, reordered for steps of several rows, and 0.6 times for holes that the
-        allocator leaves (0.3 were seen: benchmarks/sampling_memory.py).
-        """
-        size = dtype.itemsize
-        return int(
-            weight_elements(self.config)
-            * (size * (self.student + (1.6 + self.student if cpu else 0.0)) + 1.08)
-        )
+        """Bytes beside the prior while its level is sampled: a student, the reordered copies, the int8 draft model."""
+        copies = 1.0 if self.student else 0.0
+        if cpu:
+            copies += CPU_REORDERED_COPY + CPU_FRAGMENTATION
+            if self.student:
+                copies += CPU_REORDERED_COPY
+        return int(weight_elements(self.config) * (dtype.itemsize * copies + INT8_COPY_BYTES))
 
     def song_bytes(self, batch: int, dtype: torch.dtype) -> int:
-        """Bytes for `batch` songs: caches and activations. Logits are of one song: near ties are decided one by one."""
-        config, size = self.config, dtype.itemsize
-        rows = self.twins * min(batch * self.windows_per_song, max(batch, MOST_WINDOWS))
-        depth, state = config.transformer.depth, config.transformer.attention_width
-        cache = 2 * depth * config.length * state if self.student else cache_elements(config)
-        window = config.length * config.transformer.width * max(4, size) * ACTIVATIONS
-        logits = 3 * config.length * (config.shift + config.codebook_size) * 4
-        return rows * (cache * size + window) + logits
+        """Bytes of `batch` songs: caches, activations, and logits of one song (near ties are resolved one by one)."""
+        config = self.config
+        rows = min(batch * self.windows_per_song, max(batch, MAX_WINDOW_ROWS))
+        if self.guided:
+            rows *= 2
+        cache = cache_elements(config)
+        if self.student:  # keys and values of every slot in every layer
+            cache = (
+                2 * config.transformer.depth * config.length * config.transformer.attention_width
+            )
+        activation_bytes = max(PREFILL_MIN_ITEMSIZE, dtype.itemsize) * PREFILL_TENSORS
+        prefill = config.length * config.transformer.width * activation_bytes
+        vocabulary = config.shift + config.codebook_size
+        logits = LOGIT_TENSORS * config.length * vocabulary * FLOAT32_BYTES
+        return rows * (cache * dtype.itemsize + prefill) + logits
 
 
 @dataclass(frozen=True)
 class BatchFit:
-    """What fits: songs in lockstep, all priors or one at a time, and the bytes that this takes at most."""
+    """What fits: songs in lockstep, all priors or one at a time, and an upper bound of the bytes that this takes."""
 
     songs: int
     keep_loaded: bool
@@ -80,31 +111,59 @@ class BatchFit:
 
 
 def fit_batch(
-    needs: Sequence[LevelMemory], most: int, limit: float, dtype: torch.dtype, cpu: bool
+    levels: Sequence[LevelMemory], max_songs: int, limit: float, dtype: torch.dtype, cpu: bool
 ) -> BatchFit:
-    """The most songs, up to `most`, that every level samples within `limit` bytes; then all priors, if they fit too.
+    """The most songs, up to `max_songs`, that every level samples within `limit` bytes; then all priors, if they fit.
 
-    Raises ValueError if not even one song does.
+    Raises:
+        UserError: not even one song fits.
     """
-    weights, copies = (
-        [need.weight_bytes(dtype) for need in needs],
-        [need.auxiliary_bytes(dtype, cpu) for need in needs],
-    )
-    beside = BESIDE if cpu else 0
-    for songs in range(most, 0, -1):
-        working = [copied + need.song_bytes(songs, dtype) for copied, need in zip(copies, needs)]
-        apart, together = (
-            beside + max(map(sum, zip(weights, working))),
-            beside + sum(weights) + max(working),
-        )
-        if together <= limit:
-            return BatchFit(songs, True, together)
-        if apart <= limit:
-            return BatchFit(songs, False, apart)
-    raise ValueError(
-        f"memory {limit / 1e9:.2g} GB is too little for one song, which takes up to {apart / 1e9:.2g} GB;"
+    overhead = CPU_OVERHEAD_BYTES if cpu else 0
+    weights = [level.weight_bytes(dtype) for level in levels]
+    auxiliary = [level.auxiliary_bytes(dtype, cpu) for level in levels]
+    for songs in range(max_songs, 0, -1):
+        working = [
+            extra + level.song_bytes(songs, dtype) for extra, level in zip(auxiliary, levels)
+        ]
+        all_loaded = overhead + sum(weights) + max(working)
+        one_loaded = overhead + max(w + x for w, x in zip(weights, working))
+        if all_loaded <= limit:
+            return BatchFit(songs, True, all_loaded)
+        if one_loaded <= limit:
+            return BatchFit(songs, False, one_loaded)
+    raise UserError(
+        f"memory {limit / 1e9:.2g} GB is too little for one song, which takes up to {one_loaded / 1e9:.2g} GB;"
         " give --memory GB if there is more, or a lower --precision"
     )
+
+
+def level_memory(jukebox: Jukebox, requests: Sequence[SongRequest]) -> list[LevelMemory]:
+    """What each level takes for the longest of the requests."""
+    guided = any(strength != 1 for request in requests for strength in request.guidance.values())
+    needs = []
+    for level, run in jukebox.levels.items():
+        windows = 1
+        if level in jukebox.students or _windows_in_lockstep(jukebox, level):
+            codes = max((jukebox.num_codes(request, level) for request in requests), default=1)
+            windows = -int(-codes // (NEW_WINDOW_SHARE * run.config.window))
+        needs.append(LevelMemory(run.config, windows, guided, level in jukebox.students))
+    return needs
+
+
+def _windows_in_lockstep(jukebox: Jukebox, level: str) -> bool:
+    name = jukebox.policy.decoding_of(level, songs=2, prior=None)
+    return DECODINGS[name].windows_in_lockstep
+
+
+def fit_jukebox(
+    jukebox: Jukebox, requests: Sequence[SongRequest], max_songs: int, limit: float
+) -> BatchFit:
+    """`fit_batch` for these requests; priors then stay loaded between batches if that fits."""
+    max_songs = min(max_songs, max(1, len(requests)))
+    cpu = jukebox.device.type == "cpu"
+    fit = fit_batch(level_memory(jukebox, requests), max_songs, limit, jukebox.dtype, cpu)
+    jukebox.keep_loaded = fit.keep_loaded
+    return fit
 
 
 def free_memory(device: torch.device, processes: int = 1) -> float:

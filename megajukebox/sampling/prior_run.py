@@ -1,7 +1,7 @@
-"""The run of one level's prior, as the sampler sees it: its weights while they are loaded, and what it is told."""
+"""The run of one level's prior, as sampling uses it: weights while loaded, conditioning from requests, word times."""
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from pathlib import Path
@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 
+from megajukebox.common.errors import UserError
 from megajukebox.common.model_files import check_vqvae, load_into, read_facts
 from megajukebox.conditioning.jukebox_labels import as_written
+from megajukebox.conditioning.lrc import write_lrc
 from megajukebox.conditioning.schema import (
     ConditionResources,
     SongConditioning,
@@ -18,19 +20,31 @@ from megajukebox.conditioning.schema import (
     read_request,
 )
 from megajukebox.conditioning.tokenizers import run_tokenizer
-from megajukebox.conditioning.vocabulary import Vocabulary, normalised, read_vocabularies
+from megajukebox.conditioning.vocabulary import UNKNOWN, Vocabulary, normalised, read_vocabularies
 from megajukebox.models.prior import Prior, PriorConfig
-from megajukebox.sampling.lyrics.head_selection import read_alignment_head
+from megajukebox.sampling.lyrics.head_selection import (
+    read_alignment_head,
+    sung_words,
+    words_as_json,
+)
 from megajukebox.sampling.songs.requests import SongRequest
+from megajukebox.sampling.songs.song import GeneratedSong
+
+MIN_NAME_SIMILARITY = 0.75  # of difflib, from which on a known name is suggested for an unknown one
 
 
 class PriorRun:
-    """The run of one level's prior: what it is told in which words. Weights are in memory while `loaded`."""
+    """The run of one level's prior. Its weights are in memory while `loaded`, or for good after `keep_loaded`.
+
+    Raises:
+        UserError: the folder holds no prior, or one of another VQ-VAE than `vqvae` (the VQ-VAE's facts).
+    """
 
     def __init__(self, folder: Path, vqvae: dict[str, Any]):
-        self.folder, self.facts = folder, read_facts(folder)
+        self.folder = folder
+        self.facts = read_facts(folder)
         if self.facts["kind"] != "prior":
-            raise ValueError(f"{folder} holds a {self.facts['kind']}, not a prior")
+            raise UserError(f"{folder} holds a {self.facts['kind']}, not a prior")
         check_vqvae(folder, self.facts, vqvae["fingerprint"])
         self.config = PriorConfig(**self.facts["config"])
         self.vocabularies = read_vocabularies(folder)
@@ -47,39 +61,40 @@ class PriorRun:
         return read_request(self.conditions, request)
 
     def names(self, request: SongRequest, condition: str) -> list[str]:
-        """What the request says of one condition, as this prior's vocabularies spell it."""
+        """The request's names of one condition, as this prior's vocabularies spell them."""
         spelling = self.facts.get("names")
-        return [
-            spelt
-            for name in request.names(condition)
-            for spelt in as_written(spelling, condition, name)
-        ]
+        names: list[str] = []
+        for name in request.names(condition):
+            names += as_written(spelling, condition, name)
+        return names
 
     def unknown_names(self, request: SongRequest) -> Iterator[tuple[str, str]]:
-        """The conditions and names of the request that this level never met, as (condition, name)."""
+        """The (condition, name) pairs of the request that are not in this prior's vocabularies."""
         for condition in self.config.conditions:
-            known = self.vocabularies.get(condition, Vocabulary())
-            yield from (
-                (condition, name) for name in self.names(request, condition) if not known.id(name)
-            )
+            vocabulary = self.vocabularies.get(condition, Vocabulary())
+            for name in self.names(request, condition):
+                if not vocabulary.id(name):
+                    yield condition, name
 
     def closest_name(self, condition: str, name: str) -> str | None:
-        """The known name that is written most alike, if one is at all."""
+        """The known name that is spelt most alike, if one is at all."""
         known = self.vocabularies.get(condition, Vocabulary()).names
-        return next(iter(get_close_matches(normalised(name), known[1:], 1, cutoff=0.75)), None)
+        matches = get_close_matches(normalised(name), known[1:], n=1, cutoff=MIN_NAME_SIMILARITY)
+        return matches[0] if matches else None
 
     def notes(self, request: SongRequest) -> Iterator[str]:
-        """What else of the request this level cannot follow, in words."""
-        seconds, trained = request.song_seconds or request.seconds, self.config.timing
+        """What else of the request this level cannot follow, a line each."""
+        seconds = request.song_seconds or request.seconds
+        trained = self.config.timing
         if trained and not trained.min_seconds <= seconds <= trained.max_seconds:
             limits = f"{trained.min_seconds:g}-{trained.max_seconds:g} s"
-            yield f"{seconds:g} s is outside the {limits} that were trained; it was told the nearest"
+            yield f"{seconds:g} s is outside the {limits} that were trained; the nearest is used"
         if self.config.lyrics and not request.lyrics.strip():
             yield "no lyrics: the voice, if any, has nothing to follow"
 
     def keep_loaded(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Load the prior for good: for a process that makes one song after another."""
-        self.kept_prior = self._prior(device, dtype)
+        """Load the prior for good: for a process that samples one song after another."""
+        self.kept_prior = self._load(device, dtype)
 
     @contextmanager
     def loaded(self, device: torch.device, dtype: torch.dtype) -> Iterator[Prior]:
@@ -87,28 +102,69 @@ class PriorRun:
         if self.kept_prior is not None:
             yield self.kept_prior
             return
-        prior = self._prior(device, dtype)
+        prior = self._load(device, dtype)
         yield prior
-        prior.to(
-            "meta"
-        )  # gone even while a caller's name still holds it: the next one is loaded before that is reused
+        # Gone even while a caller's name still holds it: the next one is loaded before that name is reused.
+        prior.to("meta")
         if device.type == "cuda":
             torch.cuda.empty_cache()
-        give_back()
+        release_memory()
 
-    def _prior(self, device: torch.device, dtype: torch.dtype) -> Prior:
+    def _load(self, device: torch.device, dtype: torch.dtype) -> Prior:
         with torch.device("meta"):
             prior = Prior(self.config)
         load_into(prior, self.folder, dtype=dtype, device=device)
-        if (
-            device.type == "cpu"
-        ):  # away from the pages of the file, which would stay beside the packed weights
+        if device.type == "cpu":
+            # Copied from the pages of the file, which would stay in memory beside the packed weights.
             for tensor in (*prior.parameters(), *prior.buffers()):
                 tensor.data = tensor.data.clone()
         return prior.eval()
 
 
-def give_back() -> None:
-    """Free memory goes back to the system: glibc would keep a whole prior's beside the next one's file."""
+def release_memory() -> None:
+    """Return free memory to the system: glibc would keep a whole prior's beside the next one's file."""
     with suppress(OSError, AttributeError):  # another system, another allocator
         ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def unknown_name_notes(levels: Mapping[str, PriorRun], request: SongRequest) -> Iterator[str]:
+    """A note for each name that some levels were not trained with, with the closest one that they know."""
+    unknown: dict[tuple[str, str], list[str]] = {}
+    for level, run in levels.items():
+        for pair in run.unknown_names(request):
+            unknown.setdefault(pair, []).append(level)
+    for (condition, name), where in unknown.items():
+        closest = levels[where[0]].closest_name(condition, name)
+        hint = f"; did you mean {closest!r}?" if closest else ""
+        yield f"{condition} {name!r} is unknown to {', '.join(where)}, which took it as <unknown>{hint}"
+
+
+def align_words(song: GeneratedSong, run: PriorRun, prior: Prior, samples: int) -> None:
+    """Find when the words of `song` are sung, unless its request gives times or no head is known to follow lyrics.
+
+    Args:
+        samples: length of the song in audio samples, as the prior was conditioned on it.
+    """
+    request = song.request
+    conditioning = run.conditioning(request)
+    if conditioning.words or run.alignment is None or not run.alignment.follows:
+        return
+    codes_T = torch.from_numpy(song.codes[run.config.level])
+    whole = (request.song_seconds or 0) <= request.seconds
+    words = sung_words(
+        prior, conditioning, request.lyrics, codes_T, samples, run.alignment.pair, whole
+    )
+    if words:
+        song.timed_lyrics = write_lrc(words, request.lyrics)
+        song.facts["alignment"] = {
+            **run.alignment.model_dump(),
+            "words": words_as_json(request.lyrics, words),
+        }
+
+
+def print_conditions(folder: Path) -> None:
+    """Print the names that a request may use, by condition, as the vocabularies of a prior's run spell them."""
+    read_facts(folder)  # raises where there is no run
+    for condition, vocabulary in read_vocabularies(folder).items():
+        names = [name for name in vocabulary.names if name != UNKNOWN]
+        print(f"{condition}: {', '.join(names)}")

@@ -1,72 +1,77 @@
-"""How far sampling has come, live: level, window, codes a second, time left; bars, or lines without a screen."""
+"""Progress of sampling: a bar a level on a terminal, lines in a log, and a JSON file that another program may read."""
 
-import sys
+import json
 import time
+from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
-
+from megajukebox.common.files import write_atomic
+from megajukebox.common.progress import ProgressReporter, ProgressTask
 from megajukebox.sampling.jukebox import Jukebox
 from megajukebox.sampling.levels.level_sampler import DEFAULT_HOP_FRACTIONS, window_hop
 from megajukebox.sampling.levels.level_windows import window_spans
 from megajukebox.sampling.songs.song import GeneratedSong
 
-EVERY = 10.0  # seconds between two lines where there is no screen
+FILE_INTERVAL = 0.5  # seconds between two writes of the file
 
 
 class ProgressDisplay:
-    """A bar a level while `songs` are made. Use it as a context; `advance` is what `Jukebox.sample` calls."""
+    """Codes, window, codes per second and seconds left of each level while `songs` are sampled.
+
+    Use it as a context; pass `advance` to `Jukebox.sample`.
+    """
 
     def __init__(self, jukebox: Jukebox, songs: list[GeneratedSong], show: bool):
-        self.show, self.screen = show, sys.stdout.isatty()
-        columns = (
-            TextColumn("{task.description:>6}"),
-            BarColumn(),
-            TextColumn("{task.fields[said]}"),
-        )
-        self.bars = Progress(*columns, console=Console(), disable=not (show and self.screen))
-        self.songs, self.jukebox = songs, jukebox
-        self.totals = {
-            n: sum(jukebox.num_codes(s.request, n) for s in songs) for n in jukebox.levels
-        }
-        self.done = dict.fromkeys(self.totals, 0)
-        self.rows = {
-            n: self.bars.add_task(n, total=total, said="") for n, total in self.totals.items()
-        }
-        self.begun: dict[str, tuple[float, int]] = {}
-        self.told = time.monotonic()
+        self.jukebox = jukebox
+        self.songs = songs
+        self.reporter = ProgressReporter(show)
 
     def __enter__(self) -> "ProgressDisplay":
-        self.bars.start()
+        self.reporter.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.bars.stop()
+    def __exit__(self, *exception: object) -> None:
+        self.reporter.__exit__(*exception)
 
     def advance(self, level: str, count: int) -> None:
-        """`count` more codes of a level are there; the first call of a level tells what was there before."""
+        """Count `count` more codes of a level; the first call of a level gives those known before it started."""
+        if level not in self.reporter.tasks:
+            total = sum(self.jukebox.num_codes(song.request, level) for song in self.songs)
+            self.reporter.add(level, total, completed=count)
+            return
+        task = self.reporter.tasks[level]
+        window, windows = self.window(level, task.completed + count, task.total)
+        self.reporter.advance(level, count, f"{self.status(task)}, window {window}/{windows}")
+
+    def status(self, task: ProgressTask) -> str:
+        return f"{task.describe()}, {task.speed():.0f} codes/s"
+
+    def window(self, level: str, done: int, total: int) -> tuple[int, int]:
+        """Number of the window (from 1) that an average song has reached, and how many windows it has."""
+        config = self.jukebox.levels[level].config
+        fraction = self.songs[0].request.at("hop_fraction", level, DEFAULT_HOP_FRACTIONS[level])
+        song_total = total // len(self.songs)
+        song_done = done // len(self.songs)
+        spans = window_spans(song_total, config.window, window_hop(config, fraction))
+        reached = sum(span.new <= song_done and span.new < song_total for span in spans)
+        return max(1, reached), len(spans)
+
+
+class ProgressFile:
+    """Keeps {"done": {level: codes}, "total": {level: codes}} at `path`; None keeps nothing."""
+
+    def __init__(self, path: Path | None, total: dict[str, int]) -> None:
+        self.path = path
+        self.total = total
+        self.done = dict.fromkeys(total, 0)
+        self.last_write = 0.0
+        self.write()
+
+    def advance(self, level: str, count: int) -> None:
         self.done[level] += count
-        self.begun.setdefault(level, (time.monotonic(), self.done[level]))
-        said = self.line(level)
-        self.bars.update(self.rows[level], completed=self.done[level], said=said)
-        if self.show and not self.screen and time.monotonic() > self.told + EVERY:
-            self.told = time.monotonic()
-            print(f"{level}: {said}", flush=True)
+        if time.monotonic() > self.last_write + FILE_INTERVAL or self.done == self.total:
+            self.write()
 
-    def line(self, level: str) -> str:
-        """Codes, window (of an average song), codes a second since the level began, and the seconds it still takes."""
-        begun, before = self.begun[level]
-        speed = (self.done[level] - before) / max(1e-9, time.monotonic() - begun)
-        left = f", {(self.totals[level] - self.done[level]) / speed:.0f} s left" if speed else ""
-        now, windows = self.window(level)
-        codes = f"{self.done[level]}/{self.totals[level]} codes"
-        return f"{codes}, window {now}/{windows}, {speed:.0f} codes/s{left}"
-
-    def window(self, level: str) -> tuple[int, int]:
-        config, total = self.jukebox.levels[level].config, self.totals[level] // len(self.songs)
-        hop = window_hop(
-            config, self.songs[0].request.at("hop_fraction", level, DEFAULT_HOP_FRACTIONS[level])
-        )
-        windows = window_spans(total, config.window, hop)
-        done = self.done[level] // len(self.songs)
-        return max(1, sum(span.new <= done and span.new < total for span in windows)), len(windows)
+    def write(self) -> None:
+        if self.path:
+            write_atomic(self.path, json.dumps({"done": self.done, "total": self.total}).encode())
+        self.last_write = time.monotonic()

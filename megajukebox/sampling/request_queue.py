@@ -1,89 +1,71 @@
-"""Requests dealt over processes that share nothing but the folder of the songs; none of them waits for another's word.
+"""The requests of one folder, shared by processes that know nothing of each other but that folder.
 
-Each process makes its share first, then whatever no living process is at: so the quick help the slow, and the songs of
-a process that died are made by the others, from where it was (unfinished.py).
+Each process takes its own share first, then whatever no living process works on: so the fast ranks help the slow ones,
+and the songs of a process that died are resumed by the others (resume_store.py).
 """
 
-import time
-from collections.abc import Callable
+import json
 from pathlib import Path
 
-from megajukebox.sampling.jukebox import Jukebox, is_complete
+from megajukebox.records.sample_record import current_sample_record
+from megajukebox.sampling.jukebox import Jukebox
 from megajukebox.sampling.songs.requests import SongRequest
 from megajukebox.sampling.songs.resume_store import ResumeStore
-from megajukebox.sampling.songs.song import GeneratedSong
-
-Make = Callable[[list[GeneratedSong]], list[GeneratedSong]]
 
 
 class RequestQueue:
-    """What `rank` of `size` processes makes of the requests, `batch_size` at a time. Failures are kept by id."""
+    """The requests that `rank` of `ranks` processes works on. `failed`: reasons by request id."""
 
     def __init__(
-        self,
-        jukebox: Jukebox,
-        requests: list[SongRequest],
-        out: Path,
-        rank: int,
-        size: int,
-        batch_size: int,
+        self, jukebox: Jukebox, requests: list[SongRequest], out: Path, rank: int, ranks: int
     ):
-        self.jukebox, self.requests, self.out, self.batch_size = jukebox, requests, out, batch_size
-        self.mine = requests[rank::size]
-        self.unfinished = ResumeStore(out)
+        self.jukebox = jukebox
+        self.out = out
+        self.resume_store = ResumeStore(out)
         self.failed: dict[str, str] = {}
-        self.completed: list[str] = []
-
-    def run(self, make: Make, tell: Callable[[str], None], poll: float = 1.0) -> None:
-        """Make songs until every request is made or has failed here."""
-        while True:
-            batch = self.next_batch(tell)
-            if batch:
-                self._make(batch, make, tell)
-            elif self.pending():
-                time.sleep(poll)  # others are at the rest; should they die, it is ours
-            else:
-                return
+        own = requests[rank::ranks]
+        own_ids = {request.id for request in own}
+        self.requests = own + [request for request in requests if request.id not in own_ids]
 
     def pending(self) -> list[SongRequest]:
-        """Requests that are not made and have not failed, our own share first."""
-        ours = {request.id for request in self.mine}
-        order = [*self.mine, *(r for r in self.requests if r.id not in ours)]
+        """Requests that are not complete and have not failed here, this process's own share first."""
         return [
-            r
-            for r in order
-            if r.id not in self.failed and not is_complete(self.jukebox, self.out, r)
+            request
+            for request in self.requests
+            if request.id not in self.failed and not is_complete(self.jukebox, self.out, request)
         ]
 
-    def next_batch(self, tell: Callable[[str], None]) -> list[GeneratedSong]:
-        """Songs that are ours to make now: claimed, and begun as far as their files are good."""
-        batch: list[GeneratedSong] = []
+    def claim(self, count: int) -> list[SongRequest]:
+        """Up to `count` pending requests that no other process works on; they are this process's until released."""
+        claimed: list[SongRequest] = []
         for request in self.pending():
-            if len(batch) < self.batch_size and self.unfinished.claim(request.id):
-                if (self.out / f"{request.id}.json").exists():
-                    tell(
-                        f"request {request.id}: a song of that name is there, of another request or weights; made anew"
-                    )
-                try:
-                    batch.append(self.jukebox.start_song(request))
-                except (ValueError, OSError) as error:
-                    self.fail(request.id, str(error), tell)
-        return batch
+            if len(claimed) == count:
+                break
+            if self.resume_store.claim(request.id):
+                claimed.append(request)
+        return claimed
 
-    def fail(self, song: str, why: str, tell: Callable[[str], None]) -> None:
-        self.failed[song] = " ".join(why.split())
-        self.unfinished.release(song)
-        tell(f"request {song}: {self.failed[song]}")
+    def release(self, song: str) -> None:
+        self.resume_store.release(song)
 
-    def _make(self, batch: list[GeneratedSong], make: Make, tell: Callable[[str], None]) -> None:
-        try:
-            self.completed += [song.request.id for song in make(batch)]
-        except (RuntimeError, ValueError, OSError) as error:
-            if len(batch) == 1:
-                self.fail(batch[0].request.id, f"{type(error).__name__}: {error}", tell)
-            else:  # one song's fault is not the others': each by itself
-                for song in batch:
-                    self._make([song], make, tell)
-        finally:
-            for song in batch:
-                self.unfinished.release(song.request.id)
+    def fail(self, song: str, reason: str) -> None:
+        """Give up on a request in this process: it is not pending here any more."""
+        self.failed[song] = " ".join(reason.split())
+        self.release(song)
+
+
+def is_complete(jukebox: Jukebox, out: Path, request: SongRequest) -> bool:
+    """Whether the song is there, of this very request, these weights and a decoding that gives the same codes."""
+    path = out / f"{request.id}.json"
+    if not path.exists():
+        return False
+    record = current_sample_record(json.loads(path.read_text()))
+    key = jukebox.song_key(request)
+    asked = key.pop("request")
+    recorded = record.get("request", {})
+    if request.source is not None:  # the record has the length that the source gave
+        recorded = recorded | {"seconds": request.seconds}
+    if recorded != asked:
+        return False
+    # Records of before the field `decoding` are of exact decoding.
+    return all(record.get(name, {"exact": True}) == value for name, value in key.items())

@@ -1,13 +1,13 @@
-"""A process that keeps a jukebox loaded and makes one song after another: what stands behind the Studio.
+"""A process that keeps a jukebox loaded and samples one song after another: what the explorer's Studio starts.
 
-    python -m megajukebox.sampling.worker runs/tiny [student ...]      # started by `explore --serve --run runs/tiny`
+    python -m megajukebox.sampling.worker runs/tiny [student ...]
 
-A line in is an order, a line out its answer, both JSON:
+A line in is a command, a line out its answer, both JSON:
 
     {"request": {"id": "a", "seconds": 4}, "out": "samples", "progress": "job/progress.json", "stop": "job/STOP"}
     {"state": "done", "reason": "", "memory": 398458880, "gpu_memory": 0}
 
-It stops between two codes when the file `stop` appears. Input that ends ends it.
+It stops between two codes when the file `stop` appears. The process ends when its input does.
 """
 
 import json
@@ -20,123 +20,127 @@ from typing import Any, TextIO
 import psutil
 import torch
 
+from megajukebox.common.errors import UserError
 from megajukebox.common.levels import STUDENT_TABLE
 from megajukebox.common.model_files import FACTS, WEIGHTS
 from megajukebox.conditioning.vocabulary import VOCABULARIES
 from megajukebox.sampling.jukebox import Jukebox, SamplingInterrupted
-from megajukebox.sampling.lyrics.head_selection import ALIGNMENT_FILE as ALIGNMENT
+from megajukebox.sampling.lyrics.head_selection import ALIGNMENT_FILE
 from megajukebox.sampling.memory_budget import LevelMemory, fit_batch, free_memory
-from megajukebox.sampling.reporting import ProgressFile
+from megajukebox.sampling.progress import ProgressFile
 from megajukebox.sampling.songs.requests import SongRequest, parse_requests
 from megajukebox.sampling.songs.resume_store import ResumeStore
+from megajukebox.sampling.songs.song_writer import SongWriter
 
-READ = (
-    FACTS,
-    WEIGHTS,
-    VOCABULARIES,
-    ALIGNMENT,
-    STUDENT_TABLE,
-)  # of a run; where one changes, the jukebox is loaded again
-SHARE = 0.5  # of the free memory, for priors that stay loaded; larger ones are loaded level by level, as `sample` does
+# Files of a run that a jukebox reads; when one changes, the jukebox is loaded again.
+WATCHED_FILES = (FACTS, WEIGHTS, VOCABULARIES, ALIGNMENT_FILE, STUDENT_TABLE)
+# Of the free memory, for priors that stay loaded; larger ones are loaded level by level, as `sample` does.
+KEPT_MEMORY_SHARE = 0.5
 
 
 class SamplerServer:
-    """The jukebox of `runs` between songs: loaded for the first, and again when its files have changed."""
+    """The jukebox of `runs` between songs: loaded for the first one, and again when its files have changed."""
 
     def __init__(self, runs: Path, samplers: Sequence[str] = ()) -> None:
-        self.runs, self.samplers = runs, samplers
+        self.runs = runs
+        self.samplers = samplers
         self.loaded: Jukebox | None = None
-        self.seen: dict[str, tuple[int, int]] = {}
+        self.loaded_files: dict[str, tuple[int, int]] = {}
 
-    def answer(self, order: dict[str, Any]) -> dict[str, Any]:
-        """Make the song of an order; what is wrong with it is the answer's reason."""
+    def answer(self, command: dict[str, Any]) -> dict[str, Any]:
+        """Sample the song of a command; what goes wrong becomes the answer's reason."""
+        reason = ""
         try:
-            state, reason = self.make(order), ""
-        except (
-            ValueError,
-            OSError,
-            RuntimeError,
-        ) as error:  # torch tells a full GPU as a RuntimeError
-            state, reason = "failed", " ".join(str(error).split()) or type(error).__name__
-        return {"state": state, "reason": reason, **memory()}
+            state = self.sample(command)
+        except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: a full GPU, too
+            state = "failed"
+            reason = " ".join(str(error).split()) or type(error).__name__
+        return {"state": state, "reason": reason, **memory_in_use()}
 
-    def make(self, order: dict[str, Any]) -> str:
-        """done, or stopped. Raises what is wrong with the request, the runs or the machine."""
-        good, wrong = parse_requests([order["request"]])
-        if wrong:
-            raise ValueError(wrong[0])
-        (request,), out, stop = good, Path(order["out"]), Path(order["stop"])
+    def sample(self, command: dict[str, Any]) -> str:
+        """`done`, or `stopped`. Raises what is wrong with the request, the runs or the machine."""
+        valid, refused = parse_requests([command["request"]])
+        if refused:
+            raise UserError(refused[0])
+        request = valid[0]
+        out = Path(command["out"])
         jukebox = self.jukebox()
-        report = ProgressFile(
-            Path(order["progress"]), {n: jukebox.num_codes(request, n) for n in jukebox.levels}
-        )
+        totals = {level: jukebox.num_codes(request, level) for level in jukebox.levels}
+        progress = ProgressFile(Path(command["progress"]), totals)
+        writer = SongWriter(jukebox, out, stop=Path(command["stop"]).exists)
         state = ""
         try:
-            jukebox.sample([request], 1, report.advance, out=out, stop=stop.exists)
+            jukebox.sample([request], 1, progress.advance, sink=writer)
             state = "done"
         except SamplingInterrupted:
             state = "stopped"
         finally:
             if state != "done":
-                forget(out, request)
+                remove_unfinished(out, request)
         return state
 
     def jukebox(self) -> Jukebox:
-        now = stamps(self.runs)
-        if self.loaded is None or now != self.seen:
-            self.loaded = None  # the old one goes before the new one comes
-            box = Jukebox(self.runs, students=self.samplers)
-            if fits(box):
-                for run in box.levels.values():
-                    run.keep_loaded(box.device, box.dtype)
-            self.loaded, self.seen = box, now
+        files = file_stamps(self.runs)
+        if self.loaded is None or files != self.loaded_files:
+            self.loaded = None  # frees the old one before the new one is loaded
+            jukebox = Jukebox(self.runs, students=self.samplers)
+            if fits(jukebox):
+                for run in jukebox.levels.values():
+                    run.keep_loaded(jukebox.device, jukebox.dtype)
+            self.loaded = jukebox
+            self.loaded_files = files
         return self.loaded
 
 
-def stamps(runs: Path) -> dict[str, tuple[int, int]]:
-    """(time, bytes) of every file that a jukebox is made of."""
-    paths = [path for name in READ for path in runs.glob(f"*/{name}")]
-    return {str(path): ((facts := path.stat()).st_mtime_ns, facts.st_size) for path in paths}
+def file_stamps(runs: Path) -> dict[str, tuple[int, int]]:
+    """(modification time in ns, bytes) of every file that a jukebox reads."""
+    stamps = {}
+    for name in WATCHED_FILES:
+        for path in runs.glob(f"*/{name}"):
+            facts = path.stat()
+            stamps[str(path)] = (facts.st_mtime_ns, facts.st_size)
+    return stamps
 
 
 def fits(jukebox: Jukebox) -> bool:
     """Whether all priors may stay loaded together: within a share of what the device has free."""
     needs = [
-        LevelMemory(run.config, 1, 2, level in jukebox.students)
+        LevelMemory(run.config, guided=True, student=level in jukebox.students)
         for level, run in jukebox.levels.items()
     ]
-    limit = SHARE * free_memory(jukebox.device)
+    limit = KEPT_MEMORY_SHARE * free_memory(jukebox.device)
+    on_cpu = jukebox.device.type == "cpu"
     try:
-        return fit_batch(needs, 1, limit, jukebox.dtype, jukebox.device.type == "cpu").keep_loaded
-    except ValueError:  # not even one at a time: then a song's own attempt says so
+        return fit_batch(needs, 1, limit, jukebox.dtype, on_cpu).keep_loaded
+    except UserError:  # not even one at a time: then a song's own attempt says so
         return False
 
 
-def forget(out: Path, request: SongRequest) -> None:
-    """What a song that was not made has left: nobody will go on with it."""
+def remove_unfinished(out: Path, request: SongRequest) -> None:
+    """Remove what an unfinished song left: nobody will resume it."""
     ResumeStore(out).remove(request.id)
     for path in out.glob(f"{request.id}.*wav"):
         path.unlink()
 
 
-def memory() -> dict[str, int]:
+def memory_in_use() -> dict[str, int]:
     """Bytes that this process holds, and those of the GPU."""
     gpu = torch.cuda.memory_reserved() if torch.cuda.is_available() else 0
     return {"memory": psutil.Process().memory_info().rss, "gpu_memory": gpu}
 
 
-def work(standing: SamplerServer, orders: Iterable[str], answers: TextIO) -> None:
-    for order in orders:
-        answers.write(json.dumps(standing.answer(json.loads(order))) + "\n")
+def serve(server: SamplerServer, commands: Iterable[str], answers: TextIO) -> None:
+    for command in commands:
+        answers.write(json.dumps(server.answer(json.loads(command))) + "\n")
         answers.flush()
 
 
 def main() -> None:
-    """Libraries print as they like: what they say goes to the log, and answers alone to the pipe."""
+    """Serve stdin. What libraries print goes to stderr; the pipe carries answers alone."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    work(SamplerServer(Path(sys.argv[1]), sys.argv[2:]), sys.stdin, answers)
+    serve(SamplerServer(Path(sys.argv[1]), sys.argv[2:]), sys.stdin, answers)
 
 
 if __name__ == "__main__":

@@ -178,7 +178,7 @@ def test_completion_names_verbs_and_options(tmp_path) -> None:
         (["sample", "nowhere", "--seconds", "-1"], "nowhere is no folder of runs"),
         (
             ["sample", "nowhere", "--no-exact", "--way", "rows"],
-            "--no-exact takes the way windows, not rows",
+            "--no-exact decodes by parallel_windows, not cuda_graph",
         ),
         (
             ["train", "vqvae", "--data", "nowhere", "--out", "none", "--preset", "huge"],

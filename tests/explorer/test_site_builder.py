@@ -365,7 +365,11 @@ def test_the_same_song_is_asked_for_whatever_is_to_make_it() -> None:
         ({"request": {"prompt": "a.wav", "seed": 1}}, ("autoregressive", "prompt")),
         (
             {"levels": {"top": {"way": "sequential"}, "bottom": {"way": "windows"}}},
-            ("autoregressive windows", "new"),
+            ("autoregressive parallel_windows", "new"),
+        ),
+        (
+            {"levels": {"top": {"decoding": "jacobi"}, "bottom": {"decoding": "sequential"}}},
+            ("autoregressive jacobi", "new"),
         ),
     ],
 )

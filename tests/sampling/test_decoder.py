@@ -85,7 +85,7 @@ def test_the_cached_sampler_draws_the_same_codes_as_the_slow_one(
     batch = prior_batch(prior.config)
     tokens, prefix, packed = prior.tokens(batch), prior.config.prefix_tokens, PackedPrior(prior)
     draw = plain_draw(
-        [4, -9], temperature=3.0, top_k_B=torch.tensor([0, 6]), top_p_B=torch.tensor([0.9, 0.0])
+        [4, -9], temperature=3.0, top_k=torch.tensor([0, 6]), top_p=torch.tensor([0.9, 0.0])
     )
     for known, until in (
         (prefix, prefix + WINDOW),
@@ -124,26 +124,14 @@ def test_batch_mates_do_not_matter(schedule: str) -> None:
     def sampled(songs: dict, draw: TokenSampler) -> Tensor:
         return sample_window(packed, window_task(prior, songs, draw, prefix + 2, end))
 
-    seeds, temperatures, limits = (
-        [11, 22, 33],
-        torch.tensor([2.0, 0.5, 4.0]),
-        torch.tensor([0, 3, 8]),
-    )
-    together = sampled(
-        batch,
-        TokenSampler(
-            gumbel_noise.noise_keys(seeds, "middle"),
-            temperatures,
-            limits,
-            torch.tensor([0.0, 0.7, 0.9]),
-        ),
-    )
-    for song, seed in enumerate(seeds):
-        own = [x[song : song + 1] for x in (temperatures, limits, torch.tensor([0.0, 0.7, 0.9]))]
+    seeds = [11, 22, 33]
+    keys = gumbel_noise.noise_keys(seeds, "middle")
+    filters = {"top_k": torch.tensor([0, 3, 8]), "top_p": torch.tensor([0.0, 0.7, 0.9])}
+    sampler = TokenSampler(keys, torch.tensor([2.0, 0.5, 4.0]), filters)
+    together = sampled(batch, sampler)
+    for song in range(len(seeds)):
         assert torch.equal(
-            sampled(
-                song_of(batch, song), TokenSampler(gumbel_noise.noise_keys([seed], "middle"), *own)
-            )[0],
+            sampled(song_of(batch, song), sampler.select(torch.tensor([song])))[0],
             together[song],
         )
 
@@ -231,8 +219,8 @@ def test_each_song_has_filters_of_its_own_and_kept_logits_stay() -> None:
 def test_the_greatest_code_alone_is_drawn_when_one_is_left() -> None:
     logits = torch.randn(50, 9, generator=torch.Generator().manual_seed(1))
     for filters in (
-        {"top_k_B": torch.ones(50, dtype=torch.long)},
-        {"top_p_B": torch.full((50,), 1e-6)},
+        {"top_k": torch.ones(50, dtype=torch.long)},
+        {"top_p": torch.full((50,), 1e-6)},
     ):
         position = torch.full((50, 1), 3)
         drawn = plain_draw(list(range(50)), **filters)(logits[:, None], position).codes
@@ -262,7 +250,7 @@ def surprisal(temperature: float, k: int = 0, p: float = 0.0) -> float:
     shape = {**little_prior().config.transformer.model_dump(), "blocks": 8, "init_scale": 18.0}
     prior = little_prior(transformer=shape, **PLAIN)
     batch = prior_batch(prior.config, songs=SONGS)
-    filters = {"top_k_B": torch.full((SONGS,), k), "top_p_B": torch.full((SONGS,), p)}
+    filters = {"top_k": torch.full((SONGS,), k), "top_p": torch.full((SONGS,), p)}
     draw = plain_draw(list(range(SONGS)), temperature=temperature, **filters)
     with torch.no_grad():
         given = prior.conditioning(batch)

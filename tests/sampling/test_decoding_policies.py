@@ -28,11 +28,11 @@ from megajukebox.sampling.levels.level_sampler import LevelJob, new_job
 
 SCHEDULES = ["factored", "factored_lyrics", "prefix_dense_16", "factored_dense"]
 EXACT = [
-    ("ahead", 3),
-    ("fixed_point", 3),
-    ("fixed_point", 9),
-    ("across", 9),
-    ("rows", 8),
+    ("speculative", {"num_draft_tokens": 3}),
+    ("jacobi", {"num_draft_tokens": 3}),
+    ("jacobi", {"num_draft_tokens": 9}),
+    ("jacobi_windows", {"num_draft_tokens": 9}),
+    ("cuda_graph", {}),
 ]  # rows are 4 codes
 UPPER = torch.randint(CODES, (3, 12), generator=torch.Generator().manual_seed(3))
 
@@ -44,17 +44,15 @@ def sampled(prior: Prior, way: str, total: int = 44, songs: int = 2, **settings)
     )
 
 
-@pytest.mark.parametrize(("way", "ahead"), EXACT)
+@pytest.mark.parametrize(("way", "settings"), EXACT)
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_an_exact_way_gives_the_codes_of_the_sequential_one(
-    schedule: str, way: str, ahead: int
+    schedule: str, way: str, settings: dict
 ) -> None:
     prior = little_prior(schedule)
     for songs, guidance in ((1, None), (2, None), (2, [3.0, 1.0])):
         plain = sampled(prior, "sequential", songs=songs, guidance=guidance)
-        assert torch.equal(
-            sampled(prior, way, songs=songs, guidance=guidance, num_draft_tokens=ahead), plain
-        )
+        assert torch.equal(sampled(prior, way, songs=songs, guidance=guidance, **settings), plain)
 
 
 def test_guesses_save_passes() -> None:
@@ -149,12 +147,12 @@ def test_an_interrupted_level_goes_on_to_the_same_codes(way: str) -> None:
 def test_windows_at_once_are_the_prior_s_own_after_their_run_up() -> None:
     """Each window's codes are those of a level that begins with its run-up."""
     prior = little_prior()
-    codes = sampled(prior, "windows", total=44, run_up=0.25)
+    codes = sampled(prior, "parallel_windows", total=44, run_up=0.25)
     assert torch.equal(codes[:, :WINDOW], sampled(prior, "sequential", total=WINDOW))
     assert not torch.equal(codes, sampled(prior, "sequential", total=44))
-    assert torch.equal(codes, sampled(prior, "windows", total=44, run_up=0.25, max_rows=1)), (
-        "rows do not matter"
-    )
+    assert torch.equal(
+        codes, sampled(prior, "parallel_windows", total=44, run_up=0.25, max_rows=1)
+    ), "rows do not matter"
 
 
 def test_a_near_tie_is_decided_by_the_plain_pass_in_every_way(
@@ -168,7 +166,7 @@ def test_a_near_tie_is_decided_by_the_plain_pass_in_every_way(
     monkeypatch.setattr(
         window_module, "reference_tokens", lambda *args: asked.append(args[1]) or decide(*args)
     )
-    for way in ("sequential", "ahead", "fixed_point"):
+    for way in ("sequential", "speculative", "jacobi"):
         asked.clear()
         assert torch.equal(sampled(prior, way, guidance=[1.0, 1.0]), plain)
         assert len(asked) >= 88 and all(len(rows) == 1 for rows in asked)
@@ -229,7 +227,7 @@ def spied(function, spy):
 
 
 def test_an_unknown_way_is_refused_in_words() -> None:
-    with pytest.raises(ValueError, match="sequential, ahead"):
+    with pytest.raises(ValueError, match="sequential, speculative"):
         build_level_sampler(little_prior(), "quick")
 
 
@@ -238,8 +236,8 @@ def test_int8_says_that_it_is_not_exact_and_stays_near(tmp_path: Path) -> None:
     rough = build_level_sampler(prior, "sequential", int8=True)
     assert (
         not rough.exact
-        and build_level_sampler(prior, "ahead").exact
-        and not build_level_sampler(prior, "windows").exact
+        and build_level_sampler(prior, "speculative").exact
+        and not build_level_sampler(prior, "parallel_windows").exact
     )
     batch = prior_batch(prior.config, songs=1)
     draw = plain_draw([1], temperature=0.5)

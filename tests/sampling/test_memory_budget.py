@@ -12,17 +12,17 @@ from fixtures.tiny_jukebox import write_runs
 from fixtures.tiny_models import ROWS, little_prior, plain_draw, prior_batch, window_task
 
 from megajukebox.models.attention import SCHEDULES
-from megajukebox.sample import needs_of
 from megajukebox.sampling.decoding.decoder import window_decoder
 from megajukebox.sampling.decoding.window_sampler import sample_window
 from megajukebox.sampling.jukebox import Jukebox
 from megajukebox.sampling.levels.autoregressive import build_level_sampler
 from megajukebox.sampling.memory_budget import (
-    BESIDE,
+    CPU_OVERHEAD_BYTES,
     BatchFit,
     LevelMemory,
     cache_elements,
     fit_batch,
+    level_memory,
 )
 from megajukebox.sampling.prior_run import PriorRun
 from megajukebox.sampling.songs.requests import SongRequest
@@ -47,7 +47,7 @@ def test_the_largest_batch_is_the_one_that_just_fits() -> None:
     limit = beside_songs(need) + need.weight_bytes(F32) + need.song_bytes(5, F32)
     assert fit_batch([need], 16, limit, F32, cpu=True) == BatchFit(5, True, limit)
     assert fit_batch([need], 3, limit, F32, cpu=True).songs == 3
-    assert fit_batch([LevelMemory(need.config, twins=2)], 16, limit, F32, cpu=True).songs == 2
+    assert fit_batch([LevelMemory(need.config, guided=True)], 16, limit, F32, cpu=True).songs == 2
     assert (
         fit_batch([LevelMemory(need.config, windows_per_song=4)], 16, limit, F32, cpu=True).songs
         == 1
@@ -71,15 +71,15 @@ def test_all_priors_stay_if_they_fit_beside_the_songs() -> None:
 
 
 def beside_songs(need: LevelMemory) -> int:
-    return BESIDE + need.auxiliary_bytes(F32, cpu=True)
+    return CPU_OVERHEAD_BYTES + need.auxiliary_bytes(F32, cpu=True)
 
 
 def test_kept_priors_are_loaded_once_and_make_the_same_songs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loads, load = [], PriorRun._prior
+    loads, load = [], PriorRun._load
     monkeypatch.setattr(
-        PriorRun, "_prior", lambda self, *rest: loads.append(self.config.level) or load(self, *rest)
+        PriorRun, "_load", lambda self, *rest: loads.append(self.config.level) or load(self, *rest)
     )
     runs, asked = (
         write_runs(tmp_path),
@@ -113,7 +113,7 @@ def test_the_peak_of_a_process_keeps_under_the_bound_that_was_printed(tmp_path: 
     }
     write_runs(tmp_path / "runs", transformer={**shape, "schedule": "factored"})
     box = Jukebox(tmp_path / "runs")
-    all_of_it = fit_batch(needs_of(box, SHORT), 2, float("inf"), F32, cpu=True).bytes
+    all_of_it = fit_batch(level_memory(box, SHORT), 2, float("inf"), F32, cpu=True).bytes
     command = [sys.executable, __file__, str(tmp_path)]
     started = [
         subprocess.Popen(
@@ -136,7 +136,7 @@ def peak_here(folder: Path, limit: str) -> None:
     torch.set_num_threads(1)
     Jukebox(folder / "little").sample([SongRequest(id="warm", seconds=0.3)])
     box, before = Jukebox(folder / "runs"), kilobytes("VmRSS")
-    found = fit_batch(needs_of(box, SHORT), 2, float(limit), F32, cpu=True)
+    found = fit_batch(level_memory(box, SHORT), 2, float(limit), F32, cpu=True)
     box.keep_loaded = found.keep_loaded
     print(found)
     box.sample(SHORT, batch_size=found.songs)
@@ -166,9 +166,9 @@ def test_graphs_on_a_gpu_give_the_codes_of_steps_one_by_one(schedule: str) -> No
     tasks = [window_task(prior, cuda, draw, prefix, prior.config.length) for _ in range(2)]
     for task in tasks:
         task.start_B = task.start_B.cuda()
-    rows, steps = (build_level_sampler(prior, way) for way in ("rows", "sequential"))
+    rows, steps = (build_level_sampler(prior, way) for way in ("cuda_graph", "sequential"))
     plain = sample_window(steps.packed, tasks[0])  # type: ignore[attr-defined]
-    assert torch.equal(rows.way_of(tasks[1])(rows.packed, tasks[1]), plain)  # type: ignore[attr-defined]
+    assert torch.equal(rows.window_sampler()(rows.packed, tasks[1]), plain)  # type: ignore[attr-defined]
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from megajukebox.models.chunked_codec import reach
 from megajukebox.sampling.jukebox import DecodingPolicy, Jukebox
 from megajukebox.sampling.songs.requests import SongRequest, parse_requests, read_requests
 from megajukebox.sampling.songs.song import GeneratedSong
+from megajukebox.sampling.songs.song_writer import SongWriter
 
 HOT = {"temperature": 3.0, "artist": "ilune"}  # so hot that two seeds never agree by chance
 
@@ -30,7 +31,8 @@ def box(runs: Path) -> Jukebox:
 def earlier(box: Jukebox, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sample of 8 top codes in its folder."""
     out = tmp_path_factory.mktemp("samples")
-    box.sample([SongRequest(id="first", seconds=1.024, seed=3, lyrics="la la", **HOT)], out=out)
+    first = SongRequest(id="first", seconds=1.024, seed=3, lyrics="la la", **HOT)
+    box.sample([first], sink=SongWriter(box, out))
     return out / "first.json"
 
 
@@ -80,7 +82,7 @@ def test_upsampling_keeps_the_levels_above(box: Jukebox, earlier: Path) -> None:
 
 @pytest.mark.parametrize(
     "engine",
-    [DecodingPolicy(), DecodingPolicy(exact=False), DecodingPolicy(decoding="fixed_point")],
+    [DecodingPolicy(), DecodingPolicy(exact=False), DecodingPolicy(decoding="jacobi")],
     ids=str,
 )
 def test_outside_a_mended_range_nothing_changes_in_codes_nor_beyond_reach_in_audio(

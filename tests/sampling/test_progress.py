@@ -8,7 +8,7 @@ from pathlib import Path
 from conftest import environment
 from fixtures.tiny_jukebox import write_runs
 
-from megajukebox.sampling.reporting import ProgressFile
+from megajukebox.sampling.progress import ProgressFile
 
 
 def test_progress_is_kept_at_the_start_and_at_the_end(tmp_path: Path) -> None:

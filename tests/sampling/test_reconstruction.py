@@ -23,6 +23,7 @@ from megajukebox.models.chunked_codec import decode_long
 from megajukebox.sampling.jukebox import Jukebox
 from megajukebox.sampling.songs.reconstruction import reconstructions, select_rows
 from megajukebox.sampling.songs.requests import SongRequest
+from megajukebox.sampling.songs.song_writer import SongWriter
 
 SHARE = 0.5  # of the little songs that the run says it held out
 
@@ -89,13 +90,18 @@ def test_a_reconstruction_is_the_song_through_each_levels_codes_beside_the_origi
             np.testing.assert_allclose(heard[: len(again)], again, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "verb",
+    [["megajukebox.commands.reconstruct", "--data"], ["megajukebox.sample", "--reconstruct"]],
+    ids=["today", "version 0.1"],
+)
 def test_the_entry_writes_songs_that_the_explorer_shows_and_the_score_leaves_out(
-    shards: ShardSet, runs: Path, tmp_path: Path
+    shards: ShardSet, runs: Path, tmp_path: Path, verb: list[str]
 ) -> None:
     out = tmp_path / "samples"
     asked = [
         str(runs),
-        "--reconstruct",
+        verb[1],
         str(shards.folder),
         "--count",
         "2",
@@ -104,7 +110,7 @@ def test_the_entry_writes_songs_that_the_explorer_shows_and_the_score_leaves_out
         "--out",
         str(out),
     ]
-    command_ = [sys.executable, "-m", "megajukebox.sample", *asked]
+    command_ = [sys.executable, "-m", verb[0], *asked]
     done = subprocess.run(command_, capture_output=True, text=True, env=environment(), timeout=120)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.split()) == 2 == len(list(out.glob("*.json")))
@@ -119,7 +125,7 @@ def test_the_entry_writes_songs_that_the_explorer_shows_and_the_score_leaves_out
         None,
         "step 1",
     )
-    assert f"--reconstruct {shards.source} --song" in command(samples[0])
+    assert f"reconstruct {runs} --data {shards.source} --song" in command(samples[0])
     with pytest.raises(ValueError, match="no samples"):
         samples_in(out)
 
@@ -142,7 +148,9 @@ def test_a_song_made_from_a_recording_has_it_and_what_its_codes_keep_beside_it(
     wave = np.random.default_rng(1).uniform(-0.5, 0.5, 4 * rate).astype(np.float32)
     soundfile.write(tmp_path / "recorded.wav", wave, rate, subtype="FLOAT")
     prompt = {"prompt": str(tmp_path / "recorded.wav"), "keep_seconds": 0.5, "seconds": 1.0}
-    (song,) = jukebox.sample([SongRequest(id="primed", **prompt)], out=tmp_path)
+    (song,) = jukebox.sample(
+        [SongRequest(id="primed", **prompt)], sink=SongWriter(jukebox, tmp_path)
+    )
     record = json.loads((tmp_path / "primed.json").read_text())
     original = sound(tmp_path, record["levels"]["original"]["audio"])
     assert len(original) == song.samples
@@ -160,11 +168,12 @@ def test_a_song_made_from_a_recording_has_it_and_what_its_codes_keep_beside_it(
 
 def test_a_mended_sample_stands_beside_what_it_was(runs: Path, tmp_path: Path) -> None:
     jukebox = Jukebox(runs, "cpu")
-    jukebox.sample([SongRequest(id="first", seconds=1.0, seed=3)], out=tmp_path)
+    first = SongRequest(id="first", seconds=1.0, seed=3)
+    jukebox.sample([first], sink=SongWriter(jukebox, tmp_path))
     mended = SongRequest(
         id="mended", infill=str(tmp_path / "first.json"), replace=[[0.3, 0.6]], seed=4
     )
-    jukebox.sample([mended], out=tmp_path)
+    jukebox.sample([mended], sink=SongWriter(jukebox, tmp_path))
     assert "original" not in json.loads((tmp_path / "mended.json").read_text())["levels"]
     before, beside = sound(tmp_path, "first.wav"), sound(tmp_path, "mended.reconstruction.wav")
     np.testing.assert_allclose(beside, before[: len(beside)], atol=1e-3)

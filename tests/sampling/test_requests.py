@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from megajukebox.sample import asked_of
+from megajukebox.sampling.options import requests_from_options
 from megajukebox.sampling.songs.requests import SongRequest, parse_requests, read_requests
+from megajukebox.training.config import override
 
 GOOD = {"id": "good", "artist": "A", "seconds": 2}
 # A mistake, and what its one line must name: the request, the setting, and what would be accepted or was given.
@@ -154,7 +155,10 @@ def test_a_folder_in_place_of_a_file_says_so(tmp_path: Path) -> None:
 
 def test_the_command_line_tells_one_song_with_any_setting_of_a_request() -> None:
     settings = ["temperature.top=0.9", "guidance=2", "moods=[calm, warm]", "seconds=3"]
-    (good,), wrong = asked_of(None, {"artist": "A", "seconds": 9}, settings)
+    asked = {"artist": "A", "seconds": 9, "seed": None}
+    for setting in settings:
+        override(asked, setting)
+    (good,), wrong = requests_from_options(None, asked)
     assert not wrong and (good.id, good.artist, good.seconds, good.moods) == (
         "song",
         "A",
@@ -162,7 +166,7 @@ def test_the_command_line_tells_one_song_with_any_setting_of_a_request() -> None
         ("calm", "warm"),
     )
     assert good.temperature == {"top": 0.9} and good.at("guidance", "bottom", 1) == 2
-    assert asked_of(None, {}, ["temprature=1"])[1] == [
+    assert requests_from_options(None, {"temprature": 1})[1] == [
         "request song: temprature is no setting; did you mean temperature?"
     ]
 
@@ -171,6 +175,8 @@ def test_what_the_command_line_tells_beside_a_file_of_requests_is_refused_and_no
     tmp_path: Path,
 ) -> None:
     (tmp_path / "songs.yaml").write_text("- {id: two}\n")
-    assert asked_of(tmp_path / "songs.yaml", {}, None)[0] == [SongRequest(id="two")]
+    assert requests_from_options(tmp_path / "songs.yaml", {"artist": None})[0] == [
+        SongRequest(id="two")
+    ]
     with pytest.raises(ValueError, match="artist, temperature cannot be given beside --requests"):
-        asked_of(tmp_path / "songs.yaml", {"artist": "A"}, ["temperature=0.9"])
+        requests_from_options(tmp_path / "songs.yaml", {"artist": "A", "temperature": 0.9})

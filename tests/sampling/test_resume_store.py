@@ -17,13 +17,13 @@ from conftest import environment
 from fixtures.tiny_jukebox import write_runs
 from fixtures.tiny_models import little_vqvae
 
-from megajukebox.sample import summarise
+from megajukebox.sampling.batch_job import SamplingRun, write_summary
 from megajukebox.sampling.jukebox import Jukebox, SamplingInterrupted
-from megajukebox.sampling.request_queue import RequestQueue
 from megajukebox.sampling.songs.audio_stream import AudioStream, decode_all
 from megajukebox.sampling.songs.prompt_sources import KnownCodes
 from megajukebox.sampling.songs.requests import SongRequest
 from megajukebox.sampling.songs.resume_store import ResumeStore
+from megajukebox.sampling.songs.song_writer import SongWriter
 
 REQUESTS = [SongRequest(id=f"song-{n}", seconds=0.6, seed=n, temperature=3.0) for n in range(3)]
 
@@ -54,12 +54,13 @@ def same_songs(one: Path, other: Path, songs: list[SongRequest]) -> bool:
 def test_a_song_stopped_again_and_again_is_the_song(runs: Path, tmp_path: Path, stops: int) -> None:
     """Stopped after every `stops` reports, in the middle of windows and levels."""
     box = Jukebox(runs)
-    box.sample(REQUESTS, out=tmp_path / "whole")
+    box.sample(REQUESTS, sink=SongWriter(box, tmp_path / "whole"))
     attempts = 0
     while attempts < 100:
         attempts, left = attempts + 1, iter([False] * stops + [True])
         try:
-            box.sample(REQUESTS, out=tmp_path / "stopped", stop=lambda left=left: next(left))
+            writer = SongWriter(box, tmp_path / "stopped", stop=lambda left=left: next(left))
+            box.sample(REQUESTS, sink=writer)
             break
         except SamplingInterrupted:
             assert not list((tmp_path / "stopped").glob("*.json"))
@@ -102,51 +103,51 @@ def test_a_claim_is_one_process_s_until_it_is_dead_or_silent(tmp_path: Path) -> 
     assert one.claim("a")
 
 
-def test_a_request_that_fails_leaves_the_others_whole(runs: Path, tmp_path: Path) -> None:
-    box, lines = Jukebox(runs), []
-    asked = [
-        REQUESTS[0],
-        SongRequest(id="bad", prompt="nowhere.wav"),
-        REQUESTS[1],
-        SongRequest(id="odd", seconds=0.7),
-    ]
+class SpiedJukebox(Jukebox):
+    """Keeps the ids of what it sampled, and fails on the song "odd"."""
 
-    def make(songs):
-        if any(song.request.id == "odd" for song in songs):
+    def __init__(self, runs: Path) -> None:
+        super().__init__(runs)
+        self.sampled: list[str] = []
+
+    def sample(self, requests, *args, **settings):
+        ids = [song.request.id for song in requests]
+        if "odd" in ids:
             raise RuntimeError("out of\nmemory")
-        return box.sample(songs, out=tmp_path)
-
-    dealer = RequestQueue(box, asked, tmp_path, rank=0, size=1, batch_size=16)
-    dealer.run(make, lines.append)
-    assert sorted(dealer.completed) == ["song-0", "song-1"] and set(dealer.failed) == {"bad", "odd"}
-    assert len(lines) == 2 and all("\n" not in line for line in lines)
-    assert any("nowhere.wav" in line for line in lines) and any(
-        "out of memory" in line for line in lines
-    )
+        self.sampled += ids
+        return super().sample(requests, *args, **settings)
 
 
-def test_a_rank_makes_its_share_and_then_what_nobody_is_at(runs: Path, tmp_path: Path) -> None:
-    box = Jukebox(runs)
-    dealer = RequestQueue(box, REQUESTS, tmp_path, rank=1, size=3, batch_size=1)
-    order = []
+def test_a_request_that_fails_leaves_the_others_whole(
+    runs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    box = SpiedJukebox(runs)
+    bad = SongRequest(id="bad", prompt="nowhere.wav")
+    odd = SongRequest(id="odd", seconds=0.7)
+    run = SamplingRun(box, [REQUESTS[0], bad, REQUESTS[1], odd], tmp_path)
+    assert set(run.run()) == {"bad", "odd"}
+    assert sorted(box.sampled) == ["song-0", "song-1"]
+    errors = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert len(errors) == 2 and all("\n" not in line for line in errors)
+    assert any("nowhere.wav" in line for line in errors)
+    assert any("out of memory" in line for line in errors)
 
-    def make(songs):
-        order.extend(song.request.id for song in songs)
-        return box.sample(songs, out=tmp_path)
 
-    dealer.run(make, print)
-    assert order == ["song-1", "song-0", "song-2"]
+def test_a_rank_samples_its_share_and_then_what_nobody_works_on(
+    runs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    box = SpiedJukebox(runs)
+    assert not SamplingRun(box, REQUESTS, tmp_path, batch_size=1, rank=1, ranks=3).run()
+    assert box.sampled == ["song-1", "song-0", "song-2"]
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*")}
-    RequestQueue(box, REQUESTS, tmp_path, 0, 1, 16).run(make, print)
-    assert len(order) == 3 and before == {
-        path: path.stat().st_mtime_ns for path in tmp_path.glob("*")
-    }
-    lines: list[str] = []
+    assert not SamplingRun(box, REQUESTS, tmp_path).run()
+    assert len(box.sampled) == 3
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.glob("*")}
     changed = [REQUESTS[0], REQUESTS[1].model_copy(update={"seed": 99})]
-    RequestQueue(box, changed, tmp_path / "elsewhere", 0, 1, 16).next_batch(lines.append)
-    assert not lines
-    RequestQueue(box, changed, tmp_path, 0, 1, 16).next_batch(lines.append)
-    assert len(lines) == 1 and "request song-1: a song of that name is there" in lines[0]
+    assert not SamplingRun(box, changed, tmp_path / "elsewhere").run()
+    assert "overwriting" not in caplog.text
+    assert not SamplingRun(box, changed, tmp_path).run()
+    assert "overwriting" in caplog.text and "song-1.json" in caplog.text
 
 
 def test_a_dead_rank_loses_no_song_and_the_songs_are_those_of_one_process(
@@ -176,7 +177,8 @@ def test_a_dead_rank_loses_no_song_and_the_songs_are_those_of_one_process(
         song["id"] for song in songs
     ]
     asked = [SongRequest(**song) for song in songs]
-    Jukebox(runs).sample(asked, out=tmp_path / "alone")
+    box = Jukebox(runs)
+    box.sample(asked, sink=SongWriter(box, tmp_path / "alone"))
     assert same_songs(out, tmp_path / "alone", asked)
 
 
@@ -195,7 +197,7 @@ def test_a_stopped_command_says_so_and_goes_on(runs: Path, tmp_path: Path) -> No
     wait_for(lambda: list(tmp_path.glob("*.part.wav")), [process])
     process.send_signal(signal.SIGTERM)
     printed, _ = process.communicate(timeout=200)
-    assert process.returncode == 85 and "goes on from there" in printed, printed
+    assert process.returncode == 85 and "resumes from there" in printed, printed
     assert (tmp_path / ".unfinished/song.npz").exists() and not (
         tmp_path / ".unfinished/song.claim"
     ).exists()
@@ -269,8 +271,8 @@ def test_a_part_of_another_song_of_that_name_is_not_gone_on_with(
     box, part = Jukebox(runs), tmp_path / "out/song-0.top.part.wav"
     part.parent.mkdir()
     part.write_bytes(bytes(100_000))
-    box.sample(REQUESTS[:1], out=tmp_path / "out")
-    box.sample(REQUESTS[:1], out=tmp_path / "fresh")
+    box.sample(REQUESTS[:1], sink=SongWriter(box, tmp_path / "out"))
+    box.sample(REQUESTS[:1], sink=SongWriter(box, tmp_path / "fresh"))
     assert not part.exists() and same_songs(tmp_path / "out", tmp_path / "fresh", REQUESTS[:1])
 
 
@@ -286,15 +288,15 @@ def test_the_summary_tells_of_every_song_the_folder_was_asked_for(
         if song.id != "c":
             (tmp_path / f"{song.id}.json").write_text("{}")
     summary.parent.mkdir()
-    summarise(tmp_path, [good[0], bad], ["request odd: seconds"], {"bad": "no such file"})
-    summarise(tmp_path, [good[1], good[2]], [], {"c": "no memory"})
+    write_summary(tmp_path, [good[0], bad], ["request odd: seconds"], {"bad": "no such file"})
+    write_summary(tmp_path, [good[1], good[2]], [], {"c": "no memory"})
     told = json.loads(summary.read_text())
     assert told == {
         "made": ["a", "b"], "failed": {"bad": "no such file", "c": "no memory"}, "refused": ["request odd: seconds"],
     }  # fmt: skip
     for name in ("c", "odd", "bad"):
         (tmp_path / f"{name}.json").write_text("{}")
-    summarise(tmp_path, [good[2], SongRequest(id="odd"), bad], [], {})
+    write_summary(tmp_path, [good[2], SongRequest(id="odd"), bad], [], {})
     assert json.loads(summary.read_text()) == {
         "made": ["a", "b", "c", "odd", "bad"],
         "failed": {},

@@ -12,10 +12,12 @@ from megajukebox.common.levels import PRIOR_FOLDERS
 from megajukebox.common.model_files import load_into, read_facts, save_weights
 from megajukebox.models.grid_order import GridOrder
 from megajukebox.models.prior import Prior, PriorConfig
-from megajukebox.sampling.jukebox import Jukebox, token_sampler_for
+from megajukebox.sampling.jukebox import Jukebox
+from megajukebox.sampling.level_jobs import token_sampler_for
 from megajukebox.sampling.levels.autoregressive import Autoregressive
 from megajukebox.sampling.levels.level_sampler import LevelJob, new_job
 from megajukebox.sampling.songs.requests import SongRequest
+from megajukebox.sampling.songs.song_writer import SongWriter
 from megajukebox.sampling.students.student_runs import fingerprints, parse_students
 from megajukebox.sampling.students.student_sampler import StudentSampler, VerifiedStudent
 
@@ -106,16 +108,16 @@ def sampled(runs: Path, level: str, make) -> LevelJob:
     return job
 
 
-def test_a_student_samples_its_level_and_polished_it_is_the_prior(runs) -> None:
+def test_a_student_samples_its_level_and_verified_it_is_the_prior(runs) -> None:
     exact = sampled(runs, "middle", Autoregressive)
     run = parse_students(runs, ["middle=student"])["middle"]
     assert isinstance(run(load(runs, "middle")), StudentSampler)
     quick = sampled(runs, "middle", run)
     assert quick.known_BT.all() and not torch.equal(quick.codes_BT, exact.codes_BT)
-    polished = parse_students(runs, ["middle=polished"])["middle"]
-    assert isinstance(polished(load(runs, "middle")), VerifiedStudent)
-    assert torch.equal(sampled(runs, "middle", polished).codes_BT, exact.codes_BT)
-    assert not fingerprints({"middle": polished}), "the song is the prior's alone"
+    verified = parse_students(runs, ["middle=verified"])["middle"]
+    assert isinstance(verified(load(runs, "middle")), VerifiedStudent)
+    assert torch.equal(sampled(runs, "middle", verified).codes_BT, exact.codes_BT)
+    assert not fingerprints({"middle": verified}), "the song is the prior's alone"
 
 
 def test_what_a_student_was_not_taught_is_noted(runs) -> None:
@@ -139,10 +141,11 @@ def test_songs_go_on_and_are_mended_by_students_with_what_is_given_untouched(
 ) -> None:
     jukebox = Jukebox(runs, students=["student", "top=student"])
     first = jukebox.sample(
-        [SongRequest(id="first", seconds=2.0, seed=1, temperature=0.9)], out=tmp_path
+        [SongRequest(id="first", seconds=2.0, seed=1, temperature=0.9)],
+        sink=SongWriter(jukebox, tmp_path),
     )[0]
     record = json.loads((tmp_path / "first.json").read_text())
-    assert record["engine"] == {"exact": False, "students": {
+    assert record["decoding"] == {"exact": False, "students": {
         "top": "student 1,1", "middle": "student 0,1", "bottom": "student 0,1"
     }}  # fmt: skip
     assert {"top_student", "middle_student", "bottom_student"} <= set(record["weights"]) and not [

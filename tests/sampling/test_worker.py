@@ -68,7 +68,7 @@ def test_it_loads_once_and_again_only_when_a_file_of_the_runs_changed(
 def test_priors_that_do_not_fit_together_are_loaded_level_by_level(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker, "SHARE", 0.0)
+    monkeypatch.setattr(worker, "KEPT_MEMORY_SHARE", 0.0)
     standing = worker.SamplerServer(runs)
     assert standing.answer(order(tmp_path, id="large"))["state"] == "done"
     assert all(run.kept_prior is None for run in standing.jukebox().levels.values())
@@ -108,5 +108,7 @@ def test_its_output_is_answers_alone_and_it_ends_with_its_input(runs: Path, tmp_
 
 def test_a_line_in_is_a_line_out(runs: Path, tmp_path: Path) -> None:
     answers = io.StringIO()
-    worker.work(worker.SamplerServer(runs), [json.dumps(order(tmp_path, id="one")) + "\n"], answers)
+    worker.serve(
+        worker.SamplerServer(runs), [json.dumps(order(tmp_path, id="one")) + "\n"], answers
+    )
     assert answers.getvalue().count("\n") == 1 and json.loads(answers.getvalue())["state"] == "done"

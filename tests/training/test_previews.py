@@ -8,7 +8,7 @@ import pytest
 from fixtures.tiny_jukebox import write_runs
 from fixtures.tiny_runs import codes_and_preset, events, train
 
-from megajukebox.commands.preview import folders, requests
+from megajukebox.commands.preview import level_folders, preview_requests
 from megajukebox.records.events import PreviewWritten
 from megajukebox.training.previews import PreviewSampler, PreviewSettings
 
@@ -47,12 +47,16 @@ def test_a_run_is_heard_when_its_turn_comes_and_at_no_other_save(tmp_path):
 def test_a_top_prior_alone_is_heard_through_its_own_level(tmp_path):
     runs = write_runs(tmp_path / "runs")
     (runs / "middle_upsampler/model.json").unlink()
-    assert list(folders(runs / "top_prior", runs)) == ["top"]
+    assert list(level_folders(runs / "top_prior", runs)) == ["top"]
     with pytest.raises(ValueError, match="holds no trained middle prior, which is above this run"):
-        folders(runs / "bottom_upsampler", runs)
+        level_folders(runs / "bottom_upsampler", runs)
     with pytest.raises(ValueError, match="vqvae holds a vqvae; give the run of a prior"):
-        folders(runs / "vqvae", runs)
-    assert [r.artist for r in requests(runs / "top_prior", 1.0, 3)] == ["ilune", "orrin", "ilune"]
+        level_folders(runs / "vqvae", runs)
+    assert [r.artist for r in preview_requests(runs / "top_prior", 1.0, 3)] == [
+        "ilune",
+        "orrin",
+        "ilune",
+    ]
 
 
 def test_what_goes_wrong_there_is_told_and_nothing_else(tmp_path):

@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import (
-    AliasChoices,
     BaseModel,
     ConfigDict,
-    Field,
     FiniteFloat,
     JsonValue,
     ValidationError,
@@ -21,6 +19,7 @@ from pydantic import (
 from megajukebox.common.errors import UserError
 from megajukebox.common.levels import LEVELS
 from megajukebox.explorer.loaders.timed_lyrics import LyricLine, read_lyrics
+from megajukebox.records.sample_record import current_sample_record
 
 TRACKS = (*LEVELS, "reconstruction", "original")  # all recordings that a song can have
 DEPTH = 2  # folders between the one given and a sample
@@ -54,7 +53,7 @@ class LevelRecord(TolerantRecord):
 
     audio: str = ""
     codes: int | None = None
-    decoding: str = Field("", validation_alias=AliasChoices("decoding", "way"))  # way: version 0.1
+    decoding: str = ""
     wall_seconds: FiniteFloat | None = None
     tokens_per_second: FiniteFloat | None = None
 
@@ -164,7 +163,7 @@ def read_sample(path: Path, name: str) -> ListedSample:
     document = json.loads(content)
     if not isinstance(document, dict):
         raise ValueError(f"holds a {type(document).__name__}, not an object")
-    record = SampleRecord.model_validate(document)
+    record = SampleRecord.model_validate(current_sample_record(document))
     audio = {}
     for track in TRACKS:
         recording = recording_path(path.parent, record, track)

@@ -97,7 +97,7 @@ def command(sample: ListedSample) -> str:
         song = shlex.quote(str(reconstruction.get("song")))
         seconds = f"{sample.record.seconds:g}"
         return (
-            f"megajukebox sample {runs} --reconstruct {shards} --song {song}"
+            f"megajukebox reconstruct {runs} --data {shards} --song {song}"
             f" --seconds {seconds} --out again"
         )
     # No line of the JSON is a bare word, so none can end the heredoc.

@@ -1,13 +1,14 @@
 """From logits to codes: temperature, filters, and the noise that decides. argmax(log p + noise) is a sample of p.
 
-The noise is a hash of the place (noise.py), so the same logits give the same code in any batch, window or process.
-Logits themselves differ in their last bits with the shape of a matrix product. `Drawn.close` says where that could
-matter: where the two best codes, or the best one and the edge of a filter, are nearer than the logits' error, which
-guidance and a low temperature magnify.
+The noise is a hash of seed, level, position and code (gumbel_noise.py), so the same logits give the same code in any
+batch, window or process. Logits themselves differ in their last bits with the shape of a matrix product.
+`SampledTokens.near_tie` marks where that could matter: where the two best codes, or the best one and the boundary of a
+filter, are nearer than the logits' error, which guidance and a low temperature magnify.
 """
 
 # B songs   N positions   V vocabulary   G guided songs   M = B N
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 import torch
@@ -16,9 +17,10 @@ from torch import Tensor
 
 from megajukebox.sampling.decoding import gumbel_noise
 
-# By how much two logits may move against each other, in nats, if none is greater than ORDINARY; more in proportion.
-# Two ways to compute float32 logits were seen to differ by 2e-6 of the greatest (tests/sampling/test_decoder.py).
-NEAR_TIE_NATS, ORDINARY_LOGIT = 1e-4, 10.0
+# By how much two logits may move against each other, in nats, if none is greater than ORDINARY_LOGIT; more in
+# proportion. Two ways to compute float32 logits differed by 2e-6 of the greatest (tests/sampling/test_decoder.py).
+NEAR_TIE_NATS = 1e-4
+ORDINARY_LOGIT = 10.0
 
 
 class SampledTokens(NamedTuple):
@@ -29,32 +31,29 @@ class SampledTokens(NamedTuple):
 
 
 class TokenSamplerProtocol(Protocol):
-    """Draws codes of logits [B, N, V] at absolute positions [B, N] (codes since the start of the song)."""
+    """Samples codes from logits [B, N, V] at absolute positions [B, N] (codes since the start of the song)."""
 
     def __call__(
         self, logits_BNV: Tensor, position_BN: Tensor, *, gumbel: Tensor | None = None
     ) -> SampledTokens: ...
 
     def gumbel(self, position_BN: Tensor, codes: int) -> Tensor:
-        """The noise that decides there, for who wants to make that of several steps at once."""
+        """The noise [B, N, V] that decides there, for a caller that makes that of several steps at once."""
         ...
 
 
 @dataclass(frozen=True)
 class TokenSampler:
-    """How codes are drawn from logits, for each of B songs: whose noise decides, temperature and filters."""
+    """How codes are sampled from logits, for each of B songs: the key of its noise, temperature and filters."""
 
-    keys_B: Tensor  # int64, of `noise.keys`
+    keys_B: Tensor  # int64, of `noise_keys`
     temperature_B: Tensor
-    top_k_B: Tensor | None = None  # int64; 0: no limit
-    top_p_B: Tensor | None = None  # 0: no limit
+    filters: Mapping[str, Tensor] = field(default_factory=dict)  # name in FILTERS -> value [B]
 
     def select(self, songs_B: Tensor) -> "TokenSampler":
-        """The drawing of those songs, in that order; a song may come several times."""
-        top_k_B, top_p_B = (
-            None if value is None else value[songs_B] for value in (self.top_k_B, self.top_p_B)
-        )
-        return TokenSampler(self.keys_B[songs_B], self.temperature_B[songs_B], top_k_B, top_p_B)
+        """The sampler of those songs, in that order; a song may come several times."""
+        filters = {name: value_B[songs_B] for name, value_B in self.filters.items()}
+        return TokenSampler(self.keys_B[songs_B], self.temperature_B[songs_B], filters)
 
     def gumbel(self, position_BN: Tensor, codes: int) -> Tensor:
         return gumbel_noise.gumbel(self.keys_B[:, None], position_BN, codes)
@@ -67,41 +66,61 @@ class TokenSampler:
         *,
         gumbel: Tensor | None = None,
     ) -> SampledTokens:
-        """`error`: of the logits [B, N], if it is not the usual one of their size. `gumbel`: if it was made before."""
-        error_BN = logit_error(logits_BNV) if error_BN is None else error_BN
+        """Sample.
+
+        Args:
+            error_BN: error of the logits [B, N], if it is not the usual one of their size.
+            gumbel: the noise [B, N, V], if it was made before.
+        """
+        if error_BN is None:
+            error_BN = logit_error(logits_BNV)
         logits = logits_BNV.float() / self.temperature_B[:, None, None]
         error_BN = error_BN / self.temperature_B[:, None].clamp(max=1.0)
-        gumbel = self.gumbel(position_BN, logits.shape[-1]) if gumbel is None else gumbel
-        if self.top_k_B is None and self.top_p_B is None:
+        if gumbel is None:
+            gumbel = self.gumbel(position_BN, logits.shape[-1])
+        if not self.filters:
             best, codes = logits.add_(gumbel).topk(2)
             return SampledTokens(codes[..., 0], best[..., 0] - best[..., 1] < error_BN)
-        kept, unsure = self._filtered(logits, error_BN)
+        kept, unsure = self._apply_filters(logits, error_BN)
         best, codes = (kept + gumbel).topk(2)
         rival_BN = (logits + gumbel).masked_fill(~unsure, -torch.inf).amax(-1)
         nearest_BN = torch.maximum(best[..., 1], rival_BN)
         return SampledTokens(codes[..., 0], best[..., 0] - nearest_BN < error_BN)
 
-    def _filtered(self, logits_BNV: Tensor, error_BN: Tensor) -> tuple[Tensor, Tensor]:
+    def _apply_filters(self, logits_BNV: Tensor, error_BN: Tensor) -> tuple[Tensor, Tensor]:
         """The logits with what is filtered out at minus infinity; which codes an error could let in or out."""
-        size, logits, error_M = logits_BNV.shape[1], logits_BNV.flatten(0, 1), error_BN.flatten()
+        size = logits_BNV.shape[1]
+        logits = logits_BNV.flatten(0, 1)
+        error_M = error_BN.flatten()
         unsure = torch.zeros_like(logits, dtype=torch.bool)
-        if self.top_k_B is not None:
-            k_M = self.top_k_B.repeat_interleave(size)
-            unsure |= top_k_boundary(logits, k_M, error_M)
-            logits = top_k_filter(logits, k_M)
-        if self.top_p_B is not None:
-            p_M = self.top_p_B.repeat_interleave(size)
-            unsure |= unsure.any(1, keepdim=True)  # the mass of the others is unsure too
-            unsure |= top_p_boundary(logits, p_M, error_M)
-            logits = top_p_filter(logits, p_M)
+        for name, token_filter in FILTERS.items():
+            if name not in self.filters:
+                continue
+            value_M = self.filters[name].repeat_interleave(size)
+            # Where an earlier filter is unsure of one code, the mass of the others is unsure too.
+            unsure |= unsure.any(1, keepdim=True)
+            unsure |= token_filter.boundary(logits, value_M, error_M)
+            logits = token_filter.apply(logits, value_M)
         return logits.view_as(logits_BNV), unsure.view_as(logits_BNV)
 
 
 def logit_error(logits_BNV: Tensor) -> Tensor:
     """By how much two logits of a position may move against each other when computed in another way, [B, N]."""
-    return logits_BNV.abs().amax(-1).float().clamp(min=ORDINARY_LOGIT) * (
-        NEAR_TIE_NATS / ORDINARY_LOGIT
-    )
+    largest = logits_BNV.abs().amax(-1).float().clamp(min=ORDINARY_LOGIT)
+    return largest * (NEAR_TIE_NATS / ORDINARY_LOGIT)
+
+
+# ---- Filters --------------------------------------------------------------------------------------------------------
+
+
+class TokenFilter(NamedTuple):
+    """A filter over the vocabulary. Its name in FILTERS is the setting of a request that turns it on."""
+
+    # (logits [M, V], value [M]) -> logits with what is filtered out at minus infinity
+    apply: Callable[[Tensor, Tensor], Tensor]
+    # (logits [M, V], value [M], error [M]) -> which codes [M, V] an error of the logits could let in or out
+    boundary: Callable[[Tensor, Tensor, Tensor], Tensor]
+    off: float  # the value that filters nothing
 
 
 def top_k_filter(logits_BV: Tensor, k_B: Tensor) -> Tensor:
@@ -121,19 +140,22 @@ def top_p_filter(logits_BV: Tensor, p_B: Tensor) -> Tensor:
 
 
 def top_k_boundary(logits_MV: Tensor, k_M: Tensor, error_M: Tensor) -> Tensor:
-    """Which codes [M, V] the filter of the k greatest could keep or not, if logits moved by `error` against others."""
+    """Which codes [M, V] `top_k_filter` could keep or not, if logits moved by `error` [M] against others."""
     size = logits_MV.shape[1]
     ranked = logits_MV.sort(dim=1, descending=True).values
     cut = torch.where(k_M > 0, k_M, size).clamp(max=size)[:, None]
-    last, next_ = ranked.gather(1, cut - 1), ranked.gather(1, cut.clamp(max=size - 1))
+    last = ranked.gather(1, cut - 1)
+    next_ = ranked.gather(1, cut.clamp(max=size - 1))
     near = (logits_MV > last - error_M[:, None]) & (logits_MV < next_ + error_M[:, None])
     return near & (cut < size)
 
 
 def top_p_boundary(logits_MV: Tensor, p_M: Tensor, error_M: Tensor) -> Tensor:
-    """The same of the filter of probability p: for a code, what mass may stand before it at least and at most?"""
+    """Which codes [M, V] `top_p_filter` could keep or not: what mass may stand before a code at least and at most?"""
     ranked, order = logits_MV.sort(dim=1, descending=True)
-    mass, falling, error = ranked.softmax(1), -ranked, error_M[:, None]
+    mass = ranked.softmax(1)
+    falling = -ranked
+    error = error_M[:, None]
     before = F.pad(mass.cumsum(1), (1, 0))  # [M, V + 1], of the first so many codes
     least = before.gather(1, torch.searchsorted(falling, falling - error))
     most = before.gather(1, torch.searchsorted(falling, falling + error, right=True)) - mass
@@ -142,11 +164,21 @@ def top_p_boundary(logits_MV: Tensor, p_M: Tensor, error_M: Tensor) -> Tensor:
     return torch.empty_like(unsure).scatter(1, order, unsure)
 
 
+# In the order in which they apply. A new filter: an entry here, and a setting of its name in songs/requests.py.
+FILTERS: dict[str, TokenFilter] = {
+    "top_k": TokenFilter(top_k_filter, top_k_boundary, off=0),
+    "top_p": TokenFilter(top_p_filter, top_p_boundary, off=0.0),
+}
+
+
+# ---- Guidance -------------------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class ClassifierFreeGuidance:
-    """Draws the codes of B songs and G twins: the songs draw from guided logits, the twins follow their songs.
+    """Samples the codes of B songs from guided logits; each of G unconditional rows copies the codes of its song.
 
-    logits = untold + strength * (told - untold)          (Ho and Salimans 2022)
+    logits = unconditional + strength * (conditional - unconditional)          (Ho and Salimans 2022)
     """
 
     token_sampler: TokenSampler
@@ -159,18 +191,22 @@ class ClassifierFreeGuidance:
     def __call__(
         self, logits_BNV: Tensor, position_BN: Tensor, *, gumbel: Tensor | None = None
     ) -> SampledTokens:
-        guided = len(self.songs_G)
-        told_BNV, untold_GNV = logits_BNV.split([len(logits_BNV) - guided, guided])
+        songs = len(logits_BNV) - len(self.songs_G)
+        conditional_BNV = logits_BNV[:songs]
+        unconditional_GNV = logits_BNV[songs:]
         strength = self.strength_G[:, None, None]
-        guided_GNV = untold_GNV + strength * (told_BNV[self.songs_G] - untold_GNV)
-        error_BN, untold_error_GN = logit_error(logits_BNV).split([len(told_BNV), guided])
+        difference_GNV = conditional_BNV[self.songs_G] - unconditional_GNV
+        guided_GNV = unconditional_GNV + strength * difference_GNV
+        all_error = logit_error(logits_BNV)
+        error_BN = all_error[:songs]
         error_GN = (
             strength[..., 0].abs() * error_BN[self.songs_G]
-            + (1 - strength[..., 0]).abs() * untold_error_GN
+            + (1 - strength[..., 0]).abs() * all_error[songs:]
         )
-        logits, error = (
-            x.index_copy(0, self.songs_G, y)
-            for x, y in ((told_BNV, guided_GNV), (error_BN, error_GN))
+        sampled = self.token_sampler(
+            conditional_BNV.index_copy(0, self.songs_G, guided_GNV),
+            position_BN[:songs],
+            error_BN.index_copy(0, self.songs_G, error_GN),
+            gumbel=gumbel,
         )
-        drawn = self.token_sampler(logits, position_BN[: len(told_BNV)], error, gumbel=gumbel)
-        return SampledTokens(*(torch.cat([x, x[self.songs_G]]) for x in drawn))
+        return SampledTokens(*(torch.cat([x, x[self.songs_G]]) for x in sampled))

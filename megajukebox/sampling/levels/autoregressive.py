@@ -1,23 +1,28 @@
 """The autoregressive level samplers: windows in order, exactly; or all at once, each after a short run-up of its own.
 
-sequential   code by code                                         the reference, and best for many songs at once
-ahead        an int8 copy of the prior guesses, one pass decides  the same codes; best for a wide prior and few songs
-fixed_point  the last pass's codes are the guess                  the same codes
-across       the codes of `windows` are the guess                 the same codes
-windows      all windows of a song in lockstep                    other codes: a seam between windows (docs/decisions/0022)
+sequential        code by code                                          the reference, and best for many songs at once
+speculative       an int8 copy of the prior drafts, one pass verifies   the same codes; best for a wide prior, few songs
+jacobi            the codes of the last pass are the draft              the same codes
+jacobi_windows    the codes of `parallel_windows` are the draft         the same codes
+cuda_graph        code by code, a step replayed as a CUDA graph         the same codes
+parallel_windows  all windows of a song in lockstep                     other codes: a seam between windows
 """
 
 # B songs   M rows (a song and one of its windows)
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from megajukebox.common.errors import UserError
 from megajukebox.models.prior import Prior
+from megajukebox.records.sample_record import current_decoding
 from megajukebox.sampling.decoding.cuda_graph_rows import sample_window_cuda_graph
 from megajukebox.sampling.decoding.decoder import PackedPrior, WindowDecoder
+from megajukebox.sampling.decoding.token_sampling import ClassifierFreeGuidance
 from megajukebox.sampling.decoding.window_sampler import (
     SamplingWindow,
     sample_window,
@@ -32,8 +37,7 @@ from megajukebox.sampling.levels.level_windows import (
     window_spans,
 )
 
-WIDE_PRIOR = 512  # from this width on a step is so much reading of weights that an int8 copy is worth its guesses
-DECODINGS = ("sequential", "ahead", "fixed_point", "across", "rows", "windows")
+WIDE_PRIOR = 512  # from this width on a step is so much reading of weights that an int8 draft pays
 
 
 @dataclass
@@ -41,14 +45,11 @@ class Autoregressive:
     """Windows in order, all songs in lockstep."""
 
     prior: Prior
-    decoding: str = "sequential"
-    num_draft_tokens: int = 16  # codes that are guessed before one pass decides
     int8: bool = False  # rounded weights decide: not exact
     exact: bool = True
 
     def __post_init__(self) -> None:
         self.packed = PackedPrior(self.prior, self.int8)
-        self.rough = PackedPrior(self.prior, int8=True) if self.decoding == "ahead" else None
         self.exact = not self.int8
 
     @torch.inference_mode()
@@ -64,53 +65,72 @@ class Autoregressive:
     ) -> None:
         """Sample one window of every row; codes count as done row by row of the transformer."""
 
-        def note(t: int) -> None:
-            progress(
-                sum(self.write(job, row, window.tokens_BT[m], t) for m, row in enumerate(rows))
-            )
+        def write_back(t: int) -> None:
+            new = [self.write(job, row, window.tokens_BT[m], t) for m, row in enumerate(rows)]
+            progress(sum(new))
 
-        self.way_of(window)(self.packed, window, progress=note)
+        self.window_sampler()(self.packed, window, progress=write_back)
+
+    def window_sampler(self) -> Callable:
+        """What samples one window: called with (packed prior, window, progress)."""
+        return sample_window
 
     def write(self, job: LevelJob, row: WindowRow, tokens_T: Tensor, t: int) -> int:
-        """Hand on the row's own codes before position t of its window; how many of them are new."""
-        config, span = self.prior.config, row.span
-        first, end = (
-            config.prefix_tokens + span.new - span.start,
-            min(t, config.prefix_tokens + span.end - span.start),
-        )
-        # A model of one sequence may emit a lyric token where music belongs; that is read as code 0 (spec 7.5).
-        return (
-            job.write(row.song, span.new, (tokens_T[first:end] - config.shift).clamp(min=0))
-            if end > first
-            else 0
-        )
+        """Write the row's own codes before position t of its window to the job; how many of them are new.
 
-    def way_of(self, window: SamplingWindow) -> Callable:
-        if self.decoding == "ahead":
-            return partial(
-                sample_window_speculative, draft=self.guess, num_draft_tokens=self.num_draft_tokens
-            )
-        return sample_window_cuda_graph if self.decoding == "rows" else sample_window
-
-    def guess(self, decoder: WindowDecoder, window: SamplingWindow, t: int, end: int) -> int:
-        """Sample roughly, with the same noise: the same code nine times of ten or more. Steps cannot leave a row.
-
-        Not the last one: nothing is read after it, so the pass decides it without a guess.
+        window   |prefix|known|new ....|     a row's own codes are `new` .. `end` - 1 of the level
         """
-        assert self.rough is not None
+        config = self.prior.config
+        span = row.span
+        first = config.prefix_tokens + span.new - span.start
+        end = min(t, config.prefix_tokens + span.end - span.start)
+        if end <= first:
+            return 0
+        # A model of one sequence may emit a lyric token where music belongs; that is read as code 0 (spec 7.5).
+        return job.write(row.song, span.new, (tokens_T[first:end] - config.shift).clamp(min=0))
+
+
+@dataclass
+class CudaGraphDecoding(Autoregressive):
+    """Exact: the steps of a row are captured once and replayed, without a word from the host."""
+
+    def window_sampler(self) -> Callable:
+        return sample_window_cuda_graph
+
+
+@dataclass
+class SpeculativeDecoding(Autoregressive):
+    """Exact: an int8 copy of the prior drafts codes with the same noise, one pass of the prior verifies them."""
+
+    num_draft_tokens: int = 16  # codes drafted before a pass verifies them, at most
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.draft_model = PackedPrior(self.prior, int8=True)
+
+    def window_sampler(self) -> Callable:
+        return partial(
+            sample_window_speculative, draft=self.draft, num_draft_tokens=self.num_draft_tokens
+        )
+
+    def draft(self, decoder: WindowDecoder, window: SamplingWindow, t: int, end: int) -> int:
+        """Draft codes from t on: the same as the prior's nine times of ten or more. Steps cannot leave a row.
+
+        Not the last one: nothing is read after it, so the pass decides it without a draft.
+        """
         end = min(end, (t // decoder.row + 1) * decoder.row)
         for now in range(t, end - 1):
-            logits = decoder.step(self.rough, window.tokens_BT, now)
+            logits = decoder.step(self.draft_model, window.tokens_BT, now)
             write_tokens(window, now, window.sample(logits, now).codes)
         return end
 
 
 @dataclass
 class JacobiDecoding(Autoregressive):
-    """Exact: what a pass over a block of codes draws is the guess of the next pass, until it draws it again.
+    """Exact: what a pass over a block of codes samples is the draft of the next pass, until it samples it again.
 
-    Song by song: side by side they would wait for each other at every wrong guess. What `job.codes` holds where nothing
-    is known yet is the first guess.
+    Song by song: side by side they would wait for each other at every wrong draft. What `job.codes` holds where
+    nothing is known yet is the first draft.
     """
 
     num_draft_tokens: int = 128  # codes of a block at most
@@ -120,10 +140,10 @@ class JacobiDecoding(Autoregressive):
         for song in range(len(job.conditioning)):
             super().sample(job.for_song(song), progress)
 
-    def way_of(self, window: SamplingWindow) -> Callable:
+    def window_sampler(self) -> Callable:
         return partial(
             sample_window_speculative,
-            draft=lambda decoder, window, t, end: end,
+            draft=lambda decoder, window, t, end: end,  # the codes of the last pass are there
             num_draft_tokens=self.num_draft_tokens,
         )
 
@@ -148,66 +168,84 @@ class WindowParallelDecoding(Autoregressive):
 
     @torch.inference_mode()
     def sample(self, job: LevelJob, progress: Progress) -> None:
-        rows = [
-            WindowRow(song, span)
-            for span in self.spans(job.total)
-            for song in range(len(job.conditioning))
-        ]
-        rows = [
-            row
-            for row in rows
-            if not bool(job.known_BT[row.song, row.span.new : row.span.end].all())
-        ]
+        rows = []
+        for span in self.spans(job.total):
+            for song in range(len(job.conditioning)):
+                if not bool(job.known_BT[song, span.new : span.end].all()):
+                    rows.append(WindowRow(song, span))
         for first in range(0, len(rows), self.max_rows):
-            some = rows[first : first + self.max_rows]
-            window = build_window(self.prior, job, some)
-            prefix = self.prior.config.prefix_tokens
-            for m, row in enumerate(
-                some
-            ):  # the run-up must not depend on what a neighbour has done by now
-                run_up = slice(prefix, prefix + row.span.new - row.span.start)
-                window.known_BT[m, run_up] = job.prompt_BT[row.song, row.span.start : row.span.new]
-            for g, song in enumerate(
-                getattr(window.token_sampler, "songs_G", torch.zeros(0)).tolist()
-            ):
-                window.known_BT[len(some) + g] = window.known_BT[song]
-            self.run(job, some, window, progress)
+            batch = rows[first : first + self.max_rows]
+            window = build_window(self.prior, job, batch)
+            self._forget_run_ups(job, batch, window)
+            self.run(job, batch, window, progress)
+
+    def _forget_run_ups(self, job: LevelJob, rows: list[WindowRow], window: SamplingWindow) -> None:
+        """Of a run-up only the prompt is known: it must not depend on what a neighbour has sampled by now."""
+        prefix = self.prior.config.prefix_tokens
+        for m, row in enumerate(rows):
+            span = row.span
+            run_up = slice(prefix, prefix + span.new - span.start)
+            window.known_BT[m, run_up] = job.prompt_BT[row.song, span.start : span.new]
+        if isinstance(window.token_sampler, ClassifierFreeGuidance):
+            for g, m in enumerate(window.token_sampler.songs_G.tolist()):
+                window.known_BT[len(rows) + g] = window.known_BT[m]  # the unconditional row
 
     def spans(self, total: int) -> list[WindowSpan]:
-        window, run_up = self.prior.config.window, window_hop(self.prior.config, self.run_up)
+        window = self.prior.config.window
+        run_up = window_hop(self.prior.config, self.run_up)
         if total <= window:
             return [WindowSpan(0, 0, total)]
-        starts = range(0, total - run_up, window - run_up)
-        return [WindowSpan(s, s + run_up if s else 0, min(s + window, total)) for s in starts]
+        spans = []
+        for start in range(0, total - run_up, window - run_up):
+            new = start + run_up if start else 0
+            spans.append(WindowSpan(start, new, min(start + window, total)))
+        return spans
 
 
 @dataclass
 class JacobiAcrossWindows(JacobiDecoding):
-    """Exact: the codes of all windows at once are the guess; what a seam changed is settled again, window by window."""
+    """Exact: the codes of all windows at once are the draft; what a seam changed is settled again, window by window."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        wide = (
-            self.prior.config.transformer.width >= WIDE_PRIOR
-            and self.prior.head.weight.device.type == "cpu"
-        )
-        self.windows = WindowParallelDecoding(self.prior, int8=self.int8 or wide)
+        wide = self.prior.config.transformer.width >= WIDE_PRIOR
+        on_cpu = self.prior.head.weight.device.type == "cpu"
+        self.draft_windows = WindowParallelDecoding(self.prior, int8=self.int8 or (wide and on_cpu))
 
     @torch.inference_mode()
     def sample(self, job: LevelJob, progress: Progress) -> None:
-        guess = replace(job, codes_BT=job.codes_BT.clone(), known_BT=job.known_BT.clone())
-        self.windows.sample(guess, lambda count: progress(0))
-        job.codes_BT.copy_(guess.codes_BT)
+        draft = replace(job, codes_BT=job.codes_BT.clone(), known_BT=job.known_BT.clone())
+        self.draft_windows.sample(draft, lambda count: progress(0))
+        job.codes_BT.copy_(draft.codes_BT)
         super().sample(job, progress)
 
 
-def build_level_sampler(prior: Prior, way: str, **settings) -> LevelSampler:
-    """The level sampler of that name. ValueError if there is none."""
-    if way not in DECODINGS:
-        raise ValueError(f"sampler {way!r} is unknown; choose one of {', '.join(DECODINGS)}")
-    own = {
-        "fixed_point": JacobiDecoding,
-        "windows": WindowParallelDecoding,
-        "across": JacobiAcrossWindows,
-    }
-    return own[way](prior, **settings) if way in own else Autoregressive(prior, way, **settings)
+class Decoding(NamedTuple):
+    """A way to sample a level: `build(prior, **settings)` makes its level sampler."""
+
+    build: Callable[..., LevelSampler]
+    exact: bool = True  # the codes are those of `sequential`
+    windows_in_lockstep: bool = False  # takes memory for all windows of a song at once
+
+
+# A new decoding takes an entry here: `--decoding`, requests, memory_budget.py and records follow.
+DECODINGS: dict[str, Decoding] = {
+    "sequential": Decoding(Autoregressive),
+    "speculative": Decoding(SpeculativeDecoding),
+    "jacobi": Decoding(JacobiDecoding),
+    "jacobi_windows": Decoding(JacobiAcrossWindows, windows_in_lockstep=True),
+    "cuda_graph": Decoding(CudaGraphDecoding),
+    "parallel_windows": Decoding(WindowParallelDecoding, exact=False, windows_in_lockstep=True),
+}
+
+
+def build_level_sampler(prior: Prior, decoding: str, **settings) -> LevelSampler:
+    """The level sampler of that name; names of version 0.1 are accepted.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    name = current_decoding(decoding)
+    if name not in DECODINGS:
+        raise UserError(f"decoding {decoding!r} is unknown; choose one of {', '.join(DECODINGS)}")
+    return DECODINGS[name].build(prior, **settings)

@@ -1,45 +1,65 @@
-"""Which way a level is sampled: what a user asked for, or the quickest that was measured."""
+"""How each level is decoded: as the user asked, or by the decoding that was measured to be the fastest."""
 
 from dataclasses import dataclass
 from typing import Any
 
+from megajukebox.common.errors import UserError
 from megajukebox.models.prior import Prior
-from megajukebox.sampling.levels.autoregressive import WIDE_PRIOR
+from megajukebox.records.sample_record import current_decoding
+from megajukebox.sampling.levels.autoregressive import DECODINGS, WIDE_PRIOR
 
-FEW = 8  # songs up to which the guesses of an int8 copy are quicker than all songs in lockstep
-FEWER = 4  # songs up to which one after another by `fixed_point` is
+AUTO = "auto"
+# Measured on CPUs (docs/decisions/0022):
+MAX_SPECULATIVE_SONGS = 8  # up to here an int8 draft is faster than all songs in lockstep
+MAX_JACOBI_SONGS = 4  # up to here one song after another by `jacobi` is
 
 
 @dataclass(frozen=True)
 class DecodingPolicy:
-    """How levels are sampled. `exact`: the codes are those of the plain sequential sampler, whatever way is taken."""
+    """How levels are sampled; `decoding` is "auto" or a name of DECODINGS for every level (0.1's are accepted).
 
-    exact: bool = True
-    decoding: str = "auto"  # or one of autoregressive.WAYS, for every level
-    int8: bool = False  # weights rounded to 8 bits: quicker, not exact
+    Raises:
+        UserError: no such decoding, or `exact=False` beside one that is exact.
+    """
+
+    exact: bool = True  # the codes are those of sequential decoding
+    decoding: str = AUTO
+    int8: bool = False  # weights rounded to 8 bits: faster, not exact
+
+    def __post_init__(self) -> None:
+        name = current_decoding(self.decoding)
+        object.__setattr__(self, "decoding", name)  # the dataclass is frozen
+        if name not in (AUTO, *DECODINGS):
+            raise UserError(
+                f"decoding {name!r} is unknown; choose auto or one of {', '.join(DECODINGS)}"
+            )
+        if not self.exact and name != AUTO and DECODINGS[name].exact:
+            raise UserError(
+                f"--no-exact decodes by parallel_windows, not {name}; leave one of the two out"
+            )
 
     def decoding_of(self, level: str, songs: int, prior: Prior | None) -> str:
-        """The way measured to be the quickest for so many songs and a prior of that size (docs/decisions/0022)."""
-        if self.decoding != "auto":
+        """The decoding of a level: what was asked for, or the fastest for so many songs and a prior of that size."""
+        if self.decoding != AUTO:
             return self.decoding
         if not self.exact and level != "top":
-            return "windows"
+            return "parallel_windows"
         if prior is None or self.int8 or prior.head.weight.device.type != "cpu":
             return "sequential"
-        if level != "top" and songs <= FEWER:  # the top's codes depend too much on each other
-            return "fixed_point"
-        return (
-            "ahead"
-            if prior.config.transformer.width >= WIDE_PRIOR and songs <= FEW
-            else "sequential"
-        )
+        if (
+            level != "top" and songs <= MAX_JACOBI_SONGS
+        ):  # the top's codes depend too much on each other
+            return "jacobi"
+        if prior.config.transformer.width >= WIDE_PRIOR and songs <= MAX_SPECULATIVE_SONGS:
+            return "speculative"
+        return "sequential"
 
     def facts(self) -> dict[str, Any]:
-        """What decides about the codes: two engines of the same facts make the same songs."""
-        exact = self.exact and not self.int8 and self.decoding != "windows"
-        return (
-            {"exact": True} if exact else {"exact": False, "way": self.decoding, "int8": self.int8}
-        )
+        """What decides about the codes: two policies of the same facts give the same songs."""
+        decoding_is_exact = self.decoding == AUTO or DECODINGS[self.decoding].exact
+        if self.exact and not self.int8 and decoding_is_exact:
+            return {"exact": True}
+        return {"exact": False, "decoding": self.decoding, "int8": self.int8}
 
 
 FASTEST = DecodingPolicy()

@@ -1,7 +1,7 @@
-"""Songs in the making, in <out>/.unfinished: their codes so far, to go on after an interruption, and who is at them.
+"""Unfinished songs, in <out>/.unfinished: their codes so far, to resume after an interruption, and who works on them.
 
-<id>.npz     codes of each level and which of them are done; of which request, weights and engine they are
-<id>.claim   the process that is at it; touched as it goes on, so that one that died is known by its age
+<id>.npz     codes of each level and which of them are sampled; the key of the request, weights and decoding
+<id>.claim   the process that works on it; touched meanwhile, so that one that died is known by the file's age
 """
 
 # T codes of a level
@@ -17,66 +17,69 @@ import numpy as np
 import psutil
 
 from megajukebox.common.files import make_folder, write_atomic
+from megajukebox.records.sample_record import current_song_key
 from megajukebox.sampling.songs.prompt_sources import KnownCodes
 
-STALE_SECONDS = (
-    120.0  # seconds without a touch after which a claim counts as that of a dead process
-)
+FOLDER = ".unfinished"
+STALE_SECONDS = 120.0  # without a touch, after which a claim counts as that of a dead process
+CODES_PREFIX = "codes_"  # of the arrays of a level's codes [T]
+MASK_PREFIX = "done_"  # of the packed bits [T] that say which of them are known
 
 
 class ResumeStore:
-    """The folder of the songs in the making of `out`."""
+    """The folder of the unfinished songs of `out`."""
 
     def __init__(self, out: Path, stale: float = STALE_SECONDS):
-        self.folder, self.stale = out / ".unfinished", stale
+        self.folder = out / FOLDER
+        self.stale = stale
         make_folder(self.folder)
 
-    # ---- Codes so far ------------------------------------------------------------------------------------------------
+    # ---- Codes so far -----------------------------------------------------------------------------------------------
 
     def save(self, song: str, key: dict[str, Any], known: KnownCodes) -> None:
-        """Keep what is known by now of a song; `key` says of which request and weights."""
-        arrays: dict[str, Any] = {
-            f"codes_{level}": c.astype(np.uint16) for level, c in known.codes.items()
-        }
-        arrays |= {f"done_{level}": np.packbits(s) for level, s in known.mask.items()}
+        """Save the codes of a song that are known by now; `key` fixes request, weights and decoding."""
+        arrays: dict[str, Any] = {"key": np.array(json.dumps(key, sort_keys=True))}
+        for level, codes_T in known.codes.items():
+            arrays[CODES_PREFIX + level] = codes_T.astype(np.uint16)
+            arrays[MASK_PREFIX + level] = np.packbits(known.mask[level])
         file = io.BytesIO()
-        np.savez(file, key=np.array(json.dumps(key, sort_keys=True)), **arrays)
+        np.savez(file, **arrays)
         write_atomic(self.folder / f"{song}.npz", file.getvalue())
 
     def load(self, song: str, key: dict[str, Any]) -> KnownCodes | None:
-        """What an earlier attempt at the same song had done; None if there is nothing, or of something else."""
+        """What an interrupted attempt at the same song saved; None if there is nothing, or of another key."""
+        known = KnownCodes()
         try:
             with np.load(self.folder / f"{song}.npz", allow_pickle=False) as stored:
-                if str(stored["key"]) != json.dumps(key, sort_keys=True):
+                stored_key = current_song_key(json.loads(str(stored["key"])))
+                if stored_key != json.loads(json.dumps(key)):  # as JSON has it: lists, no tuples
                     return None
-                levels = [
-                    name.removeprefix("codes_")
-                    for name in stored.files
-                    if name.startswith("codes_")
-                ]
-                codes = {level: stored[f"codes_{level}"].astype(np.int64) for level in levels}
-                stays = {
-                    n: np.unpackbits(stored[f"done_{n}"], count=len(codes[n])).astype(bool)
-                    for n in levels
-                }
-                return KnownCodes(codes, stays)
-        except (OSError, ValueError, KeyError):
+                for name in stored.files:
+                    if not name.startswith(CODES_PREFIX):
+                        continue
+                    level = name.removeprefix(CODES_PREFIX)
+                    codes_T = stored[name].astype(np.int64)
+                    bits = np.unpackbits(stored[MASK_PREFIX + level], count=len(codes_T))
+                    known.codes[level] = codes_T
+                    known.mask[level] = bits.astype(bool)
+        except (OSError, ValueError, KeyError):  # a torn or damaged file: the song starts again
             return None
+        return known
 
     def remove(self, song: str) -> None:
-        for ending in ("npz", "claim"):
-            (self.folder / f"{song}.{ending}").unlink(missing_ok=True)
+        for suffix in ("npz", "claim"):
+            (self.folder / f"{song}.{suffix}").unlink(missing_ok=True)
 
     # ---- Claims ------------------------------------------------------------------------------------------------------
 
     def claim(self, song: str) -> bool:
-        """Whether the song is this process's to make now; not if another one is at it."""
+        """Claim the song for this process; False if another living process works on it."""
         path = self.folder / f"{song}.claim"
         if path.exists() and not self.is_claimed(song):
-            gone = path.with_suffix(f".{socket.gethostname()}-{os.getpid()}")
+            taken = path.with_suffix(f".{socket.gethostname()}-{os.getpid()}")
             try:
-                os.rename(path, gone)  # of several that see it stale, one succeeds
-                gone.unlink()
+                os.rename(path, taken)  # of several that see it stale, one succeeds
+                taken.unlink()
             except FileNotFoundError:
                 return False
         try:
@@ -87,15 +90,16 @@ class ResumeStore:
         return True
 
     def is_claimed(self, song: str) -> bool:
-        """Whether some process is at the song: its claim is young, and if it is one of this machine, it runs."""
+        """Whether a process works on the song: its claim is young, and if it is of this machine, it runs."""
         path = self.folder / f"{song}.claim"
         try:
-            age, owner = time.time() - path.stat().st_mtime, json.loads(path.read_text() or "{}")
+            age = time.time() - path.stat().st_mtime
+            owner = json.loads(path.read_text() or "{}")
         except (OSError, ValueError):
             return path.exists()  # being written just now
-        return age < self.stale and (
-            owner.get("host") != socket.gethostname() or _runs(owner.get("pid", 0))
-        )
+        if age >= self.stale:
+            return False
+        return owner.get("host") != socket.gethostname() or _runs(owner.get("pid", 0))
 
     def touch(self, song: str) -> None:
         path = self.folder / f"{song}.claim"
@@ -107,7 +111,7 @@ class ResumeStore:
 
 
 def _runs(pid: int) -> bool:
-    """Whether a process of this machine is at work; one that died may still be listed until its parent looks."""
+    """Whether a process of this machine runs; one that died may be listed until its parent reaps it."""
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
