@@ -1,4 +1,4 @@
-"""Give the weights of a run folder (or of a folder of them) to other programs.
+"""Export the weights of a run folder, or of a folder of them, for other programs.
 
     megajukebox export runs/jukebox_5b_lyrics --to weights                          # safetensors and JSON
     megajukebox export runs/jukebox_5b_lyrics --to weights --layout openai          # OpenAI's four .pth.tar files
@@ -34,18 +34,15 @@ def main(
     runs: Annotated[
         Path, typer.Argument(help="A run folder, or a folder with vqvae, top_prior, ...")
     ],
-    to: Annotated[Path, typer.Option(help="Folder for the files.")],
+    to: Annotated[Path, typer.Option(help="Folder for the exported files.")],
     layout: Annotated[Layout, typer.Option(help="Names and format of the files.")] = Layout.plain,
 ) -> None:
-    """Write the weights of RUNS in a layout that other programs read."""
-    try:
-        files = EXPORTS[layout](runs, to)
-        notices = {run.facts["licence"] for run in open_runs(runs) if run.facts.get("licence")}
-    except ValueError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from None
-    for line in [*map(str, files), *notices]:
-        typer.echo(line)
+    """Export the weights of runs in a layout that other programs read."""
+    for file in EXPORTS[layout](runs, to):
+        print(file)
+    for notice in {run.facts.get("licence") for run in open_runs(runs)}:
+        if notice:
+            print(notice)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Make run folders of Jukebox checkpoints that you have: OpenAI's files, or Hugging Face's copy of them.
+"""Import Jukebox checkpoints that you have as run folders: OpenAI's files, or Hugging Face's copy of them.
 
     megajukebox import vqvae.pth.tar prior_level_*.pth.tar --to runs/jukebox_5b_lyrics
     megajukebox import jukebox-1b-lyrics/ --to runs/jukebox_1b_lyrics --labels ids/          # Hugging Face's folder
@@ -15,39 +15,36 @@ import typer
 import yaml
 
 from megajukebox.common.command_line import run_command
+from megajukebox.common.errors import UserError
 from megajukebox.interop.jukebox_weights import NOTICE, import_weights
 
 
 def main(
     files: Annotated[list[Path], typer.Argument(help="Checkpoints, or folders with them.")],
-    to: Annotated[Path, typer.Option(help="Folder for the runs: vqvae, top_prior, and so on.")],
+    to: Annotated[Path, typer.Option(help="Folder for the run folders: vqvae, top_prior, ...")],
     labels: Annotated[
-        Path | None, typer.Option(help="Folder with OpenAI's lists v2_artist_ids.txt and so on.")
+        Path | None, typer.Option(help="Folder with OpenAI's lists: v2_artist_ids.txt, ...")
     ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", help="name=value of a hyper-parameter, under OpenAI's name."),
+        typer.Option("--set", help="A hyper-parameter as name=value, under OpenAI's name."),
     ] = None,
 ) -> None:
-    """Turn checkpoints of OpenAI's Jukebox into run folders."""
-    try:
-        made = import_weights(files, to, dict(map(setting, settings or [])), labels)
-    except ValueError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from None
-    for part, folder in made.items():
-        typer.echo(f"{part}: {folder}")
-    typer.echo(NOTICE)
+    """Import checkpoints of OpenAI's Jukebox as run folders."""
+    folders = import_weights(files, to, dict(map(parse_setting, settings or [])), labels)
+    for part, folder in folders.items():
+        print(f"{part}: {folder}")
+    print(NOTICE)
 
 
-def setting(text: str) -> tuple[str, Any]:
+def parse_setting(text: str) -> tuple[str, Any]:
     """`name=value` with a YAML value; commas make a list, as in `downs_t=3,2,2`."""
     name, equals, value = text.partition("=")
     if not equals or not name:
-        raise ValueError(f"--set {text} is not name=value")
-    return name, yaml.safe_load(
-        f"[{value}]" if "," in value and not value.startswith("[") else value
-    )
+        raise UserError(f"--set {text} is not name=value")
+    if "," in value and not value.startswith("["):
+        value = f"[{value}]"
+    return name, yaml.safe_load(value)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megajukebox.common.errors import UserError
 from megajukebox.common.model_files import StoredTensors
 from megajukebox.interop.hugging_face import from_hugging_face, last_convolutions
 
@@ -20,16 +21,16 @@ TOP = 2  # Hugging Face counts the priors from the top, OpenAI levels from the b
 
 @dataclass(frozen=True)
 class ForeignCheckpoint:
-    """One model in some files: its tensors under OpenAI's names, and what else the files tell.
+    """One model in some files: its tensors under OpenAI's names, and what else the files say about it.
 
-    As `read_checkpoints` gives it the tensors have shape and dtype alone (meta), so that many models can be planned
-    without holding any; a `Reader` opens the files again.
+    `read_checkpoints` returns tensors with shape and dtype alone (meta), so that many models can be planned without
+    holding any; a `Reader` opens the files again.
     """
 
     files: tuple[Path, ...]
     kind: str  # "vqvae" or "prior"
     tensors: Mapping[str, Tensor]
-    level: int | None = None  # the reference's number, 0 = bottom; None = the file does not say
+    level: int | None = None  # the reference's number, 0 = bottom; None: unknown
     hps: dict[str, Any] = field(default_factory=dict)
     step: int = 0
     layout: str = "openai"  # or "hugging_face"
@@ -48,97 +49,94 @@ class ForeignCheckpoint:
 def read_checkpoints(paths: Sequence[Path]) -> list[ForeignCheckpoint]:
     """Every model in the files, which may be OpenAI's (one model each) or Hugging Face's (a whole set in pieces).
 
-    ValueError for a file that is none of them, is damaged, or would need code to run.
+    Raises:
+        UserError: a file is none of them, is damaged, or would need code to run.
     """
     models: list[ForeignCheckpoint] = []
     pieces: dict[str, Tensor] = {}
     for path in paths:
-        found = _outline_of(path)  # one file at a time in memory
-        if isinstance(found, ForeignCheckpoint):
-            models.append(found)
+        content = _open(path)  # one file at a time in memory
+        if isinstance(content, ForeignCheckpoint):
+            models.append(_outline(content))
         else:
-            _add_pieces(pieces, path, found)
-    return models + [_outline(checkpoint) for checkpoint in _hugging_face(tuple(paths), pieces)]
+            _add_pieces(pieces, path, content)
+        del content
+    models += map(_outline, _hugging_face(tuple(paths), pieces))
+    return models
 
 
 class Reader:
     """The tensors of a checkpoint, one after another. Pages read from a mapped file are let go from time to time."""
 
     def __init__(self, checkpoint: ForeignCheckpoint):
-        self._checkpoint, self._read = checkpoint, 0
-        self._tensors = _live(checkpoint)
+        self._checkpoint = checkpoint
+        self._bytes_read = 0
+        self._tensors = _mapped_tensors(checkpoint)
         self._mapped = all(
             path.suffix == ".safetensors" or _is_zip(path) for path in checkpoint.files
         )
 
     def __call__(self, name: str) -> Tensor:
-        if self._mapped and self._read > RELEASE_AFTER:
-            self._tensors, self._read = (
-                {},
-                0,
-            )  # unmapped here, so that what was read no longer counts as ours
-            self._tensors = _live(self._checkpoint)
+        if self._mapped and self._bytes_read > RELEASE_AFTER:
+            self._tensors = {}  # unmapped here, so that what was read no longer counts as ours
+            self._bytes_read = 0
+            self._tensors = _mapped_tensors(self._checkpoint)
         tensor = self._tensors[name]
-        self._read += tensor.nbytes
+        self._bytes_read += tensor.nbytes
         return tensor
 
 
-def _live(checkpoint: ForeignCheckpoint) -> Mapping[str, Tensor]:
+def _mapped_tensors(checkpoint: ForeignCheckpoint) -> Mapping[str, Tensor]:
     """The tensors themselves; those of a zip or safetensors file stay on disk until they are touched."""
     pieces: dict[str, Tensor] = {}
     for path in checkpoint.files:
-        found = _open(path)
-        if isinstance(found, ForeignCheckpoint):
-            return found.tensors
-        _add_pieces(pieces, path, found)
-    key = checkpoint.kind, checkpoint.level
-    return next(
-        c.tensors for c in _hugging_face(checkpoint.files, pieces) if (c.kind, c.level) == key
-    )
-
-
-def _outline_of(path: Path) -> ForeignCheckpoint | dict[str, Tensor]:
-    found = _open(path)
-    return _outline(found) if isinstance(found, ForeignCheckpoint) else found
+        content = _open(path)
+        if isinstance(content, ForeignCheckpoint):
+            return content.tensors
+        _add_pieces(pieces, path, content)
+    for other in _hugging_face(checkpoint.files, pieces):
+        if (other.kind, other.level) == (checkpoint.kind, checkpoint.level):
+            return other.tensors
+    raise KeyError(f"{checkpoint.path} no longer holds the {checkpoint.kind} it held before")
 
 
 def _outline(checkpoint: ForeignCheckpoint) -> ForeignCheckpoint:
-    tensors = checkpoint.tensors
-    one, other = tensors.get("prior.x_emb.weight"), tensors.get("prior.x_out.weight")
-    tied = one is not None and (
-        other is None or one.data_ptr() == other.data_ptr() or torch.equal(one, other)
-    )
-    outline = {
-        name: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
-        for name, tensor in tensors.items()
-    }
-    return replace(checkpoint, tensors=outline, tied=tied)
+    """The checkpoint without its numbers: shapes and precisions on the meta device."""
+    outline = {}
+    for name, tensor in checkpoint.tensors.items():
+        outline[name] = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+    return replace(checkpoint, tensors=outline, tied=_is_tied(checkpoint.tensors))
+
+
+def _is_tied(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a prior's output matrix is its embedding: not stored, the same memory, or the same numbers."""
+    embedding = tensors.get("prior.x_emb.weight")
+    output = tensors.get("prior.x_out.weight")
+    if embedding is None or output is None:
+        return embedding is not None
+    return embedding.data_ptr() == output.data_ptr() or torch.equal(embedding, output)
 
 
 def _open(path: Path) -> ForeignCheckpoint | dict[str, Tensor]:
     """OpenAI's model with its tensors, or the tensors of a file in Hugging Face's layout under their names there."""
     content = read_file(path)
     state = _state(path, content)
-    return (
-        state
-        if all(HUGGING_FACE.fullmatch(name) for name in state)
-        else _openai(path, content, state)
-    )
+    if all(HUGGING_FACE.fullmatch(name) for name in state):
+        return state
+    return _openai(path, content, state)
 
 
-def _add_pieces(pieces: dict[str, Tensor], path: Path, found: dict[str, Tensor]) -> None:
-    twice = pieces.keys() & found.keys()
+def _add_pieces(pieces: dict[str, Tensor], path: Path, more: dict[str, Tensor]) -> None:
+    twice = sorted(pieces.keys() & more.keys())
     if twice:
-        raise ValueError(
-            f"{path} repeats {sorted(twice)[0]}, which another file holds; give each file once"
-        )
-    pieces.update(found)
+        raise UserError(f"{path} repeats {twice[0]}, which another file holds; give each file once")
+    pieces.update(more)
 
 
 def read_file(path: Path) -> Any:
     """The content of a file of weights: only tensors and plain values are let in. Tensors stay on disk if possible."""
     if not path.is_file():
-        raise ValueError(
+        raise UserError(
             f"{path} is not a file; give checkpoints (.pth.tar, .bin, .safetensors) or their folder"
         )
     if path.suffix == ".safetensors":
@@ -153,7 +151,7 @@ def read_file(path: Path) -> Any:
             why = "holds more than tensors and plain values; nothing in it was run"
         else:
             why = "is damaged or not a checkpoint; fetch it again"
-        raise ValueError(f"{path} {why} ({_gist(error)})") from None
+        raise UserError(f"{path} {why} ({_gist(error)})") from None
 
 
 def _is_zip(path: Path) -> bool:
@@ -162,13 +160,11 @@ def _is_zip(path: Path) -> bool:
 
 
 def _gist(error: Exception) -> str:
-    """The telling line of an error: torch's unpickler writes a page around it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = next(
-        (line for line in lines if "WeightsUnpickler error" in line),
-        lines[0] if lines else "no detail",
-    )
-    return f"{type(error).__name__}: {told.split(' Please use')[0]}"[:300]
+    """The line of an error that names its cause: torch's unpickler writes a page around it."""
+    lines = str(error).strip().splitlines() or ["no detail"]
+    causes = [line for line in lines if "WeightsUnpickler error" in line]
+    cause = (causes or lines)[0].strip().split(" Please use")[0]
+    return f"{type(error).__name__}: {cause}"[:300]
 
 
 def _state(path: Path, content: Any) -> dict[str, Tensor]:
@@ -177,49 +173,53 @@ def _state(path: Path, content: Any) -> dict[str, Tensor]:
     if isinstance(content, dict) and isinstance(content.get("model"), Mapping):
         state = content["model"]
     if not isinstance(state, Mapping) or not state:
-        raise ValueError(
+        raise UserError(
             f"{path} holds no weights of Jukebox: expected tensors, or `model` with tensors"
         )
     if isinstance(state, StoredTensors):
-        return {name: state[name] for name in state}
-    wrong = [
-        name
-        for name, value in state.items()
-        if not isinstance(name, str) or not isinstance(value, Tensor)
-    ]
-    if wrong:
-        raise ValueError(f"{path} holds no weights of Jukebox: {wrong[0]!r} is not a named tensor")
-    return {name.removeprefix("module."): tensor for name, tensor in state.items()}
+        return dict(state.items())
+    tensors = {}
+    for name, value in state.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise UserError(f"{path} holds no weights of Jukebox: {name!r} is not a named tensor")
+        tensors[name.removeprefix("module.")] = value
+    return tensors
 
 
 def _openai(path: Path, content: Any, state: dict[str, Tensor]) -> ForeignCheckpoint:
     facts = content if isinstance(content, dict) and "model" in content else {}
-    hps, step = facts.get("hps"), facts.get("step")
+    hps = facts.get("hps")
     hps = dict(hps) if isinstance(hps, Mapping) else {}
+    step = facts.get("step")
     tensors, stack = _one_stack_name(state)
     kind = _kind(path, tensors)
-    level = _level(path, hps) if kind == "prior" else None
     return ForeignCheckpoint(
-        (path,), kind, tensors, level, hps, step if isinstance(step, int) else 0, "openai", stack
+        files=(path,),
+        kind=kind,
+        tensors=tensors,
+        level=_level(path, hps) if kind == "prior" else None,
+        hps=hps,
+        step=step if isinstance(step, int) else 0,
+        stack=stack,
     )
 
 
 def _kind(path: Path, tensors: Mapping[str, Tensor]) -> str:
-    vqvae = any(name.startswith("bottleneck.level_blocks.") for name in tensors)
-    prior = "prior.x_emb.weight" in tensors
-    if vqvae == prior:
+    is_vqvae = any(name.startswith("bottleneck.level_blocks.") for name in tensors)
+    is_prior = "prior.x_emb.weight" in tensors
+    if is_vqvae == is_prior:
         some = ", ".join(sorted(tensors)[:3])
-        raise ValueError(
+        raise UserError(
             f"{path} is neither a VQ-VAE nor a prior of Jukebox; its tensors are {some}, ..."
         )
-    return "vqvae" if vqvae else "prior"
+    return "vqvae" if is_vqvae else "prior"
 
 
 def _level(path: Path, hps: dict[str, Any]) -> int | None:
-    """The level that the file's hyper-parameters and its name speak of; they must not disagree."""
+    """The level in the file's hyper-parameters or in its name; both must agree."""
     named = re.search(r"level_?(\d)", path.name)
     if named and "level" in hps and int(named[1]) != hps["level"]:
-        raise ValueError(
+        raise UserError(
             f"{path} is a prior of level {hps['level']} but is named as one of level {named[1]}; rename it"
         )
     return hps.get("level", int(named[1]) if named else None)
@@ -228,8 +228,14 @@ def _level(path: Path, hps: dict[str, Any]) -> int | None:
 def _one_stack_name(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
     """Conditioners saved without checkpointing call their stacks `model`, not `blocks`; here they are `blocks`."""
     other = re.compile(r"(conditioner_blocks\.0\.cond\.model\.\d+\.0)\.model\.(\d+\.model\.)")
-    stack = "model" if any(other.match(name) for name in state) else "blocks"
-    return {other.sub(r"\1.blocks.\2", name): tensor for name, tensor in state.items()}, stack
+    stack = "blocks"
+    renamed = {}
+    for name, tensor in state.items():
+        new_name = other.sub(r"\1.blocks.\2", name)
+        renamed[new_name] = tensor
+        if new_name != name:
+            stack = "model"
+    return renamed, stack
 
 
 def _hugging_face(
@@ -238,10 +244,11 @@ def _hugging_face(
     """The models of a set in Hugging Face's layout: `vqvae.` and `priors.0.` (top) to `priors.2.` (bottom)."""
     models: dict[tuple[str, int | None], dict[str, Tensor]] = {}
     for name, tensor in pieces.items():
-        found = HUGGING_FACE.fullmatch(name)
-        assert found is not None
-        key = ("prior", TOP - int(found[2])) if found[2] else ("vqvae", None)
-        models.setdefault(key, {})[found[3]] = tensor
+        match = HUGGING_FACE.fullmatch(name)
+        assert match is not None
+        _, number, rest_of_name = match.groups()
+        key = ("prior", TOP - int(number)) if number else ("vqvae", None)
+        models.setdefault(key, {})[rest_of_name] = tensor
     for (kind, level), tensors in models.items():
         yield ForeignCheckpoint(
             paths, kind, _openai_names(paths[0], tensors), level, layout="hugging_face"
@@ -249,10 +256,11 @@ def _hugging_face(
 
 
 def _openai_names(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    lasts, renamed = last_convolutions(tensors), {}
+    lasts = last_convolutions(tensors)
+    renamed = {}
     for name, tensor in tensors.items():
         openai = from_hugging_face(name, lasts)
         if openai is None:
-            raise ValueError(f"{path}: {name} is not a tensor of Jukebox in Hugging Face's layout")
+            raise UserError(f"{path}: {name} is not a tensor of Jukebox in Hugging Face's layout")
         renamed[openai] = tensor
     return renamed

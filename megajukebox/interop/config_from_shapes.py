@@ -1,10 +1,10 @@
-"""From the names and shapes of a checkpoint (and its hyper-parameters, where they alone can tell) to our configs."""
+"""Our configs from the names and shapes of a checkpoint, and from its hyper-parameters where shapes cannot tell."""
 
 import re
 from collections.abc import Mapping
-from math import prod
 from typing import Any
 
+from megajukebox.common.errors import UserError
 from megajukebox.interop.hps import Hps
 from megajukebox.interop.tensor_names import SCHEDULE_OF_ORDER
 from megajukebox.models.attention import schedule
@@ -35,22 +35,25 @@ def vqvae_config(shapes: Shapes, given: Hps) -> VQVAEConfig:
     )
     levels = count(shapes, r"bottleneck\.level_blocks\.(\d+)\.k")
     codes, code_width = look(shapes, "bottleneck.level_blocks.0.k", given.where)
-    first = "encoders.{}.level_blocks.0.model.0."
-    widths = [look(shapes, first.format(i) + "0.weight", given.where)[0] for i in range(levels)]
-    depths = [
-        count(shapes, re.escape(first.format(i)) + r"1\.model\.(\d+)\.") for i in range(levels)
-    ]
+    widths: list[int] = []
+    depths: list[int] = []
+    downs: list[int] = []
+    strides: list[int] = []
+    for level in range(levels):
+        first = f"encoders.{level}.level_blocks.0.model.0."
+        widths.append(look(shapes, f"{first}0.weight", given.where)[0])
+        depths.append(count(shapes, re.escape(first) + r"1\.model\.(\d+)\."))
+        # The coarsest encoder has a stage for every level.
+        stage = f"encoders.{levels - 1}.level_blocks.{level}.model."
+        downs.append(count(shapes, re.escape(stage) + r"(\d+)\.0\."))
+        strides.append(look(shapes, f"{stage}0.0.weight", given.where)[2] // 2)
     multipliers = _multipliers(widths, depths, given.get("hvqvae_multipliers"))
-    hidden = look(shapes, first.format(0) + "1.model.0.model.1.weight", given.where)[0]
-    stage = f"encoders.{levels - 1}.level_blocks.{{}}.model."
+    hidden_name = "encoders.0.level_blocks.0.model.0.1.model.0.model.1.weight"
+    hidden = look(shapes, hidden_name, given.where)[0]
     return VQVAEConfig(
         sample_rate=given["sr"],
-        down=tuple(
-            count(shapes, re.escape(stage.format(i)) + r"(\d+)\.0\.") for i in range(levels)
-        ),
-        stride=tuple(
-            look(shapes, stage.format(i) + "0.0.weight", given.where)[2] // 2 for i in range(levels)
-        ),
+        down=tuple(downs),
+        stride=tuple(strides),
         multipliers=multipliers,
         width=widths[0] // multipliers[0],
         depth=depths[0] // multipliers[0],
@@ -72,15 +75,16 @@ def loss_config(given: Hps) -> ReconstructionLoss:
     """The reference's `loss_fn` and weights as weights of our terms."""
     kind = given["loss_fn"]
     if kind not in ("l1", "l2", "linf", "lmix"):
-        raise ValueError(
+        raise UserError(
             f"{given.where}: loss_fn {kind!r} is unknown; it is one of l1, l2, linf, lmix"
         )
-    weights: dict[str, Any] = {
-        term: given[f"lmix_{term}"] if kind == "lmix" else float(kind == term)
-        for term in ("l1", "l2", "linf")
-    }
+    weights: dict[str, Any] = {}
+    for term in ("l1", "l2", "linf"):
+        weights[term] = given[f"lmix_{term}"] if kind == "lmix" else float(kind == term)
     sizes = zip(
-        *(given[f"multispec_loss_{name}"] for name in ("n_fft", "hop_length", "window_size"))
+        given["multispec_loss_n_fft"],
+        given["multispec_loss_hop_length"],
+        given["multispec_loss_window_size"],
     )
     return ReconstructionLoss(
         **weights,
@@ -94,34 +98,39 @@ def loss_config(given: Hps) -> ReconstructionLoss:
 def _multipliers(widths: list[int], depths: list[int], given: Any) -> tuple[int, ...]:
     """What every level multiplies the basic width and depth by: as given if that fits, else by the smallest numbers."""
     given = tuple(given or ())
-    if (
-        len(given) == len(widths)
-        and len({(w / m, d / m) for w, d, m in zip(widths, depths, given)}) == 1
-    ):
+    if len(given) == len(widths) and _are_equal(widths, given) and _are_equal(depths, given):
         return given
     for base in range(min(widths), 0, -1):
-        found = tuple(w // base for w in widths)
-        if all(w % base == 0 for w in widths) and len({d / m for d, m in zip(depths, found)}) == 1:
-            return found
-    raise ValueError(
+        multipliers = tuple(width // base for width in widths)
+        are_whole = all(width % base == 0 for width in widths)
+        if are_whole and _are_equal(depths, multipliers):
+            return multipliers
+    raise UserError(
         f"widths {widths} and depths {depths} of the levels are no multiples of one width and depth"
     )
 
 
+def _are_equal(numbers: list[int], multipliers: tuple[int, ...]) -> bool:
+    """Whether all numbers are the same after division by their multipliers."""
+    return len({number / multiplier for number, multiplier in zip(numbers, multipliers)}) == 1
+
+
 def prior_config(shapes: Shapes, given: Hps, level: str, hop: int) -> PriorConfig:
-    """`level` by our name; `hop` audio samples per code, which the VQ-VAE's file tells."""
+    """The config of a prior. `level`: our name of it; `hop`: audio samples per code, from the VQ-VAE's file."""
     positions, width = look(shapes, "prior.pos_emb.pos_emb", given.where)
     tokens = look(shapes, "prior.x_emb.weight", given.where)[0]
     given.require(["sr"])
     joint = bool(given.get("single_enc_dec", False))
     lyrics = _lyrics(shapes, given, joint)
-    prefix, extra = (lyrics.tokens, lyrics.size) if joint and lyrics else (0, 0)
+    if joint and lyrics:  # one sequence and one vocabulary for lyrics and music
+        positions -= lyrics.tokens
+        tokens -= lyrics.size
     return PriorConfig(
         level=level,
         sample_rate=given["sr"],
         hop=hop,
-        codebook_size=tokens - extra,
-        window=positions - prefix,
+        codebook_size=tokens,
+        window=positions,
         transformer=_transformer(shapes, given, "prior", width),
         separate_head=bool(given["merged_decoder"]),
         conditions=_labels(shapes, given),
@@ -133,11 +142,13 @@ def prior_config(shapes: Shapes, given: Hps, level: str, hop: int) -> PriorConfi
 
 def _transformer(shapes: Shapes, given: Hps, model: str, width: int) -> TransformerConfig:
     theirs = "prime_" if model == "prime_prior" else ""
-    given.require([f"{theirs}{name}" for name in ("heads", "blocks", "attn_order", "res_scale")])
+    needed = ("heads", "blocks", "attn_order", "res_scale")
+    given.require([f"{theirs}{name}" for name in needed])
     layers = f"{model}.transformer._attn_mods"
-    depth, order = count(shapes, re.escape(layers) + r"\.(\d+)\."), given[f"{theirs}attn_order"]
+    depth = count(shapes, re.escape(layers) + r"\.(\d+)\.")
+    order = given[f"{theirs}attn_order"]
     if order not in SCHEDULE_OF_ORDER:
-        raise ValueError(
+        raise UserError(
             f"{given.where}: {theirs}attn_order {order} cannot be sampled from; known are {list(SCHEDULE_OF_ORDER)}"
         )
     _check_order(shapes, given.where, layers, order, depth)
@@ -158,16 +169,18 @@ def _transformer(shapes: Shapes, given: Hps, model: str, width: int) -> Transfor
 
 
 def _check_order(shapes: Shapes, where: str, layers: str, order: int, depth: int) -> None:
-    """The layers that read lyrics are told apart by their weights, so a wrong order shows."""
-    said = {
-        d
-        for d, pattern in enumerate(schedule(SCHEDULE_OF_ORDER[order], depth))
-        if pattern == "lyrics"
-    }
-    found = {d for d in range(depth) if f"{layers}.{d}.attn.c_enc_kv.w" in shapes}
-    if said != found:
-        raise ValueError(
-            f"{where}: by attn_order {order} layers {sorted(said)} read lyrics, by its tensors {sorted(found)}"
+    """Compare the layers that read lyrics by the order with those that have weights for it."""
+    by_order: list[int] = []
+    by_tensors: list[int] = []
+    for layer, pattern in enumerate(schedule(SCHEDULE_OF_ORDER[order], depth)):
+        if pattern == "lyrics":
+            by_order.append(layer)
+        if f"{layers}.{layer}.attn.c_enc_kv.w" in shapes:
+            by_tensors.append(layer)
+    if by_order != by_tensors:
+        raise UserError(
+            f"{where}: by attn_order {order} layers {by_order} read lyrics,"
+            f" by its tensors {by_tensors}"
         )
 
 
@@ -233,27 +246,34 @@ def _lyrics(shapes: Shapes, given: Hps, joint: bool) -> LyricsConfig | None:
 
 def hops(downs: Any, strides: Any) -> tuple[int, ...]:
     """Audio samples per code of each level, finest first."""
-    return tuple(
-        prod(s**d for s, d in zip(strides[: i + 1], downs[: i + 1])) for i in range(len(downs))
-    )
+    hop = 1
+    hop_of_level = []
+    for down, stride in zip(downs, strides):
+        hop *= stride**down
+        hop_of_level.append(hop)
+    return tuple(hop_of_level)
 
 
 def count(shapes: Shapes, pattern: str) -> int:
-    """How many different numbers stand in the group of `pattern` among the names."""
-    found = (re.match(pattern, name) for name in shapes)
-    return len({match[1] for match in found if match})
+    """How many different numbers the group of `pattern` matches among the names."""
+    numbers = set()
+    for name in shapes:
+        match = re.match(pattern, name)
+        if match:
+            numbers.add(match[1])
+    return len(numbers)
 
 
 def look(shapes: Shapes, name: str, where: str) -> tuple[int, ...]:
+    """The shape of a tensor; UserError if the checkpoint `where` does not have it."""
     if name not in shapes:
-        raise ValueError(f"{where} lacks {name}; it is not whole, or not a model of Jukebox")
+        raise UserError(f"{where} lacks {name}; it is not whole, or not a model of Jukebox")
     return shapes[name]
 
 
 def ratio(part: int, whole: int, likely: float) -> float:
     """A number r with int(r * whole) == part: the likely one if it fits."""
-    return (
-        likely
-        if int(likely * whole) == part
-        else next(r for r in (part / whole, (part + 0.5) / whole) if int(r * whole) == part)
-    )
+    for candidate in (likely, part / whole, (part + 0.5) / whole):
+        if int(candidate * whole) == part:
+            return candidate
+    raise AssertionError(f"no ratio gives {part} of {whole}")

@@ -1,7 +1,7 @@
 """Our run folders in OpenAI's and in Hugging Face's layout, without loss: the tables of the import read backwards."""
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megajukebox.common.errors import UserError
 from megajukebox.common.files import atomic_open, make_folder
 from megajukebox.common.levels import LEVELS, RUN_FOLDERS
 from megajukebox.common.model_files import (
@@ -17,6 +18,7 @@ from megajukebox.common.model_files import (
     PendingTensor,
     StoredTensors,
     load_weights,
+    read_facts,
     write_safetensors,
 )
 from megajukebox.conditioning.tokenizers import LYRICS_MODEL
@@ -27,6 +29,7 @@ from megajukebox.models.prior import PriorConfig
 from megajukebox.models.vqvae import VQVAEConfig
 
 PLAIN = (WEIGHTS, "vocabularies.json", LYRICS_MODEL, FACTS)
+COPY_BLOCK_BYTES = 4 << 20
 TOP = 2  # Hugging Face counts the priors from the top
 
 
@@ -40,39 +43,45 @@ class ExportedRun:
     config: VQVAEConfig | PriorConfig
     level: int | None  # the reference's number
 
-    @property
-    def table(self) -> list[TensorMapping]:
+    def table(self, stack: str = "blocks") -> list[TensorMapping]:
+        """Its tensors; `stack`: what an OpenAI file calls a conditioner's residual stacks, `blocks` or `model`."""
         if isinstance(self.config, VQVAEConfig):
             return vqvae_table(self.config)
-        return prior_table(self.config, self.facts.get("imported", {}).get("stack", "blocks"))
+        return prior_table(self.config, stack)
 
     def pending(self, entry: TensorMapping) -> PendingTensor:
-        """One of their tensors; what is left out on purpose is the tied second reference to the embedding."""
+        """One of their tensors. A mapping without a name of ours is the second reference to a tied embedding."""
         ours = entry.ours or "input.tokens.weight"
-        slice_ = self.stored[ours]
-        changed = slice_.t() if entry.change == "transpose" else slice_
-        return PendingTensor(changed.dtype, tuple(changed.shape), lambda: changed)
+        tensor = self.stored[ours]
+        if entry.change == "transpose":
+            tensor = tensor.t()
+        return PendingTensor(tensor.dtype, tuple(tensor.shape), lambda: tensor)
 
 
 def open_runs(path: Path) -> list[ExportedRun]:
-    """The models in a run folder, or in a folder of them. ValueError if there are none."""
-    folders = [path] if (path / FACTS).is_file() else [path / name for name in RUN_FOLDERS.values()]
+    """The models in a run folder, or in a folder of them. UserError if there are none."""
+    folders = [path, *(path / name for name in RUN_FOLDERS.values())]
     folders = [folder for folder in folders if (folder / FACTS).is_file()]
     if not folders:
-        raise ValueError(
-            f"{path} holds no exported model; give a run folder, or a folder with {', '.join(RUN_FOLDERS.values())}"
+        raise UserError(
+            f"{path} holds no exported model; give a run folder, or a folder with"
+            f" {', '.join(RUN_FOLDERS.values())}"
         )
-    vqvae = next((run for run in map(_open, folders) if isinstance(run.config, VQVAEConfig)), None)
-    levels = (
-        vqvae.config.levels if vqvae and isinstance(vqvae.config, VQVAEConfig) else LEVELS[::-1]
-    )
+    if folders[0] == path:
+        folders = [path]
+    levels: tuple[str, ...] = LEVELS[::-1]  # finest first, as in the reference
+    for folder in folders:
+        facts = read_facts(folder)
+        if facts["kind"] == "vqvae":
+            levels = VQVAEConfig(**facts["config"]).levels
     return [_open(folder, levels) for folder in folders]
 
 
-def _open(folder: Path, levels: tuple[str, ...] = LEVELS[::-1]) -> ExportedRun:
+def _open(folder: Path, levels: tuple[str, ...]) -> ExportedRun:
+    """The model of one run folder; `levels` of its VQ-VAE, finest first, number a prior's."""
     facts, stored = load_weights(folder)
     if facts["kind"] not in ("vqvae", "prior"):
-        raise ValueError(
+        raise UserError(
             f"{folder} holds a {facts['kind']}; the reference has only VQ-VAEs and priors"
         )
     if facts["kind"] == "vqvae":
@@ -88,44 +97,44 @@ def export_openai(path: Path, to: Path) -> list[Path]:
 
 
 def _openai(run: ExportedRun, to: Path) -> Path:
-    hps = run.facts.get("imported", {}).get("hps") or reference_hps(run.config, run.level)
+    """Write one model as OpenAI's file; returns its path."""
+    imported = run.facts.get("imported", {})
+    hps = imported.get("hps") or reference_hps(run.config, run.level)
     if "grown_from" in run.facts:
         hps = {**hps, "y_bins": reference_hps(run.config, run.level)["y_bins"]}
     model: dict[str, Tensor] = {}
-    for entry in run.table:
-        tied = entry.ours is None  # the reference's files name one piece of memory twice
-        model[entry.theirs] = (
-            model["prior.x_emb.weight"] if tied else run.pending(entry).make().contiguous()
-        )
+    for entry in run.table(imported.get("stack", "blocks")):
+        if entry.ours is None:  # tied: the reference's files name one piece of memory twice
+            model[entry.theirs] = model["prior.x_emb.weight"]
+        else:
+            model[entry.theirs] = run.pending(entry).make().contiguous()
+    content = {"hps": as_tuples(hps), "model": model, "opt": None, "step": run.facts["step"]}
     file = to / ("vqvae.pth.tar" if run.level is None else f"prior_level_{run.level}.pth.tar")
     with atomic_open(file) as out:
-        torch.save(
-            {"hps": as_tuples(hps), "model": model, "opt": None, "step": run.facts["step"]}, out
-        )
+        torch.save(content, out)
     return file
 
 
 def as_tuples(hps: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON knows no tuples; the reference has no lists."""
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in hps.items()}
+    """The hyper-parameters with tuples for lists: JSON has no tuples, the reference has no lists."""
+    changed = dict(hps)
+    for name, value in hps.items():
+        if isinstance(value, list):
+            changed[name] = tuple(value)
+    return changed
 
 
 def export_hugging_face(path: Path, to: Path) -> list[Path]:
     """One safetensors file with all models at `path`, under Hugging Face's names; one tensor is in memory at a time."""
     make_folder(to)
-    tensors = {name: pending for run in open_runs(path) for name, pending in _hugging_face(run)}
+    tensors: dict[str, PendingTensor] = {}
+    for run in open_runs(path):
+        prefix = "vqvae" if run.level is None else f"priors.{TOP - run.level}"
+        for entry in run.table():
+            tensors[f"{prefix}.{to_hugging_face(entry.theirs)}"] = run.pending(entry)
     with atomic_open(to / WEIGHTS) as out:
         write_safetensors(out, tensors)
     return [to / WEIGHTS]
-
-
-def _hugging_face(run: ExportedRun) -> Iterator[tuple[str, PendingTensor]]:
-    prefix = "vqvae" if run.level is None else f"priors.{TOP - run.level}"
-    table = (
-        vqvae_table(run.config) if isinstance(run.config, VQVAEConfig) else prior_table(run.config)
-    )
-    for entry in table:
-        yield f"{prefix}.{to_hugging_face(entry.theirs)}", run.pending(entry)
 
 
 def export_plain(path: Path, to: Path) -> list[Path]:
@@ -134,8 +143,10 @@ def export_plain(path: Path, to: Path) -> list[Path]:
     for run in open_runs(path):
         folder = to / run.folder.name
         make_folder(folder)
-        for source in (run.folder / name for name in PLAIN if (run.folder / name).is_file()):
-            with open(source, "rb") as file, atomic_open(folder / source.name) as out:
-                shutil.copyfileobj(file, out, 1 << 22)
-            copies.append(folder / source.name)
+        for name in PLAIN:
+            source = run.folder / name
+            if source.is_file():
+                with open(source, "rb") as file, atomic_open(folder / name) as out:
+                    shutil.copyfileobj(file, out, COPY_BLOCK_BYTES)
+                copies.append(folder / name)
     return copies

@@ -1,9 +1,11 @@
-"""Hyper-parameters under the reference's names, asked of several sources in turn; one error names all that lack."""
+"""Hyper-parameters under the reference's names, looked up in several sources; one error names all that are missing."""
 
 from collections.abc import Mapping
 from typing import Any
 
-# What a file trained from says of the VQ-VAE is not to be believed in a prior's file: it holds the defaults there.
+from megajukebox.common.errors import UserError
+
+# A prior's file also has these, but with the reference's defaults: only the VQ-VAE's own file is right about them.
 OF_THE_VQVAE = frozenset(
     (
         "levels",
@@ -46,10 +48,11 @@ HARMLESS = {
 
 
 class Hps:
-    """`sources` are asked in order; `HARMLESS` comes last. `where` names the file in errors."""
+    """Looks a name up in `sources`, in this order, and in `HARMLESS` last. `where` names the file in errors."""
 
     def __init__(self, where: str, *sources: Mapping[str, Any]):
-        self.where, self._sources = where, (*sources, HARMLESS)
+        self.where = where
+        self._sources = (*sources, HARMLESS)
 
     def __contains__(self, name: str) -> bool:
         return any(name in source for source in self._sources)
@@ -59,12 +62,16 @@ class Hps:
         return self.get(name)
 
     def get(self, name: str, default: Any = None) -> Any:
-        return next((source[name] for source in self._sources if name in source), default)
+        for source in self._sources:
+            if name in source:
+                return source[name]
+        return default
 
     def require(self, names: list[str]) -> None:
+        """Raise UserError with all of `names` that no source has."""
         missing = [name for name in names if name not in self]
         if missing:
-            raise ValueError(
+            raise UserError(
                 f"{self.where} does not say {', '.join(missing)}, and it has the shapes of no released model; "
                 f"give them, as in --set {missing[0]}=VALUE"
             )
@@ -80,8 +87,9 @@ UNSUPPORTED = {
 
 
 def refuse_unsupported(given: Hps) -> None:
+    """Raise UserError for a model with a part that megajukebox does not have."""
     for name, supported in UNSUPPORTED.items():
         if bool(given.get(name, supported)) != supported:
-            raise ValueError(
+            raise UserError(
                 f"{given.where} was made with {name} {given[name]}, which megajukebox does not have"
             )

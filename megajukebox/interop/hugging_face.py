@@ -45,14 +45,17 @@ VQVAE = (
 
 
 def _transformer(theirs: str, ours: str) -> tuple[tuple[str, str], ...]:
-    layer, same = f"{theirs}.transformer._attn_mods.{{d}}", f"{ours}.transformer._attn_mods.{{d}}"
-    dense = ("attn.c_attn", "attn.c_enc_kv", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+    layer = f"{theirs}.transformer._attn_mods.{{d}}"
+    same = f"{ours}.transformer._attn_mods.{{d}}"
+    dense: list[tuple[str, str]] = []
+    for name in ("attn.c_attn", "attn.c_enc_kv", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"):
+        dense.append((f"{layer}.{name}.w", f"{same}.{name}.weight"))
+        dense.append((f"{layer}.{name}.b", f"{same}.{name}.bias"))
     return (
         (f"{theirs}.x_emb.weight", f"{ours}.embed_tokens.weight"),
         (f"{theirs}.pos_emb.pos_emb", f"{ours}.pos_emb.pos_emb"),
         (f"{theirs}.start_token", f"{ours}.start_token"),
-        *((f"{layer}.{name}.w", f"{same}.{name}.weight") for name in dense),
-        *((f"{layer}.{name}.b", f"{same}.{name}.bias") for name in dense),
+        *dense,
         (f"{layer}.ln_{{k}}.{{leaf}}", f"{same}.layer_norm_{{k}}.{{leaf}}"),
     )
 
@@ -114,9 +117,9 @@ def last_convolutions(names: Iterable[str]) -> dict[tuple[int, int], int]:
     """How often each stage (level, stage) of the encoders halves, read from Hugging Face's names."""
     lasts: dict[tuple[int, int], int] = {}
     for name in names:
-        found = re.match(r"encoders\.(\d+)\.level_blocks\.(\d+)\.downsample_block\.(\d+)\.", name)
-        if found:
-            level, stage, n = map(int, found.groups())
+        match = re.match(r"encoders\.(\d+)\.level_blocks\.(\d+)\.downsample_block\.(\d+)\.", name)
+        if match:
+            level, stage, n = map(int, match.groups())
             lasts[level, stage] = max(lasts.get((level, stage), 0), n // 2 + 1)
     return lasts
 
@@ -124,17 +127,23 @@ def last_convolutions(names: Iterable[str]) -> dict[tuple[int, int], int]:
 def _match(pattern: str, name: str) -> dict[str, int | str] | None:
     """The values of the pattern's variables if `name` fits it."""
     values: dict[str, int | str] = {}
-    words, parts = pattern.replace(".", " ").split(), name.split(".")
+    words = pattern.split(".")
+    parts = name.split(".")
     if len(words) != len(parts):
         return None
-    return values if all(_fits(word, part, values) for word, part in zip(words, parts)) else None
+    for word, part in zip(words, parts):
+        if not _fits(word, part, values):
+            return None
+    return values
 
 
 def _fits(word: str, part: str, values: dict[str, int | str]) -> bool:
+    """Whether a part of a name fits a word of a pattern; its variable's value goes into `values`."""
     head, brace, variable = word.partition("{")
     if not brace:
         return word == part
-    variable, text = variable[:-1], part[len(head) :]
+    variable = variable[:-1]
+    text = part[len(head) :]
     if not part.startswith(head) or not text:
         return False
     if variable == "leaf":
@@ -152,10 +161,12 @@ def _fits(word: str, part: str, values: dict[str, int | str]) -> bool:
 
 
 def _write(pattern: str, values: dict[str, int | str]) -> str:
-    def value(found: re.Match) -> str:
-        linear = LINEAR.fullmatch(found[1])
+    """The pattern with the values of its variables."""
+
+    def value(match: re.Match) -> str:
+        linear = LINEAR.fullmatch(match[1])
         if linear is None:
-            return str(values[found[1]])
+            return str(values[match[1]])
         return str(2 * int(values[linear[1]]) + int(linear[2] or 0))
 
     return re.sub(r"\{([^}]+)\}", value, pattern)

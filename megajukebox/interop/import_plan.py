@@ -1,4 +1,4 @@
-"""What would be imported: which model each file holds, and the proof that its tensors and ours are the same set."""
+"""The plan of an import: which model each file holds, and a check that its tensors and ours are the same set."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from megajukebox.common.errors import UserError
 from megajukebox.common.levels import RUN_FOLDERS
 from megajukebox.common.model_files import PendingTensor
 from megajukebox.interop.checkpoints import ForeignCheckpoint
@@ -37,17 +38,31 @@ def plan(
     settings: Mapping[str, Any],
     vqvae: VQVAEConfig | None = None,
 ) -> list[Part]:
-    """What would be imported. Every tensor of the files and of our models is accounted for, in name and shape."""
-    parts = [vqvae_part(c, settings) for c in checkpoints if c.kind == "vqvae"]
+    """The parts of an import, the VQ-VAE first. `vqvae`: the one imported before, which one of `checkpoints` replaces.
+
+    Raises:
+        UserError: a tensor of the files or of our models is left over or has another shape, two files hold the same
+            part, or a prior does not belong to the VQ-VAE.
+    """
+    parts: list[Part] = []
+    for checkpoint in checkpoints:
+        if checkpoint.kind == "vqvae":
+            parts.append(vqvae_part(checkpoint, settings))
     if parts:
         config = parts[0].config
         assert isinstance(config, VQVAEConfig)
         vqvae = config
-    parts += [prior_part(c, settings, vqvae) for c in checkpoints if c.kind == "prior"]
+    for checkpoint in checkpoints:
+        if checkpoint.kind == "prior":
+            parts.append(prior_part(checkpoint, settings, vqvae))
+    by_name: dict[str, Part] = {}
     for part in parts:
-        same = [other.checkpoint.path for other in parts if other.name == part.name]
-        if len(same) > 1:
-            raise ValueError(f"{same[0]} and {same[1]} both hold the {part.name}; give one of them")
+        first = by_name.setdefault(part.name, part)
+        if first is not part:
+            raise UserError(
+                f"{first.checkpoint.path} and {part.checkpoint.path} both hold the {part.name};"
+                " give one of them"
+            )
     return parts
 
 
@@ -64,39 +79,40 @@ def vqvae_part(checkpoint: ForeignCheckpoint, settings: Mapping[str, Any]) -> Pa
 def prior_part(
     checkpoint: ForeignCheckpoint, settings: Mapping[str, Any], vqvae: VQVAEConfig | None
 ) -> Part:
-    shapes, where = checkpoint.shapes, str(checkpoint.path)
+    shapes = checkpoint.shapes
+    where = str(checkpoint.path)
     number = settings.get("level", checkpoint.level)
     released = like_released_prior(shapes, number)
-    said = {name: value for name, value in checkpoint.hps.items() if name not in OF_THE_VQVAE}
-    given = Hps(where, settings, said, {"merged_decoder": not checkpoint.tied}, released)
-    given.require(["level"] if number is None else [])
-    number = given["level"] if number is None else number
+    own_hps = {name: value for name, value in checkpoint.hps.items() if name not in OF_THE_VQVAE}
+    given = Hps(where, settings, own_hps, {"merged_decoder": not checkpoint.tied}, released)
+    if number is None:
+        number = given["level"]
     refuse_unsupported(given)
     all_hops = _hops(given, vqvae, bool(released))
     level = _level_name(where, number, len(all_hops), "conditioner_blocks.0.x_emb.weight" in shapes)
     config = prior_config(shapes, given, level, all_hops[number])
-    if (
-        vqvae is not None and config.timing is None
-    ):  # then the rate changes no number, and files often hold a default
+    if vqvae is not None and config.timing is None:
+        # Without timing the sample rate changes no number, and files often hold a default.
         config = config.model_copy(update={"sample_rate": vqvae.sample_rate})
     _check_against_vqvae(where, config, all_hops, number, vqvae)
     part = Part(level, checkpoint, config, prior_table(config))
     check_cover(part)
     if not config.separate_head and "prior.x_out.weight" in shapes and not checkpoint.tied:
-        raise ValueError(
+        raise UserError(
             f"{where}: prior.x_out differs from prior.x_emb, but a model without merged_decoder has them as one"
         )
     return part
 
 
 def _hops(given: Hps, vqvae: VQVAEConfig | None, released: bool) -> tuple[int, ...]:
+    """Audio samples per code of each level, finest first."""
     if vqvae is not None:
         return tuple(vqvae.hops.values())
     if "downs_t" in given and "strides_t" in given:
         return hops(given["downs_t"], given["strides_t"])
     if released:
         return HOPS
-    raise ValueError(
+    raise UserError(
         f"{given.where} does not tell how many samples a code stands for; import its VQ-VAE with it, "
         "or give --set downs_t=3,2,2 --set strides_t=2,2,2"
     )
@@ -105,15 +121,17 @@ def _hops(given: Hps, vqvae: VQVAEConfig | None, released: bool) -> tuple[int, .
 def _level_name(where: str, number: int, levels: int, has_upper: bool) -> str:
     """Our name of the reference's level `number` of `levels`; the top is the one that reads no level above."""
     if not 0 <= number < levels:
-        raise ValueError(
+        raise UserError(
             f"{where} is a prior of level {number}, but its VQ-VAE has levels 0 to {levels - 1}"
         )
     if has_upper == (number == levels - 1):
         what = "reads the codes of a level above" if has_upper else "reads no level above"
-        raise ValueError(
+        raise UserError(
             f"{where} {what}, so it is not the prior of level {number} of {levels}; give the right --set level="
         )
-    return "top" if not has_upper else "bottom" if number == 0 else "middle"
+    if not has_upper:
+        return "top"
+    return "bottom" if number == 0 else "middle"
 
 
 def _check_against_vqvae(
@@ -123,21 +141,20 @@ def _check_against_vqvae(
     number: int,
     vqvae: VQVAEConfig | None,
 ) -> None:
-    if (
-        config.upsampler_conditioner
-        and config.upsampler_conditioner.ratio * all_hops[number] != all_hops[number + 1]
-    ):
-        raise ValueError(
-            f"{where} reads one code above for {config.upsampler_conditioner.ratio} of its own, but the VQ-VAE's hops are {all_hops}; "
-            "they are of different models"
+    upper = config.upsampler_conditioner
+    if upper and upper.ratio * all_hops[number] != all_hops[number + 1]:
+        raise UserError(
+            f"{where} reads one code above for {upper.ratio} of its own,"
+            f" but the VQ-VAE's hops are {all_hops}; they are of different models"
         )
-    if vqvae is not None and (vqvae.codebook_size, vqvae.sample_rate) != (
-        config.codebook_size,
-        config.sample_rate,
-    ):
-        raise ValueError(
-            f"{where} is for {config.codebook_size} codes at {config.sample_rate} Hz, its VQ-VAE has {vqvae.codebook_size} "
-            f"at {vqvae.sample_rate} Hz; they are of different models"
+    if vqvae is None:
+        return
+    ours = (config.codebook_size, config.sample_rate)
+    theirs = (vqvae.codebook_size, vqvae.sample_rate)
+    if ours != theirs:
+        raise UserError(
+            f"{where} is for {ours[0]} codes at {ours[1]} Hz, its VQ-VAE has {theirs[0]}"
+            f" at {theirs[1]} Hz; they are of different models"
         )
 
 
@@ -151,74 +168,70 @@ def empty_model(config: VQVAEConfig | PriorConfig) -> nn.Module:
 
 
 def check_cover(part: Part) -> None:
-    """The table names every tensor of the file once and every tensor of our model once, and their shapes agree."""
-    theirs, table = part.checkpoint.shapes, part.table
-    ours = {
-        name: tuple(tensor.shape) for name, tensor in empty_model(part.config).state_dict().items()
-    }
-    wanted = {entry.theirs for entry in table}
-    optional = {entry.theirs for entry in table if entry.ours is None}
+    """Check that the table names every tensor of the file once and every tensor of our model once, in one shape."""
+    theirs = part.checkpoint.shapes
     where = str(part.checkpoint.path)
-    _refuse(where, "lacks", wanted - optional - theirs.keys())
-    _refuse(where, "holds, beside what such a model has,", theirs.keys() - wanted)
-    _check_ours(part.config, table, ours)
-    for entry in table:
+    wanted = {entry.theirs for entry in part.table}
+    optional = {entry.theirs for entry in part.table if entry.ours is None}
+    _refuse_names(where, "lacks", wanted - optional - theirs.keys())
+    _refuse_names(where, "holds, beside what such a model has,", theirs.keys() - wanted)
+    ours = empty_model(part.config).state_dict()
+    _check_table(part.config, part.table, set(ours))
+    for entry in part.table:
         if entry.ours is None:
             continue
-        found = theirs[entry.theirs][::-1] if entry.change == "transpose" else theirs[entry.theirs]
-        if found != ours[entry.ours]:
-            raise ValueError(
-                f"{where}: {entry.theirs} is {found} (as ours), the model wants {ours[entry.ours]}"
+        shape = theirs[entry.theirs]
+        if entry.change == "transpose":
+            shape = shape[::-1]
+        expected = tuple(ours[entry.ours].shape)
+        if shape != expected:
+            raise UserError(
+                f"{where}: {entry.theirs} is {shape} (as ours), the model needs {expected}"
             )
 
 
-def _check_ours(
-    config: VQVAEConfig | PriorConfig, table: list[TensorMapping], ours: Mapping[str, Any]
+def _check_table(
+    config: VQVAEConfig | PriorConfig, table: list[TensorMapping], ours: set[str]
 ) -> None:
-    """The tables' own correctness: a failure here is ours, not the user's."""
+    """Assert that the table fills each of our tensors once: a failure here is ours, not the user's."""
     filled = [entry.ours for entry in table if entry.ours is not None]
     assert len(set(filled)) == len(filled), "a tensor of ours is filled twice"
-    tied = (
-        {"head.weight"} if isinstance(config, PriorConfig) and not config.separate_head else set()
-    )
-    made = {
-        name for name in ours if ".codebook." in name and name.rpartition(".")[2] in CODEBOOK_MADE
-    }
-    assert set(filled) | tied | made == set(ours), (
-        f"left out: {set(ours) - set(filled)}, unknown: {set(filled) - set(ours)}"
-    )
+    others = set()
+    if isinstance(config, PriorConfig) and not config.separate_head:
+        others.add("head.weight")  # tied to the embedding
+    for name in ours:
+        if ".codebook." in name and name.rpartition(".")[2] in CODEBOOK_MADE:
+            others.add(name)
+    left_out = ours - others - set(filled)
+    assert set(filled) | others == ours, f"left out: {left_out}, unknown: {set(filled) - ours}"
 
 
-def _refuse(where: str, verb: str, names: set[str]) -> None:
+def _refuse_names(where: str, verb: str, names: set[str]) -> None:
     if names:
+        shown = ", ".join(sorted(names)[:3])
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        raise ValueError(
-            f"{where} {verb} {', '.join(sorted(names)[:3])}{more}; it is cut short or another kind of model"
-        )
+        raise UserError(f"{where} {verb} {shown}{more}; it is cut short or another kind of model")
 
 
 def converted(part: Part, read: Callable[[str], Tensor]) -> dict[str, PendingTensor]:
     """Our tensors by name, each read from the file when its turn comes; numbers and precision are the file's."""
     outlines = part.checkpoint.tensors
-    pending = {
-        entry.ours: _pending(entry, outlines[entry.theirs], read)
-        for entry in part.table
-        if entry.ours is not None
-    }
+    pending: dict[str, PendingTensor] = {}
+    for entry in part.table:
+        if entry.ours is not None:
+            pending[entry.ours] = _pending(entry, outlines[entry.theirs], read)
     if isinstance(part.config, VQVAEConfig):
         for level in part.config.levels:
-            pending |= _codebook_state(
-                f"levels.{level}.codebook", pending[f"levels.{level}.codebook.vectors"]
-            )
+            codebook = f"levels.{level}.codebook"
+            pending |= _codebook_state(codebook, pending[f"{codebook}.vectors"])
     return pending
 
 
 def _pending(entry: TensorMapping, outline: Tensor, read: Callable[[str], Tensor]) -> PendingTensor:
+    shape = tuple(outline.shape)
     if entry.change == "transpose":
-        return PendingTensor(
-            outline.dtype, tuple(outline.shape)[::-1], lambda: read(entry.theirs).t()
-        )
-    return PendingTensor(outline.dtype, tuple(outline.shape), lambda: read(entry.theirs))
+        return PendingTensor(outline.dtype, shape[::-1], lambda: read(entry.theirs).t())
+    return PendingTensor(outline.dtype, shape, lambda: read(entry.theirs))
 
 
 def _codebook_state(name: str, vectors: PendingTensor) -> dict[str, PendingTensor]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from megajukebox.common.errors import UserError
 from megajukebox.common.files import make_folder, write_atomic
 from megajukebox.common.levels import VQVAE_FOLDER
 from megajukebox.common.model_files import FACTS, read_facts, save_weights
@@ -24,6 +25,7 @@ NOTICE = (
     "(Noncommercial Use License, openai/jukebox); so is everything made from them."
 )
 VOCABULARIES = "vocabularies.json"
+WEIGHT_ENDINGS = (".pth.tar", ".pth", ".pt", ".bin", ".safetensors")
 LABEL_FILES = {"artist": "artist", "genres": "genre"}
 
 
@@ -37,32 +39,32 @@ def import_weights(
 
     `settings`: hyper-parameters under the reference's names that go before what the files say. `labels`: a folder with
     OpenAI's lists of names (v2_artist_ids.txt ...), without which only ids can be asked for. Nothing is written unless
-    every file is whole and fits, nothing is visible under its real name until all is written. ValueError tells what is
-    wrong with a file.
+    every file is whole and fits, nothing is visible under its real name until all is written.
+
+    Raises:
+        UserError: a file is damaged, of something else, or does not fit the others.
     """
     parts = plan(read_checkpoints(_files(paths)), settings or {}, _vqvae_beside(to))
-    taken = [str(to / part.folder) for part in parts if (to / part.folder).exists()]
-    if taken:
-        raise ValueError(f"{taken[0]} exists; remove it or import to another folder")
-    return _write(
-        parts,
-        to,
-        {part.name: vocabularies(part.config, labels) for part in parts} if labels else {},
-    )
+    for part in parts:
+        if (to / part.folder).exists():
+            raise UserError(f"{to / part.folder} exists; remove it or import to another folder")
+    names: dict[str, dict[str, Vocabulary]] = {}
+    if labels:
+        for part in parts:
+            names[part.name] = vocabularies(part.config, labels)
+    return _write(parts, to, names)
 
 
 def _files(paths: Sequence[Path]) -> list[Path]:
     """The files of weights in `paths`, looking one folder deep."""
-    endings = (".pth.tar", ".pth", ".pt", ".bin", ".safetensors")
-    files = []
+    files: list[Path] = []
     for path in map(Path, paths):
-        inside = (
-            sorted(p for p in path.iterdir() if p.name.endswith(endings))
-            if path.is_dir()
-            else [path]
-        )
+        if not path.is_dir():
+            files.append(path)
+            continue
+        inside = sorted(file for file in path.iterdir() if file.name.endswith(WEIGHT_ENDINGS))
         if not inside:
-            raise ValueError(f"{path} holds no file ending in {', '.join(endings)}")
+            raise UserError(f"{path} holds no file ending in {', '.join(WEIGHT_ENDINGS)}")
         files += inside
     return files
 
@@ -79,7 +81,7 @@ def _vqvae_beside(to: Path) -> VQVAEConfig | None:
 def _write(
     parts: list[Part], to: Path, names: Mapping[str, dict[str, Vocabulary]]
 ) -> dict[str, Path]:
-    """All parts into `<to>.partial`, then under their real names. The VQ-VAE is the first of the parts."""
+    """Write all parts into `<to>.partial`, then move them to their names. The VQ-VAE is the first of the parts."""
     partial = to.with_name(f"{to.name}.partial")
     if partial.exists():
         shutil.rmtree(partial)  # what an import that was killed left
@@ -87,17 +89,15 @@ def _write(
     vqvae = read_facts(beside)["fingerprint"] if (beside / FACTS).is_file() else None
     try:
         for part in parts:
-            fingerprint = _save(part, partial / part.folder, vqvae)
-            vqvae = fingerprint if part.name == "vqvae" else vqvae
+            folder = partial / part.folder
+            fingerprint = _save(part, folder, vqvae)
+            if part.name == "vqvae":
+                vqvae = fingerprint
             if part.name in names:
-                lists = {
-                    name: list(vocabulary.names) for name, vocabulary in names[part.name].items()
-                }
-                write_atomic(
-                    partial / part.folder / VOCABULARIES,
-                    json.dumps(lists, ensure_ascii=False).encode(),
-                )
-            _save_alignment(part, partial / part.folder)
+                lists = {name: list(words.names) for name, words in names[part.name].items()}
+                text = json.dumps(lists, ensure_ascii=False)
+                write_atomic(folder / VOCABULARIES, text.encode())
+            _save_alignment(part, folder)
         make_folder(to)
         for part in parts:
             os.replace(partial / part.folder, to / part.folder)
@@ -107,7 +107,9 @@ def _write(
 
 
 def _save(part: Part, folder: Path, vqvae: str | None) -> str:
-    checkpoint, config = part.checkpoint, part.config
+    """Write the weights and facts of one part; returns their fingerprint. `vqvae`: that of a prior's VQ-VAE."""
+    checkpoint = part.checkpoint
+    config = part.config
     facts: dict[str, Any] = {
         "sample_rate": config.sample_rate,
         "made_by": made_by(),
@@ -116,25 +118,27 @@ def _save(part: Part, folder: Path, vqvae: str | None) -> str:
     origin = {"file": checkpoint.path.name, "layout": checkpoint.layout, "stack": checkpoint.stack}
     facts["imported"] = origin | {"hps": plain(checkpoint.hps)}
     if isinstance(config, PriorConfig):
-        facts |= {"level": config.level} | ({"vqvae": vqvae} if vqvae else {})
-        facts |= {"names": f"jukebox_{label_version(config)}"} if config.conditions else {}
-        facts |= {"tokenizer": f"jukebox_{text_version(config)}"} if config.lyrics else {}
+        facts["level"] = config.level
+        if vqvae:
+            facts["vqvae"] = vqvae
+        if config.conditions:
+            facts["names"] = f"jukebox_{label_version(config)}"
+        if config.lyrics:
+            facts["tokenizer"] = f"jukebox_{text_version(config)}"
     kind = "vqvae" if isinstance(config, VQVAEConfig) else "prior"
-    return save_weights(
-        folder, kind, config, converted(part, Reader(checkpoint)), checkpoint.step, **facts
-    )
+    tensors = converted(part, Reader(checkpoint))
+    return save_weights(folder, kind, config, tensors, checkpoint.step, **facts)
 
 
 def _save_alignment(part: Part, folder: Path) -> None:
     """The (layer, head) known to follow the lyrics, where the file, or the released model like it, names one."""
-    if isinstance(part.config, PriorConfig) and part.config.lyrics:
-        known = {
-            **like_released_prior(part.checkpoint.shapes, part.checkpoint.level),
-            **part.checkpoint.hps,
-        }
-        if known.get("alignment_layer") is not None:
-            pair = {"layer": known["alignment_layer"], "head": known["alignment_head"]}
-            write_atomic(folder / "alignment.json", json.dumps(pair).encode())
+    if not isinstance(part.config, PriorConfig) or not part.config.lyrics:
+        return
+    released = like_released_prior(part.checkpoint.shapes, part.checkpoint.level)
+    known = {**released, **part.checkpoint.hps}
+    if known.get("alignment_layer") is not None:
+        pair = {"layer": known["alignment_layer"], "head": known["alignment_head"]}
+        write_atomic(folder / "alignment.json", json.dumps(pair).encode())
 
 
 def label_version(config: PriorConfig) -> Version:
@@ -152,25 +156,23 @@ def vocabularies(config: VQVAEConfig | PriorConfig, folder: Path) -> dict[str, V
     """Names of the rows of the label tables, from OpenAI's lists in `folder`."""
     if isinstance(config, VQVAEConfig) or not config.conditions:
         return {}
-    files = {
-        name: folder / f"{label_version(config)}_{LABEL_FILES[name]}_ids.txt"
-        for name in config.conditions
-    }
-    missing = [str(path) for path in files.values() if not path.is_file()]
-    if missing:
-        raise ValueError(
-            f"{missing[0]} is missing; the {config.level} prior's labels are {label_version(config)} ids"
-        )
-    return {
-        name: read_label_file(path, config.conditions[name].table_size)
-        for name, path in files.items()
-    }
+    version = label_version(config)
+    names: dict[str, Vocabulary] = {}
+    for name, label in config.conditions.items():
+        path = folder / f"{version}_{LABEL_FILES[name]}_ids.txt"
+        if not path.is_file():
+            raise UserError(
+                f"{path} is missing; the {config.level} prior's labels are {version} ids"
+            )
+        names[name] = read_label_file(path, label.table_size)
+    return names
 
 
 def plain(value: Any) -> Any:
-    """Hyper-parameters as JSON can hold them; what it cannot hold is written out in words."""
+    """Hyper-parameters as JSON can hold them; anything else becomes its `repr`."""
     if isinstance(value, Mapping):
         return {str(name): plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
-    return value if value is None or isinstance(value, str | int | float | bool) else repr(value)
+    is_plain = value is None or isinstance(value, str | int | float | bool)
+    return value if is_plain else repr(value)

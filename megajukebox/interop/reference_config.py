@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from megajukebox.common.errors import UserError
 from megajukebox.interop.tensor_names import LABEL_TABLES, ORDER_OF_SCHEDULE
 from megajukebox.models.prior import PriorConfig
 from megajukebox.models.transformer import TransformerConfig
@@ -9,7 +10,11 @@ from megajukebox.models.vqvae import VQVAEConfig
 
 
 def reference_hps(config: VQVAEConfig | PriorConfig, level: int | None = None) -> dict[str, Any]:
-    """ValueError for a prior with parts that the reference does not have."""
+    """The hyper-parameters of one of our models; `level` is the reference's number of a prior's level.
+
+    Raises:
+        UserError: the prior has parts that the reference does not have.
+    """
     if isinstance(config, VQVAEConfig):
         return _vqvae(config)
     assert level is not None
@@ -18,63 +23,94 @@ def reference_hps(config: VQVAEConfig | PriorConfig, level: int | None = None) -
 
 def _vqvae(config: VQVAEConfig) -> dict[str, Any]:
     loss = config.loss
+    fft_sizes = tuple(stft.fft for stft in loss.stfts)
+    hops = tuple(stft.hop for stft in loss.stfts)
+    windows = tuple(stft.window for stft in loss.stfts)
     return {
-        "sr": config.sample_rate, "levels": len(config.down), "downs_t": config.down, "strides_t": config.stride,
-        "hvqvae_multipliers": config.multipliers, "emb_width": config.code_width, "l_bins": config.codebook_size,
-        "l_mu": config.codebook_decay, "commit": config.commit, "width": config.width, "depth": config.depth,
-        "m_conv": config.hidden_ratio, "dilation_growth_rate": config.dilation_growth,
-        "dilation_cycle": config.dilation_cycle, "vqvae_reverse_decoder_dilation": config.reverse_decoder_dilation,
-        "revival_threshold": config.codebook_threshold, "use_bottleneck": True, "loss_fn": "lmix", "lmix_l1": loss.l1,
-        "lmix_l2": loss.l2, "lmix_linf": loss.linf, "linf_k": loss.linf_samples, "spectral": loss.spectral,
-        "multispectral": loss.multispectral, "multispec_loss_n_fft": tuple(s.fft for s in loss.stfts),
-        "multispec_loss_hop_length": tuple(s.hop for s in loss.stfts),
-        "multispec_loss_window_size": tuple(s.window for s in loss.stfts),
-    }  # fmt: skip
+        "sr": config.sample_rate,
+        "levels": len(config.down),
+        "downs_t": config.down,
+        "strides_t": config.stride,
+        "hvqvae_multipliers": config.multipliers,
+        "emb_width": config.code_width,
+        "l_bins": config.codebook_size,
+        "l_mu": config.codebook_decay,
+        "commit": config.commit,
+        "width": config.width,
+        "depth": config.depth,
+        "m_conv": config.hidden_ratio,
+        "dilation_growth_rate": config.dilation_growth,
+        "dilation_cycle": config.dilation_cycle,
+        "vqvae_reverse_decoder_dilation": config.reverse_decoder_dilation,
+        "revival_threshold": config.codebook_threshold,
+        "use_bottleneck": True,
+        "loss_fn": "lmix",
+        "lmix_l1": loss.l1,
+        "lmix_l2": loss.l2,
+        "lmix_linf": loss.linf,
+        "linf_k": loss.linf_samples,
+        "spectral": loss.spectral,
+        "multispectral": loss.multispectral,
+        "multispec_loss_n_fft": fft_sizes,
+        "multispec_loss_hop_length": hops,
+        "multispec_loss_window_size": windows,
+    }
 
 
 def _prior(config: PriorConfig, level: int) -> dict[str, Any]:
     if config.conditions and set(config.conditions) != set(LABEL_TABLES):
-        raise ValueError(
+        raise UserError(
             f"labels {', '.join(config.conditions)} cannot be exported; the reference has artist and genres"
         )
     hps = {
-        "sr": config.sample_rate, "level": level, "n_ctx": config.window, "l_bins": config.codebook_size,
-        "merged_decoder": config.separate_head, "labels": bool(config.conditions), "y_bins": 0, "use_tokens": False,
-        "single_enc_dec": bool(config.prefix_tokens), "n_tokens": 0, "n_vocab": 0, "prime_loss_fraction": 0.0,
+        "sr": config.sample_rate,
+        "level": level,
+        "n_ctx": config.window,
+        "l_bins": config.codebook_size,
+        "merged_decoder": config.separate_head,
+        "labels": bool(config.conditions),
+        "y_bins": 0,
+        "use_tokens": False,
+        "single_enc_dec": bool(config.prefix_tokens),
+        "n_tokens": 0,
+        "n_vocab": 0,
+        "prime_loss_fraction": 0.0,
         **_transformer(config.transformer, "", "prior_"),
-    }  # fmt: skip
+    }
     if config.conditions:
         genres = config.conditions["genres"]
-        hps |= {
-            "y_bins": (genres.table_size, config.conditions["artist"].table_size),
-            "max_bow_genre_size": genres.max_values,
-        }
-        hps |= {"labels_v3": genres.max_values == 1}
+        hps["y_bins"] = (genres.table_size, config.conditions["artist"].table_size)
+        hps["max_bow_genre_size"] = genres.max_values
+        hps["labels_v3"] = genres.max_values == 1
     return hps | _timing(config) | _upper(config) | _lyrics(config)
 
 
 def _transformer(config: TransformerConfig, prefix: str, shape_prefix: str) -> dict[str, Any]:
     if config.schedule not in ORDER_OF_SCHEDULE:
-        raise ValueError(
+        raise UserError(
             f"schedule {config.schedule} is not one of the reference's: {', '.join(ORDER_OF_SCHEDULE)}"
         )
     return {
-        f"{shape_prefix}width": config.width, f"{shape_prefix}depth": config.depth, f"{prefix}heads": config.heads,
-        f"{prefix}blocks": config.blocks, f"{prefix}attn_order": ORDER_OF_SCHEDULE[config.schedule],
-        f"{prefix}m_attn": config.attention_ratio, f"{prefix}m_mlp": config.mlp_ratio,
-        f"{prefix}init_scale": config.init_scale, f"{prefix}res_scale": config.residual_scale,
+        f"{shape_prefix}width": config.width,
+        f"{shape_prefix}depth": config.depth,
+        f"{prefix}heads": config.heads,
+        f"{prefix}blocks": config.blocks,
+        f"{prefix}attn_order": ORDER_OF_SCHEDULE[config.schedule],
+        f"{prefix}m_attn": config.attention_ratio,
+        f"{prefix}m_mlp": config.mlp_ratio,
+        f"{prefix}init_scale": config.init_scale,
+        f"{prefix}res_scale": config.residual_scale,
         f"{prefix}zero_out": config.zero_out,
-    }  # fmt: skip
+    }
 
 
 def _timing(config: PriorConfig) -> dict[str, Any]:
     if config.timing is None:
         return {}
-    times = config.timing
     return {
-        "t_bins": times.bins,
-        "min_duration": times.min_seconds,
-        "max_duration": times.max_seconds,
+        "t_bins": config.timing.bins,
+        "min_duration": config.timing.min_seconds,
+        "max_duration": config.timing.max_seconds,
     }
 
 
@@ -83,10 +119,15 @@ def _upper(config: PriorConfig) -> dict[str, Any]:
         return {}
     upper = config.upsampler_conditioner
     return {
-        "cond_width": upper.width, "cond_depth": upper.depth, "cond_m_conv": upper.hidden_ratio,
-        "cond_dilation_growth_rate": upper.dilation_growth, "cond_dilation_cycle": upper.dilation_cycle,
-        "cond_res_scale": upper.residual_scale, "cond_zero_out": upper.zero_out, "cond_c_res": 1,
-    }  # fmt: skip
+        "cond_width": upper.width,
+        "cond_depth": upper.depth,
+        "cond_m_conv": upper.hidden_ratio,
+        "cond_dilation_growth_rate": upper.dilation_growth,
+        "cond_dilation_cycle": upper.dilation_cycle,
+        "cond_res_scale": upper.residual_scale,
+        "cond_zero_out": upper.zero_out,
+        "cond_c_res": 1,
+    }
 
 
 def _lyrics(config: PriorConfig) -> dict[str, Any]:

@@ -71,22 +71,16 @@ def prior_table(config: PriorConfig, stack: str = "blocks") -> list[TensorMappin
         *_input("prior", "input", not config.conditions),
         *_layers("prior", "", config.transformer.patterns),
     ]
-    entries.append(
-        TensorMapping("prior.x_out.weight", "head.weight" if config.separate_head else None)
-    )
-    entries += [
-        TensorMapping(LABEL_TABLES[name], f"labels.tables.{name}.weight")
-        for name in config.conditions
-    ]
+    head = "head.weight" if config.separate_head else None
+    entries.append(TensorMapping("prior.x_out.weight", head))
+    for name in config.conditions:
+        entries.append(TensorMapping(LABEL_TABLES[name], f"labels.tables.{name}.weight"))
     if config.timing:
-        entries += [
-            TensorMapping(theirs, f"timing.tables.{name}.weight")
-            for name, theirs in TIMING_TABLES.items()
-        ]
+        for name, theirs in TIMING_TABLES.items():
+            entries.append(TensorMapping(theirs, f"timing.tables.{name}.weight"))
     if config.upsampler_conditioner:
-        entries += _upper(
-            config.upsampler_conditioner.down, config.upsampler_conditioner.depth, stack
-        )
+        upper = config.upsampler_conditioner
+        entries += _upper(upper.down, upper.depth, stack)
     if config.lyrics and config.lyrics.encoder:
         entries += _lyrics(config.lyrics.encoder.patterns)
     return entries
@@ -96,9 +90,11 @@ def vqvae_table(config: VQVAEConfig) -> list[TensorMapping]:
     """Every tensor of a VQ-VAE that the reference's files hold."""
     entries: list[TensorMapping] = []
     for i, level in enumerate(config.levels):
-        depth, ours = config.depth * config.multipliers[i], f"levels.{level}"
-        entries += _encoder(f"encoders.{i}", f"{ours}.encoder.layers", config.down[: i + 1], depth)
-        entries += _decoder(f"decoders.{i}", f"{ours}.decoder.layers", config.down[: i + 1], depth)
+        depth = config.depth * config.multipliers[i]
+        downs = config.down[: i + 1]
+        ours = f"levels.{level}"
+        entries += _encoder(f"encoders.{i}", f"{ours}.encoder.layers", downs, depth)
+        entries += _decoder(f"decoders.{i}", f"{ours}.decoder.layers", downs, depth)
         entries.append(TensorMapping(f"bottleneck.level_blocks.{i}.k", f"{ours}.codebook.vectors"))
     return entries
 
@@ -109,6 +105,7 @@ def _leaves(theirs: str, ours: str, parts: tuple) -> Iterator[TensorMapping]:
 
 
 def _parts(theirs: str, ours: str, table: tuple) -> Iterator[TensorMapping]:
+    """The tensors of layers in `table`: (their name, our name, leaves)."""
     for their_part, our_part, leaves in table:
         yield from _leaves(f"{theirs}.{their_part}", f"{ours}.{our_part}", leaves)
 
@@ -121,6 +118,7 @@ def _input(theirs: str, ours: str, own_start: bool) -> Iterator[TensorMapping]:
 
 
 def _layers(theirs: str, ours: str, patterns: list[str]) -> Iterator[TensorMapping]:
+    """The blocks of a transformer, one for each pattern of its schedule."""
     for d, pattern in enumerate(patterns):
         table = (LYRICS_ATTENTION if pattern == "lyrics" else MUSIC_ATTENTION) + REST_OF_BLOCK
         yield from _parts(f"{theirs}.transformer._attn_mods.{d}", f"{ours}blocks.{d}", table)
@@ -145,6 +143,7 @@ def _upper(down: int, depth: int, stack: str) -> Iterator[TensorMapping]:
 
 
 def _stack(theirs: str, ours: str, depth: int) -> Iterator[TensorMapping]:
+    """A stack of `depth` residual units."""
     for d in range(depth):
         yield from _parts(f"{theirs}.{d}", f"{ours}.{d}", RESIDUAL_UNIT)
 

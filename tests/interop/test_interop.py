@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-import typer
 from fixtures.reference_shapes import TINY, checkpoint, shapes_of, tensors, written
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from megajukebox.commands.import_weights import main
+from megajukebox.common.command_line import command_app
+from megajukebox.common.errors import EXIT_FATAL, UserError
 from megajukebox.common.levels import RUN_FOLDERS
 from megajukebox.common.model_files import load_into, read_facts
 from megajukebox.interop.checkpoints import ForeignCheckpoint
@@ -30,13 +31,21 @@ from megajukebox.training.config import load_preset
 
 RELEASED = {"vqvae": VQVAE, **PRIORS}
 COUNTS = {
-    "vqvae": 669, "upsampler_level_0": 1006, "upsampler_level_1": 1006, "prior_5b": 872, "prior_5b_lyrics": 1194,
+    "vqvae": 669,
+    "upsampler_level_0": 1006,
+    "upsampler_level_1": 1006,
+    "prior_5b": 872,
+    "prior_5b_lyrics": 1194,
     "prior_1b_lyrics": 872,
-}  # fmt: skip
+}
 PARAMETERS = {
-    "vqvae": 1_485_763, "upsampler_level_0": 981_298_176, "upsampler_level_1": 981_298_176, "prior_5b": 5_060_452_800,
-    "prior_5b_lyrics": 5_640_506_800, "prior_1b_lyrics": 942_643_200,
-}  # fmt: skip
+    "vqvae": 1_485_763,
+    "upsampler_level_0": 981_298_176,
+    "upsampler_level_1": 981_298_176,
+    "prior_5b": 5_060_452_800,
+    "prior_5b_lyrics": 5_640_506_800,
+    "prior_1b_lyrics": 942_643_200,
+}
 SET = ("vqvae", "upsampler_level_0", "upsampler_level_1", "prior_5b_lyrics")
 
 
@@ -156,13 +165,16 @@ def test_orders_with_a_lyrics_encoder_are_imported(order, tmp_path):
     assert config["transformer"]["schedule"] == SCHEDULE_OF_ORDER[order]
 
 
-@pytest.mark.parametrize("change", [
-    {"downs_t": (2, 1, 1), "strides_t": (4, 2, 2)},
-    {"levels": 1, "downs_t": (3,), "strides_t": (2,), "hvqvae_multipliers": None},
-    {"levels": 2, "downs_t": (1, 2), "strides_t": (2, 4), "hvqvae_multipliers": (1, 3)},
-    {"m_conv": 0.75, "dilation_cycle": 2},
-    {"loss_fn": "l1", "vqvae_reverse_decoder_dilation": False},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"downs_t": (2, 1, 1), "strides_t": (4, 2, 2)},
+        {"levels": 1, "downs_t": (3,), "strides_t": (2,), "hvqvae_multipliers": None},
+        {"levels": 2, "downs_t": (1, 2), "strides_t": (2, 4), "hvqvae_multipliers": (1, 3)},
+        {"m_conv": 0.75, "dilation_cycle": 2},
+        {"loss_fn": "l1", "vqvae_reverse_decoder_dilation": False},
+    ],
+)
 def test_vqvaes_of_other_shapes_are_imported(change, tmp_path):
     files = written(tmp_path, ("vqvae",), **change)
     import_weights(files, tmp_path / "run")
@@ -197,9 +209,8 @@ def test_hugging_faces_layout_and_back_gives_the_same_safetensors(tmp_path):
     assert (
         state["priors.0.prior.transformer._attn_mods.0.attn.c_attn.weight"].dtype == torch.float16
     )
-    with pytest.raises(
-        ValueError, match="does not say"
-    ):  # these shapes are not released ones, and no hps come along
+    # These shapes are not released ones, and no hyper-parameters come along.
+    with pytest.raises(UserError, match="does not say"):
         import_weights([file], tmp_path / "again")
     prefixes = {"vqvae": "vqvae.", "top": "priors.0.", "middle": "priors.1.", "bottom": "priors.2."}
     for part, name in zip(("vqvae", "bottom", "middle", "top"), SET):
@@ -251,8 +262,7 @@ def test_names_of_artists_and_genres_come_with_the_weights(tmp_path):
 
 
 def test_the_verb_prints_the_licence_and_the_error(tmp_path):
-    app = typer.Typer()
-    app.command()(main)
+    app = command_app(main, "import")
     file = written(tmp_path, ("vqvae",))[0]
     good = CliRunner().invoke(
         app, [str(file), "--to", str(tmp_path / "run"), "--set", "commit=0.1"]
@@ -260,4 +270,4 @@ def test_the_verb_prints_the_licence_and_the_error(tmp_path):
     assert good.exit_code == 0 and "non-commercial" in good.output
     assert read_facts(tmp_path / "run" / "vqvae")["config"]["commit"] == 0.1
     bad = CliRunner().invoke(app, [str(file), "--to", str(tmp_path / "run")])
-    assert bad.exit_code == 2 and "exists" in bad.output
+    assert bad.exit_code == EXIT_FATAL and "exists" in bad.stderr

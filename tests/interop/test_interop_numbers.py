@@ -31,19 +31,31 @@ SIX = {"prior_depth": 33, "n_tokens": 16, "heads": 2, "prime_heads": 2}
 STRIDE_4 = {"cond_downs_t": 1, "cond_strides_t": 4, "downs_t": (1, 1, 1), "strides_t": (2, 2, 4)}
 PRIORS: dict[str, tuple[str, dict[str, Any]]] = {
     **{f"order_{order}": ("prior_5b", {"attn_order": order}) for order in (0, 1, 2, 9)},
-    **{f"order_{order}": ("prior_5b_lyrics", {"attn_order": order, **SIX}) for order in (6, 7, 8, 10, 11)},
+    **{
+        f"order_{order}": ("prior_5b_lyrics", {"attn_order": order, **SIX})
+        for order in (6, 7, 8, 10, 11)
+    },
     "order_12": ("prior_1b_lyrics", {"prior_depth": 48, "heads": 2}),
     "dense_without_blocks": ("no_labels", {}),
-    "one_sequence_plain_order": ("prior_1b_lyrics", {"attn_order": 2, "n_tokens": 24, "blocks": 11}),
+    "one_sequence_plain_order": (
+        "prior_1b_lyrics",
+        {"attn_order": 2, "n_tokens": 24, "blocks": 11},
+    ),
     "scaled_residuals": ("prior_5b_lyrics", {"res_scale": True, "prime_res_scale": True}),
-    "wider_layers": ("prior_5b_lyrics", {"m_attn": 0.5, "m_mlp": 2.5, "prime_m_attn": 1.0, "prime_m_mlp": 3.0}),
+    "wider_layers": (
+        "prior_5b_lyrics",
+        {"m_attn": 0.5, "m_mlp": 2.5, "prime_m_attn": 1.0, "prime_m_mlp": 3.0},
+    ),
     "tied_without_half": ("prior_5b", {"merged_decoder": False, "fp16_params": False}),
     "upsampler": ("upsampler_level_0", {}),
     "upsampler_scaled": ("upsampler_level_1", {"cond_dilation_cycle": None, "cond_depth": 4}),
     "upsampler_stride_4": ("upsampler_level_1", STRIDE_4),
-    "upsampler_narrow": ("upsampler_level_0", {"cond_m_conv": 0.5, "merged_decoder": True, "labels": False}),
+    "upsampler_narrow": (
+        "upsampler_level_0",
+        {"cond_m_conv": 0.5, "merged_decoder": True, "labels": False},
+    ),
     "dense_lyrics_encoder": ("prior_5b_lyrics", {"prime_attn_order": 0, "prime_blocks": None}),
-}  # fmt: skip
+}
 
 
 def imported(

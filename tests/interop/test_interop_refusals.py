@@ -7,6 +7,7 @@ import pytest
 import torch
 from fixtures.reference_shapes import TINY, checkpoint, written
 
+from megajukebox.common.errors import UserError
 from megajukebox.interop.jukebox_weights import import_weights
 
 
@@ -16,7 +17,7 @@ class Bomb:
 
 
 def refused(tmp_path: Path, files: list[Path], message: str, settings: dict | None = None) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         import_weights(files, tmp_path / "run", settings or {})
     assert not (tmp_path / "run").exists() and not (tmp_path / "run.partial").exists()
 
@@ -88,7 +89,7 @@ def test_two_files_for_one_part_and_a_run_that_exists_are_refused(tmp_path):
     file = written(tmp_path, ("vqvae",))[0]
     refused(tmp_path, [file, file], "both hold the vqvae")
     import_weights([file], tmp_path / "run")
-    with pytest.raises(ValueError, match="exists"):
+    with pytest.raises(UserError, match="exists"):
         import_weights([file], tmp_path / "run")
 
 
