@@ -1,12 +1,12 @@
-"""Before a run, and on a sick one: is everything there, alike, fast and in time; what is not is named.
+"""Check a machine, or all ranks, before a run and on a sick one: complete, alike, fast, in time; faults are named.
 
     megajukebox doctor                                                     # this machine
     megajukebox doctor --run runs/vqvae --data shards/songs                # with the run's folder and its shards
     deepspeed --num_gpus 8 megajukebox/doctor.py --data shards/songs       # all ranks: all-reduce, bandwidth, agreement
     srun --ntasks-per-node=8 megajukebox doctor --data shards/songs        # the same under SLURM
-    megajukebox supervise --preflight runs/x -- srun ...                   # before a run starts; bad nodes are left
+    megajukebox supervise --preflight runs/x -- srun ...                   # before a run starts; bad nodes are excluded
 
-Exit code 0: all is well, 1: worth a look, 2: do not start. Takes seconds; a rank that does not come is named.
+Exit code 0: all is well, 1: warnings, 2: do not start. Takes seconds; ranks that do not answer are named.
 """
 
 import json
@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from megajukebox.common.command_line import run_command
+from megajukebox.common.command_line import renamed_options, run_command
 from megajukebox.common.files import write_atomic
 from megajukebox.common.world import World, host, ranks_here, world
 from megajukebox.monitoring.doctor import checks, network
@@ -31,139 +31,133 @@ from megajukebox.monitoring.exporters.terminal import plain
 from megajukebox.resilience.exit_codes import leave_now
 
 COLORS = {"good": "green", "warn": "yellow", "bad": "bold red"}
-CODES = {"good": 0, "warn": 1, "bad": 2}
+MARKS = {"good": "ok", "warn": "look", "bad": "BAD"}
+EXIT_CODES = {"good": 0, "warn": 1, "bad": 2}
+ERROR_LETTERS = 300  # of an error that all ranks together ended with
+WIDTH_OF_FILES = 160  # characters a line where the output is not a terminal
 
 
+@renamed_options({"--leave": "--report-dir"})
 def main(
     run: Annotated[
-        Path | None, typer.Option(help="A run folder, there or to be: its disk, flags, settings.")
-    ] = None,
-    data: Annotated[list[Path] | None, typer.Option(help="Folders of shards.")] = None,
-    ds_config: Annotated[
-        Path | None, typer.Option(help="A ds_config that all ranks must have alike.")
-    ] = None,
-    seconds: Annotated[
-        float, typer.Option(min=1, help="How long to wait for the other ranks.")
-    ] = 60.0,
-    as_text: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    leave: Annotated[
         Path | None,
-        typer.Option(
-            help="A folder in which each rank leaves what it found, before it meets the others."
-        ),
+        typer.Option(help="A run folder, which need not exist: check its disk, flags, settings."),
+    ] = None,
+    data: Annotated[list[Path] | None, typer.Option(help="Check these folders of shards.")] = None,
+    ds_config: Annotated[
+        Path | None, typer.Option(help="Check that all ranks have the same ds_config.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=1, help="Seconds to wait for other ranks.")] = 60.0,
+    as_text: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+    report_dir: Annotated[
+        Path | None,
+        typer.Option(help="Write each rank's findings here, before it waits for the others."),
     ] = None,
     local_rank: Annotated[
-        int, typer.Option("--local_rank", hidden=True, help="The deepspeed launcher gives it.")
+        int, typer.Option("--local_rank", hidden=True, help="Set by the deepspeed launcher.")
     ] = 0,
 ) -> None:
-    """Examine this machine, or, under deepspeed or srun, all ranks together."""
-    try:
-        here = world()
-    except ValueError as error:
-        raise SystemExit(f"doctor: {error}") from error
-    findings = alone(run, data or [], first_of_node=here.local_rank == 0)
-    if leave:
-        write_report(leave / f"rank-{here.rank:05d}.json", findings)
-    if here.size > 1:
-        findings = together(
-            here, findings, [run / "run.yaml"] if run else [], ds_config, data or [], seconds
-        )
-    if leave and here.rank == 0:
-        write_report(leave / "together.json", findings)
-    if here.rank == 0 and not leave:
-        print(json.dumps([asdict(f) for f in findings], indent=1)) if as_text else show(findings)
-    code = CODES[checks.worst(findings)] if here.rank == 0 else 0
-    if here.size > 1:
-        leave_now(code)  # what torch makes of a group that somebody has left would hide it
+    """Check this machine or, under deepspeed or srun, all ranks together."""
+    this = world()
+    folders = data or []
+    findings = check_node(run, folders) if this.local_rank == 0 else []
+    if report_dir:
+        write_report(report_dir / f"rank-{this.rank:05d}.json", findings)
+    if this.size > 1:
+        findings = check_ranks(this, findings, compared_files(run, ds_config, folders), seconds)
+    if report_dir and this.rank == 0:
+        write_report(report_dir / "together.json", findings)
+    if this.rank == 0 and not report_dir:
+        if as_text:
+            print(json.dumps([asdict(finding) for finding in findings], indent=1))
+        else:
+            print_table(findings)
+    code = EXIT_CODES[checks.worst(findings)] if this.rank == 0 else 0
+    if this.size > 1:
+        leave_now(code)  # torch's own exit after a rank was lost would hide the code
     raise SystemExit(code)
 
 
 def write_report(path: Path, findings: list[Finding]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(
-        path, json.dumps({"host": host(), "findings": [asdict(f) for f in findings]}).encode()
-    )
+    report = {"host": host(), "findings": [asdict(finding) for finding in findings]}
+    write_atomic(path, json.dumps(report).encode())
 
 
-def alone(run: Path | None, data: list[Path], first_of_node: bool) -> list[Finding]:
-    """What one process can tell of its machine; of a node, the first one tells what is common to all."""
-    if not first_of_node:
-        return []
-    found = [checks.check_versions(), checks.check_gpus(ranks_here()), checks.check_locks()]
-    found += [checks.check_disk(run or Path.cwd()), *([checks.check_run(run)] if run else [])]
-    return [
-        replace(f, hosts=(host(),))
-        for f in (*found, *(checks.check_shards(folder) for folder in data))
+def check_node(run: Path | None, data: list[Path]) -> list[Finding]:
+    """What one process sees of its node; only the first rank of a node checks it."""
+    findings = [
+        checks.check_versions(),
+        checks.check_gpus(ranks_here()),
+        checks.check_locks(),
+        checks.check_disk(run or Path.cwd()),
     ]
+    if run:
+        findings.append(checks.check_run(run))
+    findings += map(checks.check_shards, data)
+    return [replace(finding, hosts=(host(),)) for finding in findings]
 
 
-def together(
-    here: World,
-    own: list[Finding],
-    files: list[Path],
-    ds_config: Path | None,
-    data: list[Path],
-    seconds: float,
+def compared_files(run: Path | None, ds_config: Path | None, data: list[Path]) -> list[Path]:
+    """The files that must be the same for all ranks."""
+    files = []
+    if run:
+        files.append(run / "run.yaml")
+    if ds_config:
+        files.append(ds_config)
+    files += [folder / "index.json" for folder in data]
+    return files
+
+
+def check_ranks(
+    this: World, own: list[Finding], files: list[Path], seconds: float
 ) -> list[Finding]:
-    """The findings of all nodes (good ones only once), and those about the ranks."""
-    device = (
-        torch.device("cuda", here.local_rank) if torch.cuda.is_available() else torch.device("cpu")
-    )
-    compared = [
-        *files,
-        *([ds_config] if ds_config else []),
-        *(folder / "index.json" for folder in data),
-    ]
-    digests = {str(path): checks.digest(path) for path in compared}
+    """The findings of all nodes (good ones only once), and those about the ranks together."""
+    has_gpu = torch.cuda.is_available()
+    device = torch.device("cuda", this.local_rank) if has_gpu else torch.device("cpu")
+    digests = {str(path): checks.digest(path) for path in files}
     try:
         if device.type == "cuda":
             torch.cuda.set_device(device)
         network.meet(seconds)
-        return compare(here, device, own, digests)
+        return compare_ranks(this, device, own, digests)
     except (RuntimeError, OSError) as error:
-        return [
-            *own,
-            Finding(
-                "ranks", "bad", " ".join(str(error).split())[:300], "look at their nodes and logs"
-            ),
-        ]
+        message = " ".join(str(error).split())[:ERROR_LETTERS]
+        return [*own, Finding("ranks", "bad", message, "look at their nodes and logs")]
 
 
-def compare(
-    here: World, device: torch.device, own: list[Finding], digests: dict[str, str]
+def compare_ranks(
+    this: World, device: torch.device, own: list[Finding], digests: dict[str, str]
 ) -> list[Finding]:
-    """What the ranks, which have met, find of one another."""
+    """What the ranks, all of which have answered, find when they compare themselves."""
     reports = network.examine(device, host(), checks.versions(), digests)
-    everyone: list[list[Finding] | None] = [None] * here.size
-    dist.all_gather_object(everyone, own)
-    told = network.heard(*network.bandwidth(device), here.size)
+    findings_of_ranks: list[list[Finding] | None] = [None] * this.size
+    dist.all_gather_object(findings_of_ranks, own)
+    all_reduce = network.heard(*network.bandwidth(device), this.size)
     if network.wrong_sum(device):
-        told = Finding(
-            "all-reduce", "bad", "gives a wrong sum", "exclude nodes by halves until it is right"
-        )
+        advice = "exclude nodes by halves until it is right"
+        all_reduce = Finding("all-reduce", "bad", "gives a wrong sum", advice)
     dist.destroy_process_group()
-    of_others = [
-        replace(finding, about=f"{finding.about} ({report.host})")
-        for report, findings in zip(reports, everyone)
-        for finding in findings or []
-        if report.rank and finding.verdict != "good"
-    ]
-    return [*own, *of_others, told, *network.judge(reports)]
+    of_others: list[Finding] = []
+    for report, findings in zip(reports, findings_of_ranks):
+        if report.rank == 0:
+            continue
+        for finding in findings or []:
+            if finding.verdict != "good":
+                of_others.append(replace(finding, about=f"{finding.about} ({report.host})"))
+    return [*own, *of_others, all_reduce, *network.judge(reports)]
 
 
-def show(findings: list[Finding]) -> None:
+def print_table(findings: list[Finding]) -> None:
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
     for finding in findings:
-        told = Text(plain(finding.what))
+        text = Text(plain(finding.what))
         if finding.do:
-            told.append(f"\ndo: {plain(finding.do)}", style="dim")
-        mark = Text(
-            {"good": "ok", "warn": "look", "bad": "BAD"}[finding.verdict],
-            style=COLORS[finding.verdict],
-        )
-        table.add_row(mark, Text(plain(finding.about)), told)
-    Console(width=None if os.isatty(1) else 160).print(table)
+            text.append(f"\ndo: {plain(finding.do)}", style="dim")
+        mark = Text(MARKS[finding.verdict], style=COLORS[finding.verdict])
+        table.add_row(mark, Text(plain(finding.about)), text)
+    Console(width=None if os.isatty(1) else WIDTH_OF_FILES).print(table)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""The whole pipeline on made-up songs (or yours), in minutes: what `make demo` runs.
+"""Run the whole pipeline on generated songs (or yours), in minutes: what `make demo` runs.
 
-    megajukebox demo                                  # 189 made-up songs -> demo/site/index.html
+    megajukebox demo                                  # 189 generated songs -> demo/site/index.html
     megajukebox demo --songs ~/music --out demo_mine  # your own audio
 
-Each stage is the ordinary entry, started as its own process; killed, the same command goes on where it stopped.
+Each stage is the ordinary verb in a process of its own; killed, the same command resumes where it stopped.
 """
 
 import json
@@ -16,36 +16,43 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 import yaml
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from megajukebox.common.command_line import run_command
+from megajukebox.common.errors import UserError
 from megajukebox.common.files import make_folder, write_atomic
-from megajukebox.common.levels import PRIOR_FOLDERS
+from megajukebox.common.levels import PRIOR_FOLDERS, VQVAE_FOLDER
 from megajukebox.common.world import free_port
 from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.records.jsonl_tail import read_lines
 
 PACKAGE = Path(__file__).parents[1]
-# After minutes of training the upsamplers spread their guesses too wide; colder, tones come out of the noise (docs/decisions/0007).
+SONGS_PER_SHARD = (
+    8  # several shards even of few songs, so that ranks and readers have something to share
+)
+# After minutes of training the upsamplers' distributions are too wide; colder, tones emerge from the noise
+# (docs/decisions/0007).
 TEMPERATURES = {"top": 0.9, "middle": 0.6, "bottom": 0.5}
 
 
 @dataclass(frozen=True)
-class Stage:
+class DemoStage:
     name: str
     command: list[str]
-    done: Callable[[], bool]
+    is_done: Callable[[], bool]
 
 
 def main(
     out: Annotated[Path, typer.Option(help="The folder for everything.")] = Path("demo"),
     songs: Annotated[
-        str | None, typer.Option(help="A folder of songs or a manifest; default: made-up songs.")
+        str | None,
+        typer.Option(help="A folder of songs or a manifest (default: generated songs)."),
     ] = None,
     preset: Annotated[
         str, typer.Option(help="A name in megajukebox/presets, or a YAML file.")
@@ -53,180 +60,166 @@ def main(
     ranks: Annotated[
         int, typer.Option(min=1, help="Processes that train and sample together.")
     ] = 2,
-    count: Annotated[int, typer.Option(min=1, help="Made-up songs to make.")] = 189,
+    count: Annotated[int, typer.Option(min=1, help="Songs to generate as training data.")] = 189,
     samples: Annotated[int, typer.Option(min=1, help="Songs to sample.")] = 27,
-    seconds: Annotated[float, typer.Option(help="Length of the sampled songs.")] = 5.0,
+    seconds: Annotated[float, typer.Option(help="Seconds of each sampled song.")] = 5.0,
     settings: Annotated[
         list[str] | None, typer.Argument(help="Changes to the preset: key.sub=value ...")
     ] = None,
 ) -> None:
-    """From a folder of songs to songs you can hear."""
-    try:
-        make_folder(out)
-    except ValueError as error:
-        raise SystemExit(f"demo: {error}") from error
+    """Train on a folder of songs and sample new ones, all stages."""
+    make_folder(out)
+    source = songs or f"demo:{count}"
+    refuse_other_demo(out, {"songs": source, "preset": preset, "settings": settings or []})
     console = Console()
-    check_same_demo(
-        out, {"songs": songs or f"demo:{count}", "preset": preset, "settings": settings or []}
-    )
-    took: dict[str, float] = {}
-    for stage in stages(out, songs or f"demo:{count}", preset, ranks, settings or []):
-        run_stage(console, stage, took)
+    seconds_taken: dict[str, float] = {}
+    for stage in stages(out, source, preset, ranks, settings or []):
+        run_stage(console, stage, seconds_taken)
         if stage.name == "encode":
             write_requests(out / "requests.yaml", ShardSet(out / "shards/codes"), samples, seconds)
-    tell(console, out, took)
+    write_times(out / "times.json", seconds_taken)
+    print_summary(console, out, seconds_taken)
 
 
-def stages(out: Path, source: str, preset: str, ranks: int, settings: list[str]) -> list[Stage]:
+def stages(out: Path, source: str, preset: str, ranks: int, settings: list[str]) -> list[DemoStage]:
     """The pipeline in order; each stage reads what the ones before it wrote."""
-    songs, codes, runs, site = (
-        out / "shards/songs",
-        out / "shards/codes",
-        out / "runs",
-        out / "site",
-    )
-    train = on_ranks(ranks, "train")
+    songs = out / "shards/songs"
+    codes = out / "shards/codes"
+    runs = out / "runs"
+    vqvae = runs / VQVAE_FOLDER
     common = ["--preset", preset]
 
-    def training(stage: str, data: Path) -> Stage:
+    def training(stage: str, data: Path) -> DemoStage:
         folder = runs / stage
-        command = [*train, stage, *common, "--data", str(data), "--out", str(folder), *settings]
-        return Stage(f"train {stage}", command, lambda: finished(folder))
+        arguments = [stage, *common, "--data", str(data), "--out", str(folder), *settings]
+        command = [*on_ranks(ranks, "train"), *arguments]
+        return DemoStage(f"train {stage}", command, lambda: is_finished(folder))
 
-    prepare = [*python("prepare"), source, "--out", str(songs), "--songs-per-shard", "8", *common]
-    encode = [
-        *on_ranks(ranks, "encode"),
-        str(songs),
-        "--vqvae",
-        str(runs / "vqvae"),
-        "--out",
-        str(codes),
-    ]
-    asked, samples = str(out / "requests.yaml"), str(out / "samples")
-    sample = [*on_ranks(ranks, "sample"), str(runs), "--requests", asked, "--out", samples]
-    explore = [*python("explore"), "build", samples, str(runs), "--out", str(site)]
+    shard_size = ["--songs-per-shard", str(SONGS_PER_SHARD)]
+    prepare = [*verb("prepare"), source, "--out", str(songs), *shard_size, *common]
+    encode = [str(songs), "--vqvae", str(vqvae), "--out", str(codes)]
+    requests = ["--requests", str(out / "requests.yaml")]
+    sample = [str(runs), *requests, "--out", str(out / "samples")]
+    explore = [str(out / "samples"), str(runs), "--out", str(out / "site")]
     return [
-        Stage("prepare", prepare, (songs / "index.json").exists),
-        training("vqvae", songs),
-        Stage("encode", encode, (codes / "index.json").exists),
-        *(training(stage, codes) for stage in PRIOR_FOLDERS.values()),
-        Stage("sample", sample, lambda: False),
-        Stage("explore", explore, lambda: False),
+        DemoStage("prepare", prepare, (songs / "index.json").exists),
+        training(VQVAE_FOLDER, songs),
+        DemoStage("encode", [*on_ranks(ranks, "encode"), *encode], (codes / "index.json").exists),
+        *(training(folder, codes) for folder in PRIOR_FOLDERS.values()),
+        DemoStage("sample", [*on_ranks(ranks, "sample"), *sample], lambda: False),
+        DemoStage("explore", [*verb("explore"), "build", *explore], lambda: False),
     ]
 
 
-def python(verb: str) -> list[str]:
-    return [sys.executable, "-m", "megajukebox.cli", verb]
+def verb(name: str) -> list[str]:
+    return [sys.executable, "-m", "megajukebox", name]
 
 
 def on_ranks(ranks: int, entry: str) -> list[str]:
-    return [*launch(ranks), str(PACKAGE / f"{entry}.py")]
-
-
-def launch(ranks: int) -> list[str]:
-    """The deepspeed launcher of this environment, on a port of its own."""
-    deepspeed = shutil.which(
-        "deepspeed", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    )
+    """An entry under the deepspeed launcher of this environment, on a port of its own."""
+    search_path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    deepspeed = shutil.which("deepspeed", path=search_path)
     if deepspeed is None:
-        raise SystemExit(
-            "demo: the deepspeed command is missing; install this package's dependencies (make install)"
+        raise UserError(
+            "the deepspeed command is missing; install this package's dependencies (make install)"
         )
-    return [
-        deepspeed,
-        "--log_level",
-        "warning",
-        "--num_gpus",
-        str(ranks),
-        "--master_port",
-        str(free_port()),
-    ]
+    options = ["--log_level", "warning", "--num_gpus", str(ranks), "--master_port"]
+    return [deepspeed, *options, str(free_port()), str(PACKAGE / f"{entry}.py")]
 
 
-def finished(run: Path) -> bool:
+def is_finished(run: Path) -> bool:
     events = read_lines(run / "events.jsonl")
     return bool(events) and events[-1]["event"] == "done"
 
 
-def check_same_demo(out: Path, asked: dict) -> None:
-    """One folder, one demo: other songs or settings belong into another."""
+def refuse_other_demo(out: Path, source: dict[str, Any]) -> None:
+    """Keep one demo in one folder.
+
+    Raises:
+        UserError: `out` holds a demo of other songs or settings.
+    """
     path = out / "demo.json"
-    if path.exists() and json.loads(path.read_text()) != asked:
-        raise SystemExit(
-            f"demo: {out} holds a demo of other songs or settings ({path}); give another --out, or remove it"
+    if path.exists() and json.loads(path.read_text()) != source:
+        raise UserError(
+            f"{out} holds a demo of other songs or settings ({path});"
+            " give another --out, or remove it"
         )
-    write_atomic(path, json.dumps(asked).encode())
+    write_atomic(path, json.dumps(source).encode())
 
 
-def run_stage(console: Console, stage: Stage, took: dict[str, float]) -> None:
-    """Run one stage to its end; leave with its exit status if it fails."""
-    if stage.done():
+def run_stage(console: Console, stage: DemoStage, seconds_taken: dict[str, float]) -> None:
+    """Run one stage to its end; exit with its status if it fails."""
+    if stage.is_done():
         console.print(f"[bold]{stage.name}[/] is done")
         return
     console.rule(f"[bold]{stage.name}")
-    started = time.perf_counter()
-    threads = os.environ.get("OMP_NUM_THREADS", "1")
-    quiet = {"DS_ACCELERATOR": "cpu"} if not shutil.which("nvidia-smi") else {}
     environment = {
         **os.environ,
-        "OMP_NUM_THREADS": threads,
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
         "PYTHONWARNINGS": "ignore::FutureWarning",
-        **quiet,
     }
+    if not shutil.which("nvidia-smi"):
+        environment["DS_ACCELERATOR"] = "cpu"  # else DeepSpeed warns in every process
+    started = time.perf_counter()
     status = subprocess.run(stage.command, env=environment).returncode
     if status:
         raise SystemExit(
-            f"demo: {stage.name} failed with exit status {status}; mend it, and the same command goes on from there"
+            f"demo: {stage.name} failed with exit status {status};"
+            " fix the cause, then the same command resumes there"
         )
-    took[stage.name] = time.perf_counter() - started
+    seconds_taken[stage.name] = time.perf_counter() - started
 
 
 def write_requests(path: Path, codes: ShardSet, count: int, seconds: float) -> None:
-    """Requests over every artist and genre of the corpus, with words that its songs sing."""
-    names = {
-        name: list(codes.index["vocabulary"].get(name, {})) or [None]
-        for name in ("artist", "genres")
-    }
-    words = lyrics_by_artist(codes)
-    pairs = list(product(names["artist"], names["genres"]))
+    """Write requests for every artist and genre of the corpus, with lyrics of its songs."""
+    vocabulary = codes.index["vocabulary"]
+    artists = list(vocabulary.get("artist", {})) or [None]
+    genres = list(vocabulary.get("genres", {})) or [None]
+    pairs = list(product(artists, genres))
+    lyrics = lyrics_by_artist(codes)
     requests = []
     for number in range(count):
         artist, genre = pairs[number % len(pairs)]
-        lyrics = words.get(artist) or words.get(None) or [""]
-        named = {k: v for k, v in (("artist", artist), ("genres", genre)) if v is not None}
-        text = lyrics[number // len(pairs) % len(lyrics)]
-        what = {
-            "lyrics": text,
-            "seconds": seconds,
-            "seed": number,
-            "temperature": dict(TEMPERATURES),
-        }
-        requests.append({"id": f"song-{number:02d}", **named, **what})
+        texts = lyrics.get(artist) or lyrics.get(None) or [""]
+        request: dict[str, Any] = {"id": f"song-{number:02d}"}
+        if artist is not None:
+            request["artist"] = artist
+        if genre is not None:
+            request["genres"] = genre
+        request["lyrics"] = texts[number // len(pairs) % len(texts)]
+        request["seconds"] = seconds
+        request["seed"] = number
+        request["temperature"] = dict(TEMPERATURES)
+        requests.append(request)
     write_atomic(path, yaml.safe_dump(requests, sort_keys=False, allow_unicode=True).encode())
 
 
 def lyrics_by_artist(codes: ShardSet) -> dict[str | None, list[str]]:
-    """Lyrics of the corpus as they are (timed, where the song has times); under None those of all artists."""
-    found: dict[str | None, list[str]] = {}
+    """Lyrics of the corpus as they are (with times, where the song has them); under None those of all artists."""
+    texts: dict[str | None, list[str]] = {}
     for row in range(len(codes)):
         if codes.has(row, "lyrics"):
             artist = json.loads(codes.read_member(row, "json")).get("artist")
             text = codes.read_member(row, "lyrics").decode()
-            found.setdefault(artist, []).append(text)
-            found.setdefault(None, []).append(text)
-    return found
+            texts.setdefault(artist, []).append(text)
+            texts.setdefault(None, []).append(text)
+    return texts
 
 
-def tell(console: Console, out: Path, took: dict[str, float]) -> None:
-    """What each stage took, and where to look."""
+def write_times(path: Path, seconds_taken: dict[str, float]) -> None:
+    """Add the seconds of the stages that ran to those of earlier starts."""
+    before = json.loads(path.read_text()) if path.exists() else {}
+    write_atomic(path, json.dumps({**before, **seconds_taken}, indent=1).encode())
+
+
+def print_summary(console: Console, out: Path, seconds_taken: dict[str, float]) -> None:
     table = Table("stage", "seconds", title="this time")
-    for name, seconds in took.items():
+    for name, seconds in seconds_taken.items():
         table.add_row(name, f"{seconds:.0f}")
-    table.add_row("all", f"{sum(took.values()):.0f}")
+    table.add_row("all", f"{sum(seconds_taken.values()):.0f}")
     console.print(table)
-    before = json.loads((out / "times.json").read_text()) if (out / "times.json").exists() else {}
-    write_atomic(out / "times.json", json.dumps({**before, **took}, indent=1).encode())
-    console.print(f"Open [bold]{(out / 'site/index.html').resolve()}[/] in a browser.")
+    page = (out / "site/index.html").resolve()
+    console.print(f"Open [bold]{escape(str(page))}[/] in a browser.")
 
 
 if __name__ == "__main__":

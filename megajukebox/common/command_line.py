@@ -43,7 +43,7 @@ QuietOption = Annotated[
         help="Log warnings and errors alone, show no progress.",
     ),
 ]
-_RENAMED_OPTIONS = "megajukebox_renamed_options"
+RENAMED_OPTIONS = "megajukebox_renamed_options"  # the attribute of an entry that holds them
 
 
 def renamed_options(old_to_new: dict[str, str]) -> Callable[[F], F]:
@@ -57,7 +57,7 @@ def renamed_options(old_to_new: dict[str, str]) -> Callable[[F], F]:
     """
 
     def mark(function: F) -> F:
-        setattr(function, _RENAMED_OPTIONS, old_to_new)
+        setattr(function, RENAMED_OPTIONS, old_to_new)
         return function
 
     return mark
@@ -70,7 +70,7 @@ class EntryCommand(TyperCommand):
         return super().parse_args(ctx, self._with_new_names(ctx, args))
 
     def _with_new_names(self, ctx: Any, args: list[str]) -> list[str]:
-        old_to_new = getattr(self.callback, _RENAMED_OPTIONS, {})
+        old_to_new = getattr(self.callback, RENAMED_OPTIONS, {})
         new_args: list[str] = []
         for index, arg in enumerate(args):
             if arg == "--":

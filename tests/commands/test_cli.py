@@ -112,6 +112,15 @@ def test_every_verb_s_help_shows_its_texts_to_the_letter_brackets_too(verb: str,
                 assert plain(parameter.help) in shown, parameter.name
 
 
+@pytest.mark.parametrize("verb", VERBS)
+def test_old_names_of_options_lead_to_options_that_the_verb_has(verb: str) -> None:
+    command = cli.load_command(VERBS[verb])
+    for entry in getattr(command, "commands", {verb: command}).values():
+        options = {option for parameter in entry.params for option in parameter.opts}
+        for old, new in getattr(entry.callback, command_line.RENAMED_OPTIONS, {}).items():
+            assert old not in options and new.partition("=")[0] in options
+
+
 def plain(text: str) -> str:
     return " ".join(text.split())
 
