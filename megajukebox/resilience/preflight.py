@@ -39,7 +39,7 @@ def doctor_command(command: list[str], run: Path) -> list[str]:
     Raises:
         UserError: no entry of ours is in the command.
     """
-    options = ["--run", str(run), "--leave", str(run / FOLDER), "--seconds"]
+    options = ["--run", str(run), "--report-dir", str(run / FOLDER), "--seconds"]
     options.append(f"{MEETING_SECONDS:.0f}")
     for index, word in enumerate(command):
         launcher = [part for part in command[:index] if not part.startswith(KILL_ON_BAD_EXIT)]
