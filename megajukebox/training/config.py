@@ -15,15 +15,14 @@ from megajukebox.common.levels import RUN_FOLDERS, STUDENT_FOLDERS
 from megajukebox.common.old_settings import describe_renamed, present_path, upgrade_settings
 from megajukebox.common.validation_errors import mistakes, shortened
 from megajukebox.data.shards.shard_set import COUNTED
-from megajukebox.models.conditioners import (
-    LabelConfig,
-    LyricsConfig,
-    TimingConfig,
-    UpsamplerConditionerConfig,
-)
+from megajukebox.models.conditioners import LabelConfig, LyricsConfig
 from megajukebox.models.prior import PriorConfig
-from megajukebox.models.transformer import TransformerConfig
 from megajukebox.models.vqvae import VQVAEConfig
+from megajukebox.training.prior_settings import (
+    ConditionSettings,
+    ConditionTableSettings,
+    PriorSettings,
+)
 from megajukebox.training.settings import StrictSettings, TrainingSettings
 
 log = logging.getLogger(__name__)
@@ -32,61 +31,6 @@ PRESETS = Path(__file__).parent.parent / "presets"
 CONDITIONS = (*COUNTED, "year")  # the fields of a song that a prior can be told
 STAGE_NAMES = tuple(RUN_FOLDERS.values())  # of `train`: the rows of stages.py
 STUDENT_NAMES = tuple(STUDENT_FOLDERS.values())  # of `distill`
-
-
-class ConditionSettings(StrictSettings):
-    """One label of a song (artist, genres, moods, ...). Its vocabulary is made from the corpus."""
-
-    max_values: int = Field(1, gt=0, description="how many names of it one song may carry")
-    table_size: int = Field(
-        gt=1, description="entries of the embedding table; names beyond it are unknown"
-    )
-    min_songs: int = Field(1, gt=0, description="names on fewer songs are unknown")
-    dropout: float = Field(
-        0.0, ge=0, lt=1, description="share of training windows that are not told"
-    )
-    bin_years: int = Field(
-        1, gt=0, le=1000, description="condition year only: years that share one entry"
-    )
-
-
-class TableSettings(StrictSettings):
-    """Where one level's table of a label differs from what `conditions` says of it."""
-
-    max_values: int | None = Field(default=None, gt=0)
-    table_size: int | None = Field(default=None, gt=1)
-
-
-class LyricsSettings(StrictSettings):
-    """Lyrics of a prior. The tokenizer's size is that of the corpus's model."""
-
-    mode: str = Field("encoder", pattern="^(encoder|prefix)$")
-    tokens: int = Field(gt=0)
-    loss_weight: float = Field(0.4, ge=0)
-    dropout: float = Field(
-        0.0, ge=0, lt=1, description="share of training windows that are told no lyrics"
-    )
-    encoder: TransformerConfig | None = None
-
-
-class PriorSettings(StrictSettings):
-    """A prior as its preset gives it; rate, hop, codes and vocabulary sizes come from the code shards."""
-
-    window: int = Field(gt=0)
-    transformer: TransformerConfig
-    separate_head: bool = False
-    conditions: tuple[str, ...] = ()
-    condition_tables: dict[str, TableSettings] = Field(
-        {}, description="tables of this level that differ from `conditions`"
-    )
-    conditions_at_every_position: bool = False
-    timing: TimingConfig | None = None
-    upsampler_conditioner: UpsamplerConditionerConfig | None = None
-    lyrics: LyricsSettings | None = None
-    aligned: dict[str, dict[str, Any]] = Field(
-        default={},
-        description="conditions that follow the song in time: {name: its settings, and `dropout`}",
-    )
 
 
 class AudioSettings(StrictSettings):
@@ -109,40 +53,43 @@ class Preset(StrictSettings):
 
     @model_validator(mode="before")
     @classmethod
-    def _one_home_for_the_rate(cls, data: dict) -> dict:
-        audio, vqvae = data.get("audio", {}), data.get("vqvae", {})
+    def _copy_sample_rate(cls, data: dict) -> dict:
+        """audio.sample_rate is the VQ-VAE's too."""
+        audio = data.get("audio", {})
+        vqvae = data.get("vqvae", {})
         if not isinstance(audio, dict) or not isinstance(vqvae, dict):
-            return data  # what is wrong with them is said where their own settings are read
-        return {**data, "vqvae": {"sample_rate": audio.get("sample_rate", 44100), **vqvae}}
+            return data  # refused where their own settings are read
+        rate = audio.get("sample_rate", AudioSettings().sample_rate)
+        return {**data, "vqvae": {"sample_rate": rate, **vqvae}}
 
     @model_validator(mode="before")
     @classmethod
-    def _stages_that_are_there(cls, data: dict) -> dict:
+    def _check_stage_names(cls, data: dict) -> dict:
+        """Before the settings of the stages are read: of an unknown one they would be said to be missing."""
         training = data.get("training", {})
-        unknown = (
-            sorted(set(training) - {*STAGE_NAMES, *STUDENT_NAMES})
-            if isinstance(training, dict)
-            else []
-        )
-        if unknown:  # first: else it is their settings that are missing
-            stages = ", ".join((*STAGE_NAMES, *STUDENT_NAMES))
-            raise ValueError(f"training has unknown stages {unknown}; stages are {stages}")
+        known = (*STAGE_NAMES, *STUDENT_NAMES)
+        names = set(training) if isinstance(training, dict) else set()
+        unknown = sorted(names - set(known))
+        if unknown:
+            raise ValueError(
+                f"training has unknown stages {unknown}; stages are {', '.join(known)}"
+            )
         return data
 
     @model_validator(mode="after")
     def _check(self) -> "Preset":
         self._check_conditions()
         for level in self.levels:
-            self._check_labels(level)
-        upper = None
+            self._check_conditions_of(level)
+        level_above = None
         for level in reversed(self.levels):
-            self._check_level_above(level, upper)
+            self._check_level_above(level, level_above)
             self._check_prior(level)
-            upper = level
+            level_above = level
         if self.vqvae.sample_rate != self.audio.sample_rate:
             raise ValueError(
-                f"vqvae.sample_rate {self.vqvae.sample_rate} is not audio.sample_rate {self.audio.sample_rate};"
-                " give only the latter"
+                f"vqvae.sample_rate {self.vqvae.sample_rate} is not audio.sample_rate"
+                f" {self.audio.sample_rate}; give only the latter"
             )
         return self
 
@@ -155,38 +102,36 @@ class Preset(StrictSettings):
             if condition.bin_years > 1 and name != "year":
                 raise ValueError(f"conditions.{name}.bin_years is for year alone; leave it out")
 
-    def _check_labels(self, level: str) -> None:
-        told = self.prior(level)
-        for label in told.conditions:
-            if label not in self.conditions:
+    def _check_conditions_of(self, level: str) -> None:
+        settings = self.prior(level)
+        for name in settings.conditions:
+            if name not in self.conditions:
                 known = ", ".join(self.conditions)
                 raise ValueError(
-                    f"{level}.conditions names {label!r}, which is not among conditions ({known})"
+                    f"{level}.conditions names {name!r}, which is not among conditions ({known})"
                 )
-        for label in told.condition_tables:
-            if label not in told.conditions:
-                known = ", ".join(told.conditions)
+        for name in settings.condition_tables:
+            if name not in settings.conditions:
+                known = ", ".join(settings.conditions)
                 raise ValueError(
-                    f"{level}.condition_tables names {label!r}, which is not among {level}.conditions ({known})"
+                    f"{level}.condition_tables names {name!r}, which is not among"
+                    f" {level}.conditions ({known})"
                 )
 
-    def _check_level_above(self, level: str, upper: str | None) -> None:
-        settings, hops = self.prior(level), self.vqvae.hops
-        if (settings.upsampler_conditioner is None) != (upper is None):
-            wanted = (
-                f"describe how the {upper} codes are read"
-                if upper
-                else "be left out: nothing is above it"
-            )
-            raise ValueError(f"{level}.upsampler_conditioner must {wanted}")
-        if (
-            upper
-            and settings.upsampler_conditioner
-            and settings.upsampler_conditioner.ratio * hops[level] != hops[upper]
-        ):
+    def _check_level_above(self, level: str, above: str | None) -> None:
+        conditioner = self.prior(level).upsampler_conditioner
+        name = f"{level}.upsampler_conditioner"
+        if above is None:
+            if conditioner:
+                raise ValueError(f"{name} must be left out: nothing is above it")
+            return
+        if conditioner is None:
+            raise ValueError(f"{name} must describe how the {above} codes are read")
+        ratio = self.vqvae.hops[above] // self.vqvae.hops[level]
+        if conditioner.ratio != ratio:
             raise ValueError(
-                f"{level}.upsampler_conditioner lengthens by {settings.upsampler_conditioner.ratio}, but a {upper} code lasts"
-                f" {hops[upper] // hops[level]} {level} codes; set down and stride to match"
+                f"{name} lengthens by {conditioner.ratio}, but a {above} code lasts {ratio} {level} codes;"
+                " set down and stride to match"
             )
 
     def _check_prior(self, level: str) -> None:
@@ -194,9 +139,8 @@ class Preset(StrictSettings):
         try:
             self.prior_config(level, self.lyrics_vocabulary)
         except ValidationError as error:
-            raise ValueError(
-                "; ".join(f"{level}: {mistake}" for mistake in mistakes(error, PriorConfig))
-            ) from None
+            reasons = (f"{level}: {mistake}" for mistake in mistakes(error, PriorConfig))
+            raise ValueError("; ".join(reasons)) from None
 
     @property
     def levels(self) -> tuple[str, ...]:
@@ -204,24 +148,24 @@ class Preset(StrictSettings):
         return self.vqvae.levels
 
     def prior(self, level: str) -> PriorSettings:
+        """Raises UserError for a level that the preset does not describe."""
         settings = getattr(self, level)
         if settings is None:
-            raise ValueError(f"the preset describes no {level} prior")
+            raise UserError(f"the preset describes no {level} prior")
         return settings
 
     def condition(self, level: str, name: str) -> ConditionSettings:
-        """What `level` is told of condition `name`: its own table, if the preset gives it one."""
-        own = self.prior(level).condition_tables.get(name, TableSettings())
+        """Condition `name` as `level` has it: with its own table, if the preset gives it one."""
+        own = self.prior(level).condition_tables.get(name, ConditionTableSettings())
         return self.conditions[name].model_copy(update=own.model_dump(exclude_none=True))
 
-    def dropout(self, level: str, name: str) -> float:
-        """Share of training windows that `level` is not told condition `name`; 0 for one the preset does not know."""
-        return self.condition(level, name).dropout if name in self.conditions else 0.0
-
     def dropouts(self, level: str, config: PriorConfig) -> dict[str, float]:
-        """Dropout of every condition of a prior, by its name."""
+        """By condition, the share of training windows without it; 0 for one that the preset does not know."""
         settings = self.prior(level)
-        dropouts = {name: self.dropout(level, name) for name in config.conditions}
+        dropouts = dict.fromkeys(config.conditions, 0.0)
+        for name in config.conditions:
+            if name in self.conditions:
+                dropouts[name] = self.condition(level, name).dropout
         dropouts["lyrics"] = settings.lyrics.dropout if settings.lyrics else 0.0
         for name, aligned in settings.aligned.items():
             dropouts[name] = float(aligned.get("dropout", 0.0))
@@ -229,31 +173,38 @@ class Preset(StrictSettings):
 
     def prior_config(self, level: str, lyrics_size: int) -> PriorConfig:
         """The prior of `level` as its model reads it; `lyrics_size` is the number of the tokenizer's tokens."""
-        told = self.prior(level)
-        tables = {
-            name: self.condition(level, name) for name in self.conditions if name in told.conditions
-        }
-        labels = {
-            name: LabelConfig(max_values=table.max_values, table_size=table.table_size)
-            for name, table in tables.items()
-        }
-        lyrics = (
-            LyricsConfig(**told.lyrics.model_dump(exclude={"dropout"}), size=lyrics_size)
-            if told.lyrics
-            else None
-        )
+        settings = self.prior(level)
+        conditions = {}
+        for name in self.conditions:
+            if name in settings.conditions:
+                table = self.condition(level, name)
+                conditions[name] = LabelConfig(
+                    max_values=table.max_values, table_size=table.table_size
+                )
+        lyrics = None
+        if settings.lyrics:
+            lyrics = LyricsConfig(
+                **settings.lyrics.model_dump(exclude={"dropout"}), size=lyrics_size
+            )
         aligned: dict[str, Any] = {}
-        for name, settings in told.aligned.items():
-            aligned[name] = {key: value for key, value in settings.items() if key != "dropout"}
+        for name, own in settings.aligned.items():
+            aligned[name] = {key: value for key, value in own.items() if key != "dropout"}
+        shared = {"conditions", "condition_tables", "lyrics", "aligned"}
         return PriorConfig(
-            level=level, sample_rate=self.audio.sample_rate, hop=self.vqvae.hops[level], codebook_size=self.vqvae.codebook_size,
-            conditions=labels, lyrics=lyrics, aligned=aligned,
-            **told.model_dump(exclude={"conditions", "condition_tables", "lyrics", "aligned"}),
-        )  # fmt: skip
+            level=level,
+            sample_rate=self.audio.sample_rate,
+            hop=self.vqvae.hops[level],
+            codebook_size=self.vqvae.codebook_size,
+            conditions=conditions,
+            lyrics=lyrics,
+            aligned=aligned,
+            **settings.model_dump(exclude=shared),
+        )
 
     def stage(self, name: str) -> TrainingSettings:
+        """Raises UserError for a stage that the preset does not train."""
         if name not in self.training:
-            raise ValueError(
+            raise UserError(
                 f"preset {self.name!r} does not train {name!r}; it trains {', '.join(self.training)}"
             )
         return self.training[name]

@@ -15,8 +15,9 @@ from megajukebox.conditioning.vocabulary import VOCABULARIES, Vocabulary, vocabu
 from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.data.stream.code_dataset import CodeWindows, check_kind
 from megajukebox.models.prior import Prior, PriorConfig
-from megajukebox.training.config import ConditionSettings, Preset
+from megajukebox.training.config import Preset
 from megajukebox.training.finetune import PretrainedModel, check_prior
+from megajukebox.training.prior_settings import ConditionSettings
 from megajukebox.training.tasks import ReaderShare, Task, TaskRequest
 
 KEPT_FACTS = ("tokenizer", "names", "licence")  # of model.json, where weights are trained further
