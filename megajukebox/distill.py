@@ -21,6 +21,7 @@ import torch
 import typer
 
 from megajukebox.common.command_line import run_command
+from megajukebox.common.errors import UserError
 from megajukebox.common.files import make_folder, write_atomic
 from megajukebox.common.model_files import load_into, read_facts
 from megajukebox.common.provenance import made_by
@@ -111,7 +112,7 @@ def main(
     """Teach a student every order of a curriculum; the same command goes on where it stopped."""
     with exit_guard(out, "distill") as end:
         if level not in GATES:
-            raise ValueError(f"level {level!r} is unknown; choose one of {', '.join(GATES)}")
+            raise UserError(f"level {level!r} is unknown; choose one of {', '.join(GATES)}")
         chosen = load_preset(preset, settings)
         source = TeacherRun.open(teacher, level)
         shape = source.config.transformer
@@ -279,7 +280,7 @@ def check_taught_so(folder: Path, config: StudentConfig) -> None:
     there = StudentConfig(**read_facts(folder)["config"])
     if there != config:
         asked = {name: value for name, value in config if getattr(there, name) != value}
-        raise ValueError(
+        raise UserError(
             f"{folder} holds a finished student that is not {asked}; choose another --out, or remove it"
         )
 

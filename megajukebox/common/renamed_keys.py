@@ -5,6 +5,8 @@ from typing import Any
 
 from pydantic import model_validator
 
+from megajukebox.common.errors import UserError
+
 
 def rename_keys(given: Any, renamed: Mapping[str, str]) -> Any:
     """`given`, if it is a dict, with its old keys under their present names (`renamed`: old -> new).
@@ -18,7 +20,7 @@ def rename_keys(given: Any, renamed: Mapping[str, str]) -> Any:
     for key, value in given.items():
         name = renamed.get(key, key)
         if name != key and name in given:
-            raise ValueError(f"{key} was renamed {name}, and both are given; leave out {key}")
+            raise UserError(f"{key} was renamed {name}, and both are given; leave out {key}")
         result[name] = value
     return result
 

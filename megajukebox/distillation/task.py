@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from megajukebox.common.errors import UserError
 from megajukebox.common.files import write_atomic
 from megajukebox.common.levels import PRIOR_FOLDERS, STUDENT_TABLE
 from megajukebox.common.model_files import WEIGHTS, StoredTensors, read_facts
@@ -48,7 +49,7 @@ class TeacherRun:
         facts = read_facts(folder)
         if facts["kind"] != "prior" or facts["config"]["level"] != level:
             kind = f"{facts['config'].get('level', '')} {facts['kind']}".strip()
-            raise ValueError(
+            raise UserError(
                 f"{folder} holds a {kind}, not a {level} prior; give the run of one as --teacher"
             )
         return cls(folder, facts, PriorConfig(**facts["config"]), held_out_share(folder))

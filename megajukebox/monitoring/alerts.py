@@ -9,7 +9,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from megajukebox.monitoring.collect.run_state import EXIT_FATAL, RunState
+from megajukebox.common.errors import EXIT_FATAL
+from megajukebox.monitoring.collect.run_state import RunState
 from megajukebox.records.events import (
     MIN_LOSS_SCALE,
     SDC,

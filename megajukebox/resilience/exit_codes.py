@@ -20,6 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from click import ClickException
+from pydantic import ValidationError
+
+from megajukebox.common.errors import EXIT_FATAL, UserError
 from megajukebox.common.world import host
 from megajukebox.records.exits import ProcessExit, exit_path, read_exit
 from megajukebox.records.schema import write_record
@@ -28,7 +32,6 @@ EXIT_OK = 0
 EXIT_BUG = 1  # Python's own for an uncaught exception
 EXIT_RETRY = 75  # EX_TEMPFAIL of sysexits.h
 EXIT_PREEMPTED = 85
-EXIT_FATAL = 93
 EXIT_FENCED = 98
 
 EXIT_CODES = {
@@ -128,6 +131,8 @@ BY_NAME = {
     "TrainingDiverged": "diverged",
     "OutOfMemoryError": "out_of_memory",
 }
+# Mistakes of the user: one line, no traceback. A plain ValueError is a bug: numpy and torch raise it too.
+USER_MISTAKES = (UserError, ValidationError, ClickException)
 # Errors of the operating system that waiting does not mend.
 PERMANENT_ERRNOS = (
     errno.EACCES,
@@ -160,7 +165,7 @@ def classify_error(error: BaseException) -> str:
         return "out_of_memory"
     if isinstance(error, OSError):
         return "config" if error.errno in PERMANENT_ERRNOS else "storage"
-    if isinstance(error, ValueError):
+    if isinstance(error, USER_MISTAKES):
         return "config"
     return "peer_failure" if is_peer_failure(error) else "bug"
 

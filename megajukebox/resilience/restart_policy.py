@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from megajukebox.common.errors import EXIT_FATAL
 from megajukebox.records.events import (
     AlertRaised,
     AttemptEnded,
@@ -26,7 +27,7 @@ from megajukebox.records.events import (
 from megajukebox.records.exits import ProcessExit, read_exits
 from megajukebox.records.heartbeat import read_heartbeats
 from megajukebox.records.jsonl_tail import read_object
-from megajukebox.resilience.exit_codes import EXIT_FATAL, EXIT_FENCED, EXIT_PREEMPTED
+from megajukebox.resilience.exit_codes import EXIT_FENCED, EXIT_PREEMPTED
 from megajukebox.resilience.fencing import FILE
 
 MAX_FRUITLESS_ATTEMPTS = 3  # in a row without a new checkpoint, after which retrying is a waste

@@ -6,6 +6,7 @@ import subprocess
 import time
 from pathlib import Path
 
+from megajukebox.common.errors import EXIT_FATAL
 from megajukebox.records.events import (
     NEEDS_OPERATOR,
     AlertRaised,
@@ -17,7 +18,7 @@ from megajukebox.records.events import (
 from megajukebox.records.jsonl_tail import read_object
 from megajukebox.records.run_log import RunLog
 from megajukebox.resilience import preflight, slurm, spare_nodes
-from megajukebox.resilience.exit_codes import EXIT_FATAL, EXIT_FENCED, EXIT_OK, EXIT_RETRY
+from megajukebox.resilience.exit_codes import EXIT_FENCED, EXIT_OK, EXIT_RETRY
 from megajukebox.resilience.fencing import FILE
 from megajukebox.resilience.restart_policy import (
     MAX_FRUITLESS_ATTEMPTS,

@@ -71,9 +71,7 @@ class Preset(StrictSettings):
         names = set(training) if isinstance(training, dict) else set()
         unknown = sorted(names - set(known))
         if unknown:
-            raise ValueError(
-                f"training has unknown stages {unknown}; stages are {', '.join(known)}"
-            )
+            raise UserError(f"training has unknown stages {unknown}; stages are {', '.join(known)}")
         return data
 
     @model_validator(mode="after")
@@ -87,7 +85,7 @@ class Preset(StrictSettings):
             self._check_prior(level)
             level_above = level
         if self.vqvae.sample_rate != self.audio.sample_rate:
-            raise ValueError(
+            raise UserError(
                 f"vqvae.sample_rate {self.vqvae.sample_rate} is not audio.sample_rate"
                 f" {self.audio.sample_rate}; give only the latter"
             )
@@ -96,24 +94,24 @@ class Preset(StrictSettings):
     def _check_conditions(self) -> None:
         for name, condition in self.conditions.items():
             if name not in CONDITIONS:
-                raise ValueError(
+                raise UserError(
                     f"songs do not say their {name!r}; conditions are {', '.join(CONDITIONS)}"
                 )
             if condition.bin_years > 1 and name != "year":
-                raise ValueError(f"conditions.{name}.bin_years is for year alone; leave it out")
+                raise UserError(f"conditions.{name}.bin_years is for year alone; leave it out")
 
     def _check_conditions_of(self, level: str) -> None:
         settings = self.prior(level)
         for name in settings.conditions:
             if name not in self.conditions:
                 known = ", ".join(self.conditions)
-                raise ValueError(
+                raise UserError(
                     f"{level}.conditions names {name!r}, which is not among conditions ({known})"
                 )
         for name in settings.condition_tables:
             if name not in settings.conditions:
                 known = ", ".join(settings.conditions)
-                raise ValueError(
+                raise UserError(
                     f"{level}.condition_tables names {name!r}, which is not among"
                     f" {level}.conditions ({known})"
                 )
@@ -123,13 +121,13 @@ class Preset(StrictSettings):
         name = f"{level}.upsampler_conditioner"
         if above is None:
             if conditioner:
-                raise ValueError(f"{name} must be left out: nothing is above it")
+                raise UserError(f"{name} must be left out: nothing is above it")
             return
         if conditioner is None:
-            raise ValueError(f"{name} must describe how the {above} codes are read")
+            raise UserError(f"{name} must describe how the {above} codes are read")
         ratio = self.vqvae.hops[above] // self.vqvae.hops[level]
         if conditioner.ratio != ratio:
-            raise ValueError(
+            raise UserError(
                 f"{name} lengthens by {conditioner.ratio}, but a {above} code lasts {ratio} {level} codes;"
                 " set down and stride to match"
             )
@@ -140,7 +138,7 @@ class Preset(StrictSettings):
             self.prior_config(level, self.lyrics_vocabulary)
         except ValidationError as error:
             reasons = (f"{level}: {mistake}" for mistake in mistakes(error, PriorConfig))
-            raise ValueError("; ".join(reasons)) from None
+            raise UserError("; ".join(reasons)) from None
 
     @property
     def levels(self) -> tuple[str, ...]:

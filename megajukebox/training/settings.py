@@ -13,6 +13,7 @@ common/old_settings.py. Micro-batch, precision and optimizer are in the stage's 
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from megajukebox.common.errors import UserError
 from megajukebox.training.lr_schedule import ScheduleSettings
 from megajukebox.training.previews import PreviewSettings
 from megajukebox.training.spike_detection import SpikeSettings
@@ -171,7 +172,7 @@ class TrainingSettings(StrictSettings):
     def _check_previews(self) -> "TrainingSettings":
         previews, exports = self.previews.every, self.checkpointing.export_every
         if 0 < previews < exports:
-            raise ValueError(
+            raise UserError(
                 f"previews.every {previews} needs exported weights, but checkpointing.export_every"
                 f" is {exports}; lower the latter or raise the former"
             )

@@ -280,7 +280,7 @@ def test_exceptions_mean_an_ending() -> None:
     assert classify_error(peer) == "peer_failure"
     assert classify_error(RuntimeError("shapes do not match")) == "bug"
     assert (
-        classify_error(ValueError("x")) == "config"
+        classify_error(ValueError("x")) == "bug"
         and classify_error(OSError(28, "No space left")) == "storage"
     )
     assert (

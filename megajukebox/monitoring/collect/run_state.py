@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from megajukebox.common.errors import EXIT_FATAL
 from megajukebox.common.old_settings import upgrade_stage
 from megajukebox.monitoring.collect.goodput import TimeAccount
 from megajukebox.monitoring.collect.histogram import Histogram, percentile
@@ -31,7 +32,6 @@ from megajukebox.records.job_chain import JobChain
 from megajukebox.records.productive_time import number
 from megajukebox.records.spike_score import spike_score
 
-EXIT_FATAL = 93  # of training that must not be started again as it is
 SCORED_LOSSES = 10  # of which the worst counts, since a spike may be over before anybody looks
 DATA_WAIT_ROWS = 10
 SLOW_STEPS = 5  # times a slow step (p95) without a step count as stalled

@@ -24,6 +24,7 @@ from deepspeed.utils.tensor_fragment import fragment_address
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 from torch import Tensor
 
+from megajukebox.common.errors import UserError
 from megajukebox.common.files import write_atomic
 from megajukebox.models.pipeline_layers import name_in_prior
 from megajukebox.training.engines import ema
@@ -97,7 +98,7 @@ def vet(saved: Path) -> None:
             try:
                 torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             except (pickle.UnpicklingError, RuntimeError) as error:
-                raise ValueError(
+                raise UserError(
                     f"{path} holds more than tensors and plain values; nothing in it was run"
                 ) from error
 

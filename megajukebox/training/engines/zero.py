@@ -16,6 +16,7 @@ from deepspeed.utils import (
 )
 from torch import Tensor, nn
 
+from megajukebox.common.errors import UserError
 from megajukebox.common.model_files import PendingTensor
 from megajukebox.training.engines import ema, universal_checkpoint
 from megajukebox.training.engines.checkpoint_engine import CheckpointStorage
@@ -278,7 +279,7 @@ class ZeroEngine:
         if (before is None) != (self.spread is None) or universal_checkpoint.is_pipeline(
             saved
         ) != self.is_pipeline:
-            raise ValueError(
+            raise UserError(
                 f"{folder} was saved under another way of training (ZeRO stage or pipeline);"
                 " go on with the ds_config it had, or start another run --from it"
             )

@@ -15,9 +15,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
-from megajukebox.common.errors import UserError
+from megajukebox.common.errors import EXIT_FATAL, UserError
 from megajukebox.common.validation_errors import mistakes
-from megajukebox.resilience.exit_codes import EXIT_FATAL
 
 PROFILES = Path(__file__).parents[2] / "profiles"
 
