@@ -1,10 +1,10 @@
 """Teach trained priors new names: their vocabularies and the tables behind them grow, nothing else moves.
 
-    megajukebox extend-vocabulary runs/tiny --to runs/tiny_grown --artist "New Band" --genre shoegaze      # every level at once
-    megajukebox extend-vocabulary runs/tiny --to runs/tiny_grown --name moods=calm --name year=2031        # any condition
-    megajukebox extend-vocabulary runs/tiny --to runs/tiny_grown --data shards/new_codes --min-songs 2     # what new songs name
+    megajukebox extend-vocabulary runs/tiny --to runs/tiny_grown --artist "New Band" --genre shoegaze    # every level at once
+    megajukebox extend-vocabulary runs/tiny --to runs/tiny_grown --name moods=calm --name year=2031    # any condition
+    megajukebox extend-vocabulary runs/tiny --to runs/tiny_grown --data shards/new_codes --min-songs 2    # what new songs name
 
-Old names keep their ids, and the priors say the same of them to the last bit. A new name starts as the mean of the
+Old names keep their ids, and the priors give the same for them to the last bit. A new name starts as the mean of the
 names that the prior knows (as "unknown" where it knows none): it can be sampled at once, and becomes itself by further
 training. The rows that the preset left spare are used first, then the table is enlarged.
 """
@@ -13,7 +13,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,6 +23,7 @@ import yaml
 from torch import Tensor
 
 from megajukebox.common.command_line import run_command
+from megajukebox.common.errors import UserError
 from megajukebox.common.files import make_folder, write_atomic
 from megajukebox.common.model_files import (
     FACTS,
@@ -71,14 +72,11 @@ def main(
     ] = 1,
 ) -> None:
     """Add names to trained priors."""
-    asked = [("artist", a) for a in artist or []] + [("genres", g) for g in genre or []]
-    try:
-        asked += map(named, name or [])
-        found = names_in(ShardSet(data), min_songs) if data else {}
-        grown = grow(runs, to, asked, found)
-    except ValueError as error:
-        raise SystemExit(f"grow: {error}") from error
-    for growth in grown:
+    asked = [("artist", entry) for entry in artist or []]
+    asked += [("genres", entry) for entry in genre or []]
+    asked += [parse_name(entry) for entry in name or []]
+    counts = names_in(ShardSet(data), min_songs) if data else {}
+    for growth in grow(runs, to, asked, counts):
         for condition, known in growth.known(asked):
             typer.echo(f"{growth.config.level}: {condition} {known!r} is known already")
         for condition, names in growth.added.items():
@@ -87,74 +85,75 @@ def main(
     typer.echo(f"{to} is ready to sample from")
 
 
-def named(text: str) -> tuple[str, str]:
+def parse_name(text: str) -> tuple[str, str]:
+    """(condition, name) of `condition=name`."""
     condition, equals, name = text.partition("=")
     if not equals or not condition:
-        raise ValueError(f"--name {text!r} is not condition=name")
+        raise UserError(f"--name {text!r} is not condition=name")
     return condition, name
 
 
 def names_in(shards: ShardSet, min_songs: int) -> Counts:
     """The names that at least `min_songs` songs of a shard set bear, and its years."""
-    counted: Counts = shards.index["vocabulary"]
-    found = {
-        c: {name: n for name, n in names.items() if n >= min_songs} for c, names in counted.items()
-    }
+    counts: Counts = {}
+    for condition, names in shards.index["vocabulary"].items():
+        counts[condition] = {name: songs for name, songs in names.items() if songs >= min_songs}
     first, last = shards.index["years"] or (0, -1)
-    return found | {"year": {str(year): 1 for year in range(first, last + 1)}}
+    counts["year"] = {str(year): 1 for year in range(first, last + 1)}
+    return counts
 
 
 def grow(
-    runs: Path, to: Path, asked: list[tuple[str, str]], found: Counts | None = None
+    runs: Path, to: Path, asked: list[tuple[str, str]], counts: Counts | None = None
 ) -> list["Growth"]:
-    """The runs at `runs` with the (condition, name) pairs of `asked` and the names `found` in songs, written to `to`.
+    """Write the runs at `runs` with new names to `to`.
 
-    Runs that learn nothing new are copied. Nothing is at `to` before everything is. ValueError if `to` exists, no prior
-    is told such a condition, or every name is known.
+    Runs that learn nothing new are copied. Nothing is at `to` before everything is.
+
+    Args:
+        asked: (condition, name) pairs.
+        counts: names of songs, by condition, and on how many songs they are.
+
+    Raises:
+        UserError: `to` exists, no prior has such a condition, or every name is known.
     """
     if to.exists():
-        raise ValueError(f"{to} exists; give the grown runs a folder of their own")
-    folders = folders_of(runs)
-    growths = [Growth.of(folder) for folder in folders if read_facts(folder)["kind"] == "prior"]
+        raise UserError(f"{to} exists; give the grown runs a folder of their own")
+    folders = [runs]
+    if not (runs / FACTS).is_file():
+        folders = sorted(path.parent for path in runs.glob(f"*/{FACTS}"))
+    priors = [folder for folder in folders if read_facts(folder)["kind"] == "prior"]
+    if not priors:
+        raise UserError(
+            f"{runs} holds no trained prior; give the folder of a jukebox, or a run of a prior"
+        )
+    growths = [Growth.of(folder) for folder in priors]
     check_asked(runs, growths, asked)
-    growths = [growth.with_names(asked, found or {}) for growth in growths]
-    if not asked and not found:
-        raise ValueError(
+    growths = [growth.with_names(asked, counts or {}) for growth in growths]
+    if not asked and not counts:
+        raise UserError(
             "no name was given; give --artist, --genre, --name condition=name, or --data"
         )
     if not any(growth.added for growth in growths):
-        raise ValueError(
-            f"every one of these names is known to {runs} already; nothing was written"
-        )
+        raise UserError(f"every one of these names is known to {runs} already; nothing was written")
     write(runs, folders, {growth.folder: growth for growth in growths}, to)
     return growths
 
 
-def folders_of(runs: Path) -> list[Path]:
-    """The run folders in `runs`, or `runs` itself if it is one."""
-    folders = (
-        [runs]
-        if (runs / FACTS).is_file()
-        else sorted(path.parent for path in runs.glob(f"*/{FACTS}"))
-    )
-    if not any(read_facts(folder)["kind"] == "prior" for folder in folders):
-        raise ValueError(
-            f"{runs} holds no trained prior; give the folder of a jukebox, or a run of a prior"
-        )
-    return folders
-
-
 def check_asked(runs: Path, growths: list["Growth"], asked: list[tuple[str, str]]) -> None:
-    known = sorted({condition for growth in growths for condition in growth.config.conditions})
+    """Raise UserError for a condition that no prior has, and for a name that cannot be one of it."""
+    conditions: set[str] = set()
+    for growth in growths:
+        conditions.update(growth.config.conditions)
+    known = ", ".join(sorted(conditions)) or "nothing"
     for condition, name in asked:
-        if condition not in known:
-            raise ValueError(
-                f"no prior in {runs} is told {condition!r}; they are told {', '.join(known) or 'nothing'}"
+        if condition not in conditions:
+            raise UserError(
+                f"no prior in {runs} is conditioned on {condition!r}; they are conditioned on {known}"
             )
         if not normalised(name) or (condition == "year" and not name.isdecimal()):
-            raise ValueError(
-                f"{name!r} is no {condition}; give {'a year' if condition == 'year' else 'a name'}"
-            )
+            wanted = "a year" if condition == "year" else "a name"
+            raise UserError(f"{name!r} is no {condition}; give {wanted}")
 
 
 # ---- One prior ------------------------------------------------------------------------------------------------------
@@ -172,48 +171,56 @@ class Growth:
     @staticmethod
     def of(folder: Path) -> "Growth":
         """The run in `folder`, not grown yet."""
-        facts, vocabularies = read_facts(folder), read_vocabularies(folder)
+        facts = read_facts(folder)
+        vocabularies = read_vocabularies(folder)
         for condition, label in PriorConfig(**facts["config"]).conditions.items():
             names = len(vocabularies.get(condition, ()))
             if not 0 < names <= label.table_size:
-                raise ValueError(
-                    f"{folder / VOCABULARIES} has {names} names of {condition} for a table of {label.table_size} rows;"
-                    f" a prior grows only where the names it has are known (after import: give --labels)"
+                raise UserError(
+                    f"{folder / VOCABULARIES} has {names} names of {condition} for a table of"
+                    f" {label.table_size} rows; a prior grows only where the names it has are known"
+                    " (after import: give --labels)"
                 )
         return Growth(folder, facts, vocabularies, vocabularies)
 
-    def with_names(self, asked: list[tuple[str, str]], found: Counts) -> "Growth":
-        """With the names of `asked` and `found` behind those it has, for the conditions that it is told."""
+    def with_names(self, asked: list[tuple[str, str]], counts: Counts) -> "Growth":
+        """With the names of `asked` and `counts` behind those it has, for the conditions that it has."""
         after = dict(self.before)
         for condition in self.config.conditions:
-            counts = found.get(condition, {}) | {name: 1 for c, name in asked if c == condition}
-            after[condition] = grown(condition, after[condition], counts, self.facts.get("names"))
+            names = dict(counts.get(condition, {}))
+            names |= {name: 1 for where, name in asked if where == condition}
+            after[condition] = grown(condition, after[condition], names, self.facts.get("names"))
         return Growth(self.folder, self.facts, self.before, after)
 
     def known(self, asked: list[tuple[str, str]]) -> list[tuple[str, str]]:
-        """Those of `asked` that it could be told before."""
-        written = self.facts.get("names")
-        spelt = [(c, name, as_written(written, c, name)) for c, name in asked if c in self.before]
-        return [
-            (c, name) for c, name, words in spelt if all(self.before[c].id(word) for word in words)
-        ]
+        """Those of `asked` that it knew before."""
+        known: list[tuple[str, str]] = []
+        for condition, name in asked:
+            if condition not in self.before:
+                continue
+            words = as_written(self.facts.get("names"), condition, name)
+            if all(self.before[condition].id(word) for word in words):
+                known.append((condition, name))
+        return known
 
     @cached_property
     def added(self) -> dict[str, tuple[str, ...]]:
         """The new names by condition, where there are any."""
-        new = {c: names.names[len(self.before[c]) :] for c, names in self.after.items()}
-        return {condition: names for condition, names in new.items() if names}
+        added: dict[str, tuple[str, ...]] = {}
+        for condition, vocabulary in self.after.items():
+            new = vocabulary.names[len(self.before[condition]) :]
+            if new:
+                added[condition] = new
+        return added
 
     @cached_property
     def config(self) -> PriorConfig:
         """The prior's shape: tables become as large as their vocabularies, where those outgrew them."""
         config = PriorConfig(**self.facts["config"])
-        labels = {
-            condition: label.model_copy(
-                update={"table_size": max(label.table_size, len(self.after[condition]))}
-            )
-            for condition, label in config.conditions.items()
-        }
+        labels = {}
+        for condition, label in config.conditions.items():
+            size = max(label.table_size, len(self.after[condition]))
+            labels[condition] = label.model_copy(update={"table_size": size})
         return config.model_copy(update={"conditions": labels})
 
     def tensors(self) -> dict[str, PendingTensor]:
@@ -222,27 +229,34 @@ class Growth:
         tensors = {name: stored.pending(name) for name in stored}
         for condition in self.added:
             name = f"labels.tables.{condition}.weight"
-            tensors[name] = self._table(tensors[name], condition)
+            rows = tensors[name]
+            known = len(self.before[condition])
+            make = partial(grown_rows, rows, known, len(self.after[condition]))
+            shape = (self.config.conditions[condition].table_size, rows.shape[1])
+            tensors[name] = PendingTensor(rows.dtype, shape, make)
         return tensors
-
-    def _table(self, rows: PendingTensor, condition: str) -> PendingTensor:
-        known, names = len(self.before[condition]), len(self.after[condition])
-        shape = (self.config.conditions[condition].table_size, rows.shape[1])
-        return PendingTensor(rows.dtype, shape, lambda: grown_table(rows.make(), known, names))
 
 
 def grown(
-    condition: str, vocabulary: Vocabulary, counts: Mapping[str, int], written: str | None
+    condition: str, vocabulary: Vocabulary, counts: Mapping[str, int], spelling: str | None
 ) -> Vocabulary:
     """`vocabulary` with the names of `counts` behind; years come in the bins that it has."""
     if condition == "year":
-        bins = (
-            Vocabulary.of_years(y, y, vocabulary.bin_years).names[1]
-            for y in sorted(map(int, counts))
-        )
-        return Vocabulary(tuple(dict.fromkeys((*vocabulary.names, *bins))))
-    names = {new: n for name, n in counts.items() for new in as_written(written, condition, name)}
-    return vocabulary.grown(names)
+        names = list(vocabulary.names)
+        for year in sorted(map(int, counts)):
+            bin_of_year = Vocabulary.of_years(year, year, vocabulary.bin_years).names[1]
+            if bin_of_year not in names:
+                names.append(bin_of_year)
+        return Vocabulary(tuple(names))
+    spelt: dict[str, int] = {}
+    for name, songs in counts.items():
+        spelt |= dict.fromkeys(as_written(spelling, condition, name), songs)
+    return vocabulary.grown(spelt)
+
+
+def grown_rows(rows: PendingTensor, known: int, names: int) -> Tensor:
+    """`grown_table` of a table that is read now."""
+    return grown_table(rows.make(), known, names)
 
 
 def grown_table(rows_VW: Tensor, known: int, names: int) -> Tensor:
@@ -259,20 +273,20 @@ def grown_table(rows_VW: Tensor, known: int, names: int) -> Tensor:
 
 def write(runs: Path, folders: list[Path], growths: dict[Path, Growth], to: Path) -> None:
     """Every run into `<to>.partial`, which gets its name when all are whole."""
-    partial = to.with_name(f"{to.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # what a growth that was killed left
+    unfinished = to.with_name(f"{to.name}.partial")
+    shutil.rmtree(unfinished, ignore_errors=True)  # what a growth that was killed left
     try:
         for folder in folders:
-            target = partial / folder.relative_to(runs)
+            target = unfinished / folder.relative_to(runs)
             make_folder(target)
             growth = growths.get(folder)
             if growth and growth.added:
                 write_grown(growth, target)
             else:
                 copy_files(folder, target)
-        os.replace(partial, to)
+        os.replace(unfinished, to)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def write_grown(growth: Growth, folder: Path) -> None:
@@ -280,18 +294,13 @@ def write_grown(growth: Growth, folder: Path) -> None:
     copy_files(growth.folder, folder, NOT_COPIED)
     write_atomic(folder / VOCABULARIES, vocabularies_json(growth.after))
     if (growth.folder / SETTINGS).is_file():
-        settings = grown_settings(
-            yaml.safe_load((growth.folder / SETTINGS).read_text(encoding="utf-8")), growth.config
-        )
-        write_atomic(
-            folder / SETTINGS,
-            yaml.safe_dump(settings, sort_keys=False, allow_unicode=True).encode(),
-        )
-    facts = {
-        name: fact
-        for name, fact in growth.facts.items()
-        if name not in ("kind", "config", "fingerprint", "step")
-    }
+        record = yaml.safe_load((growth.folder / SETTINGS).read_text(encoding="utf-8"))
+        settings = grown_settings(record, growth.config)
+        text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+        write_atomic(folder / SETTINGS, text.encode())
+    facts = dict(growth.facts)
+    for written_anew in ("kind", "config", "fingerprint", "step"):
+        del facts[written_anew]
     before = {
         "fingerprint": growth.facts["fingerprint"],
         "made_by": growth.facts.get("made_by"),
@@ -311,14 +320,11 @@ def grown_settings(record: dict[str, Any], config: PriorConfig) -> dict[str, Any
     """run.yaml with the new sizes: in the model, and in the preset that made it."""
     preset, _ = upgrade_settings(record["preset"])
     conditions = preset["conditions"]
-    sizes = {
-        name: {**conditions[name], **label.model_dump()}
-        for name, label in config.conditions.items()
-    }
-    level = {
-        **preset[config.level],
-        "condition_tables": {},
-    }  # the run trains this level alone: one home is enough
+    sizes = {}
+    for name, label in config.conditions.items():
+        sizes[name] = {**conditions[name], **label.model_dump()}
+    # The run trains this level alone: one home of its table sizes is enough.
+    level = {**preset[config.level], "condition_tables": {}}
     preset = {**preset, "conditions": conditions | sizes, config.level: level}
     return {**record, "preset": preset, "model": config.model_dump(mode="json")}
 

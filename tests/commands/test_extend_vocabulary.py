@@ -14,6 +14,7 @@ from fixtures.tiny_shards import write_songs
 from torch import Tensor
 
 from megajukebox.commands.extend_vocabulary import grow, grown_table, main, names_in
+from megajukebox.common.errors import UserError
 from megajukebox.common.levels import PRIOR_FOLDERS
 from megajukebox.common.model_files import check_fingerprint, load_into, read_facts, save_weights
 from megajukebox.conditioning.vocabulary import Vocabulary, read_vocabularies, vocabularies_json
@@ -267,7 +268,7 @@ def test_openai_s_weights_grow_and_still_export(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("asked", "told"),
     [
-        ([("moods", "calm")], "is told 'moods'; they are told artist, genres"),
+        ([("moods", "calm")], "is conditioned on 'moods'; they are conditioned on artist, genres"),
         ([("artist", "Orrin"), ("genres", "WALTZ ")], "known to .* already"),
         ([("artist", "  ")], "'  ' is no artist; give a name"),
         ([], "no name was given; give --artist"),
@@ -286,7 +287,7 @@ def test_a_folder_that_exists_or_holds_no_prior_is_refused(runs: Path, tmp_path:
         grow(runs, runs, BANDS)
     with pytest.raises(ValueError, match="holds no trained prior"):
         grow(runs / "vqvae", tmp_path / "grown", BANDS)
-    with pytest.raises(SystemExit, match="grow: --name 'moods' is not condition=name"):
+    with pytest.raises(UserError, match="--name 'moods' is not condition=name"):
         main(runs, tmp_path / "grown", name=["moods"])
 
 
