@@ -32,6 +32,7 @@ from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.data.stream.batches import held_out_batches
 from megajukebox.data.stream.song_dataset import split
 from megajukebox.data.stream.teacher_dataset import TeacherWindows
+from megajukebox.distillation.curriculum import order_folder
 from megajukebox.distillation.divergence import (
     SamplingSettings,
     bits_of,
@@ -41,8 +42,8 @@ from megajukebox.distillation.divergence import (
     teacher_log_p,
     with_interval,
 )
-from megajukebox.distillation.divergence_eval import teacher_bits, together
-from megajukebox.distillation.task import TeacherRun, folder_of
+from megajukebox.distillation.divergence_eval import join_windows, teacher_bits
+from megajukebox.distillation.task import TeacherRun
 from megajukebox.evaluation.audio_features import fit, rhythm, timbre
 from megajukebox.models.chunked_codec import decode_long
 from megajukebox.models.grid_order import GridOrder
@@ -68,7 +69,7 @@ WAITS = {"top": ("14,1", "12,1", "8,1", "4,1"), "middle": ("8,1", "4,1"), "botto
 ORDERS = {  # (1,3) is (1,2), slower: tests/models/test_student.py
     level: ("teacher", *WAITS[level], "1,2", "1,1", *LINES[level], "0,1") for level in LINES
 }
-MANNER = SamplingSettings(0.99)
+SAMPLING = SamplingSettings(0.99)
 WINDOWS = 64  # held-out windows that orders are compared on
 SECONDS, SONGS = 6.0, 18
 
@@ -133,7 +134,7 @@ def students(runs: Path, level: str, teacher: Prior) -> Iterator[tuple[str, str,
             ("distilled", f"{level}_student"),
             ("data only", f"{level}_student_data"),
         ):
-            run = folder_of(runs / folder, order)
+            run = order_folder(runs / folder, order)
             if (run / "DONE").exists():
                 student = Student(StudentConfig(prior=teacher.config, order=order))
                 load_into(student, run)
@@ -151,14 +152,14 @@ def worth(runs: Path, codes: Path, level: str) -> list[dict[str, Any]]:
         list(held_out_batches(w, micro_batch=32, limit=WINDOWS))
         for w in (taught, run.windows(ShardSet(str(codes))))
     )
-    own = with_interval(together(b["teacher_bits"].mean(1) for b in told).numpy())
-    songs_bits = together(teacher_bits(teacher, batch) for batch in real)
+    own = with_interval(join_windows(b["teacher_bits"].mean(1) for b in told).numpy())
+    songs_bits = join_windows(teacher_bits(teacher, batch) for batch in real)
     rows = []
     for order, how, student in students(runs, level, teacher):
-        gaps = together(forward_gaps(student, batch) for batch in told)
+        gaps = join_windows(forward_gaps(student, batch) for batch in told)
         values = {
             "kl_forward": gaps.mean(1),
-            "bits_per_code_of_songs": together(
+            "bits_per_code_of_songs": join_windows(
                 student_bits(student, batch).mean(1) for batch in real
             ),
             "teacher_bits_per_code_of_songs": songs_bits,
@@ -201,7 +202,7 @@ def of_samples(student: Student, teacher: Prior, told: list[dict]) -> dict[str, 
     for number, batch in enumerate(told):
         seeds = [2**42 + number * 1000 + n for n in range(len(batch["codes"]))]
         drawn = {**batch, "codes": sampled(student, batch, seeds)}
-        theirs.append(bits_of(teacher_log_p(teacher, drawn, MANNER), drawn["codes"]).mean(1))
+        theirs.append(bits_of(teacher_log_p(teacher, drawn, SAMPLING), drawn["codes"]).mean(1))
         own.append(student_bits(student, drawn).mean(1))
     return {
         "teacher_bits_of_samples": torch.cat(theirs),
@@ -279,7 +280,7 @@ def chain_of(
     for level in ("top", "middle", "bottom"):
         teacher, job = load_prior(runs, level), job_of(jukebox, level, requests, above)
         sampler = Autoregressive(teacher) if level not in chain else StudentSampler(
-            best_student(runs, level, teacher, chain[level]), MANNER.temperature
+            best_student(runs, level, teacher, chain[level]), SAMPLING.temperature
         )  # fmt: skip
         sampler.sample(job, lambda count: None)
         levels[level] = seams(teacher, job) if level != "top" else {}
@@ -309,7 +310,7 @@ def seams(teacher: Prior, job: LevelJob) -> dict[str, float]:
         told["codes"] = torch.nn.functional.pad(
             job.codes_BT[:, span.start : span.end], (0, config.window - (span.end - span.start))
         )
-        found = bits_of(teacher_log_p(teacher, told, MANNER), told["codes"])
+        found = bits_of(teacher_log_p(teacher, told, SAMPLING), told["codes"])
         bits[:, span.new : span.end] = found[:, span.new - span.start : span.end - span.start]
     at_seam = torch.zeros(job.total, dtype=torch.bool)
     for span in next(iter(phases(config, job.total)))[1:]:
@@ -423,10 +424,11 @@ def ways(runs: Path, level: str, teacher: Prior) -> Iterator[tuple[str, Any]]:
     for order in ORDERS[level][1:]:
         yield (
             f"student {order}",
-            StudentSampler(best_student(runs, level, teacher, order), MANNER.temperature),
+            StudentSampler(best_student(runs, level, teacher, order), SAMPLING.temperature),
         )
     quick = StudentSampler(
-        best_student(runs, level, teacher, "1,1,8" if level == "top" else "0,1"), MANNER.temperature
+        best_student(runs, level, teacher, "1,1,8" if level == "top" else "0,1"),
+        SAMPLING.temperature,
     )
     yield "teacher, fixed point", JacobiDecoding(teacher)
     yield "student, polished to exact", VerifiedStudent(quick, teacher)

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from megajukebox.distillation.task import GATES
+from megajukebox.distillation.curriculum import GATES
 
 PLOT = Path(__file__).parents[1] / "docs" / "student.svg"
 NUMBERS = {

@@ -1,4 +1,4 @@
-"""What a teacher and its student say of windows, exactly and in one pass each: likelihoods, and divergences both ways.
+"""How far a student is from its teacher: likelihoods of windows, and divergences both ways, exact and in one pass each.
 
     forward  KL(teacher || student): windows that the teacher sampled; its surprisal is stored with them
     reverse  KL(student || teacher): windows that the student samples here
@@ -20,38 +20,42 @@ from megajukebox.sampling.decoding import gumbel_noise
 from megajukebox.sampling.decoding.token_sampling import TokenSampler
 from megajukebox.sampling.students.student_decoder import StudentTokenSampler, emit
 
+Z_95 = 1.96  # normal quantile of a 95 % interval
+
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How a teacher is sampled; its student is to do so by itself."""
+    """How a teacher is sampled; its student imitates that at temperature 1 and without guidance."""
 
     temperature: float = 0.99
-    guidance: float = 1.0
+    guidance: float = 1.0  # classifier-free; 1 is none
 
 
-PLAIN = SamplingSettings(1.0)
+UNCHANGED = SamplingSettings(1.0)  # the teacher's own distribution
 
 
 @torch.inference_mode()
-def teacher_log_p(teacher: Prior, batch: dict, manner: SamplingSettings = PLAIN) -> Tensor:
-    """Log probabilities [B, T, V] of every code of `batch`, in the given manner."""
+def teacher_log_p(teacher: Prior, batch: dict, sampling: SamplingSettings = UNCHANGED) -> Tensor:
+    """Log probabilities [B, T, V] of every code of `batch`, as the teacher is sampled."""
     logits = teacher.logits(teacher.tokens(batch), teacher.conditioning(batch))
-    if manner.guidance != 1.0:
-        untold = teacher.logits(
-            teacher.tokens(batch), teacher.conditioning(null_conditioned_batch(batch))
-        )
-        logits = untold + manner.guidance * (logits - untold)
+    if sampling.guidance != 1.0:
+        null = teacher.conditioning(null_conditioned_batch(batch))
+        null_logits = teacher.logits(teacher.tokens(batch), null)
+        logits = null_logits + sampling.guidance * (logits - null_logits)
     prefix = teacher.config.prefix_tokens
-    return (logits[:, prefix:, teacher.config.shift :] / manner.temperature).log_softmax(2)
+    return (logits[:, prefix:, teacher.config.shift :] / sampling.temperature).log_softmax(2)
 
 
 def null_conditioned_batch(batch: dict) -> dict:
-    """`batch` with every label and the lyrics left out, as dropout in training leaves them out."""
-    named = {
-        n: torch.full_like(x, -1 if x.shape[1] > 1 else 0) for n, x in batch["conditions"].items()
-    }
-    zeros = {name: torch.zeros_like(batch[name]) for name in ("lyrics", *ALIGNED) if name in batch}
-    return {**batch, "conditions": named, **zeros}
+    """`batch` without labels, lyrics and aligned conditions, as dropout in training leaves them out."""
+    conditions = {}
+    for name, ids in batch["conditions"].items():
+        conditions[name] = torch.full_like(ids, -1 if ids.shape[1] > 1 else 0)
+    null = {**batch, "conditions": conditions}
+    for name in ("lyrics", *ALIGNED):
+        if name in batch:
+            null[name] = torch.zeros_like(batch[name])
+    return null
 
 
 def bits_of(log_p_BTV: Tensor, codes_BT: Tensor) -> Tensor:
@@ -61,11 +65,9 @@ def bits_of(log_p_BTV: Tensor, codes_BT: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def student_bits(student: Student, batch: dict, known_BT: Tensor | None = None) -> Tensor:
-    """The student's surprisal [B, T] in bits; nothing is known unless said so."""
-    return bits_of(
-        student.logits(batch["codes"], student.conditioning(batch), known_BT).log_softmax(2),
-        batch["codes"],
-    )
+    """The student's surprisal [B, T] in bits; without `known_BT` it is given no code beforehand."""
+    logits = student.logits(batch["codes"], student.conditioning(batch), known_BT)
+    return bits_of(logits.log_softmax(2), batch["codes"])
 
 
 @torch.inference_mode()
@@ -76,42 +78,35 @@ def forward_gap(student: Student, batch: dict) -> Tensor:
 
 @torch.inference_mode()
 def forward_gaps(student: Student, batch: dict) -> Tensor:
-    """The same, code by code [B, T]: less than nothing where a student knows what the teacher has yet to draw."""
+    """The same for each code [B, T]: negative where a student knows what the teacher has yet to sample."""
     return student_bits(student, batch) - batch["teacher_bits"]
 
 
 @torch.inference_mode()
 def sampled(student: Student, batch: dict, seeds: list[int], temperature: float = 1.0) -> Tensor:
-    """Codes [B, T] that the student samples, told what `batch` is told."""
-    device, like = batch["codes"].device, batch["codes"]
+    """Codes [B, T] that the student samples with the conditioning of `batch`."""
+    codes_BT = batch["codes"]
+    device = codes_BT.device
     keys = gumbel_noise.noise_keys(seeds, student.config.level).to(device)
-    draw = TokenSampler(keys, torch.full((len(seeds),), temperature, device=device))
-    nothing = torch.zeros_like(like, dtype=torch.bool)
-    return emit(
-        student,
-        student.conditioning(batch),
-        like,
-        nothing,
-        StudentTokenSampler(draw, torch.zeros_like(keys)),
-    )
+    sampler = TokenSampler(keys, torch.full((len(seeds),), temperature, device=device))
+    known_BT = torch.zeros_like(codes_BT, dtype=torch.bool)
+    token_sampler = StudentTokenSampler(sampler, torch.zeros_like(keys))
+    return emit(student, student.conditioning(batch), codes_BT, known_BT, token_sampler)
 
 
 @torch.inference_mode()
 def reverse_gap(
-    student: Student, teacher: Prior, batch: dict, seeds: list[int], manner: SamplingSettings
+    student: Student, teacher: Prior, batch: dict, seeds: list[int], sampling: SamplingSettings
 ) -> Tensor:
     """[B] bits per code by which each of the student's windows surprises the teacher more than the student."""
     own = {**batch, "codes": sampled(student, batch, seeds)}
-    return (
-        bits_of(teacher_log_p(teacher, own, manner), own["codes"]) - student_bits(student, own)
-    ).mean(1)
+    teacher_surprisal = bits_of(teacher_log_p(teacher, own, sampling), own["codes"])
+    return (teacher_surprisal - student_bits(student, own)).mean(1)
 
 
 def with_interval(per_window: np.ndarray) -> tuple[float, float]:
     """The mean, and half the width of its 95 % confidence interval (normal; windows are independent)."""
-    half = (
-        1.96 * per_window.std(ddof=1) / len(per_window) ** 0.5
-        if len(per_window) > 1
-        else float("nan")
-    )
-    return float(per_window.mean()), float(half)
+    half = float("nan")
+    if len(per_window) > 1:
+        half = float(Z_95 * per_window.std(ddof=1) / len(per_window) ** 0.5)
+    return float(per_window.mean()), half

@@ -1,8 +1,11 @@
-"""A teacher samples the windows that its student is trained on, shard by shard (taught.py says what is stored)."""
+"""A teacher samples the windows that its student is trained on, shard by shard.
 
-# B windows   T codes of a window   R rows   K likeliest codes
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+data/stream/teacher_dataset.py describes what is stored of each window.
+"""
+
+# B windows   T codes of a window   V vocabulary   K likeliest codes
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,133 +33,175 @@ from megajukebox.sampling.decoding.token_sampling import (
 )
 from megajukebox.sampling.decoding.window_sampler import SamplingWindow, sample_window
 
-Told = Callable[
-    [int], dict[str, Any]
-]  # number of a window -> the real window whose labels, timing ... it is told
+ReadWindow = Callable[[int], dict[str, Any]]  # number of a window -> a song's window
+
+# Names of settings in shards that were written up to version 0.1.0.
+RENAMED_SETTINGS = {
+    "lesson": "teacher_data",
+    "manner": "sampling",
+    "real_share": "real_fraction",
+    "likeliest": "top_k",
+    "per_shard": "windows_per_shard",
+}
 
 
 @dataclass(frozen=True)
 class TeacherDataConfig:
-    """What a teacher is to sample. The same lesson gives the same windows, however the work is split."""
+    """What a teacher samples. The same settings give the same windows, however the work is split."""
 
     windows: int  # for training
-    held_out: int  # windows told what songs are told that the teacher was not trained on
-    manner: SamplingSettings
-    real_share: float = 0.2  # of the training windows are a song's own codes
-    likeliest: int = 64
+    held_out: int  # windows conditioned on songs that the teacher was not trained on
+    sampling: SamplingSettings
+    real_fraction: float = 0.2  # of the training windows that are a song's own codes
+    top_k: int = 64  # likeliest codes whose probabilities are stored
     seed: int = 0
-    batch: int = 64
-    per_shard: int = 256
+    batch_size: int = 64  # windows that are sampled at once
+    windows_per_shard: int = 256
 
     def shards(self) -> list[tuple[str, range]]:
         """(part, numbers of the windows) of each shard, the held-out ones first."""
-        parts = ((HELD_OUT, range(self.held_out)), (TRAIN, range(self.windows)))
-        return [
-            (part, all_[i : i + self.per_shard])
-            for part, all_ in parts
-            for i in all_[:: self.per_shard]
-        ]
+        shards = []
+        for part, count in ((HELD_OUT, self.held_out), (TRAIN, self.windows)):
+            for first in range(0, count, self.windows_per_shard):
+                last = min(first + self.windows_per_shard, count)
+                shards.append((part, range(first, last)))
+        return shards
+
+    def facts(self) -> dict[str, Any]:
+        """The settings that decide what the windows are, for the shards' notes."""
+        settings = asdict(self)
+        del settings["batch_size"]
+        return settings
 
 
 def shard_name(number: int) -> str:
     return f"windows-{number:06d}.tar"
 
 
-def write_lesson_shard(
+def current_settings(origin: Mapping[str, Any]) -> dict[str, Any]:
+    """The origin of a teacher shard, of any version, with the settings' present names."""
+    current = {}
+    for name, value in origin.items():
+        current[RENAMED_SETTINGS.get(name, name)] = (
+            current_settings(value) if isinstance(value, dict) else value
+        )
+    return current
+
+
+def write_teacher_shard(
     teacher: Prior,
     source: CodeWindows,
-    lesson: TeacherDataConfig,
+    config: TeacherDataConfig,
     number: int,
     out: Path,
     origin: dict[str, Any],
 ) -> bool:
-    """Write shard `number` of the lesson, unless it is finished and of the same origin. Returns whether it wrote."""
-    done = finished_shard(out / shard_name(number))
-    if done and done["notes"] == origin:
+    """Write shard `number`, unless it is finished and of the same origin. Returns whether it wrote."""
+    path = out / shard_name(number)
+    finished = finished_shard(path)
+    if finished and current_settings(finished["notes"]) == current_settings(origin):
         return False
-    part, numbers = lesson.shards()[number]
-    told = told_by(source, lesson, part)
-    cuts = (numbers[first : first + lesson.batch] for first in range(0, len(numbers), lesson.batch))
-    samples = (
-        sample for cut in cuts for sample in sampled_windows(teacher, told, lesson, part, cut)
-    )
-    write_shard(out / shard_name(number), samples, notes=origin)
+    part, numbers = config.shards()[number]
+    write_shard(path, shard_windows(teacher, source, config, part, numbers), notes=origin)
     return True
 
 
-def told_by(source: CodeWindows, lesson: TeacherDataConfig, part: str) -> Told:
-    """Training windows come in the order of a training; held-out ones are spread evenly."""
+def shard_windows(
+    teacher: Prior, source: CodeWindows, config: TeacherDataConfig, part: str, numbers: range
+) -> Iterator[ShardSample]:
+    """The windows of a shard, sampled in batches."""
+    read = conditioning_reader(source, config, part)
+    for first in range(0, len(numbers), config.batch_size):
+        batch = numbers[first : first + config.batch_size]
+        yield from sampled_windows(teacher, read, config, part, batch)
+
+
+def conditioning_reader(source: CodeWindows, config: TeacherDataConfig, part: str) -> ReadWindow:
+    """The songs' windows whose conditioning is used: in training's order; held-out ones spread evenly."""
     if part == HELD_OUT:
-        even = InOrder(source.clips("held_out"), lesson.held_out)
+        even = InOrder(source.clips("held_out"), config.held_out)
         return lambda number: read_or_replace(source, even, number, None).fields
-    order = Order(source.clips("train"), source.shard_of_song, lesson.seed)
-    return lambda number: read_or_replace(source, order, number, lesson.seed).fields
+    order = Order(source.clips("train"), source.shard_of_song, config.seed)
+    return lambda number: read_or_replace(source, order, number, config.seed).fields
 
 
 def sampled_windows(
-    teacher: Prior, told: Told, lesson: TeacherDataConfig, part: str, numbers: range
+    teacher: Prior, read: ReadWindow, config: TeacherDataConfig, part: str, numbers: range
 ) -> Iterator[ShardSample]:
-    """Some windows of a lesson, sampled together."""
-    windows = [told(number) for number in numbers]
-    device, config = next(teacher.parameters()).device, teacher.config
+    """Some windows of a shard, sampled together."""
+    windows = [read(number) for number in numbers]
+    device = next(teacher.parameters()).device
     batch = to_device(tensors(stack(windows)), device)
-    taught = torch.tensor([is_taught(lesson, part, number) for number in numbers], device=device)
-    # Noise is keyed by the window's number and part: no two windows of a lesson share it.
-    seeds = [(2 * lesson.seed + (part == TRAIN)) * 2**32 + number for number in numbers]
-    batch["codes"] = torch.where(
-        taught[:, None], teachers_codes(teacher, batch, seeds, lesson.manner), batch["codes"]
+    by_teacher = torch.tensor(
+        [is_sampled(config, part, number) for number in numbers], device=device
     )
-    log_p = teacher_log_p(teacher, batch, lesson.manner)
-    likeliest = log_p.topk(min(lesson.likeliest, config.codebook_size), dim=2)
-    said = {
-        "codes": batch["codes"], "teacher_bits": bits_of(log_p, batch["codes"]), "taught": taught,
-        "soft_ids": likeliest.indices, "soft_log_p": likeliest.values,
-    }  # fmt: skip
-    arrays = {name: x.cpu().numpy() for name, x in said.items()}
-    for row, (number, window) in enumerate(zip(numbers, windows)):
-        mine = window | {name: x[row] for name, x in arrays.items()}
-        yield teacher_sample(part, number, config.window * config.hop, mine)
+    # Noise is keyed by the window's number and part: no two windows of a data set share it.
+    first_seed = (2 * config.seed + (part == TRAIN)) * 2**32
+    seeds = [first_seed + number for number in numbers]
+    codes_BT = teacher_codes(teacher, batch, seeds, config.sampling)
+    batch["codes"] = torch.where(by_teacher[:, None], codes_BT, batch["codes"])
+    log_p_BTV = teacher_log_p(teacher, batch, config.sampling)
+    likeliest = log_p_BTV.topk(min(config.top_k, teacher.config.codebook_size), dim=2)
+    stored = {
+        "codes": batch["codes"],
+        "teacher_bits": bits_of(log_p_BTV, batch["codes"]),
+        "taught": by_teacher,
+        "soft_ids": likeliest.indices,
+        "soft_log_p": likeliest.values,
+    }
+    arrays = {name: tensor.cpu().numpy() for name, tensor in stored.items()}
+    frames = teacher.config.window * teacher.config.hop
+    for row, number in enumerate(numbers):
+        own = {name: array[row] for name, array in arrays.items()}
+        yield teacher_sample(part, number, frames, windows[row] | own)
 
 
-def is_taught(lesson: TeacherDataConfig, part: str, number: int) -> bool:
-    return part == HELD_OUT or rng(lesson.seed, "taught", number).random() >= lesson.real_share
+def is_sampled(config: TeacherDataConfig, part: str, number: int) -> bool:
+    """Whether the teacher samples a window; the others keep the song's own codes."""
+    if part == HELD_OUT:
+        return True
+    return rng(config.seed, "taught", number).random() >= config.real_fraction
 
 
 @torch.inference_mode()
-def teachers_codes(
-    teacher: Prior, batch: dict, seeds: list[int], manner: SamplingSettings
+def teacher_codes(
+    teacher: Prior, batch: dict, seeds: list[int], sampling: SamplingSettings
 ) -> Tensor:
-    """Codes [B, T] that the teacher samples from nothing, told what `batch` is told."""
-    config, device, count = teacher.config, batch["codes"].device, len(seeds)
+    """Codes [B, T] that the teacher samples without known codes, with the conditioning of `batch`."""
+    config = teacher.config
+    device = batch["codes"].device
+    count = len(seeds)
     assert not config.prefix_tokens, "models/student.py refuses a prior with a prefix"
     keys = gumbel_noise.noise_keys(seeds, config.level).to(device)
-    alone = TokenSampler(keys, torch.full((count,), manner.temperature, device=device))
-    draw: TokenSamplerProtocol = alone
-    if manner.guidance != 1.0:
-        batch = joined(batch, null_conditioned_batch(batch))
+    conditional = TokenSampler(keys, torch.full((count,), sampling.temperature, device=device))
+    sampler: TokenSamplerProtocol = conditional
+    if sampling.guidance != 1.0:
+        batch = concatenate(batch, null_conditioned_batch(batch))
         songs = torch.arange(count, device=device)
-        draw = ClassifierFreeGuidance(
-            alone, songs, torch.full((count,), manner.guidance, device=device)
-        )
-    nothing, first = (
-        torch.zeros_like(batch["codes"], dtype=torch.bool),
-        torch.zeros_like(batch["codes"][:, 0]),
-    )
+        guidance = torch.full((count,), sampling.guidance, device=device)
+        sampler = ClassifierFreeGuidance(conditional, songs, guidance)
+    codes_BT = torch.zeros_like(batch["codes"])
+    known_BT = torch.zeros_like(codes_BT, dtype=torch.bool)
+    first_B = torch.zeros_like(codes_BT[:, 0])
     window = SamplingWindow(
-        teacher, teacher.conditioning(batch), torch.zeros_like(batch["codes"]), nothing, first, draw
+        teacher, teacher.conditioning(batch), codes_BT, known_BT, first_B, sampler
     )
     return sample_window(PackedPrior(teacher), window)[:count]
 
 
-def joined(one: dict, other: dict) -> dict:
+def concatenate(one: dict, other: dict) -> dict:
     """Two batches as one."""
-    return {
-        n: joined(x, other[n]) if isinstance(x, dict) else torch.cat([x, other[n]])
-        for n, x in one.items()
-    }
+    joined = {}
+    for name, value in one.items():
+        if isinstance(value, dict):
+            joined[name] = concatenate(value, other[name])
+        else:
+            joined[name] = torch.cat([value, other[name]])
+    return joined
 
 
 def to_device(batch: dict, device: torch.device) -> dict:
-    return {
-        n: to_device(x, device) if isinstance(x, dict) else x.to(device) for n, x in batch.items()
-    }
+    moved = {}
+    for name, value in batch.items():
+        moved[name] = to_device(value, device) if isinstance(value, dict) else value.to(device)
+    return moved

@@ -63,7 +63,7 @@ def test_the_features_of_evaluation_are_the_same_to_the_bit(rate: int) -> None:
     frames = frames * np.hanning(size).astype(np.float32)
     hertz = np.fft.rfftfreq(size, 1 / rate)
     wanted = np.abs(np.fft.rfft(frames)[:, hertz <= HIGHEST_HERTZ]) ** 2
-    power, kept = spectrogram(audio, rate, hop=0.01)
+    power, kept = spectrogram(audio, rate, step_seconds=0.01)
     assert power.dtype == wanted.dtype and np.array_equal(power, wanted)
     assert np.array_equal(kept, hertz[hertz <= HIGHEST_HERTZ])
 

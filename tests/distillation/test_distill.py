@@ -204,7 +204,7 @@ def test_two_ranks_share_the_windows_and_the_training_and_stopped_end_as_if_they
         == other["fingerprint"]
         != read_facts(straight / "order-1-1")["fingerprint"]
     )
-    assert one["manner"] == {"temperature": 0.99, "guidance": 2.0}
+    assert one["teacher_sampling"] == {"temperature": 0.99, "guidance": 2.0}
     assert said(tmp_path / "stopped") == pytest.approx(
         worth(tmp_path / "stopped", "order-1-1"), abs=1e-4
     )

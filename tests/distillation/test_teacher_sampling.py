@@ -16,6 +16,7 @@ from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.data.stream.batches import stack, tensors
 from megajukebox.data.stream.code_dataset import CodeWindows
 from megajukebox.data.stream.teacher_dataset import TeacherWindows
+from megajukebox.distillation.curriculum import GATES, curriculum, passes_gate, write_table
 from megajukebox.distillation.divergence import (
     SamplingSettings,
     bits_of,
@@ -25,25 +26,25 @@ from megajukebox.distillation.divergence import (
     teacher_log_p,
     with_interval,
 )
-from megajukebox.distillation.task import TeacherRun, curriculum, verdict, write_table
+from megajukebox.distillation.task import TeacherRun
 from megajukebox.distillation.teacher_sampling import (
     TeacherDataConfig,
     shard_name,
-    teachers_codes,
-    write_lesson_shard,
+    teacher_codes,
+    write_teacher_shard,
 )
 from megajukebox.models.grid_order import GridOrder
 from megajukebox.models.student import Student, StudentConfig, from_teacher
 from megajukebox.sampling.students.student_runs import student_entry
 
-LESSON = TeacherDataConfig(
+TEACHER_DATA = TeacherDataConfig(
     windows=20,
     held_out=6,
-    manner=SamplingSettings(0.9),
-    real_share=0.3,
-    likeliest=8,
-    batch=4,
-    per_shard=8,
+    sampling=SamplingSettings(0.9),
+    real_fraction=0.3,
+    top_k=8,
+    batch_size=4,
+    windows_per_shard=8,
 )
 
 
@@ -59,7 +60,7 @@ def taught(source: CodeWindows, lesson: TeacherDataConfig, folder: Path) -> Teac
     folder.mkdir()
     names = [shard_name(number) for number in range(len(lesson.shards()))]
     for number in range(len(names)):
-        assert write_lesson_shard(
+        assert write_teacher_shard(
             little_teacher(), source, lesson, number, folder, {"of": "this test"}
         )
     write_index(folder, names, kind="windows", sample_rate=11025, made_by={})
@@ -68,7 +69,7 @@ def taught(source: CodeWindows, lesson: TeacherDataConfig, folder: Path) -> Teac
 
 @pytest.fixture(scope="module")
 def windows(source, tmp_path_factory) -> TeacherWindows:
-    return taught(source, LESSON, tmp_path_factory.mktemp("lesson") / "windows")
+    return taught(source, TEACHER_DATA, tmp_path_factory.mktemp("lesson") / "windows")
 
 
 def all_of(windows: TeacherWindows, part: str) -> dict:
@@ -78,7 +79,9 @@ def all_of(windows: TeacherWindows, part: str) -> dict:
 
 
 def test_a_lesson_gives_the_same_windows_however_it_is_cut(source, windows, tmp_path) -> None:
-    again = taught(source, replace(LESSON, batch=7, per_shard=5), tmp_path / "windows")
+    again = taught(
+        source, replace(TEACHER_DATA, batch_size=7, windows_per_shard=5), tmp_path / "windows"
+    )
     for part in ("train", "held_out"):
         one, other = all_of(windows, part), all_of(again, part)
         assert one.keys() == other.keys() and torch.equal(one["codes"], other["codes"])
@@ -87,14 +90,16 @@ def test_a_lesson_gives_the_same_windows_however_it_is_cut(source, windows, tmp_
 
 def test_a_finished_shard_is_kept_and_one_of_another_origin_is_made_again(source, tmp_path) -> None:
     def write(origin: str) -> bool:
-        return write_lesson_shard(little_teacher(), source, LESSON, 0, tmp_path, {"of": origin})
+        return write_teacher_shard(
+            little_teacher(), source, TEACHER_DATA, 0, tmp_path, {"of": origin}
+        )
 
     assert [write("a"), write("a"), write("b")] == [True, False, True]
 
 
 def test_what_is_stored_is_what_the_teacher_says(windows) -> None:
     batch = all_of(windows, "train")
-    log_p = teacher_log_p(little_teacher(), batch, LESSON.manner)
+    log_p = teacher_log_p(little_teacher(), batch, TEACHER_DATA.sampling)
     surprise = -log_p.gather(2, batch["codes"][..., None])[..., 0] / np.log(2)
     torch.testing.assert_close(batch["teacher_bits"], surprise, atol=1e-3, rtol=1e-3)
     likeliest = log_p.topk(8, dim=2)
@@ -121,24 +126,24 @@ def deviations(said_BTV: torch.Tensor, log_p_BTV: torch.Tensor, codes_BT: torch.
 
 def test_a_teachers_windows_surprise_it_as_much_as_it_says(windows) -> None:
     held = all_of(windows, "held_out")
-    log_p = teacher_log_p(little_teacher(), held, LESSON.manner)
+    log_p = teacher_log_p(little_teacher(), held, TEACHER_DATA.sampling)
     assert abs(deviations(log_p, log_p, held["codes"])) < 3.5
 
 
 def test_a_guided_teachers_lessons_are_of_the_guided_distribution(source, tmp_path) -> None:
     lesson = replace(
-        LESSON,
-        manner=SamplingSettings(0.9, 4.0),
+        TEACHER_DATA,
+        sampling=SamplingSettings(0.9, 4.0),
         windows=40,
         held_out=1,
-        real_share=0,
-        likeliest=2048,
+        real_fraction=0,
+        top_k=2048,
     )
     batch = all_of(
         taught(source, lesson, tmp_path / "windows"), "train"
     )  # held-out songs' artists have no name
     guided, plain = (
-        teacher_log_p(little_teacher(), batch, m) for m in (lesson.manner, LESSON.manner)
+        teacher_log_p(little_teacher(), batch, m) for m in (lesson.sampling, TEACHER_DATA.sampling)
     )
     torch.testing.assert_close(
         batch["teacher_bits"], bits_of(guided, batch["codes"]), atol=1e-3, rtol=1e-3
@@ -154,7 +159,7 @@ def test_a_guided_teachers_lessons_are_of_the_guided_distribution(source, tmp_pa
 def test_both_divergences_are_nothing_at_the_teachers_order_and_grow_with_it() -> None:
     teacher, seeds = little_prior(timing=None, upsampler_conditioner=None), list(range(100))
     batch = prior_batch(teacher.config, songs=100)
-    batch["codes"] = teachers_codes(teacher, batch, seeds, SamplingSettings(1.0))
+    batch["codes"] = teacher_codes(teacher, batch, seeds, SamplingSettings(1.0))
     batch["teacher_bits"] = bits_of(teacher_log_p(teacher, batch), batch["codes"])
     gaps = {}
     for order in (GridOrder(4, 1), GridOrder(0, 1)):
@@ -205,14 +210,14 @@ def test_the_curriculum_takes_fewer_steps_each_time_and_the_top_never_whole_colu
 
 
 def test_the_student_in_use_is_the_one_of_fewest_steps_that_passed(tmp_path) -> None:
-    gate = (0.05, 0.08)
+    gate = GATES["middle"]
 
     def row(steps: int, kl: float) -> dict:
         judged = {"kl_forward": kl, "kl_reverse": kl}
         return {
             "folder": f"order-{steps}",
             "steps_per_window": steps,
-            "passed": verdict(judged, gate),
+            "passed": passes_gate(judged, gate),
         }
 
     stages = [row(264, 0.01), row(47, 0.04), row(16, 0.06)]
