@@ -191,7 +191,7 @@ def teacher_codes(
 
 def concatenate(one: dict, other: dict) -> dict:
     """Two batches as one."""
-    joined = {}
+    joined: dict[str, Any] = {}
     for name, value in one.items():
         if isinstance(value, dict):
             joined[name] = concatenate(value, other[name])
@@ -201,7 +201,7 @@ def concatenate(one: dict, other: dict) -> dict:
 
 
 def to_device(batch: dict, device: torch.device) -> dict:
-    moved = {}
+    moved: dict[str, Any] = {}
     for name, value in batch.items():
         moved[name] = to_device(value, device) if isinstance(value, dict) else value.to(device)
     return moved
