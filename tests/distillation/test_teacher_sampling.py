@@ -29,6 +29,7 @@ from megajukebox.distillation.divergence import (
 from megajukebox.distillation.task import TeacherRun
 from megajukebox.distillation.teacher_sampling import (
     TeacherDataConfig,
+    current_settings,
     shard_name,
     teacher_codes,
     write_teacher_shard,
@@ -95,6 +96,24 @@ def test_a_finished_shard_is_kept_and_one_of_another_origin_is_made_again(source
         )
 
     assert [write("a"), write("a"), write("b")] == [True, False, True]
+
+
+def test_shards_of_version_1_are_of_the_same_origin_as_new_ones() -> None:
+    before = {
+        "teacher": "t",
+        "codes": "c",
+        "lesson": {
+            "windows": 20,
+            "held_out": 6,
+            "manner": {"temperature": 0.9, "guidance": 1.0},
+            "real_share": 0.3,
+            "likeliest": 8,
+            "seed": 0,
+            "per_shard": 8,
+        },
+    }
+    now = {"teacher": "t", "codes": "c", "teacher_data": TEACHER_DATA.facts()}
+    assert current_settings(before) == now == current_settings(now)
 
 
 def test_what_is_stored_is_what_the_teacher_says(windows) -> None:
