@@ -70,7 +70,7 @@ def measured(preset: Preset, stage: str, as_given: dict, repeats: int) -> dict[s
     ds_config = share_batch(as_given, reader(place, as_given).size)
     way = recipe(ds_config, place.size)
     engine = build_engine(
-        of.config_model, of.build, ds_config, TrainingSettings(ds_config="", steps=1)
+        of.model_config, of.build, ds_config, TrainingSettings(ds_config="", steps=1)
     )
     batches = [of.batch(way.micro) for _ in range(way.accumulation)]
     step = median(engine, repeats, lambda: engine.step(batches, 1.0))

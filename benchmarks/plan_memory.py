@@ -27,7 +27,7 @@ from megajukebox.common.files import write_atomic
 from megajukebox.common.provenance import made_by
 from megajukebox.common.world import free_port
 from megajukebox.training.config import Preset, load_preset
-from megajukebox.training.planner.fit import need
+from megajukebox.training.planner.fit import memory_need
 from megajukebox.training.planner.recipe import recipe
 from megajukebox.training.planner.workload import Workload, workload_of
 from megajukebox.training.settings import TrainingSettings
@@ -140,7 +140,7 @@ def keep(row: dict[str, Any]) -> None:
 
 def compared(name: str, case: Case) -> dict[str, Any]:
     """MiB of the fullest process: what plan says, what was seen, and plan's error."""
-    wanted = need(case.subject, recipe(case.ds_config, case.ranks), case.ranks, None)
+    wanted = memory_need(case.subject, recipe(case.ds_config, case.ranks), case.ranks, None)
     seen = max(launched(name, case.ranks))
     error = wanted.total / seen - 1
     parts = {
@@ -173,8 +173,8 @@ def measured(case: Case) -> int:
     of, place = case.subject, collectives.start()
     warm_up(of)
     before = reset_peak()
-    config = of.prior if of.kind == "prior" else case.preset.vqvae
-    engine = build_engine(config, of.build, case.ds_config, TrainingSettings(ds_config="", steps=1))
+    settings = TrainingSettings(ds_config="", steps=1)
+    engine = build_engine(of.model_config, of.build, case.ds_config, settings)
     batches = [of.batch(case.micro) for _ in range(case.more.get("gradient_accumulation_steps", 1))]
     for _ in range(2):
         engine.step(batches, rate=1.0)

@@ -37,7 +37,7 @@ from megajukebox.training.engines import collectives
 from megajukebox.training.engines.factory import build_engine
 from megajukebox.training.engines.pipeline import reader
 from megajukebox.training.engines.zero import ZeroEngine
-from megajukebox.training.planner.fit import setting
+from megajukebox.training.planner.fit import trace_setting
 from megajukebox.training.planner.gpus import gpu_named
 from megajukebox.training.planner.recipe import recipe
 from megajukebox.training.planner.workload import footprint, weights_of, workload_of
@@ -100,7 +100,7 @@ def measured(preset: Preset, stage: str, ds_name: str | None, repeats: int) -> d
     ds_config = share_batch(as_given, reader(place, as_given).size)
     way = recipe(ds_config, place.size)
     engine = build_engine(
-        of.config_model, of.build, ds_config, TrainingSettings(ds_config="", steps=1)
+        of.model_config, of.build, ds_config, TrainingSettings(ds_config="", steps=1)
     )
     batches = [of.batch(way.micro) for _ in range(way.accumulation)]
     spent = timed(engine.engine)
@@ -111,7 +111,7 @@ def measured(preset: Preset, stage: str, ds_name: str | None, repeats: int) -> d
     on_gpu = gpu_named("h100-80gb") if engine.device.type == "cuda" else None
     flops = (
         3
-        * footprint(of, way.micro, setting(of, way, on_gpu)).flops
+        * footprint(of, way.micro, trace_setting(of, way, on_gpu)).flops
         * way.accumulation
         / way.pipeline
     )

@@ -7,9 +7,7 @@ import sys
 import pytest
 from conftest import environment
 
-from megajukebox.training.config import load_preset
 from megajukebox.training.engines.collectives import read_ds_config
-from megajukebox.training.planner.workload import workload_of
 
 # One process a run: what autocast DeepSpeed uses is global to it.
 PROGRAM = """
@@ -18,15 +16,16 @@ import torch
 from megajukebox.training.engines import collectives
 from megajukebox.resilience.exit_codes import leave_now
 from megajukebox.training.batching import share_batch
+from megajukebox.training.config import load_preset
 from megajukebox.training.settings import TrainingSettings
 from megajukebox.training.engines.factory import build_engine
-from megajukebox.training.planner.workload import Workload
+from megajukebox.training.planner.workload import workload_of
 
 told = json.loads(sys.stdin.read())
 collectives.start()
-of = Workload(*told["subject"])
+of = workload_of(load_preset("tiny", told["changes"]), told["stage"])
 settings = TrainingSettings(ds_config="", steps=1)
-engine = build_engine(of.config_model, of.build, share_batch(told["ds_config"], 1), settings)
+engine = build_engine(of.model_config, of.build, share_batch(told["ds_config"], 1), settings)
 torch.manual_seed(0)
 batches = [of.batch(2)]
 losses = [engine.step(batches, 1.0)["loss"] for _ in range(told["steps"])]
@@ -48,7 +47,8 @@ SMALL = {
 
 def trained(stage: str, ds_config: dict, steps: int = 6) -> dict:
     told = {
-        "subject": workload_of(load_preset("tiny", SMALL[stage]), stage),
+        "changes": SMALL[stage],
+        "stage": stage,
         "ds_config": ds_config,
         "steps": steps,
     }

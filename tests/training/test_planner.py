@@ -7,11 +7,14 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from megajukebox.commands.plan import main
+from megajukebox.common.command_line import command_app
+from megajukebox.common.errors import EXIT_FATAL
 from megajukebox.models.prior import Prior
 from megajukebox.training.config import load_preset
 from megajukebox.training.planner.activation_trace import TracedPass, TraceSetting, training_pass
 from megajukebox.training.planner.dummy_batches import windows
-from megajukebox.training.planner.fit import DoesNotFit, check_fits, check_whole, need
+from megajukebox.training.planner.fit import DoesNotFit, check_fits, check_whole, memory_need
 from megajukebox.training.planner.forecast import DAY, failures, pace
 from megajukebox.training.planner.gpus import GIB, GPU, gpu_named
 from megajukebox.training.planner.memory import Weights, gradients_grow, moments
@@ -46,7 +49,7 @@ def parts(ds_config: dict, ranks: int, moment: str) -> dict:
 def tiny() -> tuple:
     """The tiny top prior: (subject, its configuration)."""
     of = workload_of(load_preset("tiny"), "top_prior")
-    return of, of.prior
+    return of, of.model_config
 
 
 # ---- What a pass needs -----------------------------------------------------------------------------------------------
@@ -169,20 +172,20 @@ def test_released_presets_have_the_released_numbers_of_parameters():
 
 def test_a_step_takes_its_flops_over_the_share_of_the_peak():
     gpu = GPU("g", 1.0, {"float32": 10.0}, 1.0, 1.0)
-    step = pace(recipe(told(0), 1), 1, 2e12, 10, gpu, share=0.5)
+    step = pace(recipe(told(0), 1), 1, 2e12, 10, gpu, mfu=0.5)
     assert step.step == pytest.approx(2e12 / 5e12) and step.network == 0
 
 
 def test_a_pipeline_waits_while_it_fills_and_drains():
     gpu = GPU("g", 1.0, {"float32": 1.0}, 1.0, 1e6)
     config = told(1, pipeline={"stages": 4}, gradient_accumulation_steps=8)
-    step = pace(recipe(config, 4), 4, 4e12, 10, gpu, share=1.0)
+    step = pace(recipe(config, 4), 4, 4e12, 10, gpu, mfu=1.0)
     assert (step.compute, step.waiting) == (pytest.approx(8 + 3), pytest.approx(3))
 
 
 def test_zero_3_moves_the_weights_twice_and_the_gradients_once_for_each_micro_batch():
     gpu = GPU("g", 1.0, {"float16": 1e9}, 1.0, 1.0)
-    step = pace(recipe(told(3, **HALF), 16), 16, 1.0, 10**9, gpu, share=1.0)
+    step = pace(recipe(told(3, **HALF), 16), 16, 1.0, 10**9, gpu, mfu=1.0)
     assert step.network == pytest.approx(3 * 2 * 15 / 16) and step.bound_by == "network"
 
 
@@ -260,7 +263,7 @@ def test_a_pipeline_longer_than_the_model_is_refused():
 def test_what_does_not_fit_names_the_nearest_that_does():
     of, way = tiny()[0], recipe(told(0, micro=8), 8)
     small = gpu_named("v100-32gb")._replace(
-        memory=need(of, way, 8, gpu_named("v100-32gb")).total / GIB - 0.1
+        memory=memory_need(of, way, 8, gpu_named("v100-32gb")).total / GIB - 0.1
     )
     with pytest.raises(
         DoesNotFit,
@@ -274,7 +277,7 @@ def test_what_does_not_fit_names_the_nearest_that_does():
 def test_the_nearest_way_really_fits():
     of, v100 = tiny()[0], gpu_named("v100-32gb")
     kept, saved = (
-        need(of, recipe(told(0, **more), 8), 8, v100)
+        memory_need(of, recipe(told(0, **more), 8), 8, v100)
         for more in ({}, {"activation_checkpointing": {}})
     )
     between = (saved.total + kept.total) / 2 / GIB
@@ -288,13 +291,7 @@ def test_the_nearest_way_really_fits():
 
 
 def entry(*arguments: str) -> tuple[int, str]:
-    import typer
-
-    from megajukebox.commands.plan import main
-
-    app = typer.Typer(add_completion=False)
-    app.command()(main)
-    done = CliRunner().invoke(app, list(arguments))
+    done = CliRunner().invoke(command_app(main, "plan"), list(arguments))
     return done.exit_code, done.output + str(done.exception or "")
 
 
@@ -327,9 +324,21 @@ def test_fewer_gpus_than_jukebox_had_are_told_how_to_have_its_step():
 def test_the_entry_refuses_in_one_line():
     code, output = entry("tiny", "--stage", "top_prior", "--gpus", "9")
     assert (
-        code == 1
+        code == EXIT_FATAL
         and "plan: top_prior with prior_zero3_cpu.json: 9 GPUs are not whole nodes" in output
     )
+
+
+def test_options_under_their_old_names_do_the_same():
+    old = entry(
+        "tiny", "--stage", "vqvae", "--gpus", "2", "--share", "0.2", "--ds", "vqvae_fp32.json"
+    )
+    new = entry(
+        "tiny", "--stage", "vqvae", "--gpus", "2", "--mfu", "0.2", "--ds-config", "vqvae_fp32.json"
+    )
+    assert old[0] == new[0] == 0
+    assert "option --share is now --mfu" in old[1] and "20.0% of the peak (as given)" in new[1]
+    assert old[1].splitlines()[-3:] == new[1].splitlines()[-3:]
 
 
 def test_a_run_that_fails_faster_than_it_comes_back_never_ends() -> None:

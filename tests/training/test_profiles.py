@@ -10,6 +10,8 @@ from conftest import environment
 from fixtures.paths import FILES, ROOT
 from typer.testing import CliRunner
 
+from megajukebox.commands.plan import main
+from megajukebox.common.command_line import command_app
 from megajukebox.common.errors import UserError
 from megajukebox.training.engines.ds_config import read_ds_config
 from megajukebox.training.planner.profiles import load_profile, profile_names
@@ -39,14 +41,8 @@ def sourced(profile: str, **variables: str) -> subprocess.CompletedProcess:
 
 
 def test_plan_takes_a_new_profile():
-    import typer
-
-    from megajukebox.commands.plan import main
-
-    app = typer.Typer(add_completion=False)
-    app.command()(main)
     options = ["--profile", str(NEW), "--stage", "bottom_upsampler", "--gpus", "4", "--json"]
-    done = CliRunner().invoke(app, ["jukebox_5b", *options])
+    done = CliRunner().invoke(command_app(main, "plan"), ["jukebox_5b", *options])
     assert done.exit_code == 0, done.output
     made = json.loads(done.output)
     assert (made["gpu"], made["gpus"], made["nodes"]) == ("l40s-48gb", 4, 1)
@@ -65,7 +61,7 @@ def test_a_ds_config_is_rendered_for_a_new_profile():
 def test_slurm_takes_a_new_profile():
     done = sourced(str(NEW))
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [f"--ds-config prior_zero3@{NEW}", "1    4", "bfloat16"]
+    assert done.stdout.splitlines() == [f"--ds-config prior_zero3@{NEW}", "1   4", "bfloat16"]
 
 
 # ---- SLURM -----------------------------------------------------------------------------------------------------------

@@ -18,9 +18,9 @@ from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 from megajukebox.models import convnet
 from megajukebox.models.codebook import Codebook
 
-FUSED = (
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-)  # a fused attention that knows the meta device
+# A fused attention that knows the meta device.
+FUSED_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+AUTOCAST_OPERATIONS = ("linear", "conv2d", "conv_transpose2d")  # of torch.nn.functional
 
 
 class TracedPass(NamedTuple):
@@ -36,7 +36,9 @@ class AllocationLedger(TorchDispatchMode):
 
     def __init__(self, known: list[Tensor]):
         super().__init__()
-        self.live = self.peak = self.flops = 0
+        self.live = 0
+        self.peak = 0
+        self.flops = 0
         self.sizes = {t.untyped_storage()._cdata: 0 for t in known}
 
     def __torch_dispatch__(
@@ -48,41 +50,39 @@ class AllocationLedger(TorchDispatchMode):
     ) -> Any:
         out = func(*args, **(kwargs or {}))
         for tensor in tree_iter(out):
-            if isinstance(tensor, Tensor):
-                self._count(tensor.untyped_storage())
-        self.flops += self._cost(func._overloadpacket, args, kwargs or {}, out)
+            if not isinstance(tensor, Tensor):
+                continue
+            storage = tensor.untyped_storage()
+            key = storage._cdata
+            if key not in self.sizes:
+                self.sizes[key] = storage.nbytes()
+                self.live += storage.nbytes()
+                self.peak = max(self.peak, self.live)
+                weakref.finalize(storage, self._free, key)
+        packet = func._overloadpacket
+        if packet is FUSED_ATTENTION:
+            self.flops += sdpa_flop_count(*(tensor.shape for tensor in args[:3]))
+        elif packet in flop_registry:
+            self.flops += flop_registry[packet](*args, **(kwargs or {}), out_val=out)
         return out
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key not in self.sizes:
-            self.sizes[key] = size
-            self.live += size
-            self.peak = max(self.peak, self.live)
-            weakref.finalize(storage, self._free, key)
 
     def _free(self, key: int) -> None:
         self.live -= self.sizes.pop(key)
-
-    @staticmethod
-    def _cost(packet: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> int:
-        if packet is FUSED:
-            return sdpa_flop_count(*(t.shape for t in args[:3]))
-        return flop_registry[packet](*args, **kwargs, out_val=out) if packet in flop_registry else 0
 
 
 @contextmanager
 def fused_attention(on: bool) -> Iterator[None]:
     """Attention as one operation that keeps no scores, as flash kernels do; otherwise PyTorch's plain formula."""
+    if not on:
+        yield
+        return
 
     def attend(
         q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
     ) -> Tensor:
-        return FUSED(q, k, v, 0.0, is_causal, attn_mask=attn_mask)[0]
+        return FUSED_ATTENTION(q, k, v, 0.0, is_causal, attn_mask=attn_mask)[0]
 
-    with patch.object(
-        F, "scaled_dot_product_attention", attend if on else F.scaled_dot_product_attention
-    ):
+    with patch.object(F, "scaled_dot_product_attention", attend):
         yield
 
 
@@ -100,19 +100,20 @@ class TraceSetting(NamedTuple):
 @contextmanager
 def autocast(how: TraceSetting) -> Iterator[None]:
     """What torch.autocast does to products and convolutions; the meta device has none of its own."""
+    if how.weights == how.precision:
+        yield
+        return
+    low = getattr(torch, how.precision)
 
     def rounded(operation: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def call(x: Tensor, weight: Tensor, bias: Tensor | None = None, *rest: Any) -> Tensor:
-            return operation(
-                x.to(low), weight.to(low), None if bias is None else bias.to(low), *rest
-            )
+            low_bias = None if bias is None else bias.to(low)
+            return operation(x.to(low), weight.to(low), low_bias, *rest)
 
         return call
 
-    low = getattr(torch, how.precision)
-    names = ("linear", "conv2d", "conv_transpose2d") if how.weights != how.precision else ()
     with ExitStack() as patches:
-        for name in names:
+        for name in AUTOCAST_OPERATIONS:
             patches.enter_context(patch.object(F, name, rounded(getattr(F, name))))
         yield
 
@@ -122,11 +123,12 @@ def training_pass(
 ) -> TracedPass:
     """Of `size` samples made by `batch`, through the model of `build`; nothing is allocated."""
     with torch.device("meta"):
-        model, samples = build().to(getattr(torch, how.weights)).train(), batch(size)
+        model = build().to(getattr(torch, how.weights)).train()
+        samples = batch(size)
         prepare(model, how.recompute)
         if not how.gradients:
             for parameter in model.parameters():
-                parameter.register_post_accumulate_grad_hook(_forget)
+                parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
         ledger = AllocationLedger([*model.parameters(), *model.buffers()])
         with (
             ledger,
@@ -135,7 +137,8 @@ def training_pass(
             patch.object(convnet, "on_cpu", lambda x: how.cpu),
         ):
             loss = model(samples)[0]
-            activations, flops = ledger.live, ledger.flops
+            activations = ledger.live
+            flops = ledger.flops
             loss.backward()
     return TracedPass(activations, ledger.peak, flops)
 
@@ -143,7 +146,8 @@ def training_pass(
 def forward_flops(build: Callable[[], nn.Module], batch: Callable[[], dict]) -> int:
     """Of every product and convolution of the model's forward pass over a batch; nothing is allocated."""
     with torch.device("meta"):
-        model, samples = build().train(), batch()
+        model = build().train()
+        samples = batch()
         prepare(model, recompute=False)
         with AllocationLedger([]) as ledger:
             model(samples)
@@ -157,9 +161,6 @@ def prepare(model: nn.Module, recompute: bool) -> None:
             module.started = torch.tensor(True, device="cpu")
             module.update = lambda *unused: {}  # type: ignore[method-assign]
     layers = getattr(model, "blocks", None)
-    for layer in layers if recompute and isinstance(layers, nn.ModuleList) else ():
-        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
-
-
-def _forget(parameter: Tensor) -> None:
-    parameter.grad = None
+    if recompute and isinstance(layers, nn.ModuleList):
+        for layer in layers:
+            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)

@@ -7,7 +7,6 @@ from typing import NamedTuple
 from megajukebox.common.errors import UserError
 from megajukebox.training.planner.activation_trace import TraceSetting
 from megajukebox.training.planner.gpus import (
-    CONVOLUTIONS_MIB,
     FRAGMENTATION,
     GIB,
     GPU,
@@ -19,6 +18,16 @@ from megajukebox.training.planner.gpus import (
 from megajukebox.training.planner.memory import Parts, gradients_grow, moments
 from megajukebox.training.planner.recipe import Recipe
 from megajukebox.training.planner.workload import Workload, footprint, weights_of
+
+FUSED_HEAD_MULTIPLE = 8  # PyTorch's fused attention on a V100 wants heads of a multiple of this
+LARGEST_MICRO_BATCH = 64  # up to which the largest that fits is looked for
+MOST_HALVINGS = 5  # of a micro-batch, looking for what fits
+
+# What a change costs, relative to each other: halving a micro-batch costs 1 and 1 more for each further time; computing
+# activations again a third of a step; each stage of ZeRO sends more; an offloaded optimizer steps on the host.
+COST_OF_RECOMPUTING = 2
+COST_OF_A_ZERO_STAGE = 3
+COST_OF_OFFLOADING = 12
 
 
 class DoesNotFit(UserError):
@@ -33,62 +42,57 @@ class MemoryNeed(NamedTuple):
     gaps: float = FRAGMENTATION  # between tensors, as a share of them
 
     @property
-    def counted(self) -> float:
-        return max(sum(parts.values()) for parts in self.moments.values())
-
-    @property
     def total(self) -> float:
-        return self.counted * (1 + self.gaps) + self.outside
+        counted = max(sum(parts.values()) for parts in self.moments.values())
+        return counted * (1 + self.gaps) + self.outside
 
 
-def setting(of: Workload, recipe: Recipe, gpu: GPU | None) -> TraceSetting:
-    """How a pass runs on `gpu`; PyTorch's fused attention on a V100 wants heads of a multiple of 8."""
-    fused = gpu is None or gpu.flash or of.head % 8 == 0
+class Change(NamedTuple):
+    """Something that saves memory: how much it is felt, what to set, and the recipe's fields then."""
+
+    cost: int
+    setting: str  # empty: nothing changes
+    fields: dict[str, int | bool]
+
+
+def trace_setting(workload: Workload, recipe: Recipe, gpu: GPU | None) -> TraceSetting:
+    """How a pass runs on `gpu`; None is a CPU process."""
+    fused = gpu is None or gpu.flash or workload.head_size % FUSED_HEAD_MULTIPLE == 0
     return TraceSetting(
-        recipe.weights,
-        recipe.precision,
-        recipe.recompute,
-        fused,
-        gpu is None,
-        gradients_grow(recipe),
+        weights=recipe.weights,
+        precision=recipe.precision,
+        recompute=recipe.recompute,
+        fused=fused,
+        cpu=gpu is None,
+        gradients=gradients_grow(recipe),
     )
 
 
-def need(of: Workload, recipe: Recipe, gpus: int, gpu: GPU | None) -> MemoryNeed:
+def memory_need(workload: Workload, recipe: Recipe, gpus: int, gpu: GPU | None) -> MemoryNeed:
     """On each of `gpus` devices of the kind `gpu`; None is a CPU process."""
-    run = footprint(of, recipe.micro, setting(of, recipe, gpu))
-    weights = weights_of(of, recipe.pipeline, recipe.persistent)
-    found = moments(recipe, weights, recipe.data_ranks(gpus), run, on_gpu=gpu is not None)
-    return (
-        MemoryNeed(found, OUTSIDE_GIB * GIB)
-        if gpu
-        else MemoryNeed(found, process(of, recipe) * MIB, gaps=0.0)
-    )
-
-
-def process(of: Workload, recipe: Recipe) -> float:
-    """MiB that a CPU process takes beside the tensors that we count."""
+    traced = footprint(workload, recipe.micro, trace_setting(workload, recipe, gpu))
+    weights = weights_of(workload, recipe.pipeline, recipe.persistent)
+    by_moment = moments(recipe, weights, recipe.data_ranks(gpus), traced, on_gpu=gpu is not None)
+    if gpu:
+        return MemoryNeed(by_moment, OUTSIDE_GIB * GIB)
     modules = PROCESS_ZERO_MIB if recipe.stage or recipe.pipeline > 1 else PROCESS_MIB
-    return modules + (CONVOLUTIONS_MIB if of.kind == "vqvae" else 0)
+    return MemoryNeed(by_moment, (modules + workload.process_mib) * MIB, gaps=0.0)
 
 
 def check_whole(gpus: int, stages: int, gpus_per_node: int) -> None:
     """Raises UserError, with the nearest number that does, if GPUs do not make whole pipelines and nodes."""
     if gpus % stages:
+        nearest_count = max(1, round(gpus / stages)) * stages
         raise UserError(
-            f"{gpus} GPUs are not a multiple of pipeline.stages {stages}; {_near(gpus, stages)} are"
+            f"{gpus} GPUs are not a multiple of pipeline.stages {stages}; {nearest_count} are"
         )
     if gpus > gpus_per_node and gpus % gpus_per_node:
-        raise UserError(
-            f"{gpus} GPUs are not whole nodes of {gpus_per_node}; {_near(gpus, gpus_per_node)} are"
-        )
-
-
-def _near(gpus: int, part: int) -> int:
-    return max(1, round(gpus / part)) * part
+        nearest_count = max(1, round(gpus / gpus_per_node)) * gpus_per_node
+        raise UserError(f"{gpus} GPUs are not whole nodes of {gpus_per_node}; {nearest_count} are")
 
 
 def check_precision(recipe: Recipe, gpu: GPU) -> None:
+    """Raises UserError for a precision that the card does not compute in."""
     if recipe.precision not in gpu.peak:
         raise UserError(
             f"{gpu.name} does not compute in {recipe.precision}; it does in {', '.join(gpu.peak)}:"
@@ -96,67 +100,93 @@ def check_precision(recipe: Recipe, gpu: GPU) -> None:
         )
 
 
-def check_fits(of: Workload, recipe: Recipe, gpus: int, gpu: GPU) -> MemoryNeed:
+def check_fits(workload: Workload, recipe: Recipe, gpus: int, gpu: GPU) -> MemoryNeed:
     """What it needs. Raises DoesNotFit with the nearest way that does fit."""
-    found = need(of, recipe, gpus, gpu)
-    if found.total > gpu.memory * GIB:
-        near = nearest(of, recipe, gpus, gpu)
-        way = (
-            f"the nearest that fits: {near}"
-            if near
-            else "nothing near it fits; take a GPU with more memory"
-        )
-        raise DoesNotFit(
-            f"{found.total / GIB:.1f} GiB a GPU are needed and {gpu.name} has {gpu.memory:.1f}; {way}"
-        )
-    return found
+    needed = memory_need(workload, recipe, gpus, gpu)
+    if needed.total <= gpu.memory * GIB:
+        return needed
+    near = nearest(workload, recipe, gpus, gpu)
+    way_out = "nothing near it fits; take a GPU with more memory"
+    if near:
+        way_out = f"the nearest that fits: {near}"
+    raise DoesNotFit(
+        f"{needed.total / GIB:.1f} GiB a GPU are needed and {gpu.name} has {gpu.memory:.1f};"
+        f" {way_out}"
+    )
 
 
-def nearest(of: Workload, recipe: Recipe, gpus: int, gpu: GPU) -> str | None:
+def nearest(workload: Workload, recipe: Recipe, gpus: int, gpu: GPU) -> str | None:
     """The least felt changes after which it fits, in words; the batch stays the same."""
-    for _, changes, tried in sorted(_ways(recipe), key=lambda way: way[0]):
-        if need(of, tried, gpus, gpu).total <= gpu.memory * GIB:
-            size = need(of, tried, gpus, gpu).total / GIB
-            return f"{' and '.join(changes)} ({size:.1f} GiB)"
+    for _, changes, changed in sorted(_ways_to_save(recipe), key=lambda way: way[0]):
+        needed = memory_need(workload, changed, gpus, gpu).total
+        if needed <= gpu.memory * GIB:
+            return f"{' and '.join(changes)} ({needed / GIB:.1f} GiB)"
     return None
 
 
-def _ways(recipe: Recipe) -> Iterator[tuple[int, list[str], Recipe]]:
+def _ways_to_save(recipe: Recipe) -> Iterator[tuple[int, list[str], Recipe]]:
     """(cost, what to change, the recipe then) for every combination of changes."""
-    recompute = [(0, "", recipe.recompute)] + (
-        [] if recipe.recompute else [(2, "activation_checkpointing", True)]
-    )
-    halved = [(0, "", 1), *((1 + n, "", 2**n) for n in range(1, 6) if recipe.micro % 2**n == 0)]
-    split = [s for s in range(recipe.stage + 1, 4) if recipe.pipeline == 1]
-    stages = [
-        (0, "", recipe.stage),
-        *((3 * (s - recipe.stage), f"zero_optimization.stage {s}", s) for s in split),
-    ]
-    offload = [(0, "", recipe.offload_optimizer)]
-    if not recipe.offload_optimizer:
-        offload.append((12, "zero_optimization.offload_optimizer", True))
-    for (a, saving, again), (b, _, parts), (c, zero, stage), (d, moved, away) in product(
-        recompute, halved, stages, offload
+    for changes in product(
+        _recomputing(recipe), _smaller(recipe), _sharing(recipe), _offloading(recipe)
     ):
-        if away and stage == 0:
+        fields: dict[str, int | bool] = {}
+        for change in changes:
+            fields |= change.fields
+        changed = recipe._replace(**fields)
+        if changed == recipe or (fields.get("offload_optimizer") and changed.stage == 0):
             continue
-        words = [saving, zero, moved]
-        if parts > 1:
-            words.append(
-                f"train_micro_batch_size_per_gpu {recipe.micro // parts} with"
-                f" gradient_accumulation_steps {recipe.accumulation * parts}"
-            )
-        changed = recipe._replace(
-            recompute=again, micro=recipe.micro // parts, accumulation=recipe.accumulation * parts, stage=stage,
-            offload_optimizer=away,
-        )  # fmt: skip
-        if changed != recipe:
-            yield a + b + c + d, [w for w in words if w], changed
+        recomputing, smaller, sharing, offloading = changes
+        settings = [change.setting for change in (recomputing, sharing, offloading, smaller)]
+        cost = sum(change.cost for change in changes)
+        yield cost, [setting for setting in settings if setting], changed
 
 
-def largest_micro_batch(of: Workload, recipe: Recipe, gpus: int, gpu: GPU) -> int:
+def _recomputing(recipe: Recipe) -> Iterator[Change]:
+    yield Change(0, "", {})
+    if not recipe.recompute:
+        yield Change(COST_OF_RECOMPUTING, "activation_checkpointing", {"recompute": True})
+
+
+def _smaller(recipe: Recipe) -> Iterator[Change]:
+    """Micro-batches halved again and again, with as many times the accumulation."""
+    yield Change(0, "", {})
+    for halvings in range(1, MOST_HALVINGS + 1):
+        parts = 2**halvings
+        if recipe.micro % parts:
+            continue
+        micro = recipe.micro // parts
+        accumulation = recipe.accumulation * parts
+        setting = (
+            f"train_micro_batch_size_per_gpu {micro} with gradient_accumulation_steps"
+            f" {accumulation}"
+        )
+        yield Change(1 + halvings, setting, {"micro": micro, "accumulation": accumulation})
+
+
+def _sharing(recipe: Recipe) -> Iterator[Change]:
+    """Higher stages of ZeRO; a pipeline goes with ZeRO-1 alone."""
+    yield Change(0, "", {})
+    if recipe.pipeline == 1:
+        for stage in range(recipe.stage + 1, 4):
+            cost = COST_OF_A_ZERO_STAGE * (stage - recipe.stage)
+            yield Change(cost, f"zero_optimization.stage {stage}", {"stage": stage})
+
+
+def _offloading(recipe: Recipe) -> Iterator[Change]:
+    yield Change(0, "", {})
+    if not recipe.offload_optimizer:
+        setting = "zero_optimization.offload_optimizer"
+        yield Change(COST_OF_OFFLOADING, setting, {"offload_optimizer": True})
+
+
+def largest_micro_batch(workload: Workload, recipe: Recipe, gpus: int, gpu: GPU) -> int:
     """The largest power of two that fits (0 if not even one sample does)."""
-    best, size = 0, 1
-    while size <= 64 and need(of, recipe._replace(micro=size), gpus, gpu).total <= gpu.memory * GIB:
-        best, size = size, size * 2
+    best = 0
+    size = 1
+    while size <= LARGEST_MICRO_BATCH:
+        changed = recipe._replace(micro=size)
+        if memory_need(workload, changed, gpus, gpu).total > gpu.memory * GIB:
+            break
+        best = size
+        size *= 2
     return best

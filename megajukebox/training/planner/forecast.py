@@ -26,9 +26,9 @@ class Pace(NamedTuple):
         return "network" if self.network > self.compute else "compute"
 
 
-def pace(recipe: Recipe, gpus: int, flops: float, elements: int, gpu: GPU, share: float) -> Pace:
+def pace(recipe: Recipe, gpus: int, flops: float, elements: int, gpu: GPU, mfu: float) -> Pace:
     """`flops`: of forward and backward of one micro-batch through the whole model of `elements` weights."""
-    rate = gpu.peak[recipe.precision] * 1e12 * share
+    rate = gpu.peak[recipe.precision] * 1e12 * mfu
     working = flops * recipe.accumulation / recipe.pipeline / rate
     waiting = working * (recipe.pipeline - 1) / recipe.accumulation
     return Pace(

@@ -13,25 +13,28 @@ from megajukebox.models.student import StudentConfig
 from megajukebox.models.vqvae import VQVAEConfig
 from megajukebox.training.planner.activation_trace import forward_flops
 from megajukebox.training.planner.profiles import peak_of_device
-from megajukebox.training.planner.workload import Workload
+from megajukebox.training.planner.workload import AudioWorkload, CodeWorkload, Workload
+
+FORWARD_AND_BACKWARD = 3  # times the FLOPs of a forward pass
 
 
 def step_flops(config: BaseModel, clip: int) -> int:
     """Of forward and backward of one sample; `clip` is the audio samples of one, for a VQ-VAE."""
+    workload: Workload
     if isinstance(config, VQVAEConfig):
-        of = Workload("vqvae", config.model_dump_json(), clip, 0, "")
+        workload = AudioWorkload(config.model_dump_json(), clip)
     else:  # a student is its teacher's layers under another order; what it has beside them is looked up in tables
         prior = config.prior if isinstance(config, StudentConfig) else config
         assert isinstance(prior, PriorConfig)
-        of = Workload("prior", prior.model_dump_json(), 0, prior.window, "codes")
-    return 3 * forward_flops(of.build, lambda: of.batch(1))
+        workload = CodeWorkload(prior.model_dump_json())
+    return FORWARD_AND_BACKWARD * forward_flops(workload.build, lambda: workload.batch(1))
 
 
-def peak(precision: str, told: float | None) -> float | None:
-    """FLOP/s of one device at most: `told` in TFLOP/s, else those of a known GPU; None where neither is known."""
-    if told is None and torch.cuda.is_available():
-        told = peak_of_device(torch.cuda.get_device_name()).get(precision)
-    return told * 1e12 if told else None
+def peak(precision: str, peak_tflops: float | None) -> float | None:
+    """FLOP/s of one device at most: `peak_tflops` if given, else those of a known GPU; None where neither is known."""
+    if peak_tflops is None and torch.cuda.is_available():
+        peak_tflops = peak_of_device(torch.cuda.get_device_name()).get(precision)
+    return peak_tflops * 1e12 if peak_tflops else None
 
 
 def seconds_at_peak(flops: float, devices: int, peak: float) -> float:

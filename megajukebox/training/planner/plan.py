@@ -5,11 +5,12 @@ from pydantic import BaseModel
 from megajukebox.training.batching import share_batch
 from megajukebox.training.config import Preset
 from megajukebox.training.planner.fit import (
+    MemoryNeed,
     check_fits,
     check_precision,
     check_whole,
     largest_micro_batch,
-    setting,
+    trace_setting,
 )
 from megajukebox.training.planner.forecast import (
     DAY,
@@ -19,10 +20,13 @@ from megajukebox.training.planner.forecast import (
     failures,
     pace,
 )
-from megajukebox.training.planner.gpus import GIB, GPU, JUKEBOX_GPUS, mfu_assumed
+from megajukebox.training.planner.gpus import GIB, GPU, GPUS_PER_NODE, JUKEBOX_GPUS, mfu_assumed
 from megajukebox.training.planner.memory import checkpoint_bytes, on_host
+from megajukebox.training.planner.mfu import FORWARD_AND_BACKWARD
 from megajukebox.training.planner.recipe import Recipe, pipeline_stages, recipe
-from megajukebox.training.planner.workload import footprint, weights_of, workload_of
+from megajukebox.training.planner.workload import Workload, footprint, weights_of, workload_of
+
+EXPORTED_BYTES = 4  # of a weight in model.safetensors: float32
 
 
 class MemoryForecast(BaseModel):
@@ -67,29 +71,24 @@ class TrainingPlan(BaseModel):
     save_every_minutes: float
     failures: list[Failures]
 
-    @property
-    def advised_steps_between_saves(self) -> int:
-        """At the middle rate of failures."""
-        return max(1, round(self.failures[1].interval / self.step_seconds))
-
 
 class Assumptions(BaseModel):
     """What a plan cannot know."""
 
-    share: float | None = None  # of the peak; None: of the table in gpus.py
+    mfu: float | None = None  # share of the peak; None: that of the profile
     save_seconds: float = 10.0
     restart_seconds: float = 900.0
 
 
 def default_gpus(stage: str) -> int:
-    """As many as Jukebox trained it on."""
-    return JUKEBOX_GPUS.get(stage, 8)
+    """As many as Jukebox trained it on; one node for what it did not train."""
+    return JUKEBOX_GPUS.get(stage, GPUS_PER_NODE)
 
 
 def samples_of_jukebox(preset: Preset, stage: str, samples: int) -> int | None:
     """Samples of a step where each of Jukebox's GPUs has one. None if the step is that, or was chosen."""
-    asked = preset.name.startswith("jukebox") and not preset.stage(stage).batch
-    return default_gpus(stage) if asked and default_gpus(stage) != samples else None
+    is_jukebox = preset.name.startswith("jukebox") and not preset.stage(stage).batch
+    return default_gpus(stage) if is_jukebox and default_gpus(stage) != samples else None
 
 
 def plan(
@@ -101,52 +100,78 @@ def plan(
     name: str,
     assumed: Assumptions,
 ) -> TrainingPlan:
-    """Raises ValueError (DoesNotFit among them) where it cannot be done, with the nearest that can."""
-    stages, settings, of = (
-        pipeline_stages(ds_config, gpus),
-        preset.stage(stage),
-        workload_of(preset, stage),
-    )
+    """The plan of `stage` on `gpus` times `gpu`; `name` is the ds_config's.
+
+    Raises:
+        UserError: it cannot be done; names the nearest that can (DoesNotFit among them).
+    """
+    settings = preset.stage(stage)
+    workload = workload_of(preset, stage)
+    stages = pipeline_stages(ds_config, gpus)
     check_whole(gpus, stages, gpu.gpus_per_node)
     way = recipe(share_batch(ds_config, gpus // stages, settings.batch), gpus)
     check_precision(way, gpu)
-    found = check_fits(of, way, gpus, gpu)
-    elements = weights_of(of, 1, way.persistent).total
-    how = setting(of, way, gpu)
-    flops = 3 * footprint(of, way.micro, how).flops
-    table, source = mfu_assumed(gpu, stage, way.precision, of.kind == "vqvae")
-    share = table if assumed.share is None else assumed.share
-    step = pace(way, gpus, flops, elements, gpu, share)
+    needed = check_fits(workload, way, gpus, gpu)
+
+    elements = weights_of(workload, 1, way.persistent).total
+    traced = footprint(workload, way.micro, trace_setting(workload, way, gpu))
+    flops = FORWARD_AND_BACKWARD * traced.flops
+    mfu, source = mfu_assumed(gpu, stage, way.precision, workload.bandwidth_bound)
+    if assumed.mfu is not None:
+        mfu = assumed.mfu
+        source = "as given"
+    step = pace(way, gpus, flops, elements, gpu, mfu)
     days = settings.steps * step.step / DAY
     nodes = -(-gpus // gpu.gpus_per_node)
-    checkpoint = checkpoint_bytes(way, elements) / GIB
-    kept, recomputed = (
-        footprint(of, way.micro, how._replace(recompute=again)).activations
-        for again in (False, True)
-    )
+    checkpoint_gib = checkpoint_bytes(way, elements) / GIB
+    samples = way.samples(gpus)
     return TrainingPlan(
-        preset=preset.name, stage=stage, ds_config=name, gpu=gpu.name, gpus=gpus, nodes=nodes, recipe=way,
-        parameters=elements, samples_per_step=way.samples(gpus),
-        samples_of_jukebox=samples_of_jukebox(preset, stage, way.samples(gpus)),
-        units_per_step=way.samples(gpus) * of.units, unit=of.unit, steps=settings.steps,
-        teraflops_per_sample=flops / way.micro / 1e12, share_of_peak=share,
-        share_from=source if assumed.share is None else "as told", pace=step, step_seconds=step.step, days=days,
-        gpu_days=days * gpus, checkpoint_gib=checkpoint,
-        disk_gib=checkpoint * (settings.checkpointing.keep_last + 1) + 4 * elements / GIB,
+        preset=preset.name,
+        stage=stage,
+        ds_config=name,
+        gpu=gpu.name,
+        gpus=gpus,
+        nodes=nodes,
+        recipe=way,
+        parameters=elements,
+        memory=memory_forecast(workload, way, gpus, gpu, needed),
+        samples_per_step=samples,
+        samples_of_jukebox=samples_of_jukebox(preset, stage, samples),
+        units_per_step=samples * workload.units,
+        unit=workload.unit,
+        steps=settings.steps,
+        teraflops_per_sample=flops / way.micro / 1e12,
+        share_of_peak=mfu,
+        share_from=source,
+        pace=step,
+        step_seconds=step.step,
+        days=days,
+        gpu_days=days * gpus,
+        checkpoint_gib=checkpoint_gib,
+        disk_gib=checkpoint_gib * (settings.checkpointing.keep_last + 1) + EXPORTED_BYTES * elements / GIB,
         save_every_minutes=settings.checkpointing.every * step.step / 60,
         failures=[
             failures(nodes, days, rate, assumed.save_seconds, assumed.restart_seconds)
             for rate in FAILURES_PER_1000_NODE_DAYS
         ],
-        memory=MemoryForecast(
-            backward=_gib(found.moments["backward"]), update=_gib(found.moments["update"]),
-            needed=found.total / GIB, available=gpu.memory,
-            host=on_host(way, weights_of(of, way.pipeline, way.persistent), way.data_ranks(gpus)) / GIB,
-            activations_kept=kept / GIB, activations_recomputed=recomputed / GIB,
-            largest_micro_batch=largest_micro_batch(of, way, gpus, gpu),
-        ),
-    )  # fmt: skip
+    )
 
 
-def _gib(parts: dict[str, float]) -> dict[str, float]:
-    return {part: size / GIB for part, size in parts.items()}
+def memory_forecast(
+    workload: Workload, way: Recipe, gpus: int, gpu: GPU, needed: MemoryNeed
+) -> MemoryForecast:
+    """What is needed, part by part, beside what other settings would need."""
+    how = trace_setting(workload, way, gpu)
+    kept = footprint(workload, way.micro, how._replace(recompute=False)).activations
+    recomputed = footprint(workload, way.micro, how._replace(recompute=True)).activations
+    weights = weights_of(workload, way.pipeline, way.persistent)
+    return MemoryForecast(
+        backward={part: size / GIB for part, size in needed.moments["backward"].items()},
+        update={part: size / GIB for part, size in needed.moments["update"].items()},
+        needed=needed.total / GIB,
+        available=gpu.memory,
+        host=on_host(way, weights, way.data_ranks(gpus)) / GIB,
+        activations_kept=kept / GIB,
+        activations_recomputed=recomputed / GIB,
+        largest_micro_batch=largest_micro_batch(workload, way, gpus, gpu),
+    )

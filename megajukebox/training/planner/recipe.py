@@ -7,12 +7,28 @@ from megajukebox.common.errors import UserError
 
 # Top-level keys that our configurations may use. DeepSpeed itself ignores one that it does not know.
 KEYS = (
-    "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping",
-    "optimizer", "zero_optimization", "fp16", "bf16", "torch_autocast", "data_types", "activation_checkpointing",
-    "pipeline", "checkpoint", "steps_per_print", "wall_clock_breakdown", "zero_allow_untested_optimizer",
-    "zero_force_ds_cpu_optimizer", "communication_data_type",
-)  # fmt: skip
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+    "gradient_clipping",
+    "optimizer",
+    "zero_optimization",
+    "fp16",
+    "bf16",
+    "torch_autocast",
+    "data_types",
+    "activation_checkpointing",
+    "pipeline",
+    "checkpoint",
+    "steps_per_print",
+    "wall_clock_breakdown",
+    "zero_allow_untested_optimizer",
+    "zero_force_ds_cpu_optimizer",
+    "communication_data_type",
+)
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+SHORT_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}  # of data_types.grad_accum_dtype
+MIXED_PRECISION_KEYS = ("fp16", "bf16", "torch_autocast")
 
 
 class Recipe(NamedTuple):
@@ -50,10 +66,11 @@ class Recipe(NamedTuple):
 
 
 def recipe(ds_config: dict, gpus: int) -> Recipe:
-    """Read a ds_config for `gpus` processes. ValueError for what DeepSpeed ignores, or refuses only when it starts."""
+    """Read a ds_config for `gpus` processes. UserError for what DeepSpeed ignores, or refuses only when it starts."""
     check_keys(ds_config)
-    zero, kinds = ds_config.get("zero_optimization", {}), ds_config.get("data_types", {})
-    found = Recipe(
+    zero = ds_config.get("zero_optimization", {})
+    data_types = ds_config.get("data_types", {})
+    way = Recipe(
         stage=zero.get("stage", 0),
         weights=weight_precision(ds_config),
         precision=precision(ds_config),
@@ -71,46 +88,46 @@ def recipe(ds_config: dict, gpus: int) -> Recipe:
         reuse=int(zero.get("stage3_max_reuse_distance", 1e9)),
         persistent=int(zero.get("stage3_param_persistence_threshold", 1e5)),
         group=int(zero.get("sub_group_size", 1e9)),
-        gradient_bytes={"fp32": 4, "fp16": 2, "bf16": 2}.get(kinds.get("grad_accum_dtype")),
+        gradient_bytes=SHORT_BYTES.get(data_types.get("grad_accum_dtype")),
     )
-    if "pipeline" in ds_config and found.stage != 1:
+    if "pipeline" in ds_config and way.stage != 1:
         raise UserError(
-            f"zero_optimization.stage {found.stage} cannot go with a pipeline, which shares its optimizer by ZeRO-1:"
+            f"zero_optimization.stage {way.stage} cannot go with a pipeline, which shares its optimizer by ZeRO-1:"
             " set it to 1"
         )
-    if found.offload_weights and found.stage != 3:
-        raise UserError(f"zero_optimization.offload_param needs stage 3, not {found.stage}")
-    return found
+    if way.offload_weights and way.stage != 3:
+        raise UserError(f"zero_optimization.offload_param needs stage 3, not {way.stage}")
+    return way
 
 
 def check_keys(ds_config: dict[str, Any]) -> None:
+    """Raises UserError for a top-level key that DeepSpeed would ignore."""
     for key in ds_config:
-        if key not in KEYS:
-            near = difflib.get_close_matches(key, KEYS, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(KEYS)}"
-            raise UserError(
-                f"the ds_config has an unknown key {key!r}, which DeepSpeed would ignore; {hint}"
-            )
+        if key in KEYS:
+            continue
+        near = difflib.get_close_matches(key, KEYS, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(KEYS)}"
+        raise UserError(
+            f"the ds_config has an unknown key {key!r}, which DeepSpeed would ignore; {hint}"
+        )
 
 
 def weight_precision(ds_config: dict) -> str:
-    """float16, bfloat16 or float32. ValueError if two ways of computing in less than float32 are asked for."""
-    on = [
-        key for key in ("fp16", "bf16", "torch_autocast") if ds_config.get(key, {}).get("enabled")
-    ]
-    if len(on) > 1:
-        raise UserError(f"the ds_config enables {' and '.join(on)}; keep one")
-    return {"fp16": "float16", "bf16": "bfloat16"}.get(on[0], "float32") if on else "float32"
+    """float16, bfloat16 or float32. UserError if two ways of computing in less than float32 are asked for."""
+    enabled = [key for key in MIXED_PRECISION_KEYS if ds_config.get(key, {}).get("enabled")]
+    if len(enabled) > 1:
+        raise UserError(f"the ds_config enables {' and '.join(enabled)}; keep one")
+    if enabled == ["fp16"]:
+        return "float16"
+    return "bfloat16" if enabled == ["bf16"] else "float32"
 
 
 def precision(ds_config: dict) -> str:
     """What products and convolutions are computed in."""
     autocast = ds_config.get("torch_autocast", {})
-    return (
-        autocast.get("dtype", "bfloat16")
-        if autocast.get("enabled")
-        else weight_precision(ds_config)
-    )
+    if autocast.get("enabled"):
+        return autocast.get("dtype", "bfloat16")
+    return weight_precision(ds_config)
 
 
 def pipeline_stages(ds_config: dict, gpus: int) -> int:

@@ -1,7 +1,9 @@
 """What a stage trains, without anything of how: enough to build it anywhere, and what one pass of it needs."""
 
-from functools import lru_cache
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import NoReturn
 
 import torch
 from torch import nn
@@ -13,90 +15,162 @@ from megajukebox.models.vqvae import VQVAE, VQVAEConfig
 from megajukebox.training.config import Preset, level_of
 from megajukebox.training.planner.activation_trace import TracedPass, TraceSetting, training_pass
 from megajukebox.training.planner.dummy_batches import clips, windows
+from megajukebox.training.planner.gpus import CONVOLUTIONS_MIB
 from megajukebox.training.planner.memory import Weights
 
 
-class Workload(NamedTuple):
-    """What is trained, without anything of how."""
+@dataclass(frozen=True)
+class AudioWorkload:
+    """A VQ-VAE on clips of audio."""
 
-    kind: str  # vqvae or prior
-    config: str  # the model's, as JSON
-    clip: int  # audio samples, vqvae only
-    units: float  # of one sample: codes, or seconds of audio
-    unit: str
+    config_json: str  # of a VQVAEConfig; as JSON it can be a key of a cache
+    clip: int  # audio samples
+
+    unit = "seconds of audio"
+    bandwidth_bound = True  # by the memory's bandwidth, not by arithmetic
+    head_size = 8  # it has no attention; any kernel serves heads of this size
+    process_mib = CONVOLUTIONS_MIB
+
+    @cached_property
+    def model_config(self) -> VQVAEConfig:
+        return VQVAEConfig.model_validate_json(self.config_json)
 
     @property
-    def prior(self) -> PriorConfig:
-        return PriorConfig.model_validate_json(self.config)
-
-    @property
-    def config_model(self) -> VQVAEConfig | PriorConfig:
-        return VQVAEConfig.model_validate_json(self.config) if self.kind == "vqvae" else self.prior
+    def units(self) -> float:
+        """Seconds of audio of one sample."""
+        return self.clip / self.model_config.sample_rate
 
     def build(self) -> nn.Module:
-        return (
-            VQVAE(VQVAEConfig.model_validate_json(self.config))
-            if self.kind == "vqvae"
-            else Prior(self.prior)
-        )
+        return VQVAE(self.model_config)
 
     def batch(self, size: int) -> dict:
-        return clips(size, self.clip) if self.kind == "vqvae" else windows(self.prior, size)
+        return clips(size, self.clip)
+
+    def pipeline_layers(self) -> NoReturn:
+        raise UserError("only priors train as a pipeline; choose a ds_config without `pipeline`")
+
+
+@dataclass(frozen=True)
+class CodeWorkload:
+    """A prior on windows of codes."""
+
+    config_json: str  # of a PriorConfig
+
+    unit = "codes"
+    bandwidth_bound = False
+    process_mib = 0
+
+    @cached_property
+    def model_config(self) -> PriorConfig:
+        return PriorConfig.model_validate_json(self.config_json)
 
     @property
-    def head(self) -> int:
-        """Size of an attention head; 8, which any kernel serves, where there is none."""
-        return (
-            8
-            if self.kind == "vqvae"
-            else self.prior.transformer.attention_width // self.prior.transformer.heads
-        )
+    def units(self) -> float:
+        """Codes of one sample."""
+        return self.model_config.window
+
+    @property
+    def head_size(self) -> int:
+        shape = self.model_config.transformer
+        return shape.attention_width // shape.heads
+
+    def build(self) -> nn.Module:
+        return Prior(self.model_config)
+
+    def batch(self, size: int) -> dict:
+        return windows(self.model_config, size)
+
+    def pipeline_layers(self) -> Iterable[nn.Module]:
+        """The layers that a pipeline deals out to its stages, in order."""
+        return [make() for make in layers(self.model_config)]
+
+
+Workload = AudioWorkload | CodeWorkload
+
+
+def audio_workload(preset: Preset, stage: str) -> AudioWorkload:
+    return AudioWorkload(preset.vqvae.model_dump_json(), preset.stage(stage).clip or 0)
+
+
+def code_workload(preset: Preset, stage: str) -> CodeWorkload:
+    """With every vocabulary as large as its table."""
+    config = preset.prior_config(level_of(stage), preset.lyrics_vocabulary)
+    return CodeWorkload(config.model_dump_json())
+
+
+WORKLOADS: dict[str, Callable[[Preset, str], Workload]] = {
+    "vqvae": audio_workload,
+    "top_prior": code_workload,
+    "middle_upsampler": code_workload,
+    "bottom_upsampler": code_workload,
+    "top_student": code_workload,
+    "middle_student": code_workload,
+    "bottom_student": code_workload,
+}
 
 
 def workload_of(preset: Preset, stage: str) -> Workload:
-    """Stage `stage` of `preset`, every vocabulary as large as its table."""
-    settings = preset.stage(stage)
-    if stage == "vqvae":
-        clip = settings.clip or 0
-        seconds = clip / preset.audio.sample_rate
-        return Workload("vqvae", preset.vqvae.model_dump_json(), clip, seconds, "seconds of audio")
-    config = preset.prior_config(level_of(stage), preset.lyrics_vocabulary)
-    return Workload("prior", config.model_dump_json(), 0, config.window, "codes")
+    """What stage `stage` of `preset` trains. Raises UserError for a stage that the preset lacks."""
+    preset.stage(stage)
+    return WORKLOADS[stage](preset, stage)
 
 
 @lru_cache(64)
-def _seen(of: Workload, size: int, how: TraceSetting) -> TracedPass:
-    return training_pass(of.build, of.batch, size, how)
+def _traced(workload: Workload, samples: int, how: TraceSetting) -> TracedPass:
+    return training_pass(workload.build, workload.batch, samples, how)
 
 
-def footprint(of: Workload, size: int, how: TraceSetting) -> TracedPass:
-    """Of `size` samples: seen at 1 and 2, and continued from there, as all but the gradients grows with the samples."""
-    one, two = _seen(of, 1, how), _seen(of, 2, how)
-    return TracedPass(*(round(a + (b - a) * (size - 1)) for a, b in zip(one, two)))
+def footprint(workload: Workload, samples: int, how: TraceSetting) -> TracedPass:
+    """Of a micro-batch: traced at 1 and 2 samples and continued from there.
+
+    All but the gradients grows with the samples.
+    """
+    one = _traced(workload, 1, how)
+    two = _traced(workload, 2, how)
+    return TracedPass(*(round(a + (b - a) * (samples - 1)) for a, b in zip(one, two)))
 
 
 @lru_cache(16)
-def weights_of(of: Workload, stages: int, threshold: int) -> Weights:
-    """Of the fullest of `stages` pipeline stages; `threshold` says which tensors are small. ValueError for too many."""
+def weights_of(workload: Workload, stages: int, threshold: int) -> Weights:
+    """Of the fullest of `stages` pipeline stages; `threshold` (elements) says which tensors are small.
+
+    Raises:
+        UserError: more stages than layers, or a pipeline of what cannot be cut.
+    """
     with torch.device("meta"):
-        parts = [make() for make in layers(of.prior)] if stages > 1 else [of.build()]
-    if stages > len(parts) or (stages > 1 and of.kind == "vqvae"):
+        parts = list(workload.pipeline_layers()) if stages > 1 else [workload.build()]
+    if stages > len(parts):
         raise UserError(
             f"pipeline.stages {stages} is more than the {len(parts)} layers there are to deal out"
         )
-    sizes = [[p.numel() for p in part.parameters()] for part in parts]
-    total = fullest([sum(s) for s in sizes], stages)
-    small = sum(n for s in sizes for n in s if n <= threshold)
-    return Weights(total, max(n for s in sizes for n in s), small // stages)
+    tensors: list[int] = []
+    part_sizes: list[int] = []
+    for part in parts:
+        sizes = [parameter.numel() for parameter in part.parameters()]
+        tensors += sizes
+        part_sizes.append(sum(sizes))
+    small = sum(size for size in tensors if size <= threshold)
+    return Weights(fullest(part_sizes, stages), max(tensors), small // stages)
 
 
 def fullest(sizes: list[int], parts: int) -> int:
-    """The largest sum of a part if `sizes` are cut into `parts` runs, as evenly as it goes."""
-    low, high = max(sizes), sum(sizes)
+    """The largest sum of a part if `sizes` are cut into `parts` runs as evenly as possible.
+
+    Binary search for the smallest capacity with which a greedy cut needs no more than `parts` runs.
+    """
+    low = max(sizes)
+    high = sum(sizes)
     while low < high:
-        middle = (low + high) // 2
-        needed, room = 1, middle
+        capacity = (low + high) // 2
+        runs = 1
+        free = capacity
         for size in sizes:
-            needed, room = (needed, room - size) if size <= room else (needed + 1, middle - size)
-        low, high = (low, middle) if needed <= parts else (middle + 1, high)
+            if size > free:
+                runs += 1
+                free = capacity
+            free -= size
+        if runs <= parts:
+            high = capacity
+        else:
+            low = capacity + 1
     return low
