@@ -1,13 +1,14 @@
-"""What a run will take, before it is submitted: memory of each GPU, pace, days, disk, failures. No GPU is needed.
+"""What a run will take, before it is submitted: memory of each GPU, pace, days, disk, failures. No
+GPU is needed.
 
     megajukebox plan jukebox_5b_lyrics                                        # every stage at the size of Jukebox's own
     megajukebox plan jukebox_5b_lyrics --stage top_prior --gpus 512 --profile v100
     megajukebox plan jukebox_5b_lyrics --stage top_prior --gpus 64 --gpu h200-141gb --mfu 0.4 --json
     megajukebox plan jukebox_5b --stage top_prior --gpus 256 --ds-config prior_pipeline_v100.json
 
-The models are built on the meta device and run there, so nothing is allocated. What cannot be done is refused with the
-nearest that can. Memory and peaks of cards are those of megajukebox/profiles, and so is the share of the peak that
-training is assumed to reach.
+The models are built on the meta device and run there, so nothing is allocated. What cannot be done
+is refused with the nearest that can. Memory and peaks of cards are those of megajukebox/profiles,
+and so is the share of the peak that training is assumed to reach.
 """
 
 import json
@@ -112,7 +113,7 @@ def plan_stage(
         raise UserError(f"{stage} with {name}: {error}") from None
 
 
-# ---- Tables ----------------------------------------------------------------------------------------------------------
+# ---- Tables ------------------------------------------------------------
 
 
 def empty_table(title: str, columns: Iterable[str], left: Iterable[str] = ()) -> Table:

@@ -118,13 +118,15 @@ def test_a_conversion_makes_progress_as_long_as_its_processes_write(tmp_path: Pa
 
     script = tmp_path / "writes.py"
     script.write_text(WRITES)
-    follow([sys.executable, str(script), "", str(script), str(tmp_path)], progressed, look=0.1)
+    follow(
+        [sys.executable, str(script), "", str(script), str(tmp_path)], progressed, poll_seconds=0.1
+    )
     assert len(calls) >= 5
 
 
 def test_a_conversion_that_is_stuck_makes_none_and_one_that_fails_says_so() -> None:
     calls: list[int] = []
-    follow(["sleep", "3"], lambda: calls.append(1), look=0.05)
+    follow(["sleep", "3"], lambda: calls.append(1), poll_seconds=0.05)
     assert len(calls) < 20, "of some sixty looks, those while it started"
     with pytest.raises(subprocess.CalledProcessError, match="exit status 1"):
         follow(["false"], lambda: None)
@@ -159,10 +161,10 @@ def slowly(saved, made, tell):
         tell()
         time.sleep(0.25)
 
-universal._convert, universal._convert_average = slowly, lambda *_: None
+universal_checkpoint._convert, universal_checkpoint._convert_average = slowly, lambda *_: None
 seen, remove = [], shutil.rmtree
 shutil.rmtree = lambda *given, **named: (time.sleep(1), remove(*given, **named))  # a large folder takes its time
-with universal.converted(saved, lambda: seen.append(1)):
+with universal_checkpoint.converted(saved, lambda: seen.append(1)):
     print(len(seen))
 dist.barrier()
 leave_now(0)
@@ -174,7 +176,7 @@ def test_what_a_killed_conversion_left_is_not_taken_for_the_new_one(tmp_path: Pa
     saved, old = tmp_path / "step-00000004/state", tmp_path / "step-00000004.universal"
     saved.mkdir(parents=True)
     old.mkdir()
-    (old / "whole").touch()
+    (old / "complete").touch()
     command = [sys.executable, "-c", CONVERTS, str(saved)]
     pipes = {"stdout": subprocess.PIPE, "text": True, "env": environment()}
     ranks = [subprocess.Popen([*command, str(rank)], **pipes) for rank in (0, 1)]  # type: ignore[call-overload]

@@ -17,7 +17,7 @@ from fixtures.paths import TESTS
 from fixtures.tiny_runs import codes_and_preset, events, faulty, losses, train, write_ds_config
 
 from megajukebox.records.jsonl_tail import read_lines
-from megajukebox.training.engines.collectives import LossScaleAtMinimum, told_of_lowest_scale
+from megajukebox.training.engines.collectives import LossScaleAtMinimum, raising_at_min_loss_scale
 from megajukebox.training.spike_detection import (
     Rewind,
     SkipReason,
@@ -275,10 +275,10 @@ def test_the_lowest_fp16_scale_has_a_name():
     zero = Scaling(optimizer=SimpleNamespace())
     with (
         pytest.raises(LossScaleAtMinimum, match="lowest fp16 loss scale"),
-        told_of_lowest_scale(zero),
+        raising_at_min_loss_scale(zero),
     ):
         scaler.update_scale(True)
-    with pytest.raises(RuntimeError, match="something else"), told_of_lowest_scale(zero):
+    with pytest.raises(RuntimeError, match="something else"), raising_at_min_loss_scale(zero):
         raise RuntimeError("something else")
 
 
@@ -294,7 +294,7 @@ def test_without_zero_an_overflow_at_the_lowest_scale_is_told_at_the_end_of_a_st
     )
     with (
         pytest.raises(LossScaleAtMinimum) if raised else nullcontext(),
-        told_of_lowest_scale(engine),
+        raising_at_min_loss_scale(engine),
     ):
         engine.optimizer.overflow, scaling.cur_scale = True, 1.0
 

@@ -1,10 +1,13 @@
-"""How DeepSpeed writes and reads a checkpoint's files: summed on the way, no exception on a full disk, no pickle.
+"""How DeepSpeed writes and reads a checkpoint's files: summed on the way, no exception on a full
+disk, no pickle.
 
-DeepSpeed's own writer raises on the one rank whose disk is full and leaves the others waiting for it; its reader runs
-whatever code a file holds. This one notes the failure for all ranks to agree upon, and loads tensors and four names.
+DeepSpeed's own writer raises on the one rank whose disk is full and leaves the others waiting for
+it; its reader runs whatever code a file holds. This one notes the failure for all ranks to agree
+upon, and loads tensors and four names.
 
-In the background, a file is first made in memory (what it holds may change with the next step) and written by a thread,
-which only sums and writes: it takes no part in a collective and hardly needs the interpreter.
+In the background, a file is first made in memory (what it holds may change with the next step) and
+written by a thread, which only sums and writes: it takes no part in a collective and hardly needs
+the interpreter.
 """
 
 import hashlib
@@ -19,9 +22,11 @@ from typing import IO, Any, BinaryIO, NamedTuple, cast
 
 import torch
 
+LONGEST_MESSAGE = 200  # characters of an error that an event keeps
+
 
 class StoredFile(NamedTuple):
-    """What a file must be: told by whoever wrote it, while writing it."""
+    """What a file must be, measured while it was written."""
 
     bytes: int
     sha256: str
@@ -31,7 +36,9 @@ class HashingFile:
     """A file that knows the sha256 and size of what was written to it."""
 
     def __init__(self, file: BinaryIO) -> None:
-        self.file, self.digest, self.bytes = file, hashlib.sha256(), 0
+        self.file = file
+        self.digest = hashlib.sha256()
+        self.bytes = 0
 
     def write(self, data: Any) -> int:
         self.digest.update(data)
@@ -43,7 +50,9 @@ class HashingFile:
 
 
 class CheckpointStorage:
-    """The ten methods of DeepSpeed's CheckpointEngine that its engines call. `failure` says why a save is no good."""
+    """The ten methods of DeepSpeed's CheckpointEngine that its engines call. `failure` says why a
+    save is no good.
+    """
 
     name = "Storage"
 
@@ -72,15 +81,18 @@ class CheckpointStorage:
         return self.failure
 
     def save(self, state_dict: Any, path: str) -> None:
-        """Write one file, now or in the background; after a failure the rest of this save is left out."""
+        """Write one file, now or in the background; after a failure the rest of this save is left
+        out.
+        """
         if not self.background:
             self._write(path, partial(torch.save, state_dict))
             return
-        held = io.BytesIO()
-        torch.save(state_dict, held)
-        self._writing.append(
-            self._writer.submit(self._write, path, lambda file: file.write(held.getbuffer()))
+        buffer = io.BytesIO()
+        torch.save(state_dict, buffer)
+        written = self._writer.submit(
+            self._write, path, lambda file: file.write(buffer.getbuffer())
         )
+        self._writing.append(written)
 
     def _write(self, path: str, fill: Callable[[IO[bytes]], Any]) -> None:
         """One file, to the disk itself."""
@@ -124,15 +136,20 @@ class CheckpointStorage:
     def cleanup(self) -> None: ...
 
     def preserves_storage_sharing(self) -> bool:
-        """True: tensors that are views of a larger one must be cloned first, or the whole would be written."""
+        """True: tensors that are views of a larger one must be cloned first, or the whole would be
+        written.
+        """
         return True
 
 
 def why(error: BaseException, path: Path) -> str:
-    """What went wrong with a file. torch hides "no space left" behind its own words, so the free space is told too."""
+    """What went wrong with a file, with the free space: torch hides "no space left" behind its own
+    words.
+    """
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, OSError):
         cause = cause.__cause__ or cause.__context__
     folder = next(parent for parent in path.parents if parent.exists())
     free = shutil.disk_usage(folder).free
-    return f"{path.name}: {' '.join(str(cause or error).split())[:200]} ({free / 1e6:.1f} MB free)"
+    message = " ".join(str(cause or error).split())[:LONGEST_MESSAGE]
+    return f"{path.name}: {message} ({free / 1e6:.1f} MB free)"

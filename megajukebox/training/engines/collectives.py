@@ -1,4 +1,6 @@
-"""The processes of a run: joining them, agreeing with them, and the ds_config that says how they share the work."""
+"""The processes of a run: joining them, agreeing with them, and the ds_config that says how they
+share the work.
+"""
 
 import logging
 import os
@@ -12,10 +14,12 @@ import torch
 import torch.distributed as dist
 
 from megajukebox.common.world import World, world
+from megajukebox.training.engines.deepspeed_private import MIN_LOSS_SCALE_MESSAGE
 from megajukebox.training.engines.ds_config import read_ds_config as read_ds_config
 
 T = TypeVar("T")
-AT_LOWEST = "gradients overflow at the lowest fp16 loss scale"
+TIMEOUT_MINUTES = "60"
+OVERFLOW_AT_MIN_SCALE = "gradients overflow at the lowest fp16 loss scale"
 
 
 class TrainingDiverged(RuntimeError):
@@ -27,32 +31,35 @@ class LossScaleAtMinimum(RuntimeError):
 
 
 @contextmanager
-def told_of_lowest_scale(engine: Any) -> Iterator[None]:
-    """Raises LowestScale if the gradient overflows inside, at the lowest loss scale.
+def raising_at_min_loss_scale(engine: Any) -> Iterator[None]:
+    """Raises LossScaleAtMinimum if the gradient overflows inside, at the lowest loss scale.
 
-    Under ZeRO DeepSpeed says so; its optimizers for fp16 without ZeRO would stay there for ever, in silence.
+    Under ZeRO DeepSpeed says so; its optimizers for fp16 without ZeRO would stay there for ever, in
+    silence.
     """
     scaling = getattr(engine.optimizer, "loss_scale_config", None)
     lowest = scaling and scaling.dynamic_loss_scale and scaling.cur_scale <= scaling.min_loss_scale
-    last = lowest and engine.is_gradient_accumulation_boundary()
+    last_try = lowest and engine.is_gradient_accumulation_boundary()
     try:
         yield
     except Exception as error:  # it has no name of its own
-        if "loss scale already at minimum" not in str(error):
+        if MIN_LOSS_SCALE_MESSAGE not in str(error):
             raise
-        raise LossScaleAtMinimum(AT_LOWEST) from None
-    if last and engine.optimizer.overflow:
-        raise LossScaleAtMinimum(AT_LOWEST)
+        raise LossScaleAtMinimum(OVERFLOW_AT_MIN_SCALE) from None
+    if last_try and engine.optimizer.overflow:
+        raise LossScaleAtMinimum(OVERFLOW_AT_MIN_SCALE)
 
 
 def start() -> World:
-    """Join the other processes (gloo on CPUs, NCCL on GPUs) and return this one's place."""
+    """Join the other processes (gloo on CPUs, NCCL on GPUs) and return who this one is."""
     here = world()
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    # Its shared-memory all-reduce compiles for minutes and leaves 66 MB in /dev/shm for every process; gloo serves.
+    # Its shared-memory all-reduce compiles for minutes and leaves 66 MB in /dev/shm for every
+    # process; gloo serves.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    # The group's own time limit comes after the one of the pulse, which says more (minutes; pulse.py).
-    os.environ.setdefault("DEEPSPEED_TIMEOUT", "60")
+    # The group's own time limit comes after the watchdog's, which reports more (minutes;
+    # watchdog.py).
+    os.environ.setdefault("DEEPSPEED_TIMEOUT", TIMEOUT_MINUTES)
     if torch.cuda.is_available():
         torch.cuda.set_device(here.local_rank)
     if not dist.is_initialized():
@@ -73,11 +80,12 @@ def broadcast_from_rank_0(value: T | None) -> T:
 
 
 def broadcast(rank: int, value: T | None) -> T:
+    """`value` of `rank`, on every rank; the others may give None."""
     box = [value]
     dist.broadcast_object_list(box, rank)
-    found = box[0]
-    assert found is not None
-    return found
+    received = box[0]
+    assert received is not None
+    return received
 
 
 def seed(number: int) -> None:
@@ -91,26 +99,24 @@ def barrier() -> None:
 
 def all_gather(value: T) -> list[T]:
     """`value` of every rank, by rank, on every rank."""
-    box: list = [None] * dist.get_world_size()
-    dist.all_gather_object(box, value)
-    return box
+    values: list = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def all_reduce_max(*numbers: int) -> list[int]:
     """The highest of all ranks, for each of `numbers`."""
-    asked = torch.tensor(numbers, device=_device())
-    dist.all_reduce(asked, op=dist.ReduceOp.MAX)
-    return asked.tolist()
+    highest = torch.tensor(numbers, device=_device())
+    dist.all_reduce(highest, op=dist.ReduceOp.MAX)
+    return highest.tolist()
 
 
 def memory() -> dict[str, float]:
     """Bytes that this process holds: of the machine's memory now, of the GPU's at most so far."""
     held = {"memory_host_bytes": float(psutil.Process().memory_info().rss)}
-    return held | (
-        {"memory_gpu_bytes": float(torch.cuda.max_memory_allocated())}
-        if torch.cuda.is_available()
-        else {}
-    )
+    if torch.cuda.is_available():
+        held["memory_gpu_bytes"] = float(torch.cuda.max_memory_allocated())
+    return held
 
 
 def all_reduce_sum(numbers: list[int]) -> list[int]:
@@ -121,8 +127,6 @@ def all_reduce_sum(numbers: list[int]) -> list[int]:
 
 
 def _device() -> torch.device:
-    return (
-        torch.device("cuda", world().local_rank)
-        if torch.cuda.is_available()
-        else torch.device("cpu")
-    )
+    if torch.cuda.is_available():
+        return torch.device("cuda", world().local_rank)
+    return torch.device("cpu")

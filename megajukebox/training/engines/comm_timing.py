@@ -1,4 +1,6 @@
-"""How long a rank spends in collectives: a slow rank spends less than the ranks that wait there for it."""
+"""How long a rank spends in collectives: a slow rank spends less than the ranks that wait there for
+it.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,60 +14,68 @@ import torch.distributed as dist
 from megajukebox.common.stopwatch import Stopwatch
 
 CALLS = (
-    "all_reduce", "all_gather", "all_gather_into_tensor", "all_gather_object", "reduce", "reduce_scatter",
-    "reduce_scatter_tensor", "broadcast", "broadcast_object_list", "barrier", "send", "recv",
-)  # fmt: skip
-KEPT = (
-    "all_gather_function",
-    "reduce_scatter_function",
-)  # two of them, as DeepSpeed's backend keeps them
+    "all_reduce",
+    "all_gather",
+    "all_gather_into_tensor",
+    "all_gather_object",
+    "reduce",
+    "reduce_scatter",
+    "reduce_scatter_tensor",
+    "broadcast",
+    "broadcast_object_list",
+    "barrier",
+    "send",
+    "recv",
+)
+# Two of them, as DeepSpeed's backend keeps them.
+BACKEND_CALLS = ("all_gather_function", "reduce_scatter_function")
 
 
 class Communication:
-    """Seconds in every collective that is called inside `timed`, by us and by DeepSpeed, its waits for others included.
+    """Seconds in every collective that is called inside `timed`, by us and by DeepSpeed, its waits
+    for others included.
 
-    DeepSpeed's own CommsLogger synchronises the GPU at each call; this one only records events. On a GPU a collective
-    that runs beside the backward pass counts as well.
+    DeepSpeed's own CommsLogger synchronises the GPU at each call; this one only records events. On
+    a GPU a collective that runs beside the backward pass counts as well.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.watch = Stopwatch(device)
         self._within = False
-        self._made: dict[
-            Callable[..., Any], Callable[..., Any]
-        ] = {}  # making them anew cost 20 microseconds a step
+        # Kept, because to wrap them anew costs 20 microseconds a step.
+        self._wrapped: dict[Callable[..., Any], Callable[..., Any]] = {}
 
     @contextmanager
     def timed(self) -> Iterator[None]:
         """The calls are exchanged inside only: outside, nothing of torch or DeepSpeed is changed."""
         backend = deepspeed.comm.comm.cdb
-        names = [
-            *((dist, name) for name in CALLS),
-            *((backend, name) for name in KEPT if hasattr(backend, name)),
-        ]
-        before = [(place, name, getattr(place, name)) for place, name in names]
-        for place, name, call in before:
-            if call not in self._made:
-                self._made[call] = self._timed(call)
-            setattr(place, name, self._made[call])
+        before = [(dist, name, getattr(dist, name)) for name in CALLS]
+        for name in BACKEND_CALLS:
+            if hasattr(backend, name):
+                before.append((backend, name, getattr(backend, name)))
+        for owner, name, call in before:
+            if call not in self._wrapped:
+                self._wrapped[call] = self._wrap(call)
+            setattr(owner, name, self._wrapped[call])
         try:
             yield
         finally:
-            for place, name, call in before:
-                setattr(place, name, call)
+            for owner, name, call in before:
+                setattr(owner, name, call)
 
     def seconds(self) -> float:
-        """Since the last call. On a GPU, what it has not reached yet is told the next time."""
+        """Since the last call. On a GPU, what it has not reached yet counts the next time."""
         return self.watch.take()
 
-    def _timed(self, call: Callable[..., Any]) -> Callable[..., Any]:
+    def _wrap(self, call: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(call)
-        def lap(*given: Any, **named: Any) -> Any:
+        def lap(*args: Any, **kwargs: Any) -> Any:
             if self._within:  # one collective made of others counts once
-                return call(*given, **named)
-            self._within, begun = True, self.watch.now()
+                return call(*args, **kwargs)
+            self._within = True
+            begun = self.watch.now()
             try:
-                work = call(*given, **named)
+                work = call(*args, **kwargs)
             finally:
                 self.watch.lap(begun)
                 self._within = False
@@ -78,12 +88,13 @@ class _Awaited:
     """A collective under way, whose `wait` is timed too."""
 
     def __init__(self, work: Any, watch: Stopwatch) -> None:
-        self._work, self._watch = work, watch
+        self._work = work
+        self._watch = watch
 
-    def wait(self, *given: Any, **named: Any) -> Any:
+    def wait(self, *args: Any, **kwargs: Any) -> Any:
         begun = self._watch.now()
         try:
-            return self._work.wait(*given, **named)
+            return self._work.wait(*args, **kwargs)
         finally:
             self._watch.lap(begun)
 

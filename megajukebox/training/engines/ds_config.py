@@ -1,6 +1,8 @@
-"""DeepSpeed's configuration: a recipe of ds_configs/ with what a GPU profile fills in, or a JSON of the user's own.
+"""DeepSpeed's configuration: a recipe of ds_configs/ with what a GPU profile fills in, or a JSON of
+the user's own.
 
-A recipe is a way of training (ZeRO-3, a pipeline, ...); a profile says what differs by card. Names that are understood:
+A recipe is a way of training (ZeRO-3, a pipeline, ...); a profile says what differs by card. Names
+that are understood:
 
     prior_zero3_v100.json           recipe and profile; as files of these names used to lie in ds_configs/
     prior_zero3_cpu_bf16.json       the same in another precision: fp32, fp16 or bf16
@@ -33,7 +35,8 @@ ALIASES = {
     "prior_cpu_bf16.json": "prior_zero3_cpu_bf16.json",
     "vqvae_fp32.json": "vqvae_v100_fp32.json",
 }
-# DeepSpeed's defaults, spelled out: the scale starts at 2^16 and doubles after 1000 steps without an overflow.
+# DeepSpeed's defaults, spelled out: the scale starts at 2^16 and doubles after 1000 steps without
+# an overflow.
 FP16 = {
     "enabled": True,
     "initial_scale_power": 16,
@@ -70,16 +73,14 @@ def read_ds_config(name: str) -> dict:
         UserError: it is unknown, does not parse, or has a key that DeepSpeed would ignore.
     """
     path = Path(name)
-    ds_config = _read_json(path) if path.is_file() else render(parse_name(name))
-    check_keys(ds_config)
-    return ds_config
-
-
-def _read_json(path: Path) -> dict:
+    if not path.is_file():
+        return render(parse_name(name))
     try:
-        return json.loads(path.read_text())
+        ds_config = json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is not JSON: {error}") from None
+    check_keys(ds_config)
+    return ds_config
 
 
 def recipe_names() -> list[str]:
@@ -128,7 +129,9 @@ def read_recipe(name: str) -> DsRecipe:
 
 
 def render(name: DsConfigName) -> dict[str, Any]:
-    """The JSON that DeepSpeed is given: the recipe, its precision, and what the profile replaces or removes."""
+    """The JSON that DeepSpeed is given: the recipe, its precision, and what the profile replaces or
+    removes.
+    """
     recipe = read_recipe(name.recipe)
     profile = name.profile
     if name.recipe not in profile.recipes:
@@ -140,7 +143,9 @@ def render(name: DsConfigName) -> dict[str, Any]:
     if precision == "bfloat16":
         rendered |= recipe.with_bfloat16
     rendered |= profile.recipes[name.recipe]
-    return {key: value for key, value in rendered.items() if value is not None}
+    ds_config = {key: value for key, value in rendered.items() if value is not None}
+    check_keys(ds_config)
+    return ds_config
 
 
 def precision_keys(precision: Precision, mixed_precision: str) -> dict[str, Any]:

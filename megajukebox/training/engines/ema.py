@@ -1,6 +1,8 @@
-"""The moving average of the weights, as one more state of the optimizer: shared out, saved and loaded as ZeRO does.
+"""The moving average of the weights, as one more state of the optimizer: shared out, saved and
+loaded as ZeRO does.
 
-average <- decay x average + (1 - decay) x weight, after every step that was taken; at first it is the first weights.
+average <- decay x average + (1 - decay) x weight, after every step that was taken; at first it is
+the first weights.
 """
 
 from collections.abc import Iterable, Iterator
@@ -16,7 +18,9 @@ KEY = "ema"
 @contextmanager
 def following(optimizer: Optimizer, decay: float) -> Iterator[None]:
     """The averages follow the step that `optimizer` takes inside."""
-    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    weights = []
+    for group in optimizer.param_groups:
+        weights += group["params"]
     # Kept aside until Adam has made its own states, which it does only where there is none at all.
     first = {w: w.detach().clone() for w in weights if KEY not in optimizer.state.get(w, {})}
     yield
@@ -40,7 +44,9 @@ def start(optimizer: Optimizer, masters: Iterable[Tensor]) -> None:
 
 
 def forget(optimizer: Optimizer) -> None:
-    """Before a checkpoint is loaded, which may hold no average. In place: DeepSpeed keeps views of these tensors."""
+    """Before a checkpoint is loaded, which may hold no average. In place: DeepSpeed keeps views of
+    these tensors.
+    """
     for state in optimizer.state.values():
         if KEY in state:
             state[KEY].fill_(torch.nan)

@@ -1,4 +1,6 @@
-"""Which engine trains a model: what stands in its ds_config decides, and the loop cannot tell which it got."""
+"""Which engine trains a model: what stands in its ds_config decides, and the loop cannot tell which
+it got.
+"""
 
 from collections.abc import Callable, Mapping
 
@@ -21,7 +23,8 @@ def build_engine(
     settings: TrainingSettings,
     weights: Mapping[str, Tensor] | None = None,
 ) -> ZeroEngine:
-    """The engine for the model of `config`, its first weights drawn from the seed whatever the way of training.
+    """The engine for the model of `config`, its first weights drawn from the seed whatever the way
+    of training.
 
     Those named in `weights` take their values instead.
 
@@ -48,7 +51,9 @@ def build_engine(
 
 
 def freeze(model: nn.Module, parts: tuple[str, ...]) -> None:
-    """Parameters of `parts`, such as `lyrics` or `blocks.3`, are no longer trained. ValueError for an unknown part."""
+    """Parameters of `parts`, such as `lyrics` or `blocks.3`, are no longer trained. ValueError for
+    an unknown part.
+    """
     for part in parts:
         frozen = [
             p for name, p in model.named_parameters() if name == part or name.startswith(f"{part}.")

@@ -1,4 +1,6 @@
-"""Jukebox's Adam: epsilon outside the root and not bias-corrected, decay scaled like the step (spec section 9)."""
+"""Jukebox's Adam: epsilon outside the root and not bias-corrected, decay scaled like the step (spec
+section 9).
+"""
 
 import math
 from collections.abc import Callable, Iterable
@@ -12,8 +14,9 @@ from torch.optim import Optimizer
 class JukeboxAdam(Optimizer):
     """m <- b1 m + (1-b1) g;  v <- b2 v + (1-b2) g^2;  p <- p - a (m / (sqrt(v) + eps) + decay p)
 
-    with a = lr sqrt(1 - b2^t) / (1 - b1^t) at the t-th applied step. torch.optim.AdamW instead corrects v before it
-    adds epsilon and scales the decay by lr alone; results differ in the first steps.
+    with a = lr sqrt(1 - b2^t) / (1 - b1^t) at the t-th applied step. torch.optim.AdamW instead
+    corrects v before it adds epsilon and scales the decay by lr alone; results differ in the first
+    steps.
     """
 
     def __init__(
@@ -35,19 +38,20 @@ class JukeboxAdam(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, group)
+            b1, b2 = group["betas"]
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                if not state:
+                    state.update(step=0, mean=torch.zeros_like(p), square=torch.zeros_like(p))
+                state["step"] += 1
+                mean = state["mean"]
+                square = state["square"]
+                t = state["step"]
+                mean.mul_(b1).add_(p.grad, alpha=1 - b1)
+                square.mul_(b2).addcmul_(p.grad, p.grad, value=1 - b2)
+                rate = group["lr"] * math.sqrt(1 - b2**t) / (1 - b1**t)
+                change = mean / (square.sqrt() + group["eps"])
+                p.sub_(change.add_(p, alpha=group["weight_decay"]), alpha=rate)
         return loss
-
-    def _update(self, p: Tensor, group: dict[str, Any]) -> None:
-        state, (b1, b2) = self.state[p], group["betas"]
-        if not state:
-            state.update(step=0, mean=torch.zeros_like(p), square=torch.zeros_like(p))
-        state["step"] += 1
-        mean, square, t = state["mean"], state["square"], state["step"]
-        mean.mul_(b1).add_(p.grad, alpha=1 - b1)
-        square.mul_(b2).addcmul_(p.grad, p.grad, value=1 - b2)
-        rate = group["lr"] * math.sqrt(1 - b2**t) / (1 - b1**t)
-        change = mean / (square.sqrt() + group["eps"])
-        p.sub_(change.add_(p, alpha=group["weight_decay"]), alpha=rate)

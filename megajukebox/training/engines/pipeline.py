@@ -1,7 +1,9 @@
-"""A prior whose layers are spread over processes: DeepSpeed's pipeline behind the same contract as every other engine.
+"""A prior whose layers are spread over processes: DeepSpeed's pipeline behind the same contract as
+every other engine.
 
-Each process holds one stage of the list in models/pipeline_layers.py. First weights are drawn as one process would draw them, so
-that they do not depend on where the list is cut; weights leave under the names that the plain `Prior` gives them.
+Each process holds one stage of the list in models/pipeline_layers.py. First weights are drawn as
+one process would draw them, so that they do not depend on where the list is cut; weights leave
+under the names that the plain `Prior` gives them.
 """
 
 # B batch   T tokens
@@ -29,16 +31,18 @@ from megajukebox.models.pipeline_layers import (
     read_out,
 )
 from megajukebox.models.prior import PriorConfig, tokens_of
-from megajukebox.training.engines.collectives import told_of_lowest_scale
+from megajukebox.training.engines import collectives
+from megajukebox.training.engines.collectives import raising_at_min_loss_scale
 from megajukebox.training.engines.model_init import fill, recompute_activations
 from megajukebox.training.engines.zero import ZeroEngine
 from megajukebox.training.spike_detection import SpikeSettings
 
-KEY = "tokens"  # under which entrance and exit share the embedding of the tokens
+TIED_KEY = "tokens"  # under which stem and head share the embedding of the tokens
 
 
 def stages(ds_config: dict, size: int) -> int:
-    """Stages that the pipeline of a ds_config has over `size` processes; 1 for a file without `pipeline`.
+    """Stages that the pipeline of a ds_config has over `size` processes; 1 for a file without
+    `pipeline`.
 
     Raises UserError where the processes do not make whole pipelines.
     """
@@ -54,20 +58,26 @@ def stages(ds_config: dict, size: int) -> int:
     return count
 
 
-def reader(place: World, ds_config: dict) -> World:
-    """Who this process is among those that read different data: the stages of one pipeline read the same."""
-    data = place.size // stages(ds_config, place.size)
-    return World(place.rank % data, place.local_rank, data)
+def reader(world: World, ds_config: dict) -> World:
+    """Who this process is among those that read different data: the stages of one pipeline read the
+    same.
+    """
+    readers = world.size // stages(ds_config, world.size)
+    return World(world.rank % readers, world.local_rank, readers)
 
 
-def sees_data(place: World, ds_config: dict) -> bool:
-    """Whether this process reads at all: of a pipeline the first stage does, and the last, which compares."""
-    count = stages(ds_config, place.size)
-    return place.rank // (place.size // count) in (0, count - 1)
+def sees_data(world: World, ds_config: dict) -> bool:
+    """Whether this process reads at all: of a pipeline the first stage does, and the last, which
+    compares.
+    """
+    count = stages(ds_config, world.size)
+    return world.rank // (world.size // count) in (0, count - 1)
 
 
 class PipelineEngine(ZeroEngine):
-    """The prior of `config` over `pipeline.stages` processes, times as many pipelines side by side as there is room."""
+    """The prior of `config` over `pipeline.stages` processes, times as many pipelines side by side
+    as there are processes for.
+    """
 
     is_pipeline = True
 
@@ -100,24 +110,27 @@ class PipelineEngine(ZeroEngine):
         plain = {key: value for key, value in ds_config.items() if key != "pipeline"}
         super().__init__(module, plain, rules, ema_decay)
 
-    def _learn(self, micro_batches: list[dict]) -> dict[str, float]:
-        self.reports, self.count = [], len(micro_batches)
-        with told_of_lowest_scale(self.engine):
-            self.engine.train_batch(
-                map(self._pair, micro_batches)
-            )  # the stages between the ends take none
+    def _forward_backward_step(self, micro_batches: list[dict]) -> dict[str, float]:
+        self.reports = []
+        self.count = len(micro_batches)
+        with raising_at_min_loss_scale(self.engine):
+            # The stages between the ends take none.
+            self.engine.train_batch(map(self._pair, micro_batches))
         return self._averages()
 
     @torch.no_grad()
     def evaluate(self, batch: dict) -> dict[str, float]:
-        self.reports, self.count, self.seen = [], 1, []
+        self.reports = []
+        self.count = 1
+        self.seen = []
         self.engine.eval_batch(map(self._pair, [batch]), num_micro_batches=1, bcast_loss=False)
         return self._averages()
 
     @torch.no_grad()
     def loss_here(self, batch: dict) -> float | None:
-        """As `Engine.loss_here`: the last stage of a pipeline sees its loss."""
-        self.reports, self.count = [], 1
+        """As `ZeroEngine.loss_here`: the last stage of a pipeline sees its loss."""
+        self.reports = []
+        self.count = 1
         self.engine.eval_batch(map(self._pair, [batch]), num_micro_batches=1, bcast_loss=False)
         return float(self.reports[0]["loss"]) if self.reports else None
 
@@ -128,79 +141,80 @@ class PipelineEngine(ZeroEngine):
     def _loss(self, given: tuple[Tensor, ...], tokens_BT: Tensor) -> Tensor:
         loss, metrics = loss_of(self.config, given, tokens_BT)
         self.reports.append({"loss": loss.detach(), **metrics})
-        self._own.append(loss.detach())
+        self._own_losses.append(loss.detach())
         return loss
 
     def _averages(self) -> dict[str, float]:
-        """Averaged over micro-batches and pipelines, once a step: only the last stages have anything to add."""
+        """Averaged over micro-batches and pipelines, once a step: only the last stages have
+        anything to add.
+        """
         if not self.seen:
-            names = ["loss", "bits_per_code", *(["bits_per_lyric"] if self.config.lyrics else [])]
-            seen = [
-                torch.stack([r[name].float().reshape(()) for name in names]) for r in self.reports
-            ]
-            values = (
-                torch.stack(seen).sum(0) if seen else torch.zeros(len(names), device=self.device)
-            )
+            names = ["loss", "bits_per_code"]
+            if self.config.lyrics:
+                names.append("bits_per_lyric")
+            rows = []
+            for report in self.reports:
+                rows.append(torch.stack([report[name].float().reshape(()) for name in names]))
+            values = torch.zeros(len(names), device=self.device)
+            if rows:
+                values = torch.stack(rows).sum(0)
             dist.all_reduce(values)
             pipelines = dist.get_world_size() // self.stages
             self.seen = [dict(zip(names, (values / (pipelines * self.count)).tolist()))]
         return self.seen[0]
 
     def weights(self) -> dict[str, PendingTensor]:
-        """As `Engine.weights`; each tensor comes from the stage that holds it."""
+        """As `ZeroEngine.weights`; each tensor comes from the stage that holds it."""
         mine = {name: tensor.detach() for name, tensor in self.layers.named_in_prior()}
-        shapes: list[dict] = [{} for _ in range(dist.get_world_size())]
-        dist.all_gather_object(shapes, {name: tuple(tensor.shape) for name, tensor in mine.items()})
-        owner: dict[str, int] = {}
-        for rank, held in enumerate(shapes):
-            for name in held:
-                owner.setdefault(name, rank)
-        return {
-            name: PendingTensor(
-                torch.float32,
-                shapes[rank][name],
-                partial(self._from_owner, name, shapes[rank][name], rank),
-            )
-            for name, rank in owner.items()
-        }
+        pending: dict[str, PendingTensor] = {}
+        shapes = collectives.all_gather(
+            {name: tuple(tensor.shape) for name, tensor in mine.items()}
+        )
+        for rank, of_rank in enumerate(shapes):
+            for name, shape in of_rank.items():
+                if name not in pending:  # else a rank before holds it
+                    fetch = partial(self._from_owner, name, shape, rank)
+                    pending[name] = PendingTensor(torch.float32, shape, fetch)
+        return pending
 
     def _from_owner(self, name: str, shape: tuple[int, ...], rank: int) -> Tensor:
-        beside = (
-            dist.get_world_size() // self.stages
-        )  # ranks that hold the same stage gather an average together
-        mine = dist.get_rank() // beside == rank // beside
-        held = self.gathered(dict(self.layers.named_in_prior())[name]) if mine else None
-        value = (
-            torch.empty(shape, device=self.device)
-            if held is None
-            else held.detach().float().contiguous()
-        )
+        """`name` of `shape`, broadcast by `rank`; ranks of the same stage gather an average
+        together.
+        """
+        per_stage = dist.get_world_size() // self.stages
+        if dist.get_rank() // per_stage == rank // per_stage:
+            parameter = dict(self.layers.named_in_prior())[name]
+            value = self.gathered(parameter).detach().float().contiguous()
+        else:
+            value = torch.empty(shape, device=self.device)
         dist.broadcast(value, rank)
         return value.to("cpu", copy=True)
 
 
 class _Layers(PipelineModule):
-    """The layers of one stage. DeepSpeed's own building draws other first weights for other partitions."""
+    """The layers of one stage. DeepSpeed's own building draws other first weights for other
+    partitions.
+    """
 
     def __init__(self, config: PriorConfig, stages: int, loss: Callable, recompute: bool):
-        self.wanted = _balanced(config, stages)
+        self.cuts = _balanced(config, stages)
         per_stage = dist.get_world_size() // stages
         stage = dist.get_rank() // per_stage
-        built = list(_build(config, range(*self.wanted[stage : stage + 2])))
+        built = list(_build(config, range(*self.cuts[stage : stage + 2])))
         if recompute:
-            recompute_activations(
-                nn.ModuleList(layer for layer in built if isinstance(layer, BlockLayer))
-            )
+            blocks = [layer for layer in built if isinstance(layer, BlockLayer)]
+            recompute_activations(nn.ModuleList(blocks))
         with contextlib.redirect_stdout(io.StringIO()):  # it prints every layer
             super().__init__(_specs(config, built), num_stages=stages, loss_fn=loss)
-        # Read by the conversion for another number of stages: the second copy of the tied matrix is left out.
+        # Read by the conversion for another number of stages: the second copy of the tied matrix is
+        # left out.
         self.universal_checkpoint_info = {
             "universal_checkpoint_version": 0.2,
-            "pipeline_replicated_parameter_patterns": [rf"tied_modules\.{KEY}\.{TIED}"],
+            "pipeline_replicated_parameter_patterns": [rf"tied_modules\.{TIED_KEY}\.{TIED}"],
         }
 
     def _partition_layers(self, method: str = "") -> None:
-        self.parts = self.wanted
+        self.parts = self.cuts
         stage = self._topo.get_coord(self.global_rank).pipe
         self._set_bounds(start=self.parts[stage], stop=self.parts[stage + 1])
 
@@ -215,14 +229,20 @@ class _Layers(PipelineModule):
 
 
 def _balanced(config: PriorConfig, stages: int) -> list[int]:
-    """Where to cut the list so that stages have about equally many parameters: [0, ..., number of layers]."""
+    """Where to cut the list so that stages have about equally many parameters: [0, ..., number of
+    layers].
+    """
     with torch.device("meta"):
-        sizes = [sum(p.numel() for p in make().parameters()) for make in layers(config)]
+        sizes = []
+        for make in layers(config):
+            sizes.append(sum(parameter.numel() for parameter in make().parameters()))
     return partition_balanced(weights=sizes, num_parts=stages)
 
 
 def _build(config: PriorConfig, mine: range) -> Iterator[nn.Module]:
-    """Every layer in order, those of other stages as an empty module; each draws its weights after the one before."""
+    """Every layer in order, those of other stages as an empty module; each draws its weights after
+    the one before.
+    """
     for number, make in enumerate(layers(config)):
         layer = make() if number < mine.stop else nn.Module()
         yield layer if number in mine else nn.Module()
@@ -232,7 +252,7 @@ class _Tied(TiedLayerSpec):
     """A layer that is already built and shares one matrix with another of the list."""
 
     def __init__(self, layer: nn.Module, forward: Callable | None = None):
-        super().__init__(KEY, type(layer), forward_fn=forward, tied_weight_attr=TIED)
+        super().__init__(TIED_KEY, type(layer), forward_fn=forward, tied_weight_attr=TIED)
         self.layer = layer
 
     def build(self, log: bool = False) -> nn.Module:

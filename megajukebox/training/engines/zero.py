@@ -1,4 +1,8 @@
-"""A model under DeepSpeed's ZeRO-0..3: `step`, `evaluate`, `save`, `load`, `weights` are all that the loop sees."""
+"""A model under DeepSpeed's ZeRO-0..3: `step`, `evaluate`, `save`, `load`, `weights` are all that
+the loop sees.
+
+What it uses of DeepSpeed beyond its documented interface stands in deepspeed_private.py.
+"""
 
 import contextlib
 import math
@@ -20,36 +24,35 @@ from megajukebox.common.errors import UserError
 from megajukebox.common.model_files import PendingTensor
 from megajukebox.training.engines import ema, universal_checkpoint
 from megajukebox.training.engines.checkpoint_engine import CheckpointStorage
-from megajukebox.training.engines.collectives import told_of_lowest_scale
+from megajukebox.training.engines.collectives import raising_at_min_loss_scale
 from megajukebox.training.engines.comm_timing import Communication
 from megajukebox.training.engines.master_weights import MasterWeights
 from megajukebox.training.engines.model_init import fill, recompute_activations, zero_stage
 from megajukebox.training.engines.tensor_hash import hashed
 from megajukebox.training.engines.universal_checkpoint import ALLOWED, SavedLayout
-from megajukebox.training.spike_detection import SkipReason, SpikeDetector, SpikeSettings
+from megajukebox.training.spike_detection import SpikeDetector, SpikeRules
 
+TAG = "state"  # DeepSpeed's name of a checkpoint: a folder within ours
 
-def _fill(parameters: list[nn.Parameter], values: list[Tensor]) -> None:
-    for parameter, value in zip(parameters, values):
-        parameter.copy_(value)
-
-
-def _on_host(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", copy=True)
+# How near two CPUs' results are, relatively: they may differ in kind, and add up in another order
+# then.
+CPU_TOLERANCE = 1e-5
+CPU_TOLERANCE_IN_16_BITS = 1e-2
 
 
 class ZeroEngine:
     """A model under ZeRO-0..3: the loop sees only steps and numbers."""
 
     stages = 1  # of a pipeline
-    reason: SkipReason | None = None  # why the last step was skipped
     is_pipeline = False
+    reason: str | None = None  # why the last step was skipped
+    overflowed = False  # whether DeepSpeed left it out, to lower its loss scale
 
     def __init__(
         self,
         model: nn.Module,
         ds_config: dict,
-        rules: SpikeSettings | None = None,
+        rules: SpikeRules | None = None,
         ema_decay: float = 0.0,
     ):
         layers = getattr(model, "blocks", None)
@@ -61,18 +64,38 @@ class ZeroEngine:
         )
         self.peak_rates = [group["lr"] for group in self.engine.optimizer.param_groups]
         self.stage = zero_stage(ds_config)
-        self.stability = SpikeDetector(rules or SpikeSettings())
+        self.stability = SpikeDetector(rules or SpikeRules())
         self.ema_decay = ema_decay
         self.masters = MasterWeights(self.engine.optimizer, self.engine.basic_optimizer)
-        self._watch_optimizer()
+        self._guard_optimizer()
         self.communication = Communication(self.device)
         self.storage = CheckpointStorage(ALLOWED)
         self.engine.checkpoint_engine = self.storage
-        # Scripts that it would leave in every checkpoint: they read pickles, and on a full disk they hang the others.
+        # Scripts that it would leave in every checkpoint: they read pickles, and on a full disk
+        # they hang the others.
         self.engine._copy_recovery_script = lambda folder: None
-        self.spread = (
-            SavedLayout(dist.get_world_size() // self.stages, self.stages) if self.stage else None
-        )
+        self.layout: SavedLayout | None = None  # None: every rank has the whole optimizer
+        if self.stage:
+            self.layout = SavedLayout(dist.get_world_size() // self.stages, self.stages)
+
+    def _guard_optimizer(self) -> None:
+        """Let the optimizer step only where `_may_step` allows it, and the moving average follow.
+
+        Under all that DeepSpeed does, what moves the weights is the step of one plain optimizer.
+        There the gradient is known, in every way of training.
+        """
+        optimizer = self.engine.basic_optimizer
+        plain_step = optimizer.step
+
+        def step(*args: object, **kwargs: object) -> object:
+            if not self._may_step():
+                return None
+            if not self.ema_decay:
+                return plain_step(*args, **kwargs)
+            with ema.following(optimizer, self.ema_decay):
+                return plain_step(*args, **kwargs)
+
+        optimizer.step = step
 
     @property
     def device(self) -> torch.device:
@@ -82,48 +105,225 @@ class ZeroEngine:
     def module(self) -> nn.Module:
         return self.engine.module
 
-    def _watch_optimizer(self) -> None:
-        """The optimizer asks `_may_move` first, when the gradient is known, in every way of training.
-
-        Under all that DeepSpeed does, what moves the weights is the step of one plain optimizer.
-        """
-        optimizer = self.engine.basic_optimizer
-        move = optimizer.step
-
-        def step(*given: object, **named: object) -> object:
-            if not self._may_move():
-                return None
-            with (
-                ema.following(optimizer, self.ema_decay)
-                if self.ema_decay
-                else contextlib.nullcontext()
-            ):
-                return move(*given, **named)
-
-        optimizer.step = step
-
-    def _start_average(self) -> None:
-        ema.start(self.engine.basic_optimizer, self.masters.held())
-        outer = self.engine.optimizer
-        if hasattr(
-            outer, "_lazy_init_hp_params_optimizer_state"
-        ):  # ZeRO-1 and 2 learn once which states there are
-            outer._hp_optimizer_states_linked = False
-            outer._lazy_init_hp_params_optimizer_state()
+    # ---- A step
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    #
+    # --------------------------------------------------------------------------------------------------
 
     def step(self, micro_batches: list[dict], rate: float) -> dict[str, float]:
         """One optimizer step at `rate` times the peak learning rate. Returns metrics averaged over ranks.
 
-        `skipped` is 1 where `stability` found the step bad: the weights are then as before on every rank, and
-        `self.reason` says why. Raises LowestScale when the fp16 loss scale can fall no further.
+        `skipped` is 1 where the spike detector found the step bad: the weights are then as before on every rank, and
+        `self.reason` says why.
+
+        Raises:
+            LossScaleAtMinimum: gradients overflow and the fp16 loss scale can fall no further.
         """
-        self._set_rate(rate)
-        self._begin()
-        before = [
-            buffer.clone() for buffer in self.module.buffers()
-        ]  # codebooks learn in the forward pass
+        for group, peak in zip(self.engine.optimizer.param_groups, self.peak_rates):
+            group["lr"] = peak * rate
+        self.reason = None
+        self.overflowed = False
+        self._checked = False  # whether the detector has seen this step
+        self._plain_norm = math.nan
+        self.seen: list[dict[str, float]] = []  # metrics of each micro-batch
+        self._own_losses: list[Tensor] = []
+        # Codebooks learn in the forward pass: kept, to undo that.
+        before = [buffer.clone() for buffer in self.module.buffers()]
         with self.communication.timed():
-            averages = self._learn(micro_batches)
+            averages = self._forward_backward_step(micro_batches)
         overflow = bool(getattr(self.engine.optimizer, "overflow", False))
         # With fp16 gradients overflow now and then; DeepSpeed leaves the step out and lowers its scale.
         self.overflowed = (
@@ -134,228 +334,108 @@ class ZeroEngine:
         if self.reason or self.overflowed:
             for buffer, value in zip(self.module.buffers(), before):
                 buffer.copy_(value)
-        return self._finished(averages, rate)
+        return self._step_metrics(averages, rate)
 
-    def _begin(self) -> None:
-        self.reason = None
-        self._judged = self.overflowed = False
-        self._norm = math.nan
-        self.seen: list[dict[str, float]] = []
-        self._own: list[Tensor] = []
-
-    def _learn(self, micro_batches: list[dict]) -> dict[str, float]:
+    def _forward_backward_step(self, micro_batches: list[dict]) -> dict[str, float]:
         """Forward, backward and optimizer; returns the metrics of the step."""
         self.engine.train()
         for batch in micro_batches:
-            loss, metrics = self.engine(self._placed(batch))
-            self._own.append(loss.detach())
-            self.seen.append(self._average({"loss": loss, **metrics}))
+            loss, metrics = self.engine(on_device(batch, self.device))
+            self._own_losses.append(loss.detach())
+            self.seen.append(self._mean_over_ranks({"loss": loss, **metrics}))
             self.engine.backward(loss)
             if self.stage == 0:
-                self._norm = self._gradient_norm()
-            with told_of_lowest_scale(self.engine):
+                gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+                self._plain_norm = float(nn.utils.get_total_norm(gradients))
+            with raising_at_min_loss_scale(self.engine):
                 self.engine.step()
         return self._averages()
 
-    def own_loss(self) -> float | None:
-        """The last step's loss on this rank's own clips; None on a stage that sees no loss."""
-        return float(torch.stack(self._own).mean()) if self._own else None
-
-    def _averages(self) -> dict[str, float]:
-        return {name: sum(s[name] for s in self.seen) / len(self.seen) for name in self.seen[0]}
-
-    def _may_move(self) -> bool:
-        """Asked for every group of parameters; all ranks judge the same numbers and so say the same."""
-        if not self._judged:
-            self._judged = True
+    def _may_step(self) -> bool:
+        """Asked for every group of parameters; all ranks judge the same numbers and so decide alike."""
+        if not self._checked:
+            self._checked = True
             if self.masters.watched:
                 self.masters.compare()
-            self.reason = self.stability.check(self._averages()["loss"], self._global_norm())
+            self.reason = self.stability.check(self._averages()["loss"], self._gradient_norm())
         return self.reason is None
 
-    def _global_norm(self) -> float:
-        """Of the whole gradient, before clipping; DeepSpeed keeps it only with ZeRO or half precision."""
-        norm = getattr(self.engine.optimizer, "_global_grad_norm", None)
-        return self._norm if norm is None else float(norm)
+    def _averages(self) -> dict[str, float]:
+        """Metrics averaged over the micro-batches so far."""
+        averages = {}
+        for name in self.seen[0]:
+            averages[name] = sum(metrics[name] for metrics in self.seen) / len(self.seen)
+        return averages
 
-    def _set_rate(self, rate: float) -> None:
-        for group, peak in zip(self.engine.optimizer.param_groups, self.peak_rates):
-            group["lr"] = peak * rate
-
-    def _finished(self, averages: dict[str, float], rate: float) -> dict[str, float]:
-        facts = {"grad_norm": self._global_norm(), "learning_rate": self.peak_rates[0] * rate}
-        return averages | facts | {"step_skipped": float(self.reason is not None)} | self._scaling()
-
-    def _scaling(self) -> dict[str, float]:
-        """The fp16 loss scale, and the steps left out so far because a gradient overflowed."""
-        if not self.engine.fp16_enabled():
-            return {}
-        scale = getattr(
-            self.engine.optimizer, "loss_scale", getattr(self.engine.optimizer, "cur_scale", 0.0)
-        )
-        return {"loss_scale": float(scale), "overflows": float(self.engine.skipped_steps)}
+    def _mean_over_ranks(self, metrics: dict[str, Tensor]) -> dict[str, float]:
+        values = torch.stack([m.detach().float().reshape(()) for m in metrics.values()])
+        dist.all_reduce(values)
+        return dict(zip(metrics, (values / dist.get_world_size()).tolist()))
 
     def _gradient_norm(self) -> float:
-        return float(
-            nn.utils.get_total_norm(
-                [p.grad for p in self.module.parameters() if p.grad is not None]
-            )
-        )
+        """Of the whole gradient, before clipping; DeepSpeed keeps it only with ZeRO or half precision."""
+        norm = getattr(self.engine.optimizer, "_global_grad_norm", None)
+        return self._plain_norm if norm is None else float(norm)
+
+    def _step_metrics(self, averages: dict[str, float], rate: float) -> dict[str, float]:
+        """`averages` with the facts of the step; under fp16 the loss scale, and how many steps it cost so far."""
+        metrics = {
+            **averages,
+            "gradient_norm": self._gradient_norm(),
+            "learning_rate": self.peak_rates[0] * rate,
+            "skipped": float(self.reason is not None),
+        }
+        if self.engine.fp16_enabled():
+            optimizer = self.engine.optimizer
+            scale = getattr(optimizer, "loss_scale", getattr(optimizer, "cur_scale", 0.0))
+            metrics["loss_scale"] = float(scale)
+            metrics["overflows"] = float(self.engine.skipped_steps)
+        return metrics
+
+    def own_loss(self) -> float | None:
+        """The last step's loss on this rank's own clips; None on a stage that sees no loss."""
+        return float(torch.stack(self._own_losses).mean()) if self._own_losses else None
+
+    # ---- Without learning ----------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def evaluate(self, batch: dict) -> dict[str, float]:
         """Metrics of one batch a rank, averaged over ranks, without learning anything."""
         self.engine.eval()
-        loss, metrics = self.engine(self._placed(batch))
-        return self._average({"loss": loss, **metrics})
+        loss, metrics = self.engine(on_device(batch, self.device))
+        return self._mean_over_ranks({"loss": loss, **metrics})
 
     @torch.no_grad()
     def loss_here(self, batch: dict) -> float | None:
         """What this rank alone gets as the loss of `batch`, without learning; None on a stage that sees no loss."""
         self.engine.eval()
-        loss, _ = self.engine(self._placed(batch))
+        loss, _ = self.engine(on_device(batch, self.device))
         return float(loss)
 
     def exactness(self) -> tuple[str, float]:
         """Whose results should be this rank's (devices of the same name), and how near, relatively.
 
-        GPUs of one kind compute alike to the last bit; CPUs may differ in kind, and add up in another order then.
+        GPUs of one kind compute alike to the last bit.
         """
         if self.device.type == "cuda":
             return torch.cuda.get_device_name(self.device), 0.0
-        short = (
+        in_16_bits = (
             self.engine.fp16_enabled()
             or self.engine.bfloat16_enabled()
             or self.engine.torch_autocast_enabled()
         )
-        return self.device.type, 1e-2 if short else 1e-5
-
-    def _placed(self, batch: dict) -> dict:
-        """`batch` with its tensors on this rank's device; the conditions are a dict within it."""
-        return {
-            name: self._placed(v) if isinstance(v, dict) else self._moved(v)
-            for name, v in batch.items()
-        }
-
-    def _moved(self, value: object) -> object:
-        return value.to(self.device) if isinstance(value, Tensor) else value
-
-    def _average(self, metrics: dict[str, Tensor]) -> dict[str, float]:
-        values = torch.stack([m.detach().float().reshape(()) for m in metrics.values()])
-        dist.all_reduce(values)
-        return dict(zip(metrics, (values / dist.get_world_size()).tolist()))
-
-    @contextlib.contextmanager
-    @torch.no_grad()
-    def whole(self) -> Iterator[nn.Module]:
-        """The model with the weights that are exported, all of them on every rank, to be looked at and not trained."""
-        parameters = [p for p in self.module.parameters() if p.requires_grad]
-        averages = [self.gathered(p) for p in parameters] if self.ema_decay else []
-        with deepspeed.zero.GatheredParameters(
-            list(self.module.parameters()), enabled=self.stage == 3
-        ):
-            trained = [p.clone() for p in parameters] if averages else []
-            _fill(parameters, averages)
-            try:
-                yield self.module
-            finally:
-                _fill(parameters, trained)
-
-    def save(self, folder: Path, background: bool = False) -> None:
-        """Every rank writes its part of weights and optimizer state, as they are now, into `folder`; or begins to.
-
-        `storage.finish` tells whether it could.
-        """
-        self.storage.begin(background)
-        self.engine.save_checkpoint(str(folder), tag="state", save_latest=False)
-
-    def load(self, folder: Path, progressed: Callable[[], None] = lambda: None) -> None:
-        """The inverse of `save`, on any number of ranks; `progressed` is called while a long conversion goes on.
-
-        Raises ValueError for a checkpoint of another way of training, RuntimeError if nothing was loaded.
-        """
-        saved = folder / "state"
-        before = universal_checkpoint.spread_of(saved)
-        if (before is None) != (self.spread is None) or universal_checkpoint.is_pipeline(
-            saved
-        ) != self.is_pipeline:
-            raise UserError(
-                f"{folder} was saved under another way of training (ZeRO stage or pipeline);"
-                " go on with the ds_config it had, or start another run --from it"
-            )
-        if before == self.spread:
-            self._load(folder)
-            return
-        with universal_checkpoint.converted(saved, progressed) as made:
-            self.engine._config.load_universal_checkpoint = True
-            self._load(made.parent)
-            self.engine._config.load_universal_checkpoint = False
-            if self.ema_decay:
-                self._load_average(made)
-        self._load_buffers(saved)
-
-    def _load(self, folder: Path) -> None:
-        ema.forget(self.engine.basic_optimizer)
-        path, _ = self.engine.load_checkpoint(str(folder), tag="state")
-        if path is None:
-            raise RuntimeError(f"DeepSpeed loaded nothing from {folder}")
-        if self.ema_decay:
-            self._start_average()
-
-    def _load_average(self, made: Path) -> None:
-        """Of a converted checkpoint; where it has none, the average starts from the weights that were loaded."""
-        for name, parameter in self.module.named_parameters():
-            path = universal_checkpoint.average_of(made, name)
-            if parameter.requires_grad and path.exists():
-                stored = torch.load(path, map_location=self.device, weights_only=True)
-                self._set_average(
-                    parameter, stored["param"] if isinstance(stored, dict) else stored
-                )
-
-    def _set_average(self, parameter: Tensor, value: Tensor) -> None:
-        if self.stage < 3:
-            safe_set_full_optimizer_state(parameter, value, ema.KEY)
-            return
-        # The call for a whole one does not pad it, as ZeRO-3 does where its size is no multiple of the ranks.
-        size, rank, ranks = parameter.ds_tensor.ds_numel, dist.get_rank(), dist.get_world_size()  # type: ignore[attr-defined]
-        padded = nn.functional.pad(value.flatten(), (0, size * ranks - value.numel()))
-        safe_set_local_optimizer_state(parameter, padded.narrow(0, rank * size, size), ema.KEY)
-
-    def _load_buffers(self, saved: Path) -> None:
-        """Codebooks, which DeepSpeed leaves out of universal checkpoints; they are the same on every rank."""
-        buffers = dict(self.module.named_buffers())
-        if buffers:
-            file = min(saved.glob("*_model_states.pt"))
-            fill(buffers, self.storage.load(str(file))["module"])
+        return self.device.type, CPU_TOLERANCE_IN_16_BITS if in_16_bits else CPU_TOLERANCE
 
     def replicated_hash(self) -> int:
         """A sum of all that ranks of one stage must hold alike.
 
         Under ZeRO-3 that is only what DeepSpeed keeps whole everywhere (small weights), and buffers.
         """
-        alike = [
-            p for p in self.module.parameters() if p.numel() == getattr(p, "ds_numel", p.numel())
-        ]
+        parameters = self.module.parameters()
+        alike = [p for p in parameters if p.numel() == getattr(p, "ds_numel", p.numel())]
         return hashed([*alike, *self.module.buffers()])
 
-    def weights(self) -> dict[str, PendingTensor]:
-        """Every parameter (float32; its moving average where one is kept) and buffer by name, each gathered only when
-        it is made.
-
-        Making one is a collective: every rank makes all of them, in this order.
-        """
-        found = {name: self._pending(p) for name, p in self.module.named_parameters()}
-        buffers = dict(self.module.named_buffers())
-        return found | {
-            n: PendingTensor(b.dtype, tuple(b.shape), partial(_on_host, b))
-            for n, b in buffers.items()
-        }
-
-    def _pending(self, parameter: Tensor) -> PendingTensor:
-        shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
-        return PendingTensor(
-            torch.float32, shape, lambda: _on_host(self.gathered(parameter).float())
-        )
+    # ---- The weights, whole --------------------------------------------------------------------------------------
 
     def gathered(self, parameter: Tensor) -> Tensor:
         """A parameter, or its moving average, gathered from the ranks that share it: a collective of those."""
@@ -366,3 +446,125 @@ class ZeroEngine:
         shared = self.stage == 3
         with deepspeed.zero.GatheredParameters([parameter], enabled=shared):
             return parameter.detach().clone() if shared else parameter.detach()
+
+    def weights(self) -> dict[str, PendingTensor]:
+        """Every parameter (float32; its moving average where one is kept) and buffer by name, each gathered only when
+        it is made.
+
+        Making one is a collective: every rank makes all of them, in this order.
+        """
+        pending = {}
+        for name, parameter in self.module.named_parameters():
+            shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
+            gather = partial(self._gathered_on_host, parameter)
+            pending[name] = PendingTensor(torch.float32, shape, gather)
+        for name, buffer in self.module.named_buffers():
+            copy = partial(buffer.detach().to, "cpu", copy=True)
+            pending[name] = PendingTensor(buffer.dtype, tuple(buffer.shape), copy)
+        return pending
+
+    def _gathered_on_host(self, parameter: Tensor) -> Tensor:
+        return self.gathered(parameter).float().detach().to("cpu", copy=True)
+
+    @contextlib.contextmanager
+    @torch.no_grad()
+    def whole(self) -> Iterator[nn.Module]:
+        """The model with the weights that are exported, all of them on every rank, to be looked at and not trained."""
+        parameters = [p for p in self.module.parameters() if p.requires_grad]
+        averages = [self.gathered(p) for p in parameters] if self.ema_decay else []
+        shared = self.stage == 3
+        with deepspeed.zero.GatheredParameters(list(self.module.parameters()), enabled=shared):
+            trained = [p.clone() for p in parameters] if averages else []
+            for parameter, average in zip(parameters, averages):
+                parameter.copy_(average)
+            try:
+                yield self.module
+            finally:
+                for parameter, value in zip(parameters, trained):
+                    parameter.copy_(value)
+
+    # ---- Checkpoints ---------------------------------------------------------------------------------------------
+
+    def save(self, folder: Path, background: bool = False) -> None:
+        """Every rank writes its part of weights and optimizer state, as they are now, into `folder`; or begins to.
+
+        `storage.finish` tells whether it could.
+        """
+        self.storage.begin(background)
+        self.engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
+
+    def load(self, folder: Path, progressed: Callable[[], None] = lambda: None) -> None:
+        """The inverse of `save`, on any number of ranks; `progressed` is called while a long conversion goes on.
+
+        Raises:
+            UserError: the checkpoint is of another way of training.
+            RuntimeError: nothing was loaded.
+        """
+        saved = folder / TAG
+        layout = universal_checkpoint.layout_of(saved)
+        same_kind = (layout is None) == (self.layout is None)
+        if not same_kind or universal_checkpoint.is_pipeline(saved) != self.is_pipeline:
+            raise UserError(
+                f"{folder} was saved under another way of training (ZeRO stage or pipeline);"
+                " go on with the ds_config it had, or start another run --from it"
+            )
+        if layout == self.layout:
+            self._load(folder)
+            return
+        with universal_checkpoint.converted(saved, progressed) as universal:
+            self.engine._config.load_universal_checkpoint = True
+            self._load(universal.parent)
+            self.engine._config.load_universal_checkpoint = False
+            if self.ema_decay:
+                self._load_average(universal)
+        # Codebooks, which DeepSpeed leaves out of universal checkpoints; they are the same on every rank.
+        buffers = dict(self.module.named_buffers())
+        if buffers:
+            file = min(saved.glob("*_model_states.pt"))
+            fill(buffers, self.storage.load(str(file))["module"])
+
+    def _load(self, folder: Path) -> None:
+        """DeepSpeed's own loading; where a checkpoint holds no average, it is what the weights are then."""
+        ema.forget(self.engine.basic_optimizer)
+        path, _ = self.engine.load_checkpoint(str(folder), tag=TAG)
+        if path is None:
+            raise RuntimeError(f"DeepSpeed loaded nothing from {folder}")
+        if not self.ema_decay:
+            return
+        ema.start(self.engine.basic_optimizer, self.masters.held())
+        optimizer = self.engine.optimizer
+        # ZeRO-1 and 2 learn once which states there are: let them learn of the average.
+        if hasattr(optimizer, "_lazy_init_hp_params_optimizer_state"):
+            optimizer._hp_optimizer_states_linked = False
+            optimizer._lazy_init_hp_params_optimizer_state()
+
+    def _load_average(self, universal: Path) -> None:
+        """Of a converted checkpoint; where it has none, the average starts from the weights that were loaded."""
+        for name, parameter in self.module.named_parameters():
+            path = universal_checkpoint.average_of(universal, name)
+            if not parameter.requires_grad or not path.exists():
+                continue
+            stored = torch.load(path, map_location=self.device, weights_only=True)
+            average = stored["param"] if isinstance(stored, dict) else stored
+            if self.stage < 3:
+                safe_set_full_optimizer_state(parameter, average, ema.KEY)
+                continue
+            # The call for a whole one does not pad it, as ZeRO-3 does where its size is no multiple of the ranks.
+            size = parameter.ds_tensor.ds_numel  # type: ignore[attr-defined]
+            padding = size * dist.get_world_size() - average.numel()
+            padded = nn.functional.pad(average.flatten(), (0, padding))
+            own = padded.narrow(0, dist.get_rank() * size, size)
+            safe_set_local_optimizer_state(parameter, own, ema.KEY)
+
+
+def on_device(batch: dict, device: torch.device) -> dict:
+    """`batch` with its tensors on `device`; the conditions are a dict within it."""
+    moved = {}
+    for name, value in batch.items():
+        if isinstance(value, dict):
+            moved[name] = on_device(value, device)
+        elif isinstance(value, Tensor):
+            moved[name] = value.to(device)
+        else:
+            moved[name] = value
+    return moved

@@ -1,4 +1,6 @@
-"""What a training pass needs, found by running the real model on the meta device: every tensor counted, none made."""
+"""What a training pass needs, found by running the real model on the meta device: every tensor
+counted, none made.
+"""
 
 import weakref
 from collections.abc import Callable, Iterator
@@ -32,7 +34,9 @@ class TracedPass(NamedTuple):
 
 
 class AllocationLedger(TorchDispatchMode):
-    """Inside it, every new storage is counted until it is freed, and every matrix product and convolution."""
+    """Inside it, every new storage is counted until it is freed, and every matrix product and
+    convolution.
+    """
 
     def __init__(self, known: list[Tensor]):
         super().__init__()
@@ -72,7 +76,9 @@ class AllocationLedger(TorchDispatchMode):
 
 @contextmanager
 def fused_attention(on: bool) -> Iterator[None]:
-    """Attention as one operation that keeps no scores, as flash kernels do; otherwise PyTorch's plain formula."""
+    """Attention as one operation that keeps no scores, as flash kernels do; otherwise PyTorch's
+    plain formula.
+    """
     if not on:
         yield
         return
@@ -144,7 +150,9 @@ def training_pass(
 
 
 def forward_flops(build: Callable[[], nn.Module], batch: Callable[[], dict]) -> int:
-    """Of every product and convolution of the model's forward pass over a batch; nothing is allocated."""
+    """Of every product and convolution of the model's forward pass over a batch; nothing is
+    allocated.
+    """
     with torch.device("meta"):
         model = build().train()
         samples = batch()
@@ -155,7 +163,9 @@ def forward_flops(build: Callable[[], nn.Module], batch: Callable[[], dict]) -> 
 
 
 def prepare(model: nn.Module, recompute: bool) -> None:
-    """Take out what the meta device cannot do (codebooks learn by counting), and recompute activations if asked."""
+    """Take out what the meta device cannot do (codebooks learn by counting), and recompute
+    activations if asked.
+    """
     for module in model.modules():
         if isinstance(module, Codebook):
             module.started = torch.tensor(True, device="cpu")

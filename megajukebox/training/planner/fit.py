@@ -23,8 +23,9 @@ FUSED_HEAD_MULTIPLE = 8  # PyTorch's fused attention on a V100 wants heads of a 
 LARGEST_MICRO_BATCH = 64  # up to which the largest that fits is looked for
 MOST_HALVINGS = 5  # of a micro-batch, looking for what fits
 
-# What a change costs, relative to each other: halving a micro-batch costs 1 and 1 more for each further time; computing
-# activations again a third of a step; each stage of ZeRO sends more; an offloaded optimizer steps on the host.
+# What a change costs, relative to each other: halving a micro-batch costs 1 and 1 more for each
+# further time; computing activations again a third of a step; each stage of ZeRO sends more; an
+# offloaded optimizer steps on the host.
 COST_OF_RECOMPUTING = 2
 COST_OF_A_ZERO_STAGE = 3
 COST_OF_OFFLOADING = 12
@@ -55,6 +56,9 @@ class Change(NamedTuple):
     fields: dict[str, int | bool]
 
 
+UNCHANGED = Change(0, "", {})
+
+
 def trace_setting(workload: Workload, recipe: Recipe, gpu: GPU | None) -> TraceSetting:
     """How a pass runs on `gpu`; None is a CPU process."""
     fused = gpu is None or gpu.flash or workload.head_size % FUSED_HEAD_MULTIPLE == 0
@@ -80,7 +84,9 @@ def memory_need(workload: Workload, recipe: Recipe, gpus: int, gpu: GPU | None) 
 
 
 def check_whole(gpus: int, stages: int, gpus_per_node: int) -> None:
-    """Raises UserError, with the nearest number that does, if GPUs do not make whole pipelines and nodes."""
+    """Raises UserError, with the nearest number that does, if GPUs do not make whole pipelines and
+    nodes.
+    """
     if gpus % stages:
         nearest_count = max(1, round(gpus / stages)) * stages
         raise UserError(
@@ -126,9 +132,15 @@ def nearest(workload: Workload, recipe: Recipe, gpus: int, gpu: GPU) -> str | No
 
 def _ways_to_save(recipe: Recipe) -> Iterator[tuple[int, list[str], Recipe]]:
     """(cost, what to change, the recipe then) for every combination of changes."""
-    for changes in product(
-        _recomputing(recipe), _smaller(recipe), _sharing(recipe), _offloading(recipe)
-    ):
+    recomputed = [UNCHANGED]
+    if not recipe.recompute:
+        setting = "activation_checkpointing"
+        recomputed.append(Change(COST_OF_RECOMPUTING, setting, {"recompute": True}))
+    offloaded = [UNCHANGED]
+    if not recipe.offload_optimizer:
+        setting = "zero_optimization.offload_optimizer"
+        offloaded.append(Change(COST_OF_OFFLOADING, setting, {"offload_optimizer": True}))
+    for changes in product(recomputed, _smaller(recipe), _sharing(recipe), offloaded):
         fields: dict[str, int | bool] = {}
         for change in changes:
             fields |= change.fields
@@ -141,15 +153,9 @@ def _ways_to_save(recipe: Recipe) -> Iterator[tuple[int, list[str], Recipe]]:
         yield cost, [setting for setting in settings if setting], changed
 
 
-def _recomputing(recipe: Recipe) -> Iterator[Change]:
-    yield Change(0, "", {})
-    if not recipe.recompute:
-        yield Change(COST_OF_RECOMPUTING, "activation_checkpointing", {"recompute": True})
-
-
 def _smaller(recipe: Recipe) -> Iterator[Change]:
     """Micro-batches halved again and again, with as many times the accumulation."""
-    yield Change(0, "", {})
+    yield UNCHANGED
     for halvings in range(1, MOST_HALVINGS + 1):
         parts = 2**halvings
         if recipe.micro % parts:
@@ -165,18 +171,11 @@ def _smaller(recipe: Recipe) -> Iterator[Change]:
 
 def _sharing(recipe: Recipe) -> Iterator[Change]:
     """Higher stages of ZeRO; a pipeline goes with ZeRO-1 alone."""
-    yield Change(0, "", {})
+    yield UNCHANGED
     if recipe.pipeline == 1:
         for stage in range(recipe.stage + 1, 4):
             cost = COST_OF_A_ZERO_STAGE * (stage - recipe.stage)
             yield Change(cost, f"zero_optimization.stage {stage}", {"stage": stage})
-
-
-def _offloading(recipe: Recipe) -> Iterator[Change]:
-    yield Change(0, "", {})
-    if not recipe.offload_optimizer:
-        setting = "zero_optimization.offload_optimizer"
-        yield Change(COST_OF_OFFLOADING, setting, {"offload_optimizer": True})
 
 
 def largest_micro_batch(workload: Workload, recipe: Recipe, gpus: int, gpu: GPU) -> int:

@@ -6,7 +6,8 @@ from megajukebox.training.planner.gpus import GPU
 from megajukebox.training.planner.recipe import Recipe
 
 DAY = 86400.0
-# Failures of 1000 nodes in a day, as reported: little, the fleet of Meta's RSC, and BLOOM's and OPT's bad weeks.
+# Failures of 1000 nodes in a day, as reported: little, the fleet of Meta's RSC, and BLOOM's and
+# OPT's bad weeks.
 FAILURES_PER_1000_NODE_DAYS = (3.0, 6.5, 16.0)
 
 
@@ -27,7 +28,9 @@ class Pace(NamedTuple):
 
 
 def pace(recipe: Recipe, gpus: int, flops: float, elements: int, gpu: GPU, mfu: float) -> Pace:
-    """`flops`: of forward and backward of one micro-batch through the whole model of `elements` weights."""
+    """`flops`: of forward and backward of one micro-batch through the whole model of `elements`
+    weights.
+    """
     rate = gpu.peak[recipe.precision] * 1e12 * mfu
     working = flops * recipe.accumulation / recipe.pipeline / rate
     waiting = working * (recipe.pipeline - 1) / recipe.accumulation
@@ -41,8 +44,9 @@ def pace(recipe: Recipe, gpus: int, flops: float, elements: int, gpu: GPU, mfu: 
 def exchanged(recipe: Recipe, gpus: int, elements: int, gpus_per_node: int) -> float:
     """Bytes that pass each node's network in a step: gradients out and weights in, once a ring.
 
-    ZeRO-3 gathers the weights twice and scatters gradients once, for every micro-batch; pipeline stages of one node
-    each exchange their own part, which is together the whole model if a node holds them all.
+    ZeRO-3 gathers the weights twice and scatters gradients once, for every micro-batch; pipeline
+    stages of one node each exchange their own part, which is together the whole model if a node
+    holds them all.
     """
     ranks = recipe.data_ranks(gpus)
     if gpus <= gpus_per_node or ranks == 1:
@@ -62,7 +66,8 @@ class Failures(NamedTuple):
 
 
 def failures(nodes: float, days: float, rate: float, save: float, restart: float) -> Failures:
-    """A save stops training for `save` seconds and a failure for `restart`, beside half an interval that is lost.
+    """A save stops training for `save` seconds and a failure for `restart`, beside half an interval
+    that is lost.
 
     The best interval is sqrt(2 save MTBF) (Young 1974).
     """

@@ -1,4 +1,6 @@
-"""What a plan assumes of the machines: cards and their nodes from the profiles, and what Jukebox's own runs reached."""
+"""What a plan assumes of the machines: cards and their nodes from the profiles, and what Jukebox's
+own runs reached.
+"""
 
 from typing import NamedTuple
 
@@ -9,18 +11,20 @@ GIB = 2**30
 MIB = 2**20
 GPUS_PER_NODE = 8  # of Jukebox's own runs, and of every node that a profile does not describe
 
-# What CUDA, NCCL and the gaps between tensors take beside what we count. Not measured here: a margin.
+# What CUDA, NCCL and the gaps between tensors take beside what we count. Not measured here: a
+# margin.
 OUTSIDE_GIB = 1.5
 FRAGMENTATION = 0.04
-# What a CPU process takes besides, in MiB: above all modules that DeepSpeed only imports when it makes an engine (831
-# without ZeRO, 1421 with), and buffers in which convolutions work. Measured by training next to nothing
-# (benchmarks/plan_memory.py).
+# What a CPU process takes besides, in MiB: above all modules that DeepSpeed only imports when it
+# makes an engine (831 without ZeRO, 1421 with), and buffers in which convolutions work. Measured by
+# training next to nothing (benchmarks/plan_memory.py).
 PROCESS_MIB = 83
 PROCESS_ZERO_MIB = 121
 CONVOLUTIONS_MIB = 49
 
-# Jukebox's own runs (Dhariwal et al. 2020): the default sizes, and where a V100's share of the peak is taken from:
-# 3 x FLOPs of a forward pass x batch (256, 512, 192 samples) / (seconds of a step x GPUs x peak).
+# Jukebox's own runs (Dhariwal et al. 2020): the default sizes, and where a V100's share of the peak
+# is taken from: 3 x FLOPs of a forward pass x batch (256, 512, 192 samples) / (seconds of a step x
+# GPUs x peak).
 JUKEBOX_GPUS = {"vqvae": 256, "top_prior": 512, "middle_upsampler": 128, "bottom_upsampler": 128}
 # TFLOP/s of its VQ-VAE in float32 on a V100: bound by the memory's bandwidth, not by arithmetic.
 JUKEBOX_VQVAE_TFLOPS = 1.26

@@ -1,12 +1,14 @@
-"""Bytes on each GPU, part by part, at the moments that may be the fullest: as DeepSpeed 0.19 allocates them.
+"""Bytes on each GPU, part by part, at the moments that may be the fullest: as DeepSpeed 0.19
+allocates them.
 
     weights      what the model computes with, and under ZeRO-3 the whole layers gathered for the moment
     gradients    of the weights                          optimizer    float32 weights and Adam's two moments
     buffers      in which ranks exchange gradients       activations  kept by the forward pass for the backward pass
     temporary    what single operations need, and Adam while it steps
 
-`backward` is the fullest moment of forward and backward, `update` that of the optimizer. Formulas from its
-sources (runtime/zero/stage_1_and_2.py, stage3.py, fp16/unfused_optimizer.py, bf16_optimizer.py) for torch's AdamW.
+`backward` is the fullest moment of forward and backward, `update` that of the optimizer. Formulas
+from its sources (runtime/zero/stage_1_and_2.py, stage3.py, fp16/unfused_optimizer.py,
+bf16_optimizer.py) for torch's AdamW.
 """
 
 from typing import NamedTuple
@@ -18,7 +20,8 @@ PARTS = ("weights", "gradients", "optimizer", "buffers", "activations", "tempora
 Parts = dict[str, float]
 NOTHING: Parts = dict.fromkeys(PARTS, 0.0)
 ALLREDUCE = 500_000_000  # elements that ZeRO-0 joins for one all-reduce
-# Bytes of one weight: in float32, of Adam's two moments, and of those with the float32 weight (master weight).
+# Bytes of one weight: in float32, of Adam's two moments, and of those with the float32 weight
+# (master weight).
 FLOAT32 = 4
 MOMENTS = 8
 MASTER_AND_MOMENTS = 12
@@ -36,7 +39,8 @@ def moments(
     recipe: Recipe, weights: Weights, ranks: int, traced: TracedPass, on_gpu: bool
 ) -> dict[str, Parts]:
     """{"backward": bytes by part, "update": bytes by part} of each of `ranks` data-parallel ranks."""
-    # The first stage of a pipeline keeps its share of the layers, for as many micro-batches as are under way.
+    # The first stage of a pipeline keeps its share of the layers, for as many micro-batches as are
+    # under way.
     stages = recipe.pipeline
     kept = traced.activations * min(stages, recipe.accumulation) // stages
     peak = kept + traced.peak - traced.activations
@@ -49,18 +53,23 @@ def moments(
 
 
 def adam_temporaries(elements: int, largest: int, on_gpu: bool) -> float:
-    """Two copies of what is stepped at once: on CPUs tensor by tensor; on GPUs all together, one copy and in place."""
+    """Two copies of what is stepped at once: on CPUs tensor by tensor; on GPUs all together, one
+    copy and in place.
+    """
     return FLOAT32 * elements if on_gpu else 2 * FLOAT32 * largest
 
 
 def keeps_gradients(recipe: Recipe) -> bool:
-    """Whether a gradient stays where the backward pass made it, or is moved away (into a bucket, a sum, a share)."""
+    """Whether a gradient stays where the backward pass made it, or is moved away (into a bucket, a
+    sum, a share).
+    """
     same_bytes = recipe.gradient_bytes in (None, recipe.weight_bytes)
     return recipe.stage == 0 or (recipe.stage == 1 and same_bytes)
 
 
 def gradients_grow(recipe: Recipe) -> bool:
-    """Whether they stay and none is there when the backward pass begins: then the pass itself shows how many there are.
+    """Whether they stay and none is there when the backward pass begins: then the pass itself shows
+    how many there are.
 
     With several micro-batches those of the first are all there when the second begins.
     """
@@ -68,7 +77,9 @@ def gradients_grow(recipe: Recipe) -> bool:
 
 
 def _backward(recipe: Recipe, weights: Weights, traced: TracedPass, static: Parts) -> Parts:
-    """Forward and backward on top of `static`; gradients that grow are among what the pass was seen to need."""
+    """Forward and backward on top of `static`; gradients that grow are among what the pass was seen
+    to need.
+    """
     gradients = static["gradients"]
     if keeps_gradients(recipe) and not gradients_grow(recipe):
         gradients = recipe.weight_bytes * weights.total
@@ -90,7 +101,8 @@ def _zero_0(recipe: Recipe, weights: Weights, traced: TracedPass, on_gpu: bool) 
         stepping += FLOAT32 * n
     static = NOTHING | {"weights": size * n, "optimizer": optimizer}
     update = static | {"gradients": size * n}
-    # Gradients joined for the all-reduce, also on a single rank: made after the backward pass, gone before Adam steps.
+    # Gradients joined for the all-reduce, also on a single rank: made after the backward pass, gone
+    # before Adam steps.
     joined = size * min(n, ALLREDUCE)
     if joined > stepping:
         update["buffers"] = joined
@@ -139,7 +151,8 @@ def _zero_3(
     n = weights.total
     share = (n - weights.small) / ranks + weights.small / ranks
     kept_whole = size * weights.small
-    # A layer stays if it is needed again soon: after the forward pass the last ones are, for the backward pass.
+    # A layer stays if it is needed again soon: after the forward pass the last ones are, for the
+    # backward pass.
     live = size * min(n - weights.small, max(min(recipe.live, recipe.reuse // 2), weights.largest))
     fetched = size * min(n, max(recipe.prefetch, weights.largest))
     bucket = recipe.bucket if on_gpu else min(recipe.bucket, n)
@@ -173,6 +186,8 @@ def on_host(recipe: Recipe, weights: Weights, ranks: int) -> float:
 
 
 def checkpoint_bytes(recipe: Recipe, elements: int) -> float:
-    """Of one checkpoint: weights, and float32 weights with Adam's moments (under ZeRO-0 in float32 only once)."""
+    """Of one checkpoint: weights, and float32 weights with Adam's moments (under ZeRO-0 in float32
+    only once).
+    """
     single = recipe.stage == 0 and recipe.weight_bytes == FLOAT32
     return elements * (MASTER_AND_MOMENTS + (0 if single else recipe.weight_bytes))

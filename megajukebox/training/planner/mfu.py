@@ -1,8 +1,9 @@
-"""How much of what the devices could compute a run uses: MFU, the FLOPs of the model over those of the peak.
+"""How much of what the devices could compute a run uses: MFU, the FLOPs of the model over those of
+the peak.
 
-FLOPs are counted as `plan` counts them: the real model forward on the meta device, every product and convolution, three
-times that for a step. For a prior this is 6 x weights x tokens, and attention. Activations that are computed again do
-not count: that is work, but no progress.
+FLOPs are counted as `plan` counts them: the real model forward on the meta device, every product
+and convolution, three times that for a step. For a prior this is 6 x weights x tokens, and
+attention. Activations that are computed again do not count: that is work, but no progress.
 """
 
 import torch
@@ -31,12 +32,16 @@ def step_flops(config: BaseModel, clip: int) -> int:
 
 
 def peak(precision: str, peak_tflops: float | None) -> float | None:
-    """FLOP/s of one device at most: `peak_tflops` if given, else those of a known GPU; None where neither is known."""
+    """FLOP/s of one device at most: `peak_tflops` if given, else those of a known GPU; None where
+    neither is known.
+    """
     if peak_tflops is None and torch.cuda.is_available():
         peak_tflops = peak_of_device(torch.cuda.get_device_name()).get(precision)
     return peak_tflops * 1e12 if peak_tflops else None
 
 
 def seconds_at_peak(flops: float, devices: int, peak: float) -> float:
-    """What a step of `flops` would take if every device did nothing but products; MFU is this over what it takes."""
+    """What a step of `flops` would take if every device did nothing but products; MFU is this over
+    what it takes.
+    """
     return flops / (devices * peak)

@@ -1,4 +1,6 @@
-"""The plan of one stage: memory, pace, days, disk and failures in one record, or the reason why it cannot be."""
+"""The plan of one stage: memory, pace, days, disk and failures in one record, or the reason why it
+cannot be.
+"""
 
 from pydantic import BaseModel
 
@@ -85,8 +87,10 @@ def default_gpus(stage: str) -> int:
     return JUKEBOX_GPUS.get(stage, GPUS_PER_NODE)
 
 
-def samples_of_jukebox(preset: Preset, stage: str, samples: int) -> int | None:
-    """Samples of a step where each of Jukebox's GPUs has one. None if the step is that, or was chosen."""
+def other_samples_of_jukebox(preset: Preset, stage: str, samples: int) -> int | None:
+    """Samples of a step where each of Jukebox's GPUs has one. None if the step is that, or was
+    chosen.
+    """
     is_jukebox = preset.name.startswith("jukebox") and not preset.stage(stage).batch
     return default_gpus(stage) if is_jukebox and default_gpus(stage) != samples else None
 
@@ -136,7 +140,7 @@ def plan(
         parameters=elements,
         memory=memory_forecast(workload, way, gpus, gpu, needed),
         samples_per_step=samples,
-        samples_of_jukebox=samples_of_jukebox(preset, stage, samples),
+        samples_of_jukebox=other_samples_of_jukebox(preset, stage, samples),
         units_per_step=samples * workload.units,
         unit=workload.unit,
         steps=settings.steps,

@@ -1,8 +1,10 @@
-"""GPU profiles: one YAML a kind of GPU, from which plans, ds_configs, micro-batches and environment follow.
+"""GPU profiles: one YAML a kind of GPU, from which plans, ds_configs, micro-batches and environment
+follow.
 
     python -m megajukebox.training.planner.profiles v100     # as shell assignments, for slurm/cluster.sh
 
-A new kind of GPU is a new file in megajukebox/profiles, or a YAML anywhere that is named by its path.
+A new kind of GPU is a new file in megajukebox/profiles, or a YAML anywhere that is named by its
+path.
 """
 
 import re
@@ -93,11 +95,6 @@ class GPUProfile(ProfileSettings):
             raise ValueError("mfu is missing: the share of the peak that `plan` assumes")
         return self
 
-    @property
-    def reference(self) -> str:
-        """What load_profile takes for it: its name, or its path."""
-        return str(self._path or self.name)
-
     def ds_config_name(self, recipe: str) -> str:
         """What names `recipe` with this profile wherever a ds_config is asked for."""
         return f"{recipe}@{self._path}" if self._path else f"{recipe}_{self.name}.json"
@@ -150,7 +147,7 @@ def peak_of_device(driver_name: str) -> dict[str, float]:
 def shell_assignments(profile: GPUProfile) -> str:
     """What slurm/cluster.sh evaluates: the environment, and the facts that its functions use."""
     exports = [f"export {key}={shlex.quote(value)}" for key, value in profile.environment.items()]
-    ds_config = "" if profile.uses_preset_ds_config else profile.reference
+    ds_config = "" if profile.uses_preset_ds_config else str(profile._path or profile.name)
     facts = [
         f"PROFILE_DS_CONFIG={shlex.quote(ds_config)}",
         f"PROFILE_SAMPLING_PRECISION={profile.sampling_precision}",

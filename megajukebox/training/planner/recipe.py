@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 
 from megajukebox.common.errors import UserError
 
-# Top-level keys that our configurations may use. DeepSpeed itself ignores one that it does not know.
+# Top-level keys that our configurations may use. DeepSpeed itself ignores one that it does not
+# know.
 KEYS = (
     "train_batch_size",
     "train_micro_batch_size_per_gpu",
@@ -66,7 +67,9 @@ class Recipe(NamedTuple):
 
 
 def recipe(ds_config: dict, gpus: int) -> Recipe:
-    """Read a ds_config for `gpus` processes. UserError for what DeepSpeed ignores, or refuses only when it starts."""
+    """Read a ds_config for `gpus` processes. UserError for what DeepSpeed ignores, or refuses only
+    when it starts.
+    """
     check_keys(ds_config)
     zero = ds_config.get("zero_optimization", {})
     data_types = ds_config.get("data_types", {})
@@ -113,7 +116,9 @@ def check_keys(ds_config: dict[str, Any]) -> None:
 
 
 def weight_precision(ds_config: dict) -> str:
-    """float16, bfloat16 or float32. UserError if two ways of computing in less than float32 are asked for."""
+    """float16, bfloat16 or float32. UserError if two ways of computing in less than float32 are
+    asked for.
+    """
     enabled = [key for key in MIXED_PRECISION_KEYS if ds_config.get(key, {}).get("enabled")]
     if len(enabled) > 1:
         raise UserError(f"the ds_config enables {' and '.join(enabled)}; keep one")

@@ -1,4 +1,6 @@
-"""What a stage trains, without anything of how: enough to build it anywhere, and what one pass of it needs."""
+"""What a stage trains, without anything of how: enough to build it anywhere, and what one pass of
+it needs.
+"""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -132,7 +134,8 @@ def footprint(workload: Workload, samples: int, how: TraceSetting) -> TracedPass
 
 @lru_cache(16)
 def weights_of(workload: Workload, stages: int, threshold: int) -> Weights:
-    """Of the fullest of `stages` pipeline stages; `threshold` (elements) says which tensors are small.
+    """Of the fullest of `stages` pipeline stages; `threshold` (elements) says which tensors are
+    small.
 
     Raises:
         UserError: more stages than layers, or a pipeline of what cannot be cut.
