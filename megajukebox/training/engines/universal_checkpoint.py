@@ -195,8 +195,7 @@ def _bytes_moved(pid: int) -> int:
     return total
 
 
-# ---- The moving average of the weights
-# ------------------------------------------------------------------------------
+# ---- The moving average of the weights ----------------------------------------------------------
 
 
 def _convert_average(saved: Path, universal: Path, progressed: Callable[[], None]) -> None:
@@ -242,8 +241,7 @@ def average_of(universal: Path, name: str) -> Path:
     return universal / "ema" / f"{name}.pt"
 
 
-# ---- Weights alone
-# --------------------------------------------------------------------------------------------------
+# ---- Weights alone ------------------------------------------------------------------------------
 
 
 def weights_of(saved: Path) -> dict[str, Tensor]:

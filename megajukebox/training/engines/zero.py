@@ -105,209 +105,14 @@ class ZeroEngine:
     def module(self) -> nn.Module:
         return self.engine.module
 
-    # ---- A step
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    #
-    # --------------------------------------------------------------------------------------------------
+    # ---- A step ---------------------------------------------------------------------------------
 
     def step(self, micro_batches: list[dict], rate: float) -> dict[str, float]:
-        """One optimizer step at `rate` times the peak learning rate. Returns metrics averaged over ranks.
+        """One optimizer step at `rate` times the peak learning rate. Returns metrics averaged over
+        ranks.
 
-        `skipped` is 1 where the spike detector found the step bad: the weights are then as before on every rank, and
-        `self.reason` says why.
+        `skipped` is 1 where the spike detector found the step bad: the weights are then as before
+        on every rank, and `self.reason` says why.
 
         Raises:
             LossScaleAtMinimum: gradients overflow and the fp16 loss scale can fall no further.
@@ -325,7 +130,8 @@ class ZeroEngine:
         with self.communication.timed():
             averages = self._forward_backward_step(micro_batches)
         overflow = bool(getattr(self.engine.optimizer, "overflow", False))
-        # With fp16 gradients overflow now and then; DeepSpeed leaves the step out and lowers its scale.
+        # With fp16 gradients overflow now and then; DeepSpeed leaves the step out and lowers its
+        # scale.
         self.overflowed = (
             overflow and self.engine.fp16_enabled() and math.isfinite(averages["loss"])
         )
@@ -352,7 +158,9 @@ class ZeroEngine:
         return self._averages()
 
     def _may_step(self) -> bool:
-        """Asked for every group of parameters; all ranks judge the same numbers and so decide alike."""
+        """Asked for every group of parameters; all ranks judge the same numbers and so decide
+        alike.
+        """
         if not self._checked:
             self._checked = True
             if self.masters.watched:
@@ -373,12 +181,16 @@ class ZeroEngine:
         return dict(zip(metrics, (values / dist.get_world_size()).tolist()))
 
     def _gradient_norm(self) -> float:
-        """Of the whole gradient, before clipping; DeepSpeed keeps it only with ZeRO or half precision."""
+        """Of the whole gradient, before clipping; DeepSpeed keeps it only with ZeRO or half
+        precision.
+        """
         norm = getattr(self.engine.optimizer, "_global_grad_norm", None)
         return self._plain_norm if norm is None else float(norm)
 
     def _step_metrics(self, averages: dict[str, float], rate: float) -> dict[str, float]:
-        """`averages` with the facts of the step; under fp16 the loss scale, and how many steps it cost so far."""
+        """`averages` with the facts of the step; under fp16 the loss scale, and how many steps it
+        cost so far.
+        """
         metrics = {
             **averages,
             "gradient_norm": self._gradient_norm(),
@@ -396,7 +208,7 @@ class ZeroEngine:
         """The last step's loss on this rank's own clips; None on a stage that sees no loss."""
         return float(torch.stack(self._own_losses).mean()) if self._own_losses else None
 
-    # ---- Without learning ----------------------------------------------------------------------------------------
+    # ---- Without learning -----------------------------------------------------------------------
 
     @torch.no_grad()
     def evaluate(self, batch: dict) -> dict[str, float]:
@@ -407,7 +219,9 @@ class ZeroEngine:
 
     @torch.no_grad()
     def loss_here(self, batch: dict) -> float | None:
-        """What this rank alone gets as the loss of `batch`, without learning; None on a stage that sees no loss."""
+        """What this rank alone gets as the loss of `batch`, without learning; None on a stage that
+        sees no loss.
+        """
         self.engine.eval()
         loss, _ = self.engine(on_device(batch, self.device))
         return float(loss)
@@ -429,16 +243,19 @@ class ZeroEngine:
     def replicated_hash(self) -> int:
         """A sum of all that ranks of one stage must hold alike.
 
-        Under ZeRO-3 that is only what DeepSpeed keeps whole everywhere (small weights), and buffers.
+        Under ZeRO-3 that is only what DeepSpeed keeps whole everywhere (small weights), and
+        buffers.
         """
         parameters = self.module.parameters()
         alike = [p for p in parameters if p.numel() == getattr(p, "ds_numel", p.numel())]
         return hashed([*alike, *self.module.buffers()])
 
-    # ---- The weights, whole --------------------------------------------------------------------------------------
+    # ---- The weights, whole ---------------------------------------------------------------------
 
     def gathered(self, parameter: Tensor) -> Tensor:
-        """A parameter, or its moving average, gathered from the ranks that share it: a collective of those."""
+        """A parameter, or its moving average, gathered from the ranks that share it: a collective
+        of those.
+        """
         if self.ema_decay and parameter.requires_grad:
             if not self.stage:
                 return self.masters.state(parameter, ema.KEY)
@@ -448,8 +265,8 @@ class ZeroEngine:
             return parameter.detach().clone() if shared else parameter.detach()
 
     def weights(self) -> dict[str, PendingTensor]:
-        """Every parameter (float32; its moving average where one is kept) and buffer by name, each gathered only when
-        it is made.
+        """Every parameter (float32; its moving average where one is kept) and buffer by name, each
+        gathered only when it is made.
 
         Making one is a collective: every rank makes all of them, in this order.
         """
@@ -469,7 +286,9 @@ class ZeroEngine:
     @contextlib.contextmanager
     @torch.no_grad()
     def whole(self) -> Iterator[nn.Module]:
-        """The model with the weights that are exported, all of them on every rank, to be looked at and not trained."""
+        """The model with the weights that are exported, all of them on every rank, to be looked at
+        and not trained.
+        """
         parameters = [p for p in self.module.parameters() if p.requires_grad]
         averages = [self.gathered(p) for p in parameters] if self.ema_decay else []
         shared = self.stage == 3
@@ -483,10 +302,11 @@ class ZeroEngine:
                 for parameter, value in zip(parameters, trained):
                     parameter.copy_(value)
 
-    # ---- Checkpoints ---------------------------------------------------------------------------------------------
+    # ---- Checkpoints ----------------------------------------------------------------------------
 
     def save(self, folder: Path, background: bool = False) -> None:
-        """Every rank writes its part of weights and optimizer state, as they are now, into `folder`; or begins to.
+        """Every rank writes its part of weights and optimizer state, as they are now, into
+        `folder`; or begins to.
 
         `storage.finish` tells whether it could.
         """
@@ -494,7 +314,8 @@ class ZeroEngine:
         self.engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
 
     def load(self, folder: Path, progressed: Callable[[], None] = lambda: None) -> None:
-        """The inverse of `save`, on any number of ranks; `progressed` is called while a long conversion goes on.
+        """The inverse of `save`, on any number of ranks; `progressed` is called while a long
+        conversion goes on.
 
         Raises:
             UserError: the checkpoint is of another way of training.
@@ -517,14 +338,17 @@ class ZeroEngine:
             self.engine._config.load_universal_checkpoint = False
             if self.ema_decay:
                 self._load_average(universal)
-        # Codebooks, which DeepSpeed leaves out of universal checkpoints; they are the same on every rank.
+        # Codebooks, which DeepSpeed leaves out of universal checkpoints; they are the same on every
+        # rank.
         buffers = dict(self.module.named_buffers())
         if buffers:
             file = min(saved.glob("*_model_states.pt"))
             fill(buffers, self.storage.load(str(file))["module"])
 
     def _load(self, folder: Path) -> None:
-        """DeepSpeed's own loading; where a checkpoint holds no average, it is what the weights are then."""
+        """DeepSpeed's own loading; where a checkpoint holds no average, it is what the weights are
+        then.
+        """
         ema.forget(self.engine.basic_optimizer)
         path, _ = self.engine.load_checkpoint(str(folder), tag=TAG)
         if path is None:
@@ -539,7 +363,9 @@ class ZeroEngine:
             optimizer._lazy_init_hp_params_optimizer_state()
 
     def _load_average(self, universal: Path) -> None:
-        """Of a converted checkpoint; where it has none, the average starts from the weights that were loaded."""
+        """Of a converted checkpoint; where it has none, the average starts from the weights that
+        were loaded.
+        """
         for name, parameter in self.module.named_parameters():
             path = universal_checkpoint.average_of(universal, name)
             if not parameter.requires_grad or not path.exists():
@@ -549,7 +375,8 @@ class ZeroEngine:
             if self.stage < 3:
                 safe_set_full_optimizer_state(parameter, average, ema.KEY)
                 continue
-            # The call for a whole one does not pad it, as ZeRO-3 does where its size is no multiple of the ranks.
+            # The call for a whole one does not pad it, as ZeRO-3 does where its size is no multiple
+            # of the ranks.
             size = parameter.ds_tensor.ds_numel  # type: ignore[attr-defined]
             padding = size * dist.get_world_size() - average.numel()
             padded = nn.functional.pad(average.flatten(), (0, padding))
