@@ -30,7 +30,7 @@ from megajukebox.training.engines.master_weights import MasterWeights
 from megajukebox.training.engines.model_init import fill, recompute_activations, zero_stage
 from megajukebox.training.engines.tensor_hash import hashed
 from megajukebox.training.engines.universal_checkpoint import ALLOWED, SavedLayout
-from megajukebox.training.spike_detection import SpikeDetector, SpikeRules
+from megajukebox.training.spike_detection import SkipReason, SpikeDetector, SpikeSettings
 
 TAG = "state"  # DeepSpeed's name of a checkpoint: a folder within ours
 
@@ -45,14 +45,14 @@ class ZeroEngine:
 
     stages = 1  # of a pipeline
     is_pipeline = False
-    reason: str | None = None  # why the last step was skipped
+    reason: SkipReason | None = None  # why the last step was skipped
     overflowed = False  # whether DeepSpeed left it out, to lower its loss scale
 
     def __init__(
         self,
         model: nn.Module,
         ds_config: dict,
-        rules: SpikeRules | None = None,
+        rules: SpikeSettings | None = None,
         ema_decay: float = 0.0,
     ):
         layers = getattr(model, "blocks", None)
@@ -64,7 +64,7 @@ class ZeroEngine:
         )
         self.peak_rates = [group["lr"] for group in self.engine.optimizer.param_groups]
         self.stage = zero_stage(ds_config)
-        self.stability = SpikeDetector(rules or SpikeRules())
+        self.stability = SpikeDetector(rules or SpikeSettings())
         self.ema_decay = ema_decay
         self.masters = MasterWeights(self.engine.optimizer, self.engine.basic_optimizer)
         self._guard_optimizer()
@@ -111,7 +111,7 @@ class ZeroEngine:
         """One optimizer step at `rate` times the peak learning rate. Returns metrics averaged over
         ranks.
 
-        `skipped` is 1 where the spike detector found the step bad: the weights are then as before
+        `step_skipped` is 1 where the spike detector found the step bad: the weights are then as before
         on every rank, and `self.reason` says why.
 
         Raises:
@@ -193,9 +193,9 @@ class ZeroEngine:
         """
         metrics = {
             **averages,
-            "gradient_norm": self._gradient_norm(),
+            "grad_norm": self._gradient_norm(),
             "learning_rate": self.peak_rates[0] * rate,
-            "skipped": float(self.reason is not None),
+            "step_skipped": float(self.reason is not None),
         }
         if self.engine.fp16_enabled():
             optimizer = self.engine.optimizer

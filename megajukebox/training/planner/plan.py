@@ -152,7 +152,8 @@ def plan(
         days=days,
         gpu_days=days * gpus,
         checkpoint_gib=checkpoint_gib,
-        disk_gib=checkpoint_gib * (settings.checkpointing.keep_last + 1) + EXPORTED_BYTES * elements / GIB,
+        disk_gib=checkpoint_gib * (settings.checkpointing.keep_last + 1)
+        + EXPORTED_BYTES * elements / GIB,
         save_every_minutes=settings.checkpointing.every * step.step / 60,
         failures=[
             failures(nodes, days, rate, assumed.save_seconds, assumed.restart_seconds)
