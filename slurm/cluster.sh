@@ -18,7 +18,8 @@ export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
 # A compiler that is killed leaves a lock in this folder that later starts wait for: so every job has its own.
 export TORCH_EXTENSIONS_DIR=${TMPDIR:-/tmp}/torch_extensions.${SLURM_JOB_ID:-0}
 export NCCL_ASYNC_ERROR_HANDLING=1 TORCH_NCCL_ASYNC_ERROR_HANDLING=3
-# What follows from the kind of GPU: its environment, and PROFILE_... for the functions below.
+# What follows from the kind of GPU: its environment, and three facts for the functions below.
+PROFILE_DS_CONFIG= PROFILE_SAMPLING_PRECISION= PROFILE_GPUS_PER_NODE=0
 profile=$(python -m megajukebox.training.planner.profiles "$PROFILE") || exit 93
 eval "$profile"
 if [ "$PROFILE_GPUS_PER_NODE" -gt 0 ] && [ "${SLURM_NTASKS_PER_NODE:-1}" -gt "$PROFILE_GPUS_PER_NODE" ]; then

@@ -62,7 +62,7 @@ def test_every_row_is_used():
 
 
 def test_every_private_attribute_that_we_touch_has_a_row():
-    """Names with an underscore on anything but `self`; and on self where DeepSpeed's class is ours to extend."""
+    """Names with an underscore on anything but `self`."""
     known = {row.name for row in DEEPSPEED_PRIVATE}
     own = {node.name for node in walk() if isinstance(node, ast.FunctionDef)}
     touched = {
@@ -70,6 +70,7 @@ def test_every_private_attribute_that_we_touch_has_a_row():
         for node in walk()
         if isinstance(node, ast.Attribute)
         and node.attr.startswith("_")
+        and not node.attr.startswith("__")
         and not (isinstance(node.value, ast.Name) and node.value.id == "self")
     }
     assert touched - own - known == set()
