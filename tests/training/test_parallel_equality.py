@@ -96,7 +96,7 @@ def check(found: dict[str, np.ndarray], told: dict) -> None:
     names = {name for name in found if not name.startswith("seen/")}
     assert names == set(before), "the weights leave under other names"
     size = np.sqrt(sum((g**2).sum() for g in gradients.values()))
-    assert found["seen/gradient_norm"][0] == pytest.approx(size, rel=TOLERANCE)
+    assert found["seen/grad_norm"][0] == pytest.approx(size, rel=TOLERANCE)
     wrong = {}
     for name, gradient in gradients.items():
         got = (before[name].astype(np.float64) - found[name]) / RATE
