@@ -12,7 +12,7 @@ import shlex
 import sys
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
@@ -59,11 +59,11 @@ class GPUProfile(ProfileSettings):
     name: str = Field(pattern="^[a-z0-9-]+$")
     cards: dict[str, CardSettings]
     default_card: str | None = Field(None, description="the card that `plan --profile` takes")
-    peak_tflops: dict[Precision, float] = Field(
+    peak_tflops: dict[str, float] = Field(
         description="the maker's dense figures; a precision that is missing is not offered"
     )
     driver_name: str | None = Field(None, description="regular expression of the driver's name")
-    slower_boards: dict[str, dict[Precision, float]] = Field(
+    slower_boards: dict[str, dict[str, float]] = Field(
         {}, description="peaks of boards with lower clocks, by regular expression of their name"
     )
     flash_attention: bool = Field(
@@ -87,6 +87,11 @@ class GPUProfile(ProfileSettings):
 
     @model_validator(mode="after")
     def _is_consistent(self) -> "GPUProfile":
+        for peaks in (self.peak_tflops, *self.slower_boards.values()):
+            for precision in peaks:
+                if precision not in get_args(Precision):
+                    known = ", ".join(get_args(Precision))
+                    raise ValueError(f"peaks of {precision!r} are unknown; it is one of {known}")
         if self.cards and self.default_card not in self.cards:
             raise ValueError(f"default_card is none of the cards {', '.join(self.cards)}")
         if self.cards and self.precision not in self.peak_tflops:
@@ -138,9 +143,9 @@ def peak_of_device(driver_name: str) -> dict[str, float]:
     for profile in shipped_profiles():
         for pattern, peaks in profile.slower_boards.items():
             if re.search(pattern, driver_name):
-                return {**peaks}
+                return peaks
         if profile.driver_name and re.search(profile.driver_name, driver_name):
-            return {**profile.peak_tflops}
+            return profile.peak_tflops
     return {}
 
 
