@@ -1,11 +1,13 @@
 """Turn song shards into code shards with a trained VQ-VAE: the priors train on these.
 
     megajukebox encode shards/songs --vqvae runs/tiny/vqvae --out shards/codes                    # one process
-    deepspeed --num_gpus 2 megajukebox/encode.py shards/songs --vqvae runs/tiny/vqvae --out shards/codes
+    deepspeed --num_gpus 2 megajukebox/encode.py shards/songs --vqvae runs/tiny/vqvae --out
+    shards/codes
     megajukebox encode shards/songs --vqvae runs/vqvae --out shards/codes --part 3/64             # task 3 of an array
 
-One song shard makes one code shard, whoever makes it, so the result does not depend on the split. Killed? Run it again:
-finished shards are kept. After an array job (--part) a last run without --part writes the index.
+One song shard makes one code shard, whoever makes it, so the result does not depend on the split.
+Killed? Run it again: finished shards are kept. After an array job (--part) a last run without
+--part writes the index.
 """
 
 import io
@@ -99,7 +101,9 @@ def parse_part(part: str) -> tuple[int, int]:
 
 
 def load_vqvae(run: Path, songs: ShardSet, device: torch.device) -> tuple[VQVAE, dict[str, Any]]:
-    """The VQ-VAE of `run`. Raises UserError if it is another kind of model or of another sample rate."""
+    """The VQ-VAE of `run`. Raises UserError if it is another kind of model or of another sample
+    rate.
+    """
     facts = read_facts(run)
     if facts["kind"] != "vqvae":
         raise UserError(f"{run} holds a {facts['kind']}, not a VQ-VAE")
@@ -143,7 +147,9 @@ def encoded_songs(
     chunk_seconds: float,
     refused: dict[str, str],
 ) -> Iterator[ShardSample]:
-    """The songs of one shard as codes; one that cannot be read is left out, its reason in `refused`."""
+    """The songs of one shard as codes; one that cannot be read is left out, its reason in
+    `refused`.
+    """
     shard = songs.index["shards"][number]
     for song in range(shard["first"], shard["first"] + shard["songs"]):
         try:
@@ -182,8 +188,8 @@ def encode_song(
 def wait_for_others(size: int) -> None:
     """Wait until every process has written its shards; fail with them if one dies.
 
-    After a restart one process may have nothing left to do and another hours: torch's own limit, half
-    an hour, would end both.
+    After a restart one process may have nothing left to do and another hours: torch's own limit,
+    half an hour, would end both.
     """
     if size > 1:
         dist.init_process_group("gloo", timeout=BARRIER_TIMEOUT)

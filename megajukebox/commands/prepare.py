@@ -4,8 +4,9 @@
     megajukebox prepare ~/music --out shards/songs                   # every wav, flac, ogg, mp3 below ~/music
     megajukebox prepare songs.jsonl --out shards/songs --bits 24     # a manifest: paths, metadata, lyrics
 
-Killed? Run the same command again: finished shards are kept, and the result is the same to the byte. Songs that cannot
-be used are listed with their reasons in refused.jsonl. `shards/README.md` says what is in the output.
+Killed? Run the same command again: finished shards are kept, and the result is the same to the
+byte. Songs that cannot be used are listed with their reasons in refused.jsonl. `shards/README.md`
+says what is in the output.
 """
 
 from enum import Enum
@@ -108,7 +109,10 @@ def main(
 
 
 def preset_sample_rate(preset: str | None) -> int:
-    """`audio.sample_rate` of a preset in Hz, 44100 without a preset. Read as YAML: importing it needs torch."""
+    """`audio.sample_rate` of a preset in Hz, 44100 without a preset.
+
+    Read as YAML: importing it needs torch.
+    """
     if preset is None:
         return 44_100
     path = Path(preset) if preset.endswith((".yaml", ".yml")) else PRESETS / f"{preset}.yaml"
@@ -127,7 +131,9 @@ def preset_sample_rate(preset: str | None) -> int:
 
 
 def songs_of(source: str, folder: Path, seed: int, processes: int) -> list[SourceSong]:
-    """The songs of `source`; those of `demo:N` are written into `folder` now, if they are not there."""
+    """The songs of `source`; those of `demo:N` are written into `folder` now, if they are not
+    there.
+    """
     if not source.startswith(DEMO):
         return find_songs(source)
     count = source.removeprefix(DEMO)

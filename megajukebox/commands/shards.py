@@ -5,7 +5,8 @@
     megajukebox shards stats shards/songs --picture songs.png     # hours, artists, languages, lengths
     megajukebox shards ls shards/codes                # one line a song; --shard 3 for those of one tar
 
-Exit status: 0 all is well, 1 damage was found, 2 there is no set to look at. Nothing is ever unpacked.
+Exit status: 0 all is well, 1 damage was found, 2 there is no set to look at. Nothing is ever
+unpacked.
 """
 
 from enum import Enum
@@ -74,7 +75,9 @@ def main(
 
 
 def check(shards: ShardSet, numbers: list[int], processes: int) -> int:
-    """Compare every shard with the index; prints what is wrong and returns how many findings there were."""
+    """Compare every shard with the index; prints what is wrong and returns how many findings
+    there were.
+    """
     screen = Console()
     count = 0
     songs = 0

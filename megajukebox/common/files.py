@@ -17,7 +17,8 @@ def atomic_open(path: str | Path) -> Iterator[BinaryIO]:
 
         x.tar.partial  --write, fsync-->  --rename-->  x.tar  --fsync of the folder-->  survives a power cut
 
-    After an exception nothing is left; after a kill only `<name>.partial` is, and the next writer overwrites it.
+    After an exception nothing is left; after a kill only `<name>.partial` is, and the next writer
+    overwrites it.
     """
     path = Path(path)
     partial = path.with_name(f"{path.name}.partial")
@@ -34,7 +35,9 @@ def atomic_open(path: str | Path) -> Iterator[BinaryIO]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush a folder: a rename is only safe from a power cut once the folder itself is on the disk."""
+    """Flush a folder: a rename is only safe from a power cut once the folder itself is on the
+    disk.
+    """
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -60,12 +63,15 @@ def make_folder(folder: Path, mode: int = 0o777) -> None:
 
 
 def make_run_folder(run: Path) -> None:
-    """Make the folder of a run for its owner and group alone: it has settings, lyrics and file names."""
+    """Make the folder of a run for its owner and group alone: it has settings, lyrics and file
+    names.
+    """
     make_folder(run, 0o750)
 
 
 class FileWindow(io.RawIOBase):
-    """The bytes [offset, offset + size) of something larger, as a file of their own. `fill` fetches them.
+    """The bytes [offset, offset + size) of something larger, as a file of their own. `fill` fetches
+    them.
 
     tar file  |--header--|=======member=======|--header--|=====...
                          offset               offset + size

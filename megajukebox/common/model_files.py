@@ -1,7 +1,8 @@
-"""Weights on disk: a folder with `model.safetensors` (streamed, one tensor in memory at a time) and `model.json`.
+"""Weights on disk: a folder with `model.safetensors` (streamed, one tensor in memory at a time) and
+`model.json`.
 
-`model.json` is written last, so a folder that has it is complete. A tensor known by two names (tied weights) is stored
-once, under the first of them.
+`model.json` is written last, so a folder that has it is complete. A tensor known by two names (tied
+weights) is stored once, under the first of them.
 """
 
 import hashlib
@@ -45,7 +46,7 @@ class PendingTensor:
     make: Callable[[], Tensor]
 
 
-# ---- Writing --------------------------------------------------------------------------------------------------------
+# ---- Writing
 
 
 def save_weights(
@@ -56,7 +57,8 @@ def save_weights(
     step: int,
     **facts: Any,
 ) -> str:
-    """Write a model (a state dict will do for `tensors`) and what is known of it; returns its fingerprint.
+    """Write a model (a state dict will do for `tensors`) and what is known of it; returns its
+    fingerprint.
 
     `facts` are further entries of model.json, such as level, sample_rate, made_by, licence.
     """
@@ -108,7 +110,9 @@ def without_ties(
 
 
 def header(tensors: Mapping[str, Tensor | PendingTensor]) -> bytes:
-    """The head of a safetensors file: its length (8 bytes, little-endian), then JSON: each tensor's position."""
+    """The head of a safetensors file: its length (8 bytes, little-endian), then JSON: each
+    tensor's position.
+    """
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, tensor in tensors.items():
@@ -133,11 +137,14 @@ def raw_bytes(name: str, tensor: Tensor | PendingTensor) -> Any:
     return value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
-# ---- Reading --------------------------------------------------------------------------------------------------------
+# ---- Reading
 
 
 class StoredTensors(Mapping[str, Tensor]):
-    """The tensors of one safetensors file, each read when asked for. Raises UserError if the file is broken."""
+    """The tensors of one safetensors file, each read when asked for.
+
+    Raises UserError if the file is broken.
+    """
 
     def __init__(self, path: Path, device: str = "cpu"):
         self.path = path
@@ -188,7 +195,8 @@ def read_facts(folder: Path | str) -> dict[str, Any]:
 
 
 def check_vqvae(run: Path, facts: Mapping[str, Any], fingerprint: str) -> None:
-    """Raise UserError unless the model in `run` was trained on the codes of the VQ-VAE `fingerprint`.
+    """Raise UserError unless the model in `run` was trained on the codes of the VQ-VAE
+    `fingerprint`.
 
     Imported weights do not name the VQ-VAE that they were trained with; they pass.
     """
@@ -206,7 +214,10 @@ def load_weights(folder: Path | str, device: str = "cpu") -> tuple[dict[str, Any
 
 
 def check_fingerprint(folder: Path | str) -> None:
-    """Read every byte of the weights. Raises UserError if they are not those that model.json describes."""
+    """Read every byte of the weights.
+
+    Raises UserError if they are not those that model.json describes.
+    """
     expected = read_facts(folder)["fingerprint"]
     actual = sha256_of(Path(folder) / WEIGHTS)
     if expected != actual:
@@ -215,7 +226,7 @@ def check_fingerprint(folder: Path | str) -> None:
         )
 
 
-# ---- Into a module --------------------------------------------------------------------------------------------------
+# ---- Into a module
 
 
 def load_into(
@@ -224,10 +235,12 @@ def load_into(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> dict[str, Any]:
-    """Fill `module` (it may lie on the meta device) from `folder`, one tensor at a time; returns the facts.
+    """Fill `module` (it may lie on the meta device) from `folder`, one tensor at a time; returns
+    the facts.
 
-    Every tensor of the module and of the file is used exactly once. Parameters take `dtype` and everything takes
-    `device` where given; else they stay what they are in the module (a module on meta goes to the CPU).
+    Every tensor of the module and of the file is used exactly once. Parameters take `dtype` and
+    everything takes `device` where given; else they stay what they are in the module (a module on
+    meta goes to the CPU).
     """
     facts, stored = load_weights(folder)
     fill(module, stored, dtype, device)
@@ -240,7 +253,10 @@ def fill(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> None:
-    """Fill `module` from `stored`, as `load_into` does. Raises UserError where names or shapes differ."""
+    """Fill `module` from `stored`, as `load_into` does.
+
+    Raises UserError where names or shapes differ.
+    """
     names_by_tensor: dict[int, list[str]] = {}  # a tied tensor has several
     for name, tensor in module.state_dict(keep_vars=True).items():
         names_by_tensor.setdefault(id(tensor), []).append(name)
@@ -291,7 +307,9 @@ def _assign(
     dtype: torch.dtype | None,
     device: torch.device | str | None,
 ) -> None:
-    """Give `value` to the tensor `owner`, in place where dtype and device stay, else as a new one."""
+    """Give `value` to the tensor `owner`, in place where dtype and device stay, else as a new
+    one.
+    """
     is_parameter = isinstance(owner, nn.Parameter)
     new_dtype = dtype if dtype and is_parameter else owner.dtype
     new_device = device or ("cpu" if owner.is_meta else owner.device)

@@ -1,4 +1,6 @@
-"""Work spread over processes: results in the order of the items, a crash blamed on the item that caused it."""
+"""Work spread over processes: results in the order of the items, a crash blamed on the item that
+caused it.
+"""
 
 import multiprocessing
 import os
@@ -25,11 +27,12 @@ def in_order(
     processes: int,
     crashed: Callable[[Item], Result],
 ) -> Generator[Result, None, None]:
-    """`work(item)` for every item, in order. At most 2 x `processes` items are under way at any time.
+    """`work(item)` for every item, in order. At most 2 x `processes` items are under way at any
+    time.
 
-    `work` is a function of a module (it is pickled). A worker that dies (a codec may crash, memory may run out) breaks
-    its whole pool: then the oldest item gets a process of its own, and if it dies again its result is `crashed(item)`.
-    One process means no pool at all: the plain loop.
+    `work` is a function of a module (it is pickled). A worker that dies (a codec may crash, memory
+    may run out) breaks its whole pool: then the oldest item gets a process of its own, and if it
+    dies again its result is `crashed(item)`. One process means no pool at all: the plain loop.
     """
     if processes == 1:
         yield from map(work, items)
@@ -97,7 +100,9 @@ def new_pool(processes: int) -> ProcessPoolExecutor:
 
 
 def exit_with_parent() -> None:
-    """End this worker when its parent does, even if that was killed; only the parent handles ctrl-C."""
+    """End this worker when its parent does, even if that was killed; only the parent handles
+    ctrl-C.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=exit_after_parent, daemon=True).start()
 

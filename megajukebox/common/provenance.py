@@ -11,8 +11,8 @@ from megajukebox.common.redaction import redact
 def made_by(command: str | None = None) -> dict[str, str | None]:
     """{"version", "commit", "command"}; without `command` the one that started this process.
 
-    The program's name goes without its folder, which is private to the machine, its arguments without
-    secrets.
+    The program's name goes without its folder, which is private to the machine, its arguments
+    without secrets.
     """
     if command is None:
         command = redact(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]))
@@ -24,10 +24,11 @@ def made_by(command: str | None = None) -> dict[str, str | None]:
 
 
 def commit(source: Path) -> str | None:
-    """The git commit checked out at `source`, with `-dirty` if files differ from it; None outside a repository.
+    """The git commit checked out at `source`, with `-dirty` if files differ from it; None outside a
+    repository.
 
-    A package installed into the environment of somebody else's repository is not that repository's commit:
-    hence the look at the top level.
+    A package installed into the environment of somebody else's repository is not that repository's
+    commit: hence the look at the top level.
     """
     if git(source, "rev-parse", "--show-toplevel") != str(source):
         return None

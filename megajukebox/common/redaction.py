@@ -1,4 +1,6 @@
-"""Secrets taken out of text before it is written anywhere: tokens, keys, passwords, credentials in URLs."""
+"""Secrets taken out of text before it is written anywhere: tokens, keys, passwords, credentials
+in URLs.
+"""
 
 import logging
 import re
@@ -7,7 +9,8 @@ from typing import TypeVar
 HIDDEN = "[hidden]"
 WORDS = r"pass(?:word|wd|phrase)?|secret|token|api[_-]?key|access[_-]?key|private[_-]?key|credential|signature|auth"
 PATTERNS = (
-    # The whole of what is known by its form: Hugging Face, AWS, GitHub, Slack, W&B (40 hex digits after its name), JWT.
+    # The whole of what is known by its form: Hugging Face, AWS, GitHub, Slack, W&B (40 hex digits
+    # after its name), JWT.
     re.compile(
         r"\bhf_[A-Za-z0-9]{8,}|\b(?:AKIA|ASIA)[A-Z0-9]{12,}|\bgh[pousr]_[A-Za-z0-9]{16,}|\bgithub_pat_\w{20,}"
     ),
@@ -26,7 +29,9 @@ T = TypeVar("T")
 
 
 def redact(text: str) -> str:
-    """`text` with every secret that can be told by its form or by the name before it replaced by [hidden]."""
+    """`text` with every secret that can be told by its form or by the name before it replaced by
+    [hidden].
+    """
     for pattern in PATTERNS:
         text = pattern.sub(HIDDEN, text)
     text = PASSWORD_IN_URL.sub(HIDDEN, text)
@@ -35,7 +40,9 @@ def redact(text: str) -> str:
 
 
 def redacted(value: T) -> T:
-    """`value` (plain data, nested) with every string redacted; one under a secret's name is hidden whole."""
+    """`value` (plain data, nested) with every string redacted; one under a secret's name is
+    hidden whole.
+    """
     if isinstance(value, str):
         return redact(value)  # type: ignore[return-value]
     if isinstance(value, dict):
@@ -50,7 +57,9 @@ def redacted(value: T) -> T:
 
 
 def is_secret(name: object) -> bool:
-    """Whether the value of a variable or field of this name is a secret; not of `tokens` or `tokenizer`."""
+    """Whether the value of a variable or field of this name is a secret; not of `tokens` or
+    `tokenizer`.
+    """
     return bool(re.search(rf"(?i)(?<![a-z])(?:{WORDS})(?![a-z])", str(name)))
 
 

@@ -57,7 +57,8 @@ def retry(
 def exponential_backoff(first_pause: float, count: int) -> Iterator[float]:
     """`count` pauses in seconds, each twice as long as the one before.
 
-    Each is shortened at random by up to half, so that processes which failed together do not try together.
+    Each is shortened at random by up to half, so that processes which failed together do not try
+    together.
     """
     for n in range(count):
         yield first_pause * 2**n * random.uniform(0.5, 1.0)

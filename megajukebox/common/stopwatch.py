@@ -1,4 +1,6 @@
-"""How long something frequent takes, on a CPU's clock or a GPU's, without ever waiting for the GPU."""
+"""How long something frequent takes, on a CPU's clock or a GPU's, without ever waiting for the
+GPU.
+"""
 
 import time
 
@@ -8,8 +10,9 @@ import torch
 class Stopwatch:
     """Adds up laps, each from a `now()` to the `lap()` that is given it.
 
-    On a GPU its own events take the time. They are read only once the GPU has passed them: laps it has
-    not finished when `take` is called are counted in the next call, so no synchronisation is added.
+    On a GPU its own events take the time. They are read only once the GPU has passed them: laps it
+    has not finished when `take` is called are counted in the next call, so no synchronisation is
+    added.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -1,4 +1,6 @@
-"""Rank and world size of this process, from the variables of deepspeed, torchrun, srun, mpirun, or none."""
+"""Rank and world size of this process, from the variables of deepspeed, torchrun, srun, mpirun,
+or none.
+"""
 
 import os
 import random
@@ -100,8 +102,8 @@ def host() -> str:
 def free_port() -> int:
     """A port on which no process listens now.
 
-    Of PORTS, which no system gives to sockets by itself: else a connection of another program may take it
-    before our process has started and listens there.
+    Of PORTS, which no system gives to sockets by itself: else a connection of another program may
+    take it before our process has started and listens there.
     """
     generator = random.SystemRandom()  # the seeded generators belong to training
     for _ in range(MAX_PORT_TRIES):

@@ -1,7 +1,9 @@
-"""All that is known about codecs: reading, resampling, encoding, mixing. The only file that imports soundfile and soxr.
+"""All that is known about codecs: reading, resampling, encoding, mixing. The only file that imports
+soundfile and soxr.
 
 Audio is float32 [T, C]: T frames (one sample of every channel), C channels, full scale -1..1.
-No header is trusted: files are read in blocks under a cap, and every slice is measured before it is handed on.
+No header is trusted: files are read in blocks under a cap, and every slice is measured before it is
+handed on.
 """
 
 import io
@@ -55,8 +57,9 @@ class AudioInfo:
 class ForwardReader(soundfile.SoundFile):
     """A sound file read from its start to its end without ever seeking.
 
-    soundfile seeks to where it already is after each read; in an MP3 that seek loses the decoder's history and the
-    blocks no longer join (errors of 1e-2 at the seams). In a file with a lying header the seek fails.
+    soundfile seeks to where it already is after each read; in an MP3 that seek loses the decoder's
+    history and the blocks no longer join (errors of 1e-2 at the seams). In a file with a lying
+    header the seek fails.
     """
 
     def seekable(self) -> bool:
@@ -73,7 +76,8 @@ class OffsetReader(FileWindow):
         self.owned = owned
 
     def fill(self, buffer: memoryview) -> int:
-        # pread keeps no position in the shared file, so windows into one shard never disturb each other
+        # pread keeps no position in the shared file, so windows into one shard never disturb each
+        # other
         return os.preadv(self.file.fileno(), [buffer], self.offset + self.position)
 
     def close(self) -> None:
@@ -83,7 +87,10 @@ class OffsetReader(FileWindow):
 
 
 def facts(source: Source) -> AudioInfo:
-    """What the header claims. Raises BadSampleError for a container outside CONTAINERS or for numbers no song has."""
+    """What the header claims.
+
+    Raises BadSampleError for a container outside CONTAINERS or for numbers no song has.
+    """
     with opened(source) as file:
         frames = None if file.frames >= UNKNOWN_LENGTH else file.frames
         return AudioInfo(
@@ -92,7 +99,9 @@ def facts(source: Source) -> AudioInfo:
 
 
 def tags(source: Source) -> dict[str, str]:
-    """The file's own tags under libsndfile's names: title, artist, album, genre, date, license, and more."""
+    """The file's own tags under libsndfile's names: title, artist, album, genre, date, license,
+    and more.
+    """
     with opened(source) as file:
         return file.copy_metadata()
 
@@ -103,8 +112,8 @@ def read(source: Source, sample_rate: int, max_seconds: float = MAX_SECONDS) -> 
     Read block by block, so a header that promises years of audio costs nothing.
 
     Raises:
-        BadSampleError: it cannot be decoded, ends early, lasts over `max_seconds`, or holds NaN, infinity or
-            amplitudes beyond MAX_AMPLITUDE.
+        BadSampleError: it cannot be decoded, ends early, lasts over `max_seconds`, or holds NaN,
+            infinity or amplitudes beyond MAX_AMPLITUDE.
     """
     with opened(source) as file:
         resampler = soxr.ResampleStream(
@@ -113,7 +122,13 @@ def read(source: Source, sample_rate: int, max_seconds: float = MAX_SECONDS) -> 
         same_rate = file.samplerate == sample_rate
         blocks = []
         frames = 0
-        while len(block := next_block(file)):
+        while True:
+            try:
+                block = file.read(BLOCK, dtype="float32", always_2d=True)
+            except soundfile.LibsndfileError as error:
+                raise BadSampleError("undecodable", f"unreadable: {error.error_string}") from error
+            if not len(checked_samples(block)):
+                break
             frames += len(block)
             if frames > max_seconds * file.samplerate:
                 raise BadSampleError("other", f"too long: it lasts over {max_seconds:g} seconds")
@@ -122,7 +137,8 @@ def read(source: Source, sample_rate: int, max_seconds: float = MAX_SECONDS) -> 
             blocks.append(
                 resampler.resample_chunk(np.zeros((0, file.channels), np.float32), last=True)
             )
-        # over a second is missing of what the header promised (MP3 headers are a little off by habit)
+        # over a second is missing of what the header promised (MP3 headers are a little off by
+        # habit)
         if frames + file.samplerate < file.frames < UNKNOWN_LENGTH:
             raise BadSampleError(
                 "undecodable", f"unreadable: ends after {frames} of {file.frames} promised frames"
@@ -133,10 +149,12 @@ def read(source: Source, sample_rate: int, max_seconds: float = MAX_SECONDS) -> 
 def read_slice(
     file_like: BinaryIO, start: int, frames: int, sample_rate: int | None = None
 ) -> np.ndarray:
-    """Exactly `frames` frames from frame `start`, [frames, C] float32. Nothing is resampled, nothing is padded.
+    """Exactly `frames` frames from frame `start`, [frames, C] float32. Nothing is resampled,
+    nothing is padded.
 
     Raises:
-        BadSampleError: they cannot be read, or the file's rate is not `sample_rate` (Hz) where one is given.
+        BadSampleError: they cannot be read, or the file's rate is not `sample_rate` (Hz) where one
+            is given.
     """
     with opened(file_like, soundfile.SoundFile) as file:
         if sample_rate is not None and file.samplerate != sample_rate:
@@ -159,8 +177,11 @@ def resampled(x: np.ndarray, rate: int, wanted: int) -> np.ndarray:
 
 
 def encode_flac(x: np.ndarray, sample_rate: int, bits: int = 16) -> bytes:
-    """[T, C] as a FLAC file of 16 or 24 bits. Rounded to the nearest step, clipped at full scale, no dither:
-    the same audio always gives the same bytes, and audio that came from `bits` bits is kept exactly."""
+    """[T, C] as a FLAC file of 16 or 24 bits.
+
+    Rounded to the nearest step, clipped at full scale, no dither: the same audio always gives the same
+    bytes, and audio that came from `bits` bits is kept exactly.
+    """
     return encoded(quantised(x, bits), sample_rate, "FLAC", f"PCM_{bits}")
 
 
@@ -180,7 +201,8 @@ def write_wav(path: str | Path, x: np.ndarray, sample_rate: int, bits: int = 16)
 def downmix(x: np.ndarray, mix: float = 0.5) -> np.ndarray:
     """[T, C] -> mono [T]: mix * left + (1 - mix) * right. Mono comes back unchanged.
 
-    More than two channels are taken in pairs: left is the mean of channels 0, 2, 4 ..., right of 1, 3, 5 ...
+    More than two channels are taken in pairs: left is the mean of channels 0, 2, 4 ..., right of 1,
+    3, 5 ...
     """
     if x.shape[1] == 1:
         return x[:, 0]
@@ -196,7 +218,10 @@ def downmix(x: np.ndarray, mix: float = 0.5) -> np.ndarray:
 
 
 def container(head: bytes) -> str | None:
-    """Which of CONTAINERS the first bytes of a file announce. None for anything else, whatever its name ends in."""
+    """Which of CONTAINERS the first bytes of a file announce.
+
+    None for anything else, whatever its name ends in.
+    """
     if head[:4] in (b"RIFF", b"RF64") and head[8:12] == b"WAVE":
         return "WAV"
     if head[:4] == b"fLaC":
@@ -265,16 +290,10 @@ def first_bytes(source: Source) -> bytes:
     return head
 
 
-def next_block(file: soundfile.SoundFile) -> np.ndarray:
-    """The next frames [<= BLOCK, C]; none at the end of the file."""
-    try:
-        return checked_samples(file.read(BLOCK, dtype="float32", always_2d=True))
-    except soundfile.LibsndfileError as error:
-        raise BadSampleError("undecodable", f"unreadable: {error.error_string}") from error
-
-
 def checked_samples(x: np.ndarray) -> np.ndarray:
-    """`x` itself. Raises BadSampleError if it holds NaN, infinity or amplitudes beyond MAX_AMPLITUDE."""
+    """`x` itself. Raises BadSampleError if it holds NaN, infinity or amplitudes beyond
+    MAX_AMPLITUDE.
+    """
     peak = loudest(x)
     if not np.isfinite(peak):
         raise BadSampleError("not_finite", "not finite: it holds NaN or infinity")
@@ -287,12 +306,16 @@ def checked_samples(x: np.ndarray) -> np.ndarray:
 
 
 def loudest(x: np.ndarray) -> float:
-    """The largest amplitude in `x`, 0 for no samples, NaN if there is one; without a copy of a whole song."""
+    """The largest amplitude in `x`, 0 for no samples, NaN if there is one; without a copy of a
+    whole song.
+    """
     return float(np.maximum(x.max(initial=0.0), -x.min(initial=0.0)))
 
 
 def quantised(x: np.ndarray, bits: int) -> np.ndarray:
-    """Float audio as whole steps of `bits` bits, in the integer type that soundfile writes them from."""
+    """Float audio as whole steps of `bits` bits, in the integer type that soundfile writes them
+    from.
+    """
     if bits not in (16, 24):
         raise UserError(f"bits {bits} is not possible; choose 16 or 24")
     scale = 1 << (bits - 1)

@@ -1,4 +1,7 @@
-"""What can be wrong with a stored sample. The kind is set where the fault is found and counted in the metrics."""
+"""What can be wrong with a stored sample.
+
+The kind is set where the fault is found and counted in the metrics.
+"""
 
 import errno
 from typing import Literal, get_args
@@ -24,7 +27,8 @@ BadSampleKind = Literal[
 ]
 ALL_KINDS: tuple[BadSampleKind, ...] = get_args(BadSampleKind)
 
-# What a file system answers that is down or out of reach, and a machine short of handles or memory: the same file
+# What a file system answers that is down or out of reach, and a machine short of handles or memory:
+# the same file
 # may be read later.
 TRANSIENT_ERRNOS = frozenset(
     {

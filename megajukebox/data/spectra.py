@@ -1,8 +1,10 @@
-"""Spectra of recordings in numpy: windowed frames, their transforms, and triangles on the mel scale.
+"""Spectra of recordings in numpy: windowed frames, their transforms, and triangles on the mel
+scale.
 
-Who needs which: evaluation/audio_features.py and evaluators/embedding.py (loudness in mel bands), the explorer's
-pictures, the spectrograms of TensorBoard. The multi-resolution distances of evaluators/reconstruction.py stay in
-torch: they are measured with the very transform that the VQ-VAE is trained with.
+Who needs which: evaluation/audio_features.py and evaluators/embedding.py (loudness in mel bands),
+the explorer's pictures, the spectrograms of TensorBoard. The multi-resolution distances of
+evaluators/reconstruction.py stay in torch: they are measured with the very transform that the
+VQ-VAE is trained with.
 """
 
 # T samples   F frames   N samples of a window   K frequency bins   B mel bands
@@ -27,7 +29,8 @@ def frame_spectra(audio_T: Array, starts_F: Array, window_N: Array) -> Array:
 
 
 def mel_bands(hertz_K: Array, low: float, high: float, bands: int) -> Array:
-    """[K, B] triangles of equal width in mel (O'Shaughnessy 1987) between `low` and `high` Hz, for power spectra.
+    """[K, B] triangles of equal width in mel (O'Shaughnessy 1987) between `low` and `high` Hz, for
+    power spectra.
 
     `hertz_K` are the frequencies of the bins, evenly spaced from 0.
     """

@@ -1,4 +1,6 @@
-"""Composes the demo songs: verses and a returning chorus, with melody, words, chords and drums, still on paper."""
+"""Composes the demo songs: verses and a returning chorus, with melody, words, chords and drums,
+still on paper.
+"""
 
 from dataclasses import dataclass, replace
 
@@ -34,7 +36,10 @@ class Syllable:
 
 @dataclass(frozen=True)
 class SongSection:
-    """One line of a song with everything that sounds in it. A chorus that returns is an equal section."""
+    """One line of a song with everything that sounds in it.
+
+    A chorus that returns is an equal section.
+    """
 
     kind: str  # "lead-in", "verse" or "chorus"
     seconds: float
@@ -140,7 +145,9 @@ def section_plan(
 def write_lines(
     plan: tuple[str, ...], language: str, genre: Genre, rng: np.random.Generator
 ) -> list[tuple[LyricWord, ...]]:
-    """Words of each section: none for the lead-in, new ones for each verse, the same for each chorus."""
+    """Words of each section: none for the lead-in, new ones for each verse, the same for each
+    chorus.
+    """
     chorus, *verses = sung_lines(language, len(genre.syllables), rng)
     lines: list[tuple[LyricWord, ...]] = []
     for n, kind in enumerate(plan):
@@ -182,7 +189,10 @@ def nearest_in_chord(ladder: list[int], rung: int, chord: tuple[int, ...]) -> in
 
 
 def accompaniment(score: Score, kind: str) -> SongSection:
-    """A section without its voice: chords, picked notes, bass and drums. A lead-in is half a verse."""
+    """A section without its voice: chords, picked notes, bass and drums.
+
+    A lead-in is half a verse.
+    """
     genre = score.genre
     beat = score.beat
     beats = genre.beats / 2 if kind == "lead-in" else genre.beats
@@ -225,7 +235,9 @@ def onsets_of(onsets: tuple[float, ...], beats: float) -> list[tuple[float, floa
 def with_voice(
     section: SongSection, score: Score, line: tuple[LyricWord, ...], melody: tuple[int, ...]
 ) -> SongSection:
-    """The section with `line` sung to as much of the melody as it has syllables; the last is held."""
+    """The section with `line` sung to as much of the melody as it has syllables; the last is
+    held.
+    """
     sounds: list[str] = []
     for word in line:
         sounds += word.syllables

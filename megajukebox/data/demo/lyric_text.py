@@ -1,12 +1,17 @@
-"""Words for the demo songs: four languages in four scripts, each word with the sounds a voice sings for it."""
+"""Words for the demo songs: four languages in four scripts, each word with the sounds a voice
+sings for it.
+"""
 
 from dataclasses import dataclass
 
 import numpy as np
 
-# A phrase is `word=sounds word=sounds`, syllables parted by dots. Sounds are those of `synth.SOUNDS`:
-# a e i o u, m n l r v z Z y w d b g, s S (as in shell) f h p t k. English and Greek "th" become their neighbours.
-# Any opening followed by any ending is a sentence: openings are all of one person, number and gender.
+# A phrase is `word=sounds word=sounds`, syllables parted by dots. Sounds are those of
+# `synth.SOUNDS`:
+# a e i o u, m n l r v z Z y w d b g, s S (as in shell) f h p t k. English and Greek "th" become
+# their neighbours.
+# Any opening followed by any ending is a sentence: openings are all of one person, number and
+# gender.
 OPENINGS = {
     "en": (
         "the=da river=ri.va",

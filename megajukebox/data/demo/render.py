@@ -1,6 +1,8 @@
-"""Renders the demo songs: a folder of CC0 music with metadata and timed lyrics, input for every command.
+"""Renders the demo songs: a folder of CC0 music with metadata and timed lyrics, input for every
+command.
 
-Each song is three files: `<name>.wav` (16 bit stereo), `<name>.json` (metadata) and `<name>.lrc` (words and times).
+Each song is three files: `<name>.wav` (16 bit stereo), `<name>.json` (metadata) and `<name>.lrc`
+(words and times).
 """
 
 import json
@@ -48,11 +50,12 @@ def write_demo_songs(
     sample_rate: int = 44100,
     processes: int | None = None,
 ) -> list[Path]:
-    """Write `count` songs of a length between the two `seconds` into `folder`; the paths of their wav files, in order.
+    """Write `count` songs of a length between the two `seconds` into `folder`; the paths of their
+    wav files, in order.
 
     Song n of a seed has the same bytes whatever the count and the number of processes (default: one
-    for each core). Songs that are already there, whole and the same, are left alone. Raises UserError
-    if `seconds` leave no room.
+    for each core). Songs that are already there, whole and the same, are left alone. Raises
+    UserError if `seconds` leave no room.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -72,7 +75,9 @@ def raise_for_crash(song: DemoSong) -> None:
 
 
 def write_song(folder: Path, song: DemoSong, sample_rate: int) -> None:
-    """Write the three files of a song, the audio first: where the lyrics and metadata fit, the audio does too."""
+    """Write the three files of a song, the audio first: where the lyrics and metadata fit, the
+    audio does too.
+    """
     audio.write_wav(folder / f"{song.name}.wav", render(song, sample_rate), sample_rate, bits=16)
     for path, text in texts_beside(folder, song).items():
         write_atomic(path, text)
@@ -115,7 +120,9 @@ def metadata_of(song: DemoSong) -> dict[str, object]:
 
 
 def lrc(song: DemoSong) -> str:
-    """Enhanced LRC: one line for each sung line, a time before each word, and the end of the last word after it."""
+    """Enhanced LRC: one line for each sung line, a time before each word, and the end of the
+    last word after it.
+    """
     lines = []
     for words in song.words():
         timed = " ".join(f"<{clock(start)}> {word}" for word, start, _ in words)

@@ -19,7 +19,10 @@ class Artist:
 
 @dataclass(frozen=True)
 class Genre:
-    """How it goes: tempo, metre, drums, scale and chords. Beats count from the start of a section."""
+    """How it goes: tempo, metre, drums, scale and chords.
+
+    Beats count from the start of a section.
+    """
 
     name: str
     tempo: float  # beats a minute

@@ -1,4 +1,5 @@
-"""The sounds of the demo songs: a singing voice, three instruments and a drum kit, all as plain numpy synthesis.
+"""The sounds of the demo songs: a singing voice, three instruments and a drum kit, all as plain
+numpy synthesis.
 
 Every sound is float32 mono [T] at the asked sample rate, and holds nothing above BAND of it: a song
 rendered at 11025 Hz is the song rendered at 44100 Hz, less its upper octaves.
@@ -108,7 +109,9 @@ def sine(time: Wave, hertz: float) -> Wave:
 
 
 def envelope(length: int, attack: float, release: float, rate: int) -> Wave:
-    """[length] rising over `attack` and falling over `release` seconds, as raised cosines; 1 between."""
+    """[length] rising over `attack` and falling over `release` seconds, as raised cosines; 1
+    between.
+    """
     shape = np.ones(length, np.float32)
     rise = min(int(attack * rate), length // 2)
     fall = min(int(release * rate), length // 2)
@@ -153,8 +156,8 @@ def sing(
 def timing(sounds: str, seconds: float) -> list[tuple[str, float, float]]:
     """(sound, start, end) in seconds of each speech sound of a syllable.
 
-    Consonants take their own time, up to half the syllable, vowels the remainder. Neighbours overlap
-    a little, so that one turns into the next.
+    Consonants take their own time, up to half the syllable, vowels the remainder. Neighbours
+    overlap a little, so that one turns into the next.
     """
     vowels = [n for n, name in enumerate(sounds) if SOUNDS[name].vowel]
     assert vowels, f"no vowel in {sounds!r}"
@@ -171,7 +174,9 @@ def timing(sounds: str, seconds: float) -> list[tuple[str, float, float]]:
 
 
 def vocal_phase(voice: Voice, pitch: float, came_from: float, length: int, rate: int) -> np.ndarray:
-    """[length] int, the index into the stored cycle: a short glide in, then vibrato on a held note."""
+    """[length] int, the index into the stored cycle: a short glide in, then vibrato on a held
+    note.
+    """
     time = np.arange(length, dtype=np.float32) / np.float32(rate)
     glide = np.float32(came_from - pitch) * np.exp(time * np.float32(-1 / 0.025))
     trembling = (
@@ -184,9 +189,11 @@ def vocal_phase(voice: Voice, pitch: float, came_from: float, length: int, rate:
 
 
 def throat(voice: Voice, sound: Sound, pitch: float, rate: int) -> Wave:
-    """[TABLE] one cycle of the voice: a glottal buzz through three resonances; its effective value is 0.35.
+    """[TABLE] one cycle of the voice: a glottal buzz through three resonances; its effective value
+    is 0.35.
 
-    Harmonics stand still while vibrato moves the pitch, so the formants tremble too, by less than a semitone.
+    Harmonics stand still while vibrato moves the pitch, so the formants tremble too, by less than a
+    semitone.
     """
     assert sound.formants is not None
     harmonics = int(min(VOICED_UP_TO, BAND * rate) / frequency(pitch))
@@ -197,13 +204,17 @@ def throat(voice: Voice, sound: Sound, pitch: float, rate: int) -> Wave:
         answer /= 1 - ratio**2 + 1j * ratio * width / centre
     spectrum = np.zeros(TABLE // 2 + 1, np.complex128)
     spectrum[1 : len(hertz) + 1] = answer * (hertz / hertz[0]) ** -voice.slope
-    # Loudness is set by the harmonics the smallest rate keeps, so that a vowel is as loud at every rate.
+    # Loudness is set by the harmonics the smallest rate keeps, so that a vowel is as loud at every
+    # rate.
     kept = np.abs(spectrum[1 : int(KEPT_HZ / hertz[0]) + 1])
     return (np.fft.irfft(spectrum) * (0.25 * TABLE / np.sqrt((kept**2).sum()))).astype(np.float32)
 
 
 def burst(sound: Sound, length: int, rate: int, seed: int) -> Wave:
-    """[length] noise in the sound's band, silent while the mouth is closed. The same sound gives the same noise."""
+    """[length] noise in the sound's band, silent while the mouth is closed.
+
+    The same sound gives the same noise.
+    """
     assert sound.noise is not None
     closed = min(int(sound.closed * rate), length // 2)
     wave = np.zeros(length, np.float32)
@@ -213,7 +224,9 @@ def burst(sound: Sound, length: int, rate: int, seed: int) -> Wave:
 
 
 def hiss(length: int, low: float, high: float, rate: int, seed: int) -> Wave:
-    """[length] noise between about `low` and `high` Hz, of the same strength per Hz at every rate."""
+    """[length] noise between about `low` and `high` Hz, of the same strength per Hz at every
+    rate.
+    """
     noise = np.random.default_rng(seed).standard_normal(length, dtype=np.float32)
     spectrum = np.fft.rfft(noise)
     hertz = np.fft.rfftfreq(length, 1 / rate)

@@ -62,7 +62,9 @@ class ConvertedSong:
 
 
 def convert(song: SourceSong, settings: IngestConfig) -> ConvertedSong:
-    """Read and encode the audio of `song`; a fault of it becomes its refusal, never an exception."""
+    """Read and encode the audio of `song`; a fault of it becomes its refusal, never an
+    exception.
+    """
     if song.refusal:
         return ConvertedSong(song.refusal)
     try:

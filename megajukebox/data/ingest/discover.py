@@ -1,4 +1,6 @@
-"""What the user has: audio files, their metadata and lyrics, in a folder or by a manifest (JSONL or CSV)."""
+"""What the user has: audio files, their metadata and lyrics, in a folder or by a manifest (JSONL
+or CSV).
+"""
 
 import contextlib
 import csv
@@ -34,7 +36,10 @@ class SourceSong:
 
 
 def as_list(value: Any) -> Any:
-    """`"rock; pop"` -> ["rock", "pop"]; lists as they are. Empty entries go, order stays, repeats go."""
+    """`"rock; pop"` -> ["rock", "pop"]; lists as they are.
+
+    Empty entries go, order stays, repeats go.
+    """
     parts = value.split(";") if isinstance(value, str) else value
     if not isinstance(parts, (list, tuple)) or not all(isinstance(part, str) for part in parts):
         return value
@@ -94,7 +99,9 @@ def find_songs(source: str | Path) -> list[SourceSong]:
 
 
 def audio_files(folder: Path) -> Iterator[Path]:
-    """Audio files below `folder`, but no hidden ones, and no `<name>.stems` folders: parts of a song."""
+    """Audio files below `folder`, but no hidden ones, and no `<name>.stems` folders: parts of a
+    song.
+    """
     for parent, folders, names in os.walk(folder):
         # os.walk goes on into what is left in this list
         folders[:] = [f for f in folders if not f.startswith(".") and not f.endswith(".stems")]
@@ -104,7 +111,9 @@ def audio_files(folder: Path) -> Iterator[Path]:
 
 
 def song_with_files_beside(folder: Path, path: Path) -> SourceSong:
-    """The song at `path` with its `<name>.json` and `<name>.lrc` or `<name>.txt`, or its refusal."""
+    """The song at `path` with its `<name>.json` and `<name>.lrc` or `<name>.txt`, or its
+    refusal.
+    """
     # a name that is not UTF-8 must still fit into reports
     song = SourceSong(path, os.fsencode(path.relative_to(folder)).decode("utf-8", "replace"))
     try:
@@ -145,7 +154,8 @@ def songs_in_manifest(manifest: Path) -> list[SourceSong]:
 
 def jsonl_rows(manifest: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """(where, row) of every line that is not blank."""
-    # not splitlines: a JSON string may hold U+2028 and its like, which only look like the end of a line
+    # not splitlines: a JSON string may hold U+2028 and its like, which only look like the end of a
+    # line
     for number, line in enumerate(text_of(manifest).split("\n"), start=1):
         if line.strip():
             where = f"{manifest.name} line {number}"
@@ -227,7 +237,8 @@ OF_TAGS = {
 def metadata_of_tags(tags: Mapping[str, str]) -> dict[str, Any]:
     """The tags of a file (`audio.tags`) as fields of SongMetadata.
 
-    A value that makes no sense is left out: it was not written for us, so it must not cost the song.
+    A value that makes no sense is left out: it was not written for us, so it must not cost the
+    song.
     """
     values: dict[str, Any] = {name: tags[tag] for tag, name in OF_TAGS.items() if tag in tags}
     if re.fullmatch(r"[\s()\d]*", values.get("genres", "")):  # an ID3v1 genre number
@@ -246,7 +257,9 @@ def metadata_of_tags(tags: Mapping[str, str]) -> dict[str, Any]:
 
 
 def checked(values: dict[str, Any], where: str) -> dict[str, Any]:
-    """The known metadata, in the order of SongMetadata's fields; what is empty counts as missing."""
+    """The known metadata, in the order of SongMetadata's fields; what is empty counts as
+    missing.
+    """
     try:
         metadata = SongMetadata.model_validate(values).model_dump()
     except ValidationError as error:

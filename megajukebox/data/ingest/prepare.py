@@ -1,9 +1,12 @@
-"""From a list of songs to a finished set of song shards: the plan, the restart, the refusals. Its entry: `prepare.py`.
+"""From a list of songs to a finished set of song shards: the plan, the restart, the refusals. Its
+entry: `prepare.py`.
 
-    songs --plan--> shards of songs --convert (many processes)--> accept (one, in order)--> tars --> index.json
+    songs --plan--> shards of songs --convert (many processes)--> accept (one, in order)--> tars -->
+    index.json
 
-Because songs are accepted in the order of the list, the shards do not depend on the number of processes or on where an
-earlier run was killed, and of two songs with the same audio it is always the first that stays.
+Because songs are accepted in the order of the list, the shards do not depend on the number of
+processes or on where an earlier run was killed, and of two songs with the same audio it is always
+the first that stays.
 """
 
 import hashlib
@@ -28,7 +31,8 @@ from megajukebox.data.ingest.discover import SourceSong
 from megajukebox.data.shards.build_index import write_index
 from megajukebox.data.shards.shard_set import ShardSample, finished_shard, write_shard
 
-# Bytes stored for a byte that comes in, about: only to fill shards evenly, so a file's name and size
+# Bytes stored for a byte that comes in, about: only to fill shards evenly, so a file's name and
+# size
 # are enough. Rough: lossy files grow about tenfold as FLAC.
 GROWTH = {".wav": 1.0, ".flac": 1.2, ".ogg": 10.0, ".mp3": 10.0}
 WAV_GROWTH = 2.5  # a 32-bit float WAV to a FLAC of 16 bits
@@ -69,14 +73,19 @@ def prepare_songs(
     fresh: bool = False,
     after_song: Callable[[int], object] = lambda count: None,
 ) -> IngestReport:
-    """Make the shard set `out` of `songs`, or resume making it. `after_song(n)` is called for each n songs done.
+    """Make the shard set `out` of `songs`, or resume making it. `after_song(n)` is called for each
+    n songs done.
 
     Raises:
-        UserError: `out` holds shards of other songs or settings (unless `fresh`), or every song is refused.
+        UserError: `out` holds shards of other songs or settings (unless `fresh`), or every song is
+            refused.
     """
     make_folder(out)
     if fresh:
-        remove_output(out)
+        # the index first, so that no half set ever looks finished
+        for pattern in OUTPUT_FILES:
+            for path in out.glob(pattern):
+                path.unlink()
     check_plan(out, songs, settings)
     plan = plan_shards(songs, settings)
     kept = {name for name in plan if finished_shard(out / name)}
@@ -107,7 +116,9 @@ def prepare_songs(
 
 
 def plan_shards(songs: list[SourceSong], settings: IngestConfig) -> ShardPlan:
-    """Which song goes where: a function of the list, the sizes of its files and the settings, of nothing else."""
+    """Which song goes where: a function of the list, the sizes of its files and the settings, of
+    nothing else.
+    """
     depth = WAV_GROWTH if settings.codec == "wav" else settings.bits / 16
     groups: list[list[SourceSong]] = []
     free_bytes = 0.0
@@ -184,13 +195,6 @@ def songs_sha256(songs: list[SourceSong]) -> str:
     return total.hexdigest()
 
 
-def remove_output(out: Path) -> None:
-    """Removes what an earlier run wrote, the index first, so that no half set ever looks finished."""
-    for pattern in OUTPUT_FILES:
-        for path in out.glob(pattern):
-            path.unlink()
-
-
 # ---- the shards
 
 
@@ -202,7 +206,9 @@ def make_shards(
     processes: int,
     after_song: Callable[[int], object],
 ) -> list[dict[str, Any]]:
-    """The rows of all shards, in order: of those finished before, and of the others as they are written."""
+    """The rows of all shards, in order: of those finished before, and of the others as they are
+    written.
+    """
     missing: list[SourceSong] = []
     for name, songs in plan.items():
         if name not in kept:
@@ -234,7 +240,9 @@ def make_shard(
     stored: dict[str, str],
     after_song: Callable[[int], object],
 ) -> dict[str, Any]:
-    """Write one shard. Its notes keep what a restart must know: what was refused, and what is stored."""
+    """Write one shard. Its notes keep what a restart must know: what was refused, and what is
+    stored.
+    """
     notes: dict[str, Any] = {"refused": [], "stored": {}}
 
     def samples() -> Iterator[ShardSample]:
@@ -276,8 +284,8 @@ def reasons(refused: list[dict[str, str]]) -> str:
 def train_lyrics_model(out: Path, shards: list[dict[str, Any]], vocabulary: int) -> str | None:
     """Train lyrics.model on the lyrics in the shards; None, and no file, if `vocabulary` is 0.
 
-    Where no song has lyrics it knows little but bytes: a prior that reads lyrics then trains on empty ones, and new
-    songs with words, in any script, can still join.
+    Where no song has lyrics it knows little but bytes: a prior that reads lyrics then trains on
+    empty ones, and new songs with words, in any script, can still join.
     """
     path = out / LYRICS_MODEL
     if not vocabulary:

@@ -1,4 +1,7 @@
-"""The index of a shard set, written over its finished shards: songs.npy, then index.json. shards/README.md has both."""
+"""The index of a shard set, written over its finished shards: songs.npy, then index.json.
+
+shards/README.md has both.
+"""
 
 import hashlib
 import io
@@ -28,10 +31,11 @@ def write_index(
     lyrics_model: str | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Write songs.npy, then index.json, over the finished `shards` (names of tars, in order); returns the index.
+    """Write songs.npy, then index.json, over the finished `shards` (names of tars, in order);
+    returns the index.
 
-    `kind` is "songs" or "codes" and decides the members, `lyrics_model` names a file in `folder`, `extra` goes into
-    the index as it is (what codes say of their VQ-VAE).
+    `kind` is "songs" or "codes" and decides the members, `lyrics_model` names a file in `folder`,
+    `extra` goes into the index as it is (what codes say of their VQ-VAE).
 
     Raises:
         UserError: a shard is not finished, or there is none.
@@ -105,7 +109,9 @@ def read_jsons(folder: Path, shard: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def vocabulary_of(songs: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """index.json's "vocabulary" (how many songs have each value, in alphabetical order) and "years"."""
+    """index.json's "vocabulary" (how many songs have each value, in alphabetical order) and
+    "years".
+    """
     counters: dict[str, Counter[str]] = {name: Counter() for name in COUNTED}
     years = set()
     for song in songs:

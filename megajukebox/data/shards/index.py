@@ -13,7 +13,8 @@ from megajukebox.common.errors import UserError
 from megajukebox.common.files import sha256_of
 
 FORMAT = 1
-# The members of a song that this version writes, by kind of set. A set may lack those that did not exist when it was
+# The members of a song that this version writes, by kind of set. A set may lack those that did not
+# exist when it was
 # written, and may have others that a newer version wrote; what it cannot do without is REQUIRED.
 MEMBERS = {
     "songs": ("json", "audio", "lyrics"),
@@ -54,7 +55,9 @@ def row_type(members: Iterable[str]) -> np.dtype:
 
 
 def fingerprint_of(index: Mapping[str, Any]) -> str:
-    """Of the songs and their order, whoever indexed them: the same shards have the same fingerprint."""
+    """Of the songs and their order, whoever indexed them: the same shards have the same
+    fingerprint.
+    """
     content = {name: value for name, value in index.items() if name != "made_by"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -127,7 +130,8 @@ def are_members(names: list[Any], required: set[str]) -> bool:
 def open_songs(folder: Path, index: Mapping[str, Any], checked: bool = False) -> np.ndarray:
     """songs.npy, mapped. Raises UserError if it is not the one that index.json names.
 
-    `checked`: another process has compared its checksum already (0.1 s and more for a million songs).
+    `checked`: another process has compared its checksum already (0.1 s and more for a million
+    songs).
     """
     path = folder / "songs.npy"
     if not path.is_file() or not (checked or sha256_of(path) == index["songs_file"].get("sha256")):

@@ -1,10 +1,12 @@
-"""The cache of a machine for shard sets behind URLs: bounded, shared by its processes, filled in the order of training.
+"""The cache of a machine for shard sets behind URLs: bounded, shared by its processes, filled in
+the order of training.
 
     <cache>/<set>/index.json, songs.npy, lyrics.model    fetched once, checked
     <cache>/<set>/songs-000007.tar.part                  a shard on its way; compared with its sha256, then renamed
     <cache>/<set>/songs-000007.tar                       the least recently used one goes when the cache is full
 
-Where a site answers range requests, a shard that is not here yet is read by them, so training starts at once.
+Where a site answers range requests, a shard that is not here yet is read by them, so training
+starts at once.
 """
 
 import contextlib
@@ -12,7 +14,7 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,9 @@ MAX_SMALL_FILE = 16 << 30  # bytes of songs.npy or lyrics.model
 
 
 class ShardCache:
-    """The tars of one remote set: those in `folder` are read there, the others are fetched or read by ranges."""
+    """The tars of one remote set: those in `folder` are read there, the others are fetched or
+    read by ranges.
+    """
 
     def __init__(
         self, site: ShardSource, folder: Path, shards: Sequence[Mapping[str, Any]]
@@ -136,7 +140,8 @@ class ShardCache:
 class RangeReader(FileWindow):
     """A window of a remote tar; each request asks for MIN_RANGE bytes or more.
 
-    libsndfile reads through callbacks, in which an error is lost: it is kept, the file seems to end, `close` raises.
+    libsndfile reads through callbacks, in which an error is lost: it is kept, the file seems to
+    end, `close` raises.
     """
 
     def __init__(self, cache: ShardCache, shard: int, offset: int, size: int) -> None:
@@ -176,7 +181,9 @@ class RangeReader(FileWindow):
 
 @contextlib.contextmanager
 def locked(path: Path, wait: bool = True) -> Iterator[bool]:
-    """Hold the lock beside `path` among the processes of this machine; False if another has it, without `wait`."""
+    """Hold the lock beside `path` among the processes of this machine; False if another has it,
+    without `wait`.
+    """
     lock = FileLock(path.with_name(f"{path.name}.lock"), timeout=-1 if wait else 0)
     try:
         lock.acquire()
@@ -190,7 +197,10 @@ def locked(path: Path, wait: bool = True) -> Iterator[bool]:
 
 
 def evict(root: Path, wanted: int, limit: int) -> None:
-    """Remove the least recently used tars until `wanted` more bytes fit. A process that has one open keeps it."""
+    """Remove the least recently used tars until `wanted` more bytes fit.
+
+    A process that has one open keeps it.
+    """
     tars = []
     for path in root.glob("*/*.tar"):
         with contextlib.suppress(FileNotFoundError):
@@ -205,34 +215,31 @@ def evict(root: Path, wanted: int, limit: int) -> None:
 
 
 def fetch_index(site: ShardSource) -> tuple[Path, bytes]:
-    """The folder of this machine that stands for a remote set of this very content, and the bytes of its index.json."""
+    """The folder of this machine that stands for a remote set of this very content, and the
+    bytes of its index.json.
+    """
     try:
         data = site.read("index.json")
     except LostShard as error:
         raise UserError(f"{error}; is it the folder that prepare or encode wrote?") from None
     folder = site.remote.cache / hashlib.sha256(site.base.encode() + data).hexdigest()[:20]
     folder.mkdir(parents=True, exist_ok=True)
-    write_if_new(folder / "index.json", lambda: data)
+    with locked(folder / "index.json"):
+        if not (folder / "index.json").exists():
+            write_atomic(folder / "index.json", data)
     return folder, data
 
 
 def fetch_small(site: ShardSource, folder: Path, files: Iterable[Mapping[str, str]]) -> None:
     """songs.npy and lyrics.model. Raises UserError where one is not the file that index.json names."""
     for file in files:
-        write_if_new(folder / file["name"], lambda file=file: checked_file(site, file))  # type: ignore[misc]
-
-
-def checked_file(site: ShardSource, file: Mapping[str, str]) -> bytes:
-    """The bytes of a file of the set, compared with its sha256."""
-    data = site.read(file["name"], limit=MAX_SMALL_FILE)
-    if hashlib.sha256(data).hexdigest() != file["sha256"]:
-        raise UserError(
-            f"{site.shown}/{file['name']} is not the file that index.json speaks of (sha256)"
-        )
-    return data
-
-
-def write_if_new(path: Path, make: Callable[[], bytes]) -> None:
-    with locked(path):
-        if not path.exists():
-            write_atomic(path, make())
+        name = file["name"]
+        with locked(folder / name):
+            if (folder / name).exists():
+                continue
+            data = site.read(name, limit=MAX_SMALL_FILE)
+            if hashlib.sha256(data).hexdigest() != file["sha256"]:
+                raise UserError(
+                    f"{site.shown}/{name} is not the file that index.json speaks of (sha256)"
+                )
+            write_atomic(folder / name, data)

@@ -1,4 +1,5 @@
-"""Files behind a URL, whole or by ranges, tried again when they stall; local_cache.py keeps those of a set.
+"""Files behind a URL, whole or by ranges, tried again when they stall; local_cache.py keeps those
+of a set.
 
     https://host/songs?token=...                what is after ? is sent with every request and never shown
     s3://bucket/songs, gs://, hf://, ...        whatever fsspec reads (transports.py)
@@ -97,7 +98,10 @@ class ShardSource:
         return self._retried(name, lambda: self.transport.read_range(url, start, size))
 
     def fetch(self, name: str, to: Path, size: int, sha256: str) -> None:
-        """A whole file, checked, as `to`. A try that breaks off is continued by the next one where the site can."""
+        """A whole file, checked, as `to`.
+
+        A try that breaks off is continued by the next one where the site can.
+        """
         part = to.with_name(f"{to.name}.part")
 
         def attempt() -> None:
@@ -125,7 +129,10 @@ class ShardSource:
             raise ConnectionError(f"{part.stat().st_size} of {size} bytes came")
 
     def _retried(self, name: str, attempt: Callable[[], Result]) -> Result:
-        """`attempt()`, tried again with growing pauses while the error may pass. LostShard when it does not."""
+        """`attempt()`, tried again with growing pauses while the error may pass.
+
+        LostShard when it does not.
+        """
         try:
             return retry(
                 attempt,

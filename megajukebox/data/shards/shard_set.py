@@ -1,4 +1,5 @@
-"""Shard sets: writing tar shards, indexing them, and opening a set by its folder. shards/README.md has the formats.
+"""Shard sets: writing tar shards, indexing them, and opening a set by its folder. shards/README.md
+has the formats.
 
     <name>.tar         samples; under this name only when complete
     <name>.rows.json   what is in that tar; written after it, so where it lies the shard is finished
@@ -66,11 +67,12 @@ class ShardSample:
 def write_shard(
     path: str | Path, samples: Iterable[ShardSample], notes: Any = None
 ) -> dict[str, Any]:
-    """Write `samples` to the tar at `path`, then its rows beside it; returns the rows. Same samples, same bytes.
+    """Write `samples` to the tar at `path`, then its rows beside it; returns the rows. Same
+    samples, same bytes.
 
-    `notes` (JSON) is kept in the rows; it is read when the samples are exhausted, so they may fill it as they come.
-    Killed at any point, this leaves nothing under the real name, or a complete tar that the next run writes again.
-    Without a single sample there is no tar, only rows that say so.
+    `notes` (JSON) is kept in the rows; it is read when the samples are exhausted, so they may fill
+    it as they come. Killed at any point, this leaves nothing under the real name, or a complete tar
+    that the next run writes again. Without a single sample there is no tar, only rows that say so.
     """
     path = Path(path)
     # from here until the new rows are there, the shard is not finished
@@ -93,7 +95,9 @@ def write_shard(
 
 
 def finished_shard(path: str | Path) -> dict[str, Any] | None:
-    """The rows of the shard at `path` if it is finished and its size is right, else None: it is to be written again."""
+    """The rows of the shard at `path` if it is finished and its size is right, else None: it is
+    to be written again.
+    """
     path = Path(path)
     if not rows_path(path).is_file():
         return None
@@ -108,7 +112,9 @@ def rows_path(path: Path) -> Path:
 
 
 class HashedFile:
-    """Counts and hashes what is written through it, so that no shard is read again for its checksum."""
+    """Counts and hashes what is written through it, so that no shard is read again for its
+    checksum.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
@@ -122,7 +128,9 @@ class HashedFile:
 
 
 def written(samples: Iterable[ShardSample], file: HashedFile) -> Iterator[dict[str, Any]]:
-    """Writes each sample to the tar; yields its row: {"key", "frames", "members": {name: [offset, bytes, crc32]}}."""
+    """Writes each sample to the tar; yields its row: {"key", "frames", "members": {name:
+    [offset, bytes, crc32]}}.
+    """
     # webdataset imports torch, which the processes that only read songs should not pay for
     from webdataset.writer import TarWriter
 
@@ -132,7 +140,8 @@ def written(samples: Iterable[ShardSample], file: HashedFile) -> Iterator[dict[s
         for sample in samples:
             check_sample(sample)
             members = {}
-            # One call for each member: in one call the writer would sort them, and the JSON would not come first.
+            # One call for each member: in one call the writer would sort them, and the JSON would
+            # not come first.
             for extension, data in sample.members.items():
                 tar.write({"__key__": sample.key, extension: data})
                 offset = tar.tarstream.offset - -(-len(data) // TAR_BLOCK) * TAR_BLOCK
@@ -156,7 +165,8 @@ def check_sample(sample: ShardSample) -> None:
 
 
 class ShardSet:
-    """A finished shard set, opened by its folder or URL. Only the index is read; songs.npy is mapped, tars stay closed.
+    """A finished shard set, opened by its folder or URL. Only the index is read; songs.npy is
+    mapped, tars stay closed.
 
     source       what it was opened by, without what a URL keeps secret
     folder       where index.json, songs.npy and lyrics.model lie on this machine
@@ -169,7 +179,9 @@ class ShardSet:
     def __init__(
         self, source: str | Path, remote: RemoteConfig | None = None, checked: Path | None = None
     ) -> None:
-        """`remote` says how to read what lies behind a URL; `checked` is the folder of a set that was opened before."""
+        """`remote` says how to read what lies behind a URL; `checked` is the folder of a set
+        that was opened before.
+        """
         self._opened_by = source
         self._remote = remote or RemoteConfig()
         site = ShardSource(str(source), self._remote) if is_url(source) else None
@@ -215,7 +227,8 @@ class ShardSet:
         return member in self.members and bool(self.songs[song][f"{member}_bytes"])
 
     def member_extension(self, song: int, member: str) -> str:
-        """What follows the key's dot in the tar, e.g. "flac" or "lrc"; read from the tar's own header.
+        """What follows the key's dot in the tar, e.g. "flac" or "lrc"; read from the tar's own
+        header.
 
         Raises:
             BadSampleError: that is not an extension of such a member.
@@ -232,7 +245,10 @@ class ShardSet:
         return extension
 
     def read_member(self, song: int, member: str) -> bytes:
-        """A member's bytes, b"" where the song has none. Raises BadSampleError if the checksum is wrong."""
+        """A member's bytes, b"" where the song has none.
+
+        Raises BadSampleError if the checksum is wrong.
+        """
         if member not in self.members:
             return b""
         with self.open_member(song, member) as file:
@@ -241,7 +257,9 @@ class ShardSet:
         return data
 
     def check_member(self, song: int, member: str) -> None:
-        """Raises BadSampleError if the checksum is wrong; never holds more than CHECKED_AT_ONCE bytes of it."""
+        """Raises BadSampleError if the checksum is wrong; never holds more than CHECKED_AT_ONCE
+        bytes of it.
+        """
         crc = 0
         size = 0
         with self.open_member(song, member) as file:
@@ -282,7 +300,8 @@ class ShardSet:
         """A member as a file to read from; its checksum is not compared. The caller closes it.
 
         Raises:
-            BadSampleError: naming shard and key, for a key that is no name, for a member of absurd size, and if the
+            BadSampleError: naming shard and key, for a key that is no name, for a member of absurd
+                size, and if the
                 tar is too short to hold it.
             OSError: a remote shard cannot be fetched.
         """

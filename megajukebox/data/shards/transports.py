@@ -1,11 +1,12 @@
-"""How bytes come from behind a URL: http(s) by urllib, object stores by fsspec, a command's output by a pipe.
+"""How bytes come from behind a URL: http(s) by urllib, object stores by fsspec, a command's output
+by a pipe.
 
     https://host/songs                          Range requests; a socket that is silent for `stall` seconds fails
     s3://, gs://, hf://, az://, memory:// ...   fsspec; its backend is a package of its own (s3fs, gcsfs, ...)
     pipe:COMMAND, scp://, htgs://, ais://       commands of webdataset's gopen; only with allow_pipe
 
-http stays ours: fsspec's needs aiohttp, asks for the size of each file first (two requests a range), and has no
-timeout that starts anew with every byte (docs/decisions/0032).
+http stays ours: fsspec's is not fork-safe, takes a whole file for a range where a site has no ranges,
+and needs aiohttp (docs/decisions/0035).
 """
 
 import contextlib
@@ -19,7 +20,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, TypeVar
+from typing import Any, BinaryIO, TypeAlias, TypeVar
 
 from megajukebox.common.errors import UserError
 
@@ -75,26 +76,12 @@ def may_pass(error: Exception) -> bool:
     return not isinstance(error, (NoRanges, FileNotFoundError, PermissionError))
 
 
-class Transport(Protocol):
-    """Reads files behind URLs. What fails raises OSError or HTTPException."""
-
-    @property
-    def can_seek(self) -> bool: ...
-
-    def blocks(
-        self, url: str, start: int = 0
-    ) -> contextlib.AbstractContextManager[Iterator[bytes]]:
-        """The file's blocks from byte `start` on; a transport that cannot seek ignores `start`."""
-
-    def read_range(self, url: str, start: int, size: int) -> bytes:
-        """Bytes [start, start + size). Raises NoRanges where only whole files come."""
-
-
-def transport_for(url: str, stall: float, allow_pipe: bool) -> Transport:
+def transport_for(url: str, stall: float, allow_pipe: bool) -> "Transport":
     """The transport of a URL; `stall` are the seconds without a byte that end a try.
 
     Raises:
-        UserError: the URL would run a command without leave, or the package that reads it is missing.
+        UserError: the URL would run a command without leave, or the package that reads it is
+            missing.
     """
     check_allowed(url, allow_pipe)
     if is_http(url):
@@ -120,7 +107,9 @@ def open_stream(url: str, stall: float) -> BinaryIO:
 
 
 class HttpTransport:
-    """Files of an http server, by urllib: redirects are followed, silence and short bodies are errors."""
+    """Files of an http server, by urllib: redirects are followed, silence and short bodies are
+    errors.
+    """
 
     can_seek = True
 
@@ -172,7 +161,10 @@ def skip(answer: http.client.HTTPResponse, count: int) -> None:
 
 
 class FsspecTransport:
-    """Files of an object store by fsspec. No read may take longer than `stall` seconds, whatever the backend does."""
+    """Files of an object store by fsspec.
+
+    No read may take longer than `stall` seconds, whatever the backend does.
+    """
 
     can_seek = True
 
@@ -199,7 +191,9 @@ class FsspecTransport:
 
     @contextlib.contextmanager
     def _reported(self) -> Iterator[None]:
-        """Every backend has exceptions of its own; to us they are one: the file could not be read."""
+        """Every backend has exceptions of its own; to us they are one: the file could not be
+        read.
+        """
         try:
             yield
         except (OSError, UserError):
@@ -208,7 +202,10 @@ class FsspecTransport:
             raise ConnectionError(f"{type(error).__name__}: {error}") from error
 
     def _within_stall(self, read: Callable[[], Result]) -> Result:
-        """`read()` in a thread of its own; TimeoutError after `stall` seconds. A thread that hangs is left behind."""
+        """`read()` in a thread of its own; TimeoutError after `stall` seconds.
+
+        A thread that hangs is left behind.
+        """
         results: list[Result] = []
         errors: list[BaseException] = []
 
@@ -229,7 +226,8 @@ class FsspecTransport:
 
 
 def file_system_of(url: str) -> tuple[Any, str]:
-    """(file system, path) of a URL. fsspec keeps one file system for each process, so ask anew after a fork.
+    """(file system, path) of a URL. fsspec keeps one file system for each process, so ask anew
+    after a fork.
 
     Raises:
         UserError: no such protocol, or its package is not installed.
@@ -305,3 +303,8 @@ class CommandTransport:
             if not block:
                 return
             yield block
+
+
+# What all three have: `can_seek`; `blocks(url, start)`, a context of the file's blocks from byte `start` on (a
+# transport that cannot seek ignores it); `read_range(url, start, size)`. What fails raises OSError or HTTPException.
+Transport: TypeAlias = HttpTransport | FsspecTransport | CommandTransport

@@ -1,4 +1,7 @@
-"""One shard compared with its index: size, checksums, headers, rows. Each finding is a line of text."""
+"""One shard compared with its index: size, checksums, headers, rows.
+
+Each finding is a line of text.
+"""
 
 import tarfile
 from collections.abc import Iterator
@@ -16,7 +19,9 @@ MAX_FINDINGS = 20  # reported of one shard; one broken disk would fill the scree
 
 
 def check_shard(work: tuple[ShardSet, int]) -> list[str]:
-    """What is wrong with one shard (`work` is the set and the shard's number), at most MAX_FINDINGS findings."""
+    """What is wrong with one shard (`work` is the set and the shard's number), at most
+    MAX_FINDINGS findings.
+    """
     shards, number = work
     findings = list(islice(all_findings(shards, number), MAX_FINDINGS + 1))
     if len(findings) > MAX_FINDINGS:
@@ -44,9 +49,11 @@ def all_findings(shards: ShardSet, number: int) -> Iterator[str]:
 
 
 def bad_headers(path: Path, strict: bool = True) -> Iterator[str]:
-    """Members that training would not read, but another program might unpack: links, odd names, foreign extensions.
+    """Members that training would not read, but another program might unpack: links, odd names,
+    foreign extensions.
 
-    Not `strict`: the set has members of a newer version, so an extension may be one that we do not know.
+    Not `strict`: the set has members of a newer version, so an extension may be one that we do not
+    know.
     """
     try:
         with tarfile.open(path, "r:", errorlevel=0) as tar:
@@ -82,7 +89,9 @@ def bad_rows(shards: ShardSet, number: int) -> Iterator[str]:
 
 
 def check_song(shards: ShardSet, song: int) -> None:
-    """Raises BadSampleError if a member is missing or damaged, or the JSON belongs to another song."""
+    """Raises BadSampleError if a member is missing or damaged, or the JSON belongs to another
+    song.
+    """
     facts = shards.read_facts(song)
     frames = int(shards.songs[song]["frames"])
     if facts.get("key") != shards.key(song) or facts.get("frames") != frames:

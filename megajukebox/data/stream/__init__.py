@@ -1,1 +1,3 @@
-"""From shards to batches: every clip exactly once an epoch, on any number of processes, through any crash."""
+"""From shards to batches: every clip exactly once an epoch, on any number of processes, through
+any crash.
+"""

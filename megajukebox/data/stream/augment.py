@@ -11,7 +11,9 @@ BANDS = np.array(
 
 @dataclass(frozen=True)
 class Augment:
-    """Every clip gets a random volume within +-`volume_db`, and a random tone curve within +-`eq_db` (decibels)."""
+    """Every clip gets a random volume within +-`volume_db`, and a random tone curve within
+    +-`eq_db` (decibels).
+    """
 
     volume_db: float = 0.0
     eq_db: float = 0.0
@@ -21,7 +23,10 @@ class Augment:
         return self.volume_db > 0 or self.eq_db > 0
 
     def __call__(self, x_T: np.ndarray, sample_rate: int, rng: np.random.Generator) -> np.ndarray:
-        """The clip, changed; as long as before. Where it would exceed full scale all of it is made softer."""
+        """The clip, changed; as long as before.
+
+        Where it would exceed full scale all of it is made softer.
+        """
         if self.eq_db > 0:
             x_T = equalise(x_T, sample_rate, rng.uniform(-self.eq_db, self.eq_db, len(BANDS)))
         if self.volume_db > 0:
@@ -30,7 +35,9 @@ class Augment:
 
 
 def equalise(x_T: np.ndarray, sample_rate: int, gains_db: np.ndarray) -> np.ndarray:
-    """`x_T` with the gain (dB) at each of BANDS, and straight lines over log frequency between them."""
+    """`x_T` with the gain (dB) at each of BANDS, and straight lines over log frequency between
+    them.
+    """
     frequency = np.fft.rfftfreq(len(x_T), 1 / sample_rate)
     curve = np.interp(np.log(np.maximum(frequency, 1.0)), np.log(BANDS), gains_db)
     return np.fft.irfft(np.fft.rfft(x_T) * 10 ** (curve / 20), len(x_T))

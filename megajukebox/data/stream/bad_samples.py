@@ -1,4 +1,6 @@
-"""Clips that could not be read: counted by kind, reported one by one, and the end of the run above a ratio."""
+"""Clips that could not be read: counted by kind, reported one by one, and the end of the run
+above a ratio.
+"""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +13,10 @@ MAX_REASON = 500  # characters of a reason that are kept
 
 
 class StorageUnavailable(Exception):
-    """The storage of the shards does not answer. The run itself is sound: restarted later, it resumes."""
+    """The storage of the shards does not answer.
+
+    The run itself is sound: restarted later, it resumes.
+    """
 
 
 @dataclass(frozen=True)
@@ -37,17 +42,21 @@ def bad_sample_of(shard: str, key: str, error: Exception) -> BadSample:
 
 
 def error_for_many(kinds: Mapping[str, int]) -> type[Exception]:
-    """What too many bad clips of these kinds mean: storage that is down, or a corpus that a person must look at."""
+    """What too many bad clips of these kinds mean: storage that is down, or a corpus that a
+    person must look at.
+    """
     return (
         StorageUnavailable if 2 * kinds.get("unavailable", 0) > sum(kinds.values()) else UserError
     )
 
 
 class BadSampleCounter:
-    """Counts clips read and replaced, reports each bad one, and stops above a ratio: the disk may be broken.
+    """Counts clips read and replaced, reports each bad one, and stops above a ratio: the disk may
+    be broken.
 
-    Raises UserError then, or StorageUnavailable where the storage did not answer for most of them; never with a
-    ratio of 1: for one clip that is read, any number of candidates may have been tried.
+    Raises UserError then, or StorageUnavailable where the storage did not answer for most of them;
+    never with a ratio of 1: for one clip that is read, any number of candidates may have been
+    tried.
     """
 
     def __init__(self, max_ratio: float, after: int, on_bad: OnBad | None) -> None:

@@ -1,10 +1,13 @@
-"""From the global order to batches: the stages of a WebDataset pipeline, run by a DataLoader, resumable at any step.
+"""From the global order to batches: the stages of a WebDataset pipeline, run by a DataLoader,
+resumable at any step.
 
-    positions --samples--> clips --micro_batches--> micro-batches --whole_steps--> one list of micro-batches a step
+    positions --samples--> clips --micro_batches--> micro-batches --whole_steps--> one list of
+    micro-batches a step
 
-A source (SongClips, CodeWindows) says which clips there are and reads one; `Order` says which comes when. Worker k of w
-reads the whole steps k, k + w, ...; the DataLoader takes the workers in turn, so steps arrive in order for any w.
-A clip that cannot be read is replaced (bad_samples.py); worker_pool.py handles workers that hang or die.
+A source (SongClips, CodeWindows) says which clips there are and reads one; `Order` says which comes
+when. Worker k of w reads the whole steps k, k + w, ...; the DataLoader takes the workers in turn,
+so steps arrive in order for any w. A clip that cannot be read is replaced (bad_samples.py);
+worker_pool.py handles workers that hang or die.
 """
 
 import os
@@ -30,9 +33,9 @@ from megajukebox.data.stream.bad_samples import (
     bad_sample_of,
     error_for_many,
 )
-from megajukebox.data.stream.sample_order import InOrder, Order, rng, sample_positions
+from megajukebox.data.stream.sample_order import InOrder, Order, candidate, rng, sample_positions
 from megajukebox.data.stream.song_dataset import Part
-from megajukebox.data.stream.stream_identity import StreamIdentity, next_step_of
+from megajukebox.data.stream.stream_identity import StreamIdentity
 from megajukebox.data.stream.worker_pool import ALONE, PrefetchedSteps, ReadAhead, WorkerStatus
 
 MAX_CANDIDATES = 100  # clips tried in place of a broken one
@@ -57,7 +60,9 @@ class ClipSource(Protocol):
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """Which positions one rank reads, and how: `steps` None is for ever; without `seed` nothing is random."""
+    """Which positions one rank reads, and how: `steps` None is for ever; without `seed` nothing
+    is random.
+    """
 
     global_batch: int
     micro_batch: int
@@ -85,13 +90,12 @@ class BatchPlan:
         steps = None if self.steps is None else self.steps - (step - self.first_step)
         return replace(self, first_step=step, steps=steps)
 
-    def step_numbers(self) -> Iterator[int]:
-        return islice(count(self.first_step), self.steps)
-
 
 @dataclass(frozen=True)
 class ReadClip:
-    """One clip as its source read it, and the clips that it replaces because they could not be read."""
+    """One clip as its source read it, and the clips that it replaces because they could not be
+    read.
+    """
 
     fields: dict[str, Any]
     replaced: list[BadSample] = field(default_factory=list)
@@ -113,12 +117,15 @@ def samples(
     status: WorkerStatus,
     left_out: frozenset[int] = frozenset(),
 ) -> Iterator[tuple[int, ReadClip]]:
-    """The source stage: (step, clip) for every position of this worker's steps; never of the songs `left_out`."""
+    """The source stage: (step, clip) for every position of this worker's steps; never of the
+    songs `left_out`.
+    """
     worker, workers = this_worker()
     status.register(worker, os.getpid())
     note_clip = partial(status.start_clip, worker)
     block = None
-    for step in islice(plan.step_numbers(), worker, None, workers):
+    all_steps = islice(count(plan.first_step), plan.steps)
+    for step in islice(all_steps, worker, None, workers):
         for position in map(int, sample_positions(step, plan.rank, plan.world, plan.global_batch)):
             if order.block_at(position) != block:
                 block = order.block_at(position)
@@ -143,11 +150,12 @@ def read_or_replace(
     """The clip at `position`, or the first candidate in its place that can be read.
 
     Raises:
-        UserError: none of MAX_CANDIDATES can be read (StorageUnavailable where the storage does not answer).
+        UserError: none of MAX_CANDIDATES can be read (StorageUnavailable where the storage does not
+            answer).
     """
     replaced: list[BadSample] = []
     for attempt in range(min(MAX_CANDIDATES, order.clips)):
-        _, song, clip = order.locate(order.candidate(position, attempt))
+        _, song, clip = order.locate(candidate(position, attempt, order.clips))
         if note_clip:
             note_clip(position, song)
         try:
@@ -235,12 +243,14 @@ def stream_identity(
 
 
 class Batches:
-    """The batches of one rank: for each step a list of global_batch / (world * micro_batch) micro-batches, for ever.
+    """The batches of one rank: for each step a list of global_batch / (world * micro_batch)
+    micro-batches, for ever.
 
-    The same clips come at the same step for any world and number of workers. `on_bad` gets every clip that was
-    replaced. Above the ratio `max_bad_sample_ratio` of them, counted once `ratio_after_clips` clips were read,
-    iterating raises UserError, or StorageUnavailable where the storage did not answer for most. Iterate once;
-    `state()` is the position after the last step that was handed out.
+    The same clips come at the same step for any world and number of workers. `on_bad` gets every
+    clip that was replaced. Above the ratio `max_bad_sample_ratio` of them, counted once
+    `ratio_after_clips` clips were read, iterating raises UserError, or StorageUnavailable where the
+    storage did not answer for most. Iterate once; `state()` is the position after the last step
+    that was handed out.
     """
 
     def __init__(
@@ -296,7 +306,9 @@ class Batches:
         return dict(self.counter.kinds)
 
     def report(self) -> dict[str, float]:
-        """For the metrics: how full the buffer of read steps is (0..1), where processes fill one."""
+        """For the metrics: how full the buffer of read steps is (0..1), where processes fill
+        one.
+        """
         return (
             {"prefetch_fill_ratio": self._steps.fill()}
             if self._steps and self.ahead.workers
@@ -314,7 +326,7 @@ class Batches:
     def resume(self, state: Mapping[str, object]) -> None:
         """Continue after the step of `state`. Raises UserError if it belongs to another order."""
         self.identity.check(state)
-        self.next_step = next_step_of(state)
+        self.next_step = int(state["next_step"])  # type: ignore[call-overload]
 
 
 def held_out_batches(
@@ -327,10 +339,12 @@ def held_out_batches(
     ahead: ReadAhead = ALONE,
     on_bad: OnBad | None = None,
 ) -> Iterator[Batch]:
-    """The held-out songs' clips in order, unshifted and mixed equally; as many batches on every rank.
+    """The held-out songs' clips in order, unshifted and mixed equally; as many batches on every
+    rank.
 
-    With `limit` that many clips, evenly spread. What does not fill a batch on every rank is left out, but at least one
-    batch is filled, by taking clips twice. Nothing if no song is held out, or `limit` is 0.
+    With `limit` that many clips, evenly spread. What does not fill a batch on every rank is left
+    out, but at least one batch is filled, by taking clips twice. Nothing if no song is held out, or
+    `limit` is 0.
     """
     steps = held_out_steps(source, micro_batch=micro_batch, world=world, limit=limit)
     if not steps:

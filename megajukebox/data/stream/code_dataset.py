@@ -1,4 +1,6 @@
-"""Which windows of codes a code set has at a level, and one with what it is conditioned on: the samples of a prior."""
+"""Which windows of codes a code set has at a level, and one with what it is conditioned on: the
+samples of a prior.
+"""
 
 import io
 from collections.abc import Mapping
@@ -47,7 +49,9 @@ def check_kind(codes: ShardSet) -> None:
 
 
 def check_codes(codes: ShardSet, run: Path, facts: Mapping[str, Any]) -> None:
-    """Raise UserError unless `codes` were made by the VQ-VAE that the prior in `run` was trained with."""
+    """Raise UserError unless `codes` were made by the VQ-VAE that the prior in `run` was trained
+    with.
+    """
     check_kind(codes)
     check_vqvae(run, facts, codes.index["vqvae"]["fingerprint"])
 
@@ -72,12 +76,14 @@ class ShardSong:
 class CodeWindows:
     """Windows of `window` codes of `level`, each starting on a code of the level above.
 
-    The upper codes of a window are those of the level above for the same audio, `ratio` times fewer:
+    The upper codes of a window are those of the level above for the same audio, `ratio` times
+    fewer:
 
         upper  |   u0   |   u1   |   u2   |      window 8, ratio 4: codes c4..c11, upper codes u1, u2
         codes   c0 . . . c4 . . . c8 . . .
 
-    With `verify` the first window read from a song checks the CRC of the whole member, once a process.
+    With `verify` the first window read from a song checks the CRC of the whole member, once a
+    process.
     """
 
     def __init__(
@@ -98,7 +104,8 @@ class CodeWindows:
         self.hop, self.upper, self.ratio = hop_and_upper(shards.index["vqvae"]["hops"], level)
         check_window(window, self.ratio, level, self.upper)
         self.shard_of_song = np.asarray(shards.songs["shard"])
-        # codes of the level above (at the top: of the top) in each song: whole codes of the slowest level
+        # codes of the level above (at the top: of the top) in each song: whole codes of the slowest
+        # level
         slowest = max(shards.index["vqvae"]["hops"].values())
         uppers_per_slowest = slowest // (self.hop * self.ratio)
         self._uppers = believable(shards.songs["frames"]) // slowest * uppers_per_slowest
@@ -126,11 +133,12 @@ class CodeWindows:
         }
 
     def read(self, song: int, clip: int, rng: np.random.Generator | None) -> dict[str, Any]:
-        """One window; ValueError if it cannot be read. Without `rng`: not shifted, and with all its conditions.
+        """One window; ValueError if it cannot be read. Without `rng`: not shifted, and with all its
+        conditions.
 
-        codes [window] int64, upper_codes [window / ratio] int64 (not at the top), and the arrays of the conditions:
-        timing [3] int64 (length of the song, start and length of the window, in audio samples),
-        conditions {name: [max_values] int64}, lyrics [tokens] int64 ...
+        codes [window] int64, upper_codes [window / ratio] int64 (not at the top), and the arrays of
+        the conditions: timing [3] int64 (length of the song, start and length of the window, in
+        audio samples), conditions {name: [max_values] int64}, lyrics [tokens] int64 ...
         """
         uppers = self.window // self.ratio
         start = self.ratio * clip_start(clip, uppers, int(self._uppers[song]), rng)
@@ -163,7 +171,9 @@ class CodeWindows:
 
 
 def hop_and_upper(hops: Mapping[str, int], level: str) -> tuple[int, str | None, int]:
-    """(samples for one code, the level above, codes for one code of that level); (hop, None, 1) at the top."""
+    """(samples for one code, the level above, codes for one code of that level); (hop, None, 1)
+    at the top.
+    """
     if level not in hops:
         raise UserError(f"level {level!r} is not in the code set; choose one of {', '.join(hops)}")
     slower = [name for name in hops if hops[name] > hops[level]]
@@ -180,7 +190,8 @@ def check_window(window: int, ratio: int, level: str, upper: str | None) -> None
 
 
 def read_codes(file: BinaryIO | OffsetReader | RangeReader, start: int, count: int) -> np.ndarray:
-    """Codes [count] int64 from code `start` of a .npy of uint16 [T]; only the header and those bytes are read.
+    """Codes [count] int64 from code `start` of a .npy of uint16 [T]; only the header and those
+    bytes are read.
 
     Raises:
         BadSampleError: it is another kind of file, or too short.
@@ -203,7 +214,10 @@ def read_codes(file: BinaryIO | OffsetReader | RangeReader, start: int, count: i
 
 @lru_cache(maxsize=HEADERS_KEPT)
 def npy_length(head: bytes) -> int:
-    """How many values a .npy file of uint16 [T] has by its `head`. Raises BadSampleError if it is another kind of file."""
+    """How many values a .npy file of uint16 [T] has by its `head`.
+
+    Raises BadSampleError if it is another kind of file.
+    """
     file = io.BytesIO(head)
     try:
         version = npy_format.read_magic(file)

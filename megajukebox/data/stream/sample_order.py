@@ -1,16 +1,21 @@
-"""The order of training: which clip of which song stands at which position, a pure function of seed and song lengths.
+"""The order of training: which clip of which song stands at which position, a pure function of seed
+and song lengths.
 
-Let N be the number of clips of all songs. Position p = 0, 1, 2, ... is clip i = p mod N of epoch e = p div N.
+Let N be the number of clips of all songs. Position p = 0, 1, 2, ... is clip i = p mod N of epoch e
+= p div N.
 
     1. Shards are permuted by the Philox stream ("shards", e).
     2. Each `block` shards in that order form a block; the last block may be smaller.
-    3. The clips of a block, listed by shard in that order, then song, then time, are permuted by ("clips", e, block);
-       with `clips_per_song_visit` v > 1 it permutes visits: runs of v neighbouring clips of a song (the last may be shorter).
+    3. The clips of a block, listed by shard in that order, then song, then time, are permuted by
+    ("clips", e, block);
+       with `clips_per_song_visit` v > 1 it permutes visits: runs of v neighbouring clips of a song
+       (the last may be shorter).
     4. The epoch is its blocks one after another.
 
-Step t takes positions t*G ... (t+1)*G - 1 for a global batch of G; rank r of W takes the r-th of W equal runs of them.
-Nothing depends on the past, the number of ranks or workers, or time, so a step number is all there is to save.
-A permutation is the stable argsort of raw 64-bit Philox words, which numpy keeps for ever (`permutation` it may not).
+Step t takes positions t*G ... (t+1)*G - 1 for a global batch of G; rank r of W takes the r-th of W
+equal runs of them. Nothing depends on the past, the number of ranks or workers, or time, so a step
+number is all there is to save. A permutation is the stable argsort of raw 64-bit Philox words,
+which numpy keeps for ever (`permutation` it may not).
 """
 
 import hashlib
@@ -35,7 +40,9 @@ def philox(seed: int, purpose: str, position: int) -> np.random.Philox:
 
 
 def rng(seed: int, purpose: str, position: int) -> np.random.Generator:
-    """Random numbers that depend on these three only: the same on every rank, worker and machine."""
+    """Random numbers that depend on these three only: the same on every rank, worker and
+    machine.
+    """
     return np.random.Generator(philox(seed, purpose, position))
 
 
@@ -77,9 +84,11 @@ class ShuffleBlock:
 
 
 class Order:
-    """The order over songs of `clips_per_song` clips (0 leaves a song out) lying in `shard_of_song`, both [songs].
+    """The order over songs of `clips_per_song` clips (0 leaves a song out) lying in
+    `shard_of_song`, both [songs].
 
-    Holds the permutation of two blocks at a time: positions read one after another cost a binary search each.
+    Holds the permutation of two blocks at a time: positions read one after another cost a binary
+    search each.
     """
 
     def __init__(
@@ -132,9 +141,6 @@ class Order:
         epoch, number = key
         return self._epoch(epoch).shards[number * self.block : (number + 2) * self.block]
 
-    def candidate(self, position: int, attempt: int) -> int:
-        return candidate(position, attempt, self.clips)
-
     def _visit_of(self, block: ShuffleBlock, i: int) -> tuple[int, int]:
         """(visit, clip within the visit) of the i-th clip of a block."""
         if block.clip_ends is None:
@@ -167,7 +173,10 @@ class Order:
         return ShuffleBlock(songs, ends, order, clip_ends)
 
     def _clip_ends(self, clips: np.ndarray, visits: np.ndarray, order: np.ndarray) -> np.ndarray:
-        """Clips up to the end of each visit in the order `order`. Every visit but the last of a song is full."""
+        """Clips up to the end of each visit in the order `order`.
+
+        Every visit but the last of a song is full.
+        """
         sizes = np.full(len(order), self.clips_per_song_visit)
         with_clips = visits > 0
         last_sizes = clips - (visits - 1) * self.clips_per_song_visit
@@ -176,7 +185,9 @@ class Order:
 
 
 class InOrder:
-    """Clips one after another, for held-out songs: all of them, or `limit` evenly spread over them."""
+    """Clips one after another, for held-out songs: all of them, or `limit` evenly spread over
+    them.
+    """
 
     def __init__(self, clips_per_song: np.ndarray, limit: int | None = None) -> None:
         self._ends = np.cumsum(clips_per_song, dtype=np.int64)
@@ -198,12 +209,11 @@ class InOrder:
         """None: held-out clips are few and lie everywhere."""
         return np.zeros(0, dtype=np.int64)
 
-    def candidate(self, position: int, attempt: int) -> int:
-        return candidate(position, attempt, self.clips)
-
 
 def candidate(position: int, attempt: int, clips: int) -> int:
-    """The position whose clip stands in for the one at `position` at the `attempt`-th try, within the same epoch."""
+    """The position whose clip stands in for the one at `position` at the `attempt`-th try,
+    within the same epoch.
+    """
     epoch, i = divmod(int(position), clips)
     stride = STRIDE if clips % STRIDE else STRIDE + 8  # 7927, the next prime
     return epoch * clips + (i + stride * attempt) % clips
@@ -212,7 +222,9 @@ def candidate(position: int, attempt: int, clips: int) -> int:
 def lru_get(
     cache: dict[Key, Value], key: Key, make: Callable[[Key], Value], size: int = 2
 ) -> Value:
-    """`cache[key]`, made where it is missing; with more than `size` entries the least recently used one goes."""
+    """`cache[key]`, made where it is missing; with more than `size` entries the least recently
+    used one goes.
+    """
     value = cache.pop(key) if key in cache else make(key)
     cache[key] = value
     if len(cache) > size:

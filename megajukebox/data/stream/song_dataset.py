@@ -23,9 +23,11 @@ HELD_OUT = 0.1  # share of songs that nobody trained on, where no run says so
 
 
 def split(keys: np.ndarray, held_out: float) -> np.ndarray:
-    """Which songs are held out, [songs] bool: those whose key hashes into the share `held_out` (0..1).
+    """Which songs are held out, [songs] bool: those whose key hashes into the share `held_out`
+    (0..1).
 
-    A pure function of each key: songs and their codes are split alike, and a song stays where it is when others come.
+    A pure function of each key: songs and their codes are split alike, and a song stays where it is
+    when others come.
     """
     below = int(held_out * 2.0**64)
     if not 0 < below < 2**64:
@@ -37,7 +39,9 @@ def split(keys: np.ndarray, held_out: float) -> np.ndarray:
 
 
 def held_out_share(run: Path, default: float = HELD_OUT) -> float:
-    """The share of songs that the run in this folder kept out of its training; imported runs do not say."""
+    """The share of songs that the run in this folder kept out of its training; imported runs do
+    not say.
+    """
     settings = run / "run.yaml"
     if not settings.is_file():
         return default
@@ -52,14 +56,18 @@ def of_part(per_song: np.ndarray, held_out: np.ndarray, part: Part) -> np.ndarra
 
 
 def clip_start(clip: int, length: int, song: int, rng: np.random.Generator | None) -> int:
-    """Start of the clip-th clip of `length` in a song of `song`, with `rng` shifted by up to half a clip either way."""
+    """Start of the clip-th clip of `length` in a song of `song`, with `rng` shifted by up to
+    half a clip either way.
+    """
     half = length // 2
     shift = int(rng.integers(-half, half)) if rng is not None and half else 0
     return moved_inside(clip * length + shift, length, song)
 
 
 def moved_inside(start: int, length: int, song: int) -> int:
-    """`start`, moved by up to half a clip where the clip would stick out of the song (Jukebox's rule)."""
+    """`start`, moved by up to half a clip where the clip would stick out of the song (Jukebox's
+    rule).
+    """
     if start > song - length:
         return max(0, start - length // 2)
     if start < 0:
@@ -68,10 +76,12 @@ def moved_inside(start: int, length: int, song: int) -> int:
 
 
 class SongClips:
-    """Clips of `clip` samples of the songs in `shards`, mixed down to mono; songs shorter than a clip are left out.
+    """Clips of `clip` samples of the songs in `shards`, mixed down to mono; songs shorter than a
+    clip are left out.
 
-    With `verify` the first clip read from a song checks the whole member's CRC, once a process (33 MB for four minutes
-    of FLAC); without it a clip is refused if it does not decode to as many finite samples.
+    With `verify` the first clip read from a song checks the whole member's CRC, once a process (33
+    MB for four minutes of FLAC); without it a clip is refused if it does not decode to as many
+    finite samples.
     """
 
     def __init__(
@@ -114,7 +124,10 @@ class SongClips:
         return facts
 
     def read(self, song: int, clip: int, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
-        """{"audio": float32 [clip, 1]}; BadSampleError if it cannot be read. Without `rng`: no shift, equal mix."""
+        """{"audio": float32 [clip, 1]}; BadSampleError if it cannot be read.
+
+        Without `rng`: no shift, equal mix.
+        """
         start = clip_start(clip, self.clip, int(self.shards.songs["frames"][song]), rng)
         mix = rng.random() if rng is not None else 0.5
         if not self.shards.has(song, "json"):
@@ -123,7 +136,8 @@ class SongClips:
             self.shards.check_member(song, "audio")
             self._verified[song] = True
         rate = self.shards.index["sample_rate"]
-        # libsndfile asks for 8 kB at a time and often at its own position: a buffer answers without a call of ours
+        # libsndfile asks for 8 kB at a time and often at its own position: a buffer answers without
+        # a call of ours
         with io.BufferedReader(self.shards.open_member(song, "audio"), BUFFER) as file:
             x_T = downmix(read_slice(file, start, self.clip, rate), mix)
         if rng is not None and self.augment.on:
@@ -132,13 +146,17 @@ class SongClips:
 
 
 def believable(frames: np.ndarray) -> np.ndarray:
-    """Lengths of songs [songs] int64, 0 for those beyond MAX_FRAMES: nobody's song, and no memory holds its order."""
+    """Lengths of songs [songs] int64, 0 for those beyond MAX_FRAMES: nobody's song, and no
+    memory holds its order.
+    """
     frames = np.asarray(frames)
     return np.where(frames <= MAX_FRAMES, frames, 0).astype(np.int64)
 
 
 def report(clips: np.ndarray, held_out: np.ndarray) -> dict[str, int]:
-    """Counts for the run's events: what is trained on, held out, and left out for being too short."""
+    """Counts for the run's events: what is trained on, held out, and left out for being too
+    short.
+    """
     return {
         "songs": len(clips),
         "songs_too_short": int((clips == 0).sum()),

@@ -1,4 +1,6 @@
-"""What fixes which clip comes when: saved with every checkpoint, compared when a run resumes from it."""
+"""What fixes which clip comes when: saved with every checkpoint, compared when a run resumes
+from it.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -70,7 +72,3 @@ class UnindexedStreamIdentity:
                 "the checkpoint is of an indexed set, whose order cannot be resumed without the index; "
                 "give the set with its index.json"
             )
-
-
-def next_step_of(state: Mapping[str, object]) -> int:
-    return int(state["next_step"])  # type: ignore[call-overload]

@@ -8,7 +8,8 @@ One sample a window: <key>.json (what made it), <key>.npz with the arrays
     soft_log_p [T, K] float16   their log probabilities (natural), given the window before
     taught [] bool              whether the teacher sampled the codes (else they are a real song's)
 
-A key has the part: held-0000000 is conditioned on a song that the teacher was not trained on, train-0000000 is not.
+A key has the part: held-0000000 is conditioned on a song that the teacher was not trained on,
+train-0000000 is not.
 """
 
 import io
@@ -34,7 +35,9 @@ READ_AS = {"soft_log_p": np.float32, "teacher_bits": np.float32, "taught": np.bo
 
 
 def teacher_sample(part: str, number: int, frames: int, arrays: dict[str, Any]) -> ShardSample:
-    """One window as a sample of a shard; `frames` is its length in audio samples, `arrays` as `read` gives them."""
+    """One window as a sample of a shard; `frames` is its length in audio samples, `arrays` as
+    `read` gives them.
+    """
     key = f"{part}-{number:07d}"
     flat = dict(arrays)
     for name, ids in flat.pop("conditions").items():

@@ -1,10 +1,13 @@
-"""Plain WebDataset streaming for song tars without an index: they are read from end to end, as they come.
+"""Plain WebDataset streaming for song tars without an index: they are read from end to end, as they
+come.
 
-    training.vqvae.loader.data_mode=unindexed, --data "https://host/songs-{000000..000127}.tar", or "pipe:... {000000..000127}.tar"
+    training.vqvae.loader.data_mode=unindexed, --data "https://host/songs-{000000..000127}.tar", or
+    "pipe:... {000000..000127}.tar"
 
-Statistical resume only: tars are drawn with replacement and clips shuffled in a buffer bounded in bytes, both from
-(seed, first step, rank, worker). A resumed run draws anew; some clips come twice in an "epoch", some not at all. An
-indexed set (batches.py) has every clip exactly once and should be preferred wherever a tar can be read twice.
+Statistical resume only: tars are drawn with replacement and clips shuffled in a buffer bounded in
+bytes, both from (seed, first step, rank, worker). A resumed run draws anew; some clips come twice
+in an "epoch", some not at all. An indexed set (batches.py) has every clip exactly once and should
+be preferred wherever a tar can be read twice.
 """
 
 import contextlib
@@ -47,7 +50,7 @@ from megajukebox.data.stream.batches import (
 )
 from megajukebox.data.stream.sample_order import rng
 from megajukebox.data.stream.song_dataset import clip_start, split
-from megajukebox.data.stream.stream_identity import UnindexedStreamIdentity, next_step_of
+from megajukebox.data.stream.stream_identity import UnindexedStreamIdentity
 from megajukebox.data.stream.worker_pool import ALONE, PrefetchedSteps, ReadAhead, WorkerStatus
 
 MAX_MEMBER = 1 << 30  # bytes of one member; a pipe cannot skip what it does not read
@@ -61,7 +64,10 @@ SPARE_TARS = 8  # tars that may give no clip, beyond twice their number
 
 @dataclass(frozen=True)
 class UnindexedShards:
-    """Song tars without an index: `urls` is a WebDataset pattern, e.g. "songs-{000000..000127}.tar"."""
+    """Song tars without an index: `urls` is a WebDataset pattern, e.g.
+
+    "songs-{000000..000127}.tar".
+    """
 
     urls: str
     sample_rate: int
@@ -135,7 +141,10 @@ def tar_name(tar: str) -> str:
 def clips_of(
     song: UnindexedSongs, shards: UnindexedShards, generator: np.random.Generator
 ) -> Iterator[np.ndarray]:
-    """Clips [clip, 1] at random positions of a song; none of a short one. Raises BadSampleError if it is broken."""
+    """Clips [clip, 1] at random positions of a song; none of a short one.
+
+    Raises BadSampleError if it is broken.
+    """
     if not KEY.fullmatch(song.key):
         raise BadSampleError(
             "bad_name", f"key {song.key!r} is not a name of letters, digits, - and _"
@@ -176,7 +185,9 @@ def samples(
     first_step: int,
     status: WorkerStatus,
 ) -> Iterator[tuple[int, ReadClip]]:
-    """The source stage: (step, clip) of tars drawn at random, through the buffer; `clips_per_step` on this rank."""
+    """The source stage: (step, clip) of tars drawn at random, through the buffer;
+    `clips_per_step` on this rank.
+    """
     worker, workers = this_worker()
     status.register(worker, os.getpid())
     generator = rng(seed, f"piped/{rank}/{world}/{worker}", first_step)
@@ -222,7 +233,9 @@ def drawn(
 
 
 def bad_tar(tar: str, error: Exception) -> BadSample:
-    """The record of a tar that could not be read to its end; one that another try may read is unavailable."""
+    """The record of a tar that could not be read to its end; one that another try may read is
+    unavailable.
+    """
     if isinstance(error, OSError) and not isinstance(error, FileNotFoundError) and may_pass(error):
         reason = f"unavailable: {error}"
         return BadSample(tar_name(tar), "", "unavailable", reason[:MAX_REASON])
@@ -232,7 +245,9 @@ def bad_tar(tar: str, error: Exception) -> BadSample:
 def shuffled(
     clips: Iterator[ReadClip], buffer_bytes: int, generator: np.random.Generator
 ) -> Iterator[ReadClip]:
-    """Clips in random order through a buffer of at most `buffer_bytes`, which fills while clips leave it."""
+    """Clips in random order through a buffer of at most `buffer_bytes`, which fills while clips
+    leave it.
+    """
     buffer: list[ReadClip] = []
     for clip in clips:
         buffer.append(clip)
@@ -249,7 +264,9 @@ def shuffled(
 def held_out_batches(
     shards: UnindexedShards, *, micro_batch: int, rank: int, world: int, limit: int
 ) -> Iterator[Batch]:
-    """The same clips of held-out songs each time, as many batches on every rank; nothing if no song is held out."""
+    """The same clips of held-out songs each time, as many batches on every rank; nothing if no
+    song is held out.
+    """
     clips = held_out_clips(shards, limit) if shards.held_out and limit else ()
     if not clips:
         return
@@ -263,8 +280,8 @@ def held_out_batches(
 def held_out_clips(shards: UnindexedShards, limit: int) -> tuple[np.ndarray, ...]:
     """The first `limit` clips [clip, 1] of held-out songs, in the order of the tars.
 
-    Every rank reads the same, so what is damaged is passed over. Raises StorageUnavailable if a tar cannot be
-    fetched, since the other ranks may have fetched it.
+    Every rank reads the same, so what is damaged is passed over. Raises StorageUnavailable if a tar
+    cannot be fetched, since the other ranks may have fetched it.
     """
     return tuple(islice(all_held_out(replace(shards, augment=Augment())), limit))
 
@@ -354,7 +371,7 @@ class UnindexedBatches:
 
     def resume(self, state: Mapping[str, object]) -> None:
         self.identity.check(state)
-        self.next_step = next_step_of(state)
+        self.next_step = int(state["next_step"])  # type: ignore[call-overload]
 
     def bad_samples(self) -> dict[str, int]:
         """Clips and tars replaced so far on this rank, by kind."""

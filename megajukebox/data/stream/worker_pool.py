@@ -1,8 +1,10 @@
-"""Worker processes that read ahead: how far they are, which one hangs, and the restart after one has died.
+"""Worker processes that read ahead: how far they are, which one hangs, and the restart after one
+has died.
 
-Every worker writes into shared memory which clip it reads. The training process looks there when a step is late: a
-worker that has been at one clip for `timeout` seconds is reported with its song and shard. After a worker died, reading
-restarts at the step that is due; a song over which two workers died is replaced like any broken one.
+Every worker writes into shared memory which clip it reads. The training process looks there when a
+step is late: a worker that has been at one clip for `timeout` seconds is reported with its song and
+shard. After a worker died, reading restarts at the step that is due; a song over which two workers
+died is replaced like any broken one.
 """
 
 import multiprocessing
@@ -44,9 +46,11 @@ ALONE = ReadAhead()
 
 
 def limit_memory(extra_bytes: int, worker: int = 0) -> None:
-    """Let this process take `extra_bytes` more than now; what asks for more raises MemoryError and is replaced.
+    """Let this process take `extra_bytes` more than now; what asks for more raises MemoryError and
+    is replaced.
 
-    Without it one file that promises terabytes (a "bomb") could end every process of the machine. Only where /proc is.
+    Without it one file that promises terabytes (a "bomb") could end every process of the machine.
+    Only where /proc is.
     """
     statm = Path("/proc/self/statm")
     if not statm.exists():
@@ -80,12 +84,16 @@ class WorkerStatus:
         return int(self.rows[:, STEPS_READY].sum())
 
     def seconds_at_clip(self, worker: int) -> float:
-        """How long a worker has been at its clip; before its first clip, since the machine started."""
+        """How long a worker has been at its clip; before its first clip, since the machine
+        started.
+        """
         return time.monotonic() - int(self.rows[worker, SINCE_MS]) / 1000
 
 
 class WorkerDied(Exception):
-    """Worker processes ended while they were reading `songs`, which are none where they had not begun to."""
+    """Worker processes ended while they were reading `songs`, which are none where they had not
+    begun to.
+    """
 
     def __init__(self, songs: list[int]) -> None:
         super().__init__(f"workers died over songs {songs}")
@@ -183,7 +191,9 @@ class PrefetchedSteps:
             WorkerDied: a worker has ended.
             StorageUnavailable: the worker that is due hangs.
         """
-        dead = self._dead_workers()
+        alive = {child.pid for child in multiprocessing.active_children()}
+        pids = self.status.rows[:, PID].tolist() if self.ahead.workers else []
+        dead = [worker for worker, pid in enumerate(pids) if pid and pid not in alive]
         if dead:
             reading = [worker for worker in dead if self.status.rows[worker, SINCE_MS]]
             raise WorkerDied([int(self.status.rows[worker, SONG]) for worker in reading]) from None
@@ -197,13 +207,6 @@ class PrefetchedSteps:
                 f"worker {worker} (pid {pid}) has been reading {self.name_of(song)} at position {position} for "
                 f"{late:.0f} s; look at the disk or server it lies on, or raise data_timeout {self.ahead.timeout:g}"
             ) from None
-
-    def _dead_workers(self) -> list[int]:
-        if not self.ahead.workers:
-            return []
-        alive = {child.pid for child in multiprocessing.active_children()}
-        pids = self.status.rows[:, PID].tolist()
-        return [worker for worker, pid in enumerate(pids) if pid and pid not in alive]
 
     def _note_death(self, death: WorkerDied) -> None:
         """Count it and warn. Raises UserError after MAX_RESTARTS."""
@@ -223,7 +226,9 @@ class PrefetchedSteps:
 
 @contextmanager
 def own_child_signals() -> Iterator[None]:
-    """Keep torch's handler of dead children off: it raises wherever the main thread is at that moment."""
+    """Keep torch's handler of dead children off: it raises wherever the main thread is at that
+    moment.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
