@@ -151,7 +151,7 @@ def print_report(screen: Console, report: IngestReport, songs: list[SourceSong],
     index = report.index
     screen.print(
         f"{index['songs']} songs, {index['seconds'] / 60:.1f} minutes at {index['sample_rate']} Hz in "
-        f"{len(index['shards'])} shards ({report.made} made, {report.kept} kept) in {out}",
+        f"{len(index['shards'])} shards ({report.written} made, {report.kept} kept) in {out}",
         highlight=False,
     )
     ignored = []

@@ -17,7 +17,7 @@ Result = TypeVar("Result")
 
 
 def cores() -> int:
-    """The cores this process may use (a job's share of a machine), where the system tells."""
+    """The cores this process may use (a job's share of a machine), where the system reports them."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -58,7 +58,7 @@ class IngestReport:
 
     index: dict[str, Any]  # index.json
     refused: list[dict[str, str]]  # the lines of refused.jsonl: "song", "reason", "detail"
-    made: int  # shards
+    written: int  # shards
     kept: int  # shards that were finished before
 
 
@@ -109,7 +109,7 @@ def prepare_songs(
         made_by=made_by,
         lyrics_model=train_lyrics_model(out, shards, lyrics_vocabulary),
     )
-    return IngestReport(index, refused, made=len(plan) - len(kept), kept=len(kept))
+    return IngestReport(index, refused, written=len(plan) - len(kept), kept=len(kept))
 
 
 # ---- the plan
@@ -168,15 +168,15 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> str:
     """The differences between two plans as text; "" if there are none."""
     # a plan without the setting `tags` is of a version that did not read them
     old_settings = {"tags": False, **before.get("settings", {})}
-    found = []
+    changes = []
     for name, value in now["settings"].items():
         if old_settings.get(name) != value:
-            found.append(f"{name} was {old_settings.get(name)!r} and is now {value!r}")
+            changes.append(f"{name} was {old_settings.get(name)!r} and is now {value!r}")
     if before.get("songs") != now["songs"]:
-        found.append(f"it had {before.get('songs')} songs and there are now {now['songs']}")
+        changes.append(f"it had {before.get('songs')} songs and there are now {now['songs']}")
     elif before.get("songs_sha256") != now["songs_sha256"]:
-        found.append("its songs, their metadata, their lyrics or their order have changed since")
-    return "; ".join(found)
+        changes.append("its songs, their metadata, their lyrics or their order have changed since")
+    return "; ".join(changes)
 
 
 def songs_sha256(songs: list[SourceSong]) -> str:

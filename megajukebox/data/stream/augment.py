@@ -25,7 +25,7 @@ class Augment:
     def __call__(self, x_T: np.ndarray, sample_rate: int, rng: np.random.Generator) -> np.ndarray:
         """The clip, changed; as long as before.
 
-        Where it would exceed full scale all of it is made softer.
+        A clip that would exceed full scale is scaled down as a whole.
         """
         if self.eq_db > 0:
             x_T = equalise(x_T, sample_rate, rng.uniform(-self.eq_db, self.eq_db, len(BANDS)))

@@ -19,7 +19,7 @@ Part = Literal["train", "held_out"]
 MAX_FRAMES = 24 * 3600 * 192_000
 BUFFER = 1 << 16  # bytes of a song read at a time
 UNCHANGED = Augment()
-HELD_OUT = 0.1  # share of songs that nobody trained on, where no run says so
+HELD_OUT = 0.1  # share of songs kept out of training, for runs without a run.yaml
 
 
 def split(keys: np.ndarray, held_out: float) -> np.ndarray:
@@ -45,8 +45,8 @@ def held_out_share(run: Path, default: float = HELD_OUT) -> float:
     settings = run / "run.yaml"
     if not settings.is_file():
         return default
-    said = yaml.safe_load(settings.read_text())
-    stage = upgrade_stage(said["preset"]["training"][said["stage"]])
+    values = yaml.safe_load(settings.read_text())
+    stage = upgrade_stage(values["preset"]["training"][values["stage"]])
     return float(stage["evaluation"]["held_out"])
 
 
