@@ -177,10 +177,10 @@ def split_folders(given: list[Path]) -> tuple[list[Path], list[Path]]:
             raise UserError(
                 f"{str(folder)!r} is not a folder; give what `megajukebox sample` or `train` wrote"
             )
-        found = list(find_runs(folder, DEPTH))
-        if found:
+        inside = list(find_runs(folder, DEPTH))
+        if inside:
             runs.append(folder)
-            samples_of_runs += [run / "samples" for run in found if (run / "samples").is_dir()]
+            samples_of_runs += [run / "samples" for run in inside if (run / "samples").is_dir()]
         else:
             samples.append(folder)
     return samples + samples_of_runs, runs

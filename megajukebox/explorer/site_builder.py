@@ -1,4 +1,16 @@
-"""Builds the site: reads samples and runs, draws pictures, writes pages."""
+"""Builds the site: reads samples and runs, draws pictures, writes pages.
+
+index.html  entries.js  entries-words.js       the list of samples, its records, the lyrics it can search
+sample/NAME.html                               a page for each sample
+pictures/NAME.TRACK.png  peaks/NAME.TRACK.js   its spectrograms, and the numbers of its waveforms
+audio/NAME.TRACK.wav                           its recordings, if they are copied; else pages link to where they are
+compare.html  blind.html  studio.html          pages that are the same for all samples
+runs.html  run/NAME.html  configs.js           the list of runs, a page for each, and their settings
+corpus.html  corpus.js  corpus-words.js        the list of a shard set's songs
+corpus/KEY.*                                   a page, pictures and an excerpt of each
+static/                                        scripts and styles
+.samples.json  .corpus.json                    what the pages were built from (build_cache.py)
+"""
 
 import os
 from collections.abc import Iterator
@@ -19,13 +31,13 @@ from megajukebox.explorer.build_cache import BuildCache
 from megajukebox.explorer.loaders.corpus import CorpusSong, Excerpt, Reconstruct, read_corpus
 from megajukebox.explorer.loaders.runs import ListedRun, flat_settings, read_runs
 from megajukebox.explorer.loaders.samples import ListedSample, UnreadableSample, read_samples
-from megajukebox.explorer.loaders.search_index import SampleLinks, entry, searchable_lyrics
+from megajukebox.explorer.loaders.search_index import MAX_SEARCHED_LETTERS, SampleLinks, entry
 from megajukebox.explorer.loaders.spectrograms import write_pictures
+from megajukebox.explorer.loaders.timed_lyrics import plain_text
 from megajukebox.explorer.pages.compare import blind_page, compare_page
 from megajukebox.explorer.pages.corpus import (
     corpus_entry,
     corpus_page,
-    corpus_words,
     no_corpus_page,
     song_page,
     song_page_path,
@@ -43,7 +55,7 @@ PICTURES_PER_TASK = 8  # of a process
 
 @dataclass(frozen=True)
 class RecordingPictures:
-    """A recording and the two files that show it."""
+    """A recording and the two files that show it, which must be as old as it is."""
 
     audio: Path
     spectrogram: Path
@@ -51,7 +63,7 @@ class RecordingPictures:
     name: str  # under which the page finds the peaks
 
     def draw(self) -> UnreadableSample | None:
-        """Draw what is missing or old; returns why that cannot be done."""
+        """Draw both files; returns why that cannot be done, or None."""
         try:
             write_pictures(self.audio, self.spectrogram, self.peaks, self.name)
         except soundfile.LibsndfileError as error:
@@ -59,10 +71,6 @@ class RecordingPictures:
         except OSError as error:
             return UnreadableSample(self.audio.name, error.strerror or str(error))
         return None
-
-    def is_drawn(self) -> bool:
-        files = (self.spectrogram, self.peaks)
-        return all(site_files.up_to_date(file, self.audio) for file in files)
 
 
 @dataclass
@@ -90,7 +98,7 @@ class SampleSite:
                 self.audio[track] = self.out / "audio" / f"{name}.{track}{audio.suffix}"
 
     def write(self, cache: BuildCache) -> None:
-        """Copy the recordings if that was asked for, and write the page unless it is up to date."""
+        """With `copy_audio` copy the recordings, and write the page unless it is up to date."""
         sample = self.sample
         if self.copy_audio:
             for track, audio in sample.audio.items():
@@ -106,19 +114,13 @@ class SampleSite:
 
     def links(self, folder: Path) -> SampleLinks:
         """URLs from a page in `folder`."""
-        pictures = self.pictures.items()
-        return SampleLinks(
-            page=site_files.relative_url(self.page, folder),
-            audio=relative_urls(self.audio, folder),
-            spectrogram=relative_urls(
-                {track: each.spectrogram for track, each in pictures}, folder
-            ),
-            peaks=relative_urls({track: each.peaks for track, each in pictures}, folder),
-        )
-
-
-def relative_urls(paths: dict[str, Path], folder: Path) -> dict[str, str]:
-    return {track: site_files.relative_url(path, folder) for track, path in paths.items()}
+        links = SampleLinks(site_files.relative_url(self.page, folder), {}, {}, {})
+        for track, audio in self.audio.items():
+            links.audio[track] = site_files.relative_url(audio, folder)
+        for track, pictures in self.pictures.items():
+            links.spectrogram[track] = site_files.relative_url(pictures.spectrogram, folder)
+            links.peaks[track] = site_files.relative_url(pictures.peaks, folder)
+        return links
 
 
 @dataclass(frozen=True)
@@ -156,8 +158,9 @@ def build_site(
 
 def write_static(out: Path) -> None:
     """Scripts and styles, and the pages that are the same for all samples."""
-    for asset in sorted(path for path in STATIC.rglob("*") if path.is_file()):
-        site_files.write(out / "static" / asset.relative_to(STATIC), asset.read_bytes())
+    for asset in sorted(STATIC.rglob("*")):
+        if asset.is_file():
+            site_files.write(out / "static" / asset.relative_to(STATIC), asset.read_bytes())
     site_files.write_text(out / "compare.html", compare_page())
     site_files.write_text(out / "blind.html", blind_page())
     site_files.write_text(out / "studio.html", studio_page())
@@ -169,12 +172,15 @@ def write_samples(samples: list[Path], out: Path, copy_audio: bool = False) -> S
     sites = [SampleSite(sample, out, copy_audio) for sample in listed]
     problems += draw_all(sites)
     cache = BuildCache(out, "samples")
+    entries = []
+    lyrics = []
     for site in sites:
         site.write(cache)
+        entries.append(entry(site.sample, site.links(out)))
+        lyrics.append(plain_text(site.sample.lyrics)[:MAX_SEARCHED_LETTERS])
     cache.save()
-    entries = [entry(site.sample, site.links(out)) for site in sites]
     write_data(out, "entries", entries)
-    write_data(out, "entries-words", [searchable_lyrics(sample) for sample in listed])
+    write_data(out, "entries-words", lyrics)
     site_files.write_text(out / "index.html", list_page(len(entries), problems))
     return SampleList(listed, entries)
 
@@ -189,7 +195,8 @@ def draw_all(sites: list[SampleSite]) -> list[UnreadableSample]:
     undrawn = []
     for site in sites:
         for track, pictures in site.pictures.items():
-            if not pictures.is_drawn():
+            files = (pictures.spectrogram, pictures.peaks)
+            if not all(site_files.up_to_date(file, pictures.audio) for file in files):
                 undrawn.append((site, track, pictures))
     problems = []
     results = draw([pictures for _, _, pictures in undrawn])
@@ -216,49 +223,49 @@ def write_runs(folders: list[Path], out: Path, copy_audio: bool = False) -> list
     """The list of runs, a page for each, and their settings, which a page compares with another run's."""
     runs = read_runs(folders)
     site_files.write_text(out / "runs.html", runs_page(runs))
+    configs = {}
     for run in runs:
         page = out / "run" / f"{site_files.safe_name(run.name)}.html"
-        recordings = [
-            site_files.relative_url(path, page.parent)
-            for path in preview_files(run, out, copy_audio)
-        ]
+        recordings = []
+        for path in preview_files(run, out, copy_audio):
+            recordings.append(site_files.relative_url(path, page.parent))
         others = [other.name for other in runs if other is not run]
         site_files.write_text(page, run_page(run, others, recordings))
-    # Names of runs may hold bytes that are not text; values may be secrets.
-    configs = {
-        run.name.encode("utf-8", "replace").decode(): redacted(flat_settings(run.config))
-        for run in runs
-    }
+        # The name of a run may hold bytes that are not text; its settings may hold secrets.
+        name = run.name.encode("utf-8", "replace").decode()
+        configs[name] = redacted(flat_settings(run.config))
     write_data(out, "configs", configs)
     return runs
 
 
 def preview_files(run: ListedRun, out: Path, copy_audio: bool) -> list[Path]:
-    """Where the page finds the run's previews: where they lie, or copied into the site."""
-    if not copy_audio:
-        return [preview.path for preview in run.previews]
-    folder = out / "run" / site_files.safe_name(run.name)
-    copies = []
+    """The recordings of the run's previews: where they lie, or copied into the site."""
+    files = []
     for preview in run.previews:
-        source = preview.path
-        name = f"{site_files.safe_name(source.stem)}{source.suffix}"
-        target = folder / source.parent.name / name
-        site_files.copy(source, target)
-        copies.append(target)
-    return copies
+        target = preview.path
+        if copy_audio:
+            folder = out / "run" / site_files.safe_name(run.name) / target.parent.name
+            target = folder / f"{site_files.safe_name(target.stem)}{target.suffix}"
+            site_files.copy(preview.path, target)
+        files.append(target)
+    return files
 
 
 def write_corpus(corpus: CorpusSettings | None, out: Path) -> list[CorpusSong]:
-    """The list of songs and a page for each; without a corpus, the page that says how to show one."""
+    """The list of songs and a page for each; without a corpus, the page with the command to show one."""
     if corpus is None:
         site_files.write_text(out / "corpus.html", no_corpus_page())
         return []
     songs = read_corpus(corpus.shards, out, corpus.excerpt, corpus.max_songs, corpus.reconstruct)
     cache = BuildCache(out, "corpus")
+    entries = []
+    lyrics = []
     for song in songs:
         cache.page(song_page_path(song, out), (song,), partial(song_page, song, out))
+        entries.append(corpus_entry(song, out))
+        lyrics.append(plain_text(song.lyrics)[:MAX_SEARCHED_LETTERS])
     cache.save()
-    write_data(out, "corpus", [corpus_entry(song, out) for song in songs])
-    write_data(out, "corpus-words", [corpus_words(song) for song in songs])
+    write_data(out, "corpus", entries)
+    write_data(out, "corpus-words", lyrics)
     site_files.write_text(out / "corpus.html", corpus_page(corpus.shards, songs, corpus.excerpt))
     return songs

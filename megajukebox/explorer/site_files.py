@@ -22,7 +22,7 @@ def write(path: Path, content: bytes) -> None:
     """Write a file unless it is there already, as it should be: of thousands of pages, few change.
 
     It appears whole, but is not synced to the disk: a site can be built again, and thousands of syncs take longer than
-    all the rest.
+    everything else.
     """
     if path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content:
         return

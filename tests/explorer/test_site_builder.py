@@ -404,7 +404,7 @@ def test_curves_take_the_last_value_of_a_step_and_skip_broken_lines(tmp_path: Pa
         file.write('{"step": 4, "lo')
     run = read_run(tmp_path / "run", "run")
     assert run.curves["loss"] == {"train": [(1, 3.0), (2, 9.0), (3, 1.0)], "held_out": [(3, 3.5)]}
-    assert list(run.curves) == ["loss", "bits_per_code"] and run.last_step == 3
+    assert list(run.curves) == ["loss", "bits_per_code"] and run.curves["loss"]["train"][-1][0] == 3
     assert "1 of 6 lines" in run.problems[0].reason
 
 

@@ -1,1 +1,1 @@
-"""What the pages are made from: samples, runs and songs as they lie on disk, and pictures of them."""
+"""What the pages show: samples, runs and songs as they are on disk, and pictures of them."""

@@ -33,15 +33,6 @@ class Excerpt:
 
     seconds: float | None
 
-    def of(self, frames: int, rate: int) -> tuple[int, int]:
-        """(first frame, frames) of a song."""
-        length = frames if self.seconds is None else min(frames, round(self.seconds * rate))
-        return (frames - length) // 2, length
-
-    @property
-    def name(self) -> str:
-        return "whole" if self.seconds is None else f"{self.seconds:g}s".replace(".", "_")
-
 
 @dataclass(frozen=True)
 class CorpusSong:
@@ -74,17 +65,15 @@ class SongFiles:
     key: str
     excerpt: Excerpt
 
-    def audio(self, track: str, extension: str) -> Path:
-        return self.out / FOLDER / f"{self.name(track)}.{extension}"
-
-    def picture(self, track: str) -> Path:
-        return self.out / FOLDER / f"{self.name(track)}.png"
-
-    def peaks(self, track: str) -> Path:
-        return self.out / FOLDER / f"{self.name(track)}.js"
-
     def name(self, track: str) -> str:
-        return f"{site_files.safe_name(self.key)}.{self.excerpt.name}.{track}"
+        """Of the track's files; other excerpts have other files."""
+        seconds = self.excerpt.seconds
+        part = "whole" if seconds is None else f"{seconds:g}s".replace(".", "_")
+        return f"{site_files.safe_name(self.key)}.{part}.{track}"
+
+    def path(self, track: str, extension: str) -> Path:
+        """Of the picture (png), the peaks and findings (js), or the audio."""
+        return self.out / FOLDER / f"{self.name(track)}.{extension}"
 
     def write(self, track: str, wave_TC: np.ndarray, rate: int, keep_audio: bool) -> None:
         """Pictures, findings and, with `keep_audio`, the audio [T, C] itself."""
@@ -93,9 +82,9 @@ class SongFiles:
         findings = corpus_checks.check_audio(wave_TC, rate, decibels)
         numbers = {"peaks": peaks(wave_T), "db": loudness(wave_T), "findings": findings}
         if keep_audio:
-            site_files.write(self.audio(track, "flac"), encode_flac(wave_TC, rate))
-        site_files.write(self.picture(track), png(decibels))
-        site_files.write(self.peaks(track), site_files.script(self.name(track), numbers))
+            site_files.write(self.path(track, "flac"), encode_flac(wave_TC, rate))
+        site_files.write(self.path(track, "png"), png(decibels))
+        site_files.write(self.path(track, "js"), site_files.script(self.name(track), numbers))
 
 
 def read_corpus(
@@ -111,12 +100,11 @@ def read_corpus(
     if reconstruct:
         songs = [add_reconstructions(song, shards, out, reconstruct) for song in songs]
     copies = Counter(song.text_field("sha256") for song in songs)
-    return [
-        add_findings(song, ["same sound twice"])
-        if song.text_field("sha256") and copies[song.text_field("sha256")] > 1
-        else song
-        for song in songs
-    ]
+    for song in songs:
+        sha256 = song.text_field("sha256")
+        if sha256 and copies[sha256] > 1:
+            song.findings.append("same sound twice")
+    return songs
 
 
 def spread_rows(count: int, max_rows: int) -> list[int]:
@@ -159,10 +147,6 @@ def read_song(shards: ShardSet, out: Path, excerpt: Excerpt, row: int) -> Corpus
         return replace(unread, error=str(error), findings=["damaged"])
 
 
-def add_findings(song: CorpusSong, findings: list[str]) -> CorpusSong:
-    return replace(song, findings=[*song.findings, *findings])
-
-
 def add_lyrics(song: CorpusSong, shards: ShardSet) -> CorpusSong:
     """With the song's lyrics, and what looks wrong with them."""
     if not shards.has(song.row, "lyrics"):
@@ -181,10 +165,13 @@ def add_excerpt(song: CorpusSong, shards: ShardSet, out: Path) -> CorpusSong:
     with shards.open_member(song.row, "audio") as file:
         rate = facts(cast(BinaryIO, file)).sample_rate
     excerpt = song.excerpt
-    start, length = excerpt.of(int(shards.songs[song.row]["frames"]), rate)
+    frames = length = int(shards.songs[song.row]["frames"])
     is_whole = excerpt.seconds is None
+    if excerpt.seconds is not None:
+        length = min(frames, round(excerpt.seconds * rate))
+    start = (frames - length) // 2
     files = SongFiles(out, song.key, excerpt)
-    peaks_file = files.peaks("original")
+    peaks_file = files.path("original", "js")
     source = shards.folder / "songs.npy"
     if not site_files.up_to_date(peaks_file, source):
         shards.check_member(song.row, "audio")
@@ -202,7 +189,7 @@ def add_excerpt(song: CorpusSong, shards: ShardSet, out: Path) -> CorpusSong:
         excerpt_seconds=length / rate,
         sample_rate=rate,
         findings=[*site_files.read_script(peaks_file)["findings"], *song.findings],
-        audio={"original": files.audio("original", extension)},
+        audio={"original": files.path("original", extension)},
     )
 
 
@@ -225,7 +212,7 @@ def add_reconstructions(
     audio = {}
     for level, wave_T in reconstruct(downmix(wave_TC), song.sample_rate).items():
         files.write(level, wave_T[:, None], song.sample_rate, keep_audio=True)
-        audio[level] = files.audio(level, "flac")
+        audio[level] = files.path(level, "flac")
     return replace(song, audio=audio | song.audio)
 
 

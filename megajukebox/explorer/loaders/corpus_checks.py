@@ -27,12 +27,14 @@ def check_audio(wave_TC: np.ndarray, rate: int, decibels_RW: np.ndarray) -> list
     """Findings on audio [T, C] and on the mel spectrogram [R, W] of its mix."""
     if not len(wave_TC):
         return ["no sound"]
+    levels_C = level_db(wave_TC.T)
+    has_empty_channel = len(levels_C) > 1 and levels_C.min() < SILENT_DB < levels_C.max()
     checks = {
         "short": len(wave_TC) < SHORT_SECONDS * rate,
         "silence": silent_ratio(wave_TC.mean(axis=1), rate) > MAX_SILENT_RATIO,
         "clipped": np.mean(np.abs(wave_TC) >= FULL_SCALE) > MAX_CLIPPED_RATIO,
         "DC offset": np.abs(wave_TC.mean(axis=0)).max() > MAX_DC_OFFSET,
-        "one channel empty": has_empty_channel(wave_TC),
+        "one channel empty": has_empty_channel,
         "no high frequencies": band_ratio(decibels_RW) < MIN_BAND_RATIO,
     }
     return [name for name, is_wrong in checks.items() if is_wrong]
@@ -43,12 +45,6 @@ def silent_ratio(wave_T: np.ndarray, rate: int) -> float:
     size = max(1, round(FRAME_SECONDS * rate))
     frames = wave_T[: len(wave_T) // size * size].reshape(-1, size)
     return float(np.mean(level_db(frames) < SILENT_DB)) if len(frames) else 0.0
-
-
-def has_empty_channel(wave_TC: np.ndarray) -> bool:
-    """Whether one channel is silent and another is not."""
-    levels = level_db(wave_TC.T)
-    return len(levels) > 1 and levels.min() < SILENT_DB < levels.max()
 
 
 def level_db(waves_NT: np.ndarray) -> np.ndarray:

@@ -50,13 +50,6 @@ class ListedRun:
     scores: list[dict[str, Any]] = field(default_factory=list)  # from `megajukebox evaluate`
     problems: list[UnreadableSample] = field(default_factory=list)
 
-    @property
-    def last_step(self) -> int:
-        last = 0.0
-        for splits in self.curves.values():
-            last = max(last, *(points[-1][0] for points in splits.values()))
-        return int(last)
-
 
 def read_runs(folders: list[Path]) -> list[ListedRun]:
     """The runs in and under `folders`, in the order in which they were started.
@@ -87,19 +80,19 @@ def find_runs(folder: Path, depth: int) -> Iterator[Path]:
 
 def read_run(folder: Path, name: str) -> ListedRun:
     problems: list[UnreadableSample] = []
-    metrics = [upgrade_row(row) for row in read_lines(folder / "metrics.jsonl", problems)]
-    times = [line["time"] for line in metrics if is_finite_number(line.get("time"))]
+    metrics = list(map(upgrade_row, read_lines(folder / "metrics.jsonl", problems)))
+    times = [row["time"] for row in metrics if is_finite_number(row.get("time"))]
     config = folder / "run.yaml"
     return ListedRun(
         name=name,
         curves=read_curves(metrics),
-        events=[upgrade_event(row) for row in read_lines(folder / "events.jsonl", problems)],
+        events=list(map(upgrade_event, read_lines(folder / "events.jsonl", problems))),
         config=config.read_text(encoding="utf-8", errors="replace") if config.is_file() else "",
         model=read_model(folder / "model.json", problems),
         started=min(times, default=math.inf),
         state=RunReader(folder, name).read(),
         previews=find_previews(folder),
-        scores=[upgrade_evaluation(row) for row in read_lines(folder / SCORES, problems)],
+        scores=list(map(upgrade_evaluation, read_lines(folder / SCORES, problems))),
         problems=problems,
     )
 
@@ -175,18 +168,15 @@ def read_curves(metrics: list[dict[str, Any]]) -> Curves:
             continue
         split = str(line.get("split", "train"))
         for name, value in line.items():
-            if is_curve(name) and is_number(value):
+            # The accounts of where the time went only grow: they are no curves to read.
+            is_account = name.startswith("time_") and name.endswith("_seconds")
+            if name not in NOT_CURVES and not is_account and is_number(value):
                 values.setdefault(name, {}).setdefault(split, {})[step] = value  # type: ignore[index]
     curves: Curves = {}
     for name, splits in values.items():
         for split, by_step in sorted(splits.items(), reverse=True):
             curves.setdefault(name, {})[split] = sorted(by_step.items())
     return curves
-
-
-def is_curve(name: str) -> bool:
-    """Whether to draw a metric. The accounts of where the time went only grow: they say nothing as curves."""
-    return name not in NOT_CURVES and not (name.startswith("time_") and name.endswith("_seconds"))
 
 
 def is_number(value: object) -> bool:

@@ -134,7 +134,7 @@ def find_samples(folders: list[Path]) -> Iterator[tuple[Path, str]]:
 def distinct_labels(folders: list[Path]) -> list[str]:
     """What stands before the names of each folder's samples: nothing for one folder, else as little as tells apart."""
     if len(folders) < 2:
-        return ["" for _ in folders]
+        return [""] * len(folders)
     for parts in range(1, LABEL_PARTS + 1):
         labels = ["/".join(folder.parts[-parts:]) + "/" for folder in folders]
         if len(set(labels)) == len(labels):

@@ -8,7 +8,6 @@ from typing import Any
 
 from megajukebox.common.levels import LEVELS, VQVAE_FOLDER
 from megajukebox.explorer.loaders.samples import TRACKS, ListedSample
-from megajukebox.explorer.loaders.timed_lyrics import plain_text
 
 FACETS = {  # field of an entry -> its name on the page, in the order of the filters
     "artist": "Artist",
@@ -22,7 +21,7 @@ FACETS = {  # field of an entry -> its name on the page, in the order of the fil
     "mode": "Mode",
 }
 SIDES = ("run", "checkpoint", "sampler", "mode", "folder")  # what two samples may differ in
-# Fields of a request that describe the song; the others say how to sample it.
+# Fields of a request that describe the song; the others are those of the sampler.
 SONG_FIELDS = (
     "artist",
     "genres",
@@ -64,6 +63,8 @@ def title(sample: ListedSample) -> str:
 def entry(sample: ListedSample, links: SampleLinks) -> dict[str, Any]:
     """The record of one sample. Empty values are left out: of thousands, they would be half of the bytes."""
     request = sample.record.request
+    reconstruction = sample.record.reconstruction
+    song = str(reconstruction.get("song")) if isinstance(reconstruction, dict) else None
     fields = {
         "name": sample.name,
         "title": title(sample),
@@ -72,7 +73,7 @@ def entry(sample: ListedSample, links: SampleLinks) -> dict[str, Any]:
         "year": request.year,
         "moods": list(request.moods),
         "language": request.language,
-        "run": run_name(sample),
+        "run": runs_folder(sample.record.runs) if sample.record.runs else "",
         "checkpoint": checkpoint(sample),
         "sampler": sampler(sample),
         "mode": mode(sample),
@@ -81,7 +82,7 @@ def entry(sample: ListedSample, links: SampleLinks) -> dict[str, Any]:
         "seconds": sample.record.seconds,
         "notes": len(sample.record.notes),
         "created": round(sample.created),
-        "request_key": request_key(sample.request, reconstructed_song(sample)),
+        "request_key": request_key(sample.request, song),
         "levels": [track for track in TRACKS if track in links.audio],
         "page": links.page,
         "picture": finest(links.spectrogram),
@@ -112,31 +113,19 @@ def seed(sample: ListedSample) -> str | None:
     return None if number is None or sample.record.reconstruction else str(number)
 
 
-def searchable_lyrics(sample: ListedSample) -> str:
-    return plain_text(sample.lyrics)[:MAX_SEARCHED_LETTERS]
-
-
 def finest(by_track: dict[str, str]) -> str | None:
     """The value of the finished song, or of the best track that there is."""
-    return next((by_track[track] for track in FINEST_FIRST if track in by_track), None)
-
-
-def reconstructed_song(sample: ListedSample) -> str | None:
-    """The key of the real song that a reconstruction is of."""
-    reconstruction = sample.record.reconstruction
-    return str(reconstruction.get("song")) if isinstance(reconstruction, dict) else None
+    for track in FINEST_FIRST:
+        if track in by_track:
+            return by_track[track]
+    return None
 
 
 def request_key(request: Any, song: str | None = None) -> str:
-    """One key for all requests of the same song, or all reconstructions of one, whatever sampled them."""
+    """One key for all requests of the same song, or all reconstructions of the real `song`, whatever sampled them."""
     fields = {**request, "song": song} if isinstance(request, dict) else {}
-    described = {name: fields.get(name) for name in SONG_FIELDS if fields.get(name)}
+    described = {name: fields[name] for name in SONG_FIELDS if fields.get(name)}
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def run_name(sample: ListedSample) -> str:
-    runs = sample.record.runs
-    return runs_folder(runs) if runs else ""
 
 
 def runs_folder(runs: object) -> str:
@@ -184,20 +173,13 @@ def pairs(
             sides[one[field]].setdefault(one["request_key"], []).append(one)
     matched = []
     for song, left_entries in sides[left].items():
-        matched += pairs_of_song(left_entries, sides[right].get(song, []))
-    return matched
-
-
-def pairs_of_song(left_entries: list[dict], right_entries: list[dict]) -> list[tuple[dict, dict]]:
-    """Each entry of one side with one of the other, as long as there are any."""
-    unmatched = list(right_entries)
-    right_seeds = [other.get("seed") for other in unmatched]
-    matched = []
-    # Entries whose seed the other side has come first, so that no other takes their partner.
-    for one in sorted(left_entries, key=lambda one: one.get("seed") not in right_seeds):
-        if unmatched:
-            same_seed = [other for other in unmatched if other.get("seed") == one.get("seed")]
-            partner = same_seed[0] if same_seed else unmatched[0]
-            unmatched.remove(partner)
-            matched.append((one, partner))
+        unmatched = list(sides[right].get(song, []))
+        right_seeds = [other.get("seed") for other in unmatched]
+        # Entries whose seed the other side has come first, so that no other takes their partner.
+        for one in sorted(left_entries, key=lambda one: one.get("seed") not in right_seeds):
+            if unmatched:
+                same_seed = [other for other in unmatched if other.get("seed") == one.get("seed")]
+                partner = same_seed[0] if same_seed else unmatched[0]
+                unmatched.remove(partner)
+                matched.append((one, partner))
     return matched

@@ -24,15 +24,13 @@ LEAST_POWER = 1e-12  # -120 dB: the logarithm of silence
 
 
 def write_pictures(audio: Path, spectrogram_png: Path, peaks_js: Path, name: str) -> None:
-    """Draw both pictures of `audio` unless they are up to date.
+    """Draw both pictures of `audio`, and give them its time.
 
     The script `peaks_js` hands its numbers to the page under `name`; as JSON, a page from disk could not read them.
 
     Raises:
         soundfile.LibsndfileError: `audio` cannot be decoded.
     """
-    if site_files.up_to_date(spectrogram_png, audio) and site_files.up_to_date(peaks_js, audio):
-        return
     samples_TC, rate = soundfile.read(audio, dtype="float32", always_2d=True)
     wave_T = np.nan_to_num(samples_TC.mean(axis=1))
     numbers = {"peaks": peaks(wave_T), "db": loudness(wave_T)}
@@ -66,13 +64,8 @@ def peaks(wave_T: np.ndarray) -> list[list[int]]:
     """Highest and lowest point of each stretch of `wave_T`, in hundredths of full scale."""
     wave_T = wave_T if len(wave_T) else np.zeros(1, np.float32)
     starts = np.linspace(0, len(wave_T) - 1, min(PEAKS, len(wave_T))).astype(int)
-    highest = np.maximum.reduceat(wave_T, starts)
-    lowest = np.minimum.reduceat(wave_T, starts)
-    return [_hundredths(highest), _hundredths(lowest)]
-
-
-def _hundredths(values: np.ndarray) -> list[int]:
-    return np.round(100 * np.clip(values, -1, 1)).astype(int).tolist()
+    extremes = np.stack([np.maximum.reduceat(wave_T, starts), np.minimum.reduceat(wave_T, starts)])
+    return np.round(100 * np.clip(extremes, -1, 1)).astype(int).tolist()
 
 
 def loudness(wave_T: np.ndarray) -> float:

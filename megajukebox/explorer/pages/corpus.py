@@ -7,11 +7,9 @@ from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.explorer import site_files
 from megajukebox.explorer.loaders.corpus import CorpusSong, Excerpt, SongFiles
 from megajukebox.explorer.loaders.samples import TRACKS
-from megajukebox.explorer.loaders.search_index import MAX_SEARCHED_LETTERS
-from megajukebox.explorer.loaders.timed_lyrics import plain_text
 from megajukebox.explorer.pages.layout import as_text, clock, printable_json, render_page
 from megajukebox.explorer.pages.sample_list import render_song_list
-from megajukebox.explorer.pages.waveforms import SCRIPTS, Scale, Track
+from megajukebox.explorer.pages.waveforms import SCRIPTS, Track, scale
 
 HOW_TO_SHOW = "megajukebox explore build samples runs --corpus shards/songs"
 FACETS = {
@@ -33,20 +31,10 @@ def no_corpus_page() -> str:
 
 
 def corpus_page(shards: ShardSet, songs: list[CorpusSong], excerpt: Excerpt) -> str:
-    """The list of songs; `corpus.js` beside the page holds them."""
-    return render_song_list(
-        "corpus.html",
-        title="Corpus",
-        data="corpus",
-        facets=FACETS,
-        orders=("", "artist", "seconds"),
-        first_track="original",
-        summary=summary(shards, songs, excerpt),
-    )
+    """The list of songs; `corpus.js` beside the page holds them.
 
-
-def summary(shards: ShardSet, songs: list[CorpusSong], excerpt: Excerpt) -> str:
-    """Which songs are in the list, which part of them, and how many look wrong."""
+    A line on top says which songs are in the list, which part of them, and how many look wrong.
+    """
     hours = sum(song.seconds for song in songs) / 3600
     count = "all songs"
     if len(songs) < len(shards):
@@ -58,7 +46,15 @@ def summary(shards: ShardSet, songs: list[CorpusSong], excerpt: Excerpt) -> str:
     look = "None looks wrong."
     if wrong:
         look = f"{wrong} look wrong: choose under “Looks wrong”, then listen."
-    return f"{shards.source}: {count}, {hours:.1f} hours; {part}. {look}"
+    return render_song_list(
+        "corpus.html",
+        title="Corpus",
+        data="corpus",
+        facets=FACETS,
+        orders=("", "artist", "seconds"),
+        first_track="original",
+        summary=f"{shards.source}: {count}, {hours:.1f} hours; {part}. {look}",
+    )
 
 
 def corpus_entry(song: CorpusSong, out: Path) -> dict[str, Any]:
@@ -80,7 +76,9 @@ def corpus_entry(song: CorpusSong, out: Path) -> dict[str, Any]:
         "levels": [track for track in TRACKS if track in song.audio],
         "page": site_files.relative_url(song_page_path(song, out), out),
         "audio": {track: site_files.relative_url(path, out) for track, path in song.audio.items()},
-        "picture": site_files.relative_url(files.picture("original"), out) if song.audio else None,
+        "picture": site_files.relative_url(files.path("original", "png"), out)
+        if song.audio
+        else None,
     }
     return {
         name: value
@@ -89,13 +87,8 @@ def corpus_entry(song: CorpusSong, out: Path) -> dict[str, Any]:
     }
 
 
-def corpus_words(song: CorpusSong) -> str:
-    """The lyrics that the list can search."""
-    return plain_text(song.lyrics)[:MAX_SEARCHED_LETTERS]
-
-
 def names(value: object) -> list[str]:
-    return [str(name) for name in value] if isinstance(value, list) else []
+    return list(map(str, value)) if isinstance(value, list) else []
 
 
 def song_page_path(song: CorpusSong, out: Path) -> Path:
@@ -103,7 +96,7 @@ def song_page_path(song: CorpusSong, out: Path) -> Path:
 
 
 def song_page(song: CorpusSong, out: Path) -> str:
-    """One song: to hear and see, its lyrics, what is known of it and what looks wrong."""
+    """One song: to see and to play, its lyrics, its metadata and what looks wrong."""
     folder = song_page_path(song, out).parent
     files = SongFiles(out, song.key, song.excerpt)
     tracks = []
@@ -112,9 +105,12 @@ def song_page(song: CorpusSong, out: Path) -> str:
     for name in TRACKS:
         if name in song.audio:
             audio[name] = site_files.relative_url(song.audio[name], folder)
-            peaks[name] = site_files.relative_url(files.peaks(name), folder)
-            picture = site_files.relative_url(files.picture(name), folder)
-            tracks.append(Track(name, about_track(name), audio[name], picture))
+            peaks[name] = site_files.relative_url(files.path(name, "js"), folder)
+            picture = site_files.relative_url(files.path(name, "png"), folder)
+            about = f"reconstructed from the {name} codes"
+            if name == "original":
+                about = "as stored in the shards"
+            tracks.append(Track(name, about, audio[name], picture))
     subtitle = [song.text_field("artist"), clock(song.seconds), song.key]
     return render_page(
         "song.html",
@@ -122,11 +118,11 @@ def song_page(song: CorpusSong, out: Path) -> str:
         tab="Corpus",
         root="../",
         scripts=(*(f"./{url}" for url in peaks.values()), *SCRIPTS, "sample.js"),
-        subtitle=" · ".join(part for part in subtitle if part),
+        subtitle=" · ".join(filter(None, subtitle)),
         findings=song.findings,
         error=song.error,
         tracks=tracks,
-        scale=Scale(song.sample_rate, song.excerpt_seconds),
+        scale=scale(song.sample_rate, song.excerpt_seconds),
         lyrics=song.lyrics,
         language=song.text_field("language"),
         metadata=metadata(song),
@@ -146,14 +142,8 @@ def title(song: CorpusSong) -> str:
     return song.text_field("title") or song.text_field("artist") or song.key
 
 
-def about_track(track: str) -> str:
-    if track == "original":
-        return "as it lies in the shards"
-    return f"what the {track} codes keep of it"
-
-
 def metadata(song: CorpusSong) -> list[tuple[str, str]]:
-    """What the shards say of the song, and which part of it is shown."""
+    """The song's JSON in the shards, and which part of the song is shown."""
     rows = []
     for name, value in song.metadata.items():
         if name not in NOT_SHOWN:

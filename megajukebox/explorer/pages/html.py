@@ -38,10 +38,16 @@ def render(template: str, **context: object) -> Markup:
 
 def element(name: str, /, *children: str | Iterable[str], **attributes: Attribute) -> Markup:
     """`<name attributes>children</name>`; `class_` is written class, `aria_label` aria-label, None is left out."""
-    opening = Markup("<{}{}>").format(name, _attributes(attributes))
+    opening = Markup("<{}").format(name)
+    for key, value in attributes.items():
+        attribute = key.rstrip("_").replace("_", "-")
+        if value is True:
+            opening += Markup(" {}").format(attribute)
+        elif value is not None and value is not False:
+            opening += Markup(' {}="{}"').format(attribute, value)
     if name in VOID_ELEMENTS:
-        return opening
-    return Markup("{}{}</{}>").format(opening, _joined(children), name)
+        return opening + Markup(">")
+    return Markup("{}>{}</{}>").format(opening, _joined(children), name)
 
 
 def _joined(children: Iterable[str | Iterable[str]]) -> Markup:
@@ -49,15 +55,3 @@ def _joined(children: Iterable[str | Iterable[str]]) -> Markup:
     return Markup("").join(
         escape(child) if isinstance(child, str) else _joined(child) for child in children
     )
-
-
-def _attributes(attributes: dict[str, Attribute]) -> Markup:
-    """Attributes, each with a space before it; True is a bare one."""
-    written = Markup("")
-    for key, value in attributes.items():
-        name = key.rstrip("_").replace("_", "-")
-        if value is True:
-            written += Markup(" {}").format(name)
-        elif value is not None and value is not False:
-            written += Markup(' {}="{}"').format(name, value)
-    return written

@@ -22,8 +22,8 @@ KEYS = (
     ("← →", "5 seconds back, forward"),
     ("1 2 3 …", "level, or side, to listen to: the moment of the song stays"),
     ("j k", "next, previous sample"),
-    ("Enter", "open the chosen sample"),
-    ("c", "take the chosen sample to a comparison"),
+    ("Enter", "open the selected sample"),
+    ("c", "add the selected sample to a comparison"),
     ("+ − 0", "zoom the waveforms in, out, back"),
     ("/", "search"),
     ("?", "this help"),
@@ -48,22 +48,21 @@ def render_page(
         root: leads from the page's folder to that of the site: "" or "../".
         scripts: names in static/, or paths from the page's folder where they hold a slash.
     """
+    urls = []
+    for script in (*SCRIPTS_OF_ALL_PAGES, *scripts):
+        is_from_page = "/" in script and not script.startswith("vendor/")
+        urls.append(script if is_from_page else f"{root}static/{script}")
     return render(
         template,
         title=title,
         tab=tab,
         root=root,
-        scripts=[_script_url(name, root) for name in (*SCRIPTS_OF_ALL_PAGES, *scripts)],
+        scripts=urls,
         tabs=TABS,
         keys=KEYS,
         version=__version__,
         **context,
     )
-
-
-def _script_url(name: str, root: str) -> str:
-    is_from_page = "/" in name and not name.startswith("vendor/")
-    return name if is_from_page else f"{root}static/{name}"
 
 
 def abbreviated(fingerprint: str) -> str | Markup:

@@ -82,49 +82,46 @@ def run_page(run: ListedRun, others: list[str], recordings: list[str]) -> str:
 def summary(run: ListedRun) -> list[tuple[str, str | None]]:
     """Where the run stands, as names with values; None where something is not known."""
     state = run.state
-    kind = [str(run.model[key]) for key in ("level", "kind") if run.model.get(key)]
+    kind = [run.model.get("level"), run.model.get("kind")]
+    last_step = 0.0
+    for splits in run.curves.values():
+        last_step = max(last_step, *(points[-1][0] for points in splits.values()))
     of_target = f" of {state.target:,}" if state.target else ""
     fingerprint = run.model.get("fingerprint")
+    whole = [checkpoint for checkpoint in state.checkpoints if checkpoint.whole]
+    newest = None
+    if whole:
+        size = format_bytes(whole[-1].bytes)
+        newest = f"step {whole[-1].step:,}, {size}, of {len(whole)}"
     return [
-        ("model", " ".join(kind)),
-        ("step", f"{run.last_step:,}{of_target}" if run.curves else None),
-        ("left", time_left(run)),
+        ("model", " ".join(str(word) for word in kind if word)),
+        ("step", f"{int(last_step):,}{of_target}" if run.curves else None),
+        ("time left", time_left(run)),
         ("a step", step_breakdown.describe_step(state)),
         ("job", f"{queued(state)} queued" if state.chain and state.alive else None),
         ("goodput", percent(state.account.goodput)),
         ("restarts", str(sum(state.restarts.values())) if state.restarts else None),
-        ("newest checkpoint", newest_checkpoint(run)),
+        ("newest checkpoint", newest),
         ("ranks", str(len(state.ranks)) if state.ranks else None),
         ("last event", str(run.events[-1].get("event", "")) if run.events else None),
         ("weights", abbreviated(str(fingerprint)) if fingerprint else None),
-        ("page of", moment(state.now) + " UTC"),
+        ("as of", moment(state.now) + " UTC"),
     ]
-
-
-def newest_checkpoint(run: ListedRun) -> str | None:
-    whole = [checkpoint for checkpoint in run.state.checkpoints if checkpoint.whole]
-    if not whole:
-        return None
-    newest = whole[-1]
-    return f"step {newest.step:,}, {format_bytes(newest.bytes)}, of {len(whole)}"
 
 
 def shown_alerts(run: ListedRun) -> list[ShownAlert]:
-    return [
-        ShownAlert(
-            severity=alert.severity,
-            name=alert.alert.removeprefix("Jukebox"),
-            what=redact(alert.what),
-            do=f"{alert.do} ({RUNBOOK}#{alert.alert.lower()})",
-        )
-        for alert in diagnose(run.state)
-    ]
+    alerts = []
+    for alert in diagnose(run.state):
+        name = alert.alert.removeprefix("Jukebox")
+        do = f"{alert.do} ({RUNBOOK}#{alert.alert.lower()})"
+        alerts.append(ShownAlert(alert.severity, name, redact(alert.what), do))
+    return alerts
 
 
 def previews_by_step(
     recordings: list[PreviewRecording], urls: list[str]
 ) -> dict[str, list[tuple[str, str]]]:
-    """(name, URL) of each recording by the step that it was made at, the newest first."""
+    """(name, URL) of each recording by the step at which it was generated, the newest first."""
     previews: dict[str, list[tuple[str, str]]] = {}
     for recording, url in list(zip(recordings, urls))[:MAX_PREVIEWS]:
         previews.setdefault(f"{recording.step:,}", []).append((recording.path.stem, url))
@@ -132,7 +129,7 @@ def previews_by_step(
 
 
 def curve_order(name: str) -> tuple[int, str]:
-    """What is looked at first comes first, in the order of the log; the rest by name."""
+    """Sort the curves that are read first to the front, in the order of the log; the others by name."""
     if name in FIRST_CURVES:
         return 0, ""
     return (2 if name.startswith(LAST_CURVES) else 1), name
@@ -140,19 +137,13 @@ def curve_order(name: str) -> tuple[int, str]:
 
 def event_marks(events: list[dict[str, Any]]) -> list[Mark]:
     """What happened, by step; at most the last hundred."""
-    marked = [
-        event
-        for event in events
-        if event.get("event") in MARKED_EVENTS and is_number(event.get("step"))
-    ]
-    return [
-        Mark(
-            step=event["step"],
-            kind=str(event["event"]),
-            text=f"{event['event']} at step {number(event['step'])}: {details(event)}",
-        )
-        for event in marked[-MAX_MARKS:]
-    ]
+    marks = []
+    for event in events:
+        name = event.get("event")
+        if name in MARKED_EVENTS and is_number(event.get("step")):
+            text = f"{name} at step {number(event['step'])}: {details(event)}"
+            marks.append(Mark(event["step"], str(name), text))
+    return marks[-MAX_MARKS:]
 
 
 def event_table(events: list[dict[str, Any]]) -> EventTable | None:
@@ -173,7 +164,7 @@ def details(event: dict[str, Any]) -> str:
     """All fields of an event but those that have a column of their own, without secrets."""
     parts = []
     for key, value in event.items():
-        if key not in ("schema", "time", "event", "step"):
+        if key not in ("schema", "time", "event", "step") and value not in (None, ""):
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
             parts.append(f"{key}: {text}")
     return redact(", ".join(parts))

@@ -28,31 +28,31 @@ class RunRow:
 
 def runs_page(runs: list[ListedRun]) -> str:
     """All runs, in the order in which they were started."""
+    rows = []
+    for run in runs:
+        state = run.state
+        loss = state.value("loss")
+        row = RunRow(
+            name=run.name,
+            page=f"run/{safe_name(run.name)}.html",
+            status=state.status,
+            step=f"{state.step:,} of {state.target:,}" if state.target else f"{state.step:,}",
+            time_left=time_left(run) or "",
+            loss="" if loss is None else f"{loss:.4g}",
+            goodput=percent(state.account.goodput),
+            restarts=sum(state.restarts.values()),
+            alerts=diagnose(state),
+        )
+        rows.append(row)
     return render_page(
         "run_list.html",
         "Runs",
         tab="Runs",
         scripts=("live.js",) if runs else (),
-        runs=[run_row(run) for run in runs],
+        runs=rows,
         headings=HEADINGS,
         live=any(run.state.alive for run in runs),
         commands=HOW_TO_TRAIN,
-    )
-
-
-def run_row(run: ListedRun) -> RunRow:
-    state = run.state
-    loss = state.value("loss")
-    return RunRow(
-        name=run.name,
-        page=f"run/{safe_name(run.name)}.html",
-        status=state.status,
-        step=f"{state.step:,} of {state.target:,}" if state.target else f"{state.step:,}",
-        time_left=time_left(run) or "",
-        loss="" if loss is None else f"{loss:.4g}",
-        goodput=percent(state.account.goodput),
-        restarts=sum(state.restarts.values()),
-        alerts=diagnose(state),
     )
 
 

@@ -1,4 +1,4 @@
-"""The page of one sample: its levels to see and to hear, its lyrics, and how it was made."""
+"""The page of one sample: its levels to see and to play, its lyrics, and how it was generated."""
 
 import shlex
 
@@ -6,17 +6,26 @@ from megajukebox.common.levels import LEVELS
 from megajukebox.explorer.loaders.samples import ListedSample, UnreadableSample
 from megajukebox.explorer.loaders.search_index import SampleLinks, entry, runs_folder, seed, title
 from megajukebox.explorer.pages.layout import abbreviated, as_text, printable_json, render_page
-from megajukebox.explorer.pages.waveforms import SCRIPTS, Scale, Track
+from megajukebox.explorer.pages.waveforms import SCRIPTS, Track, scale
 
 
 def sample_page(sample: ListedSample, links: SampleLinks, problems: list[UnreadableSample]) -> str:
     """The page of `sample`; `problems` are those of its recordings."""
-    tracks = [
-        Track(name, about_track(sample, name), url, links.spectrogram.get(name))
-        for name, url in links.audio.items()
-    ]
+    tracks = []
+    for name, url in links.audio.items():
+        tracks.append(Track(name, about_track(sample, name), url, links.spectrogram.get(name)))
     missing = [level for level in LEVELS if level not in links.audio]
     record = sample.record
+    weights = []
+    for name, fingerprint in record.weights.items():
+        if fingerprint is not None:
+            weights.append((name, abbreviated(as_text(fingerprint))))
+    records = {
+        "Request as JSON": sample.request,
+        "Runs": record.runs,
+        "Steps": record.steps,
+        "Software": record.made_by,
+    }
     return render_page(
         "sample.html",
         title=f"{title(sample)} {sample.name}",
@@ -29,12 +38,13 @@ def sample_page(sample: ListedSample, links: SampleLinks, problems: list[Unreada
         problems=problems,
         tracks=tracks,
         missing=", ".join(missing),
-        scale=Scale(record.sample_rate, record.seconds),
+        scale=scale(record.sample_rate, record.seconds),
         lyrics=sample.lyrics,
         language=record.request.language,
         command=command(sample),
-        weights=weights(sample),
-        records=records(sample),
+        weights=weights,
+        records=records,
+        as_text=as_text,
         played_tracks=tuple(links.audio) or ("bottom",),
         entry=entry(sample, links),
     )
@@ -52,7 +62,7 @@ def subtitle(sample: ListedSample) -> str:
         "" if drawn_with is None else f"seed {drawn_with}",
         sample.name,
     ]
-    return " · ".join(part for part in parts if part)
+    return " · ".join(filter(None, parts))
 
 
 def about_track(sample: ListedSample, track: str) -> str:
@@ -64,28 +74,8 @@ def about_track(sample: ListedSample, track: str) -> str:
     if level.tokens_per_second is not None:
         parts.append(f"{level.tokens_per_second:,.0f} tokens/s")
     if level.wall_seconds is not None:
-        parts.append(f"{level.wall_seconds:,.1f} s to make")
+        parts.append(f"{level.wall_seconds:,.1f} s to sample")
     return " · ".join(parts)
-
-
-def weights(sample: ListedSample) -> list[tuple[str, str]]:
-    """The fingerprints of the models, by name."""
-    return [
-        (name, abbreviated(as_text(value)) if value is not None else "")
-        for name, value in sample.record.weights.items()
-    ]
-
-
-def records(sample: ListedSample) -> list[tuple[str, str]]:
-    """What is written down of a sample, under its headings; empty where nothing is."""
-    record = sample.record
-    values = {
-        "Request as JSON": sample.request,
-        "Runs": record.runs,
-        "Steps": record.steps,
-        "Made by": record.made_by,
-    }
-    return [(name, as_text(value) if value else "") for name, value in values.items()]
 
 
 def command(sample: ListedSample) -> str:

@@ -10,7 +10,7 @@ HOW_TO_MAKE_SAMPLES = """megajukebox sample runs --requests requests.json --out 
 megajukebox explore build samples runs"""
 ORDERS = {
     "": "in order",
-    "made": "newest first",
+    "created": "newest first",
     "artist": "by artist",
     "checkpoint": "by checkpoint",
     "seconds": "longest first",
@@ -24,7 +24,7 @@ def list_page(count: int, problems: list[UnreadableSample]) -> str:
         title="Samples",
         data="entries",
         facets=FACETS,
-        orders=("made", "artist", "checkpoint", "seconds"),
+        orders=("created", "artist", "checkpoint", "seconds"),
         first_track=None,
         count=count,
         problems=problems,

@@ -22,7 +22,7 @@ DRAWN_METRICS = (
     "forward_kl_bits",
     "reverse_kl_bits",
 )
-HEADINGS = ("Figure", "Value", "95 %", "Songs", "")
+HEADINGS = ("Metric", "Value", "95 %", "Songs", "")
 DIRECTIONS = {1: "more is better", -1: "less is better"}
 
 
@@ -38,24 +38,26 @@ class ScoreTable:
 
 def score_table(lines: list[dict[str, Any]]) -> ScoreTable | None:
     """The scores of a run; None for a run that was never evaluated."""
-    scored = [
-        line
-        for line in lines
-        if is_number(line.get("step")) and isinstance(line.get("metrics"), dict)
-    ]
+    scored = []
+    for line in lines:
+        if is_number(line.get("step")) and isinstance(line.get("metrics"), dict):
+            scored.append(line)
     if not scored:
         return None
     # Of equal steps the one that was evaluated last.
     newest = max(reversed(scored), key=lambda line: line["step"])
+    figures = []
+    for name, points in over_steps(scored).items():
+        figures.append(figure(name, {"held_out": points}))
+    rows = []
+    for name, score in newest["metrics"].items():
+        if isinstance(score, dict):
+            rows.append(table_row(name, score))
     return ScoreTable(
-        figures=[figure(name, {"held_out": points}) for name, points in over_steps(scored).items()],
+        figures=figures,
         step=number(newest["step"]),
         headings=HEADINGS,
-        rows=[
-            table_row(name, score)
-            for name, score in newest["metrics"].items()
-            if isinstance(score, dict)
-        ],
+        rows=rows,
     )
 
 

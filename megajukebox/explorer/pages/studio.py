@@ -1,4 +1,4 @@
-"""The form for a new song, and the queue of those that are being made."""
+"""The form for a new song, and the queue of songs."""
 
 from megajukebox.explorer.pages.layout import render_page
 

@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from markupsafe import Markup
@@ -48,16 +47,13 @@ class Axis:
             last = math.floor(math.log10(self.high))
             powers = range(first, last + 1)
             return [10.0**power for power in powers[:: max(1, len(powers) // 4)]]
-        step = round_step((self.high - self.low) / TICKS)
+        # The next of 1, 2, 5, 10, 20, 50 ... above a fifth of the axis.
+        least = (self.high - self.low) / TICKS
+        power = 10.0 ** math.floor(math.log10(least))
+        step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= least * 0.999)
         first = math.ceil(self.low / step)
         last = math.floor(self.high / step)
         return [n * step for n in range(first, last + 1)]
-
-
-def round_step(step: float) -> float:
-    """The next of 1, 2, 5, 10, 20, 50 ... above `step`."""
-    power = 10.0 ** math.floor(math.log10(step))
-    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= step * 0.999)
 
 
 @dataclass(frozen=True)
@@ -70,20 +66,6 @@ class Mark:
 
 
 @dataclass(frozen=True)
-class PlacedMark:
-    at: float
-    kind: str
-    text: str
-
-
-@dataclass(frozen=True)
-class Tick:
-    at: float
-    text: str
-    anchor: str = "end"
-
-
-@dataclass(frozen=True)
 class Line:
     """One split: its path, and a dot for each point without neighbours."""
 
@@ -93,99 +75,72 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Key:
-    """The legend of one split, with its last value."""
-
-    name: str
-    style: str
-    last: str
-
-
-@dataclass(frozen=True)
 class Plot:
-    """What is drawn where. `series` and `axis` are JSON for curves.js, which reads values under the pointer."""
+    """What the template draws. `series` and `axis` are JSON for curves.js, which reads values under the pointer."""
 
-    label: str
-    value_ticks: list[Tick]
-    step_ticks: list[Tick]
-    marks: list[PlacedMark]
+    x: Axis
+    y: Axis
+    marks: list[Mark]
     lines: list[Line]
     series: str
-    axis: str
-    width: int = WIDTH
-    height: int = HEIGHT
-    left: int = LEFT
-    right: int = RIGHT
-    top: int = TOP
-    bottom: int = BOTTOM
+    axis: str  # steps at both ends of the x axis, their positions, top and bottom
 
 
 def figure(name: str, splits: dict[str, Points], marks: list[Mark] | None = None) -> Markup:
-    """One metric with all its splits, its last values in words, and `marks` where something happened."""
-    title = name.replace("_", " ")
-    keys = [
-        Key(split.replace("_", " "), split_style(split), number(points[-1][1]))
-        for split, points in splits.items()
-    ]
-    plot = draw(splits, f"{title} over steps", marks or [])
-    return render("figure.html", title=title, keys=keys, plot=plot)
+    """One metric as a drawing.
 
-
-def draw(splits: dict[str, Points], label: str, marks: list[Mark]) -> Plot | None:
-    """The plot of `splits`; None where no value is finite."""
-    thinned = {split: thin(points) for split, points in splits.items()}
-    readable = {split: finite_points(points) for split, points in thinned.items()}
-    finite = [point for points in readable.values() for point in points]
-    if not finite:
-        return None
-    x = step_axis(finite)
-    y = value_axis(finite)
-    return Plot(
-        label=label + (", logarithmic" if y.logarithmic else ""),
-        value_ticks=[Tick(y.position(value), number(value)) for value in y.ticks()],
-        step_ticks=[step_tick(x, step) for step in x.ticks() if step == int(step)],
-        marks=[
-            PlacedMark(x.position(mark.step), mark.kind, mark.text)
-            for mark in marks
-            if x.low <= mark.step <= x.high
-        ],
-        lines=[line(points, x, y, split_style(split)) for split, points in thinned.items()],
-        series=json.dumps(readable),
-        axis=json.dumps([x.low, x.high, x.start, x.end, TOP, BOTTOM]),
+    Args:
+        splits: the points of each split; its last value stands in words beside the title.
+        marks: what happened at which step.
+    """
+    return render(
+        "figure.html",
+        title=name.replace("_", " "),
+        splits=splits,
+        plot=plot(splits, marks or []),
+        number=number,
+        styles=SPLIT_STYLES,
+        width=WIDTH,
+        height=HEIGHT,
+        end_label_width=END_LABEL_WIDTH,
     )
 
 
-def finite_points(points: Points) -> Points:
-    return [point for point in points if math.isfinite(point[1])]
-
-
-def step_tick(x: Axis, step: float) -> Tick:
-    at = x.position(step)
-    return Tick(at, number(step), anchor="end" if at > RIGHT - END_LABEL_WIDTH else "middle")
+def plot(splits: dict[str, Points], marks: list[Mark]) -> Plot | None:
+    """What to draw of `splits`; None where no value is finite."""
+    thinned = {split: thin(points) for split, points in splits.items()}
+    readable = {}
+    finite: Points = []
+    for split, points in thinned.items():
+        readable[split] = [point for point in points if math.isfinite(point[1])]
+        finite += readable[split]
+    if not finite:
+        return None
+    low, high = spread([step for step, _ in finite])
+    x = Axis(low, high, LEFT, RIGHT)
+    y = value_axis([value for _, value in finite])
+    lines = []
+    for split, points in thinned.items():
+        lines.append(line(points, x, y, SPLIT_STYLES.get(split, "other")))
+    axis = json.dumps([x.low, x.high, x.start, x.end, TOP, BOTTOM])
+    return Plot(x, y, marks, lines, json.dumps(readable), axis)
 
 
 def line(points: Points, x: Axis, y: Axis, style: str) -> Line:
     """The points joined; a value that is not finite leaves a gap, a point without neighbours is a dot."""
     path = ""
     dots = []
-    for stretch in stretches(points):
-        placed = [(x.position(step), y.position(value)) for step, value in stretch]
-        if len(placed) == 1:
-            dots.append(placed[0])
-        else:
-            path += "M" + "L".join(f"{across} {down}" for across, down in placed)
-    return Line(style, path, dots)
-
-
-def stretches(points: Points) -> Iterator[Points]:
-    """Neighbouring points whose values are finite."""
-    stretch: Points = []
-    for point in [*points, (0.0, math.nan)]:
-        if math.isfinite(point[1]):
-            stretch.append(point)
+    stretch: list[tuple[float, float]] = []  # neighbours on the picture whose values are finite
+    for step, value in [*points, (0.0, math.nan)]:
+        if math.isfinite(value):
+            stretch.append((x.position(step), y.position(value)))
+            continue
+        if len(stretch) == 1:
+            dots += stretch
         elif stretch:
-            yield stretch
-            stretch = []
+            path += "M" + "L".join(f"{across} {down}" for across, down in stretch)
+        stretch = []
+    return Line(style, path, dots)
 
 
 def thin(points: Points) -> Points:
@@ -201,35 +156,25 @@ def thin(points: Points) -> Points:
     return thinned
 
 
-def step_axis(finite: Points) -> Axis:
-    low, high = spread([step for step, _ in finite])
-    return Axis(low, high, LEFT, RIGHT)
-
-
-def value_axis(finite: Points) -> Axis:
+def value_axis(values: list[float]) -> Axis:
     """Logarithmic where the largest value is `LOG_RATIO` times the smallest, and all are positive."""
-    values = [value for _, value in finite]
-    logarithmic = min(values) > 1e-30 and max(values) / min(values) > LOG_RATIO
-    if logarithmic:
-        low = min(values) / LOG_MARGIN
-        return Axis(low, max(values) * LOG_MARGIN, BOTTOM, TOP, logarithmic=True)
+    low = min(values)
+    high = max(values)
+    if low > 1e-30 and high / low > LOG_RATIO:
+        return Axis(low / LOG_MARGIN, high * LOG_MARGIN, BOTTOM, TOP, logarithmic=True)
     low, high = spread(values)
     margin = (high - low) * LINEAR_MARGIN
     return Axis(low - margin, high + margin, BOTTOM, TOP)
 
 
 def spread(values: list[float]) -> tuple[float, float]:
-    """Lowest and highest; made different if they are the same."""
+    """Lowest and highest; widened if they are the same."""
     low = min(values)
     high = max(values)
     if high - low > max(1e-30, 1e-9 * abs(high)):
         return low, high
     margin = max(abs(low) * LINEAR_MARGIN, 1e-6)
     return low - margin, high + margin
-
-
-def split_style(split: str) -> str:
-    return SPLIT_STYLES.get(split, "other")
 
 
 def number(value: float) -> str:

@@ -17,26 +17,18 @@ class Track:
     audio: str
     spectrogram: str | None
 
-    @property
-    def extension(self) -> str:
-        return self.audio.rpartition(".")[2][:4]
-
 
 @dataclass(frozen=True)
 class Scale:
-    """What the pictures show, in one line."""
+    """What the pictures of a song show."""
 
-    sample_rate: int | None
-    seconds: float
+    duration: str
+    text: str
 
-    @property
-    def duration(self) -> str:
-        return clock(self.seconds)
 
-    @property
-    def text(self) -> str:
-        highest = (
-            f"{self.sample_rate / 2000:.1f} kHz" if self.sample_rate else "half the sample rate"
-        )
-        loudness = f"{FLOOR_DB:.0f} to {CEILING_DB:.0f} dB of full scale"
-        return f"Spectrograms: 30 Hz to {highest} upwards, mel scale, {loudness}."
+def scale(sample_rate: int | None, seconds: float) -> Scale:
+    """The scale of a song's pictures, in one line."""
+    highest = f"{sample_rate / 2000:.1f} kHz" if sample_rate else "half the sample rate"
+    loudness = f"{FLOOR_DB:.0f} to {CEILING_DB:.0f} dB of full scale"
+    text = f"Spectrograms: 30 Hz to {highest} upwards, mel scale, {loudness}."
+    return Scale(clock(seconds), text)

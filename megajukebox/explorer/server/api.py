@@ -1,4 +1,18 @@
-"""What the pages can ask of their server: blind trials, votes, and songs of the Studio."""
+"""What the pages can ask of their server: blind trials, votes, and songs of the Studio.
+
+    POST /api/trials               {field, a, b} -> {id, artist, genres, lyrics, seconds, audio, db, pairs, voted}
+    GET  /api/trials/ID/SIDE       the recording behind side a or b
+    POST /api/votes                {trial, vote: a | b | same} -> {A, B}: which value of the field was behind which side
+    GET  /api/votes                -> {tallies, skipped}
+    GET  /api/studio               -> what the run can be asked for
+    POST /api/songs                the form (studio_form.py) -> the song, queued
+    GET  /api/songs                -> {songs, model}, the newest first
+    POST /api/songs/ID/cancel      -> the song
+    POST /api/uploads              a recording as the body -> {id, seconds}
+
+Bodies and answers are JSON objects. What cannot be done is answered with status 400 and {error}, in words for the
+reader of the page.
+"""
 
 import json
 import os
@@ -29,12 +43,12 @@ from megajukebox.explorer.server.studio_form import (
     StudioOptions,
     build_request,
     parse_form,
-    sampler_options,
 )
 from megajukebox.explorer.server.studio_jobs import Studio, StudioJob
 from megajukebox.explorer.server.uploads import MAX_BYTES, UploadStore
 from megajukebox.explorer.server.votes import read_votes, tally_votes
 
+MAX_LISTED = 50  # songs of the queue; older ones are in the folder
 MAX_JSON_BYTES = 256 << 10  # of one question
 Handler = Callable[[Request], Awaitable[Response]]
 Action = Callable[[dict[str, Any], Request], Any]  # the JSON object that was sent, its request
@@ -58,19 +72,16 @@ def application(
     nonce: str,
 ) -> AccessGuard:
     """The whole server, guard and all."""
+    no_such_route = error_response("there is nothing to ask at this address", 404)
     routes = vote_routes(library, BlindTrials(votes_file, library.out))
     if services:
         routes += studio_routes(library, services)
     pages = StaticPages(library, {"nonce": nonce, "studio": services is not None})
     routes += [
-        Route("/api/{path:path}", not_found, methods=["GET", "POST"]),
+        Route("/api/{path:path}", lambda _: no_such_route, methods=["GET", "POST"]),
         Route("/{path:path}", pages.get, methods=["GET"]),
     ]
     return AccessGuard(Starlette(routes=routes), token, nonce)
-
-
-def not_found(request: Request) -> Response:
-    return error_response("there is nothing to ask at this address", 404)
 
 
 def error_response(reason: str, status: int = 400) -> Response:
@@ -150,29 +161,29 @@ def studio_routes(library: Library, services: StudioServices) -> list[Route]:
         page = library.address(library.page(sample))
         return job.as_json(page, library.address(audio) if audio else None)
 
-    def show_options(_: dict[str, Any], __: Request) -> dict[str, Any]:
-        return options.as_json()
-
     def enqueue(body: dict[str, Any], _: Request) -> dict[str, Any]:
         form = parse_form(body)
         upload = services.uploads.get(form.upload) if form.upload is not None else None
         request = build_request(form, options, upload, services.check)
-        return job_json(studio.enqueue(request, sampler_options(form, options)))
+        is_default = form.sampler in ("", options.samplers[0])
+        return job_json(studio.enqueue(request, [] if is_default else [form.sampler]))
 
     def list_jobs(_: dict[str, Any], __: Request) -> dict[str, Any]:
+        newest = list(studio.jobs.values())[: -MAX_LISTED - 1 : -1]
         return {
-            "songs": [job_json(job) for job in studio.newest()],
+            "songs": [job_json(job) for job in newest],
             "model": studio.model_status(),
         }
 
-    def cancel(_: dict[str, Any], request: Request) -> dict[str, Any]:
-        return job_json(studio.cancel(request.path_params["id"]))
-
     return [
-        Route("/api/studio", json_handler(show_options)),
+        Route("/api/studio", json_handler(lambda *_: options.as_json())),
         Route("/api/songs", json_handler(enqueue), methods=["POST"]),
         Route("/api/songs", json_handler(list_jobs)),
-        Route("/api/songs/{id}/cancel", json_handler(cancel), methods=["POST"]),
+        Route(
+            "/api/songs/{id}/cancel",
+            json_handler(lambda _, request: job_json(studio.cancel(request.path_params["id"]))),
+            methods=["POST"],
+        ),
         Route("/api/uploads", upload_handler(services.uploads), methods=["POST"]),
     ]
 

@@ -72,27 +72,21 @@ class BlindTrials:
         trial = BlindTrial(field, (left["name"], right["name"]), (a, b), swapped=False)
         if secrets.randbits(1) == 1:
             trial = BlindTrial(field, (right["name"], left["name"]), (b, a), swapped=True)
-        identity = self._keep(trial)
-        voted = sum(1 for pair in matched if votes_of[pair_names(pair)])
-        loudnesses = {
-            side: loudness(self.site, samples[name]) for side, name in zip("AB", trial.samples)
-        }
-        return {
-            "id": identity,
-            "db": loudnesses,
-            "pairs": len(matched),
-            "voted": min(voted, len(matched) - 1),
-            **shared_facts(identity, samples[trial.samples[0]]),
-        }
-
-    def _keep(self, trial: BlindTrial) -> str:
-        """Wait for the vote on `trial`; returns the name by which the page asks for it."""
         identity = secrets.token_urlsafe(12)
         with self.lock:
             self.open[identity] = trial
             while len(self.open) > MAX_OPEN:
                 self.open.popitem(last=False)
-        return identity
+        voted = sum(votes_of[pair_names(pair)] > 0 for pair in matched)
+        first, second = (samples[name] for name in trial.samples)
+        loudnesses = {"A": loudness(self.site, first), "B": loudness(self.site, second)}
+        return {
+            "id": identity,
+            "db": loudnesses,
+            "pairs": len(matched),
+            "voted": min(voted, len(matched) - 1),
+            **shared_facts(identity, first),
+        }
 
     def recording(self, samples: dict[str, ListedSample], identity: str, side: str) -> Path | None:
         """The recording behind a side of an open trial."""
@@ -140,12 +134,13 @@ class BlindTrials:
 
 
 def pair_names(pair: tuple[dict, dict]) -> frozenset[str]:
-    return frozenset(one["name"] for one in pair)
+    left, right = pair
+    return frozenset((left["name"], right["name"]))
 
 
 def played_track(sample: ListedSample) -> str:
     """The finished song, or the best track there is of it."""
-    return finest({track: track for track in sample.audio}) or ""
+    return finest(dict(zip(sample.audio, sample.audio))) or ""
 
 
 def loudness(site: Path, sample: ListedSample) -> float | None:
@@ -163,5 +158,5 @@ def shared_facts(identity: str, sample: ListedSample) -> dict[str, Any]:
         "genres": list(request.genres),
         "lyrics": plain_text(sample.lyrics),
         "seconds": sample.record.seconds,
-        "audio": {side.upper(): f"/api/trials/{identity}/{side}" for side in "ab"},
+        "audio": {"A": f"/api/trials/{identity}/a", "B": f"/api/trials/{identity}/b"},
     }

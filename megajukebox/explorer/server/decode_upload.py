@@ -15,29 +15,24 @@ from megajukebox.data import audio
 
 def main() -> None:
     source, target, max_seconds, max_memory, max_cpu_seconds = sys.argv[1:]
-    limit(resource.RLIMIT_AS, int(max_memory))
-    limit(resource.RLIMIT_CPU, int(max_cpu_seconds))
-    limit(resource.RLIMIT_CORE, 0)
+    limits = {
+        resource.RLIMIT_AS: int(max_memory),
+        resource.RLIMIT_CPU: int(max_cpu_seconds),
+        resource.RLIMIT_CORE: 0,
+    }
+    for kind, value in limits.items():
+        resource.setrlimit(kind, (value, value))
     try:
-        seconds = decode(source, target, float(max_seconds))
+        rate = audio.facts(source).sample_rate
+        wave_TC = audio.read(source, rate, max_seconds=float(max_seconds))
+        if not len(wave_TC):
+            raise ValueError("it holds no sound")
+        is_multichannel = wave_TC.shape[1] > 2
+        audio.write_wav(target, audio.downmix(wave_TC) if is_multichannel else wave_TC, rate)
     except (ValueError, MemoryError) as error:
         print(json.dumps({"error": str(error) or "it takes too much memory"}))
     else:
-        print(json.dumps({"seconds": seconds}))
-
-
-def limit(kind: int, value: int) -> None:
-    resource.setrlimit(kind, (value, value))
-
-
-def decode(source: str, target: str, max_seconds: float) -> float:
-    """Write `source` as WAV with at most two channels; returns its seconds."""
-    rate = audio.facts(source).sample_rate
-    wave_TC = audio.read(source, rate, max_seconds=max_seconds)
-    if not len(wave_TC):
-        raise ValueError("it holds no sound")
-    audio.write_wav(target, audio.downmix(wave_TC) if wave_TC.shape[1] > 2 else wave_TC, rate)
-    return len(wave_TC) / rate
+        print(json.dumps({"seconds": len(wave_TC) / rate}))
 
 
 if __name__ == "__main__":

@@ -112,5 +112,7 @@ def death_reason(status: int, log: Path) -> str:
         hint = "; often too little memory" if name == "SIGKILL" else ""
         return f"The sampler was ended by {name}{hint}. The next song loads the model again."
     lines = log.read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace").splitlines()
-    written = [line.strip() for line in lines if line.strip()]
-    return written[-1] if written else f"The sampler ended with status {status}."
+    for line in reversed(lines):
+        if line.strip():
+            return line.strip()
+    return f"The sampler ended with status {status}."

@@ -51,8 +51,10 @@ class ShardRecordings:
 
     def __init__(self, shards: ShardSet, songs: list[CorpusSong]) -> None:
         self.shards = shards
-        whole = [song for song in songs if song.excerpt.seconds is None and song.audio]
-        self.rows = {str(song.audio["original"]): song.row for song in whole}
+        self.rows = {}
+        for song in songs:
+            if song.excerpt.seconds is None and song.audio:
+                self.rows[str(song.audio["original"])] = song.row
 
     def get(self, path: str, request: Request) -> Response | None:
         """The song at `path`, or the range of it that is asked for; None if it is none of the songs."""
@@ -121,7 +123,12 @@ class Library:
                 if path.exists()
             }
             if modified != self.modified:
-                self._write_samples()
+                self.listed = write_samples(self.samples, self.out)
+                self.by_name = {}
+                self.recordings = set()
+                for sample in self.listed.samples:
+                    self.by_name[sample.name] = sample
+                    self.recordings.update(map(str, sample.audio.values()))
                 self.modified = modified
             if time.monotonic() > self.runs_written + RUNS_INTERVAL_SECONDS:
                 runs = write_runs(self.runs, self.out)
@@ -129,16 +136,6 @@ class Library:
                 for run in runs:
                     self.run_recordings.update(str(preview.path) for preview in run.previews)
                 self.runs_written = time.monotonic()
-
-    def _write_samples(self) -> None:
-        self.listed = write_samples(self.samples, self.out)
-        self.by_name = {sample.name: sample for sample in self.listed.samples}
-        self.recordings = set()
-        for sample in self.listed.samples:
-            self.recordings.update(str(path) for path in sample.audio.values())
-
-    def may_serve(self, path: str) -> bool:
-        return path in self.recordings or path in self.run_recordings or is_inside(path, self.out)
 
     @property
     def base(self) -> str:
@@ -176,7 +173,8 @@ class StaticPages:
         song = library.corpus.get(path, request) if library.corpus else None
         if song is not None:
             return song
-        if library.may_serve(path):
+        is_recording = path in library.recordings or path in library.run_recordings
+        if is_recording or is_inside(path, library.out):
             return file_response(Path(path))
         raise HTTPException(404)
 
@@ -245,17 +243,14 @@ class AccessGuard:
     def check_token(self, scope: Scope, headers: Headers, token: str) -> Response | None:
         """None if the token was sent; from an address it moves into a cookie, so that it is seen no longer."""
         query = parse_qs(scope["query_string"].decode("latin-1"))
-        if is_token(query.get("token", [""])[0], token):
+        # Compared in constant time, so that its letters cannot be guessed one by one.
+        if secrets.compare_digest(query.get("token", [""])[0].encode(), token.encode()):
             answer = RedirectResponse(scope["raw_path"].split(b"?")[0].decode("latin-1"), 303)
             answer.set_cookie(COOKIE, token, httponly=True, samesite="strict")
             return answer
         cookie = Request(scope).cookies.get(COOKIE, "")
         bearer = headers.get("authorization", "").removeprefix("Bearer ")
-        if is_token(cookie, token) or is_token(bearer, token):
-            return None
+        for sent in (cookie, bearer):
+            if secrets.compare_digest(sent.encode(), token.encode()):
+                return None
         return PlainTextResponse("Open the address with the token that the server printed.\n", 401)
-
-
-def is_token(text: str, token: str) -> bool:
-    """Compare in constant time."""
-    return secrets.compare_digest(text.encode(), token.encode())

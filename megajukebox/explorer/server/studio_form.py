@@ -116,9 +116,3 @@ def prompt_fields(upload: Upload, form: SongForm) -> dict[str, Any]:
             f"{seconds:g} s of the recording leave nothing of {form.seconds:g} s to generate; ask for more"
         )
     return {"prompt": str(upload.path), "keep_seconds": seconds}
-
-
-def sampler_options(form: SongForm, options: StudioOptions) -> list[str]:
-    """The sampler that is to sample the codes, if it is not the default: as `sample --sampler` takes it."""
-    is_default = not form.sampler or form.sampler == options.samplers[0]
-    return [] if is_default else [form.sampler]

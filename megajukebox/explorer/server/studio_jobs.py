@@ -24,8 +24,9 @@ from megajukebox.explorer.server.sampler_process import (
     sampler_command,
 )
 
+STOP_FILE = "STOP"  # in the folder of a song that is to stop
+PROGRESS_FILE = "progress.json"
 MAX_QUEUED = 20
-MAX_LISTED = 50  # songs of the list; older ones are in the folder
 STOP_SECONDS = 10.0  # that a song has to stop by itself before its process is ended
 IDLE_MINUTES = 10.0  # without a song, after which the model is unloaded
 
@@ -35,7 +36,7 @@ class StudioJob:
     """One song of the queue; `request` is what the `sample` entry would be given."""
 
     request: dict[str, Any]
-    folder: Path  # of its request, its progress, and STOP once it is to stop
+    folder: Path  # of its request, its progress and its stop file
     samplers: list[str] = field(default_factory=list)
     state: str = "queued"
     reason: str = ""
@@ -45,18 +46,10 @@ class StudioJob:
     def id(self) -> str:
         return self.request["id"]
 
-    @property
-    def stop_file(self) -> Path:
-        return self.folder / "STOP"
-
-    @property
-    def progress_file(self) -> Path:
-        return self.folder / "progress.json"
-
     def progress(self) -> tuple[float, str]:
         """(share of all codes, what is being generated)."""
         try:
-            record = json.loads(self.progress_file.read_text())
+            record = json.loads((self.folder / PROGRESS_FILE).read_text())
             done = record["done"]
             total = record["total"]
         except (OSError, ValueError, KeyError):
@@ -80,7 +73,7 @@ class StudioJob:
         return {
             "id": self.id,
             "title": request["artist"] or "No artist",
-            "about": " · ".join(part for part in about if part),
+            "about": " · ".join(filter(None, about)),
             "state": self.state,
             "reason": self.reason,
             "share": round(share, 3),
@@ -145,15 +138,12 @@ class Studio:
             if job.state == "queued":
                 job.state = "cancelled"
                 job.reason = "Cancelled before it began."
-            elif job.state == "generating" and not job.stop_file.exists():
-                job.stop_file.touch()
+            elif job.state == "generating" and not (job.folder / STOP_FILE).exists():
+                (job.folder / STOP_FILE).touch()
                 timer = Timer(self.stop_seconds, self._end_process_of, (job,))
                 timer.daemon = True
                 timer.start()
         return job
-
-    def newest(self) -> list[StudioJob]:
-        return list(self.jobs.values())[: -MAX_LISTED - 1 : -1]
 
     def model_status(self) -> dict[str, Any]:
         """Whether the model is loaded, what it takes and for how long it stays, for the page."""
@@ -199,8 +189,8 @@ class Studio:
         order = {
             "request": job.request,
             "out": str(self.samples),
-            "progress": str(job.progress_file),
-            "stop": str(job.stop_file),
+            "progress": str(job.folder / PROGRESS_FILE),
+            "stop": str(job.folder / STOP_FILE),
         }
         try:
             answer = self.sampler.generate(job.samplers, order)

@@ -96,5 +96,5 @@ def child_environment() -> dict[str, str]:
     return {
         **os.environ,
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
-        "PYTHONPATH": os.pathsep.join(path for path in search_path if path),
+        "PYTHONPATH": os.pathsep.join(filter(None, search_path)),
     }

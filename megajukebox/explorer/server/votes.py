@@ -87,25 +87,15 @@ def tally_votes(votes: Iterable[Vote]) -> list[VoteTally]:
         question = (vote.field, vote.b, vote.a) if swapped else (vote.field, vote.a, vote.b)
         winner = OTHER_SIDE[vote.winner] if swapped else vote.winner
         counts.setdefault(question, Counter())[winner] += 1
-    return [tally(*question, count) for question, count in counts.items()]
-
-
-def tally(field: str, a: str, b: str, count: Counter[str]) -> VoteTally:
-    total = count.total()
-    share = (count["b"] + count["same"] / 2) / total
-    low, high = wilson(share, total)
-    return VoteTally(
-        field=field,
-        a=a,
-        b=b,
-        wins_a=count["a"],
-        wins_b=count["b"],
-        same=count["same"],
-        share=share,
-        low=low,
-        high=high,
-        p=sign_test(count["a"], count["b"]),
-    )
+    tallies = []
+    for (field, a, b), count in counts.items():
+        total = count.total()
+        share = (count["b"] + count["same"] / 2) / total
+        low, high = wilson(share, total)
+        p = sign_test(count["a"], count["b"])
+        wins = (count["a"], count["b"], count["same"])
+        tallies.append(VoteTally(field, a, b, *wins, share, low, high, p))
+    return tallies
 
 
 def wilson(share: float, total: int) -> tuple[float, float]:
