@@ -166,8 +166,8 @@ def test_two_runs_are_compared_setting_by_setting(
     browser.open((write(tmp_path) / "run" / "run.html").as_uri())
     browser.run("other.value = 'other'; other.dispatchEvent(new Event('change')); true")
     browser.wait("document.querySelector('#differences table')")
-    told = browser.run("document.querySelector('#differences').innerText")
-    assert re.search(r"preset\.training\.top_prior\.steps\s+1000\s+77", told) and "seed" not in told
+    text = browser.run("document.querySelector('#differences').innerText")
+    assert re.search(r"preset\.training\.top_prior\.steps\s+1000\s+77", text) and "seed" not in text
 
 
 def test_hostile_names_reasons_and_settings_are_shown_and_never_run(
@@ -176,7 +176,9 @@ def test_hostile_names_reasons_and_settings_are_shown_and_never_run(
     name = HOSTILE.replace("/", "_")
     for number in (name, "other"):
         run = PretendRun(tmp_path / "runs" / number).start().train(20, **{HOSTILE: 1.0})
-        run.log.event(HangDetected(step=10, reason=HOSTILE, phase=HOSTILE))
+        event = {"event": "hang", "time": run.now, "step": 10, "reason": HOSTILE, HOSTILE: HOSTILE}
+        with (run.folder / "events.jsonl").open("a") as file:
+            file.write(json.dumps(event) + "\n")
         (run.folder / "run.yaml").write_text(
             json.dumps({HOSTILE: HOSTILE, "stage": HOSTILE, "n": number})
         )

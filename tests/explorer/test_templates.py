@@ -33,5 +33,5 @@ def test_text_stays_text_in_elements_attributes_and_data() -> None:
 
 
 def test_a_name_that_a_page_does_not_pass_is_an_error() -> None:
-    with pytest.raises(UndefinedError, match="plot"):
-        render("figure.html", title="loss", keys=[])
+    with pytest.raises(UndefinedError, match="splits"):
+        render("figure.html", title="loss", plot=None)
