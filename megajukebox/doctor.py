@@ -133,7 +133,7 @@ def compare_ranks(
     reports = network.examine(device, host(), checks.versions(), digests)
     findings_of_ranks: list[list[Finding] | None] = [None] * this.size
     dist.all_gather_object(findings_of_ranks, own)
-    all_reduce = network.heard(*network.bandwidth(device), this.size)
+    all_reduce = network.describe_all_reduce(*network.bandwidth(device), this.size)
     if network.wrong_sum(device):
         advice = "exclude nodes by halves until it is right"
         all_reduce = Finding("all-reduce", "bad", "gives a wrong sum", advice)
@@ -145,7 +145,7 @@ def compare_ranks(
         for finding in findings or []:
             if finding.verdict != "good":
                 of_others.append(replace(finding, about=f"{finding.about} ({report.host})"))
-    return [*own, *of_others, all_reduce, *network.judge(reports)]
+    return [*own, *of_others, all_reduce, *network.compare(reports)]
 
 
 def print_table(findings: list[Finding]) -> None:

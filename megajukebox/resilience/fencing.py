@@ -1,7 +1,7 @@
 """Which start of a run is the newest: an older one that comes back to life must not write.
 
 A node that SLURM gave up may still run its processes. Each start therefore takes the run by writing a token of its own
-into `<run>/generation.json`; whoever finds another token there has been replaced, and leaves.
+into `<run>/generation.json`; a process that finds another token there has been replaced, and leaves.
 """
 
 import json
@@ -14,6 +14,7 @@ from pathlib import Path
 from megajukebox.common.files import make_run_folder, write_atomic
 from megajukebox.common.world import host
 from megajukebox.records.jsonl_tail import read_object
+from megajukebox.records.schema import SCHEMA
 from megajukebox.resilience.exit_codes import TerminateRun
 
 FILE = "generation.json"
@@ -29,12 +30,19 @@ class FencingToken:
 
     @classmethod
     def acquire(cls, run: Path) -> "FencingToken":
-        """Make this start the newest one of `run`. By rank 0; what earlier starts told of their ranks goes."""
+        """Make this start the newest one of `run`. By rank 0; the heartbeats and exits of earlier starts are removed."""
         make_run_folder(run)
         taken = cls(run, read_object(run / FILE).get("number", 0) + 1, secrets.token_hex(8))
-        told = {"number": taken.number, "token": taken.token, "host": host(), "pid": os.getpid()}
-        told |= {"time": time.time(), "job": os.environ.get("SLURM_JOB_ID")}
-        write_atomic(run / FILE, json.dumps(told).encode())
+        record = {
+            "schema": SCHEMA,
+            "number": taken.number,
+            "token": taken.token,
+            "host": host(),
+            "pid": os.getpid(),
+            "time": time.time(),
+            "job": os.environ.get("SLURM_JOB_ID"),
+        }
+        write_atomic(run / FILE, json.dumps(record).encode())
         for folder in ("heartbeats", "exits"):
             for old in (run / folder).glob("rank-*.json"):
                 old.unlink(missing_ok=True)
@@ -45,7 +53,7 @@ class FencingToken:
         return read_object(self.run / FILE).get("token", self.token) == self.token
 
     def check(self) -> None:
-        """Raises Leave if another start has taken the run: call it before anything is made final."""
+        """Raises TerminateRun if another start has taken the run: call it before anything is made final."""
         if not self.is_current():
             raise TerminateRun(
                 "fenced",

@@ -1,12 +1,14 @@
 """The few things a run asks of SLURM, all through its commands; outside a job each does nothing.
 
 A run is a job array that runs one task at a time (`--array=1-60%1`): when one ends, for whatever reason, the next
-starts within seconds and goes on from the newest checkpoint. (`scontrol requeue` was measured to wait two minutes.)
+starts within seconds and resumes from the newest checkpoint. (`scontrol requeue` was measured to wait two minutes.)
 """
 
 import os
 import re
 import subprocess
+
+TIMEOUT = 60  # seconds of one command
 
 
 def job() -> str | None:
@@ -20,25 +22,24 @@ def chain() -> str | None:
 
 def ask(*command: str) -> str:
     """What a command of SLURM prints; nothing if it fails, for a run must outlive its controller."""
+    env = os.environ | {"SLURM_BITSTR_LEN": "0"}  # do not shorten the list of an array's tasks
     try:
-        env = os.environ | {"SLURM_BITSTR_LEN": "0"}  # do not shorten the list of an array's tasks
-        return subprocess.run(
-            command, capture_output=True, text=True, timeout=60, env=env
-        ).stdout.strip()
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, env=env)
     except (OSError, subprocess.TimeoutExpired):
         return ""
+    return answer.stdout.strip()
+
+
+def squeue(jobs: str, states: str, format: str) -> list[str]:
+    """The words that squeue prints of some jobs."""
+    listed = ask("squeue", "--noheader", "--jobs", jobs, "--states", states, "--format", format)
+    return listed.split()
 
 
 def successors() -> list[str]:
     """The tasks of this job's array that wait, as scontrol wants them: ["12_[4-60%1]"]."""
     array = chain()
-    return (
-        ask(
-            "squeue", "--noheader", "--jobs", array, "--states", "PENDING", "--format", "%i"
-        ).split()
-        if array
-        else []
-    )
+    return squeue(array, "PENDING", "%i") if array else []
 
 
 def cancel_successors() -> None:
@@ -48,18 +49,19 @@ def cancel_successors() -> None:
 
 
 def hold_successors() -> None:
-    """They wait until a person says `scontrol release`."""
+    """They wait until an operator runs `scontrol release`."""
     for name in successors():
-        ask("scontrol", "uhold", plain(name))
+        ask("scontrol", "uhold", without_limit(name))
 
 
 def exclude(nodes: list[str]) -> None:
     """The successors will not run on `nodes`."""
     for name in successors():
-        ask("scontrol", "update", f"JobId={plain(name)}", f"ExcNodeList={','.join(nodes)}")
+        job_id = f"JobId={without_limit(name)}"
+        ask("scontrol", "update", job_id, f"ExcNodeList={','.join(nodes)}")
 
 
-def plain(name: str) -> str:
+def without_limit(name: str) -> str:
     """12_[4-60%1] -> 12_[4-60]: the number of tasks that may run at once is not part of a name."""
     return name.partition("%")[0].rstrip("]") + "]" if "[" in name else name
 
@@ -77,19 +79,18 @@ def nodes() -> list[str]:
 
 
 def living_nodes() -> list[str]:
-    """Those of this job's nodes that SLURM has not lost: a job with --no-kill goes on without them."""
-    told = (
-        ask("squeue", "--noheader", "--jobs", job() or "", "--states", "RUNNING", "--format", "%N")
-        if job()
-        else ""
-    )
-    return ask("scontrol", "show", "hostnames", told).split() if told else nodes()
+    """Those of this job's nodes that SLURM has not lost: a job with --no-kill continues without them."""
+    number = job()
+    running = squeue(number, "RUNNING", "%N") if number else []
+    if not running:
+        return nodes()
+    return ask("scontrol", "show", "hostnames", running[0]).split()
 
 
 def address(node: str) -> str:
-    """Where SLURM itself reaches a node; its name need not mean anything to anybody else."""
-    found = re.search(r"NodeAddr=(\S+)", ask("scontrol", "show", "node", node))
-    return found[1] if found else node
+    """Where SLURM itself reaches a node; its name need not mean anything to other programs."""
+    matched = re.search(r"NodeAddr=(\S+)", ask("scontrol", "show", "node", node))
+    return matched[1] if matched else node
 
 
 def runs_elsewhere(number: str | None) -> bool:

@@ -13,7 +13,7 @@ from megajukebox.data.sample_errors import ALL_KINDS
 from megajukebox.data.stream.sample_order import philox
 from megajukebox.records.events import DataOpened, RunFinished, RunStopped
 from megajukebox.resilience.exit_codes import TerminateRun
-from megajukebox.resilience.signals import FENCED, NOTHING, SAVE, STOP
+from megajukebox.resilience.signals import Request
 from megajukebox.training.checkpointing.resume import resume
 from megajukebox.training.checkpointing.saver import CheckpointSaver
 from megajukebox.training.engines import collectives
@@ -63,21 +63,21 @@ def train(run: RunContext, task: Task, engine: ZeroEngine) -> bool:
     stream = task.batches(run.data_step(first_step))
     batches = iter(stream)
     done = first_step
-    request = NOTHING
+    request: int = Request.NONE
     run.watchdog.enter_phase("step")
     with progress_bar(run, first_step) as show_loss:
         for step in range(first_step, parts.last_step):
             request = sync_requests(run, parts.saver)
-            if request >= STOP:
+            if request >= Request.STOP:
                 break
-            if request == SAVE:
+            if request == Request.SAVE:
                 save_on_request(parts, step)
             finished = train_one_step(run, task, engine, batches, stream, step)
             done = finished.number
             show_loss(finished.loss)
             for hook in HOOKS:
                 hook(parts, finished)
-    if request == FENCED:
+    if request == Request.FENCED:
         number = run.fencing_token.number
         raise TerminateRun(
             "fenced", f"another start of {run.folder} has taken over from generation {number}"
@@ -110,7 +110,7 @@ def sync_requests(run: RunContext, saver: CheckpointSaver) -> int:
     A checkpoint that all ranks have written is committed here: it is the moment at which they meet anyway.
     """
     request, writing = collectives.all_reduce_max(run.signals.now(), saver.writing)
-    if not writing and request != FENCED:
+    if not writing and request != Request.FENCED:
         saver.end()
     return request
 
@@ -119,7 +119,7 @@ def save_on_request(parts: TrainingParts, step: int) -> None:
     """Save now, with the exported weights, because somebody left the file SAVE; then remove that file."""
     parts.saver.begin(step, export=True)
     parts.saver.end()
-    parts.run.signals.saved(SAVE)
+    parts.run.signals.saved(Request.SAVE)
 
 
 def train_one_step(

@@ -13,7 +13,7 @@ import torch
 
 from megajukebox.common.world import free_port
 from megajukebox.monitoring.doctor import checks, network
-from megajukebox.monitoring.doctor.network import RankReport, judge
+from megajukebox.monitoring.doctor.network import RankReport, compare
 
 ENTRY = [sys.executable, "-m", "megajukebox.doctor"]
 
@@ -124,9 +124,9 @@ def reports(number: int = 8) -> list[RankReport]:
 )
 def test_a_rank_unlike_the_others_is_named(change: dict, about: str, words: str) -> None:
     told = reports()
-    assert {finding.verdict for finding in judge(told)} == {"good"}
+    assert {finding.verdict for finding in compare(told)} == {"good"}
     told[5] = replace(told[5], **change)
-    (ill,) = [finding for finding in judge(told) if finding.verdict != "good"]
+    (ill,) = [finding for finding in compare(told) if finding.verdict != "good"]
     assert ill.about == about and words in ill.what and ill.do
 
 
@@ -147,7 +147,7 @@ def test_a_stale_lock_of_an_extension_is_found(tmp_path: Path) -> None:
 
 
 def test_a_disk_is_measured_and_left_as_it_was(tmp_path: Path) -> None:
-    told = checks.check_disk(tmp_path / "not" / "there", written=1 << 20)
+    told = checks.check_disk(tmp_path / "not" / "there", test_bytes=1 << 20)
     assert "free" in told.what and "/s" in told.what and not list(tmp_path.iterdir())
 
 

@@ -20,7 +20,7 @@ from megajukebox.records.run_log import RunLog
 from megajukebox.resilience.exit_codes import ExitRecord, TerminateRun, classify_error
 from megajukebox.resilience.fencing import FencingToken
 from megajukebox.resilience.hang_attribution import attribute_hang
-from megajukebox.resilience.signals import FENCED, NOTHING, SAVE, STOP, SignalHandler
+from megajukebox.resilience.signals import Request, SignalHandler
 from megajukebox.resilience.watchdog import HangTimeouts, Watchdog
 
 
@@ -253,24 +253,24 @@ def look(orders: SignalHandler) -> int:
 
 
 def test_files_signals_and_newer_starts_are_orders(orders: SignalHandler, tmp_path: Path) -> None:
-    assert look(orders) == NOTHING
+    assert look(orders) == Request.NONE
     (tmp_path / "SAVE").touch()
-    assert look(orders) == SAVE
-    orders.saved(SAVE)
-    assert look(orders) == NOTHING and not (tmp_path / "SAVE").exists()
+    assert look(orders) == Request.SAVE
+    orders.saved(Request.SAVE)
+    assert look(orders) == Request.NONE and not (tmp_path / "SAVE").exists()
     (tmp_path / "STOP").touch()
-    assert look(orders) == STOP and orders.reason == "the file STOP"
+    assert look(orders) == Request.STOP and orders.reason == "the file STOP"
     (tmp_path / "STOP").unlink()
     os.kill(os.getpid(), signal.SIGUSR1)
-    assert look(orders) == STOP and orders.reason == "signal SIGUSR1"
+    assert look(orders) == Request.STOP and orders.reason == "signal SIGUSR1"
     FencingToken.acquire(tmp_path)
-    assert look(orders) == FENCED
+    assert look(orders) == Request.FENCED
 
 
 def test_only_rank_0_asks_the_file_system(orders: SignalHandler, tmp_path: Path) -> None:
     (tmp_path / "STOP").touch()
     orders.rank = 3
-    assert look(orders) == NOTHING
+    assert look(orders) == Request.NONE
 
 
 def test_exceptions_mean_an_ending() -> None:

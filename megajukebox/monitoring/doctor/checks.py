@@ -13,21 +13,22 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from random import Random
 
+from megajukebox.common.errors import EXIT_FATAL
 from megajukebox.common.files import sha256_of
 from megajukebox.monitoring.alerts import format_bytes, format_duration
-from megajukebox.monitoring.collect.host import disk, gpus
+from megajukebox.monitoring.collect.host import Gpu, disk, gpus
+from megajukebox.records.exits import read_exits
 from megajukebox.records.jsonl_tail import read_object
 
 PACKAGES = ("megajukebox", "torch", "deepspeed", "numpy", "webdataset", "soundfile")
-OLDEST_TORCH = (
-    2,
-    10,
-)  # before it, torch.load(weights_only=True) could be made to run code (CVE-2026-24747)
+# Before it, torch.load(weights_only=True) could be made to run code (CVE-2026-24747).
+MIN_TORCH = (2, 10)
 STALE_LOCK = 600.0  # seconds: a build of an extension takes minutes, not more
 SLOW_DISK = 50e6  # bytes a second
-WRITTEN = 64 << 20  # bytes of the file that measures a disk
-HOT = 85.0  # degrees Celsius
-CHECKED = 4  # shards whose checksum is computed
+TEST_FILE_BYTES = 64 << 20  # of the file that measures a disk
+MAX_CELSIUS = 85.0
+CHECKED_SHARDS = 4  # whose checksum is computed
+CHECKPOINTS_OF_SPACE = 3  # that should fit on the disk
 # Errors of NVIDIA's driver that mean broken hardware (memory, a link, off the bus); others are mostly programs' faults.
 XIDS = (48, 64, 74, 79, 92, 94, 95, 119, 120)
 XID_HOURS = 24.0
@@ -35,7 +36,7 @@ XID_HOURS = 24.0
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the doctor's: `verdict` is good, warn or bad; `do` is what to do about it; `hosts` have it."""
+    """One line of the doctor: `verdict` is good, warn or bad; `do` is what to do about it; `hosts` have it."""
 
     about: str
     verdict: str
@@ -46,68 +47,56 @@ class Finding:
 
 def versions() -> dict[str, str]:
     """Of everything that ranks must have alike."""
-    found = {"python": platform.python_version()}
+    numbers = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            numbers[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "missing"
-    return found
+            numbers[name] = "missing"
+    return numbers
 
 
 def check_versions() -> Finding:
-    found = versions()
-    missing = [name for name, number in found.items() if number == "missing"]
-    told = ", ".join(f"{name} {number}" for name, number in found.items())
+    numbers = versions()
+    missing = [name for name, number in numbers.items() if number == "missing"]
     if missing:
-        return Finding(
-            "versions", "bad", f"missing: {', '.join(missing)}", "pip install megajukebox"
-        )
-    if tuple(int(part) for part in found["torch"].split("+")[0].split(".")[:2]) < OLDEST_TORCH:
-        return Finding("versions", "bad", told, "install torch 2.10 or newer")
-    return Finding("versions", "good", told)
+        what = f"missing: {', '.join(missing)}"
+        return Finding("versions", "bad", what, "pip install megajukebox")
+    what = ", ".join(f"{name} {number}" for name, number in numbers.items())
+    torch = tuple(int(part) for part in numbers["torch"].split("+")[0].split(".")[:2])
+    if torch < MIN_TORCH:
+        return Finding("versions", "bad", what, "install torch 2.10 or newer")
+    return Finding("versions", "good", what)
 
 
 def check_gpus(needed: int = 0) -> Finding:
     """Fewer than the `needed`, not alike, hot, or with errors: the slowest sets the pace of all."""
-    found = gpus()
-    if not found:
+    present = gpus()
+    if not present:
         return Finding("GPUs", "good", "none that NVML knows of: training uses the CPU")
-    models = {gpu.model for gpu in found}
-    ill = [gpu for gpu in found if gpu.figures.get("ecc_uncorrected_errors", 0) > 0]
-    hot = [gpu for gpu in found if gpu.figures.get("temperature_celsius", 0) > HOT]
+    models = {gpu.model for gpu in present}
+    if len(present) < needed:
+        what = f"{len(present)} answer, {needed} are needed"
+        return Finding("GPUs", "bad", what, "exclude this node")
     broken = xids()
-    if len(found) < needed:
-        return Finding(
-            "GPUs", "bad", f"{len(found)} answer, {needed} are needed", "exclude this node"
-        )
     if broken:
-        told = ", ".join(map(str, broken))
-        return Finding(
-            "GPUs", "bad", f"Xid {told} in the last {XID_HOURS:.0f} hours", "exclude this node"
-        )
+        what = f"Xid {', '.join(map(str, broken))} in the last {XID_HOURS:.0f} hours"
+        return Finding("GPUs", "bad", what, "exclude this node")
     if len(models) > 1:
-        return Finding(
-            "GPUs",
-            "warn",
-            f"of different kinds: {', '.join(sorted(models))}",
-            "choose nodes of one kind",
-        )
-    if ill:
-        return Finding(
-            "GPUs",
-            "bad",
-            f"memory errors on {', '.join(str(g.index) for g in ill)}",
-            "exclude this node",
-        )
+        what = f"of different kinds: {', '.join(sorted(models))}"
+        return Finding("GPUs", "warn", what, "choose nodes of one kind")
+    faulty = indices_above(present, "ecc_uncorrected_errors", 0)
+    if faulty:
+        return Finding("GPUs", "bad", f"memory errors on {faulty}", "exclude this node")
+    hot = indices_above(present, "temperature_celsius", MAX_CELSIUS)
     if hot:
-        return Finding(
-            "GPUs",
-            "warn",
-            f"above {HOT:.0f} C: {', '.join(str(g.index) for g in hot)}",
-            "look at its fans",
-        )
-    return Finding("GPUs", "good", f"{len(found)} x {models.pop()}")
+        return Finding("GPUs", "warn", f"above {MAX_CELSIUS:.0f} C: {hot}", "check its fans")
+    return Finding("GPUs", "good", f"{len(present)} x {models.pop()}")
+
+
+def indices_above(present: list[Gpu], figure: str, limit: float) -> str:
+    """The GPUs whose figure is above a limit, as in `0, 3`."""
+    return ", ".join(str(gpu.index) for gpu in present if gpu.figures.get(figure, 0) > limit)
 
 
 def xids(now: float | None = None) -> list[int]:
@@ -115,73 +104,59 @@ def xids(now: float | None = None) -> list[int]:
 
     2026-11-25T17:00:00,123456+00:00 NVRM: Xid (PCI:0000:3b:00): 79, pid=...
     """
+    command = ["dmesg", "--time-format=iso"]
     try:
-        told = subprocess.run(
-            ["dmesg", "--time-format=iso"], capture_output=True, text=True, timeout=20
-        ).stdout
+        log = subprocess.run(command, capture_output=True, text=True, timeout=20).stdout
     except (OSError, subprocess.TimeoutExpired):
         return []
-    since = datetime.fromtimestamp(
-        (time.time() if now is None else now) - XID_HOURS * 3600, timezone.utc
-    )
-    lines = re.findall(r"^([\d-]+T[\d:]+),\d+(\S+) NVRM: Xid \(.*?\): (\d+)", told, re.MULTILINE)
-    recent = {
-        int(number) for day, zone, number in lines if datetime.fromisoformat(day + zone) >= since
-    }
+    end = time.time() if now is None else now
+    since = datetime.fromtimestamp(end - XID_HOURS * 3600, timezone.utc)
+    lines = re.findall(r"^([\d-]+T[\d:]+),\d+(\S+) NVRM: Xid \(.*?\): (\d+)", log, re.MULTILINE)
+    recent = set()
+    for day, zone, number in lines:
+        if datetime.fromisoformat(day + zone) >= since:
+            recent.add(int(number))
     return sorted(recent & set(XIDS))
 
 
 def check_locks(folder: Path | None = None) -> Finding:
     """A killed build of a torch extension leaves a lock that every later start waits for, for ever."""
-    default = Path(
-        os.environ.get("TORCH_EXTENSIONS_DIR", Path.home() / ".cache" / "torch_extensions")
-    )
-    locks = sorted((folder or default).glob("**/lock"))
-    stale = [lock for lock in locks if time.time() - lock.stat().st_mtime > STALE_LOCK]
-    if stale:
-        return Finding(
-            "locks",
-            "bad",
-            f"{stale[0]} is {format_duration(time.time() - stale[0].stat().st_mtime)} old",
-            "delete it",
-        )
+    cache = Path.home() / ".cache" / "torch_extensions"
+    extensions = folder or Path(os.environ.get("TORCH_EXTENSIONS_DIR", cache))
+    for lock in sorted(extensions.glob("**/lock")):
+        age = time.time() - lock.stat().st_mtime
+        if age > STALE_LOCK:
+            return Finding("locks", "bad", f"{lock} is {format_duration(age)} old", "delete it")
     return Finding("locks", "good", "no stale lock of a torch extension")
 
 
-def check_disk(folder: Path, written: int = WRITTEN) -> Finding:
+def check_disk(folder: Path, test_bytes: int = TEST_FILE_BYTES) -> Finding:
     """Free space, and the speed of writing (to the disk) and reading; a read may come from the memory."""
     about = f"disk of {folder}"
-    place = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-    free = disk(place)
+    existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    free = disk(existing).free_bytes or 0
     try:
-        write, read = throughput(place, min(written, int(free.free_bytes or 0) // 10))
+        write, read = throughput(existing, min(test_bytes, int(free) // 10))
     except OSError as error:
-        return Finding(
-            about,
-            "bad",
-            f"cannot be written to: {error.strerror}",
-            "mend the mount, or choose another",
-        )
-    told = f"{format_bytes(free.free_bytes or 0)} free, writes {format_bytes(write)}/s, reads {format_bytes(read)}/s"
+        what = f"cannot be written to: {error.strerror}"
+        return Finding(about, "bad", what, "fix the mount, or choose another")
+    speed = f"writes {format_bytes(write)}/s, reads {format_bytes(read)}/s"
+    what = f"{format_bytes(free)} free, {speed}"
     if write < SLOW_DISK:
-        return Finding(
-            about, "warn", told, f"under {format_bytes(SLOW_DISK)}/s: saves will be slow"
-        )
+        do = f"under {format_bytes(SLOW_DISK)}/s: saves will be slow"
+        return Finding(about, "warn", what, do)
     needed = checkpoint_bytes(folder)
-    if needed and (free.free_bytes or 0) < 3 * needed:
-        verdict = "bad" if (free.free_bytes or 0) < needed else "warn"
-        return Finding(
-            about,
-            verdict,
-            f"{told}; a checkpoint takes {format_bytes(needed)}",
-            "free three checkpoints' space",
-        )
-    return Finding(about, "good", told)
+    if needed and free < CHECKPOINTS_OF_SPACE * needed:
+        verdict = "bad" if free < needed else "warn"
+        what = f"{what}; a checkpoint takes {format_bytes(needed)}"
+        return Finding(about, verdict, what, "free three checkpoints' space")
+    return Finding(about, "good", what)
 
 
 def throughput(folder: Path, size: int) -> tuple[float, float]:
     """Bytes a second of writing (fsync included) and of reading a file of `size` bytes in `folder`."""
-    path, block = folder / f".megajukebox-doctor-{os.getpid()}", os.urandom(min(size, 1 << 20) or 1)
+    path = folder / f".megajukebox-doctor-{os.getpid()}"
+    block = os.urandom(min(size, 1 << 20) or 1)
     try:
         started = time.perf_counter()
         with path.open("wb") as file:
@@ -189,11 +164,11 @@ def throughput(folder: Path, size: int) -> tuple[float, float]:
                 file.write(block)
             file.flush()
             os.fsync(file.fileno())
-        wrote = time.perf_counter()
+        written = time.perf_counter()
         with path.open("rb") as file:
             while file.read(1 << 20):
                 pass
-        return size / (wrote - started), size / (time.perf_counter() - wrote)
+        return size / (written - started), size / (time.perf_counter() - written)
     finally:
         path.unlink(missing_ok=True)
 
@@ -205,54 +180,43 @@ def checkpoint_bytes(run: Path) -> float:
     return float(sum(facts.get("bytes", 0) for facts in files.values()))
 
 
-def check_shards(folder: Path, checked: int = CHECKED) -> Finding:
+def check_shards(folder: Path, checked: int = CHECKED_SHARDS) -> Finding:
     """The index, every shard's size, and the checksums of some (all: `megajukebox shards check`)."""
-    about, repair = f"shards of {folder}", "restore them; megajukebox shards check reads every one"
+    about = f"shards of {folder}"
+    repair = "restore them; megajukebox shards check reads every one"
     listed = read_object(folder / "index.json", 1 << 30).get("shards")
     if not isinstance(listed, list) or not listed:
-        return Finding(
-            about, "bad", "there is no index.json that lists shards", "prepare or encode them again"
-        )
-    wrong = [s["name"] for s in listed if not same_size(folder / s["name"], s["bytes"])]
+        what = "there is no index.json that lists shards"
+        return Finding(about, "bad", what, "prepare or encode them again")
+    wrong = []
+    for shard in listed:
+        path = folder / shard["name"]
+        if not path.is_file() or path.stat().st_size != shard["bytes"]:
+            wrong.append(shard["name"])
     if wrong:
-        return Finding(
-            about, "bad", f"{len(wrong)} of {len(listed)} missing or cut, first {wrong[0]}", repair
-        )
-    for shard in Random(os.getpid()).sample(listed, min(checked, len(listed))):
+        what = f"{len(wrong)} of {len(listed)} missing or cut, first {wrong[0]}"
+        return Finding(about, "bad", what, repair)
+    sample = Random(os.getpid()).sample(listed, min(checked, len(listed)))
+    for shard in sample:
         if sha256_of(folder / shard["name"]) != shard["sha256"]:
             return Finding(about, "bad", f"{shard['name']} has another checksum", repair)
-    return Finding(
-        about,
-        "good",
-        f"{len(listed)} shards, sizes right, {min(checked, len(listed))} checksums right",
-    )
-
-
-def same_size(path: Path, size: int) -> bool:
-    return path.is_file() and path.stat().st_size == size
+    what = f"{len(listed)} shards, sizes right, {len(sample)} checksums right"
+    return Finding(about, "good", what)
 
 
 def check_run(folder: Path) -> Finding:
-    """Whether a run may be started: what its flags and last endings say."""
+    """Whether a run may be started, by its flags and the exits of its last attempt."""
     about = f"run {folder.name}"
-    ends = [read_object(path) for path in sorted(folder.glob("exits/rank-*.json"))]
-    person = [end for end in ends if end.get("code") == 93]
     if (folder / "DONE").exists():
         return Finding(about, "good", "is done")
-    if (folder / "STOP").exists():
-        return Finding(
-            about,
-            "warn",
-            "the file STOP is there: a start would end at once",
-            f"rm {folder / 'STOP'}",
-        )
-    if person:
-        return Finding(
-            about,
-            "warn",
-            f"ended last for a person: {person[0].get('reason')}",
-            "mend that before a start",
-        )
+    stop = folder / "STOP"
+    if stop.exists():
+        what = "the file STOP is there: a start would end at once"
+        return Finding(about, "warn", what, f"rm {stop}")
+    fatal = [record for record in read_exits(folder) if record.code == EXIT_FATAL]
+    if fatal:
+        what = f"needs an operator since its last attempt: {fatal[0].reason}"
+        return Finding(about, "warn", what, "fix that before a start")
     return Finding(about, "good", "may be started")
 
 

@@ -15,11 +15,13 @@ import torch.distributed as dist
 from megajukebox.monitoring.alerts import format_bytes
 from megajukebox.monitoring.doctor.checks import Finding
 
-SLOW = 1.3  # times the median rank
-SKEW = 2.0  # seconds
-MATRIX = 512
+SLOW_RATIO = 1.3  # times the median rank
+MAX_SKEW = 2.0  # seconds
+MATRIX = 512  # rows of the matrices that are multiplied
 REPEATS = 20
-LOUD = 8 << 20  # float32 numbers of the largest all-reduce: 32 MB
+LARGE = 8 << 20  # float32 numbers of the large all-reduce: 32 MB
+MAX_NAMED = 8  # ranks in one finding
+CPU_TOLERANCE = 0.5  # of a checksum: CPUs add up in another order with other instructions
 
 
 @dataclass(frozen=True)
@@ -37,30 +39,42 @@ class RankReport:
 
 
 def meet(seconds: float) -> None:
-    """Join the other ranks. Raises RuntimeError, naming who did not come, after `seconds`."""
-    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    limit = timedelta(seconds=seconds)
+    """Join the other ranks.
+
+    Raises:
+        RuntimeError: some did not come within `seconds`; names them.
+    """
+    rank = int(os.environ["RANK"])
+    size = int(os.environ["WORLD_SIZE"])
     store = dist.TCPStore(
-        address, port, size, is_master=rank == 0, timeout=limit, wait_for_workers=False
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        size,
+        is_master=rank == 0,
+        timeout=timedelta(seconds=seconds),
+        wait_for_workers=False,
     )
     store.set(f"here/{rank}", socket.gethostname())
     if rank == 0:
-        silent = not_heard(store, size, seconds)
-        if silent:
-            named = ", ".join(map(str, silent[:16])) + (" ..." if len(silent) > 16 else "")
+        missing = missing_ranks(store, size, seconds)
+        if missing:
+            names = ", ".join(map(str, missing[:16])) + (" ..." if len(missing) > 16 else "")
             raise RuntimeError(
-                f"silent: {len(silent)} of {size} ranks did not come within {seconds:.0f} s: {named}"
+                f"silent: {len(missing)} of {size} ranks did not come within {seconds:.0f} s: {names}"
             )
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(
-        backend, store=dist.PrefixStore("doctor", store), rank=rank, world_size=size, timeout=limit
+        "nccl" if torch.cuda.is_available() else "gloo",
+        store=dist.PrefixStore("doctor", store),
+        rank=rank,
+        world_size=size,
+        timeout=timedelta(seconds=seconds),
     )
 
 
-def not_heard(store: dist.TCPStore, size: int, seconds: float) -> list[int]:
-    until, missing = time.monotonic() + seconds, list(range(size))
-    while missing and time.monotonic() < until:
+def missing_ranks(store: dist.TCPStore, size: int, seconds: float) -> list[int]:
+    deadline = time.monotonic() + seconds
+    missing = list(range(size))
+    while missing and time.monotonic() < deadline:
         missing = [rank for rank in missing if not store.check([f"here/{rank}"])]
         time.sleep(0.05)
     return missing
@@ -77,13 +91,13 @@ def examine(
     checksum = compute(device)
     seconds = time.perf_counter() - started
     own = RankReport(dist.get_rank(), host, clock, seconds, versions, digests, checksum, kind)
-    told: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(told, asdict(own))
-    return [RankReport(**report) for report in told]
+    reports: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(reports, asdict(own))
+    return [RankReport(**report) for report in reports]
 
 
 def compute(device: torch.device) -> float:
-    """A fixed amount of work; its result, which tells a machine that computes wrongly."""
+    """A fixed amount of work; its result, which differs on a machine that computes wrongly."""
     draw = torch.Generator().manual_seed(0)
     x = torch.randn(MATRIX, MATRIX, generator=draw).to(device)
     y = x
@@ -92,12 +106,15 @@ def compute(device: torch.device) -> float:
     return float(y.double().sum())
 
 
-def bandwidth(device: torch.device, numbers: int = LOUD) -> tuple[float, float, float]:
+def bandwidth(device: torch.device, numbers: int = LARGE) -> tuple[float, float, float]:
     """Seconds of a small all-reduce, and bytes a second of a large one (as an algorithm, and on the wire)."""
-    small, large = torch.ones(1, device=device), torch.ones(numbers, device=device)
-    latency, slow = min(timed(small) for _ in range(10)), min(timed(large) for _ in range(3))
-    size, ranks = numbers * large.element_size(), dist.get_world_size()
-    return latency, size / slow, size / slow * 2 * (ranks - 1) / ranks
+    small = torch.ones(1, device=device)
+    large = torch.ones(numbers, device=device)
+    latency = min(timed(small) for _ in range(10))
+    seconds = min(timed(large) for _ in range(3))
+    algorithm = numbers * large.element_size() / seconds
+    ranks = dist.get_world_size()
+    return latency, algorithm, algorithm * 2 * (ranks - 1) / ranks
 
 
 def timed(values: torch.Tensor) -> float:
@@ -116,89 +133,82 @@ def wrong_sum(device: torch.device) -> bool:
     return value.item() != dist.get_world_size() * (dist.get_world_size() - 1) / 2
 
 
-def judge(reports: list[RankReport]) -> list[Finding]:
+def compare(reports: list[RankReport]) -> list[Finding]:
     """Who differs from the others, by name."""
     return [slow_ranks(reports), wrong_ranks(reports), skewed(reports), disagreement(reports)]
 
 
 def slow_ranks(reports: list[RankReport]) -> Finding:
     middle = median(report.compute_seconds for report in reports)
-    slow = [r for r in reports if r.compute_seconds > SLOW * middle]
-    if slow:
-        named = "; ".join(
-            f"rank {r.rank} on {r.host} x{r.compute_seconds / middle:.2f}" for r in slow[:8]
-        )
-        return Finding(
-            "computing",
-            "warn",
-            f"slower than the median rank: {named}",
-            "exclude these nodes, or free them",
-            of(slow),
-        )
-    return Finding("computing", "good", f"{len(reports)} ranks alike, {middle * 1e3:.0f} ms each")
+    slow = [report for report in reports if report.compute_seconds > SLOW_RATIO * middle]
+    if not slow:
+        what = f"{len(reports)} ranks alike, {middle * 1e3:.0f} ms each"
+        return Finding("computing", "good", what)
+    names = [
+        f"rank {report.rank} on {report.host} x{report.compute_seconds / middle:.2f}"
+        for report in slow[:MAX_NAMED]
+    ]
+    what = f"slower than the median rank: {'; '.join(names)}"
+    return Finding("computing", "warn", what, "exclude these nodes, or free them", hosts_of(slow))
 
 
 def wrong_ranks(reports: list[RankReport]) -> Finding:
-    """GPUs of one kind compute the same to the last bit; CPUs add up in another order with other instructions."""
-    wrong = []
-    for kind in {report.device for report in reports}:
-        alike = [report for report in reports if report.device == kind]
-        usual = Counter(r.checksum if kind else round(r.checksum, 2) for r in alike).most_common(1)[
-            0
-        ][0]
-        wrong += [r for r in alike if abs(r.checksum - usual) > (0.0 if kind else 0.5)]
-    if wrong:
-        named = ", ".join(f"rank {r.rank} on {r.host}" for r in wrong[:8])
-        return Finding(
-            "results",
-            "bad",
-            f"another result of the same sums: {named}",
-            "exclude these nodes",
-            of(wrong),
+    """GPUs of one kind compute the same to the last bit; CPUs within CPU_TOLERANCE."""
+    wrong: list[RankReport] = []
+    for device in {report.device for report in reports}:
+        alike = [report for report in reports if report.device == device]
+        digits = None if device else 2
+        results = Counter(
+            report.checksum if digits is None else round(report.checksum, digits)
+            for report in alike
         )
-    return Finding("results", "good", "the same on all ranks")
+        usual = results.most_common(1)[0][0]
+        tolerance = 0.0 if device else CPU_TOLERANCE
+        wrong += [report for report in alike if abs(report.checksum - usual) > tolerance]
+    if not wrong:
+        return Finding("results", "good", "the same on all ranks")
+    names = ", ".join(f"rank {report.rank} on {report.host}" for report in wrong[:MAX_NAMED])
+    what = f"another result of the same sums: {names}"
+    return Finding("results", "bad", what, "exclude these nodes", hosts_of(wrong))
 
 
 def skewed(reports: list[RankReport]) -> Finding:
     middle = median(report.clock for report in reports)
-    off = [r for r in reports if abs(r.clock - middle) > SKEW]
-    if off:
-        named = ", ".join(
-            f"{host} {seconds:+.0f} s"
-            for host, seconds in {r.host: r.clock - middle for r in off}.items()
-        )
-        return Finding(
-            "clocks",
-            "warn",
-            f"wrong: {named}",
-            "have their time service mended: events would be misordered",
-            of(off),
-        )
-    return Finding("clocks", "good", f"within {max(abs(r.clock - middle) for r in reports):.2f} s")
+    skews = {report.host: report.clock - middle for report in reports}
+    off = [report for report in reports if abs(report.clock - middle) > MAX_SKEW]
+    if not off:
+        largest = max(abs(report.clock - middle) for report in reports)
+        return Finding("clocks", "good", f"within {largest:.2f} s")
+    names = ", ".join(f"{host} {skews[host]:+.0f} s" for host in hosts_of(off))
+    do = "have their time service fixed: events would be misordered"
+    return Finding("clocks", "warn", f"wrong: {names}", do, hosts_of(off))
 
 
 def disagreement(reports: list[RankReport]) -> Finding:
     """Versions, GPUs and files that are not as on most ranks."""
-    told, odd, where = [{**r.versions, **r.digests, "GPU": r.device} for r in reports], [], []
-    for name in told[0]:
-        usual = Counter(facts.get(name) for facts in told).most_common(1)[0][0]
-        for report, facts in zip(reports, told):
-            if facts.get(name) != usual:
-                odd.append(
-                    f"rank {report.rank} on {report.host} has {name} {facts.get(name)}, most have {usual}"
-                )
-                where.append(report)
-    if odd:
-        do = "install the same everywhere; look at the mounts"
-        return Finding("agreement", "bad", "; ".join(odd[:4]), do, of(where))
-    return Finding("agreement", "good", "the same versions and settings on all ranks")
+    facts = [{**report.versions, **report.digests, "GPU": report.device} for report in reports]
+    differences: list[str] = []
+    odd: list[RankReport] = []
+    for name in facts[0]:
+        usual = Counter(own.get(name) for own in facts).most_common(1)[0][0]
+        for report, own in zip(reports, facts):
+            if own.get(name) != usual:
+                rank = f"rank {report.rank} on {report.host}"
+                differences.append(f"{rank} has {name} {own.get(name)}, most have {usual}")
+                odd.append(report)
+    if not odd:
+        return Finding("agreement", "good", "the same versions and settings on all ranks")
+    do = "install the same everywhere; check the mounts"
+    return Finding("agreement", "bad", "; ".join(differences[:4]), do, hosts_of(odd))
 
 
-def of(reports: list[RankReport]) -> tuple[str, ...]:
+def hosts_of(reports: list[RankReport]) -> tuple[str, ...]:
     """The machines of some ranks."""
     return tuple(sorted({report.host for report in reports}))
 
 
-def heard(latency: float, algorithm: float, wire: float, ranks: int) -> Finding:
-    told = f"{ranks} ranks: {latency * 1e6:.0f} us for a small one, {format_bytes(algorithm)}/s ({format_bytes(wire)}/s a link)"
-    return Finding("all-reduce", "good", told)
+def describe_all_reduce(latency: float, algorithm: float, wire: float, ranks: int) -> Finding:
+    """`latency` in seconds, `algorithm` and `wire` in bytes a second."""
+    speed = f"{format_bytes(algorithm)}/s ({format_bytes(wire)}/s a link)"
+    what = f"{ranks} ranks: {latency * 1e6:.0f} us for a small one, {speed}"
+    return Finding("all-reduce", "good", what)
