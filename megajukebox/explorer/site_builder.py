@@ -148,7 +148,20 @@ def build_site(
     copy_audio: bool = False,
     corpus: CorpusSettings | None = None,
 ) -> Path:
-    """Write the site over `samples`, `runs` and `corpus` into the folder `out`; returns its first page."""
+    """Write the site into the folder `out`, and only what has changed since the last time.
+
+    Args:
+        samples: folders that `megajukebox sample` wrote, with those below them.
+        runs: folders of runs, with those below them.
+        copy_audio: copy the recordings into the site; else the pages link to where they are.
+        corpus: the shard set to show beside them.
+
+    Returns:
+        The page to open.
+
+    Raises:
+        UserError: one of the folders is none.
+    """
     write_static(out)
     write_samples(samples, out, copy_audio)
     write_runs(runs, out, copy_audio)

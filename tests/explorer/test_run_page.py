@@ -93,9 +93,7 @@ def test_samples_along_training_are_there_newest_first(run: PretendRun, tmp_path
     assert "../../runs/run/samples/step-00000200/top.wav" in text
 
 
-def test_what_a_prior_lets_hear_along_its_training_is_listed_by_step(
-    run: PretendRun, tmp_path: Path
-) -> None:
+def test_previews_of_a_prior_are_listed_by_step(run: PretendRun, tmp_path: Path) -> None:
     """The folders as `megajukebox preview` leaves them: recordings by level, their records, its log."""
     for step in (450, 900):
         folder = run.folder / "samples" / f"step-{step:08d}"
@@ -200,7 +198,7 @@ def test_hostile_names_reasons_and_settings_are_shown_and_never_run(
 def test_hostile_lyrics_are_shown_as_they_are_and_never_run(
     browser: Browser, tmp_path: Path
 ) -> None:
-    """Lyrics come near a run's page by what it was told, by an event that quotes them, and by what it lets hear."""
+    """Lyrics reach a run's page by its settings, by an event that quotes them, and by its previews."""
     run = PretendRun(tmp_path / "runs" / "run").start().train(20)
     run.log.note(
         BadSampleSkipped(
@@ -227,7 +225,7 @@ def test_hostile_lyrics_are_shown_as_they_are_and_never_run(
     )
 
 
-def test_scores_of_checkpoints_are_drawn_over_steps_and_the_newest_told_in_full(
+def test_scores_of_checkpoints_are_drawn_over_steps_and_the_newest_listed_in_full(
     run: PretendRun, tmp_path: Path
 ) -> None:
     lines = [
@@ -243,4 +241,6 @@ def test_scores_of_checkpoints_are_drawn_over_steps_and_the_newest_told_in_full(
     html = page(tmp_path)
     assert "top bits per code" in html and "[[50, 6.5], [100, 6.0]]" in unescape(html)
     assert "bits/top/entropy_bits" in html and "5.5 to 6.5" in html
-    assert "scores.jsonl" in html and "1 of 3 lines" in html  # the line that a crash cut is told
+    assert (
+        "scores.jsonl" in html and "1 of 3 lines" in html
+    )  # the line that a crash cut is reported

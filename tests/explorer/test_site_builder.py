@@ -358,7 +358,7 @@ def test_the_same_song_is_asked_for_whatever_is_to_make_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "expected"),
     [
         ({}, ("autoregressive", "new")),
         ({"weights": {"top": "0", "bottom_student": "1"}}, ("student", "new")),
@@ -374,14 +374,14 @@ def test_the_same_song_is_asked_for_whatever_is_to_make_it() -> None:
     ],
 )
 def test_the_list_tells_what_drew_a_song_and_from_what(
-    tmp_path: Path, changed: dict, told: tuple[str, str]
+    tmp_path: Path, changed: dict, expected: tuple[str, str]
 ) -> None:
     add_sample(tmp_path / "samples", "one")
     path = tmp_path / "samples" / "one.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changed))
     build_site([tmp_path / "samples"], [], tmp_path / "site")
     (entry,) = listed(tmp_path / "site")
-    assert (entry["sampler"], entry["mode"]) == told
+    assert (entry["sampler"], entry["mode"]) == expected
 
 
 def test_the_command_gives_the_request_back_whatever_is_in_it(tmp_path: Path) -> None:

@@ -100,7 +100,11 @@ def read_blocks(reader: Any, first: int, last: int) -> Iterator[bytes]:
 
 @dataclass
 class Library:
-    """What is shown, and its site at `out`: built anew when a sample came, went or changed, or a run went on."""
+    """What is shown, and its site at `out`: built anew when a sample came, went or changed, or a run went on.
+
+    Only these files are served: those of the site, the recordings of listed samples (`recordings`), the previews of
+    listed runs (`run_recordings`), and the songs of `corpus`, each by its exact path.
+    """
 
     samples: list[Path]
     out: Path

@@ -1,6 +1,6 @@
 "use strict";
 /* Waveform (wavesurfer.js) over spectrogram, for every track on the page: draws, follows the player, zooms both together. */
-const MOST_ZOOM = 64;
+const MAX_ZOOM = 64;
 
 class Strips {
   constructor(player) {
@@ -83,7 +83,7 @@ class Strips {
   }
 
   zoomTo(zoom) {
-    this.zoom = Math.min(Math.max(zoom, 1), MOST_ZOOM);
+    this.zoom = Math.min(Math.max(zoom, 1), MAX_ZOOM);
     for (const { wave, inner, scrolled, seconds } of this.strips) {
       inner.style.width = `${this.zoom * 100}%`;
       wave?.zoom((this.zoom * scrolled.clientWidth) / seconds);
