@@ -104,7 +104,7 @@ def test_after_a_jump_training_reads_later_data_once():
     [(350, Rewind(200, 350)), (250, Rewind(100, 350)), (150, Rewind(100, 250)), (90, None)],
 )
 def test_a_run_goes_back_well_before_the_spike_and_reads_on_behind_it(spiked, expected):
-    assert plan_rewind([100, 200, 300], spiked, back=100, ahead=200) == expected
+    assert plan_rewind([100, 200, 300], spiked, rewind_steps=100, skip_steps=200) == expected
 
 
 def test_after_going_back_for_the_rate_data_are_the_same_and_the_rate_is_less():

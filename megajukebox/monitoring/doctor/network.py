@@ -174,8 +174,8 @@ def wrong_ranks(reports: list[RankReport]) -> Finding:
 
 def skewed(reports: list[RankReport]) -> Finding:
     middle = median(report.clock for report in reports)
-    skews = {report.host: report.clock - middle for report in reports}
     off = [report for report in reports if abs(report.clock - middle) > MAX_SKEW]
+    skews = {report.host: report.clock - middle for report in off}
     if not off:
         largest = max(abs(report.clock - middle) for report in reports)
         return Finding("clocks", "good", f"within {largest:.2f} s")
