@@ -26,8 +26,8 @@ from megajukebox.training.engines.factory import build_engine
 from megajukebox.training.engines.pipeline import reader
 from megajukebox.training.engines.zero import ZeroEngine
 from megajukebox.training.planner.recipe import recipe
-from megajukebox.training.planner.workload import workload_of
 from megajukebox.training.settings import TrainingSettings
+from megajukebox.training.stages import workload_of
 
 RESULT = Path(__file__).parent / "results" / "corruption.json"
 

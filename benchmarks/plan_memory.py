@@ -29,8 +29,9 @@ from megajukebox.common.world import free_port
 from megajukebox.training.config import Preset, load_preset
 from megajukebox.training.planner.fit import memory_need
 from megajukebox.training.planner.recipe import recipe
-from megajukebox.training.planner.workload import Workload, workload_of
+from megajukebox.training.planner.workload import Workload
 from megajukebox.training.settings import TrainingSettings
+from megajukebox.training.stages import workload_of
 
 RESULT = Path(__file__).parent / "results" / "plan_memory.json"
 MIB = 2**20

@@ -40,8 +40,9 @@ from megajukebox.training.engines.zero import ZeroEngine
 from megajukebox.training.planner.fit import trace_setting
 from megajukebox.training.planner.gpus import gpu_named
 from megajukebox.training.planner.recipe import recipe
-from megajukebox.training.planner.workload import footprint, weights_of, workload_of
+from megajukebox.training.planner.workload import footprint, weights_of
 from megajukebox.training.settings import TrainingSettings
+from megajukebox.training.stages import workload_of
 
 RESULT = Path(__file__).parent / "results" / "train_step.json"
 CLEAR = Path("/proc/self/clear_refs")

@@ -27,10 +27,12 @@ from rich.table import Table
 from megajukebox.common.command_line import run_command
 from megajukebox.common.errors import UserError
 from megajukebox.common.files import make_folder, write_atomic
-from megajukebox.common.levels import PRIOR_FOLDERS, VQVAE_FOLDER
+from megajukebox.common.levels import VQVAE_FOLDER
 from megajukebox.common.world import free_port
 from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.records.jsonl_tail import read_lines
+from megajukebox.training.config import load_preset
+from megajukebox.training.stages import stages_of
 
 PACKAGE = Path(__file__).parents[1]
 SONGS_PER_SHARD = (
@@ -88,6 +90,7 @@ def stages(out: Path, source: str, preset: str, ranks: int, settings: list[str])
     runs = out / "runs"
     vqvae = runs / VQVAE_FOLDER
     common = ["--preset", preset]
+    trained = stages_of(load_preset(preset, settings))
 
     def training(stage: str, data: Path) -> DemoStage:
         folder = runs / stage
@@ -103,9 +106,9 @@ def stages(out: Path, source: str, preset: str, ranks: int, settings: list[str])
     explore = [str(out / "samples"), str(runs), "--out", str(out / "site")]
     return [
         DemoStage("prepare", prepare, (songs / "index.json").exists),
-        training(VQVAE_FOLDER, songs),
+        *(training(row.name, songs) for row in trained if row.data == "songs"),
         DemoStage("encode", [*on_ranks(ranks, "encode"), *encode], (codes / "index.json").exists),
-        *(training(folder, codes) for folder in PRIOR_FOLDERS.values()),
+        *(training(row.name, codes) for row in trained if row.data == "codes"),
         DemoStage("sample", [*on_ranks(ranks, "sample"), *sample], lambda: False),
         DemoStage("explore", [*verb("explore"), "build", *explore], lambda: False),
     ]

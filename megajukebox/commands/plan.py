@@ -21,12 +21,13 @@ from rich.table import Table
 
 from megajukebox.common.command_line import renamed_options, run_command
 from megajukebox.common.errors import UserError
-from megajukebox.training.config import STAGE_NAMES, Preset, load_preset
+from megajukebox.training.config import Preset, load_preset
 from megajukebox.training.engines.ds_config import ds_config_name_for, read_ds_config
 from megajukebox.training.planner.gpus import GPU, gpu_named, gpu_of_profile
 from megajukebox.training.planner.memory import PARTS
-from megajukebox.training.planner.plan import Assumptions, TrainingPlan, default_gpus, plan
+from megajukebox.training.planner.plan import Assumptions, TrainingPlan, plan
 from megajukebox.training.planner.profiles import load_profile
+from megajukebox.training.stages import planned_stage, stages_of
 
 NARROWEST_SCREEN = 110  # columns, below which the tables break their lines
 
@@ -68,7 +69,7 @@ def main(
     chosen = load_preset(preset, settings)
     device = choose_gpu(gpu, profile)
     assumed = Assumptions(mfu=mfu, save_seconds=save_seconds, restart_seconds=60 * restart_minutes)
-    stages = [stage] if stage else [name for name in STAGE_NAMES if name in chosen.training]
+    stages = [stage] if stage else [row.name for row in stages_of(chosen)]
     plans = [plan_stage(chosen, name, gpus, device, ds_config, assumed) for name in stages]
     if as_json:
         records = [stage_plan.model_dump(mode="json") for stage_plan in plans]
@@ -106,9 +107,10 @@ def plan_stage(
     name = ds_config or preset.stage(stage).ds_config
     if ds_config is None and device.profile:
         name = ds_config_name_for(name, device.profile)
-    count = gpus or default_gpus(stage)
+    planned = planned_stage(preset, stage)
+    count = gpus or planned.default_gpus
     try:
-        return plan(preset, stage, count, device, read_ds_config(name), name, assumed)
+        return plan(preset, planned, count, device, read_ds_config(name), name, assumed)
     except UserError as error:
         raise UserError(f"{stage} with {name}: {error}") from None
 

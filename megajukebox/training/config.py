@@ -208,11 +208,6 @@ class Preset(StrictSettings):
         return self.training[name]
 
 
-def level_of(stage: str) -> str:
-    """top_prior -> top, middle_upsampler -> middle."""
-    return stage.split("_")[0]
-
-
 def load_preset(name: str, overrides: list[str] | None = None) -> Preset:
     """The preset called `name` (or the YAML file at that path) with `key.sub=value` settings applied.
 

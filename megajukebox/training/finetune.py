@@ -21,7 +21,6 @@ from megajukebox.data.stream.code_dataset import check_codes
 from megajukebox.models.prior import Prior, PriorConfig
 from megajukebox.models.vqvae import VQVAE, VQVAEConfig
 from megajukebox.training import checkpoint
-from megajukebox.training.engines.universal_checkpoint import weights_of
 
 MAX_NAMES = 5  # of those that a model does not know, named in the error
 
@@ -74,6 +73,9 @@ def read_pretrained(path: Path) -> PretrainedModel:
         flaw = checkpoint.verify(path)
         if flaw:
             raise UserError(f"{path} is damaged: {flaw}; choose another checkpoint")
+        # Imports DeepSpeed, which is slow, and logs to stdout that it found no GPU.
+        from megajukebox.training.engines.universal_checkpoint import weights_of
+
         run = path.parent.parent
         facts = read_facts(run) | {"step": checkpoint.read_state(path)["step"]}
         model = PretrainedModel(run, facts, weights_of(path / "state"))

@@ -1,4 +1,4 @@
-"""The stages of training, one row each: train, plan, demo and config walk this table.
+"""The stages of training, one row each: train, plan and demo walk this table.
 
 A new stage is a row here, its name in config.py's STAGE_NAMES, a module with its task, and its settings in a preset.
 """
@@ -8,6 +8,15 @@ from dataclasses import dataclass
 from functools import partial
 
 from megajukebox.common.errors import UserError
+from megajukebox.common.levels import LEVELS, STUDENT_FOLDERS
+from megajukebox.training.config import Preset
+from megajukebox.training.planner.gpus import GPUS_PER_NODE
+from megajukebox.training.planner.workload import (
+    PlannedStage,
+    Workload,
+    audio_workload,
+    code_workload,
+)
 from megajukebox.training.prior_task import prior_task
 from megajukebox.training.tasks import ReaderShare, Task, TaskRequest
 from megajukebox.training.vqvae_task import vqvae_task
@@ -21,13 +30,27 @@ class TrainingStage:
     level: str | None  # of the codes that it models; None for what is no prior
     data: str  # kind of shards that it reads: songs or codes
     task: Callable[[TaskRequest, ReaderShare], Task]
+    workload: Callable[[Preset, str], Workload]  # of a preset and the stage's name, for `plan`
+    default_gpus: int = GPUS_PER_NODE
 
 
+def prior_stage(name: str, level: str, default_gpus: int) -> TrainingStage:
+    return TrainingStage(
+        name,
+        level,
+        "codes",
+        partial(prior_task, level),
+        partial(code_workload, level),
+        default_gpus,
+    )
+
+
+# The GPUs are those of Jukebox's own runs (Dhariwal et al. 2020).
 STAGES = (
-    TrainingStage("vqvae", None, "songs", vqvae_task),
-    TrainingStage("top_prior", "top", "codes", partial(prior_task, "top")),
-    TrainingStage("middle_upsampler", "middle", "codes", partial(prior_task, "middle")),
-    TrainingStage("bottom_upsampler", "bottom", "codes", partial(prior_task, "bottom")),
+    TrainingStage("vqvae", None, "songs", vqvae_task, audio_workload, 256),
+    prior_stage("top_prior", "top", 512),
+    prior_stage("middle_upsampler", "middle", 128),
+    prior_stage("bottom_upsampler", "bottom", 128),
 )
 
 
@@ -38,3 +61,27 @@ def stage_named(name: str) -> TrainingStage:
             return stage
     known = ", ".join(stage.name for stage in STAGES)
     raise UserError(f"stage {name!r} is unknown; choose one of {known}")
+
+
+def stages_of(preset: Preset) -> list[TrainingStage]:
+    """The rows of the stages that a preset trains, in order."""
+    return [stage for stage in STAGES if stage.name in preset.training]
+
+
+def planned_stage(preset: Preset, name: str) -> PlannedStage:
+    """What `plan` needs to know of a stage, also of a student's, which is as large as its prior.
+
+    Raises:
+        UserError: the preset does not train it, or there is no such stage.
+    """
+    preset.stage(name)
+    for level in LEVELS:
+        if name == STUDENT_FOLDERS[level]:
+            return PlannedStage(name, code_workload(level, preset, name), GPUS_PER_NODE)
+    stage = stage_named(name)
+    return PlannedStage(name, stage.workload(preset, name), stage.default_gpus)
+
+
+def workload_of(preset: Preset, name: str) -> Workload:
+    """What stage `name` of `preset` trains, without anything of how."""
+    return planned_stage(preset, name).workload

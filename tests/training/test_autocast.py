@@ -19,7 +19,7 @@ from megajukebox.training.batching import share_batch
 from megajukebox.training.config import load_preset
 from megajukebox.training.settings import TrainingSettings
 from megajukebox.training.engines.factory import build_engine
-from megajukebox.training.planner.workload import workload_of
+from megajukebox.training.stages import workload_of
 
 told = json.loads(sys.stdin.read())
 collectives.start()

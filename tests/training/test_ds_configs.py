@@ -18,10 +18,9 @@ from megajukebox.training.engines.ds_config import (
 )
 from megajukebox.training.planner.fit import check_fits, check_precision
 from megajukebox.training.planner.gpus import GIB, gpu_named
-from megajukebox.training.planner.plan import default_gpus
 from megajukebox.training.planner.profiles import load_profile, shipped_profiles
 from megajukebox.training.planner.recipe import KEYS, recipe
-from megajukebox.training.planner.workload import workload_of
+from megajukebox.training.stages import planned_stage, workload_of
 
 NAMES = ds_config_names()
 FILES_OF_0_1_0 = sorted((FILES / "ds_configs_0_1").glob("*.json"))
@@ -122,9 +121,10 @@ def test_plan_accepts_the_released_presets_at_jukebox_s_sizes(stage, gpu):
     preset, device = load_preset("jukebox_5b"), gpu_named(gpu)
     name = ds_config_name_for(preset.stage(stage).ds_config, device.profile)
     assert name == f"{RECIPES[stage]}_{device.profile.name}.json"
-    way = recipe(share_batch(read_ds_config(name), default_gpus(stage)), default_gpus(stage))
+    gpus = planned_stage(preset, stage).default_gpus
+    way = recipe(share_batch(read_ds_config(name), gpus), gpus)
     check_precision(way, device)
-    needed = check_fits(workload_of(preset, stage), way, default_gpus(stage), device)
+    needed = check_fits(workload_of(preset, stage), way, gpus, device)
     assert needed.total < device.memory * GIB
 
 

@@ -20,7 +20,8 @@ from megajukebox.training.planner.gpus import GIB, GPU, gpu_named
 from megajukebox.training.planner.memory import Weights, gradients_grow, moments
 from megajukebox.training.planner.plan import Assumptions, plan
 from megajukebox.training.planner.recipe import recipe
-from megajukebox.training.planner.workload import fullest, weights_of, workload_of
+from megajukebox.training.planner.workload import fullest, weights_of
+from megajukebox.training.stages import planned_stage, workload_of
 
 ADAM = {"type": "AdamW", "params": {"lr": 1e-3, "torch_adam": True}}
 HALF = {"fp16": {"enabled": True}}
@@ -247,7 +248,9 @@ def test_the_share_of_time_in_training_is_that_of_a_simulated_run(rate, save, re
 def test_what_does_not_go_together_is_refused_with_the_way_out(config, gpu, why):
     config = told(1) | config
     with pytest.raises(ValueError, match=why):
-        plan(load_preset("tiny"), "top_prior", 8, gpu_named(gpu), config, "x.json", Assumptions())
+        preset = load_preset("tiny")
+        stage = planned_stage(preset, "top_prior")
+        plan(preset, stage, 8, gpu_named(gpu), config, "x.json", Assumptions())
 
 
 def test_gpus_come_in_whole_nodes():

@@ -25,7 +25,6 @@ CONVOLUTIONS_MIB = 49
 # Jukebox's own runs (Dhariwal et al. 2020): the default sizes, and where a V100's share of the peak
 # is taken from: 3 x FLOPs of a forward pass x batch (256, 512, 192 samples) / (seconds of a step x
 # GPUs x peak).
-JUKEBOX_GPUS = {"vqvae": 256, "top_prior": 512, "middle_upsampler": 128, "bottom_upsampler": 128}
 # TFLOP/s of its VQ-VAE in float32 on a V100: bound by the memory's bandwidth, not by arithmetic.
 JUKEBOX_VQVAE_TFLOPS = 1.26
 V100_BANDWIDTH = 0.9  # TB/s, at which that was reached

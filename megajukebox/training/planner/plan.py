@@ -22,11 +22,11 @@ from megajukebox.training.planner.forecast import (
     failures,
     pace,
 )
-from megajukebox.training.planner.gpus import GIB, GPU, GPUS_PER_NODE, JUKEBOX_GPUS, mfu_assumed
+from megajukebox.training.planner.gpus import GIB, GPU, mfu_assumed
 from megajukebox.training.planner.memory import checkpoint_bytes, on_host
 from megajukebox.training.planner.mfu import FORWARD_AND_BACKWARD
 from megajukebox.training.planner.recipe import Recipe, pipeline_stages, recipe
-from megajukebox.training.planner.workload import Workload, footprint, weights_of, workload_of
+from megajukebox.training.planner.workload import PlannedStage, Workload, footprint, weights_of
 
 EXPORTED_BYTES = 4  # of a weight in model.safetensors: float32
 
@@ -82,22 +82,18 @@ class Assumptions(BaseModel):
     restart_seconds: float = 900.0
 
 
-def default_gpus(stage: str) -> int:
-    """As many as Jukebox trained it on; one node for what it did not train."""
-    return JUKEBOX_GPUS.get(stage, GPUS_PER_NODE)
+def other_samples_of_jukebox(preset: Preset, stage: PlannedStage, samples: int) -> int | None:
+    """Samples of a step where each of Jukebox's GPUs has one.
 
-
-def other_samples_of_jukebox(preset: Preset, stage: str, samples: int) -> int | None:
-    """Samples of a step where each of Jukebox's GPUs has one. None if the step is that, or was
-    chosen.
+    None if the step is that, or was chosen.
     """
-    is_jukebox = preset.name.startswith("jukebox") and not preset.stage(stage).batch
-    return default_gpus(stage) if is_jukebox and default_gpus(stage) != samples else None
+    is_jukebox = preset.name.startswith("jukebox") and not preset.stage(stage.name).batch
+    return stage.default_gpus if is_jukebox and stage.default_gpus != samples else None
 
 
 def plan(
     preset: Preset,
-    stage: str,
+    stage: PlannedStage,
     gpus: int,
     gpu: GPU,
     ds_config: dict,
@@ -109,8 +105,8 @@ def plan(
     Raises:
         UserError: it cannot be done; names the nearest that can (DoesNotFit among them).
     """
-    settings = preset.stage(stage)
-    workload = workload_of(preset, stage)
+    settings = preset.stage(stage.name)
+    workload = stage.workload
     stages = pipeline_stages(ds_config, gpus)
     check_whole(gpus, stages, gpu.gpus_per_node)
     way = recipe(share_batch(ds_config, gpus // stages, settings.batch), gpus)
@@ -120,7 +116,7 @@ def plan(
     elements = weights_of(workload, 1, way.persistent).total
     traced = footprint(workload, way.micro, trace_setting(workload, way, gpu))
     flops = FORWARD_AND_BACKWARD * traced.flops
-    mfu, source = mfu_assumed(gpu, stage, way.precision, workload.bandwidth_bound)
+    mfu, source = mfu_assumed(gpu, stage.name, way.precision, workload.bandwidth_bound)
     if assumed.mfu is not None:
         mfu = assumed.mfu
         source = "as given"
@@ -131,7 +127,7 @@ def plan(
     samples = way.samples(gpus)
     return TrainingPlan(
         preset=preset.name,
-        stage=stage,
+        stage=stage.name,
         ds_config=name,
         gpu=gpu.name,
         gpus=gpus,

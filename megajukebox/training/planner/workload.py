@@ -2,7 +2,7 @@
 it needs.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import NoReturn
@@ -14,7 +14,7 @@ from megajukebox.common.errors import UserError
 from megajukebox.models.pipeline_layers import layers
 from megajukebox.models.prior import Prior, PriorConfig
 from megajukebox.models.vqvae import VQVAE, VQVAEConfig
-from megajukebox.training.config import Preset, level_of
+from megajukebox.training.config import Preset
 from megajukebox.training.planner.activation_trace import TracedPass, TraceSetting, training_pass
 from megajukebox.training.planner.dummy_batches import clips, windows
 from megajukebox.training.planner.gpus import CONVOLUTIONS_MIB
@@ -94,27 +94,19 @@ def audio_workload(preset: Preset, stage: str) -> AudioWorkload:
     return AudioWorkload(preset.vqvae.model_dump_json(), preset.stage(stage).clip or 0)
 
 
-def code_workload(preset: Preset, stage: str) -> CodeWorkload:
-    """With every vocabulary as large as its table."""
-    config = preset.prior_config(level_of(stage), preset.lyrics_vocabulary)
+def code_workload(level: str, preset: Preset, stage: str) -> CodeWorkload:
+    """With every vocabulary as large as its table; the prior of `level` is that of any stage."""
+    config = preset.prior_config(level, preset.lyrics_vocabulary)
     return CodeWorkload(config.model_dump_json())
 
 
-WORKLOADS: dict[str, Callable[[Preset, str], Workload]] = {
-    "vqvae": audio_workload,
-    "top_prior": code_workload,
-    "middle_upsampler": code_workload,
-    "bottom_upsampler": code_workload,
-    "top_student": code_workload,
-    "middle_student": code_workload,
-    "bottom_student": code_workload,
-}
+@dataclass(frozen=True)
+class PlannedStage:
+    """What `plan` needs to know of a stage."""
 
-
-def workload_of(preset: Preset, stage: str) -> Workload:
-    """What stage `stage` of `preset` trains. Raises UserError for a stage that the preset lacks."""
-    preset.stage(stage)
-    return WORKLOADS[stage](preset, stage)
+    name: str
+    workload: Workload
+    default_gpus: int  # as many as Jukebox trained it on; one node for what it did not train
 
 
 @lru_cache(64)
