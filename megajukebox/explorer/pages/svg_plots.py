@@ -75,7 +75,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Plot:
+class PlotArea:
     """What the template draws. `series` and `axis` are JSON for curves.js, which reads values under the pointer."""
 
     x: Axis
@@ -106,7 +106,7 @@ def figure(name: str, splits: dict[str, Points], marks: list[Mark] | None = None
     )
 
 
-def plot(splits: dict[str, Points], marks: list[Mark]) -> Plot | None:
+def plot(splits: dict[str, Points], marks: list[Mark]) -> PlotArea | None:
     """What to draw of `splits`; None where no value is finite."""
     thinned = {split: thin(points) for split, points in splits.items()}
     readable = {}
@@ -123,7 +123,7 @@ def plot(splits: dict[str, Points], marks: list[Mark]) -> Plot | None:
     for split, points in thinned.items():
         lines.append(line(points, x, y, SPLIT_STYLES.get(split, "other")))
     axis = json.dumps([x.low, x.high, x.start, x.end, TOP, BOTTOM])
-    return Plot(x, y, marks, lines, json.dumps(readable), axis)
+    return PlotArea(x, y, marks, lines, json.dumps(readable), axis)
 
 
 def line(points: Points, x: Axis, y: Axis, style: str) -> Line:

@@ -48,7 +48,7 @@ class MemoryNeed(NamedTuple):
         return counted * (1 + self.gaps) + self.outside
 
 
-class Change(NamedTuple):
+class SettingChange(NamedTuple):
     """Something that saves memory: how much it is felt, what to set, and the recipe's fields then."""
 
     cost: int
@@ -56,7 +56,7 @@ class Change(NamedTuple):
     fields: dict[str, int | bool]
 
 
-UNCHANGED = Change(0, "", {})
+UNCHANGED = SettingChange(0, "", {})
 
 
 def trace_setting(workload: Workload, recipe: Recipe, gpu: GPU | None) -> TraceSetting:
@@ -135,11 +135,11 @@ def _ways_to_save(recipe: Recipe) -> Iterator[tuple[int, list[str], Recipe]]:
     recomputed = [UNCHANGED]
     if not recipe.recompute:
         setting = "activation_checkpointing"
-        recomputed.append(Change(COST_OF_RECOMPUTING, setting, {"recompute": True}))
+        recomputed.append(SettingChange(COST_OF_RECOMPUTING, setting, {"recompute": True}))
     offloaded = [UNCHANGED]
     if not recipe.offload_optimizer:
         setting = "zero_optimization.offload_optimizer"
-        offloaded.append(Change(COST_OF_OFFLOADING, setting, {"offload_optimizer": True}))
+        offloaded.append(SettingChange(COST_OF_OFFLOADING, setting, {"offload_optimizer": True}))
     for changes in product(recomputed, _smaller(recipe), _sharing(recipe), offloaded):
         fields: dict[str, int | bool] = {}
         for change in changes:
@@ -153,7 +153,7 @@ def _ways_to_save(recipe: Recipe) -> Iterator[tuple[int, list[str], Recipe]]:
         yield cost, [setting for setting in settings if setting], changed
 
 
-def _smaller(recipe: Recipe) -> Iterator[Change]:
+def _smaller(recipe: Recipe) -> Iterator[SettingChange]:
     """Micro-batches halved again and again, with as many times the accumulation."""
     yield UNCHANGED
     for halvings in range(1, MOST_HALVINGS + 1):
@@ -166,16 +166,16 @@ def _smaller(recipe: Recipe) -> Iterator[Change]:
             f"train_micro_batch_size_per_gpu {micro} with gradient_accumulation_steps"
             f" {accumulation}"
         )
-        yield Change(1 + halvings, setting, {"micro": micro, "accumulation": accumulation})
+        yield SettingChange(1 + halvings, setting, {"micro": micro, "accumulation": accumulation})
 
 
-def _sharing(recipe: Recipe) -> Iterator[Change]:
+def _sharing(recipe: Recipe) -> Iterator[SettingChange]:
     """Higher stages of ZeRO; a pipeline goes with ZeRO-1 alone."""
     yield UNCHANGED
     if recipe.pipeline == 1:
         for stage in range(recipe.stage + 1, 4):
             cost = COST_OF_A_ZERO_STAGE * (stage - recipe.stage)
-            yield Change(cost, f"zero_optimization.stage {stage}", {"stage": stage})
+            yield SettingChange(cost, f"zero_optimization.stage {stage}", {"stage": stage})
 
 
 def largest_micro_batch(workload: Workload, recipe: Recipe, gpus: int, gpu: GPU) -> int:
