@@ -51,6 +51,7 @@ WRAPPERS = {
     "sentencepiece": {"conditioning/tokenizers.py"},
     "soundfile": {"data/audio.py", "explorer/site_builder.py", "explorer/loaders/spectrograms.py"},
     "soxr": {"data/audio.py"},
+    "jinja2": {"explorer/pages/html.py"},
 }
 
 
