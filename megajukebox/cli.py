@@ -114,8 +114,12 @@ PANELS = {
         ),
     ),
 }
-VERBS = {verb.name: verb for verbs in PANELS.values() for verb in verbs}
-PANEL_OF = {verb.name: panel for panel, verbs in PANELS.items() for verb in verbs}
+VERBS: dict[str, Verb] = {}
+PANEL_OF: dict[str, str] = {}
+for _panel, _verbs in PANELS.items():
+    for _verb in _verbs:
+        VERBS[_verb.name] = _verb
+        PANEL_OF[_verb.name] = _panel
 # Verbs of version 0.1, hidden; they go with the next version.
 RENAMED_VERBS = {
     "score": "evaluate",
@@ -141,12 +145,13 @@ class LazyGroup(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         """The verb that `args` name, as a whole command, and its arguments."""
-        name, rest = args[0], args[1:]
-        if name == "help":
-            if not rest:
-                typer.echo(ctx.get_help())
-                ctx.exit()
-            name, rest = rest[0], [*rest[1:], "--help"]
+        if args == ["help"]:
+            typer.echo(ctx.get_help())
+            ctx.exit()
+        if args[0] == "help":
+            args = [*args[1:], "--help"]
+        name = args[0]
+        rest = args[1:]
         if name in RENAMED_VERBS:
             log_renamed(f"verb {name}", RENAMED_VERBS[name])
             name = RENAMED_VERBS[name]

@@ -11,12 +11,13 @@ checkpoints/, and model.safetensors + model.json for the stages after it. Its ex
 0 done, 85 stopped and saved, 75 start again, 93 an operator is needed, 98 another start took over.
 """
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from megajukebox.common.command_line import run_command
+from megajukebox.common.command_line import renamed_options, run_command
 from megajukebox.data.shards.remote import DEFAULT_CACHE, RemoteConfig
 from megajukebox.resilience.exit_codes import ExitRecord, exit_guard, print_error
 from megajukebox.training.config import STAGE_NAMES, Preset, load_preset
@@ -27,6 +28,12 @@ from megajukebox.training.stages import stage_named
 from megajukebox.training.tasks import TaskRequest
 
 
+class LostShardAction(str, Enum):
+    stop = "stop"
+    skip = "skip"
+
+
+@renamed_options({"--stop-when-lost": "--on-lost-shard=stop"})
 def main(
     stage: Annotated[str, typer.Argument(help=f"One of {', '.join(STAGE_NAMES)}.")],
     data: Annotated[
@@ -53,16 +60,16 @@ def main(
         Path, typer.Option(help="Where shards behind a URL are kept.")
     ] = DEFAULT_CACHE,
     cache_gb: Annotated[
-        float, typer.Option(min=0, help="How much of that disk they may fill.")
+        float, typer.Option(min=0, help="GB of that disk that they may fill.")
     ] = 64,
-    stop_when_lost: Annotated[
-        bool, typer.Option("--stop-when-lost", help="Do not skip shards that are lost.")
-    ] = False,
+    on_lost_shard: Annotated[
+        LostShardAction, typer.Option(help="Skip shards that cannot be read, or stop the run.")
+    ] = LostShardAction.skip,
     allow_pipe: Annotated[
         bool, typer.Option("--allow-pipe", help="Allow URLs that run commands.")
     ] = False,
     local_rank: Annotated[
-        int, typer.Option("--local_rank", hidden=True, help="The deepspeed launcher gives it.")
+        int, typer.Option("--local_rank", hidden=True, help="Set by the deepspeed launcher.")
     ] = 0,
 ) -> None:
     """Train one stage; the same command resumes it."""
@@ -73,7 +80,7 @@ def main(
         remote = RemoteConfig(
             cache,
             int(cache_gb * 2**30),
-            lost="stop" if stop_when_lost else "skip",
+            lost=LostShardAction(on_lost_shard).value,
             allow_pipe=allow_pipe,
         )
         finished = run_stage(

@@ -45,7 +45,7 @@ WRAPPERS = {
     "webdataset": {
         "data/shards/shard_set.py",
         "data/stream/batches.py",
-        "data/shards/remote.py",
+        "data/shards/transports.py",
         "data/stream/unindexed.py",
     },
     "sentencepiece": {"conditioning/tokenizers.py"},
