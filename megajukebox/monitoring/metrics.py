@@ -79,8 +79,8 @@ class MetricRow:
 
     def values(self, run: RunState) -> Values:
         """By the values of the labels; not those that are unknown."""
-        found = run.value(self.source) if isinstance(self.source, str) else self.source(run)
-        by_labels = found if isinstance(found, Mapping) else {(): found}
+        read = run.value(self.source) if isinstance(self.source, str) else self.source(run)
+        by_labels = read if isinstance(read, Mapping) else {(): read}
         return {labels: value for labels, value in by_labels.items() if value is not None}
 
 

@@ -1,4 +1,4 @@
-"""One archive of what somebody far away needs to understand a sick run: text only, small, and without secrets."""
+"""One archive of state and logs of a run for support: text only, small, and without secrets."""
 
 import io
 import json
@@ -19,13 +19,15 @@ TEXTS = (
     "run.yaml",
     "model.json",
     "generation.json",
+    "slurm_chain.json",
+    "rewinds.json",
     "heartbeats/*.json",
     "exits/*.json",
     "hangs/*",
     "*.log",
     "logs/*",
 )
-LARGEST = 2 << 20  # bytes of one file; of a longer one the end, which is what tells
+MAX_BYTES = 2 << 20  # of one file; of a longer one the end
 VARIABLES = (
     "SLURM",
     "NCCL",
@@ -102,5 +104,5 @@ def is_inside(path: Path, run: Path) -> bool:
 
 def end_of(path: Path) -> str:
     with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - LARGEST))
+        file.seek(max(0, path.stat().st_size - MAX_BYTES))
         return file.read().decode("utf-8", "replace")

@@ -50,10 +50,10 @@ def phase_of(key: str) -> str | None:
 
 def phase_seconds(row: Mapping[str, Any]) -> dict[str, float]:
     """Seconds by phase since the process began, as a row gives them."""
-    found: dict[str, float] = {}
+    by_phase: dict[str, float] = {}
     for key, value in row.items():
         phase = phase_of(key)
         seconds = number(value)
         if phase is not None and seconds is not None:
-            found[phase] = seconds
-    return found
+            by_phase[phase] = seconds
+    return by_phase

@@ -76,16 +76,16 @@ def evaluate_reports(
     for report in (*reports, together):
         findings += report.get("findings", [])
     by_subject = bad_hosts(findings)
-    common = [found for found in by_subject if len(nodes) != 1 and hosts <= set(found)]
+    common = [bad for bad in by_subject if len(nodes) != 1 and hosts <= set(bad)]
     unfit: dict[str, str] = {}
-    for found in by_subject:
-        if found not in common:
-            unfit |= found
+    for bad in by_subject:
+        if bad not in common:
+            unfit |= bad
     unfit |= {node: f"reported nothing within {MAX_SECONDS:.0f} s" for node in silent}
     everywhere = [
         describe(f) for f in findings if f["verdict"] == "bad" and f["about"] == "all-reduce"
     ]
-    everywhere += [next(iter(found.values())) for found in common]
+    everywhere += [next(iter(bad.values())) for bad in common]
     notable = [
         describe(f) for f in findings if f["verdict"] != "good" or f["about"] == "all-reduce"
     ]
