@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import deepspeed
 import torch
@@ -386,7 +387,7 @@ class ZeroEngine:
 
 def on_device(batch: dict, device: torch.device) -> dict:
     """`batch` with its tensors on `device`; the conditions are a dict within it."""
-    moved = {}
+    moved: dict[str, Any] = {}
     for name, value in batch.items():
         if isinstance(value, dict):
             moved[name] = on_device(value, device)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from megajukebox.common.errors import UserError
 from megajukebox.training.planner.activation_trace import TraceSetting
@@ -53,7 +53,7 @@ class SettingChange(NamedTuple):
 
     cost: int
     setting: str  # empty: nothing changes
-    fields: dict[str, int | bool]
+    fields: dict[str, Any]
 
 
 UNCHANGED = SettingChange(0, "", {})
@@ -141,7 +141,7 @@ def _ways_to_save(recipe: Recipe) -> Iterator[tuple[int, list[str], Recipe]]:
         setting = "zero_optimization.offload_optimizer"
         offloaded.append(SettingChange(COST_OF_OFFLOADING, setting, {"offload_optimizer": True}))
     for changes in product(recomputed, _smaller(recipe), _sharing(recipe), offloaded):
-        fields: dict[str, int | bool] = {}
+        fields: dict[str, Any] = {}
         for change in changes:
             fields |= change.fields
         changed = recipe._replace(**fields)
