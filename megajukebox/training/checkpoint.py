@@ -158,7 +158,7 @@ def _each_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
     """One flipped bit can give a file the name of another; as a plain dict the list would hide that one is missing."""
     unique = dict(pairs)
     if len(unique) < len(pairs):
-        raise ValueError(f"a name comes twice among {[name for name, _ in pairs]}")
+        raise ValueError(f"a name comes twice among {list(unique)}")
     return unique
 
 

@@ -133,7 +133,7 @@ def check_prior(
         frequent = sorted(name for name, count in counts.items() if count >= least)
         unknown = [name for name in frequent if not vocabulary.id(name)]
         if unknown:
-            named = ", ".join(repr(name) for name in unknown[:MAX_NAMES])
+            named = ", ".join(map(repr, unknown[:MAX_NAMES]))
             more = f" and {len(unknown) - MAX_NAMES} more" if len(unknown) > MAX_NAMES else ""
             raise UserError(
                 f"{base.folder} does not know {condition} {named}{more}; teach it first:"

@@ -73,7 +73,7 @@ def check_recomputed_loss(
         shared = collectives.broadcast(source, micro_batch if run.rank == source else None)
         own = recompute(run, engine, shared, step)
     # Ranks of one pipeline are `readers` apart, and its last stage alone sees a loss.
-    results = [result for result in collectives.all_gather(own) if result]
+    results = list(filter(None, collectives.all_gather(own)))
     mismatched = mismatched_losses(results)
     losses = [[result.first.hex(), result.again.hex()] for result in results]
     if nondeterministic(results, mismatched):

@@ -111,7 +111,7 @@ def log_skipped_step(run: RunContext, task: Task, engine: ZeroEngine, step: int)
             count=engine.stability.skip_count,
             sample_range=[first_clip, first_clip + clips],
             ranks=ranks,
-            losses=[str(loss) for loss in losses],
+            losses=list(map(str, losses)),
         )
     )
 

@@ -216,7 +216,8 @@ def test_a_prior_that_cannot_be_is_refused_with_the_field_named(changed: dict, t
 def test_an_encoder_that_does_not_fit_its_lyrics_is_refused(encoder: dict | None) -> None:
     lyrics = {"tokens": 8, "size": 7, "encoder": encoder}
     with pytest.raises(
-        ValidationError, match=r"lyrics.encoder is missing, or its blocks do not divide lyrics.tokens"
+        ValidationError,
+        match=r"lyrics.encoder is missing, or its blocks do not divide lyrics.tokens",
     ):
         PriorConfig(**prior_settings("factored_lyrics", lyrics=lyrics))
 

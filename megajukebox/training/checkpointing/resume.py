@@ -51,7 +51,7 @@ def newest_valid(run: RunContext) -> Path | None:
         flaws: list[str | None] = collectives.all_gather(
             checkpoint.verify(folder, (run.rank, run.ranks))
         )
-        flaw = next((found for found in flaws if found), None)
+        flaw = next(filter(None, flaws), None)
         if flaw is None:
             return folder
         rejected.append(f"{folder.name}: {flaw}")

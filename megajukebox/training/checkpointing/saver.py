@@ -170,7 +170,7 @@ def exported_step(run: Path) -> int:
 def first_failure(failure: str | None) -> str | None:
     """The first failure of all ranks, so that all act on the same: a collective."""
     failures: list[str | None] = collectives.all_gather(failure)
-    return next((found for found in failures if found), None)
+    return next(filter(None, failures), None)
 
 
 def prepare_folder(run: RunContext, folder: Path, export: bool) -> str | None:
