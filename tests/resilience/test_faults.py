@@ -47,7 +47,7 @@ def test_a_rank_killed_without_warning_ends_the_others_and_the_run_goes_on_as_if
         == exit_codes.EXIT_OK
     )
     first, last = events(out, "attempt_end")
-    assert first["kind"] == "again" and last["kind"] == "done"
+    assert first["kind"] == "retry" and last["kind"] == "done"
     died = (tmp_path / "kill=1@17").stat().st_mtime
     assert first["time"] - died < 30, "the other rank does not wait for the dead one"
     assert [e["step"] for e in events(out, "resume")] == [15]
@@ -142,7 +142,7 @@ def test_a_start_that_was_thought_dead_leaves_before_it_writes_anything(data, tm
     assert (
         len(events(out)) == lines
         and ends(out)[0]["generation"] == 2
-        and ends(out)[0]["class"] == "done"
+        and ends(out)[0]["exit_class"] == "done"
     )
 
 
@@ -159,7 +159,7 @@ def test_with_checkpoints_but_none_whole_no_step_is_trained_and_a_person_is_call
         and len(events(out, "start", "resume")) == 1
     )
     assert (
-        ends(out)[0]["class"] == "no_checkpoint"
+        ends(out)[0]["exit_class"] == "no_checkpoint"
         and "none is whole" in events(out, "alert")[-1]["reason"]
     )
 
@@ -208,7 +208,7 @@ def test_stop_and_save_are_files_anybody_may_leave(data, tmp_path):
     assert finish(process) == exit_codes.EXIT_PREEMPTED
     last = events(out)[-1]
     assert last["event"] == "stop" and last["reason"] == "the file STOP" and last["step"] < 40
-    assert ends(out)[0]["class"] == "stopped" and len(pids(out)) == 1
+    assert ends(out)[0]["exit_class"] == "stopped" and len(pids(out)) == 1
     assert run(supervised(out, alone(data, out))) == exit_codes.EXIT_OK
     assert len(events(out, "resume", "attempt_end")) == 0, (
         "supervise does not start what was told to stop"

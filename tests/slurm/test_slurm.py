@@ -176,7 +176,7 @@ def test_asked_to_stop_before_its_time_is_up_a_run_goes_on_in_the_next_job_to_th
     assert (queue["array"], queue["queued"], queue["queued_seconds"]) == (job, 58, 58 * 86400), (
         "of 60, two have run"
     )
-    assert 86000 < queue["ends"] - queue["time"] <= 86400
+    assert 86000 < queue["end_time"] - queue["time"] <= 86400
     print("seconds from the signal to training again:", second["time"] - stop["time"])
 
 

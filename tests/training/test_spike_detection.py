@@ -164,7 +164,7 @@ def test_a_bad_step_leaves_no_trace_in_the_weights_whatever_was_wrong(little, tm
         faulty(little, tmp_path / kind, f"{kind} 5-5 1", ds_config=way(tmp_path, name))
         [event] = events(tmp_path / kind, "step_skipped")
         batch = yaml.safe_load((tmp_path / kind / "run.yaml").read_text())["global_batch"]
-        assert event["step"] == 5 and event["positions"] == [4 * batch, 5 * batch]
+        assert event["step"] == 5 and event["sample_range"] == [4 * batch, 5 * batch]
         assert event["ranks"] == ([1] if kind == "nan_loss" else [])
         lost = losses(tmp_path / kind)
         ends.append([loss.hex() for loss in lost[:4] + lost[5:]])
@@ -183,7 +183,7 @@ def test_too_many_bad_steps_end_the_run_for_a_person_and_keep_its_checkpoint(lit
         ds_config=ds_config,
         expect=93,
     )
-    assert "2 of the last 100 steps were bad, the last one: loss is nan" in said
+    assert "2 of the last 100 steps were skipped, the last one: loss is nan" in said
     assert events(run, "diverged")[-1]["step"] == 7 and [
         e["step"] for e in events(run, "step_skipped")
     ] == [6, 7]
@@ -198,9 +198,9 @@ def test_a_lasting_spike_takes_the_run_back_and_past_the_data(little, tmp_path):
     rules = ["bad_steps=1", "rewinds=1", "rewind_steps=3", "rewind_jump=2", "save_every=2"]
     settings = [f"training.top_prior.{rule}" for rule in rules]
     said = faulty(little, run, "spike 6-99 0", *settings, ds_config=ds_config, expect=75)
-    assert "went back, start again" in said
+    assert "rewound, start again" in said
     [event] = events(run, "rewind")
-    assert (event["to"], event["jump"]) == (2, 5), (
+    assert (event["to_step"], event["skip_steps"]) == (2, 5), (
         "the spike began at step 6: from step 2, which is 3 before, past it"
     )
     assert {p.name for p in (run / "checkpoints").glob("*.rewound")} == {
@@ -320,7 +320,12 @@ def test_a_run_at_the_lowest_fp16_scale_goes_back_and_on_at_half_the_rate_once(
         in said
     )
     [rewind], [alert] = events(run, "rewind"), events(run, "alert")
-    assert (rewind["step"], rewind["to"], rewind["jump"], rewind["rate"]) == (6, 4, 0, 0.5)
+    assert (rewind["step"], rewind["to_step"], rewind["skip_steps"], rewind["lr_factor"]) == (
+        6,
+        4,
+        0,
+        0.5,
+    )
     kept = {folder.name.split(".")[0] for folder in (run / "checkpoints").glob("step-*")}
     assert kept == {f"step-{step:08d}" for step in (4, 12, 16, 20)}, (
         "the last three, and the one from before"
