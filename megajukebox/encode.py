@@ -25,7 +25,6 @@ import typer
 from megajukebox.common.command_line import run_command
 from megajukebox.common.errors import BadSampleError, UserError
 from megajukebox.common.files import make_folder, write_atomic
-from megajukebox.common.model_files import load_into, read_facts
 from megajukebox.common.progress import track
 from megajukebox.common.provenance import made_by
 from megajukebox.common.world import world
@@ -34,7 +33,7 @@ from megajukebox.data.shards.build_index import write_index
 from megajukebox.data.shards.remote import DEFAULT_CACHE, RemoteConfig, ShardUnavailable
 from megajukebox.data.shards.shard_set import ShardSample, ShardSet, finished_shard, write_shard
 from megajukebox.models.chunked_codec import encode_long
-from megajukebox.models.vqvae import VQVAE, VQVAEConfig
+from megajukebox.models.vqvae import VQVAE, load_vqvae
 
 MAX_SECONDS = 6 * 3600  # of a song: it is decoded in memory at once
 BARRIER_TIMEOUT = timedelta(days=7)
@@ -80,7 +79,9 @@ def encode(
     device = torch.device("cpu")
     if torch.cuda.is_available():
         device = torch.device("cuda", here.local_rank)
-    model, facts = load_vqvae(run, songs, device)
+    if songs.index["kind"] != "songs":
+        raise UserError(f"{songs.folder} holds {songs.index['kind']}; give song shards")
+    model, facts = load_vqvae(run, songs.index["sample_rate"], device)
     make_folder(out)
     origin = {"vqvae": facts["fingerprint"], "source": songs.fingerprint, "mix": mix}
     numbers = range(first, len(songs.index["shards"]), stride)
@@ -98,24 +99,6 @@ def parse_part(part: str) -> tuple[int, int]:
     if not (i.isdigit() and n.isdigit() and int(i) < int(n)):
         raise UserError(f"part {part!r} is not of the form i/n with 0 <= i < n")
     return int(i), int(n)
-
-
-def load_vqvae(run: Path, songs: ShardSet, device: torch.device) -> tuple[VQVAE, dict[str, Any]]:
-    """The VQ-VAE of `run`. Raises UserError if it is another kind of model or of another sample
-    rate.
-    """
-    facts = read_facts(run)
-    if facts["kind"] != "vqvae":
-        raise UserError(f"{run} holds a {facts['kind']}, not a VQ-VAE")
-    model = VQVAE(VQVAEConfig(**facts["config"]))
-    rate = songs.index["sample_rate"]
-    if songs.index["kind"] != "songs" or rate != model.config.sample_rate:
-        raise UserError(
-            f"{songs.folder} holds {songs.index['kind']} at {rate} Hz,"
-            f" {run} encodes songs at {model.config.sample_rate} Hz"
-        )
-    load_into(model, run, device=device)
-    return model.to(device).eval(), facts
 
 
 def shard_name(number: int) -> str:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from megajukebox.common.files import write_atomic
 from megajukebox.common.levels import STUDENT_TABLE
 from megajukebox.models.grid_order import GridOrder
+from megajukebox.models.student import StudentConfig
 from megajukebox.records.jsonl_tail import read_lines
 
 LOGGED_METRICS = ("kl_", "bits_per_code", "teacher_bits")  # prefixes of what the table has of a row
@@ -57,15 +58,14 @@ def passes_gate(metrics: Mapping[str, float], gate: Gate) -> bool:
     return metrics["kl_forward"] <= gate.kl_forward and metrics["kl_reverse"] <= gate.kl_reverse
 
 
-def table_row(folder: Path, order: GridOrder, steps_per_window: int, gate: Gate) -> dict[str, Any]:
+def table_row(folder: Path, config: StudentConfig, gate: Gate) -> dict[str, Any]:
     """The table's row of a finished order, from the last evaluation that its run logged."""
     rows = read_lines(folder / "metrics.jsonl")
-    evaluations = [row for row in rows if row["split"] == "held_out"]
-    metrics = evaluations[-1]
+    metrics = [row for row in rows if row["split"] == "held_out"][-1]
     return {
-        "order": str(order),
+        "order": str(config.order),
         "folder": folder.name,
-        "steps_per_window": steps_per_window,
+        "steps_per_window": config.steps,
         "passed": passes_gate(metrics, gate),
         **{name: value for name, value in metrics.items() if name.startswith(LOGGED_METRICS)},
     }

@@ -95,7 +95,7 @@ class DistillationRun:
             if not self.distill_order(order, start, windows, evaluator, stop_after):
                 return False
             folder = order_folder(self.out, order)
-            rows.append(table_row(folder, order, self.steps_per_window(order), gate))
+            rows.append(table_row(folder, self.config(order), gate))
             if self.world.rank == 0:
                 write_table(self.out, rows, gate)
                 print(describe_row(rows[-1]))
@@ -112,10 +112,6 @@ class DistillationRun:
 
     def config(self, order: GridOrder) -> StudentConfig:
         return StudentConfig(prior=self.teacher.config, order=order)
-
-    def steps_per_window(self, order: GridOrder) -> int:
-        config = self.teacher.config
-        return order.steps(config.window, config.transformer.blocks)
 
     def sample_windows(self) -> TeacherWindows:
         """Sample the teacher's windows, each process its share of the shards; finished shards are kept."""

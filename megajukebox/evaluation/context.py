@@ -53,17 +53,16 @@ class EvalContext:
     def songs(self, shards: ShardSet, rows: list[int]) -> EvalSongs:
         return EvalSongs(shards, rows, self.budget.seconds, self.refused)
 
-    def training_rows(self, shards: ShardSet, fraction: float) -> list[int]:
-        return select_rows(shards, False, fraction, self.budget.corpus)
-
-    def held_out_rows(self, shards: ShardSet, fraction: float) -> list[int]:
-        return select_rows(shards, True, fraction, self.budget.songs)
+    def rows(self, shards: ShardSet, run: Path, held_out: bool) -> list[int]:
+        """The songs of a set that `run` kept out of its training, or the others, as many as the budget allows."""
+        limit = self.budget.songs if held_out else self.budget.corpus
+        return select_rows(shards, held_out, self.held_out_fraction(run), limit)
 
     def evaluated_rows(self, shards: ShardSet, run: Path) -> list[int]:
         """The songs that a run is evaluated on: held-out ones, or all where none is held out, which is noted."""
         fraction = self.held_out_fraction(run)
         if split(shards.songs["key"], fraction).any():
-            return self.held_out_rows(shards, fraction)
+            return self.rows(shards, run, held_out=True)
         self.notes.append(
             f"{run}: none of {len(shards)} songs is held out; all were evaluated, trained on or not"
         )

@@ -83,9 +83,6 @@ class EvalSongs:
             except ValueError as error:
                 self.refused[self.shards.key(row)] = str(error)
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
     def song(self, row: int) -> EvalSong:
         """One song with its metadata and lyrics. ValueError if it cannot be read."""
         shards = self.shards
@@ -194,9 +191,6 @@ class SampledSongs:
                 yield sample.song(self.level)
             except (ValueError, OSError) as error:
                 self.refused[sample.key] = str(error)
-
-    def __len__(self) -> int:
-        return len(self.samples)
 
 
 # ---- References

@@ -11,7 +11,7 @@ from megajukebox.common.errors import UserError
 from megajukebox.common.levels import PRIOR_FOLDERS
 from megajukebox.common.model_files import load_into, read_facts
 from megajukebox.data.shards.shard_set import ShardSet
-from megajukebox.data.stream.batches import held_out_batches
+from megajukebox.data.stream.batches import held_out_batches, stack, tensors
 from megajukebox.data.stream.teacher_dataset import TeacherWindows
 from megajukebox.distillation.divergence import (
     SamplingSettings,
@@ -27,9 +27,7 @@ from megajukebox.evaluation.evaluators.embedding import Embedder
 from megajukebox.evaluation.evaluators.frechet import frechet_metric
 from megajukebox.evaluation.evaluators.likelihood import (
     BATCH,
-    collate,
     held_out_bits,
-    items_by_window,
     song_windows,
     window_bits,
     windows_of,
@@ -44,11 +42,10 @@ from megajukebox.evaluation.targets import EvalTarget
 from megajukebox.models.chunked_codec import decode_long, encode_long
 from megajukebox.models.prior import Prior
 from megajukebox.models.student import Student, StudentConfig
-from megajukebox.models.vqvae import VQVAE
+from megajukebox.models.vqvae import VQVAE, load_vqvae
 from megajukebox.sampling.jukebox import PriorRun
 from megajukebox.sampling.lyrics.head_selection import word_start_errors
 from megajukebox.sampling.real_songs import known_song
-from megajukebox.sampling.songs.reconstruction import load_vqvae
 from megajukebox.sampling.students.student_runs import teacher_sampling
 
 Array = np.ndarray
@@ -86,7 +83,7 @@ def reconstruction_classifier(
     target: EvalTarget, shards: ShardSet, context: EvalContext
 ) -> LabelClassifier | None:
     """A classifier fitted on training songs; None if there are none, or no labels to tell apart."""
-    rows = context.training_rows(shards, context.held_out_fraction(target.path))
+    rows = context.rows(shards, target.path, held_out=False)
     if not rows:
         return None
     classifier = fit_label_classifier(context.songs(shards, rows), CLASSIFIER_SECONDS)
@@ -155,7 +152,7 @@ def prior_metrics(target: EvalTarget, context: EvalContext) -> Iterator[MetricVa
     assert codes is not None, "TARGET_EVALUATORS requires codes"
     rows = context.evaluated_rows(codes, target.path)
     with frozen(target.path) as weights:
-        run = prior_run(weights, codes)
+        run = PriorRun(weights, codes.index["vqvae"])
         if run.tokenizer and run.alignment is None:
             context.notes.append(
                 f"{target.path}: no attention head is chosen that follows the words; run align first"
@@ -165,10 +162,6 @@ def prior_metrics(target: EvalTarget, context: EvalContext) -> Iterator[MetricVa
             if run.tokenizer and run.alignment is not None:
                 part = f"lyrics/{run.config.level}"
                 yield from prefixed(part, word_error_metrics(prior, run, codes, rows))
-
-
-def prior_run(folder: Path, codes: ShardSet) -> PriorRun:
-    return PriorRun(folder, {"fingerprint": codes.index["vqvae"]["fingerprint"]})
 
 
 def bits_metrics(
@@ -228,7 +221,7 @@ def student_metrics(target: EvalTarget, context: EvalContext) -> Iterator[Metric
     level = facts["level"]
     part = f"student/{level}"
     device = context.device
-    teacher_run = prior_run(target.path.parent.parent / PRIOR_FOLDERS[level], codes)
+    teacher_run = PriorRun(target.path.parent.parent / PRIOR_FOLDERS[level], codes.index["vqvae"])
     if teacher_run.facts["fingerprint"] != facts["teacher"]:
         raise UserError(
             f"{teacher_run.folder} is not the teacher of {target.path}; distill it again"
@@ -248,7 +241,7 @@ def student_metrics(target: EvalTarget, context: EvalContext) -> Iterator[Metric
         settings = SamplingSettings(**teacher_sampling(facts))
         reverse: dict[str, float] = {}
         for row in rows:
-            batch = collate(song_windows(windows, row, min(limit, BATCH)), device)
+            batch = to_device(tensors(stack(song_windows(windows, row, min(limit, BATCH)))), device)
             first = FIRST_SEED + row * BATCH
             seeds = list(range(first, first + len(batch["codes"])))
             gaps = reverse_gap(student, teacher, batch, seeds, settings)
@@ -257,8 +250,11 @@ def student_metrics(target: EvalTarget, context: EvalContext) -> Iterator[Metric
         yield mean_metric(f"{part}/reverse_kl_bits", reverse)
         batches = teacher_windows(target.path.parent / "windows", context)
         if batches:
-            forward = [forward_gap(student, to_device(batch, device)).cpu() for batch in batches]
-            yield mean_metric(f"{part}/forward_kl_bits", items_by_window(torch.cat(forward)))
+            forward: dict[str, float] = {}  # by window, as windows are of no song
+            for batch in batches:
+                for gap in forward_gap(student, to_device(batch, device)).tolist():
+                    forward[f"window-{len(forward):04d}"] = gap
+            yield mean_metric(f"{part}/forward_kl_bits", forward)
 
 
 def teacher_windows(folder: Path, context: EvalContext) -> list[dict]:

@@ -47,7 +47,7 @@ def paired_metrics(target: EvalTarget, context: EvalContext) -> Iterator[MetricV
     for level in LEVELS:
         ours = SampledSongs(samples, level)
         theirs = {song.key: song for song in SampledSongs(context.references.samples, level)}
-        if not len(ours) or not theirs:
+        if not ours.samples or not theirs:
             continue
         rows: dict[str, Mapping[str, float]] = {}
         embeddings = {}
@@ -75,8 +75,7 @@ def audio_metrics(target: EvalTarget, context: EvalContext) -> Iterator[MetricVa
     reference: ReferenceSet | None = None
     if songs:
         log.info("reading the training songs")
-        fraction = context.held_out_fraction(target.path)
-        corpus = context.songs(songs, context.training_rows(songs, fraction))
+        corpus = context.songs(songs, context.rows(songs, target.path, held_out=False))
         reference = fit_reference(corpus, seconds, context.embedder)
     embeddings: Mapping[str, Array] = {}  # of the finest level
     for level in audio_levels(samples):
@@ -84,7 +83,7 @@ def audio_metrics(target: EvalTarget, context: EvalContext) -> Iterator[MetricVa
         metrics, embeddings = evaluate_set(f"samples/{level}", songs_of_level, reference, seconds)
         yield from metrics
     if songs and reference:
-        held_out = context.songs(songs, context.held_out_rows(songs, fraction))
+        held_out = context.songs(songs, context.rows(songs, target.path, held_out=True))
         metrics, real = evaluate_set("samples/held_out", held_out, reference, seconds)
         yield from metrics
         yield from prefixed("samples/chance", reference.classifier.chance())
@@ -94,7 +93,10 @@ def audio_metrics(target: EvalTarget, context: EvalContext) -> Iterator[MetricVa
 
 def audio_levels(samples: list[EvalSample]) -> list[str]:
     """The levels that any sample has audio of, coarsest first."""
-    return [level for level in LEVELS if any(level in sample.levels for sample in samples)]
+    present: set[str] = set()
+    for sample in samples:
+        present.update(sample.levels)
+    return [level for level in LEVELS if level in present]
 
 
 # ---- Codes
@@ -104,10 +106,9 @@ def code_metrics(target: EvalTarget, context: EvalContext) -> Iterator[MetricVal
     """The codes of samples at each level: how many are used, whose they look like, and whether they are copied."""
     shards = context.references.codes
     assert shards is not None, "TARGET_EVALUATORS requires codes"
-    fraction = context.held_out_fraction(target.path)
     samples = target_samples(target, context)
-    training_rows = context.training_rows(shards, fraction)
-    held_out_rows = context.held_out_rows(shards, fraction)
+    training_rows = context.rows(shards, target.path, held_out=False)
+    held_out_rows = context.rows(shards, target.path, held_out=True)
     labels = {}
     for row in training_rows + held_out_rows:
         labels[shards.key(row)] = labels_of(shards.read_facts(row))

@@ -2,12 +2,16 @@
 
 # B batch   T samples   C channels inside   D width of a code vector
 from math import prod
+from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
+from megajukebox.common.errors import UserError
 from megajukebox.common.levels import LEVELS
+from megajukebox.common.model_files import load_into, read_facts
 from megajukebox.common.renamed_keys import accept_old_keys
 from megajukebox.models.codebook import Codebook
 from megajukebox.models.convnet import Decoder, Encoder
@@ -194,3 +198,19 @@ class VQVAE(nn.Module):
             f"{level}/spectral_convergence_db": 20 * torch.log10(convergence.clamp(min=1e-9)),
             f"{level}/snr_db": snr.mean(),
         }
+
+
+def load_vqvae(
+    run: Path, sample_rate: int, device: torch.device | str = "cpu"
+) -> tuple[VQVAE, dict[str, Any]]:
+    """The VQ-VAE in `run` and its facts. UserError if it holds none, or one for another sample rate (Hz)."""
+    facts = read_facts(run)
+    if facts["kind"] != "vqvae":
+        raise UserError(f"{run} holds a {facts['kind']}, not a VQ-VAE")
+    vqvae = VQVAE(VQVAEConfig(**facts["config"]))
+    if vqvae.config.sample_rate != sample_rate:
+        raise UserError(
+            f"{run} is for {vqvae.config.sample_rate} Hz, the songs have {sample_rate} Hz"
+        )
+    load_into(vqvae, run, device=device)
+    return vqvae.to(device).eval(), facts

@@ -22,10 +22,9 @@ from megajukebox.common.model_files import load_into, read_facts, save_weights
 from megajukebox.data.audio import encode_wav
 from megajukebox.data.shards.build_index import write_index
 from megajukebox.data.shards.shard_set import ShardSample, ShardSet, write_shard
+from megajukebox.data.stream.batches import stack, tensors
 from megajukebox.encode import encode
 from megajukebox.evaluation.evaluators.likelihood import (
-    collate,
-    items_by_window,
     window_bits,
     windows_of,
 )
@@ -246,7 +245,7 @@ def test_bits_of_windows_are_those_of_the_training_loss(place: Path) -> None:
         prior = Prior(run.config)
         load_into(prior, run.folder)
         windows = windows_of(run, codes)
-        batch = collate([windows.read(0, clip, None) for clip in range(3)], torch.device("cpu"))
+        batch = tensors(stack([windows.read(0, clip, None) for clip in range(3)]))
         prior.eval()
         with torch.inference_mode():
             assert float(window_bits(prior, batch).mean()) == pytest.approx(
@@ -328,10 +327,6 @@ def test_word_errors_are_told_where_a_head_was_chosen(place: Path, tmp_path: Pat
         metrics["lyrics/top/word_error_ms"]["value"] > 0
         and metrics["lyrics/top/even_error_ms"]["value"] > 0
     )
-
-
-def test_metrics_of_windows_have_an_item_for_each() -> None:
-    assert items_by_window(torch.tensor([0.25, 0.5])) == {"window-0000": 0.25, "window-0001": 0.5}
 
 
 def test_weights_that_are_replaced_while_they_are_scored_stay_those_that_were_there(

@@ -156,6 +156,7 @@ def load_model(path: Path, trust_code: bool) -> Callable[[Array], Array]:
 
 
 def load_onnx(path: Path) -> Callable[[Array], Array]:
+    """The model of an .onnx file. UserError without onnxruntime."""
     try:
         import onnxruntime
     except ImportError:

@@ -11,10 +11,12 @@ from torch import Tensor
 
 from megajukebox.common.progress import track
 from megajukebox.data.shards.shard_set import ShardSet
+from megajukebox.data.stream.batches import stack, tensors
 from megajukebox.data.stream.code_dataset import (
     CodeWindows,
     check_codes,
 )
+from megajukebox.distillation.teacher_sampling import to_device
 from megajukebox.models.prior import Prior
 from megajukebox.sampling.jukebox import PriorRun
 
@@ -47,7 +49,10 @@ def held_out_bits(
     """
     metrics: dict[str, dict[str, float]] = {}
     counts = windows.clips("train")  # nothing is held out here: `rows` says which songs
-    labels = {row: windows.read(row, 0, None)["conditions"] for row in rows if counts[row]}
+    labels = {}
+    for row in rows:
+        if counts[row]:
+            labels[row] = windows.read(row, 0, None)["conditions"]
     for row in track(labels, "bits per code"):
         samples = song_windows(windows, row, max_windows)
         own = {"bits_per_code": song_bits(bits, samples, device)}
@@ -65,13 +70,15 @@ def labels_of_another(
     """The labels of the next song whose labels differ in every condition if there is one, else in any."""
     rows = list(labels)
     index = rows.index(row)
-    following = [labels[other] for other in rows[index + 1 :] + rows[:index]]
-
-    def differences(other: Mapping[str, np.ndarray]) -> int:
-        return sum(not np.array_equal(other[name], ids) for name, ids in labels[row].items())
-
-    best = max(following, key=differences, default=None)
-    return best if best is not None and differences(best) else None
+    best = None
+    most_differences = 0
+    for other in rows[index + 1 :] + rows[:index]:
+        pairs = ((labels[other][name], ids) for name, ids in labels[row].items())
+        differences = sum(not np.array_equal(theirs, ids) for theirs, ids in pairs)
+        if differences > most_differences:
+            best = labels[other]
+            most_differences = differences
+    return best
 
 
 def song_windows(windows: CodeWindows, row: int, limit: int) -> list[dict]:
@@ -85,20 +92,9 @@ def song_bits(bits: WindowBits, samples: list[dict], device: torch.device) -> fl
     """Mean bits per code over the windows of one song."""
     values = []
     for first in range(0, len(samples), BATCH):
-        batch = collate(samples[first : first + BATCH], device)
+        batch = to_device(tensors(stack(samples[first : first + BATCH])), device)
         values.append(bits(batch).cpu())
     return float(torch.cat(values).mean())
-
-
-def collate(samples: list[dict], device: torch.device) -> dict[str, Any]:
-    """Windows as one batch on `device`."""
-
-    def stack(values: list) -> Any:
-        if isinstance(values[0], Mapping):
-            return {name: stack([value[name] for value in values]) for name in values[0]}
-        return torch.from_numpy(np.stack(values)).to(device)
-
-    return stack(samples)
 
 
 @torch.inference_mode()
@@ -110,8 +106,3 @@ def window_bits(prior: Prior, batch: dict[str, Any]) -> Tensor:
     logits_BTV = prior.logits(tokens, conditioning)[:, prefix:]
     nats_BT = F.cross_entropy(logits_BTV.transpose(1, 2), tokens[:, prefix:], reduction="none")
     return nats_BT.mean(1) / np.log(2)
-
-
-def items_by_window(values: Tensor) -> dict[str, float]:
-    """A value for each window [windows] as the items of a metric, where windows are of no song."""
-    return {f"window-{n:04d}": value for n, value in enumerate(values.tolist())}

@@ -40,8 +40,7 @@ def longest_shared(songs: Mapping[str, Array], corpus: Sequence[Array]) -> dict[
     longest = dict.fromkeys(hashes.keys() - sharing, 0)
     hashes = {key: hashes[key] for key in hashes if key in sharing}
     while hashes:
-        doubled = {key: join_hashes(some, size) for key, some in hashes.items()}
-        corpus_doubled = [join_hashes(some, size) for some in corpus_hashes]
+        doubled, corpus_doubled = join_all(hashes, corpus_hashes, size)
         longer = songs_with_shared_hash(doubled, corpus_doubled)
         ended = {key: some for key, some in hashes.items() if key not in longer}
         longest |= extend_passages(ended, corpus_hashes, size)
@@ -65,15 +64,20 @@ def extend_passages(
         extended: set[str] = set()
         for length in sorted(set(lengths.values())):
             apart = length + step - size
-            some = {
-                key: join_hashes(hashes[key], apart) for key in lengths if lengths[key] == length
-            }
-            corpus_joined = [join_hashes(one, apart) for one in corpus]
-            extended |= songs_with_shared_hash(some, corpus_joined)
+            some = {key: hashes[key] for key in lengths if lengths[key] == length}
+            extended |= songs_with_shared_hash(*join_all(some, corpus, apart))
         for key in extended:
             lengths[key] += step
         step //= 2
     return lengths
+
+
+def join_all(
+    songs: Mapping[str, Array], corpus: Sequence[Array], apart: int
+) -> tuple[dict[str, Array], list[Array]]:
+    """`join_hashes` of every song and of the corpus."""
+    joined = {key: join_hashes(hashes, apart) for key, hashes in songs.items()}
+    return joined, [join_hashes(hashes, apart) for hashes in corpus]
 
 
 def join_hashes(hashes: Array, apart: int) -> Array:
@@ -112,14 +116,11 @@ def nearest_distances(songs: Mapping[str, Array], corpus_MD: Array) -> dict[str,
     distances = {}
     for key, x_ND in songs.items():
         if len(x_ND):
-            nearest_N = squared_distances(x_ND * unit_D, corpus_MD).min(axis=1)
+            y_ND = x_ND * unit_D
+            squares_NM = (y_ND**2).sum(1)[:, None] + (corpus_MD**2).sum(1) - 2 * y_ND @ corpus_MD.T
+            nearest_N = np.maximum(squares_NM, 0).min(axis=1)
             distances[key] = np.sqrt(nearest_N / x_ND.shape[1])
     return distances
-
-
-def squared_distances(x_ND: Array, y_MD: Array) -> Array:
-    """[N, M]"""
-    return np.maximum((x_ND**2).sum(1)[:, None] + (y_MD**2).sum(1) - 2 * x_ND @ y_MD.T, 0)
 
 
 # ---- Metrics
@@ -142,7 +143,7 @@ def passage_metrics(
     songs: Mapping[str, Array], held_out: Mapping[str, Array], corpus: Sequence[Array]
 ) -> Iterator[MetricValue]:
     """Of codes [T]: longest shared passages of samples and of held-out pieces, and the fraction that is suspicious."""
-    pieces = cut_into_pieces(held_out, median_length([len(codes) for codes in songs.values()]))
+    pieces = cut_into_pieces(held_out, median_length(songs))
     of_samples = longest_shared(songs, corpus)
     of_held_out = longest_shared(pieces, corpus)
     yield mean_metric("shared_codes", of_samples)
@@ -161,15 +162,17 @@ def clip_metrics(
     fraction that is suspicious.
     """
     corpus_windows = [x_ND for x_ND in corpus.values() if len(x_ND)]
-    lengths = [len(x_ND) for x_ND in songs.values() if len(x_ND)]
-    if not corpus_windows or not lengths:
+    length = median_length(songs)
+    if not corpus_windows or not length:
         return
     corpus_MD = np.concatenate(corpus_windows)
-    pieces = cut_into_pieces(nearest_distances(held_out, corpus_MD), median_length(lengths))
+    pieces = cut_into_pieces(nearest_distances(held_out, corpus_MD), length)
     of_samples = {}
     for key, x_N in nearest_distances(songs, corpus_MD).items():
         of_samples[key] = float(x_N.min())
-    of_held_out = {key: float(x_N.min()) for key, x_N in pieces.items()}
+    of_held_out = {}
+    for key, x_N in pieces.items():
+        of_held_out[key] = float(x_N.min())
     yield mean_metric("nearest", of_samples)
     yield mean_metric("held_out/nearest", of_held_out)
     if of_held_out:
@@ -179,5 +182,7 @@ def clip_metrics(
         yield mean_metric("suspicious", suspicious)
 
 
-def median_length(lengths: Sequence[int]) -> int:
-    return int(np.median(lengths)) if lengths else 1
+def median_length(songs: Mapping[str, Array]) -> int:
+    """Of the songs that are not empty; 0 if all are."""
+    lengths = [len(x) for x in songs.values() if len(x)]
+    return int(np.median(lengths)) if lengths else 0

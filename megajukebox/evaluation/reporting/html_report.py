@@ -156,8 +156,11 @@ def picture_of(plot: Plot) -> Markup:
 
 def part_of(part: str, columns: list[str], rows: Mapping[str, Cells]) -> Markup:
     """The metrics of one part of the report; those of single bands are folded away."""
-    whole = {name: cells for name, cells in rows.items() if not name.startswith("band_")}
-    bands = {name: cells for name, cells in rows.items() if name.startswith("band_")}
+    whole: dict[str, Cells] = {}
+    bands: dict[str, Cells] = {}
+    for name, cells in rows.items():
+        group = bands if name.startswith("band_") else whole
+        group[name] = cells
     words = metric_words(part)
     by_band = Markup("")
     if bands:
@@ -169,7 +172,10 @@ def part_of(part: str, columns: list[str], rows: Mapping[str, Cells]) -> Markup:
 
 def table_of(columns: list[str], rows: Mapping[str, Cells], label: str) -> Markup:
     """A table in a box that scrolls; columns without a value are left out."""
-    used = [column for column in columns if any(column in cells for cells in rows.values())]
+    filled: set[str] = set()
+    for cells in rows.values():
+        filled.update(cells)
+    used = [column for column in columns if column in filled]
     head = [element("td", "")]
     for column in used:
         head.append(element("th", column_words(column), scope="col", class_="number"))

@@ -66,8 +66,8 @@ def check_comparable(new: Mapping[str, Any], old: Mapping[str, Any]) -> None:
         theirs = old["target"].get(name)
         if ours != theirs:
             raise UserError(f"the gate's report is of a {theirs}, this one of a {ours}")
-    ours = [reference["fingerprint"] for reference in new["references"]]
-    theirs = [reference["fingerprint"] for reference in old["references"]]
+    ours = fingerprints(new)
+    theirs = fingerprints(old)
     if ours != theirs:
         raise UserError(
             f"the gate's report was made against other songs (it: {theirs}, this one: {ours});"
@@ -77,6 +77,10 @@ def check_comparable(new: Mapping[str, Any], old: Mapping[str, Any]) -> None:
         raise UserError(
             f"the gate's report was made with {old['settings']}, this one with {new['settings']}"
         )
+
+
+def fingerprints(report: Mapping[str, Any]) -> list[str]:
+    return [reference["fingerprint"] for reference in report["references"]]
 
 
 def comparable_items(
@@ -97,10 +101,9 @@ def comparable_items(
         yield name, ours, theirs
         slices = slice_songs(ours, new["songs"]) if metric["slices"] else {}
         for label, keys in slices.items():
-            sliced = {key: ours[key] for key in keys}
             sliced_before = {key: theirs[key] for key in keys if key in theirs}
             if len(sliced_before) >= 2:
-                yield f"{name} {label}", sliced, sliced_before
+                yield f"{name} {label}", {key: ours[key] for key in keys}, sliced_before
 
 
 def is_of_reference(name: str) -> bool:

@@ -13,32 +13,14 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 import torch
 
-from megajukebox.common.errors import UserError
-from megajukebox.common.model_files import load_into, read_facts
 from megajukebox.data.audio import downmix, read_slice
 from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.data.stream.song_dataset import held_out_share, split
 from megajukebox.models.chunked_codec import decode_long, encode_long
-from megajukebox.models.vqvae import VQVAE, VQVAEConfig
+from megajukebox.models.vqvae import VQVAE, load_vqvae
 from megajukebox.sampling.songs.prompt_sources import PromptSource
 from megajukebox.sampling.songs.requests import SongRequest
 from megajukebox.sampling.songs.song import GeneratedSong
-
-
-def load_vqvae(
-    run: Path, sample_rate: int, device: torch.device | str = "cpu"
-) -> tuple[VQVAE, dict[str, Any]]:
-    """The VQ-VAE in `run` and its facts. UserError if it holds none, or one for another sample rate (Hz)."""
-    facts = read_facts(run)
-    if facts["kind"] != "vqvae":
-        raise UserError(f"{run} holds a {facts['kind']}, not a VQ-VAE")
-    vqvae = VQVAE(VQVAEConfig(**facts["config"]))
-    if vqvae.config.sample_rate != sample_rate:
-        raise UserError(
-            f"{run} is for {vqvae.config.sample_rate} Hz, the songs have {sample_rate} Hz"
-        )
-    load_into(vqvae, run, device=device)
-    return vqvae.to(device).eval(), facts
 
 
 def reconstructor(
