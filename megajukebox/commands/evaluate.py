@@ -30,7 +30,7 @@ from megajukebox.common.errors import UserError
 from megajukebox.common.model_files import FACTS, read_facts, save_weights
 from megajukebox.evaluation.context import EvalBudget, EvalContext
 from megajukebox.evaluation.evaluate import evaluate, report_of
-from megajukebox.evaluation.evaluators.embedding import built_in, load_embedder
+from megajukebox.evaluation.evaluators.embedding import BUILT_IN, load_embedder
 from megajukebox.evaluation.frozen_weights import RUN_FILES
 from megajukebox.evaluation.inputs import References
 from megajukebox.evaluation.reporting.html_report import write_page
@@ -111,7 +111,7 @@ def main(
 ) -> None:
     """Evaluate TARGET against songs, codes or other samples. Exits with 4 if the gate found something worse."""
     before = read_report(gate) if gate else None
-    embed = built_in()
+    embed = BUILT_IN
     if embedder:
         embed = load_embedder(embedder, embedder_rate, embedder_seconds, trust_code)
     context = EvalContext(

@@ -132,9 +132,11 @@ def sampled_windows(
     windows = [read(number) for number in numbers]
     device = next(teacher.parameters()).device
     batch = to_device(tensors(stack(windows)), device)
-    by_teacher = torch.tensor(
-        [is_sampled(config, part, number) for number in numbers], device=device
-    )
+    sampled = []  # by the teacher; the others keep the song's own codes
+    for number in numbers:
+        ratio = rng(config.seed, "taught", number).random()
+        sampled.append(part == HELD_OUT or ratio >= config.real_fraction)
+    by_teacher = torch.tensor(sampled, device=device)
     # Noise is keyed by the window's number and part: no two windows of a data set share it.
     first_seed = (2 * config.seed + (part == TRAIN)) * 2**32
     seeds = [first_seed + number for number in numbers]
@@ -154,13 +156,6 @@ def sampled_windows(
     for row, number in enumerate(numbers):
         own = {name: array[row] for name, array in arrays.items()}
         yield teacher_sample(part, number, frames, windows[row] | own)
-
-
-def is_sampled(config: TeacherDataConfig, part: str, number: int) -> bool:
-    """Whether the teacher samples a window; the others keep the song's own codes."""
-    if part == HELD_OUT:
-        return True
-    return rng(config.seed, "taught", number).random() >= config.real_fraction
 
 
 @torch.inference_mode()

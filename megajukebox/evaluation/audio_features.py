@@ -136,7 +136,7 @@ def rhythm(audio: Array, rate: int) -> Array:
 def timbre(audio: Array, rate: int) -> Array:
     """[D] features of an artist: the shape of the spectrum, how it varies and moves, its pitch and its noise."""
     power_FK, hertz_K = spectrogram(audio, rate)
-    cepstrum_FD = cepstrum(band_loudness(power_FK, hertz_K))[:, 1:]
+    cepstrum_FD = cepstrum(power_FK, hertz_K)[:, 1:]
     moves_FD = cepstrum_FD[3:] - cepstrum_FD[:-3]
     fine_FK, fine_K = spectrogram(audio, rate, frame_seconds=0.093)
     curves = [np.log(spectral_centroid(power_FK, hertz_K) + 1.0), *voice_pitch(fine_FK, fine_K)]
@@ -151,18 +151,15 @@ def spectral_centroid(power_FK: Array, hertz_K: Array) -> Array:
     return power_FK @ hertz_K / np.maximum(power_FK.sum(axis=1), 1e-12)
 
 
-def band_loudness(power_FK: Array, hertz_K: Array) -> Array:
-    """[F, B] natural log of the power in mel bands up to 5 kHz, relative to the mean power of the clip.
+def cepstrum(power_FK: Array, hertz_K: Array, size: int = 14) -> Array:
+    """[F, size] the coarse shape of each frame's spectrum (MFCC): its loudness first, then ever finer ripples.
 
-    The floor 30 dB below the mean hides what coding noise would cover anyway.
+    Of natural logs of the power in mel bands up to 5 kHz, relative to the mean power of the clip. The floor
+    30 dB below the mean hides what coding noise would cover anyway.
     """
-    power_FB = power_FK @ mel_bands(hertz_K, 60.0, HIGHEST_HERTZ, TIMBRE_BANDS)
-    return np.log(power_FB / max(power_FB.mean(), 1e-12) + 1e-3)
-
-
-def cepstrum(loudness_FB: Array, size: int = 14) -> Array:
-    """[F, size] the coarse shape of each frame's spectrum (MFCC): its loudness first, then ever finer ripples."""
-    bands = loudness_FB.shape[1]
+    bands = TIMBRE_BANDS
+    power_FB = power_FK @ mel_bands(hertz_K, 60.0, HIGHEST_HERTZ, bands)
+    loudness_FB = np.log(power_FB / max(power_FB.mean(), 1e-12) + 1e-3)
     ripples_BD = np.cos(np.pi / bands * np.outer(np.arange(bands) + 0.5, np.arange(size)))
     return loudness_FB @ ripples_BD / bands
 

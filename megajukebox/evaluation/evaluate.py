@@ -53,21 +53,17 @@ def evaluate(target: EvalTarget, context: EvalContext) -> list[MetricValue]:
     log.info("evaluating %s", target.path)
     metrics: list[MetricValue] = []
     for evaluator in TARGET_EVALUATORS:
-        if evaluator.kind == target.kind and has_reference(evaluator, target, context):
+        if evaluator.kind != target.kind:
+            continue
+        name = evaluator.reference
+        if name is None or getattr(context.references, name):
             metrics += evaluator.metrics(target, context)
+        elif not evaluator.optional:
+            raise UserError(
+                f"{target.path} is evaluated against {REFERENCE_WORDS[name]};"
+                f" give --reference shards/{name}"
+            )
     return metrics
-
-
-def has_reference(evaluator: TargetEvaluator, target: EvalTarget, context: EvalContext) -> bool:
-    """Whether the evaluator can run. UserError if it must and cannot."""
-    name = evaluator.reference
-    if name is None or getattr(context.references, name):
-        return True
-    if evaluator.optional:
-        return False
-    raise UserError(
-        f"{target.path} is evaluated against {REFERENCE_WORDS[name]}; give --reference shards/{name}"
-    )
 
 
 def report_of(

@@ -229,7 +229,7 @@ class References:
 
     @property
     def shard_sets(self) -> list[ShardSet]:
-        return [shards for shards in (self.songs, self.codes) if shards]
+        return list(filter(None, (self.songs, self.codes)))
 
     def describe(self) -> list[dict[str, Any]]:
         """Kind, source and fingerprint of each, for the report."""

@@ -233,11 +233,10 @@ def student_metrics(target: EvalTarget, context: EvalContext) -> Iterator[Metric
     windows = windows_of(teacher_run, codes)
     limit = context.budget.windows
 
-    def bits(batch: dict) -> torch.Tensor:
-        return student_bits(student, batch).mean(1)
-
     with teacher_run.loaded(device, torch.float32) as teacher:
-        song_bits = held_out_bits(bits, windows, rows, limit, device)
+        song_bits = held_out_bits(
+            lambda batch: student_bits(student, batch).mean(1), windows, rows, limit, device
+        )
         settings = SamplingSettings(**teacher_sampling(facts))
         reverse: dict[str, float] = {}
         for row in rows:

@@ -120,7 +120,9 @@ def code_metrics(target: EvalTarget, context: EvalContext) -> Iterator[MetricVal
         held_out = codes_of_songs(shards, held_out_rows, level)
         part = f"sample_codes/{level}"
         size = shards.index["vqvae"]["codes"][level]
-        histograms = {key: histogram(codes_T, size) for key, codes_T in codes.items()}
+        histograms = {}
+        for key, codes_T in codes.items():
+            histograms[key] = histogram(codes_T, size)
         yield from prefixed(part, codebook_metrics(histograms))
         corpus = labelled_counts(training, size, labels)
         ours = labelled_counts(codes, size, context.requested)
@@ -143,11 +145,17 @@ def codes_of_samples(samples: list[EvalSample], level: str) -> dict[str, Array]:
 
 
 def codes_of_songs(shards: ShardSet, rows: list[int], level: str) -> dict[str, Array]:
-    return {shards.key(row): load_codes(shards, row, level).astype(np.int64) for row in rows}
+    codes = {}
+    for row in rows:
+        codes[shards.key(row)] = load_codes(shards, row, level).astype(np.int64)
+    return codes
 
 
 def labelled_counts(
     codes: Mapping[str, Array], size: int, labels: Mapping[str, Mapping[str, str]]
 ) -> dict[str, tuple[Array, Mapping[str, str]]]:
     """(counts [K], labels) of each song's codes."""
-    return {key: (code_counts(codes_T, size), labels[key]) for key, codes_T in codes.items()}
+    labelled = {}
+    for key, codes_T in codes.items():
+        labelled[key] = (code_counts(codes_T, size), labels[key])
+    return labelled

@@ -38,10 +38,12 @@ def targets_in(folder: Path) -> list[EvalTarget]:
         return [target_of_run(folder)]
     if (folder / STUDENT_TABLE).is_file():
         return [target_of_run(student_folder(folder, None))]
-    runs = [folder / name for name in RUN_FOLDERS.values()]
-    runs = [run for run in runs if (run / FACTS).is_file()]
-    if runs:
-        return [target_of_run(run) for run in runs]
+    targets = []
+    for name in RUN_FOLDERS.values():
+        if (folder / name / FACTS).is_file():
+            targets.append(target_of_run(folder / name))
+    if targets:
+        return targets
     if not folder.is_dir():
         raise UserError(
             f"{str(folder)!r} does not exist; give a run, a folder of runs, or a folder of samples"

@@ -27,9 +27,10 @@ PAIR_BINS = 4096
 
 def common_names(names: Iterable[str | None]) -> list[str]:
     """The names that are told apart; none if there are fewer than two."""
-    counts = Counter(name for name in names if name)
-    most_common = counts.most_common(MAX_NAMES)
-    common = [name for name, count in most_common if count >= MIN_SONGS_PER_NAME]
+    common = []
+    for name, count in Counter(filter(None, names)).most_common(MAX_NAMES):
+        if count >= MIN_SONGS_PER_NAME:
+            common.append(name)
     return sorted(common) if len(common) > 1 else []
 
 
@@ -66,10 +67,13 @@ def fit_label_classifier(corpus: Iterable[EvalSong], seconds: float) -> LabelCla
     seconds = min(max(seconds, MIN_CLIP_SECONDS), MAX_CLIP_SECONDS)
     clips: list[tuple[EvalSong, Array]] = []
     for song in corpus:
-        clips += [(song, clip) for clip in clips_of(song, seconds)]
+        for clip in clips_of(song, seconds):
+            clips.append((song, clip))
     classifiers = {}
     for label in LABELS:
-        name_of_song = {song.key: song.labels.get(label) for song, _ in clips}
+        name_of_song: dict[str, str | None] = {}
+        for song, _ in clips:
+            name_of_song[song.key] = song.labels.get(label)
         names = common_names(name_of_song.values())
         examples = []
         for song, clip in clips:
@@ -88,8 +92,12 @@ def clips_of(song: EvalSong, seconds: float) -> list[Array]:
         return [song.audio] if song.seconds >= MIN_CLIP_SECONDS else []
     count = min(MAX_CLIPS_PER_SONG, last_start // size + 1)
     starts = np.linspace(0, last_start, count + 2)[1:-1].astype(int)
-    clips = (song.audio[start : start + size] for start in starts)
-    return [clip for clip in clips if np.abs(clip).max() > SILENCE]
+    clips = []
+    for start in starts:
+        clip = song.audio[start : start + size]
+        if np.abs(clip).max() > SILENCE:
+            clips.append(clip)
+    return clips
 
 
 # ---- By codes
@@ -111,15 +119,16 @@ def classify_by_codes(
 
     All names are equally likely a priori; counts are smoothed by adding 1.
     """
-    names = sorted({name for _, name in corpus.values()})
-    totals = []
-    for wanted in names:
-        totals.append(
-            np.sum([counts for counts, name in corpus.values() if name == wanted], axis=0)
-        )
-    total_LK = np.stack(totals) + 1.0
+    totals: dict[str, Array] = {}
+    for counts_K, name in corpus.values():
+        totals[name] = totals[name] + counts_K if name in totals else counts_K
+    names = sorted(totals)
+    total_LK = np.stack([totals[name] for name in names]) + 1.0
     log_LK = np.log(total_LK / total_LK.sum(axis=1, keepdims=True))
-    return {key: names[int((log_LK @ counts_K).argmax())] for key, counts_K in songs.items()}
+    predicted = {}
+    for key, counts_K in songs.items():
+        predicted[key] = names[int((log_LK @ counts_K).argmax())]
+    return predicted
 
 
 def code_accuracy(

@@ -41,10 +41,6 @@ class Embedder:
     embed: Callable[[EvalSong], Array]
 
 
-def built_in() -> Embedder:
-    return Embedder("mel modulation 1", mel_modulation)
-
-
 def mel_modulation(song: EvalSong) -> Array:
     """[N, SIZE] of windows of 2 s, 1 s apart; a song shorter than 2 s has none."""
     loudness_FB = log_mel(song.audio, song.rate)
@@ -104,6 +100,9 @@ def modulations(loudness_FB: Array) -> Array:
     return np.log(np.stack(bands, axis=1) / count + 1e-4)
 
 
+BUILT_IN = Embedder("mel modulation 1", mel_modulation)
+
+
 # ---- Embedders that a user brings
 
 
@@ -136,7 +135,15 @@ def load_embedder(path: Path, rate: int, seconds: float, trust_code: bool) -> Em
 def load_model(path: Path, trust_code: bool) -> Callable[[Array], Array]:
     """A function from audio [N, T] to vectors, by the model in a file."""
     if path.suffix == ".onnx":
-        return load_onnx(path)
+        try:
+            import onnxruntime
+        except ImportError:
+            raise UserError(
+                f"embedder {path} needs onnxruntime; run pip install 'megajukebox[evaluate]'"
+            ) from None
+        session: Any = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        name = session.get_inputs()[0].name
+        return lambda audio_NT: np.asarray(session.run(None, {name: audio_NT})[0])
     if path.suffix not in (".pt", ".ts", ".torchscript"):
         raise UserError(
             f"embedder {path} is neither .onnx nor TorchScript (.pt, .ts); export it as one of them"
@@ -153,16 +160,3 @@ def load_model(path: Path, trust_code: bool) -> Callable[[Array], Array]:
             return module(torch.from_numpy(audio_NT)).float().numpy()
 
     return model
-
-
-def load_onnx(path: Path) -> Callable[[Array], Array]:
-    """The model of an .onnx file. UserError without onnxruntime."""
-    try:
-        import onnxruntime
-    except ImportError:
-        raise UserError(
-            f"embedder {path} needs onnxruntime; run pip install 'megajukebox[evaluate]'"
-        ) from None
-    session: Any = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return lambda audio_NT: np.asarray(session.run(None, {name: audio_NT})[0])

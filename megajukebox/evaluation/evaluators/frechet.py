@@ -40,7 +40,10 @@ def frechet_metric(songs: Mapping[str, Array], corpus: Mapping[str, Array]) -> l
     Every feature is measured in its standard deviations over the corpus, so that no unit dominates.
     """
     corpus_moments = [moments(x_ND) for x_ND in corpus.values() if len(x_ND)]
-    song_moments = {name: moments(x_ND) for name, x_ND in songs.items() if len(x_ND)}
+    song_moments = {}
+    for name, x_ND in songs.items():
+        if len(x_ND):
+            song_moments[name] = moments(x_ND)
     if not corpus_moments or not song_moments:
         return []
     corpus_sums = np.sum(corpus_moments, axis=0)

@@ -42,7 +42,7 @@ def longest_shared(songs: Mapping[str, Array], corpus: Sequence[Array]) -> dict[
     while hashes:
         doubled, corpus_doubled = join_all(hashes, corpus_hashes, size)
         longer = songs_with_shared_hash(doubled, corpus_doubled)
-        ended = {key: some for key, some in hashes.items() if key not in longer}
+        ended = {key: hashes[key] for key in hashes.keys() - longer}
         longest |= extend_passages(ended, corpus_hashes, size)
         hashes = {key: doubled[key] for key in longer}
         corpus_hashes = corpus_doubled
@@ -103,7 +103,11 @@ def songs_with_shared_hash(songs: Mapping[str, Array], corpus: Sequence[Array]) 
         index = np.minimum(np.searchsorted(wanted, hashes), len(wanted) - 1)
         hit[index[wanted[index] == hashes]] = True
     common = wanted[hit]
-    return {key for key, hashes in songs.items() if np.isin(hashes, common).any()}
+    sharing = set()
+    for key, hashes in songs.items():
+        if np.isin(hashes, common).any():
+            sharing.add(key)
+    return sharing
 
 
 # ---- Clips by their embedding

@@ -3,6 +3,7 @@
 # T samples   F frames   C the 12 pitch classes
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 
@@ -23,9 +24,7 @@ TEMPO_QUANTILES = (0.05, 0.95)  # the middle nine tenths of a genre's tempi are 
 # How well each step of the chromatic scale fits a key, as listeners rated it (Krumhansl and Kessler 1982).
 MAJOR = (6.35, 2.23, 3.48, 2.33, 4.38, 4.09, 2.52, 5.19, 2.39, 3.66, 2.29, 2.88)
 MINOR = (6.33, 2.68, 3.52, 5.38, 2.60, 3.53, 2.54, 4.75, 3.98, 2.69, 3.34, 3.17)
-MAJOR_KEYS = [np.roll(MAJOR, tonic) for tonic in range(12)]
-MINOR_KEYS = [np.roll(MINOR, tonic) for tonic in range(12)]
-KEYS = np.array(MAJOR_KEYS + MINOR_KEYS)
+KEYS = np.array([np.roll(mode, tonic) for mode, tonic in product((MAJOR, MINOR), range(12))])
 # MIREX key scores by semitones from the true tonic to the estimated one.
 SAME_MODE_SCORES = {0: 1.0, 5: 0.5, 7: 0.5}  # the same key, a fifth below or above
 PARALLEL_SCORE, RELATIVE_SCORE = 0.2, 0.3
@@ -116,19 +115,22 @@ def corpus_metrics(
     yield set_metric(
         "tempo_distance", songs, lambda some: tempo_distance(tempi_of(some), corpus_tempi)
     )
-    clarity = {name: key(song.shares_C)[1] for name, song in songs.items()}
-    yield mean_metric("key_clarity", clarity)
-    genres = by_genre(corpus.values())
+    ranges = {}
+    scales = {}
+    for genre, some in by_genre(corpus.values()).items():
+        ranges[genre] = tempo_range(tempi_of(some))
+        scales[genre] = genre_scale(some)
+    clarity = {}
     in_range = {}
     fits = {}
-    scales = {genre: genre_scale(some) for genre, some in genres.items()}
-    ranges = {genre: tempo_range(tempi_of(some)) for genre, some in genres.items()}
     for name, song in songs.items():
-        if song.genre in genres:
+        clarity[name] = key(song.shares_C)[1]
+        if song.genre in ranges:
             low, high = ranges[song.genre]
             in_range[name] = float(low <= song.tempo <= high)
             if len(scales) > 1:
                 fits[name] = scale_fit(song, scales)
+    yield mean_metric("key_clarity", clarity)
     yield mean_metric("tempo_of_genre", in_range)
     if len(scales) > 1:
         yield mean_metric("scale_of_genre", fits)
@@ -152,7 +154,11 @@ def by_genre(corpus: Iterable[MusicFeatures]) -> dict[str, list[MusicFeatures]]:
     for song in corpus:
         if song.genre is not None:
             genres.setdefault(song.genre, []).append(song)
-    return {name: genres[name] for name in sorted(genres) if len(genres[name]) >= MIN_GENRE_SONGS}
+    for name in sorted(genres):
+        songs = genres.pop(name)
+        if len(songs) >= MIN_GENRE_SONGS:
+            genres[name] = songs
+    return genres
 
 
 def tempo_range(tempi: Array) -> tuple[float, float]:

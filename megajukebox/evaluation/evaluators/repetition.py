@@ -53,15 +53,11 @@ def similarities(
     different: list[float] = []
     for i, j in combinations(range(len(sections)), 2):
         pairs = same if sections[i].name == sections[j].name else different
-        pairs.append(similarity(chromas[i], chromas[j]))
+        # Mean cosine, the longer section brought to the length of the shorter.
+        short_FC, long_FC = sorted((chromas[i], chromas[j]), key=len)
+        index = np.round(np.linspace(0, len(long_FC) - 1, len(short_FC))).astype(int)
+        pairs.append(float((short_FC * long_FC[index]).sum(axis=1).mean()))
     return same, different
-
-
-def similarity(one_FC: Array, other_FC: Array) -> float:
-    """Mean cosine of two chromas over time, the longer one brought to the length of the shorter."""
-    short_FC, long_FC = sorted((one_FC, other_FC), key=len)
-    index = np.round(np.linspace(0, len(long_FC) - 1, len(short_FC))).astype(int)
-    return float((short_FC * long_FC[index]).sum(axis=1).mean())
 
 
 def sections_of(song: EvalSong) -> list[LyricSection]:

@@ -53,6 +53,7 @@ def write_page(out: Path, report: Mapping[str, Any]) -> Path:
 
 
 def page(report: Mapping[str, Any], plots: list[Plot]) -> str:
+    """The whole page: what was evaluated, notes, plots, a table for each part, slices."""
     title = f"Evaluation of {Path(report['target']['path']).name}"
     head = element(
         "head",
@@ -72,15 +73,19 @@ def page(report: Mapping[str, Any], plots: list[Plot]) -> str:
     )
     plots_panel: Markup | str = ""
     if plots:
-        pictures = [picture_of(plot) for plot in plots]
-        plots_panel = element("section", element("h2", "Plots"), pictures, class_="panel")
+        plots_panel = element(
+            "section", element("h2", "Plots"), map(picture_of, plots), class_="panel"
+        )
+    parts = []
+    for name, columns, rows in grid_of(report["metrics"]):
+        parts.append(part_of(name, columns, rows))
     main = element(
         "main",
         heading,
         notes_of(report),
         element("section", facts_of(report), class_="panel"),
         plots_panel,
-        [part_of(name, columns, rows) for name, columns, rows in grid_of(report["metrics"])],
+        parts,
         slices_of(report["metrics"]),
     )
     footer = (
@@ -120,12 +125,15 @@ def facts_of(report: Mapping[str, Any]) -> Markup:
 
 
 def notes_of(report: Mapping[str, Any]) -> Markup:
-    lines = list(report["notes"])
+    """What could not be done, and the first songs that could not be read."""
+    items = []
+    for note in report["notes"]:
+        items.append(element("li", note))
     for key, reason in list(report["refused"].items())[:MAX_UNREADABLE]:
-        lines.append(f"{key}: {reason}")
-    if not lines:
+        items.append(element("li", f"{key}: {reason}"))
+    if not items:
         return Markup("")
-    return element("aside", element("ul", [element("li", line) for line in lines]), class_="note")
+    return element("aside", element("ul", items), class_="note")
 
 
 def picture_of(plot: Plot) -> Markup:
@@ -181,21 +189,19 @@ def table_of(columns: list[str], rows: Mapping[str, Cells], label: str) -> Marku
         head.append(element("th", column_words(column), scope="col", class_="number"))
     body = []
     for name, cells in rows.items():
-        values = [cell_of(cells.get(column)) for column in used]
-        body.append(element("tr", row_head(name, cells), values))
+        metric = next(iter(cells.values()))
+        words = " ".join(map(metric_words, name.split(" ")))
+        unit = f" ({metric['unit']})" if metric["unit"] else ""
+        better = metric["better"]
+        arrow = element("span", ARROWS[better], class_="way", title=BETTER[better])
+        head_cell = element("th", arrow, f"{words}{unit}", scope="row", title=metric["about"])
+        body.append(element("tr", head_cell, [cell_of(cells.get(column)) for column in used]))
     table = element("table", element("thead", element("tr", head)), element("tbody", body))
     return element("div", table, class_="wide", tabindex="0", role="region", aria_label=label)
 
 
-def row_head(name: str, cells: Cells) -> Markup:
-    metric = next(iter(cells.values()))
-    words = " ".join(metric_words(word) for word in name.split(" "))
-    unit = f" ({metric['unit']})" if metric["unit"] else ""
-    arrow = element("span", ARROWS[metric["better"]], class_="way", title=BETTER[metric["better"]])
-    return element("th", arrow, f"{words}{unit}", scope="row", title=metric["about"])
-
-
 def cell_of(metric: Mapping[str, Any] | None) -> Markup:
+    """A value with its interval below it in small print, the number of songs as its tooltip."""
     if metric is None:
         return element("td", "")
     value, space, ends = format_value(metric).partition(" ")
@@ -213,7 +219,7 @@ def slices_of(metrics: Mapping[str, Any]) -> Markup:
         for label, one in metric["slices"].items():
             head = element("th", label.replace("=", " "), scope="row")
             rows.append(element("tr", head, cell_of(one), element("td", f"{one['count']} songs")))
-        words = " · ".join(metric_words(word) for word in name.split("/"))
+        words = " · ".join(map(metric_words, name.split("/")))
         table = element("table", rows)
         scroll = element("div", table, class_="wide", tabindex="0", role="region", aria_label=words)
         folded.append(element("details", element("summary", words), scroll))

@@ -78,7 +78,9 @@ def svg(draw: Draw, theme: str, height: float) -> bytes:
 def dots(rows: Mapping[str, Mapping[str, Any]], unit: str) -> Draw:
     """One line for each row, one dot with its interval for each column; the column `chance` is a tick."""
     columns = columns_of(rows)
-    series = [column for column in columns if column != "chance"]
+    series = columns.copy()
+    if "chance" in series:
+        series.remove("chance")
     step = min(0.22, 0.7 / max(len(series), 1))  # from one column's dot to the next, in rows
 
     def draw(axes: Axes, colours: Mapping[str, Any]) -> None:
@@ -124,16 +126,17 @@ def lines(bands: Mapping[str, Mapping[str, Any]], unit: str) -> Draw:
         for n, column in enumerate(columns_of(bands)):
             colour, mark = colour_and_mark(n, colours)
             x = []
-            metrics = []
+            values = []
+            low = []
+            high = []
             for position, cells in enumerate(bands.values()):
                 if column in cells:
                     x.append(position)
-                    metrics.append(cells[column])
-            values = [metric["value"] for metric in metrics]
+                    values.append(cells[column]["value"])
+                    low.append(cells[column]["low"])
+                    high.append(cells[column]["high"])
             axes.plot(x, values, f"-{mark}", color=colour, label=column_words(column))
-            if all(metric["low"] is not None for metric in metrics):
-                low = [metric["low"] for metric in metrics]
-                high = [metric["high"] for metric in metrics]
+            if None not in low:
                 axes.fill_between(x, low, high, color=colour, alpha=0.18)
         axes.set_xticks(range(len(bands)), list(bands))
         axes.set_ylabel(unit)
@@ -152,7 +155,7 @@ def points(columns: Mapping[str, Sequence[float]], unit: str, limit: float | Non
             axes.plot(values, n + jitter, mark, color=colour, alpha=0.6, markersize=4)
         if limit is not None:
             axes.axvline(limit, color=colours["soft"], linestyle="--")
-        axes.set_yticks(range(len(columns)), [column_words(column) for column in columns])
+        axes.set_yticks(range(len(columns)), list(map(column_words, columns)))
         axes.set_ylim(len(columns) - 0.5, -0.5)
         axes.grid(axis="y", visible=False)
         axes.set_xlabel(unit)
@@ -199,7 +202,7 @@ def plots_of(report: Mapping[str, Any]) -> list[Plot]:
 
 
 def dot_plot(name: str, title: str, rows: Mapping[str, Mapping[str, Any]], unit: str) -> Plot:
-    series = max(len(cells) for cells in rows.values())
+    series = max(map(len, rows.values()))
     height = 0.9 + len(rows) * max(0.34, 0.16 * series)
     return Plot(name, title, dots(rows, unit), height)
 

@@ -14,7 +14,7 @@ from megajukebox.evaluation.reporting.intervals import difference
 from megajukebox.evaluation.reporting.report import slice_songs
 
 CONFIDENCE = 0.95
-REFERENCE_COLUMNS = ("held_out", "original", "chance", "limit")  # of real songs, not of the target
+REFERENCE_COLUMNS = {"held_out", "original", "chance", "limit"}  # of real songs, not of the target
 
 Items = dict[str, float]  # a metric's value by song
 
@@ -92,7 +92,8 @@ def comparable_items(
     """
     for name, metric in new["metrics"].items():
         before = old["metrics"].get(name)
-        if before is None or not metric["better"] or is_of_reference(name):
+        of_reference = "_held_out/" in name or not REFERENCE_COLUMNS.isdisjoint(name.split("/"))
+        if before is None or not metric["better"] or of_reference:
             continue
         ours = known_items(metric["items"])
         theirs = known_items(before["items"])
@@ -104,11 +105,6 @@ def comparable_items(
             sliced_before = {key: theirs[key] for key in keys if key in theirs}
             if len(sliced_before) >= 2:
                 yield f"{name} {label}", {key: ours[key] for key in keys}, sliced_before
-
-
-def is_of_reference(name: str) -> bool:
-    parts = name.split("/")
-    return any(part in REFERENCE_COLUMNS or part.endswith("_held_out") for part in parts)
 
 
 def known_items(items: Mapping[str, float | None]) -> Items:

@@ -32,10 +32,11 @@ def build_report(
     metrics: Iterable[MetricValue], labels: Labels, facts: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The whole report. `facts` says what was evaluated, against which references, and by which version."""
-    described = {metric.name: describe_metric(metric, labels) for metric in metrics}
+    described = {}
     keys: set[str] = set()
-    for metric in described.values():
-        keys |= metric["items"].keys()
+    for metric in metrics:
+        described[metric.name] = describe_metric(metric, labels)
+        keys |= metric.items.keys()
     songs = {key: dict(labels[key]) for key in sorted(keys & labels.keys())}
     return {"schema": SCHEMA, **facts, "songs": songs, "metrics": described}
 
@@ -43,6 +44,9 @@ def build_report(
 def describe_metric(metric: MetricValue, labels: Labels) -> dict[str, Any]:
     """Value, 95 % interval, definition, slices by label, and each song's value."""
     definition = metric.definition
+    items = {}
+    for key in sorted(metric.items):
+        items[key] = finite_or_none(metric.items[key])
     return {
         "value": finite_or_none(metric.value),
         **interval(metric),
@@ -51,7 +55,7 @@ def describe_metric(metric: MetricValue, labels: Labels) -> dict[str, Any]:
         "better": definition.better,
         "about": definition.about,
         "slices": {} if metric.pooled else describe_slices(metric, labels),
-        "items": {key: finite_or_none(value) for key, value in sorted(metric.items.items())},
+        "items": items,
     }
 
 
@@ -160,5 +164,5 @@ def is_evaluated(
 ) -> bool:
     """Whether these weights were evaluated against the same references with the same settings before."""
     wanted = (weights, references, dict(settings))
-    rows = read_evaluations(run)
-    return any((row.weights, row.references, row.settings) == wanted for row in rows)
+    known = [(row.weights, row.references, row.settings) for row in read_evaluations(run)]
+    return wanted in known

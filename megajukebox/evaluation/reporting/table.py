@@ -44,7 +44,7 @@ def print_report(report: Mapping[str, Any], console: Console) -> None:
             table.add_column(column_words(column), justify="right")
         for name, cells in rows.items():
             metric = next(iter(cells.values()))
-            words = " ".join(metric_words(word) for word in name.split(" "))
+            words = " ".join(map(metric_words, name.split(" ")))
             unit = f" ({metric['unit']})" if metric["unit"] else ""
             values = [format_value(cells.get(column)) for column in columns]
             table.add_row(f"{ARROWS[metric['better']]} {words}{unit}", *values)
