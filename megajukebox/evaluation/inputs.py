@@ -138,7 +138,7 @@ class EvalSample:
         """Its audio at one level. ValueError if that cannot be read."""
         name = str(self.record["levels"][level]["audio"])
         if Path(name).name != name:
-            raise ValueError(f"{self.key}: audio {name!r} is not a file name")
+            raise UserError(f"{self.key}: audio {name!r} is not a file name")
         rate = int(self.record["sample_rate"])
         audio = downmix(read(self.folder / name, rate))
         request = self.record["request"]

@@ -74,7 +74,7 @@ def write_songs(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with songs, runs, codes, and samples of those runs."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("score")
@@ -111,13 +111,13 @@ def report(out: Path) -> dict[str, Any]:
     return json.loads((out / "report.json").read_text())
 
 
-def test_a_jukebox_is_scored_and_its_runs_keep_the_scores(place: Path, tmp_path: Path) -> None:
+def test_a_jukebox_is_scored_and_its_runs_keep_the_scores(workspace: Path, tmp_path: Path) -> None:
     done = score(
-        place / "runs",
+        workspace / "runs",
         "--reference",
-        place / "songs",
+        workspace / "songs",
         "--reference",
-        place / "codes",
+        workspace / "codes",
         "--held-out",
         0.3,
         "--out",
@@ -144,7 +144,7 @@ def test_a_jukebox_is_scored_and_its_runs_keep_the_scores(place: Path, tmp_path:
         > metrics["reconstruction/chance/artist_accuracy"]["value"]
     )
     for run in ("vqvae", "top_prior", "middle_upsampler", "bottom_upsampler"):
-        line = (place / "runs" / run / "scores.jsonl").read_text().splitlines()[-1]
+        line = (workspace / "runs" / run / "scores.jsonl").read_text().splitlines()[-1]
         assert json.loads(line)["step"] in (1, 5) and json.loads(line)["metrics"]
     page = (tmp_path / "index.html").read_text()
     assert "<script" not in page and "artist orrin" in page
@@ -157,13 +157,13 @@ def test_a_jukebox_is_scored_and_its_runs_keep_the_scores(place: Path, tmp_path:
             assert accessibility.violations(tab) == []
 
 
-def test_samples_are_scored_against_songs_and_codes(place: Path, tmp_path: Path) -> None:
+def test_samples_are_scored_against_songs_and_codes(workspace: Path, tmp_path: Path) -> None:
     done = score(
-        place / "samples",
+        workspace / "samples",
         "--reference",
-        place / "songs",
+        workspace / "songs",
         "--reference",
-        place / "codes",
+        workspace / "codes",
         "--held-out",
         0.3,
         "--out",
@@ -179,11 +179,11 @@ def test_samples_are_scored_against_songs_and_codes(place: Path, tmp_path: Path)
     ):  # fmt: skip
         assert metrics[name]["value"] is not None, name
     assert metrics["samples/held_out/frechet"]["value"] < metrics["samples/bottom/frechet"]["value"]
-    assert not (place / "samples" / "scores.jsonl").exists()
+    assert not (workspace / "samples" / "scores.jsonl").exists()
 
 
-def test_samples_beside_themselves_agree_in_everything(place: Path, tmp_path: Path) -> None:
-    done = score(place / "samples", "--reference", place / "samples", "--out", tmp_path)
+def test_samples_paired_with_themselves_agree_in_everything(workspace: Path, tmp_path: Path) -> None:
+    done = score(workspace / "samples", "--reference", workspace / "samples", "--out", tmp_path)
     assert done.exit_code == 0, done.output
     metrics = report(tmp_path)["metrics"]
     assert metrics["paired/bottom/chroma_agreement"]["value"] == pytest.approx(1)
@@ -191,11 +191,11 @@ def test_samples_beside_themselves_agree_in_everything(place: Path, tmp_path: Pa
     assert metrics["paired/bottom/frechet"]["value"] == pytest.approx(0, abs=1e-6)
 
 
-def test_the_gate_lets_the_same_through_and_stops_a_worse_one(place: Path, tmp_path: Path) -> None:
-    arguments = ["--reference", place / "songs", "--held-out", 0.7, "--corpus", 4, "--songs", 6]
-    assert score(place / "runs/vqvae", *arguments, "--out", tmp_path / "one").exit_code == 0
+def test_the_gate_lets_the_same_through_and_stops_a_worse_one(workspace: Path, tmp_path: Path) -> None:
+    arguments = ["--reference", workspace / "songs", "--held-out", 0.7, "--corpus", 4, "--songs", 6]
+    assert score(workspace / "runs/vqvae", *arguments, "--out", tmp_path / "one").exit_code == 0
     again = score(
-        place / "runs/vqvae",
+        workspace / "runs/vqvae",
         *arguments,
         "--out",
         tmp_path / "two",
@@ -222,11 +222,11 @@ def test_the_gate_lets_the_same_through_and_stops_a_worse_one(place: Path, tmp_p
     assert "reconstruction/bottom/snr_db" in broken.output
 
 
-def test_a_checkpoint_is_scored_once(place: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_is_scored_once(workspace: Path, tmp_path: Path) -> None:
     arguments = [
-        place / "runs/top_prior",
+        workspace / "runs/top_prior",
         "--reference",
-        place / "codes",
+        workspace / "codes",
         "--windows",
         2,
         "--checkpoint",
@@ -237,11 +237,11 @@ def test_a_checkpoint_is_scored_once(place: Path, tmp_path: Path) -> None:
     assert "nothing to do" in second.output and "nothing to do" not in first.output
 
 
-def test_bits_of_windows_are_those_of_the_training_loss(place: Path) -> None:
+def test_bits_of_windows_are_those_of_the_training_loss(workspace: Path) -> None:
     """The plain way is `Prior.forward` over one batch."""
-    codes = ShardSet(place / "codes")
+    codes = ShardSet(workspace / "codes")
     for name in ("top_prior", "middle_upsampler", "bottom_upsampler"):
-        run = PriorRun(place / "runs" / name, {"fingerprint": codes.index["vqvae"]["fingerprint"]})
+        run = PriorRun(workspace / "runs" / name, {"fingerprint": codes.index["vqvae"]["fingerprint"]})
         prior = Prior(run.config)
         load_into(prior, run.folder)
         windows = windows_of(run, codes)
@@ -270,12 +270,12 @@ def write_student(runs: Path, level: str, order: str, awake: bool) -> Path:
 
 
 def test_a_student_that_is_its_teacher_is_at_no_distance_and_another_is(
-    place: Path, tmp_path: Path
+    workspace: Path, tmp_path: Path
 ) -> None:
     """In the teacher's own order, with its weights, a student is the teacher: the same bits, no divergence."""
     arguments = [
         "--reference",
-        place / "codes",
+        workspace / "codes",
         "--windows",
         2,
         "--songs",
@@ -285,23 +285,23 @@ def test_a_student_that_is_its_teacher_is_at_no_distance_and_another_is(
         "--out",
         tmp_path,
     ]
-    assert score(place / "runs/bottom_upsampler", *arguments).exit_code == 0
+    assert score(workspace / "runs/bottom_upsampler", *arguments).exit_code == 0
     teacher = report(tmp_path)["metrics"]["bits/bottom/bits_per_code"]["value"]
-    same = score(write_student(place / "runs", "bottom", "4,1", awake=False), *arguments)
+    same = score(write_student(workspace / "runs", "bottom", "4,1", awake=False), *arguments)
     assert same.exit_code == 0, same.output
     metrics = report(tmp_path)["metrics"]
     assert metrics["student/bottom/bits_per_code"]["value"] == pytest.approx(teacher, abs=1e-4)
     assert metrics["student/bottom/reverse_kl_bits"]["value"] == pytest.approx(0, abs=1e-4)
     assert "no forward divergence" in report(tmp_path)["notes"][0]
     assert (
-        score(write_student(place / "runs", "bottom", "0,1", awake=True), *arguments).exit_code == 0
+        score(write_student(workspace / "runs", "bottom", "0,1", awake=True), *arguments).exit_code == 0
     )
     assert report(tmp_path)["metrics"]["student/bottom/reverse_kl_bits"]["value"] > 0.01
 
 
-def test_word_errors_are_told_where_a_head_was_chosen(place: Path, tmp_path: Path) -> None:
+def test_word_errors_are_reported_where_a_head_was_chosen(workspace: Path, tmp_path: Path) -> None:
     runs = write_runs(tmp_path / "runs", "prefix", sample_rate=RATE)
-    codes = ShardSet(place / "codes")
+    codes = ShardSet(workspace / "codes")
     facts = json.loads((runs / "top_prior/model.json").read_text()) | {
         "vqvae": codes.index["vqvae"]["fingerprint"]
     }
@@ -311,7 +311,7 @@ def test_word_errors_are_told_where_a_head_was_chosen(place: Path, tmp_path: Pat
     done = score(
         runs / "top_prior",
         "--reference",
-        place / "codes",
+        workspace / "codes",
         "--windows",
         1,
         "--songs",
@@ -343,7 +343,7 @@ def test_weights_that_are_replaced_while_they_are_scored_stay_those_that_were_th
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (
             ["runs/vqvae", "--reference", "codes"],
@@ -364,19 +364,19 @@ def test_weights_that_are_replaced_while_they_are_scored_stay_those_that_were_th
     ],
     ids=str,
 )
-def test_mistakes_are_told_in_one_line(
-    place: Path, tmp_path: Path, arguments: list[str], told: str
+def test_mistakes_are_reported_in_one_line(
+    workspace: Path, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
     paths = [
-        str(place / a) if "/" in a or a in ("songs", "codes", "runs", "nowhere") else a
+        str(workspace / a) if "/" in a or a in ("songs", "codes", "runs", "nowhere") else a
         for a in arguments
     ]
     done = score(*paths, "--out", tmp_path)
-    assert done.exit_code == EXIT_FATAL and told in str(done.exception or "") + done.output, (
+    assert done.exit_code == EXIT_FATAL and message in str(done.exception or "") + done.output, (
         done.output
     )
 
 
-def test_every_figure_is_defined_in_the_documentation() -> None:
+def test_every_metric_is_defined_in_the_documentation() -> None:
     text = (ROOT / "docs" / "evaluation.md").read_text()
     assert not [name for name in METRICS if f"`{name}`" not in text]
