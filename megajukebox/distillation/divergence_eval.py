@@ -1,7 +1,7 @@
 """Evaluation of a student in training: divergences from its teacher both ways, and bits per code of held-out songs."""
 
 # B windows
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -36,23 +36,25 @@ class DivergenceEvaluator:
         assert isinstance(model, Student)
         model.eval()
         device = next(self.teacher.parameters()).device
-        of_teacher = [to_device(batch, device) for batch in self.teacher_batches]
-        of_songs = [to_device(batch, device) for batch in self.song_batches]
-        student_song_bits = (student_bits(model, batch).mean(1) for batch in of_songs)
-        teacher_song_bits = (teacher_bits(self.teacher, batch) for batch in of_songs)
-        return {
-            "kl_forward": join_windows(forward_gap(model, batch) for batch in of_teacher),
-            "kl_reverse": join_windows(self._reverse_gaps(model, of_teacher)),
-            "bits_per_code_of_songs": join_windows(student_song_bits),
-            "teacher_bits_per_code_of_songs": join_windows(teacher_song_bits),
+        values: dict[str, list[Tensor]] = {
+            "kl_forward": [],
+            "kl_reverse": [],
+            "bits_per_code_of_songs": [],
+            "teacher_bits_per_code_of_songs": [],
         }
-
-    def _reverse_gaps(self, model: Student, batches: list[dict]) -> Iterator[Tensor]:
         seed = self.first_seed
-        for batch in batches:
+        for stored in self.teacher_batches:
+            batch = to_device(stored, device)
             seeds = list(range(seed, seed + len(batch["codes"])))
-            yield reverse_gap(model, self.teacher, batch, seeds, self.sampling)
             seed += len(seeds)
+            values["kl_forward"].append(forward_gap(model, batch))
+            reverse = reverse_gap(model, self.teacher, batch, seeds, self.sampling)
+            values["kl_reverse"].append(reverse)
+        for stored in self.song_batches:
+            batch = to_device(stored, device)
+            values["bits_per_code_of_songs"].append(student_bits(model, batch).mean(1))
+            values["teacher_bits_per_code_of_songs"].append(teacher_bits(self.teacher, batch))
+        return {name: join_windows(parts) for name, parts in values.items()}
 
 
 def teacher_bits(teacher: Prior, batch: dict) -> Tensor:

@@ -109,20 +109,25 @@ def write_teacher_shard(
 def shard_windows(
     teacher: Prior, source: CodeWindows, config: TeacherDataConfig, part: str, numbers: range
 ) -> Iterator[ShardSample]:
-    """The windows of a shard, sampled in batches."""
-    read = conditioning_reader(source, config, part)
+    """The windows of a shard, sampled in batches.
+
+    Their conditioning is that of songs' windows in the order of a training; for held-out ones of windows
+    spread evenly over the held-out songs.
+    """
+    order: Order | InOrder
+    if part == TRAIN:
+        order = Order(source.clips("train"), source.shard_of_song, config.seed)
+        seed = config.seed
+    else:
+        order = InOrder(source.clips("held_out"), config.held_out)
+        seed = None
+
+    def read(number: int) -> dict[str, Any]:
+        return read_or_replace(source, order, number, seed).fields
+
     for first in range(0, len(numbers), config.batch_size):
         batch = numbers[first : first + config.batch_size]
         yield from sampled_windows(teacher, read, config, part, batch)
-
-
-def conditioning_reader(source: CodeWindows, config: TeacherDataConfig, part: str) -> ReadWindow:
-    """The songs' windows whose conditioning is used: in training's order; held-out ones spread evenly."""
-    if part == HELD_OUT:
-        even = InOrder(source.clips("held_out"), config.held_out)
-        return lambda number: read_or_replace(source, even, number, None).fields
-    order = Order(source.clips("train"), source.shard_of_song, config.seed)
-    return lambda number: read_or_replace(source, order, number, config.seed).fields
 
 
 def sampled_windows(

@@ -65,16 +65,13 @@ def onset_autocorrelation(power_FK: Array, hertz_K: Array) -> Array:
     """[3, F] how much the onsets of low, middle and high sounds agree with themselves each number of frames later."""
     curves = []
     for low, high in RHYTHM_BANDS:
-        curves.append(autocorrelation(onsets(power_FK, hertz_K, low, high)))
+        envelope_F = onsets(power_FK, hertz_K, low, high)
+        size = len(envelope_F)
+        spectrum = np.fft.rfft(envelope_F - envelope_F.mean(), 2 * size)
+        # Divided by the length of the overlap, so that short ones are not favoured.
+        products = np.fft.irfft(np.abs(spectrum) ** 2)[:size] / np.arange(size, 0, -1)
+        curves.append(products / max(products[0], 1e-12))
     return np.stack(curves)
-
-
-def autocorrelation(envelope_F: Array) -> Array:
-    """[F] agreement of a curve with itself each number of frames later; 1 at none. Short overlaps are not favoured."""
-    size = len(envelope_F)
-    spectrum = np.fft.rfft(envelope_F - envelope_F.mean(), 2 * size)
-    products = np.fft.irfft(np.abs(spectrum) ** 2)[:size] / np.arange(size, 0, -1)
-    return products / max(products[0], 1e-12)
 
 
 # ---- Pitch

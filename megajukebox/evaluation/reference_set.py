@@ -31,7 +31,11 @@ class SongFeatures:
     def add(self, song: EvalSong, seconds: float, embedder: Embedder) -> None:
         """Tempo and key are those of `seconds` from the middle of the song."""
         self.embeddings[song.key] = embedder.embed(song)
-        music = music_features(cut_middle(song, seconds))
+        size = int(seconds * song.rate)
+        start = max(0, (len(song.audio) - size) // 2)
+        # Without its words, whose times would no longer hold.
+        middle = replace(song, audio=song.audio[start : start + size], text="", words=())
+        music = music_features(middle)
         if music is not None:
             self.music[song.key] = music
 
@@ -74,10 +78,3 @@ def evaluate_set(
         metrics += prefixed(part, frechet_metric(features.embeddings, known.embeddings))
         metrics += prefixed(part, corpus_metrics(features.music, known.music))
     return metrics, features.embeddings
-
-
-def cut_middle(song: EvalSong, seconds: float) -> EvalSong:
-    """The song cut to `seconds` from its middle, without its words, whose times would no longer hold."""
-    size = int(seconds * song.rate)
-    start = max(0, (len(song.audio) - size) // 2)
-    return replace(song, audio=song.audio[start : start + size], text="", words=())

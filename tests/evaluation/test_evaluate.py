@@ -182,7 +182,9 @@ def test_samples_are_scored_against_songs_and_codes(workspace: Path, tmp_path: P
     assert not (workspace / "samples" / "scores.jsonl").exists()
 
 
-def test_samples_paired_with_themselves_agree_in_everything(workspace: Path, tmp_path: Path) -> None:
+def test_samples_paired_with_themselves_agree_in_everything(
+    workspace: Path, tmp_path: Path
+) -> None:
     done = score(workspace / "samples", "--reference", workspace / "samples", "--out", tmp_path)
     assert done.exit_code == 0, done.output
     metrics = report(tmp_path)["metrics"]
@@ -191,7 +193,9 @@ def test_samples_paired_with_themselves_agree_in_everything(workspace: Path, tmp
     assert metrics["paired/bottom/frechet"]["value"] == pytest.approx(0, abs=1e-6)
 
 
-def test_the_gate_lets_the_same_through_and_stops_a_worse_one(workspace: Path, tmp_path: Path) -> None:
+def test_the_gate_lets_the_same_through_and_stops_a_worse_one(
+    workspace: Path, tmp_path: Path
+) -> None:
     arguments = ["--reference", workspace / "songs", "--held-out", 0.7, "--corpus", 4, "--songs", 6]
     assert score(workspace / "runs/vqvae", *arguments, "--out", tmp_path / "one").exit_code == 0
     again = score(
@@ -241,7 +245,9 @@ def test_bits_of_windows_are_those_of_the_training_loss(workspace: Path) -> None
     """The plain way is `Prior.forward` over one batch."""
     codes = ShardSet(workspace / "codes")
     for name in ("top_prior", "middle_upsampler", "bottom_upsampler"):
-        run = PriorRun(workspace / "runs" / name, {"fingerprint": codes.index["vqvae"]["fingerprint"]})
+        run = PriorRun(
+            workspace / "runs" / name, {"fingerprint": codes.index["vqvae"]["fingerprint"]}
+        )
         prior = Prior(run.config)
         load_into(prior, run.folder)
         windows = windows_of(run, codes)
@@ -294,7 +300,8 @@ def test_a_student_that_is_its_teacher_is_at_no_distance_and_another_is(
     assert metrics["student/bottom/reverse_kl_bits"]["value"] == pytest.approx(0, abs=1e-4)
     assert "no forward divergence" in report(tmp_path)["notes"][0]
     assert (
-        score(write_student(workspace / "runs", "bottom", "0,1", awake=True), *arguments).exit_code == 0
+        score(write_student(workspace / "runs", "bottom", "0,1", awake=True), *arguments).exit_code
+        == 0
     )
     assert report(tmp_path)["metrics"]["student/bottom/reverse_kl_bits"]["value"] > 0.01
 

@@ -76,28 +76,24 @@ def window_features(loudness_FB: Array) -> Array:
     spread_B = np.log(loudness_FB.std(axis=0) + 0.05)
     shape = cosines(mean_B, SHAPE_SIZE)
     spread = cosines(spread_B, SPREAD_SIZE)
-    return np.concatenate([shape, spread, modulations(loudness_FB).ravel()])
+    parts = np.array_split(loudness_FB, GROUPS, axis=1)
+    groups_GF = np.stack([part.mean(axis=1) for part in parts])
+    frames = groups_GF.shape[1]
+    swing_GF = (groups_GF - groups_GF.mean(axis=1, keepdims=True)) * np.hanning(frames)
+    power_GK = np.abs(np.fft.rfft(swing_GF)) ** 2
+    hertz_K = np.fft.rfftfreq(frames, FRAME_STEP_SECONDS)
+    bands = []
+    for low, high in pairwise(MODULATION_HERTZ):
+        within_K = (hertz_K >= low) & (hertz_K < high)
+        bands.append(power_GK[:, within_K].mean(axis=1))
+    modulations_GM = np.log(np.stack(bands, axis=1) / frames + 1e-4)
+    return np.concatenate([shape, spread, modulations_GM.ravel()])
 
 
 def cosines(values_B: Array, count: int) -> Array:
     """The coarsest `count` ripples of values along the mel scale (a DCT): the first is their mean."""
     angle = np.pi / len(values_B) * (np.arange(len(values_B)) + 0.5)
     return np.cos(np.outer(np.arange(count), angle)) @ values_B / len(values_B)
-
-
-def modulations(loudness_FB: Array) -> Array:
-    """[G, M] log of how much of a region's loudness swings at each rate."""
-    parts = np.array_split(loudness_FB, GROUPS, axis=1)
-    groups_GF = np.stack([part.mean(axis=1) for part in parts])
-    count = groups_GF.shape[1]
-    swing_GF = (groups_GF - groups_GF.mean(axis=1, keepdims=True)) * np.hanning(count)
-    power_GK = np.abs(np.fft.rfft(swing_GF)) ** 2
-    hertz_K = np.fft.rfftfreq(count, FRAME_STEP_SECONDS)
-    bands = []
-    for low, high in pairwise(MODULATION_HERTZ):
-        within_K = (hertz_K >= low) & (hertz_K < high)
-        bands.append(power_GK[:, within_K].mean(axis=1))
-    return np.log(np.stack(bands, axis=1) / count + 1e-4)
 
 
 BUILT_IN = Embedder("mel modulation 1", mel_modulation)

@@ -84,19 +84,15 @@ def true_peak(audio_T: Array) -> float:
     margin = 64  # samples of the neighbouring pieces, to hide the piece's ends
     for start in range(0, len(audio_T), piece):
         x = audio_T[max(0, start - margin) : start + piece + margin].astype(np.float64)
-        spectrum = np.fft.rfft(x * faded_ends(len(x)))
+        # Ends that fade over 32 samples: a jump between them would ring.
+        gain = np.ones(len(x))
+        ramp = np.linspace(0, 1, 32)[: len(x) // 2]
+        gain[: len(ramp)] = ramp
+        gain[len(x) - len(ramp) :] = ramp[::-1]
+        spectrum = np.fft.rfft(x * gain)
         peak = max(peak, float(np.abs(np.fft.irfft(spectrum, 4 * len(x))).max(initial=0)) * 4)
         peak = max(peak, float(np.abs(x).max(initial=0)))
     return 20 * float(np.log10(peak))
-
-
-def faded_ends(size: int) -> Array:
-    """1 with ends that fade over 32 samples: a jump between them would ring."""
-    gain = np.ones(size)
-    ramp = np.linspace(0, 1, 32)[: size // 2]
-    gain[: len(ramp)] = ramp
-    gain[size - len(ramp) :] = ramp[::-1]
-    return gain
 
 
 def clipped_fraction(audio_T: Array) -> float:

@@ -118,7 +118,8 @@ def corpus_metrics(
     ranges = {}
     scales = {}
     for genre, some in by_genre(corpus.values()).items():
-        ranges[genre] = tempo_range(tempi_of(some))
+        low, high = np.quantile(tempi_of(some), TEMPO_QUANTILES)
+        ranges[genre] = (low / (1 + TEMPO_TOLERANCE), high * (1 + TEMPO_TOLERANCE))
         scales[genre] = genre_scale(some)
     clarity = {}
     in_range = {}
@@ -159,12 +160,6 @@ def by_genre(corpus: Iterable[MusicFeatures]) -> dict[str, list[MusicFeatures]]:
         if len(songs) >= MIN_GENRE_SONGS:
             genres[name] = songs
     return genres
-
-
-def tempo_range(tempi: Array) -> tuple[float, float]:
-    """The middle nine tenths of some tempi, and the tolerance beyond."""
-    low, high = np.quantile(tempi, TEMPO_QUANTILES)
-    return float(low) / (1 + TEMPO_TOLERANCE), float(high) * (1 + TEMPO_TOLERANCE)
 
 
 def genre_scale(songs: Sequence[MusicFeatures]) -> Array:

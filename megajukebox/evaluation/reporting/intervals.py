@@ -78,22 +78,18 @@ def difference(
         degrees_of_freedom = len(change) - 1
         pairs = len(both)
     elif len(new) >= 2 and len(old) >= 2:
-        new_values = np.array(list(new.values()))
-        old_values = np.array(list(old.values()))
-        mean, error, degrees_of_freedom = welch(new_values, old_values)
+        ours = np.array(list(new.values()))
+        theirs = np.array(list(old.values()))
+        mean = float(ours.mean() - theirs.mean())
+        a = ours.var(ddof=1) / len(ours)
+        b = theirs.var(ddof=1) / len(theirs)
+        error = float(np.sqrt(a + b))
+        degrees_of_freedom = 1.0
+        if error:
+            spread = a**2 / (len(ours) - 1) + b**2 / (len(theirs) - 1)
+            degrees_of_freedom = float((a + b) ** 2 / spread)
         pairs = 0
     else:
         return float("nan"), float("-inf"), float("inf"), 0
     reach = t_quantile((1 + confidence) / 2, degrees_of_freedom) * error if error else 0.0
     return mean, mean - reach, mean + reach, pairs
-
-
-def welch(one: Array, other: Array) -> tuple[float, float, float]:
-    """(difference of means, its standard error, degrees of freedom) of two independent samples."""
-    a = one.var(ddof=1) / len(one)
-    b = other.var(ddof=1) / len(other)
-    mean = float(one.mean() - other.mean())
-    if not a + b:
-        return mean, 0.0, 1.0
-    degrees_of_freedom = (a + b) ** 2 / (a**2 / (len(one) - 1) + b**2 / (len(other) - 1))
-    return mean, float(np.sqrt(a + b)), float(degrees_of_freedom)
