@@ -154,6 +154,81 @@ def test_a_library_is_imported_by_its_wrapper_alone(library: str) -> None:
     assert {str(path.relative_to(PACKAGE)) for path in users} <= WRAPPERS[library]
 
 
+def test_deepspeed_is_imported_by_the_engines_alone() -> None:
+    """Engines are chosen by a ds_config; everything else works with one that it is given."""
+    assert all(path.startswith("training/engines/") for path in WRAPPERS["deepspeed"])
+    dynamic = re.compile(r"""import_module\(\s*["']deepspeed""")
+    assert not [path for path in modules() if dynamic.search(path.read_text())]
+
+
+def test_no_class_name_is_used_twice() -> None:
+    """`Song`, `Step`, `Run`, `Settings` must say whose: a reader searches for the name."""
+    files: dict[str, list[str]] = {}
+    for path in modules():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                files.setdefault(node.name, []).append(str(path.relative_to(PACKAGE)))
+    assert not {name: paths for name, paths in files.items() if len(paths) > 1}
+
+
+# A page of the explorer has the name of what is loaded for it: the folder says which of the two it is.
+SAME_FILE_NAMES = {("explorer", "corpus.py")}
+
+
+def test_no_file_name_is_used_twice_in_a_layer() -> None:
+    paths: dict[tuple[str, str], list[Path]] = {}
+    for path in modules():
+        layer = path.relative_to(PACKAGE).parts[0]
+        if path.name != "__init__.py":
+            paths.setdefault((layer, path.name), []).append(path)
+    assert {key for key, files in paths.items() if len(files) > 1} <= SAME_FILE_NAMES
+
+
+LONGEST_FUNCTION = 80  # lines
+
+
+def test_no_function_is_longer_than_a_page() -> None:
+    long = []
+    for path in modules():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = (node.end_lineno or 0) - node.lineno + 1
+                if lines > LONGEST_FUNCTION:
+                    long.append(f"{path.relative_to(PACKAGE)}: {node.name} has {lines} lines")
+    assert not long
+
+
+def test_no_code_is_kept_from_the_formatter() -> None:
+    """Where its result is ugly, the call has too many arguments."""
+    assert not [name_of(path) for path in modules() if "# fmt:" in path.read_text()]
+
+
+COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+# Of every 1,000 lines that are not blank; lines of over 100 characters in percent.
+DENSITY_LIMITS = {"parallel assignments": 5.0, "nested comprehensions": 1.0, "long lines": 5.0}
+
+
+def test_code_is_unpacked_enough_to_be_read_once() -> None:
+    """One statement, one thought: the admired codebases have 0 to 5 parallel assignments and hardly a nested loop."""
+    counts = dict.fromkeys(DENSITY_LIMITS, 0)
+    lines = 0
+    for path in modules():
+        source = path.read_text()
+        written = [line for line in source.splitlines() if line.strip()]
+        lines += len(written)
+        counts["long lines"] += sum(len(line) > 100 for line in written)
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Tuple):
+                counts["parallel assignments"] += isinstance(node.targets[0], ast.Tuple)
+            elif isinstance(node, COMPREHENSIONS):
+                inner = [part for part in ast.walk(node) if isinstance(part, COMPREHENSIONS)]
+                is_nested = len(inner) > 1 or len(node.generators) > 1
+                counts["nested comprehensions"] += is_nested
+    shares = {name: 1000 * count / lines for name, count in counts.items()}
+    shares["long lines"] /= 10  # percent
+    assert not {name: share for name, share in shares.items() if share > DENSITY_LIMITS[name]}
+
+
 def test_no_module_shadows_another_package() -> None:
     """The launcher runs megajukebox/train.py as a script: whatever lies beside it is then found before any package."""
     names = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or path.is_dir()} - {

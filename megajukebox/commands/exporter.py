@@ -12,7 +12,6 @@ Rules, a dashboard, and the scrape config are in monitoring/; what each alert me
 """
 
 import contextlib
-import logging
 import threading
 import time
 from dataclasses import dataclass, field
@@ -26,7 +25,7 @@ from prometheus_client.registry import Collector
 from megajukebox.common.command_line import run_command
 from megajukebox.common.errors import UserError
 from megajukebox.common.files import write_atomic
-from megajukebox.common.redaction import RedactingFilter
+from megajukebox.common.logging import setup_logging
 from megajukebox.monitoring.collect.host import Machine, machine
 from megajukebox.monitoring.collect.run_reader import Runs
 from megajukebox.monitoring.collect.run_state import AlertThresholds
@@ -111,8 +110,7 @@ def main(
     ] = 900,
 ) -> None:
     """Serve (or write) the metrics of all runs in and under RUNS."""
-    for handler in logging.getLogger().handlers:
-        handler.addFilter(RedactingFilter())
+    setup_logging("exporter", timestamps=True)
     thresholds = AlertThresholds(stall=stall, silent=silent, checkpoint=checkpoint, down=down)
     url = read_url(webhook_file)
     exporter = Exporter(

@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from megajukebox.common.errors import UserError
+from megajukebox.common.command_line import run_command
 from megajukebox.resilience import preflight
 from megajukebox.resilience.job_chain import report_queue
 from megajukebox.resilience.supervisor import Supervisor
@@ -45,13 +45,10 @@ def main(
     ] = None,
 ) -> None:
     """Start COMMAND again after faults, until the run is done, stopped, or needs an operator."""
-    try:
-        doctor = preflight.doctor_command(command, run) if examined else []
-    except UserError as error:
-        raise SystemExit(f"supervise: {error}") from error
+    doctor = preflight.doctor_command(command, run) if examined else []
     with report_queue(run):
         raise SystemExit(Supervisor(run, command, doctor, nodes, several_runs).work(attempts))
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main, "supervise")

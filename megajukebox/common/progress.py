@@ -90,16 +90,21 @@ class ProgressReporter:
         self.tasks[name] = ProgressTask(name, total, bar, completed, start=completed)
         return self.tasks[name]
 
-    def advance(self, name: str, count: int = 1, note: str | None = None) -> None:
-        """Count `count` more units of a task; `note` stands in the place of `12/189, 34 s left`."""
+    def advance(self, name: str, count: int = 1, note: str | None = None, detail: str = "") -> None:
+        """Count `count` more units of a task.
+
+        The text beside the bar is `12/189, 34 s left`, or `note` in its place; `detail` follows it.
+        """
         task = self.tasks[name]
         task.completed += count
+        if not self.enabled:
+            return
+        text = (task.describe() if note is None else note) + detail
         if self._bars and task.bar is not None:
-            text = task.describe() if note is None else note
             self._bars.update(task.bar, completed=task.completed, note=text)
-        elif self.enabled and time.monotonic() >= task.logged_seconds + self.interval_seconds:
+        elif time.monotonic() >= task.logged_seconds + self.interval_seconds:
             task.logged_seconds = time.monotonic()
-            log.info("%s: %s", name, task.describe() if note is None else note)
+            log.info("%s: %s", name, text)
 
 
 def track(items: Collection[T], name: str, enabled: bool = True) -> Iterator[T]:

@@ -1,11 +1,10 @@
 """What a run writes about itself: metrics.jsonl (numbers by step) and events.jsonl (what happened, and why)."""
 
 import json
+import logging
 import os
-import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,8 @@ from megajukebox.records.events import (
 from megajukebox.records.jsonl_tail import parsed, read_lines
 from megajukebox.records.metrics import TRAIN, metrics_row, phase_seconds, upgrade_row
 from megajukebox.records.productive_time import Productive, seconds_at
+
+log = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
 EVENTS_FILE = "events.jsonl"
@@ -128,13 +129,10 @@ class RunLog:
             self.event(AlertRaised(kind=LINES_LOST, reason=reason))
 
     def _lose(self, name: str, error: OSError) -> None:
-        """A line could not be written; what the job prints to may lie on the same full disk."""
+        """Count a line that could not be written, and log the first; the log may lie on the same full disk."""
         if not self.lost:
-            with suppress(OSError):
-                print(
-                    f"{self.run / name}: {error.strerror}; training continues without its lines",
-                    file=sys.stderr,
-                )
+            path = self.run / name
+            log.warning("%s: %s; training continues without its lines", path, error.strerror)
         self.lost += 1
 
 

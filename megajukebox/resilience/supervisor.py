@@ -1,5 +1,6 @@
 """A job's supervisor of a run: which nodes train, what became of each attempt, what is next."""
 
+import logging
 import os
 import signal
 import subprocess
@@ -28,6 +29,8 @@ from megajukebox.resilience.restart_policy import (
     generation_of,
     nodes_to_exclude,
 )
+
+log = logging.getLogger(__name__)
 
 FORWARDED_SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
 PAUSE_SECONDS = (
@@ -104,13 +107,13 @@ class Supervisor:
         """Attempt after attempt. Returns this process's exit status."""
         job = read_object(self.run / FILE).get("job")
         if slurm.runs_elsewhere(job):
-            print(f"supervise: job {job} is training {self.run}; cancel it first")
+            log.error("job %s is training %s; cancel it first", job, self.run)
             return EXIT_FATAL
         nodes_in_doubt = True
         for number in range(1, attempts + 1):
             flags = [name for name in ("DONE", "STOP") if (self.run / name).exists()]
             if flags:
-                print(f"supervise: {self.run} has the file {flags[0]}; nothing is started")
+                log.info("%s has the file %s; nothing is started", self.run, flags[0])
                 slurm.cancel_successors()
                 return EXIT_OK
             status = self.choose_nodes(nodes_in_doubt)
@@ -149,10 +152,7 @@ class Supervisor:
             nodes=list(outcome.nodes),
         )
         self.log.note(event)
-        print(
-            f"supervise: attempt {number} of {self.run}: {outcome.kind}: {outcome.reason}",
-            flush=True,
-        )
+        log.info("attempt %d of %s: %s: %s", number, self.run, outcome.kind, outcome.reason)
         return outcome
 
     def decide(self, outcome: AttemptOutcome) -> int | None:
@@ -211,10 +211,8 @@ class Supervisor:
             reason=result.summary,
         )
         self.log.note(event)
-        print(
-            f"supervise: preflight of {self.run}: {result.verdict} in {seconds} s: {result.summary}",
-            flush=True,
-        )
+        found = f"{result.verdict} in {seconds} s: {result.summary}"
+        log.info("preflight of %s: %s", self.run, found)
         return result
 
     def leave_bad_nodes(self) -> int | None:
@@ -253,7 +251,7 @@ class Supervisor:
 
     def call_operator(self, reason: str) -> int:
         self.log.event(AlertRaised(kind=NEEDS_OPERATOR, reason=reason))
-        print(f"supervise: {self.run} needs an operator: {reason}", flush=True)
+        log.error("%s needs an operator: %s", self.run, reason)
         slurm.hold_successors()
         return EXIT_FATAL
 

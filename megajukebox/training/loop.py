@@ -6,9 +6,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from megajukebox.common.files import write_atomic
+from megajukebox.common.progress import ProgressReporter
 from megajukebox.data.sample_errors import ALL_KINDS
 from megajukebox.data.stream.sample_order import philox
 from megajukebox.records.events import DataOpened, RunFinished, RunStopped
@@ -26,6 +26,7 @@ from megajukebox.training.sdc import check_recomputed_loss, check_replicas
 from megajukebox.training.spike_recovery import handle_min_loss_scale, handle_skipped_step
 from megajukebox.training.tasks import Stream, Task
 
+PROGRESS_INTERVAL_SECONDS = 60.0  # between two log lines of progress: runs take days
 SEEDS = 2**63  # torch takes seeds below it
 
 
@@ -263,15 +264,8 @@ HOOKS: tuple[Hook, ...] = (
 
 @contextmanager
 def progress_bar(run: RunContext, first_step: int) -> Iterator[Callable[[float], None]]:
-    """A bar on rank 0; what it yields is called with the loss of each step."""
-    columns = (
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("loss {task.fields[loss]:.3f}"),
-    )
-    with Progress(TextColumn("{task.description}"), *columns, disable=run.rank != 0) as bar:
-        row = bar.add_task(
-            run.folder.name, total=run.settings.steps, completed=first_step, loss=float("nan")
-        )
-        yield lambda loss: bar.update(row, advance=1, loss=loss)
+    """A bar on rank 0, or a log line a minute; what it yields is called with the loss of each step."""
+    name = run.folder.name
+    with ProgressReporter(run.rank == 0, PROGRESS_INTERVAL_SECONDS) as progress:
+        progress.add(name, total=run.settings.steps, completed=first_step)
+        yield lambda loss: progress.advance(name, detail=f", loss {loss:.3f}")

@@ -89,9 +89,11 @@ def test_progress_without_a_terminal_is_a_line_now_and_then(capsys) -> None:
         progress.add("shards", total=4, completed=1)
         progress.advance("shards")
         progress.advance("shards", note="loss 3.1")
-    first, second = capsys.readouterr().err.splitlines()
+        progress.advance("shards", detail=", loss 3.0")
+    first, second, third = capsys.readouterr().err.splitlines()
     assert first.startswith("encode: shards: 2/4, ") and first.endswith(" s left")
     assert second == "encode: shards: loss 3.1"
+    assert third.startswith("encode: shards: 4/4, ") and third.endswith(", loss 3.0")
 
 
 def test_progress_is_silent_when_quiet_or_on_other_ranks(capsys) -> None:

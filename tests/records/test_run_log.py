@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from megajukebox.common.logging import setup_logging
 from megajukebox.records.events import (
     BadSampleSkipped,
     CheckpointRejected,
@@ -99,6 +100,7 @@ def test_lines_are_json_that_any_program_reads(tmp_path: Path) -> None:
 def test_a_full_disk_costs_lines_and_not_the_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    setup_logging("train")
     log = RunLog(tmp_path, writes=True)
     log.metrics(1, "train", {"loss": 1.0})
     (tmp_path / "metrics.jsonl").rename(tmp_path / "aside")
