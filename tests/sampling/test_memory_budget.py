@@ -37,7 +37,7 @@ def test_caches_hold_what_the_formula_says(schedule: str) -> None:
     prior = little_prior(schedule)
     batch = prior_batch(prior.config, songs=3)
     with window_decoder(prior, prior.conditioning(batch), 3) as decoder:
-        both = [(layer.memory, getattr(layer, "before", None)) for layer in decoder.layers]
+        both = [(layer.memory, getattr(layer, "previous", None)) for layer in decoder.layers]
         held = [x.numel() for pair in both for x in pair if x is not None]
     assert sum(held) == 3 * cache_elements(prior.config)
 

@@ -141,7 +141,7 @@ CANNOT = [
     ({"prompt": "nowhere.wav"}, "'nowhere.wav' is missing"),
     ({"prompt": "{sample}", "seconds": 0.5}, "lasts 1.02 s, the song 0.5 s"),
     ({"infill": "{sample}", "replace": [[5, 6]]}, "ends"),
-    ({"prompt": "{text}"}, "cannot be heard"),
+    ({"prompt": "{text}"}, "cannot be read as audio"),
     ({"upsample": "{other}"}, "codes of another VQ-VAE"),
     ({"infill": "{top_only}", "replace": [[0, 0.5]]}, "holds no"),
     ({"prompt": "{lonely}"}, "needs both"),

@@ -1,11 +1,11 @@
-"""A window sampled without a word from the host: what a step needs is on the device, so that it can be a CUDA graph.
+"""A window sampled without the host between steps: what a step needs is on the device, so it can be a CUDA graph.
 
 The column of a step is fixed when it is captured (reads of the current row have a fixed length), the row is a number on
-the device: one graph a column, each replayed once a row. Between rows the host only turns the caches. On a CPU the same
-code runs without capture, which is how it is tested; no GPU has run it yet.
+the device: one graph a column, each replayed once a row. Between rows the host only advances the caches. On a CPU the
+same code runs without capture, which is how it is tested; no GPU has run it yet.
 
-Near ties are noted on the device, and looked at once a row: the row is made again from the first that the plain pass
-decides otherwise.
+Near ties are recorded on the device, and resolved once a row: the row is sampled again from the first code that the
+full forward pass decides otherwise.
 """
 
 # B songs   T positions of the window   R rows
@@ -30,22 +30,24 @@ class RowSteps:
     def __init__(
         self, packed: PackedPrior, window: SamplingWindow, decoder: WindowDecoder, capture: bool
     ):
-        self.packed, self.window, self.decoder, self.capture = packed, window, decoder, capture
-        device, length = window.tokens_BT.device, window.tokens_BT.shape[1]
+        self.packed = packed
+        self.window = window
+        self.decoder = decoder
+        self.capture = capture
+        device = window.tokens_BT.device
+        length = window.tokens_BT.shape[1]
         self.row = torch.zeros(1, dtype=torch.long, device=device)
         self.rows_seen = torch.zeros(1, decoder.rows, dtype=torch.bool, device=device)
-        self.every, self.places = (
-            torch.arange(decoder.rows, device=device),
-            torch.arange(length, device=device),
-        )
-        self.close_BT = torch.zeros_like(window.known_BT)
+        self.all_rows = torch.arange(decoder.rows, device=device)
+        self.all_positions = torch.arange(length, device=device)
+        self.near_ties_BT = torch.zeros_like(window.known_BT)
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
 
     def enter(self, row: int) -> None:
         """Go to a row; rows must come in order."""
         self.decoder.enter_row(row)
         self.row.fill_(row)
-        torch.le(self.every[None], self.row, out=self.rows_seen)
+        torch.le(self.all_rows[None], self.row, out=self.rows_seen)
 
     def run(self, column: int) -> None:
         if not self.capture:
@@ -68,29 +70,31 @@ class RowSteps:
         return graph
 
     def step(self, column: int) -> None:
-        decoder, window = self.decoder, self.window
+        decoder = self.decoder
+        window = self.window
         t = self.row * decoder.row + column  # [1]
-        h, added = self.embedded(t), None
+        h = self.embedded(t)
+        added = None
         if decoder.conditioning.added is not None:
             added = decoder.conditioning.added.index_select(1, t)
-        flat = (self.places <= t)[None]
-        place = StepSpan(column, 1, column, self.row, decoder.rows, self.rows_seen, t, flat)
-        logits = decoder.forward(self.packed, h, added, place)
+        flat = (self.all_positions <= t)[None]
+        span = StepSpan(column, 1, column, self.row, decoder.rows, self.rows_seen, t, flat)
+        logits = decoder.forward(self.packed, h, added, span)
         prefix = window.prior.config.prefix_tokens
-        found = window.token_sampler(logits, window.start_B[:, None] + t - prefix)
-        kept, known = window.tokens_BT.index_select(1, t), window.known_BT.index_select(1, t)
-        window.tokens_BT.index_copy_(1, t, torch.where(known, kept, found.codes))
-        self.close_BT.index_copy_(1, t, found.near_tie & ~known)
+        sampled = window.token_sampler(logits, window.start_B[:, None] + t - prefix)
+        kept = window.tokens_BT.index_select(1, t)
+        known = window.known_BT.index_select(1, t)
+        window.tokens_BT.index_copy_(1, t, torch.where(known, kept, sampled.codes))
+        self.near_ties_BT.index_copy_(1, t, sampled.near_tie & ~known)
 
-    def right(self, t: int, end: int) -> int:
+    def accepted(self, t: int, end: int) -> int:
         """How many of the codes t .. end - 1 may stay: all up to the first near tie that is decided otherwise."""
-        close = self.close_BT[:, t:end]
-        if not self.packed.exact or not bool(close.any()):
+        near_ties = self.near_ties_BT[:, t:end]
+        if not self.packed.exact or not bool(near_ties.any()):
             return end - t
-        made = self.window.tokens_BT[:, t:end].clone()
-        return write_tokens(
-            self.window, t, resolve_near_ties(self.window, made, close, t, made), made
-        )
+        sampled = self.window.tokens_BT[:, t:end].clone()
+        resolved = resolve_near_ties(self.window, sampled, near_ties, t, sampled)
+        return write_tokens(self.window, t, resolved, sampled)
 
     def embedded(self, t: Tensor) -> Tensor:
         entry = self.window.prior.input
@@ -104,7 +108,8 @@ def sample_window_cuda_graph(
     packed: PackedPrior, window: SamplingWindow, progress: Progress = lambda t: None
 ) -> Tensor:
     """`sample_window` with the host out of the way; captured where there is a GPU."""
-    begin, until = window.known_prefix(), window.unknown_end()
+    begin = window.known_prefix()
+    until = window.unknown_end()
     with window_decoder(window.prior, window.conditioning, len(window.tokens_BT)) as decoder:
         prefill(decoder, window, begin)
         steps = RowSteps(packed, window, decoder, capture=window.tokens_BT.device.type == "cuda")
@@ -115,7 +120,7 @@ def sample_window_cuda_graph(
             end = min(until, (row + 1) * decoder.row)
             for c in range(column, column + end - t):
                 steps.run(c)
-            t += steps.right(t, end)
+            t += steps.accepted(t, end)
             if t == end:
                 progress(t)
     return window.tokens_BT

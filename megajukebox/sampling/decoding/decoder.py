@@ -1,10 +1,10 @@
-"""A window of codes in the making: its caches, and the logits of one or several next positions.
+"""The decoder of a window: its caches, and the logits of one or several next positions.
 
-`Packed` holds the layers of a prior, their weights laid out for steps of few rows (linear.py). The same memory may be
-stepped by two of them: a rough int8 one that guesses, and the real one that decides and writes over the guess.
+`PackedPrior` holds the layers of a prior, their weights packed for steps of few rows (packed_linear.py). Two of them may
+step the same caches: an int8 one that drafts, and the prior itself that verifies and overwrites the draft.
 """
 
-# B songs   U distinct beginnings   N positions of a step   T positions of the window   V vocabulary   W width
+# B songs   U distinct prefixes   N positions of a step   T positions of the window   V vocabulary   W width
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol, TypeVar
@@ -18,13 +18,12 @@ from megajukebox.models.transformer import TransformerBlock
 from megajukebox.sampling.decoding.kv_cache import LayerCache, StepSpan, attention_cache
 from megajukebox.sampling.decoding.packed_linear import Linear, pack_linear
 
-GELU = torch.tensor(
-    1.702
-)  # a number of Python's would be made a tensor at each step, for three times the price
+# A Python number would be made a tensor at each step, for three times the price.
+GELU = torch.tensor(1.702)
 
 
 class DecodeStep(Protocol):
-    """What one step of a decoder is about: at least, how many positions."""
+    """One step of a decoder: at least, how many positions it has."""
 
     @property
     def size(self) -> int: ...
@@ -34,9 +33,9 @@ AnyStep = TypeVar("AnyStep", bound=DecodeStep, contravariant=True)
 
 
 class DecoderLayer(Protocol[AnyStep]):
-    """What remembers keys and values: of this decoder (cache.py), or of a student's (student.py)."""
+    """A cache of keys and values: of this decoder (kv_cache.py), or of a student's (student_decoder.py)."""
 
-    def step(self, qkv_BNX: Tensor, place: AnyStep, /) -> Tensor: ...
+    def step(self, qkv_BNX: Tensor, step: AnyStep, /) -> Tensor: ...
 
 
 class PackedBlock:
@@ -48,13 +47,17 @@ class PackedBlock:
         self.project: Linear = pack_linear(
             attention.query if reads_lyrics else attention.project, int8
         )
-        self.merge, self.widen, self.narrow = (
-            pack_linear(x, int8) for x in (attention.merge, mlp.widen, mlp.narrow)
-        )
-        norms = (block.norm_attention, block.norm_mlp)
+        self.merge: Linear = pack_linear(attention.merge, int8)
+        self.widen: Linear = pack_linear(mlp.widen, int8)
+        self.narrow: Linear = pack_linear(mlp.narrow, int8)
         self.norms = [
-            (n.normalized_shape, n.weight.detach().float(), n.bias.detach().float(), n.eps)
-            for n in norms
+            (
+                norm.normalized_shape,
+                norm.weight.detach().float(),
+                norm.bias.detach().float(),
+                norm.eps,
+            )
+            for norm in (block.norm_attention, block.norm_mlp)
         ]
         self.scale = block.scale
 
@@ -62,15 +65,14 @@ class PackedBlock:
         shape, weight, bias, eps = self.norms[which]
         if (
             x_MW.dtype == torch.float32
-        ):  # the conversions cost as much as the norm, even where they do nothing
+        ):  # a conversion costs as much as the norm, even where it does nothing
             return torch.layer_norm(x_MW, shape, weight, bias, eps)
         return torch.layer_norm(x_MW.float(), shape, weight, bias, eps).to(x_MW.dtype)
 
-    def __call__(self, h_MW: Tensor, cache: DecoderLayer[AnyStep], place: AnyStep) -> Tensor:
+    def __call__(self, h_MW: Tensor, cache: DecoderLayer[AnyStep], step: AnyStep) -> Tensor:
         qkv_MX = self.project(self.norm(0, h_MW))
-        a_MW = self.merge(
-            cache.step(qkv_MX.view(-1, place.size, qkv_MX.shape[1]), place).flatten(0, 1)
-        )
+        qkv_BNX = qkv_MX.view(-1, step.size, qkv_MX.shape[1])
+        a_MW = self.merge(cache.step(qkv_BNX, step).flatten(0, 1))
         x_MW = h_MW + a_MW
         wide = F.silu(self.widen(self.norm(1, x_MW)).mul_(GELU), inplace=True).div_(GELU)
         if self.scale == 1.0:
@@ -82,8 +84,9 @@ class PackedPrior:
     """The layers of `prior` for steps; `int8` rounds their weights (the head's too) to 8 bits."""
 
     def __init__(self, prior: Prior, int8: bool = False):
-        self.prior, self.int8 = prior, int8
-        # Fewer bits differ by more than near ties are looked for.
+        self.prior = prior
+        self.int8 = int8
+        # With fewer bits logits differ by more than the margin of near ties.
         self.exact = not int8 and prior.head.weight.dtype == torch.float32
         self.blocks = [PackedBlock(block, int8) for block in prior.blocks]
         self.head: Linear = pack_linear(prior.head, int8)
@@ -95,10 +98,12 @@ class PackedPrior:
 
 
 class WindowDecoder:
-    """The caches of one window of B songs. Make it with `decoding`."""
+    """The caches of one window of B songs. Make it with `window_decoder`."""
 
     def __init__(self, prior: Prior, conditioning: Conditioning, batch: int):
-        self.prior, self.conditioning, self.length = prior, conditioning, prior.config.length
+        self.prior = prior
+        self.conditioning = conditioning
+        self.length = prior.config.length
         self.rows = prior.config.transformer.blocks
         self.row = self.length // self.rows
         self.start = prior.input.start_vector(batch, conditioning.start)
@@ -107,27 +112,23 @@ class WindowDecoder:
             for block in prior.blocks
         ]
         self.row_indices = torch.arange(self.rows, device=self.start.device).split(1)
-        self.current, self.reach = (
-            0,
-            1,
-        )  # the row in which the last step began, and how many it touched
+        self.current = 0  # the row in which the last step began
+        self.reach = 1  # rows that it touched
 
     def prefill(self, tokens_UN: Tensor, songs_B: Tensor | None = None) -> None:
         """Take in the N known tokens at the head of the window in one parallel pass.
 
-        `songs` says which of U beginnings each song has; the songs of one beginning must be told the same.
+        Args:
+            songs_B: which of U prefixes each song has; songs of one prefix must have the same conditioning.
         """
         known = tokens_UN.shape[1]
         padded = F.pad(tokens_UN, (0, -known % self.row))
-        first = (
-            None
-            if songs_B is None
-            else [int((songs_B == u).nonzero()[0]) for u in range(len(tokens_UN))]
-        )
-        start, added = (
-            x if first is None or x is None else x[first]
-            for x in (self.start, self.conditioning.added)
-        )
+        start = self.start
+        added = self.conditioning.added
+        if songs_B is not None:  # of each prefix, the first song that has it
+            first = [int((songs_B == u).nonzero()[0]) for u in range(len(tokens_UN))]
+            start = start[first]
+            added = None if added is None else added[first]
         h = self.prior.input(padded, start, None if added is None else added[:, : padded.shape[1]])
         for block, layer in zip(self.prior.blocks, self.layers):
             h = block.update(h, layer.prefill(block.norm_attention(h), known, songs_B))
@@ -138,7 +139,7 @@ class WindowDecoder:
         return self.logits_at(packed, tokens_BT, self.step_span(t, size))
 
     def step_span(self, t: int, size: int) -> StepSpan:
-        """Where the next step is; it begins in a row of the last step, or in the one after."""
+        """The span of the next step; it begins in a row of the last step, or in the one after."""
         self.enter_row(t // self.row)
         row, column = divmod(t, self.row)
         self.reach = -(-(column + size) // self.row)
@@ -149,27 +150,30 @@ class WindowDecoder:
         if row != self.current or self.reach > 1:
             for layer in self.layers:
                 layer.advance_rows(row - self.current)
-        self.current, self.reach = row, 1
+        self.current = row
+        self.reach = 1
 
-    def logits_at(self, packed: PackedPrior, tokens_BT: Tensor, place: StepSpan) -> Tensor:
-        t, end = place.t, place.t + place.size
+    def logits_at(self, packed: PackedPrior, tokens_BT: Tensor, span: StepSpan) -> Tensor:
+        t = span.t
+        end = t + span.size
         content = self.prior.input.tokens(tokens_BT[:, max(0, t - 1) : end - 1])
         content = content if t else torch.cat([self.start, content], dim=1)
         h = content + self.prior.input.positions.weight[t:end]
         added = None if self.conditioning.added is None else self.conditioning.added[:, t:end]
-        return self.forward(packed, h, added, place)
+        return self.forward(packed, h, added, span)
 
     def forward(
-        self, packed: PackedPrior, h_BNW: Tensor, added_BNW: Tensor | None, place: StepSpan
+        self, packed: PackedPrior, h_BNW: Tensor, added_BNW: Tensor | None, span: StepSpan
     ) -> Tensor:
         """Logits [B, N, V] of embedded positions."""
-        h_BNW = h_BNW if added_BNW is None else h_BNW + added_BNW
-        h = h_BNW.flatten(0, 1)
+        added_MW = None
+        if added_BNW is not None:
+            h_BNW = h_BNW + added_BNW
+            added_MW = added_BNW.flatten(0, 1)
+        h_MW = h_BNW.flatten(0, 1)
         for block, layer in zip(packed.blocks, self.layers):
-            h = block(h, layer, place)
-        return packed.logits(h, None if added_BNW is None else added_BNW.flatten(0, 1)).unflatten(
-            0, (-1, place.size)
-        )
+            h_MW = block(h_MW, layer, span)
+        return packed.logits(h_MW, added_MW).unflatten(0, (-1, span.size))
 
 
 @contextmanager

@@ -23,20 +23,25 @@ from torch import Tensor, nn
 
 Linear = Callable[[Tensor], Tensor]  # [N, I] -> [N, O]
 PRECISIONS = ("float32", "bfloat16", "float16", "int8")
-CACHED_WEIGHTS = (
-    1 << 15
-)  # weights of models that stay in a cache of the core from one step to the next: any product will do
-MM_MIN_OUTPUTS = 2048  # outputs from which on the matrix product reads W^T at 22 GB/s, `embedding_bag` at 13 (docs/decisions/0023)
+# Weights of models that stay in a cache of the core from one step to the next: any product will do.
+CACHED_WEIGHTS = 1 << 15
+# Outputs from which on the matrix product reads W^T at 22 GB/s, `embedding_bag` at 13 (docs/decisions/0023).
+MM_MIN_OUTPUTS = 2048
 MAX_PACKED_ROWS = (
     512  # beyond, the plain matrix product is as fast, and nothing is gained by packing
 )
+INT8_MAX = 127
+MIN_WEIGHT = 1e-12  # of a row's greatest, so that a row of zeros has a scale
 
 
 def pack_linear(layer: nn.Linear, int8: bool = False) -> Linear:
     """The fastest way known to apply `layer` to few rows on its device; `int8` rounds its weights to 8 bits."""
-    weight, bias = layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
+    weight = layer.weight.detach()
+    bias = None if layer.bias is None else layer.bias.detach()
     if weight.device.type != "cpu":
-        return _int8_on_gpu(weight, bias) if int8 else lambda x_NI: F.linear(x_NI, weight, bias)
+        if int8:
+            return _int8_on_gpu(weight, bias)
+        return lambda x_NI: F.linear(x_NI, weight, bias)
     if int8:
         return _int8_on_cpu(weight, bias)
     if weight.dtype == torch.float32:
@@ -49,18 +54,20 @@ def _float32_on_cpu(layer: nn.Linear, bias: Tensor | None) -> Linear:
     weight = layer.weight.detach()
     if columns_IO.numel() <= CACHED_WEIGHTS:
         return lambda x_NI: F.linear(x_NI, weight, bias)
-    several, everything = _reordered(weight, bias), torch.arange(len(columns_IO))
-    first, long = torch.zeros(1, dtype=torch.long), columns_IO.shape[1] >= MM_MIN_OUTPUTS
+    several_rows = _reordered(weight, bias)
+    all_inputs = torch.arange(len(columns_IO))
+    offset = torch.zeros(1, dtype=torch.long)
+    many_outputs = columns_IO.shape[1] >= MM_MIN_OUTPUTS
 
     def apply(x_NI: Tensor) -> Tensor:
         if x_NI.shape[0] > 1:
-            return several(x_NI)
-        if long:
-            return (
-                torch.mm(x_NI, columns_IO) if bias is None else torch.addmm(bias, x_NI, columns_IO)
-            )
+            return several_rows(x_NI)
+        if many_outputs:
+            if bias is None:
+                return torch.mm(x_NI, columns_IO)
+            return torch.addmm(bias, x_NI, columns_IO)
         # F.embedding_bag without its checks, which take longer than the sum: mode 0 is "sum".
-        y = torch.embedding_bag(columns_IO, everything, first, False, 0, False, x_NI[0])[0]
+        y = torch.embedding_bag(columns_IO, all_inputs, offset, False, 0, False, x_NI[0])[0]
         return y if bias is None else y.add_(bias)
 
     return apply
@@ -81,49 +88,57 @@ class _Reordered:
     """Weights in oneDNN's own order, made at the first call with several rows; many rows take the plain product."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None):
-        self.weight, self.bias = weight, bias
-        self.inner: Tensor | None = None
+        self.weight = weight
+        self.bias = bias
+        self.reordered: Tensor | None = None
 
     def __call__(self, x_NI: Tensor) -> Tensor:
         if len(x_NI) > MAX_PACKED_ROWS:
             return F.linear(x_NI, self.weight, self.bias)
-        if self.inner is None:
-            self.inner = torch.ops.mkldnn._reorder_linear_weight(self.weight.contiguous(), 16)
-        return torch.ops.mkldnn._linear_pointwise(x_NI, self.inner, self.bias, "none", [], "")
+        if self.reordered is None:
+            self.reordered = torch.ops.mkldnn._reorder_linear_weight(self.weight.contiguous(), 16)
+        return torch.ops.mkldnn._linear_pointwise(x_NI, self.reordered, self.bias, "none", [], "")
 
 
 def _reordered(weight: Tensor, bias: Tensor | None) -> Linear:
-    known = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    if not known or weight.dtype == torch.float16:  # which oneDNN reorders on the newest CPUs alone
+    available = torch.backends.mkldnn.is_available() and hasattr(
+        torch.ops.mkldnn, "_linear_pointwise"
+    )
+    if (
+        not available or weight.dtype == torch.float16
+    ):  # which oneDNN reorders on the newest CPUs alone
         return lambda x_NI: F.linear(x_NI, weight, bias)
     return _Reordered(weight, bias)
 
 
 def int8_scales(weight_OI: Tensor) -> Tensor:
     """What one step of int8 is worth in each output row, [O]."""
-    return weight_OI.float().abs().amax(1).clamp(min=1e-12) / 127
+    return weight_OI.float().abs().amax(1).clamp(min=MIN_WEIGHT) / INT8_MAX
 
 
 def _int8_on_cpu(weight_OI: Tensor, bias: Tensor | None) -> Linear:
-    zeros, whole = torch.zeros(len(weight_OI), dtype=torch.long), weight_OI.float().contiguous()
+    zeros = torch.zeros(len(weight_OI), dtype=torch.long)
+    scales = int8_scales(weight_OI)
     with (
         warnings.catch_warnings()
-    ):  # torch means to drop its quantised tensors, and has no other door to FBGEMM yet
+    ):  # torch will drop quantised tensors, and has no other way to FBGEMM yet
         warnings.simplefilter("ignore")
-        rounded = torch.quantize_per_channel(whole, int8_scales(weight_OI), zeros, 0, torch.qint8)
-    inner, dtype = (
-        torch.ops.quantized.linear_prepack(rounded, None if bias is None else bias.float()),
-        weight_OI.dtype,
-    )
+        rounded = torch.quantize_per_channel(
+            weight_OI.float().contiguous(), scales, zeros, 0, torch.qint8
+        )
+    packed = torch.ops.quantized.linear_prepack(rounded, None if bias is None else bias.float())
+    dtype = weight_OI.dtype
     if dtype == torch.float32:
-        return lambda x_NI: torch.ops.quantized.linear_dynamic(x_NI, inner, False)
-    return lambda x_NI: torch.ops.quantized.linear_dynamic(x_NI.float(), inner, False).to(dtype)
+        return lambda x_NI: torch.ops.quantized.linear_dynamic(x_NI, packed, False)
+    return lambda x_NI: torch.ops.quantized.linear_dynamic(x_NI.float(), packed, False).to(dtype)
 
 
 def _int8_on_gpu(weight_OI: Tensor, bias: Tensor | None) -> Linear:
     """Weights only: read as int8, multiplied in the model's precision. Worth it where compiled into one kernel."""
     scale_O = int8_scales(weight_OI)
-    steps_OI = (weight_OI.float() / scale_O[:, None]).round().clamp(-127, 127).to(torch.int8)
+    steps_OI = (
+        (weight_OI.float() / scale_O[:, None]).round().clamp(-INT8_MAX, INT8_MAX).to(torch.int8)
+    )
     scale_O = scale_O.to(weight_OI.dtype)
     return lambda x_NI: _compiled()(x_NI, steps_OI, scale_O, bias)
 

@@ -1,11 +1,11 @@
-"""What a level sampler is: it turns one level of some songs, partly known, into all of its codes.
+"""The interface of a level sampler: it turns one level of some songs, partly known, into all of its codes.
 
     class MySampler:                                    # made once for a loaded prior
         def sample(self, job: LevelJob, progress: Progress) -> None:
             ...                                         # writes job.codes where job.known is False, then sets it
 
-Whatever is known stays: a prompt, what lies around a range that is made anew, and what an interrupted attempt had done
-already. The codes that come out must not depend on how much of them was done before.
+Whatever is known stays: a prompt, the codes around a range that is sampled again, and those of an interrupted attempt.
+The codes that come out must not depend on how many of them were known before.
 """
 
 # B songs of equal length   T codes of the whole level   U codes of the level above
@@ -20,9 +20,8 @@ from megajukebox.conditioning.schema import SongConditioning
 from megajukebox.models.prior import PriorConfig
 from megajukebox.sampling.decoding.token_sampling import TokenSampler
 
-Progress = Callable[
-    [int], None
-]  # codes newly done, over all songs; job.codes and job.known hold them already
+# Called with the number of new codes, over all songs; job.codes and job.known hold them already.
+Progress = Callable[[int], None]
 
 # Share of a window by which the next one moves on. The top moves little: it has no level above to hold it together.
 DEFAULT_HOP_FRACTIONS = {"top": 0.125, "middle": 0.5, "bottom": 0.5}
@@ -34,9 +33,9 @@ class LevelJob:
 
     conditioning: list[SongConditioning]
     codes_BT: Tensor  # int64; where known they stay, elsewhere they are written
-    known_BT: Tensor  # bool: given, or done since
+    known_BT: Tensor  # bool: in the prompt, or sampled since
     upper_BU: Tensor | None  # codes of the level above for at least the same time
-    samples: int  # length of the songs in audio samples, which the timing is told; the level may end earlier
+    samples: int  # length of the songs in audio samples that timing is conditioned on; the level may end earlier
     token_sampler: TokenSampler
     guidance: list[float]  # a strength a song; 1 is off
     hop_fraction: float
@@ -52,15 +51,21 @@ class LevelJob:
 
     def for_song(self, song: int) -> "LevelJob":
         """The job of that song alone: its codes and what is known are written to the same memory."""
-        one, index = slice(song, song + 1), torch.tensor([song], device=self.codes_BT.device)
-        upper = None if self.upper_BU is None else self.upper_BU[one]
+        one = slice(song, song + 1)
+        index = torch.tensor([song], device=self.codes_BT.device)
         return replace(
-            self, conditioning=self.conditioning[one], codes_BT=self.codes_BT[one], known_BT=self.known_BT[one], upper_BU=upper,
-            token_sampler=self.token_sampler.select(index), guidance=self.guidance[one], prompt_BT=self.prompt_BT[one],
-        )  # fmt: skip
+            self,
+            conditioning=self.conditioning[one],
+            codes_BT=self.codes_BT[one],
+            known_BT=self.known_BT[one],
+            upper_BU=None if self.upper_BU is None else self.upper_BU[one],
+            token_sampler=self.token_sampler.select(index),
+            guidance=self.guidance[one],
+            prompt_BT=self.prompt_BT[one],
+        )
 
     def write(self, songs: Any, start: int, codes_NT: Tensor) -> int:
-        """Put codes of those songs (an index of the first axis) from `start` on; how many of them were not known."""
+        """Write codes of `songs` (an index of the first axis) from `start` on where nothing is known; how many are new."""
         end = start + codes_NT.shape[-1]
         known = self.known_BT[songs, start:end]
         new = int((~known).sum())
@@ -89,13 +94,14 @@ def new_job(
     guidance: list[float] | None = None,
     known_BK: Tensor | None = None,
 ) -> LevelJob:
-    """A job of which at most a beginning [B, K] is known."""
+    """A job of which at most a prefix [B, K] is known."""
     device = token_sampler.keys_B.device
     codes = torch.zeros(len(conditioning), total, dtype=torch.long, device=device)
     known = torch.zeros(len(conditioning), total, dtype=torch.bool, device=device)
     if known_BK is not None:
-        done = min(total, known_BK.shape[1])
-        codes[:, :done], known[:, :done] = known_BK[:, :done], True
+        length = min(total, known_BK.shape[1])
+        codes[:, :length] = known_BK[:, :length]
+        known[:, :length] = True
     return LevelJob(
         conditioning,
         codes,

@@ -1,4 +1,4 @@
-"""The windows of a level: where they start, which codes are theirs, what each is told (spec section 12.2)."""
+"""The windows of a level: where they start, which codes are theirs, how each is conditioned (spec section 12.2)."""
 
 # B songs   M rows (a song and one of its windows)   T codes of the whole level   W codes of a window
 from collections.abc import Sequence
@@ -43,11 +43,13 @@ def window_starts(total: int, window: int, hop: int) -> list[int]:
 
 def window_spans(total: int, window: int, hop: int) -> list[WindowSpan]:
     """The windows in order: each code belongs to the first window that reaches it."""
-    ends = [min(start + window, total) for start in window_starts(total, window, hop)]
-    return [
-        WindowSpan(start, new, end)
-        for start, new, end in zip(window_starts(total, window, hop), [0, *ends[:-1]], ends)
-    ]
+    spans = []
+    new = 0
+    for start in window_starts(total, window, hop):
+        end = min(start + window, total)
+        spans.append(WindowSpan(start, new, end))
+        new = end
+    return spans
 
 
 def conditioning_batch_at(
@@ -65,9 +67,13 @@ def conditioning_batch_at(
 
 
 def conditioning_batch(
-    config: PriorConfig, conditioning: list[SongConditioning], upper_MU: Tensor | None, starts: Sequence[int], samples: int,
+    config: PriorConfig,
+    conditioning: list[SongConditioning],
+    upper_MU: Tensor | None,
+    starts: Sequence[int],
+    samples: int,
     device: torch.device,
-) -> dict:  # fmt: skip
+) -> dict:
     """The batch that conditions M rows, each with its own window from code `starts` on."""
     rows: list[dict] = []
     for song, start in zip(conditioning, starts):
@@ -93,11 +99,10 @@ def upper_window(upper_XU: Tensor, start: int, length: int) -> Tensor:
     """`length` upper codes from `start`, [..., U]; past the end of the song the last code is held."""
     window = upper_XU[..., start : start + length]
     missing = length - window.shape[-1]
-    return (
-        torch.cat([window, window[..., -1:].expand(*window.shape[:-1], missing)], dim=-1)
-        if missing
-        else window
-    )
+    if not missing:
+        return window
+    held = window[..., -1:].expand(*window.shape[:-1], missing)
+    return torch.cat([window, held], dim=-1)
 
 
 def to_device(batch: dict, device: torch.device) -> dict:
@@ -118,68 +123,87 @@ class WindowRow:
 
 @torch.inference_mode()
 def build_window(prior: Prior, job: LevelJob, rows: list[WindowRow]) -> SamplingWindow:
-    """Those rows, and a twin of every guided one, as one `Window` with the codes and clamps that the job has now."""
-    config, device = prior.config, next(prior.parameters()).device
+    """The window of those rows, with what the job knows by now; guided rows get an unconditional row each.
+
+    rows        song 0 | song 1 | song 2 | song 1, unconditional     (where only song 1 is guided)
+    """
+    config = prior.config
+    device = next(prior.parameters()).device
     songs = [row.song for row in rows]
-    guided = [n for n, song in enumerate(songs) if job.guidance[song] != 1.0]
-    everyone = [*range(len(rows)), *guided]
-    told = [job.conditioning[song] for song in songs] + [job.conditioning[0].null()] * len(guided)
-    starts = [rows[n].span.start for n in everyone]
-    upper = None if job.upper_BU is None else job.upper_BU[[songs[n] for n in everyone]]
-    batch = conditioning_batch(config, told, upper, starts, job.samples, device)
-    codes, known = _codes_of(config, job, rows, device)
-    batch["codes"] = codes[everyone]
-    draw: TokenSamplerProtocol = job.token_sampler.select(torch.tensor(songs, device=device))
+    guided = [m for m, song in enumerate(songs) if job.guidance[song] != 1.0]
+    every_row = [*range(len(rows)), *guided]
+    conditioning = [job.conditioning[song] for song in songs]
+    conditioning += [job.conditioning[0].null()] * len(guided)
+    starts = [rows[m].span.start for m in every_row]
+    upper = None if job.upper_BU is None else job.upper_BU[[songs[m] for m in every_row]]
+    batch = conditioning_batch(config, conditioning, upper, starts, job.samples, device)
+    codes, known = _codes_and_known(config, job, rows, device)
+    batch["codes"] = codes[every_row]
+    sampler = job.token_sampler.select(torch.tensor(songs, device=device))
+    guided_sampler: TokenSamplerProtocol = sampler
     if guided:
-        strengths = torch.tensor([job.guidance[songs[n]] for n in guided], device=device)
-        draw = ClassifierFreeGuidance(
-            job.token_sampler.select(torch.tensor(songs, device=device)),
-            torch.tensor(guided, device=device),
-            strengths,
+        strengths = torch.tensor([job.guidance[songs[m]] for m in guided], device=device)
+        guided_sampler = ClassifierFreeGuidance(
+            sampler, torch.tensor(guided, device=device), strengths
         )
     return SamplingWindow(
-        prior, _conditioning_apart(prior, batch), prior.tokens(batch), known[everyone],
-        torch.tensor(starts, device=device), draw, _sharing(told, starts, batch, known[everyone]),
-    )  # fmt: skip
+        prior,
+        _row_by_row_conditioning(prior, batch),
+        prior.tokens(batch),
+        known[every_row],
+        torch.tensor(starts, device=device),
+        guided_sampler,
+        _shared_prefixes(conditioning, starts, batch, known[every_row]),
+    )
 
 
-def _conditioning_apart(prior: Prior, batch: dict) -> Conditioning:
-    """What each row is given, computed for it alone: to the last bit, batch-mates do not matter."""
-    alone = [prior.conditioning(_row_of(batch, m)) for m in range(len(batch["codes"]))]
-    return Conditioning(*(None if parts[0] is None else torch.cat(parts) for parts in zip(*alone)))
+def _row_by_row_conditioning(prior: Prior, batch: dict) -> Conditioning:
+    """The conditioning of each row, computed for it alone: to the last bit, batch-mates do not matter."""
+    rows = [prior.conditioning(_row_of(batch, m)) for m in range(len(batch["codes"]))]
+    return Conditioning(*(None if parts[0] is None else torch.cat(parts) for parts in zip(*rows)))
 
 
 def _row_of(batch: dict, m: int) -> dict:
-    return {k: _row_of(v, m) if isinstance(v, dict) else v[m : m + 1] for k, v in batch.items()}
+    row: dict = {}
+    for name, value in batch.items():
+        row[name] = _row_of(value, m) if isinstance(value, dict) else value[m : m + 1]
+    return row
 
 
-def _codes_of(
+def _codes_and_known(
     config: PriorConfig, job: LevelJob, rows: list[WindowRow], device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Codes [M, W] and which positions [M, prefix + W] stay: what is known, and what is none of the row's business."""
-    codes, known = [], []
+    """Codes [M, W] and which positions [M, prefix + W] stay: the known ones, the prefix, and those past the span."""
+    codes = []
+    known = []
     for row in rows:
-        span, room = row.span, (0, config.window - (row.span.end - row.span.start))
-        codes.append(F.pad(job.codes_BT[row.song, span.start : span.end], room))
-        known.append(F.pad(job.known_BT[row.song, span.start : span.end], room, value=True))
-    stay = torch.stack(known).to(device)
-    return torch.stack(codes).to(device), F.pad(stay, (config.prefix_tokens, 0), value=True)
+        span = row.span
+        padding = (0, config.window - (span.end - span.start))
+        codes.append(F.pad(job.codes_BT[row.song, span.start : span.end], padding))
+        known.append(F.pad(job.known_BT[row.song, span.start : span.end], padding, value=True))
+    known_MW = torch.stack(known).to(device)
+    return torch.stack(codes).to(device), F.pad(known_MW, (config.prefix_tokens, 0), value=True)
 
 
-def _sharing(
-    told: list[SongConditioning], starts: list[int], batch: dict, known_MT: Tensor
+def _shared_prefixes(
+    conditioning: list[SongConditioning], starts: list[int], batch: dict, known_MT: Tensor
 ) -> Tensor | None:
-    """Which rows share what they are told and their known beginning: variations of one request. None: none do."""
+    """Which rows have the same conditioning and known prefix, as variations of one request do; None: none have.
+
+    Returns the number of its prefix for each row, [M] int64.
+    """
     unknown = (~known_MT).any(0).nonzero()
-    prefix, length = known_MT.shape[1] - batch["codes"].shape[1], known_MT.shape[1]
-    begin = max(0, (int(unknown[0]) if len(unknown) else length) - prefix)
+    known_length = int(unknown[0]) if len(unknown) else known_MT.shape[1]
+    prefix_tokens = known_MT.shape[1] - batch["codes"].shape[1]
+    num_codes = max(0, known_length - prefix_tokens)
     upper = batch.get("upper_codes")
-    kinds: dict[tuple, int] = {}
-    songs = []
-    for m, (who, start) in enumerate(zip(told, starts)):
+    numbers: dict[tuple, int] = {}
+    prefixes = []
+    for m, (song, start) in enumerate(zip(conditioning, starts)):
         above = b"" if upper is None else upper[m].cpu().numpy().tobytes()
-        key = (id(who), start, above, batch["codes"][m, :begin].cpu().numpy().tobytes())
-        songs.append(kinds.setdefault(key, len(kinds)))
-    return (
-        torch.tensor(songs, device=known_MT.device) if begin and len(kinds) < len(songs) else None
-    )
+        codes = batch["codes"][m, :num_codes].cpu().numpy().tobytes()
+        key = (id(song), start, above, codes)
+        prefixes.append(numbers.setdefault(key, len(numbers)))
+    if not num_codes or len(numbers) == len(prefixes):
+        return None
+    return torch.tensor(prefixes, device=known_MT.device)

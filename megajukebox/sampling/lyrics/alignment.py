@@ -15,31 +15,37 @@ from megajukebox.sampling.levels.level_sampler import DEFAULT_HOP_FRACTIONS
 from megajukebox.sampling.levels.level_windows import to_device, window_starts
 
 Head = tuple[int, int]  # layer, head
-MIN_ATTENTION = (
-    1e-30  # of what a code reads of a token in its window: a sharp softmax ends in zeros
-)
+# Of what a code reads of a token in its window: a sharp softmax ends in zeros, and 0 means "not in the window".
+MIN_ATTENTION = 1e-30
 
 
 @torch.inference_mode()
 def align(
-    prior: Prior, conditioning: list[SongConditioning], codes_BT: Tensor, samples: int, pairs: Sequence[Head],
-    hop_fraction: float = DEFAULT_HOP_FRACTIONS["top"], offset: int = 0,
-) -> dict[Head, list[np.ndarray]]:  # fmt: skip
+    prior: Prior,
+    conditioning: list[SongConditioning],
+    codes_BT: Tensor,
+    samples: int,
+    pairs: Sequence[Head],
+    hop_fraction: float = DEFAULT_HOP_FRACTIONS["top"],
+    offset: int = 0,
+) -> dict[Head, list[np.ndarray]]:
     """How much each code reads each lyric token: for each (layer, head) one array [T, tokens of the lyrics] a song.
 
-    The codes are a part of a song of `samples` audio samples, from `offset` on (in samples). 0 says that no window held
-    both the code and the token, and nothing else is 0.
+    0 means that no window held both the code and the token; nothing else is 0.
+
+    Args:
+        codes_BT: a part of songs of `samples` audio samples, from `offset` (in samples) on.
     """
-    config, total = prior.config, codes_BT.shape[1]
-    laid = {
-        pair: [np.zeros((total, len(song.tokens.ids) + 1), np.float32) for song in conditioning]
-        for pair in pairs
-    }
+    config = prior.config
+    total = codes_BT.shape[1]
+    attention: dict[Head, list[np.ndarray]] = {}
+    for pair in pairs:
+        shapes = [(total, len(song.tokens.ids) + 1) for song in conditioning]
+        attention[pair] = [np.zeros(shape, np.float32) for shape in shapes]
     layers = sorted({layer for layer, _ in pairs})
+    starts = window_starts(total, config.window, max(1, int(hop_fraction * config.window)))
     # From last to first: where windows overlap the earlier one counts, as in the reference.
-    for start in reversed(
-        window_starts(total, config.window, max(1, int(hop_fraction * config.window)))
-    ):
+    for start in reversed(starts):
         first = offset + start * config.hop
         length = config.window * config.hop
         position = WindowPosition(samples, first, length, config.sample_rate)
@@ -49,15 +55,14 @@ def align(
         codes = codes_BT[:, start : start + config.window]
         batch["codes"] = F.pad(codes, (0, config.window - codes.shape[1]))  # the last window
         weights = lyric_attention(prior, batch, layers)
-        for (layer, head), songs in laid.items():
+        for (layer, head), songs in attention.items():
             for b, song in enumerate(songs):
-                place_window(
-                    song,
-                    weights[layer][b, head].clamp(min=MIN_ATTENTION).cpu().numpy(),
-                    lyrics[b].index,
-                    start,
-                )
-    return {pair: [song[:, :-1] for song in songs] for pair, songs in laid.items()}
+                window = weights[layer][b, head].clamp(min=MIN_ATTENTION).cpu().numpy()
+                place_window(song, window, lyrics[b].index, start)
+    without_padding = {}
+    for pair, songs in attention.items():
+        without_padding[pair] = [song[:, :-1] for song in songs]
+    return without_padding
 
 
 def place_window(song: np.ndarray, window: np.ndarray, index: np.ndarray, start: int) -> None:

@@ -10,6 +10,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from megajukebox.common.errors import UserError
 from megajukebox.common.files import write_atomic
 from megajukebox.conditioning.lrc import TimedWord
 from megajukebox.conditioning.schema import SongConditioning
@@ -79,31 +80,26 @@ class AlignedSong:
 
 def score_heads(prior: Prior, songs: Sequence[AlignedSong]) -> dict[Head, float]:
     """The mean monotonicity of every (layer, head) that reads lyrics, in nats a code."""
-    return {
-        pair: score
-        for layer in lyric_layers(
-            prior
-        )  # layer by layer: the heads of one layer over a song fill enough memory
-        for pair, score in _score_layer(prior, songs, layer).items()
-    }
+    scores: dict[Head, float] = {}
+    for layer in lyric_layers(
+        prior
+    ):  # layer by layer: the heads of one over a song fill enough memory
+        scores |= _score_layer(prior, songs, layer)
+    return scores
 
 
 def _score_layer(prior: Prior, songs: Sequence[AlignedSong], layer: int) -> dict[Head, float]:
     pairs = [(layer, head) for head in range(prior.config.transformer.heads)]
     scores = []
     for song in songs:
-        found = align(prior, [song.untimed()], _batch_of(prior, song.codes), song.samples, pairs)
+        codes_BT = _batch_of(prior, song.codes)
+        attention = align(prior, [song.untimed()], codes_BT, song.samples, pairs)
         words = words_of(song.text)
-        scores.append(
-            monotonicity(
-                np.stack(
-                    [
-                        attention_over_words(found[pair][0], song.conditioning.tokens, words)
-                        for pair in pairs
-                    ]
-                )
-            )
-        )
+        over_words = []
+        for pair in pairs:
+            attention_TN = attention[pair][0]
+            over_words.append(attention_over_words(attention_TN, song.conditioning.tokens, words))
+        scores.append(monotonicity(np.stack(over_words)))
     return {pair: float(score) for pair, score in zip(pairs, np.mean(scores, axis=0))}
 
 
@@ -116,15 +112,18 @@ def choose_head(
 ) -> tuple[AlignmentHead, dict[Head, float]]:
     """The head of the best score over `songs`, and the scores of all.
 
-    Where words have known times, it follows the lyrics if it tells their times better than an even distribution does;
-    else if its score is that of a head that follows. ValueError if nothing can be chosen.
+    Where words have known times, it follows the lyrics if its times are better than those of words sung evenly; else
+    if its score is that of a head that follows.
+
+    Raises:
+        UserError: the prior reads no lyrics, or there is no song to choose by.
     """
     if not lyric_layers(prior):
-        raise ValueError(
+        raise UserError(
             f"the {prior.config.level} prior reads no lyrics; there is nothing to align"
         )
     if not songs:
-        raise ValueError("no song with lyrics to choose by; give code shards of songs with lyrics")
+        raise UserError("no song with lyrics to choose by; give code shards of songs with lyrics")
     scores = score_heads(prior, songs)
     (layer, head), score = max(scores.items(), key=lambda item: item[1])
     choice = AlignmentHead(
@@ -135,40 +134,38 @@ def choose_head(
         follows=score > MIN_FOLLOWING_SCORE,
         weights=weights,
     )
-    error, even = word_start_errors(prior, songs, choice.pair)
-    if not len(error):
+    errors, even_errors = word_start_errors(prior, songs, choice.pair)
+    if not len(errors):
         return choice, scores
-    error_ms, even_ms = float(np.median(error)), float(np.median(even))
-    known = {
+    error_ms = float(np.median(errors))
+    even_ms = float(np.median(even_errors))
+    measured = {
         "error_ms": error_ms,
         "proportion_ms": even_ms,
         "follows": choice.follows and error_ms < even_ms,
     }
-    return choice.model_copy(update=known), scores
+    return choice.model_copy(update=measured), scores
 
 
 def word_start_errors(
     prior: Prior, songs: Sequence[AlignedSong], pair: Head
 ) -> tuple[np.ndarray, np.ndarray]:
     """How far (ms) each word's start is from its known one: by the head `pair`, and sung evenly over the song."""
-    ours: list[float] = []
-    even: list[float] = []
+    errors: list[float] = []
+    even_errors: list[float] = []
     for song in songs:
-        known = {word.start_char: word.t0 for word in song.conditioning.words}
-        spans = words_of(song.text)
-        proportional = proportional_starts(
-            song.conditioning.tokens, spans, song.samples / prior.config.sample_rate
-        )
-        found = (
-            sung_words(prior, song.untimed(), song.text, song.codes, song.samples, pair)
-            if known
-            else []
-        )
-        for word, t in zip(found, proportional):
-            if word.start_char in known:
-                ours.append(abs(word.t0 - known[word.start_char]) * 1000)
-                even.append(abs(t - known[word.start_char]) * 1000)
-    return np.array(ours), np.array(even)
+        known_starts = {word.start_char: word.t0 for word in song.conditioning.words}
+        if not known_starts:
+            continue
+        seconds = song.samples / prior.config.sample_rate
+        even_starts = proportional_starts(song.conditioning.tokens, words_of(song.text), seconds)
+        words = sung_words(prior, song.untimed(), song.text, song.codes, song.samples, pair)
+        for word, even_start in zip(words, even_starts):
+            if word.start_char in known_starts:
+                known = known_starts[word.start_char]
+                errors.append(abs(word.t0 - known) * 1000)
+                even_errors.append(abs(even_start - known) * 1000)
+    return np.array(errors), np.array(even_errors)
 
 
 @torch.inference_mode()
@@ -183,7 +180,8 @@ def sung_words(
 ) -> list[SungWord]:
     """When each word of `text` is sung in `codes`, read from one head; [] where there are no words.
 
-    Not `whole`: the codes end before the song does, and with them perhaps some of the words are left.
+    Args:
+        whole: False where the codes end before the song does, so that the last words may not be sung.
     """
     words = words_of(text)
     if not words or not conditioning.tokens.ids or not len(codes_T):

@@ -1,4 +1,4 @@
-"""Audio that can be heard while its level is still being sampled: decoded as soon as its codes are there.
+"""Audio of a level while it is still being sampled: decoded as soon as its codes are known.
 
 The pieces lie on a grid of their own, so the audio of a level is the same however its codes came.
 """
@@ -38,37 +38,45 @@ def decode_all(vqvae: VQVAE, codes_T: Tensor, level: str) -> Tensor:
 class AudioStream:
     """Writes <name>.part.wav as codes come (16 bits, mono; a player may open it at any moment), at last <name>.wav.
 
-    A part that an interrupted attempt left is written over piece by piece: it never holds less than was heard before.
+    A part that an interrupted attempt left is overwritten piece by piece: it never holds less audio than before.
     """
 
     def __init__(self, vqvae: VQVAE, level: str, path: Path):
-        self.vqvae, self.level, self.path = vqvae, level, path
-        self.size, self.context = piece_size(vqvae, level), reach(vqvae.level(level).decoder)
-        self.hop, self.rate = vqvae.config.hops[level], vqvae.config.sample_rate
+        self.vqvae = vqvae
+        self.level = level
+        self.path = path
+        self.size = piece_size(vqvae, level)  # codes
+        self.context = reach(
+            vqvae.level(level).decoder
+        )  # codes on either side that a piece depends on
+        self.hop = vqvae.config.hops[level]
+        self.rate = vqvae.config.sample_rate
         self.part = partial_path(path)
-        self.at = 0  # codes that are decoded
+        self.decoded = 0  # codes
         self.file: BinaryIO | None = None
 
     def feed(self, codes_T: Tensor, done: int) -> None:
-        """`done` codes from the beginning are final; decode what can be decoded of them."""
-        while self.at < len(codes_T) and (
-            done == len(codes_T) or self.at + self.size + self.context <= done
+        """Decode what can be decoded of the first `done` codes, which are final."""
+        while self.decoded < len(codes_T) and (
+            done == len(codes_T) or self.decoded + self.size + self.context <= done
         ):
-            audio = decode_piece(self.vqvae, codes_T, self.level, self.at, self.size).clamp(-1, 1)
+            audio = decode_piece(self.vqvae, codes_T, self.level, self.decoded, self.size).clamp(
+                -1, 1
+            )
             self._write(audio.float().cpu().numpy())
-            self.at = min(self.at + self.size, len(codes_T))
+            self.decoded = min(self.decoded + self.size, len(codes_T))
         if done == len(codes_T):
             self._finish()
 
     def _write(self, audio: np.ndarray) -> None:
         if self.file is None:
             self.file = open(self.part, "r+b" if self.part.exists() else "w+b")  # noqa: SIM115  (open for a level)
-        self.file.seek(HEADER + 2 * self.at * self.hop)
+        self.file.seek(HEADER + 2 * self.decoded * self.hop)
         self.file.write(quantised(audio, 16).astype("<i2").tobytes())
-        self.file.flush()  # before the header says that it is there
-        self._tell(self.file.seek(0, os.SEEK_END) - HEADER)
+        self.file.flush()  # before the header counts it
+        self._write_header(self.file.seek(0, os.SEEK_END) - HEADER)
 
-    def _tell(self, data: int) -> None:
+    def _write_header(self, data: int) -> None:
         """Write the header for `data` bytes of samples."""
         assert self.file is not None
         self.file.seek(0)
@@ -80,8 +88,8 @@ class AudioStream:
 
     def _finish(self) -> None:
         if self.file is not None:
-            self.file.truncate(HEADER + 2 * self.at * self.hop)
-            self._tell(2 * self.at * self.hop)
+            self.file.truncate(HEADER + 2 * self.decoded * self.hop)
+            self._write_header(2 * self.decoded * self.hop)
             self.file.close()
             os.replace(self.part, self.path)
             self.file = None
@@ -92,6 +100,6 @@ def partial_path(path: Path) -> Path:
 
 
 def known_length(known_T: Tensor) -> int:
-    """How many codes from the beginning are known."""
+    """How many codes from the start are known."""
     unknown = (~known_T).nonzero()
     return int(unknown[0]) if len(unknown) else len(known_T)

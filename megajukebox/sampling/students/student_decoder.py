@@ -31,13 +31,13 @@ from megajukebox.sampling.levels.level_sampler import Progress
 
 @dataclass(frozen=True)
 class StudentTokenSampler:
-    """How codes are drawn for B windows: each song's `Draw`, and where in its song each window starts (in codes)."""
+    """How codes are sampled for B windows: each song's sampler, and where in its song each window starts (in codes)."""
 
     token_sampler: TokenSampler
     start_B: Tensor  # int64
 
     def __call__(self, logits_BNV: Tensor, slots_N: Tensor) -> Tensor:
-        """Codes [B, N] of the slots: each with the noise of its own place in the song, as the teacher's."""
+        """Codes [B, N] of the slots: each with the noise of its own position in the song, as the teacher's."""
         return self.token_sampler(logits_BNV, self.start_B[:, None] + slots_N).codes
 
 
@@ -71,17 +71,20 @@ def plan_steps(student: Student, sight: GridVisibility, known_BT: Tensor) -> lis
             _column_step(c, width or c + 1, patterns, sight, known)
             for c in open_L.nonzero()[:, 0].tolist()
         ]
-    emitted_T, wanted_T = student.sight().tau_BT[0], ~known_BT.all(0)
-    found = [
-        (wanted_T & (emitted_T == time)).nonzero()[:, 0] for time in emitted_T[wanted_T].unique()
-    ]
-    return [_step(slots, patterns, sight, known) for slots in found]
+    times_T = student.sight().tau_BT[0]
+    unknown_T = ~known_BT.all(0)
+    steps = []
+    for time in times_T[unknown_T].unique():
+        slots_N = (unknown_T & (times_T == time)).nonzero()[:, 0]
+        steps.append(_step(slots_N, patterns, sight, known))
+    return steps
 
 
 def _step(
     slots_N: Tensor, patterns: set[str], sight: GridVisibility, known_BT: Tensor | None
 ) -> StudentStep:
-    keys, masks = {}, {}
+    keys = {}
+    masks = {}
     for pattern in patterns:
         wide_NS, real_NS = pattern_keys(pattern, slots_N, sight)
         tau_BNS = sight.tau_BT[:, wide_NS].masked_fill(~real_NS, NEVER)
@@ -89,7 +92,8 @@ def _step(
             tau_BNS, wide_NS, sight.tau_BT[:, slots_N, None], slots_N[:, None]
         )
         some_S = seen_BNS.flatten(0, 1).any(0)
-        keys[pattern], masks[pattern] = wide_NS[:, some_S], _mask(seen_BNS[..., some_S])
+        keys[pattern] = wide_NS[:, some_S]
+        masks[pattern] = _mask(seen_BNS[..., some_S])
     return StudentStep(slots_N, masks, keys, None if known_BT is None else known_BT[:, slots_N])
 
 
@@ -107,8 +111,10 @@ def _column_step(
             "prefix": x_BRL.flatten(1)[:, None, : sight.prefix],
         }
 
-    tau, keys = keys_of(sight.tau_BRL), keys_of(sight.slot_1RL)
-    now_BR1, slot_1R1 = sight.tau_BRL[:, :, column, None], sight.slot_1RL[:, :, column, None]
+    tau = keys_of(sight.tau_BRL)
+    keys = keys_of(sight.slot_1RL)
+    now_BR1 = sight.tau_BRL[:, :, column, None]
+    slot_1R1 = sight.slot_1RL[:, :, column, None]
     masks = {p: _mask(sight.is_visible(tau[p], keys[p], now_BR1, slot_1R1)) for p in patterns}
     slots = slot_1R1[0, :, 0]
     return StudentStep(
@@ -126,13 +132,14 @@ def pattern_keys(pattern: str, slots_N: Tensor, sight: GridVisibility) -> tuple[
     """The slots [N, S] of a pattern before time is asked, and which of them are in the window at all."""
     rows, columns = sight.tau_BRL.shape[1:]
     along, down = (torch.arange(n, device=slots_N.device) for n in (columns, rows))
-    row, column = slots_N // columns, slots_N % columns
+    row = slots_N // columns
+    column = slots_N % columns
     if pattern == "row":
         keys = row[:, None] * columns + along
     elif pattern == "column":
         keys = down * columns + column[:, None]
     elif pattern == "previous_row":
-        keys = torch.cat([(row[:, None] + way) * columns + along for way in (-1, 1)], dim=1)
+        keys = torch.cat([(row[:, None] + step) * columns + along for step in (-1, 1)], dim=1)
     else:
         size = sight.prefix if pattern == "prefix" else rows * columns
         keys = torch.arange(size, device=slots_N.device).expand(len(slots_N), -1)
@@ -151,7 +158,8 @@ class StudentCache:
             return
         weight = attention.merge.weight
         shape = batch, length, attention.heads, weight.shape[1] // attention.heads
-        self.keys, self.values = weight.new_zeros(shape), weight.new_zeros(shape)
+        self.keys = weight.new_zeros(shape)
+        self.values = weight.new_zeros(shape)
 
     def prefill(self, x_BTW: Tensor, sight: GridVisibility) -> Tensor:
         """The attention output of a whole window, remembering all of it: what is not known is written again."""
@@ -177,7 +185,8 @@ class StudentCache:
         return self._attend(q, step).flatten(2)
 
     def _attend(self, q_BNHD: Tensor, step: StudentStep) -> Tensor:
-        pattern, (mask_BNS, nothing_BN) = self.attention.pattern, step.masks[self.attention.pattern]
+        pattern = self.attention.pattern
+        mask_BNS, nothing_BN = step.masks[pattern]
         if step.column is None:
             near = [
                 memory[:, step.keys[pattern]] for memory in (self.keys, self.values)
@@ -195,19 +204,15 @@ class StudentCache:
 
     def _beside_column(self, memory_BTHD: Tensor, step: StudentStep) -> Tensor:
         """What the slots of a whole column may look at: the same [B, S, H, D], or [B, R, S, H, D] for each row."""
-        pattern, memory = (
-            self.attention.pattern,
-            memory_BTHD.unflatten(1, (self.attention.rows, -1)),
-        )
+        pattern = self.attention.pattern
+        memory = memory_BTHD.unflatten(1, (self.attention.rows, -1))
         if pattern == "row":
             return memory[:, :, : step.width]
         if pattern == "previous_row":
             return (before if step.known_BN is None else beside)(memory[:, :, : step.width], 0.0)
-        return (
-            memory[:, :, step.column]
-            if pattern == "column"
-            else memory_BTHD[:, : self.attention.prefix or None]
-        )
+        if pattern == "column":
+            return memory[:, :, step.column]
+        return memory_BTHD[:, : self.attention.prefix or None]
 
     def _read_lyrics(self, x_BNW: Tensor) -> Tensor:
         q = self.attention.split(self.attention.query(x_BNW)).transpose(1, 2)
@@ -242,7 +247,8 @@ class StudentDecoder:
         known_BT: Tensor,
         packed: PackedPrior | None = None,
     ):
-        self.student, self.conditioning = student, conditioning
+        self.student = student
+        self.conditioning = conditioning
         self.sight = student.sight(known_BT if known_BT.any() else None)
         self.steps = plan_steps(student, self.sight, known_BT)
         self.packed = packed
@@ -273,7 +279,8 @@ class StudentDecoder:
         return logits.unflatten(0, (-1, step.size))
 
     def _inputs(self, codes_BT: Tensor, slots_N: Tensor) -> Tensor:
-        sight, length = self.sight, codes_BT.shape[1]
+        sight = self.sight
+        length = codes_BT.shape[1]
         left, above = ((slots_N - back) % length for back in (1, self.student.how.columns))
         return self.student.embed(
             codes_BT[:, left],
@@ -302,9 +309,14 @@ def student_decoding(
 
 @torch.inference_mode()
 def emit(
-    student: Student, conditioning: Conditioning, codes_BT: Tensor, known_BT: Tensor, token_sampler: StudentTokenSampler,
-    progress: Progress = lambda count: None, packed: PackedPrior | None = None,
-) -> Tensor:  # fmt: skip
+    student: Student,
+    conditioning: Conditioning,
+    codes_BT: Tensor,
+    known_BT: Tensor,
+    token_sampler: StudentTokenSampler,
+    progress: Progress = lambda count: None,
+    packed: PackedPrior | None = None,
+) -> Tensor:
     """`codes` [B, T] of B windows with every slot sampled that is not `known` [B, T]; known ones stay as they are."""
     codes = codes_BT.clone()
     with student_decoding(student, conditioning, known_BT, packed) as decoder:
@@ -328,9 +340,10 @@ def emit_slowly(
     token_sampler: StudentTokenSampler,
 ) -> Tensor:
     """The twin of `emit` without caches: one full forward pass for every step."""
-    codes, emitted_T = codes_BT.clone(), student.sight().tau_BT[0]
-    for time in emitted_T.unique():
-        slots = torch.nonzero(emitted_T == time)[:, 0]
+    codes = codes_BT.clone()
+    times_T = student.sight().tau_BT[0]
+    for time in times_T.unique():
+        slots = torch.nonzero(times_T == time)[:, 0]
         drawn = token_sampler(student.logits(codes, conditioning, known_BT)[:, slots], slots)
         codes[:, slots] = torch.where(known_BT[:, slots], codes[:, slots], drawn)
     return codes

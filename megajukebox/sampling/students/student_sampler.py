@@ -2,7 +2,7 @@
 
 An upsampler's windows hang together by the codes above, so they need not wait for each other:
 
-    first   |========|      |========|      |========|       all at once, from what is given alone
+    first   |========|      |========|      |========|       all at once, from the prompt alone
     then          |==------==|    |==------==|               all at once, == known: what the first ones sampled
 
 The top has nothing above it: its windows follow each other, each continuing the one before.
@@ -30,13 +30,13 @@ from megajukebox.sampling.levels.level_windows import (
 )
 from megajukebox.sampling.students.student_decoder import StudentTokenSampler, emit
 
-OVERLAP = 1 / 8  # of a window, on either side, that the windows between are given
+OVERLAP = 1 / 8  # of a window, on either side, that the windows between know
 HOP = 1 / 2  # of a window, by which the top's windows move on
 
 
 @dataclass
 class StudentSampler:
-    """Samples a level with a student. At the `temperature` of its teacher's windows it draws as it was taught to."""
+    """Samples a level with a student. At the `temperature` of its teacher's windows it samples as it was taught."""
 
     student: Student
     temperature: float = 1.0
@@ -49,50 +49,54 @@ class StudentSampler:
     @torch.inference_mode()
     def sample(self, job: LevelJob, progress: Progress) -> None:
         for phase in phases(self.student.config, job.total):
-            rows = [
-                WindowRow(song, span) for span in phase for song in range(len(job.conditioning))
-            ]
-            open_rows = [
-                row
-                for row in rows
-                if not bool(job.known_BT[row.song, row.span.start : row.span.end].all())
-            ]
-            for first in range(0, len(open_rows), self.max_rows):
-                self.emit(job, open_rows[first : first + self.max_rows], progress)
+            rows = []
+            for span in phase:
+                for song in range(len(job.conditioning)):
+                    if not bool(job.known_BT[song, span.start : span.end].all()):
+                        rows.append(WindowRow(song, span))
+            for first in range(0, len(rows), self.max_rows):
+                self.emit(job, rows[first : first + self.max_rows], progress)
 
     def emit(self, job: LevelJob, rows: list[WindowRow], progress: Progress) -> None:
-        """Sample one window of every row, and hand on what was not known."""
+        """Sample one window of every row, and write to the job what was not known."""
         device = job.codes_BT.device
-        songs, starts = [row.song for row in rows], [row.span.start for row in rows]
+        songs = [row.song for row in rows]
+        starts = [row.span.start for row in rows]
         upper = None if job.upper_BU is None else job.upper_BU[songs]
-        told = [job.conditioning[song] for song in songs]
-        batch = conditioning_batch(self.student.config, told, upper, starts, job.samples, device)
-        codes, known = (
-            torch.stack([self._cut(x, row) for row in rows]) for x in (job.codes_BT, job.known_BT)
+        conditioning = [job.conditioning[song] for song in songs]
+        batch = conditioning_batch(
+            self.student.config, conditioning, upper, starts, job.samples, device
         )
-        draw = job.token_sampler.select(torch.tensor(songs, device=device))
-        draws = StudentTokenSampler(
-            replace(draw, temperature_B=draw.temperature_B / self.temperature),
-            torch.tensor(starts, device=device),
+        sampler = job.token_sampler.select(torch.tensor(songs, device=device))
+        sampler = replace(sampler, temperature_B=sampler.temperature_B / self.temperature)
+        emitted_MW = emit(
+            self.student,
+            self.student.conditioning(batch),
+            self._windows(job.codes_BT, rows),
+            self._windows(job.known_BT, rows),
+            StudentTokenSampler(sampler, torch.tensor(starts, device=device)),
+            packed=self.packed,
         )
-        emitted = emit(
-            self.student, self.student.conditioning(batch), codes, known, draws, packed=self.packed
-        )
-        new = [job.write(row.song, row.span.start, codes[: row.span.end - row.span.start]) for row, codes in
-               zip(rows, emitted)]  # fmt: skip
-        progress(sum(new))
+        new = 0
+        for row, codes_W in zip(rows, emitted_MW):
+            span = row.span
+            new += job.write(row.song, span.start, codes_W[: span.end - span.start])
+        progress(new)
 
-    def _cut(self, x_BT: Tensor, row: WindowRow) -> Tensor:
-        """A row's window of the level; slots past the end of the song are sampled too, and then forgotten."""
-        window = x_BT[row.song, row.span.start : row.span.end]
-        return F.pad(window, (0, self.student.config.window - len(window)))
+    def _windows(self, x_BT: Tensor, rows: list[WindowRow]) -> Tensor:
+        """The rows' windows [M, W] of the level; slots past the end of the song are sampled too, and dropped."""
+        windows = []
+        for row in rows:
+            window = x_BT[row.song, row.span.start : row.span.end]
+            windows.append(F.pad(window, (0, self.student.config.window - len(window))))
+        return torch.stack(windows)
 
 
 @dataclass
 class VerifiedStudent:
-    """The teacher's own sample, code for code, from the student's as the first guess: passes over many codes at once.
+    """The teacher's own codes, with the student's as the first draft: passes verify many codes at once.
 
-    Both draw with the same noise, so most of the student's codes are right already.
+    Both sample with the same noise, so most of the student's codes are right already.
     """
 
     student: StudentSampler
@@ -108,14 +112,15 @@ class VerifiedStudent:
             prompt_BT=job.prompt_BT,
         )
         self.student.sample(draft, lambda count: None)
-        job.codes_BT.copy_(draft.codes_BT)  # where nothing is known yet, the first guess
+        job.codes_BT.copy_(draft.codes_BT)  # where nothing is known yet, the first draft
         JacobiDecoding(self.teacher, num_draft_tokens=self.num_draft_tokens).sample(job, progress)
 
 
 def phases(config: PriorConfig, total: int) -> Iterator[list[WindowSpan]]:
     """Windows that are sampled together, one list after another."""
     if config.upsampler_conditioner is None or total <= config.window:
-        yield from ([span] for span in window_spans(total, config.window, window_hop(config, HOP)))
+        for span in window_spans(total, config.window, window_hop(config, HOP)):
+            yield [span]
         return
     # Whole rows of the grid, and whole codes of the level above.
     unit = math.lcm(config.window // config.transformer.blocks, config.upsampler_conditioner.ratio)
