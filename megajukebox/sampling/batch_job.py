@@ -174,17 +174,15 @@ class SamplingRun:
                 display.advance(level, count)
                 self.progress_file.advance(level, count)
 
-            songs = self.jukebox.sample(
-                batch, self.batch_size, on_progress, self._announce_level, writer
-            )
+            def on_level(level: str, songs: list[GeneratedSong]) -> None:
+                if self.is_first and level != "bottom":
+                    log.info("%s level done: %s", level, self.out / songs[0].levels[level]["audio"])
+
+            songs = self.jukebox.sample(batch, self.batch_size, on_progress, on_level, writer)
         for song in songs:
             print(f"{self.out / song.request.id}.wav  {song.seconds:.1f} s", flush=True)
             for note in song.notes:
                 print(f"  note: {note}", flush=True)
-
-    def _announce_level(self, level: str, songs: list[GeneratedSong]) -> None:
-        if self.is_first and level != "bottom":
-            log.info("%s level done: %s", level, self.out / songs[0].levels[level]["audio"])
 
 
 def write_summary(

@@ -11,6 +11,7 @@ A song becomes <id>.wav, <id>.json and its codes, in the folder that `save` is g
 # B songs   T codes of a level
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -229,9 +230,16 @@ class Jukebox:
         job = self.build_job(level, songs)
         known_before = int(job.known_BT.sum())
         decoding = self.policy.decoding_of(level, len(songs), prior)
-        sampler: LevelSampler | None = None
-        if known_before < job.known_BT.numel():
-            sampler = self._build_sampler(level, prior, decoding)
+        recorded_decoding = decoding
+        if level in self.students:
+            recorded_decoding = self.students[level].name
+        elif level in self.samplers:
+            recorded_decoding = "own"
+        build = self.samplers.get(level) or partial(
+            build_level_sampler, decoding=decoding, int8=self.policy.int8
+        )
+        all_known = known_before == job.known_BT.numel()
+        sampler = None if all_known else build(prior)
         on_progress(level, known_before)
         sink.start_level(level, songs)
 
@@ -247,24 +255,13 @@ class Jukebox:
             "wall_seconds": seconds,
             "tokens_per_second": (job.known_BT.numel() - known_before) / seconds,
             "batch": len(songs),
-            "decoding": self._decoding_name(level, decoding),
+            "decoding": recorded_decoding,
         }
         for song, codes_T in zip(songs, job.codes_BT.cpu()):
             song.codes[level] = codes_T.numpy()
             song.levels[level] = dict(facts)
             align_words(song, self.levels[level], prior, job.samples)
         sink.finish_level(level, songs, job)
-
-    def _build_sampler(self, level: str, prior: Prior, decoding: str) -> LevelSampler:
-        if level in self.samplers:
-            return self.samplers[level](prior)
-        return build_level_sampler(prior, decoding, int8=self.policy.int8)
-
-    def _decoding_name(self, level: str, decoding: str) -> str:
-        """How a level was sampled, as a song's record has it."""
-        if level in self.students:
-            return self.students[level].name
-        return "own" if level in self.samplers else decoding
 
     def build_job(self, level: str, songs: list[GeneratedSong]) -> LevelJob:
         """One level of songs of equal length, with what is known of each."""

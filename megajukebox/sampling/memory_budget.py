@@ -143,16 +143,12 @@ def level_memory(jukebox: Jukebox, requests: Sequence[SongRequest]) -> list[Leve
     needs = []
     for level, run in jukebox.levels.items():
         windows = 1
-        if level in jukebox.students or _windows_in_lockstep(jukebox, level):
+        decoding = DECODINGS[jukebox.policy.decoding_of(level, songs=2, prior=None)]
+        if level in jukebox.students or decoding.windows_in_lockstep:
             codes = max((jukebox.num_codes(request, level) for request in requests), default=1)
             windows = -int(-codes // (NEW_WINDOW_SHARE * run.config.window))
         needs.append(LevelMemory(run.config, windows, guided, level in jukebox.students))
     return needs
-
-
-def _windows_in_lockstep(jukebox: Jukebox, level: str) -> bool:
-    name = jukebox.policy.decoding_of(level, songs=2, prior=None)
-    return DECODINGS[name].windows_in_lockstep
 
 
 def fit_jukebox(

@@ -56,23 +56,15 @@ class SongSink(Protocol):
     def finish(self, songs: list[GeneratedSong]) -> None: ...
 
 
-class InMemorySink:
+class InMemorySink(SongSink):
     """Decodes the audio of each finished level into the songs themselves, and writes nothing."""
 
     def __init__(self, vqvae: VQVAE):
         self.vqvae = vqvae
 
-    def resume(self, songs: list[GeneratedSong]) -> None: ...
-
-    def start_level(self, level: str, songs: list[GeneratedSong]) -> None: ...
-
-    def update(self, level: str, songs: list[GeneratedSong], job: LevelJob) -> None: ...
-
     def finish_level(self, level: str, songs: list[GeneratedSong], job: LevelJob) -> None:
         for song, codes_T in zip(songs, job.codes_BT):
             song.audio[level] = decode_all(self.vqvae, codes_T, level).float().cpu().numpy()
-
-    def finish(self, songs: list[GeneratedSong]) -> None: ...
 
 
 class SongWriter:
