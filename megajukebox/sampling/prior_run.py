@@ -76,12 +76,6 @@ class PriorRun:
                 if not vocabulary.id(name):
                     yield condition, name
 
-    def closest_name(self, condition: str, name: str) -> str | None:
-        """The known name that is spelt most alike, if one is at all."""
-        known = self.vocabularies.get(condition, Vocabulary()).names
-        matches = get_close_matches(normalised(name), known[1:], n=1, cutoff=MIN_NAME_SIMILARITY)
-        return matches[0] if matches else None
-
     def notes(self, request: SongRequest) -> Iterator[str]:
         """What else of the request this level cannot follow, a line each."""
         seconds = request.song_seconds or request.seconds
@@ -134,8 +128,9 @@ def unknown_name_notes(levels: Mapping[str, PriorRun], request: SongRequest) -> 
         for pair in run.unknown_names(request):
             unknown.setdefault(pair, []).append(level)
     for (condition, name), where in unknown.items():
-        closest = levels[where[0]].closest_name(condition, name)
-        hint = f"; did you mean {closest!r}?" if closest else ""
+        known = levels[where[0]].vocabularies.get(condition, Vocabulary()).names[1:]
+        closest = get_close_matches(normalised(name), known, n=1, cutoff=MIN_NAME_SIMILARITY)
+        hint = f"; did you mean {closest[0]!r}?" if closest else ""
         yield f"{condition} {name!r} is unknown to {', '.join(where)}, which took it as <unknown>{hint}"
 
 

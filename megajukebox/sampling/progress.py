@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from megajukebox.common.files import write_atomic
-from megajukebox.common.progress import ProgressReporter, ProgressTask
+from megajukebox.common.progress import ProgressReporter
 from megajukebox.sampling.jukebox import Jukebox
 from megajukebox.sampling.levels.level_sampler import DEFAULT_HOP_FRACTIONS, window_hop
 from megajukebox.sampling.levels.level_windows import window_spans
@@ -40,10 +40,8 @@ class ProgressDisplay:
             return
         task = self.reporter.tasks[level]
         window, windows = self.window(level, task.completed + count, task.total)
-        self.reporter.advance(level, count, f"{self.status(task)}, window {window}/{windows}")
-
-    def status(self, task: ProgressTask) -> str:
-        return f"{task.describe()}, {task.speed():.0f} codes/s"
+        status = f"{task.describe()}, {task.speed():.0f} codes/s"
+        self.reporter.advance(level, count, f"{status}, window {window}/{windows}")
 
     def window(self, level: str, done: int, total: int) -> tuple[int, int]:
         """Number of the window (from 1) that an average song has reached, and how many windows it has."""

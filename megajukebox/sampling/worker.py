@@ -28,7 +28,7 @@ from megajukebox.sampling.jukebox import Jukebox, SamplingInterrupted
 from megajukebox.sampling.lyrics.head_selection import ALIGNMENT_FILE
 from megajukebox.sampling.memory_budget import LevelMemory, fit_batch, free_memory
 from megajukebox.sampling.progress import ProgressFile
-from megajukebox.sampling.songs.requests import SongRequest, parse_requests
+from megajukebox.sampling.songs.requests import parse_requests
 from megajukebox.sampling.songs.resume_store import ResumeStore
 from megajukebox.sampling.songs.song_writer import SongWriter
 
@@ -55,7 +55,9 @@ class SamplerServer:
         except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: a full GPU, too
             state = "failed"
             reason = " ".join(str(error).split()) or type(error).__name__
-        return {"state": state, "reason": reason, **memory_in_use()}
+        memory = psutil.Process().memory_info().rss  # bytes
+        gpu = torch.cuda.memory_reserved() if torch.cuda.is_available() else 0
+        return {"state": state, "reason": reason, "memory": memory, "gpu_memory": gpu}
 
     def sample(self, command: dict[str, Any]) -> str:
         """`done`, or `stopped`. Raises what is wrong with the request, the runs or the machine."""
@@ -75,8 +77,10 @@ class SamplerServer:
         except SamplingInterrupted:
             state = "stopped"
         finally:
-            if state != "done":
-                remove_unfinished(out, request)
+            if state != "done":  # nobody will resume it
+                ResumeStore(out).remove(request.id)
+                for path in out.glob(f"{request.id}.*wav"):
+                    path.unlink()
         return state
 
     def jukebox(self) -> Jukebox:
@@ -114,19 +118,6 @@ def fits(jukebox: Jukebox) -> bool:
         return fit_batch(needs, 1, limit, jukebox.dtype, on_cpu).keep_loaded
     except UserError:  # not even one at a time: then a song's own attempt says so
         return False
-
-
-def remove_unfinished(out: Path, request: SongRequest) -> None:
-    """Remove what an unfinished song left: nobody will resume it."""
-    ResumeStore(out).remove(request.id)
-    for path in out.glob(f"{request.id}.*wav"):
-        path.unlink()
-
-
-def memory_in_use() -> dict[str, int]:
-    """Bytes that this process holds, and those of the GPU."""
-    gpu = torch.cuda.memory_reserved() if torch.cuda.is_available() else 0
-    return {"memory": psutil.Process().memory_info().rss, "gpu_memory": gpu}
 
 
 def serve(server: SamplerServer, commands: Iterable[str], answers: TextIO) -> None:

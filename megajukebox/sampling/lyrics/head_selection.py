@@ -80,27 +80,26 @@ class AlignedSong:
 
 def score_heads(prior: Prior, songs: Sequence[AlignedSong]) -> dict[Head, float]:
     """The mean monotonicity of every (layer, head) that reads lyrics, in nats a code."""
-    scores: dict[Head, float] = {}
+    mean_scores: dict[Head, float] = {}
     for layer in lyric_layers(
         prior
     ):  # layer by layer: the heads of one over a song fill enough memory
-        scores |= _score_layer(prior, songs, layer)
-    return scores
-
-
-def _score_layer(prior: Prior, songs: Sequence[AlignedSong], layer: int) -> dict[Head, float]:
-    pairs = [(layer, head) for head in range(prior.config.transformer.heads)]
-    scores = []
-    for song in songs:
-        codes_BT = _batch_of(prior, song.codes)
-        attention = align(prior, [song.untimed()], codes_BT, song.samples, pairs)
-        words = words_of(song.text)
-        over_words = []
-        for pair in pairs:
-            attention_TN = attention[pair][0]
-            over_words.append(attention_over_words(attention_TN, song.conditioning.tokens, words))
-        scores.append(monotonicity(np.stack(over_words)))
-    return {pair: float(score) for pair, score in zip(pairs, np.mean(scores, axis=0))}
+        pairs = [(layer, head) for head in range(prior.config.transformer.heads)]
+        scores = []
+        for song in songs:
+            codes_BT = _batch_of(prior, song.codes)
+            attention = align(prior, [song.untimed()], codes_BT, song.samples, pairs)
+            words = words_of(song.text)
+            over_words = []
+            for pair in pairs:
+                attention_TN = attention[pair][0]
+                over_words.append(
+                    attention_over_words(attention_TN, song.conditioning.tokens, words)
+                )
+            scores.append(monotonicity(np.stack(over_words)))
+        for pair, score in zip(pairs, np.mean(scores, axis=0)):
+            mean_scores[pair] = float(score)
+    return mean_scores
 
 
 def _batch_of(prior: Prior, codes_T: Tensor) -> Tensor:

@@ -65,8 +65,13 @@ class AudioStream:
             )
             self._write(audio.float().cpu().numpy())
             self.decoded = min(self.decoded + self.size, len(codes_T))
-        if done == len(codes_T):
-            self._finish()
+        if done == len(codes_T) and self.file is not None:
+            size = 2 * self.decoded * self.hop  # bytes of 16-bit samples
+            self.file.truncate(HEADER + size)
+            self._write_header(size)
+            self.file.close()
+            os.replace(self.part, self.path)
+            self.file = None
 
     def _write(self, audio: np.ndarray) -> None:
         if self.file is None:
@@ -85,14 +90,6 @@ class AudioStream:
             struct.pack("<4sI4s4sIHHIIHH4sI", b"RIFF", 36 + data, b"WAVE", *form, b"data", data)
         )
         self.file.flush()
-
-    def _finish(self) -> None:
-        if self.file is not None:
-            self.file.truncate(HEADER + 2 * self.decoded * self.hop)
-            self._write_header(2 * self.decoded * self.hop)
-            self.file.close()
-            os.replace(self.part, self.path)
-            self.file = None
 
 
 def partial_path(path: Path) -> Path:

@@ -114,17 +114,8 @@ def prompt_codes(
     return known, len(source[levels[0]]) * _top_seconds(vqvae)
 
 
-def _top_hop(vqvae: VQVAE) -> int:
-    """Audio samples of a top code."""
-    return max(vqvae.config.hops.values())
-
-
 def _top_seconds(vqvae: VQVAE) -> float:
-    return _top_hop(vqvae) / vqvae.config.sample_rate
-
-
-def _top_codes(source: dict[str, np.ndarray], vqvae: VQVAE) -> int:
-    return len(source[vqvae.config.levels[-1]])
+    return max(vqvae.config.hops.values()) / vqvae.config.sample_rate
 
 
 def _prompt(
@@ -132,7 +123,7 @@ def _prompt(
 ) -> tuple[KnownCodes, float]:
     """The start of the source, whole top codes of it, and unknown codes up to the song's length."""
     top_seconds = _top_seconds(vqvae)
-    keep = _top_codes(source, vqvae)
+    keep = len(source[vqvae.config.levels[-1]])
     if request.keep_seconds is not None:
         keep = min(keep, max(1, round(request.keep_seconds / top_seconds)))
     total = max(1, round(request.seconds / top_seconds))
@@ -143,7 +134,7 @@ def _prompt(
         )
     known = KnownCodes()
     for level, codes in source.items():
-        ratio = _top_hop(vqvae) // vqvae.config.hops[level]
+        ratio = max(vqvae.config.hops.values()) // vqvae.config.hops[level]
         prompt = codes[: keep * ratio]
         unknown = np.zeros(total * ratio - len(prompt), np.int64)
         known.codes[level] = np.concatenate([prompt, unknown])
@@ -166,7 +157,7 @@ def _infill(
                 f"infill {request.infill!r} holds no {level} codes; sample it to the end first"
             )
     top_seconds = _top_seconds(vqvae)
-    tops = _top_codes(source, vqvae)
+    tops = len(source[vqvae.config.levels[-1]])
     seconds = tops * top_seconds
     for start, end in request.replace:
         if start >= seconds:
@@ -175,7 +166,7 @@ def _infill(
             )
     known = KnownCodes()
     for level, codes in source.items():
-        ratio = _top_hop(vqvae) // vqvae.config.hops[level]
+        ratio = max(vqvae.config.hops.values()) // vqvae.config.hops[level]
         mask = np.ones(tops * ratio, bool)
         for start, end in request.replace:
             first = int(start / top_seconds)

@@ -117,7 +117,9 @@ def reconstructions(
     rate = shards.index["sample_rate"]
     vqvae, facts = load_vqvae(runs / VQVAE_FOLDER, rate, device)
     for row in rows:
-        wave_T = read_song_audio(shards, row, seconds)
+        frames = min(int(shards.songs["frames"][row]), round(seconds * rate))
+        with shards.open_member(row, "audio") as file:
+            wave_T = downmix(read_slice(cast(BinaryIO, file), 0, frames, rate))  # mono
         song = GeneratedSong(
             request_from_song(shards, row, len(wave_T)), [], rate, samples=len(wave_T)
         )
@@ -135,14 +137,6 @@ def reconstructions(
             song.levels[level] = {"codes": len(codes_T)}
         song.add_reference_tracks({"original": wave_T})
         yield song
-
-
-def read_song_audio(shards: ShardSet, row: int, seconds: float) -> np.ndarray:
-    """Mono audio [T] of a song's first `seconds`."""
-    rate = shards.index["sample_rate"]
-    frames = min(int(shards.songs["frames"][row]), round(seconds * rate))
-    with shards.open_member(row, "audio") as file:
-        return downmix(read_slice(cast(BinaryIO, file), 0, frames, rate))
 
 
 def request_from_song(shards: ShardSet, row: int, samples: int) -> SongRequest:

@@ -52,12 +52,11 @@ def per_level(maximum: float, zero_allowed: bool = True) -> BeforeValidator:
     return BeforeValidator(check)
 
 
-def one_or_many() -> BeforeValidator:
-    """A setting that is one name, or a list of them."""
-    return BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
-
-
-Names = Annotated[tuple[str, ...], one_or_many()]
+# One name, or a list of them.
+Names = Annotated[
+    tuple[str, ...],
+    BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
+]
 
 
 class SongRequest(BaseModel):
@@ -180,17 +179,13 @@ def read_requests(path: Path) -> tuple[list[SongRequest], list[str]]:
     if not isinstance(entries, list) or not entries:
         raise UserError(f"{path} holds no list of requests; see docs/sampling.md for one")
     for entry in entries:
-        if isinstance(entry, dict):
-            _resolve_sources(entry, path.parent)
+        if not isinstance(entry, dict):
+            continue
+        for name in SOURCES:  # files named as seen from the requests' folder, and not from here
+            file = entry.get(name)
+            if isinstance(file, str) and not Path(file).exists() and (path.parent / file).exists():
+                entry[name] = str(path.parent / file)
     return parse_requests(entries, path.stem)
-
-
-def _resolve_sources(entry: dict[str, Any], folder: Path) -> None:
-    """Name files as seen from here where the entry names them as seen from the requests' folder."""
-    for name in SOURCES:
-        file = entry.get(name)
-        if isinstance(file, str) and not Path(file).exists() and (folder / file).exists():
-            entry[name] = str(folder / file)
 
 
 def parse_requests(data: list, name: str = "song") -> tuple[list[SongRequest], list[str]]:

@@ -60,19 +60,15 @@ class GeneratedSong:
         }
         np.savez(file, **arrays)
         write_atomic(folder / f"{song}.codes.npz", file.getvalue())
-        self._save_lyrics(folder)
+        lyrics = self.timed_lyrics or self.request.lyrics
+        for suffix in ("lrc", "txt"):  # of a song of this name that was there before
+            (folder / f"{song}.{suffix}").unlink(missing_ok=True)
+        if lyrics:
+            _, words = parse_lrc(lyrics)
+            write_atomic(folder / f"{song}.{'lrc' if words else 'txt'}", lyrics.encode())
         record = json.dumps(self.record(), indent=1, ensure_ascii=False) + "\n"
         write_atomic(folder / f"{song}.json", record.encode())
         return folder / f"{song}.json"
-
-    def _save_lyrics(self, folder: Path) -> None:
-        for suffix in ("lrc", "txt"):  # of a song of this name that was there before
-            (folder / f"{self.request.id}.{suffix}").unlink(missing_ok=True)
-        lyrics = self.timed_lyrics or self.request.lyrics
-        if lyrics:
-            _, words = parse_lrc(lyrics)
-            suffix = "lrc" if words else "txt"
-            write_atomic(folder / f"{self.request.id}.{suffix}", lyrics.encode())
 
     def record(self) -> dict[str, Any]:
         """What <id>.json holds; records/sample_record.py reads those of every version."""
