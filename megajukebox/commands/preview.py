@@ -2,8 +2,8 @@
 
     megajukebox preview runs/tiny/top_prior --runs runs/tiny --out runs/tiny/top_prior/samples/step-00000450
 
-A top prior alone is heard through the VQ-VAE's own top level: the tune behind a curtain. `train` starts this by itself
-every `sample_every` steps.
+A top prior alone is decoded by the VQ-VAE's own top level: the tune behind a curtain. `train` starts this by itself
+every `previews.every` steps.
 """
 
 import os

@@ -42,7 +42,7 @@ class AlignmentHead(BaseModel):
         None  # monotonicity, nats a code; None: the pair was known, as for released weights
     )
     songs: int = 0  # it was chosen over
-    follows: bool = True  # False: no times are made of it
+    follows: bool = True  # False: it gives words no times
     error_ms: float | None = None  # median error of the start of words whose times are known
     proportion_ms: float | None = None  # the same if the words were sung evenly over the song
     weights: str | None = None  # fingerprint of the prior
@@ -53,7 +53,7 @@ class AlignmentHead(BaseModel):
 
 
 def read_alignment_head(folder: Path) -> AlignmentHead | None:
-    """The choice kept in a run folder, if one was made."""
+    """The head that `align` chose for a run, if it did."""
     path = folder / ALIGNMENT_FILE
     return AlignmentHead.model_validate_json(path.read_bytes()) if path.is_file() else None
 
