@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -121,6 +121,26 @@ def main(
         embed,
         torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")),
     )
+    report = evaluate_target(target, checkpoint, context)
+    if report is None:
+        print(f"{target}: these weights were evaluated before; nothing to do")
+        return
+    write_report(out / "report.json", report)
+    changes = compare(report, before) if before else []
+    console = Console()
+    print_report(report, console)
+    print(write_page(out, report))
+    if before and print_gate(changes, console):
+        raise SystemExit(WORSE)
+
+
+def evaluate_target(
+    target: Path, checkpoint: str | None, context: EvalContext
+) -> dict[str, Any] | None:
+    """The report of everything in `target`; None if its checkpoint was evaluated before.
+
+    Every run's own report is appended to the run, for the explorer to draw.
+    """
     with at_checkpoint(target, checkpoint) as weights:
         if weights != target:
             context.notes.append(
@@ -130,8 +150,7 @@ def main(
         if checkpoint:
             targets = [one for one in targets if not evaluated_before(one, target, context)]
         if not targets:
-            print(f"{target}: these weights were evaluated before; nothing to do")
-            return
+            return None
         metrics = []
         for one in targets:
             own_metrics = evaluate(one, context)
@@ -141,14 +160,7 @@ def main(
                 append_report(run, report_of([one], own_metrics, context))
     if weights != target:
         targets = [replace(one, path=target) for one in targets]
-    report = report_of(targets, metrics, context)
-    write_report(out / "report.json", report)
-    changes = compare(report, before) if before else []
-    console = Console()
-    print_report(report, console)
-    print(write_page(out, report))
-    if before and print_gate(changes, console):
-        raise SystemExit(WORSE)
+    return report_of(targets, metrics, context)
 
 
 def evaluated_before(one: EvalTarget, target: Path, context: EvalContext) -> bool:

@@ -45,15 +45,25 @@ class SongContext(Protocol):
 class SongSink(Protocol):
     """Takes the songs of a batch while they are sampled; the calls come in this order, the middle three by level."""
 
-    def resume(self, songs: list[GeneratedSong]) -> None: ...
+    def resume(self, songs: list[GeneratedSong]) -> None:
+        """Fill in what an interrupted attempt left of these songs."""
+        return None
 
-    def start_level(self, level: str, songs: list[GeneratedSong]) -> None: ...
+    def start_level(self, level: str, songs: list[GeneratedSong]) -> None:
+        """Called before the first code of a level."""
+        return None
 
-    def update(self, level: str, songs: list[GeneratedSong], job: LevelJob) -> None: ...
+    def update(self, level: str, songs: list[GeneratedSong], job: LevelJob) -> None:
+        """Called after every step, with the codes so far."""
+        return None
 
-    def finish_level(self, level: str, songs: list[GeneratedSong], job: LevelJob) -> None: ...
+    def finish_level(self, level: str, songs: list[GeneratedSong], job: LevelJob) -> None:
+        """Called when a level has all its codes."""
+        return None
 
-    def finish(self, songs: list[GeneratedSong]) -> None: ...
+    def finish(self, songs: list[GeneratedSong]) -> None:
+        """Called when all levels are done."""
+        return None
 
 
 class InMemorySink(SongSink):
