@@ -302,7 +302,7 @@ def test_openai_s_names_are_found_however_a_request_spells_them(tmp_path: Path) 
     run = PriorRun(made["top"], read_facts(made["vqvae"]))
     told = run.conditioning(
         SongRequest(id="a", artist="Céline Dion", genres=["Hip-Hop", "ROCK"])
-    ).conditions
+    ).labels
     assert told["artist"].tolist() == [2] and told["genres"].tolist()[:3] == [2, 3, 1]
     assert list(run.unknown_names(SongRequest(id="a", artist="Nobody"))) != []
     assert not list(run.unknown_names(SongRequest(id="a", artist="The  Beatles")))
