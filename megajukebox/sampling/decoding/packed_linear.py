@@ -101,14 +101,19 @@ class _Reordered:
 
 
 def _reordered(weight: Tensor, bias: Tensor | None) -> Linear:
-    available = torch.backends.mkldnn.is_available() and hasattr(
-        torch.ops.mkldnn, "_linear_pointwise"
-    )
-    if (
-        not available or weight.dtype == torch.float16
-    ):  # which oneDNN reorders on the newest CPUs alone
-        return lambda x_NI: F.linear(x_NI, weight, bias)
-    return _Reordered(weight, bias)
+    if can_reorder(weight.dtype):
+        return _Reordered(weight, bias)
+    return lambda x_NI: F.linear(x_NI, weight, bias)
+
+
+def can_reorder(dtype: torch.dtype) -> bool:
+    """Whether oneDNN packs weights of this type on this CPU: bfloat16 needs AVX-512 or AVX-NE-CONVERT."""
+    operators = torch.ops.mkldnn
+    if not torch.backends.mkldnn.is_available() or not hasattr(operators, "_linear_pointwise"):
+        return False
+    if dtype == torch.bfloat16:
+        return bool(operators._is_mkldnn_bf16_supported())
+    return dtype == torch.float32  # float16 is reordered on the newest CPUs alone
 
 
 def int8_scales(weight_OI: Tensor) -> Tensor:
