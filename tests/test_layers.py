@@ -25,7 +25,16 @@ BELOW: dict[str, set[str]] = {
     "sampling": {"data", "conditioning", "records", "models", "common"},
     "training": {"resilience", "data", "conditioning", "records", "models", "common"},
     "explorer": {"monitoring", "data", "conditioning", "records", "common"},
-    "distillation": {"training", "sampling", "data", "conditioning", "records", "models", "common"},
+    "distillation": {
+        "training",
+        "sampling",
+        "resilience",
+        "data",
+        "conditioning",
+        "records",
+        "models",
+        "common",
+    },
     "evaluation": {
         "distillation",
         "explorer",

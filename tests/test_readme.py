@@ -79,7 +79,7 @@ def test_every_make_target_exists():
 
 
 def test_every_verb_that_is_named_exists():
-    assert set(re.findall(r"`megajukebox ([a-z-]+)", ALL)) <= set(VERBS)
+    assert set(re.findall(r"`megajukebox ([a-z][a-z-]*)", ALL)) <= set(VERBS)
 
 
 def test_every_file_of_the_explorers_table_exists():

@@ -238,7 +238,7 @@ def test_the_verb_writes_its_choice_beside_the_weights(tmp_path: Path, capsys) -
 
 def test_the_verb_refuses_codes_of_another_vqvae(tmp_path: Path) -> None:
     runs = write_runs(tmp_path / "runs")
-    with pytest.raises(SystemExit, match="use that VQ-VAE and the codes it made"):
+    with pytest.raises(ValueError, match="use that VQ-VAE and the codes it made"):
         main(runs, write_codes_of(tmp_path / "codes", "0" * 64), songs=3, device="cpu")
     assert read_alignment_head(runs / "top_prior") is None
 

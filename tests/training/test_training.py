@@ -130,7 +130,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run_with_the_step_named(pipeline,
     printed = train(
         pipeline, tmp_path / "run", "--ds-config", str(tmp_path / "wild.json"), expect=1
     )
-    assert "steps were bad, the last one: loss is nan, at step" in printed
+    assert "steps were skipped, the last one: loss is nan" in printed
     assert read_lines(tmp_path / "run/events.jsonl")[-1]["event"] == "diverged"
 
 

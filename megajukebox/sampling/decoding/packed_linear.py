@@ -133,9 +133,11 @@ def _int8_on_cpu(weight_OI: Tensor, bias: Tensor | None) -> Linear:
         )
     packed = torch.ops.quantized.linear_prepack(rounded, None if bias is None else bias.float())
     dtype = weight_OI.dtype
+    # Without AVX-512 the sums of two 8-bit products overflow 16 bits: inputs then take 7 bits.
+    narrow = not torch.backends.cpu.get_cpu_capability().startswith("AVX512")
     if dtype == torch.float32:
-        return lambda x_NI: torch.ops.quantized.linear_dynamic(x_NI, packed, False)
-    return lambda x_NI: torch.ops.quantized.linear_dynamic(x_NI.float(), packed, False).to(dtype)
+        return lambda x_NI: torch.ops.quantized.linear_dynamic(x_NI, packed, narrow)
+    return lambda x_NI: torch.ops.quantized.linear_dynamic(x_NI.float(), packed, narrow).to(dtype)
 
 
 def _int8_on_gpu(weight_OI: Tensor, bias: Tensor | None) -> Linear:
