@@ -230,8 +230,7 @@ def test_a_request_makes_the_same_song(here: Path, expected: dict) -> None:
 
 def test_a_song_that_is_there_is_known_and_not_made_again(here: Path) -> None:
     before = {path.name: path.stat().st_mtime_ns for path in (here / "samples").glob("song*")}
-    printed = megajukebox(here, "sample", "runs", "--requests", "requests.yaml", "--out", "samples")
-    assert "nothing to do" in printed
+    megajukebox(here, "sample", "runs", "--requests", "requests.yaml", "--out", "samples")
     assert {
         path.name: path.stat().st_mtime_ns for path in (here / "samples").glob("song*")
     } == before

@@ -175,13 +175,17 @@ def write_run_folder(stage_run: StageRun, task: Task, ds_config: dict) -> None:
         write_atomic(out / name, content)
 
 
+RENAMED_FACTS = {"manner": "teacher_sampling"}  # name in version 1 -> now
+
+
 def upgrade_model(config: BaseModel, record: dict) -> dict:
-    """A copy of run.yaml's `record` with its model in the present keys, as an older version may have written it."""
+    """A copy of run.yaml's `record` with model and facts in the present keys, as an older version may have written it."""
     try:
         model = type(config)(**record["model"]).model_dump(mode="json")
     except ValidationError:
         return record  # of another kind of model
-    return {**record, "model": model}
+    facts = {RENAMED_FACTS.get(name, name): value for name, value in record["facts"].items()}
+    return {**record, "model": model, "facts": facts}
 
 
 def check_same_run(out: Path, before: dict, now: dict) -> None:
