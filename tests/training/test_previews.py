@@ -62,13 +62,13 @@ def test_a_top_prior_alone_is_heard_through_its_own_level(tmp_path):
 def test_what_goes_wrong_there_is_told_and_nothing_else(tmp_path):
     runs, log = write_runs(tmp_path / "runs"), Log()
     hearing = PreviewSampler(
-        runs / "top_prior", settings(sample_runs=str(tmp_path / "nowhere")), log, 0, active=True
+        runs / "top_prior", settings(runs=str(tmp_path / "nowhere")), log, 0, active=True
     )
     hearing.after_save(4)
     hearing.end(wait=True)
     [event] = log.told
     assert event.step == 4 and event.reason is not None
-    assert "failed: listen:" in event.reason and "nowhere" in event.reason
+    assert "failed: preview:" in event.reason and "nowhere" in event.reason
 
 
 def test_other_ranks_and_runs_that_do_not_want_it_start_nothing(tmp_path):
