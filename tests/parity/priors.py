@@ -244,7 +244,8 @@ def reference_rate(settings: dict, step: int) -> float:
 def greedy(songs: int, temperature: float = 0.99, top_k: int = 1) -> TokenSampler:
     """The most likely code, always: with one code left the noise decides nothing."""
     keys = torch.arange(songs, dtype=torch.int64)
-    return TokenSampler(keys, torch.full((songs,), temperature), torch.full((songs,), top_k))
+    filters = {"top_k": torch.full((songs,), top_k)}
+    return TokenSampler(keys, torch.full((songs,), temperature), filters)
 
 
 def check_greedy(case: Case, prior: Prior, batch: dict) -> None:
