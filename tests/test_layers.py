@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -64,8 +65,14 @@ WRAPPERS = {
 }
 
 
-def modules() -> list[Path]:
-    return sorted(PACKAGE.rglob("*.py"))
+@cache
+def modules() -> tuple[Path, ...]:
+    return tuple(sorted(PACKAGE.rglob("*.py")))
+
+
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
 
 
 def name_of(path: Path) -> str:
@@ -73,16 +80,21 @@ def name_of(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+@cache
+def known_names() -> frozenset[str]:
+    return frozenset(name_of(module) for module in modules())
+
+
+@cache
 def imports(path: Path) -> set[str]:
     """Dotted names that a module imports, anywhere in it but in `if TYPE_CHECKING:`, which is not executed.
 
     `from a import b` counts as a.b where that is a module.
     """
-    known = {name_of(module) for module in modules()}
+    known = known_names()
     found: set[str] = set()
-    tree = ast.parse(path.read_text())
-    tree.body = [node for node in tree.body if not is_type_checking(node)]
-    for node in ast.walk(tree):
+    body = [node for node in tree_of(path).body if not is_type_checking(node)]
+    for node in ast.walk(ast.Module(body, [])):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -174,7 +186,7 @@ def test_no_class_name_is_used_twice() -> None:
     """`Song`, `Step`, `Run`, `Settings` must say whose: a reader searches for the name."""
     files: dict[str, list[str]] = {}
     for path in modules():
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(tree_of(path)):
             if isinstance(node, ast.ClassDef):
                 files.setdefault(node.name, []).append(str(path.relative_to(PACKAGE)))
     assert not {name: paths for name, paths in files.items() if len(paths) > 1}
@@ -199,7 +211,7 @@ LONGEST_FUNCTION = 80  # lines
 def test_no_function_is_longer_than_a_page() -> None:
     long = []
     for path in modules():
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(tree_of(path)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 lines = (node.end_lineno or 0) - node.lineno + 1
                 if lines > LONGEST_FUNCTION:
@@ -226,7 +238,7 @@ def test_code_is_unpacked_enough_to_be_read_once() -> None:
         written = [line for line in source.splitlines() if line.strip()]
         lines += len(written)
         counts["long lines"] += sum(len(line) > 100 for line in written)
-        for node in ast.walk(ast.parse(source)):
+        for node in ast.walk(tree_of(path)):
             if isinstance(node, ast.Assign) and isinstance(node.value, ast.Tuple):
                 counts["parallel assignments"] += isinstance(node.targets[0], ast.Tuple)
             elif isinstance(node, COMPREHENSIONS):
@@ -261,7 +273,7 @@ def test_there_are_entries() -> None:
 
 @pytest.mark.parametrize("path", entries(), ids=lambda path: path.stem)
 def test_every_entry_opens_with_a_command_to_paste(path: Path) -> None:
-    words = ast.get_docstring(ast.parse(path.read_text())) or ""
+    words = ast.get_docstring(tree_of(path)) or ""
     verb = (
         "VERB"
         if path.stem == "cli"
@@ -274,7 +286,7 @@ def test_every_entry_opens_with_a_command_to_paste(path: Path) -> None:
 
 @pytest.mark.parametrize("path", modules(), ids=name_of)
 def test_every_file_says_what_it_is_for(path: Path) -> None:
-    assert ast.get_docstring(ast.parse(path.read_text())) or path.stat().st_size == 0
+    assert ast.get_docstring(tree_of(path)) or path.stat().st_size == 0
 
 
 def texts() -> list[Path]:
