@@ -19,7 +19,7 @@ from megajukebox.sampling.songs.requests import SongRequest
 # Of a level's weights, while it is sampled, in bytes of the weights themselves:
 CPU_REORDERED_COPY = 1.0  # oneDNN's copy for steps of several rows (packed_linear.py)
 CPU_FRAGMENTATION = 0.6  # holes that the allocator leaves; 0.3 were measured
-# Bytes a weight of the int8 copy that drafts: a byte, and 8 % for its scales and what FBGEMM packs beside them.
+# Bytes a weight of the int8 copy that drafts: a byte, and 8 % on top; of what (scales, packing) was not measured apart.
 INT8_COPY_BYTES = 1.08
 # Tensors [window, width of the prior] that live at once while a known prefix is taken in.
 PREFILL_TENSORS = 12
