@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 import yaml
 from fixtures.fake_runs import PretendRun
-from fixtures.monitoring_stack import REPOSITORY, Rig
+from fixtures.monitoring_stack import Rig
+from fixtures.paths import ROOT
 
 from megajukebox.common.world import free_port
 from megajukebox.records.events import SaveFailed
@@ -64,7 +65,7 @@ class Handler(BaseHTTPRequestHandler):
 
 def example(receiver: Receiver, credentials: Path) -> dict:
     """monitoring/alertmanager.yml with this receiver, 60 times as fast; the secret is in a file."""
-    text = (REPOSITORY / "monitoring" / "alertmanager.yml").read_text()
+    text = (ROOT / "monitoring" / "alertmanager.yml").read_text()
     text = text.replace("127.0.0.1:9100", f"127.0.0.1:{receiver.server_address[1]}")
     for shipped, fast in (
         ("group_wait: 10s", "group_wait: 200ms"),

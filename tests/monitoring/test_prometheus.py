@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from conftest import PRESET, environment
 from fixtures.fault_injection import FAULTS, clean, seconds_to_alert
-from fixtures.monitoring_stack import REPOSITORY, Rig, faster
+from fixtures.monitoring_stack import Rig, faster
+from fixtures.paths import ROOT
 
 from megajukebox.monitoring import generate
 
@@ -21,7 +22,7 @@ pytestmark = [
     pytest.mark.timeout(600),
     pytest.mark.xdist_group("prometheus"),
 ]  # one worker starts them once
-MONITORING = REPOSITORY / "monitoring"
+MONITORING = ROOT / "monitoring"
 # A healthy VQ-VAE on CPUs has none of these: its panels are empty, not 0.
 NOT_HERE = (
     "alert_active",

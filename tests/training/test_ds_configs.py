@@ -148,3 +148,11 @@ def test_float16_is_scaled_and_is_the_v100_s_alone(recipe_name):
                 assert "bf16" not in config
             else:
                 assert config.get("bf16", {}).get("enabled") or autocast == "bfloat16"
+
+
+def test_what_deepspeed_takes_out_of_a_ds_config_is_in_the_next_one_that_is_read():
+    before = read_ds_config("prior_zero3_cpu.json")
+    taken = read_ds_config("prior_zero3_cpu.json")
+    taken["optimizer"]["params"].clear()
+    taken["zero_optimization"]["stage"] = 0
+    assert read_ds_config("prior_zero3_cpu.json") == before

@@ -10,6 +10,7 @@ that are understood:
     mine.json                       a file: a complete configuration
 """
 
+import copy
 import json
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -145,7 +146,8 @@ def render(name: DsConfigName) -> dict[str, Any]:
     rendered |= profile.recipes[name.recipe]
     ds_config = {key: value for key, value in rendered.items() if value is not None}
     check_keys(ds_config)
-    return ds_config
+    # Profiles are read once a process, and DeepSpeed takes entries out of what it is given.
+    return copy.deepcopy(ds_config)
 
 
 def precision_keys(precision: Precision, mixed_precision: str) -> dict[str, Any]:
