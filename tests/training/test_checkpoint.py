@@ -30,7 +30,7 @@ FILES = {"state/rank-0.pt": b"first" * 100, "state/rank-1.pt": b"second" * 100, 
 
 
 def write(run: Path, step: int) -> Path:
-    """What the ranks leave before `seal`."""
+    """What the ranks leave before `commit`."""
     for name, content in FILES.items():
         path = partial(run, step) / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,14 +87,14 @@ def test_a_save_that_was_killed_before_its_end_leaves_the_one_before(tmp_path: P
 SAVE = """
 import sys
 from pathlib import Path
-from megajukebox.training.checkpoint import Keep, partial, seal
+from megajukebox.training.checkpoint import RetentionPolicy, commit, partial
 run = Path(sys.argv[1])
 for step in range(int(sys.argv[2]), 10**6):
     written = partial(run, step)
     written.mkdir(parents=True, exist_ok=True)
     for rank in range(3):
         (written / f"rank-{rank}.pt").write_bytes(b"%d" % step * 20000)
-    seal(written, step, {"step": step}, Keep(2))
+    commit(written, step, {"step": step}, RetentionPolicy(2))
     print(step, flush=True)
 """
 
@@ -106,7 +106,7 @@ def test_a_process_killed_at_any_moment_leaves_only_whole_checkpoints(tmp_path: 
             [sys.executable, "-c", SAVE, str(tmp_path), str(first)], stdout=subprocess.PIPE
         )
         assert process.stdout is not None
-        process.stdout.readline()
+        assert process.stdout.readline(), "it ended before its first checkpoint"
         time.sleep(0.003 + 0.011 * number)
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()

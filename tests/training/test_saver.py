@@ -137,7 +137,7 @@ def test_a_start_that_was_thought_dead_does_not_clear_away_what_a_newer_one_is_w
     old, new = FencingToken.acquire(tmp_path), FencingToken.acquire(tmp_path)
     theirs = checkpoint.partial(tmp_path, 5, new.number)
     theirs.mkdir(parents=True)
-    late = SimpleNamespace(folder=tmp_path, generation=old)
+    late = SimpleNamespace(folder=tmp_path, fencing_token=old)
     with pytest.raises(TerminateRun, match="another start"):
         prepare_folder(late, checkpoint.partial(tmp_path, 5, old.number), export=False)
     assert theirs.exists()
