@@ -42,7 +42,7 @@ TEXTFILE = "megajukebox.prom"
 WEBHOOK_SECONDS = 10.0  # between looks for news, at most
 
 
-@dataclass
+@dataclass(eq=False)  # a registry keys collectors by identity
 class Exporter(Collector):
     """Collects the metrics; the machine is asked at most every `every` seconds, since nvidia-smi takes one."""
 

@@ -16,6 +16,7 @@ import pytest
 from fixtures.fake_runs import PretendRun
 from prometheus_client.parser import text_string_to_metric_families
 
+from megajukebox.commands.exporter import Exporter
 from megajukebox.common.errors import EXIT_FATAL
 from megajukebox.monitoring.collect.host import GPU_FIGURES, Gpu, Machine, gpus
 from megajukebox.monitoring.collect.run_reader import Runs
@@ -261,8 +262,7 @@ def test_a_weak_or_open_token_is_refused(tmp_path: Path, text: str, mode: int, t
 
 
 def serve(token: str | None = None) -> tuple[MetricsServer, str]:
-    collector = prometheus.FixedCollector(prometheus.families([], HERE))
-    server = MetricsServer(("127.0.0.1", 0), application(collector, token))
+    server = MetricsServer(("127.0.0.1", 0), application(Exporter(runs=None), token))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return server, f"http://127.0.0.1:{server.server_address[1]}"
 
