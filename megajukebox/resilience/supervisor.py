@@ -102,6 +102,8 @@ class Supervisor:
         self.active: list[str] = []  # nodes that train
         self.excluded: set[str] = set()
         self.wanted = min(wanted or len(self.job_nodes), len(self.job_nodes))
+        # Nodes that may be excluded at once: a tenth; for without enough a run waits for ever.
+        self.max_excluded = max(1, len(self.job_nodes) // 10)
 
     def work(self, attempts: int) -> int:
         """Attempt after attempt. Returns this process's exit status."""
@@ -228,11 +230,6 @@ class Supervisor:
         if successors and (set(worst) & set(self.active) or too_few):
             return EXIT_RETRY
         return self.hand_over("nodes are lost") if too_few else None
-
-    @property
-    def max_excluded(self) -> int:
-        """Nodes that may be excluded at once: a tenth; for without enough a run waits for ever."""
-        return max(1, len(self.job_nodes) // 10)
 
     def exclude(self, nodes: list[str]) -> None:
         """The next jobs do without `nodes`."""
