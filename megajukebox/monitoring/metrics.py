@@ -88,6 +88,7 @@ class MetricRow:
 
 
 def run_info(run: RunState) -> Values:
+    """What trains, as labels: stage, preset, commit and version of the code, digest of the settings."""
     made_by = run.settings.get("made_by")
     facts = made_by if isinstance(made_by, dict) else {}
     preset = run.settings.get("preset")
@@ -98,6 +99,7 @@ def run_info(run: RunState) -> Values:
 
 
 def losses(run: RunState) -> Values:
+    """The loss of both splits, and each level's reconstruction of a VQ-VAE."""
     values: dict[Labels, float | None] = {}
     for split, row in ((TRAIN, run.last), (HELD_OUT, run.held_out)):
         loss = row.get("loss")
@@ -111,6 +113,7 @@ def losses(run: RunState) -> Values:
 
 
 def by_split(key: str) -> Callable[[RunState], Values]:
+    """The last value of a log key in the train rows and in the held-out ones."""
     return lambda run: {
         (TRAIN,): number(run.last.get(key)),
         (HELD_OUT,): number(run.held_out.get(key)),
@@ -147,6 +150,7 @@ def amount(rate_key: str) -> Callable[[RunState], float | None]:
 
 
 def dead_codes(run: RunState) -> Values:
+    """The size of the codebook less the codes that its running average counts as alive, by level."""
     values: dict[Labels, float | None] = {}
     for level in LEVELS:
         alive = run.value(f"{level}/usage")

@@ -98,7 +98,7 @@ def environment() -> dict[str, str]:
 
 
 def end_of(path: Path) -> str:
-    """The last MAX_BYTES of a file; a line, or a letter, that they cut into is shown as far as it is whole."""
+    """The text of a file, of a long one its last MAX_BYTES; what is no UTF-8 is replaced."""
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - MAX_BYTES))
         return file.read().decode("utf-8", "replace")

@@ -199,6 +199,7 @@ def print_error(text: str) -> None:
 
 
 def leave_now(code: int) -> NoReturn:
+    """End the process at once, without the exit handlers of torch and its libraries: they may wait for dead peers."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
             stream.flush()

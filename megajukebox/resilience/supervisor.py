@@ -247,6 +247,7 @@ class Supervisor:
         )
 
     def call_operator(self, reason: str) -> int:
+        """Hold the jobs that wait until a person has looked. Returns the exit status to leave with."""
         self.log.event(AlertRaised(kind=NEEDS_OPERATOR, reason=reason))
         log.error("%s needs an operator: %s", self.run, reason)
         slurm.hold_successors()

@@ -79,6 +79,7 @@ def find_runs(folder: Path, depth: int) -> Iterator[Path]:
 
 
 def read_run(folder: Path, name: str) -> ListedRun:
+    """What a run folder holds; lines and files that cannot be read become its `problems`."""
     problems: list[UnreadableSample] = []
     metrics = list(map(upgrade_row, read_lines(folder / "metrics.jsonl", problems)))
     times = [row["time"] for row in metrics if is_finite_number(row.get("time"))]

@@ -57,7 +57,7 @@ def run_page(run: ListedRun, others: list[str], recordings: list[str]) -> str:
     figures = []
     for name in sorted(run.curves, key=curve_order):
         figures.append(figure(name, run.curves[name], marks))
-    # (name, URL) of each recording by the step at which it was generated, the newest first.
+    # By step, the newest first: name and URL of each recording.
     previews: dict[str, list[tuple[str, str]]] = {}
     for preview, url in list(zip(run.previews, recordings))[:MAX_PREVIEWS]:
         previews.setdefault(f"{preview.step:,}", []).append((preview.path.stem, url))

@@ -190,6 +190,7 @@ def is_inside(path: str, folder: Path) -> bool:
 
 
 def file_response(path: Path) -> Response:
+    """The file at `path`, or the range of it that is asked for; status 404 if it is gone."""
     if not path.is_file():
         raise HTTPException(404)
     media_type = MEDIA_TYPES.get(path.suffix)

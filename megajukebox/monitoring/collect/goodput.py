@@ -99,6 +99,7 @@ class GoodputLedger:
         self.points: list[tuple[float, float]] = []  # of every train row: time, productive seconds
 
     def event(self, event: Event) -> None:
+        """Take the next event: a start begins an attempt, any other is a sign of life or reports lost steps."""
         if not event.time:
             return
         if isinstance(event, RunStarted) and self.attempts and not self.attempts[-1].lost:

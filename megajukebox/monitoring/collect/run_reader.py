@@ -65,6 +65,7 @@ class RunReader:
         self._forget_events()
 
     def read(self, now: float | None = None) -> RunState:
+        """What is known of the run at `now`, in unix seconds; by default at this moment."""
         self._read_events()
         self._read_metrics()
         now = time.time() if now is None else now
@@ -253,6 +254,7 @@ class Runs:
         self.readers: dict[Path, RunReader] = {}
 
     def read(self, now: float | None = None) -> list[RunState]:
+        """The state of every run that is there now: runs come and go between two calls."""
         present: dict[Path, RunReader] = {}
         for name, path in named_runs(self.folders):
             reader = self.readers.get(path)

@@ -113,6 +113,7 @@ def bandwidth(device: torch.device, numbers: int = LARGE) -> tuple[float, float,
 
 
 def timed(values: torch.Tensor) -> float:
+    """Seconds of one all-reduce of `values`, which all ranks begin together."""
     dist.barrier()
     started = time.perf_counter()
     dist.all_reduce(values)
@@ -141,6 +142,7 @@ def compare(reports: list[RankReport]) -> list[Finding]:
 
 
 def slow_ranks(reports: list[RankReport]) -> Finding:
+    """Ranks whose matrix products take more than SLOW_RATIO times the median rank's time."""
     middle = median(report.compute_seconds for report in reports)
     slow = [report for report in reports if report.compute_seconds > SLOW_RATIO * middle]
     if not slow:
@@ -173,6 +175,7 @@ def wrong_ranks(reports: list[RankReport]) -> Finding:
 
 
 def skewed(reports: list[RankReport]) -> Finding:
+    """Machines whose clocks are more than MAX_SKEW seconds from the median one."""
     middle = median(report.clock for report in reports)
     off = [report for report in reports if abs(report.clock - middle) > MAX_SKEW]
     skews = {report.host: report.clock - middle for report in off}

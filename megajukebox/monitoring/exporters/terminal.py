@@ -120,6 +120,7 @@ def last_checkpoint(run: RunState) -> str:
 
 
 def slowest(run: RunState) -> str:
+    """The slowest rank and its slowdown; before any is known, the number of ranks."""
     slow = run.slowdowns
     if not slow:
         return f"{len(run.ranks)} ranks" if run.ranks else "-"
