@@ -158,18 +158,15 @@ class LazyGroup(TyperGroup):
         if name not in VERBS:
             if ctx.resilient_parsing:  # completion
                 return None, None, rest
-            ctx.fail(unknown_verb(name))
+            near = get_close_matches(name, [*VERBS, *RENAMED_VERBS], n=1, cutoff=0.5)
+            advice = "megajukebox --help lists them."
+            if near:
+                advice = f"did you mean {RENAMED_VERBS.get(near[0], near[0])!r}?"
+            ctx.fail(f"There is no verb {name!r}; {advice}")
         command = load_command(VERBS[name])
         if name == "explore" and isinstance(command, TyperGroup):
             rest = new_explore_form(rest)
         return name, command, rest
-
-
-def unknown_verb(name: str) -> str:
-    near = get_close_matches(name, [*VERBS, *RENAMED_VERBS], n=1, cutoff=0.5)
-    if not near:
-        return f"There is no verb {name!r}; megajukebox --help lists them."
-    return f"There is no verb {name!r}; did you mean {RENAMED_VERBS.get(near[0], near[0])!r}?"
 
 
 def load_command(verb: Verb) -> Any:

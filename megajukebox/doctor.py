@@ -64,7 +64,10 @@ def main(
     if report_dir:
         write_report(report_dir / f"rank-{this.rank:05d}.json", findings)
     if this.size > 1:
-        findings = check_ranks(this, findings, compared_files(run, ds_config, folders), seconds)
+        files = [run / "run.yaml"] if run else []  # that must be the same for all ranks
+        files += [ds_config] if ds_config else []
+        files += [folder / "index.json" for folder in folders]
+        findings = check_ranks(this, findings, files, seconds)
     if report_dir and this.rank == 0:
         write_report(report_dir / "together.json", findings)
     if this.rank == 0 and not report_dir:
@@ -98,17 +101,6 @@ def check_node(run: Path | None, data: list[Path]) -> list[Finding]:
     return [replace(finding, hosts=(host(),)) for finding in findings]
 
 
-def compared_files(run: Path | None, ds_config: Path | None, data: list[Path]) -> list[Path]:
-    """The files that must be the same for all ranks."""
-    files = []
-    if run:
-        files.append(run / "run.yaml")
-    if ds_config:
-        files.append(ds_config)
-    files += [folder / "index.json" for folder in data]
-    return files
-
-
 def check_ranks(
     this: World, own: list[Finding], files: list[Path], seconds: float
 ) -> list[Finding]:
@@ -133,10 +125,7 @@ def compare_ranks(
     reports = network.examine(device, host(), checks.versions(), digests)
     findings_of_ranks: list[list[Finding] | None] = [None] * this.size
     dist.all_gather_object(findings_of_ranks, own)
-    all_reduce = network.describe_all_reduce(*network.bandwidth(device), this.size)
-    if network.wrong_sum(device):
-        advice = "exclude nodes by halves until it is right"
-        all_reduce = Finding("all-reduce", "bad", "gives a wrong sum", advice)
+    all_reduce = network.check_all_reduce(device)
     dist.destroy_process_group()
     of_others: list[Finding] = []
     for report, findings in zip(reports, findings_of_ranks):

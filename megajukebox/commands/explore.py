@@ -33,6 +33,7 @@ from megajukebox.explorer.site_builder import (
     write_runs,
     write_static,
 )
+from megajukebox.monitoring.exporters.metrics_server import is_loopback
 
 if TYPE_CHECKING:  # the extra [serve] need not be installed
     from megajukebox.explorer.server.api import StudioServices
@@ -139,7 +140,7 @@ def serve(
     library = static_files.Library(samples, site, runs, recordings)
     library.refresh()
     votes_file = absolute(votes) if votes else site.parent / "votes.jsonl"
-    token = None if server.is_loopback(host) else secrets.token_urlsafe(24)
+    token = None if is_loopback(host) else secrets.token_urlsafe(24)
     nonce = secrets.token_urlsafe(16)
     studio = (
         open_studio(absolute(run), library, samples[0], max_seconds, idle_minutes) if run else None

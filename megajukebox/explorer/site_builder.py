@@ -107,11 +107,6 @@ class SampleSite:
         inputs = (sample.digest, sample.lyrics, sample.audio, links, self.problems)
         cache.page(self.page, inputs, lambda: sample_page(sample, links, self.problems))
 
-    def drop_pictures(self, track: str, problem: UnreadableSample) -> None:
-        """Show a recording that cannot be drawn without pictures."""
-        del self.pictures[track]
-        self.problems.append(problem)
-
     def links(self, folder: Path) -> SampleLinks:
         """URLs from a page in `folder`."""
         links = SampleLinks(site_files.relative_url(self.page, folder), {}, {}, {})
@@ -217,8 +212,9 @@ def draw_all(sites: list[SampleSite]) -> list[UnreadableSample]:
         progress.add("pictures", total=len(undrawn))
         for problem, (site, track, _) in zip(results, undrawn):
             progress.advance("pictures")
-            if problem:
-                site.drop_pictures(track, problem)
+            if problem:  # the recording is shown without pictures
+                del site.pictures[track]
+                site.problems.append(problem)
                 problems.append(problem)
     return problems
 
@@ -238,30 +234,24 @@ def write_runs(folders: list[Path], out: Path, copy_audio: bool = False) -> list
     site_files.write_text(out / "runs.html", runs_page(runs))
     configs = {}
     for run in runs:
-        page = out / "run" / f"{site_files.safe_name(run.name)}.html"
+        safe_name = site_files.safe_name(run.name)
+        page = out / "run" / f"{safe_name}.html"
         recordings = []
-        for path in preview_files(run, out, copy_audio):
-            recordings.append(site_files.relative_url(path, page.parent))
+        for preview in run.previews:
+            recording = preview.path
+            if copy_audio:
+                folder = out / "run" / safe_name / preview.path.parent.name
+                name = site_files.safe_name(preview.path.stem)
+                recording = folder / f"{name}{preview.path.suffix}"
+                site_files.copy(preview.path, recording)
+            recordings.append(site_files.relative_url(recording, page.parent))
         others = [other.name for other in runs if other is not run]
         site_files.write_text(page, run_page(run, others, recordings))
         # The name of a run may hold bytes that are not text; its settings may hold secrets.
-        name = run.name.encode("utf-8", "replace").decode()
-        configs[name] = redacted(flat_settings(run.config))
+        shown_name = run.name.encode("utf-8", "replace").decode()
+        configs[shown_name] = redacted(flat_settings(run.config))
     write_data(out, "configs", configs)
     return runs
-
-
-def preview_files(run: ListedRun, out: Path, copy_audio: bool) -> list[Path]:
-    """The recordings of the run's previews: where they lie, or copied into the site."""
-    files = []
-    for preview in run.previews:
-        target = preview.path
-        if copy_audio:
-            folder = out / "run" / site_files.safe_name(run.name) / target.parent.name
-            target = folder / f"{site_files.safe_name(target.stem)}{target.suffix}"
-            site_files.copy(preview.path, target)
-        files.append(target)
-    return files
 
 
 def write_corpus(corpus: CorpusSettings | None, out: Path) -> list[CorpusSong]:

@@ -100,10 +100,10 @@ def rank_silent(run: RunState) -> str | None:
     silent = run.silent_ranks
     if not silent:
         return None
-    names = [
-        f"rank {beat.rank} on {beat.host} ({format_duration(run.now - beat.time)}, in {beat.phase})"
-        for beat in silent[:4]
-    ]
+    names = []
+    for beat in silent[:4]:
+        age = format_duration(run.now - beat.time)
+        names.append(f"rank {beat.rank} on {beat.host} ({age}, in {beat.phase})")
     more = f" and {len(silent) - 4} more" if len(silent) > 4 else ""
     return f"no heartbeat from {', '.join(names)}{more}"
 
@@ -120,7 +120,7 @@ def needs_operator(run: RunState) -> str | None:
         return None
     reasons = [record.reason for record in run.exits]
     reasons += [event.reason or "" for event in run.events[-3:]]
-    known = [reason for reason in reasons if reason]
+    known = list(filter(None, reasons))
     code = f"exit code {run.exit_code}" if run.exit_code == EXIT_FATAL else "training ended"
     return f"{code}: {known[-1] if known else 'see the end of its log'}"
 
@@ -148,7 +148,11 @@ def loss_nan(run: RunState) -> str | None:
         return f"the loss is {loss} at step {step}"
     if run.ended == "diverged":
         return f"training stopped: {run.events[-1].reason or 'the loss is no longer a number'}"
-    recent = run.lately_skipped("nan")
+    first = run.step - 100
+    recent = 0
+    for event in run.events:
+        if isinstance(event, StepSkipped) and event.kind == "nan":
+            recent += (event.step or 0) > first
     if recent > SKIPPED_STEPS:
         return f"{recent} of the last 100 steps were skipped as not finite"
     return None
@@ -186,12 +190,11 @@ def loss_scale_at_minimum(run: RunState) -> str | None:
 def codebook_collapse(run: RunState) -> str | None:
     if not run.alive or run.step < CODEBOOK_STEPS:
         return None
-    usage = {level: run.codebook_usage(level) for level in ("top", "middle", "bottom")}
-    low = [
-        f"{level} uses {share:.0%} of its codes"
-        for level, share in usage.items()
-        if share is not None and share < CODEBOOK_USAGE
-    ]
+    low = []
+    for level in ("top", "middle", "bottom"):
+        share = run.codebook_usage(level)
+        if share is not None and share < CODEBOOK_USAGE:
+            low.append(f"{level} uses {share:.0%} of its codes")
     return f"codebook {', '.join(low)}" if low else None
 
 

@@ -46,6 +46,32 @@ HOST_MEMORY = Panel(
     f"{PREFIX}host_memory_available_bytes",
     "{{node}}",
 )
+SOURCE = {"type": "prometheus", "uid": "${datasource}"}
+# What a viewer of the dashboard chooses: the Prometheus, and the runs.
+VARIABLES = [
+    {"name": "datasource", "type": "datasource", "query": "prometheus"},
+    {
+        "name": "run",
+        "type": "query",
+        "datasource": SOURCE,
+        "multi": True,
+        "includeAll": True,
+        "current": {"text": "All", "value": "$__all"},
+        "refresh": 2,
+        "query": {"query": f"label_values({PREFIX}step, run)", "refId": "run"},
+    },
+]
+# Marks on the time line where an alert fired.
+FIRED_ALERTS = {
+    "name": "alerts",
+    "enable": True,
+    "datasource": SOURCE,
+    "expr": 'ALERTS{alertstate="firing", alertname=~"Jukebox.+", alertname!="JukeboxWatchdog"}',
+    "titleFormat": "{{alertname}}",
+    "textFormat": "{{run}}",
+    "iconColor": "red",
+    "step": "60s",
+}
 RULES_HEAD = f"""\
 # Generated from the table ALERTS of megajukebox/monitoring/alerts.py by `make monitoring`: do not edit.
 # Each alert has a paragraph of the same name in {RUNBOOK}: what it means, how to confirm, what to do.
@@ -66,26 +92,24 @@ def rules_yml(table: Iterable[AlertRow] = ALERTS) -> str:
         groups.setdefault(row.group, []).append(row)
     parts = []
     for group, rows in groups.items():
-        head = f"  - name: megajukebox-{group.replace(' ', '-')}\n    rules:\n"
-        parts.append(head + "".join(map(rule, rows)))
+        part = f"  - name: megajukebox-{group.replace(' ', '-')}\n    rules:\n"
+        for row in rows:
+            lines = [f"- alert: {row.name}"]
+            if row.comment:
+                lines.append(f"  # {row.comment}")
+            lines.append("  expr: |")
+            lines += [f"    {line}" for line in row.promql.splitlines()]
+            if row.for_:
+                lines.append(f"  for: {row.for_}")
+            lines += [
+                f"  labels: {{severity: {row.severity}}}",
+                "  annotations:",
+                f"    summary: {json.dumps(row.summary)}",
+                f"    runbook: {RUNBOOK}#{row.name.lower()}",
+            ]
+            part += "".join(f"      {line}\n" for line in lines)
+        parts.append(part)
     return RULES_HEAD + "\n".join(parts)
-
-
-def rule(row: AlertRow) -> str:
-    lines = [f"- alert: {row.name}"]
-    if row.comment:
-        lines.append(f"  # {row.comment}")
-    lines.append("  expr: |")
-    lines += [f"    {line}" for line in row.promql.splitlines()]
-    if row.for_:
-        lines.append(f"  for: {row.for_}")
-    lines += [
-        f"  labels: {{severity: {row.severity}}}",
-        "  annotations:",
-        f"    summary: {json.dumps(row.summary)}",
-        f"    runbook: {RUNBOOK}#{row.name.lower()}",
-    ]
-    return "".join(f"      {line}\n" for line in lines)
 
 
 # ---- Dashboard --------------------------------------------------------------------------------------------------------
@@ -117,7 +141,15 @@ def dashboard(table: Iterable[MetricRow] = METRICS) -> dict[str, Any]:
     drawn: list[dict[str, Any]] = []
     top = 0
     for title in DASHBOARD_ROWS:
-        drawn.append(dashboard_row(len(drawn) + 1, title, top))
+        heading = {
+            "type": "row",
+            "title": title,
+            "id": len(drawn) + 1,
+            "gridPos": {"x": 0, "y": top, "w": 24, "h": 1},
+            "collapsed": False,
+            "panels": [],
+        }
+        drawn.append(heading)
         top += 1
         in_row = [panel for panel in panels if panel[0].row == title]
         for index, (panel, query, legend) in enumerate(in_row):
@@ -138,23 +170,9 @@ def dashboard(table: Iterable[MetricRow] = METRICS) -> dict[str, Any]:
         "time": {"from": "now-24h", "to": "now"},
         "timezone": "browser",
         "tags": ["megajukebox"],
-        "templating": {"list": variables()},
-        "annotations": {"list": [fired_alerts()]},
+        "templating": {"list": VARIABLES},
+        "annotations": {"list": [FIRED_ALERTS]},
         "panels": drawn,
-    }
-
-
-SOURCE = {"type": "prometheus", "uid": "${datasource}"}
-
-
-def dashboard_row(number: int, title: str, top: int) -> dict[str, Any]:
-    return {
-        "type": "row",
-        "title": title,
-        "id": number,
-        "gridPos": {"x": 0, "y": top, "w": 24, "h": 1},
-        "collapsed": False,
-        "panels": [],
     }
 
 
@@ -177,37 +195,6 @@ def dashboard_panel(
             "legend": {"displayMode": "list", "placement": "bottom"},
             "tooltip": {"mode": "multi"},
         },
-    }
-
-
-def variables() -> list[dict[str, Any]]:
-    """What a viewer chooses: the Prometheus, and the runs."""
-    return [
-        {"name": "datasource", "type": "datasource", "query": "prometheus"},
-        {
-            "name": "run",
-            "type": "query",
-            "datasource": SOURCE,
-            "multi": True,
-            "includeAll": True,
-            "current": {"text": "All", "value": "$__all"},
-            "refresh": 2,
-            "query": {"query": f"label_values({PREFIX}step, run)", "refId": "run"},
-        },
-    ]
-
-
-def fired_alerts() -> dict[str, Any]:
-    """Marks on the time line where an alert fired."""
-    return {
-        "name": "alerts",
-        "enable": True,
-        "datasource": SOURCE,
-        "expr": 'ALERTS{alertstate="firing", alertname=~"Jukebox.+", alertname!="JukeboxWatchdog"}',
-        "titleFormat": "{{alertname}}",
-        "textFormat": "{{run}}",
-        "iconColor": "red",
-        "step": "60s",
     }
 
 
@@ -240,13 +227,15 @@ def renamed_list() -> str:
         now = next(row for row in METRICS if row.name == legacy.now)
         ending = "_total" if now.kind == "counter" else ""
         lines.append(f"| `{PREFIX}{legacy.name}{total}` | `{PREFIX}{legacy.now}{ending}` |")
-    lines += [f"| alert `{before}` | `{now}` |" for before, now in LEGACY_ALERTS.items()]
+    for before, alert in LEGACY_ALERTS.items():
+        lines.append(f"| alert `{before}` | `{alert}` |")
     return "\n".join(lines)
 
 
 def with_section(text: str, name: str, content: str) -> str:
     """`text` with what stands between the marks of a generated section replaced."""
-    begin, end = f"<!-- generated: {name} -->", f"<!-- end: {name} -->"
+    begin = f"<!-- generated: {name} -->"
+    end = f"<!-- end: {name} -->"
     section = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
     assert section.search(text), f"no section {name}"
     return section.sub(lambda _: f"{begin}\n{content}\n{end}", text)

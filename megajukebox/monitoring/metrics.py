@@ -88,6 +88,7 @@ class MetricRow:
 
 
 def run_info(run: RunState) -> Values:
+    """What trains, as labels: stage, preset, commit and version of the code, digest of the settings."""
     made_by = run.settings.get("made_by")
     facts = made_by if isinstance(made_by, dict) else {}
     preset = run.settings.get("preset")
@@ -98,6 +99,7 @@ def run_info(run: RunState) -> Values:
 
 
 def losses(run: RunState) -> Values:
+    """The loss of both splits, and each level's reconstruction of a VQ-VAE."""
     values: dict[Labels, float | None] = {}
     for split, row in ((TRAIN, run.last), (HELD_OUT, run.held_out)):
         loss = row.get("loss")
@@ -111,6 +113,7 @@ def losses(run: RunState) -> Values:
 
 
 def by_split(key: str) -> Callable[[RunState], Values]:
+    """The last value of a log key in the train rows and in the held-out ones."""
     return lambda run: {
         (TRAIN,): number(run.last.get(key)),
         (HELD_OUT,): number(run.held_out.get(key)),
@@ -129,12 +132,7 @@ def other(run: RunState) -> Values:
 
 def rate(key: str) -> Callable[[RunState], float | None]:
     """A speed: 0 for a run that does not live."""
-
-    def read(run: RunState) -> float | None:
-        speed = run.value(key)
-        return speed if run.alive or speed is None else 0.0
-
-    return read
+    return lambda run: run.value(key) if run.alive or run.value(key) is None else 0.0
 
 
 def amount(rate_key: str) -> Callable[[RunState], float | None]:
@@ -152,6 +150,7 @@ def amount(rate_key: str) -> Callable[[RunState], float | None]:
 
 
 def dead_codes(run: RunState) -> Values:
+    """The size of the codebook less the codes that its running average counts as alive, by level."""
     values: dict[Labels, float | None] = {}
     for level in LEVELS:
         alive = run.value(f"{level}/usage")
@@ -176,42 +175,14 @@ def of_ranks(read: Callable[[RunState, int], float | None]) -> Callable[[RunStat
     }
 
 
-def is_silent(run: RunState, index: int) -> float:
-    return float(run.ranks[index] in run.silent_ranks)
-
-
-def skipped_steps(run: RunState) -> Values:
-    return {(kind,): run.skipped_steps[kind] for kind in SKIP_KINDS}
-
-
 def restarts(run: RunState) -> Values:
+    """By how the attempt before ended; the usual ways always, so that a first one shows as a rise from 0."""
     reasons = dict.fromkeys(("crash", "stop", "hang", *run.restarts))
     return {(reason,): run.restarts[reason] for reason in reasons}
 
 
-def goodput(run: RunState) -> Values:
-    last_day = run.account.goodput_since(run.now - DAY)
-    return {("total",): run.account.goodput, ("24h",): last_day}
-
-
-def checkpoints(run: RunState) -> Values:
-    return {("saved",): run.counts[CheckpointSaved], ("failed",): run.counts[SaveFailed]}
-
-
 def last_checkpoint(field: str) -> Callable[[RunState], float | None]:
     return lambda run: getattr(run.whole_checkpoints[-1], field) if run.whole_checkpoints else None
-
-
-def job_seconds_left(run: RunState) -> float | None:
-    return run.chain.job_seconds_left(run.now) if run.chain and run.alive else None
-
-
-def jobs_queued(run: RunState) -> float | None:
-    return run.chain.queued if run.chain and run.alive else None
-
-
-def active_alerts(run: RunState) -> Values:
-    return {(alert.alert, alert.severity): 1 for alert in diagnose(run)}
 
 
 AGE = "time() - {metric}"
@@ -289,14 +260,14 @@ METRICS = (
         "slurm_job_seconds_left",
         "gauge",
         "Time until the present SLURM job reaches its limit.",
-        job_seconds_left,
+        lambda run: run.chain.job_seconds_left(run.now) if run.chain and run.alive else None,
         panel=Panel(MOVING, "Time left of the job", "s"),
     ),
     MetricRow(
         "slurm_chain_jobs_queued",
         "gauge",
         "Jobs in the queue that follow the present one.",
-        jobs_queued,
+        lambda run: run.chain.queued if run.chain and run.alive else None,
         panel=Panel(MOVING, "Jobs queued after it", "short"),
     ),
     MetricRow(
@@ -309,7 +280,7 @@ METRICS = (
         "alert_active",
         "gauge",
         "1 while `megajukebox watch` shows this alert.",
-        active_alerts,
+        lambda run: {(alert.alert, alert.severity): 1 for alert in diagnose(run)},
         ("alert", "severity"),
         Panel(MOVING, "Active alerts", "short"),
     ),
@@ -385,7 +356,7 @@ METRICS = (
         "steps_skipped",
         "counter",
         "Steps skipped (nan, spike, overflow).",
-        skipped_steps,
+        lambda run: {(kind,): run.skipped_steps[kind] for kind in SKIP_KINDS},
         ("reason",),
         Panel(HEALTHY, "Skipped steps", "short"),
     ),
@@ -438,7 +409,10 @@ METRICS = (
         "goodput_ratio",
         "gauge",
         "Share of the wall clock spent on steps that were kept.",
-        goodput,
+        lambda run: {
+            ("total",): run.account.goodput,
+            ("24h",): run.account.goodput_since(run.now - DAY),
+        },
         ("window",),
         Panel(TIME, "Goodput", "percentunit"),
     ),
@@ -558,7 +532,10 @@ METRICS = (
         "checkpoints",
         "counter",
         "Checkpoints saved, and saves that failed.",
-        checkpoints,
+        lambda run: {
+            ("saved",): run.counts[CheckpointSaved],
+            ("failed",): run.counts[SaveFailed],
+        },
         ("result",),
         Panel(SAFE, "Saves", "short"),
     ),
@@ -612,7 +589,7 @@ METRICS = (
         "rank_silent",
         "gauge",
         "1 for a rank whose heartbeat stopped while others beat.",
-        of_ranks(is_silent),
+        of_ranks(lambda run, index: float(run.ranks[index] in run.silent_ranks)),
         ("rank", "host"),
     ),
     MetricRow(

@@ -16,6 +16,8 @@ from megajukebox.monitoring.doctor import checks
 from megajukebox.monitoring.exporters.terminal import as_json
 
 TEXTS = (
+    "events.jsonl",
+    "metrics.jsonl",
     "run.yaml",
     "model.json",
     "generation.json",
@@ -51,7 +53,8 @@ def write_bundle(run: Path, out: Path) -> int:
         for name, text in parts.items():
             data = text.encode("utf-8", "replace")
             member = tarfile.TarInfo(f"{run.resolve().name}/{name}")
-            member.size, member.mtime = len(data), int(time.time())
+            member.size = len(data)
+            member.mtime = int(time.time())
             tar.addfile(member, io.BytesIO(data))
     os.replace(partial, out)
     return len(parts)
@@ -72,37 +75,30 @@ def contents(run: Path) -> Iterator[tuple[str, str]]:
     yield "doctor.json", json.dumps(redacted([asdict(finding) for finding in findings]), indent=1)
     yield "machine.json", json.dumps(redacted(asdict(machine())), indent=1)
     yield "environment.json", json.dumps(environment(), indent=1)
-    yield "files.txt", "\n".join(listing(run))
-    for name in ("events.jsonl", "metrics.jsonl"):
-        if is_inside(run / name, run):
-            yield name, redact(end_of(run / name))
+    files = []  # every file of the run with its size and age
+    for path in sorted(run.rglob("*")):
+        facts = path.lstat()
+        age = time.time() - facts.st_mtime
+        files.append(f"{facts.st_size:>14} {age:>10.0f} s {path.relative_to(run)}")
+    yield "files.txt", "\n".join(files)
     for pattern in TEXTS:
         for path in sorted(run.glob(pattern)):
-            if is_inside(path, run):
+            # A file of the run itself, not something that a link in it leads to.
+            if path.is_file() and path.resolve().is_relative_to(run.resolve()):
                 yield str(path.relative_to(run)), redact(end_of(path))
 
 
 def environment() -> dict[str, str]:
     """Variables of SLURM, NCCL, torch and the launchers; no others, and none that is a secret."""
-    known = {name: value for name, value in os.environ.items() if name.startswith(VARIABLES)}
-    return {
-        name: HIDDEN if is_secret(name) else redact(value) for name, value in sorted(known.items())
-    }
-
-
-def listing(run: Path) -> Iterator[str]:
-    """Every file of the run with its size and age."""
-    for path in sorted(run.rglob("*")):
-        facts = path.lstat()
-        yield f"{facts.st_size:>14} {time.time() - facts.st_mtime:>10.0f} s {path.relative_to(run)}"
-
-
-def is_inside(path: Path, run: Path) -> bool:
-    """A file of the run itself, not something that a link in it leads to."""
-    return path.is_file() and path.resolve().is_relative_to(run.resolve())
+    known = {}
+    for name, value in sorted(os.environ.items()):
+        if name.startswith(VARIABLES):
+            known[name] = HIDDEN if is_secret(name) else redact(value)
+    return known
 
 
 def end_of(path: Path) -> str:
+    """The text of a file, of a long one its last MAX_BYTES; what is no UTF-8 is replaced."""
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - MAX_BYTES))
         return file.read().decode("utf-8", "replace")

@@ -167,13 +167,12 @@ def classify_error(error: BaseException) -> str:
         return "config" if error.errno in PERMANENT_ERRNOS else "storage"
     if isinstance(error, USER_MISTAKES):
         return "config"
-    return "peer_failure" if is_peer_failure(error) else "bug"
-
-
-def is_peer_failure(error: BaseException) -> bool:
-    """Whether another rank, or the way to it, is at fault. torch raises RuntimeError alone: only its words tell."""
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(words in text for words in PEER_FAILURE_WORDS)
+    if isinstance(error, RuntimeError):
+        # Another rank, or the way to it, may be at fault: torch raises this class alone, only its words tell.
+        text = str(error).lower()
+        if any(words in text for words in PEER_FAILURE_WORDS):
+            return "peer_failure"
+    return "bug"
 
 
 @contextmanager
@@ -200,6 +199,7 @@ def print_error(text: str) -> None:
 
 
 def leave_now(code: int) -> NoReturn:
+    """End the process at once, without the exit handlers of torch and its libraries: they may wait for dead peers."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
             stream.flush()

@@ -22,16 +22,22 @@ def attribute_hang(beats: list[Heartbeat], now: float, stale: float) -> list[Han
 
     All ranks in the same phase of a step: none, the hang is in the network or the storage.
     """
-    silent = [beat for beat in beats if now - beat.time > stale]
+    silent = []
+    for beat in beats:
+        age = now - beat.time
+        if age > stale:
+            evidence = f"silent for {age:.0f} s in {beat.phase}"
+            silent.append(HangSuspect(beat.rank, beat.host, evidence))
     if silent:
-        return [
-            HangSuspect(b.rank, b.host, f"silent for {now - b.time:.0f} s in {b.phase}")
-            for b in silent
-        ]
+        return silent
     camps = Counter((beat.step, beat.phase) for beat in beats)
     if len(camps) < 2:
         return []
     # In a step the others wait for the suspect, so of two equal camps the one that is not in a step is to blame.
     majority = max(camps, key=lambda camp: (camps[camp], camp[0], camp[1] == STEP))
-    apart = [beat for beat in beats if (beat.step, beat.phase) != majority]
-    return [HangSuspect(b.rank, b.host, f"in {b.phase} of step {b.step + 1}") for b in apart]
+    apart = []
+    for beat in beats:
+        if (beat.step, beat.phase) != majority:
+            evidence = f"in {beat.phase} of step {beat.step + 1}"
+            apart.append(HangSuspect(beat.rank, beat.host, evidence))
+    return apart

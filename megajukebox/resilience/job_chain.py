@@ -70,20 +70,20 @@ def parse_squeue(job: str, array: str | None, listed: list[str], now: float) -> 
     After it come the tasks of its array, and arrays of the same name that wait for it (`--dependency=afterany:ARRAY`):
     those of other names are other stages. A held one does not come by itself.
     """
-    jobs = [entry for entry in map(parse_line, listed) if entry is not None]
+    jobs = list(filter(None, map(parse_line, listed)))
     mine = next((entry for entry in jobs if entry.number == job and entry.running), None)
     if mine is None:
         return None
     arrays = arrays_after(array or job, mine.name, jobs)
-    coming = [
-        entry for entry in jobs if entry.array in arrays and not (entry.running or entry.held)
-    ]
-    limits = [entry.limit for entry in coming]
+    limits = []  # of the jobs that will start by themselves
+    for entry in jobs:
+        if entry.array in arrays and not (entry.running or entry.held):
+            limits.append(entry.limit)
     return JobChain(
         time=now,
         job=job,
         array=array,
-        queued=len(coming),
+        queued=len(limits),
         end_time=None if mine.seconds_left is None else now + mine.seconds_left,
         queued_seconds=None if None in limits else sum(limit or 0.0 for limit in limits),
     )
@@ -101,7 +101,7 @@ def arrays_after(first: str, name: str, jobs: list[QueuedJob]) -> set[str]:
 
 def parse_line(line: str) -> QueuedJob | None:
     """A line of squeue in FIELDS; None for one that does not fit: a job's name may hold anything."""
-    parts = [part.strip() for part in line.split("|")]
+    parts = list(map(str.strip, line.split("|")))
     if len(parts) != FIELDS.count("|") + 1:
         return None
     number, array, state, left, limit, reason, name, after = parts

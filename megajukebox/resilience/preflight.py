@@ -57,8 +57,7 @@ def examine(run: Path, nodes: list[str], start: Callable[[float], int]) -> Prefl
     """Let `start` run the doctor for so many seconds, and read what its ranks left. `nodes`: empty outside SLURM."""
     shutil.rmtree(run / FOLDER, ignore_errors=True)
     status = start(MAX_SECONDS)
-    reports = [read_object(path) for path in sorted((run / FOLDER).glob("rank-*.json"))]
-    reports = [report for report in reports if report]
+    reports = list(filter(None, map(read_object, sorted((run / FOLDER).glob("rank-*.json")))))
     return evaluate_reports(reports, read_object(run / FOLDER / "together.json"), nodes, status)
 
 
@@ -82,13 +81,15 @@ def evaluate_reports(
         if bad not in common:
             unfit |= bad
     unfit |= {node: f"reported nothing within {MAX_SECONDS:.0f} s" for node in silent}
-    everywhere = [
-        describe(f) for f in findings if f["verdict"] == "bad" and f["about"] == "all-reduce"
-    ]
+    everywhere = []
+    notable = []
+    for finding in findings:
+        of_all = finding["about"] == "all-reduce"
+        if of_all and finding["verdict"] == "bad":
+            everywhere.append(describe(finding))
+        if of_all or finding["verdict"] != "good":
+            notable.append(describe(finding))
     everywhere += [next(iter(bad.values())) for bad in common]
-    notable = [
-        describe(f) for f in findings if f["verdict"] != "good" or f["about"] == "all-reduce"
-    ]
     notable += [f"{node}: {unfit[node]}" for node in silent]
     if not together:
         notable.append(f"the ranks could not be compared (status {status})")

@@ -59,7 +59,12 @@ def classify_attempt(run: Path, before: int, status: int) -> AttemptOutcome:
     """What became of the attempt that began when the run was at generation `before` and ended with `status`."""
     generation = generation_of(run)
     if generation == before:
-        return _not_begun(run, status)
+        # It ended before it took the run: all is done, the settings are bad, or the ranks never met.
+        if (run / "DONE").exists():
+            return AttemptOutcome("done", "all runs within are done")
+        kind = "fatal" if status == EXIT_FATAL else "retry"
+        reason = f"the attempt ended with status {status} before it began to train"
+        return AttemptOutcome(kind, reason)
     job = read_object(run / FILE).get("job")
     if job != os.environ.get("SLURM_JOB_ID"):
         return AttemptOutcome("fenced", f"job {job} has taken over the run")
@@ -79,14 +84,6 @@ def classify_attempt(run: Path, before: int, status: int) -> AttemptOutcome:
     if cause is not None:
         reason = describe_exit(cause)
     return AttemptOutcome("retry", reason, tuple(nodes))
-
-
-def _not_begun(run: Path, status: int) -> AttemptOutcome:
-    """The attempt ended before it took the run: all is done, the settings are bad, or the ranks never met."""
-    if (run / "DONE").exists():
-        return AttemptOutcome("done", "all runs within are done")
-    kind = "fatal" if status == EXIT_FATAL else "retry"
-    return AttemptOutcome(kind, f"the attempt ended with status {status} before it began to train")
 
 
 def describe_exit(record: ProcessExit) -> str:
@@ -112,7 +109,7 @@ def blamed_nodes(run: Path, generation: int, exits: list[ProcessExit]) -> list[s
     """
     hangs = [event.hosts for event in attempt_events(run, generation, HangDetected)]
     alerts = [event.hosts for event in attempt_events(run, generation, AlertRaised)]
-    named = [hosts for hosts in hangs + alerts if hosts]
+    named = list(filter(None, hangs + alerts))
     if named:
         return sorted(set(named[-1]))
     recorded = {record.rank for record in exits}

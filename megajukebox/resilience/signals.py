@@ -43,18 +43,16 @@ class SignalHandler:
         if self.signal is not None:
             self.reason = f"signal {signal.Signals(self.signal).name}"
             by_signal = Request.STOP
-        return max(by_signal, self._files())
-
-    def _files(self) -> Request:
         if self.rank or time.monotonic() - self._looked < LOOK_SECONDS:
-            return Request.NONE
+            return by_signal
         self._looked = time.monotonic()
         if not self.generation.is_current():
             return Request.FENCED
         if (self.run / "STOP").exists():
             self.reason = "the file STOP"
             return Request.STOP
-        return Request.SAVE if (self.run / "SAVE").exists() else Request.NONE
+        by_file = Request.SAVE if (self.run / "SAVE").exists() else Request.NONE
+        return max(by_signal, by_file)
 
     def saved(self, request: int) -> None:
         """If the request was SAVE it has been met."""

@@ -37,9 +37,17 @@ def squeue(jobs: str, states: str, format: str) -> list[str]:
 
 
 def successors() -> list[str]:
-    """The tasks of this job's array that wait, as scontrol wants them: ["12_[4-60%1]"]."""
+    """The tasks of this job's array that wait, as scontrol wants them: ["12_[4-60]"].
+
+    squeue prints 12_[4-60%1]: the number of tasks that may run at once is not part of a name.
+    """
     array = chain()
-    return squeue(array, "PENDING", "%i") if array else []
+    if not array:
+        return []
+    names = []
+    for name in squeue(array, "PENDING", "%i"):
+        names.append(name.partition("%")[0].rstrip("]") + "]" if "[" in name else name)
+    return names
 
 
 def cancel_successors() -> None:
@@ -51,19 +59,13 @@ def cancel_successors() -> None:
 def hold_successors() -> None:
     """They wait until an operator runs `scontrol release`."""
     for name in successors():
-        ask("scontrol", "uhold", without_limit(name))
+        ask("scontrol", "uhold", name)
 
 
 def exclude(nodes: list[str]) -> None:
     """The successors will not run on `nodes`."""
     for name in successors():
-        job_id = f"JobId={without_limit(name)}"
-        ask("scontrol", "update", job_id, f"ExcNodeList={','.join(nodes)}")
-
-
-def without_limit(name: str) -> str:
-    """12_[4-60%1] -> 12_[4-60]: the number of tasks that may run at once is not part of a name."""
-    return name.partition("%")[0].rstrip("]") + "]" if "[" in name else name
+        ask("scontrol", "update", f"JobId={name}", f"ExcNodeList={','.join(nodes)}")
 
 
 def requeue() -> None:

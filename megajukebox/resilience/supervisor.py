@@ -102,6 +102,8 @@ class Supervisor:
         self.active: list[str] = []  # nodes that train
         self.excluded: set[str] = set()
         self.wanted = min(wanted or len(self.job_nodes), len(self.job_nodes))
+        # Nodes that may be excluded at once: a tenth; for without enough a run waits for ever.
+        self.max_excluded = max(1, len(self.job_nodes) // 10)
 
     def work(self, attempts: int) -> int:
         """Attempt after attempt. Returns this process's exit status."""
@@ -229,11 +231,6 @@ class Supervisor:
             return EXIT_RETRY
         return self.hand_over("nodes are lost") if too_few else None
 
-    @property
-    def max_excluded(self) -> int:
-        """Nodes that may be excluded at once: a tenth; for without enough a run waits for ever."""
-        return max(1, len(self.job_nodes) // 10)
-
     def exclude(self, nodes: list[str]) -> None:
         """The next jobs do without `nodes`."""
         self.excluded |= set(nodes)
@@ -250,6 +247,7 @@ class Supervisor:
         )
 
     def call_operator(self, reason: str) -> int:
+        """Hold the jobs that wait until a person has looked. Returns the exit status to leave with."""
         self.log.event(AlertRaised(kind=NEEDS_OPERATOR, reason=reason))
         log.error("%s needs an operator: %s", self.run, reason)
         slurm.hold_successors()

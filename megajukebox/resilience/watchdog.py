@@ -179,7 +179,12 @@ class Watchdog:
         suspects = attribute_hang(beats, time.time(), stale=3 * self.interval)
         names = ", ".join(map(str, suspects)) or "none"
         reason = f"rank {self.rank} was in {phase} for {seconds:.0f} s; suspects: {names}"
-        if self._is_first_to_report():
+        claim = self.log.run / "hangs" / f"generation-{self.generation.number:04d}"
+        try:
+            os.close(os.open(claim, os.O_CREAT | os.O_EXCL))
+        except OSError:
+            pass  # all ranks find the same hang, and another one reports it
+        else:
             event = HangDetected(
                 step=self.step,
                 phase=phase,
@@ -190,15 +195,6 @@ class Watchdog:
             self.log.note(event)
         time.sleep(STACKS_GRACE)
         self._leave("hang", reason)
-
-    def _is_first_to_report(self) -> bool:
-        """All ranks find the same hang; one reports it."""
-        claim = self.log.run / "hangs" / f"generation-{self.generation.number:04d}"
-        try:
-            os.close(os.open(claim, os.O_CREAT | os.O_EXCL))
-        except OSError:
-            return False
-        return True
 
     def _leave(self, exit_class: str, reason: str) -> None:
         self.end.record(exit_class, reason)

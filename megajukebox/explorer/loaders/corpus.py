@@ -142,22 +142,17 @@ def read_song(shards: ShardSet, out: Path, excerpt: Excerpt, row: int) -> Corpus
     )
     try:
         song = replace(unread, metadata=shards.read_facts(row))
-        return add_excerpt(add_lyrics(song, shards), shards, out)
+        if shards.has(row, "lyrics"):
+            text, words = parse_lrc(shards.read_member(row, "lyrics").decode(errors="replace"))
+            song = replace(
+                song,
+                lyrics=split_lines(text, words),
+                lyrics_kind="timed" if words else "plain",
+                findings=corpus_checks.check_lyrics(text, words, song.seconds),
+            )
+        return add_excerpt(song, shards, out)
     except (ValueError, OSError) as error:
         return replace(unread, error=str(error), findings=["damaged"])
-
-
-def add_lyrics(song: CorpusSong, shards: ShardSet) -> CorpusSong:
-    """With the song's lyrics, and what looks wrong with them."""
-    if not shards.has(song.row, "lyrics"):
-        return song
-    text, words = parse_lrc(shards.read_member(song.row, "lyrics").decode(errors="replace"))
-    return replace(
-        song,
-        lyrics=split_lines(text, words),
-        lyrics_kind="timed" if words else "plain",
-        findings=corpus_checks.check_lyrics(text, words, song.seconds),
-    )
 
 
 def add_excerpt(song: CorpusSong, shards: ShardSet, out: Path) -> CorpusSong:

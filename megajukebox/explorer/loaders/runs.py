@@ -79,6 +79,7 @@ def find_runs(folder: Path, depth: int) -> Iterator[Path]:
 
 
 def read_run(folder: Path, name: str) -> ListedRun:
+    """What a run folder holds; lines and files that cannot be read become its `problems`."""
     problems: list[UnreadableSample] = []
     metrics = list(map(upgrade_row, read_lines(folder / "metrics.jsonl", problems)))
     times = [row["time"] for row in metrics if is_finite_number(row.get("time"))]
@@ -149,12 +150,17 @@ def read_lines(path: Path, problems: list[UnreadableSample]) -> list[dict[str, A
     """The JSON objects in `path`, one a line; the other lines are counted in `problems`."""
     if not path.is_file():
         return []
+    objects = []
+    broken = 0
     with path.open("rb") as file:
-        lines = [parsed(line) for line in file if line.strip()]
-    objects = [line for line in lines if line is not None]
-    broken = len(lines) - len(objects)
+        for line in filter(bytes.strip, file):
+            found = parsed(line)
+            if found is None:
+                broken += 1
+            else:
+                objects.append(found)
     if broken:
-        reason = f"{broken} of {len(lines)} lines are not JSON objects"
+        reason = f"{broken} of {broken + len(objects)} lines are not JSON objects"
         problems.append(UnreadableSample(path.name, reason))
     return objects
 

@@ -166,9 +166,11 @@ def read_sample(path: Path, name: str) -> ListedSample:
     record = SampleRecord.model_validate(current_sample_record(document))
     audio = {}
     for track in TRACKS:
-        recording = recording_path(path.parent, record, track)
-        if recording is not None:
-            audio[track] = recording
+        recording = record.levels[track].audio if track in record.levels else ""
+        # Only bare names count: a sample must not lead out of its folder.
+        is_bare = bool(recording) and "\0" not in recording and Path(recording).name == recording
+        if is_bare and (path.parent / recording).is_file():
+            audio[track] = path.parent / recording
     return ListedSample(
         name=name,
         record=record,
@@ -178,14 +180,6 @@ def read_sample(path: Path, name: str) -> ListedSample:
         created=path.stat().st_mtime,
         digest=hashlib.sha256(content).hexdigest(),
     )
-
-
-def recording_path(folder: Path, record: SampleRecord, track: str) -> Path | None:
-    """The recording of a track if it exists. Only bare names count: a sample must not lead out of its folder."""
-    name = record.levels[track].audio if track in record.levels else ""
-    if not name or "\0" in name or Path(name).name != name or not (folder / name).is_file():
-        return None
-    return folder / name
 
 
 def describe_error(error: Exception) -> str:

@@ -90,11 +90,11 @@ def entry(sample: ListedSample, links: SampleLinks) -> dict[str, Any]:
         "peaks": links.peaks,
         "spectrogram": links.spectrogram,
     }
-    return {
-        name: value
-        for name, value in fields.items()
-        if value not in (None, "", [], 0) or name == "seconds"
-    }
+    record = {}
+    for name, value in fields.items():
+        if value not in (None, "", [], 0) or name == "seconds":
+            record[name] = value
+    return record
 
 
 def mode(sample: ListedSample) -> str:

@@ -105,4 +105,7 @@ def split_words(text: str, start: int, end: int, words: list[TimedWord]) -> Lyri
 
 def plain_text(lyrics: list[LyricLine]) -> str:
     """The words alone."""
-    return "\n".join("".join(piece.text for piece in line) for line in lyrics)
+    lines = []
+    for pieces in lyrics:
+        lines.append("".join(piece.text for piece in pieces))
+    return "\n".join(lines)

@@ -60,7 +60,11 @@ def corpus_page(shards: ShardSet, songs: list[CorpusSong], excerpt: Excerpt) -> 
 def corpus_entry(song: CorpusSong, out: Path) -> dict[str, Any]:
     """The record of a song for the list. Empty values are left out: of thousands, they would be half of the bytes."""
     files = SongFiles(out, song.key, song.excerpt)
+    picture = site_files.relative_url(files.path("original", "png"), out)
     year = song.metadata.get("year")
+    audio = {}
+    for track, path in song.audio.items():
+        audio[track] = site_files.relative_url(path, out)
     entry = {
         "name": song.key,
         "title": title(song),
@@ -75,16 +79,14 @@ def corpus_entry(song: CorpusSong, out: Path) -> dict[str, Any]:
         "seconds": song.excerpt_seconds,
         "levels": [track for track in TRACKS if track in song.audio],
         "page": site_files.relative_url(song_page_path(song, out), out),
-        "audio": {track: site_files.relative_url(path, out) for track, path in song.audio.items()},
-        "picture": site_files.relative_url(files.path("original", "png"), out)
-        if song.audio
-        else None,
+        "audio": audio,
+        "picture": picture if audio else None,
     }
-    return {
-        name: value
-        for name, value in entry.items()
-        if value not in (None, "", [], {}) or name == "seconds"
-    }
+    record = {}
+    for name, value in entry.items():
+        if value not in (None, "", [], {}) or name == "seconds":
+            record[name] = value
+    return record
 
 
 def names(value: object) -> list[str]:

@@ -52,6 +52,7 @@ def element(name: str, /, *children: str | Iterable[str], **attributes: Attribut
 
 def _joined(children: Iterable[str | Iterable[str]]) -> Markup:
     """Children one after the other, escaped where they are not `Markup`."""
-    return Markup("").join(
-        escape(child) if isinstance(child, str) else _joined(child) for child in children
-    )
+    parts = []
+    for child in children:
+        parts.append(escape(child) if isinstance(child, str) else _joined(child))
+    return Markup("").join(parts)

@@ -76,10 +76,11 @@ def abbreviated(fingerprint: str) -> str | Markup:
 def printable_json(value: object) -> str:
     """Indented JSON in the letters of its language; characters that are invisible or reverse text are escaped."""
     text = json.dumps(value, indent=2, ensure_ascii=False)
-    return "".join(
-        letter if letter.isprintable() or letter == "\n" else json.dumps(letter)[1:-1]
-        for letter in text
-    )
+    letters = []
+    for letter in text:
+        is_shown = letter.isprintable() or letter == "\n"
+        letters.append(letter if is_shown else json.dumps(letter)[1:-1])
+    return "".join(letters)
 
 
 def as_text(value: object) -> str:

@@ -6,7 +6,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from megajukebox.common.redaction import redact
-from megajukebox.explorer.loaders.runs import ListedRun, PreviewRecording, is_number
+from megajukebox.explorer.loaders.runs import ListedRun, is_number
 from megajukebox.explorer.pages.layout import abbreviated, render_page
 from megajukebox.explorer.pages.run_list import percent, time_left
 from megajukebox.explorer.pages.scores import score_table
@@ -54,6 +54,13 @@ class EventTable:
 def run_page(run: ListedRun, others: list[str], recordings: list[str]) -> str:
     """One run. `others` are the runs to compare its settings with, `recordings` the URLs of its samples."""
     marks = event_marks(run.events)
+    figures = []
+    for name in sorted(run.curves, key=curve_order):
+        figures.append(figure(name, run.curves[name], marks))
+    # By step, the newest first: name and URL of each recording.
+    previews: dict[str, list[tuple[str, str]]] = {}
+    for preview, url in list(zip(run.previews, recordings))[:MAX_PREVIEWS]:
+        previews.setdefault(f"{preview.step:,}", []).append((preview.path.stem, url))
     return render_page(
         "run.html",
         run.name,
@@ -66,13 +73,11 @@ def run_page(run: ListedRun, others: list[str], recordings: list[str]) -> str:
         problems=run.problems,
         alerts=shown_alerts(run),
         timeline=timeline(run.state),
-        previews=previews_by_step(run.previews, recordings),
+        previews=previews,
         older_previews=len(run.previews) - MAX_PREVIEWS,
         scores=score_table(run.scores),
         marked_events=", ".join(MARKED_EVENTS),
-        figures=[
-            figure(name, run.curves[name], marks) for name in sorted(run.curves, key=curve_order)
-        ],
+        figures=figures,
         events=event_table(run.events),
         config=redact(run.config),
         others=others,
@@ -88,13 +93,13 @@ def summary(run: ListedRun) -> list[tuple[str, str | None]]:
         last_step = max(last_step, *(points[-1][0] for points in splits.values()))
     of_target = f" of {state.target:,}" if state.target else ""
     fingerprint = run.model.get("fingerprint")
-    whole = [checkpoint for checkpoint in state.checkpoints if checkpoint.whole]
+    whole = state.whole_checkpoints
     newest = None
     if whole:
         size = format_bytes(whole[-1].bytes)
         newest = f"step {whole[-1].step:,}, {size}, of {len(whole)}"
     return [
-        ("model", " ".join(str(word) for word in kind if word)),
+        ("model", " ".join(map(str, filter(None, kind)))),
         ("step", f"{int(last_step):,}{of_target}" if run.curves else None),
         ("time left", time_left(run)),
         ("a step", step_breakdown.describe_step(state)),
@@ -116,16 +121,6 @@ def shown_alerts(run: ListedRun) -> list[ShownAlert]:
         do = f"{alert.do} ({RUNBOOK}#{alert.alert.lower()})"
         alerts.append(ShownAlert(alert.severity, name, redact(alert.what), do))
     return alerts
-
-
-def previews_by_step(
-    recordings: list[PreviewRecording], urls: list[str]
-) -> dict[str, list[tuple[str, str]]]:
-    """(name, URL) of each recording by the step at which it was generated, the newest first."""
-    previews: dict[str, list[tuple[str, str]]] = {}
-    for recording, url in list(zip(recordings, urls))[:MAX_PREVIEWS]:
-        previews.setdefault(f"{recording.step:,}", []).append((recording.path.stem, url))
-    return previews
 
 
 def curve_order(name: str) -> tuple[int, str]:

@@ -116,9 +116,10 @@ def plot(splits: dict[str, Points], marks: list[Mark]) -> PlotArea | None:
         finite += readable[split]
     if not finite:
         return None
-    low, high = spread([step for step, _ in finite])
+    steps, values = map(list, zip(*finite))
+    low, high = spread(steps)
     x = Axis(low, high, LEFT, RIGHT)
-    y = value_axis([value for _, value in finite])
+    y = value_axis(values)
     lines = []
     for split, points in thinned.items():
         lines.append(line(points, x, y, SPLIT_STYLES.get(split, "other")))

@@ -60,12 +60,17 @@ def timeline(run: RunState) -> Markup:
     account = run.account
     if not account.attempts or account.wall <= 0:
         return Markup('<p class="small">Nothing yet.</p>')
+    boxes = []
+    for attempt, (start, end) in enumerate(account.attempts, start=1):
+        x = position(run, start)
+        width = max(MIN_BOX_WIDTH, position(run, end) - x)
+        boxes.append(AttemptBox(x, width, f"attempt {attempt}: {format_duration(end - start)}"))
     return render(
         "timeline.html",
         width=WIDTH,
         height=HEIGHT,
         duration=format_duration(account.wall),
-        attempts=attempt_boxes(run),
+        attempts=boxes,
         marks=event_marks(run),
         shares=phase_shares(run),
     )
@@ -75,15 +80,6 @@ def position(run: RunState, unix_seconds: float) -> float:
     """Where on the picture a time stands."""
     share = (unix_seconds - run.account.attempts[0][0]) / run.account.wall
     return round(min(1.0, max(0.0, share)) * WIDTH, 1)
-
-
-def attempt_boxes(run: RunState) -> list[AttemptBox]:
-    boxes = []
-    for attempt, (start, end) in enumerate(run.account.attempts, start=1):
-        x = position(run, start)
-        width = max(MIN_BOX_WIDTH, position(run, end) - x)
-        boxes.append(AttemptBox(x, width, f"attempt {attempt}: {format_duration(end - start)}"))
-    return boxes
 
 
 def event_marks(run: RunState) -> list[EventMark]:

@@ -30,7 +30,6 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from megajukebox.common.errors import UserError
-from megajukebox.explorer.loaders.samples import ListedSample
 from megajukebox.explorer.server.blind_trials import BlindTrials
 from megajukebox.explorer.server.static_files import (
     AccessGuard,
@@ -46,7 +45,7 @@ from megajukebox.explorer.server.studio_form import (
 )
 from megajukebox.explorer.server.studio_jobs import Studio, StudioJob
 from megajukebox.explorer.server.uploads import MAX_BYTES, UploadStore
-from megajukebox.explorer.server.votes import read_votes, tally_votes
+from megajukebox.explorer.server.votes import VoteTally, read_votes, tally_votes
 
 MAX_LISTED = 50  # songs of the queue; older ones are in the folder
 MAX_JSON_BYTES = 256 << 10  # of one question
@@ -96,7 +95,12 @@ def json_handler(action: Action) -> Handler:
 
     async def handle(request: Request) -> Response:
         try:
-            body = json.loads(await read_body(request) or b"{}")
+            sent = b""
+            async for block in request.stream():
+                sent += block
+                if len(sent) > MAX_JSON_BYTES:
+                    raise UserError(f"that is more than {MAX_JSON_BYTES >> 10} kB")
+            body = json.loads(sent or b"{}")
             if not isinstance(body, dict):
                 raise UserError("the question is no JSON object")
             return JSONResponse(await run_in_threadpool(action, body, request))
@@ -104,16 +108,6 @@ def json_handler(action: Action) -> Handler:
             return error_response(str(error))
 
     return handle
-
-
-async def read_body(request: Request) -> bytes:
-    """The body; UserError as soon as it is longer than `MAX_JSON_BYTES`."""
-    body = b""
-    async for block in request.stream():
-        body += block
-        if len(body) > MAX_JSON_BYTES:
-            raise UserError(f"that is more than {MAX_JSON_BYTES >> 10} kB")
-    return body
 
 
 # ---- Votes.
@@ -129,7 +123,8 @@ def vote_routes(library: Library, trials: BlindTrials) -> list[Route]:
 
     def tallies(_: dict[str, Any], __: Request) -> dict[str, Any]:
         votes, skipped = read_votes(trials.votes)
-        return {"tallies": [one.as_json() for one in tally_votes(votes)], "skipped": skipped}
+        tallied = list(map(VoteTally.as_json, tally_votes(votes)))
+        return {"tallies": tallied, "skipped": skipped}
 
     def recording(request: Request) -> Response:
         parameters = request.path_params
@@ -154,12 +149,14 @@ def studio_routes(library: Library, services: StudioServices) -> list[Route]:
     options = services.options
 
     def job_json(job: StudioJob) -> dict[str, Any]:
-        sample = sample_of(job, library)
-        if sample is None:
-            return job.as_json(page=None, audio=None)
-        audio = sample.audio.get("bottom")
-        page = library.address(library.page(sample))
-        return job.as_json(page, library.address(audio) if audio else None)
+        """A song of the queue; once it is done, with the addresses of the sample that it became."""
+        if job.state == "done":
+            for name, sample in library.by_name.items():
+                if name.split("/")[-1] == job.id:
+                    audio = sample.audio.get("bottom")
+                    page = library.address(library.page(sample))
+                    return job.as_json(page, library.address(audio) if audio else None)
+        return job.as_json(page=None, audio=None)
 
     def enqueue(body: dict[str, Any], _: Request) -> dict[str, Any]:
         form = parse_form(body)
@@ -170,10 +167,7 @@ def studio_routes(library: Library, services: StudioServices) -> list[Route]:
 
     def list_jobs(_: dict[str, Any], __: Request) -> dict[str, Any]:
         newest = list(studio.jobs.values())[: -MAX_LISTED - 1 : -1]
-        return {
-            "songs": [job_json(job) for job in newest],
-            "model": studio.model_status(),
-        }
+        return {"songs": list(map(job_json, newest)), "model": studio.model_status()}
 
     return [
         Route("/api/studio", json_handler(lambda *_: options.as_json())),
@@ -186,14 +180,6 @@ def studio_routes(library: Library, services: StudioServices) -> list[Route]:
         ),
         Route("/api/uploads", upload_handler(services.uploads), methods=["POST"]),
     ]
-
-
-def sample_of(job: StudioJob, library: Library) -> ListedSample | None:
-    """The sample that a song became."""
-    if job.state != "done":
-        return None
-    matching = (sample for name, sample in library.by_name.items() if name.split("/")[-1] == job.id)
-    return next(matching, None)
 
 
 def upload_handler(uploads: UploadStore) -> Handler:

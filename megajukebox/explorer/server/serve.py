@@ -1,6 +1,5 @@
 """Runs the pages' server. The only file that imports uvicorn."""
 
-import ipaddress
 import socket
 
 import uvicorn
@@ -10,14 +9,6 @@ from megajukebox.common.errors import UserError
 
 MAX_CONNECTIONS = 128  # at once; more are refused with 503
 SHUTDOWN_SECONDS = 2  # that open downloads have when the server ends
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach `host`."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def run(app: ASGIApp, host: str, port: int, token: str | None) -> None:

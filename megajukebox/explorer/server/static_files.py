@@ -121,11 +121,10 @@ class Library:
     def refresh(self) -> None:
         """Look at the folders; costs a stat a sample when nothing changed."""
         with self.lock:
-            modified = {
-                str(path): path.stat().st_mtime_ns
-                for path, _ in find_samples(self.samples)
-                if path.exists()
-            }
+            modified = {}
+            for path, _ in find_samples(self.samples):
+                if path.exists():
+                    modified[str(path)] = path.stat().st_mtime_ns
             if modified != self.modified:
                 self.listed = write_samples(self.samples, self.out)
                 self.by_name = {}
@@ -138,7 +137,8 @@ class Library:
                 runs = write_runs(self.runs, self.out)
                 self.run_recordings = set()
                 for run in runs:
-                    self.run_recordings.update(str(preview.path) for preview in run.previews)
+                    for preview in run.previews:
+                        self.run_recordings.add(str(preview.path))
                 self.runs_written = time.monotonic()
 
     @property
@@ -190,6 +190,7 @@ def is_inside(path: str, folder: Path) -> bool:
 
 
 def file_response(path: Path) -> Response:
+    """The file at `path`, or the range of it that is asked for; status 404 if it is gone."""
     if not path.is_file():
         raise HTTPException(404)
     media_type = MEDIA_TYPES.get(path.suffix)

@@ -80,7 +80,7 @@ def parse_form(data: object) -> SongForm:
 def build_request(
     form: SongForm, options: StudioOptions, upload: Upload | None, check: RequestCheck
 ) -> dict[str, Any]:
-    """The request that the form asks for.
+    """The request that the form asks for; with `upload`, one that continues that recording.
 
     Raises:
         UserError: it cannot be sampled.
@@ -101,18 +101,14 @@ def build_request(
     if form.temperature is not None:
         request["temperature"] = form.temperature
     if upload:
-        request |= prompt_fields(upload, form)
+        kept = min(form.prime_seconds or upload.seconds, upload.seconds)
+        if kept >= form.seconds:
+            raise UserError(
+                f"{kept:g} s of the recording leave nothing of {form.seconds:g} s to generate; ask for more"
+            )
+        request["prompt"] = str(upload.path)
+        request["keep_seconds"] = kept
     problems = check({"id": "studio", **request})
     if problems:
         raise UserError("; ".join(problems))
     return request
-
-
-def prompt_fields(upload: Upload, form: SongForm) -> dict[str, Any]:
-    """The fields of a request that continues an uploaded recording."""
-    seconds = min(form.prime_seconds or upload.seconds, upload.seconds)
-    if seconds >= form.seconds:
-        raise UserError(
-            f"{seconds:g} s of the recording leave nothing of {form.seconds:g} s to generate; ask for more"
-        )
-    return {"prompt": str(upload.path), "keep_seconds": seconds}

@@ -99,6 +99,7 @@ class GoodputLedger:
         self.points: list[tuple[float, float]] = []  # of every train row: time, productive seconds
 
     def event(self, event: Event) -> None:
+        """Take the next event: a start begins an attempt, any other is a sign of life or reports lost steps."""
         if not event.time:
             return
         if isinstance(event, RunStarted) and self.attempts and not self.attempts[-1].lost:
@@ -108,7 +109,12 @@ class GoodputLedger:
             self._start(event.time)
         elif isinstance(event, StepsRecomputed):
             # Written just before the `resume` of the next attempt, about the one that ended.
-            self.attempts[-1].take(phase_floats(event), event.end_time or event.time)
+            spent: dict[str, float] = {}
+            for phase, value in event.phase_seconds.items():
+                seconds = number(value)
+                if seconds is not None:  # the file may hold anything
+                    spent[phase] = seconds
+            self.attempts[-1].take(spent, event.end_time or event.time)
             self.attempts[-1].lost += event.seconds
         elif not isinstance(event, BETWEEN_ATTEMPTS):
             self.attempts[-1].last = max(self.attempts[-1].last, event.time)
@@ -155,12 +161,6 @@ class GoodputLedger:
         seconds[DOWN] = max(0.0, wall - known)
         useful = [(starts[0], 0.0), *self.points, (max(now, starts[0]), kept)]
         return TimeAccount(wall, dict(seconds), useful, spans)
-
-
-def phase_floats(event: StepsRecomputed) -> dict[str, float]:
-    """Its seconds by phase, those that are numbers: the file may hold anything."""
-    found = {phase: number(seconds) for phase, seconds in event.phase_seconds.items()}
-    return {phase: seconds for phase, seconds in found.items() if seconds is not None}
 
 
 def value_at(points: Sequence[tuple[float, float]], time: float) -> float:

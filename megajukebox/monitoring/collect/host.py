@@ -78,13 +78,12 @@ def gpus() -> list[Gpu]:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=NVIDIA_SMI_SECONDS)
     except (OSError, subprocess.TimeoutExpired):
         return []
-    parsed = [parse_gpu(line) for line in answer.stdout.splitlines()]
-    return [gpu for gpu in parsed if gpu is not None]
+    return list(filter(None, map(parse_gpu, answer.stdout.splitlines())))
 
 
 def parse_gpu(line: str) -> Gpu | None:
     """One line of nvidia-smi; a figure that a GPU does not have reads [N/A] and is left out."""
-    cells = [cell.strip() for cell in line.split(",")]
+    cells = list(map(str.strip, line.split(",")))
     if len(cells) != 2 + len(GPU_FIGURES) or not cells[0].isdecimal():
         return None
     figures = {}

@@ -65,9 +65,14 @@ class RunReader:
         self._forget_events()
 
     def read(self, now: float | None = None) -> RunState:
+        """What is known of the run at `now`, in unix seconds; by default at this moment."""
         self._read_events()
         self._read_metrics()
         now = time.time() if now is None else now
+        flags = []
+        for flag in ("DONE", "STOP", "SAVE"):
+            if (self.folder / flag).exists():
+                flags.append(flag)
         state = RunState(
             name=self.name,
             folder=self.folder,
@@ -88,9 +93,7 @@ class RunReader:
             exits=read_exits(self.folder),
             checkpoints=self._read_checkpoints(now),
             account=TimeAccount(0.0, {}, []),
-            flags=frozenset(
-                name for name in ("DONE", "STOP", "SAVE") if (self.folder / name).exists()
-            ),
+            flags=frozenset(flags),
             disk=disk(self.folder),
             unreadable=self.metrics_tail.lost + self.events_tail.lost,
             histograms=self.histograms,
@@ -114,28 +117,25 @@ class RunReader:
         records, replaced = self.events_tail.new()
         if replaced:
             self._forget_events()
-        for record in records:
-            self._take_event(parse_event(record))
-
-    def _take_event(self, event: Event) -> None:
-        self.counts[type(event)] += 1
-        if isinstance(event, BadSampleSkipped):
-            self.bad_samples[event.kind] += 1
-            return
-        if isinstance(event, AlertRaised):
-            self.sdc_mismatches += event.kind == SDC
-        elif isinstance(event, StepSkipped):
-            self.skipped_steps[event.kind] += 1
-        elif isinstance(event, HangDetected):
-            self.hangs[event.phase] += 1
-        elif isinstance(event, AttemptStarted) and self.ledger.attempts:
-            self.restarts[restart_reason(self.events)] += 1
-        elif isinstance(event, CheckpointSaved) and event.seconds is not None:
-            self.histograms.setdefault(SAVES, Histogram()).add(event.seconds)
-        elif isinstance(event, StepsRecomputed):
-            self.recomputed_steps += event.steps
-        self.events.append(event)
-        self.ledger.event(event)
+        for event in map(parse_event, records):
+            self.counts[type(event)] += 1
+            if isinstance(event, BadSampleSkipped):
+                self.bad_samples[event.kind] += 1
+                continue
+            if isinstance(event, AlertRaised):
+                self.sdc_mismatches += event.kind == SDC
+            elif isinstance(event, StepSkipped):
+                self.skipped_steps[event.kind] += 1
+            elif isinstance(event, HangDetected):
+                self.hangs[event.phase] += 1
+            elif isinstance(event, AttemptStarted) and self.ledger.attempts:
+                self.restarts[restart_reason(self.events)] += 1
+            elif isinstance(event, CheckpointSaved) and event.seconds is not None:
+                self.histograms.setdefault(SAVES, Histogram()).add(event.seconds)
+            elif isinstance(event, StepsRecomputed):
+                self.recomputed_steps += event.steps
+            self.events.append(event)
+            self.ledger.event(event)
 
     def _read_metrics(self) -> None:
         rows, replaced = self.metrics_tail.new()
@@ -254,6 +254,7 @@ class Runs:
         self.readers: dict[Path, RunReader] = {}
 
     def read(self, now: float | None = None) -> list[RunState]:
+        """The state of every run that is there now: runs come and go between two calls."""
         present: dict[Path, RunReader] = {}
         for name, path in named_runs(self.folders):
             reader = self.readers.get(path)

@@ -24,7 +24,6 @@ from megajukebox.records.events import (
     Event,
     RunFinished,
     RunStopped,
-    StepSkipped,
 )
 from megajukebox.records.exits import ProcessExit
 from megajukebox.records.heartbeat import Heartbeat
@@ -101,8 +100,12 @@ class RunState:
 
     def lately(self, name: str) -> list[float]:
         """Its values in the last train rows."""
-        values = [number(row.get(name)) for row in self.recent]
-        return [value for value in values if value is not None]
+        values = []
+        for row in self.recent:
+            value = number(row.get(name))
+            if value is not None:
+                values.append(value)
+        return values
 
     def last_event(self, *kinds: type[E]) -> E | None:
         """The newest event of these kinds."""
@@ -131,14 +134,6 @@ class RunState:
     def target(self) -> int | None:
         steps = number(self.training.get("steps"))
         return int(steps) if steps else None
-
-    @property
-    def clips_per_step(self) -> float | None:
-        config = self.settings.get("ds_config")
-        if not isinstance(config, dict):
-            return None
-        micro = number(config.get("train_micro_batch_size_per_gpu"))
-        return micro * (number(config.get("gradient_accumulation_steps")) or 1.0) if micro else None
 
     @property
     def config_digest(self) -> str:
@@ -249,8 +244,11 @@ class RunState:
     @property
     def exit_code(self) -> int | None:
         """The worst code of the last processes that ended, if they are the last thing that happened."""
-        fresh = [record for record in self.exits if record.time >= (self.attempt_start or 0.0)]
-        codes = [record.code for record in fresh if record.code is not None]
+        started = self.attempt_start or 0.0
+        codes = []
+        for record in self.exits:
+            if record.time >= started and record.code is not None:
+                codes.append(record.code)
         return max(codes, key=lambda code: (code == EXIT_FATAL, code), default=None)
 
     @property
@@ -262,20 +260,17 @@ class RunState:
         if isinstance(last, AlertRaised) and last.kind == NEEDS_OPERATOR:
             return "failed"  # the supervisor will not start it again
         if not self.alive:
-            return self._status_without_processes()
+            if self.exit_code == EXIT_FATAL or self.ended == Diverged.name:
+                return "failed"
+            if not self.wanted:
+                return "stopped"
+            if self.last_seen is None:
+                return "new"
+            return "down" if self.now - self.last_seen > self.thresholds.down else "waiting"
         if self.now - (self.last_step_time or self.now) > self.stall_after:
             return "stalled"
         logged = number(self.last.get("time")) or 0
         return "training" if self.recent and logged >= (self.attempt_start or 0) else "starting"
-
-    def _status_without_processes(self) -> str:
-        if self.exit_code == EXIT_FATAL or self.ended == Diverged.name:
-            return "failed"
-        if not self.wanted:
-            return "stopped"
-        if self.last_seen is None:
-            return "new"
-        return "down" if self.now - self.last_seen > self.thresholds.down else "waiting"
 
     # ---- Health -------------------------------------------------------------------------------------------------------
 
@@ -287,27 +282,27 @@ class RunState:
         """
         losses = self.lately("loss")
         first = max(0, len(losses) - SCORED_LOSSES + 1)
-        scores = [spike_score(losses[:end]) for end in range(first, len(losses) + 1)]
-        return max((score for score in scores if score is not None), default=None)
+        scores = []
+        for end in range(first, len(losses) + 1):
+            score = spike_score(losses[:end])
+            if score is not None:
+                scores.append(score)
+        return max(scores, default=None)
 
     @property
     def slowdowns(self) -> dict[int, float]:
         return slowdowns(self.ranks)
 
-    def lately_skipped(self, kind: str, steps: int = 100) -> int:
-        """Steps skipped for that reason among the last `steps`."""
-        first = self.step - steps
-        skipped = [e for e in self.events if isinstance(e, StepSkipped) and e.kind == kind]
-        return sum((event.step or 0) > first for event in skipped)
-
     @property
     def bad_sample_ratio(self) -> float | None:
         """Share of the samples of this attempt that could not be read."""
         bad = self.value("bad_samples")
-        batch = self.clips_per_step
+        config = self.settings.get("ds_config")
         started = self.last_event(AttemptStarted)
-        if bad is None or not batch or started is None:
+        if bad is None or not isinstance(config, dict) or started is None:
             return None
+        micro = number(config.get("train_micro_batch_size_per_gpu")) or 0.0
+        batch = micro * (number(config.get("gradient_accumulation_steps")) or 1.0)
         read = (self.step - (started.step or 0)) * batch
         return min(1.0, bad / read) if read > 0 else None
 

@@ -22,17 +22,15 @@ def slowdowns(beats: Iterable[Heartbeat]) -> dict[int, float]:
             stages[beat.stage].append(beat)
     ratios: dict[int, float] = {}
     for equals in stages.values():
-        if len(equals) > 1:
-            ratios |= slowdowns_among(equals)
+        if len(equals) < 2:
+            continue
+        own = {beat.rank: beat.own_seconds or 0.0 for beat in equals}
+        step = statistics.median(beat.step_seconds or 0.0 for beat in equals)
+        median = statistics.median_low(own.values())
+        # Without the slowest rank's excess; where communication hides behind computing, own time alone would say
+        # too much.
+        excess = max(own.values()) - median
+        without = max(step - excess, median, MIN_STEP_SHARE * step)
+        for rank, seconds in own.items():
+            ratios[rank] = 1 + (seconds - median) / without
     return ratios
-
-
-def slowdowns_among(equals: list[Heartbeat]) -> dict[int, float]:
-    """Of ranks that have equal work."""
-    own = {beat.rank: beat.own_seconds or 0.0 for beat in equals}
-    step = statistics.median(beat.step_seconds or 0.0 for beat in equals)
-    median = statistics.median_low(own.values())
-    # Without the slowest rank's excess; where communication hides behind computing, own time alone would say too much.
-    excess = max(own.values()) - median
-    without = max(step - excess, median, MIN_STEP_SHARE * step)
-    return {rank: 1 + (seconds - median) / without for rank, seconds in own.items()}

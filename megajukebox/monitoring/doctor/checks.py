@@ -63,7 +63,7 @@ def check_versions() -> Finding:
         what = f"missing: {', '.join(missing)}"
         return Finding("versions", "bad", what, "pip install megajukebox")
     what = ", ".join(f"{name} {number}" for name, number in numbers.items())
-    torch = tuple(int(part) for part in numbers["torch"].split("+")[0].split(".")[:2])
+    torch = tuple(map(int, numbers["torch"].split("+")[0].split(".")[:2]))
     if torch < MIN_TORCH:
         return Finding("versions", "bad", what, "install torch 2.10 or newer")
     return Finding("versions", "good", what)
@@ -145,7 +145,10 @@ def check_disk(folder: Path, test_bytes: int = TEST_FILE_BYTES) -> Finding:
     if write < SLOW_DISK:
         do = f"under {format_bytes(SLOW_DISK)}/s: saves will be slow"
         return Finding(about, "warn", what, do)
-    needed = checkpoint_bytes(folder)
+    # The size of the run's newest checkpoint, if it has any.
+    manifests = sorted(folder.glob("checkpoints/step-*/manifest.json"))
+    files = read_object(manifests[-1], 1 << 28).get("files", {}) if manifests else {}
+    needed = float(sum(facts.get("bytes", 0) for facts in files.values()))
     if needed and free < CHECKPOINTS_OF_SPACE * needed:
         verdict = "bad" if free < needed else "warn"
         what = f"{what}; a checkpoint takes {format_bytes(needed)}"
@@ -171,13 +174,6 @@ def throughput(folder: Path, size: int) -> tuple[float, float]:
         return size / (written - started), size / (time.perf_counter() - written)
     finally:
         path.unlink(missing_ok=True)
-
-
-def checkpoint_bytes(run: Path) -> float:
-    """The size of a run's newest checkpoint; 0 if it has none."""
-    manifests = sorted(run.glob("checkpoints/step-*/manifest.json"))
-    files = read_object(manifests[-1], 1 << 28).get("files", {}) if manifests else {}
-    return float(sum(facts.get("bytes", 0) for facts in files.values()))
 
 
 def check_shards(folder: Path, checked: int = CHECKED_SHARDS) -> Finding:
@@ -226,5 +222,8 @@ def digest(path: Path) -> str:
 
 
 def worst(findings: Iterable[Finding]) -> str:
+    """The verdict of the worst finding: bad, warn or good; good of none."""
     verdicts = {finding.verdict for finding in findings}
-    return next((verdict for verdict in ("bad", "warn") if verdict in verdicts), "good")
+    if "bad" in verdicts:
+        return "bad"
+    return "warn" if "warn" in verdicts else "good"

@@ -56,7 +56,11 @@ def meet(seconds: float) -> None:
     )
     store.set(f"here/{rank}", socket.gethostname())
     if rank == 0:
-        missing = missing_ranks(store, size, seconds)
+        missing = list(range(size))
+        deadline = time.monotonic() + seconds
+        while missing and time.monotonic() < deadline:
+            missing = [rank for rank in missing if not store.check([f"here/{rank}"])]
+            time.sleep(0.05)
         if missing:
             names = ", ".join(map(str, missing[:16])) + (" ..." if len(missing) > 16 else "")
             raise RuntimeError(
@@ -69,15 +73,6 @@ def meet(seconds: float) -> None:
         world_size=size,
         timeout=timedelta(seconds=seconds),
     )
-
-
-def missing_ranks(store: dist.TCPStore, size: int, seconds: float) -> list[int]:
-    deadline = time.monotonic() + seconds
-    missing = list(range(size))
-    while missing and time.monotonic() < deadline:
-        missing = [rank for rank in missing if not store.check([f"here/{rank}"])]
-        time.sleep(0.05)
-    return missing
 
 
 def examine(
@@ -118,6 +113,7 @@ def bandwidth(device: torch.device, numbers: int = LARGE) -> tuple[float, float,
 
 
 def timed(values: torch.Tensor) -> float:
+    """Seconds of one all-reduce of `values`, which all ranks begin together."""
     dist.barrier()
     started = time.perf_counter()
     dist.all_reduce(values)
@@ -126,11 +122,18 @@ def timed(values: torch.Tensor) -> float:
     return time.perf_counter() - started
 
 
-def wrong_sum(device: torch.device) -> bool:
-    """Whether an all-reduce gives another result than it must."""
+def check_all_reduce(device: torch.device) -> Finding:
+    """How fast all ranks add up numbers together, and whether the sum is what it must be."""
+    latency, algorithm, wire = bandwidth(device)
+    ranks = dist.get_world_size()
     value = torch.tensor([float(dist.get_rank())], device=device)
     dist.all_reduce(value)
-    return value.item() != dist.get_world_size() * (dist.get_world_size() - 1) / 2
+    if value.item() != ranks * (ranks - 1) / 2:
+        advice = "exclude nodes by halves until it is right"
+        return Finding("all-reduce", "bad", "gives a wrong sum", advice)
+    speed = f"{format_bytes(algorithm)}/s ({format_bytes(wire)}/s a link)"
+    what = f"{ranks} ranks: {latency * 1e6:.0f} us for a small one, {speed}"
+    return Finding("all-reduce", "good", what)
 
 
 def compare(reports: list[RankReport]) -> list[Finding]:
@@ -139,15 +142,16 @@ def compare(reports: list[RankReport]) -> list[Finding]:
 
 
 def slow_ranks(reports: list[RankReport]) -> Finding:
+    """Ranks whose matrix products take more than SLOW_RATIO times the median rank's time."""
     middle = median(report.compute_seconds for report in reports)
     slow = [report for report in reports if report.compute_seconds > SLOW_RATIO * middle]
     if not slow:
         what = f"{len(reports)} ranks alike, {middle * 1e3:.0f} ms each"
         return Finding("computing", "good", what)
-    names = [
-        f"rank {report.rank} on {report.host} x{report.compute_seconds / middle:.2f}"
-        for report in slow[:MAX_NAMED]
-    ]
+    names = []
+    for report in slow[:MAX_NAMED]:
+        ratio = report.compute_seconds / middle
+        names.append(f"rank {report.rank} on {report.host} x{ratio:.2f}")
     what = f"slower than the median rank: {'; '.join(names)}"
     return Finding("computing", "warn", what, "exclude these nodes, or free them", hosts_of(slow))
 
@@ -157,11 +161,9 @@ def wrong_ranks(reports: list[RankReport]) -> Finding:
     wrong: list[RankReport] = []
     for device in {report.device for report in reports}:
         alike = [report for report in reports if report.device == device]
-        digits = None if device else 2
-        results = Counter(
-            report.checksum if digits is None else round(report.checksum, digits)
-            for report in alike
-        )
+        results: Counter[float] = Counter()
+        for report in alike:
+            results[report.checksum if device else round(report.checksum, 2)] += 1
         usual = results.most_common(1)[0][0]
         tolerance = 0.0 if device else CPU_TOLERANCE
         wrong += [report for report in alike if abs(report.checksum - usual) > tolerance]
@@ -173,6 +175,7 @@ def wrong_ranks(reports: list[RankReport]) -> Finding:
 
 
 def skewed(reports: list[RankReport]) -> Finding:
+    """Machines whose clocks are more than MAX_SKEW seconds from the median one."""
     middle = median(report.clock for report in reports)
     off = [report for report in reports if abs(report.clock - middle) > MAX_SKEW]
     skews = {report.host: report.clock - middle for report in off}
@@ -205,10 +208,3 @@ def disagreement(reports: list[RankReport]) -> Finding:
 def hosts_of(reports: list[RankReport]) -> tuple[str, ...]:
     """The machines of some ranks."""
     return tuple(sorted({report.host for report in reports}))
-
-
-def describe_all_reduce(latency: float, algorithm: float, wire: float, ranks: int) -> Finding:
-    """`latency` in seconds, `algorithm` and `wire` in bytes a second."""
-    speed = f"{format_bytes(algorithm)}/s ({format_bytes(wire)}/s a link)"
-    what = f"{ranks} ranks: {latency * 1e6:.0f} us for a small one, {speed}"
-    return Finding("all-reduce", "good", what)

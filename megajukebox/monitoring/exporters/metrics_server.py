@@ -45,6 +45,7 @@ def parse_address(listen: str, token: str | None) -> tuple[str, int]:
 
 
 def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach `host`."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -83,8 +84,8 @@ def application(collector: Collector, token: str | None) -> Application:
         def start(status: str, headers: list[tuple[str, str]], *more: Any) -> Any:
             return start_response(status, headers + EVERYWHERE, *more)
 
-        authorization = environ.get("HTTP_AUTHORIZATION", "")
-        if token is not None and not is_authorized(authorization, token):
+        sent = environ.get("HTTP_AUTHORIZATION", "").encode("utf-8", "replace")
+        if token is not None and not hmac.compare_digest(sent, f"Bearer {token}".encode()):
             status, body = NO_TOKEN
         elif environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
             status, body = READ_ONLY
@@ -96,11 +97,6 @@ def application(collector: Collector, token: str | None) -> Application:
         return [body]
 
     return serve
-
-
-def is_authorized(authorization: str, token: str) -> bool:
-    expected = f"Bearer {token}".encode()
-    return hmac.compare_digest(authorization.encode("utf-8", "replace"), expected)
 
 
 class MetricsServer(ThreadingMixIn, WSGIServer):

@@ -128,10 +128,16 @@ def page(everything: Iterable[Metric]) -> bytes:
 def exported_names(table: Iterable[MetricRow] = METRICS) -> Mapping[str, str]:
     """Every name that a query may use, and the metric that it is of."""
     endings = {"gauge": ("",), "counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}
-    names = {f"gpu_{figure.name}": f"gpu_{figure.name}" for figure in GPU_FIGURES}
-    for name in ("host_memory_available_bytes", "exporter_info", "alert_webhook_failures_total"):
-        names[name] = name
+    of_the_machine = [f"gpu_{figure.name}" for figure in GPU_FIGURES]
+    of_the_machine += [
+        "host_memory_available_bytes",
+        "exporter_info",
+        "alert_webhook_failures_total",
+    ]
+    names = {}
+    for name in of_the_machine:
+        names[PREFIX + name] = PREFIX + name
     for row in table:
         for ending in endings[row.kind]:
-            names[row.name + ending] = row.name
-    return {PREFIX + name: PREFIX + metric for name, metric in names.items()}
+            names[PREFIX + row.name + ending] = PREFIX + row.name
+    return names

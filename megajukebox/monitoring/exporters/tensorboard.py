@@ -59,8 +59,9 @@ class Copier:
         rows, replaced = self.metrics.new()
         copied = 0
         for row in map(upgrade_row, rows):
-            if not (replaced and row_key(row) in self.copied_rows):
-                self._copy_row(row)
+            key = (str(row.get("step")), str(row.get("split")), str(row.get("time")))
+            if not (replaced and key in self.copied_rows):
+                self._copy_row(row, key)
                 copied += 1
         events, _ = self.events.new()
         for event in map(upgrade_event, events):
@@ -72,11 +73,11 @@ class Copier:
         self.sink.flush()
         return copied + len(events)
 
-    def _copy_row(self, row: dict[str, Any]) -> None:
+    def _copy_row(self, row: dict[str, Any], key: tuple[str, ...]) -> None:
         step = number(row.get("step"))
         if step is None:
             return
-        self.copied_rows.add(row_key(row))
+        self.copied_rows.add(key)
         for name, value in row.items():
             finite = number(value)
             if name not in NOT_METRICS and finite is not None:
@@ -99,10 +100,6 @@ class Copier:
             return False
         self.sink.audio(path.stem, wave_T[: MAX_SECONDS * rate], rate, int(digits))
         return True
-
-
-def row_key(row: dict[str, Any]) -> tuple[str, ...]:
-    return str(row.get("step")), str(row.get("split")), str(row.get("time"))
 
 
 class TensorBoard:

@@ -45,7 +45,9 @@ MAX_TIME = 2**35  # unix seconds, the year 3058: larger numbers are no times
 
 def screen(runs: Sequence[RunState], now: float, width: int = 200) -> RenderableType:
     """All of it, for a terminal of `width` columns. A name or a reason that looks like markup stays what it is."""
-    alerts = [alert for run in runs for alert in diagnose(run)]
+    alerts: list[ActiveAlert] = []
+    for run in runs:
+        alerts += diagnose(run)
     parts: list[RenderableType] = [headline(runs, alerts, now), table(runs, width)]
     if alerts:
         parts += [Text(), advice(alerts)]
@@ -118,6 +120,7 @@ def last_checkpoint(run: RunState) -> str:
 
 
 def slowest(run: RunState) -> str:
+    """The slowest rank and its slowdown; before any is known, the number of ranks."""
     slow = run.slowdowns
     if not slow:
         return f"{len(run.ranks)} ranks" if run.ranks else "-"
@@ -195,14 +198,14 @@ def latest(runs: Sequence[RunState]) -> list[Text]:
     for run in runs:
         dated += [(e, run.name) for e in run.events if e.time and not isinstance(e, NOT_SHOWN)]
     dated.sort(key=lambda pair: -pair[0].time)
-    return [event_line(event, name) for event, name in dated[:MAX_EVENTS]]
-
-
-def event_line(event: Event, run: str) -> Text:
-    step = "" if event.step is None else f" at step {event.step}"
-    reason = f": {event.reason}" if event.reason else ""
-    name = event.event if isinstance(event, UnknownEvent) else event.name
-    return Text(plain(f"{clock(event.time)}  {run}: {name}{step}{reason}")[:MAX_EVENT_TEXT])
+    lines = []
+    for event, run_name in dated[:MAX_EVENTS]:
+        step = "" if event.step is None else f" at step {event.step}"
+        reason = f": {event.reason}" if event.reason else ""
+        name = event.event if isinstance(event, UnknownEvent) else event.name
+        line = plain(f"{clock(event.time)}  {run_name}: {name}{step}{reason}")
+        lines.append(Text(line[:MAX_EVENT_TEXT]))
+    return lines
 
 
 def clock(time: float) -> str:
@@ -218,34 +221,35 @@ def plain(text: str) -> str:
 
 
 def as_json(runs: Sequence[RunState]) -> list[dict[str, Any]]:
-    """What the screen shows, for other programs."""
-    return [run_json(run) for run in runs]
-
-
-def run_json(run: RunState) -> dict[str, Any]:
-    return {
-        "run": plain(run.name),
-        "stage": run.stage,
-        "status": run.status,
-        "step": run.step,
-        "target": run.target,
-        "eta_seconds": run.eta_seconds,
-        "loss": run.value("loss"),
-        "goodput": run.account.goodput,
-        "chain_queued": run.chain.queued if run.chain else None,
-        "chain_seconds": run.chain_seconds_left,
-        "seconds": run.account.seconds,
-        "step_parts": step_parts(run),
-        "restarts": sum(run.restarts.values()),
-        "last_checkpoint": run.checkpoints[-1].step if run.checkpoints else None,
-        "slowdowns": {str(rank): ratio for rank, ratio in run.slowdowns.items()},
-        "problems": [
-            {
+    """What the screen shows of each run, for other programs: plain data in seconds, steps and ratios."""
+    records = []
+    for run in runs:
+        problems = []
+        for alert in diagnose(run):
+            problem = {
                 "alert": alert.alert,
                 "severity": alert.severity,
                 "what": plain(alert.what),
                 "do": alert.do,
             }
-            for alert in diagnose(run)
-        ],
-    }
+            problems.append(problem)
+        record = {
+            "run": plain(run.name),
+            "stage": run.stage,
+            "status": run.status,
+            "step": run.step,
+            "target": run.target,
+            "eta_seconds": run.eta_seconds,
+            "loss": run.value("loss"),
+            "goodput": run.account.goodput,
+            "chain_queued": run.chain.queued if run.chain else None,
+            "chain_seconds": run.chain_seconds_left,
+            "seconds": run.account.seconds,
+            "step_parts": step_parts(run),
+            "restarts": sum(run.restarts.values()),
+            "last_checkpoint": run.checkpoints[-1].step if run.checkpoints else None,
+            "slowdowns": {str(rank): ratio for rank, ratio in run.slowdowns.items()},
+            "problems": problems,
+        }
+        records.append(record)
+    return records
