@@ -153,7 +153,11 @@ class Jukebox:
         source = None
         notes: list[str] = []
         if request.source is not None:
-            source = self._load_source(request.source)
+            path = request.source
+            if path not in self._sources:  # the last one stays: variations of a request share it
+                loaded = load_source(path, self.vqvae, self.weights["vqvae"], self.device)
+                self._sources = {path: loaded}
+            source = self._sources[path]
             prompt, seconds = prompt_codes(request, source.codes, self.vqvae)
             notes += _length_notes(request, seconds)
             request = request.model_copy(update={"seconds": seconds})
@@ -173,13 +177,6 @@ class Jukebox:
                 reference_tracks(source, self.vqvae, song.samples, self.device)
             )
         return song
-
-    def _load_source(self, path: str) -> PromptSource:
-        """The codes of a prompt's file. The last one stays: variations share it, a thousand requests do not."""
-        if path not in self._sources:
-            source = load_source(path, self.vqvae, self.weights["vqvae"], self.device)
-            self._sources = {path: source}
-        return self._sources[path]
 
     # ---- Sampling ---------------------------------------------------------------------------------------------------
 

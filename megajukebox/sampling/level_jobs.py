@@ -47,9 +47,6 @@ def build_job(
         samples: length in audio samples that timing is conditioned on.
     """
     requests = [song.request for song in songs]
-    fractions = {
-        request.at("hop_fraction", level, DEFAULT_HOP_FRACTIONS[level]) for request in requests
-    }
     upper_BU = None
     if level_above is not None:
         upper_BU = torch.from_numpy(np.stack([song.codes[level_above] for song in songs]))
@@ -63,7 +60,8 @@ def build_job(
         samples=samples,
         token_sampler=token_sampler_for(level, requests, device),
         guidance=[request.at("guidance", level, 1.0) for request in requests],
-        hop_fraction=fractions.pop(),  # the same for all songs of a batch
+        # The same for all songs of a batch.
+        hop_fraction=requests[0].at("hop_fraction", level, DEFAULT_HOP_FRACTIONS[level]),
         prompt_BT=_stack([song.prompt.mask.get(level, nothing_known) for song in songs], device),
     )
 

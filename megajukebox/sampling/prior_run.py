@@ -102,7 +102,9 @@ class PriorRun:
         prior.to("meta")
         if device.type == "cuda":
             torch.cuda.empty_cache()
-        release_memory()
+        # glibc would keep its memory beside the file of the next one.
+        with suppress(OSError, AttributeError):  # another system, another allocator
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
 
     def _load(self, device: torch.device, dtype: torch.dtype) -> Prior:
         with torch.device("meta"):
@@ -113,12 +115,6 @@ class PriorRun:
             for tensor in (*prior.parameters(), *prior.buffers()):
                 tensor.data = tensor.data.clone()
         return prior.eval()
-
-
-def release_memory() -> None:
-    """Return free memory to the system: glibc would keep a whole prior's beside the next one's file."""
-    with suppress(OSError, AttributeError):  # another system, another allocator
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def unknown_name_notes(levels: Mapping[str, PriorRun], request: SongRequest) -> Iterator[str]:

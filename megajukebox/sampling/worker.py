@@ -84,7 +84,12 @@ class SamplerServer:
         return state
 
     def jukebox(self) -> Jukebox:
-        files = file_stamps(self.runs)
+        """The jukebox of the files as they are now; its priors stay loaded where they fit together."""
+        files = {}  # of every file that it reads, (modification time in ns, bytes)
+        for name in WATCHED_FILES:
+            for path in self.runs.glob(f"*/{name}"):
+                facts = path.stat()
+                files[str(path)] = (facts.st_mtime_ns, facts.st_size)
         if self.loaded is None or files != self.loaded_files:
             self.loaded = None  # frees the old one before the new one is loaded
             jukebox = Jukebox(self.runs, students=self.samplers)
@@ -94,16 +99,6 @@ class SamplerServer:
             self.loaded = jukebox
             self.loaded_files = files
         return self.loaded
-
-
-def file_stamps(runs: Path) -> dict[str, tuple[int, int]]:
-    """(modification time in ns, bytes) of every file that a jukebox reads."""
-    stamps = {}
-    for name in WATCHED_FILES:
-        for path in runs.glob(f"*/{name}"):
-            facts = path.stat()
-            stamps[str(path)] = (facts.st_mtime_ns, facts.st_size)
-    return stamps
 
 
 def fits(jukebox: Jukebox) -> bool:

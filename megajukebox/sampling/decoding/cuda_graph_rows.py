@@ -50,6 +50,7 @@ class RowSteps:
         torch.le(self.all_rows[None], self.row, out=self.rows_seen)
 
     def run(self, column: int) -> None:
+        """Sample the code in `column` of the row: by the graph of that column, where steps are captured."""
         if not self.capture:
             self.step(column)
             return
@@ -70,10 +71,14 @@ class RowSteps:
         return graph
 
     def step(self, column: int) -> None:
+        """One step: the codes of the position in `column` and their near ties, all on the device."""
         decoder = self.decoder
         window = self.window
         t = self.row * decoder.row + column  # [1]
-        h = self.embedded(t)
+        entry = window.prior.input
+        before = entry.tokens(window.tokens_BT.index_select(1, (t - 1).clamp(min=0)))
+        content = torch.where((t == 0)[:, None, None], decoder.start, before)
+        h = content + F.embedding(t, entry.positions.weight)
         added = None
         if decoder.conditioning.added is not None:
             added = decoder.conditioning.added.index_select(1, t)
@@ -95,12 +100,6 @@ class RowSteps:
         sampled = self.window.tokens_BT[:, t:end].clone()
         resolved = resolve_near_ties(self.window, sampled, near_ties, t, sampled)
         return write_tokens(self.window, t, resolved, sampled)
-
-    def embedded(self, t: Tensor) -> Tensor:
-        entry = self.window.prior.input
-        before = entry.tokens(self.window.tokens_BT.index_select(1, (t - 1).clamp(min=0)))
-        content = torch.where((t == 0)[:, None, None], self.decoder.start, before)
-        return content + F.embedding(t, entry.positions.weight)
 
 
 @torch.inference_mode()

@@ -101,19 +101,17 @@ class _Reordered:
 
 
 def _reordered(weight: Tensor, bias: Tensor | None) -> Linear:
-    if can_reorder(weight.dtype):
+    """Reordered where oneDNN packs weights of this type on this CPU, else the plain product."""
+    operators = torch.ops.mkldnn
+    supported = False
+    if torch.backends.mkldnn.is_available() and hasattr(operators, "_linear_pointwise"):
+        if weight.dtype == torch.bfloat16:  # needs AVX-512 or AVX-NE-CONVERT
+            supported = bool(operators._is_mkldnn_bf16_supported())
+        else:  # float16 is reordered on the newest CPUs alone
+            supported = weight.dtype == torch.float32
+    if supported:
         return _Reordered(weight, bias)
     return lambda x_NI: F.linear(x_NI, weight, bias)
-
-
-def can_reorder(dtype: torch.dtype) -> bool:
-    """Whether oneDNN packs weights of this type on this CPU: bfloat16 needs AVX-512 or AVX-NE-CONVERT."""
-    operators = torch.ops.mkldnn
-    if not torch.backends.mkldnn.is_available() or not hasattr(operators, "_linear_pointwise"):
-        return False
-    if dtype == torch.bfloat16:
-        return bool(operators._is_mkldnn_bf16_supported())
-    return dtype == torch.float32  # float16 is reordered on the newest CPUs alone
 
 
 def int8_scales(weight_OI: Tensor) -> Tensor:

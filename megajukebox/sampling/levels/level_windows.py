@@ -139,6 +139,11 @@ def build_window(prior: Prior, job: LevelJob, rows: list[WindowRow]) -> Sampling
     batch = conditioning_batch(config, conditioning, upper, starts, job.samples, device)
     codes, known = _codes_and_known(config, job, rows, device)
     batch["codes"] = codes[every_row]
+    # Computed row by row: to the last bit, batch-mates do not matter.
+    separate = [prior.conditioning(_row_of(batch, m)) for m in range(len(every_row))]
+    parts = []
+    for part in zip(*separate):
+        parts.append(None if part[0] is None else torch.cat(part))
     sampler = job.token_sampler.select(torch.tensor(songs, device=device))
     guided_sampler: TokenSamplerProtocol = sampler
     if guided:
@@ -148,7 +153,7 @@ def build_window(prior: Prior, job: LevelJob, rows: list[WindowRow]) -> Sampling
         )
     return SamplingWindow(
         prior,
-        _row_by_row_conditioning(prior, batch),
+        Conditioning(*parts),
         prior.tokens(batch),
         known[every_row],
         torch.tensor(starts, device=device),
@@ -157,13 +162,8 @@ def build_window(prior: Prior, job: LevelJob, rows: list[WindowRow]) -> Sampling
     )
 
 
-def _row_by_row_conditioning(prior: Prior, batch: dict) -> Conditioning:
-    """The conditioning of each row, computed for it alone: to the last bit, batch-mates do not matter."""
-    rows = [prior.conditioning(_row_of(batch, m)) for m in range(len(batch["codes"]))]
-    return Conditioning(*(None if parts[0] is None else torch.cat(parts) for parts in zip(*rows)))
-
-
 def _row_of(batch: dict, m: int) -> dict:
+    """Row `m` of a batch of tensors, some of them in dicts, as a batch of one."""
     row: dict = {}
     for name, value in batch.items():
         row[name] = _row_of(value, m) if isinstance(value, dict) else value[m : m + 1]

@@ -164,7 +164,9 @@ class StudentCache:
     def prefill(self, x_BTW: Tensor, sight: GridVisibility) -> Tensor:
         """The attention output of a whole window, remembering all of it: what is not known is written again."""
         if self.attention.pattern == "lyrics":
-            return self._read_lyrics(x_BTW)
+            q = self.attention.split(self.attention.query(x_BTW)).transpose(1, 2)
+            read = F.scaled_dot_product_attention(q, self.keys, self.values)
+            return self.attention.out(read.transpose(1, 2))
         q, self.keys[:], self.values[:] = self.attention.qkv(x_BTW)
         return self.attention.out(
             grid_attention(q, self.keys, self.values, self.attention.pattern, sight)
@@ -174,9 +176,8 @@ class StudentCache:
         """What the queries of a step's slots gather, [B, N, A], from the projections of their inputs."""
         if self.attention.pattern == "lyrics":
             q = self.attention.split(qkv_BNX).transpose(1, 2)
-            return (
-                F.scaled_dot_product_attention(q, self.keys, self.values).transpose(1, 2).flatten(2)
-            )
+            read = F.scaled_dot_product_attention(q, self.keys, self.values)
+            return read.transpose(1, 2).flatten(2)
         q, k, v = (self.attention.split(x) for x in qkv_BNX.chunk(3, dim=-1))
         for memory, new in ((self.keys, k), (self.values, v)):
             if step.known_BN is not None:
@@ -213,12 +214,6 @@ class StudentCache:
         if pattern == "column":
             return memory[:, :, step.column]
         return memory_BTHD[:, : self.attention.prefix or None]
-
-    def _read_lyrics(self, x_BNW: Tensor) -> Tensor:
-        q = self.attention.split(self.attention.query(x_BNW)).transpose(1, 2)
-        return self.attention.out(
-            F.scaled_dot_product_attention(q, self.keys, self.values).transpose(1, 2)
-        )
 
 
 class PlainBlock:
