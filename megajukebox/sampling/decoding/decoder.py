@@ -15,7 +15,7 @@ from torch import Tensor
 
 from megajukebox.models.prior import Conditioning, Prior
 from megajukebox.models.transformer import TransformerBlock
-from megajukebox.sampling.decoding.kv_cache import LayerCache, StepSpan, attention_cache
+from megajukebox.sampling.decoding.kv_cache import CACHES, LayerCache, LyricsCache, StepSpan
 from megajukebox.sampling.decoding.packed_linear import Linear, pack_linear
 
 # A Python number would be made a tensor at each step, for three times the price.
@@ -51,15 +51,11 @@ class PackedBlock:
         self.merge: Linear = pack_linear(attention.merge, int8)
         self.widen: Linear = pack_linear(mlp.widen, int8)
         self.narrow: Linear = pack_linear(mlp.narrow, int8)
-        self.norms = [
-            (
-                norm.normalized_shape,
-                norm.weight.detach().float(),
-                norm.bias.detach().float(),
-                norm.eps,
-            )
-            for norm in (block.norm_attention, block.norm_mlp)
-        ]
+        self.norms = []
+        for norm in (block.norm_attention, block.norm_mlp):
+            weight = norm.weight.detach().float()
+            bias = norm.bias.detach().float()
+            self.norms.append((norm.normalized_shape, weight, bias, norm.eps))
         self.scale = block.scale
 
     def norm(self, which: int, x_MW: Tensor) -> Tensor:
@@ -113,10 +109,14 @@ class WindowDecoder:
         self.rows = prior.config.transformer.blocks
         self.row = self.length // self.rows
         self.start = prior.input.start_vector(batch, conditioning.start)
-        self.layers: list[LayerCache] = [
-            attention_cache(block.attention, batch, self.length, conditioning.lyrics)
-            for block in prior.blocks
-        ]
+        self.layers: list[LayerCache] = []
+        for block in prior.blocks:
+            attention = block.attention
+            if attention.pattern == "lyrics":
+                assert conditioning.lyrics is not None
+                self.layers.append(LyricsCache(attention, batch, conditioning.lyrics))
+            else:
+                self.layers.append(CACHES[attention.pattern](attention, batch, self.length))
         self.row_indices = torch.arange(self.rows, device=self.start.device).split(1)
         self.current = 0  # the row in which the last step began
         self.reach = 1  # rows that it touched

@@ -223,7 +223,7 @@ def song_sampler(
     assert isinstance(sampler, ClassifierFreeGuidance)
     songs = sampler.token_sampler
     index = torch.tensor([song], device=songs.keys_B.device)
-    unconditional = [g for g, guided in enumerate(sampler.songs_G.tolist()) if guided == song]
+    unconditional = (sampler.songs_G == song).nonzero()[:, 0].tolist()
     if not unconditional:
         return [song], songs.select(index)
     alone = replace(
