@@ -22,11 +22,7 @@ from megajukebox.conditioning.schema import (
 from megajukebox.conditioning.tokenizers import run_tokenizer
 from megajukebox.conditioning.vocabulary import UNKNOWN, Vocabulary, normalised, read_vocabularies
 from megajukebox.models.prior import Prior, PriorConfig
-from megajukebox.sampling.lyrics.head_selection import (
-    read_alignment_head,
-    sung_words,
-    words_as_json,
-)
+from megajukebox.sampling.lyrics.head_selection import read_alignment_head, sung_words
 from megajukebox.sampling.songs.requests import SongRequest
 from megajukebox.sampling.songs.song import GeneratedSong
 
@@ -147,10 +143,11 @@ def align_words(song: GeneratedSong, run: PriorRun, prior: Prior, samples: int) 
     )
     if words:
         song.timed_lyrics = write_lrc(words, request.lyrics)
-        song.facts["alignment"] = {
-            **run.alignment.model_dump(),
-            "words": words_as_json(request.lyrics, words),
-        }
+        timed = []
+        for word in words:
+            text = request.lyrics[word.start_char : word.end_char]
+            timed.append({"text": text, **vars(word)})
+        song.facts["alignment"] = {**run.alignment.model_dump(), "words": timed}
 
 
 def print_conditions(folder: Path) -> None:

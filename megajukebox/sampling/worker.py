@@ -103,10 +103,10 @@ class SamplerServer:
 
 def fits(jukebox: Jukebox) -> bool:
     """Whether all priors may stay loaded together: within a share of what the device has free."""
-    needs = [
-        LevelMemory(run.config, guided=True, student=level in jukebox.students)
-        for level, run in jukebox.levels.items()
-    ]
+    needs = []
+    for level, run in jukebox.levels.items():
+        student = level in jukebox.students
+        needs.append(LevelMemory(run.config, guided=True, student=student))
     limit = KEPT_MEMORY_SHARE * free_memory(jukebox.device)
     on_cpu = jukebox.device.type == "cpu"
     try:

@@ -145,7 +145,7 @@ def proportional_starts(
     tokens: TokenizedLyrics, words: Sequence[tuple[int, int]], seconds: float
 ) -> np.ndarray:
     """Start of each word, [N] seconds, if the tokens were sung evenly over the song: what an alignment has to beat."""
-    first = np.searchsorted(
-        [end for _, end in tokens.spans], [start for start, _ in words], side="right"
-    )
+    _, token_ends = np.array(tokens.spans).T
+    word_starts, _ = np.array(words).T
+    first = np.searchsorted(token_ends, word_starts, side="right")
     return first * seconds / len(tokens.spans)
