@@ -31,6 +31,27 @@ from megajukebox.resilience.exit_codes import exit_guard
 from megajukebox.training.config import load_preset
 from megajukebox.training.engines import collectives
 
+Settings = Annotated[list[str] | None, Argument(help="Changes to the preset: key.sub=value ...")]
+Order = Annotated[
+    list[str] | None, Option(help="a,b or a,b,k instead of the curriculum (repeatable).")
+]
+Guidance = Annotated[
+    float, Option(min=0, help="Guidance of their sampling, learned by the student; 1 is none.")
+]
+RealFraction = Annotated[
+    float, Option(min=0, max=1, help="Fraction of them that keeps the songs' own codes.")
+]
+KeepGoing = Annotated[
+    bool, Option("--keep-going", help="Continue after an order that fails the gate.")
+]
+Chain = Annotated[
+    bool, Option("--chain", help="Start from the order before, not from the teacher.")
+]
+StopAfter = Annotated[int | None, Option(min=1, help="Save and stop after this many steps.")]
+LocalRank = Annotated[
+    int, Option("--local_rank", hidden=True, help="Set by the deepspeed launcher.")
+]
+
 
 @renamed_options({"--real-share": "--real-fraction"})
 def main(
@@ -38,37 +59,21 @@ def main(
     teacher: Annotated[Path, Option(help="Run of the prior.")],
     data: Annotated[str, Option(help="Code shards it was trained on, a folder or URL.")],
     out: Annotated[Path, Option(help="Folder of the student.")],
-    settings: Annotated[
-        list[str] | None, Argument(help="Changes to the preset: key.sub=value ...")
-    ] = None,
+    settings: Settings = None,
     preset: Annotated[str, Option(help="Preset with the training settings.")] = "tiny",
     ds_config: Annotated[str | None, Option(help="DeepSpeed JSON instead of the preset's.")] = None,
-    order: Annotated[
-        list[str] | None, Option(help="a,b or a,b,k instead of the curriculum (repeatable).")
-    ] = None,
+    order: Order = None,
     windows: Annotated[int, Option(min=1, help="Sample this many windows to train on.")] = 2048,
     temperature: Annotated[float, Option(min=0.01, help="Temperature of their sampling.")] = 0.99,
-    guidance: Annotated[
-        float, Option(min=0, help="Guidance of their sampling, learned by the student; 1 is none.")
-    ] = 1.0,
-    real_fraction: Annotated[
-        float, Option(min=0, max=1, help="Fraction of them that keeps the songs' own codes.")
-    ] = 0.2,
+    guidance: Guidance = 1.0,
+    real_fraction: RealFraction = 0.2,
     data_only: Annotated[bool, Option("--data-only", help="Train on songs' codes alone.")] = False,
-    keep_going: Annotated[
-        bool, Option("--keep-going", help="Continue after an order that fails the gate.")
-    ] = False,
-    chain: Annotated[
-        bool, Option("--chain", help="Start from the order before, not from the teacher.")
-    ] = False,
-    stop_after: Annotated[
-        int | None, Option(min=1, help="Save and stop after this many steps.")
-    ] = None,
+    keep_going: KeepGoing = False,
+    chain: Chain = False,
+    stop_after: StopAfter = None,
     cache: Annotated[Path, Option(help="Folder for copies of remote shards.")] = DEFAULT_CACHE,
     cache_gb: Annotated[float, Option(min=0, help="Gigabytes that the copies may fill.")] = 64,
-    local_rank: Annotated[
-        int, Option("--local_rank", hidden=True, help="Set by the deepspeed launcher.")
-    ] = 0,
+    local_rank: LocalRank = 0,
 ) -> None:
     """Train a student of every order of a curriculum; the same command resumes."""
     with exit_guard(out, "distill") as exit_record:

@@ -7,8 +7,6 @@ Writes `alignment.json` beside the prior's weights. Where the songs have timed l
 many milliseconds the words are off, and by how many if they were sung evenly over the song.
 """
 
-from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
@@ -51,26 +49,24 @@ def main(
     codes = ShardSet(data)
     run = PriorRun(runs / PRIOR_FOLDERS["top"], read_facts(runs / VQVAE_FOLDER))
     check_codes(codes, run.folder, run.facts)
-    known = list(islice(aligned_songs(run, codes), songs))
+    # Songs with lyrics that the run did not train on; all of them if it held none out. Imported runs were trained on
+    # other songs: all of these are held out.
+    held_out = split(codes.songs["key"], held_out_share(run.folder, default=1.0))
+    rows = [row for row in range(len(codes)) if codes.has(row, "lyrics")]
+    unseen = [row for row in rows if held_out[row]]
+    known: list[AlignedSong] = []
+    for row in unseen or rows:
+        if len(known) == songs:
+            break
+        song = known_song(run, codes, row)
+        if song.conditioning.tokens.ids and len(song.codes):
+            known.append(song)
     torch_device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     with run.loaded(torch_device, torch.float32) as prior:
         choice, scores = choose_head(prior, known, run.facts["fingerprint"])
     write_alignment_head(run.folder, choice)
     print_scores(choice, scores)
     print(run.folder / ALIGNMENT_FILE)
-
-
-def aligned_songs(run: PriorRun, codes: ShardSet) -> Iterator[AlignedSong]:
-    """The songs with lyrics that the run did not train on; all of them if it held none out."""
-    # Imported runs were trained on other songs: all of these are held out.
-    share = held_out_share(run.folder, default=1.0)
-    rows = [row for row in range(len(codes)) if codes.has(row, "lyrics")]
-    held_out = split(codes.songs["key"], share)
-    unseen = [row for row in rows if held_out[row]]
-    for row in unseen or rows:
-        song = known_song(run, codes, row)
-        if song.conditioning.tokens.ids and len(song.codes):
-            yield song
 
 
 def print_scores(choice: AlignmentHead, scores: dict[Head, float]) -> None:

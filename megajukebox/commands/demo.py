@@ -79,8 +79,16 @@ def main(
         run_stage(console, stage, seconds_taken)
         if stage.name == "encode":
             write_requests(out / "requests.yaml", ShardSet(out / "shards/codes"), samples, seconds)
-    write_times(out / "times.json", seconds_taken)
-    print_summary(console, out, seconds_taken)
+    times = out / "times.json"  # of this start and those before
+    before = json.loads(times.read_text()) if times.exists() else {}
+    write_atomic(times, json.dumps({**before, **seconds_taken}, indent=1).encode())
+    table = Table("stage", "seconds", title="this time")
+    for name, taken in seconds_taken.items():
+        table.add_row(name, f"{taken:.0f}")
+    table.add_row("all", f"{sum(seconds_taken.values()):.0f}")
+    console.print(table)
+    page = (out / "site/index.html").resolve()
+    console.print(f"Open [bold]{escape(str(page))}[/] in a browser.")
 
 
 def stages(out: Path, source: str, preset: str, ranks: int, settings: list[str]) -> list[DemoStage]:
@@ -179,7 +187,14 @@ def write_requests(path: Path, codes: ShardSet, count: int, seconds: float) -> N
     artists = list(vocabulary.get("artist", {})) or [None]
     genres = list(vocabulary.get("genres", {})) or [None]
     pairs = list(product(artists, genres))
-    lyrics = lyrics_by_artist(codes)
+    # As they are (with times, where the song has them); under None those of all artists.
+    lyrics: dict[str | None, list[str]] = {}
+    for row in range(len(codes)):
+        if codes.has(row, "lyrics"):
+            artist = json.loads(codes.read_member(row, "json")).get("artist")
+            text = codes.read_member(row, "lyrics").decode()
+            lyrics.setdefault(artist, []).append(text)
+            lyrics.setdefault(None, []).append(text)
     requests = []
     for number in range(count):
         artist, genre = pairs[number % len(pairs)]
@@ -195,34 +210,6 @@ def write_requests(path: Path, codes: ShardSet, count: int, seconds: float) -> N
         request["temperature"] = dict(TEMPERATURES)
         requests.append(request)
     write_atomic(path, yaml.safe_dump(requests, sort_keys=False, allow_unicode=True).encode())
-
-
-def lyrics_by_artist(codes: ShardSet) -> dict[str | None, list[str]]:
-    """Lyrics of the corpus as they are (with times, where the song has them); under None those of all artists."""
-    texts: dict[str | None, list[str]] = {}
-    for row in range(len(codes)):
-        if codes.has(row, "lyrics"):
-            artist = json.loads(codes.read_member(row, "json")).get("artist")
-            text = codes.read_member(row, "lyrics").decode()
-            texts.setdefault(artist, []).append(text)
-            texts.setdefault(None, []).append(text)
-    return texts
-
-
-def write_times(path: Path, seconds_taken: dict[str, float]) -> None:
-    """Add the seconds of the stages that ran to those of earlier starts."""
-    before = json.loads(path.read_text()) if path.exists() else {}
-    write_atomic(path, json.dumps({**before, **seconds_taken}, indent=1).encode())
-
-
-def print_summary(console: Console, out: Path, seconds_taken: dict[str, float]) -> None:
-    table = Table("stage", "seconds", title="this time")
-    for name, seconds in seconds_taken.items():
-        table.add_row(name, f"{seconds:.0f}")
-    table.add_row("all", f"{sum(seconds_taken.values()):.0f}")
-    console.print(table)
-    page = (out / "site/index.html").resolve()
-    console.print(f"Open [bold]{escape(str(page))}[/] in a browser.")
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ from megajukebox.evaluation.reporting.report import (
     write_report,
 )
 from megajukebox.evaluation.reporting.table import print_gate, print_report
-from megajukebox.evaluation.targets import EvalTarget, targets_in
+from megajukebox.evaluation.targets import targets_in
 from megajukebox.training.checkpoint import candidates, folder_of
 
 STANDARD_FACTS = (
@@ -148,7 +148,14 @@ def evaluate_target(
             )
         targets = targets_in(weights)
         if checkpoint:
-            targets = [one for one in targets if not evaluated_before(one, target, context)]
+            fingerprints = [entry["fingerprint"] for entry in context.references.describe()]
+            settings = context.settings()
+            new_targets = []  # without those whose run has a report of these weights and references
+            for one in targets:
+                run = one.run if one.path.is_relative_to(target) else target
+                if run is None or not is_evaluated(run, one.weights, fingerprints, settings):
+                    new_targets.append(one)
+            targets = new_targets
         if not targets:
             return None
         metrics = []
@@ -163,13 +170,6 @@ def evaluate_target(
     return report_of(targets, metrics, context)
 
 
-def evaluated_before(one: EvalTarget, target: Path, context: EvalContext) -> bool:
-    """Whether the run's scores.jsonl has these weights, references and settings."""
-    run = one.run if one.path.is_relative_to(target) else target
-    fingerprints = [reference["fingerprint"] for reference in context.references.describe()]
-    return run is not None and is_evaluated(run, one.weights, fingerprints, context.settings())
-
-
 @contextmanager
 def at_checkpoint(run: Path, checkpoint: str | None) -> Iterator[Path]:
     """The folder to evaluate: `run` itself for None and "newest", else a temporary one with the weights of a step.
@@ -177,10 +177,24 @@ def at_checkpoint(run: Path, checkpoint: str | None) -> Iterator[Path]:
     Raises:
         UserError: the run kept no checkpoint of that step, or is not of a VQ-VAE or a prior.
     """
-    if checkpoint in (None, "newest"):
+    if checkpoint is None or checkpoint == "newest":
         yield run
         return
-    checkpoint_folder = kept_checkpoint(run, checkpoint)
+    if not checkpoint.isdecimal():
+        raise UserError(
+            f"checkpoint {checkpoint!r} is neither newest nor a step; give a number, like 400"
+        )
+    if not (run / FACTS).is_file() or read_facts(run)["kind"] not in ("vqvae", "prior"):
+        raise UserError(
+            f"--checkpoint {checkpoint} is for one run of a VQ-VAE or a prior, which {run} is not"
+        )
+    kept = [path.name for path in candidates(run)]
+    checkpoint_folder = folder_of(run, int(checkpoint))
+    if checkpoint_folder.name not in kept:
+        steps = [str(int(name.removeprefix("step-"))) for name in kept]
+        raise UserError(
+            f"{run} kept no checkpoint of step {checkpoint}; it has {', '.join(steps) or 'none'}"
+        )
     from megajukebox.training.finetune import read_pretrained  # imports DeepSpeed, which is slow
 
     base = read_pretrained(checkpoint_folder)
@@ -194,26 +208,6 @@ def at_checkpoint(run: Path, checkpoint: str | None) -> Iterator[Path]:
                 shutil.copyfile(path, folder / path.name)
         save_weights(folder, kind, base.config, base.weights, base.facts["step"], **facts)
         yield folder
-
-
-def kept_checkpoint(run: Path, step: str) -> Path:
-    """The folder of the run's checkpoint of a step. UserError if there is none."""
-    if not step.isdecimal():
-        raise UserError(
-            f"checkpoint {step!r} is neither newest nor a step; give a number, like 400"
-        )
-    if not (run / FACTS).is_file() or read_facts(run)["kind"] not in ("vqvae", "prior"):
-        raise UserError(
-            f"--checkpoint {step} is for one run of a VQ-VAE or a prior, which {run} is not"
-        )
-    kept = [path.name for path in candidates(run)]
-    folder = folder_of(run, int(step))
-    if folder.name not in kept:
-        steps = [str(int(name.removeprefix("step-"))) for name in kept]
-        raise UserError(
-            f"{run} kept no checkpoint of step {step}; it has {', '.join(steps) or 'none'}"
-        )
-    return folder
 
 
 if __name__ == "__main__":

@@ -81,8 +81,7 @@ def build(
     max_songs: MaxSongs = 2000,
 ) -> None:
     """Write static pages over folders of samples and runs, and print the path of the first page."""
-    samples, runs = split_folders(folders or [])
-    check_not_empty(samples, runs, corpus)
+    samples, runs = split_folders(folders or [], needed=not corpus)
     site = site_folder(out, folders or samples)
     songs = read_shards(corpus, vqvae, excerpt, max_songs) if corpus else None
     print(build_site(samples, runs, site, copy, songs), flush=True)
@@ -128,10 +127,9 @@ def serve(
         from megajukebox.explorer.server import serve as server
     except ImportError as error:
         raise UserError(f"{error}: serve needs `pip install 'megajukebox[serve]'`") from None
-    samples, runs = split_folders(folders or [])
+    samples, runs = split_folders(folders or [], needed=not corpus and not run)
     if run:
         samples, runs = add_studio_folders(absolute(run), samples, runs)
-    check_not_empty(samples, runs, corpus)
     site = site_folder(out, folders or samples)
     write_static(site)
     shown = read_shards(corpus, vqvae, None, max_songs) if corpus else None
@@ -164,12 +162,14 @@ def site_folder(out: Path | None, folders: list[Path]) -> Path:
     return absolute(folders[0]).parent / "site" if folders else Path.cwd() / "site"
 
 
-def split_folders(given: list[Path]) -> tuple[list[Path], list[Path]]:
+def split_folders(given: list[Path], needed: bool) -> tuple[list[Path], list[Path]]:
     """(folders of samples, folders of runs). The samples that a run holds count as well.
 
     Raises:
-        UserError: one of `given` is not a folder.
+        UserError: one of `given` is not a folder, or there is none though one is `needed`.
     """
+    if needed and not given:
+        raise UserError("no folder was given; give what `megajukebox sample` or `train` wrote")
     samples = []
     runs = []
     samples_of_runs = []
@@ -185,11 +185,6 @@ def split_folders(given: list[Path]) -> tuple[list[Path], list[Path]]:
         else:
             samples.append(folder)
     return samples + samples_of_runs, runs
-
-
-def check_not_empty(samples: list[Path], runs: list[Path], corpus: str | None) -> None:
-    if not samples and not runs and not corpus:
-        raise UserError("no folder was given; give what `megajukebox sample` or `train` wrote")
 
 
 def add_studio_folders(

@@ -26,6 +26,7 @@ from megajukebox.common.command_line import run_command
 from megajukebox.common.errors import UserError
 from megajukebox.common.files import write_atomic
 from megajukebox.common.logging import setup_logging
+from megajukebox.monitoring import threshold_options
 from megajukebox.monitoring.collect.host import Machine, machine
 from megajukebox.monitoring.collect.run_reader import Runs
 from megajukebox.monitoring.collect.run_state import AlertThresholds
@@ -96,18 +97,10 @@ def main(
         bool,
         typer.Option("--legacy-names", help="Export metrics under their names of version 1 too."),
     ] = False,
-    stall: Annotated[
-        float, typer.Option(min=1, help="Seconds without a step that count as stalled, at least.")
-    ] = 120,
-    silent: Annotated[
-        float, typer.Option(min=1, help="Seconds after which a heartbeat is missed.")
-    ] = 60,
-    checkpoint: Annotated[
-        float, typer.Option(min=1, help="Age of a stale checkpoint in seconds, at least.")
-    ] = 300,
-    down: Annotated[
-        float, typer.Option(min=1, help="Seconds without a process that count as down.")
-    ] = 900,
+    stall: threshold_options.Stall = 120,
+    silent: threshold_options.Silent = 60,
+    checkpoint: threshold_options.Checkpoint = 300,
+    down: threshold_options.Down = 900,
 ) -> None:
     """Serve (or write) the metrics of all runs in and under RUNS."""
     setup_logging("exporter", timestamps=True)
@@ -119,10 +112,19 @@ def main(
         every,
         legacy_names,
     )
-    if textfile:
-        write_files(exporter, textfile, once)
-    else:
+    if not textfile:
         serve(exporter, listen, token_file)
+        return
+    if not textfile.is_dir():
+        raise UserError(
+            f"--textfile {textfile} is not a folder; give the one of node_exporter's textfile collector"
+        )
+    while True:  # each file is whole whenever node_exporter reads it
+        write_atomic(textfile / TEXTFILE, prometheus.page(exporter.collect()))
+        exporter.post_news()
+        if once:
+            return
+        time.sleep(exporter.every)
 
 
 def serve(exporter: Exporter, listen: str, token_file: Path | None) -> None:
@@ -144,20 +146,6 @@ def keep_posting(exporter: Exporter) -> None:
     while True:
         exporter.post_news()
         time.sleep(min(exporter.every, WEBHOOK_SECONDS))
-
-
-def write_files(exporter: Exporter, folder: Path, once: bool) -> None:
-    """A file that is whole whenever node_exporter reads it."""
-    if not folder.is_dir():
-        raise UserError(
-            f"--textfile {folder} is not a folder; give the one of node_exporter's textfile collector"
-        )
-    while True:
-        write_atomic(folder / TEXTFILE, prometheus.page(exporter.collect()))
-        exporter.post_news()
-        if once:
-            return
-        time.sleep(exporter.every)
 
 
 if __name__ == "__main__":

@@ -74,7 +74,11 @@ def main(
     """Add names to trained priors."""
     asked = [("artist", entry) for entry in artist or []]
     asked += [("genres", entry) for entry in genre or []]
-    asked += [parse_name(entry) for entry in name or []]
+    for text in name or []:
+        condition, equals, entry = text.partition("=")
+        if not equals or not condition:
+            raise UserError(f"--name {text!r} is not condition=name")
+        asked.append((condition, entry))
     counts = names_in(ShardSet(data), min_songs) if data else {}
     for growth in grow(runs, to, asked, counts):
         for condition, known in growth.known(asked):
@@ -85,21 +89,13 @@ def main(
     typer.echo(f"{to} is ready to sample from")
 
 
-def parse_name(text: str) -> tuple[str, str]:
-    """(condition, name) of `condition=name`."""
-    condition, equals, name = text.partition("=")
-    if not equals or not condition:
-        raise UserError(f"--name {text!r} is not condition=name")
-    return condition, name
-
-
 def names_in(shards: ShardSet, min_songs: int) -> Counts:
     """The names that at least `min_songs` songs of a shard set bear, and its years."""
     counts: Counts = {}
     for condition, names in shards.index["vocabulary"].items():
         counts[condition] = {name: songs for name, songs in names.items() if songs >= min_songs}
     first, last = shards.index["years"] or (0, -1)
-    counts["year"] = {str(year): 1 for year in range(first, last + 1)}
+    counts["year"] = dict.fromkeys(map(str, range(first, last + 1)), 1)
     return counts
 
 
@@ -115,7 +111,8 @@ def grow(
         counts: names of songs, by condition, and on how many songs they are.
 
     Raises:
-        UserError: `to` exists, no prior has such a condition, or every name is known.
+        UserError: `to` exists, no prior has such a condition, a name cannot be one of its condition, or every
+            name is known.
     """
     if to.exists():
         raise UserError(f"{to} exists; give the grown runs a folder of their own")
@@ -127,8 +124,19 @@ def grow(
         raise UserError(
             f"{runs} holds no trained prior; give the folder of a jukebox, or a run of a prior"
         )
-    growths = [Growth.of(folder) for folder in priors]
-    check_asked(runs, growths, asked)
+    growths = list(map(Growth.of, priors))
+    conditions: set[str] = set()
+    for growth in growths:
+        conditions.update(growth.config.conditions)
+    for condition, name in asked:
+        if condition not in conditions:
+            known = ", ".join(sorted(conditions)) or "nothing"
+            raise UserError(
+                f"no prior in {runs} is conditioned on {condition!r}; they are conditioned on {known}"
+            )
+        if not normalised(name) or (condition == "year" and not name.isdecimal()):
+            wanted = "a year" if condition == "year" else "a name"
+            raise UserError(f"{name!r} is no {condition}; give {wanted}")
     growths = [growth.with_names(asked, counts or {}) for growth in growths]
     if not asked and not counts:
         raise UserError(
@@ -138,22 +146,6 @@ def grow(
         raise UserError(f"every one of these names is known to {runs} already; nothing was written")
     write(runs, folders, {growth.folder: growth for growth in growths}, to)
     return growths
-
-
-def check_asked(runs: Path, growths: list["Growth"], asked: list[tuple[str, str]]) -> None:
-    """Raise UserError for a condition that no prior has, and for a name that cannot be one of it."""
-    conditions: set[str] = set()
-    for growth in growths:
-        conditions.update(growth.config.conditions)
-    known = ", ".join(sorted(conditions)) or "nothing"
-    for condition, name in asked:
-        if condition not in conditions:
-            raise UserError(
-                f"no prior in {runs} is conditioned on {condition!r}; they are conditioned on {known}"
-            )
-        if not normalised(name) or (condition == "year" and not name.isdecimal()):
-            wanted = "a year" if condition == "year" else "a name"
-            raise UserError(f"{name!r} is no {condition}; give {wanted}")
 
 
 # ---- One prior ------------------------------------------------------------------------------------------------------
@@ -188,7 +180,9 @@ class Growth:
         after = dict(self.before)
         for condition in self.config.conditions:
             names = dict(counts.get(condition, {}))
-            names |= {name: 1 for where, name in asked if where == condition}
+            for where, name in asked:
+                if where == condition:
+                    names[name] = 1
             after[condition] = grown(condition, after[condition], names, self.facts.get("names"))
         return Growth(self.folder, self.facts, self.before, after)
 
@@ -290,12 +284,23 @@ def write(runs: Path, folders: list[Path], growths: dict[Path, Growth], to: Path
 
 
 def write_grown(growth: Growth, folder: Path) -> None:
-    """A run folder that can be sampled from; model.json comes last."""
+    """A run folder that can be sampled from; model.json comes last.
+
+    run.yaml gets the new sizes: in the model, and in the preset that made it.
+    """
     copy_files(growth.folder, folder, NOT_COPIED)
     write_atomic(folder / VOCABULARIES, vocabularies_json(growth.after))
     if (growth.folder / SETTINGS).is_file():
         record = yaml.safe_load((growth.folder / SETTINGS).read_text(encoding="utf-8"))
-        settings = grown_settings(record, growth.config)
+        preset, _ = upgrade_settings(record["preset"])
+        conditions = dict(preset["conditions"])
+        for name, label in growth.config.conditions.items():
+            conditions[name] = {**conditions[name], **label.model_dump()}
+        # The run trains this level alone: one home of its table sizes is enough.
+        trained = growth.config.level
+        level = {**preset[trained], "condition_tables": {}}
+        preset = {**preset, "conditions": conditions, trained: level}
+        settings = {**record, "preset": preset, "model": growth.config.model_dump(mode="json")}
         text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
         write_atomic(folder / SETTINGS, text.encode())
     facts = dict(growth.facts)
@@ -314,19 +319,6 @@ def copy_files(source: Path, folder: Path, left_out: tuple[str, ...] = ()) -> No
     for path in sorted(source.iterdir()):
         if path.is_file() and path.name not in left_out and not path.name.endswith(".partial"):
             shutil.copyfile(path, folder / path.name)
-
-
-def grown_settings(record: dict[str, Any], config: PriorConfig) -> dict[str, Any]:
-    """run.yaml with the new sizes: in the model, and in the preset that made it."""
-    preset, _ = upgrade_settings(record["preset"])
-    conditions = preset["conditions"]
-    sizes = {}
-    for name, label in config.conditions.items():
-        sizes[name] = {**conditions[name], **label.model_dump()}
-    # The run trains this level alone: one home of its table sizes is enough.
-    level = {**preset[config.level], "condition_tables": {}}
-    preset = {**preset, "conditions": conditions | sizes, config.level: level}
-    return {**record, "preset": preset, "model": config.model_dump(mode="json")}
 
 
 if __name__ == "__main__":

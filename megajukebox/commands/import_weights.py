@@ -31,20 +31,18 @@ def main(
     ] = None,
 ) -> None:
     """Import checkpoints of OpenAI's Jukebox as run folders."""
-    folders = import_weights(files, to, dict(map(parse_setting, settings or [])), labels)
+    hyper_parameters: dict[str, Any] = {}
+    for text in settings or []:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise UserError(f"--set {text} is not name=value")
+        if "," in value and not value.startswith("["):  # a list, as in `downs_t=3,2,2`
+            value = f"[{value}]"
+        hyper_parameters[name] = yaml.safe_load(value)
+    folders = import_weights(files, to, hyper_parameters, labels)
     for part, folder in folders.items():
         print(f"{part}: {folder}")
     print(NOTICE)
-
-
-def parse_setting(text: str) -> tuple[str, Any]:
-    """`name=value` with a YAML value; commas make a list, as in `downs_t=3,2,2`."""
-    name, equals, value = text.partition("=")
-    if not equals or not name:
-        raise UserError(f"--set {text} is not name=value")
-    if "," in value and not value.startswith("["):
-        value = f"[{value}]"
-    return name, yaml.safe_load(value)
 
 
 if __name__ == "__main__":

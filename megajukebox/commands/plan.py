@@ -67,10 +67,15 @@ def main(
 ) -> None:
     """Forecast what training a preset takes."""
     chosen = load_preset(preset, settings)
-    device = choose_gpu(gpu, profile)
+    hardware = load_profile(profile)
+    device = (
+        gpu_of_profile(hardware, gpu) if gpu is None or gpu in hardware.cards else gpu_named(gpu)
+    )
     assumed = Assumptions(mfu=mfu, save_seconds=save_seconds, restart_seconds=60 * restart_minutes)
     stages = [stage] if stage else [row.name for row in stages_of(chosen)]
-    plans = [plan_stage(chosen, name, gpus, device, ds_config, assumed) for name in stages]
+    plans = []
+    for name in stages:
+        plans.append(plan_stage(chosen, name, gpus, device, ds_config, assumed))
     if as_json:
         records = [stage_plan.model_dump(mode="json") for stage_plan in plans]
         print(json.dumps(records[0] if stage else records, indent=1))
@@ -81,14 +86,6 @@ def main(
         return
     for table in (run_table(plans[0]), memory_table(plans[0]), failures_table(plans[0])):
         console.print(table)
-
-
-def choose_gpu(card: str | None, profile_name: str) -> GPU:
-    """The card called `card`, of the profile if it has it; the profile's default card for None."""
-    profile = load_profile(profile_name)
-    if card is None or card in profile.cards:
-        return gpu_of_profile(profile, card)
-    return gpu_named(card)
 
 
 def plan_stage(
@@ -131,6 +128,7 @@ def overview_table(plans: list[TrainingPlan]) -> Table:
     columns = "stage|parameters|GPUs|ds_config|GiB a GPU|samples|s a step|steps|days|GPU-days"
     title = f"{plans[0].preset} on {plans[0].gpu}"
     table = empty_table(title, columns.split("|"), left=("stage", "ds_config"))
+    smaller = []
     for p in plans:
         table.add_row(
             p.stage,
@@ -144,7 +142,8 @@ def overview_table(plans: list[TrainingPlan]) -> Table:
             f"{p.days:.1f}",
             f"{p.gpu_days:,.0f}",
         )
-    smaller = [f"{p.stage}: {jukebox_step(p)}" for p in plans if p.samples_of_jukebox]
+        if p.samples_of_jukebox:
+            smaller.append(f"{p.stage}: {jukebox_step(p)}")
     table.caption = "\n".join(smaller) or None
     return table
 

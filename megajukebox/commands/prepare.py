@@ -171,7 +171,7 @@ def print_table(
         return
     table = Table("song", "reason", "detail", title=f"{title}", title_justify="left")
     for row in rows[:MAX_ROWS]:
-        table.add_row(*(escape(cell) for cell in row))
+        table.add_row(*map(escape, row))
     screen.print(table)
     if len(rows) > MAX_ROWS:
         screen.print(f"... {len(rows) - MAX_ROWS} more{where}", highlight=False)

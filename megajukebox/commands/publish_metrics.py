@@ -42,11 +42,11 @@ def main(
     """Copy the metrics of RUNS to TensorBoard or Weights & Biases."""
     if (tensorboard is None) == (wandb is None):
         raise UserError("give either --tensorboard FOLDER or --wandb PROJECT")
-    missing = [str(folder) for folder in runs if not folder.is_dir()]
-    if missing:
-        raise UserError(
-            f"runs {missing[0]!r} is not a folder; give one that `megajukebox train` wrote into"
-        )
+    for folder in runs:
+        if not folder.is_dir():
+            raise UserError(
+                f"runs {str(folder)!r} is not a folder; give one that `megajukebox train` wrote into"
+            )
     copiers: dict[Path, Copier] = {}
     try:
         with suppress(KeyboardInterrupt):
@@ -67,17 +67,17 @@ def copy_new(
 ) -> int:
     """Copy what is new in all runs, those that began meanwhile included; returns how many records there were."""
     for name, path in named_runs(runs):
-        if path not in copiers:
-            copiers[path] = Copier(path, metric_sink(name, path, tensorboard, wandb))
+        if path in copiers:
+            continue
+        sink: MetricSink
+        if tensorboard:
+            sink = TensorBoard(tensorboard / name)
+        else:
+            record = path / "run.yaml"
+            settings = yaml.safe_load(record.read_text()) if record.is_file() else {}
+            sink = WeightsAndBiases(wandb or "", name, Path.cwd(), settings)
+        copiers[path] = Copier(path, sink)
     return sum(copier.copy() for copier in copiers.values())
-
-
-def metric_sink(name: str, run: Path, tensorboard: Path | None, wandb: str | None) -> MetricSink:
-    if tensorboard:
-        return TensorBoard(tensorboard / name)
-    path = run / "run.yaml"
-    settings = yaml.safe_load(path.read_text()) if path.is_file() else {}
-    return WeightsAndBiases(wandb or "", name, Path.cwd(), settings)
 
 
 if __name__ == "__main__":

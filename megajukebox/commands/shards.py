@@ -114,8 +114,12 @@ def stats(shards: ShardSet, picture: Path | None) -> None:
         table.add_row(name, value)
     screen.print(table)
     for name, counts in index["vocabulary"].items():
-        if counts:
-            show_counts(screen, name, counts)
+        if not counts:
+            continue
+        table = Table(name, "songs", title=f"{len(counts)} in {name}", title_justify="left")
+        for value, count in sorted(counts.items(), key=lambda item: -item[1])[:MAX_NAMES]:
+            table.add_row(escape(value), str(count))
+        screen.print(table)
     if picture:
         # matplotlib, which only --picture needs
         from megajukebox.data.shards.plots import draw
@@ -144,14 +148,6 @@ def facts(shards: ShardSet, seconds: np.ndarray) -> dict[str, str]:
         "fingerprint": shards.fingerprint[:16],
         "made by": str(index.get("made_by")),
     }
-
-
-def show_counts(screen: Console, name: str, counts: dict[str, int]) -> None:
-    """The commonest names of one kind."""
-    table = Table(name, "songs", title=f"{len(counts)} in {name}", title_justify="left")
-    for value, count in sorted(counts.items(), key=lambda item: -item[1])[:MAX_NAMES]:
-        table.add_row(escape(value), str(count))
-    screen.print(table)
 
 
 def ls(shards: ShardSet, numbers: list[int]) -> None:

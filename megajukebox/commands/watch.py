@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.live import Live
 
 from megajukebox.common.command_line import run_command
+from megajukebox.monitoring import threshold_options
 from megajukebox.monitoring.alerts import PAGE, diagnose
 from megajukebox.monitoring.collect.run_reader import Runs
 from megajukebox.monitoring.collect.run_state import AlertThresholds, RunState
@@ -33,18 +34,10 @@ def main(
         bool, typer.Option("--json", help="Print once, as JSON; exit code as with --once.")
     ] = False,
     every: Annotated[float, typer.Option(min=0.2, help="Seconds between refreshes.")] = 5.0,
-    stall: Annotated[
-        float, typer.Option(min=1, help="Seconds without a step that count as stalled, at least.")
-    ] = 120,
-    silent: Annotated[
-        float, typer.Option(min=1, help="Seconds after which a heartbeat is missed.")
-    ] = 60,
-    checkpoint: Annotated[
-        float, typer.Option(min=1, help="Age of a stale checkpoint in seconds, at least.")
-    ] = 300,
-    down: Annotated[
-        float, typer.Option(min=1, help="Seconds without a process that count as down.")
-    ] = 900,
+    stall: threshold_options.Stall = 120,
+    silent: threshold_options.Silent = 60,
+    checkpoint: threshold_options.Checkpoint = 300,
+    down: threshold_options.Down = 900,
 ) -> None:
     """Watch all runs in and under RUNS."""
     thresholds = AlertThresholds(stall=stall, silent=silent, checkpoint=checkpoint, down=down)
@@ -57,22 +50,20 @@ def main(
             console = Console()
             console.print(screen(states, time.time(), console.width))
         raise SystemExit(exit_code(states))
-    keep_watching(watched, every)
-
-
-def exit_code(runs: list[RunState]) -> int:
-    """0: nothing is wrong, 1: for the morning (or there is no run at all), 2: act now."""
-    severities = {alert.severity for run in runs for alert in diagnose(run)}
-    if PAGE in severities:
-        return 2
-    return 1 if severities or not runs else 0
-
-
-def keep_watching(watched: Runs, every: float) -> None:
     with contextlib.suppress(KeyboardInterrupt), Live(screen=True, auto_refresh=False) as live:
         while True:
             live.update(screen(watched.read(), time.time(), live.console.width), refresh=True)
             time.sleep(every)
+
+
+def exit_code(runs: list[RunState]) -> int:
+    """0: nothing is wrong, 1: for the morning (or there is no run at all), 2: act now."""
+    severities = set()
+    for run in runs:
+        severities.update(alert.severity for alert in diagnose(run))
+    if PAGE in severities:
+        return 2
+    return 1 if severities or not runs else 0
 
 
 if __name__ == "__main__":

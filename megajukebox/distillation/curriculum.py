@@ -60,15 +60,18 @@ def passes_gate(metrics: Mapping[str, float], gate: Gate) -> bool:
 
 def table_row(folder: Path, config: StudentConfig, gate: Gate) -> dict[str, Any]:
     """The table's row of a finished order, from the last evaluation that its run logged."""
-    rows = read_lines(folder / "metrics.jsonl")
-    metrics = [row for row in rows if row["split"] == "held_out"][-1]
-    return {
+    logged = read_lines(folder / "metrics.jsonl")
+    metrics = [line for line in logged if line["split"] == "held_out"][-1]
+    row: dict[str, Any] = {
         "order": str(config.order),
         "folder": folder.name,
         "steps_per_window": config.steps,
         "passed": passes_gate(metrics, gate),
-        **{name: value for name, value in metrics.items() if name.startswith(LOGGED_METRICS)},
     }
+    for name, value in metrics.items():
+        if name.startswith(LOGGED_METRICS):
+            row[name] = value
+    return row
 
 
 def describe_row(row: Mapping[str, Any]) -> str:

@@ -16,9 +16,9 @@ from megajukebox.distillation.divergence import (
     student_bits,
     teacher_log_p,
 )
-from megajukebox.distillation.teacher_sampling import to_device
 from megajukebox.models.prior import Prior
 from megajukebox.models.student import Student
+from megajukebox.sampling.levels.level_windows import to_device
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,13 @@ class DistillationRun:
         for order in orders:
             check_same_student(order_folder(self.out, order), self.config(order))
         windows = self.sample_windows()
-        evaluator = self.evaluator(windows)
+        evaluator = DivergenceEvaluator(
+            self.prior,
+            self.teacher_data.sampling,
+            self.held_out(windows),
+            self.held_out(self.songs),
+            FIRST_SEED + self.world.rank * SEEDS_PER_RANK,
+        )
         gate = GATES[self.teacher.config.level]
         rows: list[dict[str, Any]] = []
         start = self.teacher.folder
@@ -118,7 +124,7 @@ class DistillationRun:
         folder = self.out / "windows"
         folder.mkdir(exist_ok=True)
         shards = self.teacher_data.shards()
-        names = [shard_name(number) for number in range(len(shards))]
+        names = list(map(shard_name, range(len(shards))))
         origin = self.windows_origin(folder)
         for number in range(self.world.rank, len(names), self.world.size):
             if write_teacher_shard(
@@ -154,16 +160,6 @@ class DistillationRun:
             if current_settings(before) == origin:
                 return before
         return origin
-
-    def evaluator(self, windows: TeacherWindows) -> DivergenceEvaluator:
-        seed = FIRST_SEED + self.world.rank * SEEDS_PER_RANK
-        return DivergenceEvaluator(
-            self.prior,
-            self.teacher_data.sampling,
-            self.held_out(windows),
-            self.held_out(self.songs),
-            seed,
-        )
 
     def held_out(self, source: ClipSource) -> list[dict]:
         """This rank's batches of EVALUATED_WINDOWS held-out windows."""

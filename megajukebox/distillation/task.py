@@ -25,7 +25,8 @@ from megajukebox.training.settings import TrainingSettings
 from megajukebox.training.tasks import Evaluator, ReaderShare, Task
 
 TEACHER_FACTS = ("vqvae", "codes", "tokenizer", "names")  # that a student's model.json repeats
-TEACHER_FILES = (VOCABULARIES, LYRICS_MODEL)  # that a student's folder keeps
+# That a student's folder keeps, so that it can be sampled without its teacher.
+TEACHER_FILES = (VOCABULARIES, LYRICS_MODEL)
 
 
 @dataclass(frozen=True)
@@ -65,11 +66,6 @@ class TeacherRun:
         load_into(prior, self.folder, device=device)
         return prior.eval().requires_grad_(False)
 
-    def files(self) -> dict[str, bytes]:
-        """What a student's folder keeps of its teacher's, so that it can be sampled without it."""
-        paths = [self.folder / name for name in TEACHER_FILES]
-        return {path.name: path.read_bytes() for path in paths if path.is_file()}
-
 
 def student_settings(preset: Preset, level: str, ds_config: str | None) -> TrainingSettings:
     """`training.<level>_student` of the preset; where it has none, half the steps of the teacher."""
@@ -98,6 +94,11 @@ def student_task(
     else:
         trained_on = {"data_only": True}
     repeated = {name: teacher.facts[name] for name in TEACHER_FACTS if name in teacher.facts}
+    files = {}
+    for name in TEACHER_FILES:
+        path = teacher.folder / name
+        if path.is_file():
+            files[name] = path.read_bytes()
     return Task(
         kind="student",
         config=config,
@@ -105,7 +106,7 @@ def student_task(
         source=windows,
         settings=settings,
         reading=reading,
-        files=teacher.files(),
+        files=files,
         evaluator=evaluator,
         units_per_step=reading.global_batch * prior.window,
         speed_name="tokens_per_second",

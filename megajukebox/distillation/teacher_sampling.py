@@ -32,6 +32,7 @@ from megajukebox.sampling.decoding.token_sampling import (
     TokenSamplerProtocol,
 )
 from megajukebox.sampling.decoding.window_sampler import SamplingWindow, sample_window
+from megajukebox.sampling.levels.level_windows import to_device
 
 ReadWindow = Callable[[int], dict[str, Any]]  # number of a window -> a song's window
 
@@ -134,17 +135,18 @@ def sampled_windows(
     teacher: Prior, read: ReadWindow, config: TeacherDataConfig, part: str, numbers: range
 ) -> Iterator[ShardSample]:
     """Some windows of a shard, sampled together."""
-    windows = [read(number) for number in numbers]
+    windows = list(map(read, numbers))
     device = next(teacher.parameters()).device
     batch = to_device(tensors(stack(windows)), device)
+    # Noise is keyed by the window's number and part: no two windows of a data set share it.
+    first_seed = (2 * config.seed + (part == TRAIN)) * 2**32
+    seeds = []
     sampled = []  # by the teacher; the others keep the song's own codes
     for number in numbers:
+        seeds.append(first_seed + number)
         ratio = rng(config.seed, "taught", number).random()
         sampled.append(part == HELD_OUT or ratio >= config.real_fraction)
     by_teacher = torch.tensor(sampled, device=device)
-    # Noise is keyed by the window's number and part: no two windows of a data set share it.
-    first_seed = (2 * config.seed + (part == TRAIN)) * 2**32
-    seeds = [first_seed + number for number in numbers]
     codes_BT = teacher_codes(teacher, batch, seeds, config.sampling)
     batch["codes"] = torch.where(by_teacher[:, None], codes_BT, batch["codes"])
     log_p_BTV = teacher_log_p(teacher, batch, config.sampling)
@@ -198,10 +200,3 @@ def concatenate(one: dict, other: dict) -> dict:
         else:
             joined[name] = torch.cat([value, other[name]])
     return joined
-
-
-def to_device(batch: dict, device: torch.device) -> dict:
-    moved: dict[str, Any] = {}
-    for name, value in batch.items():
-        moved[name] = to_device(value, device) if isinstance(value, dict) else value.to(device)
-    return moved

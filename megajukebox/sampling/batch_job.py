@@ -57,10 +57,10 @@ class SamplingRun:
         self.ranks = ranks
         self.is_first = rank == 0
         self.queue = RequestQueue(jukebox, requests, out, rank, ranks)
-        totals = {
-            level: sum(jukebox.num_codes(request, level) for request in requests)
-            for level in jukebox.levels
-        }
+        totals = dict.fromkeys(jukebox.levels, 0)
+        for level in totals:
+            for request in requests:
+                totals[level] += jukebox.num_codes(request, level)
         self.progress_file = ProgressFile(progress_file if self.is_first else None, totals)
         self.interrupted = False
 
@@ -164,7 +164,7 @@ class SamplingRun:
                 self._fail(batch[0].request.id, f"{type(error).__name__}: {error}")
         finally:
             for song in batch:
-                self.queue.release(song.request.id)
+                self.queue.resume_store.release(song.request.id)
 
     def _sample(self, batch: list[GeneratedSong]) -> None:
         writer = SongWriter(self.jukebox, self.out, stop=lambda: self.interrupted)

@@ -96,10 +96,12 @@ class Jukebox:
         if folders is None:
             levels = reversed(self.vqvae.config.levels)  # from the top down
             folders = {level: self.runs / PRIOR_FOLDERS[level] for level in levels}
-        self.levels = {level: PriorRun(folder, facts) for level, folder in folders.items()}
         self.weights = {"vqvae": facts["fingerprint"]}
         self.steps = {"vqvae": facts.get("step")}
-        for level, run in self.levels.items():
+        self.levels: dict[str, PriorRun] = {}
+        for level, folder in folders.items():
+            run = PriorRun(folder, facts)
+            self.levels[level] = run
             self.weights[level] = run.facts["fingerprint"]
             self.steps[level] = run.facts.get("step")
         self.weights |= fingerprints(self.students)
@@ -153,9 +155,16 @@ class Jukebox:
         source = None
         notes: list[str] = []
         if request.source is not None:
-            source = self._load_source(request.source)
+            path = request.source
+            if path not in self._sources:  # the last one stays: variations of a request share it
+                loaded = load_source(path, self.vqvae, self.weights["vqvae"], self.device)
+                self._sources = {path: loaded}
+            source = self._sources[path]
             prompt, seconds = prompt_codes(request, source.codes, self.vqvae)
-            notes += _length_notes(request, seconds)
+            changed = abs(request.seconds - seconds) > SAME_LENGTH_SECONDS
+            if request.mode != "prompt" and "seconds" in request.model_fields_set and changed:
+                length = f"{seconds:.1f} s, not {request.seconds:g} s"
+                notes.append(f"it is as long as {request.source}, {length}")
             request = request.model_copy(update={"seconds": seconds})
         finest = "bottom" if "bottom" in self.levels else "top"
         hops = self.vqvae.config.hops
@@ -173,13 +182,6 @@ class Jukebox:
                 reference_tracks(source, self.vqvae, song.samples, self.device)
             )
         return song
-
-    def _load_source(self, path: str) -> PromptSource:
-        """The codes of a prompt's file. The last one stays: variations share it, a thousand requests do not."""
-        if path not in self._sources:
-            source = load_source(path, self.vqvae, self.weights["vqvae"], self.device)
-            self._sources = {path: source}
-        return self._sources[path]
 
     # ---- Sampling ---------------------------------------------------------------------------------------------------
 
@@ -201,10 +203,11 @@ class Jukebox:
         Raises:
             SamplingInterrupted: the sink asked to stop; what was sampled is saved there.
         """
-        songs = [
-            request if isinstance(request, GeneratedSong) else self.start_song(request)
-            for request in requests
-        ]
+        songs: list[GeneratedSong] = []
+        for request in requests:
+            if not isinstance(request, GeneratedSong):
+                request = self.start_song(request)
+            songs.append(request)
         sink = sink or InMemorySink(self.vqvae)
         sink.resume(songs)
         for level, run in self.levels.items():
@@ -278,15 +281,3 @@ class Jukebox:
             level_above=levels[index - 1] if index else None,
             device=self.device,
         )
-
-
-def _length_notes(request: SongRequest, seconds: float) -> list[str]:
-    """A note where an upsampled or infilled song is not as long as its request asks."""
-    asked = "seconds" in request.model_fields_set
-    if (
-        request.mode == "prompt"
-        or not asked
-        or abs(request.seconds - seconds) <= SAME_LENGTH_SECONDS
-    ):
-        return []
-    return [f"it is as long as {request.source}, {seconds:.1f} s, not {request.seconds:g} s"]

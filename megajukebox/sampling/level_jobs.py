@@ -47,29 +47,30 @@ def build_job(
         samples: length in audio samples that timing is conditioned on.
     """
     requests = [song.request for song in songs]
-    fractions = {
-        request.at("hop_fraction", level, DEFAULT_HOP_FRACTIONS[level]) for request in requests
-    }
     upper_BU = None
     if level_above is not None:
         upper_BU = torch.from_numpy(np.stack([song.codes[level_above] for song in songs]))
     no_codes = np.zeros(total, np.int64)
     nothing_known = np.zeros(total, bool)
+    codes = []
+    known = []
+    prompt = []
+    for song in songs:
+        codes.append(song.known.codes.get(level, no_codes))
+        known.append(song.known.mask.get(level, nothing_known))
+        prompt.append(song.prompt.mask.get(level, nothing_known))
     return LevelJob(
         conditioning=share_conditioning(run, requests),
-        codes_BT=_stack([song.known.codes.get(level, no_codes) for song in songs], device),
-        known_BT=_stack([song.known.mask.get(level, nothing_known) for song in songs], device),
+        codes_BT=torch.from_numpy(np.stack(codes)).to(device),
+        known_BT=torch.from_numpy(np.stack(known)).to(device),
         upper_BU=upper_BU,
         samples=samples,
         token_sampler=token_sampler_for(level, requests, device),
         guidance=[request.at("guidance", level, 1.0) for request in requests],
-        hop_fraction=fractions.pop(),  # the same for all songs of a batch
-        prompt_BT=_stack([song.prompt.mask.get(level, nothing_known) for song in songs], device),
+        # The same for all songs of a batch.
+        hop_fraction=requests[0].at("hop_fraction", level, DEFAULT_HOP_FRACTIONS[level]),
+        prompt_BT=torch.from_numpy(np.stack(prompt)).to(device),
     )
-
-
-def _stack(rows: list[np.ndarray], device: torch.device) -> Tensor:
-    return torch.from_numpy(np.stack(rows)).to(device)
 
 
 def share_conditioning(run: PriorRun, requests: list[SongRequest]) -> list[SongConditioning]:

@@ -122,11 +122,14 @@ def fit_batch(
     weights = [level.weight_bytes(dtype) for level in levels]
     auxiliary = [level.auxiliary_bytes(dtype, cpu) for level in levels]
     for songs in range(max_songs, 0, -1):
-        working = [
-            extra + level.song_bytes(songs, dtype) for extra, level in zip(auxiliary, levels)
-        ]
-        all_loaded = overhead + sum(weights) + max(working)
-        one_loaded = overhead + max(w + x for w, x in zip(weights, working))
+        largest_working = 0  # bytes beside the weights, of the level that takes most
+        largest_level = 0
+        for level, weight_bytes, extra in zip(levels, weights, auxiliary):
+            working = extra + level.song_bytes(songs, dtype)
+            largest_working = max(largest_working, working)
+            largest_level = max(largest_level, weight_bytes + working)
+        all_loaded = overhead + sum(weights) + largest_working
+        one_loaded = overhead + largest_level
         if all_loaded <= limit:
             return BatchFit(songs, True, all_loaded)
         if one_loaded <= limit:

@@ -111,12 +111,24 @@ def song_settings(
     seed: int | None,
     variations: int | None,
 ) -> dict[str, Any]:
-    """What the options of the panel "The song" say, as settings of a request."""
+    """What the options of the panel "The song" say, as settings of a request.
+
+    Raises:
+        UserError: the file of the lyrics cannot be read.
+    """
+    text = None
+    if lyrics is not None:
+        try:
+            text = lyrics.read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(
+                f"lyrics {str(lyrics)!r} cannot be read ({error}); give a text in UTF-8"
+            ) from None
     return {
         "id": name,
         "artist": artist,
         "genres": genres,
-        "lyrics": read_lyrics(lyrics),
+        "lyrics": text,
         "seconds": seconds,
         "seed": seed,
         "variations": variations,
@@ -130,13 +142,27 @@ def edit_settings(
     infill: str | None,
     replace: list[str] | None,
 ) -> dict[str, Any]:
-    """What the options of the panel "Continue or change a recording" say, as settings of a request."""
+    """What the options of the panel "Continue or change a recording" say, as settings of a request.
+
+    Args:
+        replace: ranges of seconds: ["2-3.5"] becomes [[2.0, 3.5]].
+
+    Raises:
+        UserError: a range is none.
+    """
+    ranges: list[list[float]] = []
+    for text in replace or []:
+        try:
+            start, end = map(float, text.split("-"))
+        except ValueError:
+            raise UserError(f"replace {text!r} is no range of seconds; write it as 2-3.5") from None
+        ranges.append([start, end])
     return {
         "prompt": prompt,
         "keep_seconds": keep_seconds,
         "upsample": upsample,
         "infill": infill,
-        "replace": parse_ranges(replace),
+        "replace": None if replace is None else ranges,
     }
 
 
@@ -158,28 +184,3 @@ def requests_from_options(
             f"{', '.join(settings)} cannot be given beside --requests; write them into {file}"
         )
     return read_requests(file)
-
-
-def read_lyrics(file: Path | None) -> str | None:
-    if file is None:
-        return None
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"lyrics {str(file)!r} cannot be read ({error}); give a text in UTF-8"
-        ) from None
-
-
-def parse_ranges(texts: list[str] | None) -> list[list[float]] | None:
-    """["2-3.5"] -> [[2.0, 3.5]], in seconds."""
-    if texts is None:
-        return None
-    ranges = []
-    for text in texts:
-        try:
-            start, end = map(float, text.split("-"))
-        except ValueError:
-            raise UserError(f"replace {text!r} is no range of seconds; write it as 2-3.5") from None
-        ranges.append([start, end])
-    return ranges

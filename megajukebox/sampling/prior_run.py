@@ -22,11 +22,7 @@ from megajukebox.conditioning.schema import (
 from megajukebox.conditioning.tokenizers import run_tokenizer
 from megajukebox.conditioning.vocabulary import UNKNOWN, Vocabulary, normalised, read_vocabularies
 from megajukebox.models.prior import Prior, PriorConfig
-from megajukebox.sampling.lyrics.head_selection import (
-    read_alignment_head,
-    sung_words,
-    words_as_json,
-)
+from megajukebox.sampling.lyrics.head_selection import read_alignment_head, sung_words
 from megajukebox.sampling.songs.requests import SongRequest
 from megajukebox.sampling.songs.song import GeneratedSong
 
@@ -102,7 +98,9 @@ class PriorRun:
         prior.to("meta")
         if device.type == "cuda":
             torch.cuda.empty_cache()
-        release_memory()
+        # glibc would keep its memory beside the file of the next one.
+        with suppress(OSError, AttributeError):  # another system, another allocator
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
 
     def _load(self, device: torch.device, dtype: torch.dtype) -> Prior:
         with torch.device("meta"):
@@ -113,12 +111,6 @@ class PriorRun:
             for tensor in (*prior.parameters(), *prior.buffers()):
                 tensor.data = tensor.data.clone()
         return prior.eval()
-
-
-def release_memory() -> None:
-    """Return free memory to the system: glibc would keep a whole prior's beside the next one's file."""
-    with suppress(OSError, AttributeError):  # another system, another allocator
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def unknown_name_notes(levels: Mapping[str, PriorRun], request: SongRequest) -> Iterator[str]:
@@ -151,10 +143,11 @@ def align_words(song: GeneratedSong, run: PriorRun, prior: Prior, samples: int) 
     )
     if words:
         song.timed_lyrics = write_lrc(words, request.lyrics)
-        song.facts["alignment"] = {
-            **run.alignment.model_dump(),
-            "words": words_as_json(request.lyrics, words),
-        }
+        timed = []
+        for word in words:
+            text = request.lyrics[word.start_char : word.end_char]
+            timed.append({"text": text, **vars(word)})
+        song.facts["alignment"] = {**run.alignment.model_dump(), "words": timed}
 
 
 def print_conditions(folder: Path) -> None:

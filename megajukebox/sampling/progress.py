@@ -39,19 +39,18 @@ class ProgressDisplay:
             self.reporter.add(level, total, completed=count)
             return
         task = self.reporter.tasks[level]
-        window, windows = self.window(level, task.completed + count, task.total)
-        status = f"{task.describe()}, {task.speed():.0f} codes/s"
-        self.reporter.advance(level, count, f"{status}, window {window}/{windows}")
-
-    def window(self, level: str, done: int, total: int) -> tuple[int, int]:
-        """Number of the window (from 1) that an average song has reached, and how many windows it has."""
         config = self.jukebox.levels[level].config
         fraction = self.songs[0].request.at("hop_fraction", level, DEFAULT_HOP_FRACTIONS[level])
-        song_total = total // len(self.songs)
-        song_done = done // len(self.songs)
+        # The window, numbered from 1, that an average song has reached.
+        song_total = task.total // len(self.songs)
+        song_done = (task.completed + count) // len(self.songs)
         spans = window_spans(song_total, config.window, window_hop(config, fraction))
-        reached = sum(span.new <= song_done and span.new < song_total for span in spans)
-        return max(1, reached), len(spans)
+        reached = 0
+        for span in spans:
+            reached += span.new <= song_done and span.new < song_total
+        window = f"window {max(1, reached)}/{len(spans)}"
+        status = f"{task.describe()}, {task.speed():.0f} codes/s, {window}"
+        self.reporter.advance(level, count, status)
 
 
 class ProgressFile:

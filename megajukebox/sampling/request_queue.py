@@ -14,7 +14,10 @@ from megajukebox.sampling.songs.resume_store import ResumeStore
 
 
 class RequestQueue:
-    """The requests that `rank` of `ranks` processes works on. `failed`: reasons by request id."""
+    """The requests that `rank` of `ranks` processes works on. `failed`: reasons by request id.
+
+    Who has claimed a request calls `resume_store.release` when it is done with it.
+    """
 
     def __init__(
         self, jukebox: Jukebox, requests: list[SongRequest], out: Path, rank: int, ranks: int
@@ -29,11 +32,12 @@ class RequestQueue:
 
     def pending(self) -> list[SongRequest]:
         """Requests that are not complete and have not failed here, this process's own share first."""
-        return [
-            request
-            for request in self.requests
-            if request.id not in self.failed and not is_complete(self.jukebox, self.out, request)
-        ]
+        pending = []
+        for request in self.requests:
+            if request.id in self.failed or is_complete(self.jukebox, self.out, request):
+                continue
+            pending.append(request)
+        return pending
 
     def claim(self, count: int) -> list[SongRequest]:
         """Up to `count` pending requests that no other process works on; they are this process's until released."""
@@ -45,13 +49,10 @@ class RequestQueue:
                 claimed.append(request)
         return claimed
 
-    def release(self, song: str) -> None:
-        self.resume_store.release(song)
-
     def fail(self, song: str, reason: str) -> None:
         """Give up on a request in this process: it is not pending here any more."""
         self.failed[song] = " ".join(reason.split())
-        self.release(song)
+        self.resume_store.release(song)
 
 
 def is_complete(jukebox: Jukebox, out: Path, request: SongRequest) -> bool:

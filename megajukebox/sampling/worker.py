@@ -84,7 +84,12 @@ class SamplerServer:
         return state
 
     def jukebox(self) -> Jukebox:
-        files = file_stamps(self.runs)
+        """The jukebox of the files as they are now; its priors stay loaded where they fit together."""
+        files = {}  # of every file that it reads, (modification time in ns, bytes)
+        for name in WATCHED_FILES:
+            for path in self.runs.glob(f"*/{name}"):
+                facts = path.stat()
+                files[str(path)] = (facts.st_mtime_ns, facts.st_size)
         if self.loaded is None or files != self.loaded_files:
             self.loaded = None  # frees the old one before the new one is loaded
             jukebox = Jukebox(self.runs, students=self.samplers)
@@ -96,22 +101,12 @@ class SamplerServer:
         return self.loaded
 
 
-def file_stamps(runs: Path) -> dict[str, tuple[int, int]]:
-    """(modification time in ns, bytes) of every file that a jukebox reads."""
-    stamps = {}
-    for name in WATCHED_FILES:
-        for path in runs.glob(f"*/{name}"):
-            facts = path.stat()
-            stamps[str(path)] = (facts.st_mtime_ns, facts.st_size)
-    return stamps
-
-
 def fits(jukebox: Jukebox) -> bool:
     """Whether all priors may stay loaded together: within a share of what the device has free."""
-    needs = [
-        LevelMemory(run.config, guided=True, student=level in jukebox.students)
-        for level, run in jukebox.levels.items()
-    ]
+    needs = []
+    for level, run in jukebox.levels.items():
+        student = level in jukebox.students
+        needs.append(LevelMemory(run.config, guided=True, student=student))
     limit = KEPT_MEMORY_SHARE * free_memory(jukebox.device)
     on_cpu = jukebox.device.type == "cpu"
     try:

@@ -24,7 +24,7 @@ from megajukebox.sampling.decoding.token_sampling import ClassifierFreeGuidance,
 from megajukebox.sampling.jukebox import Jukebox
 from megajukebox.sampling.levels.autoregressive import build_level_sampler
 from megajukebox.sampling.levels.level_sampler import new_job
-from megajukebox.sampling.levels.level_windows import conditioning_batch_at
+from megajukebox.sampling.levels.level_windows import conditioning_batch
 from megajukebox.sampling.songs.requests import SongRequest, parse_requests
 
 SCHEDULES = ["factored", "factored_lyrics", "prefix_dense_16"]
@@ -59,7 +59,7 @@ def logits_at(
     prior: Prior, song: SongConditioning, above: Tensor, codes: Tensor, t: int, start: int
 ) -> Tensor:
     """[V] the logits of code `t` of one song, by a full forward pass over its window."""
-    batch = conditioning_batch_at(prior.config, [song], above, start, SAMPLES, torch.device("cpu"))
+    batch = conditioning_batch(prior.config, [song], above, [start], SAMPLES, torch.device("cpu"))
     batch["codes"] = torch.nn.functional.pad(codes[None, start:t], (0, WINDOW - (t - start)))
     with torch.no_grad():
         return prior.logits(prior.tokens(batch), prior.conditioning(batch))[
@@ -154,9 +154,8 @@ def test_what_a_twin_is_told_is_what_training_tells_when_it_drops() -> None:
         "artist": [0],
         "genres": [-1, -1, -1],
     }
-    batch = conditioning_batch_at(
-        little_prior("factored_lyrics").config, [nothing], upper(1, 8), 0, 300, torch.device("cpu")
-    )
+    config = little_prior("factored_lyrics").config
+    batch = conditioning_batch(config, [nothing], upper(1, 8), [0], 300, torch.device("cpu"))
     assert batch["lyrics"].tolist() == [[0] * LYRICS]
 
 
@@ -170,7 +169,9 @@ def test_a_stronger_guidance_makes_the_artist_more_likely_to_be_heard() -> None:
     names = {"artist": np.array([1]), "genres": np.array([2, 3, -1])}
     asked = SongConditioning.of(prior.config, names)
     batches = [
-        conditioning_batch_at(prior.config, [x] * songs, None, 0, SAMPLES, torch.device("cpu"))
+        conditioning_batch(
+            prior.config, [x] * songs, None, [0] * songs, SAMPLES, torch.device("cpu")
+        )
         for x in (asked, unknown_song(prior))
     ]
     gains = []

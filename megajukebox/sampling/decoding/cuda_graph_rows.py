@@ -43,37 +43,33 @@ class RowSteps:
         self.near_ties_BT = torch.zeros_like(window.known_BT)
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
 
-    def enter(self, row: int) -> None:
-        """Go to a row; rows must come in order."""
-        self.decoder.enter_row(row)
-        self.row.fill_(row)
-        torch.le(self.all_rows[None], self.row, out=self.rows_seen)
-
     def run(self, column: int) -> None:
+        """Sample the code in `column` of the row: by the graph of that column, where steps are captured."""
         if not self.capture:
             self.step(column)
             return
         if column not in self.graphs:
-            self.graphs[column] = self.captured(column)
+            # Warming up writes the same codes and keys as the replay will: it may be done twice.
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                self.step(column)
+            torch.cuda.current_stream().wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                self.step(column)
+            self.graphs[column] = graph
         self.graphs[column].replay()
 
-    def captured(self, column: int) -> torch.cuda.CUDAGraph:
-        """The step as a graph. Warming up writes the same codes and keys as the replay will: it may be done twice."""
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            self.step(column)
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self.step(column)
-        return graph
-
     def step(self, column: int) -> None:
+        """One step: the codes of the position in `column` and their near ties, all on the device."""
         decoder = self.decoder
         window = self.window
         t = self.row * decoder.row + column  # [1]
-        h = self.embedded(t)
+        entry = window.prior.input
+        before = entry.tokens(window.tokens_BT.index_select(1, (t - 1).clamp(min=0)))
+        content = torch.where((t == 0)[:, None, None], decoder.start, before)
+        h = content + F.embedding(t, entry.positions.weight)
         added = None
         if decoder.conditioning.added is not None:
             added = decoder.conditioning.added.index_select(1, t)
@@ -86,21 +82,6 @@ class RowSteps:
         known = window.known_BT.index_select(1, t)
         window.tokens_BT.index_copy_(1, t, torch.where(known, kept, sampled.codes))
         self.near_ties_BT.index_copy_(1, t, sampled.near_tie & ~known)
-
-    def accepted(self, t: int, end: int) -> int:
-        """How many of the codes t .. end - 1 may stay: all up to the first near tie that is decided otherwise."""
-        near_ties = self.near_ties_BT[:, t:end]
-        if not self.packed.exact or not bool(near_ties.any()):
-            return end - t
-        sampled = self.window.tokens_BT[:, t:end].clone()
-        resolved = resolve_near_ties(self.window, sampled, near_ties, t, sampled)
-        return write_tokens(self.window, t, resolved, sampled)
-
-    def embedded(self, t: Tensor) -> Tensor:
-        entry = self.window.prior.input
-        before = entry.tokens(self.window.tokens_BT.index_select(1, (t - 1).clamp(min=0)))
-        content = torch.where((t == 0)[:, None, None], self.decoder.start, before)
-        return content + F.embedding(t, entry.positions.weight)
 
 
 @torch.inference_mode()
@@ -116,11 +97,20 @@ def sample_window_cuda_graph(
         t = begin
         while t < until:
             row, column = divmod(t, decoder.row)
-            steps.enter(row)
+            decoder.enter_row(row)
+            steps.row.fill_(row)
+            torch.le(steps.all_rows[None], steps.row, out=steps.rows_seen)
             end = min(until, (row + 1) * decoder.row)
             for c in range(column, column + end - t):
                 steps.run(c)
-            t += steps.accepted(t, end)
+            accepted = end - t
+            near_ties_BN = steps.near_ties_BT[:, t:end]
+            if packed.exact and bool(near_ties_BN.any()):
+                # What may stay: all up to the first near tie that is decided otherwise.
+                sampled_BN = window.tokens_BT[:, t:end].clone()
+                resolved_BN = resolve_near_ties(window, sampled_BN, near_ties_BN, t, sampled_BN)
+                accepted = write_tokens(window, t, resolved_BN, sampled_BN)
+            t += accepted
             if t == end:
                 progress(t)
     return window.tokens_BT

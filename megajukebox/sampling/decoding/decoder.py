@@ -15,7 +15,7 @@ from torch import Tensor
 
 from megajukebox.models.prior import Conditioning, Prior
 from megajukebox.models.transformer import TransformerBlock
-from megajukebox.sampling.decoding.kv_cache import LayerCache, StepSpan, attention_cache
+from megajukebox.sampling.decoding.kv_cache import CACHES, LayerCache, LyricsCache, StepSpan
 from megajukebox.sampling.decoding.packed_linear import Linear, pack_linear
 
 # A Python number would be made a tensor at each step, for three times the price.
@@ -42,7 +42,8 @@ class PackedBlock:
     """One block of a transformer for steps: the sums of `Block.update`, over [M, W] = all positions of all songs."""
 
     def __init__(self, block: TransformerBlock, int8: bool):
-        attention, mlp = block.attention, block.mlp
+        attention = block.attention
+        mlp = block.mlp
         reads_lyrics = attention.pattern == "lyrics"
         self.project: Linear = pack_linear(
             attention.query if reads_lyrics else attention.project, int8
@@ -50,15 +51,11 @@ class PackedBlock:
         self.merge: Linear = pack_linear(attention.merge, int8)
         self.widen: Linear = pack_linear(mlp.widen, int8)
         self.narrow: Linear = pack_linear(mlp.narrow, int8)
-        self.norms = [
-            (
-                norm.normalized_shape,
-                norm.weight.detach().float(),
-                norm.bias.detach().float(),
-                norm.eps,
-            )
-            for norm in (block.norm_attention, block.norm_mlp)
-        ]
+        self.norms = []
+        for norm in (block.norm_attention, block.norm_mlp):
+            weight = norm.weight.detach().float()
+            bias = norm.bias.detach().float()
+            self.norms.append((norm.normalized_shape, weight, bias, norm.eps))
         self.scale = block.scale
 
     def norm(self, which: int, x_MW: Tensor) -> Tensor:
@@ -92,6 +89,11 @@ class PackedPrior:
         self.head: Linear = pack_linear(prior.head, int8)
 
     def logits(self, h_MW: Tensor, added_MW: Tensor | None) -> Tensor:
+        """Logits [M, V] in float32 of what the last block gives.
+
+        Args:
+            added_MW: conditioning that is added to every position, which a shared head reads too.
+        """
         if added_MW is not None and not self.prior.config.separate_head:
             h_MW = h_MW + added_MW
         return self.head(h_MW).float()
@@ -107,10 +109,14 @@ class WindowDecoder:
         self.rows = prior.config.transformer.blocks
         self.row = self.length // self.rows
         self.start = prior.input.start_vector(batch, conditioning.start)
-        self.layers: list[LayerCache] = [
-            attention_cache(block.attention, batch, self.length, conditioning.lyrics)
-            for block in prior.blocks
-        ]
+        self.layers: list[LayerCache] = []
+        for block in prior.blocks:
+            attention = block.attention
+            if attention.pattern == "lyrics":
+                assert conditioning.lyrics is not None
+                self.layers.append(LyricsCache(attention, batch, conditioning.lyrics))
+            else:
+                self.layers.append(CACHES[attention.pattern](attention, batch, self.length))
         self.row_indices = torch.arange(self.rows, device=self.start.device).split(1)
         self.current = 0  # the row in which the last step began
         self.reach = 1  # rows that it touched
@@ -135,32 +141,29 @@ class WindowDecoder:
         self.current = (known - 1) // self.row
 
     def step(self, packed: PackedPrior, tokens_BT: Tensor, t: int, size: int = 1) -> Tensor:
-        """Logits [B, N, V] of positions t .. t + N - 1, given the tokens before them in `tokens`."""
-        return self.logits_at(packed, tokens_BT, self.step_span(t, size))
+        """Logits [B, N, V] of positions t .. t + N - 1, given the tokens before them in `tokens`.
 
-    def step_span(self, t: int, size: int) -> StepSpan:
-        """The span of the next step; it begins in a row of the last step, or in the one after."""
-        self.enter_row(t // self.row)
+        A step begins in a row of the last step, or in the one after.
+        """
         row, column = divmod(t, self.row)
+        self.enter_row(row)
         self.reach = -(-(column + size) // self.row)
-        return StepSpan(t, size, column, self.row_indices[row], row + self.reach)
+        span = StepSpan(t, size, column, self.row_indices[row], row + self.reach)
+        end = t + size
+        content = self.prior.input.tokens(tokens_BT[:, max(0, t - 1) : end - 1])
+        content = content if t else torch.cat([self.start, content], dim=1)
+        h = content + self.prior.input.positions.weight[t:end]
+        added = None if self.conditioning.added is None else self.conditioning.added[:, t:end]
+        return self.forward(packed, h, added, span)
 
     def enter_row(self, row: int) -> None:
+        """Go to the row in which the next step begins; the caches move on with it."""
         assert self.current <= row <= self.current + self.reach, f"row {row} after {self.current}"
         if row != self.current or self.reach > 1:
             for layer in self.layers:
                 layer.advance_rows(row - self.current)
         self.current = row
         self.reach = 1
-
-    def logits_at(self, packed: PackedPrior, tokens_BT: Tensor, span: StepSpan) -> Tensor:
-        t = span.t
-        end = t + span.size
-        content = self.prior.input.tokens(tokens_BT[:, max(0, t - 1) : end - 1])
-        content = content if t else torch.cat([self.start, content], dim=1)
-        h = content + self.prior.input.positions.weight[t:end]
-        added = None if self.conditioning.added is None else self.conditioning.added[:, t:end]
-        return self.forward(packed, h, added, span)
 
     def forward(
         self, packed: PackedPrior, h_BNW: Tensor, added_BNW: Tensor | None, span: StepSpan

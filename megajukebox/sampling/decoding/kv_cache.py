@@ -40,20 +40,11 @@ class StepSpan:
     flat_mask: Tensor | None = None  # [N, T]
 
 
-def attention_cache(
-    attention: Attention, batch: int, length: int, lyrics_BSW: Tensor | None
-) -> "LayerCache":
-    """The cache of `attention` for `batch` songs and windows of `length` positions."""
-    if attention.pattern == "lyrics":
-        assert lyrics_BSW is not None
-        return LyricsCache(attention, batch, lyrics_BSW)
-    return CACHES[attention.pattern](attention, batch, length)
-
-
 class LayerCache:
     """What all caches share; `attention` gives the projections, the cache only stores."""
 
     memory: Tensor
+    axes: str  # of keys and of values, by the letters of the table above
 
     def __init__(self, attention: Attention, batch: int, length: int):
         self.attention = attention
@@ -62,10 +53,17 @@ class LayerCache:
         weight = attention.merge.weight
         self.heads = attention.heads
         self.size = weight.shape[1] // attention.heads
-        self.memory = weight.new_zeros(2, *self.shape(batch, self.heads, self.size))
-
-    def shape(self, batch: int, heads: int, size: int) -> tuple[int, ...]:
-        raise NotImplementedError
+        # dense: every position; prefix: the first positions, which all later ones see.
+        self.length = attention.prefix if attention.pattern == "prefix" else self.row * self.rows
+        sizes = {
+            "B": batch,
+            "R": self.rows,
+            "L": self.row,
+            "S": self.length,
+            "H": self.heads,
+            "D": self.size,
+        }
+        self.memory = weight.new_zeros(2, *map(sizes.__getitem__, self.axes))
 
     def store_prefix(self, kv_BRL2HD: Tensor, known: int) -> None:
         """Store a prefix of whole rows. What lies past `known` may be stored too: it is overwritten before any read."""
@@ -143,12 +141,10 @@ class FoldedCache(LayerCache):
 
 
 class RowCache(FoldedCache):
+    axes = "BHLD"
     step_rows: Tensor | None = (
         None  # [R, 2, B, H, L, D], the rows of the last step if they were several
     )
-
-    def shape(self, batch: int, heads: int, size: int) -> tuple[int, ...]:
-        return batch, heads, self.row, size
 
     def attend(self, q_BNHD: Tensor, kv_BN2HD: Tensor, span: StepSpan) -> Tensor:
         first = span.column
@@ -191,8 +187,8 @@ class PreviousRowCache(RowCache):
         self.step_rows = kv_BRL2HD.permute(1, 3, 0, 4, 2, 5)
         k_RBHLD, v_RBHLD = torch.cat([self.previous[None], self.step_rows[:-1]]).unbind(1)
         q_RBHLD = q_BRLHD.permute(1, 0, 3, 2, 4)
-        q, k, v = (x.flatten(0, 1) for x in (q_RBHLD, k_RBHLD, v_RBHLD))
-        out = F.scaled_dot_product_attention(q, k, v)
+        q = q_RBHLD.flatten(0, 1)
+        out = F.scaled_dot_product_attention(q, k_RBHLD.flatten(0, 1), v_RBHLD.flatten(0, 1))
         return out.view_as(q_RBHLD).permute(1, 0, 3, 2, 4).flatten(1, 2)
 
     def advance_rows(self, rows: int) -> None:
@@ -210,8 +206,7 @@ class PreviousRowCache(RowCache):
 
 
 class ColumnCache(FoldedCache):
-    def shape(self, batch: int, heads: int, size: int) -> tuple[int, ...]:
-        return self.row, batch, heads, self.rows, size
+    axes = "LBHRD"
 
     def attend(self, q_BNHD: Tensor, kv_BN2HD: Tensor, span: StepSpan) -> Tensor:
         columns = slice(span.column, span.column + span.size)
@@ -239,33 +234,26 @@ class ColumnCache(FoldedCache):
 
 
 class FlatCache(LayerCache):
-    """dense: every position; prefix: the first positions, which all later ones see."""
+    """Keys of all positions, or of those of the prefix."""
 
-    def shape(self, batch: int, heads: int, size: int) -> tuple[int, ...]:
-        self.length = (
-            self.attention.prefix if self.attention.pattern == "prefix" else self.row * self.rows
-        )
-        return batch, heads, self.length, size
+    axes = "BHSD"
 
     def attend(self, q_BNHD: Tensor, kv_BN2HD: Tensor, span: StepSpan) -> Tensor:
         if span.flat_index is not None:
-            return self._attend_anywhere(q_BNHD, kv_BN2HD, span)
+            # Only the device knows the position: past the end, the last position is kept as it is.
+            assert span.flat_mask is not None and span.size == 1
+            inside = (span.flat_index < self.length).to(kv_BN2HD.dtype)
+            index = span.flat_index.clamp(max=self.length - 1)
+            kept = self.memory.index_select(3, index)
+            written = torch.where(inside.bool(), kv_BN2HD.permute(2, 0, 3, 1, 4), kept)
+            self.memory.index_copy_(3, index, written)
+            return _attend(q_BNHD, self.memory, span.flat_mask[:, : self.length])
         new = min(span.size, max(0, self.length - span.t))
         end = min(span.t + span.size, self.length)
         if new:
             self.memory[:, :, :, span.t : end] = kv_BN2HD[:, :new].permute(2, 0, 3, 1, 4)
         mask = _causal_mask(span.size, span.t, end, q_BNHD.device) if new else None
         return _attend(q_BNHD, self.memory[:, :, :, :end], mask)
-
-    def _attend_anywhere(self, q_BNHD: Tensor, kv_BN2HD: Tensor, span: StepSpan) -> Tensor:
-        """The same where only the device knows the position: past the end, the last position is kept as it is."""
-        assert span.flat_index is not None and span.flat_mask is not None and span.size == 1
-        inside = (span.flat_index < self.length).to(kv_BN2HD.dtype)
-        index = span.flat_index.clamp(max=self.length - 1)
-        kept = self.memory.index_select(3, index)
-        new = kv_BN2HD.permute(2, 0, 3, 1, 4)
-        self.memory.index_copy_(3, index, torch.where(inside.bool(), new, kept))
-        return _attend(q_BNHD, self.memory, span.flat_mask[:, : self.length])
 
     def store_prefix(self, kv_BRL2HD: Tensor, known: int) -> None:
         kept = min(known, self.length)
@@ -278,7 +266,8 @@ class LyricsCache(LayerCache):
     def __init__(self, attention: Attention, batch: int, lyrics_BSW: Tensor):
         self.attention = attention
         self.heads = attention.heads
-        self.memory = torch.stack([x.transpose(1, 2) for x in attention.lyric_keys(lyrics_BSW)])
+        keys, values = attention.lyric_keys(lyrics_BSW)
+        self.memory = torch.stack([keys.transpose(1, 2), values.transpose(1, 2)])
         if len(lyrics_BSW) != batch:
             self.memory = self.memory.expand(-1, batch, -1, -1, -1)
 

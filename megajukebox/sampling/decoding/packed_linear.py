@@ -39,9 +39,14 @@ def pack_linear(layer: nn.Linear, int8: bool = False) -> Linear:
     weight = layer.weight.detach()
     bias = None if layer.bias is None else layer.bias.detach()
     if weight.device.type != "cpu":
-        if int8:
-            return _int8_on_gpu(weight, bias)
-        return lambda x_NI: F.linear(x_NI, weight, bias)
+        if not int8:
+            return lambda x_NI: F.linear(x_NI, weight, bias)
+        # Weights only: read as int8, multiplied in the model's precision. Worth it where compiled into one kernel.
+        scale_O = int8_scales(weight)
+        steps_OI = (weight.float() / scale_O[:, None]).round().clamp(-INT8_MAX, INT8_MAX)
+        rounded_OI = steps_OI.to(torch.int8)
+        scale_O = scale_O.to(weight.dtype)
+        return lambda x_NI: _compiled()(x_NI, rounded_OI, scale_O, bias)
     if int8:
         return _int8_on_cpu(weight, bias)
     if weight.dtype == torch.float32:
@@ -50,7 +55,12 @@ def pack_linear(layer: nn.Linear, int8: bool = False) -> Linear:
 
 
 def _float32_on_cpu(layer: nn.Linear, bias: Tensor | None) -> Linear:
-    columns_IO = transpose_in_place(layer)
+    # W^T in one piece; the layer goes on with a view of it, so the weights are in memory once. They stay as they are:
+    # those that could be trained still can be after songs were sampled in inference mode.
+    with torch.inference_mode(layer.weight.is_inference()), torch.no_grad():
+        columns_IO = layer.weight.t().contiguous()
+        if isinstance(layer, nn.Linear) and not layer.weight.t().is_contiguous():
+            layer.weight.data = columns_IO.t()
     weight = layer.weight.detach()
     if columns_IO.numel() <= CACHED_WEIGHTS:
         return lambda x_NI: F.linear(x_NI, weight, bias)
@@ -73,17 +83,6 @@ def _float32_on_cpu(layer: nn.Linear, bias: Tensor | None) -> Linear:
     return apply
 
 
-def transpose_in_place(layer: nn.Linear) -> Tensor:
-    """W^T [I, O] in one piece. The layer goes on with a view of it, so the weights are in memory once."""
-    # As the layer's weights are: those that could be trained still can be after songs were sampled in inference mode.
-    with torch.inference_mode(layer.weight.is_inference()), torch.no_grad():
-        columns_IO = layer.weight.t().contiguous()
-        if not isinstance(layer, nn.Linear) or layer.weight.t().is_contiguous():
-            return columns_IO
-        layer.weight.data = columns_IO.t()
-    return columns_IO
-
-
 class _Reordered:
     """Weights in oneDNN's own order, made at the first call with several rows; many rows take the plain product."""
 
@@ -101,19 +100,15 @@ class _Reordered:
 
 
 def _reordered(weight: Tensor, bias: Tensor | None) -> Linear:
-    if can_reorder(weight.dtype):
+    """Reordered where oneDNN packs weights of this type on this CPU, else the plain product."""
+    operators = torch.ops.mkldnn
+    available = torch.backends.mkldnn.is_available() and hasattr(operators, "_linear_pointwise")
+    supported = available and weight.dtype == torch.float32  # float16: on the newest CPUs alone
+    if available and weight.dtype == torch.bfloat16:  # needs AVX-512 or AVX-NE-CONVERT
+        supported = bool(operators._is_mkldnn_bf16_supported())
+    if supported:
         return _Reordered(weight, bias)
     return lambda x_NI: F.linear(x_NI, weight, bias)
-
-
-def can_reorder(dtype: torch.dtype) -> bool:
-    """Whether oneDNN packs weights of this type on this CPU: bfloat16 needs AVX-512 or AVX-NE-CONVERT."""
-    operators = torch.ops.mkldnn
-    if not torch.backends.mkldnn.is_available() or not hasattr(operators, "_linear_pointwise"):
-        return False
-    if dtype == torch.bfloat16:
-        return bool(operators._is_mkldnn_bf16_supported())
-    return dtype == torch.float32  # float16 is reordered on the newest CPUs alone
 
 
 def int8_scales(weight_OI: Tensor) -> Tensor:
@@ -138,16 +133,6 @@ def _int8_on_cpu(weight_OI: Tensor, bias: Tensor | None) -> Linear:
     if dtype == torch.float32:
         return lambda x_NI: torch.ops.quantized.linear_dynamic(x_NI, packed, narrow)
     return lambda x_NI: torch.ops.quantized.linear_dynamic(x_NI.float(), packed, narrow).to(dtype)
-
-
-def _int8_on_gpu(weight_OI: Tensor, bias: Tensor | None) -> Linear:
-    """Weights only: read as int8, multiplied in the model's precision. Worth it where compiled into one kernel."""
-    scale_O = int8_scales(weight_OI)
-    steps_OI = (
-        (weight_OI.float() / scale_O[:, None]).round().clamp(-INT8_MAX, INT8_MAX).to(torch.int8)
-    )
-    scale_O = scale_O.to(weight_OI.dtype)
-    return lambda x_NI: _compiled()(x_NI, steps_OI, scale_O, bias)
 
 
 @cache

@@ -131,21 +131,15 @@ def sample_window_speculative(
             size = min(num_draft_tokens, max(MIN_BLOCK, round(PASSES_PER_CODE * mean_accepted)))
             end = draft(decoder, window, t, min(t + size, until))
             row = t // decoder.row
-            accepted = verify_draft(decoder, packed, window, t, end)
+            draft_BN = window.tokens_BT[:, t:end].clone()
+            logits = decoder.step(packed, window.tokens_BT, t, end - t)
+            verified_BN = sample_tokens(packed, window, logits, t, draft_BN)
+            accepted = write_tokens(window, t, verified_BN, draft_BN)
             t += accepted
             mean_accepted += (accepted - mean_accepted) / ACCEPTED_DECAY
             if t // decoder.row > row or t == until:
                 progress(t)
     return window.tokens_BT
-
-
-def verify_draft(
-    decoder: WindowDecoder, packed: PackedPrior, window: SamplingWindow, t: int, end: int
-) -> int:
-    """One pass over the drafts at t .. end - 1, which its own codes replace. How many of them are right."""
-    draft_BN = window.tokens_BT[:, t:end].clone()
-    logits = decoder.step(packed, window.tokens_BT, t, end - t)
-    return write_tokens(window, t, sample_tokens(packed, window, logits, t, draft_BN), draft_BN)
 
 
 @torch.inference_mode()
@@ -197,7 +191,9 @@ def resolve_near_ties(
     Past the first wrong draft nothing counts yet, so nothing is decided there.
     """
     codes_BN = sampled_BN.clone()
-    songs = num_songs(window.token_sampler, len(codes_BN))
+    songs = len(codes_BN)
+    if isinstance(window.token_sampler, ClassifierFreeGuidance):
+        songs -= len(window.token_sampler.songs_G)  # the last rows are the unconditional ones
     for b, n in near_tie_BN.nonzero().tolist():
         draft = codes_BN[b, :n] if draft_BN is None else draft_BN[b, :n]
         wrong = bool((codes_BN[b, :n] != draft)[~window.known_BT[b, t : t + n]].any())
@@ -218,11 +214,6 @@ def reference_tokens(
     return sampler(logits, window.positions(t, 1)[rows]).codes[:, 0]
 
 
-def num_songs(sampler: TokenSamplerProtocol, rows: int) -> int:
-    """How many of the rows are songs; the others are unconditional rows."""
-    return rows - len(sampler.songs_G) if isinstance(sampler, ClassifierFreeGuidance) else rows
-
-
 def song_sampler(
     sampler: TokenSamplerProtocol, song: int
 ) -> tuple[list[int], TokenSamplerProtocol]:
@@ -232,7 +223,7 @@ def song_sampler(
     assert isinstance(sampler, ClassifierFreeGuidance)
     songs = sampler.token_sampler
     index = torch.tensor([song], device=songs.keys_B.device)
-    unconditional = [g for g, guided in enumerate(sampler.songs_G.tolist()) if guided == song]
+    unconditional = (sampler.songs_G == song).nonzero()[:, 0].tolist()
     if not unconditional:
         return [song], songs.select(index)
     alone = replace(

@@ -66,8 +66,10 @@ class Autoregressive:
         """Sample one window of every row; codes count as done row by row of the transformer."""
 
         def write_back(t: int) -> None:
-            new = [self.write(job, row, window.tokens_BT[m], t) for m, row in enumerate(rows)]
-            progress(sum(new))
+            new = 0
+            for row, tokens_T in zip(rows, window.tokens_BT):
+                new += self.write(job, row, tokens_T, t)
+            progress(new)
 
         self.window_sampler()(self.packed, window, progress=write_back)
 
@@ -173,22 +175,19 @@ class WindowParallelDecoding(Autoregressive):
             for song in range(len(job.conditioning)):
                 if not bool(job.known_BT[song, span.new : span.end].all()):
                     rows.append(WindowRow(song, span))
+        prefix = self.prior.config.prefix_tokens
         for first in range(0, len(rows), self.max_rows):
             batch = rows[first : first + self.max_rows]
             window = build_window(self.prior, job, batch)
-            self._forget_run_ups(job, batch, window)
+            # Of a run-up only the prompt is known: it must not depend on what a neighbour has sampled by now.
+            for m, row in enumerate(batch):
+                span = row.span
+                run_up = slice(prefix, prefix + span.new - span.start)
+                window.known_BT[m, run_up] = job.prompt_BT[row.song, span.start : span.new]
+            if isinstance(window.token_sampler, ClassifierFreeGuidance):
+                for g, m in enumerate(window.token_sampler.songs_G.tolist()):
+                    window.known_BT[len(batch) + g] = window.known_BT[m]  # the unconditional row
             self.run(job, batch, window, progress)
-
-    def _forget_run_ups(self, job: LevelJob, rows: list[WindowRow], window: SamplingWindow) -> None:
-        """Of a run-up only the prompt is known: it must not depend on what a neighbour has sampled by now."""
-        prefix = self.prior.config.prefix_tokens
-        for m, row in enumerate(rows):
-            span = row.span
-            run_up = slice(prefix, prefix + span.new - span.start)
-            window.known_BT[m, run_up] = job.prompt_BT[row.song, span.start : span.new]
-        if isinstance(window.token_sampler, ClassifierFreeGuidance):
-            for g, m in enumerate(window.token_sampler.songs_G.tolist()):
-                window.known_BT[len(rows) + g] = window.known_BT[m]  # the unconditional row
 
     def spans(self, total: int) -> list[WindowSpan]:
         window = self.prior.config.window

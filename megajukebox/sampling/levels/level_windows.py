@@ -52,20 +52,6 @@ def window_spans(total: int, window: int, hop: int) -> list[WindowSpan]:
     return spans
 
 
-def conditioning_batch_at(
-    config: PriorConfig,
-    conditioning: list[SongConditioning],
-    upper_BU: Tensor | None,
-    start: int,
-    samples: int,
-    device: torch.device,
-) -> dict:
-    """The batch that conditions a window starting at code `start`, as the prior's `conditioning` wants it."""
-    return conditioning_batch(
-        config, conditioning, upper_BU, [start] * len(conditioning), samples, device
-    )
-
-
 def conditioning_batch(
     config: PriorConfig,
     conditioning: list[SongConditioning],
@@ -87,10 +73,9 @@ def conditioning_batch(
         assert not any(start % ratio for start in starts), (
             f"windows at {starts} start inside a code of the level above"
         )
-        above = [
-            upper_window(u, start // ratio, config.window // ratio)
-            for u, start in zip(upper_MU, starts)
-        ]
+        above = []
+        for upper_U, start in zip(upper_MU, starts):
+            above.append(upper_window(upper_U, start // ratio, config.window // ratio))
         batch["upper_codes"] = torch.stack(above).to(device)
     return batch
 
@@ -134,11 +119,20 @@ def build_window(prior: Prior, job: LevelJob, rows: list[WindowRow]) -> Sampling
     every_row = [*range(len(rows)), *guided]
     conditioning = [job.conditioning[song] for song in songs]
     conditioning += [job.conditioning[0].null()] * len(guided)
-    starts = [rows[m].span.start for m in every_row]
-    upper = None if job.upper_BU is None else job.upper_BU[[songs[m] for m in every_row]]
+    starts = []
+    row_songs = []
+    for m in every_row:
+        starts.append(rows[m].span.start)
+        row_songs.append(rows[m].song)
+    upper = None if job.upper_BU is None else job.upper_BU[row_songs]
     batch = conditioning_batch(config, conditioning, upper, starts, job.samples, device)
     codes, known = _codes_and_known(config, job, rows, device)
     batch["codes"] = codes[every_row]
+    # Computed row by row: to the last bit, batch-mates do not matter.
+    separate = [prior.conditioning(_row_of(batch, m)) for m in range(len(every_row))]
+    parts = []
+    for part in zip(*separate):
+        parts.append(None if part[0] is None else torch.cat(part))
     sampler = job.token_sampler.select(torch.tensor(songs, device=device))
     guided_sampler: TokenSamplerProtocol = sampler
     if guided:
@@ -148,7 +142,7 @@ def build_window(prior: Prior, job: LevelJob, rows: list[WindowRow]) -> Sampling
         )
     return SamplingWindow(
         prior,
-        _row_by_row_conditioning(prior, batch),
+        Conditioning(*parts),
         prior.tokens(batch),
         known[every_row],
         torch.tensor(starts, device=device),
@@ -157,13 +151,8 @@ def build_window(prior: Prior, job: LevelJob, rows: list[WindowRow]) -> Sampling
     )
 
 
-def _row_by_row_conditioning(prior: Prior, batch: dict) -> Conditioning:
-    """The conditioning of each row, computed for it alone: to the last bit, batch-mates do not matter."""
-    rows = [prior.conditioning(_row_of(batch, m)) for m in range(len(batch["codes"]))]
-    return Conditioning(*(None if parts[0] is None else torch.cat(parts) for parts in zip(*rows)))
-
-
 def _row_of(batch: dict, m: int) -> dict:
+    """Row `m` of a batch of tensors, some of them in dicts, as a batch of one."""
     row: dict = {}
     for name, value in batch.items():
         row[name] = _row_of(value, m) if isinstance(value, dict) else value[m : m + 1]

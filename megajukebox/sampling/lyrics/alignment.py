@@ -40,8 +40,9 @@ def align(
     total = codes_BT.shape[1]
     attention: dict[Head, list[np.ndarray]] = {}
     for pair in pairs:
-        shapes = [(total, len(song.tokens.ids) + 1) for song in conditioning]
-        attention[pair] = [np.zeros(shape, np.float32) for shape in shapes]
+        attention[pair] = []
+        for song in conditioning:
+            attention[pair].append(np.zeros((total, len(song.tokens.ids) + 1), np.float32))
     layers = sorted({layer for layer, _ in pairs})
     starts = window_starts(total, config.window, max(1, int(hop_fraction * config.window)))
     # From last to first: where windows overlap the earlier one counts, as in the reference.
@@ -49,19 +50,22 @@ def align(
         first = offset + start * config.hop
         length = config.window * config.hop
         position = WindowPosition(samples, first, length, config.sample_rate)
-        lyrics = [song.lyrics_window(position) for song in conditioning]
-        rows = [song.window(position) for song in conditioning]
+        lyrics = []
+        rows = []
+        for song in conditioning:
+            lyrics.append(song.lyrics_window(position))
+            rows.append(song.window(position))
         batch = to_device(tensors(stack(rows)), codes_BT.device)
         codes = codes_BT[:, start : start + config.window]
         batch["codes"] = F.pad(codes, (0, config.window - codes.shape[1]))  # the last window
         weights = lyric_attention(prior, batch, layers)
         for (layer, head), songs in attention.items():
-            for b, song in enumerate(songs):
+            for b, song_TN in enumerate(songs):
                 window = weights[layer][b, head].clamp(min=MIN_ATTENTION).cpu().numpy()
-                place_window(song, window, lyrics[b].index, start)
+                place_window(song_TN, window, lyrics[b].index, start)
     without_padding = {}
     for pair, songs in attention.items():
-        without_padding[pair] = [song[:, :-1] for song in songs]
+        without_padding[pair] = [song_TN[:, :-1] for song_TN in songs]
     return without_padding
 
 

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from megajukebox.common.errors import UserError
 from megajukebox.common.files import write_atomic
-from megajukebox.conditioning.lrc import TimedWord
 from megajukebox.conditioning.schema import SongConditioning
 from megajukebox.models.lyric_attention import lyric_layers
 from megajukebox.models.prior import Prior
@@ -73,13 +72,10 @@ class AlignedSong:
     codes: Tensor  # [T] int64
     samples: int
 
-    def untimed(self) -> SongConditioning:
-        """The conditioning of a prior that must find the times of the words itself."""
-        return self.conditioning.without_word_times()
-
 
 def score_heads(prior: Prior, songs: Sequence[AlignedSong]) -> dict[Head, float]:
     """The mean monotonicity of every (layer, head) that reads lyrics, in nats a code."""
+    device = next(prior.parameters()).device
     mean_scores: dict[Head, float] = {}
     for layer in lyric_layers(
         prior
@@ -87,8 +83,9 @@ def score_heads(prior: Prior, songs: Sequence[AlignedSong]) -> dict[Head, float]
         pairs = [(layer, head) for head in range(prior.config.transformer.heads)]
         scores = []
         for song in songs:
-            codes_BT = _batch_of(prior, song.codes)
-            attention = align(prior, [song.untimed()], codes_BT, song.samples, pairs)
+            codes_BT = song.codes[None].to(device)
+            untimed = song.conditioning.without_word_times()  # the prior is to find them
+            attention = align(prior, [untimed], codes_BT, song.samples, pairs)
             words = words_of(song.text)
             over_words = []
             for pair in pairs:
@@ -100,10 +97,6 @@ def score_heads(prior: Prior, songs: Sequence[AlignedSong]) -> dict[Head, float]
         for pair, score in zip(pairs, np.mean(scores, axis=0)):
             mean_scores[pair] = float(score)
     return mean_scores
-
-
-def _batch_of(prior: Prior, codes_T: Tensor) -> Tensor:
-    return codes_T[None].to(next(prior.parameters()).device)
 
 
 def choose_head(
@@ -158,7 +151,8 @@ def word_start_errors(
             continue
         seconds = song.samples / prior.config.sample_rate
         even_starts = proportional_starts(song.conditioning.tokens, words_of(song.text), seconds)
-        words = sung_words(prior, song.untimed(), song.text, song.codes, song.samples, pair)
+        untimed = song.conditioning.without_word_times()
+        words = sung_words(prior, untimed, song.text, song.codes, song.samples, pair)
         for word, even_start in zip(words, even_starts):
             if word.start_char in known_starts:
                 known = known_starts[word.start_char]
@@ -185,13 +179,9 @@ def sung_words(
     words = words_of(text)
     if not words or not conditioning.tokens.ids or not len(codes_T):
         return []
-    attention = align(prior, [conditioning], _batch_of(prior, codes_T), samples, [pair])[pair][0]
+    codes_BT = codes_T[None].to(next(prior.parameters()).device)
+    attention = align(prior, [conditioning], codes_BT, samples, [pair])[pair][0]
     seconds_per_code = prior.config.hop / prior.config.sample_rate
     return word_times(
         attention_over_words(attention, conditioning.tokens, words), words, seconds_per_code, whole
     )
-
-
-def words_as_json(text: str, words: Sequence[TimedWord]) -> list[dict]:
-    """Words with their times as a sample's JSON has them."""
-    return [{"text": text[w.start_char : w.end_char], **vars(w)} for w in words]

@@ -74,7 +74,8 @@ def advance(best_KS: np.ndarray, gain_KN: np.ndarray) -> tuple[np.ndarray, np.nd
 def initial_scores(gain_KN: np.ndarray) -> np.ndarray:
     """The first code is a pause or the first word."""
     best = np.full((len(gain_KN), 2 * gain_KN.shape[1] + 1), -np.inf)
-    best[:, 0], best[:, 1] = 0.0, gain_KN[:, 0]
+    best[:, 0] = 0.0
+    best[:, 1] = gain_KN[:, 0]
     return best
 
 
@@ -88,7 +89,8 @@ def walk_gain(gain_KTN: np.ndarray) -> np.ndarray:
 
 def best_walk(gain_TN: np.ndarray, whole: bool = True) -> np.ndarray:
     """The word at which the best walk is for each code, [T] int64; -1 in a pause. Not `whole`: it ends at any word."""
-    best, came = initial_scores(gain_TN[:1]), []
+    best = initial_scores(gain_TN[:1])
+    came = []
     for gain in gain_TN[1:]:
         best, move = advance(best, gain[None])
         came.append(move[0].astype(np.int8))
@@ -98,17 +100,6 @@ def best_walk(gain_TN: np.ndarray, whole: bool = True) -> np.ndarray:
         states.append(states[-1] - int(move[states[-1]]))
     walk = np.array(states[::-1])
     return np.where(walk % 2 == 1, walk // 2, -1)
-
-
-def sung_walk(gain_TN: np.ndarray, whole: bool = True) -> np.ndarray:
-    """`best_walk` in which a pause is what gains less than half of what sung codes do.
-
-    Without that, chance readings that gain a little would draw a word out into the pause beside it.
-    """
-    walk = best_walk(gain_TN, whole)
-    sung = np.flatnonzero(walk >= 0)
-    typical = gain_TN[sung, walk[sung]].mean() if len(sung) else 0.0
-    return best_walk(gain_TN - max(0.0, typical / 2), whole)
 
 
 def monotonicity(attention_KTN: np.ndarray) -> np.ndarray:
@@ -131,14 +122,22 @@ def word_times(
     """The `words` (spans of characters) with their times, by the best walk over attention [T, N].
 
     With `whole` all of them are sung, if there are codes enough; else those that the walk reaches.
+    A pause is what gains less than half of what sung codes do. Without that, chance readings that
+    gain a little would draw a word out into the pause beside it.
     """
-    walk = sung_walk(evidence(attention_TN), whole and len(words) <= len(attention_TN))
+    whole = whole and len(words) <= len(attention_TN)
+    gain_TN = evidence(attention_TN)
+    first_walk = best_walk(gain_TN, whole)
+    sung_codes = np.flatnonzero(first_walk >= 0)
+    typical = gain_TN[sung_codes, first_walk[sung_codes]].mean() if len(sung_codes) else 0.0
+    walk = best_walk(gain_TN - max(0.0, typical / 2), whole)
     shares = attention_TN / np.maximum(attention_TN.sum(1, keepdims=True), 1e-20)
     sung = []
     for n in range(walk.max() + 1):
         codes = np.flatnonzero(walk == n)
-        t0, t1 = codes[0] * seconds_per_code, (codes[-1] + 1) * seconds_per_code
-        sung.append(SungWord(*words[n], float(t0), float(t1), float(shares[codes, n].mean())))
+        t0 = float(codes[0] * seconds_per_code)
+        t1 = float((codes[-1] + 1) * seconds_per_code)
+        sung.append(SungWord(*words[n], t0, t1, float(shares[codes, n].mean())))
     return sung
 
 
@@ -146,7 +145,7 @@ def proportional_starts(
     tokens: TokenizedLyrics, words: Sequence[tuple[int, int]], seconds: float
 ) -> np.ndarray:
     """Start of each word, [N] seconds, if the tokens were sung evenly over the song: what an alignment has to beat."""
-    first = np.searchsorted(
-        [end for _, end in tokens.spans], [start for start, _ in words], side="right"
-    )
+    _, token_ends = np.array(tokens.spans).T
+    word_starts, _ = np.array(words).T
+    first = np.searchsorted(token_ends, word_starts, side="right")
     return first * seconds / len(tokens.spans)

@@ -18,6 +18,7 @@ from megajukebox.models.chunked_codec import decode_piece, reach
 from megajukebox.models.vqvae import VQVAE
 
 PIECE_SECONDS = 2.0
+PARTIAL_SUFFIX = ".part.wav"  # of an audio file that is not complete
 HEADER = 44  # bytes of a wav file before its samples
 
 
@@ -28,10 +29,9 @@ def piece_size(vqvae: VQVAE, level: str) -> int:
 def decode_all(vqvae: VQVAE, codes_T: Tensor, level: str) -> Tensor:
     """Mono audio [T*hop], the same as a stream writes."""
     size = piece_size(vqvae, level)
-    pieces = [
-        decode_piece(vqvae, codes_T, level, start, size).clamp(-1, 1)
-        for start in range(0, len(codes_T), size)
-    ]
+    pieces = []
+    for start in range(0, len(codes_T), size):
+        pieces.append(decode_piece(vqvae, codes_T, level, start, size).clamp(-1, 1))
     return torch.cat(pieces)
 
 
@@ -51,7 +51,7 @@ class AudioStream:
         )  # codes on either side that a piece depends on
         self.hop = vqvae.config.hops[level]
         self.rate = vqvae.config.sample_rate
-        self.part = partial_path(path)
+        self.part = path.with_suffix(PARTIAL_SUFFIX)
         self.decoded = 0  # codes
         self.file: BinaryIO | None = None
 
@@ -90,13 +90,3 @@ class AudioStream:
             struct.pack("<4sI4s4sIHHIIHH4sI", b"RIFF", 36 + data, b"WAVE", *form, b"data", data)
         )
         self.file.flush()
-
-
-def partial_path(path: Path) -> Path:
-    return path.with_suffix(".part.wav")
-
-
-def known_length(known_T: Tensor) -> int:
-    """How many codes from the start are known."""
-    unknown = (~known_T).nonzero()
-    return int(unknown[0]) if len(unknown) else len(known_T)

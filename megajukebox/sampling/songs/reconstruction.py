@@ -144,7 +144,10 @@ def request_from_song(shards: ShardSet, row: int, samples: int) -> SongRequest:
     facts = shards.read_facts(row)
     key = re.sub(r"[^A-Za-z0-9_-]+", "_", shards.key(row))
     name = key[:MAX_KEY_IN_ID].strip("_-") or str(row)
-    conditions = {condition: facts[condition] for condition in METADATA if facts.get(condition)}
+    conditions = {}
+    for condition in METADATA:
+        if facts.get(condition):
+            conditions[condition] = facts[condition]
     lyrics = ""
     if shards.has(row, "lyrics"):
         lyrics = shards.read_member(row, "lyrics").decode(errors="replace")

@@ -189,7 +189,10 @@ def read_requests(path: Path) -> tuple[list[SongRequest], list[str]]:
 
 
 def parse_requests(data: list, name: str = "song") -> tuple[list[SongRequest], list[str]]:
-    """The valid requests of plain data, and one line for each that is not. One without an id is <name>-<number>."""
+    """The valid requests of plain data, and one line for each that is not. One without an id is <name>-<number>.
+
+    A request of several variations becomes <id>-1, <id>-2, ..., which share their prompt.
+    """
     valid: dict[str, SongRequest] = {}
     refused = []
     for number, entry in enumerate(data):
@@ -202,7 +205,11 @@ def parse_requests(data: list, name: str = "song") -> tuple[list[SongRequest], l
             reasons = "; ".join(mistakes(error, SongRequest))
             refused.append(f"request {entry.get('id', number)}: {reasons}")
             continue
-        for variation in variations_of(request):
+        for n in range(request.variations):
+            variation = request
+            if request.variations > 1:
+                change = {"id": f"{request.id}-{n + 1}", "seed": request.seed + n, "variations": 1}
+                variation = request.model_copy(update=change)
             if variation.id in valid:
                 refused.append(
                     f"request {number}: id {variation.id!r} was used before; give each request its own"
@@ -210,14 +217,3 @@ def parse_requests(data: list, name: str = "song") -> tuple[list[SongRequest], l
             else:
                 valid[variation.id] = variation
     return list(valid.values()), refused
-
-
-def variations_of(request: SongRequest) -> list[SongRequest]:
-    """The request once for each of its variations: <id>-1, <id>-2, ... They share their prompt."""
-    if request.variations == 1:
-        return [request]
-    variations = []
-    for n in range(request.variations):
-        change = {"id": f"{request.id}-{n + 1}", "seed": request.seed + n, "variations": 1}
-        variations.append(request.model_copy(update=change))
-    return variations

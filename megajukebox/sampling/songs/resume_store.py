@@ -99,7 +99,14 @@ class ResumeStore:
             return path.exists()  # being written just now
         if age >= self.stale:
             return False
-        return owner.get("host") != socket.gethostname() or _runs(owner.get("pid", 0))
+        if owner.get("host") != socket.gethostname():
+            return True
+        try:  # a process that died may be listed until its parent reaps it
+            return psutil.Process(owner.get("pid", 0)).status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+        except psutil.AccessDenied:
+            return True
 
     def touch(self, song: str) -> None:
         path = self.folder / f"{song}.claim"
@@ -108,13 +115,3 @@ class ResumeStore:
 
     def release(self, song: str) -> None:
         (self.folder / f"{song}.claim").unlink(missing_ok=True)
-
-
-def _runs(pid: int) -> bool:
-    """Whether a process of this machine runs; one that died may be listed until its parent reaps it."""
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-    except psutil.AccessDenied:
-        return True

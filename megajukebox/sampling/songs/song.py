@@ -55,9 +55,9 @@ class GeneratedSong:
             write_wav(folder / audio_name(song, level), wave[:, None], self.sample_rate)
         file = io.BytesIO()
         # The stubs of savez would take a more precise type for its argument allow_pickle.
-        arrays: dict[str, Any] = {
-            level: codes.astype(np.uint16) for level, codes in self.codes.items()
-        }
+        arrays: dict[str, Any] = {}
+        for level, codes_T in self.codes.items():
+            arrays[level] = codes_T.astype(np.uint16)
         np.savez(file, **arrays)
         write_atomic(folder / f"{song}.codes.npz", file.getvalue())
         lyrics = self.timed_lyrics or self.request.lyrics

@@ -13,12 +13,7 @@ from typing import Any, Protocol
 
 from megajukebox.models.vqvae import VQVAE
 from megajukebox.sampling.levels.level_sampler import LevelJob
-from megajukebox.sampling.songs.audio_stream import (
-    AudioStream,
-    decode_all,
-    known_length,
-    partial_path,
-)
+from megajukebox.sampling.songs.audio_stream import PARTIAL_SUFFIX, AudioStream, decode_all
 from megajukebox.sampling.songs.prompt_sources import KnownCodes
 from megajukebox.sampling.songs.requests import SongRequest
 from megajukebox.sampling.songs.resume_store import ResumeStore
@@ -102,13 +97,15 @@ class SongWriter:
                 song.known = resumed
                 continue
             for level in self.jukebox.levels:  # partial audio there is of another song
-                stale = partial_path(self.out / audio_name(song.request.id, level))
-                stale.unlink(missing_ok=True)
+                audio = self.out / audio_name(song.request.id, level)
+                audio.with_suffix(PARTIAL_SUFFIX).unlink(missing_ok=True)
 
     def start_level(self, level: str, songs: list[GeneratedSong]) -> None:
         """Open an audio stream a song; codes known by now are decoded with the first new ones."""
-        paths = [self.out / audio_name(song.request.id, level) for song in songs]
-        self.streams = [AudioStream(self.jukebox.vqvae, level, path) for path in paths]
+        self.streams = []
+        for song in songs:
+            path = self.out / audio_name(song.request.id, level)
+            self.streams.append(AudioStream(self.jukebox.vqvae, level, path))
 
     def update(self, level: str, songs: list[GeneratedSong], job: LevelJob) -> None:
         """Decode the new codes; save them every `SAVE_INTERVAL` seconds.
@@ -117,9 +114,9 @@ class SongWriter:
             SamplingInterrupted: `stop` returned True; the codes are saved.
         """
         for stream, codes_T, known_T in zip(self.streams, job.codes_BT, job.known_BT):
-            length = known_length(known_T)
-            if length < job.total:
-                stream.feed(codes_T, length)
+            unknown = (~known_T).nonzero()
+            if len(unknown):  # else `finish_level` completes the file
+                stream.feed(codes_T, int(unknown[0]))
         interrupted = self.stop()
         if interrupted or time.monotonic() > self.last_save + SAVE_INTERVAL:
             self._save_codes(level, songs, job)

@@ -64,37 +64,30 @@ def plan_steps(student: Student, sight: GridVisibility, known_BT: Tensor) -> lis
     """The steps that emit every slot which is not known in all windows."""
     patterns = {block.attention.pattern for block in student.blocks} - {"lyrics"}
     known = known_BT if known_BT.any() else None
+    steps: list[StudentStep] = []
     if student.how.order[::2] == (0, 1):
         open_L = (~known_BT).unflatten(1, (student.how.rows, -1)).flatten(0, 1).any(0)
         width = 0 if known is None else student.how.columns
-        return [
-            _column_step(c, width or c + 1, patterns, sight, known)
-            for c in open_L.nonzero()[:, 0].tolist()
-        ]
+        for column in open_L.nonzero()[:, 0].tolist():
+            steps.append(_column_step(column, width or column + 1, patterns, sight, known))
+        return steps
     times_T = student.sight().tau_BT[0]
     unknown_T = ~known_BT.all(0)
-    steps = []
     for time in times_T[unknown_T].unique():
         slots_N = (unknown_T & (times_T == time)).nonzero()[:, 0]
-        steps.append(_step(slots_N, patterns, sight, known))
+        now_BN1 = sight.tau_BT[:, slots_N, None]
+        keys = {}
+        masks = {}
+        for pattern in patterns:
+            wide_NS, real_NS = pattern_keys(pattern, slots_N, sight)
+            tau_BNS = sight.tau_BT[:, wide_NS].masked_fill(~real_NS, NEVER)
+            seen_BNS = sight.is_visible(tau_BNS, wide_NS, now_BN1, slots_N[:, None])
+            some_S = seen_BNS.flatten(0, 1).any(0)
+            keys[pattern] = wide_NS[:, some_S]
+            masks[pattern] = _mask(seen_BNS[..., some_S])
+        known_BN = None if known is None else known[:, slots_N]
+        steps.append(StudentStep(slots_N, masks, keys, known_BN))
     return steps
-
-
-def _step(
-    slots_N: Tensor, patterns: set[str], sight: GridVisibility, known_BT: Tensor | None
-) -> StudentStep:
-    keys = {}
-    masks = {}
-    for pattern in patterns:
-        wide_NS, real_NS = pattern_keys(pattern, slots_N, sight)
-        tau_BNS = sight.tau_BT[:, wide_NS].masked_fill(~real_NS, NEVER)
-        seen_BNS = sight.is_visible(
-            tau_BNS, wide_NS, sight.tau_BT[:, slots_N, None], slots_N[:, None]
-        )
-        some_S = seen_BNS.flatten(0, 1).any(0)
-        keys[pattern] = wide_NS[:, some_S]
-        masks[pattern] = _mask(seen_BNS[..., some_S])
-    return StudentStep(slots_N, masks, keys, None if known_BT is None else known_BT[:, slots_N])
 
 
 def _column_step(
@@ -131,7 +124,8 @@ def _mask(seen_BNS: Tensor) -> tuple[Tensor, Tensor | None]:
 def pattern_keys(pattern: str, slots_N: Tensor, sight: GridVisibility) -> tuple[Tensor, Tensor]:
     """The slots [N, S] of a pattern before time is asked, and which of them are in the window at all."""
     rows, columns = sight.tau_BRL.shape[1:]
-    along, down = (torch.arange(n, device=slots_N.device) for n in (columns, rows))
+    along = torch.arange(columns, device=slots_N.device)
+    down = torch.arange(rows, device=slots_N.device)
     row = slots_N // columns
     column = slots_N % columns
     if pattern == "row":
@@ -139,7 +133,9 @@ def pattern_keys(pattern: str, slots_N: Tensor, sight: GridVisibility) -> tuple[
     elif pattern == "column":
         keys = down * columns + column[:, None]
     elif pattern == "previous_row":
-        keys = torch.cat([(row[:, None] + step) * columns + along for step in (-1, 1)], dim=1)
+        above = (row[:, None] - 1) * columns + along
+        below = (row[:, None] + 1) * columns + along
+        keys = torch.cat([above, below], dim=1)
     else:
         size = sight.prefix if pattern == "prefix" else rows * columns
         keys = torch.arange(size, device=slots_N.device).expand(len(slots_N), -1)
@@ -154,7 +150,9 @@ class StudentCache:
         self.attention = attention
         if attention.pattern == "lyrics":
             assert given.lyrics is not None
-            self.keys, self.values = (x.transpose(1, 2) for x in attention.lyric_keys(given.lyrics))
+            keys, values = attention.lyric_keys(given.lyrics)
+            self.keys = keys.transpose(1, 2)
+            self.values = values.transpose(1, 2)
             return
         weight = attention.merge.weight
         shape = batch, length, attention.heads, weight.shape[1] // attention.heads
@@ -164,7 +162,9 @@ class StudentCache:
     def prefill(self, x_BTW: Tensor, sight: GridVisibility) -> Tensor:
         """The attention output of a whole window, remembering all of it: what is not known is written again."""
         if self.attention.pattern == "lyrics":
-            return self._read_lyrics(x_BTW)
+            q = self.attention.split(self.attention.query(x_BTW)).transpose(1, 2)
+            read = F.scaled_dot_product_attention(q, self.keys, self.values)
+            return self.attention.out(read.transpose(1, 2))
         q, self.keys[:], self.values[:] = self.attention.qkv(x_BTW)
         return self.attention.out(
             grid_attention(q, self.keys, self.values, self.attention.pattern, sight)
@@ -174,9 +174,8 @@ class StudentCache:
         """What the queries of a step's slots gather, [B, N, A], from the projections of their inputs."""
         if self.attention.pattern == "lyrics":
             q = self.attention.split(qkv_BNX).transpose(1, 2)
-            return (
-                F.scaled_dot_product_attention(q, self.keys, self.values).transpose(1, 2).flatten(2)
-            )
+            read = F.scaled_dot_product_attention(q, self.keys, self.values)
+            return read.transpose(1, 2).flatten(2)
         q, k, v = (self.attention.split(x) for x in qkv_BNX.chunk(3, dim=-1))
         for memory, new in ((self.keys, k), (self.values, v)):
             if step.known_BN is not None:
@@ -187,18 +186,17 @@ class StudentCache:
     def _attend(self, q_BNHD: Tensor, step: StudentStep) -> Tensor:
         pattern = self.attention.pattern
         mask_BNS, nothing_BN = step.masks[pattern]
-        if step.column is None:
-            near = [
-                memory[:, step.keys[pattern]] for memory in (self.keys, self.values)
-            ]  # [B, N, S, H, D]
+        if step.column is None:  # [B, N, S, H, D]
+            keys = self.keys[:, step.keys[pattern]]
+            values = self.values[:, step.keys[pattern]]
         else:
-            near = [self._beside_column(memory, step) for memory in (self.keys, self.values)]
-        if near[0].ndim == 4:  # [B, S, H, D]: all slots look at the same keys
-            return _sdpa(q_BNHD, near[0], near[1], mask_BNS, nothing_BN)
+            keys = self._beside_column(self.keys, step)
+            values = self._beside_column(self.values, step)
+        if keys.ndim == 4:  # [B, S, H, D]: all slots look at the same keys
+            return _sdpa(q_BNHD, keys, values, mask_BNS, nothing_BN)
         mask = mask_BNS.expand(len(q_BNHD), -1, -1).flatten(0, 1)[:, None]
-        out = _sdpa(
-            q_BNHD.flatten(0, 1)[:, None], near[0].flatten(0, 1), near[1].flatten(0, 1), mask, None
-        )
+        q = q_BNHD.flatten(0, 1)[:, None]
+        out = _sdpa(q, keys.flatten(0, 1), values.flatten(0, 1), mask, None)
         out = out[:, 0].unflatten(0, q_BNHD.shape[:2])
         return out if nothing_BN is None else out.masked_fill(nothing_BN[..., None, None], 0.0)
 
@@ -213,12 +211,6 @@ class StudentCache:
         if pattern == "column":
             return memory[:, :, step.column]
         return memory_BTHD[:, : self.attention.prefix or None]
-
-    def _read_lyrics(self, x_BNW: Tensor) -> Tensor:
-        q = self.attention.split(self.attention.query(x_BNW)).transpose(1, 2)
-        return self.attention.out(
-            F.scaled_dot_product_attention(q, self.keys, self.values).transpose(1, 2)
-        )
 
 
 class PlainBlock:
@@ -252,8 +244,8 @@ class StudentDecoder:
         self.sight = student.sight(known_BT if known_BT.any() else None)
         self.steps = plan_steps(student, self.sight, known_BT)
         self.packed = packed
-        plain = [PlainBlock(block) for block in student.blocks]
-        self.blocks: Sequence[PackedBlock | PlainBlock] = packed.blocks if packed else plain
+        self.blocks: Sequence[PackedBlock | PlainBlock]
+        self.blocks = packed.blocks if packed else list(map(PlainBlock, student.blocks))
         batch, length = known_BT.shape
         self.layers = [
             StudentCache(block.attention, batch, length, conditioning) for block in student.blocks
@@ -281,7 +273,8 @@ class StudentDecoder:
     def _inputs(self, codes_BT: Tensor, slots_N: Tensor) -> Tensor:
         sight = self.sight
         length = codes_BT.shape[1]
-        left, above = ((slots_N - back) % length for back in (1, self.student.how.columns))
+        left = (slots_N - 1) % length
+        above = (slots_N - self.student.how.columns) % length
         return self.student.embed(
             codes_BT[:, left],
             sight.left[:, slots_N],

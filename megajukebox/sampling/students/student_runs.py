@@ -142,17 +142,17 @@ def parse_students(runs: Path, samplers: Sequence[str]) -> dict[str, StudentRun]
         for one in [level] if equals else UPSAMPLERS:
             chosen[one] = (kind, order or None)
     vqvae = read_facts(runs / VQVAE_FOLDER)["fingerprint"]
-    return {
-        level: StudentRun(runs, level, vqvae, order, verified=kind == "verified")
-        for level, (kind, order) in chosen.items()
-        if kind != "exact"
-    }
+    students = {}
+    for level, (kind, order) in chosen.items():
+        if kind != "exact":
+            students[level] = StudentRun(runs, level, vqvae, order, verified=kind == "verified")
+    return students
 
 
 def fingerprints(students: dict[str, StudentRun]) -> dict[str, str]:
     """What a song's record has of its students; a verified level is its prior's alone."""
-    return {
-        STUDENT_FOLDERS[level]: run.facts["fingerprint"]
-        for level, run in students.items()
-        if not run.verified
-    }
+    weights = {}
+    for level, run in students.items():
+        if not run.verified:
+            weights[STUDENT_FOLDERS[level]] = run.facts["fingerprint"]
+    return weights

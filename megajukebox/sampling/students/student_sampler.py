@@ -60,10 +60,14 @@ class StudentSampler:
     def emit(self, job: LevelJob, rows: list[WindowRow], progress: Progress) -> None:
         """Sample one window of every row, and write to the job what was not known."""
         device = job.codes_BT.device
-        songs = [row.song for row in rows]
-        starts = [row.span.start for row in rows]
+        songs = []
+        starts = []
+        conditioning = []
+        for row in rows:
+            songs.append(row.song)
+            starts.append(row.span.start)
+            conditioning.append(job.conditioning[row.song])
         upper = None if job.upper_BU is None else job.upper_BU[songs]
-        conditioning = [job.conditioning[song] for song in songs]
         batch = conditioning_batch(
             self.student.config, conditioning, upper, starts, job.samples, device
         )
@@ -127,7 +131,7 @@ def phases(config: PriorConfig, total: int) -> Iterator[list[WindowSpan]]:
     overlap = max(unit, int(OVERLAP * config.window) // unit * unit)
     starts = range(0, total - overlap, config.window - overlap)
     for which in (0, 1):
-        yield [
-            WindowSpan(start, start, min(start + config.window, total))
-            for start in starts[which::2]
-        ]
+        spans = []
+        for start in starts[which::2]:
+            spans.append(WindowSpan(start, start, min(start + config.window, total)))
+        yield spans
