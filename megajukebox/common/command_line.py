@@ -67,21 +67,19 @@ class EntryCommand(TyperCommand):
     """A command that knows its options' old names, and shows `[` in help texts instead of reading it as markup."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, self._with_new_names(ctx, args))
-
-    def _with_new_names(self, ctx: Any, args: list[str]) -> list[str]:
         old_to_new = getattr(self.callback, RENAMED_OPTIONS, {})
         new_args: list[str] = []
         for index, arg in enumerate(args):
             if arg == "--":
-                return new_args + args[index:]
+                new_args += args[index:]
+                break
             name, equals, value = arg.partition("=")
             if name in old_to_new:
                 new = old_to_new[name]
                 log_renamed(f"option {name}", new.replace("=", " "))
                 arg = new + equals + value
             new_args.append(arg)
-        return new_args
+        return super().parse_args(ctx, new_args)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         from rich.markup import escape

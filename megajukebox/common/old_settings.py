@@ -6,25 +6,26 @@ from typing import Any
 from megajukebox.common.errors import UserError
 
 STAGE = "training.*."
+RENAMED_OF_LEVEL = {
+    "labels": "conditions",
+    "label_tables": "condition_tables",
+    "labels_everywhere": "conditions_at_every_position",
+    "upper": "upsampler_conditioner",
+    "condition_tables.*.slots": "condition_tables.*.max_values",
+    "condition_tables.*.size": "condition_tables.*.table_size",
+    "transformer.rows": "transformer.blocks",
+    "lyrics.encoder.rows": "lyrics.encoder.blocks",
+}
 # Old path -> present path. `*` is any one name. Of two that overlap, the outer one comes first.
 RENAMED_SETTINGS = {
     "vqvae.codes": "vqvae.codebook_size",
     "conditions.*.slots": "conditions.*.max_values",
     "conditions.*.size": "conditions.*.table_size",
-    **{
-        f"{level}.{old}": f"{level}.{new}"
-        for level in ("top", "middle", "bottom")
-        for old, new in {
-            "labels": "conditions",
-            "label_tables": "condition_tables",
-            "labels_everywhere": "conditions_at_every_position",
-            "upper": "upsampler_conditioner",
-            "condition_tables.*.slots": "condition_tables.*.max_values",
-            "condition_tables.*.size": "condition_tables.*.table_size",
-            "transformer.rows": "transformer.blocks",
-            "lyrics.encoder.rows": "lyrics.encoder.blocks",
-        }.items()
-    },
+}
+for _level in ("top", "middle", "bottom"):
+    for _old, _new in RENAMED_OF_LEVEL.items():
+        RENAMED_SETTINGS[f"{_level}.{_old}"] = f"{_level}.{_new}"
+RENAMED_SETTINGS |= {
     STAGE + "warmup": STAGE + "schedule.warmup",
     STAGE + "decay": STAGE + "schedule.decay",
     STAGE + "decay_floor": STAGE + "schedule.decay_floor",

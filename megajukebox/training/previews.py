@@ -6,6 +6,7 @@ Training imports nothing of sampling: the two meet in files, the weights that we
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -75,7 +76,11 @@ class PreviewSampler:
         }
         with (self.out / LOG_FILE).open("w") as output:
             self.process = subprocess.Popen(
-                command, env=environment, stdout=output, stderr=output, preexec_fn=_lower_priority
+                command,
+                env=environment,
+                stdout=output,
+                stderr=output,
+                preexec_fn=partial(os.nice, NICENESS),
             )
 
     def end(self, wait: bool) -> None:
@@ -100,7 +105,3 @@ class PreviewSampler:
             folder = str(self.out.relative_to(self.run))
             self.log.event(PreviewWritten(step=self.step, folder=folder))
         self.process = None
-
-
-def _lower_priority() -> None:
-    os.nice(NICENESS)

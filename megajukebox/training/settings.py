@@ -132,7 +132,9 @@ class LoaderSettings(StrictSettings):
 class TrainingSettings(StrictSettings):
     """How one stage is trained."""
 
-    ds_config: str = Field(description="JSON in ds_configs/, or a path")
+    ds_config: str = Field(
+        description="RECIPE_PROFILE.json of ds_configs/, RECIPE@PROFILE.yaml, or a JSON file"
+    )
     steps: int = Field(gt=0)
     batch: int = Field(
         default=0,
@@ -170,7 +172,8 @@ class TrainingSettings(StrictSettings):
 
     @model_validator(mode="after")
     def _check_previews(self) -> "TrainingSettings":
-        previews, exports = self.previews.every, self.checkpointing.export_every
+        previews = self.previews.every
+        exports = self.checkpointing.export_every
         if 0 < previews < exports:
             raise UserError(
                 f"previews.every {previews} needs exported weights, but checkpointing.export_every"

@@ -86,7 +86,12 @@ def find_songs(source: str | Path) -> list[SourceSong]:
         paths = sorted(audio_files(source), key=lambda path: path.as_posix())
         songs = [song_with_files_beside(source, path) for path in paths]
     else:
-        songs = songs_in_manifest(source)
+        rows = {".jsonl": jsonl_rows, ".csv": csv_rows}.get(source.suffix.lower())
+        if rows is None:
+            raise UserError(
+                f"manifest {str(source)!r} is neither .jsonl nor .csv; rename or convert it"
+            )
+        songs = [song_of_row(source.parent, where, row) for where, row in rows(source)]
     if not songs:
         wanted = f"audio files ({', '.join(SUFFIXES)})" if source.is_dir() else "lines"
         raise UserError(
@@ -139,17 +144,7 @@ def with_sidecar(song: SourceSong) -> SourceSong:
     return replace(song, metadata=checked(known, sidecar.name), notes=notes)
 
 
-# ---- a manifest
-
-
-def songs_in_manifest(manifest: Path) -> list[SourceSong]:
-    """One song a line of a .jsonl, a row of a .csv."""
-    rows = {".jsonl": jsonl_rows, ".csv": csv_rows}.get(manifest.suffix.lower())
-    if rows is None:
-        raise UserError(
-            f"manifest {str(manifest)!r} is neither .jsonl nor .csv; rename or convert it"
-        )
-    return [song_of_row(manifest.parent, where, row) for where, row in rows(manifest)]
+# ---- a manifest: one song a line of a .jsonl, a row of a .csv
 
 
 def jsonl_rows(manifest: Path) -> Iterator[tuple[str, dict[str, Any]]]:

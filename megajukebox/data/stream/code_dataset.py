@@ -102,7 +102,12 @@ class CodeWindows:
         self.conditions = conditions
         self.verify = verify
         self.hop, self.upper, self.ratio = hop_and_upper(shards.index["vqvae"]["hops"], level)
-        check_window(window, self.ratio, level, self.upper)
+        if window < 1 or window % self.ratio:
+            raise UserError(
+                f"window {window} at level {level} is not a multiple of {self.ratio},"
+                f" its codes for one {self.upper} code;"
+                f" set it to {max(1, window // self.ratio) * self.ratio}"
+            )
         self.shard_of_song = np.asarray(shards.songs["shard"])
         # codes of the level above (at the top: of the top) in each song: whole codes of the slowest
         # level
@@ -179,14 +184,6 @@ def hop_and_upper(hops: Mapping[str, int], level: str) -> tuple[int, str | None,
     slower = [name for name in hops if hops[name] > hops[level]]
     upper = min(slower, key=lambda name: hops[name]) if slower else None
     return hops[level], upper, hops[upper] // hops[level] if upper else 1
-
-
-def check_window(window: int, ratio: int, level: str, upper: str | None) -> None:
-    if window < 1 or window % ratio:
-        raise UserError(
-            f"window {window} at level {level} is not a multiple of {ratio}, its codes for one {upper} code; "
-            f"set it to {max(1, window // ratio) * ratio}"
-        )
 
 
 def read_codes(file: BinaryIO | OffsetReader | RangeReader, start: int, count: int) -> np.ndarray:

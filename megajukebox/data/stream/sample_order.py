@@ -126,7 +126,14 @@ class Order:
         epoch, number = key
         block = lru_get(self._blocks, key, self._make_block)
         clips_before = int(self._epoch(epoch).ends[number - 1]) if number else 0
-        visit, inside = self._visit_of(block, int(position) - (epoch * self.clips + clips_before))
+        i = int(position) - (epoch * self.clips + clips_before)
+        if block.clip_ends is None:
+            visit = int(block.visits[i])
+            inside = 0
+        else:
+            n = int(np.searchsorted(block.clip_ends, i, side="right"))
+            visit = int(block.visits[n])
+            inside = i - (int(block.clip_ends[n - 1]) if n else 0)
         song = int(np.searchsorted(block.ends, visit, side="right"))
         visit_of_song = visit - (int(block.ends[song - 1]) if song else 0)
         return epoch, int(block.songs[song]), visit_of_song * self.clips_per_song_visit + inside
@@ -140,14 +147,6 @@ class Order:
         """The shards of a block and the next one: what is read soon."""
         epoch, number = key
         return self._epoch(epoch).shards[number * self.block : (number + 2) * self.block]
-
-    def _visit_of(self, block: ShuffleBlock, i: int) -> tuple[int, int]:
-        """(visit, clip within the visit) of the i-th clip of a block."""
-        if block.clip_ends is None:
-            return int(block.visits[i]), 0
-        n = int(np.searchsorted(block.clip_ends, i, side="right"))
-        clips_before = int(block.clip_ends[n - 1]) if n else 0
-        return int(block.visits[n]), i - clips_before
 
     def _epoch(self, epoch: int) -> Epoch:
         return lru_get(self._epochs, epoch, self._make_epoch)

@@ -149,7 +149,14 @@ def clips_of(
         raise BadSampleError(
             "bad_name", f"key {song.key!r} is not a name of letters, digits, - and _"
         )
-    check_json(song)
+    facts = song.members.get("json")
+    if facts is None or len(facts) > MAX_JSON:
+        raise BadSampleError("json", f"{song.key} has no JSON")
+    try:
+        json.loads(facts)
+    except (ValueError, RecursionError) as error:
+        reason = type(error).__name__
+        raise BadSampleError("json", f"the JSON of {song.key} cannot be read ({reason})") from None
     data = next((song.members[kind] for kind in AUDIO if kind in song.members), b"")
     with opened(io.BytesIO(data)) as file:
         frames = file.frames
@@ -163,17 +170,6 @@ def clips_of(
         if shards.augment.on:
             x_T = shards.augment(x_T, shards.sample_rate, generator)
         yield x_T[:, None].astype(np.float32)
-
-
-def check_json(song: UnindexedSongs) -> None:
-    data = song.members.get("json")
-    if data is None or len(data) > MAX_JSON:
-        raise BadSampleError("json", f"{song.key} has no JSON")
-    try:
-        json.loads(data)
-    except (ValueError, RecursionError) as error:
-        reason = type(error).__name__
-        raise BadSampleError("json", f"the JSON of {song.key} cannot be read ({reason})") from None
 
 
 def samples(

@@ -43,10 +43,10 @@ class CheckpointSaver:
         self.task = task
         self.engine = engine
         self.saved = first_step  # the step of the newest checkpoint
-        # And of the newest exported weights; -1: none.
-        self.exported = min(
-            first_step, collectives.broadcast_from_rank_0(exported_step(run.folder))
-        )
+        facts = run.folder / FACTS
+        exported = json.loads(facts.read_text())["step"] if facts.is_file() else -1
+        # The step of the newest exported weights; -1: none.
+        self.exported = min(first_step, collectives.broadcast_from_rank_0(exported))
         self.pending: PendingSave | None = None
 
     @property
@@ -60,7 +60,9 @@ class CheckpointSaver:
         Weights are exported when it is their turn, or with `export` at once.
         """
         self.end()
-        export = step > self.exported and (export or self._export_is_due(step))
+        every = self.run.settings.checkpointing.export_every
+        is_due = export or self.exported < 0 or step // every > self.exported // every
+        export = step > self.exported and is_due
         if step <= self.saved and not export:
             return
         with self.run.watchdog.phase("checkpoint_save"):
@@ -95,10 +97,6 @@ class CheckpointSaver:
         self.run.log.event(event)
         self.saved = pending.step
         return True
-
-    def _export_is_due(self, step: int) -> bool:
-        every = self.run.settings.checkpointing.export_every
-        return self.exported < 0 or step // every > self.exported // every
 
     def _write(self, pending: PendingSave, export: bool) -> None:
         """Write every rank's part, or begin to."""
@@ -159,12 +157,6 @@ class CheckpointSaver:
         if not failure:
             self.exported = step
         return failure
-
-
-def exported_step(run: Path) -> int:
-    """The step of the weights that a run has exported; -1 if there are none."""
-    path = run / FACTS
-    return json.loads(path.read_text())["step"] if path.is_file() else -1
 
 
 def first_failure(failure: str | None) -> str | None:

@@ -204,8 +204,11 @@ class _Layers(PipelineModule):
         if recompute:
             blocks = [layer for layer in built if isinstance(layer, BlockLayer)]
             recompute_activations(nn.ModuleList(blocks))
+        specs: list = built
+        if not config.separate_head:
+            specs = [_Tied(built[0]), *built[1:-1], _Tied(built[-1], read_out)]
         with contextlib.redirect_stdout(io.StringIO()):  # it prints every layer
-            super().__init__(_specs(config, built), num_stages=stages, loss_fn=loss)
+            super().__init__(specs, num_stages=stages, loss_fn=loss)
         # Read by the conversion for another number of stages: the second copy of the tied matrix is
         # left out.
         self.universal_checkpoint_info = {
@@ -257,9 +260,3 @@ class _Tied(TiedLayerSpec):
 
     def build(self, log: bool = False) -> nn.Module:
         return self.layer
-
-
-def _specs(config: PriorConfig, built: list[nn.Module]) -> list:
-    if config.separate_head:
-        return built
-    return [_Tied(built[0]), *built[1:-1], _Tied(built[-1], read_out)]
