@@ -42,12 +42,7 @@ def main(
         list[str] | None, Argument(help="Changes to the preset: key.sub=value ...")
     ] = None,
     preset: Annotated[str, Option(help="Preset with the training settings.")] = "tiny",
-    ds_config: Annotated[
-        str | None,
-        Option(
-            help="RECIPE_PROFILE.json, RECIPE@PROFILE.yaml or a JSON file (default: the preset's)."
-        ),
-    ] = None,
+    ds_config: Annotated[str | None, Option(help="DeepSpeed JSON instead of the preset's.")] = None,
     order: Annotated[
         list[str] | None, Option(help="a,b or a,b,k instead of the curriculum (repeatable).")
     ] = None,

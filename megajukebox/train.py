@@ -47,10 +47,7 @@ def main(
         str, typer.Option(help="A name in megajukebox/presets, or a YAML file.")
     ] = "tiny",
     ds_config: Annotated[
-        str | None,
-        typer.Option(
-            help="RECIPE_PROFILE.json, RECIPE@PROFILE.yaml or a JSON file (default: the preset's)."
-        ),
+        str | None, typer.Option(help="Another JSON, from ds_configs/ or a path.")
     ] = None,
     base: Annotated[
         Path | None,
