@@ -13,8 +13,7 @@ everything else keeps its traceback. Exit codes: 0 OK; checks: 1 warning, 2 crit
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -111,8 +110,11 @@ def entry_function(function: Callable[..., None], verb: str) -> Callable[..., No
     @functools.wraps(function)
     def command(*, log_level: LogLevel | None, quiet: bool, **arguments: Any) -> None:
         setup_logging(verb, chosen_level(log_level, quiet))
-        with report_user_errors(verb):
+        try:
             function(**arguments)
+        except UserError as error:  # other errors keep their traceback
+            print(redact(f"{rank_prefix()}{verb}: {error}"), file=sys.stderr)
+            raise SystemExit(EXIT_FATAL) from None
 
     command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     annotations = {name: annotation for name, (annotation, _) in options.items()}
@@ -125,16 +127,6 @@ def chosen_level(log_level: LogLevel | None, quiet: bool) -> LogLevel | None:
     if log_level is None and quiet:
         return LogLevel.warning
     return log_level
-
-
-@contextmanager
-def report_user_errors(verb: str) -> Iterator[None]:
-    """End the process with one line and EXIT_FATAL on a UserError; other errors keep their traceback."""
-    try:
-        yield
-    except UserError as error:
-        print(redact(f"{rank_prefix()}{verb}: {error}"), file=sys.stderr)
-        raise SystemExit(EXIT_FATAL) from None
 
 
 def command_app(function: Callable[..., None], verb: str) -> typer.Typer:

@@ -82,9 +82,8 @@ def upgrade_settings(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[
     for old in RENAMED_SETTINGS:
         for names in list(_matches(upgraded, old.split("."), ())):
             path = ".".join(names)
-            present = present_path(path)
-            _move(upgraded, names, present)
-            renamed[path] = present
+            renamed[path] = present_path(path)
+            _move(upgraded, names, renamed[path])
     for pattern, values in RENAMED_VALUES.items():
         for names in list(_matches(upgraded, pattern.split("."), ())):
             parent = _parent(upgraded, names)
@@ -107,9 +106,11 @@ def present_path(path: str) -> str:
         pattern = old.split(".")
         head = names[: len(pattern)]
         if len(head) == len(pattern) and all(p in ("*", n) for p, n in zip(pattern, head)):
-            wild = [name for name, part in zip(head, pattern) if part == "*"]
-            present = [wild.pop(0) if part == "*" else part for part in new.split(".")]
-            names = [*present, *names[len(pattern) :]]
+            present = new
+            for name, part in zip(head, pattern):
+                if part == "*":
+                    present = present.replace("*", name, 1)
+            names = [*present.split("."), *names[len(pattern) :]]
     return ".".join(names)
 
 

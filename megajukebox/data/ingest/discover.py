@@ -118,11 +118,20 @@ def audio_files(folder: Path) -> Iterator[Path]:
 def song_with_files_beside(folder: Path, path: Path) -> SourceSong:
     """The song at `path` with its `<name>.json` and `<name>.lrc` or `<name>.txt`, or its
     refusal.
+
+    Fields of the JSON that SongMetadata does not have are ignored, with a note.
     """
     # a name that is not UTF-8 must still fit into reports
     song = SourceSong(path, os.fsencode(path.relative_to(folder)).decode("utf-8", "replace"))
+    sidecar = path.with_suffix(".json")
     try:
-        song = with_sidecar(song)
+        if sidecar.is_file():
+            known = json_object(text_of(sidecar), sidecar.name)
+            unknown = sorted(set(known) - set(SongMetadata.model_fields))
+            for name in unknown:
+                del known[name]
+            notes = (f"{sidecar.name}: ignored {', '.join(unknown)}",) if unknown else ()
+            song = replace(song, metadata=checked(known, sidecar.name), notes=notes)
         for suffix in LYRICS_SUFFIXES:
             lyrics = path.with_suffix(suffix)
             if lyrics.is_file():
@@ -130,18 +139,6 @@ def song_with_files_beside(folder: Path, path: Path) -> SourceSong:
         return song
     except UserError as error:
         return replace(song, refusal=f"bad metadata: {error}")
-
-
-def with_sidecar(song: SourceSong) -> SourceSong:
-    """Adds the metadata of `<name>.json`. Unknown fields are ignored, with a note."""
-    sidecar = song.path.with_suffix(".json")
-    if not sidecar.is_file():
-        return song
-    values = json_object(text_of(sidecar), sidecar.name)
-    unknown = sorted(set(values) - set(SongMetadata.model_fields))
-    known = {name: value for name, value in values.items() if name in SongMetadata.model_fields}
-    notes = (f"{sidecar.name}: ignored {', '.join(unknown)}",) if unknown else ()
-    return replace(song, metadata=checked(known, sidecar.name), notes=notes)
 
 
 # ---- a manifest: one song a line of a .jsonl, a row of a .csv

@@ -155,12 +155,20 @@ class RangeReader(FileWindow):
     def fill(self, buffer: memoryview) -> int:
         if self._failure:
             return 0
-        try:
-            buffer[:] = self._bytes(len(buffer))
-        except (OSError, ShardUnavailable) as error:
-            self._failure = error
-            return 0
-        return len(buffer)
+        want = len(buffer)
+        first = self.position - self._block_start
+        if first < 0 or first + want > len(self._block):
+            size = min(max(want, MIN_RANGE), self.size - self.position)
+            start = self.offset + self.position
+            try:
+                self._block = self.cache.read_range(self.shard, start, size)
+            except (OSError, ShardUnavailable) as error:
+                self._failure = error
+                return 0
+            self._block_start = self.position
+            first = 0
+        buffer[:] = self._block[first : first + want]
+        return want
 
     def close(self) -> None:
         super().close()
@@ -168,15 +176,6 @@ class RangeReader(FileWindow):
         self._failure = None
         if failure:
             raise failure
-
-    def _bytes(self, want: int) -> bytes:
-        first = self.position - self._block_start
-        if first < 0 or first + want > len(self._block):
-            size = min(max(want, MIN_RANGE), self.size - self.position)
-            self._block = self.cache.read_range(self.shard, self.offset + self.position, size)
-            self._block_start = self.position
-            first = 0
-        return self._block[first : first + want]
 
 
 @contextlib.contextmanager

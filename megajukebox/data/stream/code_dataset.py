@@ -116,9 +116,9 @@ class CodeWindows:
         self._uppers = believable(shards.songs["frames"]) // slowest * uppers_per_slowest
         self._clips = self._uppers // (window // self.ratio)
         self._held_out = split(shards.songs["key"], held_out)
-        self._verified = {
-            name: np.zeros(len(self._clips), dtype=bool) for name in (level, self.upper) if name
-        }
+        self._verified = {level: np.zeros(len(self._clips), dtype=bool)}
+        if self.upper:
+            self._verified[self.upper] = np.zeros(len(self._clips), dtype=bool)
         self._conditioning: dict[int, SongConditioning] = {}
 
     def clips(self, part: Part) -> np.ndarray:
@@ -150,15 +150,17 @@ class CodeWindows:
         frames = int(self.shards.songs["frames"][song])
         rate = self.shards.index["sample_rate"]
         position = WindowPosition(frames, start * self.hop, self.window * self.hop, rate)
-        conditioning = lru_get(self._conditioning, song, self._read_song, size=SONGS_KEPT)
+        conditioning = lru_get(
+            self._conditioning,
+            song,
+            lambda song: read_song(self.conditions, ShardSong(self.shards, song)),
+            size=SONGS_KEPT,
+        )
         sample: dict[str, Any] = {"codes": self._codes(self.level, song, start, self.window)}
         sample |= conditioning.window(position, rng)
         if self.upper:
             sample["upper_codes"] = self._codes(self.upper, song, start // self.ratio, uppers)
         return sample
-
-    def _read_song(self, song: int) -> SongConditioning:
-        return read_song(self.conditions, ShardSong(self.shards, song))
 
     def _codes(self, level: str, song: int, start: int, count: int) -> np.ndarray:
         if self.verify and not self._verified[level][song]:

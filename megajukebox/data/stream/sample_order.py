@@ -167,20 +167,13 @@ class Order:
         ends = np.cumsum(visits)
         order = permutation(int(ends[-1]), self.seed, f"clips/{epoch}", number)
         clip_ends = None
-        if self.clips_per_song_visit > 1:
-            clip_ends = self._clip_ends(clips, visits, order)
+        if self.clips_per_song_visit > 1:  # every visit but the last of a song is full
+            sizes = np.full(len(order), self.clips_per_song_visit)
+            with_clips = visits > 0
+            last_sizes = clips - (visits - 1) * self.clips_per_song_visit
+            sizes[ends[with_clips] - 1] = last_sizes[with_clips]
+            clip_ends = np.cumsum(sizes[order])
         return ShuffleBlock(songs, ends, order, clip_ends)
-
-    def _clip_ends(self, clips: np.ndarray, visits: np.ndarray, order: np.ndarray) -> np.ndarray:
-        """Clips up to the end of each visit in the order `order`.
-
-        Every visit but the last of a song is full.
-        """
-        sizes = np.full(len(order), self.clips_per_song_visit)
-        with_clips = visits > 0
-        last_sizes = clips - (visits - 1) * self.clips_per_song_visit
-        sizes[np.cumsum(visits)[with_clips] - 1] = last_sizes[with_clips]
-        return np.cumsum(sizes[order])
 
 
 class InOrder:

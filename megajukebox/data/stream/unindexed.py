@@ -225,17 +225,11 @@ def drawn(
                 except (ValueError, OSError, MemoryError) as error:
                     bad.append(bad_sample_of(song.shard, song.key, error))
         except (ValueError, OSError) as error:
-            bad.append(bad_tar(tar, error))
-
-
-def bad_tar(tar: str, error: Exception) -> BadSample:
-    """The record of a tar that could not be read to its end; one that another try may read is
-    unavailable.
-    """
-    if isinstance(error, OSError) and not isinstance(error, FileNotFoundError) and may_pass(error):
-        reason = f"unavailable: {error}"
-        return BadSample(tar_name(tar), "", "unavailable", reason[:MAX_REASON])
-    return bad_sample_of(tar_name(tar), "", error)
+            if isinstance(error, OSError) and may_pass(error):  # another try may read it
+                reason = f"unavailable: {error}"[:MAX_REASON]
+                bad.append(BadSample(tar_name(tar), "", "unavailable", reason))
+            else:
+                bad.append(bad_sample_of(tar_name(tar), "", error))
 
 
 def shuffled(
