@@ -75,7 +75,14 @@ def encode(
 ) -> None:
     """Write this process's share of the code shards, and the index once all are there."""
     here = world()
-    first, stride = parse_part(part) if part else (here.rank, here.size)
+    first = here.rank
+    stride = here.size
+    if part:
+        i, _, n = part.partition("/")
+        if not (i.isdigit() and n.isdigit() and int(i) < int(n)):
+            raise UserError(f"part {part!r} is not of the form i/n with 0 <= i < n")
+        first = int(i)
+        stride = int(n)
     device = torch.device("cpu")
     if torch.cuda.is_available():
         device = torch.device("cuda", here.local_rank)
@@ -91,14 +98,6 @@ def encode(
         wait_for_others(here.size)
         if here.rank == 0:
             write_code_index(songs, model, facts, out, origin)
-
-
-def parse_part(part: str) -> tuple[int, int]:
-    """(i, n) of "i/n"."""
-    i, _, n = part.partition("/")
-    if not (i.isdigit() and n.isdigit() and int(i) < int(n)):
-        raise UserError(f"part {part!r} is not of the form i/n with 0 <= i < n")
-    return int(i), int(n)
 
 
 def shard_name(number: int) -> str:
@@ -188,7 +187,7 @@ def write_code_index(
     lyrics = songs.index["lyrics_model"]
     if lyrics:
         write_atomic(out / lyrics["name"], (songs.folder / lyrics["name"]).read_bytes())
-    names = [shard_name(number) for number in range(len(songs.index["shards"]))]
+    names = list(map(shard_name, range(len(songs.index["shards"]))))
     sizes = dict.fromkeys(config.levels, config.codebook_size)
     vqvae = {"fingerprint": facts["fingerprint"], "hops": config.hops, "codes": sizes}
     index = write_index(

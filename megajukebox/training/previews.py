@@ -69,11 +69,10 @@ class PreviewSampler:
         command = [sys.executable, "-m", "megajukebox.cli", "preview", str(self.run)]
         command += ["--runs", runs, "--out", str(self.out)]
         command += ["--seconds", str(self.settings.seconds)]
-        environment = {
-            name: value
-            for name, value in os.environ.items()
-            if name not in RANK_VARIABLES and "SLURM" not in name
-        }
+        environment = dict(os.environ)
+        for name in os.environ:
+            if name in RANK_VARIABLES or "SLURM" in name:
+                del environment[name]
         with (self.out / LOG_FILE).open("w") as output:
             self.process = subprocess.Popen(
                 command,

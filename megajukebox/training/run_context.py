@@ -12,7 +12,7 @@ from megajukebox.resilience.signals import SignalHandler
 from megajukebox.resilience.watchdog import HangTimeouts, Watchdog
 from megajukebox.training.engines import collectives
 from megajukebox.training.settings import TrainingSettings
-from megajukebox.training.spike_detection import data_step, rewind_lr_factor
+from megajukebox.training.spike_detection import data_step
 
 
 @dataclass
@@ -50,10 +50,6 @@ class RunContext:
     def data_step(self, step: int) -> int:
         """Which step's clips are read at training step `step`."""
         return data_step(step, self.rewinds)
-
-    def lr_factor(self, step: int) -> float:
-        """What rewinds have left of the schedule's learning rate at `step`."""
-        return rewind_lr_factor(step, self.rewinds)
 
     @property
     def rank(self) -> int:

@@ -97,9 +97,10 @@ def give_up(run: RunContext, step: int, reason: str) -> NoReturn:
 def log_skipped_step(run: RunContext, task: Task, engine: ZeroEngine, step: int) -> None:
     """Log which clips the skipped step had (a range of the global order), and which ranks got no finite loss."""
     losses = collectives.all_gather(engine.own_loss())
-    ranks = [
-        rank for rank, loss in enumerate(losses) if loss is not None and not math.isfinite(loss)
-    ]
+    ranks = []
+    for rank, loss in enumerate(losses):
+        if loss is not None and not math.isfinite(loss):
+            ranks.append(rank)
     assert engine.reason is not None
     clips = task.reading.global_batch
     first_clip = run.data_step(step) * clips

@@ -134,13 +134,10 @@ class Task:
 
     def stream_state(self, next_step: int) -> dict[str, object]:
         """The position of the stream before `next_step`: valid for any number of ranks."""
-        return self._identity().state(next_step)
+        return self.identity().state(next_step)
 
-    def check_state(self, state: dict[str, object]) -> None:
-        """Raise UserError if a checkpoint was trained on another order of clips."""
-        self._identity().check(state)
-
-    def _identity(self) -> StreamIdentity | UnindexedStreamIdentity:
+    def identity(self) -> StreamIdentity | UnindexedStreamIdentity:
+        """What fixes which clip comes when; its `check` refuses a checkpoint of another order."""
         if isinstance(self.source, UnindexedShards):
             return UnindexedStreamIdentity(self.source.urls)
         return stream_identity(

@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from torch import Tensor
-
 from megajukebox.common.model_files import FACTS, WEIGHTS, PendingTensor, save_weights
 from megajukebox.records.events import CheckpointSaved, SaveFailed
 from megajukebox.training import checkpoint
@@ -135,10 +133,11 @@ class CheckpointSaver:
         tensors = self.engine.weights()
         failure = None
         if self.run.rank == 0:
-            weights = {
-                name: PendingTensor(tensor.dtype, tensor.shape, partial(make_once, tensors, name))
-                for name, tensor in tensors.items()
-            }
+            weights: dict[str, PendingTensor] = {}
+            for name, tensor in tensors.items():
+                # Made once: the second time, below, it is no longer among them.
+                make = partial(lambda name: tensors.pop(name).make(), name)
+                weights[name] = PendingTensor(tensor.dtype, tensor.shape, make)
             try:
                 save_weights(
                     self.run.folder,
@@ -207,8 +206,3 @@ def commit_checkpoint(
     except OSError as error:
         return f"cannot finish {folder.name}: {error}"
     return None
-
-
-def make_once(tensors: dict[str, PendingTensor], name: str) -> Tensor:
-    """Make a pending tensor and forget it: the second time it is no longer there."""
-    return tensors.pop(name).make()

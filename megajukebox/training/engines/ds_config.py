@@ -140,7 +140,13 @@ def render(name: DsConfigName) -> dict[str, Any]:
         raise UserError(f"profile {profile.name} has no recipe {name.recipe!r}; it has {known}")
     precision = name.precision or profile.precision
     rendered = {**recipe.ds_config, "steps_per_print": STEPS_PER_PRINT}
-    rendered |= precision_keys(precision, profile.mixed_precision or recipe.mixed_precision)
+    mixed_precision = profile.mixed_precision or recipe.mixed_precision
+    if precision != "float32" and mixed_precision == "autocast":
+        rendered |= {"torch_autocast": {"enabled": True, "dtype": precision}}
+    elif precision == "float16":
+        rendered |= {"fp16": FP16}
+    elif precision == "bfloat16":
+        rendered |= {"bf16": {"enabled": True}}
     if precision == "bfloat16":
         rendered |= recipe.with_bfloat16
     rendered |= profile.recipes[name.recipe]
@@ -148,17 +154,6 @@ def render(name: DsConfigName) -> dict[str, Any]:
     check_keys(ds_config)
     # Profiles are read once a process, and DeepSpeed takes entries out of what it is given.
     return copy.deepcopy(ds_config)
-
-
-def precision_keys(precision: Precision, mixed_precision: str) -> dict[str, Any]:
-    """DeepSpeed's keys for computing in `precision`; none for float32."""
-    if precision == "float32":
-        return {}
-    if mixed_precision == "autocast":
-        return {"torch_autocast": {"enabled": True, "dtype": precision}}
-    if precision == "float16":
-        return {"fp16": dict(FP16)}
-    return {"bf16": {"enabled": True}}
 
 
 def ds_config_name_for(name: str, profile: GPUProfile) -> str:
