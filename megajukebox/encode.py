@@ -95,7 +95,12 @@ def encode(
     for number in track(numbers, "shards", enabled=here.rank == 0):
         encode_shard(model, songs, number, out, origin, chunk_seconds)
     if part is None:
-        wait_for_others(here.size)
+        # After a restart one process may have nothing left to do and another hours: torch's own
+        # limit, half an hour, would end both. It fails with the others if one dies.
+        if here.size > 1:
+            dist.init_process_group("gloo", timeout=BARRIER_TIMEOUT)
+            dist.barrier()
+            dist.destroy_process_group()
         if here.rank == 0:
             write_code_index(songs, model, facts, out, origin)
 
@@ -165,18 +170,6 @@ def encode_song(
     if songs.has(song, "lyrics"):
         members[songs.member_extension(song, "lyrics")] = songs.read_member(song, "lyrics")
     return ShardSample(songs.key(song), frames, members)
-
-
-def wait_for_others(size: int) -> None:
-    """Wait until every process has written its shards; fail with them if one dies.
-
-    After a restart one process may have nothing left to do and another hours: torch's own limit,
-    half an hour, would end both.
-    """
-    if size > 1:
-        dist.init_process_group("gloo", timeout=BARRIER_TIMEOUT)
-        dist.barrier()
-        dist.destroy_process_group()
 
 
 def write_code_index(

@@ -3,10 +3,12 @@ GPU.
 """
 
 import time
+from dataclasses import dataclass, field
 
 import torch
 
 
+@dataclass(eq=False)
 class Stopwatch:
     """Adds up laps, each from a `now()` to the `lap()` that is given it.
 
@@ -15,9 +17,10 @@ class Stopwatch:
     added.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self._laps: list[tuple[float | torch.cuda.Event, float | torch.cuda.Event]] = []
+    device: torch.device
+    _laps: list[tuple[float | torch.cuda.Event, float | torch.cuda.Event]] = field(
+        default_factory=list
+    )
 
     def now(self) -> float | torch.cuda.Event:
         if self.device.type != "cuda":

@@ -45,6 +45,9 @@ class ShardCache:
         self.shards = shards
         self.limit = site.remote.cache_bytes
         self.ranges = site.ranges
+        self._lost_error: type[Exception] = ShardUnavailable
+        if site.remote.lost == "skip":
+            self._lost_error = LostShard
         # shard -> (until when it is not asked for, why)
         self._lost: dict[int, tuple[float, str]] = {}
         self._wanted: tuple[int, ...] = ()
@@ -132,9 +135,6 @@ class ShardCache:
     def _note_lost(self, shard: int, error: LostShard) -> Exception:
         self._lost[shard] = (time.monotonic() + QUARANTINE_SECONDS, str(error))
         return self._lost_error(str(error))
-
-    def _lost_error(self, why: str) -> Exception:
-        return LostShard(why) if self.site.remote.lost == "skip" else ShardUnavailable(why)
 
 
 class RangeReader(FileWindow):

@@ -228,10 +228,12 @@ def steps_of(
             partial(whole_steps, accumulation=plan.accumulation, status=status),
         )
 
-    def name_of(song: int) -> str:
-        return f"{source.shards.key(song)} in {shard_name(source, song)}"
-
-    return PrefetchedSteps(pipeline, name_of, plan.first_step, ahead)
+    return PrefetchedSteps(
+        pipeline,
+        lambda song: f"{source.shards.key(song)} in {shard_name(source, song)}",
+        plan.first_step,
+        ahead,
+    )
 
 
 def stream_identity(

@@ -101,7 +101,17 @@ class CodeWindows:
         self.held_out = held_out
         self.conditions = conditions
         self.verify = verify
-        self.hop, self.upper, self.ratio = hop_and_upper(shards.index["vqvae"]["hops"], level)
+        hops = shards.index["vqvae"]["hops"]
+        if level not in hops:
+            raise UserError(
+                f"level {level!r} is not in the code set; choose one of {', '.join(hops)}"
+            )
+        self.hop = hops[level]
+        self.upper: str | None = None  # the level above; at the top there is none
+        for name in hops:
+            if hops[name] > self.hop and (self.upper is None or hops[name] < hops[self.upper]):
+                self.upper = name
+        self.ratio = hops[self.upper] // self.hop if self.upper else 1
         if window < 1 or window % self.ratio:
             raise UserError(
                 f"window {window} at level {level} is not a multiple of {self.ratio},"
@@ -111,7 +121,7 @@ class CodeWindows:
         self.shard_of_song = np.asarray(shards.songs["shard"])
         # codes of the level above (at the top: of the top) in each song: whole codes of the slowest
         # level
-        slowest = max(shards.index["vqvae"]["hops"].values())
+        slowest = max(hops.values())
         uppers_per_slowest = slowest // (self.hop * self.ratio)
         self._uppers = believable(shards.songs["frames"]) // slowest * uppers_per_slowest
         self._clips = self._uppers // (window // self.ratio)
@@ -175,17 +185,6 @@ class CodeWindows:
                 f"code {codes.max()} in {level} codes is outside its codebook of {size}",
             )
         return codes
-
-
-def hop_and_upper(hops: Mapping[str, int], level: str) -> tuple[int, str | None, int]:
-    """(samples for one code, the level above, codes for one code of that level); (hop, None, 1)
-    at the top.
-    """
-    if level not in hops:
-        raise UserError(f"level {level!r} is not in the code set; choose one of {', '.join(hops)}")
-    slower = [name for name in hops if hops[name] > hops[level]]
-    upper = min(slower, key=lambda name: hops[name]) if slower else None
-    return hops[level], upper, hops[upper] // hops[level] if upper else 1
 
 
 def read_codes(file: BinaryIO | OffsetReader | RangeReader, start: int, count: int) -> np.ndarray:

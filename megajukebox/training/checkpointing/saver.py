@@ -114,16 +114,22 @@ class CheckpointSaver:
         self.engine.save(folder, run.settings.checkpointing.in_background)
 
     def _commit(self, pending: PendingSave, folder: Path) -> str | None:
-        """Once all parts are written and good, rank 0 commits them. Returns why not, if so."""
+        """Once all parts are written and good, rank 0 makes them the newest checkpoint. Returns why not, if so."""
         failure = first_failure(self.engine.storage.finish())
         stored: dict[str, checkpoint.StoredFile] = {}
         for files in collectives.all_gather(self.engine.storage.stored):
             stored |= files
         if not failure:
-            own = (
-                commit_checkpoint(self.run, folder, pending, stored) if self.run.rank == 0 else None
-            )
-            failure = first_failure(own)
+            if self.run.rank == 0:
+                settings = self.run.settings.checkpointing
+                stuck = pending.state["stability"]["stuck"]
+                keep = checkpoint.RetentionPolicy(settings.keep_last, settings.keep_every, stuck)
+                check = self.run.fencing_token.check
+                try:
+                    checkpoint.commit(folder, pending.step, pending.state, keep, stored, check)
+                except OSError as error:
+                    failure = f"cannot finish {folder.name}: {error}"
+            failure = first_failure(failure)
         if failure and self.run.rank == 0:
             shutil.rmtree(folder, ignore_errors=True)
         return failure
@@ -186,23 +192,4 @@ def prepare_folder(run: RunContext, folder: Path, export: bool) -> str | None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         return f"no room for a checkpoint: {free / 1e6:.1f} MB free, {needed / 1e6:.1f} MB needed"
-    return None
-
-
-def commit_checkpoint(
-    run: RunContext,
-    folder: Path,
-    pending: PendingSave,
-    stored: dict[str, checkpoint.StoredFile],
-) -> str | None:
-    """Make `folder` the newest checkpoint, and remove those that retention no longer keeps. Returns why not, if so."""
-    settings = run.settings.checkpointing
-    stuck = pending.state["stability"]["stuck"]
-    keep = checkpoint.RetentionPolicy(settings.keep_last, settings.keep_every, stuck)
-    try:
-        checkpoint.commit(
-            folder, pending.step, pending.state, keep, stored, run.fencing_token.check
-        )
-    except OSError as error:
-        return f"cannot finish {folder.name}: {error}"
     return None

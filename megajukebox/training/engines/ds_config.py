@@ -117,23 +117,22 @@ def parse_name(name: str) -> DsConfigName:
     raise UserError(f"ds_config {name!r} is neither a file nor one of {known}")
 
 
-def read_recipe(name: str) -> DsRecipe:
-    """The recipe called `name` in ds_configs/. Raises UserError with those that are known."""
-    path = DS_CONFIGS / f"{name}.yaml"
-    if not path.is_file():
-        raise UserError(f"recipe {name!r} is none of ds_configs/: {', '.join(recipe_names())}")
-    try:
-        return DsRecipe.model_validate(yaml.safe_load(path.read_text()))
-    except ValidationError as error:
-        lines = "".join(f"\n  {mistake}" for mistake in mistakes(error, DsRecipe))
-        raise UserError(f"{path} is not a valid recipe:{lines}") from None
-
-
 def render(name: DsConfigName) -> dict[str, Any]:
     """The JSON that DeepSpeed is given: the recipe, its precision, and what the profile replaces or
     removes.
+
+    Raises:
+        UserError: there is no such recipe, it is not valid, or the profile does not have it.
     """
-    recipe = read_recipe(name.recipe)
+    path = DS_CONFIGS / f"{name.recipe}.yaml"
+    if not path.is_file():
+        known = ", ".join(recipe_names())
+        raise UserError(f"recipe {name.recipe!r} is none of ds_configs/: {known}")
+    try:
+        recipe = DsRecipe.model_validate(yaml.safe_load(path.read_text()))
+    except ValidationError as error:
+        lines = "".join(f"\n  {mistake}" for mistake in mistakes(error, DsRecipe))
+        raise UserError(f"{path} is not a valid recipe:{lines}") from None
     profile = name.profile
     if name.recipe not in profile.recipes:
         known = ", ".join(profile.recipes)
