@@ -23,6 +23,7 @@ class Stopwatch:
     )
 
     def now(self) -> float | torch.cuda.Event:
+        """The moment at which a lap begins: seconds on a CPU's clock, or an event of the GPU."""
         if self.device.type != "cuda":
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
@@ -30,6 +31,7 @@ class Stopwatch:
         return event
 
     def lap(self, begun: float | torch.cuda.Event) -> None:
+        """End the lap that began at `begun`."""
         self._laps.append((begun, self.now()))
 
     def take(self) -> float:

@@ -22,7 +22,7 @@ from megajukebox.training.lr_schedule import lr_factor
 from megajukebox.training.previews import PreviewSampler
 from megajukebox.training.run_context import RunContext
 from megajukebox.training.sdc import check_recomputed_loss, check_replicas
-from megajukebox.training.spike_detection import rewind_lr_factor
+from megajukebox.training.spike_detection import data_step, rewind_lr_factor
 from megajukebox.training.spike_recovery import handle_min_loss_scale, handle_skipped_step
 from megajukebox.training.tasks import Stream, Task
 
@@ -61,7 +61,7 @@ def train(run: RunContext, task: Task, engine: ZeroEngine) -> bool:
     """
     first_step = resume(run, task, engine)
     parts = start(run, task, engine, first_step)
-    stream = task.batches(run.data_step(first_step))
+    stream = task.batches(data_step(first_step, run.rewinds))
     batches = iter(stream)
     done = first_step
     request: int = Request.NONE
@@ -219,6 +219,7 @@ def finish(parts: TrainingParts, done: int) -> bool:
 
 
 def check_computation(parts: TrainingParts, step: FinishedStep) -> None:
+    """Raises TerminateRun, if a check is due, where ranks compute another loss than the others."""
     every = parts.run.settings.checks.recompute_check_every
     if every and step.number % every == 0:
         check_recomputed_loss(
@@ -227,6 +228,7 @@ def check_computation(parts: TrainingParts, step: FinishedStep) -> None:
 
 
 def check_weights(parts: TrainingParts, step: FinishedStep) -> None:
+    """Raises TerminateRun, if a check is due, where ranks hold other weights than they must."""
     every = parts.run.settings.checks.replica_check_every
     if every and step.number % every == 0:
         check_replicas(parts.run, parts.engine, step.number)

@@ -185,5 +185,6 @@ def nondeterministic(results: list[RecomputedLoss], mismatched: list[int]) -> bo
 
 
 def is_alike(a: float, b: float, tolerance: float) -> bool:
+    """Whether two losses are equal within the relative `tolerance`; NaN is like NaN."""
     both_nan = math.isnan(a) and math.isnan(b)
     return both_nan or math.isclose(a, b, rel_tol=tolerance, abs_tol=0.0)

@@ -20,7 +20,7 @@ from megajukebox.training import checkpoint
 from megajukebox.training.engines import collectives
 from megajukebox.training.engines.zero import ZeroEngine
 from megajukebox.training.run_context import RunContext
-from megajukebox.training.spike_detection import plan_rewind, plan_rewind_lower_lr
+from megajukebox.training.spike_detection import data_step, plan_rewind, plan_rewind_lower_lr
 from megajukebox.training.tasks import Task
 
 
@@ -103,7 +103,7 @@ def log_skipped_step(run: RunContext, task: Task, engine: ZeroEngine, step: int)
             ranks.append(rank)
     assert engine.reason is not None
     clips = task.reading.global_batch
-    first_clip = run.data_step(step) * clips
+    first_clip = data_step(step, run.rewinds) * clips
     run.log.event(
         StepSkipped(
             step=step + 1,

@@ -68,6 +68,7 @@ class ShardSong:
         return self.shards.read_facts(self.song)
 
     def member(self, name: str) -> bytes | None:
+        """The bytes of a member; None where the song has none. BadSampleError if damaged."""
         if not self.shards.has(self.song, name):
             return None
         return self.shards.read_member(self.song, name)

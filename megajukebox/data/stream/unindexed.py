@@ -360,6 +360,7 @@ class UnindexedBatches:
         return self.identity.state(self.next_step)
 
     def resume(self, state: Mapping[str, object]) -> None:
+        """Draw anew from the step of `state` on. Raises UserError if it is of an indexed set."""
         self.identity.check(state)
         self.next_step = int(state["next_step"])  # type: ignore[call-overload]
 

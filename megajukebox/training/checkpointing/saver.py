@@ -18,6 +18,7 @@ from megajukebox.training import checkpoint
 from megajukebox.training.engines import collectives
 from megajukebox.training.engines.zero import ZeroEngine
 from megajukebox.training.run_context import RunContext
+from megajukebox.training.spike_detection import data_step
 from megajukebox.training.tasks import Task
 
 
@@ -107,7 +108,7 @@ class CheckpointSaver:
         pending.folder = folder
         pending.state = {
             "step": pending.step,
-            "stream": self.task.stream_state(run.data_step(pending.step)),
+            "stream": self.task.stream_state(data_step(pending.step, run.rewinds)),
             "ranks": run.ranks,
             "stability": self.engine.stability.state(),
         }

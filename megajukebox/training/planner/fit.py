@@ -44,6 +44,7 @@ class MemoryNeed(NamedTuple):
 
     @property
     def total(self) -> float:
+        """Bytes at the fullest moment."""
         counted = max(sum(parts.values()) for parts in self.moments.values())
         return counted * (1 + self.gaps) + self.outside
 
