@@ -75,7 +75,14 @@ def encode(
 ) -> None:
     """Write this process's share of the code shards, and the index once all are there."""
     here = world()
-    first, stride = parse_part(part) if part else (here.rank, here.size)
+    first = here.rank
+    stride = here.size
+    if part:
+        i, _, n = part.partition("/")
+        if not (i.isdigit() and n.isdigit() and int(i) < int(n)):
+            raise UserError(f"part {part!r} is not of the form i/n with 0 <= i < n")
+        first = int(i)
+        stride = int(n)
     device = torch.device("cpu")
     if torch.cuda.is_available():
         device = torch.device("cuda", here.local_rank)
@@ -88,17 +95,14 @@ def encode(
     for number in track(numbers, "shards", enabled=here.rank == 0):
         encode_shard(model, songs, number, out, origin, chunk_seconds)
     if part is None:
-        wait_for_others(here.size)
+        # After a restart one process may have nothing left to do and another hours: torch's own
+        # limit, half an hour, would end both. It fails with the others if one dies.
+        if here.size > 1:
+            dist.init_process_group("gloo", timeout=BARRIER_TIMEOUT)
+            dist.barrier()
+            dist.destroy_process_group()
         if here.rank == 0:
             write_code_index(songs, model, facts, out, origin)
-
-
-def parse_part(part: str) -> tuple[int, int]:
-    """(i, n) of "i/n"."""
-    i, _, n = part.partition("/")
-    if not (i.isdigit() and n.isdigit() and int(i) < int(n)):
-        raise UserError(f"part {part!r} is not of the form i/n with 0 <= i < n")
-    return int(i), int(n)
 
 
 def shard_name(number: int) -> str:
@@ -168,18 +172,6 @@ def encode_song(
     return ShardSample(songs.key(song), frames, members)
 
 
-def wait_for_others(size: int) -> None:
-    """Wait until every process has written its shards; fail with them if one dies.
-
-    After a restart one process may have nothing left to do and another hours: torch's own limit,
-    half an hour, would end both.
-    """
-    if size > 1:
-        dist.init_process_group("gloo", timeout=BARRIER_TIMEOUT)
-        dist.barrier()
-        dist.destroy_process_group()
-
-
 def write_code_index(
     songs: ShardSet, model: VQVAE, facts: dict[str, Any], out: Path, origin: dict[str, Any]
 ) -> None:
@@ -188,7 +180,7 @@ def write_code_index(
     lyrics = songs.index["lyrics_model"]
     if lyrics:
         write_atomic(out / lyrics["name"], (songs.folder / lyrics["name"]).read_bytes())
-    names = [shard_name(number) for number in range(len(songs.index["shards"]))]
+    names = list(map(shard_name, range(len(songs.index["shards"]))))
     sizes = dict.fromkeys(config.levels, config.codebook_size)
     vqvae = {"fingerprint": facts["fingerprint"], "hops": config.hops, "codes": sizes}
     index = write_index(

@@ -13,8 +13,7 @@ everything else keeps its traceback. Exit codes: 0 OK; checks: 1 warning, 2 crit
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -67,21 +66,19 @@ class EntryCommand(TyperCommand):
     """A command that knows its options' old names, and shows `[` in help texts instead of reading it as markup."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, self._with_new_names(ctx, args))
-
-    def _with_new_names(self, ctx: Any, args: list[str]) -> list[str]:
         old_to_new = getattr(self.callback, RENAMED_OPTIONS, {})
         new_args: list[str] = []
         for index, arg in enumerate(args):
             if arg == "--":
-                return new_args + args[index:]
+                new_args += args[index:]
+                break
             name, equals, value = arg.partition("=")
             if name in old_to_new:
                 new = old_to_new[name]
                 log_renamed(f"option {name}", new.replace("=", " "))
                 arg = new + equals + value
             new_args.append(arg)
-        return new_args
+        return super().parse_args(ctx, new_args)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         from rich.markup import escape
@@ -113,8 +110,11 @@ def entry_function(function: Callable[..., None], verb: str) -> Callable[..., No
     @functools.wraps(function)
     def command(*, log_level: LogLevel | None, quiet: bool, **arguments: Any) -> None:
         setup_logging(verb, chosen_level(log_level, quiet))
-        with report_user_errors(verb):
+        try:
             function(**arguments)
+        except UserError as error:  # other errors keep their traceback
+            print(redact(f"{rank_prefix()}{verb}: {error}"), file=sys.stderr)
+            raise SystemExit(EXIT_FATAL) from None
 
     command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     annotations = {name: annotation for name, (annotation, _) in options.items()}
@@ -127,16 +127,6 @@ def chosen_level(log_level: LogLevel | None, quiet: bool) -> LogLevel | None:
     if log_level is None and quiet:
         return LogLevel.warning
     return log_level
-
-
-@contextmanager
-def report_user_errors(verb: str) -> Iterator[None]:
-    """End the process with one line and EXIT_FATAL on a UserError; other errors keep their traceback."""
-    try:
-        yield
-    except UserError as error:
-        print(redact(f"{rank_prefix()}{verb}: {error}"), file=sys.stderr)
-        raise SystemExit(EXIT_FATAL) from None
 
 
 def command_app(function: Callable[..., None], verb: str) -> typer.Typer:

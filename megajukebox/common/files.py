@@ -5,8 +5,9 @@ import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from megajukebox.common.errors import UserError
 
@@ -67,6 +68,25 @@ def make_run_folder(run: Path) -> None:
     names.
     """
     make_folder(run, 0o750)
+
+
+@dataclass(eq=False)
+class HashingFile:
+    """A file that knows the size and sha256 of what was written to it, so that nothing is read
+    again for its checksum.
+    """
+
+    file: BinaryIO
+    bytes: int = 0
+    sha256: Any = field(default_factory=hashlib.sha256)
+
+    def write(self, data: Any) -> int:
+        self.bytes += len(data)
+        self.sha256.update(data)
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        self.file.flush()
 
 
 class FileWindow(io.RawIOBase):

@@ -83,13 +83,11 @@ def setup_logging(verb: str, level: LogLevel | None = None, timestamps: bool = F
         if isinstance(old, StderrHandler):
             root.removeHandler(old)
     root.addHandler(handler)
+    chosen = os.environ.get(LEVEL_VARIABLE, "").lower()
+    if chosen not in LogLevel.__members__:
+        chosen = LogLevel.info.value
     for name in OUR_LOGGERS:
-        logging.getLogger(name).setLevel(_level_of_environment())
-
-
-def _level_of_environment() -> str:
-    name = os.environ.get(LEVEL_VARIABLE, "").lower()
-    return name.upper() if name in LogLevel.__members__ else "INFO"
+        logging.getLogger(name).setLevel(chosen.upper())
 
 
 def is_quiet() -> bool:

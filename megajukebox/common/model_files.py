@@ -82,16 +82,24 @@ def save_weights(
 
 
 def write_safetensors(file: BinaryIO, tensors: Mapping[str, Tensor | PendingTensor]) -> str:
-    """Write a safetensors file, one tensor in memory at a time; returns its sha256."""
+    """Write a safetensors file, one tensor in memory at a time; returns its sha256.
+
+    Tensors are written row-major, without a copy where they already lie so on the CPU.
+    """
     tensors = without_ties(tensors)
     digest = hashlib.sha256()
     head = header(tensors)
     file.write(head)
     digest.update(head)
     for name, tensor in tensors.items():
-        data = raw_bytes(name, tensor)
+        value = tensor.make() if isinstance(tensor, PendingTensor) else tensor
+        assert value.dtype == tensor.dtype and tuple(value.shape) == tuple(tensor.shape), (
+            f"{name} is not what was promised"
+        )
+        data = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
         file.write(data)
         digest.update(data)
+        del value, data  # before the next one is made
     return digest.hexdigest()
 
 
@@ -126,15 +134,6 @@ def header(tensors: Mapping[str, Tensor | PendingTensor]) -> bytes:
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
-
-
-def raw_bytes(name: str, tensor: Tensor | PendingTensor) -> Any:
-    """The bytes of a tensor, row-major, without a copy where it already lies so."""
-    value = tensor.make() if isinstance(tensor, PendingTensor) else tensor
-    assert value.dtype == tensor.dtype and tuple(value.shape) == tuple(tensor.shape), (
-        f"{name} is not what was promised"
-    )
-    return value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 # ---- Reading
@@ -263,7 +262,8 @@ def fill(
     _check_names(list(names_by_tensor.values()), stored)
     for names in names_by_tensor.values():
         name = next(n for n in names if n in stored)
-        owner = _tensor(module, name)
+        parent, _, leaf = name.rpartition(".")
+        owner = getattr(module.get_submodule(parent), leaf)
         if tuple(owner.shape) != stored.shape(name):
             raise UserError(
                 f"{stored.path}: {name} is {stored.shape(name)}, the model wants {tuple(owner.shape)}"
@@ -292,11 +292,6 @@ def _check_names(names_by_tensor: list[list[str]], stored: StoredTensors) -> Non
             more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
             shown = ", ".join(names[:MAX_NAMES])
             raise UserError(f"{stored.path} {mistake} {shown}{more}; is it of this model?")
-
-
-def _tensor(module: nn.Module, name: str) -> Tensor:
-    parent, _, leaf = name.rpartition(".")
-    return getattr(module.get_submodule(parent), leaf)
 
 
 def _assign(

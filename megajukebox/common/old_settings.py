@@ -6,25 +6,26 @@ from typing import Any
 from megajukebox.common.errors import UserError
 
 STAGE = "training.*."
+RENAMED_OF_LEVEL = {
+    "labels": "conditions",
+    "label_tables": "condition_tables",
+    "labels_everywhere": "conditions_at_every_position",
+    "upper": "upsampler_conditioner",
+    "condition_tables.*.slots": "condition_tables.*.max_values",
+    "condition_tables.*.size": "condition_tables.*.table_size",
+    "transformer.rows": "transformer.blocks",
+    "lyrics.encoder.rows": "lyrics.encoder.blocks",
+}
 # Old path -> present path. `*` is any one name. Of two that overlap, the outer one comes first.
 RENAMED_SETTINGS = {
     "vqvae.codes": "vqvae.codebook_size",
     "conditions.*.slots": "conditions.*.max_values",
     "conditions.*.size": "conditions.*.table_size",
-    **{
-        f"{level}.{old}": f"{level}.{new}"
-        for level in ("top", "middle", "bottom")
-        for old, new in {
-            "labels": "conditions",
-            "label_tables": "condition_tables",
-            "labels_everywhere": "conditions_at_every_position",
-            "upper": "upsampler_conditioner",
-            "condition_tables.*.slots": "condition_tables.*.max_values",
-            "condition_tables.*.size": "condition_tables.*.table_size",
-            "transformer.rows": "transformer.blocks",
-            "lyrics.encoder.rows": "lyrics.encoder.blocks",
-        }.items()
-    },
+}
+for _level in ("top", "middle", "bottom"):
+    for _old, _new in RENAMED_OF_LEVEL.items():
+        RENAMED_SETTINGS[f"{_level}.{_old}"] = f"{_level}.{_new}"
+RENAMED_SETTINGS |= {
     STAGE + "warmup": STAGE + "schedule.warmup",
     STAGE + "decay": STAGE + "schedule.decay",
     STAGE + "decay_floor": STAGE + "schedule.decay_floor",
@@ -81,9 +82,8 @@ def upgrade_settings(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[
     for old in RENAMED_SETTINGS:
         for names in list(_matches(upgraded, old.split("."), ())):
             path = ".".join(names)
-            present = present_path(path)
-            _move(upgraded, names, present)
-            renamed[path] = present
+            renamed[path] = present_path(path)
+            _move(upgraded, names, renamed[path])
     for pattern, values in RENAMED_VALUES.items():
         for names in list(_matches(upgraded, pattern.split("."), ())):
             parent = _parent(upgraded, names)
@@ -106,9 +106,11 @@ def present_path(path: str) -> str:
         pattern = old.split(".")
         head = names[: len(pattern)]
         if len(head) == len(pattern) and all(p in ("*", n) for p, n in zip(pattern, head)):
-            wild = [name for name, part in zip(head, pattern) if part == "*"]
-            present = [wild.pop(0) if part == "*" else part for part in new.split(".")]
-            names = [*present, *names[len(pattern) :]]
+            present = new
+            for name, part in zip(head, pattern):
+                if part == "*":
+                    present = present.replace("*", name, 1)
+            names = [*present.split("."), *names[len(pattern) :]]
     return ".".join(names)
 
 

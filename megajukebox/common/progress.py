@@ -44,15 +44,13 @@ class ProgressTask:
         elapsed = time.monotonic() - self.start_seconds
         return (self.completed - self.start) / max(elapsed, 1e-9)
 
-    def seconds_left(self) -> float | None:
-        """Estimated seconds to the end; None before anything is known of the speed."""
-        speed = self.speed()
-        return (self.total - self.completed) / speed if speed > 0 else None
-
     def describe(self) -> str:
-        left = self.seconds_left()
+        """`12/189, 34 s left`; only the counts before anything is known of the speed."""
         counts = f"{self.completed}/{self.total}"
-        return counts if left is None else f"{counts}, {left:.0f} s left"
+        speed = self.speed()
+        if speed <= 0:
+            return counts
+        return f"{counts}, {(self.total - self.completed) / speed:.0f} s left"
 
 
 class ProgressReporter:

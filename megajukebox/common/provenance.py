@@ -11,28 +11,19 @@ from megajukebox.common.redaction import redact
 def made_by(command: str | None = None) -> dict[str, str | None]:
     """{"version", "commit", "command"}; without `command` the one that started this process.
 
+    The commit ends in `-dirty` if files differ from it, and is None outside a repository.
     The program's name goes without its folder, which is private to the machine, its arguments
     without secrets.
     """
     if command is None:
         command = redact(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]))
-    return {
-        "version": megajukebox.__version__,
-        "commit": commit(Path(megajukebox.__file__).resolve().parents[1]),
-        "command": command,
-    }
-
-
-def commit(source: Path) -> str | None:
-    """The git commit checked out at `source`, with `-dirty` if files differ from it; None outside a
-    repository.
-
-    A package installed into the environment of somebody else's repository is not that repository's
-    commit: hence the look at the top level.
-    """
-    if git(source, "rev-parse", "--show-toplevel") != str(source):
-        return None
-    return git(source, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    source = Path(megajukebox.__file__).resolve().parents[1]
+    commit = None
+    # A package installed into the environment of somebody else's repository is not of that
+    # repository's commit: hence the look at the top level.
+    if git(source, "rev-parse", "--show-toplevel") == str(source):
+        commit = git(source, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    return {"version": megajukebox.__version__, "commit": commit, "command": command}
 
 
 def git(folder: Path, *words: str) -> str | None:

@@ -3,10 +3,12 @@ GPU.
 """
 
 import time
+from dataclasses import dataclass, field
 
 import torch
 
 
+@dataclass(eq=False)
 class Stopwatch:
     """Adds up laps, each from a `now()` to the `lap()` that is given it.
 
@@ -15,11 +17,13 @@ class Stopwatch:
     added.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self._laps: list[tuple[float | torch.cuda.Event, float | torch.cuda.Event]] = []
+    device: torch.device
+    _laps: list[tuple[float | torch.cuda.Event, float | torch.cuda.Event]] = field(
+        default_factory=list
+    )
 
     def now(self) -> float | torch.cuda.Event:
+        """The moment at which a lap begins: seconds on a CPU's clock, or an event of the GPU."""
         if self.device.type != "cuda":
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
@@ -27,6 +31,7 @@ class Stopwatch:
         return event
 
     def lap(self, begun: float | torch.cuda.Event) -> None:
+        """End the lap that began at `begun`."""
         self._laps.append((begun, self.now()))
 
     def take(self) -> float:

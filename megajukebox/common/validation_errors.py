@@ -4,24 +4,24 @@ from difflib import get_close_matches
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
 
 
 def mistakes(error: ValidationError, model: type[BaseModel]) -> list[str]:
     """Each wrong setting of a `model`: where, what is wrong, what was given."""
-    return [_mistake(finding, model) for finding in error.errors()]
-
-
-def _mistake(finding: ErrorDetails, model: type[BaseModel]) -> str:
-    path = finding["loc"]
-    message = finding["msg"].removeprefix("Value error, ")
-    name = ".".join(map(str, path))
-    if finding["type"] == "extra_forbidden":
-        near = get_close_matches(str(path[-1]), _settings_at(model, path[:-1]), 1)
-        return f"{name} is no setting" + (f"; did you mean {near[0]}?" if near else "")
-    if not path:  # several settings together, which the message itself names
-        return message
-    return f"{name}: {message} (got {shortened(finding['input'])})"
+    found = []
+    for finding in error.errors():
+        path = finding["loc"]
+        message = finding["msg"].removeprefix("Value error, ")
+        name = ".".join(map(str, path))
+        if finding["type"] == "extra_forbidden":
+            near = get_close_matches(str(path[-1]), _settings_at(model, path[:-1]), 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            found.append(f"{name} is no setting{hint}")
+        elif not path:  # several settings together, which the message itself names
+            found.append(message)
+        else:
+            found.append(f"{name}: {message} (got {shortened(finding['input'])})")
+    return found
 
 
 def _settings_at(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:

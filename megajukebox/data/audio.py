@@ -242,7 +242,17 @@ def opened(source: Source, kind: type[soundfile.SoundFile] = ForwardReader) -> s
     Raises:
         BadSampleError: its container, channels or rate are out of bounds, or it cannot be decoded.
     """
-    announced = container(first_bytes(source))
+    if isinstance(source, (str, Path)):
+        if Path(source).exists() and not Path(source).is_file():
+            # a named pipe, for whose end we would wait for ever
+            raise BadSampleError("undecodable", "unreadable: not a file")
+        with open(source, "rb") as file_at_start:
+            head = file_at_start.read(12)
+    else:  # an open file is put back to its start
+        source.seek(0)
+        head = source.read(12)
+        source.seek(0)
+    announced = container(head)
     if announced is None:
         known = ", ".join(CONTAINERS)
         raise BadSampleError("undecodable", f"unreadable: not one of {known} by its first bytes")
@@ -274,20 +284,6 @@ def check_header(file: soundfile.SoundFile, announced: str) -> None:
         raise BadSampleError(
             "sample_rate", f"unreadable: sample rate {file.samplerate} Hz is outside {low}..{high}"
         )
-
-
-def first_bytes(source: Source) -> bytes:
-    """The first 12 bytes; an open file is put back to its start."""
-    if isinstance(source, (str, Path)):
-        if Path(source).exists() and not Path(source).is_file():
-            # a named pipe, for whose end we would wait for ever
-            raise BadSampleError("undecodable", "unreadable: not a file")
-        with open(source, "rb") as file:
-            return file.read(12)
-    source.seek(0)
-    head = source.read(12)
-    source.seek(0)
-    return head
 
 
 def checked_samples(x: np.ndarray) -> np.ndarray:

@@ -1,7 +1,6 @@
 """Our run folders in OpenAI's and in Hugging Face's layout, without loss: the tables of the import read backwards."""
 
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,20 +107,13 @@ def _openai(run: ExportedRun, to: Path) -> Path:
             model[entry.theirs] = model["prior.x_emb.weight"]
         else:
             model[entry.theirs] = run.pending(entry).make().contiguous()
-    content = {"hps": as_tuples(hps), "model": model, "opt": None, "step": run.facts["step"]}
+    # JSON has no tuples, the reference has no lists.
+    lists = {name: tuple(value) for name, value in hps.items() if isinstance(value, list)}
+    content = {"hps": {**hps, **lists}, "model": model, "opt": None, "step": run.facts["step"]}
     file = to / ("vqvae.pth.tar" if run.level is None else f"prior_level_{run.level}.pth.tar")
     with atomic_open(file) as out:
         torch.save(content, out)
     return file
-
-
-def as_tuples(hps: Mapping[str, Any]) -> dict[str, Any]:
-    """The hyper-parameters with tuples for lists: JSON has no tuples, the reference has no lists."""
-    changed = dict(hps)
-    for name, value in hps.items():
-        if isinstance(value, list):
-            changed[name] = tuple(value)
-    return changed
 
 
 def export_hugging_face(path: Path, to: Path) -> list[Path]:

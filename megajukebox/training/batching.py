@@ -1,6 +1,7 @@
 """How the clips of a step are shared among processes: their number may change during a run, the step may not."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from megajukebox.common.errors import UserError
 
@@ -62,11 +63,11 @@ def batch_of_run(record: dict, ds_config: dict) -> int:
     return int(record.get("global_batch", 0)) if is_same else 0
 
 
+@dataclass(frozen=True)
 class NoClips:
     """The stream of a process that needs no data, between the ends of a pipeline: empty micro-batches, for ever."""
 
-    def __init__(self, accumulation: int) -> None:
-        self.accumulation = accumulation
+    accumulation: int
 
     def __iter__(self) -> Iterator[list[dict]]:
         while True:

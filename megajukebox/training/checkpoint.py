@@ -1,6 +1,5 @@
 """Checkpoints, complete or not there: written aside, given a manifest, renamed, and only then named `latest`."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from megajukebox.common.errors import UserError
-from megajukebox.common.files import sync_folder, write_atomic
+from megajukebox.common.files import sha256_of, sync_folder, write_atomic
 from megajukebox.training.engines.checkpoint_engine import StoredFile
 
 MANIFEST = "manifest.json"
@@ -82,9 +81,11 @@ def write_manifest(folder: Path, step: int, stored: Mapping[str, StoredFile]) ->
     unread = [path for path in files if str(path) not in stored]
     known = dict(stored)
     with ThreadPoolExecutor() as pool:
-        for path, digest in zip(unread, pool.map(_digest, unread)):
+        for path, digest in zip(unread, pool.map(sha256_of, unread)):
             known[str(path)] = StoredFile(path.stat().st_size, digest)
-    listed = {str(path.relative_to(folder)): known[str(path)]._asdict() for path in files}
+    listed = {}
+    for path in files:
+        listed[str(path.relative_to(folder))] = known[str(path)]._asdict()
     text = json.dumps({"step": step, "files": listed}, indent=1)
     write_atomic(folder / MANIFEST, text.encode())
     return files
@@ -137,7 +138,7 @@ def verify(folder: Path, share: tuple[int, int] = (0, 1)) -> str | None:
             return f"{name} is missing or has another size"
     own = sorted(files)[share[0] :: share[1]]
     with ThreadPoolExecutor() as pool:
-        for name, digest in zip(own, pool.map(lambda name: _digest(folder / name), own)):
+        for name, digest in zip(own, pool.map(lambda name: sha256_of(folder / name), own)):
             if digest != files[name].sha256:
                 return f"{name} has another checksum"
     return None
@@ -175,8 +176,9 @@ def remove_old(newest: Path, keep: RetentionPolicy) -> None:
     until_newest = [folder for folder in folders if folder.name <= newest.name]
     last_good = None  # from before no step could be taken
     if keep.stuck is not None:
-        before = [step_of(folder) for folder in until_newest if step_of(folder) < keep.stuck]
-        last_good = max(before, default=None)
+        for step in map(step_of, until_newest):  # the newest comes last
+            if step < keep.stuck:
+                last_good = step
     for folder in until_newest[: -keep.last]:
         step = step_of(folder)
         is_kept = keep.every and step % keep.every == 0
@@ -187,11 +189,3 @@ def remove_old(newest: Path, keep: RetentionPolicy) -> None:
             shutil.rmtree(stale)
         else:
             stale.unlink()
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -76,22 +76,6 @@ class Preset(StrictSettings):
 
     @model_validator(mode="after")
     def _check(self) -> "Preset":
-        self._check_conditions()
-        for level in self.levels:
-            self._check_conditions_of(level)
-        level_above = None
-        for level in reversed(self.levels):
-            self._check_level_above(level, level_above)
-            self._check_prior(level)
-            level_above = level
-        if self.vqvae.sample_rate != self.audio.sample_rate:
-            raise UserError(
-                f"vqvae.sample_rate {self.vqvae.sample_rate} is not audio.sample_rate"
-                f" {self.audio.sample_rate}; give only the latter"
-            )
-        return self
-
-    def _check_conditions(self) -> None:
         for name, condition in self.conditions.items():
             if name not in CONDITIONS:
                 raise UserError(
@@ -99,6 +83,23 @@ class Preset(StrictSettings):
                 )
             if condition.bin_years > 1 and name != "year":
                 raise UserError(f"conditions.{name}.bin_years is for year alone; leave it out")
+        for level in self.levels:
+            self._check_conditions_of(level)
+        level_above = None
+        for level in reversed(self.levels):
+            self._check_level_above(level, level_above)
+            level_above = level
+            try:  # what cannot be built is refused now, not after days of the stages before it
+                self.prior_config(level, self.lyrics_vocabulary)
+            except ValidationError as error:
+                reasons = "; ".join(f"{level}: {one}" for one in mistakes(error, PriorConfig))
+                raise UserError(reasons) from None
+        if self.vqvae.sample_rate != self.audio.sample_rate:
+            raise UserError(
+                f"vqvae.sample_rate {self.vqvae.sample_rate} is not audio.sample_rate"
+                f" {self.audio.sample_rate}; give only the latter"
+            )
+        return self
 
     def _check_conditions_of(self, level: str) -> None:
         settings = self.prior(level)
@@ -131,14 +132,6 @@ class Preset(StrictSettings):
                 f"{name} lengthens by {conditioner.ratio}, but a {above} code lasts {ratio} {level} codes;"
                 " set down and stride to match"
             )
-
-    def _check_prior(self, level: str) -> None:
-        """A prior that cannot be built is refused now, not after the days that the stages before it train."""
-        try:
-            self.prior_config(level, self.lyrics_vocabulary)
-        except ValidationError as error:
-            reasons = (f"{level}: {mistake}" for mistake in mistakes(error, PriorConfig))
-            raise UserError("; ".join(reasons)) from None
 
     @property
     def levels(self) -> tuple[str, ...]:

@@ -18,7 +18,9 @@ def evaluate(run: RunContext, task: Task, engine: ZeroEngine, step: int) -> None
         own = evaluate_task(task, engine)
         write_reconstructions(run, task, engine, step)
     names = batches[0] if batches else ()
-    averages = {name: sum(metrics[name] for metrics in batches) / len(batches) for name in names}
+    averages: dict[str, float] = {}
+    for name in names:
+        averages[name] = sum(metrics[name] for metrics in batches) / len(batches)
     averages |= own
     if averages:
         run.log.metrics(step, "held_out", averages)

@@ -98,18 +98,16 @@ def check_complete(base: PretrainedModel) -> None:
     """Raise UserError unless every weight of the model is there in its shape, a tied one under any of its names."""
     with torch.device("meta"):
         model = base.kind.module(base.config)
+    stored = base.weights
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if name not in base.weights or stored_shape(base.weights, name) != tuple(tensor.shape):
-            raise UserError(
-                f"{base.folder} lacks {name} {tuple(tensor.shape)}, which its {FACTS} lists"
-            )
-
-
-def stored_shape(weights: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
-    """The shape of a stored tensor, without reading it."""
-    if isinstance(weights, StoredTensors):
-        return weights.shape(name)
-    return tuple(weights[name].shape)
+        wanted = tuple(tensor.shape)
+        shape = None
+        if name in stored and isinstance(stored, StoredTensors):
+            shape = stored.shape(name)
+        elif name in stored:
+            shape = tuple(stored[name].shape)
+        if shape != wanted:
+            raise UserError(f"{base.folder} lacks {name} {wanted}, which its {FACTS} lists")
 
 
 def check_prior(
@@ -130,8 +128,10 @@ def check_prior(
             continue
         least = min_songs.get(condition, 1)
         counts = codes.index["vocabulary"].get(condition, {})
-        frequent = sorted(name for name, count in counts.items() if count >= least)
-        unknown = [name for name in frequent if not vocabulary.id(name)]
+        unknown = []
+        for name, count in sorted(counts.items()):
+            if count >= least and not vocabulary.id(name):
+                unknown.append(name)
         if unknown:
             named = ", ".join(map(repr, unknown[:MAX_NAMES]))
             more = f" and {len(unknown) - MAX_NAMES} more" if len(unknown) > MAX_NAMES else ""

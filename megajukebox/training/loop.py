@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +22,7 @@ from megajukebox.training.lr_schedule import lr_factor
 from megajukebox.training.previews import PreviewSampler
 from megajukebox.training.run_context import RunContext
 from megajukebox.training.sdc import check_recomputed_loss, check_replicas
+from megajukebox.training.spike_detection import data_step, rewind_lr_factor
 from megajukebox.training.spike_recovery import handle_min_loss_scale, handle_skipped_step
 from megajukebox.training.tasks import Stream, Task
 
@@ -61,21 +61,25 @@ def train(run: RunContext, task: Task, engine: ZeroEngine) -> bool:
     """
     first_step = resume(run, task, engine)
     parts = start(run, task, engine, first_step)
-    stream = task.batches(run.data_step(first_step))
+    stream = task.batches(data_step(first_step, run.rewinds))
     batches = iter(stream)
     done = first_step
     request: int = Request.NONE
     run.watchdog.enter_phase("step")
-    with progress_bar(run, first_step) as show_loss:
+    with ProgressReporter(run.rank == 0, PROGRESS_INTERVAL_SECONDS) as progress:
+        bar = run.folder.name
+        progress.add(bar, total=run.settings.steps, completed=first_step)
         for step in range(first_step, parts.last_step):
             request = sync_requests(run, parts.saver)
             if request >= Request.STOP:
                 break
-            if request == Request.SAVE:
-                save_on_request(parts, step)
+            if request == Request.SAVE:  # somebody left the file SAVE
+                parts.saver.begin(step, export=True)
+                parts.saver.end()
+                run.signals.saved(Request.SAVE)
             finished = train_one_step(run, task, engine, batches, stream, step)
             done = finished.number
-            show_loss(finished.loss)
+            progress.advance(bar, detail=f", loss {finished.loss:.3f}")
             for hook in HOOKS:
                 hook(parts, finished)
     if request == Request.FENCED:
@@ -116,13 +120,6 @@ def sync_requests(run: RunContext, saver: CheckpointSaver) -> int:
     return request
 
 
-def save_on_request(parts: TrainingParts, step: int) -> None:
-    """Save now, with the exported weights, because somebody left the file SAVE; then remove that file."""
-    parts.saver.begin(step, export=True)
-    parts.saver.end()
-    parts.run.signals.saved(Request.SAVE)
-
-
 def train_one_step(
     run: RunContext,
     task: Task,
@@ -144,7 +141,7 @@ def train_one_step(
     data_seconds = time.perf_counter() - started
     # A seed for each step makes every draw inside the model a function of (seed, rank, step): no generator is saved.
     torch.manual_seed(int(philox(settings.seed, f"model/{run.rank}", step).random_raw()) % SEEDS)
-    rate = lr_factor(step, settings.steps, settings.schedule) * run.lr_factor(step)
+    rate = lr_factor(step, settings.steps, settings.schedule) * rewind_lr_factor(step, run.rewinds)
     try:
         metrics = engine.step(micro_batches, rate)
     except collectives.LossScaleAtMinimum as error:
@@ -222,6 +219,7 @@ def finish(parts: TrainingParts, done: int) -> bool:
 
 
 def check_computation(parts: TrainingParts, step: FinishedStep) -> None:
+    """Raises TerminateRun, if a check is due, where ranks compute another loss than the others."""
     every = parts.run.settings.checks.recompute_check_every
     if every and step.number % every == 0:
         check_recomputed_loss(
@@ -230,6 +228,7 @@ def check_computation(parts: TrainingParts, step: FinishedStep) -> None:
 
 
 def check_weights(parts: TrainingParts, step: FinishedStep) -> None:
+    """Raises TerminateRun, if a check is due, where ranks hold other weights than they must."""
     every = parts.run.settings.checks.replica_check_every
     if every and step.number % every == 0:
         check_replicas(parts.run, parts.engine, step.number)
@@ -260,12 +259,3 @@ HOOKS: tuple[Hook, ...] = (
     save_if_due,
     preview_if_due,
 )
-
-
-@contextmanager
-def progress_bar(run: RunContext, first_step: int) -> Iterator[Callable[[float], None]]:
-    """A bar on rank 0, or a log line a minute; what it yields is called with the loss of each step."""
-    name = run.folder.name
-    with ProgressReporter(run.rank == 0, PROGRESS_INTERVAL_SECONDS) as progress:
-        progress.add(name, total=run.settings.steps, completed=first_step)
-        yield lambda loss: progress.advance(name, detail=f", loss {loss:.3f}")

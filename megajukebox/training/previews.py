@@ -6,6 +6,7 @@ Training imports nothing of sampling: the two meet in files, the weights that we
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -68,14 +69,17 @@ class PreviewSampler:
         command = [sys.executable, "-m", "megajukebox.cli", "preview", str(self.run)]
         command += ["--runs", runs, "--out", str(self.out)]
         command += ["--seconds", str(self.settings.seconds)]
-        environment = {
-            name: value
-            for name, value in os.environ.items()
-            if name not in RANK_VARIABLES and "SLURM" not in name
-        }
+        environment = dict(os.environ)
+        for name in os.environ:
+            if name in RANK_VARIABLES or "SLURM" in name:
+                del environment[name]
         with (self.out / LOG_FILE).open("w") as output:
             self.process = subprocess.Popen(
-                command, env=environment, stdout=output, stderr=output, preexec_fn=_lower_priority
+                command,
+                env=environment,
+                stdout=output,
+                stderr=output,
+                preexec_fn=partial(os.nice, NICENESS),
             )
 
     def end(self, wait: bool) -> None:
@@ -100,7 +104,3 @@ class PreviewSampler:
             folder = str(self.out.relative_to(self.run))
             self.log.event(PreviewWritten(step=self.step, folder=folder))
         self.process = None
-
-
-def _lower_priority() -> None:
-    os.nice(NICENESS)

@@ -1,6 +1,5 @@
 """The stages of priors: the codes of one level, window by window, with what they are conditioned on."""
 
-from itertools import count
 from typing import Any, NamedTuple
 
 from megajukebox.common.errors import UserError
@@ -44,12 +43,17 @@ def prior_task(level: str, request: TaskRequest, reading: ReaderShare) -> Task:
     check_codes_of_preset(preset, codes)
     setup = prior_setup(preset, level, codes, request.base)
     config = setup.config
+    # Every condition of the prior; some are dropped out in training.
+    dropouts = preset.dropouts(level, config)
+    resources = ConditionResources(setup.vocabularies, setup.tokenizer, dropouts)
+    conditions = conditions_of(config, resources)
+    held_out = request.settings.evaluation.held_out
     codes_per_step = reading.global_batch * config.window
     return Task(
         kind="prior",
         config=config,
         build=lambda: Prior(config),
-        source=windows_of(preset, level, codes, setup, request.settings.evaluation.held_out),
+        source=CodeWindows(codes, level, config.window, held_out, conditions),
         settings=request.settings,
         reading=reading,
         units_per_step=codes_per_step,
@@ -68,18 +72,6 @@ def prior_task(level: str, request: TaskRequest, reading: ReaderShare) -> Task:
     )
 
 
-def windows_of(
-    preset: Preset, level: str, codes: ShardSet, setup: PriorSetup, held_out: float
-) -> CodeWindows:
-    """The windows of `codes`, with every condition of the prior; some are dropped out in training."""
-    config = setup.config
-    resources = ConditionResources(
-        setup.vocabularies, setup.tokenizer, preset.dropouts(level, config)
-    )
-    conditions = conditions_of(config, resources)
-    return CodeWindows(codes, level, config.window, held_out, conditions)
-
-
 def prior_setup(
     preset: Preset, level: str, codes: ShardSet, base: PretrainedModel | None
 ) -> PriorSetup:
@@ -87,9 +79,9 @@ def prior_setup(
     if base:
         return setup_from_checkpoint(preset, level, codes, base)
     settings = preset.prior(level)
-    vocabularies = {
-        name: vocabulary(preset.condition(level, name), codes, name) for name in settings.conditions
-    }
+    vocabularies = {}
+    for name in settings.conditions:
+        vocabularies[name] = vocabulary(preset.condition(level, name), codes, name)
     files = {VOCABULARIES: vocabularies_json(vocabularies)}
     if not settings.lyrics:
         config = preset.prior_config(level, 0)
@@ -115,11 +107,10 @@ def setup_from_checkpoint(
     """
     config = base.config
     assert isinstance(config, PriorConfig)
-    min_songs = {
-        name: preset.condition(level, name).min_songs
-        for name in config.conditions
-        if name in preset.conditions
-    }
+    min_songs = {}
+    for name in config.conditions:
+        if name in preset.conditions:
+            min_songs[name] = preset.condition(level, name).min_songs
     check_prior(base, level, codes, min_songs)
     vocabularies = {name: base.vocabularies.get(name, Vocabulary()) for name in config.conditions}
     files = {VOCABULARIES: vocabularies_json(vocabularies)}
@@ -165,11 +156,9 @@ def years(settings: ConditionSettings, first: int, last: int) -> Vocabulary:
     """
     bins = Vocabulary.of_years(first, last, settings.bin_years)
     if len(bins) > settings.table_size:
-        fitting = next(
-            size
-            for size in count(settings.bin_years)
-            if len(Vocabulary.of_years(first, last, size)) <= settings.table_size
-        )
+        fitting = settings.bin_years
+        while len(Vocabulary.of_years(first, last, fitting)) > settings.table_size:
+            fitting += 1
         raise UserError(
             f"the songs are of the years {first} to {last}, {len(bins)} entries, and conditions.year.table_size is"
             f" {settings.table_size}; set conditions.year.bin_years to {fitting}, or correct the songs' years"

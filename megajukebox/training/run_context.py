@@ -12,7 +12,6 @@ from megajukebox.resilience.signals import SignalHandler
 from megajukebox.resilience.watchdog import HangTimeouts, Watchdog
 from megajukebox.training.engines import collectives
 from megajukebox.training.settings import TrainingSettings
-from megajukebox.training.spike_detection import data_step, rewind_lr_factor
 
 
 @dataclass
@@ -46,14 +45,6 @@ class RunContext:
         self.watchdog.start()
         rewinds = read_rewinds(self.folder) if self.rank == 0 else None
         self.rewinds = collectives.broadcast_from_rank_0(rewinds)
-
-    def data_step(self, step: int) -> int:
-        """Which step's clips are read at training step `step`."""
-        return data_step(step, self.rewinds)
-
-    def lr_factor(self, step: int) -> float:
-        """What rewinds have left of the schedule's learning rate at `step`."""
-        return rewind_lr_factor(step, self.rewinds)
 
     @property
     def rank(self) -> int:

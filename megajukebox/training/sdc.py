@@ -131,7 +131,9 @@ def mismatched_ranks(hashes: list[int], stages: int) -> list[int]:
         ranks = range(first, first + ranks_per_stage)
         [(majority, votes)] = Counter(hashes[rank] for rank in ranks).most_common(1)
         has_majority = votes * 2 > ranks_per_stage
-        mismatched += [rank for rank in ranks if not has_majority or hashes[rank] != majority]
+        for rank in ranks:
+            if not has_majority or hashes[rank] != majority:
+                mismatched.append(rank)
     return mismatched
 
 
@@ -150,7 +152,7 @@ def mismatched_losses(results: list[RecomputedLoss]) -> list[int]:
     for steady in steady_by_kind.values():
         majority = largest_group(results, steady)
         has_majority = len(majority) * 2 > len(steady)
-        mismatched += [number for number in steady if not has_majority or number not in majority]
+        mismatched += sorted(set(steady) - majority) if has_majority else steady
     return sorted(mismatched)
 
 
@@ -159,9 +161,10 @@ def largest_group(results: list[RecomputedLoss], numbers: list[int]) -> set[int]
     largest: set[int] = set()
     for number in numbers:
         one = results[number]
-        group = {
-            other for other in numbers if is_alike(one.first, results[other].first, one.tolerance)
-        }
+        group = set()
+        for other in numbers:
+            if is_alike(one.first, results[other].first, one.tolerance):
+                group.add(other)
         if len(group) > len(largest):
             largest = group
     return largest
@@ -172,12 +175,16 @@ def nondeterministic(results: list[RecomputedLoss], mismatched: list[int]) -> bo
 
     So it is if more than half of those that should be exact are mismatched (of two, each with itself).
     """
-    exact = [number for number in mismatched if results[number].tolerance == 0]
-    if len(results) == 2:
-        exact = [n for n in exact if not is_alike(results[n].first, results[n].again, 0)]
-    return len(exact) * 2 > len(results)
+    exact = 0
+    for number in mismatched:
+        one = results[number]
+        is_steady = len(results) == 2 and is_alike(one.first, one.again, 0)
+        if one.tolerance == 0 and not is_steady:
+            exact += 1
+    return exact * 2 > len(results)
 
 
 def is_alike(a: float, b: float, tolerance: float) -> bool:
+    """Whether two losses are equal within the relative `tolerance`; NaN is like NaN."""
     both_nan = math.isnan(a) and math.isnan(b)
     return both_nan or math.isclose(a, b, rel_tol=tolerance, abs_tol=0.0)

@@ -170,7 +170,8 @@ class TrainingSettings(StrictSettings):
 
     @model_validator(mode="after")
     def _check_previews(self) -> "TrainingSettings":
-        previews, exports = self.previews.every, self.checkpointing.export_every
+        previews = self.previews.every
+        exports = self.checkpointing.export_every
         if 0 < previews < exports:
             raise UserError(
                 f"previews.every {previews} needs exported weights, but checkpointing.export_every"

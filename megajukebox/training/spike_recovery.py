@@ -20,7 +20,7 @@ from megajukebox.training import checkpoint
 from megajukebox.training.engines import collectives
 from megajukebox.training.engines.zero import ZeroEngine
 from megajukebox.training.run_context import RunContext
-from megajukebox.training.spike_detection import plan_rewind, plan_rewind_lower_lr
+from megajukebox.training.spike_detection import data_step, plan_rewind, plan_rewind_lower_lr
 from megajukebox.training.tasks import Task
 
 
@@ -97,12 +97,13 @@ def give_up(run: RunContext, step: int, reason: str) -> NoReturn:
 def log_skipped_step(run: RunContext, task: Task, engine: ZeroEngine, step: int) -> None:
     """Log which clips the skipped step had (a range of the global order), and which ranks got no finite loss."""
     losses = collectives.all_gather(engine.own_loss())
-    ranks = [
-        rank for rank, loss in enumerate(losses) if loss is not None and not math.isfinite(loss)
-    ]
+    ranks = []
+    for rank, loss in enumerate(losses):
+        if loss is not None and not math.isfinite(loss):
+            ranks.append(rank)
     assert engine.reason is not None
     clips = task.reading.global_batch
-    first_clip = run.data_step(step) * clips
+    first_clip = data_step(step, run.rewinds) * clips
     run.log.event(
         StepSkipped(
             step=step + 1,

@@ -24,7 +24,7 @@ from megajukebox.data.stream.worker_pool import ReadAhead
 from megajukebox.training.batching import NoClips
 from megajukebox.training.config import Preset
 from megajukebox.training.finetune import PretrainedModel
-from megajukebox.training.settings import LoaderSettings, TrainingSettings
+from megajukebox.training.settings import TrainingSettings
 
 Stream = Batches | UnindexedBatches | NoClips
 Evaluator = Callable[[nn.Module], dict[str, Tensor]]  # by name, a value of each of some windows
@@ -79,6 +79,7 @@ class Task:
         reading = self.reading
         if not reading.reads:
             return NoClips(reading.accumulation)
+        loader = self.settings.loader
         common: dict[str, Any] = {
             "seed": self.settings.seed,
             "global_batch": reading.global_batch,
@@ -86,17 +87,22 @@ class Task:
             "rank": reading.world.rank,
             "world": reading.world.size,
             "first_step": first_step,
-            "ahead": read_ahead(self.settings.loader),
+            "ahead": ReadAhead(
+                workers=loader.workers,
+                prefetch=loader.prefetch,
+                timeout=loader.timeout_seconds,
+                memory=int(loader.worker_memory_gb * 2**30),
+            ),
             "on_bad": reading.on_bad,
-            "max_bad_sample_ratio": self.settings.loader.max_bad_sample_ratio,
+            "max_bad_sample_ratio": loader.max_bad_sample_ratio,
         }
         if isinstance(self.source, UnindexedShards):
             return UnindexedBatches(self.source, **common)
         return Batches(
             self.source,
             **common,
-            block=self.settings.loader.shuffle_shards,
-            clips_per_song_visit=self.settings.loader.clips_per_song_visit,
+            block=loader.shuffle_shards,
+            clips_per_song_visit=loader.clips_per_song_visit,
         )
 
     def held_out(self) -> Iterable[dict]:
@@ -128,13 +134,10 @@ class Task:
 
     def stream_state(self, next_step: int) -> dict[str, object]:
         """The position of the stream before `next_step`: valid for any number of ranks."""
-        return self._identity().state(next_step)
+        return self.identity().state(next_step)
 
-    def check_state(self, state: dict[str, object]) -> None:
-        """Raise UserError if a checkpoint was trained on another order of clips."""
-        self._identity().check(state)
-
-    def _identity(self) -> StreamIdentity | UnindexedStreamIdentity:
+    def identity(self) -> StreamIdentity | UnindexedStreamIdentity:
+        """What fixes which clip comes when; its `check` refuses a checkpoint of another order."""
         if isinstance(self.source, UnindexedShards):
             return UnindexedStreamIdentity(self.source.urls)
         return stream_identity(
@@ -144,9 +147,3 @@ class Task:
             block=self.settings.loader.shuffle_shards,
             clips_per_song_visit=self.settings.loader.clips_per_song_visit,
         )
-
-
-def read_ahead(loader: LoaderSettings) -> ReadAhead:
-    """How worker processes read ahead; their memory is limited in bytes."""
-    memory = int(loader.worker_memory_gb * 2**30)
-    return ReadAhead(loader.workers, loader.prefetch, loader.timeout_seconds, memory)

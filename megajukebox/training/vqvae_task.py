@@ -18,7 +18,6 @@ from megajukebox.data.stream.song_dataset import SongClips
 from megajukebox.data.stream.unindexed import UnindexedBatches, UnindexedShards
 from megajukebox.models.losses import Bandwidth
 from megajukebox.models.vqvae import VQVAE, VQVAEConfig
-from megajukebox.training.config import Preset
 from megajukebox.training.settings import TrainingSettings
 from megajukebox.training.tasks import ReaderShare, Task, TaskRequest
 
@@ -68,7 +67,10 @@ def open_clips(request: TaskRequest) -> tuple[SongClips | UnindexedShards, str]:
     """The clips to train on, and what identifies their songs: a fingerprint, or URLs of tars without an index."""
     preset = request.preset
     loader = request.settings.loader
-    clip = clip_samples(preset, request.settings)
+    clip = request.settings.clip
+    top_hop = max(preset.vqvae.hops.values())
+    if clip is None or clip % top_hop:
+        raise UserError(f"training.vqvae.clip {clip} is not a multiple of the top hop {top_hop}")
     held_out = request.settings.evaluation.held_out
     augment = Augment(loader.volume_db, loader.eq_db)
     rate = preset.audio.sample_rate
@@ -99,16 +101,6 @@ def open_clips(request: TaskRequest) -> tuple[SongClips | UnindexedShards, str]:
     return SongClips(songs, clip, held_out, augment=augment), songs.fingerprint
 
 
-def clip_samples(preset: Preset, settings: TrainingSettings) -> int:
-    """Audio samples of a training clip: a whole number of top codes."""
-    top_hop = max(preset.vqvae.hops.values())
-    if settings.clip is None or settings.clip % top_hop:
-        raise UserError(
-            f"training.vqvae.clip {settings.clip} is not a multiple of the top hop {top_hop}"
-        )
-    return settings.clip
-
-
 def measure_bandwidth(
     clips: SongClips | UnindexedShards, config: VQVAEConfig, settings: TrainingSettings
 ) -> Bandwidth:
@@ -135,8 +127,8 @@ def first_clips(
         )
         return torch.cat([step[0]["audio"][:, :, 0] for step in islice(steps, count)])
     order = Order(clips.clips("train"), clips.shard_of_song, settings.seed)
-    waves = [
-        read_or_replace(clips, order, position, None).fields["audio"][:, 0]
-        for position in range(min(count, order.clips))
-    ]
+    waves = []
+    for position in range(min(count, order.clips)):
+        clip = read_or_replace(clips, order, position, None)
+        waves.append(clip.fields["audio"][:, 0])
     return torch.from_numpy(np.stack(waves))

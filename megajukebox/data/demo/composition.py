@@ -165,7 +165,9 @@ def write_melody(genre: Genre, kind: str, rng: np.random.Generator) -> tuple[int
 
     Where the chord changes, the melody goes to the nearest note of the new chord.
     """
-    ladder = [octave + step for octave in (-12, 0, 12) for step in genre.scale]
+    ladder: list[int] = []
+    for octave in (-12, 0, 12):
+        ladder += [octave + step for step in genre.scale]
     lowest = ladder.index(0) - 2
     highest = ladder.index(12)
     rung = ladder.index(7 if kind == "chorus" else 0)
@@ -174,18 +176,13 @@ def write_melody(genre: Genre, kind: str, rng: np.random.Generator) -> tuple[int
     for beat in genre.syllables:
         chord = genre.chord_at(kind, beat)
         if chord != chord_before:
-            rung = nearest_in_chord(ladder, rung, chord)
+            classes = {tone % 12 for tone in chord}
+            fitting = [n for n, note in enumerate(ladder) if note % 12 in classes]
+            rung = min(fitting, key=lambda n, before=rung: abs(n - before))
         chord_before = chord
         melody.append(ladder[rung])
         rung = int(np.clip(rung + rng.choice((-2, -1, -1, 1, 1, 2)), lowest, highest))
     return tuple(melody)
-
-
-def nearest_in_chord(ladder: list[int], rung: int, chord: tuple[int, ...]) -> int:
-    """The rung nearest to `rung` whose note belongs to the chord, in any octave."""
-    classes = {tone % 12 for tone in chord}
-    fitting = [n for n, note in enumerate(ladder) if note % 12 in classes]
-    return min(fitting, key=lambda n: abs(n - rung))
 
 
 def accompaniment(score: Score, kind: str) -> SongSection:

@@ -105,7 +105,8 @@ def is_written(folder: Path, song: DemoSong, sample_rate: int) -> bool:
 
 
 def metadata_of(song: DemoSong) -> dict[str, object]:
-    artist, genre = song.artist, song.genre
+    artist = song.artist
+    genre = song.genre
     return {
         "artist": artist.name,
         "title": song.title,
@@ -141,7 +142,12 @@ def render(song: DemoSong, rate: int) -> Wave:
     mix = np.zeros((2, int(song.seconds * rate)), np.float32)
     for section, start in zip(song.sections, song.starts()):
         add(mix, played[section], int(start * rate))
-    return master(with_echoes(mix, rate), rate).T
+    wet = mix.copy()
+    for channel, echoes in enumerate(ECHOES):
+        for delay, strength in echoes:
+            late = int(delay * rate)
+            wet[channel, late:] += np.float32(strength) * mix[channel, : mix.shape[1] - late]
+    return master(wet, rate).T
 
 
 def render_section(section: SongSection, song: DemoSong, kit: dict[str, Wave], rate: int) -> Wave:
@@ -180,16 +186,6 @@ def add(mix: Wave, sound: Wave, start: int) -> None:
     """Add `sound` [2, N] to `mix` [2, T] from `start`, as far as it fits."""
     length = max(min(sound.shape[1], mix.shape[1] - start), 0)
     mix[:, start : start + length] += sound[:, :length]
-
-
-def with_echoes(mix: Wave, rate: int) -> Wave:
-    """The mix with a few early echoes, different for the two channels."""
-    wet = mix.copy()
-    for channel, echoes in enumerate(ECHOES):
-        for delay, strength in echoes:
-            late = int(delay * rate)
-            wet[channel, late:] += np.float32(strength) * mix[channel, : mix.shape[1] - late]
-    return wet
 
 
 def master(mix: Wave, rate: int) -> Wave:

@@ -86,7 +86,12 @@ def find_songs(source: str | Path) -> list[SourceSong]:
         paths = sorted(audio_files(source), key=lambda path: path.as_posix())
         songs = [song_with_files_beside(source, path) for path in paths]
     else:
-        songs = songs_in_manifest(source)
+        rows = {".jsonl": jsonl_rows, ".csv": csv_rows}.get(source.suffix.lower())
+        if rows is None:
+            raise UserError(
+                f"manifest {str(source)!r} is neither .jsonl nor .csv; rename or convert it"
+            )
+        songs = [song_of_row(source.parent, where, row) for where, row in rows(source)]
     if not songs:
         wanted = f"audio files ({', '.join(SUFFIXES)})" if source.is_dir() else "lines"
         raise UserError(
@@ -113,11 +118,20 @@ def audio_files(folder: Path) -> Iterator[Path]:
 def song_with_files_beside(folder: Path, path: Path) -> SourceSong:
     """The song at `path` with its `<name>.json` and `<name>.lrc` or `<name>.txt`, or its
     refusal.
+
+    Fields of the JSON that SongMetadata does not have are ignored, with a note.
     """
     # a name that is not UTF-8 must still fit into reports
     song = SourceSong(path, os.fsencode(path.relative_to(folder)).decode("utf-8", "replace"))
+    sidecar = path.with_suffix(".json")
     try:
-        song = with_sidecar(song)
+        if sidecar.is_file():
+            known = json_object(text_of(sidecar), sidecar.name)
+            unknown = sorted(set(known) - set(SongMetadata.model_fields))
+            for name in unknown:
+                del known[name]
+            notes = (f"{sidecar.name}: ignored {', '.join(unknown)}",) if unknown else ()
+            song = replace(song, metadata=checked(known, sidecar.name), notes=notes)
         for suffix in LYRICS_SUFFIXES:
             lyrics = path.with_suffix(suffix)
             if lyrics.is_file():
@@ -127,29 +141,7 @@ def song_with_files_beside(folder: Path, path: Path) -> SourceSong:
         return replace(song, refusal=f"bad metadata: {error}")
 
 
-def with_sidecar(song: SourceSong) -> SourceSong:
-    """Adds the metadata of `<name>.json`. Unknown fields are ignored, with a note."""
-    sidecar = song.path.with_suffix(".json")
-    if not sidecar.is_file():
-        return song
-    values = json_object(text_of(sidecar), sidecar.name)
-    unknown = sorted(set(values) - set(SongMetadata.model_fields))
-    known = {name: value for name, value in values.items() if name in SongMetadata.model_fields}
-    notes = (f"{sidecar.name}: ignored {', '.join(unknown)}",) if unknown else ()
-    return replace(song, metadata=checked(known, sidecar.name), notes=notes)
-
-
-# ---- a manifest
-
-
-def songs_in_manifest(manifest: Path) -> list[SourceSong]:
-    """One song a line of a .jsonl, a row of a .csv."""
-    rows = {".jsonl": jsonl_rows, ".csv": csv_rows}.get(manifest.suffix.lower())
-    if rows is None:
-        raise UserError(
-            f"manifest {str(manifest)!r} is neither .jsonl nor .csv; rename or convert it"
-        )
-    return [song_of_row(manifest.parent, where, row) for where, row in rows(manifest)]
+# ---- a manifest: one song a line of a .jsonl, a row of a .csv
 
 
 def jsonl_rows(manifest: Path) -> Iterator[tuple[str, dict[str, Any]]]:

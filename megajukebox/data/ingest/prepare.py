@@ -98,8 +98,10 @@ def prepare_songs(
     lines = "".join(json.dumps(line) + "\n" for line in refused)
     write_atomic(out / "refused.jsonl", lines.encode())
     if len(refused) == len(songs):
+        counts = Counter(line["reason"] for line in refused).most_common()
+        reasons = ", ".join(f"{count} {reason}" for reason, count in counts)
         raise UserError(
-            f"all {len(songs)} songs were refused ({reasons(refused)}); {out}/refused.jsonl says why"
+            f"all {len(songs)} songs were refused ({reasons}); {out}/refused.jsonl says why"
         )
     index = write_index(
         out,
@@ -248,34 +250,24 @@ def make_shard(
     def samples() -> Iterator[ShardSample]:
         for song, result in zip(songs, results):
             new_sample = sample(song, result, settings)
-            refusal = result.refusal or duplicate_of(new_sample.key, result.sha256, stored)
+            key = new_sample.key
+            refusal = result.refusal
+            if not refusal and result.sha256 in stored:
+                refusal = f"duplicate: the same audio as {stored[result.sha256]}"
+            elif not refusal and key in stored:
+                refusal = f"same key: {key} is already {stored[key]}; rename the file"
             if refusal:
                 reason, _, detail = refusal.partition(": ")
                 line = {"song": song.name, "reason": reason, "detail": detail}
                 notes["refused"].append(line)
             else:
-                names = {result.sha256: song.name, new_sample.key: song.name}
+                names = {result.sha256: song.name, key: song.name}
                 stored.update(names)
                 notes["stored"].update(names)
                 yield new_sample
             after_song(1)
 
     return write_shard(path, samples(), notes)
-
-
-def duplicate_of(key: str, sha256: str, stored: dict[str, str]) -> str | None:
-    """The refusal of a song whose audio or key an earlier one has, or None."""
-    if sha256 in stored:
-        return f"duplicate: the same audio as {stored[sha256]}"
-    if key in stored:
-        return f"same key: {key} is already {stored[key]}; rename the file"
-    return None
-
-
-def reasons(refused: list[dict[str, str]]) -> str:
-    """`3 silent, 1 too short`"""
-    counts = Counter(line["reason"] for line in refused)
-    return ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
 
 
 # ---- the lyrics

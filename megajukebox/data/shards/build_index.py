@@ -8,8 +8,7 @@ import io
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import chain
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +63,7 @@ def write_index(
         "seconds": int(songs["frames"].sum()) / sample_rate,
         "shards": shard_table(filled),
         "songs_file": write_songs(folder / "songs.npy", songs),
-        **vocabulary_of(chain.from_iterable(read_jsons(folder, shard) for shard in filled)),
+        **vocabulary_of(folder, filled),
         "lyrics_model": None,
         **(extra or {}),
     }
@@ -100,26 +99,23 @@ def shard_table(shards: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return table
 
 
-def read_jsons(folder: Path, shard: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Every <key>.json of one shard."""
-    with open(folder / shard["name"], "rb") as tar:
-        for song in shard["songs"]:
-            offset, size, _ = song["members"]["json"]
-            yield json.loads(os.pread(tar.fileno(), size, offset))
+def vocabulary_of(folder: Path, shards: list[dict[str, Any]]) -> dict[str, Any]:
+    """index.json's "vocabulary" (how many songs have each value, in alphabetical order) and "years".
 
-
-def vocabulary_of(songs: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """index.json's "vocabulary" (how many songs have each value, in alphabetical order) and
-    "years".
+    Both are counted over every <key>.json of the tars.
     """
     counters: dict[str, Counter[str]] = {name: Counter() for name in COUNTED}
     years = set()
-    for song in songs:
-        if "year" in song:
-            years.add(song["year"])
-        for name, counter in counters.items():
-            values = song.get(name) or []
-            counter.update([values] if isinstance(values, str) else values)
+    for shard in shards:
+        with open(folder / shard["name"], "rb") as tar:
+            for song in shard["songs"]:
+                offset, size, _ = song["members"]["json"]
+                facts = json.loads(os.pread(tar.fileno(), size, offset))
+                if "year" in facts:
+                    years.add(facts["year"])
+                for name, counter in counters.items():
+                    values = facts.get(name) or []
+                    counter.update([values] if isinstance(values, str) else values)
     vocabulary = {name: dict(sorted(counter.items())) for name, counter in counters.items()}
     return {"vocabulary": vocabulary, "years": [min(years), max(years)] if years else None}
 

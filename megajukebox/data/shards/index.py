@@ -101,8 +101,12 @@ def index_mistake(index: Mapping[str, Any]) -> str | None:
     for field, kind in FIELD_TYPES.items():
         if not isinstance(index.get(field), kind):
             return f"{field} is {str(index.get(field))[:60]!r}, not a {kind.__name__}"
-    if index["kind"] not in MEMBERS or not are_members(index["members"], REQUIRED[index["kind"]]):
-        return f"kind {index['kind']!r} with members {str(index['members'])[:60]} is not known"
+    members = index["members"]
+    # Each once, among them those that a set of this kind cannot do without.
+    are_names = all(isinstance(name, str) and MEMBER_NAME.fullmatch(name) for name in members)
+    are_members = are_names and len(set(members)) == len(members)
+    if index["kind"] not in MEMBERS or not are_members or not REQUIRED[index["kind"]] <= {*members}:
+        return f"kind {index['kind']!r} with members {str(members)[:60]} is not known"
     if index["sample_rate"] < 1:
         return f"sample_rate is {index['sample_rate']}"
     for shard in index["shards"]:
@@ -118,13 +122,6 @@ def index_mistake(index: Mapping[str, Any]) -> str | None:
         if not isinstance(file.get("sha256"), str):
             return f"{str(file)[:60]} has no sha256"
     return None
-
-
-def are_members(names: list[Any], required: set[str]) -> bool:
-    """Whether `names` can be the members of a set: each once, among them the `required` ones."""
-    if not all(isinstance(name, str) and MEMBER_NAME.fullmatch(name) for name in names):
-        return False
-    return len(set(names)) == len(names) and required <= set(names)
 
 
 def open_songs(folder: Path, index: Mapping[str, Any], checked: bool = False) -> np.ndarray:

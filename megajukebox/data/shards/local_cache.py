@@ -45,6 +45,9 @@ class ShardCache:
         self.shards = shards
         self.limit = site.remote.cache_bytes
         self.ranges = site.ranges
+        self._lost_error: type[Exception] = ShardUnavailable
+        if site.remote.lost == "skip":
+            self._lost_error = LostShard
         # shard -> (until when it is not asked for, why)
         self._lost: dict[int, tuple[float, str]] = {}
         self._wanted: tuple[int, ...] = ()
@@ -133,9 +136,6 @@ class ShardCache:
         self._lost[shard] = (time.monotonic() + QUARANTINE_SECONDS, str(error))
         return self._lost_error(str(error))
 
-    def _lost_error(self, why: str) -> Exception:
-        return LostShard(why) if self.site.remote.lost == "skip" else ShardUnavailable(why)
-
 
 class RangeReader(FileWindow):
     """A window of a remote tar; each request asks for MIN_RANGE bytes or more.
@@ -155,12 +155,20 @@ class RangeReader(FileWindow):
     def fill(self, buffer: memoryview) -> int:
         if self._failure:
             return 0
-        try:
-            buffer[:] = self._bytes(len(buffer))
-        except (OSError, ShardUnavailable) as error:
-            self._failure = error
-            return 0
-        return len(buffer)
+        want = len(buffer)
+        first = self.position - self._block_start
+        if first < 0 or first + want > len(self._block):
+            size = min(max(want, MIN_RANGE), self.size - self.position)
+            start = self.offset + self.position
+            try:
+                self._block = self.cache.read_range(self.shard, start, size)
+            except (OSError, ShardUnavailable) as error:
+                self._failure = error
+                return 0
+            self._block_start = self.position
+            first = 0
+        buffer[:] = self._block[first : first + want]
+        return want
 
     def close(self) -> None:
         super().close()
@@ -168,15 +176,6 @@ class RangeReader(FileWindow):
         self._failure = None
         if failure:
             raise failure
-
-    def _bytes(self, want: int) -> bytes:
-        first = self.position - self._block_start
-        if first < 0 or first + want > len(self._block):
-            size = min(max(want, MIN_RANGE), self.size - self.position)
-            self._block = self.cache.read_range(self.shard, self.offset + self.position, size)
-            self._block_start = self.position
-            first = 0
-        return self._block[first : first + want]
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ def draw(
     path: Path, seconds: np.ndarray, vocabulary: Mapping[str, Mapping[str, int]], title: str
 ) -> None:
     """Write the PNG: the lengths of all songs `seconds` [songs], and the commonest names of each
-    kind there is.
+    kind there is as bars, the commonest on top.
     """
     kinds = [kind for kind in PANELS if vocabulary.get(kind)]
     figure = Figure(figsize=(3.6 * (1 + len(kinds)), 3.6), layout="constrained")
@@ -30,20 +30,18 @@ def draw(
     axes[0].set_ylabel("songs", color=INK)
     style(axes[0], f"length (s), median {np.median(seconds):.0f}")
     for panel, kind in zip(axes[1:], kinds):
-        draw_counts(panel, kind, vocabulary[kind])
+        counts = vocabulary[kind]
+        commonest = sorted(counts.items(), key=lambda item: -item[1])[:MAX_NAMES]
+        labels = []
+        sizes = []
+        for name, count in reversed(commonest):
+            short = name if len(name) <= MAX_LABEL else name[: MAX_LABEL - 1] + "…"
+            labels.append(short.replace("$", r"\$"))  # a dollar would start a formula
+            sizes.append(count)
+        panel.barh(labels, sizes, color=BAR)
+        more = f" ({MAX_NAMES} of {len(counts)})" if len(counts) > MAX_NAMES else ""
+        style(panel, f"songs by {kind}{more}")
     figure.savefig(path, format="png", dpi=110)
-
-
-def draw_counts(panel: Axes, kind: str, counts: Mapping[str, int]) -> None:
-    """Bars, the commonest on top."""
-    commonest = sorted(counts.items(), key=lambda item: -item[1])[:MAX_NAMES][::-1]
-    labels = []
-    for name, _ in commonest:
-        short = name if len(name) <= MAX_LABEL else name[: MAX_LABEL - 1] + "…"
-        labels.append(short.replace("$", r"\$"))  # a dollar would start a formula
-    panel.barh(labels, [count for _, count in commonest], color=BAR)
-    more = f" ({MAX_NAMES} of {len(counts)})" if len(counts) > MAX_NAMES else ""
-    style(panel, f"songs by {kind}{more}")
 
 
 def style(panel: Axes, title: str) -> None:

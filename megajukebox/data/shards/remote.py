@@ -105,28 +105,24 @@ class ShardSource:
         part = to.with_name(f"{to.name}.part")
 
         def attempt() -> None:
-            self._continue(name, part, size)
+            start = part.stat().st_size if part.exists() else 0
+            if start >= size or not self.ranges:
+                part.unlink(missing_ok=True)
+                start = 0
+            with (
+                self.transport.blocks(self.file_url(name), start) as blocks,
+                open(part, "ab" if start else "wb") as file,
+            ):
+                for block in limited(blocks, size - start, name):
+                    file.write(block)
+            if part.stat().st_size != size:
+                raise ConnectionError(f"{part.stat().st_size} of {size} bytes came")
             if sha256_of(part) != sha256:
                 part.unlink()
                 raise ConnectionError("its sha256 is not the one in index.json")
             os.replace(part, to)
 
         self._retried(name, attempt)
-
-    def _continue(self, name: str, part: Path, size: int) -> None:
-        """Append to `part` what is missing of `size` bytes."""
-        start = part.stat().st_size if part.exists() else 0
-        if start >= size or not self.ranges:
-            part.unlink(missing_ok=True)
-            start = 0
-        with (
-            self.transport.blocks(self.file_url(name), start) as blocks,
-            open(part, "ab" if start else "wb") as file,
-        ):
-            for block in limited(blocks, size - start, name):
-                file.write(block)
-        if part.stat().st_size != size:
-            raise ConnectionError(f"{part.stat().st_size} of {size} bytes came")
 
     def _retried(self, name: str, attempt: Callable[[], Result]) -> Result:
         """`attempt()`, tried again with growing pauses while the error may pass.

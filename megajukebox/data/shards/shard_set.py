@@ -9,17 +9,16 @@ has the formats.
 Song shards and code shards are written and read by the same functions; only their members differ.
 """
 
-import hashlib
 import json
 import os
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from megajukebox.common.errors import BadSampleError
-from megajukebox.common.files import atomic_open, write_atomic
+from megajukebox.common.files import HashingFile, atomic_open, write_atomic
 from megajukebox.data.audio import OffsetReader
 from megajukebox.data.shards.index import (
     FORMAT,
@@ -78,7 +77,7 @@ def write_shard(
     # from here until the new rows are there, the shard is not finished
     rows_path(path).unlink(missing_ok=True)
     with atomic_open(path) as file:
-        hashed = HashedFile(file)
+        hashed = HashingFile(file)
         rows = list(written(samples, hashed))
     if not rows:
         path.unlink()
@@ -111,23 +110,7 @@ def rows_path(path: Path) -> Path:
     return path.with_suffix(".rows.json")
 
 
-class HashedFile:
-    """Counts and hashes what is written through it, so that no shard is read again for its
-    checksum.
-    """
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file = file
-        self.bytes = 0
-        self.sha256 = hashlib.sha256()
-
-    def write(self, data: bytes) -> int:
-        self.bytes += len(data)
-        self.sha256.update(data)
-        return self.file.write(data)
-
-
-def written(samples: Iterable[ShardSample], file: HashedFile) -> Iterator[dict[str, Any]]:
+def written(samples: Iterable[ShardSample], file: HashingFile) -> Iterator[dict[str, Any]]:
     """Writes each sample to the tar; yields its row: {"key", "frames", "members": {name:
     [offset, bytes, crc32]}}.
     """
@@ -138,7 +121,15 @@ def written(samples: Iterable[ShardSample], file: HashedFile) -> Iterator[dict[s
         file, encoder=False, mtime=0, user="megajukebox", group="megajukebox", mode=0o644
     ) as tar:
         for sample in samples:
-            check_sample(sample)
+            # The writers of samples are our own code, so what is wrong here is a bug.
+            assert KEY.fullmatch(sample.key), f"key {sample.key!r} does not match {KEY.pattern}"
+            assert next(iter(sample.members)) == "json", (
+                f"{sample.key}: the JSON comes first, not {list(sample.members)}"
+            )
+            names = {MEMBER_OF[extension] for extension in sample.members}
+            assert len(names) == len(sample.members), (
+                f"{sample.key}: two members of one kind in {list(sample.members)}"
+            )
             members = {}
             # One call for each member: in one call the writer would sort them, and the JSON would
             # not come first.
@@ -147,18 +138,6 @@ def written(samples: Iterable[ShardSample], file: HashedFile) -> Iterator[dict[s
                 offset = tar.tarstream.offset - -(-len(data) // TAR_BLOCK) * TAR_BLOCK
                 members[MEMBER_OF[extension]] = [offset, len(data), zlib.crc32(data)]
             yield {"key": sample.key, "frames": sample.frames, "members": members}
-
-
-def check_sample(sample: ShardSample) -> None:
-    """The writers of samples are our own code, so what is wrong here is a bug."""
-    assert KEY.fullmatch(sample.key), f"key {sample.key!r} does not match {KEY.pattern}"
-    assert next(iter(sample.members)) == "json", (
-        f"{sample.key}: the JSON comes first, not {list(sample.members)}"
-    )
-    names = [MEMBER_OF[extension] for extension in sample.members]
-    assert len(set(names)) == len(names), (
-        f"{sample.key}: two members of one kind in {list(sample.members)}"
-    )
 
 
 # ---- opening a set

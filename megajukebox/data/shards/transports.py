@@ -19,6 +19,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias, TypeVar
 
@@ -106,21 +107,24 @@ def open_stream(url: str, stall: float) -> BinaryIO:
 # ---- http
 
 
+@dataclass
 class HttpTransport:
     """Files of an http server, by urllib: redirects are followed, silence and short bodies are
     errors.
     """
 
+    stall: float  # seconds without a byte that end a try
     can_seek = True
-
-    def __init__(self, stall: float) -> None:
-        self.stall = stall
 
     @contextlib.contextmanager
     def blocks(self, url: str, start: int = 0) -> Iterator[Iterator[bytes]]:
         with self._request(url, {"Range": f"bytes={start}-"} if start else {}) as answer:
-            if start and answer.status != 206:
-                skip(answer, start)
+            missing = start if answer.status != 206 else 0
+            while missing > 0:  # the site sends the file from its start: read past what is here
+                block = answer.read(min(missing, BLOCK))
+                if not block:
+                    raise ConnectionError("the body ended early")
+                missing -= len(block)
             yield body_blocks(answer)
 
     def read_range(self, url: str, start: int, size: int) -> bytes:
@@ -148,28 +152,18 @@ def body_blocks(answer: http.client.HTTPResponse) -> Iterator[bytes]:
         raise ConnectionError(f"the body ended after {got} of {promised} bytes")
 
 
-def skip(answer: http.client.HTTPResponse, count: int) -> None:
-    """Read past the bytes that are here already: the site sent the file from its start."""
-    while count > 0:
-        block = answer.read(min(count, BLOCK))
-        if not block:
-            raise ConnectionError("the body ended early")
-        count -= len(block)
-
-
 # ---- fsspec
 
 
+@dataclass
 class FsspecTransport:
     """Files of an object store by fsspec.
 
     No read may take longer than `stall` seconds, whatever the backend does.
     """
 
+    stall: float  # seconds without a byte that end a try
     can_seek = True
-
-    def __init__(self, stall: float) -> None:
-        self.stall = stall
 
     @contextlib.contextmanager
     def blocks(self, url: str, start: int = 0) -> Iterator[Iterator[bytes]]:
@@ -275,13 +269,12 @@ class BlockReader(io.RawIOBase):
 # ---- commands
 
 
+@dataclass
 class CommandTransport:
     """What a command prints: always the whole file."""
 
+    stall: float  # seconds without a byte that end a try
     can_seek = False
-
-    def __init__(self, stall: float) -> None:
-        self.stall = stall
 
     @contextlib.contextmanager
     def blocks(self, url: str, start: int = 0) -> Iterator[Iterator[bytes]]:

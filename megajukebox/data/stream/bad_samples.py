@@ -4,7 +4,7 @@ above a ratio.
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from megajukebox.common.errors import UserError
 from megajukebox.data.sample_errors import BadSampleKind, kind_of_error
@@ -50,6 +50,7 @@ def error_for_many(kinds: Mapping[str, int]) -> type[Exception]:
     )
 
 
+@dataclass
 class BadSampleCounter:
     """Counts clips read and replaced, reports each bad one, and stops above a ratio: the disk may
     be broken.
@@ -59,15 +60,13 @@ class BadSampleCounter:
     tried.
     """
 
-    def __init__(self, max_ratio: float, after: int, on_bad: OnBad | None) -> None:
-        """`after`: clips to read before the ratio counts."""
-        self.max_ratio = max_ratio
-        self.after = after
-        self.on_bad = on_bad
-        self.seen = 0
-        self.bad = 0
-        self.kinds: Counter[str] = Counter()
-        self.shards: Counter[str] = Counter()
+    max_ratio: float
+    after: int  # clips to read before the ratio counts
+    on_bad: OnBad | None
+    seen: int = 0
+    bad: int = 0
+    kinds: Counter[str] = field(default_factory=Counter)  # of the bad ones
+    shards: Counter[str] = field(default_factory=Counter)
 
     def add(self, clips: int, bad: Sequence[BadSample]) -> None:
         """Count `clips` that were read and those that were replaced on the way."""
@@ -79,14 +78,10 @@ class BadSampleCounter:
             if self.on_bad:
                 self.on_bad(one.shard, one.key, one.kind, one.reason)
         if self.max_ratio < 1 and self.seen >= self.after and self.bad > self.max_ratio * self.seen:
+            kinds = ", ".join(f"{count} {kind}" for kind, count in self.kinds.most_common())
+            shards = ", ".join(f"{count} in {shard}" for shard, count in self.shards.most_common(3))
             raise error_for_many(self.kinds)(
                 f"too many bad samples: {self.bad} of {self.seen} clips could not be read, more than the share "
-                f"bad_share {self.max_ratio} ({self.summary()}); check the shards (megajukebox shards check), or "
+                f"bad_share {self.max_ratio} ({kinds}; {shards}); check the shards (megajukebox shards check), or "
                 f"raise bad_share to go on without them"
             )
-
-    def summary(self) -> str:
-        """Kinds and shards, the commonest first."""
-        kinds = ", ".join(f"{count} {kind}" for kind, count in self.kinds.most_common())
-        shards = ", ".join(f"{count} in {shard}" for shard, count in self.shards.most_common(3))
-        return f"{kinds}; {shards}"

@@ -49,13 +49,25 @@ class ClipSource(Protocol):
     shards: ShardSet
     shard_of_song: np.ndarray  # [songs]
 
-    def clips(self, part: Part) -> np.ndarray: ...
+    def clips(self, part: Part) -> np.ndarray:
+        """Number of clips of each song, [songs] int64; 0 for the songs of the other part."""
+        ...
 
-    def facts(self) -> dict[str, object]: ...
+    def facts(self) -> dict[str, object]:
+        """What fixes the samples beside the seed, as JSON."""
+        ...
 
-    def report(self) -> dict[str, int]: ...
+    def report(self) -> dict[str, int]:
+        """How many songs and clips are trained on, held out, or too short."""
+        ...
 
-    def read(self, song: int, clip: int, rng: np.random.Generator | None) -> dict[str, Any]: ...
+    def read(self, song: int, clip: int, rng: np.random.Generator | None) -> dict[str, Any]:
+        """The arrays of one clip by name; without `rng` nothing is random.
+
+        Raises:
+            BadSampleError, OSError: it cannot be read, and is replaced.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -228,10 +240,12 @@ def steps_of(
             partial(whole_steps, accumulation=plan.accumulation, status=status),
         )
 
-    def name_of(song: int) -> str:
-        return f"{source.shards.key(song)} in {shard_name(source, song)}"
-
-    return PrefetchedSteps(pipeline, name_of, plan.first_step, ahead)
+    return PrefetchedSteps(
+        pipeline,
+        lambda song: f"{source.shards.key(song)} in {shard_name(source, song)}",
+        plan.first_step,
+        ahead,
+    )
 
 
 def stream_identity(
@@ -314,10 +328,6 @@ class Batches:
             if self._steps and self.ahead.workers
             else {}
         )
-
-    def epoch(self) -> float:
-        """How many times the training clips have been read before `next_step`."""
-        return self.next_step * self.plan.global_batch / self.order.clips
 
     def state(self) -> dict[str, object]:
         """All there is to save, as JSON: it holds for any world size and number of workers."""

@@ -68,6 +68,7 @@ class ShardSong:
         return self.shards.read_facts(self.song)
 
     def member(self, name: str) -> bytes | None:
+        """The bytes of a member; None where the song has none. BadSampleError if damaged."""
         if not self.shards.has(self.song, name):
             return None
         return self.shards.read_member(self.song, name)
@@ -101,19 +102,34 @@ class CodeWindows:
         self.held_out = held_out
         self.conditions = conditions
         self.verify = verify
-        self.hop, self.upper, self.ratio = hop_and_upper(shards.index["vqvae"]["hops"], level)
-        check_window(window, self.ratio, level, self.upper)
+        hops = shards.index["vqvae"]["hops"]
+        if level not in hops:
+            raise UserError(
+                f"level {level!r} is not in the code set; choose one of {', '.join(hops)}"
+            )
+        self.hop = hops[level]
+        self.upper: str | None = None  # the level above; at the top there is none
+        for name in hops:
+            if hops[name] > self.hop and (self.upper is None or hops[name] < hops[self.upper]):
+                self.upper = name
+        self.ratio = hops[self.upper] // self.hop if self.upper else 1
+        if window < 1 or window % self.ratio:
+            raise UserError(
+                f"window {window} at level {level} is not a multiple of {self.ratio},"
+                f" its codes for one {self.upper} code;"
+                f" set it to {max(1, window // self.ratio) * self.ratio}"
+            )
         self.shard_of_song = np.asarray(shards.songs["shard"])
         # codes of the level above (at the top: of the top) in each song: whole codes of the slowest
         # level
-        slowest = max(shards.index["vqvae"]["hops"].values())
+        slowest = max(hops.values())
         uppers_per_slowest = slowest // (self.hop * self.ratio)
         self._uppers = believable(shards.songs["frames"]) // slowest * uppers_per_slowest
         self._clips = self._uppers // (window // self.ratio)
         self._held_out = split(shards.songs["key"], held_out)
-        self._verified = {
-            name: np.zeros(len(self._clips), dtype=bool) for name in (level, self.upper) if name
-        }
+        self._verified = {level: np.zeros(len(self._clips), dtype=bool)}
+        if self.upper:
+            self._verified[self.upper] = np.zeros(len(self._clips), dtype=bool)
         self._conditioning: dict[int, SongConditioning] = {}
 
     def clips(self, part: Part) -> np.ndarray:
@@ -145,15 +161,17 @@ class CodeWindows:
         frames = int(self.shards.songs["frames"][song])
         rate = self.shards.index["sample_rate"]
         position = WindowPosition(frames, start * self.hop, self.window * self.hop, rate)
-        conditioning = lru_get(self._conditioning, song, self._read_song, size=SONGS_KEPT)
+        conditioning = lru_get(
+            self._conditioning,
+            song,
+            lambda song: read_song(self.conditions, ShardSong(self.shards, song)),
+            size=SONGS_KEPT,
+        )
         sample: dict[str, Any] = {"codes": self._codes(self.level, song, start, self.window)}
         sample |= conditioning.window(position, rng)
         if self.upper:
             sample["upper_codes"] = self._codes(self.upper, song, start // self.ratio, uppers)
         return sample
-
-    def _read_song(self, song: int) -> SongConditioning:
-        return read_song(self.conditions, ShardSong(self.shards, song))
 
     def _codes(self, level: str, song: int, start: int, count: int) -> np.ndarray:
         if self.verify and not self._verified[level][song]:
@@ -168,25 +186,6 @@ class CodeWindows:
                 f"code {codes.max()} in {level} codes is outside its codebook of {size}",
             )
         return codes
-
-
-def hop_and_upper(hops: Mapping[str, int], level: str) -> tuple[int, str | None, int]:
-    """(samples for one code, the level above, codes for one code of that level); (hop, None, 1)
-    at the top.
-    """
-    if level not in hops:
-        raise UserError(f"level {level!r} is not in the code set; choose one of {', '.join(hops)}")
-    slower = [name for name in hops if hops[name] > hops[level]]
-    upper = min(slower, key=lambda name: hops[name]) if slower else None
-    return hops[level], upper, hops[upper] // hops[level] if upper else 1
-
-
-def check_window(window: int, ratio: int, level: str, upper: str | None) -> None:
-    if window < 1 or window % ratio:
-        raise UserError(
-            f"window {window} at level {level} is not a multiple of {ratio}, its codes for one {upper} code; "
-            f"set it to {max(1, window // ratio) * ratio}"
-        )
 
 
 def read_codes(file: BinaryIO | OffsetReader | RangeReader, start: int, count: int) -> np.ndarray:

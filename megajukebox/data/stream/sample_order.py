@@ -126,7 +126,14 @@ class Order:
         epoch, number = key
         block = lru_get(self._blocks, key, self._make_block)
         clips_before = int(self._epoch(epoch).ends[number - 1]) if number else 0
-        visit, inside = self._visit_of(block, int(position) - (epoch * self.clips + clips_before))
+        i = int(position) - (epoch * self.clips + clips_before)
+        if block.clip_ends is None:
+            visit = int(block.visits[i])
+            inside = 0
+        else:
+            n = int(np.searchsorted(block.clip_ends, i, side="right"))
+            visit = int(block.visits[n])
+            inside = i - (int(block.clip_ends[n - 1]) if n else 0)
         song = int(np.searchsorted(block.ends, visit, side="right"))
         visit_of_song = visit - (int(block.ends[song - 1]) if song else 0)
         return epoch, int(block.songs[song]), visit_of_song * self.clips_per_song_visit + inside
@@ -140,14 +147,6 @@ class Order:
         """The shards of a block and the next one: what is read soon."""
         epoch, number = key
         return self._epoch(epoch).shards[number * self.block : (number + 2) * self.block]
-
-    def _visit_of(self, block: ShuffleBlock, i: int) -> tuple[int, int]:
-        """(visit, clip within the visit) of the i-th clip of a block."""
-        if block.clip_ends is None:
-            return int(block.visits[i]), 0
-        n = int(np.searchsorted(block.clip_ends, i, side="right"))
-        clips_before = int(block.clip_ends[n - 1]) if n else 0
-        return int(block.visits[n]), i - clips_before
 
     def _epoch(self, epoch: int) -> Epoch:
         return lru_get(self._epochs, epoch, self._make_epoch)
@@ -168,20 +167,13 @@ class Order:
         ends = np.cumsum(visits)
         order = permutation(int(ends[-1]), self.seed, f"clips/{epoch}", number)
         clip_ends = None
-        if self.clips_per_song_visit > 1:
-            clip_ends = self._clip_ends(clips, visits, order)
+        if self.clips_per_song_visit > 1:  # every visit but the last of a song is full
+            sizes = np.full(len(order), self.clips_per_song_visit)
+            with_clips = visits > 0
+            last_sizes = clips - (visits - 1) * self.clips_per_song_visit
+            sizes[ends[with_clips] - 1] = last_sizes[with_clips]
+            clip_ends = np.cumsum(sizes[order])
         return ShuffleBlock(songs, ends, order, clip_ends)
-
-    def _clip_ends(self, clips: np.ndarray, visits: np.ndarray, order: np.ndarray) -> np.ndarray:
-        """Clips up to the end of each visit in the order `order`.
-
-        Every visit but the last of a song is full.
-        """
-        sizes = np.full(len(order), self.clips_per_song_visit)
-        with_clips = visits > 0
-        last_sizes = clips - (visits - 1) * self.clips_per_song_visit
-        sizes[np.cumsum(visits)[with_clips] - 1] = last_sizes[with_clips]
-        return np.cumsum(sizes[order])
 
 
 class InOrder:

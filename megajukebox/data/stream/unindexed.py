@@ -149,7 +149,14 @@ def clips_of(
         raise BadSampleError(
             "bad_name", f"key {song.key!r} is not a name of letters, digits, - and _"
         )
-    check_json(song)
+    facts = song.members.get("json")
+    if facts is None or len(facts) > MAX_JSON:
+        raise BadSampleError("json", f"{song.key} has no JSON")
+    try:
+        json.loads(facts)
+    except (ValueError, RecursionError) as error:
+        reason = type(error).__name__
+        raise BadSampleError("json", f"the JSON of {song.key} cannot be read ({reason})") from None
     data = next((song.members[kind] for kind in AUDIO if kind in song.members), b"")
     with opened(io.BytesIO(data)) as file:
         frames = file.frames
@@ -163,17 +170,6 @@ def clips_of(
         if shards.augment.on:
             x_T = shards.augment(x_T, shards.sample_rate, generator)
         yield x_T[:, None].astype(np.float32)
-
-
-def check_json(song: UnindexedSongs) -> None:
-    data = song.members.get("json")
-    if data is None or len(data) > MAX_JSON:
-        raise BadSampleError("json", f"{song.key} has no JSON")
-    try:
-        json.loads(data)
-    except (ValueError, RecursionError) as error:
-        reason = type(error).__name__
-        raise BadSampleError("json", f"the JSON of {song.key} cannot be read ({reason})") from None
 
 
 def samples(
@@ -229,17 +225,11 @@ def drawn(
                 except (ValueError, OSError, MemoryError) as error:
                     bad.append(bad_sample_of(song.shard, song.key, error))
         except (ValueError, OSError) as error:
-            bad.append(bad_tar(tar, error))
-
-
-def bad_tar(tar: str, error: Exception) -> BadSample:
-    """The record of a tar that could not be read to its end; one that another try may read is
-    unavailable.
-    """
-    if isinstance(error, OSError) and not isinstance(error, FileNotFoundError) and may_pass(error):
-        reason = f"unavailable: {error}"
-        return BadSample(tar_name(tar), "", "unavailable", reason[:MAX_REASON])
-    return bad_sample_of(tar_name(tar), "", error)
+            if isinstance(error, OSError) and may_pass(error):  # another try may read it
+                reason = f"unavailable: {error}"[:MAX_REASON]
+                bad.append(BadSample(tar_name(tar), "", "unavailable", reason))
+            else:
+                bad.append(bad_sample_of(tar_name(tar), "", error))
 
 
 def shuffled(
@@ -370,6 +360,7 @@ class UnindexedBatches:
         return self.identity.state(self.next_step)
 
     def resume(self, state: Mapping[str, object]) -> None:
+        """Draw anew from the step of `state` on. Raises UserError if it is of an indexed set."""
         self.identity.check(state)
         self.next_step = int(state["next_step"])  # type: ignore[call-overload]
 

@@ -83,12 +83,6 @@ class WorkerStatus:
         """Of all workers since they started."""
         return int(self.rows[:, STEPS_READY].sum())
 
-    def seconds_at_clip(self, worker: int) -> float:
-        """How long a worker has been at its clip; before its first clip, since the machine
-        started.
-        """
-        return time.monotonic() - int(self.rows[worker, SINCE_MS]) / 1000
-
 
 class WorkerDied(Exception):
     """Worker processes ended while they were reading `songs`, which are none where they had not
@@ -164,9 +158,10 @@ class PrefetchedSteps:
 
     def _loader(self) -> torch.utils.data.DataLoader:
         """Workers send numpy arrays: tensors would cost one open file each."""
-        left_out = frozenset(
-            song for song, deaths in self.deaths.items() if deaths >= MAX_DEATHS_PER_SONG
-        )
+        left_out: set[int] = set()
+        for song, deaths in self.deaths.items():
+            if deaths >= MAX_DEATHS_PER_SONG:
+                left_out.add(song)
         options: dict[str, Any] = {}
         if self.ahead.workers:
             options = {
@@ -175,7 +170,7 @@ class PrefetchedSteps:
                 "worker_init_fn": partial(limit_memory, self.ahead.memory),
             }
         return torch.utils.data.DataLoader(
-            self.make_pipeline(self.next_step, self.status, left_out),
+            self.make_pipeline(self.next_step, self.status, frozenset(left_out)),
             batch_size=None,
             num_workers=self.ahead.workers,
             collate_fn=unchanged,
@@ -195,12 +190,17 @@ class PrefetchedSteps:
         pids = self.status.rows[:, PID].tolist() if self.ahead.workers else []
         dead = [worker for worker, pid in enumerate(pids) if pid and pid not in alive]
         if dead:
-            reading = [worker for worker in dead if self.status.rows[worker, SINCE_MS]]
-            raise WorkerDied([int(self.status.rows[worker, SONG]) for worker in reading]) from None
+            songs = []
+            for worker in dead:
+                if self.status.rows[worker, SINCE_MS]:
+                    songs.append(int(self.status.rows[worker, SONG]))
+            raise WorkerDied(songs) from None
         if not str(error).startswith("DataLoader timed out"):
             raise error
         worker = (self.next_step - self._first_step) % self.ahead.workers
-        late = min(self.status.seconds_at_clip(worker), time.monotonic() - self._started)
+        # Before its first clip a worker has been there since it was started.
+        since = max(int(self.status.rows[worker, SINCE_MS]) / 1000, self._started)
+        late = time.monotonic() - since
         if late > self.ahead.timeout:
             pid, _, song, position, _ = self.status.rows[worker].tolist()
             raise StorageUnavailable(
@@ -212,7 +212,7 @@ class PrefetchedSteps:
         """Count it and warn. Raises UserError after MAX_RESTARTS."""
         self.deaths.update(death.songs)
         self.restarts += 1
-        names = ", ".join(self.name_of(song) for song in death.songs)
+        names = ", ".join(map(self.name_of, death.songs))
         when = f"while reading {names}" if names else "before it read anything"
         if self.restarts > MAX_RESTARTS:
             raise UserError(

@@ -31,7 +31,7 @@ def resume(run: RunContext, task: Task, engine: ZeroEngine) -> int:
             run.log.event(RunStarted(step=0, **start_facts(run)))
             return 0
         state = checkpoint.read_state(folder)
-        task.check_state(state["stream"])
+        task.identity().check(state["stream"])
         engine.load(folder, run.watchdog.keep_alive)
         engine.stability.restore(state.get("stability", {}))
         run.log.forget_after(state["step"])

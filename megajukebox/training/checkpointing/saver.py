@@ -12,14 +12,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from torch import Tensor
-
 from megajukebox.common.model_files import FACTS, WEIGHTS, PendingTensor, save_weights
 from megajukebox.records.events import CheckpointSaved, SaveFailed
 from megajukebox.training import checkpoint
 from megajukebox.training.engines import collectives
 from megajukebox.training.engines.zero import ZeroEngine
 from megajukebox.training.run_context import RunContext
+from megajukebox.training.spike_detection import data_step
 from megajukebox.training.tasks import Task
 
 
@@ -43,10 +42,10 @@ class CheckpointSaver:
         self.task = task
         self.engine = engine
         self.saved = first_step  # the step of the newest checkpoint
-        # And of the newest exported weights; -1: none.
-        self.exported = min(
-            first_step, collectives.broadcast_from_rank_0(exported_step(run.folder))
-        )
+        facts = run.folder / FACTS
+        exported = json.loads(facts.read_text())["step"] if facts.is_file() else -1
+        # The step of the newest exported weights; -1: none.
+        self.exported = min(first_step, collectives.broadcast_from_rank_0(exported))
         self.pending: PendingSave | None = None
 
     @property
@@ -60,7 +59,9 @@ class CheckpointSaver:
         Weights are exported when it is their turn, or with `export` at once.
         """
         self.end()
-        export = step > self.exported and (export or self._export_is_due(step))
+        every = self.run.settings.checkpointing.export_every
+        is_due = export or self.exported < 0 or step // every > self.exported // every
+        export = step > self.exported and is_due
         if step <= self.saved and not export:
             return
         with self.run.watchdog.phase("checkpoint_save"):
@@ -96,10 +97,6 @@ class CheckpointSaver:
         self.saved = pending.step
         return True
 
-    def _export_is_due(self, step: int) -> bool:
-        every = self.run.settings.checkpointing.export_every
-        return self.exported < 0 or step // every > self.exported // every
-
     def _write(self, pending: PendingSave, export: bool) -> None:
         """Write every rank's part, or begin to."""
         run = self.run
@@ -111,23 +108,29 @@ class CheckpointSaver:
         pending.folder = folder
         pending.state = {
             "step": pending.step,
-            "stream": self.task.stream_state(run.data_step(pending.step)),
+            "stream": self.task.stream_state(data_step(pending.step, run.rewinds)),
             "ranks": run.ranks,
             "stability": self.engine.stability.state(),
         }
         self.engine.save(folder, run.settings.checkpointing.in_background)
 
     def _commit(self, pending: PendingSave, folder: Path) -> str | None:
-        """Once all parts are written and good, rank 0 commits them. Returns why not, if so."""
+        """Once all parts are written and good, rank 0 makes them the newest checkpoint. Returns why not, if so."""
         failure = first_failure(self.engine.storage.finish())
         stored: dict[str, checkpoint.StoredFile] = {}
         for files in collectives.all_gather(self.engine.storage.stored):
             stored |= files
         if not failure:
-            own = (
-                commit_checkpoint(self.run, folder, pending, stored) if self.run.rank == 0 else None
-            )
-            failure = first_failure(own)
+            if self.run.rank == 0:
+                settings = self.run.settings.checkpointing
+                stuck = pending.state["stability"]["stuck"]
+                keep = checkpoint.RetentionPolicy(settings.keep_last, settings.keep_every, stuck)
+                check = self.run.fencing_token.check
+                try:
+                    checkpoint.commit(folder, pending.step, pending.state, keep, stored, check)
+                except OSError as error:
+                    failure = f"cannot finish {folder.name}: {error}"
+            failure = first_failure(failure)
         if failure and self.run.rank == 0:
             shutil.rmtree(folder, ignore_errors=True)
         return failure
@@ -137,10 +140,11 @@ class CheckpointSaver:
         tensors = self.engine.weights()
         failure = None
         if self.run.rank == 0:
-            weights = {
-                name: PendingTensor(tensor.dtype, tensor.shape, partial(make_once, tensors, name))
-                for name, tensor in tensors.items()
-            }
+            weights: dict[str, PendingTensor] = {}
+            for name, tensor in tensors.items():
+                # Made once: the second time, below, it is no longer among them.
+                make = partial(lambda name: tensors.pop(name).make(), name)
+                weights[name] = PendingTensor(tensor.dtype, tensor.shape, make)
             try:
                 save_weights(
                     self.run.folder,
@@ -159,12 +163,6 @@ class CheckpointSaver:
         if not failure:
             self.exported = step
         return failure
-
-
-def exported_step(run: Path) -> int:
-    """The step of the weights that a run has exported; -1 if there are none."""
-    path = run / FACTS
-    return json.loads(path.read_text())["step"] if path.is_file() else -1
 
 
 def first_failure(failure: str | None) -> str | None:
@@ -196,27 +194,3 @@ def prepare_folder(run: RunContext, folder: Path, export: bool) -> str | None:
     if free < needed:
         return f"no room for a checkpoint: {free / 1e6:.1f} MB free, {needed / 1e6:.1f} MB needed"
     return None
-
-
-def commit_checkpoint(
-    run: RunContext,
-    folder: Path,
-    pending: PendingSave,
-    stored: dict[str, checkpoint.StoredFile],
-) -> str | None:
-    """Make `folder` the newest checkpoint, and remove those that retention no longer keeps. Returns why not, if so."""
-    settings = run.settings.checkpointing
-    stuck = pending.state["stability"]["stuck"]
-    keep = checkpoint.RetentionPolicy(settings.keep_last, settings.keep_every, stuck)
-    try:
-        checkpoint.commit(
-            folder, pending.step, pending.state, keep, stored, run.fencing_token.check
-        )
-    except OSError as error:
-        return f"cannot finish {folder.name}: {error}"
-    return None
-
-
-def make_once(tensors: dict[str, PendingTensor], name: str) -> Tensor:
-    """Make a pending tensor and forget it: the second time it is no longer there."""
-    return tensors.pop(name).make()

@@ -10,7 +10,6 @@ written by a thread, which only sums and writes: it takes no part in a collectiv
 the interpreter.
 """
 
-import hashlib
 import io
 import os
 import shutil
@@ -18,9 +17,11 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, BinaryIO, NamedTuple, cast
+from typing import IO, Any, NamedTuple, cast
 
 import torch
+
+from megajukebox.common.files import HashingFile
 
 LONGEST_MESSAGE = 200  # characters of an error that an event keeps
 
@@ -30,23 +31,6 @@ class StoredFile(NamedTuple):
 
     bytes: int
     sha256: str
-
-
-class HashingFile:
-    """A file that knows the sha256 and size of what was written to it."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file = file
-        self.digest = hashlib.sha256()
-        self.bytes = 0
-
-    def write(self, data: Any) -> int:
-        self.digest.update(data)
-        self.bytes += len(data)
-        return self.file.write(data)
-
-    def flush(self) -> None:
-        self.file.flush()
 
 
 class CheckpointStorage:
@@ -104,7 +88,7 @@ class CheckpointStorage:
                 fill(cast(IO[bytes], hashing))
                 file.flush()
                 os.fsync(file.fileno())
-            self.stored[path] = StoredFile(hashing.bytes, hashing.digest.hexdigest())
+            self.stored[path] = StoredFile(hashing.bytes, hashing.sha256.hexdigest())
         except (OSError, RuntimeError) as error:
             self.failure = why(error, Path(path))
 

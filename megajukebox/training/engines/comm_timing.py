@@ -4,6 +4,7 @@ it.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import wraps
 from typing import Any
 
@@ -84,12 +85,12 @@ class Communication:
         return lap
 
 
+@dataclass(eq=False)
 class _Awaited:
     """A collective under way, whose `wait` is timed too."""
 
-    def __init__(self, work: Any, watch: Stopwatch) -> None:
-        self._work = work
-        self._watch = watch
+    _work: Any
+    _watch: Stopwatch
 
     def wait(self, *args: Any, **kwargs: Any) -> Any:
         begun = self._watch.now()

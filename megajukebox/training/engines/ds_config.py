@@ -117,30 +117,35 @@ def parse_name(name: str) -> DsConfigName:
     raise UserError(f"ds_config {name!r} is neither a file nor one of {known}")
 
 
-def read_recipe(name: str) -> DsRecipe:
-    """The recipe called `name` in ds_configs/. Raises UserError with those that are known."""
-    path = DS_CONFIGS / f"{name}.yaml"
-    if not path.is_file():
-        raise UserError(f"recipe {name!r} is none of ds_configs/: {', '.join(recipe_names())}")
-    try:
-        return DsRecipe.model_validate(yaml.safe_load(path.read_text()))
-    except ValidationError as error:
-        lines = "".join(f"\n  {mistake}" for mistake in mistakes(error, DsRecipe))
-        raise UserError(f"{path} is not a valid recipe:{lines}") from None
-
-
 def render(name: DsConfigName) -> dict[str, Any]:
     """The JSON that DeepSpeed is given: the recipe, its precision, and what the profile replaces or
     removes.
+
+    Raises:
+        UserError: there is no such recipe, it is not valid, or the profile does not have it.
     """
-    recipe = read_recipe(name.recipe)
+    path = DS_CONFIGS / f"{name.recipe}.yaml"
+    if not path.is_file():
+        known = ", ".join(recipe_names())
+        raise UserError(f"recipe {name.recipe!r} is none of ds_configs/: {known}")
+    try:
+        recipe = DsRecipe.model_validate(yaml.safe_load(path.read_text()))
+    except ValidationError as error:
+        lines = "".join(f"\n  {mistake}" for mistake in mistakes(error, DsRecipe))
+        raise UserError(f"{path} is not a valid recipe:{lines}") from None
     profile = name.profile
     if name.recipe not in profile.recipes:
         known = ", ".join(profile.recipes)
         raise UserError(f"profile {profile.name} has no recipe {name.recipe!r}; it has {known}")
     precision = name.precision or profile.precision
     rendered = {**recipe.ds_config, "steps_per_print": STEPS_PER_PRINT}
-    rendered |= precision_keys(precision, profile.mixed_precision or recipe.mixed_precision)
+    mixed_precision = profile.mixed_precision or recipe.mixed_precision
+    if precision != "float32" and mixed_precision == "autocast":
+        rendered |= {"torch_autocast": {"enabled": True, "dtype": precision}}
+    elif precision == "float16":
+        rendered |= {"fp16": FP16}
+    elif precision == "bfloat16":
+        rendered |= {"bf16": {"enabled": True}}
     if precision == "bfloat16":
         rendered |= recipe.with_bfloat16
     rendered |= profile.recipes[name.recipe]
@@ -148,17 +153,6 @@ def render(name: DsConfigName) -> dict[str, Any]:
     check_keys(ds_config)
     # Profiles are read once a process, and DeepSpeed takes entries out of what it is given.
     return copy.deepcopy(ds_config)
-
-
-def precision_keys(precision: Precision, mixed_precision: str) -> dict[str, Any]:
-    """DeepSpeed's keys for computing in `precision`; none for float32."""
-    if precision == "float32":
-        return {}
-    if mixed_precision == "autocast":
-        return {"torch_autocast": {"enabled": True, "dtype": precision}}
-    if precision == "float16":
-        return {"fp16": dict(FP16)}
-    return {"bf16": {"enabled": True}}
 
 
 def ds_config_name_for(name: str, profile: GPUProfile) -> str:

@@ -55,15 +55,15 @@ def freeze(model: nn.Module, parts: tuple[str, ...]) -> None:
     an unknown part.
     """
     for part in parts:
-        frozen = [
-            p for name, p in model.named_parameters() if name == part or name.startswith(f"{part}.")
-        ]
-        if not frozen:
+        is_frozen = False
+        for name, parameter in model.named_parameters():
+            if name == part or name.startswith(f"{part}."):
+                parameter.requires_grad_(False)
+                is_frozen = True
+        if not is_frozen:
             known = dict.fromkeys(name.split(".")[0] for name, _ in model.named_parameters())
             raise UserError(
                 f"freeze: the model has no part {part!r}; it has {', '.join(known)}, and parts of those"
             )
-        for parameter in frozen:
-            parameter.requires_grad_(False)
     if not any(p.requires_grad for p in model.parameters()):
         raise UserError("freeze leaves nothing to train; name fewer parts")

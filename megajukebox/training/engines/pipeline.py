@@ -107,7 +107,8 @@ class PipelineEngine(ZeroEngine):
         )
         self.layers = module
         fill(dict(module.named_in_prior()), weights or {})
-        plain = {key: value for key, value in ds_config.items() if key != "pipeline"}
+        plain = dict(ds_config)
+        plain.pop("pipeline", None)
         super().__init__(module, plain, rules, ema_decay)
 
     def _forward_backward_step(self, micro_batches: list[dict]) -> dict[str, float]:
@@ -152,11 +153,11 @@ class PipelineEngine(ZeroEngine):
             names = ["loss", "bits_per_code"]
             if self.config.lyrics:
                 names.append("bits_per_lyric")
-            rows = []
-            for report in self.reports:
-                rows.append(torch.stack([report[name].float().reshape(()) for name in names]))
             values = torch.zeros(len(names), device=self.device)
-            if rows:
+            if self.reports:
+                rows = []
+                for report in self.reports:
+                    rows.append(torch.stack([report[name].float().reshape(()) for name in names]))
                 values = torch.stack(rows).sum(0)
             dist.all_reduce(values)
             pipelines = dist.get_world_size() // self.stages
@@ -165,12 +166,11 @@ class PipelineEngine(ZeroEngine):
 
     def weights(self) -> dict[str, PendingTensor]:
         """As `ZeroEngine.weights`; each tensor comes from the stage that holds it."""
-        mine = {name: tensor.detach() for name, tensor in self.layers.named_in_prior()}
+        mine: dict[str, tuple[int, ...]] = {}
+        for name, tensor in self.layers.named_in_prior():
+            mine[name] = tuple(tensor.shape)
         pending: dict[str, PendingTensor] = {}
-        shapes = collectives.all_gather(
-            {name: tuple(tensor.shape) for name, tensor in mine.items()}
-        )
-        for rank, of_rank in enumerate(shapes):
+        for rank, of_rank in enumerate(collectives.all_gather(mine)):
             for name, shape in of_rank.items():
                 if name not in pending:  # else a rank before holds it
                     fetch = partial(self._from_owner, name, shape, rank)
@@ -197,15 +197,28 @@ class _Layers(PipelineModule):
     """
 
     def __init__(self, config: PriorConfig, stages: int, loss: Callable, recompute: bool):
-        self.cuts = _balanced(config, stages)
+        with torch.device("meta"):
+            sizes = []
+            for make in layers(config):
+                sizes.append(sum(parameter.numel() for parameter in make().parameters()))
+        # Stages have about equally many parameters: [0, ..., number of layers].
+        self.cuts = partition_balanced(weights=sizes, num_parts=stages)
         per_stage = dist.get_world_size() // stages
         stage = dist.get_rank() // per_stage
-        built = list(_build(config, range(*self.cuts[stage : stage + 2])))
+        first, stop = self.cuts[stage : stage + 2]
+        built: list[nn.Module] = []
+        for number, make in enumerate(layers(config)):
+            # Each draws its weights after the one before, also those of the stages before this one.
+            layer = make() if number < stop else nn.Module()
+            built.append(layer if first <= number < stop else nn.Module())
         if recompute:
             blocks = [layer for layer in built if isinstance(layer, BlockLayer)]
             recompute_activations(nn.ModuleList(blocks))
+        specs: list = built
+        if not config.separate_head:
+            specs = [_Tied(built[0]), *built[1:-1], _Tied(built[-1], read_out)]
         with contextlib.redirect_stdout(io.StringIO()):  # it prints every layer
-            super().__init__(_specs(config, built), num_stages=stages, loss_fn=loss)
+            super().__init__(specs, num_stages=stages, loss_fn=loss)
         # Read by the conversion for another number of stages: the second copy of the tied matrix is
         # left out.
         self.universal_checkpoint_info = {
@@ -228,26 +241,6 @@ class _Layers(PipelineModule):
                 yield name_in_prior(int(head), rest), tensor
 
 
-def _balanced(config: PriorConfig, stages: int) -> list[int]:
-    """Where to cut the list so that stages have about equally many parameters: [0, ..., number of
-    layers].
-    """
-    with torch.device("meta"):
-        sizes = []
-        for make in layers(config):
-            sizes.append(sum(parameter.numel() for parameter in make().parameters()))
-    return partition_balanced(weights=sizes, num_parts=stages)
-
-
-def _build(config: PriorConfig, mine: range) -> Iterator[nn.Module]:
-    """Every layer in order, those of other stages as an empty module; each draws its weights after
-    the one before.
-    """
-    for number, make in enumerate(layers(config)):
-        layer = make() if number < mine.stop else nn.Module()
-        yield layer if number in mine else nn.Module()
-
-
 class _Tied(TiedLayerSpec):
     """A layer that is already built and shares one matrix with another of the list."""
 
@@ -257,9 +250,3 @@ class _Tied(TiedLayerSpec):
 
     def build(self, log: bool = False) -> nn.Module:
         return self.layer
-
-
-def _specs(config: PriorConfig, built: list[nn.Module]) -> list:
-    if config.separate_head:
-        return built
-    return [_Tied(built[0]), *built[1:-1], _Tied(built[-1], read_out)]

@@ -111,16 +111,20 @@ def autocast(how: TraceSetting) -> Iterator[None]:
         return
     low = getattr(torch, how.precision)
 
-    def rounded(operation: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def call(x: Tensor, weight: Tensor, bias: Tensor | None = None, *rest: Any) -> Tensor:
-            low_bias = None if bias is None else bias.to(low)
-            return operation(x.to(low), weight.to(low), low_bias, *rest)
-
-        return call
+    def rounded(
+        operation: Callable[..., Tensor],
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        *rest: Any,
+    ) -> Tensor:
+        low_bias = None if bias is None else bias.to(low)
+        return operation(x.to(low), weight.to(low), low_bias, *rest)
 
     with ExitStack() as patches:
         for name in AUTOCAST_OPERATIONS:
-            patches.enter_context(patch.object(F, name, rounded(getattr(F, name))))
+            operation = getattr(F, name)
+            patches.enter_context(patch.object(F, name, partial(rounded, operation)))
         yield
 
 

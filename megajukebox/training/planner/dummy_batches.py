@@ -13,11 +13,11 @@ def clips(size: int, samples: int) -> dict:
 
 def windows(config: PriorConfig, size: int) -> dict:
     """Random codes, with every condition of a prior of this configuration."""
-    batch: dict = {"codes": torch.randint(config.codebook_size, (size, config.window))}
-    batch["conditions"] = {
-        name: torch.randint(c.table_size, (size, c.max_values))
-        for name, c in config.conditions.items()
-    }
+    codes = torch.randint(config.codebook_size, (size, config.window))
+    conditions = {}
+    for name, table in config.conditions.items():
+        conditions[name] = torch.randint(table.table_size, (size, table.max_values))
+    batch: dict = {"codes": codes, "conditions": conditions}
     batch["timing"] = torch.tensor([[180.0, 30.0, 20.0]]).repeat(size, 1) * config.sample_rate
     if config.lyrics:
         batch["lyrics"] = torch.randint(config.lyrics.size, (size, config.lyrics.tokens))

@@ -44,6 +44,7 @@ class MemoryNeed(NamedTuple):
 
     @property
     def total(self) -> float:
+        """Bytes at the fullest moment."""
         counted = max(sum(parts.values()) for parts in self.moments.values())
         return counted * (1 + self.gaps) + self.outside
 
@@ -140,7 +141,12 @@ def _ways_to_save(recipe: Recipe) -> Iterator[tuple[int, list[str], Recipe]]:
     if not recipe.offload_optimizer:
         setting = "zero_optimization.offload_optimizer"
         offloaded.append(SettingChange(COST_OF_OFFLOADING, setting, {"offload_optimizer": True}))
-    for changes in product(recomputed, _smaller(recipe), _sharing(recipe), offloaded):
+    shared = [UNCHANGED]  # by higher stages of ZeRO; a pipeline goes with ZeRO-1 alone
+    highest = 3 if recipe.pipeline == 1 else recipe.stage
+    for stage in range(recipe.stage + 1, highest + 1):
+        cost = COST_OF_A_ZERO_STAGE * (stage - recipe.stage)
+        shared.append(SettingChange(cost, f"zero_optimization.stage {stage}", {"stage": stage}))
+    for changes in product(recomputed, _smaller(recipe), shared, offloaded):
         fields: dict[str, Any] = {}
         for change in changes:
             fields |= change.fields
@@ -148,9 +154,13 @@ def _ways_to_save(recipe: Recipe) -> Iterator[tuple[int, list[str], Recipe]]:
         if changed == recipe or (fields.get("offload_optimizer") and changed.stage == 0):
             continue
         recomputing, smaller, sharing, offloading = changes
-        settings = [change.setting for change in (recomputing, sharing, offloading, smaller)]
-        cost = sum(change.cost for change in changes)
-        yield cost, [setting for setting in settings if setting], changed
+        cost = 0
+        settings = []
+        for change in (recomputing, sharing, offloading, smaller):
+            cost += change.cost
+            if change.setting:
+                settings.append(change.setting)
+        yield cost, settings, changed
 
 
 def _smaller(recipe: Recipe) -> Iterator[SettingChange]:
@@ -167,15 +177,6 @@ def _smaller(recipe: Recipe) -> Iterator[SettingChange]:
             f" {accumulation}"
         )
         yield SettingChange(1 + halvings, setting, {"micro": micro, "accumulation": accumulation})
-
-
-def _sharing(recipe: Recipe) -> Iterator[SettingChange]:
-    """Higher stages of ZeRO; a pipeline goes with ZeRO-1 alone."""
-    yield UNCHANGED
-    if recipe.pipeline == 1:
-        for stage in range(recipe.stage + 1, 4):
-            cost = COST_OF_A_ZERO_STAGE * (stage - recipe.stage)
-            yield SettingChange(cost, f"zero_optimization.stage {stage}", {"stage": stage})
 
 
 def largest_micro_batch(workload: Workload, recipe: Recipe, gpus: int, gpu: GPU) -> int:

@@ -20,6 +20,7 @@ class Pace(NamedTuple):
 
     @property
     def step(self) -> float:
+        """Seconds of a step: the slower of computing and exchanging, which go on side by side."""
         return max(self.compute, self.network)
 
     @property

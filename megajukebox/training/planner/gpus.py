@@ -68,11 +68,11 @@ def gpu_of_profile(profile: GPUProfile, card: str | None = None) -> GPU:
 
 def known_gpus() -> dict[str, GPU]:
     """Every card of the profiles that come with the package, by name."""
-    return {
-        card: gpu_of_profile(profile, card)
-        for profile in shipped_profiles()
-        for card in profile.cards
-    }
+    gpus = {}
+    for profile in shipped_profiles():
+        for card in profile.cards:
+            gpus[card] = gpu_of_profile(profile, card)
+    return gpus
 
 
 def gpu_named(name: str) -> GPU:

@@ -82,15 +82,6 @@ class Assumptions(BaseModel):
     restart_seconds: float = 900.0
 
 
-def other_samples_of_jukebox(preset: Preset, stage: PlannedStage, samples: int) -> int | None:
-    """Samples of a step where each of Jukebox's GPUs has one.
-
-    None if the step is that, or was chosen.
-    """
-    is_jukebox = preset.name.startswith("jukebox") and not preset.stage(stage.name).batch
-    return stage.default_gpus if is_jukebox and stage.default_gpus != samples else None
-
-
 def plan(
     preset: Preset,
     stage: PlannedStage,
@@ -125,6 +116,10 @@ def plan(
     nodes = -(-gpus // gpu.gpus_per_node)
     checkpoint_gib = checkpoint_bytes(way, elements) / GIB
     samples = way.samples(gpus)
+    # Each of Jukebox's GPUs had one sample; None if the step is that, or was chosen.
+    samples_of_jukebox = None
+    if preset.name.startswith("jukebox") and not settings.batch and stage.default_gpus != samples:
+        samples_of_jukebox = stage.default_gpus
     return TrainingPlan(
         preset=preset.name,
         stage=stage.name,
@@ -136,7 +131,7 @@ def plan(
         parameters=elements,
         memory=memory_forecast(workload, way, gpus, gpu, needed),
         samples_per_step=samples,
-        samples_of_jukebox=other_samples_of_jukebox(preset, stage, samples),
+        samples_of_jukebox=samples_of_jukebox,
         units_per_step=samples * workload.units,
         unit=workload.unit,
         steps=settings.steps,

@@ -59,6 +59,7 @@ class Recipe(NamedTuple):
         return BYTES[self.weights]
 
     def data_ranks(self, gpus: int) -> int:
+        """Ranks that read different data: the stages of one pipeline read the same."""
         return gpus // self.pipeline
 
     def samples(self, gpus: int) -> int:

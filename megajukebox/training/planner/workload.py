@@ -91,6 +91,7 @@ Workload = AudioWorkload | CodeWorkload
 
 
 def audio_workload(preset: Preset, stage: str) -> AudioWorkload:
+    """The VQ-VAE of `preset` on the clips of `stage`."""
     return AudioWorkload(preset.vqvae.model_dump_json(), preset.stage(stage).clip or 0)
 
 
