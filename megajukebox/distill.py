@@ -61,7 +61,12 @@ def main(
     out: Annotated[Path, Option(help="Folder of the student.")],
     settings: Settings = None,
     preset: Annotated[str, Option(help="Preset with the training settings.")] = "tiny",
-    ds_config: Annotated[str | None, Option(help="DeepSpeed JSON instead of the preset's.")] = None,
+    ds_config: Annotated[
+        str | None,
+        Option(
+            help="RECIPE_PROFILE.json, RECIPE@PROFILE.yaml or a JSON file instead of the preset's."
+        ),
+    ] = None,
     order: Order = None,
     windows: Annotated[int, Option(min=1, help="Sample this many windows to train on.")] = 2048,
     temperature: Annotated[float, Option(min=0.01, help="Temperature of their sampling.")] = 0.99,

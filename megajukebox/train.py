@@ -47,7 +47,10 @@ def main(
         str, typer.Option(help="A name in megajukebox/presets, or a YAML file.")
     ] = "tiny",
     ds_config: Annotated[
-        str | None, typer.Option(help="Another JSON, from ds_configs/ or a path.")
+        str | None,
+        typer.Option(
+            help="RECIPE_PROFILE.json, RECIPE@PROFILE.yaml or a JSON file instead of the preset's."
+        ),
     ] = None,
     base: Annotated[
         Path | None,

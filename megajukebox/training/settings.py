@@ -132,7 +132,7 @@ class LoaderSettings(StrictSettings):
 class TrainingSettings(StrictSettings):
     """How one stage is trained."""
 
-    ds_config: str = Field(description="JSON in ds_configs/, or a path")
+    ds_config: str = Field(description="RECIPE_PROFILE.json, RECIPE@PROFILE.yaml or a JSON file")
     steps: int = Field(gt=0)
     batch: int = Field(
         default=0,
