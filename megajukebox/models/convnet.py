@@ -134,11 +134,11 @@ def residual_stack(
     zero_out: bool = False,
 ) -> nn.Sequential:
     """`depth` residual units with dilations growth^d (d restarting every `cycle`), largest first if `reverse`."""
-    dilations = [growth ** (d % cycle if cycle else d) for d in range(depth)]
-    units = [
-        ResidualUnit(width, int(hidden_ratio * width), dilation, scale, zero_out)
-        for dilation in dilations
-    ]
+    hidden = int(hidden_ratio * width)
+    units: list[nn.Module] = []
+    for d in range(depth):
+        dilation = growth ** (d % cycle if cycle else d)
+        units.append(ResidualUnit(width, hidden, dilation, scale, zero_out))
     return nn.Sequential(*(reversed(units) if reverse else units))
 
 

@@ -25,9 +25,9 @@ def lyric_attention(prior: Prior, batch: dict, layers: list[int]) -> dict[int, T
     `batch` is that of `Prior.forward`. ValueError for a layer that reads no lyrics.
     """
     known = lyric_layers(prior)
-    wrong = [layer for layer in layers if layer not in known]
-    if wrong:
-        raise ValueError(f"layer {wrong[0]} of this prior reads no lyrics; choose among {known}")
+    for layer in layers:
+        if layer not in known:
+            raise ValueError(f"layer {layer} of this prior reads no lyrics; choose among {known}")
     given = prior.conditioning(batch)
     weights = {}
     h = prior.input(prior.tokens(batch), given.start, given.added)
