@@ -39,9 +39,9 @@ class Vocabulary:
             raise UserError(
                 f"vocabulary starts with {self.names[:1]}; its first name must be {UNKNOWN!r}"
             )
-        twice = [name for name, times in Counter(self.names).items() if times > 1]
-        if twice:
-            raise UserError(f"vocabulary names {twice[0]!r} twice; keep one of them")
+        for name, times in Counter(self.names).items():
+            if times > 1:
+                raise UserError(f"vocabulary names {name!r} twice; keep one of them")
 
     def __len__(self) -> int:
         return len(self.names)
@@ -58,6 +58,7 @@ class Vocabulary:
         return ids
 
     def id(self, name: str) -> int:
+        """The id of a name however it is written; UNKNOWN_ID if it is not here."""
         return self._id.get(normalised(name), UNKNOWN_ID)
 
     def ids(self, names: Sequence[str], slots: int) -> np.ndarray:
@@ -116,7 +117,7 @@ class Vocabulary:
     @property
     def bin_years(self) -> int:
         """Years under one id, in a vocabulary of years."""
-        return max((len(years_in(name)) for name in self.names[1:]), default=0) or 1
+        return max(map(len, map(years_in, self.names[1:])), default=0) or 1
 
 
 def years_in(name: str) -> range:
@@ -130,8 +131,10 @@ def ranked(counts: Mapping[str, int], min_count: int) -> Iterable[str]:
     total: Counter[str] = Counter()
     for name, count in counts.items():
         total[normalised(name)] += count
-    frequent = [name for name, count in total.items() if count >= min_count]
-    names = [name for name in frequent if name not in ("", UNKNOWN)]
+    names: list[str] = []
+    for name, count in total.items():
+        if count >= min_count and name not in ("", UNKNOWN):
+            names.append(name)
     return sorted(names, key=lambda name: (-total[name], name))
 
 
