@@ -1,7 +1,6 @@
 """Our run folders in OpenAI's and in Hugging Face's layout, without loss: the tables of the import read backwards."""
 
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,8 +59,10 @@ class ExportedRun:
 
 def open_runs(path: Path) -> list[ExportedRun]:
     """The models in a run folder, or in a folder of them. UserError if there are none."""
-    folders = [path, *(path / name for name in RUN_FOLDERS.values())]
-    folders = [folder for folder in folders if (folder / FACTS).is_file()]
+    folders: list[Path] = []
+    for folder in (path, *map(path.joinpath, RUN_FOLDERS.values())):
+        if (folder / FACTS).is_file():
+            folders.append(folder)
     if not folders:
         raise UserError(
             f"{path} holds no exported model; give a run folder, or a folder with"
@@ -102,26 +103,19 @@ def _openai(run: ExportedRun, to: Path) -> Path:
     hps = imported.get("hps") or reference_hps(run.config, run.level)
     if "grown_from" in run.facts:
         hps = {**hps, "y_bins": reference_hps(run.config, run.level)["y_bins"]}
+    # JSON has no tuples, the reference has no lists.
+    hps = {name: tuple(value) if isinstance(value, list) else value for name, value in hps.items()}
     model: dict[str, Tensor] = {}
     for entry in run.table(imported.get("stack", "blocks")):
         if entry.ours is None:  # tied: the reference's files name one piece of memory twice
             model[entry.theirs] = model["prior.x_emb.weight"]
         else:
             model[entry.theirs] = run.pending(entry).make().contiguous()
-    content = {"hps": as_tuples(hps), "model": model, "opt": None, "step": run.facts["step"]}
+    content = {"hps": hps, "model": model, "opt": None, "step": run.facts["step"]}
     file = to / ("vqvae.pth.tar" if run.level is None else f"prior_level_{run.level}.pth.tar")
     with atomic_open(file) as out:
         torch.save(content, out)
     return file
-
-
-def as_tuples(hps: Mapping[str, Any]) -> dict[str, Any]:
-    """The hyper-parameters with tuples for lists: JSON has no tuples, the reference has no lists."""
-    changed = dict(hps)
-    for name, value in hps.items():
-        if isinstance(value, list):
-            changed[name] = tuple(value)
-    return changed
 
 
 def export_hugging_face(path: Path, to: Path) -> list[Path]:
