@@ -181,9 +181,8 @@ def grid_attention(
         return attend(q_BTHD, k_BSHD, v_BSHD, pattern)
     if pattern in ("dense", "prefix"):
         seen = sight.prefix if pattern == "prefix" else q_BTHD.shape[1]
-        return masked_attention(
-            q_BTHD, k_BSHD[:, :seen], v_BSHD[:, :seen], sight.everything[:, :, :seen]
-        )
+        mask = unmask_empty_rows(sight.everything[:, :, :seen])
+        return _sdpa(q_BTHD, k_BSHD[:, :seen], v_BSHD[:, :seen], *mask)
     q = q_BTHD.unflatten(1, (sight.rows, -1))
     k = k_BSHD.unflatten(1, (sight.rows, -1))
     v = v_BSHD.unflatten(1, (sight.rows, -1))
@@ -202,13 +201,9 @@ def _in_groups(q_BGLHD: Tensor, k_BGSHD: Tensor, v_BGSHD: Tensor, mask_BGLS: Ten
     batch, groups = q_BGLHD.shape[:2]
     mask = mask_BGLS.expand(batch, -1, -1, -1).flatten(0, 1)
     q = q_BGLHD.flatten(0, 1)
-    out = masked_attention(q, k_BGSHD.flatten(0, 1), v_BGSHD.flatten(0, 1), mask)
+    k = k_BGSHD.flatten(0, 1)
+    out = _sdpa(q, k, v_BGSHD.flatten(0, 1), *unmask_empty_rows(mask))
     return out.unflatten(0, (batch, groups))
-
-
-def masked_attention(q_NTHD: Tensor, k_NSHD: Tensor, v_NSHD: Tensor, mask_NTS: Tensor) -> Tensor:
-    """Attention over the second axis with a mask; a query that sees nothing gathers zeros."""
-    return _sdpa(q_NTHD, k_NSHD, v_NSHD, *unmask_empty_rows(mask_NTS))
 
 
 def unmask_empty_rows(mask_NTS: Tensor) -> tuple[Tensor, Tensor]:
@@ -223,7 +218,10 @@ def unmask_empty_rows(mask_NTS: Tensor) -> tuple[Tensor, Tensor]:
 def _sdpa(
     q_NTHD: Tensor, k_NSHD: Tensor, v_NSHD: Tensor, mask_NTS: Tensor, nothing_NT: Tensor | None
 ) -> Tensor:
-    """`masked`, with a mask that was `opened` before; None where no query sees nothing."""
+    """Attention over the second axis with both of `unmask_empty_rows`; a query that sees nothing gathers zeros.
+
+    `nothing_NT` may be None where every query sees something.
+    """
     q = q_NTHD.transpose(1, 2)
     k = k_NSHD.transpose(1, 2)
     v = v_NSHD.transpose(1, 2)
