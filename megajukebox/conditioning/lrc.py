@@ -16,10 +16,6 @@ class TimedWord:
     t0: float
     t1: float
 
-    def moved(self, characters: int) -> "TimedWord":
-        """The same word in a text that has `characters` more before it."""
-        return TimedWord(self.start_char + characters, self.end_char + characters, self.t0, self.t1)
-
 
 # A line without word times lasts at most this long a word, so that pauses are not sung through.
 SECONDS_PER_WORD = 1.0
@@ -62,7 +58,9 @@ def parse_lrc(text: str) -> tuple[str, list[TimedWord]]:
         if line.has_time:
             next_start = starts[bisect_right(starts, line.start)]
             body, sung = timed_words(line.body, line.start, next_start)
-            words += [w.moved(length) for w in sung]
+            for word in sung:
+                start_char = word.start_char + length
+                words.append(TimedWord(start_char, word.end_char + length, word.t0, word.t1))
         plain.append(body)
         length += len(body) + 1
     return "\n".join(plain), words

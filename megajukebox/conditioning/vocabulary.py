@@ -4,7 +4,7 @@ import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -82,7 +82,14 @@ class Vocabulary:
         """With the new names of `counts` added behind: the ids of the names it has do not move."""
         if size is not None and size <= len(self):
             return self
-        new = [name for name in ranked(counts, min_count) if name not in self._id]
+        total: Counter[str] = Counter()
+        for name, count in counts.items():
+            total[normalised(name)] += count
+        new: list[str] = []
+        # The most frequent first, equal ones by name: the same counts give the same ids.
+        for name in sorted(total, key=lambda name: (-total[name], name)):
+            if total[name] >= min_count and name not in ("", UNKNOWN) and name not in self._id:
+                new.append(name)
         return Vocabulary((*self.names, *new)[:size])
 
     def to_json(self) -> str:
@@ -124,18 +131,6 @@ def years_in(name: str) -> range:
     """The years that "1990-1999" stands for; none for any other name."""
     years = YEARS.fullmatch(name)
     return range(int(years[1]), int(years[2]) + 1) if years else range(0)
-
-
-def ranked(counts: Mapping[str, int], min_count: int) -> Iterable[str]:
-    """Normalised names, most frequent first; equal ones by name, so that the same counts give the same ids."""
-    total: Counter[str] = Counter()
-    for name, count in counts.items():
-        total[normalised(name)] += count
-    names: list[str] = []
-    for name, count in total.items():
-        if count >= min_count and name not in ("", UNKNOWN):
-            names.append(name)
-    return sorted(names, key=lambda name: (-total[name], name))
 
 
 def vocabularies_json(vocabularies: Mapping[str, Vocabulary]) -> bytes:
