@@ -195,25 +195,24 @@ def _openai(path: Path, content: Any, state: dict[str, Tensor]) -> ForeignCheckp
         raise UserError(
             f"{path} is neither a VQ-VAE nor a prior of Jukebox; its tensors are {some}, ..."
         )
+    level: int | None = None
+    if is_prior:
+        # In the hyper-parameters or in the name of the file; both must agree.
+        named = re.search(r"level_?(\d)", path.name)
+        if named and "level" in hps and int(named[1]) != hps["level"]:
+            raise UserError(
+                f"{path} is a prior of level {hps['level']} but is named as one of level {named[1]}; rename it"
+            )
+        level = hps.get("level", int(named[1]) if named else None)
     return ForeignCheckpoint(
         files=(path,),
         kind="prior" if is_prior else "vqvae",
         tensors=tensors,
-        level=_level(path, hps) if is_prior else None,
+        level=level,
         hps=hps,
         step=step if isinstance(step, int) else 0,
         stack=stack,
     )
-
-
-def _level(path: Path, hps: dict[str, Any]) -> int | None:
-    """The level in the file's hyper-parameters or in its name; both must agree."""
-    named = re.search(r"level_?(\d)", path.name)
-    if named and "level" in hps and int(named[1]) != hps["level"]:
-        raise UserError(
-            f"{path} is a prior of level {hps['level']} but is named as one of level {named[1]}; rename it"
-        )
-    return hps.get("level", int(named[1]) if named else None)
 
 
 def _one_stack_name(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:

@@ -132,7 +132,14 @@ def prior_config(shapes: Shapes, given: Hps, level: str, hop: int) -> PriorConfi
         tokens -= lyrics.size
     transformer = _transformer(shapes, given, "prior", width)
     separate_head = bool(given["merged_decoder"])
-    conditions = _labels(shapes, given)
+    conditions: dict[str, LabelConfig] = {}
+    if "y_emb.artist_emb.emb.weight" in shapes:
+        given.require(["max_bow_genre_size"])
+        artists = shapes["y_emb.artist_emb.emb.weight"][0]
+        genres = look(shapes, "y_emb.bow_genre_emb.emb.weight", given.where)[0]
+        slots = given["max_bow_genre_size"]
+        conditions["artist"] = LabelConfig(max_values=1, table_size=artists)
+        conditions["genres"] = LabelConfig(max_values=slots, table_size=genres)
     timing: TimingConfig | None = None
     if "y_emb.total_length_emb.emb.weight" in shapes:
         given.require(["min_duration", "max_duration"])
@@ -198,19 +205,6 @@ def _check_order(shapes: Shapes, where: str, layers: str, order: int, depth: int
             f"{where}: by attn_order {order} layers {by_order} read lyrics,"
             f" by its tensors {by_tensors}"
         )
-
-
-def _labels(shapes: Shapes, given: Hps) -> dict[str, LabelConfig]:
-    if "y_emb.artist_emb.emb.weight" not in shapes:
-        return {}
-    given.require(["max_bow_genre_size"])
-    artists = look(shapes, "y_emb.artist_emb.emb.weight", given.where)[0]
-    genres = look(shapes, "y_emb.bow_genre_emb.emb.weight", given.where)[0]
-    slots = given["max_bow_genre_size"]
-    return {
-        "artist": LabelConfig(max_values=1, table_size=artists),
-        "genres": LabelConfig(max_values=slots, table_size=genres),
-    }
 
 
 def _upper(shapes: Shapes, given: Hps, width: int) -> UpsamplerConditionerConfig | None:

@@ -97,7 +97,6 @@ def _write(
                     lists[name] = list(words.names)
                 text = json.dumps(lists, ensure_ascii=False)
                 write_atomic(folder / VOCABULARIES, text.encode())
-            _save_alignment(part, folder)
         make_folder(to)
         for part in parts:
             os.replace(partial / part.folder, to / part.folder)
@@ -107,7 +106,7 @@ def _write(
 
 
 def _save(part: Part, folder: Path, vqvae: str | None) -> str:
-    """Write the weights and facts of one part; returns their fingerprint. `vqvae`: that of a prior's VQ-VAE."""
+    """Write weights, facts and alignment of one part; returns the fingerprint. `vqvae`: that of a prior's VQ-VAE."""
     checkpoint = part.checkpoint
     config = part.config
     facts: dict[str, Any] = {
@@ -128,18 +127,15 @@ def _save(part: Part, folder: Path, vqvae: str | None) -> str:
             facts["tokenizer"] = "jukebox_v3" if config.lyrics.size == 79 else "jukebox_v2"
     kind = "vqvae" if isinstance(config, VQVAEConfig) else "prior"
     tensors = converted(part, Reader(checkpoint))
-    return save_weights(folder, kind, config, tensors, checkpoint.step, **facts)
-
-
-def _save_alignment(part: Part, folder: Path) -> None:
-    """The (layer, head) known to follow the lyrics, where the file, or the released model like it, names one."""
-    if not isinstance(part.config, PriorConfig) or not part.config.lyrics:
-        return
-    released = like_released_prior(part.checkpoint.shapes, part.checkpoint.level)
-    known = {**released, **part.checkpoint.hps}
-    if known.get("alignment_layer") is not None:
-        pair = {"layer": known["alignment_layer"], "head": known["alignment_head"]}
-        write_atomic(folder / "alignment.json", json.dumps(pair).encode())
+    fingerprint = save_weights(folder, kind, config, tensors, checkpoint.step, **facts)
+    if isinstance(config, PriorConfig) and config.lyrics:
+        # The (layer, head) known to follow the lyrics, where the file, or the released model like it, names one.
+        released = like_released_prior(checkpoint.shapes, checkpoint.level)
+        known = {**released, **checkpoint.hps}
+        if known.get("alignment_layer") is not None:
+            pair = {"layer": known["alignment_layer"], "head": known["alignment_head"]}
+            write_atomic(folder / "alignment.json", json.dumps(pair).encode())
+    return fingerprint
 
 
 def label_version(config: PriorConfig) -> Version:
