@@ -107,7 +107,7 @@ def _outline(checkpoint: ForeignCheckpoint) -> ForeignCheckpoint:
         outline[name] = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
     embedding = checkpoint.tensors.get("prior.x_emb.weight")
     output = checkpoint.tensors.get("prior.x_out.weight")
-    # A prior's output matrix is its embedding if it is not stored, the same memory, or the same numbers.
+    # The output matrix is the embedding: it is not stored, the same memory, or the same numbers.
     tied = embedding is not None
     if embedding is not None and output is not None:
         tied = embedding.data_ptr() == output.data_ptr() or torch.equal(embedding, output)
@@ -182,7 +182,7 @@ def _state(path: Path, content: Any) -> dict[str, Tensor]:
 
 
 def _openai(path: Path, content: Any, state: dict[str, Tensor]) -> ForeignCheckpoint:
-    """The model of a file in OpenAI's layout. UserError if its tensors are of neither kind of model, or of both."""
+    """The model of a file in OpenAI's layout. UserError if its tensors are not those of one model."""
     facts = content if isinstance(content, dict) and "model" in content else {}
     hps = facts.get("hps")
     hps = dict(hps) if isinstance(hps, Mapping) else {}

@@ -58,7 +58,11 @@ class ExportedRun:
 
 
 def open_runs(path: Path) -> list[ExportedRun]:
-    """The models in a run folder, or in a folder of them. UserError if there are none."""
+    """The models in a run folder, or in a folder of them.
+
+    Raises:
+        UserError: there are none, or one is neither a VQ-VAE nor a prior.
+    """
     folders: list[Path] = []
     for folder in (path, *map(path.joinpath, RUN_FOLDERS.values())):
         if (folder / FACTS).is_file():
@@ -75,20 +79,20 @@ def open_runs(path: Path) -> list[ExportedRun]:
         facts = read_facts(folder)
         if facts["kind"] == "vqvae":
             levels = VQVAEConfig(**facts["config"]).levels
-    return [_open(folder, levels) for folder in folders]
-
-
-def _open(folder: Path, levels: tuple[str, ...]) -> ExportedRun:
-    """The model of one run folder; `levels` of its VQ-VAE, finest first, number a prior's."""
-    facts, stored = load_weights(folder)
-    if facts["kind"] not in ("vqvae", "prior"):
-        raise UserError(
-            f"{folder} holds a {facts['kind']}; the reference has only VQ-VAEs and priors"
-        )
-    if facts["kind"] == "vqvae":
-        return ExportedRun(folder, facts, stored, VQVAEConfig(**facts["config"]), None)
-    config = PriorConfig(**facts["config"])
-    return ExportedRun(folder, facts, stored, config, levels.index(config.level))
+    runs: list[ExportedRun] = []
+    for folder in folders:
+        facts, stored = load_weights(folder)
+        if facts["kind"] == "vqvae":
+            vqvae = VQVAEConfig(**facts["config"])
+            runs.append(ExportedRun(folder, facts, stored, vqvae, None))
+        elif facts["kind"] == "prior":
+            prior = PriorConfig(**facts["config"])
+            runs.append(ExportedRun(folder, facts, stored, prior, levels.index(prior.level)))
+        else:
+            raise UserError(
+                f"{folder} holds a {facts['kind']}; the reference has only VQ-VAEs and priors"
+            )
+    return runs
 
 
 def export_openai(path: Path, to: Path) -> list[Path]:

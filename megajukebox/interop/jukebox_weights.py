@@ -106,7 +106,7 @@ def _write(
 
 
 def _save(part: Part, folder: Path, vqvae: str | None) -> str:
-    """Write weights, facts and alignment of one part; returns the fingerprint. `vqvae`: that of a prior's VQ-VAE."""
+    """Write one part; returns the fingerprint of its weights. `vqvae`: that of a prior's VQ-VAE."""
     checkpoint = part.checkpoint
     config = part.config
     facts: dict[str, Any] = {
@@ -129,7 +129,7 @@ def _save(part: Part, folder: Path, vqvae: str | None) -> str:
     tensors = converted(part, Reader(checkpoint))
     fingerprint = save_weights(folder, kind, config, tensors, checkpoint.step, **facts)
     if isinstance(config, PriorConfig) and config.lyrics:
-        # The (layer, head) known to follow the lyrics, where the file, or the released model like it, names one.
+        # The (layer, head) known to follow the lyrics: the file names it, or the released model.
         released = like_released_prior(checkpoint.shapes, checkpoint.level)
         known = {**released, **checkpoint.hps}
         if known.get("alignment_layer") is not None:
