@@ -67,7 +67,7 @@ def parse_lrc(text: str) -> tuple[str, list[TimedWord]]:
 
 
 def seconds(minutes: str, rest: str) -> float:
-    """Of a time "mm", "ss.cc" or "ss:cc"."""
+    """Seconds of `minutes` and a `rest` like 7, 7.25 or 7:25."""
     return 60 * int(minutes) + float(rest.replace(":", "."))
 
 

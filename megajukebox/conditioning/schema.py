@@ -119,7 +119,7 @@ class SongConditioning:
         return SongConditioning(self.conditions, {**self.values, LYRICS: SongLyrics(self.tokens)})
 
     def null(self) -> SongConditioning:
-        """A song of which nothing is known, for the same prior: dropout leaves conditions out alike."""
+        """A song of which nothing is known, for the same prior; dropout leaves conditions out in this way."""
         return SongConditioning(self.conditions, {c.name: c.null() for c in self.conditions})
 
     def window(

@@ -241,9 +241,9 @@ def student_metrics(target: EvalTarget, context: EvalContext) -> Iterator[Metric
         if not (folder / "index.json").is_file():
             context.notes.append(f"{folder} holds no windows of the teacher: no forward divergence")
             return
-        taught = TeacherWindows(ShardSet(folder))
+        sampled = TeacherWindows(ShardSet(folder))
         forward: dict[str, float] = {}  # by window, as windows are of no song
-        for batch in held_out_batches(taught, micro_batch=BATCH, limit=MAX_TEACHER_WINDOWS):
+        for batch in held_out_batches(sampled, micro_batch=BATCH, limit=MAX_TEACHER_WINDOWS):
             for gap in forward_gap(student, to_device(batch, device)).tolist():
                 forward[f"window-{len(forward):04d}"] = gap
         if forward:
