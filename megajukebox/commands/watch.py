@@ -58,7 +58,7 @@ def main(
 
 def exit_code(runs: list[RunState]) -> int:
     """0: nothing is wrong, 1: for the morning (or there is no run at all), 2: act now."""
-    severities = set()
+    severities: set[str] = set()
     for run in runs:
         severities.update(alert.severity for alert in diagnose(run))
     if PAGE in severities:

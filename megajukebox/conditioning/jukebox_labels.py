@@ -20,7 +20,7 @@ def jukebox_name(name: str, version: Version) -> str:
 def jukebox_genres(genres: str, version: Version) -> list[str]:
     """The genres that a text names: v2 takes every word for one of the bag, v3 the whole for one."""
     name = jukebox_name(genres, version)
-    return [word for word in name.split("_") if word] if version == "v2" else [name]
+    return list(filter(None, name.split("_"))) if version == "v2" else [name]
 
 
 def as_written(style: str | None, condition: str, name: str) -> list[str]:
@@ -34,7 +34,7 @@ def as_written(style: str | None, condition: str, name: str) -> list[str]:
     spelt = [jukebox_name(name, version)]
     if condition == "genres":
         spelt = jukebox_genres(name, version)
-    return [word for word in spelt if word] or [name]
+    return list(filter(None, spelt)) or [name]
 
 
 def read_label_file(path: Path, size: int) -> Vocabulary:
@@ -54,9 +54,10 @@ def read_label_file(path: Path, size: int) -> Vocabulary:
             )
         names.setdefault(int(text), name)
     names[0] = UNKNOWN
-    entries = [names.get(i, f"<row {i}>") for i in range(size)]
+    entries: list[str] = []
     seen: set[str] = set()
-    for i, name in enumerate(entries):
-        entries[i] = f"<row {i}>" if name in seen else name
+    for i in range(size):
+        name = names.get(i, f"<row {i}>")
+        entries.append(f"<row {i}>" if name in seen else name)
         seen.add(name)
     return Vocabulary(tuple(entries))

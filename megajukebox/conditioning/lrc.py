@@ -16,10 +16,6 @@ class TimedWord:
     t0: float
     t1: float
 
-    def moved(self, characters: int) -> "TimedWord":
-        """The same word in a text that has `characters` more before it."""
-        return TimedWord(self.start_char + characters, self.end_char + characters, self.t0, self.t1)
-
 
 # A line without word times lasts at most this long a word, so that pauses are not sung through.
 SECONDS_PER_WORD = 1.0
@@ -62,13 +58,16 @@ def parse_lrc(text: str) -> tuple[str, list[TimedWord]]:
         if line.has_time:
             next_start = starts[bisect_right(starts, line.start)]
             body, sung = timed_words(line.body, line.start, next_start)
-            words += [w.moved(length) for w in sung]
+            for word in sung:
+                start_char = word.start_char + length
+                words.append(TimedWord(start_char, word.end_char + length, word.t0, word.t1))
         plain.append(body)
         length += len(body) + 1
     return "\n".join(plain), words
 
 
 def seconds(minutes: str, rest: str) -> float:
+    """Seconds of `minutes` and a `rest` like 7, 7.25 or 7:25."""
     return 60 * int(minutes) + float(rest.replace(":", "."))
 
 
@@ -95,22 +94,27 @@ def shifted(body: str, shift: float) -> str:
     """A body whose word times are `shift` seconds later."""
     if not shift:
         return body
-
-    def later(time: re.Match[str]) -> str:
-        return f"<{clock(max(0.0, seconds(time[1], time[2]) + shift))}>"
-
-    return WORD_TIME.sub(later, body)
+    return WORD_TIME.sub(
+        lambda time: f"<{clock(max(0.0, seconds(time[1], time[2]) + shift))}>", body
+    )
 
 
 def timed_words(body: str, start: float, next_start: float) -> tuple[str, list[TimedWord]]:
     """A line's plain text and its words, whose characters count from the start of the line."""
+    words: list[TimedWord] = []
     if not WORD_TIME.search(body):
-        return spread_evenly(" ".join(body.split()), start, next_start)
+        # The words share the time until the next line, none of them longer than SECONDS_PER_WORD.
+        line = " ".join(body.split())
+        found = list(re.finditer(r"\S+", line))
+        step = min(SECONDS_PER_WORD, (next_start - start) / max(1, len(found)))
+        for i, match in enumerate(found):
+            first, end = match.span()
+            words.append(TimedWord(first, end, start + i * step, start + (i + 1) * step))
+        return line, words
     pieces = WORD_TIME.split(body)  # text, minutes, seconds, text, minutes, seconds, text ...
-    times = [start] + [seconds(m, s) for m, s in zip(pieces[1::3], pieces[2::3])]
+    times = [start, *map(seconds, pieces[1::3], pieces[2::3])]
     times.append(max(times[-1], min(next_start, times[-1] + SECONDS_PER_WORD)))
     line = ""
-    words: list[TimedWord] = []
     for piece, t0, t1 in zip(pieces[::3], times, times[1:]):
         word = " ".join(piece.split())
         if line and not line.endswith(" ") and piece[:1].isspace():
@@ -119,16 +123,6 @@ def timed_words(body: str, start: float, next_start: float) -> tuple[str, list[T
             words.append(TimedWord(len(line), len(line) + len(word), t0, max(t0, t1)))
             line += word + (" " if piece[-1].isspace() else "")
     return line.rstrip(), words
-
-
-def spread_evenly(line: str, start: float, next_start: float) -> tuple[str, list[TimedWord]]:
-    """A line whose words share the time until the next line, none of them longer than SECONDS_PER_WORD."""
-    spans = [word.span() for word in re.finditer(r"\S+", line)]
-    step = min(SECONDS_PER_WORD, (next_start - start) / max(1, len(spans)))
-    words: list[TimedWord] = []
-    for i, (first, end) in enumerate(spans):
-        words.append(TimedWord(first, end, start + i * step, start + (i + 1) * step))
-    return line, words
 
 
 def clock(t: float) -> str:
@@ -148,18 +142,12 @@ def write_lrc(words: Sequence[TimedWord], text: str) -> str:
         end = start + len(line)
         sung = [w for w in words if start <= w.start_char < end]
         if sung:
-            line = f"[{clock(sung[0].t0)}] {written_words(sung, text, end)}"
-        lines.append(line)
+            line = f"[{clock(sung[0].t0)}] "
+        for word, after in zip(sung, [*sung[1:], None]):
+            line += f"<{clock(word.t0)}>{text[word.start_char : word.end_char]}"
+            if after is None or clock(after.t0) != clock(word.t1):
+                line += f"<{clock(word.t1)}>"
+            line += text[word.end_char : after.start_char if after else end]
+        lines.append(line.rstrip() if sung else line)
         start = end + 1
     return "\n".join(lines)
-
-
-def written_words(sung: Sequence[TimedWord], text: str, end: int) -> str:
-    """The words of one line, which ends at character `end` of the text, each after its time."""
-    line = ""
-    for word, after in zip(sung, [*sung[1:], None]):
-        line += f"<{clock(word.t0)}>{text[word.start_char : word.end_char]}"
-        if after is None or clock(after.t0) != clock(word.t1):
-            line += f"<{clock(word.t1)}>"
-        line += text[word.end_char : after.start_char if after else end]
-    return line.rstrip()

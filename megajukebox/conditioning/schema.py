@@ -88,7 +88,7 @@ class SongConditioning:
         words: Sequence[TimedWord] = (),
     ) -> SongConditioning:
         """From ids of labels and the tokens of the lyrics; all else is unknown."""
-        unknown = null_conditioning(conditions_of(config, ConditionResources()))
+        unknown = cls(conditions_of(config, ConditionResources()), {}).null()
         lyrics = SongLyrics(tokens or NO_TOKENS, tuple(words))
         return cls(unknown.conditions, {**unknown.values, **labels, LYRICS: lyrics})
 
@@ -115,11 +115,12 @@ class SongConditioning:
         raise AssertionError("only a prior that reads lyrics can be aligned with them")
 
     def without_word_times(self) -> SongConditioning:
+        """The same song with the linear rule for its lyric windows."""
         return SongConditioning(self.conditions, {**self.values, LYRICS: SongLyrics(self.tokens)})
 
     def null(self) -> SongConditioning:
-        """A song of which nothing is known, for the same prior."""
-        return null_conditioning(self.conditions)
+        """A song of which nothing is known, for the same prior; dropout leaves conditions out in this way."""
+        return SongConditioning(self.conditions, {c.name: c.null() for c in self.conditions})
 
     def window(
         self, position: WindowPosition, rng: np.random.Generator | None = None
@@ -132,7 +133,8 @@ class SongConditioning:
         arrays: dict[str, Any] = {LABELS: {}}
         for condition in self.conditions:
             value = self.values[condition.name]
-            if is_dropped(condition.dropout, rng):
+            dropout = condition.dropout
+            if rng is not None and dropout is not None and rng.random() < dropout:
                 value = condition.null()
             group = arrays if condition.group is None else arrays[condition.group]
             group[condition.name] = condition.window(value, position)
@@ -293,10 +295,6 @@ def label_conditions(config: PriorConfig, resources: ConditionResources) -> Iter
         yield LabelCondition(name, vocabulary, label.max_values, dropout, resources.spelling)
 
 
-def timing_conditions(config: PriorConfig, resources: ConditionResources) -> Iterable[Condition]:
-    yield TimingCondition()
-
-
 def lyrics_conditions(config: PriorConfig, resources: ConditionResources) -> Iterable[Condition]:
     if config.lyrics:
         dropout = resources.dropout.get(LYRICS, 0.0)
@@ -306,7 +304,7 @@ def lyrics_conditions(config: PriorConfig, resources: ConditionResources) -> Ite
 # The order is that of the random draws of dropout: a new kind goes to the end.
 CONDITION_KINDS: list[ConditionKind] = [
     ConditionKind("labels", label_conditions),
-    ConditionKind("timing", timing_conditions),
+    ConditionKind("timing", lambda config, resources: [TimingCondition()]),
     ConditionKind("lyrics", lyrics_conditions),
 ]
 
@@ -320,22 +318,13 @@ def conditions_of(config: PriorConfig, resources: ConditionResources) -> tuple[C
 
 
 def read_song(conditions: tuple[Condition, ...], song: SongOnDisk) -> SongConditioning:
+    """What a song of a shard set says about each of a prior's conditions."""
     return SongConditioning(conditions, {c.name: c.read(song) for c in conditions})
 
 
 def read_request(conditions: tuple[Condition, ...], request: RequestedSong) -> SongConditioning:
+    """What a request asks for of each of a prior's conditions."""
     return SongConditioning(conditions, {c.name: c.from_request(request) for c in conditions})
-
-
-def null_conditioning(conditions: tuple[Condition, ...]) -> SongConditioning:
-    """A song of which nothing is known: as training with dropout leaves conditions out."""
-    return SongConditioning(conditions, {c.name: c.null() for c in conditions})
-
-
-def is_dropped(probability: float | None, rng: np.random.Generator | None) -> bool:
-    if rng is None or probability is None:
-        return False
-    return bool(rng.random() < probability)
 
 
 def names_of(metadata: Mapping[str, Any], name: str) -> list[str]:
@@ -344,5 +333,5 @@ def names_of(metadata: Mapping[str, Any], name: str) -> list[str]:
     if value is None:
         return []
     if isinstance(value, list):
-        return [str(entry) for entry in value]
+        return list(map(str, value))
     return [str(value)]

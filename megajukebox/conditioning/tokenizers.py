@@ -3,7 +3,7 @@
 import io
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -82,12 +82,7 @@ class SentencePieceTokenizer:
         ids = parts[0]
         for part in parts[1:]:
             ids = ids + self._space_mark + part
-        return TokenizedLyrics(ids, list(self._spans(ids)))
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return b"".join(self._bytes[i] for i in ids).decode("utf-8", errors="replace")
-
-    def _spans(self, ids: Sequence[int]) -> Iterator[tuple[int, int]]:
+        spans: list[tuple[int, int]] = []
         start = 0
         end = 0
         bytes_left = 0  # of the character that the last byte token began
@@ -100,17 +95,13 @@ class SentencePieceTokenizer:
             else:
                 start = end
                 end += 1
-                bytes_left = utf8_followers(self._bytes[i][0])
-            yield start, end
+                first = self._bytes[i][0]  # UTF-8: it says how many bytes follow
+                bytes_left = (first >= 0xC0) + (first >= 0xE0) + (first >= 0xF0)
+            spans.append((start, end))
+        return TokenizedLyrics(ids, spans)
 
-
-def utf8_followers(first: int) -> int:
-    """How many bytes follow the `first` byte of a character."""
-    if first >= 0xF0:
-        return 3
-    if first >= 0xE0:
-        return 2
-    return 1 if first >= 0xC0 else 0
+    def decode(self, ids: Sequence[int]) -> str:
+        return b"".join(self._bytes[i] for i in ids).decode("utf-8", errors="replace")
 
 
 def train_sentencepiece(texts: Iterable[str], path: Path, vocabulary: int) -> None:
@@ -124,8 +115,7 @@ def train_sentencepiece(texts: Iterable[str], path: Path, vocabulary: int) -> No
         )
     counts: Counter[str] = Counter()
     for text in texts:
-        lines = text.replace("\t", " ").split("\n")
-        counts.update(line for line in lines if line.strip())
+        counts.update(filter(str.strip, text.replace("\t", " ").split("\n")))
     if not counts:
         raise UserError(
             "no lyrics to train a tokenizer on; give songs with lyrics or train without lyrics"
@@ -169,7 +159,7 @@ def without_rare_characters(counts: Counter[str], most: int) -> list[str]:
     cut = str.maketrans(dict.fromkeys(rare, "\n"))
     kept: list[str] = []
     for line, times in counts.items():
-        parts = [part for part in line.translate(cut).split("\n") if part.strip()]
+        parts = list(filter(str.strip, line.translate(cut).split("\n")))
         kept += parts * times
     return kept or [" "]
 
@@ -205,8 +195,8 @@ class JukeboxCharacters:
         if version not in CHARACTERS:
             raise UserError(f"character vocabulary {version!r} is not known; choose v2 or v3")
         self._characters = CHARACTERS[version]
-        self._ids = {c: i for i, c in enumerate(self._characters, start=1)}
         self.size = len(self._characters) + 1
+        self._ids = dict(zip(self._characters, range(1, self.size)))
 
     def encode(self, text: str) -> TokenizedLyrics:
         ids: list[int] = []

@@ -4,7 +4,7 @@ import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -39,9 +39,9 @@ class Vocabulary:
             raise UserError(
                 f"vocabulary starts with {self.names[:1]}; its first name must be {UNKNOWN!r}"
             )
-        twice = [name for name, times in Counter(self.names).items() if times > 1]
-        if twice:
-            raise UserError(f"vocabulary names {twice[0]!r} twice; keep one of them")
+        for name, times in Counter(self.names).items():
+            if times > 1:
+                raise UserError(f"vocabulary names {name!r} twice; keep one of them")
 
     def __len__(self) -> int:
         return len(self.names)
@@ -58,6 +58,7 @@ class Vocabulary:
         return ids
 
     def id(self, name: str) -> int:
+        """The id of a name however it is written; UNKNOWN_ID if it is not here."""
         return self._id.get(normalised(name), UNKNOWN_ID)
 
     def ids(self, names: Sequence[str], slots: int) -> np.ndarray:
@@ -81,7 +82,14 @@ class Vocabulary:
         """With the new names of `counts` added behind: the ids of the names it has do not move."""
         if size is not None and size <= len(self):
             return self
-        new = [name for name in ranked(counts, min_count) if name not in self._id]
+        total: Counter[str] = Counter()
+        for name, count in counts.items():
+            total[normalised(name)] += count
+        new: list[str] = []
+        # The most frequent first, equal ones by name: the same counts give the same ids.
+        for name in sorted(total, key=lambda name: (-total[name], name)):
+            if total[name] >= min_count and name not in ("", UNKNOWN) and name not in self._id:
+                new.append(name)
         return Vocabulary((*self.names, *new)[:size])
 
     def to_json(self) -> str:
@@ -116,23 +124,13 @@ class Vocabulary:
     @property
     def bin_years(self) -> int:
         """Years under one id, in a vocabulary of years."""
-        return max((len(years_in(name)) for name in self.names[1:]), default=0) or 1
+        return max(map(len, map(years_in, self.names[1:])), default=0) or 1
 
 
 def years_in(name: str) -> range:
     """The years that "1990-1999" stands for; none for any other name."""
     years = YEARS.fullmatch(name)
     return range(int(years[1]), int(years[2]) + 1) if years else range(0)
-
-
-def ranked(counts: Mapping[str, int], min_count: int) -> Iterable[str]:
-    """Normalised names, most frequent first; equal ones by name, so that the same counts give the same ids."""
-    total: Counter[str] = Counter()
-    for name, count in counts.items():
-        total[normalised(name)] += count
-    frequent = [name for name, count in total.items() if count >= min_count]
-    names = [name for name in frequent if name not in ("", UNKNOWN)]
-    return sorted(names, key=lambda name: (-total[name], name))
 
 
 def vocabularies_json(vocabularies: Mapping[str, Vocabulary]) -> bytes:

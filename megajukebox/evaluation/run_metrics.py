@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -36,7 +35,7 @@ from megajukebox.evaluation.evaluators.music_features import agreement
 from megajukebox.evaluation.evaluators.reconstruction import fidelity, fidelity_by_band
 from megajukebox.evaluation.evaluators.repetition import repetition
 from megajukebox.evaluation.frozen_weights import frozen
-from megajukebox.evaluation.inputs import EvalSong, EvalSongs, load_codes
+from megajukebox.evaluation.inputs import EvalSong, load_codes
 from megajukebox.evaluation.metrics import MetricValue, mean_metric, mean_metrics, prefixed
 from megajukebox.evaluation.targets import EvalTarget
 from megajukebox.models.chunked_codec import decode_long, encode_long
@@ -65,7 +64,12 @@ def vqvae_metrics(target: EvalTarget, context: EvalContext) -> Iterator[MetricVa
     with frozen(target.path) as weights:
         model, _ = load_vqvae(weights, shards.index["sample_rate"], context.device)
     songs = context.songs(shards, context.evaluated_rows(shards, target.path))
-    classifier = reconstruction_classifier(target, shards, context)
+    training_rows = context.rows(shards, target.path, held_out=False)
+    classifier: LabelClassifier | None = None  # without training songs, or labels to tell apart
+    if training_rows:
+        training_songs = context.songs(shards, training_rows)
+        fitted = fit_label_classifier(training_songs, CLASSIFIER_SECONDS)
+        classifier = fitted if fitted.classifiers else None
     levels = {level: LevelReconstructions() for level in reversed(model.config.levels)}
     originals: dict[str, Array] = {}
     for song in songs:
@@ -76,18 +80,13 @@ def vqvae_metrics(target: EvalTarget, context: EvalContext) -> Iterator[MetricVa
             reconstructions.add(model, song, level, classifier, context.embedder)
     for level, reconstructions in levels.items():
         yield from reconstructions.metrics(level, originals)
-    yield from original_metrics(songs, classifier)
-
-
-def reconstruction_classifier(
-    target: EvalTarget, shards: ShardSet, context: EvalContext
-) -> LabelClassifier | None:
-    """A classifier fitted on training songs; None if there are none, or no labels to tell apart."""
-    rows = context.rows(shards, target.path, held_out=False)
-    if not rows:
-        return None
-    classifier = fit_label_classifier(context.songs(shards, rows), CLASSIFIER_SECONDS)
-    return classifier if classifier.classifiers else None
+    # The songs themselves, not reconstructed, and guessing: what the metrics are compared with.
+    rows = {}
+    for song in songs:
+        accuracy = classifier.classify(song) if classifier else {}
+        rows[song.key] = {**accuracy, **repetition(song)}
+    yield from mean_metrics("reconstruction/original", rows)
+    yield from prefixed("reconstruction/chance", classifier.chance() if classifier else [])
 
 
 @dataclass
@@ -125,22 +124,13 @@ class LevelReconstructions:
         self.embeddings[song.key] = embedder.embed(decoded)
 
     def metrics(self, level: str, originals: Mapping[str, Array]) -> Iterator[MetricValue]:
+        """Of all songs; `originals` are the embeddings [N, D] of the songs themselves."""
         part = f"reconstruction/{level}"
         yield from mean_metrics(part, self.rows)
         for band, rows in self.bands.items():
             yield from mean_metrics(f"{part}/{band}", rows)
         yield from prefixed(part, frechet_metric(self.embeddings, originals))
         yield from prefixed(f"codebook/{level}", codebook_metrics(self.counts))
-
-
-def original_metrics(songs: EvalSongs, classifier: LabelClassifier | None) -> Iterator[MetricValue]:
-    """The songs themselves, not reconstructed, and guessing: what the metrics are compared with."""
-    rows = {}
-    for song in songs:
-        accuracy = classifier.classify(song) if classifier else {}
-        rows[song.key] = {**accuracy, **repetition(song)}
-    yield from mean_metrics("reconstruction/original", rows)
-    yield from prefixed("reconstruction/chance", classifier.chance() if classifier else [])
 
 
 # ---- A prior
@@ -247,19 +237,14 @@ def student_metrics(target: EvalTarget, context: EvalContext) -> Iterator[Metric
             reverse[windows.shards.key(row)] = float(gaps.mean())
         yield from mean_metrics(part, song_bits)
         yield mean_metric(f"{part}/reverse_kl_bits", reverse)
-        batches = teacher_windows(target.path.parent / "windows", context)
-        if batches:
-            forward: dict[str, float] = {}  # by window, as windows are of no song
-            for batch in batches:
-                for gap in forward_gap(student, to_device(batch, device)).tolist():
-                    forward[f"window-{len(forward):04d}"] = gap
+        folder = target.path.parent / "windows"
+        if not (folder / "index.json").is_file():
+            context.notes.append(f"{folder} holds no windows of the teacher: no forward divergence")
+            return
+        sampled = TeacherWindows(ShardSet(folder))
+        forward: dict[str, float] = {}  # by window, as windows are of no song
+        for batch in held_out_batches(sampled, micro_batch=BATCH, limit=MAX_TEACHER_WINDOWS):
+            for gap in forward_gap(student, to_device(batch, device)).tolist():
+                forward[f"window-{len(forward):04d}"] = gap
+        if forward:
             yield mean_metric(f"{part}/forward_kl_bits", forward)
-
-
-def teacher_windows(folder: Path, context: EvalContext) -> list[dict]:
-    """The held-out windows that the teacher sampled for `distill`, in batches; a note if there are none."""
-    if not (folder / "index.json").is_file():
-        context.notes.append(f"{folder} holds no windows of the teacher: no forward divergence")
-        return []
-    windows = TeacherWindows(ShardSet(folder))
-    return list(held_out_batches(windows, micro_batch=BATCH, limit=MAX_TEACHER_WINDOWS))

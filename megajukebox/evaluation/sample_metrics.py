@@ -113,7 +113,11 @@ def code_metrics(target: EvalTarget, context: EvalContext) -> Iterator[MetricVal
     for row in training_rows + held_out_rows:
         labels[shards.key(row)] = labels_of(shards.read_facts(row))
     for level in audio_levels(samples):
-        codes = codes_of_samples(samples, level)
+        codes: dict[str, Array] = {}
+        for sample in samples:
+            by_level = sample.codes()
+            if level in sample.levels and level in by_level:
+                codes[sample.key] = by_level[level]
         if not codes:
             continue
         training = codes_of_songs(shards, training_rows, level)
@@ -135,16 +139,8 @@ def code_metrics(target: EvalTarget, context: EvalContext) -> Iterator[MetricVal
             yield from prefixed("copying/codes", metrics)
 
 
-def codes_of_samples(samples: list[EvalSample], level: str) -> dict[str, Array]:
-    codes = {}
-    for sample in samples:
-        by_level = sample.codes()
-        if level in sample.levels and level in by_level:
-            codes[sample.key] = by_level[level]
-    return codes
-
-
 def codes_of_songs(shards: ShardSet, rows: list[int], level: str) -> dict[str, Array]:
+    """Codes [T] int64 of songs of a shard set, by their keys."""
     codes = {}
     for row in rows:
         codes[shards.key(row)] = load_codes(shards, row, level).astype(np.int64)

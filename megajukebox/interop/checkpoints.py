@@ -105,28 +105,26 @@ def _outline(checkpoint: ForeignCheckpoint) -> ForeignCheckpoint:
     outline = {}
     for name, tensor in checkpoint.tensors.items():
         outline[name] = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
-    return replace(checkpoint, tensors=outline, tied=_is_tied(checkpoint.tensors))
-
-
-def _is_tied(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether a prior's output matrix is its embedding: not stored, the same memory, or the same numbers."""
-    embedding = tensors.get("prior.x_emb.weight")
-    output = tensors.get("prior.x_out.weight")
-    if embedding is None or output is None:
-        return embedding is not None
-    return embedding.data_ptr() == output.data_ptr() or torch.equal(embedding, output)
+    embedding = checkpoint.tensors.get("prior.x_emb.weight")
+    output = checkpoint.tensors.get("prior.x_out.weight")
+    # The output matrix is the embedding: it is not stored, the same memory, or the same numbers.
+    tied = embedding is not None
+    if embedding is not None and output is not None:
+        tied = embedding.data_ptr() == output.data_ptr() or torch.equal(embedding, output)
+    return replace(checkpoint, tensors=outline, tied=tied)
 
 
 def _open(path: Path) -> ForeignCheckpoint | dict[str, Tensor]:
     """OpenAI's model with its tensors, or the tensors of a file in Hugging Face's layout under their names there."""
     content = read_file(path)
     state = _state(path, content)
-    if all(HUGGING_FACE.fullmatch(name) for name in state):
+    if all(map(HUGGING_FACE.fullmatch, state)):
         return state
     return _openai(path, content, state)
 
 
 def _add_pieces(pieces: dict[str, Tensor], path: Path, more: dict[str, Tensor]) -> None:
+    """Put the tensors of one more file beside those of the files before it."""
     twice = sorted(pieces.keys() & more.keys())
     if twice:
         raise UserError(f"{path} repeats {twice[0]}, which another file holds; give each file once")
@@ -151,20 +149,17 @@ def read_file(path: Path) -> Any:
             why = "holds more than tensors and plain values; nothing in it was run"
         else:
             why = "is damaged or not a checkpoint; fetch it again"
-        raise UserError(f"{path} {why} ({_gist(error)})") from None
+        # The line that names the cause: torch's unpickler writes a page around it.
+        lines = text.strip().splitlines() or ["no detail"]
+        causes = [line for line in lines if "WeightsUnpickler error" in line]
+        cause = (causes or lines)[0].strip().split(" Please use")[0]
+        gist = f"{type(error).__name__}: {cause}"[:300]
+        raise UserError(f"{path} {why} ({gist})") from None
 
 
 def _is_zip(path: Path) -> bool:
     with open(path, "rb") as file:
         return file.read(2) == b"PK"
-
-
-def _gist(error: Exception) -> str:
-    """The line of an error that names its cause: torch's unpickler writes a page around it."""
-    lines = str(error).strip().splitlines() or ["no detail"]
-    causes = [line for line in lines if "WeightsUnpickler error" in line]
-    cause = (causes or lines)[0].strip().split(" Please use")[0]
-    return f"{type(error).__name__}: {cause}"[:300]
 
 
 def _state(path: Path, content: Any) -> dict[str, Tensor]:
@@ -187,24 +182,12 @@ def _state(path: Path, content: Any) -> dict[str, Tensor]:
 
 
 def _openai(path: Path, content: Any, state: dict[str, Tensor]) -> ForeignCheckpoint:
+    """The model of a file in OpenAI's layout. UserError if its tensors are not those of one model."""
     facts = content if isinstance(content, dict) and "model" in content else {}
     hps = facts.get("hps")
     hps = dict(hps) if isinstance(hps, Mapping) else {}
     step = facts.get("step")
     tensors, stack = _one_stack_name(state)
-    kind = _kind(path, tensors)
-    return ForeignCheckpoint(
-        files=(path,),
-        kind=kind,
-        tensors=tensors,
-        level=_level(path, hps) if kind == "prior" else None,
-        hps=hps,
-        step=step if isinstance(step, int) else 0,
-        stack=stack,
-    )
-
-
-def _kind(path: Path, tensors: Mapping[str, Tensor]) -> str:
     is_vqvae = any(name.startswith("bottleneck.level_blocks.") for name in tensors)
     is_prior = "prior.x_emb.weight" in tensors
     if is_vqvae == is_prior:
@@ -212,17 +195,24 @@ def _kind(path: Path, tensors: Mapping[str, Tensor]) -> str:
         raise UserError(
             f"{path} is neither a VQ-VAE nor a prior of Jukebox; its tensors are {some}, ..."
         )
-    return "vqvae" if is_vqvae else "prior"
-
-
-def _level(path: Path, hps: dict[str, Any]) -> int | None:
-    """The level in the file's hyper-parameters or in its name; both must agree."""
-    named = re.search(r"level_?(\d)", path.name)
-    if named and "level" in hps and int(named[1]) != hps["level"]:
-        raise UserError(
-            f"{path} is a prior of level {hps['level']} but is named as one of level {named[1]}; rename it"
-        )
-    return hps.get("level", int(named[1]) if named else None)
+    level: int | None = None
+    if is_prior:
+        # In the hyper-parameters or in the name of the file; both must agree.
+        named = re.search(r"level_?(\d)", path.name)
+        if named and "level" in hps and int(named[1]) != hps["level"]:
+            raise UserError(
+                f"{path} is a prior of level {hps['level']} but is named as one of level {named[1]}; rename it"
+            )
+        level = hps.get("level", int(named[1]) if named else None)
+    return ForeignCheckpoint(
+        files=(path,),
+        kind="prior" if is_prior else "vqvae",
+        tensors=tensors,
+        level=level,
+        hps=hps,
+        step=step if isinstance(step, int) else 0,
+        stack=stack,
+    )
 
 
 def _one_stack_name(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
@@ -250,17 +240,13 @@ def _hugging_face(
         key = ("prior", TOP - int(number)) if number else ("vqvae", None)
         models.setdefault(key, {})[rest_of_name] = tensor
     for (kind, level), tensors in models.items():
-        yield ForeignCheckpoint(
-            paths, kind, _openai_names(paths[0], tensors), level, layout="hugging_face"
-        )
-
-
-def _openai_names(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    lasts = last_convolutions(tensors)
-    renamed = {}
-    for name, tensor in tensors.items():
-        openai = from_hugging_face(name, lasts)
-        if openai is None:
-            raise UserError(f"{path}: {name} is not a tensor of Jukebox in Hugging Face's layout")
-        renamed[openai] = tensor
-    return renamed
+        lasts = last_convolutions(tensors)
+        renamed = {}
+        for name, tensor in tensors.items():
+            openai = from_hugging_face(name, lasts)
+            if openai is None:
+                raise UserError(
+                    f"{paths[0]}: {name} is not a tensor of Jukebox in Hugging Face's layout"
+                )
+            renamed[openai] = tensor
+        yield ForeignCheckpoint(paths, kind, renamed, level, layout="hugging_face")

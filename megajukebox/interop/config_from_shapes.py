@@ -2,6 +2,8 @@
 
 import re
 from collections.abc import Mapping
+from math import gcd
+from operator import truediv
 from typing import Any
 
 from megajukebox.common.errors import UserError
@@ -23,6 +25,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def vqvae_config(shapes: Shapes, given: Hps) -> VQVAEConfig:
+    """The config of a VQ-VAE."""
     given.require(
         [
             "sr",
@@ -81,17 +84,19 @@ def loss_config(given: Hps) -> ReconstructionLoss:
     weights: dict[str, Any] = {}
     for term in ("l1", "l2", "linf"):
         weights[term] = given[f"lmix_{term}"] if kind == "lmix" else float(kind == term)
-    sizes = zip(
+    stfts: list[STFT] = []
+    for fft, hop, window in zip(
         given["multispec_loss_n_fft"],
         given["multispec_loss_hop_length"],
         given["multispec_loss_window_size"],
-    )
+    ):
+        stfts.append(STFT(fft=fft, hop=hop, window=window))
     return ReconstructionLoss(
         **weights,
         linf_samples=given["linf_k"],
         spectral=given["spectral"],
         multispectral=given["multispectral"],
-        stfts=tuple(STFT(fft=fft, hop=hop, window=window) for fft, hop, window in sizes),
+        stfts=tuple(stfts),
     )
 
 
@@ -102,7 +107,7 @@ def _multipliers(widths: list[int], depths: list[int], given: Any) -> tuple[int,
         return given
     for base in range(min(widths), 0, -1):
         multipliers = tuple(width // base for width in widths)
-        are_whole = all(width % base == 0 for width in widths)
+        are_whole = gcd(base, *widths) == base
         if are_whole and _are_equal(depths, multipliers):
             return multipliers
     raise UserError(
@@ -112,7 +117,7 @@ def _multipliers(widths: list[int], depths: list[int], given: Any) -> tuple[int,
 
 def _are_equal(numbers: list[int], multipliers: tuple[int, ...]) -> bool:
     """Whether all numbers are the same after division by their multipliers."""
-    return len({number / multiplier for number, multiplier in zip(numbers, multipliers)}) == 1
+    return len(set(map(truediv, numbers, multipliers))) == 1
 
 
 def prior_config(shapes: Shapes, given: Hps, level: str, hop: int) -> PriorConfig:
@@ -125,16 +130,34 @@ def prior_config(shapes: Shapes, given: Hps, level: str, hop: int) -> PriorConfi
     if joint and lyrics:  # one sequence and one vocabulary for lyrics and music
         positions -= lyrics.tokens
         tokens -= lyrics.size
+    transformer = _transformer(shapes, given, "prior", width)
+    separate_head = bool(given["merged_decoder"])
+    conditions: dict[str, LabelConfig] = {}
+    if "y_emb.artist_emb.emb.weight" in shapes:
+        given.require(["max_bow_genre_size"])
+        artists = shapes["y_emb.artist_emb.emb.weight"][0]
+        genres = look(shapes, "y_emb.bow_genre_emb.emb.weight", given.where)[0]
+        slots = given["max_bow_genre_size"]
+        conditions["artist"] = LabelConfig(max_values=1, table_size=artists)
+        conditions["genres"] = LabelConfig(max_values=slots, table_size=genres)
+    timing: TimingConfig | None = None
+    if "y_emb.total_length_emb.emb.weight" in shapes:
+        given.require(["min_duration", "max_duration"])
+        timing = TimingConfig(
+            bins=shapes["y_emb.total_length_emb.emb.weight"][0],
+            min_seconds=given["min_duration"],
+            max_seconds=given["max_duration"],
+        )
     return PriorConfig(
         level=level,
         sample_rate=given["sr"],
         hop=hop,
         codebook_size=tokens,
         window=positions,
-        transformer=_transformer(shapes, given, "prior", width),
-        separate_head=bool(given["merged_decoder"]),
-        conditions=_labels(shapes, given),
-        timing=_timing(shapes, given),
+        transformer=transformer,
+        separate_head=separate_head,
+        conditions=conditions,
+        timing=timing,
         upsampler_conditioner=_upper(shapes, given, width),
         lyrics=lyrics,
     )
@@ -142,8 +165,8 @@ def prior_config(shapes: Shapes, given: Hps, level: str, hop: int) -> PriorConfi
 
 def _transformer(shapes: Shapes, given: Hps, model: str, width: int) -> TransformerConfig:
     theirs = "prime_" if model == "prime_prior" else ""
-    needed = ("heads", "blocks", "attn_order", "res_scale")
-    given.require([f"{theirs}{name}" for name in needed])
+    needed = [f"{theirs}heads", f"{theirs}blocks", f"{theirs}attn_order", f"{theirs}res_scale"]
+    given.require(needed)
     layers = f"{model}.transformer._attn_mods"
     depth = count(shapes, re.escape(layers) + r"\.(\d+)\.")
     order = given[f"{theirs}attn_order"]
@@ -182,29 +205,6 @@ def _check_order(shapes: Shapes, where: str, layers: str, order: int, depth: int
             f"{where}: by attn_order {order} layers {by_order} read lyrics,"
             f" by its tensors {by_tensors}"
         )
-
-
-def _labels(shapes: Shapes, given: Hps) -> dict[str, LabelConfig]:
-    if "y_emb.artist_emb.emb.weight" not in shapes:
-        return {}
-    given.require(["max_bow_genre_size"])
-    artists = look(shapes, "y_emb.artist_emb.emb.weight", given.where)[0]
-    genres = look(shapes, "y_emb.bow_genre_emb.emb.weight", given.where)[0]
-    slots = given["max_bow_genre_size"]
-    return {
-        "artist": LabelConfig(max_values=1, table_size=artists),
-        "genres": LabelConfig(max_values=slots, table_size=genres),
-    }
-
-
-def _timing(shapes: Shapes, given: Hps) -> TimingConfig | None:
-    if "y_emb.total_length_emb.emb.weight" not in shapes:
-        return None
-    given.require(["min_duration", "max_duration"])
-    bins = shapes["y_emb.total_length_emb.emb.weight"][0]
-    return TimingConfig(
-        bins=bins, min_seconds=given["min_duration"], max_seconds=given["max_duration"]
-    )
 
 
 def _upper(shapes: Shapes, given: Hps, width: int) -> UpsamplerConditionerConfig | None:

@@ -58,9 +58,15 @@ class ExportedRun:
 
 
 def open_runs(path: Path) -> list[ExportedRun]:
-    """The models in a run folder, or in a folder of them. UserError if there are none."""
-    folders = [path, *(path / name for name in RUN_FOLDERS.values())]
-    folders = [folder for folder in folders if (folder / FACTS).is_file()]
+    """The models in a run folder, or in a folder of them.
+
+    Raises:
+        UserError: there are none, or one is neither a VQ-VAE nor a prior.
+    """
+    folders: list[Path] = []
+    for folder in (path, *map(path.joinpath, RUN_FOLDERS.values())):
+        if (folder / FACTS).is_file():
+            folders.append(folder)
     if not folders:
         raise UserError(
             f"{path} holds no exported model; give a run folder, or a folder with"
@@ -73,20 +79,20 @@ def open_runs(path: Path) -> list[ExportedRun]:
         facts = read_facts(folder)
         if facts["kind"] == "vqvae":
             levels = VQVAEConfig(**facts["config"]).levels
-    return [_open(folder, levels) for folder in folders]
-
-
-def _open(folder: Path, levels: tuple[str, ...]) -> ExportedRun:
-    """The model of one run folder; `levels` of its VQ-VAE, finest first, number a prior's."""
-    facts, stored = load_weights(folder)
-    if facts["kind"] not in ("vqvae", "prior"):
-        raise UserError(
-            f"{folder} holds a {facts['kind']}; the reference has only VQ-VAEs and priors"
-        )
-    if facts["kind"] == "vqvae":
-        return ExportedRun(folder, facts, stored, VQVAEConfig(**facts["config"]), None)
-    config = PriorConfig(**facts["config"])
-    return ExportedRun(folder, facts, stored, config, levels.index(config.level))
+    runs: list[ExportedRun] = []
+    for folder in folders:
+        facts, stored = load_weights(folder)
+        if facts["kind"] == "vqvae":
+            vqvae = VQVAEConfig(**facts["config"])
+            runs.append(ExportedRun(folder, facts, stored, vqvae, None))
+        elif facts["kind"] == "prior":
+            prior = PriorConfig(**facts["config"])
+            runs.append(ExportedRun(folder, facts, stored, prior, levels.index(prior.level)))
+        else:
+            raise UserError(
+                f"{folder} holds a {facts['kind']}; the reference has only VQ-VAEs and priors"
+            )
+    return runs
 
 
 def export_openai(path: Path, to: Path) -> list[Path]:
@@ -101,15 +107,15 @@ def _openai(run: ExportedRun, to: Path) -> Path:
     hps = imported.get("hps") or reference_hps(run.config, run.level)
     if "grown_from" in run.facts:
         hps = {**hps, "y_bins": reference_hps(run.config, run.level)["y_bins"]}
+    # JSON has no tuples, the reference has no lists.
+    hps = {name: tuple(value) if isinstance(value, list) else value for name, value in hps.items()}
     model: dict[str, Tensor] = {}
     for entry in run.table(imported.get("stack", "blocks")):
         if entry.ours is None:  # tied: the reference's files name one piece of memory twice
             model[entry.theirs] = model["prior.x_emb.weight"]
         else:
             model[entry.theirs] = run.pending(entry).make().contiguous()
-    # JSON has no tuples, the reference has no lists.
-    lists = {name: tuple(value) for name, value in hps.items() if isinstance(value, list)}
-    content = {"hps": {**hps, **lists}, "model": model, "opt": None, "step": run.facts["step"]}
+    content = {"hps": hps, "model": model, "opt": None, "step": run.facts["step"]}
     file = to / ("vqvae.pth.tar" if run.level is None else f"prior_level_{run.level}.pth.tar")
     with atomic_open(file) as out:
         torch.save(content, out)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from megajukebox.common.errors import UserError
 from megajukebox.common.levels import RUN_FOLDERS
@@ -83,7 +83,9 @@ def prior_part(
     where = str(checkpoint.path)
     number = settings.get("level", checkpoint.level)
     released = like_released_prior(shapes, number)
-    own_hps = {name: value for name, value in checkpoint.hps.items() if name not in OF_THE_VQVAE}
+    own_hps = dict(checkpoint.hps)
+    for name in OF_THE_VQVAE:
+        own_hps.pop(name, None)
     given = Hps(where, settings, own_hps, {"merged_decoder": not checkpoint.tied}, released)
     if number is None:
         number = given["level"]
@@ -161,22 +163,23 @@ def _check_against_vqvae(
 # ---- Every tensor once ----------------------------------------------------------------------------------------------
 
 
-def empty_model(config: VQVAEConfig | PriorConfig) -> nn.Module:
-    """The module on the meta device: names and shapes without memory."""
-    with torch.device("meta"):
-        return VQVAE(config) if isinstance(config, VQVAEConfig) else Prior(config)
-
-
 def check_cover(part: Part) -> None:
     """Check that the table names every tensor of the file once and every tensor of our model once, in one shape."""
     theirs = part.checkpoint.shapes
     where = str(part.checkpoint.path)
-    wanted = {entry.theirs for entry in part.table}
-    optional = {entry.theirs for entry in part.table if entry.ours is None}
+    wanted: set[str] = set()
+    optional: set[str] = set()
+    for entry in part.table:
+        wanted.add(entry.theirs)
+        if entry.ours is None:
+            optional.add(entry.theirs)
     _refuse_names(where, "lacks", wanted - optional - theirs.keys())
     _refuse_names(where, "holds, beside what such a model has,", theirs.keys() - wanted)
-    ours = empty_model(part.config).state_dict()
-    _check_table(part.config, part.table, set(ours))
+    config = part.config
+    with torch.device("meta"):  # names and shapes without memory
+        model = VQVAE(config) if isinstance(config, VQVAEConfig) else Prior(config)
+    ours = model.state_dict()
+    _check_table(config, part.table, set(ours))
     for entry in part.table:
         if entry.ours is None:
             continue
@@ -207,6 +210,7 @@ def _check_table(
 
 
 def _refuse_names(where: str, verb: str, names: set[str]) -> None:
+    """Raise UserError if there are any `names`, with the first of them."""
     if names:
         shown = ", ".join(sorted(names)[:3])
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""

@@ -44,7 +44,11 @@ def import_weights(
     Raises:
         UserError: a file is damaged, of something else, or does not fit the others.
     """
-    parts = plan(read_checkpoints(_files(paths)), settings or {}, _vqvae_beside(to))
+    checkpoints = read_checkpoints(_files(paths))
+    vqvae: VQVAEConfig | None = None  # from an import before this one
+    if (to / VQVAE_FOLDER / FACTS).is_file():
+        vqvae = VQVAEConfig(**read_facts(to / VQVAE_FOLDER)["config"])
+    parts = plan(checkpoints, settings or {}, vqvae)
     for part in parts:
         if (to / part.folder).exists():
             raise UserError(f"{to / part.folder} exists; remove it or import to another folder")
@@ -69,12 +73,6 @@ def _files(paths: Sequence[Path]) -> list[Path]:
     return files
 
 
-def _vqvae_beside(to: Path) -> VQVAEConfig | None:
-    """The config of a VQ-VAE that is there already, from an import before this one."""
-    folder = to / VQVAE_FOLDER
-    return VQVAEConfig(**read_facts(folder)["config"]) if (folder / FACTS).is_file() else None
-
-
 # ---- Writing --------------------------------------------------------------------------------------------------------
 
 
@@ -94,10 +92,11 @@ def _write(
             if part.name == "vqvae":
                 vqvae = fingerprint
             if part.name in names:
-                lists = {name: list(words.names) for name, words in names[part.name].items()}
+                lists: dict[str, list[str]] = {}
+                for name, words in names[part.name].items():
+                    lists[name] = list(words.names)
                 text = json.dumps(lists, ensure_ascii=False)
                 write_atomic(folder / VOCABULARIES, text.encode())
-            _save_alignment(part, folder)
         make_folder(to)
         for part in parts:
             os.replace(partial / part.folder, to / part.folder)
@@ -107,7 +106,7 @@ def _write(
 
 
 def _save(part: Part, folder: Path, vqvae: str | None) -> str:
-    """Write the weights and facts of one part; returns their fingerprint. `vqvae`: that of a prior's VQ-VAE."""
+    """Write one part; returns the fingerprint of its weights. `vqvae`: that of a prior's VQ-VAE."""
     checkpoint = part.checkpoint
     config = part.config
     facts: dict[str, Any] = {
@@ -124,32 +123,24 @@ def _save(part: Part, folder: Path, vqvae: str | None) -> str:
         if config.conditions:
             facts["names"] = f"jukebox_{label_version(config)}"
         if config.lyrics:
-            facts["tokenizer"] = f"jukebox_{text_version(config)}"
+            # v3 has no `+` among its characters.
+            facts["tokenizer"] = "jukebox_v3" if config.lyrics.size == 79 else "jukebox_v2"
     kind = "vqvae" if isinstance(config, VQVAEConfig) else "prior"
     tensors = converted(part, Reader(checkpoint))
-    return save_weights(folder, kind, config, tensors, checkpoint.step, **facts)
-
-
-def _save_alignment(part: Part, folder: Path) -> None:
-    """The (layer, head) known to follow the lyrics, where the file, or the released model like it, names one."""
-    if not isinstance(part.config, PriorConfig) or not part.config.lyrics:
-        return
-    released = like_released_prior(part.checkpoint.shapes, part.checkpoint.level)
-    known = {**released, **part.checkpoint.hps}
-    if known.get("alignment_layer") is not None:
-        pair = {"layer": known["alignment_layer"], "head": known["alignment_head"]}
-        write_atomic(folder / "alignment.json", json.dumps(pair).encode())
+    fingerprint = save_weights(folder, kind, config, tensors, checkpoint.step, **facts)
+    if isinstance(config, PriorConfig) and config.lyrics:
+        # The (layer, head) known to follow the lyrics: the file names it, or the released model.
+        released = like_released_prior(checkpoint.shapes, checkpoint.level)
+        known = {**released, **checkpoint.hps}
+        if known.get("alignment_layer") is not None:
+            pair = {"layer": known["alignment_layer"], "head": known["alignment_head"]}
+            write_atomic(folder / "alignment.json", json.dumps(pair).encode())
+    return fingerprint
 
 
 def label_version(config: PriorConfig) -> Version:
     """v3 labels name one genre, v2 labels a bag of them."""
     return "v3" if config.conditions["genres"].max_values == 1 else "v2"
-
-
-def text_version(config: PriorConfig) -> Version:
-    """v3 has no `+` among its characters."""
-    assert config.lyrics is not None
-    return "v3" if config.lyrics.size == 79 else "v2"
 
 
 def vocabularies(config: VQVAEConfig | PriorConfig, folder: Path) -> dict[str, Vocabulary]:
@@ -173,6 +164,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(name): plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
+        return list(map(plain, value))
     is_plain = value is None or isinstance(value, str | int | float | bool)
     return value if is_plain else repr(value)

@@ -23,9 +23,13 @@ def reference_hps(config: VQVAEConfig | PriorConfig, level: int | None = None) -
 
 def _vqvae(config: VQVAEConfig) -> dict[str, Any]:
     loss = config.loss
-    fft_sizes = tuple(stft.fft for stft in loss.stfts)
-    hops = tuple(stft.hop for stft in loss.stfts)
-    windows = tuple(stft.window for stft in loss.stfts)
+    fft_sizes: list[int] = []
+    hops: list[int] = []
+    windows: list[int] = []
+    for stft in loss.stfts:
+        fft_sizes.append(stft.fft)
+        hops.append(stft.hop)
+        windows.append(stft.window)
     return {
         "sr": config.sample_rate,
         "levels": len(config.down),
@@ -51,9 +55,9 @@ def _vqvae(config: VQVAEConfig) -> dict[str, Any]:
         "linf_k": loss.linf_samples,
         "spectral": loss.spectral,
         "multispectral": loss.multispectral,
-        "multispec_loss_n_fft": fft_sizes,
-        "multispec_loss_hop_length": hops,
-        "multispec_loss_window_size": windows,
+        "multispec_loss_n_fft": tuple(fft_sizes),
+        "multispec_loss_hop_length": tuple(hops),
+        "multispec_loss_window_size": tuple(windows),
     }
 
 
@@ -62,7 +66,7 @@ def _prior(config: PriorConfig, level: int) -> dict[str, Any]:
         raise UserError(
             f"labels {', '.join(config.conditions)} cannot be exported; the reference has artist and genres"
         )
-    hps = {
+    hps: dict[str, Any] = {
         "sr": config.sample_rate,
         "level": level,
         "n_ctx": config.window,
@@ -82,7 +86,19 @@ def _prior(config: PriorConfig, level: int) -> dict[str, Any]:
         hps["y_bins"] = (genres.table_size, config.conditions["artist"].table_size)
         hps["max_bow_genre_size"] = genres.max_values
         hps["labels_v3"] = genres.max_values == 1
-    return hps | _timing(config) | _upper(config) | _lyrics(config)
+    if config.timing:
+        hps["t_bins"] = config.timing.bins
+        hps["min_duration"] = config.timing.min_seconds
+        hps["max_duration"] = config.timing.max_seconds
+    hps |= _upper(config)
+    if config.lyrics:
+        hps["use_tokens"] = True
+        hps["n_tokens"] = config.lyrics.tokens
+        hps["n_vocab"] = config.lyrics.size
+        hps["prime_loss_fraction"] = config.lyrics.loss_weight
+        if config.lyrics.encoder:
+            hps |= _transformer(config.lyrics.encoder, "prime_", "prime_")
+    return hps
 
 
 def _transformer(config: TransformerConfig, prefix: str, shape_prefix: str) -> dict[str, Any]:
@@ -104,16 +120,6 @@ def _transformer(config: TransformerConfig, prefix: str, shape_prefix: str) -> d
     }
 
 
-def _timing(config: PriorConfig) -> dict[str, Any]:
-    if config.timing is None:
-        return {}
-    return {
-        "t_bins": config.timing.bins,
-        "min_duration": config.timing.min_seconds,
-        "max_duration": config.timing.max_seconds,
-    }
-
-
 def _upper(config: PriorConfig) -> dict[str, Any]:
     if config.upsampler_conditioner is None:
         return {}
@@ -128,12 +134,3 @@ def _upper(config: PriorConfig) -> dict[str, Any]:
         "cond_zero_out": upper.zero_out,
         "cond_c_res": 1,
     }
-
-
-def _lyrics(config: PriorConfig) -> dict[str, Any]:
-    if config.lyrics is None:
-        return {}
-    lyrics = config.lyrics
-    facts = {"use_tokens": True, "n_tokens": lyrics.tokens, "n_vocab": lyrics.size}
-    encoder = _transformer(lyrics.encoder, "prime_", "prime_") if lyrics.encoder else {}
-    return {**facts, "prime_loss_fraction": lyrics.loss_weight, **encoder}

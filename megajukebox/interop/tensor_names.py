@@ -82,7 +82,11 @@ def prior_table(config: PriorConfig, stack: str = "blocks") -> list[TensorMappin
         upper = config.upsampler_conditioner
         entries += _upper(upper.down, upper.depth, stack)
     if config.lyrics and config.lyrics.encoder:
-        entries += _lyrics(config.lyrics.encoder.patterns)
+        entries += _input("prime_prior", "lyrics.input", own_start=True)
+        entries += _layers("prime_prior", "lyrics.", config.lyrics.encoder.patterns)
+        entries += _leaves("prime_state_proj", "lyrics.project", DENSE)
+        entries += _leaves("prime_state_ln", "lyrics.norm", AFFINE)
+        entries.append(TensorMapping("prime_x_out.weight", "lyrics.head.weight"))
     return entries
 
 
@@ -100,6 +104,7 @@ def vqvae_table(config: VQVAEConfig) -> list[TensorMapping]:
 
 
 def _leaves(theirs: str, ours: str, parts: tuple) -> Iterator[TensorMapping]:
+    """The tensors of one layer by `parts`: (their last word, our last word, change)."""
     for their_leaf, our_leaf, change in parts:
         yield TensorMapping(f"{theirs}.{their_leaf}", f"{ours}.{our_leaf}", change)
 
@@ -111,6 +116,7 @@ def _parts(theirs: str, ours: str, table: tuple) -> Iterator[TensorMapping]:
 
 
 def _input(theirs: str, ours: str, own_start: bool) -> Iterator[TensorMapping]:
+    """The embeddings before the first block of a transformer."""
     if own_start:
         yield TensorMapping(f"{theirs}.start_token", f"{ours}.start.weight")
     yield TensorMapping(f"{theirs}.x_emb.weight", f"{ours}.tokens.weight")
@@ -122,14 +128,6 @@ def _layers(theirs: str, ours: str, patterns: list[str]) -> Iterator[TensorMappi
     for d, pattern in enumerate(patterns):
         table = (LYRICS_ATTENTION if pattern == "lyrics" else MUSIC_ATTENTION) + REST_OF_BLOCK
         yield from _parts(f"{theirs}.transformer._attn_mods.{d}", f"{ours}blocks.{d}", table)
-
-
-def _lyrics(patterns: list[str]) -> Iterator[TensorMapping]:
-    yield from _input("prime_prior", "lyrics.input", own_start=True)
-    yield from _layers("prime_prior", "lyrics.", patterns)
-    yield from _leaves("prime_state_proj", "lyrics.project", DENSE)
-    yield from _leaves("prime_state_ln", "lyrics.norm", AFFINE)
-    yield TensorMapping("prime_x_out.weight", "lyrics.head.weight")
 
 
 def _upper(down: int, depth: int, stack: str) -> Iterator[TensorMapping]:

@@ -50,9 +50,17 @@ def attend(
 ) -> Tensor:
     """What each query gathers under `pattern`, [B, T, H, D]. T must be a multiple of `rows` for the row patterns."""
     if pattern == "row":
-        return _row(q_BTHD, k_BSHD, v_BSHD, rows)
+        q = q_BTHD.unflatten(1, (rows, -1)).flatten(0, 1)
+        k = k_BSHD.unflatten(1, (rows, -1)).flatten(0, 1)
+        v = v_BSHD.unflatten(1, (rows, -1)).flatten(0, 1)
+        return _softmax_attention(q, k, v, causal=True).unflatten(0, (-1, rows)).flatten(1, 2)
     if pattern == "column":
-        return _column(q_BTHD, k_BSHD, v_BSHD, rows)
+        columns = q_BTHD.shape[1] // rows
+        q = q_BTHD.unflatten(1, (rows, columns)).transpose(1, 2).flatten(0, 1)
+        k = k_BSHD.unflatten(1, (rows, columns)).transpose(1, 2).flatten(0, 1)
+        v = v_BSHD.unflatten(1, (rows, columns)).transpose(1, 2).flatten(0, 1)
+        out = _softmax_attention(q, k, v, causal=True).unflatten(0, (-1, columns))
+        return out.transpose(1, 2).flatten(1, 2)
     if pattern == "previous_row":
         return _previous_row(q_BTHD, k_BSHD, v_BSHD, rows)
     if pattern == "dense":
@@ -78,27 +86,15 @@ def _softmax_attention(
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal).transpose(1, 2)
 
 
-def _row(q: Tensor, k: Tensor, v: Tensor, rows: int) -> Tensor:
-    q, k, v = (x.unflatten(1, (rows, -1)).flatten(0, 1) for x in (q, k, v))
-    return _softmax_attention(q, k, v, causal=True).unflatten(0, (-1, rows)).flatten(1, 2)
-
-
-def _column(q: Tensor, k: Tensor, v: Tensor, rows: int) -> Tensor:
-    columns = q.shape[1] // rows
-    q, k, v = (x.unflatten(1, (rows, columns)).transpose(1, 2).flatten(0, 1) for x in (q, k, v))
-    out = _softmax_attention(q, k, v, causal=True).unflatten(0, (-1, columns))
-    return out.transpose(1, 2).flatten(1, 2)
-
-
 def _previous_row(q: Tensor, k: Tensor, v: Tensor, rows: int) -> Tensor:
+    """Each row of queries over the row before it; the first row gathers zeros."""
     length = q.shape[1] // rows
     if rows == 1:
         return torch.zeros_like(q)
-    later = [
-        x.unflatten(1, (rows - 1, length)).flatten(0, 1)
-        for x in (q[:, length:], k[:, :-length], v[:, :-length])
-    ]
-    out = _softmax_attention(*later).unflatten(0, (-1, rows - 1)).flatten(1, 2)
+    later = q[:, length:].unflatten(1, (rows - 1, length)).flatten(0, 1)
+    keys = k[:, :-length].unflatten(1, (rows - 1, length)).flatten(0, 1)
+    values = v[:, :-length].unflatten(1, (rows - 1, length)).flatten(0, 1)
+    out = _softmax_attention(later, keys, values).unflatten(0, (-1, rows - 1)).flatten(1, 2)
     return torch.cat([torch.zeros_like(q[:, :length]), out], dim=1)
 
 

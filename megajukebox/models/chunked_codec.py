@@ -52,9 +52,9 @@ def encode_long(vqvae: VQVAE, audio_T: Tensor, level: str, chunk_seconds: float 
 def decode_long(vqvae: VQVAE, codes_T: Tensor, level: str, chunk_seconds: float = 20.0) -> Tensor:
     """Mono audio [T*hop] from codes [T] of one level."""
     chunk = max(1, int(chunk_seconds * vqvae.config.sample_rate) // vqvae.config.hops[level])
-    pieces = [
-        decode_piece(vqvae, codes_T, level, start, chunk) for start in range(0, len(codes_T), chunk)
-    ]
+    pieces = []
+    for start in range(0, len(codes_T), chunk):
+        pieces.append(decode_piece(vqvae, codes_T, level, start, chunk))
     return torch.cat(pieces) if pieces else torch.zeros(0)
 
 

@@ -8,14 +8,9 @@ from torch import Tensor, nn
 
 
 def _all_reduce(x: Tensor) -> Tensor:
+    """The sum of `x` over all ranks, in place."""
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(x)
-    return x
-
-
-def _from_rank_0(x: Tensor) -> Tensor:
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.broadcast(x, 0)
     return x
 
 
@@ -73,9 +68,11 @@ class Codebook(nn.Module):
         if len(x_ND) < size:
             x_ND = x_ND.repeat(-(-size // len(x_ND)), 1)
             x_ND = x_ND + torch.randn_like(x_ND) * 0.01 / width**0.5
-        return _from_rank_0(
-            x_ND[torch.randperm(len(x_ND), device=x_ND.device)[:size]].float().contiguous()
-        )
+        drawn = torch.randperm(len(x_ND), device=x_ND.device)[:size]
+        candidates_KD = x_ND[drawn].float().contiguous()
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            dist.broadcast(candidates_KD, 0)
+        return candidates_KD
 
     @torch.no_grad()
     def start(self, x_ND: Tensor) -> None:

@@ -4,7 +4,7 @@ How each is read from a song or a request is in conditioning/schema.py.
 """
 
 # B batch   T positions of a window   W width of the prior   N lyric tokens
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,26 +97,14 @@ class AlignedKind:
 ALIGNED: dict[str, AlignedKind] = {}
 
 
-def parse_aligned(given: Mapping[str, Any]) -> dict[str, AlignedConfig]:
-    """The configs of a prior's aligned conditions. Raises ValueError for a name that is not in `ALIGNED`."""
-    configs: dict[str, AlignedConfig] = {}
-    for name, settings in given.items():
-        if name not in ALIGNED:
-            known = ", ".join(ALIGNED) or "none"
-            raise ValueError(f"aligned condition {name!r} is unknown; known are {known}")
-        kind = ALIGNED[name].config
-        configs[name] = settings if isinstance(settings, kind) else kind(**settings)
-    return configs
-
-
 class LabelConditioner(nn.Module):
     """The start vector [B, 1, W]: the sum of the embeddings of every filled slot of every condition."""
 
     def __init__(self, labels: dict[str, LabelConfig], width: int, init_scale: float):
         super().__init__()
-        self.tables = nn.ModuleDict(
-            {n: Table(c.table_size, width, 0.01 * init_scale) for n, c in labels.items()}
-        )
+        self.tables = nn.ModuleDict()
+        for name, label in labels.items():
+            self.tables[name] = Table(label.table_size, width, 0.01 * init_scale)
 
     def forward(self, conditions: dict[str, Tensor]) -> Tensor:
         """`conditions[name]` [B, slots] holds ids; -1 is an empty slot."""
@@ -136,10 +124,9 @@ class TimingConditioner(nn.Module):
         super().__init__()
         self.config = config
         self.sample_rate = sample_rate
-        names = ("total", "position", "fraction")
-        self.tables = nn.ModuleDict(
-            {n: Table(config.bins, width, 0.01 * init_scale) for n in names}
-        )
+        self.tables = nn.ModuleDict()
+        for name in ("total", "position", "fraction"):
+            self.tables[name] = Table(config.bins, width, 0.01 * init_scale)
 
     def bins(self, timing_B3: Tensor, length: int) -> tuple[Tensor, Tensor, Tensor]:
         """Bin numbers: total [B, 1], position [B, T], fraction [B, T].
@@ -147,26 +134,21 @@ class TimingConditioner(nn.Module):
         float32 and this order of operations are part of the model: bins at the edges depend on them (spec 7.2).
         Values outside the range the model was built for take the first or the last bin; Jukebox refuses them.
         """
-        total, offset, window = (timing_B3[:, i : i + 1].float() for i in range(3))
+        total, offset, window = timing_B3.float().split(1, dim=1)
         lowest = self.config.min_seconds * self.sample_rate
         highest = self.config.max_seconds * self.sample_rate
         end = offset + window
-        fractions = (offset / total, (end / total).clamp(0.0, 1.0))
+        begins = offset / total
+        ends = (end / total).clamp(0.0, 1.0)
+        steps_1T = torch.arange(length, dtype=torch.float32, device=total.device)[None] / length
         return (
             self._bin(total, lowest, highest),
-            self._bin(self._ramp(offset, end, length), 0.0, highest),
-            self._bin(self._ramp(*fractions, length), 0.0, 1.0),
+            self._bin(offset + (end - offset) * steps_1T, 0.0, highest),
+            self._bin(begins + (ends - begins) * steps_1T, 0.0, 1.0),
         )
-
-    @staticmethod
-    def _ramp(start_B1: Tensor, end_B1: Tensor, length: int) -> Tensor:
-        steps = (
-            torch.arange(0, length, dtype=torch.float32, device=start_B1.device).view(1, length)
-            / length
-        )
-        return start_B1 + (end_B1 - start_B1) * steps
 
     def _bin(self, value: Tensor, lowest: float, highest: float) -> Tensor:
+        """The number of the bin, of equal ones from `lowest` to `highest`, that holds each value."""
         count = self.config.bins
         return (count * ((value - lowest) / (highest - lowest))).floor().long().clamp(0, count - 1)
 

@@ -134,21 +134,16 @@ def residual_stack(
     zero_out: bool = False,
 ) -> nn.Sequential:
     """`depth` residual units with dilations growth^d (d restarting every `cycle`), largest first if `reverse`."""
-    dilations = [growth ** (d % cycle if cycle else d) for d in range(depth)]
-    units = [
-        ResidualUnit(width, int(hidden_ratio * width), dilation, scale, zero_out)
-        for dilation in dilations
-    ]
+    hidden = int(hidden_ratio * width)
+    units: list[nn.Module] = []
+    for d in range(depth):
+        dilation = growth ** (d % cycle if cycle else d)
+        units.append(ResidualUnit(width, hidden, dilation, scale, zero_out))
     return nn.Sequential(*(reversed(units) if reverse else units))
 
 
-def halving(inputs: int, outputs: int, stride: int) -> EvenConv1d:
-    """A convolution that shortens time by `stride` (even strides keep lengths exact)."""
-    return EvenConv1d(inputs, outputs, 2 * stride, stride=stride, padding=stride // 2)
-
-
 def doubling(inputs: int, outputs: int, stride: int) -> EvenConvTranspose1d:
-    """The transposed twin of `halving`: lengthens time by `stride`."""
+    """The transposed twin of the encoder's shortening: a convolution that lengthens time by `stride`."""
     return EvenConvTranspose1d(inputs, outputs, 2 * stride, stride=stride, padding=stride // 2)
 
 
@@ -163,7 +158,11 @@ class Encoder(nn.Module):
         for i, (down, stride) in enumerate(stages):
             channels = inputs if i == 0 else outputs
             for _ in range(down):
-                layers += [halving(channels, width, stride), residual_stack(width, **stack)]
+                # Even strides keep lengths exact.
+                shorten = EvenConv1d(
+                    channels, width, 2 * stride, stride=stride, padding=stride // 2
+                )
+                layers += [shorten, residual_stack(width, **stack)]
                 channels = width
             layers.append(EvenConv1d(channels, outputs, 3, padding=1))
         self.layers = Stack(*layers)

@@ -181,13 +181,14 @@ def grid_attention(
         return attend(q_BTHD, k_BSHD, v_BSHD, pattern)
     if pattern in ("dense", "prefix"):
         seen = sight.prefix if pattern == "prefix" else q_BTHD.shape[1]
-        return masked_attention(
-            q_BTHD, k_BSHD[:, :seen], v_BSHD[:, :seen], sight.everything[:, :, :seen]
-        )
-    q, k, v = (x.unflatten(1, (sight.rows, -1)) for x in (q_BTHD, k_BSHD, v_BSHD))
+        mask = unmask_empty_rows(sight.everything[:, :, :seen])
+        return _sdpa(q_BTHD, k_BSHD[:, :seen], v_BSHD[:, :seen], *mask)
+    q = q_BTHD.unflatten(1, (sight.rows, -1))
+    k = k_BSHD.unflatten(1, (sight.rows, -1))
+    v = v_BSHD.unflatten(1, (sight.rows, -1))
     if pattern == "column":
-        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-        return _in_groups(q, k, v, sight.column).transpose(1, 2).flatten(1, 2)
+        out = _in_groups(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), sight.column)
+        return out.transpose(1, 2).flatten(1, 2)
     if pattern == "previous_row":
         k = beside(k, 0.0)
         v = beside(v, 0.0)
@@ -199,13 +200,10 @@ def _in_groups(q_BGLHD: Tensor, k_BGSHD: Tensor, v_BGSHD: Tensor, mask_BGLS: Ten
     """Attention within each of G rows (or columns)."""
     batch, groups = q_BGLHD.shape[:2]
     mask = mask_BGLS.expand(batch, -1, -1, -1).flatten(0, 1)
-    q, k, v = (x.flatten(0, 1) for x in (q_BGLHD, k_BGSHD, v_BGSHD))
-    return masked_attention(q, k, v, mask).unflatten(0, (batch, groups))
-
-
-def masked_attention(q_NTHD: Tensor, k_NSHD: Tensor, v_NSHD: Tensor, mask_NTS: Tensor) -> Tensor:
-    """Attention over the second axis with a mask; a query that sees nothing gathers zeros."""
-    return _sdpa(q_NTHD, k_NSHD, v_NSHD, *unmask_empty_rows(mask_NTS))
+    q = q_BGLHD.flatten(0, 1)
+    k = k_BGSHD.flatten(0, 1)
+    out = _sdpa(q, k, v_BGSHD.flatten(0, 1), *unmask_empty_rows(mask))
+    return out.unflatten(0, (batch, groups))
 
 
 def unmask_empty_rows(mask_NTS: Tensor) -> tuple[Tensor, Tensor]:
@@ -220,8 +218,13 @@ def unmask_empty_rows(mask_NTS: Tensor) -> tuple[Tensor, Tensor]:
 def _sdpa(
     q_NTHD: Tensor, k_NSHD: Tensor, v_NSHD: Tensor, mask_NTS: Tensor, nothing_NT: Tensor | None
 ) -> Tensor:
-    """`masked`, with a mask that was `opened` before; None where no query sees nothing."""
-    q, k, v = (x.transpose(1, 2) for x in (q_NTHD, k_NSHD, v_NSHD))
+    """Attention over the second axis with both of `unmask_empty_rows`; a query that sees nothing gathers zeros.
+
+    `nothing_NT` may be None where every query sees something.
+    """
+    q = q_NTHD.transpose(1, 2)
+    k = k_NSHD.transpose(1, 2)
+    v = v_NSHD.transpose(1, 2)
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_NTS[:, None]).transpose(1, 2)
     return out if nothing_NT is None else out.masked_fill(nothing_NT[..., None, None], 0.0)
 

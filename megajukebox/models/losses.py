@@ -64,13 +64,12 @@ def distance(
     if term == "spectral":
         return _spectral(config.stft, x_BT, y_BT).mean() / bandwidth.spectral
     assert term == "multispectral", term
-    return (
-        torch.stack([_spectral(stft, x_BT, y_BT) for stft in config.stfts]).mean()
-        / bandwidth.spectral
-    )
+    distances = [_spectral(stft, x_BT, y_BT) for stft in config.stfts]
+    return torch.stack(distances).mean() / bandwidth.spectral
 
 
 def _spectral(stft: STFT, x_BT: Tensor, y_BT: Tensor) -> Tensor:
+    """|M(x) - M(y)| of each item [B]; no gradient flows through the truth x."""
     with torch.no_grad():
         target = stft.magnitude(x_BT)
     return (target - stft.magnitude(y_BT)).flatten(1).norm(dim=1)
@@ -80,11 +79,12 @@ def reconstruction(
     config: ReconstructionLoss, x_BT: Tensor, y_BT: Tensor, bandwidth: Bandwidth
 ) -> Tensor:
     """The weighted sum of the terms whose weight is not 0."""
-    terms = {t: getattr(config, t) for t in ("l1", "l2", "linf", "spectral", "multispectral")}
-    return sum(
-        (w * distance(config, t, x_BT, y_BT, bandwidth) for t, w in terms.items() if w),
-        x_BT.new_zeros(()),
-    )
+    total = x_BT.new_zeros(())
+    for term in ("l1", "l2", "linf", "spectral", "multispectral"):
+        weight = getattr(config, term)
+        if weight:
+            total = total + weight * distance(config, term, x_BT, y_BT, bandwidth)
+    return total
 
 
 def spectral_convergence(stft: STFT, x_BT: Tensor, y_BT: Tensor, floor: float = 0.002) -> Tensor:

@@ -25,9 +25,9 @@ def lyric_attention(prior: Prior, batch: dict, layers: list[int]) -> dict[int, T
     `batch` is that of `Prior.forward`. ValueError for a layer that reads no lyrics.
     """
     known = lyric_layers(prior)
-    wrong = [layer for layer in layers if layer not in known]
-    if wrong:
-        raise ValueError(f"layer {wrong[0]} of this prior reads no lyrics; choose among {known}")
+    for layer in layers:
+        if layer not in known:
+            raise ValueError(f"layer {layer} of this prior reads no lyrics; choose among {known}")
     given = prior.conditioning(batch)
     weights = {}
     h = prior.input(prior.tokens(batch), given.start, given.added)
@@ -42,21 +42,20 @@ def lyric_attention(prior: Prior, batch: dict, layers: list[int]) -> dict[int, T
 
 
 def _weights(attention: Attention, x_BPW: Tensor, lyrics_BNW: Tensor | None, prefix: int) -> Tensor:
+    """Attention weights [B, H, T, N] in float32 of the codes' own rows over the lyric tokens."""
     if attention.pattern == "lyrics":
         assert lyrics_BNW is not None
-        return softmax_weights(
-            attention.split(attention.query(x_BPW)), attention.lyric_keys(lyrics_BNW)[0]
-        )
-    q_BPHD, k_BPHD, _ = attention.qkv(x_BPW)
-    seen = attention.prefix if attention.pattern == "prefix" else k_BPHD.shape[1]
-    causal_PS = torch.ones(q_BPHD.shape[1], seen, dtype=torch.bool, device=q_BPHD.device).tril()
+        q_BPHD = attention.split(attention.query(x_BPW))
+        k_BSHD = attention.lyric_keys(lyrics_BNW)[0]
+    else:
+        q_BPHD, k_BSHD, _ = attention.qkv(x_BPW)
+        if attention.pattern == "prefix":
+            k_BSHD = k_BSHD[:, : attention.prefix]
+    scores = torch.einsum("bphd,bshd->bhps", q_BPHD.float(), k_BSHD.float())
+    scores = scores / q_BPHD.shape[-1] ** 0.5
+    if attention.pattern == "lyrics":
+        return scores.softmax(dim=-1)
+    causal_PS = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
     # Only the codes' own rows and the lyric columns tell of singing; a softmax over all keys came before the cut.
-    return softmax_weights(q_BPHD, k_BPHD[:, :seen], causal_PS)[:, :, prefix:, :prefix]
-
-
-def softmax_weights(q_BPHD: Tensor, k_BSHD: Tensor, mask_PS: Tensor | None = None) -> Tensor:
-    """Attention weights [B, H, P, S] in float32; every query must see a key."""
-    scores = (
-        torch.einsum("bphd,bshd->bhps", q_BPHD.float(), k_BSHD.float()) / q_BPHD.shape[-1] ** 0.5
-    )
-    return (scores if mask_PS is None else scores.masked_fill(~mask_PS, -torch.inf)).softmax(dim=-1)
+    weights = scores.masked_fill(~causal_PS, -torch.inf).softmax(dim=-1)
+    return weights[:, :, prefix:, :prefix]

@@ -36,19 +36,16 @@ def carried(config: PriorConfig, layer: int) -> list[str]:
 
 def inputs(config: PriorConfig, batch: dict) -> State:
     """A batch of `Prior.forward` as the tuple that the entrance takes apart again."""
-    return (
-        *(batch["conditions"][name] for name in config.conditions),
-        *(batch[name] for name in _fields(config)),
-    )
-
-
-def _batch(config: PriorConfig, given: State) -> dict:
-    names = list(config.conditions)
-    conditions = dict(zip(names, given))
-    return {"conditions": conditions, **dict(zip(_fields(config), given[len(names) :]))}
+    given: list[Tensor] = []
+    for name in config.conditions:
+        given.append(batch["conditions"][name])
+    for name in _fields(config):
+        given.append(batch[name])
+    return tuple(given)
 
 
 def _fields(config: PriorConfig) -> list[str]:
+    """The names of what a batch holds beside its labels, in the order of the tuple."""
     wanted = {
         "codes": True,
         "timing": config.timing,
@@ -63,7 +60,9 @@ class StemLayer(PriorStem):
     """The entrance: from the tuple of a batch to the first state."""
 
     def forward(self, given: State) -> State:
-        batch = _batch(self.config, given)
+        names = list(self.config.conditions)
+        fields = dict(zip(_fields(self.config), given[len(names) :]))
+        batch = {"conditions": dict(zip(names, given)), **fields}
         conditioning = self.conditioning(batch)
         h = self.input(self.tokens(batch), conditioning.start, conditioning.added)
         state: dict[str, Tensor | None] = {
@@ -122,7 +121,7 @@ def read_out(tied: nn.Module, given: State) -> State:
     h = state["h"] + state["added"] if "added" in state else state["h"]
     matrix = tied.get_parameter("head.weight" if config.separate_head else TIED)
     logits = nn.functional.linear(h, matrix).float()
-    return (logits, *(state[name] for name in ("words",) if name in state))
+    return (logits, state["words"]) if "words" in state else (logits,)
 
 
 def loss_of(

@@ -21,7 +21,6 @@ from megajukebox.models.conditioners import (
     UpsamplerConditioner,
     UpsamplerConditionerConfig,
     bits,
-    parse_aligned,
 )
 from megajukebox.models.transformer import TransformerConfig, blocks
 
@@ -60,7 +59,17 @@ class PriorConfig(BaseModel):
     @field_validator("aligned", mode="before")
     @classmethod
     def _parse_aligned(cls, given: Any) -> Any:
-        return parse_aligned(given) if isinstance(given, dict) else given
+        """The configs of `given` by name, each of the class that `ALIGNED` has for it."""
+        if not isinstance(given, dict):
+            return given
+        configs: dict[str, AlignedConfig] = {}
+        for name, settings in given.items():
+            if name not in ALIGNED:
+                known = ", ".join(ALIGNED) or "none"
+                raise ValueError(f"aligned condition {name!r} is unknown; known are {known}")
+            kind = ALIGNED[name].config
+            configs[name] = settings if isinstance(settings, kind) else kind(**settings)
+        return configs
 
     @model_validator(mode="after")
     def _check(self) -> "PriorConfig":
@@ -74,10 +83,6 @@ class PriorConfig(BaseModel):
                 f"window {self.window} is not a multiple of {self.upsampler_conditioner.ratio},"
                 " the codes per code of the level above"
             )
-        self._check_lyrics()
-        return self
-
-    def _check_lyrics(self) -> None:
         reads = "lyrics" in self.transformer.patterns
         encoded = self.lyrics if self.lyrics and self.lyrics.mode == "encoder" else None
         # The other way round is allowed, as in Jukebox: the encoder then learns its own task, unread.
@@ -93,6 +98,7 @@ class PriorConfig(BaseModel):
             raise ValueError(
                 "lyrics with mode prefix need conditions: they are the vector before the first lyric token"
             )
+        return self
 
     @property
     def condition_names(self) -> list[str]:
@@ -144,17 +150,6 @@ class Conditioning(NamedTuple):
     lyrics: Tensor | None  # [B, N, W] states of the lyric encoder
 
 
-def aligned_conditioners(config: PriorConfig) -> nn.ModuleDict:
-    """The modules of all aligned conditions. What one seed draws for the rest of a prior does not depend on them."""
-    device = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    modules = nn.ModuleDict()
-    with torch.random.fork_rng(device):
-        for name, settings in config.aligned.items():
-            width = config.transformer.width
-            modules[name] = ALIGNED[name].module(settings, width, config.window)
-    return modules
-
-
 class PriorStem(nn.Module):
     """All of a prior before its first layer: its conditioners, and the embedding of its tokens."""
 
@@ -186,7 +181,12 @@ class PriorStem(nn.Module):
         self.input = ShiftedEmbedding(
             self.vocabulary, config.length, shape.width, scale, own_start=not config.conditions
         )
-        self.aligned = aligned_conditioners(config)
+        self.aligned = nn.ModuleDict()
+        # What one seed draws for the rest of a prior does not depend on the aligned conditions.
+        device = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+        with torch.random.fork_rng(device):
+            for name, settings in config.aligned.items():
+                self.aligned[name] = ALIGNED[name].module(settings, shape.width, config.window)
 
     def conditioning(self, batch: dict) -> Conditioning:
         """From a batch: `conditions` {name: [B, max_values]}, `timing` [B, 3] in samples, `upper_codes` [B, T/ratio],
@@ -221,6 +221,7 @@ class PriorStem(nn.Module):
 
 
 def tokens_of(config: PriorConfig, batch: dict) -> Tensor:
+    """`PriorStem.tokens` by the config alone: [B, N + T]."""
     codes = batch["codes"]
     return (
         torch.cat([batch["lyrics"], codes + config.shift], dim=1) if config.prefix_tokens else codes

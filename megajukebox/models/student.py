@@ -176,7 +176,8 @@ class Student(Prior):
         log_q = log_q_BTV.gather(2, batch["soft_ids"])
         log_p = batch["soft_log_p"]
         inside = (log_p.exp() * (log_p - log_q)).sum(2)
-        rest_p, rest_q = (rest(x) for x in (log_p, log_q))
+        rest_p = rest(log_p)
+        rest_q = rest(log_q)
         outside = rest_p.exp() * (rest_p - rest_q)
         return ((inside + outside) * target_BT).sum() / LOG_2
 

@@ -1,7 +1,6 @@
 """The three-level VQ-VAE: audio [B, T, 1] to codes [B, T/hop] and back, each level a model of its own."""
 
 # B batch   T samples   C channels inside   D width of a code vector
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +57,7 @@ class VQVAEConfig(BaseModel):
                 f"down {self.down}, stride {self.stride} and multipliers {self.multipliers}"
                 " must have one entry a level, at most 3"
             )
-        if any(s % 2 for s in self.stride):
+        if any(stride % 2 for stride in self.stride):
             raise ValueError(
                 f"stride {self.stride} has an odd entry; only even strides keep lengths exact"
             )
@@ -72,8 +71,12 @@ class VQVAEConfig(BaseModel):
     @property
     def hops(self) -> dict[str, int]:
         """Audio samples per code of each level."""
-        factors = [s**d for s, d in zip(self.stride, self.down)]
-        return {level: prod(factors[: i + 1]) for i, level in enumerate(self.levels)}
+        hops: dict[str, int] = {}
+        hop = 1
+        for level, stride, down in zip(self.levels, self.stride, self.down):
+            hop *= stride**down
+            hops[level] = hop
+        return hops
 
 
 class VQVAELevel(nn.Module):
@@ -140,9 +143,9 @@ class VQVAE(nn.Module):
     def __init__(self, config: VQVAEConfig):
         super().__init__()
         self.config = config
-        self.levels = nn.ModuleDict(
-            {level: VQVAELevel(config, i) for i, level in enumerate(config.levels)}
-        )
+        self.levels = nn.ModuleDict()
+        for i, level in enumerate(config.levels):
+            self.levels[level] = VQVAELevel(config, i)
 
     def level(self, name: str) -> VQVAELevel:
         model = self.levels[name]
@@ -178,7 +181,8 @@ class VQVAE(nn.Module):
                 f"{level}/reconstruction": loss.detach(),
                 f"{level}/commit": commit.detach(),
             }
-            metrics |= {f"{level}/{name}": value for name, value in facts.items()}
+            for name, value in facts.items():
+                metrics[f"{level}/{name}"] = value
             if not self.training:
                 metrics |= self._judge(level, x_BT, y.squeeze(-1))
         return total, metrics
@@ -188,8 +192,9 @@ class VQVAE(nn.Module):
         """What people read: the terms of the loss one by one, signal-to-noise ratio and spectral convergence in dB."""
         loss = self.config.loss
         bandwidth = self.config.bandwidth
-        terms = ("l1", "l2", "linf", "spectral", "multispectral")
-        judged = {f"{level}/{term}": distance(loss, term, x_BT, y_BT, bandwidth) for term in terms}
+        judged = {}
+        for term in ("l1", "l2", "linf", "spectral", "multispectral"):
+            judged[f"{level}/{term}"] = distance(loss, term, x_BT, y_BT, bandwidth)
         convergence = spectral_convergence(loss.stft, x_BT, y_BT)
         noise = (x_BT - y_BT).square().sum(1).clamp(min=1e-9)
         snr = 10 * torch.log10(x_BT.square().sum(1).clamp(min=1e-9) / noise)

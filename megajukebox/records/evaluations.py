@@ -46,7 +46,9 @@ def current_name(metric: str) -> str:
 
 def upgrade_evaluation(record: Mapping[str, Any]) -> dict[str, Any]:
     """A row or a report of version 1 or 2 with the fields and metric names of version 2."""
-    current = {RENAMED_FIELDS.get(name, name): value for name, value in record.items()}
+    current: dict[str, Any] = {}
+    for name, value in record.items():
+        current[RENAMED_FIELDS.get(name, name)] = value
     current.pop("version", None)
     current["schema"] = SCHEMA
     metrics = current.get("metrics")

@@ -298,7 +298,7 @@ def parse_event(record: Mapping[str, Any]) -> Event:
 
 def read_events(run: Path) -> list[Event]:
     """All events of a run; broken lines are left out."""
-    return [parse_event(record) for record in read_lines(run / "events.jsonl")]
+    return list(map(parse_event, read_lines(run / "events.jsonl")))
 
 
 # ---- Version 1 --------------------------------------------------------------------------------------------------------
@@ -346,8 +346,10 @@ def upgrade_event(record: Mapping[str, Any]) -> dict[str, Any]:
     elif name == "hang":
         current["phase"] = upgrade_phase(str(record.get("section", "")))
     elif name == "data":
-        known = ("schema", "time", "event", "step", "rank", "reason")
-        current["counts"] = {key: count for key, count in record.items() if key not in known}
+        counts = dict(record)
+        for key in ("schema", "time", "event", "step", "rank", "reason"):
+            counts.pop(key, None)
+        current["counts"] = counts
     return current
 
 

@@ -48,5 +48,9 @@ def read_exit(path: Path) -> ProcessExit | None:
 
 def read_exits(run: Path) -> list[ProcessExit]:
     """Of all ranks that left one."""
-    exits = [read_exit(path) for path in sorted((run / EXITS).glob("rank-*.json"))]
-    return [record for record in exits if record is not None]
+    exits: list[ProcessExit] = []
+    for path in sorted((run / EXITS).glob("rank-*.json")):
+        record = read_exit(path)
+        if record is not None:
+            exits.append(record)
+    return exits

@@ -48,10 +48,9 @@ def parse_heartbeat(record: Mapping[str, Any]) -> Heartbeat | None:
 
 def read_heartbeats(run: Path, generation: int | None = None) -> list[Heartbeat]:
     """The last heartbeats of all ranks, of one generation if it is given; unreadable ones are left out."""
-    paths = sorted((run / HEARTBEATS).glob("rank-*.json"))
-    beats = [parse_heartbeat(read_object(path)) for path in paths]
-    return [
-        beat
-        for beat in beats
-        if beat is not None and (generation is None or beat.generation == generation)
-    ]
+    beats: list[Heartbeat] = []
+    for path in sorted((run / HEARTBEATS).glob("rank-*.json")):
+        beat = parse_heartbeat(read_object(path))
+        if beat is not None and generation in (None, beat.generation):
+            beats.append(beat)
+    return beats

@@ -37,9 +37,14 @@ class Tail:
         self._offset += len(data)
         *lines, cut = (self._cut_line + data).split(b"\n")
         self._cut_line = cut[-MAX_LINE_BYTES:]
-        records = [parsed(line) for line in lines if line.strip()]
-        self.lost += records.count(None)
-        return [record for record in records if record is not None], replaced
+        records: list[dict[str, Any]] = []
+        for line in filter(bytes.strip, lines):
+            record = parsed(line)
+            if record is None:
+                self.lost += 1
+            else:
+                records.append(record)
+        return records, replaced
 
 
 def parsed(line: bytes) -> dict[str, Any] | None:
@@ -55,8 +60,12 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """The records of a .jsonl file; lines that a crash cut are left out."""
     if not path.exists():
         return []
-    records = [parsed(line) for line in path.read_bytes().splitlines()]
-    return [record for record in records if record is not None]
+    records: list[dict[str, Any]] = []
+    for line in path.read_bytes().splitlines():
+        record = parsed(line)
+        if record is not None:
+            records.append(record)
+    return records
 
 
 def read_object(path: Path, max_bytes: int = MAX_LINE_BYTES) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from megajukebox.records.phases import upgrade_phase
 from megajukebox.records.productive_time import number
-from megajukebox.records.schema import SCHEMA, is_current
+from megajukebox.records.schema import is_current
 
 TRAIN = "train"
 HELD_OUT = "held_out"
@@ -21,24 +21,20 @@ VERSION_1 = {
 }
 
 
-def metrics_row(
-    step: int, time: float, split: str, values: Mapping[str, float]
-) -> dict[str, float | str]:
-    """A row as it is written: `step` optimizer steps are made, `split` is train or held_out."""
-    return {"schema": SCHEMA, "step": step, "time": time, "split": split, **values}
-
-
 def upgrade_row(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row with the keys of today; one of version 2 is as it was."""
-    return dict(row) if is_current(row) else {upgrade_key(name): row[name] for name in row}
-
-
-def upgrade_key(name: str) -> str:
-    """The name of today of a metric as version 1 logged it."""
-    if name.startswith("skipped_"):
-        return "bad_samples_" + name.removeprefix("skipped_")
-    phase = phase_of(name)
-    return VERSION_1.get(name, name) if phase is None else f"time_{upgrade_phase(phase)}_seconds"
+    if is_current(row):
+        return dict(row)
+    current: dict[str, Any] = {}
+    for name, value in row.items():
+        phase = phase_of(name)
+        if name.startswith("skipped_"):
+            current["bad_samples_" + name.removeprefix("skipped_")] = value
+        elif phase is not None:
+            current[f"time_{upgrade_phase(phase)}_seconds"] = value
+        else:
+            current[VERSION_1.get(name, name)] = value
+    return current
 
 
 def phase_of(key: str) -> str | None:

@@ -37,5 +37,6 @@ def read_rewinds(run: Path) -> list[Rewind]:
 
 
 def write_rewinds(run: Path, rewinds: list[Rewind]) -> None:
-    content = {"schema": SCHEMA, "rewinds": [asdict(rewind) for rewind in rewinds]}
+    """All rewinds of a run, the first one first; the file is replaced."""
+    content = {"schema": SCHEMA, "rewinds": list(map(asdict, rewinds))}
     write_atomic(run / REWINDS_FILE, json.dumps(content).encode())

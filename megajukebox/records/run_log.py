@@ -22,8 +22,9 @@ from megajukebox.records.events import (
     read_events,
 )
 from megajukebox.records.jsonl_tail import parsed, read_lines
-from megajukebox.records.metrics import TRAIN, metrics_row, phase_seconds, upgrade_row
+from megajukebox.records.metrics import TRAIN, phase_seconds, upgrade_row
 from megajukebox.records.productive_time import Productive, seconds_at
+from megajukebox.records.schema import SCHEMA
 
 log = logging.getLogger(__name__)
 
@@ -49,8 +50,9 @@ class RunLog:
                     _end_last_line(run / name)
 
     def metrics(self, step: int, split: str, values: Mapping[str, float]) -> None:
-        """`split` is train or held_out."""
-        self._append(METRICS_FILE, metrics_row(step, self.clock(), split, values))
+        """A row after `step` optimizer steps; `split` is train or held_out."""
+        row: dict[str, object] = {"schema": SCHEMA, "step": step, "time": self.clock()}
+        self._append(METRICS_FILE, {**row, "split": split, **values})
 
     def event(self, event: Event) -> None:
         """An event of the process that writes. Secrets in it (a signed URL, a token) are hidden."""
@@ -82,9 +84,15 @@ class RunLog:
         if not self.writes or not path.exists():
             return
         lines = path.read_text().splitlines(keepends=True)
-        kept = [line for line in lines if _step(line) <= step]
+        kept: list[str] = []
+        for line in lines:
+            record = parsed(line.encode())
+            logged = None if record is None else record.get("step")
+            # A line cut by a crash counts as after everything.
+            if isinstance(logged, int) and logged <= step:
+                kept.append(line)
         if len(kept) < len(lines):
-            rows = [upgrade_row(row) for row in read_lines(path)]
+            rows = map(upgrade_row, read_lines(path))
             self._log_recomputed([row for row in rows if row.get("split") == TRAIN], step)
             write_atomic(path, "".join(kept).encode())
 
@@ -143,10 +151,3 @@ def _end_last_line(path: Path) -> None:
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":
                 file.write(b"\n")
-
-
-def _step(line: str) -> float:
-    """The step of a line; a line cut by a crash counts as after everything."""
-    record = parsed(line.encode())
-    step = None if record is None else record.get("step")
-    return step if isinstance(step, int) else float("inf")

@@ -48,13 +48,8 @@ def current_sample_record(record: dict[str, Any]) -> dict[str, Any]:
     current = current_song_key(record)
     levels = current.get("levels")
     if isinstance(levels, dict):
-        current["levels"] = {name: _current_level(level) for name, level in levels.items()}
-    return current
-
-
-def _current_level(level: Any) -> Any:
-    if not isinstance(level, dict) or not isinstance(level.get("way"), str):
-        return level
-    current = dict(level)
-    current["decoding"] = current_decoding(current.pop("way"))
+        current["levels"] = dict(levels)
+        for name, level in levels.items():
+            if isinstance(level, dict) and isinstance(level.get("way"), str):
+                current["levels"][name] = current_decoding_facts(level)
     return current

@@ -178,7 +178,8 @@ def write_melody(genre: Genre, kind: str, rng: np.random.Generator) -> tuple[int
         if chord != chord_before:
             classes = {tone % 12 for tone in chord}
             fitting = [n for n, note in enumerate(ladder) if note % 12 in classes]
-            rung = min(fitting, key=lambda n, before=rung: abs(n - before))
+            distances = [abs(n - rung) for n in fitting]
+            rung = fitting[int(np.argmin(distances))]
         chord_before = chord
         melody.append(ladder[rung])
         rung = int(np.clip(rung + rng.choice((-2, -1, -1, 1, 1, 2)), lowest, highest))

@@ -98,10 +98,8 @@ def prepare_songs(
     lines = "".join(json.dumps(line) + "\n" for line in refused)
     write_atomic(out / "refused.jsonl", lines.encode())
     if len(refused) == len(songs):
-        counts = Counter(line["reason"] for line in refused).most_common()
-        reasons = ", ".join(f"{count} {reason}" for reason, count in counts)
         raise UserError(
-            f"all {len(songs)} songs were refused ({reasons}); {out}/refused.jsonl says why"
+            f"all {len(songs)} songs were refused ({reasons(refused)}); {out}/refused.jsonl says why"
         )
     index = write_index(
         out,
@@ -268,6 +266,12 @@ def make_shard(
             after_song(1)
 
     return write_shard(path, samples(), notes)
+
+
+def reasons(refused: list[dict[str, str]]) -> str:
+    """`3 silent, 1 too short`"""
+    counts = Counter(line["reason"] for line in refused)
+    return ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
 
 
 # ---- the lyrics

@@ -20,7 +20,8 @@ FEATURES = {"artist": timbre, "genre": rhythm, "language": timbre}
 MAX_NAMES = 50  # of each label, the most common ones
 MIN_SONGS_PER_NAME = 3  # fewer are not enough to fit a class
 MAX_CLIPS_PER_SONG = 2
-MIN_CLIP_SECONDS, MAX_CLIP_SECONDS = 2.0, 20.0
+MIN_CLIP_SECONDS = 2.0
+MAX_CLIP_SECONDS = 20.0
 SILENCE = 1e-4  # peak of full scale, -80 dB: a quieter clip has nothing to classify
 PAIR_BINS = 4096
 

@@ -20,10 +20,13 @@ from megajukebox.data.spectra import frame_spectra, mel_bands, window_size
 from megajukebox.evaluation.inputs import EvalSong
 
 Array = np.ndarray
-WINDOW_SECONDS, HOP_SECONDS = 2.0, 1.0  # of audio for one vector, and from one to the next
-FRAME_SECONDS, FRAME_STEP_SECONDS = 0.032, 0.01  # of a spectrum, and from one to the next
+WINDOW_SECONDS = 2.0  # of audio for one vector
+HOP_SECONDS = 1.0  # from one vector to the next
+FRAME_SECONDS = 0.032  # of audio for one spectrum
+FRAME_STEP_SECONDS = 0.01  # from one spectrum to the next
 MEL_BANDS = 40
-LOWEST_HERTZ, HIGHEST_HERTZ = 40.0, 8000.0
+LOWEST_HERTZ = 40.0
+HIGHEST_HERTZ = 8000.0
 SHAPE_SIZE = 16  # numbers for the mean spectrum
 SPREAD_SIZE = 10  # numbers for how much each region of it varies
 GROUPS = 4  # regions of the spectrum whose loudness is followed over time

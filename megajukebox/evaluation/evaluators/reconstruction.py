@@ -32,11 +32,15 @@ def fidelity(truth_T: Array, other_T: Array, rate: int) -> Mapping[str, float]:
     """The whole-band metrics of a reconstruction [T] of `truth` [T]; the longer one is cut to the other's length."""
     x_T, y_T = cut_to_same_length(truth_T, other_T)
     mel_difference = mel_decibels(x_T, rate) - mel_decibels(y_T, rate)
+    # Jukebox's own magnitudes: 2048 bins, window 1536, hop 256.
+    x = torch.from_numpy(x_T.astype(np.float32))[None]
+    y = torch.from_numpy(y_T.astype(np.float32))[None]
+    convergence = float(20 * torch.log10(spectral_convergence(STFT(), x, y).clamp(min=1e-6)))
     return {
         "snr_db": snr(x_T, y_T),
         "si_sdr_db": si_sdr(x_T, y_T),
         "stft_distance": stft_distance(x_T, y_T),
-        "spectral_convergence_db": convergence(x_T, y_T),
+        "spectral_convergence_db": convergence,
         "mel_distance_db": float(np.abs(mel_difference).mean()),
     }
 
@@ -55,6 +59,7 @@ def snr(x_T: Array, y_T: Array) -> float:
 
 
 def decibels(signal: float, noise: float) -> float:
+    """10 log10(signal / noise), at most MAX_DECIBELS; NaN without a signal."""
     if signal <= 0:
         return float("nan")
     least_noise = signal * 10 ** (-MAX_DECIBELS / 10)
@@ -67,13 +72,6 @@ def si_sdr(x_T: Array, y_T: Array) -> float:
     y = y_T - y_T.mean()
     target = (y @ x) / max(x @ x, TINY) * x
     return decibels(float(target @ target), float((y - target) @ (y - target)))
-
-
-def convergence(x_T: Array, y_T: Array) -> float:
-    """20 log10(|M(x) - M(y)| / |M(x)|) of Jukebox's own magnitudes (2048 bins, window 1536, hop 256)."""
-    x = torch.from_numpy(x_T.astype(np.float32))[None]
-    y = torch.from_numpy(y_T.astype(np.float32))[None]
-    return float(20 * torch.log10(spectral_convergence(STFT(), x, y).clamp(min=1e-6)))
 
 
 def stft_distance(x_T: Array, y_T: Array) -> float:

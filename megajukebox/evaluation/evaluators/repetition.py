@@ -5,13 +5,12 @@ comes again with the same words is the same section.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
 
-from megajukebox.conditioning.lrc import TimedWord
 from megajukebox.evaluation.evaluators.music_features import chroma_over_time
 from megajukebox.evaluation.inputs import EvalSong
 
@@ -62,30 +61,24 @@ def similarities(
 
 def sections_of(song: EvalSong) -> list[LyricSection]:
     """The sections that the song's timed lyrics mark; none without times."""
-    lines = timed_lines(song.text, song.words)
-    marked = []
-    for text, start, _ in lines:
-        mark = MARK.match(text.strip())
-        if mark:
-            marked.append((section_name(mark[1]), start))
-    if len(marked) < 2:
-        return [LyricSection(section_name(text), start, end) for text, start, end in lines]
-    ends = [start for _, start in marked[1:]] + [song.seconds]
-    return [LyricSection(name, start, end) for (name, start), end in zip(marked, ends)]
-
-
-def timed_lines(text: str, words: Iterable[TimedWord]) -> list[tuple[str, float, float]]:
-    """(line, start, end) of the lines that have words with times."""
-    timed = list(words)
-    lines = []
+    sung_lines: list[LyricSection] = []
+    names: list[str] = []  # of the sections that marks begin
+    starts: list[float] = []
     first_char = 0
-    for line in text.split("\n"):
+    for line in song.text.split("\n"):
         end_char = first_char + len(line)
-        sung = [word for word in timed if first_char <= word.start_char < end_char]
-        if sung:
-            lines.append((line, sung[0].t0, sung[-1].t1))
+        sung = [word for word in song.words if first_char <= word.start_char < end_char]
         first_char = end_char + 1
-    return lines
+        if not sung:
+            continue
+        sung_lines.append(LyricSection(section_name(line), sung[0].t0, sung[-1].t1))
+        mark = MARK.match(line.strip())
+        if mark:
+            names.append(section_name(mark[1]))
+            starts.append(sung[0].t0)
+    if len(names) < 2:
+        return sung_lines
+    return list(map(LyricSection, names, starts, [*starts[1:], song.seconds]))
 
 
 def section_name(text: str) -> str:

@@ -99,7 +99,11 @@ def dots(rows: Mapping[str, Mapping[str, Any]], unit: str) -> Draw:
                     ends = [metric["low"], metric["high"]]
                     axes.plot(ends, [y + offset] * 2, color=colour, linewidth=1.6)
             axes.plot(values, heights, mark, color=colour, label=column_words(column))
-        draw_chance(axes, rows, colours["soft"])
+        for y, cells in enumerate(rows.values()):
+            if "chance" in cells:  # a dashed tick where guessing would be
+                label = "chance" if y == 0 else None
+                x = [cells["chance"]["value"]] * 2
+                axes.plot(x, [y - 0.4, y + 0.4], "--", color=colours["soft"], label=label)
         axes.set_yticks(range(len(rows)), list(rows))
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.grid(axis="y", visible=False)
@@ -108,15 +112,6 @@ def dots(rows: Mapping[str, Mapping[str, Any]], unit: str) -> Draw:
             draw_legend(axes)
 
     return draw
-
-
-def draw_chance(axes: Axes, rows: Mapping[str, Mapping[str, Any]], colour: str) -> None:
-    """A dashed tick in each row where guessing would be."""
-    for y, cells in enumerate(rows.values()):
-        if "chance" in cells:
-            label = "chance" if y == 0 else None
-            x = [cells["chance"]["value"]] * 2
-            axes.plot(x, [y - 0.4, y + 0.4], "--", color=colour, label=label)
 
 
 def lines(bands: Mapping[str, Mapping[str, Any]], unit: str) -> Draw:
@@ -164,6 +159,7 @@ def points(columns: Mapping[str, Sequence[float]], unit: str, limit: float | Non
 
 
 def columns_of(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The columns of all rows, each once, in the order in which they come."""
     columns: dict[str, None] = {}
     for cells in rows.values():
         columns |= dict.fromkeys(cells)
@@ -291,6 +287,7 @@ SONG_PLOTS = (
 
 
 def song_plots(metrics: Mapping[str, Any]) -> list[Plot]:
+    """Those of SONG_PLOTS that the report has values of."""
     plots = []
     for name, title, part, metric, unit in SONG_PLOTS:
         columns: dict[str, list[float]] = {}

@@ -66,8 +66,8 @@ def check_comparable(new: Mapping[str, Any], old: Mapping[str, Any]) -> None:
         theirs = old["target"].get(name)
         if ours != theirs:
             raise UserError(f"the gate's report is of a {theirs}, this one of a {ours}")
-    ours = fingerprints(new)
-    theirs = fingerprints(old)
+    ours = [reference["fingerprint"] for reference in new["references"]]
+    theirs = [reference["fingerprint"] for reference in old["references"]]
     if ours != theirs:
         raise UserError(
             f"the gate's report was made against other songs (it: {theirs}, this one: {ours});"
@@ -77,10 +77,6 @@ def check_comparable(new: Mapping[str, Any], old: Mapping[str, Any]) -> None:
         raise UserError(
             f"the gate's report was made with {old['settings']}, this one with {new['settings']}"
         )
-
-
-def fingerprints(report: Mapping[str, Any]) -> list[str]:
-    return [reference["fingerprint"] for reference in report["references"]]
 
 
 def comparable_items(
@@ -108,4 +104,5 @@ def comparable_items(
 
 
 def known_items(items: Mapping[str, float | None]) -> Items:
+    """Those of the songs that have a value."""
     return {key: value for key, value in items.items() if value is not None}

@@ -143,9 +143,10 @@ def parse_students(runs: Path, samplers: Sequence[str]) -> dict[str, StudentRun]
             chosen[one] = (kind, order or None)
     vqvae = read_facts(runs / VQVAE_FOLDER)["fingerprint"]
     students = {}
-    for level, (kind, order) in chosen.items():
+    for level, (kind, chosen_order) in chosen.items():
         if kind != "exact":
-            students[level] = StudentRun(runs, level, vqvae, order, verified=kind == "verified")
+            verified = kind == "verified"
+            students[level] = StudentRun(runs, level, vqvae, chosen_order, verified=verified)
     return students
 
 
