@@ -24,8 +24,7 @@ TONE_BANDS = ((100, 400), (400, 1000), (1000, 2000), (2000, 3500), (3500, HIGHES
 LAG_SECONDS = np.geomspace(0.2, 1.8, 48)  # from half a fast beat to a slow bar
 PREFERRED_TEMPO = 118  # beats per minute: of two tempi that fit alike, the nearer one counts
 PITCH_HERTZ = (100, 1500)  # where the peaks of a chromagram are looked for
-CHROMA_FRAME_SECONDS = 0.372
-CHROMA_STEP_SECONDS = 0.093
+CHROMA_FRAME_SECONDS, CHROMA_STEP_SECONDS = 0.372, 0.093
 MIN_PEAK = 0.05  # of the highest peak of the clip
 VOICE_HERTZ = (120, 1200)  # where voices have their pitch
 SHRINKAGE = 0.3  # of the covariance towards its diagonal
@@ -111,7 +110,6 @@ def scale_match(shares_C: Array, scales: Sequence[Sequence[int]]) -> Array:
 
 
 def correlation(one: Array, other: Array) -> float:
-    """Pearson's, of two vectors; 0 where one is constant."""
     one = one - one.mean()
     other = other - other.mean()
     return float(one @ other / max(np.sqrt((one @ one) * (other @ other)), 1e-12))
@@ -138,18 +136,9 @@ def timbre(audio: Array, rate: int) -> Array:
     cepstrum_FD = cepstrum(power_FK, hertz_K)[:, 1:]
     moves_FD = cepstrum_FD[3:] - cepstrum_FD[:-3]
     fine_FK, fine_K = spectrogram(audio, rate, frame_seconds=0.093)
-    # Where voices have their pitch: the strongest tone, and the centre of gravity.
-    low, high = VOICE_HERTZ
-    within_K = (fine_K > low) & (fine_K < high)
-    voice_FK = fine_FK[:, within_K]
-    strongest_F = fine_K[within_K][voice_FK.argmax(axis=1)]
-    centroid_F = spectral_centroid(voice_FK, fine_K[within_K]) + 1.0
-    curves = [np.log(spectral_centroid(power_FK, hertz_K) + 1.0)]
-    curves += [*np.log(np.stack([strongest_F, centroid_F]))]
+    curves = [np.log(spectral_centroid(power_FK, hertz_K) + 1.0), *voice_pitch(fine_FK, fine_K)]
     for low, high in TONE_BANDS:
-        # Mean over geometric mean of the bins: high for few clear tones, low for noise.
-        tone_FK = fine_FK[:, (fine_K > low) & (fine_K < high)] + 1e-3 * fine_FK.mean() + 1e-12
-        curves.append(np.log(tone_FK.mean(axis=1)) - np.log(tone_FK).mean(axis=1))
+        curves.append(tonality(fine_FK, fine_K, low, high))
     quantiles = [np.quantile(curve, (0.2, 0.5, 0.8)) for curve in curves]
     return np.concatenate([cepstrum_FD.mean(0), cepstrum_FD.std(0), moves_FD.std(0), *quantiles])
 
@@ -170,6 +159,22 @@ def cepstrum(power_FK: Array, hertz_K: Array, size: int = 14) -> Array:
     loudness_FB = np.log(power_FB / max(power_FB.mean(), 1e-12) + 1e-3)
     ripples_BD = np.cos(np.pi / bands * np.outer(np.arange(bands) + 0.5, np.arange(size)))
     return loudness_FB @ ripples_BD / bands
+
+
+def voice_pitch(power_FK: Array, hertz_K: Array) -> Array:
+    """[2, F] log Hz of the strongest tone, and of the centre of gravity, where voices have their pitch."""
+    low, high = VOICE_HERTZ
+    within_K = (hertz_K > low) & (hertz_K < high)
+    voice_FK = power_FK[:, within_K]
+    strongest_F = hertz_K[within_K][voice_FK.argmax(axis=1)]
+    centroid_F = spectral_centroid(voice_FK, hertz_K[within_K]) + 1.0
+    return np.log(np.stack([strongest_F, centroid_F]))
+
+
+def tonality(power_FK: Array, hertz_K: Array, low: float, high: float) -> Array:
+    """[F] log of the mean over the geometric mean of a band's bins: high for few clear tones, low for noise."""
+    power_FK = power_FK[:, (hertz_K > low) & (hertz_K < high)] + 1e-3 * power_FK.mean() + 1e-12
+    return np.log(power_FK.mean(axis=1)) - np.log(power_FK).mean(axis=1)
 
 
 # ---- The classifier

@@ -181,8 +181,8 @@ def grid_attention(
         return attend(q_BTHD, k_BSHD, v_BSHD, pattern)
     if pattern in ("dense", "prefix"):
         seen = sight.prefix if pattern == "prefix" else q_BTHD.shape[1]
-        mask = unmask_empty_rows(sight.everything[:, :, :seen])
-        return _sdpa(q_BTHD, k_BSHD[:, :seen], v_BSHD[:, :seen], *mask)
+        open_mask = unmask_empty_rows(sight.everything[:, :, :seen])
+        return _sdpa(q_BTHD, k_BSHD[:, :seen], v_BSHD[:, :seen], *open_mask)
     q = q_BTHD.unflatten(1, (sight.rows, -1))
     k = k_BSHD.unflatten(1, (sight.rows, -1))
     v = v_BSHD.unflatten(1, (sight.rows, -1))

@@ -6,10 +6,8 @@ from collections.abc import Mapping
 import numpy as np
 
 Array = np.ndarray
-BLOCK_SECONDS = 0.4  # BS.1770: gating blocks overlap by 75 %
-STEP_SECONDS = 0.1
-ABSOLUTE_GATE_LUFS = -70.0  # BS.1770
-RELATIVE_GATE_LU = -10.0  # BS.1770
+BLOCK_SECONDS, STEP_SECONDS = 0.4, 0.1  # BS.1770: gating blocks overlap by 75 %
+ABSOLUTE_GATE_LUFS, RELATIVE_GATE_LU = -70.0, -10.0  # BS.1770
 SILENCE_LUFS = -60.0  # of a block
 FULL_SCALE = 0.999  # 16 bits hold 32767/32768; what lies above is taken for the limit itself
 MIN_CLIPPED_RUN = 3  # samples at full scale: one or two are the top of a loud wave
@@ -24,21 +22,10 @@ HIGH_PASS_A = (1, -1.99004745483398, 0.99007225036621)
 def sound_metrics(audio_T: Array, rate: int) -> Mapping[str, float]:
     """The metrics of one mono recording."""
     power_N = block_power(k_weighted(audio_T, rate), rate)
-    # Integrated: of the blocks above -70 LUFS and above 10 LU below their own mean.
-    loud = power_N[lufs(power_N) > ABSOLUTE_GATE_LUFS]
-    integrated = ABSOLUTE_GATE_LUFS
-    if len(loud):
-        gated = loud[lufs(loud) > lufs(loud.mean()) + RELATIVE_GATE_LU]
-        integrated = float(lufs(gated.mean()))
-    # Clipped are runs of MIN_CLIPPED_RUN samples or more at full scale.
-    at_limit = np.abs(audio_T) >= FULL_SCALE
-    change = np.flatnonzero(np.diff(np.concatenate([[False], at_limit, [False]]).astype(np.int8)))
-    runs = change[1::2] - change[::2]
-    clipped = runs[runs >= MIN_CLIPPED_RUN].sum() / max(len(audio_T), 1)
     return {
-        "loudness_lufs": integrated,
+        "loudness_lufs": integrated_loudness(power_N),
         "true_peak_db": true_peak(audio_T),
-        "clipped": float(clipped),
+        "clipped": clipped_fraction(audio_T),
         "silent": float((lufs(power_N) < SILENCE_LUFS).mean()),
         "dc": float(abs(audio_T.mean(dtype=np.float64))) if len(audio_T) else 0.0,
     }
@@ -47,6 +34,14 @@ def sound_metrics(audio_T: Array, rate: int) -> Mapping[str, float]:
 def lufs(power: Array | float) -> Array:
     """-0.691 + 10 log10 of mean square: one channel of weight 1."""
     return -0.691 + 10 * np.log10(np.maximum(power, 1e-12))
+
+
+def integrated_loudness(power_N: Array) -> float:
+    """Mean power of the blocks above -70 LUFS and above 10 LU below their own mean, in LUFS."""
+    loud = power_N[lufs(power_N) > ABSOLUTE_GATE_LUFS]
+    if not len(loud):
+        return ABSOLUTE_GATE_LUFS
+    return float(lufs(loud[lufs(loud) > lufs(loud.mean()) + RELATIVE_GATE_LU].mean()))
 
 
 def block_power(x_T: Array, rate: int) -> Array:
@@ -98,3 +93,11 @@ def true_peak(audio_T: Array) -> float:
         peak = max(peak, float(np.abs(np.fft.irfft(spectrum, 4 * len(x))).max(initial=0)) * 4)
         peak = max(peak, float(np.abs(x).max(initial=0)))
     return 20 * float(np.log10(peak))
+
+
+def clipped_fraction(audio_T: Array) -> float:
+    """Fraction of samples in runs of MIN_CLIPPED_RUN or more at full scale."""
+    at_limit = np.abs(audio_T) >= FULL_SCALE
+    change = np.flatnonzero(np.diff(np.concatenate([[False], at_limit, [False]]).astype(np.int8)))
+    runs = change[1::2] - change[::2]
+    return float(runs[runs >= MIN_CLIPPED_RUN].sum() / max(len(audio_T), 1))

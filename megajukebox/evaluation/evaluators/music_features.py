@@ -1,7 +1,7 @@
 """Tempo, key and harmony: of two recordings that should be the same music, and of songs against their genre."""
 
 # T samples   F frames   C the 12 pitch classes
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -27,10 +27,8 @@ MINOR = (6.33, 2.68, 3.52, 5.38, 2.60, 3.53, 2.54, 4.75, 3.98, 2.69, 3.34, 3.17)
 KEYS = np.array([np.roll(mode, tonic) for mode, tonic in product((MAJOR, MINOR), range(12))])
 # MIREX key scores by semitones from the true tonic to the estimated one.
 SAME_MODE_SCORES = {0: 1.0, 5: 0.5, 7: 0.5}  # the same key, a fifth below or above
-PARALLEL_SCORE = 0.2
-RELATIVE_SCORE = 0.3
-TO_RELATIVE_MINOR = 9  # A minor is nine steps above C major
-TO_RELATIVE_MAJOR = 3
+PARALLEL_SCORE, RELATIVE_SCORE = 0.2, 0.3
+TO_RELATIVE_MINOR, TO_RELATIVE_MAJOR = 9, 3  # A minor is nine steps above C major
 
 
 def agreement(truth_T: Array, other_T: Array, rate: int) -> Mapping[str, float]:
@@ -44,9 +42,10 @@ def agreement(truth_T: Array, other_T: Array, rate: int) -> Mapping[str, float]:
     same = []
     same_octave = []
     for x, y in zip(np.array_split(x_T, stretches), np.array_split(y_T, stretches)):
-        errors = np.abs(tempo(y, rate) * np.array(OCTAVES) / tempo(x, rate) - 1)
-        same.append(errors[OCTAVES.index(1)] <= TEMPO_TOLERANCE)
-        same_octave.append(errors.min() <= TEMPO_TOLERANCE)
+        truth = tempo(x, rate)
+        estimate = tempo(y, rate)
+        same.append(is_same_tempo(truth, estimate))
+        same_octave.append(any(is_same_tempo(truth, estimate * factor) for factor in OCTAVES))
     moments_x = chroma_over_time(x_T, rate)
     moments_y = chroma_over_time(y_T, rate)
     return {
@@ -55,6 +54,10 @@ def agreement(truth_T: Array, other_T: Array, rate: int) -> Mapping[str, float]:
         "key_agreement": key_score(key(chroma(x_T, rate))[0], key(chroma(y_T, rate))[0]),
         "chroma_agreement": correlation(moments_x.ravel(), moments_y.ravel()),
     }
+
+
+def is_same_tempo(one: float, other: float) -> bool:
+    return abs(other / one - 1) <= TEMPO_TOLERANCE
 
 
 def key(shares_C: Array) -> tuple[int, float]:
@@ -117,11 +120,7 @@ def corpus_metrics(
     for genre, some in by_genre(corpus.values()).items():
         low, high = np.quantile(tempi_of(some), TEMPO_QUANTILES)
         ranges[genre] = (low / (1 + TEMPO_TOLERANCE), high * (1 + TEMPO_TOLERANCE))
-        # The mean pitch classes, each song transposed to where it agrees most with those before.
-        total_C = some[0].shares_C
-        for song in some[1:]:
-            total_C = total_C + transposed(song.shares_C, total_C)
-        scales[genre] = total_C / len(some)
+        scales[genre] = genre_scale(some)
     clarity = {}
     in_range = {}
     fits = {}
@@ -139,7 +138,6 @@ def corpus_metrics(
 
 
 def tempi_of(songs: Iterable[MusicFeatures]) -> Array:
-    """[songs] beats per minute."""
     return np.array([song.tempo for song in songs])
 
 
@@ -164,8 +162,15 @@ def by_genre(corpus: Iterable[MusicFeatures]) -> dict[str, list[MusicFeatures]]:
     return genres
 
 
+def genre_scale(songs: Sequence[MusicFeatures]) -> Array:
+    """The mean pitch classes [C] of songs, each transposed to where it agrees most with those before."""
+    total_C = songs[0].shares_C
+    for song in songs[1:]:
+        total_C = total_C + transposed(song.shares_C, total_C)
+    return total_C / len(songs)
+
+
 def transposed(shares_C: Array, towards_C: Array) -> Array:
-    """Pitch classes [C] turned to where they agree most with others."""
     turns = [np.roll(shares_C, step) for step in range(12)]
     return max(turns, key=lambda turn: correlation(turn, towards_C))
 
