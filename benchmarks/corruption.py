@@ -78,12 +78,20 @@ def measured(preset: Preset, stage: str, as_given: dict, repeats: int) -> dict[s
     hashing = median(engine, repeats, engine.replicated_hash)
     loss = median(engine, repeats, lambda: engine.loss_here(batches[0]))
     return {
-        "device": device_name(engine.device), "ranks": place.size, "preset": preset.name, "stage": stage,
-        "precision": way.precision, "parameters": sum(p.numel() for p in of.build().parameters()),
-        "step_seconds": step, "compare_seconds": compare, "hash_seconds": hashing, "loss_seconds": loss,
-        "compare_share": compare / step, "hash_share": hashing / step / usual.check_every,
+        "device": device_name(engine.device),
+        "ranks": place.size,
+        "preset": preset.name,
+        "stage": stage,
+        "precision": way.precision,
+        "parameters": sum(p.numel() for p in of.build().parameters()),
+        "step_seconds": step,
+        "compare_seconds": compare,
+        "hash_seconds": hashing,
+        "loss_seconds": loss,
+        "compare_share": compare / step,
+        "hash_share": hashing / step / usual.check_every,
         "recompute_share": 2 * loss / step / usual.recompute_every,
-    }  # fmt: skip
+    }
 
 
 def median(engine: ZeroEngine, repeats: int, work: Callable[[], object]) -> float:

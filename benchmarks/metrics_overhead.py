@@ -108,12 +108,15 @@ def main() -> None:
         for name, seconds in STEPS.items()
     }
     result = {
-        "date": time.strftime("%Y-%m-%d"), "commit": made_by()["commit"], "threads": threading.active_count(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores", "log_every": LOG_EVERY,
+        "date": time.strftime("%Y-%m-%d"),
+        "commit": made_by()["commit"],
+        "threads": threading.active_count(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "log_every": LOG_EVERY,
         "collectives_a_step": COLLECTIVES,
         "microseconds": {name: round(value, 1) for name, value in parts.items()},
         "share_of_a_step": {name: round(share, 6) for name, share in shares.items()},
-    }  # fmt: skip
+    }
     RESULTS.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
 

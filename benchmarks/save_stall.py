@@ -70,9 +70,10 @@ def written_during(line: dict, saves: list[dict], first: dict) -> bool:
 
 def main() -> None:
     found: dict[str, Any] = {
-        "date": time.strftime("%Y-%m-%d"), "commit": made_by()["commit"],
+        "date": time.strftime("%Y-%m-%d"),
+        "commit": made_by()["commit"],
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, one thread computes",
-    }  # fmt: skip
+    }
     with tempfile.TemporaryDirectory() as folder:
         data = write_codes(Path(folder) / "codes")
         for name, background in (("at once", False), ("in the background", True)):

@@ -278,11 +278,19 @@ def write_big_index(folder: Path, number: int, per_shard: int) -> None:
         for n in range(number // per_shard)
     ]
     index = {
-        "format": 1, "kind": "songs", "made_by": MADE_BY, "sample_rate": RATE, "members": list(MEMBERS["songs"]),
-        "songs": number, "seconds": 0.0, "shards": shards, "years": None, "lyrics_model": None,
+        "format": 1,
+        "kind": "songs",
+        "made_by": MADE_BY,
+        "sample_rate": RATE,
+        "members": list(MEMBERS["songs"]),
+        "songs": number,
+        "seconds": 0.0,
+        "shards": shards,
+        "years": None,
+        "lyrics_model": None,
         "songs_file": {"name": "songs.npy", "sha256": sha256_of(folder / "songs.npy")},
         "vocabulary": {"artist": {f"Artist {n}": 10 for n in range(120_000)}},
-    }  # fmt: skip
+    }
     (folder / "index.json").write_text(json.dumps(index))
 
 

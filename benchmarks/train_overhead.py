@@ -104,10 +104,15 @@ def main(
             load_preset(preset, quiet), stage, data, remote, out, None, steps, ExitRecord(out)
         )
     found = {
-        "machine": platform.processor() or platform.machine(), "made_by": made_by(), "preset": preset, "stage": stage,
-        "steps": len(clock.shares()), "step_cpu_seconds": statistics.median(clock.seconds()),
-        "share_outside": statistics.median(clock.shares()), "time": time.strftime("%Y-%m-%d"),
-    }  # fmt: skip
+        "machine": platform.processor() or platform.machine(),
+        "made_by": made_by(),
+        "preset": preset,
+        "stage": stage,
+        "steps": len(clock.shares()),
+        "step_cpu_seconds": statistics.median(clock.seconds()),
+        "share_outside": statistics.median(clock.shares()),
+        "time": time.strftime("%Y-%m-%d"),
+    }
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found, indent=1))
