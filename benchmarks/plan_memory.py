@@ -41,9 +41,9 @@ PRIOR = [
     "top.transformer.blocks=32",
 ]  # of the preset `small`: 53 M
 VQVAE = ["training.vqvae.clip=131072"]
-NO_PRIOR = [f"top.transformer.{size}" for size in ("depth=2", "width=32", "heads=1", "rows=16")] + [
-    "top.window=256"
-]
+NO_PRIOR = [
+    f"top.transformer.{size}" for size in ("depth=2", "width=32", "heads=1", "blocks=16")
+] + ["top.window=256"]
 NO_VQVAE = ["training.vqvae.clip=4096"]
 ADAM = {"type": "AdamW", "params": {"lr": 1e-4, "torch_adam": True}}
 RECOMPUTE = {"activation_checkpointing": {"partition_activations": False}}

@@ -41,7 +41,12 @@ EVALUATIONS = 'count_over_time(ALERTS{{alertname="JukeboxWatchdog"}}[{s}s])'  # 
 
 def watched(rig: Rig, minutes: float) -> dict[str, object]:
     """Train and watch for `minutes`; what fired, and how near the figures came to the rules' limits."""
-    asked = ("log_every=1", "evaluate_every=50", "save_every=20", "keep=2")
+    asked = (
+        "log_every=1",
+        "evaluation.every=50",
+        "checkpointing.every=20",
+        "checkpointing.keep_last=2",
+    )
     rig.train(
         "quiet", *asked, ranks=2, fault="gentle", steps=100_000, stage="top_prior", preset=NANO
     )

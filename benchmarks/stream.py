@@ -77,10 +77,7 @@ def songs(folder: Path) -> dict[str, Any]:
     found["ratio_to_bare"] = round(statistics.median(pair[1] / pair[0] for pair in pairs), 3)
     found["ratios"] = [round(pair[1] / pair[0], 3) for pair in pairs]
     for visit in (2, 4, 8):
-        ratios = [
-            stream(source, number, clips_per_song_visit=visit) / stream(source, number)
-            for _ in range(3)
-        ]
+        ratios = [stream(source, number, visit=visit) / stream(source, number) for _ in range(3)]
         found[f"speed_of_{visit}_clips_a_visit_to_1"] = round(statistics.median(ratios), 3)
     cores = [(workers(source, 1), workers(source, 2), bare_twice(shards, number)) for _ in range(3)]
     found["two_workers_to_one"] = round(statistics.median(two / one for one, two, _ in cores), 3)

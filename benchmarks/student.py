@@ -413,7 +413,7 @@ def speed(runs: Path, seconds: float = 12.0) -> list[dict[str, Any]]:
 class LikeJukebox(Autoregressive):
     """As the released sampler does it: caches that grow, checks for every code, windows one after another."""
 
-    def way_of(self, window: SamplingWindow) -> Callable:
+    def window_sampler(self) -> Callable:
         from sampling import sample_growing  # benchmarks/sampling.py
 
         def sample(

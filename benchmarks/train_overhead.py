@@ -96,7 +96,9 @@ def main(
         return engine
 
     stage_module.build_engine, loop.train_one_step = timed_engine, clock.step(loop.train_one_step)  # type: ignore[assignment]
-    quiet = [f"training.{stage}.{name}=1000000" for name in ("evaluate_every", "save_every")]
+    quiet = [
+        f"training.{stage}.{name}=1000000" for name in ("evaluation.every", "checkpointing.every")
+    ]
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
         remote = RemoteConfig(DEFAULT_CACHE, 0)
