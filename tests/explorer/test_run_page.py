@@ -60,10 +60,11 @@ def test_the_page_says_where_a_step_goes_and_what_is_queued(
         "time": time.time(),
         "array": "1",
         "queued": 3,
-        "ends": time.time() + 7228,
+        "schema": 2,
+        "end_time": time.time() + 7228,
         "queued_seconds": 1e6,
     }
-    (run.folder / "chain.json").write_text(json.dumps(queue))
+    (run.folder / "slurm_chain.json").write_text(json.dumps(queue))
     text = page(tmp_path)
     assert "forward and backward 74%, communication 25%, saves 2%, data wait 0%" in text
     assert "2 h 0 min +3 queued" in text
