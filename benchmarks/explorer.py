@@ -55,7 +55,8 @@ def main(
     out: Annotated[Path | None, typer.Option(help="Where the figures go.")] = None,
 ) -> None:
     """Measure and print; with --out keep the figures."""
-    with tempfile.TemporaryDirectory() as folder:
+    # Processes of chromium may still write to its profile when it is gone.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         figures = {"samples": samples, **measured(Path(folder), samples)}
     machine = {
         "machine": platform.processor() or platform.machine(),
