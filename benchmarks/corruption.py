@@ -4,9 +4,9 @@
     python benchmarks/corruption.py --preset jukebox_5b --stage top_prior --ds-config prior_zero3_hopper.json    # a GPU
     deepspeed --num_gpus 2 benchmarks/corruption.py --stage top_prior
 
-Every step compares this rank's 16-bit weights with its masters, every `check_every` steps all that ranks hold alike is
-summed, every `recompute_every` steps one micro-batch is computed twice. benchmarks/results/corruption.json keeps the
-newest figures of each device, preset, stage, precision and number of ranks.
+Every step compares this rank's 16-bit weights with its masters, every `checks.replica_check_every` steps all that ranks
+hold alike is hashed, every `checks.recompute_check_every` steps one micro-batch is computed twice.
+benchmarks/results/corruption.json keeps the newest figures of each device, preset, stage, precision and number of ranks.
 """
 
 import json
@@ -66,7 +66,7 @@ def main(
 
 
 def measured(preset: Preset, stage: str, as_given: dict, repeats: int) -> dict[str, Any]:
-    of, place, usual = workload_of(preset, stage), collectives.start(), preset.stage(stage)
+    of, place, usual = workload_of(preset, stage), collectives.start(), preset.stage(stage).checks
     ds_config = share_batch(as_given, reader(place, as_given).size)
     way = recipe(ds_config, place.size)
     engine = build_engine(
@@ -78,12 +78,20 @@ def measured(preset: Preset, stage: str, as_given: dict, repeats: int) -> dict[s
     hashing = median(engine, repeats, engine.replicated_hash)
     loss = median(engine, repeats, lambda: engine.loss_here(batches[0]))
     return {
-        "device": device_name(engine.device), "ranks": place.size, "preset": preset.name, "stage": stage,
-        "precision": way.precision, "parameters": sum(p.numel() for p in of.build().parameters()),
-        "step_seconds": step, "compare_seconds": compare, "hash_seconds": hashing, "loss_seconds": loss,
-        "compare_share": compare / step, "hash_share": hashing / step / usual.check_every,
-        "recompute_share": 2 * loss / step / usual.recompute_every,
-    }  # fmt: skip
+        "device": device_name(engine.device),
+        "ranks": place.size,
+        "preset": preset.name,
+        "stage": stage,
+        "precision": way.precision,
+        "parameters": sum(p.numel() for p in of.build().parameters()),
+        "step_seconds": step,
+        "compare_seconds": compare,
+        "hash_seconds": hashing,
+        "loss_seconds": loss,
+        "compare_share": compare / step,
+        "hash_share": hashing / step / usual.replica_check_every,
+        "recompute_share": 2 * loss / step / usual.recompute_check_every,
+    }
 
 
 def median(engine: ZeroEngine, repeats: int, work: Callable[[], object]) -> float:

@@ -55,7 +55,8 @@ def main(
     out: Annotated[Path | None, typer.Option(help="Where the figures go.")] = None,
 ) -> None:
     """Measure and print; with --out keep the figures."""
-    with tempfile.TemporaryDirectory() as folder:
+    # Processes of chromium may still write to its profile when it is gone.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         figures = {"samples": samples, **measured(Path(folder), samples)}
     machine = {
         "machine": platform.processor() or platform.machine(),
@@ -121,9 +122,12 @@ def copy_sample(folder: Path, site: Path, number: int) -> None:
     record = json.loads((folder / f"{name(number % DRAWN)}.json").read_text())
     words = [WORDS[(number * k + k) % len(WORDS)] for k in range(1, 4)]
     record["request"] |= {
-        "artist": f"Artist {number % 20}", "genres": [f"genre {number % 8}"], "year": 1970 + number % 50,
-        "seed": number, "lyrics": record["request"]["lyrics"] + " ".join(words),
-    }  # fmt: skip
+        "artist": f"Artist {number % 20}",
+        "genres": [f"genre {number % 8}"],
+        "year": 1970 + number % 50,
+        "seed": number,
+        "lyrics": record["request"]["lyrics"] + " ".join(words),
+    }
     record |= {"runs": f"runs/{number % 4}", "steps": {"top": 1000 * (number % 5)}}
     record["levels"] = {"bottom": {"audio": f"{name(number)}.wav", "codes": 100}}
     (folder / f"{name(number)}.json").write_text(json.dumps(record))

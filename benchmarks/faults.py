@@ -64,9 +64,12 @@ def main(names: list[str]) -> None:
 
 def facts() -> dict[str, object]:
     return {
-        "date": time.strftime("%Y-%m-%d"), "commit": made_by()["commit"], "rules_faster": 60, "scrape": "1s",
+        "date": time.strftime("%Y-%m-%d"),
+        "commit": made_by()["commit"],
+        "rules_faster": 60,
+        "scrape": "1s",
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, shared with other work",
-    }  # fmt: skip
+    }
 
 
 if __name__ == "__main__":

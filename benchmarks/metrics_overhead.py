@@ -1,4 +1,4 @@
-"""What it costs a training process that it tells of itself: every call that the loop makes, timed one by one.
+"""What monitoring costs a training process: every call that the loop makes, timed one by one.
 
     python benchmarks/metrics_overhead.py
 
@@ -51,26 +51,26 @@ def microseconds(call: Callable[[], object], repeats: int = 2000) -> float:
 def measure(folder: Path) -> dict[str, float]:
     """Microseconds of each part; `every step` and `every logged step` are on the loop's own thread."""
     log = RunLog(folder, writes=True)
-    pulse = Watchdog(
+    watchdog = Watchdog(
         log, SimpleNamespace(number=1, is_current=lambda: True), HangTimeouts(), ExitRecord(folder)
     )  # type: ignore[arg-type]
     clock = Communication(torch.device("cpu"))
 
     def every_step() -> None:
-        with pulse.phase("data_wait"):
+        with watchdog.phase("data_wait"):
             pass
         with clock.timed():
             pass
-        pulse.record_step(7, 0.1, clock.seconds())
+        watchdog.record_step(7, 0.1, clock.seconds())
 
     def every_logged_step() -> None:
-        log.metrics(7, "train", LINE | pulse.phase_seconds() | collectives.memory())
+        log.metrics(7, "train", LINE | watchdog.phase_seconds() | collectives.memory())
 
     return {
         "every step": microseconds(every_step),
         "every collective": timing_of_a_collective(clock),
         "every logged step": microseconds(every_logged_step),
-        "a heartbeat, on its own thread": microseconds(pulse.write_heartbeat, 300),
+        "a heartbeat, on its own thread": microseconds(watchdog.write_heartbeat, 300),
     }
 
 
@@ -80,7 +80,7 @@ def timing_of_a_collective(clock: Communication) -> float:
     def nothing() -> None:
         pass
 
-    timed = clock._timed(nothing)
+    timed = clock._wrap(nothing)
 
     def many(call: Callable[[], object]) -> None:
         for _ in range(COLLECTIVES):
@@ -108,12 +108,15 @@ def main() -> None:
         for name, seconds in STEPS.items()
     }
     result = {
-        "date": time.strftime("%Y-%m-%d"), "commit": made_by()["commit"], "threads": threading.active_count(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores", "log_every": LOG_EVERY,
+        "date": time.strftime("%Y-%m-%d"),
+        "commit": made_by()["commit"],
+        "threads": threading.active_count(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "log_every": LOG_EVERY,
         "collectives_a_step": COLLECTIVES,
         "microseconds": {name: round(value, 1) for name, value in parts.items()},
         "share_of_a_step": {name: round(share, 6) for name, share in shares.items()},
-    }  # fmt: skip
+    }
     RESULTS.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
 

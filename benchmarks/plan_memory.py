@@ -41,9 +41,9 @@ PRIOR = [
     "top.transformer.blocks=32",
 ]  # of the preset `small`: 53 M
 VQVAE = ["training.vqvae.clip=131072"]
-NO_PRIOR = [f"top.transformer.{size}" for size in ("depth=2", "width=32", "heads=1", "rows=16")] + [
-    "top.window=256"
-]
+NO_PRIOR = [
+    f"top.transformer.{size}" for size in ("depth=2", "width=32", "heads=1", "blocks=16")
+] + ["top.window=256"]
 NO_VQVAE = ["training.vqvae.clip=4096"]
 ADAM = {"type": "AdamW", "params": {"lr": 1e-4, "torch_adam": True}}
 RECOMPUTE = {"activation_checkpointing": {"partition_activations": False}}
@@ -103,16 +103,23 @@ CASES = {
     "prior, ZeRO-0 x 1, recomputed": Case("top_prior", 1, 0, more=RECOMPUTE),
     "prior, ZeRO-1 x 2": Case("top_prior", 2, 1),
     "prior, ZeRO-1 x 2, bfloat16": Case("top_prior", 2, 1, more=BF16),
-    "prior, ZeRO-1 x 2, 2 micro-batches": Case("top_prior", 2, 1, more={"gradient_accumulation_steps": 2}),
+    "prior, ZeRO-1 x 2, 2 micro-batches": Case(
+        "top_prior", 2, 1, more={"gradient_accumulation_steps": 2}
+    ),
     "prior, ZeRO-2 x 2": Case("top_prior", 2, 2),
     "prior, ZeRO-3 x 2": Case("top_prior", 2, 3),
     "prior, ZeRO-3 x 2, recomputed": Case("top_prior", 2, 3, micro=2, more=RECOMPUTE),
     "prior, ZeRO-3 x 4, recomputed": Case("top_prior", 4, 3, more=RECOMPUTE),
-    "prior, ZeRO-3 x 2, recomputed, bfloat16": Case("top_prior", 2, 3, micro=2, more=RECOMPUTE | BF16),
-    "prior, pipeline 2 x ZeRO-1 x 1": Case(
-        "top_prior", 2, 1, more=RECOMPUTE | {"pipeline": {"stages": 2}, "gradient_accumulation_steps": 4}
+    "prior, ZeRO-3 x 2, recomputed, bfloat16": Case(
+        "top_prior", 2, 3, micro=2, more=RECOMPUTE | BF16
     ),
-}  # fmt: skip
+    "prior, pipeline 2 x ZeRO-1 x 1": Case(
+        "top_prior",
+        2,
+        1,
+        more=RECOMPUTE | {"pipeline": {"stages": 2}, "gradient_accumulation_steps": 4},
+    ),
+}
 
 
 def main(
@@ -158,11 +165,13 @@ def launched(name: str, ranks: int) -> list[int]:
     command = [sys.executable, __file__, "--worker", name]
     started = [
         subprocess.Popen(
-            command, stdout=subprocess.PIPE, text=True,
+            command,
+            stdout=subprocess.PIPE,
+            text=True,
             env={**os.environ, **common, **PAGES_BACK, "RANK": str(rank), "LOCAL_RANK": str(rank)},
         )
         for rank in range(ranks)
-    ]  # fmt: skip
+    ]
     return [json.loads(process.communicate()[0].splitlines()[-1]) for process in started]
 
 

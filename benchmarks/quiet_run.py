@@ -33,7 +33,7 @@ WORST = {
     "seconds without a step": "max(max_over_time((time() - megajukebox_last_step_timestamp_seconds)[{s}s:1s]))",
     "seconds until a checkpoint is stale": "min(min_over_time"
     "((megajukebox_checkpoint_due_timestamp_seconds - time())[{s}s:1s]))",
-}  # fmt: skip
+}
 
 
 EVALUATIONS = 'count_over_time(ALERTS{{alertname="JukeboxWatchdog"}}[{s}s])'  # it fires always
@@ -41,7 +41,12 @@ EVALUATIONS = 'count_over_time(ALERTS{{alertname="JukeboxWatchdog"}}[{s}s])'  # 
 
 def watched(rig: Rig, minutes: float) -> dict[str, object]:
     """Train and watch for `minutes`; what fired, and how near the figures came to the rules' limits."""
-    asked = ("log_every=1", "evaluate_every=50", "save_every=20", "keep=2")
+    asked = (
+        "log_every=1",
+        "evaluation.every=50",
+        "checkpointing.every=20",
+        "checkpointing.keep_last=2",
+    )
     rig.train(
         "quiet", *asked, ranks=2, fault="gentle", steps=100_000, stage="top_prior", preset=NANO
     )
@@ -57,12 +62,16 @@ def watched(rig: Rig, minutes: float) -> dict[str, object]:
     told = rig.query(f"max_over_time(megajukebox_alert_active[{window}s]) > 0")
     worst = {name: rig.query(query.format(s=window)) for name, query in WORST.items()}
     return {
-        "minutes": round((time.time() - began) / 60, 1), "steps": int(rig.query("megajukebox_step")[0]["value"][1]),
+        "minutes": round((time.time() - began) / 60, 1),
+        "steps": int(rig.query("megajukebox_step")[0]["value"][1]),
         "evaluations_of_each_rule": int(rig.query(EVALUATIONS.format(s=window))[0]["value"][1]),
         "fired": sorted({alert["metric"]["alertname"] for alert in fired}),
         "told_by_watch": sorted({problem["metric"]["alert"] for problem in told}),
-        "worst": {name: round(float(found[0]["value"][1]), 3) if found else None for name, found in worst.items()},
-    }  # fmt: skip
+        "worst": {
+            name: round(float(found[0]["value"][1]), 3) if found else None
+            for name, found in worst.items()
+        },
+    }
 
 
 def main(minutes: float) -> int:
@@ -73,9 +82,12 @@ def main(minutes: float) -> int:
         finally:
             clean(rig)
     about = {
-        "date": time.strftime("%Y-%m-%d"), "commit": made_by()["commit"], "rules_faster": FASTER, "scrape": "1s",
+        "date": time.strftime("%Y-%m-%d"),
+        "commit": made_by()["commit"],
+        "rules_faster": FASTER,
+        "scrape": "1s",
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, shared with other work",
-    }  # fmt: skip
+    }
     before = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
     RESULTS.write_text(json.dumps([*before, about | found], indent=1) + "\n")
     print(json.dumps(found, indent=1))

@@ -52,9 +52,12 @@ def main() -> None:
             found["added_at_the_peak_megabytes"] / sum(sizes.values()), 3
         )
     result = {
-        "date": datetime.now(timezone.utc).isoformat(timespec="minutes"), "made_by": made_by(),
-        "torch": torch.__version__, "prior_files_megabytes": sizes, **used,
-    }  # fmt: skip
+        "date": datetime.now(timezone.utc).isoformat(timespec="minutes"),
+        "made_by": made_by(),
+        "torch": torch.__version__,
+        "prior_files_megabytes": sizes,
+        **used,
+    }
     print(json.dumps(result, indent=1))
     write_atomic(RESULT, (json.dumps(result, indent=1) + "\n").encode())
 
@@ -72,9 +75,16 @@ def write_runs(folder: Path) -> dict[str, int]:
     fingerprint = save_weights(folder / "vqvae", "vqvae", vqvae, VQVAE(vqvae).state_dict(), step=0)
     for level, run in PRIOR_FOLDERS.items():
         config = PriorConfig(
-            level=level, sample_rate=RATE, hop=vqvae.hops[level], codebook_size=64, window=WINDOW, transformer=SHAPE,
-            upsampler_conditioner=None if level == "top" else UpsamplerConditionerConfig(width=64, depth=2),
-        )  # fmt: skip
+            level=level,
+            sample_rate=RATE,
+            hop=vqvae.hops[level],
+            codebook_size=64,
+            window=WINDOW,
+            transformer=SHAPE,
+            upsampler_conditioner=None
+            if level == "top"
+            else UpsamplerConditionerConfig(width=64, depth=2),
+        )
         with torch.device("meta"):
             shapes = Prior(config).state_dict()
         if not config.separate_head:

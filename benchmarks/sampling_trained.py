@@ -6,8 +6,8 @@
 Writes benchmarks/results/sampling_trained.json. For each level: codes a CPU-second of a thread by each way (one song),
 the same of growing caches (sampling.py) over the first window of an upsampler,
 codes that differ from the sequential way's (exact: none), codes that one deciding pass settles. For the upsamplers, of
-the codes of `windows`: nats a code under the prior, told all that came before in order, for the 32 codes after a seam
-and for all others; and the jump of the log spectrum at seams against everywhere else, in dB; both also for the
+the codes of `parallel_windows`: nats a code under the prior, given all that came before in order, for the 32 codes after
+a seam and for all others; and the jump of the log spectrum at seams against everywhere else, in dB; both also for the
 sequential codes at the same places. KL is that of the prior's own next code to that of its int8 copy, in bits a code.
 `wide`: the upsamplers at the cost of width 512 and depth 12 (widened.py), the same codes. `wall`: a song of --clock
 seconds by the ways that `auto` takes, from loaded VQ-VAE to files: how long it takes, and after how long a level can
@@ -76,7 +76,7 @@ def main(
 TRIED: list[tuple[str, dict[str, Any]]] = [
     ("sequential", {}),
     ("speculative", {"num_draft_tokens": 16}),
-    *(("jacobi", {"num_draft_tokens": ahead}) for ahead in (8, 16, 32, 64, 128, 256)),
+    *(("jacobi", {"num_draft_tokens": size}) for size in (8, 16, 32, 64, 128, 256)),
     ("jacobi_windows", {}),
     ("sequential", {"int8": True}),
     ("parallel_windows", {}),
@@ -224,7 +224,7 @@ def surprisal(prior: Prior, job: LevelJob, codes_1T: Tensor) -> Tensor:
 def seams(
     box: Jukebox, level: str, prior: Prior, job: LevelJob, plain_1T: Tensor
 ) -> dict[str, Any]:
-    """What the cuts of `windows` cost: nats after them and elsewhere, and the jump of the spectrum."""
+    """What the cuts of `parallel_windows` cost: nats after them and elsewhere, and the jump of the spectrum."""
     sampler = WindowParallelDecoding(prior)
     cut = [span.new for span in sampler.spans(job.total) if span.start]
     sampler.sample(job, lambda count: None)

@@ -31,14 +31,23 @@ from megajukebox.training import checkpoint  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "save_stall.json"
 MODEL = ["top.transformer.width=1024", "top.transformer.depth=6"]
-SETTINGS = ["steps=40", "save_every=6", "keep=1", "export_every=1000", "evaluate_every=1000"]
+SETTINGS = [
+    "steps=40",
+    "checkpointing.every=6",
+    "checkpointing.keep_last=1",
+    "checkpointing.export_every=1000",
+    "evaluation.every=1000",
+]
 
 
 def measured(data: Path, out: Path, background: bool) -> dict[str, Any]:
     """Of one run."""
-    told = [*SETTINGS, f"save_in_background={str(background).lower()}"]
+    settings = [*SETTINGS, f"checkpointing.in_background={str(background).lower()}"]
     subprocess.run(
-        [*alone(data, out, *told), *MODEL], env=environment_of(), check=True, capture_output=True
+        [*alone(data, out, *settings), *MODEL],
+        env=environment_of(),
+        check=True,
+        capture_output=True,
     )
     first, *saves = events(out, "save")[:-1]  # the last one waits for its end, in any case
     lines = [
@@ -70,9 +79,10 @@ def written_during(line: dict, saves: list[dict], first: dict) -> bool:
 
 def main() -> None:
     found: dict[str, Any] = {
-        "date": time.strftime("%Y-%m-%d"), "commit": made_by()["commit"],
+        "date": time.strftime("%Y-%m-%d"),
+        "commit": made_by()["commit"],
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, one thread computes",
-    }  # fmt: skip
+    }
     with tempfile.TemporaryDirectory() as folder:
         data = write_codes(Path(folder) / "codes")
         for name, background in (("at once", False), ("in the background", True)):

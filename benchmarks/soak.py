@@ -156,7 +156,12 @@ def main(
         folder = Path(name)
         data = write_codes(folder / "codes")
         # In an hour of steps so small a prior has more spikes of its own than a run may have: no fault of the machine.
-        settings = [f"steps={steps}", f"save_every={SAVE_EVERY}", "lr_scale=0.3", "spike_sigmas=0"]
+        settings = [
+            f"steps={steps}",
+            f"checkpointing.every={SAVE_EVERY}",
+            "schedule.lr_scale=0.3",
+            "spikes.threshold_std=0",
+        ]
         straight = folder / "straight"
         mpirun = [
             "mpirun",
@@ -205,16 +210,15 @@ def disturbed(
 
 
 def submit(cluster: Cluster, folder: Path, data: Path, settings: list[str]) -> str:
-    told = [
-        f"training.top_prior.{s}" for s in (*settings, "hang_seconds=10", "hang_slow_seconds=120")
-    ]
+    timeouts = ("watchdog.step_timeout_seconds=10", "watchdog.phase_timeout_seconds=120")
+    overrides = [f"training.top_prior.{setting}" for setting in (*settings, *timeouts)]
     variables = {
         "PROFILE": "cpu",
         "PRESET": str(NANO),
         "SHARDS": str(data.parent),
         "RUNS": str(folder / "disk/runs"),
     }
-    variables |= {"SETTINGS": " ".join(told), "VENV": str(Path(sys.executable).parents[1])}
+    variables |= {"SETTINGS": " ".join(overrides), "VENV": str(Path(sys.executable).parents[1])}
     (folder / "disk/runs").mkdir()
     options = (
         "--nodes=2",

@@ -77,10 +77,7 @@ def songs(folder: Path) -> dict[str, Any]:
     found["ratio_to_bare"] = round(statistics.median(pair[1] / pair[0] for pair in pairs), 3)
     found["ratios"] = [round(pair[1] / pair[0], 3) for pair in pairs]
     for visit in (2, 4, 8):
-        ratios = [
-            stream(source, number, clips_per_song_visit=visit) / stream(source, number)
-            for _ in range(3)
-        ]
+        ratios = [stream(source, number, visit=visit) / stream(source, number) for _ in range(3)]
         found[f"speed_of_{visit}_clips_a_visit_to_1"] = round(statistics.median(ratios), 3)
     cores = [(workers(source, 1), workers(source, 2), bare_twice(shards, number)) for _ in range(3)]
     found["two_workers_to_one"] = round(statistics.median(two / one for one, two, _ in cores), 3)
@@ -278,11 +275,19 @@ def write_big_index(folder: Path, number: int, per_shard: int) -> None:
         for n in range(number // per_shard)
     ]
     index = {
-        "format": 1, "kind": "songs", "made_by": MADE_BY, "sample_rate": RATE, "members": list(MEMBERS["songs"]),
-        "songs": number, "seconds": 0.0, "shards": shards, "years": None, "lyrics_model": None,
+        "format": 1,
+        "kind": "songs",
+        "made_by": MADE_BY,
+        "sample_rate": RATE,
+        "members": list(MEMBERS["songs"]),
+        "songs": number,
+        "seconds": 0.0,
+        "shards": shards,
+        "years": None,
+        "lyrics_model": None,
         "songs_file": {"name": "songs.npy", "sha256": sha256_of(folder / "songs.npy")},
         "vocabulary": {"artist": {f"Artist {n}": 10 for n in range(120_000)}},
-    }  # fmt: skip
+    }
     (folder / "index.json").write_text(json.dumps(index))
 
 

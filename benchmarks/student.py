@@ -169,11 +169,17 @@ def worth(runs: Path, codes: Path, level: str) -> list[dict[str, Any]]:
                 else {}
             ),
         }
-        rows.append({
-            "order": order, "taught": how, "steps_per_window": student.how.steps, "windows": WINDOWS,
-            "teacher_bits_of_own_samples": own, **{name: with_interval(x.numpy()) for name, x in values.items()},
-            **by_place(gaps, teacher.config.transformer.blocks),
-        })  # fmt: skip
+        rows.append(
+            {
+                "order": order,
+                "taught": how,
+                "steps_per_window": student.how.steps,
+                "windows": WINDOWS,
+                "teacher_bits_of_own_samples": own,
+                **{name: with_interval(x.numpy()) for name, x in values.items()},
+                **by_place(gaps, teacher.config.transformer.blocks),
+            }
+        )
         print(
             level,
             order,
@@ -279,9 +285,13 @@ def chain_of(
     levels = {}
     for level in ("top", "middle", "bottom"):
         teacher, job = load_prior(runs, level), job_of(jukebox, level, requests, above)
-        sampler = Autoregressive(teacher) if level not in chain else StudentSampler(
-            best_student(runs, level, teacher, chain[level]), SAMPLING.temperature
-        )  # fmt: skip
+        sampler = (
+            Autoregressive(teacher)
+            if level not in chain
+            else StudentSampler(
+                best_student(runs, level, teacher, chain[level]), SAMPLING.temperature
+            )
+        )
         sampler.sample(job, lambda count: None)
         levels[level] = seams(teacher, job) if level != "top" else {}
         above = job.codes_BT
@@ -403,7 +413,7 @@ def speed(runs: Path, seconds: float = 12.0) -> list[dict[str, Any]]:
 class LikeJukebox(Autoregressive):
     """As the released sampler does it: caches that grow, checks for every code, windows one after another."""
 
-    def way_of(self, window: SamplingWindow) -> Callable:
+    def window_sampler(self) -> Callable:
         from sampling import sample_growing  # benchmarks/sampling.py
 
         def sample(

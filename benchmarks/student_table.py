@@ -11,10 +11,13 @@ from megajukebox.distillation.curriculum import GATES
 
 PLOT = Path(__file__).parents[1] / "docs" / "student.svg"
 NUMBERS = {
-    "KL forward": "kl_forward", "KL reverse": "kl_reverse",
-    "songs' codes: student": "bits_per_code_of_songs", "teacher": "teacher_bits_per_code_of_songs",
-    "teacher on its samples": "teacher_bits_of_samples", "on own": "teacher_bits_of_own_samples",
-}  # fmt: skip
+    "KL forward": "kl_forward",
+    "KL reverse": "kl_reverse",
+    "songs' codes: student": "bits_per_code_of_songs",
+    "teacher": "teacher_bits_per_code_of_songs",
+    "teacher on its samples": "teacher_bits_of_samples",
+    "on own": "teacher_bits_of_own_samples",
+}
 STEPS = (16, 32, 64, 128, 256, 512)  # the preset tiny's
 COLOURS = {"not at all": "#b0b0b0", "data only": "#d08020", "distilled": "#2060c0"}
 
@@ -78,8 +81,13 @@ def plot(found: dict[str, Any]) -> None:
             for r in some if how == "not at all" else []:
                 wall = walls.get((level, f"student {r['order']}"))
                 times = f" {exact / wall:.1f}x" if wall else ""
-                panel.annotate(f"({r['order']}){times}", (r["steps_per_window"], r["kl_forward"][0]), fontsize=6,
-                               xytext=(4, 3), textcoords="offset points")  # fmt: skip
+                panel.annotate(
+                    f"({r['order']}){times}",
+                    (r["steps_per_window"], r["kl_forward"][0]),
+                    fontsize=6,
+                    xytext=(4, 3),
+                    textcoords="offset points",
+                )
         panel.set_xscale("log")
         panel.axhline(GATES[level][0], color="#c04040", linewidth=0.8, linestyle=":")
         panel.set_xlim(12, 1000)

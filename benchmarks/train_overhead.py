@@ -96,7 +96,9 @@ def main(
         return engine
 
     stage_module.build_engine, loop.train_one_step = timed_engine, clock.step(loop.train_one_step)  # type: ignore[assignment]
-    quiet = [f"training.{stage}.{name}=1000000" for name in ("evaluate_every", "save_every")]
+    quiet = [
+        f"training.{stage}.{name}=1000000" for name in ("evaluation.every", "checkpointing.every")
+    ]
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
         remote = RemoteConfig(DEFAULT_CACHE, 0)
@@ -104,10 +106,15 @@ def main(
             load_preset(preset, quiet), stage, data, remote, out, None, steps, ExitRecord(out)
         )
     found = {
-        "machine": platform.processor() or platform.machine(), "made_by": made_by(), "preset": preset, "stage": stage,
-        "steps": len(clock.shares()), "step_cpu_seconds": statistics.median(clock.seconds()),
-        "share_outside": statistics.median(clock.shares()), "time": time.strftime("%Y-%m-%d"),
-    }  # fmt: skip
+        "machine": platform.processor() or platform.machine(),
+        "made_by": made_by(),
+        "preset": preset,
+        "stage": stage,
+        "steps": len(clock.shares()),
+        "step_cpu_seconds": statistics.median(clock.seconds()),
+        "share_outside": statistics.median(clock.shares()),
+        "time": time.strftime("%Y-%m-%d"),
+    }
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found, indent=1))

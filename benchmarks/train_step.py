@@ -119,14 +119,25 @@ def measured(preset: Preset, stage: str, ds_name: str | None, repeats: int) -> d
     taken = statistics.median(s["all"] for s in seconds)
     product = product_speed(engine.device, way.precision)
     return {
-        "device": device_name(engine.device), "preset": preset.name, "stage": stage, "ds_config": name,
-        "ranks": place.size, "parameters": weights_of(of, 1, 0).total, "samples_per_step": way.samples(place.size),
-        "step_seconds": taken, "fastest": min(s["all"] for s in seconds), "slowest": max(s["all"] for s in seconds),
-        "units_per_second": way.samples(place.size) * of.units / taken, "unit": of.unit,
-        "tflops": flops / taken / 1e12, "product_tflops": product / 1e12, "mfu": flops / taken / product,
-        "peak_gib": peak_gib(), "ours": statistics.median(1 - sum(s[p] for p in PARTS) / s["all"] for s in seconds),
+        "device": device_name(engine.device),
+        "preset": preset.name,
+        "stage": stage,
+        "ds_config": name,
+        "ranks": place.size,
+        "parameters": weights_of(of, 1, 0).total,
+        "samples_per_step": way.samples(place.size),
+        "step_seconds": taken,
+        "fastest": min(s["all"] for s in seconds),
+        "slowest": max(s["all"] for s in seconds),
+        "units_per_second": way.samples(place.size) * of.units / taken,
+        "unit": of.unit,
+        "tflops": flops / taken / 1e12,
+        "product_tflops": product / 1e12,
+        "mfu": flops / taken / product,
+        "peak_gib": peak_gib(),
+        "ours": statistics.median(1 - sum(s[p] for p in PARTS) / s["all"] for s in seconds),
         "parts": {part: statistics.median(s[part] for s in seconds) for part in PARTS},
-    }  # fmt: skip
+    }
 
 
 def loop_step(
@@ -219,10 +230,16 @@ def table(rows: list[dict[str, Any]]) -> Table:
         made.add_column(column, justify="left" if column in COLUMNS[:2] else "right")
     for r in rows:
         made.add_row(
-            r["stage"], r["ds_config"], f"{r['parameters'] / 1e6:,.2f} M", f"{r['step_seconds']:.3f}",
-            f"{r['units_per_second']:,.4g} {r['unit'].split()[0]}", f"{r['tflops']:.3f}", f"{r['mfu']:.0%}",
-            f"{r['peak_gib']:.2f}", f"{r['ours']:.1%}",
-        )  # fmt: skip
+            r["stage"],
+            r["ds_config"],
+            f"{r['parameters'] / 1e6:,.2f} M",
+            f"{r['step_seconds']:.3f}",
+            f"{r['units_per_second']:,.4g} {r['unit'].split()[0]}",
+            f"{r['tflops']:.3f}",
+            f"{r['mfu']:.0%}",
+            f"{r['peak_gib']:.2f}",
+            f"{r['ours']:.1%}",
+        )
     return made
 
 

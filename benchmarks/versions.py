@@ -100,6 +100,7 @@ def make_data(tree: Path, data: Path) -> None:
 
 
 def train(tree: Path, stage: str, shards: Path, out: Path, steps: int) -> None:
+    # The names of version 0.1, which every later version reads too.
     settings = {"steps": steps, "log_every": 1, "evaluate_every": 1000, "save_every": 1000}
     overrides = [f"training.{stage}.{name}={value}" for name, value in settings.items()]
     entry = str(tree / "megajukebox/train.py")

@@ -41,20 +41,20 @@ def widened(prior: Prior) -> Prior:
             else:
                 for layer in (block.attention.merge, block.mlp.narrow):
                     layer.weight.zero_()
-    wide.conditioning = told_as(prior.conditioning, copies)  # type: ignore[method-assign]
+    wide.conditioning = repeated_conditioning(prior.conditioning, copies)  # type: ignore[method-assign]
     wide.input.start_vector = lambda batch, start: start  # type: ignore[method-assign]
     return wide.eval().requires_grad_(False)
 
 
-def told_as(
+def repeated_conditioning(
     conditioning: Callable[[dict], Conditioning], copies: int
 ) -> Callable[[dict], Conditioning]:
-    def told(batch: dict) -> Conditioning:
+    def conditioning_of(batch: dict) -> Conditioning:
         return Conditioning(
             *(None if x is None else x.repeat_interleave(copies, -1) for x in conditioning(batch))
         )
 
-    return told
+    return conditioning_of
 
 
 def widen(new: TransformerBlock, old: TransformerBlock, copies: int) -> None:

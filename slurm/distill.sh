@@ -2,7 +2,7 @@
 # One level's student on 128 GPUs: it learns to draw many codes at once from the prior that draws one at a time.
 #
 #   LEVEL=top sbatch slurm/distill.sh                                 # or middle, bottom
-#   LEVEL=middle LESSON="--windows 20000 --order 0,1" sbatch slurm/distill.sh    # more windows, one order (distill --help)
+#   LEVEL=middle DISTILL_OPTIONS="--windows 20000 --order 0,1" sbatch slurm/distill.sh    # see distill --help
 #
 # Costs   16 nodes x 8 V100; not a stage of Jukebox's run, so its days are those of your preset's steps (megajukebox plan).
 # Expect  RUNS/<level>_student/DONE; then sample draws that level with its student.
@@ -16,7 +16,7 @@
 cd "${SLURM_SUBMIT_DIR:-.}" && source slurm/cluster.sh || exit 93
 
 LEVEL=${LEVEL:-top}
-LESSON=${LESSON:-}                           # further options of distill
+DISTILL_OPTIONS=${DISTILL_OPTIONS:-${LESSON:-}}    # further options of distill (LESSON in version 0.1)
 case $LEVEL in
     top) teacher=$RUNS/top_prior ;;
     middle | bottom) teacher=$RUNS/${LEVEL}_upsampler ;;
@@ -26,4 +26,4 @@ need "$teacher/DONE" "the teacher's training"
 run=$RUNS/${LEVEL}_student
 # shellcheck disable=SC2046,SC2086
 supervised --several-runs "$run" python "$(realpath megajukebox/distill.py)" "$LEVEL" --teacher "$teacher" --preset "$PRESET" \
-    --data "$SHARDS/codes" --out "$run" $LESSON $(ds_option student) $SETTINGS
+    --data "$SHARDS/codes" --out "$run" $DISTILL_OPTIONS $(ds_option student) $SETTINGS

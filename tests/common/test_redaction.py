@@ -57,8 +57,10 @@ def test_a_field_that_is_called_a_secret_is_hidden_whole() -> None:
         "deep": [{"password": "a"}, {"tokenizer": "lyrics.model"}],
     }
     assert redacted(record) == {
-        "WANDB_API_KEY": "[hidden]", "tokens": 3, "deep": [{"password": "[hidden]"}, {"tokenizer": "lyrics.model"}],
-    }  # fmt: skip
+        "WANDB_API_KEY": "[hidden]",
+        "tokens": 3,
+        "deep": [{"password": "[hidden]"}, {"tokenizer": "lyrics.model"}],
+    }
 
 
 def test_events_of_a_run_hold_no_secret(tmp_path: Path) -> None:

@@ -47,12 +47,18 @@ SONGS = [
     {},
 ]
 SETTINGS = [
-    "top.window=16", "top.transformer.blocks=4", "top.transformer.init_scale=15",
-    "conditions.artist={size: 8, dropout: 0.1}", "conditions.genres={slots: 2, size: 8, dropout: 0.2}",
-    "conditions.year={size: 8, bin_years: 10, dropout: 0.3}", "conditions.moods={slots: 3, size: 8, dropout: 0.4}",
-    "conditions.keywords={slots: 4, size: 8, dropout: 0.5}", "conditions.language={size: 8, dropout: 0.6}",
-    "top.conditions=[artist, genres, year, moods, keywords, language]", "top.lyrics.dropout=0.7",
-]  # fmt: skip
+    "top.window=16",
+    "top.transformer.blocks=4",
+    "top.transformer.init_scale=15",
+    "conditions.artist={size: 8, dropout: 0.1}",
+    "conditions.genres={slots: 2, size: 8, dropout: 0.2}",
+    "conditions.year={size: 8, bin_years: 10, dropout: 0.3}",
+    "conditions.moods={slots: 3, size: 8, dropout: 0.4}",
+    "conditions.keywords={slots: 4, size: 8, dropout: 0.5}",
+    "conditions.language={size: 8, dropout: 0.6}",
+    "top.conditions=[artist, genres, year, moods, keywords, language]",
+    "top.lyrics.dropout=0.7",
+]
 
 
 @pytest.fixture(scope="module")
@@ -143,9 +149,13 @@ def test_every_condition_has_the_names_of_the_songs(codes: ShardSet, tmp_path: P
         name: set(vocabulary.names) - {"<unknown>"} for name, vocabulary in run.vocabularies.items()
     }
     assert names == {
-        "artist": {"ilune", "orrin"}, "genres": {"waltz", "dub", "folk"}, "year": {"1990-1999", "2000-2009"},
-        "moods": {"calm", "bright"}, "keywords": {"night drive", "rain"}, "language": {"en", "de"},
-    }  # fmt: skip
+        "artist": {"ilune", "orrin"},
+        "genres": {"waltz", "dub", "folk"},
+        "year": {"1990-1999", "2000-2009"},
+        "moods": {"calm", "bright"},
+        "keywords": {"night drive", "rain"},
+        "language": {"en", "de"},
+    }
 
 
 def test_what_is_not_said_is_unknown_or_an_empty_bag(codes: ShardSet, tmp_path: Path) -> None:

@@ -172,11 +172,17 @@ def test_samples_are_scored_against_songs_and_codes(workspace: Path, tmp_path: P
     assert done.exit_code == 0, done.output
     metrics = report(tmp_path)["metrics"]
     for name in (
-        "samples/bottom/loudness_lufs", "samples/bottom/frechet", "samples/held_out/frechet",
-        "samples/top/artist_accuracy", "samples/chance/artist_accuracy", "samples/middle/tempo_distance",
-        "copying/clips/suspicious", "copying/codes/shared_codes", "sample_codes/bottom/usage",
+        "samples/bottom/loudness_lufs",
+        "samples/bottom/frechet",
+        "samples/held_out/frechet",
+        "samples/top/artist_accuracy",
+        "samples/chance/artist_accuracy",
+        "samples/middle/tempo_distance",
+        "copying/clips/suspicious",
+        "copying/codes/shared_codes",
+        "sample_codes/bottom/usage",
         "sample_codes/top/artist_accuracy",
-    ):  # fmt: skip
+    ):
         assert metrics[name]["value"] is not None, name
     assert metrics["samples/held_out/frechet"]["value"] < metrics["samples/bottom/frechet"]["value"]
     assert not (workspace / "samples" / "scores.jsonl").exists()

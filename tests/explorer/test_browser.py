@@ -353,9 +353,9 @@ def test_two_samples_are_compared_at_the_same_moment_and_equally_loud(
         "typeof strips !== 'undefined' && player.song && document.querySelectorAll('.strip h2').length === 2"
     )
     assert chromium.run("both.map(entry => entry.name)") == ["one", "two"]
-    assert chromium.run("[...document.querySelectorAll('tr.different th')].map(name => name.textContent)") == [
-        "artist", "genres", "year", "checkpoint", "sampler", "seed", "seconds", "name"
-    ]  # fmt: skip
+    assert chromium.run(
+        "[...document.querySelectorAll('tr.different th')].map(name => name.textContent)"
+    ) == ["artist", "genres", "year", "checkpoint", "sampler", "seed", "seconds", "name"]
     assert sorted(chromium.run("Object.values(player.song.gain)")) == pytest.approx(
         [2 / 3 * 0.562, 1.0], abs=0.02
     )

@@ -117,10 +117,17 @@ def test_every_fault_is_found_and_nothing_else(site: Path) -> None:
         song["name"]: song.get("findings", []) for song in read_data_script(site / "corpus.js")
     }
     assert found == {
-        "good": [], "short": ["short", "too many words"], "silent": ["silence"],
-        "clipped": ["clipped"], "dc": ["DC offset"], "one-sided": ["one channel empty"], "dark": ["no high frequencies"],
-        "twin": ["same sound twice"], "damaged": ["damaged"], "twin-again": ["same sound twice"],
-    }  # fmt: skip
+        "good": [],
+        "short": ["short", "too many words"],
+        "silent": ["silence"],
+        "clipped": ["clipped"],
+        "dc": ["DC offset"],
+        "one-sided": ["one channel empty"],
+        "dark": ["no high frequencies"],
+        "twin": ["same sound twice"],
+        "damaged": ["damaged"],
+        "twin-again": ["same sound twice"],
+    }
     assert "all songs" in (page := (site / "corpus.html").read_text()) and "9 look wrong" in page
 
 
@@ -217,9 +224,9 @@ def test_bad_songs_are_filtered_opened_and_heard_at_every_level(
     assert chromium.run("document.querySelector('.flag').textContent") == "no high frequencies"
     chromium.run("document.querySelector('.card h2 a').click()")
     chromium.wait("typeof strips !== 'undefined' && strips.strips.every(strip => strip.wave)")
-    assert chromium.run("[...document.querySelectorAll('.strip')].map(strip => strip.dataset.track)") == [
-        "top", "middle", "bottom", "original"
-    ]  # fmt: skip
+    assert chromium.run(
+        "[...document.querySelectorAll('.strip')].map(strip => strip.dataset.track)"
+    ) == ["top", "middle", "bottom", "original"]
     chromium.press(" ")
     chromium.wait("player.playing && player.track === 'original' && player.moment > 0.3")
     chromium.press("1")

@@ -60,10 +60,11 @@ def test_the_page_says_where_a_step_goes_and_what_is_queued(
         "time": time.time(),
         "array": "1",
         "queued": 3,
-        "ends": time.time() + 7228,
+        "schema": 2,
+        "end_time": time.time() + 7228,
         "queued_seconds": 1e6,
     }
-    (run.folder / "chain.json").write_text(json.dumps(queue))
+    (run.folder / "slurm_chain.json").write_text(json.dumps(queue))
     text = page(tmp_path)
     assert "forward and backward 74%, communication 25%, saves 2%, data wait 0%" in text
     assert "2 h 0 min +3 queued" in text
@@ -229,12 +230,27 @@ def test_scores_of_checkpoints_are_drawn_over_steps_and_the_newest_listed_in_ful
     run: PretendRun, tmp_path: Path
 ) -> None:
     lines = [
-        {"step": step, "scores": {
-            "bits/top/bits_per_code": {"value": 7 - step / 100, "low": 5.5, "high": 6.5, "count": 6, "better": -1},
-            "bits/top/entropy_bits": {"value": 7.4, "low": None, "high": None, "count": 6, "better": 0},
-        }}
+        {
+            "step": step,
+            "scores": {
+                "bits/top/bits_per_code": {
+                    "value": 7 - step / 100,
+                    "low": 5.5,
+                    "high": 6.5,
+                    "count": 6,
+                    "better": -1,
+                },
+                "bits/top/entropy_bits": {
+                    "value": 7.4,
+                    "low": None,
+                    "high": None,
+                    "count": 6,
+                    "better": 0,
+                },
+            },
+        }
         for step in (100, 50)
-    ]  # fmt: skip
+    ]
     text = "\n".join(json.dumps(line) for line in lines) + '\n{"step": 150, "sco'
     assert "<h2>Scores" not in page(tmp_path)
     (run.folder / "scores.jsonl").write_text(text)

@@ -87,13 +87,28 @@ def test_it_serves_the_site_and_its_recordings_by_range(served: str) -> None:
 @pytest.mark.parametrize(
     "path",
     [
-        "/secret.txt", "/site/../secret.txt", "/site/%2e%2e/secret.txt", "/site/..%2fsecret.txt",
-        "/../../../etc/passwd", "//etc/passwd", "/site/way-out.txt", "/old/notes.txt", "/old/unlisted.wav", "/old/",
-        "/site", "/site/",
-        "/old/../site/%00", "/old/song-0.json", "/jukebox/vqvae/model.json", "/site/static", "/api/nothing",
-        "/votes.jsonl", "/old/.studio", "/%ff%fe",
+        "/secret.txt",
+        "/site/../secret.txt",
+        "/site/%2e%2e/secret.txt",
+        "/site/..%2fsecret.txt",
+        "/../../../etc/passwd",
+        "//etc/passwd",
+        "/site/way-out.txt",
+        "/old/notes.txt",
+        "/old/unlisted.wav",
+        "/old/",
+        "/site",
+        "/site/",
+        "/old/../site/%00",
+        "/old/song-0.json",
+        "/jukebox/vqvae/model.json",
+        "/site/static",
+        "/api/nothing",
+        "/votes.jsonl",
+        "/old/.studio",
+        "/%ff%fe",
     ],
-)  # fmt: skip
+)
 def test_nothing_else_of_the_disk_can_be_had(served: str, path: str) -> None:
     status, _, body = ask(served, path)
     assert status == 404 and b"secret" not in body and b"root:" not in body

@@ -83,9 +83,17 @@ def test_the_entry_writes_a_site_beside_the_samples_and_prints_its_path(demo: Pa
     )
     assert done.stdout.strip() == str(demo / "site" / "index.html")
     assert [str(path.relative_to(demo / "site")) for path in pages(demo / "site")] == [
-        "blind.html", "compare.html", "corpus.html", "index.html",
-        "run/vqvae.html", "runs.html", "sample/one.html", "sample/three.html", "sample/two.html", "studio.html",
-    ]  # fmt: skip
+        "blind.html",
+        "compare.html",
+        "corpus.html",
+        "index.html",
+        "run/vqvae.html",
+        "runs.html",
+        "sample/one.html",
+        "sample/three.html",
+        "sample/two.html",
+        "studio.html",
+    ]
 
 
 def test_the_entry_refuses_a_missing_folder_in_one_line(tmp_path: Path) -> None:

@@ -101,8 +101,11 @@ def test_no_logit_changes_with_a_token_that_is_not_there_yet_or_comes_later(
 
 def test_slots_of_a_wavefront_and_of_a_column_are_emitted_together() -> None:
     assert times(GridOrder(1, 2), WINDOW, ROWS).unflatten(1, (ROWS, -1))[0].tolist() == [
-        [0, 2, 4, 6], [1, 3, 5, 7], [2, 4, 6, 8], [3, 5, 7, 9]
-    ]  # fmt: skip
+        [0, 2, 4, 6],
+        [1, 3, 5, 7],
+        [2, 4, 6, 8],
+        [3, 5, 7, 9],
+    ]
     assert (
         times(GridOrder(0, 1), WINDOW, ROWS).unflatten(1, (ROWS, -1))[0].tolist()
         == [[0, 1, 2, 3]] * 4

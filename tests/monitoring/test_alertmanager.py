@@ -106,10 +106,14 @@ def watched(tmp_path: Path) -> Iterator[Watched]:
         credentials.chmod(0o600)
         config.write_text(yaml.safe_dump(example(receiver, credentials)))
         rig.start(
-            "prometheus-alertmanager", f"--config.file={config}", f"--storage.path={rig.folder}/alerts",
-            f"--web.listen-address=127.0.0.1:{port}", "--cluster.listen-address=", "--log.level=debug",
+            "prometheus-alertmanager",
+            f"--config.file={config}",
+            f"--storage.path={rig.folder}/alerts",
+            f"--web.listen-address=127.0.0.1:{port}",
+            "--cluster.listen-address=",
+            "--log.level=debug",
             log="alertmanager",
-        )  # fmt: skip
+        )
         run = PretendRun(rig.runs / "prior", now=time.time() - 120).start().train(100)
         run.now = time.time()
         yield Watched(rig, run, receiver, port)

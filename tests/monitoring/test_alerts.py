@@ -269,10 +269,11 @@ def test_too_few_jobs_in_the_queue(run: PretendRun) -> None:
         "time": run.now,
         "array": "1",
         "queued": 1,
-        "ends": run.now + 60,
+        "schema": 2,
+        "end_time": run.now + 60,
         "queued_seconds": 60.0,
     }
-    (run.folder / "chain.json").write_text(json.dumps(told))
+    (run.folder / "slurm_chain.json").write_text(json.dumps(told))
     assert alerts(run) == {"JukeboxSlurmChainTooShort"}
 
 

@@ -19,9 +19,14 @@ def history(folder: Path, seed: int, accounts: bool = True) -> PretendRun:
     """Two thousand steps with crashes at any moment."""
     draw = random.Random(seed)
     run = PretendRun(
-        folder, steps=2000, step_seconds=draw.uniform(0.2, 20), data_seconds=draw.choice([0.0, 0.1, 1.0]),
-        log_every=draw.choice([2, 10, 25]), save_every=draw.choice([40, 100, 333]), accounts=accounts,
-    )  # fmt: skip
+        folder,
+        steps=2000,
+        step_seconds=draw.uniform(0.2, 20),
+        data_seconds=draw.choice([0.0, 0.1, 1.0]),
+        log_every=draw.choice([2, 10, 25]),
+        save_every=draw.choice([40, 100, 333]),
+        accounts=accounts,
+    )
     run.start(init=draw.uniform(1, 300))
     while run.step < run.steps:
         run.train(min(draw.randint(1, 900), run.steps - run.step), noise=0.1, seed=draw.random())

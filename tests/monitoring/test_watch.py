@@ -59,10 +59,11 @@ def test_a_row_tells_of_communication_and_of_the_queue(tmp_path: Path) -> None:
         "time": run.now,
         "array": "1",
         "queued": 3,
-        "ends": run.now + 7200,
+        "schema": 2,
+        "end_time": run.now + 7200,
         "queued_seconds": 1e6,
     }
-    (run.folder / "chain.json").write_text(json.dumps(queue))
+    (run.folder / "slurm_chain.json").write_text(json.dumps(queue))
     assert "25%" in shown(tmp_path, run.now) and "2 h 0 min +3" in shown(tmp_path, run.now)
 
 

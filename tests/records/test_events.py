@@ -42,15 +42,23 @@ from megajukebox.records.schema import from_record, to_record
 VERSION_1 = [
     (
         {"event": "skip", "shard": "a.tar", "key": "x", "reason": "a.tar: audio of x is damaged"},
-        BadSampleSkipped(shard="a.tar", key="x", kind="damaged", reason="a.tar: audio of x is damaged"),
+        BadSampleSkipped(
+            shard="a.tar", key="x", kind="damaged", reason="a.tar: audio of x is damaged"
+        ),
     ),
     (
         {"event": "skip_step", "step": 7, "reason": "loss is nan", "positions": [6, 8], "count": 1},
         StepSkipped(step=7, kind="nan", reason="loss is nan", sample_range=[6, 8], count=1),
     ),
     (
-        {"event": "alert", "reason": "weights of ranks [1] differ (silent corruption)", "hosts": ["n1"]},
-        AlertRaised(kind=SDC, reason="weights of ranks [1] differ (silent corruption)", hosts=["n1"]),
+        {
+            "event": "alert",
+            "reason": "weights of ranks [1] differ (silent corruption)",
+            "hosts": ["n1"],
+        },
+        AlertRaised(
+            kind=SDC, reason="weights of ranks [1] differ (silent corruption)", hosts=["n1"]
+        ),
     ),
     (
         {"event": "alert", "reason": "gradients overflow at the lowest fp16 loss scale"},
@@ -60,7 +68,10 @@ VERSION_1 = [
         {"event": "alert", "reason": "3 attempts saved nothing", "person": True},
         AlertRaised(kind=NEEDS_OPERATOR, reason="3 attempts saved nothing"),
     ),
-    ({"event": "attempt_end", "kind": "again", "nodes": ["n1"]}, AttemptEnded(kind="retry", nodes=["n1"])),
+    (
+        {"event": "attempt_end", "kind": "again", "nodes": ["n1"]},
+        AttemptEnded(kind="retry", nodes=["n1"]),
+    ),
     ({"event": "attempt_end", "kind": "person"}, AttemptEnded(kind="fatal")),
     ({"event": "reject", "reason": "x"}, CheckpointRejected(reason="x")),
     ({"event": "exclude_node", "nodes": ["n1"]}, NodeExcluded(nodes=["n1"])),
@@ -68,15 +79,30 @@ VERSION_1 = [
         {"event": "spare", "nodes": ["n2"], "instead_of": ["n1"]},
         SpareSwap(nodes=["n2"], replaced=["n1"]),
     ),
-    ({"event": "sample", "step": 4, "folder": "samples/4"}, PreviewWritten(step=4, folder="samples/4")),
-    ({"event": "rewind", "to": 3, "jump": 9, "rate": 0.5}, Rewound(to_step=3, skip_steps=9, lr_factor=0.5)),
-    ({"event": "hang", "section": "save", "suspects": [1]}, HangDetected(phase="checkpoint_save", suspects=[1])),
     (
-        {"event": "forget", "steps": 2, "seconds": 3.0, "until": 8.0, "account": {"time_productive_seconds": 5.0}},
+        {"event": "sample", "step": 4, "folder": "samples/4"},
+        PreviewWritten(step=4, folder="samples/4"),
+    ),
+    (
+        {"event": "rewind", "to": 3, "jump": 9, "rate": 0.5},
+        Rewound(to_step=3, skip_steps=9, lr_factor=0.5),
+    ),
+    (
+        {"event": "hang", "section": "save", "suspects": [1]},
+        HangDetected(phase="checkpoint_save", suspects=[1]),
+    ),
+    (
+        {
+            "event": "forget",
+            "steps": 2,
+            "seconds": 3.0,
+            "until": 8.0,
+            "account": {"time_productive_seconds": 5.0},
+        },
         StepsRecomputed(steps=2, seconds=3.0, end_time=8.0, phase_seconds={"step": 5.0}),
     ),
     ({"event": "start", "step": 0, "ranks": 2, "job": "7"}, RunStarted(step=0, ranks=2, job="7")),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("record", "event"), VERSION_1, ids=str)

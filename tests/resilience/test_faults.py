@@ -22,7 +22,7 @@ from fixtures.interrupted_runs import (
     start,
     steps,
     wait_until,
-)  # fmt: skip
+)
 from fixtures.tiny_runs import write_ds_config
 
 from megajukebox.resilience import exit_codes

@@ -96,9 +96,16 @@ def test_one_temperature_is_for_every_level_and_a_mapping_for_those_it_names() -
 
 def test_names_are_lists_whatever_was_written() -> None:
     request = SongRequest(id="a", artist="A", genres="rock", year=1999, moods=["calm", "warm"])
-    assert [request.names(n) for n in ("artist", "genres", "year", "moods", "language", "tempo")] == [
-        ["A"], ["rock"], ["1999"], ["calm", "warm"], [], [],
-    ]  # fmt: skip
+    assert [
+        request.names(n) for n in ("artist", "genres", "year", "moods", "language", "tempo")
+    ] == [
+        ["A"],
+        ["rock"],
+        ["1999"],
+        ["calm", "warm"],
+        [],
+        [],
+    ]
 
 
 def test_a_request_survives_json() -> None:

@@ -292,8 +292,10 @@ def test_the_summary_tells_of_every_song_the_folder_was_asked_for(
     write_summary(tmp_path, [good[1], good[2]], [], {"c": "no memory"})
     told = json.loads(summary.read_text())
     assert told == {
-        "made": ["a", "b"], "failed": {"bad": "no such file", "c": "no memory"}, "refused": ["request odd: seconds"],
-    }  # fmt: skip
+        "made": ["a", "b"],
+        "failed": {"bad": "no such file", "c": "no memory"},
+        "refused": ["request odd: seconds"],
+    }
     for name in ("c", "odd", "bad"):
         (tmp_path / f"{name}.json").write_text("{}")
     write_summary(tmp_path, [good[2], SongRequest(id="odd"), bad], [], {})

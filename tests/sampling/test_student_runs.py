@@ -128,8 +128,14 @@ def test_what_a_student_was_not_taught_is_noted(runs) -> None:
 
 
 def test_a_student_that_did_not_pass_its_gate_is_noted(runs) -> None:
-    notes = [list(parse_students(runs, [f"top=student{order}"])["top"].notes(SongRequest(id="a", temperature=0.9)))
-             for order in ("", ":4,1")]  # fmt: skip
+    notes = [
+        list(
+            parse_students(runs, [f"top=student{order}"])["top"].notes(
+                SongRequest(id="a", temperature=0.9)
+            )
+        )
+        for order in ("", ":4,1")
+    ]
     further = (
         "the top student 4,1 is further from its prior than allowed: 0.060 bits per code, gate 0.05"
     )
@@ -145,9 +151,10 @@ def test_songs_go_on_and_are_mended_by_students_with_what_is_given_untouched(
         sink=SongWriter(jukebox, tmp_path),
     )[0]
     record = json.loads((tmp_path / "first.json").read_text())
-    assert record["decoding"] == {"exact": False, "students": {
-        "top": "student 1,1", "middle": "student 0,1", "bottom": "student 0,1"
-    }}  # fmt: skip
+    assert record["decoding"] == {
+        "exact": False,
+        "students": {"top": "student 1,1", "middle": "student 0,1", "bottom": "student 0,1"},
+    }
     assert {"top_student", "middle_student", "bottom_student"} <= set(record["weights"]) and not [
         note for note in record["notes"] if "student" in note
     ]

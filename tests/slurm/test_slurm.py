@@ -110,6 +110,49 @@ def test_every_script_is_sound_and_its_head_says_command_cost_and_what_to_expect
         )
 
 
+def words_of(script: str, folder: Path, **variables: str) -> list[str]:
+    """What a script of slurm/ gives `megajukebox`, without SLURM."""
+    stubs = folder / "venv" / "bin"
+    stubs.mkdir(parents=True)
+    python = shutil.which("python", path=environment()["PATH"])
+    programs = {
+        "megajukebox": 'printf "%s\\n" "$@"',
+        "srun": 'shift; exec "$@"',
+        "python": f'exec {python} "$@"',
+    }
+    for name, program in programs.items():
+        (stubs / name).write_text(f"#!/bin/sh\n{program}\n")
+        (stubs / name).chmod(0o755)
+    env = environment() | {"PROFILE": "cpu", "VENV": str(stubs.parent), "RUNS": str(folder)}
+    done = subprocess.run(
+        ["bash", f"slurm/{script}.sh"],
+        env=env | variables,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+@pytest.mark.parametrize("name", ["REFERENCE", "AGAINST"])
+def test_a_run_is_scored_against_each_reference_also_by_its_name_of_version_0_1(name, tmp_path):
+    (tmp_path / "model.json").touch()
+    words = words_of("score", tmp_path, RUN=str(tmp_path), EVERY="0", **{name: "a/codes b/songs"})
+    start = words.index("--reference")
+    assert words[start : start + 4] == ["--reference", "a/codes", "--reference", "b/songs"]
+
+
+@pytest.mark.parametrize("name", ["DISTILL_OPTIONS", "LESSON"])
+def test_distill_takes_further_options_also_by_their_name_of_version_0_1(name, tmp_path):
+    (tmp_path / "top_prior").mkdir()
+    (tmp_path / "top_prior" / "DONE").touch()
+    words = words_of("distill", tmp_path, **{name: "--windows 24 --keep-going"})
+    start = words.index("--windows")
+    assert words[start : start + 3] == ["--windows", "24", "--keep-going"]
+
+
 def test_the_pipeline_is_submitted_as_a_chain_of_dependencies(cluster, tmp_path):
     told = variables(
         tmp_path / "shards/codes",
@@ -223,7 +266,7 @@ def test_a_run_is_scored_beside_its_training_and_the_job_asks_for_the_next_one(
     for path in straight.iterdir():
         if path.suffix in (".json", ".yaml", ".model", ".safetensors"):
             shutil.copy(path, run)
-    told = variables(data, tmp_path, RUN=str(run), AGAINST=str(data), EVERY="6") | {
+    told = variables(data, tmp_path, RUN=str(run), REFERENCE=str(data), EVERY="6") | {
         "PYTHONPATH": str(ROOT)
     }
     job = cluster.sbatch(
@@ -333,7 +376,7 @@ def test_a_student_is_distilled_through_the_death_of_a_rank(cluster, data, tmp_p
     ]
     told = {
         "LEVEL": "middle",
-        "LESSON": "--windows 24 --order 0,1 --keep-going",
+        "DISTILL_OPTIONS": "--windows 24 --order 0,1 --keep-going",
         "SETTINGS": " ".join(small),
     }
     submit(

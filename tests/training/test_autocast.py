@@ -53,9 +53,13 @@ def trained(stage: str, ds_config: dict, steps: int = 6) -> dict:
         "steps": steps,
     }
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], input=json.dumps(told), env=environment(), capture_output=True, text=True,
+        [sys.executable, "-c", PROGRAM],
+        input=json.dumps(told),
+        env=environment(),
+        capture_output=True,
+        text=True,
         timeout=250,
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])
 

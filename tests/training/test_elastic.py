@@ -127,8 +127,10 @@ def test_processes_that_cannot_share_the_batch_are_refused_with_those_that_can()
 
 def test_a_new_run_may_name_its_batch_and_leave_the_accumulation_out():
     assert share_batch({"train_micro_batch_size_per_gpu": 4, "train_batch_size": 6}, 2) == {
-        "train_micro_batch_size_per_gpu": 3, "gradient_accumulation_steps": 1, "train_batch_size": 6,
-    }  # fmt: skip
+        "train_micro_batch_size_per_gpu": 3,
+        "gradient_accumulation_steps": 1,
+        "train_batch_size": 6,
+    }
 
 
 @pytest.mark.parametrize(

@@ -67,11 +67,18 @@ def test_mfu_is_flops_over_seconds_devices_and_peak():
 @pytest.mark.parametrize(
     ("name", "half"),
     [
-        ("Tesla V100-SXM2-32GB", 125), ("Tesla V100-PCIE-16GB", 112), ("NVIDIA A100-SXM4-80GB", 312),
-        ("NVIDIA A100 80GB PCIe", 312), ("NVIDIA H100 80GB HBM3", 989), ("NVIDIA H100 PCIe", 756), ("NVIDIA H200", 989),
-        ("NVIDIA GH200 480GB", 989), ("NVIDIA RTX A1000", None), ("AMD Instinct MI250X", None),
+        ("Tesla V100-SXM2-32GB", 125),
+        ("Tesla V100-PCIE-16GB", 112),
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA A100 80GB PCIe", 312),
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA H200", 989),
+        ("NVIDIA GH200 480GB", 989),
+        ("NVIDIA RTX A1000", None),
+        ("AMD Instinct MI250X", None),
     ],
-)  # fmt: skip
+)
 def test_the_peak_is_that_of_the_card_s_name_and_none_of_a_card_that_is_not_known(name, half):
     assert peak_of_device(name).get("float16") == half
 

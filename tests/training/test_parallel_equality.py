@@ -66,10 +66,12 @@ def launch(tmp_path: Path, ranks: int, ways: list[dict]) -> dict[str, dict[str, 
             env=environment()
             | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
             | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         for rank in range(ranks)
-    ]  # fmt: skip
+    ]
     said = [process.communicate(timeout=400)[0] for process in started]
     assert not any(process.returncode for process in started), "\n".join(
         text[-3000:] for text in said

@@ -39,8 +39,11 @@ def told(zero: int, micro: int = 1, **more: object) -> dict:
     )
     zero_optimization |= {"stage3_param_persistence_threshold": 1} if zero == 3 else {}
     return {
-        "train_micro_batch_size_per_gpu": micro, "optimizer": ADAM, "zero_optimization": zero_optimization, **more
-    }  # fmt: skip
+        "train_micro_batch_size_per_gpu": micro,
+        "optimizer": ADAM,
+        "zero_optimization": zero_optimization,
+        **more,
+    }
 
 
 def parts(ds_config: dict, ranks: int, moment: str) -> dict:
