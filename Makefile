@@ -1,10 +1,22 @@
 # make demo              songs -> shards -> VQ-VAE -> codes -> priors -> samples -> a page, in about ten minutes on two cores
 # make demo SONGS=folder the same with your own audio
+# make install           .venv; TORCH_BACKEND=cu126 on a login node of V100s, WHEELHOUSE=folder without a network
+# make wheelhouse        that folder, made where there is a network
 # make test              what must pass before a commit;  make test-all  the slow ones too
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 TORCH  ?= 2.13.0
+# The build of torch (cpu, cu126, cu130 ...) where this machine is not the one that will run it; else its GPU decides.
+TORCH_BACKEND ?=
+# A folder of wheels to install from, without any network.
+WHEELHOUSE ?=
+# Of `make wheelhouse`: for another machine than this one (3.12, manylinux_2_28_x86_64), without what that has already.
+PYTHON_VERSION ?=
+PLATFORM ?=
+WITHOUT ?=
+OFFLINE := $(if $(WHEELHOUSE),--no-index --find-links $(abspath $(WHEELHOUSE)))
+PIP = $(BIN)/python -m pip install --quiet $(OFFLINE)
 
 ifdef SONGS
 DEMO := demo_$(notdir $(abspath $(SONGS))) --songs $(SONGS)
@@ -12,7 +24,7 @@ else
 DEMO := demo
 endif
 
-.PHONY: demo install monitoring test test-all check soak clean
+.PHONY: demo install wheelhouse monitoring test test-all check soak clean
 
 demo: install
 	$(BIN)/megajukebox demo --out $(DEMO)
@@ -22,13 +34,17 @@ install: $(VENV)/installed
 # torch first: left to itself, pip would fetch gigabytes of CUDA onto a machine without a GPU.
 $(VENV)/installed: pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	BIN=$(BIN) TORCH=$(TORCH) sh .ci/install_torch
-	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --editable .
+	$(if $(WHEELHOUSE),,$(PIP) --upgrade pip)
+	BIN=$(BIN) TORCH=$(TORCH) TORCH_BACKEND=$(TORCH_BACKEND) WHEELHOUSE=$(if $(WHEELHOUSE),$(abspath $(WHEELHOUSE))) sh .ci/install_torch
+	DS_BUILD_OPS=0 $(PIP) --editable .
 	touch $@
 
+wheelhouse:
+	.ci/wheelhouse $(or $(WHEELHOUSE),wheels) --torch $(TORCH) $(if $(TORCH_BACKEND),--torch-backend $(TORCH_BACKEND)) \
+		$(if $(PYTHON_VERSION),--python $(PYTHON_VERSION)) $(if $(PLATFORM),--platform $(PLATFORM)) $(if $(WITHOUT),--without $(WITHOUT))
+
 $(VENV)/installed-test: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	$(PIP) --editable ".[test]"
 	touch $@
 
 check: $(VENV)/installed-test

@@ -6,7 +6,7 @@ PRESET=${PRESET:-jukebox_5b_lyrics}          # a name in megajukebox/presets, or
 SONGS=${SONGS:-songs}                        # audio, lyrics, metadata: a folder or a manifest
 SHARDS=${SHARDS:-shards}                     # SHARDS/songs and SHARDS/codes; better on the fast file system
 RUNS=${RUNS:-runs}                           # RUNS/vqvae, RUNS/top_prior, ...: seen by all nodes under the same path
-VENV=${VENV:-.venv}                          # where `make install` put Python
+VENV=${VENV:-.venv}                          # where `make install` put Python; on a login node: make install TORCH_BACKEND=cu126 (V100), cu130
 SETTINGS=${SETTINGS:-}                       # further preset settings: "training.top_prior.checkpointing.every=200 ..."
 PREFLIGHT=${PREFLIGHT-1}                     # the doctor looks at every node before ranks train on it; empty: it does not
 NODES=${NODES:-}                             # train on so many nodes; what the job has beyond them is spare (sbatch --no-kill)
