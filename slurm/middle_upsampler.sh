@@ -7,7 +7,7 @@
 # Expect  RUNS/middle_upsampler/DONE; it may train beside the top prior, for both only read codes.
 #
 # A chain of jobs of a day each: 15 minutes before the limit it saves, and the next one goes on within seconds. Lost nodes,
-# dead ranks, hangs, full disks: README.md, "What we kill and what happens". Watch:  megajukebox watch RUNS
+# dead ranks, hangs, full disks: docs/reliability.md. Watch:  megajukebox watch RUNS
 #SBATCH --job-name=megajukebox-middle_upsampler
 #SBATCH --nodes=16 --ntasks-per-node=8 --gres=gpu:8 --cpus-per-task=5 --exclusive
 #SBATCH --array=1-40%1 --time=24:00:00 --signal=B:USR1@900 --requeue --open-mode=append

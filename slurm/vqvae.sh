@@ -8,7 +8,7 @@
 # Expect  RUNS/vqvae/DONE and model.safetensors; spectral convergence falling in metrics.jsonl; codebook usage well above a half.
 #
 # A chain of jobs of a day each: 15 minutes before the limit it saves, and the next one goes on within seconds. Lost nodes,
-# dead ranks, hangs, full disks: README.md, "What we kill and what happens". Watch:  megajukebox watch RUNS
+# dead ranks, hangs, full disks: docs/reliability.md. Watch:  megajukebox watch RUNS
 #SBATCH --job-name=megajukebox-vqvae
 #SBATCH --nodes=32 --ntasks-per-node=8 --gres=gpu:8 --cpus-per-task=5 --exclusive
 #SBATCH --array=1-20%1 --time=24:00:00 --signal=B:USR1@900 --requeue --open-mode=append
