@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from megajukebox.common.addresses import is_loopback
 from megajukebox.common.command_line import group_app, renamed_options
 from megajukebox.common.errors import UserError
 from megajukebox.common.levels import STUDENT_TABLE, VQVAE_FOLDER
@@ -33,7 +34,6 @@ from megajukebox.explorer.site_builder import (
     write_runs,
     write_static,
 )
-from megajukebox.monitoring.exporters.metrics_server import is_loopback
 
 if TYPE_CHECKING:  # the extra [serve] need not be installed
     from megajukebox.explorer.server.api import StudioServices

@@ -1,7 +1,6 @@
 """Serves /metrics and nothing else: no file, no path, no change. On other addresses than loopback only with a token."""
 
 import hmac
-import ipaddress
 import socket
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -12,6 +11,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.registry import Collector
 
+from megajukebox.common.addresses import is_loopback
 from megajukebox.common.errors import UserError
 
 MIN_TOKEN = 16  # characters
@@ -42,14 +42,6 @@ def parse_address(listen: str, token: str | None) -> tuple[str, int]:
             " authorization: credentials_file), or listen on 127.0.0.1"
         )
     return host, int(port)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach `host`."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def read_token(path: Path | None) -> str | None:
