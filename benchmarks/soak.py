@@ -34,7 +34,7 @@ from fixtures.interrupted_runs import steps as last_step  # noqa: E402
 from fixtures.slurm_cluster import Cluster  # noqa: E402
 from fixtures.tiny_shards import write_codes  # noqa: E402
 
-from megajukebox.common.provenance import commit  # noqa: E402
+from megajukebox.common.provenance import made_by  # noqa: E402
 from megajukebox.records.jsonl_tail import read_lines  # noqa: E402
 from megajukebox.resilience.restart_policy import MAX_FRUITLESS_ATTEMPTS, attempts_without_progress  # noqa: E402
 from megajukebox.training.checkpoint import candidates  # noqa: E402
@@ -325,7 +325,7 @@ def judged(out: Path, straight: Path, report: dict) -> dict:
         "events": Counter(event["event"] for event in events),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "date": time.strftime("%Y-%m-%d"),
-        "commit": commit(ROOT),
+        "commit": made_by()["commit"],
     }
 
 
