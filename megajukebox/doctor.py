@@ -23,12 +23,16 @@ from rich.table import Table
 from rich.text import Text
 
 from megajukebox.common.command_line import renamed_options, run_command
+from megajukebox.common.device import check_precision, choose_device, device_name
+from megajukebox.common.errors import UserError
 from megajukebox.common.files import write_atomic
-from megajukebox.common.world import World, host, ranks_here, world
+from megajukebox.common.world import World, host, world
 from megajukebox.monitoring.doctor import checks, network
 from megajukebox.monitoring.doctor.checks import Finding
 from megajukebox.monitoring.exporters.terminal import plain
 from megajukebox.resilience.exit_codes import leave_now
+from megajukebox.training.engines.ds_config import read_ds_config
+from megajukebox.training.planner.recipe import precision
 
 COLORS = {"good": "green", "warn": "yellow", "bad": "bold red"}
 MARKS = {"good": "ok", "warn": "look", "bad": "BAD"}
@@ -60,14 +64,17 @@ def main(
     """Check this machine or, under deepspeed or srun, all ranks together."""
     this = world()
     folders = data or []
+    device, fitness = check_device(this.local_rank, ds_config_of(run, ds_config))
     findings = check_node(run, folders) if this.local_rank == 0 else []
+    if this.local_rank == 0 or fitness.verdict == "bad":
+        findings.append(fitness)
     if report_dir:
         write_report(report_dir / f"rank-{this.rank:05d}.json", findings)
     if this.size > 1:
         files = [run / "run.yaml"] if run else []  # that must be the same for all ranks
         files += [ds_config] if ds_config else []
         files += [folder / "index.json" for folder in folders]
-        findings = check_ranks(this, findings, files, seconds)
+        findings = check_ranks(this, device, findings, files, seconds)
     if report_dir and this.rank == 0:
         write_report(report_dir / "together.json", findings)
     if this.rank == 0 and not report_dir:
@@ -91,7 +98,7 @@ def check_node(run: Path | None, data: list[Path]) -> list[Finding]:
     """What one process sees of its node; only the first rank of a node checks it."""
     findings = [
         checks.check_versions(),
-        checks.check_gpus(ranks_here()),
+        checks.check_gpus(checks.needed_gpus()),
         checks.check_locks(),
         checks.check_disk(run or Path.cwd()),
     ]
@@ -101,17 +108,41 @@ def check_node(run: Path | None, data: list[Path]) -> list[Finding]:
     return [replace(finding, hosts=(host(),)) for finding in findings]
 
 
+def ds_config_of(run: Path | None, ds_config: Path | None) -> dict:
+    """The ds_config that is given, else the one that the run was started with; {} for a new run.
+
+    Raises:
+        UserError: it is unknown or not valid.
+    """
+    if ds_config:
+        return read_ds_config(str(ds_config))
+    stored = run / "ds_config.json" if run else None
+    return read_ds_config(str(stored)) if stored and stored.is_file() else {}
+
+
+def check_device(local_rank: int, ds_config: dict) -> tuple[torch.device | None, Finding]:
+    """What this rank computes on, and whether torch and the card can; None where they cannot."""
+    try:
+        device = choose_device(local_rank)
+        check_precision(device, precision(ds_config))
+    except (UserError, RuntimeError) as error:  # RuntimeError: CUDA's own
+        what = " ".join(str(error).split())[:ERROR_LETTERS]
+        do = "install the build of torch for this card (docs/runs.md), or exclude this node"
+        return None, Finding("device", "bad", what, do, (host(),))
+    what = device_name(device)
+    if device.type == "cuda":
+        what = f"{device}, {what}: torch {torch.__version__} has kernels for it"
+    return device, Finding("device", "good", what, hosts=(host(),))
+
+
 def check_ranks(
-    this: World, own: list[Finding], files: list[Path], seconds: float
+    this: World, device: torch.device | None, own: list[Finding], files: list[Path], seconds: float
 ) -> list[Finding]:
     """The findings of all nodes (good ones only once), and those about the ranks together."""
-    has_gpu = torch.cuda.is_available()
-    device = torch.device("cuda", this.local_rank) if has_gpu else torch.device("cpu")
     digests = {str(path): checks.digest(path) for path in files}
     try:
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
-        network.meet(seconds)
+        network.meet(seconds, device.type if device else network.NO_DEVICE)
+        assert device  # else the ranks have parted
         return compare_ranks(this, device, own, digests)
     except (RuntimeError, OSError) as error:
         message = " ".join(str(error).split())[:ERROR_LETTERS]

@@ -23,6 +23,7 @@ import torch.distributed as dist
 import typer
 
 from megajukebox.common.command_line import run_command
+from megajukebox.common.device import choose_device, device_name
 from megajukebox.common.errors import BadSampleError, UserError
 from megajukebox.common.files import make_folder, write_atomic
 from megajukebox.common.progress import track
@@ -83,9 +84,7 @@ def encode(
             raise UserError(f"part {part!r} is not of the form i/n with 0 <= i < n")
         first = int(i)
         stride = int(n)
-    device = torch.device("cpu")
-    if torch.cuda.is_available():
-        device = torch.device("cuda", here.local_rank)
+    device = choose_device(here.local_rank)
     if songs.index["kind"] != "songs":
         raise UserError(f"{songs.folder} holds {songs.index['kind']}; give song shards")
     model, facts = load_vqvae(run, songs.index["sample_rate"], device)
@@ -123,7 +122,9 @@ def encode_shard(
         return
     refused: dict[str, str] = {}
     samples = encoded_songs(model, songs, number, origin["mix"], chunk_seconds, refused)
-    write_shard(out / shard_name(number), samples, notes={"origin": origin, "refused": refused})
+    device = device_name(next(model.parameters()).device)
+    notes = {"origin": origin, "refused": refused, "device": device}
+    write_shard(out / shard_name(number), samples, notes=notes)
 
 
 def encoded_songs(

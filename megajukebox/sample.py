@@ -20,6 +20,7 @@ import torch
 
 from megajukebox.commands import reconstruct as reconstruct_command
 from megajukebox.common.command_line import log_renamed, renamed_options, run_command
+from megajukebox.common.device import check_precision, choose_device
 from megajukebox.common.levels import PRIOR_FOLDERS
 from megajukebox.common.world import world
 from megajukebox.resilience.exit_codes import EXIT_PREEMPTED
@@ -81,10 +82,11 @@ def main(
         override(asked, setting)
     valid, refused = options.requests_from_options(requests, asked)
     here = world()
-    device = f"cuda:{here.local_rank}" if torch.cuda.is_available() else "cpu"
+    device = choose_device(here.local_rank)
     dtype = getattr(torch, options.Precision(precision).value)
+    check_precision(device, dtype)
     policy = DecodingPolicy(exact, decoding, int8)
-    jukebox = Jukebox(runs, device, dtype, policy, students=sampler or ())
+    jukebox = Jukebox(runs, str(device), dtype, policy, students=sampler or ())
     run = SamplingRun(
         jukebox,
         valid,

@@ -1,6 +1,7 @@
 """The whole pipeline, run once for all tests that need a trained jukebox: the real entries, on two ranks."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,19 +17,26 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 PRESET = FILES / "mini.yaml"
 
 
-def environment() -> dict[str, str]:
-    """Of a process that trains or samples: this environment's programs, one thread.
+def pytest_configure(config: pytest.Config) -> None:
+    """Tests run on the CPU, on a machine with GPUs too; `-m gpu` alone sees them."""
+    if not re.search(r"(?<!not )\bgpu\b", config.option.markexpr):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def environment(gpu: bool = False) -> dict[str, str]:
+    """Of a process that trains or samples: this environment's programs, one thread, no GPU unless one is wanted.
 
     A test that trains within the tests' own process leaves its place in the world there; no other is to have it.
     """
     place = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     inherited = {name: value for name, value in os.environ.items() if name not in place}
+    device = {} if gpu else {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     return {
         **inherited,
+        **device,
         "PATH": path,
         "OMP_NUM_THREADS": "1",
-        "DS_ACCELERATOR": "cpu",
         "PYTHONWARNINGS": "ignore",
     }
 

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from megajukebox.common.command_line import run_command
+from megajukebox.common.device import choose_device
 from megajukebox.common.levels import PRIOR_FOLDERS, VQVAE_FOLDER
 from megajukebox.common.model_files import read_facts
 from megajukebox.data.shards.shard_set import ShardSet
@@ -61,8 +62,7 @@ def main(
         song = known_song(run, codes, row)
         if song.conditioning.tokens.ids and len(song.codes):
             known.append(song)
-    torch_device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    with run.loaded(torch_device, torch.float32) as prior:
+    with run.loaded(choose_device(asked=device), torch.float32) as prior:
         choice, scores = choose_head(prior, known, run.facts["fingerprint"])
     write_alignment_head(run.folder, choice)
     print_scores(choice, scores)

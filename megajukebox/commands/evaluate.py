@@ -21,11 +21,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
-import torch
 import typer
 from rich.console import Console
 
 from megajukebox.common.command_line import renamed_options, run_command
+from megajukebox.common.device import choose_device
 from megajukebox.common.errors import UserError
 from megajukebox.common.model_files import FACTS, read_facts, save_weights
 from megajukebox.evaluation.context import EvalBudget, EvalContext
@@ -119,7 +119,7 @@ def main(
         EvalBudget(songs, seconds, corpus, windows),
         held_out,
         embed,
-        torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")),
+        choose_device(asked=device),
     )
     report = evaluate_target(target, checkpoint, context)
     if report is None:

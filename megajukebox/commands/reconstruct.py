@@ -10,10 +10,10 @@ from true upper ones: `megajukebox sample runs/tiny --upsample samples/original-
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 
 from megajukebox.common.command_line import run_command
+from megajukebox.common.device import choose_device
 from megajukebox.common.world import world
 from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.sampling.songs.reconstruction import reconstructions, select_rows
@@ -38,7 +38,7 @@ def main(
 ) -> None:
     """Encode and decode real songs with the VQ-VAE, level by level."""
     here = world()
-    device = f"cuda:{here.local_rank}" if torch.cuda.is_available() else "cpu"
+    device = str(choose_device(here.local_rank))
     shards = ShardSet(data)
     rows = select_rows(shards, runs / "vqvae", song or [], count)
     for reconstruction in reconstructions(

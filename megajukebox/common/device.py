@@ -13,6 +13,8 @@ DeepSpeed reads the same variable, so that both always agree.
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -25,19 +27,25 @@ Capability = tuple[int, int]
 
 
 def accelerator() -> str:
-    """`cpu` or `cuda`: what this process computes on unless it is told another.
+    """`cpu` or `cuda`: what this process computes on unless a user names another."""
+    if os.environ.get(VARIABLE) == "cpu":
+        return "cpu"
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def required_accelerator() -> str:
+    """As `accelerator`.
 
     Raises:
         UserError: DS_ACCELERATOR asks for what is not there, or is not known here.
     """
     asked = os.environ.get(VARIABLE)
-    if asked is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if asked not in KINDS:
+    if asked not in (None, *KINDS):
         raise UserError(f"{VARIABLE} {asked!r} is neither cpu nor cuda; set it to one, or unset it")
-    if asked == "cuda" and not torch.cuda.is_available():
+    kind = accelerator()
+    if asked == "cuda" and kind == "cpu":
         raise UserError(f"{VARIABLE} is cuda, and {why_no_cuda()}; or set {VARIABLE}=cpu")
-    return asked
+    return kind
 
 
 def why_no_cuda() -> str:
@@ -55,12 +63,12 @@ def choose_device(local_rank: int = 0, asked: str | None = None) -> torch.device
 
     Args:
         local_rank: number of this process on its machine.
-        asked: cpu, cuda or cuda:3 instead of what `accelerator` says.
+        asked: cpu, cuda or cuda:3 where a user names it.
 
     Raises:
         UserError: there is no such device, or torch has no kernels for it.
     """
-    kind = accelerator() if asked is None else asked_kind(asked)
+    kind = required_accelerator() if asked is None else asked_kind(asked)
     if kind == "cpu":
         return torch.device("cpu")
     index = torch.device(asked).index if asked else None
@@ -137,3 +145,22 @@ def check_precision(device: torch.device, precision: str | torch.dtype) -> None:
             f"precision bfloat16: {torch.cuda.get_device_name(device)} (compute capability"
             f" {capability[0]}.{capability[1]}) has none before 8.0; choose float16 (PROFILE=v100)"
         )
+
+
+def device_name(device: torch.device) -> str:
+    """The kind of a device: `cpu`, or what the driver calls the GPU."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """Convolutions in float32 are computed in float32 inside; from A100s on cuDNN would take TF32, of 10 bits.
+
+    The codes of a song would then depend on the kind of GPU that encoded it.
+    """
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before

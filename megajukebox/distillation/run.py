@@ -6,8 +6,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from megajukebox.common.device import choose_device
 from megajukebox.common.errors import UserError
 from megajukebox.common.files import make_folder, write_atomic
 from megajukebox.common.model_files import WEIGHTS, StoredTensors, read_facts
@@ -69,10 +68,7 @@ class DistillationRun:
         """Join the other processes and load the teacher."""
         self.world = collectives.start()
         self.songs = self.teacher.windows(self.codes)
-        device = torch.device("cpu")
-        if torch.cuda.is_available():
-            device = torch.device("cuda", self.world.local_rank)
-        self.prior = self.teacher.load(device)
+        self.prior = self.teacher.load(choose_device(self.world.local_rank))
         make_folder(self.out)
 
     def run(

@@ -7,6 +7,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
 from torch import Tensor, nn
 
+from megajukebox.common.device import accelerator
 from megajukebox.common.renamed_keys import accept_old_keys
 from megajukebox.models.conditioners import (
     ALIGNED,
@@ -183,7 +184,7 @@ class PriorStem(nn.Module):
         )
         self.aligned = nn.ModuleDict()
         # What one seed draws for the rest of a prior does not depend on the aligned conditions.
-        device = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+        device = [torch.cuda.current_device()] if accelerator() == "cuda" else []
         with torch.random.fork_rng(device):
             for name, settings in config.aligned.items():
                 self.aligned[name] = ALIGNED[name].module(settings, shape.width, config.window)

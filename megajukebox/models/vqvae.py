@@ -8,6 +8,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
+from megajukebox.common.device import without_tf32
 from megajukebox.common.errors import UserError
 from megajukebox.common.levels import LEVELS
 from megajukebox.common.model_files import load_into, read_facts
@@ -152,6 +153,7 @@ class VQVAE(nn.Module):
         assert isinstance(model, VQVAELevel)
         return model
 
+    @without_tf32()
     def encode(self, audio_BT1: Tensor, level: str) -> Tensor:
         """Codes [B, T/hop] of one level. T must be a multiple of the level's hop."""
         hop = self.config.hops[level]
@@ -162,6 +164,7 @@ class VQVAE(nn.Module):
             )
         return self.level(level).encode(audio_BT1)
 
+    @without_tf32()
     def decode(self, codes_BT: Tensor, level: str) -> Tensor:
         """Audio [B, T*hop, 1] from the codes of one level alone."""
         return self.level(level).decode(codes_BT)

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from megajukebox.common.device import choose_device, without_tf32
 from megajukebox.common.errors import UserError
 from megajukebox.common.levels import PRIOR_FOLDERS, VQVAE_FOLDER
 from megajukebox.common.model_files import load_into, read_facts
@@ -88,7 +89,7 @@ class Jukebox:
             **(samplers or {}),
             **self.students,
         }
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = choose_device(asked=device)
         facts = read_facts(self.runs / VQVAE_FOLDER)
         self.vqvae = VQVAE(VQVAEConfig(**facts["config"]))
         load_into(self.vqvae, self.runs / VQVAE_FOLDER, device=self.device)
@@ -185,6 +186,7 @@ class Jukebox:
 
     # ---- Sampling ---------------------------------------------------------------------------------------------------
 
+    @without_tf32()  # the conditioners' convolutions; those of the VQ-VAE see to it themselves
     def sample(
         self,
         requests: list[SongRequest] | list[GeneratedSong],

@@ -20,6 +20,7 @@ from typing import Any, TextIO
 import psutil
 import torch
 
+from megajukebox.common.device import accelerator
 from megajukebox.common.errors import UserError
 from megajukebox.common.levels import STUDENT_TABLE
 from megajukebox.common.model_files import FACTS, WEIGHTS
@@ -56,7 +57,7 @@ class SamplerServer:
             state = "failed"
             reason = " ".join(str(error).split()) or type(error).__name__
         memory = psutil.Process().memory_info().rss  # bytes
-        gpu = torch.cuda.memory_reserved() if torch.cuda.is_available() else 0
+        gpu = torch.cuda.memory_reserved() if accelerator() == "cuda" else 0
         return {"state": state, "reason": reason, "memory": memory, "gpu_memory": gpu}
 
     def sample(self, command: dict[str, Any]) -> str:

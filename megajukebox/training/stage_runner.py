@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
+from megajukebox.common.device import check_precision
 from megajukebox.common.errors import UserError
 from megajukebox.common.files import make_run_folder, write_atomic
 from megajukebox.common.world import host
@@ -19,6 +20,7 @@ from megajukebox.training.checkpoint import candidates
 from megajukebox.training.checkpointing.disk_space import missing_disk_space
 from megajukebox.training.config import Preset, dump
 from megajukebox.training.engines import collectives
+from megajukebox.training.engines.ds_config import require_gpu
 from megajukebox.training.engines.factory import build_engine
 from megajukebox.training.engines.pipeline import reader, sees_data
 from megajukebox.training.loop import train
@@ -55,9 +57,11 @@ def run_task(
     out = stage_run.out
     settings = stage_run.settings
     as_given = collectives.read_ds_config(settings.ds_config)
+    require_gpu(settings.ds_config)
     timeout = settings.watchdog.phase_timeout_seconds
     with within(timeout, "the ranks did not find each other"):
         world = collectives.start()
+    check_precision(collectives.device(), precision(as_given))
     readers = reader(world, as_given)
     before = batch_of_run(read_run_record(out), as_given) if world.rank == 0 else None
     before = collectives.broadcast_from_rank_0(before)

@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from fixtures.patched_cuda import patched_cuda
 
+from megajukebox import doctor as entry
 from megajukebox.common.world import free_port
 from megajukebox.monitoring.doctor import checks, network
 from megajukebox.monitoring.doctor.network import RankReport, compare
+from megajukebox.training.engines.ds_config import read_ds_config
 
 ENTRY = [sys.executable, "-m", "megajukebox.doctor"]
 
@@ -23,9 +26,12 @@ def doctor(
     ranks: int = 1,
     silent: tuple[int, ...] = (),
     dies: tuple[int, ...] = (),
+    unfit: tuple[int, ...] = (),
     **variables: str,
 ) -> list[subprocess.Popen]:
-    """The entry on some ranks as srun would start them; those in `silent` never come, those in `dies` only come."""
+    """The entry on some ranks as srun would start them; those in `silent` never come, those in `dies` only come,
+    those in `unfit` are told to use a GPU that they do not have.
+    """
     place = (
         {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         if ranks > 1
@@ -34,7 +40,10 @@ def doctor(
     started = []
     for rank in (rank for rank in range(ranks) if rank not in silent):
         mine = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {}
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", **place, **mine, **variables}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+        environment |= {**place, **mine, **variables}
+        if rank in unfit:
+            environment["DS_ACCELERATOR"] = "cuda"
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         command = [sys.executable, "-c", DIES] if rank in dies else [*ENTRY, *arguments, "--json"]
         started.append(subprocess.Popen(command, env=environment, **pipes))
@@ -63,7 +72,7 @@ def test_a_healthy_machine_is_told_so(tmp_path: Path) -> None:
         "--run", str(tmp_path / "new"), "--data", str(shards(tmp_path / "songs")), **variables
     )
     told = findings(process)
-    assert not {name: f for name, f in told.items() if f["verdict"] == "bad"} and len(told) == 6
+    assert not {name: f for name, f in told.items() if f["verdict"] == "bad"} and len(told) == 7
     assert torch.__version__ in told["versions"]["what"]
 
 
@@ -76,6 +85,64 @@ def test_ranks_are_examined_together(tmp_path: Path) -> None:
     assert "2 ranks" in told["all-reduce"]["what"]
 
 
+def test_a_rank_without_a_fit_device_is_named_before_all_wait_for_each_other() -> None:
+    """It is told to use a GPU, and its torch has none: NCCL and gloo would wait for each other."""
+    first, second = doctor("--seconds", "100", ranks=2, unfit=(1,))
+    told = findings(first)["ranks"]
+    assert told["verdict"] == "bad" and "ranks 1 on" in told["what"]
+    assert "compute on no device, the others on cpu" in told["what"]
+    assert first.returncode == 2 and second.wait(60) == 0
+
+
+def test_ranks_on_another_kind_of_device_are_named() -> None:
+    alike = [("node1", "cuda")] * 6
+    assert network.mixed_devices(alike) == ""
+    told = network.mixed_devices([*alike, ("node2", "cpu"), ("node2", "cpu")])
+    assert told == "ranks 6, 7 on node2 compute on cpu, the others on cuda"
+    assert "no rank has a device" in network.mixed_devices([("node1", network.NO_DEVICE)] * 2)
+
+
+@pytest.mark.parametrize(
+    ("variables", "needed"),
+    [
+        ({"DS_ACCELERATOR": "cpu", "LOCAL_WORLD_SIZE": "8", "WORLD_SIZE": "8"}, 0),
+        ({"LOCAL_WORLD_SIZE": "8", "WORLD_SIZE": "64"}, 8),
+        ({"DS_ACCELERATOR": "cuda"}, 1),
+        ({"SLURM_JOB_ID": "7", "SLURM_STEP_TASKS_PER_NODE": "8(x64)"}, 8),
+        ({"SLURM_JOB_ID": "7", "SLURM_GPUS_PER_TASK": "h100:1", "LOCAL_WORLD_SIZE": "8"}, 1),
+        ({}, 0),  # a laptop with the CPU build
+    ],
+    ids=["cpu", "ranks", "asked", "slurm", "one-visible", "laptop"],
+)
+def test_a_node_without_gpus_is_bad_unless_the_cpu_is_asked_for(
+    monkeypatch, variables: dict[str, str], needed: int
+) -> None:
+    for name in ("DS_ACCELERATOR", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "SLURM_JOB_ID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(checks, "version", lambda name: "2.13.0+cpu")
+    assert checks.needed_gpus() == needed
+    monkeypatch.setattr(checks, "gpus", list)  # a dead driver, a hanging nvidia-smi, none at all
+    found = checks.check_gpus(checks.needed_gpus())
+    assert found.verdict == ("bad" if needed else "good")
+    assert not needed or f"0 answer, {needed} are needed" in found.what
+
+
+def test_the_doctor_says_what_a_card_cannot_do(monkeypatch) -> None:
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
+    with patched_cuda(count=8) as cuda:
+        device, fitness = entry.check_device(3, {})
+        assert fitness.verdict == "good" and cuda.current == [torch.device("cuda", 3)] == [device]
+    with patched_cuda(count=8, capability=(7, 0), name="Tesla V100"):
+        device, fitness = entry.check_device(3, {})
+        assert device is None and "no kernels for Tesla V100" in fitness.what
+    with patched_cuda(count=8, capability=(7, 0), built_for=["sm_70"], name="Tesla V100"):
+        assert entry.check_device(0, {"fp16": {"enabled": True}})[1].verdict == "good"
+        _, fitness = entry.check_device(0, read_ds_config("prior_zero3_hopper.json"))
+        assert fitness.verdict == "bad" and "bfloat16" in fitness.what
+
+
 def test_a_rank_that_does_not_come_is_named() -> None:
     (first, _) = processes = doctor("--seconds", "20", ranks=3, silent=(2,))
     told = findings(first)["ranks"]
@@ -85,9 +152,7 @@ def test_a_rank_that_does_not_come_is_named() -> None:
         process.kill()
 
 
-DIES = (
-    "import os; from megajukebox.monitoring.doctor import network; network.meet(100); os._exit(0)"
-)
+DIES = "import os; from megajukebox.monitoring.doctor import network; network.meet(100, 'cpu'); os._exit(0)"
 
 
 def test_a_rank_that_dies_while_it_is_examined_is_no_healthy_start() -> None:

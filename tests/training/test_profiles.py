@@ -61,7 +61,7 @@ def test_a_ds_config_is_rendered_for_a_new_profile():
 def test_slurm_takes_a_new_profile():
     done = sourced(str(NEW))
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [f"--ds-config prior_zero3@{NEW}", "1   4", "bfloat16"]
+    assert done.stdout.splitlines() == [f"--ds-config prior_zero3@{NEW}", "1  cuda 4", "bfloat16"]
 
 
 # ---- SLURM -----------------------------------------------------------------------------------------------------------
@@ -69,7 +69,7 @@ def test_slurm_takes_a_new_profile():
 
 def test_slurm_s_environment_follows_from_the_profile():
     on_v100 = sourced("v100").stdout.splitlines()
-    assert on_v100 == ["--ds-config prior_zero3@v100", " 22  4", "float16"]
+    assert on_v100 == ["--ds-config prior_zero3@v100", " 22 cuda 4", "float16"]
     assert sourced("cpu").stdout.splitlines() == ["  cpu 1", "float32"], "the preset's ds_config"
     named = sourced("hopper", DS_CONFIG="prior_pipeline_hopper.json").stdout.splitlines()
     assert named[0] == "--ds-config prior_pipeline_hopper.json"

@@ -15,10 +15,12 @@ from random import Random
 
 from megajukebox.common.errors import EXIT_FATAL
 from megajukebox.common.files import sha256_of
+from megajukebox.common.world import ranks_here
 from megajukebox.monitoring.alerts import format_bytes, format_duration
 from megajukebox.monitoring.collect.host import Gpu, disk, gpus
 from megajukebox.records.exits import read_exits
 from megajukebox.records.jsonl_tail import read_object
+from megajukebox.resilience import slurm
 
 PACKAGES = ("megajukebox", "torch", "deepspeed", "numpy", "webdataset", "soundfile")
 # Before it, torch.load(weights_only=True) could be made to run code (CVE-2026-24747).
@@ -69,15 +71,29 @@ def check_versions() -> Finding:
     return Finding("versions", "good", what)
 
 
+def needed_gpus() -> int:
+    """GPUs that the ranks of this machine need; none where they are to train on the CPU."""
+    asked = os.environ.get("DS_ACCELERATOR")
+    if asked == "cpu":
+        return 0
+    if "SLURM_GPUS_PER_TASK" in os.environ:  # each task sees its own alone
+        return int(os.environ["SLURM_GPUS_PER_TASK"].rpartition(":")[2])
+    is_alone = int(os.environ.get("WORLD_SIZE", "1")) == 1 and slurm.job() is None
+    if asked is None and is_alone and version("torch").endswith("+cpu"):
+        return 0  # a laptop
+    return ranks_here()
+
+
 def check_gpus(needed: int = 0) -> Finding:
     """Fewer than the `needed`, not alike, hot, or with errors: the slowest sets the pace of all."""
     present = gpus()
+    if len(present) < needed:
+        what = f"{len(present)} answer, {needed} are needed"
+        do = "exclude this node; to train on CPUs set DS_ACCELERATOR=cpu"
+        return Finding("GPUs", "bad", what, do)
     if not present:
         return Finding("GPUs", "good", "none that NVML knows of: training uses the CPU")
     models = {gpu.model for gpu in present}
-    if len(present) < needed:
-        what = f"{len(present)} answer, {needed} are needed"
-        return Finding("GPUs", "bad", what, "exclude this node")
     broken = xids()
     if broken:
         what = f"Xid {', '.join(map(str, broken))} in the last {XID_HOURS:.0f} hours"

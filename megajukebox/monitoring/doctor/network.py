@@ -1,5 +1,6 @@
 """The ranks examined together: who computes, talks or keeps time unlike the others, or does not answer at all."""
 
+import json
 import os
 import socket
 import time
@@ -20,6 +21,7 @@ MAX_SKEW = 2.0  # seconds
 MATRIX = 512  # rows of the matrices that are multiplied
 REPEATS = 20
 LARGE = 8 << 20  # float32 numbers of the large all-reduce: 32 MB
+NO_DEVICE = "no device"  # of a rank whose GPU, or torch, is not fit
 MAX_NAMED = 8  # ranks in one finding
 CPU_TOLERANCE = 0.5  # of a checksum: CPUs add up in another order with other instructions
 
@@ -38,11 +40,11 @@ class RankReport:
     device: str = ""  # the kind of GPU; none on a CPU
 
 
-def meet(seconds: float) -> None:
-    """Join the other ranks.
+def meet(seconds: float, kind: str) -> None:
+    """Join the other ranks, each of which computes on a `kind` of device: cpu, cuda, or none that is fit.
 
     Raises:
-        RuntimeError: some did not come within `seconds`; names them.
+        RuntimeError: some did not come within `seconds`, or compute on another kind; names them.
     """
     rank = int(os.environ["RANK"])
     size = int(os.environ["WORLD_SIZE"])
@@ -54,7 +56,7 @@ def meet(seconds: float) -> None:
         timeout=timedelta(seconds=seconds),
         wait_for_workers=False,
     )
-    store.set(f"here/{rank}", socket.gethostname())
+    store.set(f"here/{rank}", json.dumps([socket.gethostname(), kind]))
     if rank == 0:
         missing = list(range(size))
         deadline = time.monotonic() + seconds
@@ -62,17 +64,44 @@ def meet(seconds: float) -> None:
             missing = [rank for rank in missing if not store.check([f"here/{rank}"])]
             time.sleep(0.05)
         if missing:
-            names = ", ".join(map(str, missing[:16])) + (" ..." if len(missing) > 16 else "")
             raise RuntimeError(
-                f"silent: {len(missing)} of {size} ranks did not come within {seconds:.0f} s: {names}"
+                f"silent: {len(missing)} of {size} ranks did not come within {seconds:.0f} s:"
+                f" {first_names(missing)}"
             )
+        devices = [json.loads(store.get(f"here/{rank}")) for rank in range(size)]
+        store.set("problem", mixed_devices(devices))
+    # A group of NCCL's ranks and gloo's would end in a time limit that names everybody.
+    problem = store.get("problem").decode()
+    if problem:
+        raise RuntimeError(problem)
     dist.init_process_group(
-        "nccl" if torch.cuda.is_available() else "gloo",
+        "nccl" if kind == "cuda" else "gloo",
         store=dist.PrefixStore("doctor", store),
         rank=rank,
         world_size=size,
         timeout=timedelta(seconds=seconds),
     )
+
+
+def mixed_devices(devices: list[tuple[str, str]]) -> str:
+    """Which ranks compute on another kind of device than most, or on none; empty if they are alike.
+
+    Args:
+        devices: (host, kind) of each rank.
+    """
+    usual = Counter(kind for _, kind in devices).most_common(1)[0][0]
+    if usual == NO_DEVICE:
+        return "no rank has a device that is fit; see the finding `device`"
+    odd = [rank for rank, (_, kind) in enumerate(devices) if kind != usual]
+    if not odd:
+        return ""
+    kinds = ", ".join(sorted({devices[rank][1] for rank in odd}))
+    hosts = ", ".join(sorted({devices[rank][0] for rank in odd})[:MAX_NAMED])
+    return f"ranks {first_names(odd)} on {hosts} compute on {kinds}, the others on {usual}"
+
+
+def first_names(ranks: list[int]) -> str:
+    return ", ".join(map(str, ranks[:16])) + (" ..." if len(ranks) > 16 else "")
 
 
 def examine(

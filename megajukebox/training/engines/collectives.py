@@ -13,6 +13,7 @@ import psutil
 import torch
 import torch.distributed as dist
 
+from megajukebox.common.device import accelerator, choose_device
 from megajukebox.common.world import World, world
 from megajukebox.training.engines.deepspeed_private import MIN_LOSS_SCALE_MESSAGE
 from megajukebox.training.engines.ds_config import read_ds_config as read_ds_config
@@ -60,10 +61,14 @@ def start() -> World:
     # The group's own time limit comes after the watchdog's, which reports more (minutes;
     # watchdog.py).
     os.environ.setdefault("DEEPSPEED_TIMEOUT", TIMEOUT_MINUTES)
-    if torch.cuda.is_available():
-        torch.cuda.set_device(here.local_rank)
+    chosen = choose_device(here.local_rank)
+    if chosen.type == "cuda":
+        # DeepSpeed takes the number of the device from here: 0 where each task sees one GPU alone.
+        os.environ["LOCAL_RANK"] = str(chosen.index)
+        if "OMPI_COMM_WORLD_LOCAL_RANK" in os.environ:
+            os.environ["OMPI_COMM_WORLD_LOCAL_RANK"] = str(chosen.index)
     if not dist.is_initialized():
-        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        backend = "nccl" if chosen.type == "cuda" else "gloo"
         deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
     return here
 
@@ -106,7 +111,7 @@ def all_gather(value: T) -> list[T]:
 
 def all_reduce_max(*numbers: int) -> list[int]:
     """The highest of all ranks, for each of `numbers`."""
-    highest = torch.tensor(numbers, device=_device())
+    highest = torch.tensor(numbers, device=device())
     dist.all_reduce(highest, op=dist.ReduceOp.MAX)
     return highest.tolist()
 
@@ -114,19 +119,20 @@ def all_reduce_max(*numbers: int) -> list[int]:
 def memory() -> dict[str, float]:
     """Bytes that this process holds: of the machine's memory now, of the GPU's at most so far."""
     held = {"memory_host_bytes": float(psutil.Process().memory_info().rss)}
-    if torch.cuda.is_available():
+    if accelerator() == "cuda":
         held["memory_gpu_bytes"] = float(torch.cuda.max_memory_allocated())
     return held
 
 
 def all_reduce_sum(numbers: list[int]) -> list[int]:
     """Each of `numbers` summed over all ranks."""
-    summed = torch.tensor(numbers, device=_device())
+    summed = torch.tensor(numbers, device=device())
     dist.all_reduce(summed)
     return summed.tolist()
 
 
-def _device() -> torch.device:
-    if torch.cuda.is_available():
-        return torch.device("cuda", world().local_rank)
+def device() -> torch.device:
+    """The one that `start` has chosen."""
+    if accelerator() == "cuda":
+        return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")

@@ -12,12 +12,14 @@ that are understood:
 
 import copy
 import json
+import os
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import yaml
 from pydantic import Field, ValidationError
 
+from megajukebox.common.device import VARIABLE, accelerator, why_no_cuda
 from megajukebox.common.errors import UserError
 from megajukebox.common.validation_errors import mistakes
 from megajukebox.training.planner.profiles import (
@@ -115,6 +117,22 @@ def parse_name(name: str) -> DsConfigName:
             return DsConfigName(recipe, profile, precision)
     known = ", ".join(ds_config_names())
     raise UserError(f"ds_config {name!r} is neither a file nor one of {known}")
+
+
+def require_gpu(name: str) -> None:
+    """Refuse to train with the configuration of a GPU on a CPU.
+
+    Raises:
+        UserError: `name` has a profile with cards, and there is no GPU. DS_ACCELERATOR=cpu allows it.
+    """
+    if accelerator() == "cuda" or os.environ.get(VARIABLE) == "cpu" or Path(name).is_file():
+        return
+    profile = parse_name(name).profile
+    if profile.cards:
+        raise UserError(
+            f"ds_config {name} is for GPUs ({profile.name}), and {why_no_cuda()}; or choose a"
+            f" configuration for CPUs, or set {VARIABLE}=cpu"
+        )
 
 
 def render(name: DsConfigName) -> dict[str, Any]:

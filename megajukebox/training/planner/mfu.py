@@ -9,6 +9,7 @@ attention. Activations that are computed again do not count: that is work, but n
 import torch
 from pydantic import BaseModel
 
+from megajukebox.common.device import accelerator
 from megajukebox.models.prior import PriorConfig
 from megajukebox.models.student import StudentConfig
 from megajukebox.models.vqvae import VQVAEConfig
@@ -35,7 +36,7 @@ def peak(precision: str, peak_tflops: float | None) -> float | None:
     """FLOP/s of one device at most: `peak_tflops` if given, else those of a known GPU; None where
     neither is known.
     """
-    if peak_tflops is None and torch.cuda.is_available():
+    if peak_tflops is None and accelerator() == "cuda":
         peak_tflops = peak_of_device(torch.cuda.get_device_name()).get(precision)
     return peak_tflops * 1e12 if peak_tflops else None
 

@@ -152,6 +152,8 @@ def peak_of_device(driver_name: str) -> dict[str, float]:
 def shell_assignments(profile: GPUProfile) -> str:
     """What slurm/cluster.sh evaluates: the environment, and the facts that its functions use."""
     exports = [f"export {key}={shlex.quote(value)}" for key, value in profile.environment.items()]
+    if profile.cards:  # every verb then refuses to run on a CPU, unless that is asked for
+        exports.append("export DS_ACCELERATOR=${DS_ACCELERATOR:-cuda}")
     ds_config = "" if profile.uses_preset_ds_config else str(profile._path or profile.name)
     facts = [
         f"PROFILE_DS_CONFIG={shlex.quote(ds_config)}",
