@@ -107,7 +107,7 @@ def open_stream(url: str, stall: float) -> BinaryIO:
 # ---- http
 
 
-@dataclass
+@dataclass(eq=False)
 class HttpTransport:
     """Files of an http server, by urllib: redirects are followed, silence and short bodies are
     errors.
@@ -155,7 +155,7 @@ def body_blocks(answer: http.client.HTTPResponse) -> Iterator[bytes]:
 # ---- fsspec
 
 
-@dataclass
+@dataclass(eq=False)
 class FsspecTransport:
     """Files of an object store by fsspec.
 
@@ -269,7 +269,7 @@ class BlockReader(io.RawIOBase):
 # ---- commands
 
 
-@dataclass
+@dataclass(eq=False)
 class CommandTransport:
     """What a command prints: always the whole file."""
 

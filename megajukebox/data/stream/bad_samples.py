@@ -50,7 +50,7 @@ def error_for_many(kinds: Mapping[str, int]) -> type[Exception]:
     )
 
 
-@dataclass
+@dataclass(eq=False)
 class BadSampleCounter:
     """Counts clips read and replaced, reports each bad one, and stops above a ratio: the disk may
     be broken.

@@ -145,7 +145,7 @@ def proportional_starts(
     tokens: TokenizedLyrics, words: Sequence[tuple[int, int]], seconds: float
 ) -> np.ndarray:
     """Start of each word, [N] seconds, if the tokens were sung evenly over the song: what an alignment has to beat."""
-    _, token_ends = np.array(tokens.spans).T
-    word_starts, _ = np.array(words).T
+    _, token_ends = np.array(tokens.spans).reshape(-1, 2).T
+    word_starts, _ = np.array(words).reshape(-1, 2).T
     first = np.searchsorted(token_ends, word_starts, side="right")
-    return first * seconds / len(tokens.spans)
+    return first * seconds / max(1, len(tokens.spans))
