@@ -349,4 +349,5 @@ def test_options_under_their_old_names_do_the_same():
 
 
 def test_a_run_that_fails_faster_than_it_comes_back_never_ends() -> None:
-    assert failures(nodes=12_500, days=28.3, rate=16, save=10, restart=900).ettr == 0
+    assert failures(nodes=50_000, days=28.3, rate=16, save=10, restart=900).ettr == 0
+    assert failures(nodes=10**9, days=28.3, rate=16, save=10, restart=900).ettr == 0
