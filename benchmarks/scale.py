@@ -25,18 +25,17 @@ from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
 
-import torch
-import torch.distributed as dist
-import typer
-from rich.console import Console
-
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
-# 512 clients of one machine ask its name server for one address at once; some answer none of them, after 10 seconds.
+# 512 clients of one machine ask its name server for one address at once; some servers let all of them wait 10 seconds.
 os.environ |= {"RES_OPTIONS": "timeout:1 attempts:1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
 
+import torch  # noqa: E402
+import torch.distributed as dist  # noqa: E402
+import typer  # noqa: E402
 from fixtures.many_ranks import STEP_SECONDS, ManyRanks  # noqa: E402
 from metrics_overhead import COLLECTIVES, LINE, microseconds, timing_of_a_collective  # noqa: E402
+from rich.console import Console  # noqa: E402
 
 from megajukebox.commands.exporter import Exporter  # noqa: E402
 from megajukebox.common.provenance import made_by  # noqa: E402
@@ -144,7 +143,9 @@ def exporter(run: ManyRanks) -> dict[str, Figures]:
 def preflight_decision(run: ManyRanks) -> dict[str, Figures]:
     """From the start of the doctor to the decision, part by part."""
     reports = [
-        network.RankReport(rank, run.host(rank), 0.0, 1.0, checks.versions(), {"run.yaml": "0"}, 7.0)
+        network.RankReport(
+            rank, run.host(rank), 0.0, 1.0, checks.versions(), {"run.yaml": "0"}, 7.0
+        )
         for rank in range(run.ranks)
     ]
     run.write_preflight()
