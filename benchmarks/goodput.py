@@ -18,7 +18,7 @@ import math
 import statistics
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -213,7 +213,7 @@ def row(run: FailingRun, runs: int) -> dict[str, Any]:
 
 
 def table(rows: list[dict[str, Any]], first: str) -> Table:
-    columns = "nodes restart spares failures plan first-order simulated".split()
+    columns = ("nodes", "restart", "spares", "failures", "plan", "first order", "simulated")
     shown = Table(first, *columns, *PARTS[1:])
     for r in rows:
         shown.add_row(
