@@ -168,11 +168,22 @@ def codebook_entropy(run: RunState) -> Values:
     return values
 
 
-def of_ranks(read: Callable[[RunState, int], float | None]) -> Callable[[RunState], Values]:
-    """`read` for each rank, labelled with its number and host."""
-    return lambda run: {
-        (str(beat.rank), beat.host): read(run, index) for index, beat in enumerate(run.ranks)
-    }
+def of_ranks(
+    values_of: Callable[[RunState], Mapping[int, float | None]],
+) -> Callable[[RunState], Values]:
+    """Values by rank, labelled with its number and host. They are asked for once a run, not once for each rank of it."""
+
+    def read(run: RunState) -> Values:
+        values = values_of(run)
+        return {(str(beat.rank), beat.host): values.get(beat.rank) for beat in run.ranks}
+
+    return read
+
+
+def silence(run: RunState) -> Mapping[int, float]:
+    """1 for a rank that is silent, 0 for the others."""
+    silent = {beat.rank for beat in run.silent_ranks}
+    return {beat.rank: float(beat.rank in silent) for beat in run.ranks}
 
 
 def restarts(run: RunState) -> Values:
@@ -565,7 +576,7 @@ METRICS = (
         "rank_slowdown_ratio",
         "gauge",
         "A step over one with the median rank in its place.",
-        of_ranks(lambda run, index: run.slowdowns.get(run.ranks[index].rank)),
+        of_ranks(lambda run: run.slowdowns),
         ("rank", "host"),
         Panel(RANKS, "Slowdown of each rank"),
     ),
@@ -573,7 +584,7 @@ METRICS = (
         "rank_communication_seconds",
         "gauge",
         "Time in collectives in a step, waits included.",
-        of_ranks(lambda run, index: run.ranks[index].communication_seconds),
+        of_ranks(lambda run: {beat.rank: beat.communication_seconds for beat in run.ranks}),
         ("rank", "host"),
         Panel(RANKS, "Communication of each rank, waits included", "s"),
     ),
@@ -581,7 +592,7 @@ METRICS = (
         "rank_heartbeat_timestamp_seconds",
         "gauge",
         "The last sign of life of a rank.",
-        of_ranks(lambda run, index: run.ranks[index].time),
+        of_ranks(lambda run: {beat.rank: beat.time for beat in run.ranks}),
         ("rank", "host"),
         Panel(RANKS, "Age of each rank's heartbeat", "s", AGE),
     ),
@@ -589,7 +600,7 @@ METRICS = (
         "rank_silent",
         "gauge",
         "1 for a rank whose heartbeat stopped while others beat.",
-        of_ranks(lambda run, index: float(run.ranks[index] in run.silent_ranks)),
+        of_ranks(silence),
         ("rank", "host"),
     ),
     MetricRow(

@@ -56,12 +56,14 @@ def parsed(line: bytes) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a .jsonl file; lines that a crash cut are left out."""
+def read_lines(path: Path, skipped: tuple[bytes, ...] = ()) -> list[dict[str, Any]]:
+    """The records of a .jsonl file; lines that a crash cut are left out, and those with one of `skipped` in them."""
     if not path.exists():
         return []
     records: list[dict[str, Any]] = []
     for line in path.read_bytes().splitlines():
+        if any(part in line for part in skipped):
+            continue
         record = parsed(line)
         if record is not None:
             records.append(record)

@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from megajukebox.records.phases import upgrade_phase
@@ -37,6 +38,7 @@ def upgrade_row(row: Mapping[str, Any]) -> dict[str, Any]:
     return current
 
 
+@lru_cache(maxsize=1024)  # the same few keys stand in every row of a run
 def phase_of(key: str) -> str | None:
     """The phase whose time a metric counts: time_step_seconds -> step."""
     if key.startswith("time_") and key.endswith("_seconds"):
@@ -49,7 +51,9 @@ def phase_seconds(row: Mapping[str, Any]) -> dict[str, float]:
     by_phase: dict[str, float] = {}
     for key, value in row.items():
         phase = phase_of(key)
+        if phase is None:
+            continue
         seconds = number(value)
-        if phase is not None and seconds is not None:
+        if seconds is not None:
             by_phase[phase] = seconds
     return by_phase

@@ -10,6 +10,8 @@ ACCOUNT = "time_step_seconds"
 
 def number(value: object) -> float | None:
     """A finite number, or None: a metric's file may hold anything."""
+    if type(value) is float:  # nearly always: a run's metrics hold millions
+        return value if math.isfinite(value) else None
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:

@@ -21,7 +21,7 @@ from megajukebox.records.events import (
     event_record,
     read_events,
 )
-from megajukebox.records.jsonl_tail import parsed, read_lines
+from megajukebox.records.jsonl_tail import parsed
 from megajukebox.records.metrics import TRAIN, phase_seconds, upgrade_row
 from megajukebox.records.productive_time import Productive, seconds_at
 from megajukebox.records.schema import SCHEMA
@@ -83,22 +83,15 @@ class RunLog:
         path = self.run / METRICS_FILE
         if not self.writes or not path.exists():
             return
-        lines = path.read_text().splitlines(keepends=True)
-        kept: list[str] = []
-        for line in lines:
-            record = parsed(line.encode())
-            logged = None if record is None else record.get("step")
-            # A line cut by a crash counts as after everything.
-            if isinstance(logged, int) and logged <= step:
-                kept.append(line)
-        if len(kept) < len(lines):
-            rows = map(upgrade_row, read_lines(path))
-            self._log_recomputed([row for row in rows if row.get("split") == TRAIN], step)
-            write_atomic(path, "".join(kept).encode())
+        lines = path.read_bytes().splitlines(keepends=True)
+        kept, rows = _split_after(lines, step)
+        if kept < len(lines):
+            self._log_recomputed(rows, step)
+            write_atomic(path, b"".join(lines[:kept]))
 
     def _log_recomputed(self, rows: list[dict[str, Any]], step: int) -> None:
         """How many steps after `step`, and how many seconds of them, are trained again."""
-        starts = [e.time for e in read_events(self.run) if isinstance(e, AttemptStarted)]
+        starts = [e.time for e in read_events(self.run, bad_samples=False) if isinstance(e, AttemptStarted)]
         productive = Productive(starts)
         points: list[tuple[int, float]] = []
         for row in rows:
@@ -142,6 +135,26 @@ class RunLog:
             path = self.run / name
             log.warning("%s: %s; training continues without its lines", path, error.strerror)
         self.lost += 1
+
+
+def _split_after(lines: list[bytes], step: int) -> tuple[int, list[dict[str, Any]]]:
+    """How many lines of the metrics are of steps up to `step`; the train rows after them, and the last one before.
+
+    Read from the end on, for steps only grow along the file (a resume drops what comes after its own) and 512 ranks
+    wait meanwhile. A line cut by a crash counts as after everything.
+    """
+    kept = len(lines)
+    rows: list[dict[str, Any]] = []
+    for index in range(len(lines) - 1, -1, -1):
+        row = upgrade_row(parsed(lines[index]) or {})
+        is_after = not isinstance(row.get("step"), int) or row["step"] > step
+        if is_after:
+            kept = index
+        if row.get("split") == TRAIN:
+            rows.append(row)
+            if not is_after:
+                break
+    return kept, rows[::-1]
 
 
 def _end_last_line(path: Path) -> None:

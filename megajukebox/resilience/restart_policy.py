@@ -93,7 +93,7 @@ def describe_exit(record: ProcessExit) -> str:
 def attempt_events(run: Path, generation: int, kind: type[E]) -> Iterator[E]:
     """The events of a kind since a generation began; an attempt that ended while it loaded has written no start."""
     since: list[Event] = []
-    for event in read_events(run):
+    for event in read_events(run, bad_samples=False):
         started = isinstance(event, AttemptStarted) and event.generation == generation
         if started or isinstance(event, AttemptEnded):
             since = []
@@ -124,7 +124,7 @@ def node_failures(run: Path, now: float | None = None) -> Counter[str]:
     """How often attempts of the last day blame each node; one that the doctor found unfit counts as often as needed."""
     since = (time.time() if now is None else now) - BLAME_SECONDS
     count: Counter[str] = Counter()
-    for event in read_events(run):
+    for event in read_events(run, bad_samples=False):
         if not isinstance(event, AttemptEnded | PreflightFinished) or event.time <= since:
             continue
         weight = 1 if isinstance(event, AttemptEnded) else FAILURES_TO_EXCLUDE
@@ -146,9 +146,9 @@ def attempts_without_progress(run: Path) -> int:
     """Attempts in a row, up to now, that ended badly or before they began (preflight), with no checkpoint saved in
     between, here or in a run within.
     """
-    events = read_events(run)
+    events = read_events(run, bad_samples=False)
     for inner in run.glob("*/events.jsonl"):
-        events += read_events(inner.parent)
+        events += read_events(inner.parent, bad_samples=False)
     count = 0
     for event in sorted(events, key=lambda event: -event.time):
         stopped = isinstance(event, AttemptEnded) and event.kind == "stopped"

@@ -1,0 +1,104 @@
+"""Which processes a launcher would start, and where each one would run: worked out without starting any."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from megajukebox.common.errors import UserError
+from megajukebox.common.world import host
+from megajukebox.resilience import slurm
+
+# Of each launcher but srun, its options for the number of nodes and of processes on a node.
+NODE_OPTIONS = {"deepspeed": ("--num_nodes",), "torchrun": ("--nnodes",), "mpirun": ()}
+PROCESS_OPTIONS = {
+    "deepspeed": ("--num_gpus",),
+    "torchrun": ("--nproc-per-node", "--nproc_per_node"),
+    "mpirun": ("-n", "-np", "--np"),
+}
+
+
+class RankPlacement(NamedTuple):
+    """The place of one process."""
+
+    rank: int
+    node: str
+    local_rank: int
+    gpu: int | None  # of its node; None: it computes on the CPU
+
+
+class LaunchLayout(NamedTuple):
+    """All processes of a launch. Ranks follow one another on a node, as SLURM and deepspeed place them."""
+
+    launcher: str  # empty: the command itself is the one process
+    nodes: tuple[str, ...]
+    per_node: int
+
+    @property
+    def ranks(self) -> int:
+        return len(self.nodes) * self.per_node
+
+    def placements(self, gpus: int) -> Iterator[RankPlacement]:
+        """Every process, on nodes of `gpus` GPUs."""
+        for rank in range(self.ranks):
+            node, local_rank = divmod(rank, self.per_node)
+            yield RankPlacement(
+                rank, self.nodes[node], local_rank, local_rank % gpus if gpus else None
+            )
+
+
+def job_nodes() -> list[str]:
+    """The nodes of this SLURM job, or as many made-up names as a dry run is told of; [] outside both."""
+    if slurm.job():
+        return slurm.nodes()
+    count = int(os.environ.get("SLURM_JOB_NUM_NODES", 0))
+    digits = len(str(count))
+    return [f"node{number:0{digits}d}" for number in range(1, count + 1)]
+
+
+def launch_layout(command: list[str], nodes: list[str]) -> LaunchLayout:
+    """What `command` starts on `nodes` of a SLURM job, or on this machine if its launcher is another.
+
+    Raises:
+        UserError: a number of processes is none, or there are not as many on each node.
+    """
+    launcher = Path(command[0]).name
+    if launcher == "srun" and nodes:
+        return srun_layout(command, nodes)
+    if launcher not in PROCESS_OPTIONS:
+        return LaunchLayout("", (host(),), 1)
+    count = option_number(command, NODE_OPTIONS[launcher]) or 1
+    here = (host(),) if count == 1 else tuple(f"node{number}" for number in range(1, count + 1))
+    return LaunchLayout(launcher, here, option_number(command, PROCESS_OPTIONS[launcher]) or 1)
+
+
+def srun_layout(command: list[str], nodes: list[str]) -> LaunchLayout:
+    """Options of the srun itself, else those of its job."""
+    chosen = nodes[: option_number(command, ("--nodes", "-N")) or len(nodes)]
+    per_node = option_number(command, ("--ntasks-per-node",))
+    tasks = option_number(command, ("--ntasks", "-n"))
+    if per_node is None and tasks is None:
+        per_node = int(os.environ.get("SLURM_NTASKS_PER_NODE") or 0) or None
+        tasks = int(os.environ.get("SLURM_NTASKS") or len(chosen))
+    if per_node is None:
+        assert tasks is not None
+        per_node, rest = divmod(tasks, len(chosen))
+        if rest:
+            raise UserError(
+                f"{tasks} tasks are not as many on each of {len(chosen)} nodes;"
+                f" ask for {max(1, per_node) * len(chosen)}, or set --ntasks-per-node"
+            )
+    return LaunchLayout("srun", tuple(chosen), per_node)
+
+
+def option_number(command: list[str], names: tuple[str, ...]) -> int | None:
+    """The value of one of an option's `names`, as `--name=8` or `--name 8`; None without it."""
+    for index, word in enumerate(command):
+        name, equals, value = word.partition("=")
+        if name not in names:
+            continue
+        text = value if equals else "".join(command[index + 1 : index + 2])
+        if not text.isdecimal():
+            raise UserError(f"{name} {text!r} is no number of processes; give one")
+        return int(text)
+    return None
