@@ -91,7 +91,11 @@ class RunLog:
 
     def _log_recomputed(self, rows: list[dict[str, Any]], step: int) -> None:
         """How many steps after `step`, and how many seconds of them, are trained again."""
-        starts = [e.time for e in read_events(self.run, bad_samples=False) if isinstance(e, AttemptStarted)]
+        starts = [
+            e.time
+            for e in read_events(self.run, bad_samples=False)
+            if isinstance(e, AttemptStarted)
+        ]
         productive = Productive(starts)
         points: list[tuple[int, float]] = []
         for row in rows:

@@ -16,6 +16,9 @@ from megajukebox.records.jsonl_tail import read_object
 FOLDER = "preflight"
 MEETING_SECONDS = 60.0  # that ranks wait for one another
 MAX_SECONDS = 90.0  # for all of it
+ENDING_SECONDS = (
+    10.0  # of them, that the doctor has to end once its time is up, before it is killed
+)
 ENTRIES = ("train.py", "distill.py")
 # Options of srun under which one sick rank would silence the healthy ones.
 KILL_ON_BAD_EXIT = ("--kill-on-bad-exit", "-K")
@@ -56,7 +59,7 @@ def doctor_command(command: list[str], run: Path) -> list[str]:
 def examine(run: Path, nodes: list[str], start: Callable[[float], int]) -> PreflightResult:
     """Let `start` run the doctor for so many seconds, and read what its ranks left. `nodes`: empty outside SLURM."""
     shutil.rmtree(run / FOLDER, ignore_errors=True)
-    status = start(MAX_SECONDS)
+    status = start(MAX_SECONDS - ENDING_SECONDS)
     reports = list(filter(None, map(read_object, sorted((run / FOLDER).glob("rank-*.json")))))
     return evaluate_reports(reports, read_object(run / FOLDER / "together.json"), nodes, status)
 

@@ -69,6 +69,12 @@ class TrainingProcess:
             return self.process.wait(seconds)
         except subprocess.TimeoutExpired:
             self.process.terminate()
+        try:
+            return self.process.wait(preflight.ENDING_SECONDS)
+        except (
+            subprocess.TimeoutExpired
+        ):  # a task of it waits for a node or a disk that does not answer
+            self.process.kill()
             return self.process.wait()
 
 

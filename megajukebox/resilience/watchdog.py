@@ -175,26 +175,33 @@ class Watchdog:
         seconds = time.time() - self.phase_since
         faulthandler.cancel_dump_traceback_later()
         faulthandler.dump_traceback(file=self._stacks, all_threads=True)
+        claim = self.log.run / "hangs" / f"generation-{self.generation.number:04d}"
+        with suppress(OSError), claim.open("x") as file:  # else another rank reports the same hang
+            file.write(self._report_hang(phase, seconds))
+        time.sleep(STACKS_GRACE)
+        suspects = ""
+        with suppress(OSError):
+            suspects = claim.read_text()
+        reason = f"rank {self.rank} was in {phase} for {seconds:.0f} s"
+        self._leave("hang", f"{reason}; suspects: {suspects or 'see events.jsonl'}")
+
+    def _report_hang(self, phase: str, seconds: float) -> str:
+        """Log the hang. Returns its suspects in words.
+
+        By one rank alone, for it reads the heartbeats of all: 512 ranks would open 262,144 files at once.
+        """
         beats = read_heartbeats(self.log.run, self.generation.number)
         suspects = attribute_hang(beats, time.time(), stale=3 * self.interval)
         names = ", ".join(map(str, suspects)) or "none"
-        reason = f"rank {self.rank} was in {phase} for {seconds:.0f} s; suspects: {names}"
-        claim = self.log.run / "hangs" / f"generation-{self.generation.number:04d}"
-        try:
-            os.close(os.open(claim, os.O_CREAT | os.O_EXCL))
-        except OSError:
-            pass  # all ranks find the same hang, and another one reports it
-        else:
-            event = HangDetected(
-                step=self.step,
-                phase=phase,
-                suspects=[suspect.rank for suspect in suspects],
-                hosts=sorted({suspect.host for suspect in suspects}),
-                reason=reason,
-            )
-            self.log.note(event)
-        time.sleep(STACKS_GRACE)
-        self._leave("hang", reason)
+        event = HangDetected(
+            step=self.step,
+            phase=phase,
+            suspects=[suspect.rank for suspect in suspects],
+            hosts=sorted({suspect.host for suspect in suspects}),
+            reason=f"rank {self.rank} was in {phase} for {seconds:.0f} s; suspects: {names}",
+        )
+        self.log.note(event)
+        return names
 
     def _leave(self, exit_class: str, reason: str) -> None:
         self.end.record(exit_class, reason)

@@ -1,6 +1,7 @@
 """Before ranks train the doctor looks at all of them; who is unfit is left, what is wrong everywhere is a person's."""
 
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -12,7 +13,7 @@ from megajukebox.common.world import ranks_here
 from megajukebox.monitoring.doctor import checks
 from megajukebox.records.events import AttemptEnded, PreflightFinished
 from megajukebox.records.run_log import RunLog
-from megajukebox.resilience import exit_codes, slurm, spare_nodes
+from megajukebox.resilience import exit_codes, preflight, slurm, spare_nodes, supervisor
 from megajukebox.resilience.preflight import PreflightResult, doctor_command, evaluate_reports
 from megajukebox.resilience.restart_policy import attempts_without_progress
 
@@ -218,3 +219,14 @@ def test_a_run_that_would_wait_for_ever_is_not_started_and_a_person_called(tmp_p
         and "lock" in alert["reason"]
         and not events(out, "start", "attempt_end")
     )
+
+
+def test_a_doctor_that_does_not_end_is_killed_so_that_the_decision_comes_in_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """srun waits for a task whose node or disk does not answer, whatever it is asked."""
+    monkeypatch.setattr(supervisor, "FORWARDED_SIGNALS", ())
+    monkeypatch.setattr(preflight, "ENDING_SECONDS", 0.2)
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+    status = supervisor.TrainingProcess().run([sys.executable, "-c", deaf], [], seconds=1.0)
+    assert status in (-signal.SIGKILL, -signal.SIGTERM)  # the latter if it had not yet begun

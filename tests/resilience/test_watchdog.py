@@ -11,12 +11,16 @@ from pathlib import Path
 import psutil
 import pytest
 from fixtures.paths import TESTS
+from fixtures.work_counts import counted_calls
 
 from megajukebox.commands import control
 from megajukebox.common.errors import UserError
-from megajukebox.records.heartbeat import Heartbeat
+from megajukebox.records.events import HangDetected, read_events
+from megajukebox.records.exits import exit_path, read_exit
+from megajukebox.records.heartbeat import Heartbeat, heartbeat_path
 from megajukebox.records.jsonl_tail import read_lines
 from megajukebox.records.run_log import RunLog
+from megajukebox.resilience import watchdog
 from megajukebox.resilience.exit_codes import ExitRecord, TerminateRun, classify_error
 from megajukebox.resilience.fencing import FencingToken
 from megajukebox.resilience.hang_attribution import attribute_hang
@@ -177,6 +181,34 @@ def test_a_hang_leaves_stacks_an_event_and_status_75(tmp_path: Path) -> None:
     assert hang["event"] == "hang" and "was in step for" in hang["reason"]
     end = json.loads((tmp_path / "exits/rank-00000.json").read_text())
     assert (end["exit_class"], end["code"], end["generation"]) == ("hang", 75, 1)
+
+
+def test_of_many_hung_ranks_one_reads_the_heartbeats_and_all_name_its_suspects(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """512 ranks that each read 512 heartbeats would open 262,144 files of a shared disk at the same moment."""
+    monkeypatch.setattr(watchdog, "STACKS_GRACE", 0.0)
+    monkeypatch.setattr(watchdog, "leave_now", lambda code: None)
+    token = FencingToken.acquire(tmp_path)
+    hung = []
+    for rank in range(4):
+        log = RunLog(tmp_path, writes=rank == 0, rank=rank)
+        hung.append(Watchdog(log, token, HangTimeouts(), ExitRecord(tmp_path, rank, token.number)))
+        hung[-1].enter_phase("step")
+        hung[-1].start()
+        hung[-1].stop()
+        hung[-1].write_heartbeat()
+    record = json.loads(heartbeat_path(tmp_path, 2).read_text())
+    heartbeat_path(tmp_path, 2).write_text(json.dumps(record | {"time": record["time"] - 900}))
+    with counted_calls(watchdog, "read_heartbeats") as reads:
+        for each in hung[:2]:
+            each._end_hang()
+    assert len(reads) == 1
+    (event,) = [e for e in read_events(tmp_path) if isinstance(e, HangDetected)]
+    assert event.suspects == [2]
+    for rank in (0, 1):
+        left = read_exit(exit_path(tmp_path, rank))
+        assert left and f"rank {rank} was in step" in left.reason and "rank 2 on" in left.reason
 
 
 def test_ranks_that_do_not_find_each_other_are_not_waited_for_for_ever() -> None:
