@@ -17,7 +17,7 @@ from fixtures.tiny_shards import write_songs
 
 from megajukebox.common.errors import UserError
 from megajukebox.common.model_files import load_weights
-from megajukebox.records.run_log import read_lines
+from megajukebox.records.jsonl_tail import read_lines
 from megajukebox.training.config import STAGE_NAMES, load_preset
 from megajukebox.training.stages import STAGES, stage_named, stages_of
 
