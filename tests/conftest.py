@@ -1,6 +1,11 @@
 """The whole pipeline, run once for all tests that need a trained jukebox: the real entries, on two ranks."""
 
 import os
+
+# Tests run side by side, one on each core: with more threads than cores they wait for each other (4 s became 57 s).
+# Before anything imports numpy or torch, which read it once.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import re
 import shutil
 import subprocess
@@ -10,9 +15,6 @@ from pathlib import Path
 import pytest
 from fixtures.paths import FILES
 from fixtures.tiny_shards import write_codes
-
-# Tests run side by side, one on each core: with more threads than cores they wait for each other (4 s became 57 s).
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 PRESET = FILES / "mini.yaml"
 
