@@ -26,6 +26,7 @@ import torch
 import typer
 from rich.console import Console
 from rich.table import Table
+from timing import forget_peak, peak_gib, synchronize
 
 from megajukebox.common.files import write_atomic
 from megajukebox.common.provenance import made_by
@@ -39,13 +40,13 @@ from megajukebox.training.engines.pipeline import reader
 from megajukebox.training.engines.zero import ZeroEngine
 from megajukebox.training.planner.fit import trace_setting
 from megajukebox.training.planner.gpus import gpu_named
+from megajukebox.training.planner.mfu import FORWARD_AND_BACKWARD
 from megajukebox.training.planner.recipe import recipe
 from megajukebox.training.planner.workload import footprint, weights_of
 from megajukebox.training.settings import TrainingSettings
 from megajukebox.training.stages import workload_of
 
 RESULT = Path(__file__).parent / "results" / "train_step.json"
-CLEAR = Path("/proc/self/clear_refs")
 PARTS = (
     "forward",
     "backward",
@@ -94,8 +95,10 @@ def main(
         keep(rows)
 
 
-def measured(preset: Preset, stage: str, ds_name: str | None, repeats: int) -> dict[str, Any]:
-    """The figures of one stage, of this rank."""
+def measured(
+    preset: Preset, stage: str, ds_name: str | None, repeats: int, flops: float | None = None
+) -> dict[str, Any]:
+    """The figures of one stage, of this rank. `flops` of a step are counted where they are not given."""
     of, name = workload_of(preset, stage), ds_name or preset.stage(stage).ds_config
     as_given, place = collectives.read_ds_config(name), collectives.start()
     ds_config = share_batch(as_given, reader(place, as_given).size)
@@ -105,17 +108,14 @@ def measured(preset: Preset, stage: str, ds_name: str | None, repeats: int) -> d
     )
     batches = [of.batch(way.micro) for _ in range(way.accumulation)]
     spent = timed(engine.engine)
-    fresh_peak()
+    forget_peak()
     with tempfile.TemporaryDirectory() as folder:
         log = RunLog(Path(folder), writes=place.rank == 0, rank=place.rank)
         seconds = [loop_step(engine, batches, log, step, spent) for step in range(repeats + 2)][2:]
-    on_gpu = gpu_named("h100-80gb") if engine.device.type == "cuda" else None
-    flops = (
-        3
-        * footprint(of, way.micro, trace_setting(of, way, on_gpu)).flops
-        * way.accumulation
-        / way.pipeline
-    )
+    if flops is None:
+        on_gpu = gpu_named("h100-80gb") if engine.device.type == "cuda" else None
+        traced = footprint(of, way.micro, trace_setting(of, way, on_gpu))
+        flops = FORWARD_AND_BACKWARD * traced.flops * way.accumulation / way.pipeline
     taken = statistics.median(s["all"] for s in seconds)
     product = product_speed(engine.device, way.precision)
     return {
@@ -127,6 +127,7 @@ def measured(preset: Preset, stage: str, ds_name: str | None, repeats: int) -> d
         "parameters": weights_of(of, 1, 0).total,
         "samples_per_step": way.samples(place.size),
         "step_seconds": taken,
+        "every_step": [s["all"] for s in seconds],
         "fastest": min(s["all"] for s in seconds),
         "slowest": max(s["all"] for s in seconds),
         "units_per_second": way.samples(place.size) * of.units / taken,
@@ -179,11 +180,6 @@ def timed(engine: Any) -> Counter:
 # ---- The device ------------------------------------------------------------------------------------------------------
 
 
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def product_speed(device: torch.device, precision: str) -> float:
     """FLOP/s of square matrix products, the best of ten."""
     side = 8192 if device.type == "cuda" else 1024
@@ -196,22 +192,6 @@ def product_speed(device: torch.device, precision: str) -> float:
         synchronize(device)
         best = max(best, 2 * side**3 / (time.perf_counter() - begun))
     return best
-
-
-def fresh_peak() -> None:
-    """Forget the peak so far (on CPUs: Linux alone)."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    elif CLEAR.exists():
-        CLEAR.write_text("5")
-
-
-def peak_gib() -> float:
-    """Of this process: on a GPU what tensors took there, else its resident memory."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
-    status = Path("/proc/self/status").read_text().splitlines()
-    return int(next(n for n in status if n.startswith("VmHWM")).split()[1]) / 2**20
 
 
 def device_name(device: torch.device) -> str:

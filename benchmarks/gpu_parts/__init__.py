@@ -1,0 +1,1 @@
+"""The parts of gpu_day.py: each module measures one subject, in a process of its own."""
