@@ -12,6 +12,7 @@ is measured), gpu_day.log, gpu_day.txt (the table printed at the end) and traces
 """
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -127,7 +128,10 @@ def run_day(
         results = DayResults.load(path)
         results.parts[part.name] = row
         results.save(path)
-        print(f"== {part.name}: {row.status}, {row.seconds:.1f} s {row.reason}", flush=True)
+        print(
+            f"== {part.name}: {row.status}, {row.seconds:.1f} s (CPU {row.cpu_seconds:.1f} s) {row.reason}",
+            flush=True,
+        )
         print("\n".join(row.last_lines), end="\n" * bool(row.last_lines), flush=True)
     shorten(out / "gpu_day.log")
     lines = table(results)
@@ -145,6 +149,7 @@ def run_part(part: Part, path: Path, small: bool, limit: float) -> PartResult:
     command += ["--small"] * small
     log_path = path.with_suffix(".log")
     began = time.monotonic()
+    cpu_before = children_cpu_seconds()
     with log_path.open("ab") as log:
         start = log.tell()
         process = subprocess.Popen(
@@ -158,6 +163,7 @@ def run_part(part: Part, path: Path, small: bool, limit: float) -> PartResult:
             kill_group(process)
     row = DayResults.load(path).parts[part.name]
     row.seconds = time.monotonic() - began
+    row.cpu_seconds = children_cpu_seconds() - cpu_before
     row.status = DONE
     if code is None:
         row.status = TIMED_OUT
@@ -168,6 +174,12 @@ def run_part(part: Part, path: Path, small: bool, limit: float) -> PartResult:
     if row.status != DONE:
         row.last_lines = last_lines(log_path, start)
     return row
+
+
+def children_cpu_seconds() -> float:
+    """Of all children that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def kill_group(process: subprocess.Popen) -> None:

@@ -46,13 +46,12 @@ class TrainingCase:
 VQVAE = TrainingCase("vqvae", "vqvae_hopper.json")
 UPSAMPLER = TrainingCase("middle_upsampler", "upsampler_hopper.json")
 TOP = TrainingCase("top_prior", "prior_zero3_hopper.json")
-PLANNED = (VQVAE, UPSAMPLER, TOP)
 # Of a V100's profile, on whatever GPU there is: fp16 with loss scaling. A pipeline takes several GPUs.
 V100 = (
-    TrainingCase("vqvae", "vqvae_v100.json", shallow=True),
+    TrainingCase("vqvae", "vqvae_v100.json"),
     TrainingCase("top_prior", "prior_zero3_v100.json", shallow=True),
     TrainingCase("middle_upsampler", "upsampler_v100.json", shallow=True),
-    TrainingCase("middle_upsampler", "student_v100.json", shallow=True),
+    TrainingCase("bottom_upsampler", "student_v100.json", shallow=True),
 )
 
 
@@ -65,15 +64,14 @@ class PlannedStep:
     seconds: float
 
 
-def planned(case: TrainingCase) -> PlannedStep | None:
-    """As stored; None for a case that is not."""
-    stored = json.loads(PLAN.read_text())
-    return PlannedStep(**stored[case.name]) if case.name in stored else None
+def planned(case: TrainingCase) -> PlannedStep:
+    """As stored."""
+    return PlannedStep(**json.loads(PLAN.read_text())[case.name])
 
 
 def main() -> None:
     steps = {}
-    for case in PLANNED:
+    for case in (VQVAE, UPSAMPLER, TOP, *V100):
         preset = case.preset()
         stage = PlannedStage(case.stage, workload_of(preset, case.stage), default_gpus=1)
         ds_config = read_ds_config(case.ds_config)

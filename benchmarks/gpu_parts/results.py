@@ -30,6 +30,7 @@ class PartResult:
 
     status: str
     seconds: float = 0.0
+    cpu_seconds: float = 0.0  # of its process and those it started
     reason: str = ""
     last_lines: list[str] = field(default_factory=list)
     figures: list[Figure] = field(default_factory=list)

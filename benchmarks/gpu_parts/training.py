@@ -40,19 +40,17 @@ def training_v100(figures: Figures) -> None:
 
 def step(figures: Figures, case: TrainingCase, changed: str = "") -> None:
     """Seconds of a step, its share of a product's speed, and peak memory."""
-    chosen = case.preset()
-    ds_config = case.ds_config
-    wanted = planned(case)
-    steps = STEPS
     if figures.small:
-        chosen = preset(small=True)
         ds_config = SMALL_DS_CONFIG.get(case.stage, SMALL_PRIOR_DS_CONFIG)
+        row = measured(preset(small=True), case.stage, ds_config, repeats=2, flops=0.0)
         wanted = None
-        steps = 2
-    row = measured(chosen, case.stage, ds_config, steps, wanted.flops if wanted else None)
+    else:
+        wanted = planned(case)
+        row = measured(case.preset(), case.stage, case.ds_config, STEPS, wanted.flops)
     name = f"{case.name}{changed}"
     taken = row["every_step"]
-    halves = [statistics.median(half) for half in (taken[: steps // 2], taken[steps // 2 :])]
+    middle = len(taken) // 2
+    halves = [statistics.median(half) for half in (taken[:middle], taken[middle:])]
     figures.add(f"{name}, step", "s", *halves, plan=wanted.seconds if wanted else None)
     figures.add(f"{name}, of a product's speed", "MFU", row["mfu"])
     figures.add(f"{name}, peak", "GiB", row["peak_gib"], plan=wanted.gib if wanted else None)
