@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from megajukebox.common.device import accelerator
+
 Work = Callable[[], Any]
 CLEAR_PEAK = Path("/proc/self/clear_refs")
 
@@ -64,7 +66,7 @@ def captured(work: Work, device: torch.device) -> Work:
 
 def forget_peak() -> None:
     """Let `peak_gib` begin anew (on a CPU: Linux alone)."""
-    if torch.cuda.is_available():
+    if accelerator() == "cuda":
         torch.cuda.reset_peak_memory_stats()
     elif CLEAR_PEAK.exists():
         CLEAR_PEAK.write_text("5")
@@ -72,7 +74,7 @@ def forget_peak() -> None:
 
 def peak_gib() -> float:
     """Of this process: on a GPU what tensors took there, else its resident memory."""
-    if torch.cuda.is_available():
+    if accelerator() == "cuda":
         return torch.cuda.max_memory_allocated() / 2**30
     status = Path("/proc/self/status").read_text().splitlines()
     return int(next(n for n in status if n.startswith("VmHWM")).split()[1]) / 2**20

@@ -1,7 +1,8 @@
 """The VQ-VAE of the released size over whole songs: how much faster than real time, and what precision changes."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from unittest.mock import patch
 
 import torch
 from timing import median_seconds
@@ -10,20 +11,22 @@ from torch import Tensor
 from gpu_parts.figures import Figures
 from gpu_parts.models import random_vqvae
 from megajukebox.models.chunked_codec import decode_long, encode_long
+from megajukebox.models.vqvae import VQVAE
 
 SONG_SECONDS = 60
 
 
 @contextmanager
 def computing_in(precision: str, device: torch.device) -> Iterator[None]:
-    """float32 without TF32, which cuDNN otherwise takes for convolutions; or one of the others."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = precision == "tf32"
-    try:
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-            yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
+    """float32 as encode and decode keep it; without that, in which cuDNN takes TF32; or bfloat16."""
+    with ExitStack() as stack:
+        if precision == "tf32":
+            for method in ("encode", "decode"):
+                unguarded = getattr(VQVAE, method).__wrapped__
+                stack.enter_context(patch.object(VQVAE, method, unguarded))
+        if precision == "bfloat16":
+            stack.enter_context(torch.autocast(device.type, torch.bfloat16))
+        yield
 
 
 @torch.inference_mode()

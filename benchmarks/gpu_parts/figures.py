@@ -1,12 +1,16 @@
 """What a part is given: the device, whether sizes are small, and where its figures go."""
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from __future__ import annotations
 
-import torch
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from gpu_parts.results import DayResults, Figure
+
+if TYPE_CHECKING:
+    import torch
 
 # As measured by others on an H200 (bytes read and written), until `ceilings` has measured it.
 COPY_GB_PER_SECOND = {"cuda": 4300.0, "cpu": 10.0}
@@ -19,7 +23,13 @@ class Figures:
         self.path = path
         self.part = part
         self.small = small
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    @cached_property
+    def device(self) -> torch.device:
+        """The one that all entries choose; torch is imported by then, if the part needs it at all."""
+        from megajukebox.common.device import choose_device
+
+        return choose_device()
 
     @property
     def folder(self) -> Path:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from megajukebox.common.device import accelerator
 from megajukebox.models.prior import Conditioning, Prior, PriorConfig
 from megajukebox.models.vqvae import VQVAE
 from megajukebox.sampling.decoding import gumbel_noise
@@ -53,7 +54,7 @@ def random_vqvae(small: bool, device: torch.device) -> VQVAE:
 def release() -> None:
     """Give the memory of what is gone back to the device, before the next model is made."""
     gc.collect()
-    if torch.cuda.is_available():
+    if accelerator() == "cuda":
         torch.cuda.empty_cache()
 
 
