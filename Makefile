@@ -2,6 +2,7 @@
 # make demo SONGS=folder the same with your own audio
 # make install           .venv; TORCH_BACKEND=cu126 on a login node of V100s, WHEELHOUSE=folder without a network
 # make wheelhouse        that folder, made where there is a network
+# make gpu-day-wheels    what benchmarks/gpu_day.py needs beside torch, for a GPU machine without a network
 # make test              what must pass before a commit;  make test-all  the slow ones too
 PYTHON ?= python3
 VENV   ?= .venv
@@ -15,6 +16,7 @@ WHEELHOUSE ?=
 PYTHON_VERSION ?=
 PLATFORM ?=
 WITHOUT ?=
+comma := ,
 OFFLINE := $(if $(WHEELHOUSE),--no-index --find-links $(abspath $(WHEELHOUSE)))
 PIP = $(BIN)/python -m pip install --quiet $(OFFLINE)
 
@@ -24,7 +26,7 @@ else
 DEMO := demo
 endif
 
-.PHONY: demo install wheelhouse monitoring test test-all check soak clean
+.PHONY: demo install wheelhouse gpu-day-wheels monitoring test test-all check soak clean
 
 demo: install
 	$(BIN)/megajukebox demo --out $(DEMO)
@@ -42,6 +44,13 @@ $(VENV)/installed: pyproject.toml setup.py
 wheelhouse:
 	.ci/wheelhouse $(or $(WHEELHOUSE),wheels) --torch $(TORCH) $(if $(TORCH_BACKEND),--torch-backend $(TORCH_BACKEND)) \
 		$(if $(PYTHON_VERSION),--python $(PYTHON_VERSION)) $(if $(PLATFORM),--platform $(PLATFORM)) $(if $(WITHOUT),--without $(WITHOUT))
+
+# Whatever that machine lacks comes from here; what it has already may be left out: WITHOUT=numpy,matplotlib
+BUILD_TOOLS := pip,setuptools,wheel
+gpu-day-wheels:
+	.ci/wheelhouse $(or $(WHEELHOUSE),wheels_gpu_day) --torch $(TORCH) --torch-backend none --extras gpu-day \
+		--python $(or $(PYTHON_VERSION),3.12) --platform $(or $(PLATFORM),manylinux_2_28_x86_64) \
+		--without $(BUILD_TOOLS)$(if $(WITHOUT),$(comma)$(WITHOUT))
 
 $(VENV)/installed-test: $(VENV)/installed
 	$(PIP) --editable ".[test]"

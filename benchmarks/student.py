@@ -252,7 +252,7 @@ CHAINS = {
 
 def songs(runs: Path, song_shards: Path) -> dict[str, Any]:
     """Whole songs by each chain: seams, likelihood, sound against the teacher's, and who and what is heard in them."""
-    jukebox = Jukebox(runs)
+    jukebox = Jukebox(runs, "cpu")
     pairs = named_pairs(jukebox)
     ears = learnt(ShardSet(str(song_shards)))
     found: dict[str, Any] = {}
@@ -384,7 +384,7 @@ def speed(runs: Path, seconds: float = 12.0) -> list[dict[str, Any]]:
     """CPU-seconds (of one thread, so that others' load matters less) per second of audio of one song, level by level,
     each way given the same codes above; a level's first use, with whatever it prepares, is not counted.
     """
-    jukebox, rows = Jukebox(runs), []
+    jukebox, rows = Jukebox(runs, "cpu"), []
     request, above = [SongRequest(id="one", seconds=seconds, seed=5)], None
     for level in ("top", "middle", "bottom"):
         teacher, codes = load_prior(runs, level), None
