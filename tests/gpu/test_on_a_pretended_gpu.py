@@ -64,7 +64,9 @@ def test_a_gpu_gives_the_cpus_result_for_no_more_waits_and_launches(name: str) -
 def assert_same(result: Tensor, expected: Tensor) -> None:
     """Codes are equal; of sums a few last bits may differ, because layers are laid out otherwise off the CPU."""
     if result.is_floating_point():
-        torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4 * expected.abs().max())
+        torch.testing.assert_close(
+            result, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max())
+        )
     else:
         assert torch.equal(result, expected)
 
