@@ -13,6 +13,7 @@ Adds to benchmarks/results/scale.json under the name given.
 import json
 import os
 import platform
+import socket
 import subprocess
 import sys
 import tempfile
@@ -24,6 +25,7 @@ from multiprocessing import Process
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
+from unittest.mock import patch
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
@@ -163,20 +165,37 @@ def preflight_decision(run: ManyRanks) -> dict[str, Figures]:
 
 
 def meeting(ranks: int, absent: int, limit: float) -> None:
-    """`ranks` clients, of which the last `absent` do not come within `limit` seconds, at the store of rank 0."""
+    """Rank 0 meets the others, of which the last `absent` do not come within `limit` seconds; a thread is a rank."""
     port = free_port()
-    master = dist.TCPStore("127.0.0.1", port, ranks, is_master=True, wait_for_workers=False)
 
     def come(rank: int) -> None:
-        dist.TCPStore("127.0.0.1", port, ranks, wait_for_workers=False).set(f"here/{rank}", "n")
+        store = dist.TCPStore("127.0.0.1", port, ranks, wait_for_workers=False)
+        store.set(f"here/{rank}", json.dumps(["node", "cpu"]))
 
-    threads = [threading.Thread(target=come, args=(rank,)) for rank in range(ranks - absent)]
-    for thread in threads:
-        thread.start()
-    missing = network.missing_ranks(master, ranks, limit)
-    for thread in threads:
-        thread.join()
-    assert len(missing) == absent
+    def all_come() -> None:
+        with socket.socket() as probe:
+            while probe.connect_ex(("127.0.0.1", port)):
+                time.sleep(0.01)
+        comers = [threading.Thread(target=come, args=(rank,)) for rank in range(1, ranks - absent)]
+        for comer in comers:
+            comer.start()
+        for comer in comers:
+            comer.join()
+
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    others = threading.Thread(target=all_come)
+    others.start()
+    with (
+        patch.dict(os.environ, {"RANK": "0", "WORLD_SIZE": str(ranks), **address}),
+        patch.object(dist, "init_process_group"),
+    ):
+        try:
+            network.meet(limit, "cpu")
+        except RuntimeError as error:
+            assert f"{absent} of {ranks} ranks did not come" in str(error), error
+        else:
+            assert not absent
+    others.join()
 
 
 def decide(run: ManyRanks) -> None:

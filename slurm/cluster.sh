@@ -1,5 +1,10 @@
 # This cluster's facts, and how a stage is started and kept running. Every script here reads it; change it once for your site.
 # Each value may also be set when submitting:  PROFILE=hopper RUNS=/scratch/runs sbatch slurm/top_prior.sh
+#
+# Every script of this folder can say what it would start, and starts nothing then: every rank's place, environment,
+# ds_config, batch, memory and ports, and with 93 what would fail.
+#   slurm/top_prior.sh --dry-run --nodes=34       # anywhere, also without SLURM; options as for sbatch
+#   DRY_RUN=1 sbatch slurm/top_prior.sh           # in a job, with its nodes
 
 PROFILE=${PROFILE:-v100}                     # kind of GPU: a name in megajukebox/profiles (v100, a100, hopper, cpu), or a YAML file
 PRESET=${PRESET:-jukebox_5b_lyrics}          # a name in megajukebox/presets, or a YAML file
@@ -11,8 +16,15 @@ SETTINGS=${SETTINGS:-}                       # further preset settings: "trainin
 PREFLIGHT=${PREFLIGHT-1}                     # the doctor looks at every node before ranks train on it; empty: it does not
 NODES=${NODES:-}                             # train on so many nodes; what the job has beyond them is spare (sbatch --no-kill)
 
+DRY_RUN=${DRY_RUN:-} MISSING=
+[ "${1:-}" != --dry-run ] || { DRY_RUN=1; shift; }
+
 set -uo pipefail
 export PATH="$(realpath "$VENV")/bin:$PATH" OMP_NUM_THREADS=${OMP_NUM_THREADS:-4}
+if [ -n "$DRY_RUN" ] && [ -z "${SLURM_JOB_ID:-}" ]; then   # as if this script had been submitted with these options
+    header=$(python -m megajukebox.resilience.sbatch_header "$0" "$@") || exit 93
+    eval "$header"
+fi
 # Since SLURM 22.05 srun does not read SLURM_CPUS_PER_TASK by itself: the readers of data would share one core.
 export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
 # A compiler that is killed leaves a lock in this folder that later starts wait for: so every job has its own.
@@ -30,7 +42,17 @@ fi
 
 # need FILE WHAT: the stage before must have finished; a job that starts anyway would only burn its nodes.
 need() {
-    [ -e "$1" ] || { echo "$SLURM_JOB_NAME: $1 is missing: $2 has not finished" >&2; exit 93; }
+    [ ! -e "$1" ] || return 0
+    MISSING=${MISSING:-"$SLURM_JOB_NAME: $1 is missing: $2 has not finished"}
+    [ -n "$DRY_RUN" ] || { echo "$MISSING" >&2; exit 93; }
+}
+
+# dry_run [OPTION...] OUT -- COMMAND...: print what COMMAND would start, and exit; with 93 if something is missing.
+dry_run() {
+    megajukebox supervise --dry-run --profile "$PROFILE" "$@" || exit
+    # In slurm/pipeline.sh an earlier job makes it.
+    [ -z "$MISSING" ] || [ -n "${IN_PIPELINE:-}" ] || { echo "$MISSING" >&2; exit 93; }
+    exit 0
 }
 
 # ds_option RECIPE: a recipe of ds_configs/ with this kind of GPU. On CPUs the preset's own ds_config is used.
@@ -38,9 +60,19 @@ ds_option() {
     [ -z "$PROFILE_DS_CONFIG" ] || echo "--ds-config ${DS_CONFIG:-$1@$PROFILE_DS_CONFIG}"
 }
 
-# ranks COMMAND...: one task a GPU, and if one of them dies the others follow at once.
+# start OUT COMMAND...: run COMMAND, an srun that writes into OUT.
+start() {
+    local out=$1
+    shift
+    [ -z "$DRY_RUN" ] || dry_run "$out" -- "$@"
+    "$@"
+}
+
+# ranks OUT COMMAND...: one task a GPU, and if one of them dies the others follow at once.
 ranks() {
-    srun --kill-on-bad-exit=1 --label --unbuffered "$@"
+    local out=$1
+    shift
+    start "$out" srun --kill-on-bad-exit=1 --label --unbuffered "$@"
 }
 
 # supervised [OPTION] RUN PROGRAM...: one task a GPU, kept going to its end, through faults, time limits and requeues.
@@ -49,7 +81,9 @@ supervised() {
     [ "$1" = --several-runs ] && options+=("$1") && shift
     local run=$1
     shift
-    exec megajukebox supervise "${options[@]}" "$run" -- srun --kill-on-bad-exit=1 --label --unbuffered "$@"
+    local command=(srun --kill-on-bad-exit=1 --label --unbuffered "$@")
+    [ -z "$DRY_RUN" ] || dry_run "${options[@]}" "$run" -- "${command[@]}"
+    exec megajukebox supervise "${options[@]}" "$run" -- "${command[@]}"
 }
 
 # train_stage STAGE RECIPE DATA: train it to its end.

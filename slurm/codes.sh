@@ -14,4 +14,4 @@ cd "${SLURM_SUBMIT_DIR:-.}" && source slurm/cluster.sh || exit 93
 
 need "$RUNS/vqvae/DONE" "slurm/vqvae.sh"
 [ "${SLURM_ARRAY_TASK_COUNT:-1}" = 1 ] && part=() || part=(--part "$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT")
-exec srun --nodes=1 --ntasks=1 megajukebox encode "$SHARDS/songs" --vqvae "$RUNS/vqvae" --out "$SHARDS/codes" "${part[@]}"
+start "$SHARDS/codes" srun --nodes=1 --ntasks=1 megajukebox encode "$SHARDS/songs" --vqvae "$RUNS/vqvae" --out "$SHARDS/codes" "${part[@]}"

@@ -3,6 +3,7 @@
 #
 #   SONGS=/data/music REQUESTS=songs.yaml slurm/pipeline.sh
 #   DRY_RUN=1 slurm/pipeline.sh                                       # only show what would be submitted
+#   slurm/pipeline.sh --dry-run                                       # and what each script would start (see cluster.sh)
 #   SBATCH_ARGS="--nodes=2 --ntasks-per-node=1" PROFILE=cpu PRESET=tiny slurm/pipeline.sh
 #
 #   songs -> vqvae -> codes -> codes' index -+-> top_prior ---------+-> sample
@@ -14,6 +15,8 @@
 #         then looks for its DONE. When a person is needed the chain is held, and so everything after it waits too.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+exec 3>&1                                    # where dry runs print, for stdout is a job's number
+[ "${1:-}" = --dry-run ] && in_full=1 && DRY_RUN=1 || in_full=
 
 # submit NAME DEPENDENCY [OPTIONS OF SBATCH...]: prints the job's number.
 submit() {
@@ -22,6 +25,8 @@ submit() {
     # shellcheck disable=SC2206
     local command=(sbatch --parsable ${after:+--dependency=$after} ${SBATCH_ARGS:-} "$@" "slurm/$name.sh")
     echo "${command[*]}" >&2
+    # shellcheck disable=SC2086
+    [ -z "$in_full" ] || IN_PIPELINE=1 bash "slurm/$name.sh" --dry-run ${SBATCH_ARGS:-} "$@" >&3 || exit
     if [ -n "${DRY_RUN:-}" ]; then echo "<$name>"; else "${command[@]}" | cut -d";" -f1; fi
 }
 

@@ -13,4 +13,4 @@
 cd "${SLURM_SUBMIT_DIR:-.}" && source slurm/cluster.sh || exit 93
 
 for stage in vqvae top_prior bottom_upsampler; do need "$RUNS/$stage/model.json" "slurm/$stage.sh"; done
-ranks megajukebox sample "$RUNS" --requests "${REQUESTS:-songs.yaml}" --out "${OUT:-samples}" --precision "${PRECISION:-$PROFILE_SAMPLING_PRECISION}"
+ranks "${OUT:-samples}" megajukebox sample "$RUNS" --requests "${REQUESTS:-songs.yaml}" --out "${OUT:-samples}" --precision "${PRECISION:-$PROFILE_SAMPLING_PRECISION}"

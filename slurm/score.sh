@@ -22,7 +22,7 @@ need "$RUN/model.json" "the run's first checkpoint"
 options=()
 for source in $REFERENCE; do options+=(--reference "$source"); done
 [ -n "${GATE:-}" ] && options+=(--gate "$GATE")
-srun --ntasks=1 megajukebox evaluate "$RUN" "${options[@]}" --checkpoint newest --out "$RUN/score"
+start "$RUN/score" srun --ntasks=1 megajukebox evaluate "$RUN" "${options[@]}" --checkpoint newest --out "$RUN/score"
 code=$?
 
 if [ -z "$last" ] && [ "$EVERY" != 0 ]; then

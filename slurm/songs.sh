@@ -12,4 +12,4 @@
 #SBATCH --output=%x-%j.log
 cd "${SLURM_SUBMIT_DIR:-.}" && source slurm/cluster.sh || exit 93
 
-exec srun --nodes=1 --ntasks=1 megajukebox prepare "$SONGS" --out "$SHARDS/songs" --preset "$PRESET" --processes "${PROCESSES:-$SRUN_CPUS_PER_TASK}"
+start "$SHARDS/songs" srun --nodes=1 --ntasks=1 megajukebox prepare "$SONGS" --out "$SHARDS/songs" --preset "$PRESET" --processes "${PROCESSES:-$SRUN_CPUS_PER_TASK}"

@@ -3,6 +3,7 @@
     megajukebox supervise runs/tiny/top_prior -- deepspeed --num_gpus 2 megajukebox/train.py top_prior ...
     megajukebox supervise runs/top_prior -- srun -K1 --label megajukebox train top_prior ...   # in a SLURM job
     megajukebox supervise --preflight --nodes 64 runs/top_prior -- srun ...   # the doctor first; other nodes are spare
+    megajukebox supervise --dry-run runs/top_prior -- deepspeed --num_gpus 8 megajukebox/train.py top_prior ...
 
 Every decision is an event in the run's events.jsonl. Signals are passed on to the command, which saves. Exit status: 0
 when the run is done or was asked to stop, 75 when the next job should continue, 93 when an operator is needed, 98 when
@@ -14,6 +15,7 @@ from typing import Annotated
 
 import typer
 
+from megajukebox.commands.dry_run import dry_run
 from megajukebox.common.command_line import run_command
 from megajukebox.resilience import preflight
 from megajukebox.resilience.job_chain import report_queue
@@ -43,9 +45,23 @@ def main(
         int | None,
         typer.Option(min=1, help="Nodes of the SLURM job that train; the others are spares."),
     ] = None,
+    only_print: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Print every rank's place, settings, batch and memory, and start nothing.",
+        ),
+    ] = False,
+    profile: Annotated[
+        str | None,
+        typer.Option(help="With --dry-run: the GPUs to plan for (default: the ds_config's)."),
+    ] = None,
 ) -> None:
     """Start COMMAND again after faults, until the run is done, stopped, or needs an operator."""
     doctor = preflight.doctor_command(command, run) if examined else []
+    if only_print:
+        dry_run(run, command, doctor, nodes, profile)
+        return
     with report_queue(run):
         raise SystemExit(Supervisor(run, command, doctor, nodes, several_runs).work(attempts))
 

@@ -1,13 +1,15 @@
-"""Which processes a launcher would start, and where each one would run: worked out without starting any."""
+"""Which processes a command would start, where each would run and what it would train: worked out, starting none."""
 
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from megajukebox.common.errors import UserError
 from megajukebox.common.world import host
 from megajukebox.resilience import slurm
+from megajukebox.resilience.preflight import ENTRIES
 
 # Of each launcher but srun, its options for the number of nodes and of processes on a node.
 NODE_OPTIONS = {"deepspeed": ("--num_nodes",), "torchrun": ("--nnodes",), "mpirun": ()}
@@ -16,6 +18,8 @@ PROCESS_OPTIONS = {
     "torchrun": ("--nproc-per-node", "--nproc_per_node"),
     "mpirun": ("-n", "-np", "--np"),
 }
+# Options of train and distill that stand alone; all others have a value.
+FLAGS = ("--allow-pipe", "--data-only", "--keep-going", "--chain", "--quiet")
 
 
 class RankPlacement(NamedTuple):
@@ -102,3 +106,47 @@ def option_number(command: list[str], names: tuple[str, ...]) -> int | None:
             raise UserError(f"{name} {text!r} is no number of processes; give one")
         return int(text)
     return None
+
+
+# ---- What is started -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TrainingCommand:
+    """What a command of train or distill asks for."""
+
+    verb: str
+    subject: str  # a stage, or the level of a student
+    options: dict[str, str] = field(default_factory=dict)
+    settings: list[str] = field(default_factory=list)  # key.sub=value
+
+
+def parse_training(command: list[str]) -> TrainingCommand | None:
+    """The part of a command behind train or distill; None if it is of another verb."""
+    verbs = [Path(entry).stem for entry in ENTRIES]
+    for index, word in enumerate(command):
+        name = Path(word).name
+        rest = command[index + 1 :]
+        if name in ENTRIES:
+            return read_arguments(Path(name).stem, rest)
+        if name == "megajukebox" and rest and rest[0] in verbs:
+            return read_arguments(rest[0], rest[1:])
+    return None
+
+
+def read_arguments(verb: str, words: list[str]) -> TrainingCommand:
+    """`STAGE --option value --option=value key.sub=value ...`"""
+    options: dict[str, str] = {}
+    positional: list[str] = []
+    remaining = iter(words)
+    for word in remaining:
+        name, equals, value = word.partition("=")
+        if not word.startswith("--"):
+            positional.append(word)
+        elif name not in FLAGS:
+            options[name] = value if equals else next(remaining, "")
+    subjects = [word for word in positional if "=" not in word]
+    if len(subjects) != 1:
+        raise UserError(f"{verb} takes one stage or level; the command has {subjects or 'none'}")
+    settings = [word for word in positional if "=" in word]
+    return TrainingCommand(verb, subjects[0], options, settings)

@@ -64,6 +64,7 @@ def job_variables(script: Path, options: list[str]) -> dict[str, str]:
         "SLURM_CPUS_PER_TASK": whole_number("cpus-per-task", given.cpus_per_task),
         "SLURM_GPUS_ON_NODE": whole_number("gres", gpus) or 0,
         "DRY_RUN_SBATCH": shlex.join(words),
+        "DRY_RUN_SUBMISSION": shlex.join([*options, str(script)]),
     }
     if given.array:
         first, count = array_tasks(given.array)

@@ -7,8 +7,10 @@ starts within seconds and resumes from the newest checkpoint. (`scontrol requeue
 import os
 import re
 import subprocess
+from pathlib import Path
 
 TIMEOUT = 60  # seconds of one command
+CONFIGURATIONS = (Path("/etc/slurm/slurm.conf"), Path("/run/slurm/conf/slurm.conf"))
 
 
 def job() -> str | None:
@@ -28,6 +30,19 @@ def ask(*command: str) -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return answer.stdout.strip()
+
+
+def would_start(submission: list[str]) -> str:
+    """What SLURM says of options and a script for sbatch, without taking them: when they would start, or why not.
+
+    Empty where there is no SLURM. Nodes that are down at the moment are a reason to it, and none not to submit.
+    """
+    configured = "SLURM_CONF" in os.environ or any(path.exists() for path in CONFIGURATIONS)
+    if not submission or not configured or "is UP" not in ask("scontrol", "ping"):
+        return ""
+    command = ["sbatch", "--test-only", *submission]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
+    return " ".join(f"{answer.stdout} {answer.stderr}".split())
 
 
 def squeue(jobs: str, states: str, format: str) -> list[str]:

@@ -38,12 +38,13 @@ def log_spare_swap(log: RunLog, before: list[str], now: list[str]) -> None:
         log.event(SpareSwap(nodes=joined, replaced=replaced, reason=reason))
 
 
-def srun_on(command: list[str], nodes: list[str]) -> list[str]:
+def srun_on(command: list[str], nodes: list[str], of_job: list[str] | None = None) -> list[str]:
     """An srun command kept to `nodes`; others, and an srun over the whole job, are as they were."""
-    if not nodes or Path(command[0]).name != "srun" or nodes == slurm.nodes():
+    job_nodes = slurm.nodes() if of_job is None else of_job
+    if not nodes or Path(command[0]).name != "srun" or nodes == job_nodes:
         return command
     per_node = os.environ.get("SLURM_NTASKS_PER_NODE")
-    tasks_per_node = int(per_node or int(os.environ["SLURM_NTASKS"]) // len(slurm.nodes()))
+    tasks_per_node = int(per_node or int(os.environ["SLURM_NTASKS"]) // len(job_nodes))
     options = [
         f"--nodes={len(nodes)}",
         f"--ntasks={len(nodes) * tasks_per_node}",

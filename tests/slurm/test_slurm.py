@@ -191,6 +191,36 @@ def test_the_pipeline_is_submitted_as_a_chain_of_dependencies(cluster, tmp_path)
     ]
 
 
+def test_a_dry_run_in_a_job_names_its_nodes_and_ports_and_starts_nothing(cluster, data, tmp_path):
+    runs = tmp_path / "runs"
+    cluster.wait_for(lambda: cluster.idle() == 4, 180)
+    job = submit(cluster, data, runs, "--nodes=3", "--no-kill", DRY_RUN="1", NODES="2")
+    cluster.wait_for(lambda: cluster.ended(job), 2 * PATIENCE)
+    log = (runs / f"log-{job}.txt").read_text()
+    places = re.findall(r"^rank (\d) on (n\d): local rank 0, CPU", log, re.MULTILINE)
+    assert [rank for rank, _ in places] == ["0", "1"] and len({node for _, node in places}) == 2
+    assert "nodes          2, spare: 1" in log and "nodelist=" in log
+    number = int(cluster.ask("squeue", "-h", "-t", "all", "-j", f"{job}_1", "-o", "%A") or job)
+    ports = ", ".join(str(20_000 + (number * 37 + start * 101) % 12_000) for start in (1, 2, 3))
+    assert f"ranks meet at  127.0.0.1, ports {ports}" in log
+    assert "x 2 data-parallel ranks" in log
+    assert log.count("nothing is started") == 1, "the other jobs of the array are cancelled"
+    assert not (runs / "top_prior").exists()
+
+
+def test_the_scripts_show_on_a_login_node_what_they_would_start(cluster, data, tmp_path):
+    """At their own full size; SLURM is asked whether it would take the job, which none is."""
+    told = variables(data, tmp_path / "runs", PROFILE="v100", PYTHONPATH=str(ROOT))
+    command = ["bash", "slurm/top_prior.sh", "--dry-run", "--partition=nowhere"]
+    done = subprocess.run(
+        command, env=cluster.environment | told, cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\nrank ") == 512 and "SLURM says" in done.stdout
+    assert "invalid partition specified: nowhere" in done.stdout
+    assert not cluster.ask("squeue", "-h", "--me", "--name=megajukebox-top_prior", "-o", "%A %T")
+
+
 # ---- Runs on two nodes -----------------------------------------------------------------------------------------------
 
 
