@@ -43,6 +43,7 @@ class Codebook(nn.Module):
         self.register_buffer("sums", torch.zeros(codes, width))
         self.register_buffer("counts", torch.ones(codes))
         self.register_buffer("started", torch.tensor(False))
+        self._seen_started: tuple[Tensor, int] | None = None
 
     def nearest(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
         """The index of the nearest code to each vector [N] (the first of equals), and the squared distance [N]."""
@@ -76,12 +77,20 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def start(self, x_ND: Tensor) -> None:
-        """Take the first batch's vectors as the codes, once."""
+        """Take the first batch's vectors as the codes, once.
+
+        `started` is read from the device only after somebody wrote it (training, a checkpoint, an undone step): every
+        in-place write counts up its version.
+        """
+        seen = self._seen_started
+        if seen and seen[0] is self.started and seen[1] == self.started._version:
+            return
         if not bool(self.started):
             self.vectors.copy_(self.candidates(x_ND))
             self.sums.copy_(self.vectors)
             self.counts.fill_(1.0)
             self.started.fill_(True)
+        self._seen_started = (self.started, self.started._version)
 
     @torch.no_grad()
     def restore_counts(self, tokens_per_step: float) -> None:
@@ -100,8 +109,11 @@ class Codebook(nn.Module):
         running average) and `moved` (root mean square change of the codes).
         """
         candidates = self.candidates(x_ND) if candidates is None else candidates
-        size = len(self.vectors)
-        counts = _all_reduce(torch.bincount(codes, minlength=size).float())
+        # Sums of ones are exact in float32 up to 2^24 vectors; bincount would wait for a GPU, twice.
+        counts = torch.zeros_like(self.counts).scatter_add_(
+            0, codes, torch.ones_like(codes, dtype=torch.float32)
+        )
+        counts = _all_reduce(counts)
         sums = _all_reduce(torch.zeros_like(self.sums).index_add_(0, codes, x_ND.float()))
         self.sums.mul_(self.decay).add_(sums, alpha=1 - self.decay)
         self.counts.mul_(self.decay).add_(counts, alpha=1 - self.decay)

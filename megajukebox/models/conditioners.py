@@ -4,6 +4,7 @@ How each is read from a song or a request is in conditioning/schema.py.
 """
 
 # B batch   T positions of a window   W width of the prior   N lyric tokens
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -245,4 +246,4 @@ class ShiftedEmbedding(nn.Module):
 def bits(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
     """Mean cross-entropy in bits."""
     loss = F.cross_entropy(logits_BTV.float().flatten(0, 1), targets_BT.flatten())
-    return loss / torch.log(torch.tensor(2.0, device=loss.device))
+    return loss / math.log(2.0)

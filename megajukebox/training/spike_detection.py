@@ -114,8 +114,10 @@ class SpikeDetector:
     def update(self, step: int, loss: float, norm: float, reason: SkipReason | None) -> None:
         """Take note of step `step`, skipped for `reason` or taken."""
         if reason is None:
-            self.losses.append(loss)
-            self.norms.append(norm)
+            # An infinite value would make the mean infinite, and nothing a spike, for a whole window.
+            if math.isfinite(loss) and math.isfinite(norm):
+                self.losses.append(loss)
+                self.norms.append(norm)
             self.first_overflow_step = None
         else:
             self.note_not_taken(step)
@@ -147,8 +149,11 @@ class SpikeDetector:
 
     def restore(self, state: dict) -> None:
         """Continue from a `state`; one of another window keeps what fits. {}: start anew."""
-        self.losses = deque(state.get("losses", []), maxlen=self.settings.window)
-        self.norms = deque(state.get("norms", []), maxlen=self.settings.window)
+        # Version 0.1.0 wrote the infinite norms of overflows that it did not notice.
+        losses = [loss for loss in state.get("losses", []) if math.isfinite(loss)]
+        norms = [norm for norm in state.get("norms", []) if math.isfinite(norm)]
+        self.losses = deque(losses, maxlen=self.settings.window)
+        self.norms = deque(norms, maxlen=self.settings.window)
         self.skipped_steps = deque(state.get("bad", []))
         self.skip_count = state.get("skipped", 0)
         self.first_overflow_step = state.get("stuck")

@@ -33,7 +33,7 @@ def resume(run: RunContext, task: Task, engine: ZeroEngine) -> int:
         state = checkpoint.read_state(folder)
         task.identity().check(state["stream"])
         engine.load(folder, run.watchdog.keep_alive)
-        engine.stability.restore(state.get("stability", {}))
+        engine.restore_step_state(state)
         run.log.forget_after(state["step"])
         resumed = RunResumed(step=state["step"], checkpoint=folder.name, **start_facts(run))
         run.log.event(resumed)

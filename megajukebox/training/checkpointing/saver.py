@@ -110,7 +110,7 @@ class CheckpointSaver:
             "step": pending.step,
             "stream": self.task.stream_state(data_step(pending.step, run.rewinds)),
             "ranks": run.ranks,
-            "stability": self.engine.stability.state(),
+            **self.engine.step_state(),
         }
         self.engine.save(folder, run.settings.checkpointing.in_background)
 

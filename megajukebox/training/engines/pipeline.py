@@ -123,7 +123,7 @@ class PipelineEngine(ZeroEngine):
     def evaluate(self, batch: dict) -> dict[str, float]:
         self.reports = []
         self.count = 1
-        self.seen = []
+        self._averaged = None
         self.engine.eval_batch(map(self._pair, [batch]), num_micro_batches=1, bcast_loss=False)
         return self._averages()
 
@@ -149,7 +149,7 @@ class PipelineEngine(ZeroEngine):
         """Averaged over micro-batches and pipelines, once a step: only the last stages have
         anything to add.
         """
-        if not self.seen:
+        if self._averaged is None:
             names = ["loss", "bits_per_code"]
             if self.config.lyrics:
                 names.append("bits_per_lyric")
@@ -161,8 +161,9 @@ class PipelineEngine(ZeroEngine):
                 values = torch.stack(rows).sum(0)
             dist.all_reduce(values)
             pipelines = dist.get_world_size() // self.stages
-            self.seen = [dict(zip(names, (values / (pipelines * self.count)).tolist()))]
-        return self.seen[0]
+            means = (values / (pipelines * self.count)).tolist()
+            self._averaged = dict(zip(names, means))
+        return self._averaged
 
     def weights(self) -> dict[str, PendingTensor]:
         """As `ZeroEngine.weights`; each tensor comes from the stage that holds it."""

@@ -14,6 +14,7 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 from deepspeed.utils import (
     safe_get_full_optimizer_state,
     safe_set_full_optimizer_state,
@@ -25,8 +26,13 @@ from megajukebox.common.errors import UserError
 from megajukebox.common.model_files import PendingTensor
 from megajukebox.training.engines import ema, universal_checkpoint
 from megajukebox.training.engines.checkpoint_engine import CheckpointStorage
-from megajukebox.training.engines.collectives import raising_at_min_loss_scale
+from megajukebox.training.engines.collectives import (
+    OVERFLOW_AT_MIN_SCALE,
+    LossScaleAtMinimum,
+    raising_at_min_loss_scale,
+)
 from megajukebox.training.engines.comm_timing import Communication
+from megajukebox.training.engines.loss_scaler import AutocastLossScaler
 from megajukebox.training.engines.master_weights import MasterWeights
 from megajukebox.training.engines.model_init import fill, recompute_activations, zero_stage
 from megajukebox.training.engines.tensor_hash import hashed
@@ -47,7 +53,7 @@ class ZeroEngine:
     stages = 1  # of a pipeline
     is_pipeline = False
     reason: SkipReason | None = None  # why the last step was skipped
-    overflowed = False  # whether DeepSpeed left it out, to lower its loss scale
+    overflowed = False  # whether it was left out, to lower the loss scale
 
     def __init__(
         self,
@@ -69,6 +75,12 @@ class ZeroEngine:
         self.ema_decay = ema_decay
         self.masters = MasterWeights(self.engine.optimizer, self.engine.basic_optimizer)
         self._guard_optimizer()
+        self.loss_scaler: AutocastLossScaler | None = (
+            None  # only where DeepSpeed has none of its own
+        )
+        if self.engine.torch_autocast_z0_gradscaler is not None:
+            self.loss_scaler = AutocastLossScaler(self.device.type)
+            self.engine.torch_autocast_z0_gradscaler = self.loss_scaler
         self.communication = Communication(self.device)
         self.storage = CheckpointStorage(ALLOWED)
         self.engine.checkpoint_engine = self.storage
@@ -122,38 +134,45 @@ class ZeroEngine:
             group["lr"] = peak * rate
         self.reason = None
         self.overflowed = False
-        self._checked = False  # whether the detector has seen this step
-        self._plain_norm = math.nan
-        self.seen: list[dict[str, float]] = []  # metrics of each micro-batch
-        self._own_losses: list[Tensor] = []
+        self._begin_step()
         # Codebooks learn in the forward pass: kept, to undo that.
         before = [buffer.clone() for buffer in self.module.buffers()]
         with self.communication.timed():
             averages = self._forward_backward_step(micro_batches)
-        overflow = bool(getattr(self.engine.optimizer, "overflow", False))
-        # With fp16 gradients overflow now and then; DeepSpeed leaves the step out and lowers its
-        # scale.
-        self.overflowed = (
-            overflow and self.engine.fp16_enabled() and math.isfinite(averages["loss"])
-        )
-        if overflow and not self.overflowed and self.reason is None:
-            self.reason = self.stability.check(averages["loss"], math.inf)
+        self._judge_overflow(averages["loss"])
         if self.reason or self.overflowed:
             for buffer, value in zip(self.module.buffers(), before):
                 buffer.copy_(value)
         return self._step_metrics(averages, rate)
 
+    def _begin_step(self) -> None:
+        self._checked = False  # whether the detector has seen this step
+        self._norm: float | None = None  # of its gradient, once read from the device
+        self._plain_norm: Tensor | None = None
+        self._own_losses: list[Tensor] = []
+        self._metrics: list[dict[str, Tensor]] = []  # of each micro-batch, on this rank
+        self._averaged: dict[str, float] | None = None
+        self._norm_scale = 1.0
+        if isinstance(self.engine.optimizer, FP16_UnfusedOptimizer):
+            # It reports the norm of gradients that are still multiplied by the scale of this step.
+            self._norm_scale = self.engine.optimizer.loss_scale_config.cur_scale
+
     def _forward_backward_step(self, micro_batches: list[dict]) -> dict[str, float]:
-        """Forward, backward and optimizer; returns the metrics of the step."""
+        """Forward, backward and optimizer; returns the metrics of the step.
+
+        Nothing is read from the device before the last backward pass is queued.
+        """
         self.engine.train()
         for batch in micro_batches:
             loss, metrics = self.engine(on_device(batch, self.device))
             self._own_losses.append(loss.detach())
-            self.seen.append(self._mean_over_ranks({"loss": loss, **metrics}))
+            report = {"loss": loss, **metrics}
+            self._metrics.append({name: value.detach() for name, value in report.items()})
             self.engine.backward(loss)
-            if self.stage == 0:
+            if self.stage == 0 and self.engine.is_gradient_accumulation_boundary():
                 gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
-                self._plain_norm = float(nn.utils.get_total_norm(gradients))
+                norm = nn.utils.get_total_norm(gradients)
+                self._plain_norm = self.loss_scaler.unscaled(norm) if self.loss_scaler else norm
             with raising_at_min_loss_scale(self.engine):
                 self.engine.step()
         return self._averages()
@@ -169,24 +188,56 @@ class ZeroEngine:
             self.reason = self.stability.check(self._averages()["loss"], self._gradient_norm())
         return self.reason is None
 
-    def _averages(self) -> dict[str, float]:
-        """Metrics averaged over the micro-batches so far."""
-        averages = {}
-        for name in self.seen[0]:
-            averages[name] = sum(metrics[name] for metrics in self.seen) / len(self.seen)
-        return averages
+    def _judge_overflow(self, loss: float) -> None:
+        """Whether the step was left out because of its gradients, and whose fault that is.
 
-    def _mean_over_ranks(self, metrics: dict[str, Tensor]) -> dict[str, float]:
-        values = torch.stack([m.detach().float().reshape(()) for m in metrics.values()])
-        dist.all_reduce(values)
-        return dict(zip(metrics, (values / dist.get_world_size()).tolist()))
+        With fp16 gradients overflow now and then; the loss scale falls. A loss that is no number is
+        a bad step, whatever DeepSpeed makes of it.
+
+        Raises:
+            LossScaleAtMinimum: the scale of `loss_scaler` can fall no further.
+        """
+        left_out = bool(getattr(self.engine.optimizer, "overflow", False))
+        if self.loss_scaler:
+            left_out = not self._checked  # the scaler did not call the optimizer
+        is_scaled = self.loss_scaler is not None or self.engine.fp16_enabled()
+        is_finite = math.isfinite(loss)
+        self.overflowed = left_out and is_scaled and is_finite
+        if self.reason is None and not self.overflowed and (left_out or not is_finite):
+            self.reason = self.stability.check(loss, math.inf)
+        if self.loss_scaler and left_out:
+            if not is_finite:
+                self.loss_scaler.undo_backoff()
+            elif self.loss_scaler.note_overflow():
+                raise LossScaleAtMinimum(OVERFLOW_AT_MIN_SCALE)
+
+    def _averages(self) -> dict[str, float]:
+        """Metrics averaged over micro-batches and ranks: a collective when first asked in a step."""
+        if self._averaged is None:
+            self._averaged = self._mean_over_ranks(self._metrics)
+        return self._averaged
+
+    def _mean_over_ranks(self, reports: list[dict[str, Tensor]]) -> dict[str, float]:
+        """The mean of what every rank reports of its micro-batches."""
+        rows = []
+        for report in reports:
+            values = [value.float().reshape(()) for value in report.values()]
+            rows.append(torch.stack(values))
+        summed = torch.stack(rows)  # [micro-batches, metrics]
+        dist.all_reduce(summed)
+        columns = (summed / dist.get_world_size()).t().tolist()
+        return {name: sum(column) / len(column) for name, column in zip(reports[0], columns)}
 
     def _gradient_norm(self) -> float:
-        """Of the whole gradient, before clipping; DeepSpeed keeps it only with ZeRO or half
-        precision.
+        """Of the whole gradient, before clipping, without loss scale; DeepSpeed keeps it only with
+        ZeRO or half precision.
         """
-        norm = getattr(self.engine.optimizer, "_global_grad_norm", None)
-        return self._plain_norm if norm is None else float(norm)
+        if self._norm is None:
+            norm = getattr(self.engine.optimizer, "_global_grad_norm", None)
+            if norm is None:
+                norm = self._plain_norm
+            self._norm = math.nan if norm is None else float(norm) / self._norm_scale
+        return self._norm
 
     def _step_metrics(self, averages: dict[str, float], rate: float) -> dict[str, float]:
         """`averages` with the facts of the step; under fp16 the loss scale, and how many steps it
@@ -198,7 +249,10 @@ class ZeroEngine:
             "learning_rate": self.peak_rates[0] * rate,
             "step_skipped": float(self.reason is not None),
         }
-        if self.engine.fp16_enabled():
+        if self.loss_scaler:
+            metrics["loss_scale"] = self.loss_scaler.get_scale()
+            metrics["overflows"] = float(self.loss_scaler.overflows)
+        elif self.engine.fp16_enabled():
             optimizer = self.engine.optimizer
             scale = getattr(optimizer, "loss_scale", getattr(optimizer, "cur_scale", 0.0))
             metrics["loss_scale"] = float(scale)
@@ -216,7 +270,7 @@ class ZeroEngine:
         """Metrics of one batch a rank, averaged over ranks, without learning anything."""
         self.engine.eval()
         loss, metrics = self.engine(on_device(batch, self.device))
-        return self._mean_over_ranks({"loss": loss, **metrics})
+        return self._mean_over_ranks([{"loss": loss, **metrics}])
 
     @torch.no_grad()
     def loss_here(self, batch: dict) -> float | None:
@@ -304,6 +358,26 @@ class ZeroEngine:
                     parameter.copy_(value)
 
     # ---- Checkpoints ----------------------------------------------------------------------------
+
+    def step_state(self) -> dict[str, Any]:
+        """What the next step depends on beside weights and optimizer, as plain values: the same on
+        every rank.
+        """
+        state: dict[str, Any] = {"stability": self.stability.state()}
+        if self.loss_scaler:
+            state["loss_scaler"] = self.loss_scaler.state()
+        return state
+
+    def restore_step_state(self, state: dict[str, Any]) -> None:
+        """Continue from a `step_state`, also from one of version 0.1.0."""
+        self.stability.restore(state.get("stability", {}))
+        if self.loss_scaler is None:
+            return
+        if "loss_scaler" in state:
+            self.loss_scaler.restore(state["loss_scaler"])
+        else:
+            # Norms of 0.1.0 were multiplied by the loss scale: no spike would ever reach them.
+            self.stability.norms.clear()
 
     def save(self, folder: Path, background: bool = False) -> None:
         """Every rank writes its part of weights and optimizer state, as they are now, into
