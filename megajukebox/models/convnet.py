@@ -3,7 +3,7 @@
         [B, C, T]  --Stack-->  [B, C, 1, T] in every layer  -->  [B, C, T]
 
 On CPUs the channels of one moment lie together in memory, which torch offers for pictures only: encoding takes little
-more than half the time, with the same numbers (docs/decisions/0008).
+more than half the time, with the same numbers (docs/decisions/0008). On GPUs `set_channels_last` does the same.
 """
 
 # B batch   C channels   T time   1 the height of a picture that is no picture   D dilation
@@ -21,13 +21,23 @@ def on_cpu(x: Tensor) -> bool:
 class Stack(nn.Sequential):
     """Layers one after another, from [B, C, T] to [B, C', T']."""
 
+    channels_last: bool | None = None  # None: on CPUs alone
+
     def forward(self, x_BCT: Tensor) -> Tensor:
+        channels_last = on_cpu(x_BCT) if self.channels_last is None else self.channels_last
         laid_out = (
             x_BCT.transpose(1, 2).contiguous().transpose(1, 2)
-            if on_cpu(x_BCT)
+            if channels_last
             else x_BCT.contiguous()
         )
         return super().forward(laid_out.unsqueeze(2)).squeeze(2)
+
+
+def set_channels_last(model: nn.Module, channels_last: bool | None) -> None:
+    """How every Stack of `model` lays its channels out from now on; numbers stay what they are up to rounding."""
+    for module in model.modules():
+        if isinstance(module, Stack):
+            module.channels_last = channels_last
 
 
 class Conv1d(nn.Conv1d):

@@ -18,7 +18,23 @@ class STFT(BaseModel):
     def magnitude(self, x_BT: Tensor) -> Tensor:
         """|STFT| [B, fft/2 + 1, frames], centred, with a periodic Hann window."""
         window = torch.hann_window(self.window, device=x_BT.device, dtype=x_BT.dtype)
-        return torch.stft(x_BT, self.fft, self.hop, self.window, window, return_complex=True).abs()
+        centred = not torch.are_deterministic_algorithms_enabled()
+        if not centred:
+            x_BT = reflected(x_BT, self.fft // 2)
+        spectrum = torch.stft(
+            x_BT, self.fft, self.hop, self.window, window, center=centred, return_complex=True
+        )
+        return spectrum.abs()
+
+
+def reflected(x_BT: Tensor, pad: int) -> Tensor:
+    """`x_BT` with `pad` mirrored samples at either end, as torch.stft centres it.
+
+    Torch's own padding has no deterministic gradient on GPUs.
+    """
+    before = x_BT[:, 1 : pad + 1].flip(1)
+    after = x_BT[:, -pad - 1 : -1].flip(1)
+    return torch.cat([before, x_BT, after], dim=1)
 
 
 class Bandwidth(BaseModel):

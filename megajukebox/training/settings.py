@@ -140,6 +140,10 @@ class TrainingSettings(StrictSettings):
         description="clips a step of all processes together; 0: as the ds_config says",
     )
     seed: int = 0
+    deterministic: bool = Field(
+        default=False,
+        description="GPUs repeat a step to the last bit, as CPUs do anyway; slower",
+    )
     freeze: tuple[str, ...] = Field(
         default=(), description="parts that are not trained: lyrics, upper, input, blocks.0 ..."
     )

@@ -79,7 +79,8 @@ def handle_min_loss_scale(run: RunContext, engine: ZeroEngine, step: int, reason
         rewind_run(run, plan, first_overflow, reason)
         run.log.event(AlertRaised(kind=MIN_LOSS_SCALE, step=step + 1, reason=reason))
         raise TerminateRun("rewind", f"{reason}; start again")
-    give_up(run, step, f"{reason}; lower the learning rate, or set fp16.min_loss_scale")
+    way_out = "train in float32" if engine.loss_scaler else "set fp16.min_loss_scale"
+    give_up(run, step, f"{reason}; lower the learning rate, or {way_out}")
 
 
 def give_up(run: RunContext, step: int, reason: str) -> NoReturn:

@@ -163,3 +163,31 @@ def test_two_ranks_keep_the_codebook_of_one_process_with_both_batches(tmp_path: 
         torch.testing.assert_close(told, facts, rtol=1e-5, atol=1e-6)
     assert torch.equal(ranks[0][0]["vectors"], ranks[1][0]["vectors"])
     assert torch.equal(ranks[0][2], ranks[1][2]), "candidates are rank 0's on every rank"
+
+
+def test_counts_are_those_of_bincount() -> None:
+    book = started(codes=40)
+    codes = torch.randint(0, 40, (5000,))
+    book.counts.zero_()
+    book.update(torch.randn(5000, 3), codes, torch.zeros(40, 3))
+    alive = torch.bincount(codes, minlength=40).float() * (1 - 0.8)
+    torch.testing.assert_close(book.counts, alive.clamp(min=book.threshold))
+
+
+def test_a_book_that_is_put_back_to_before_its_start_starts_again() -> None:
+    """It asks the device for `started` only when somebody wrote there; the engine does, after a bad first step."""
+    torch.manual_seed(0)
+    book = Codebook(6, 3)
+    before = [buffer.clone() for buffer in book.buffers()]
+    book.start(torch.full((40, 3), float("nan")))
+    assert book.vectors.isnan().all()
+    for buffer, value in zip(book.buffers(), before):
+        buffer.copy_(value)
+    book.start(torch.randn(40, 3))
+    assert book.vectors.isfinite().all() and book.vectors.any()
+    kept = book.vectors.clone()
+    book.start(torch.randn(40, 3))
+    assert torch.equal(book.vectors, kept), "a codebook starts once"
+    book.load_state_dict({**book.state_dict(), "started": torch.tensor(False)})
+    book.start(torch.randn(40, 3))
+    assert not torch.equal(book.vectors, kept), "a checkpoint from before the start was loaded"

@@ -7,6 +7,7 @@ from fixtures.tiny_models import little_vqvae, vqvae_config
 from pydantic import ValidationError
 from torch import Tensor
 
+from megajukebox.models.convnet import set_channels_last
 from megajukebox.models.losses import (
     STFT,
     Bandwidth,
@@ -213,6 +214,36 @@ def test_spectral_convergence_is_a_share_of_the_truth_and_silence_counts_as_noth
     assert spectral_convergence(stft, x, y).item() == pytest.approx(expected, rel=1e-4)
     assert spectral_convergence(stft, torch.zeros(1, 300), y[:1]).item() == 0.0
     assert spectral_convergence(stft, x, x).item() == 0.0
+
+
+def test_a_spectrum_is_the_same_where_every_operation_must_be_deterministic() -> None:
+    """There the wave is mirrored at its ends by us: torch's padding has no deterministic gradient on GPUs."""
+    stft = STFT(fft=64, hop=16, window=48)
+    wave = torch.randn(2, 300, requires_grad=True)
+    seen = []
+    for deterministic in (False, True):
+        torch.use_deterministic_algorithms(deterministic)
+        try:
+            magnitude = stft.magnitude(wave)
+            [gradient] = torch.autograd.grad(magnitude.square().sum(), wave)
+        finally:
+            torch.use_deterministic_algorithms(False)
+        seen.append((magnitude, gradient))
+    assert torch.equal(seen[0][0], seen[1][0])
+    torch.testing.assert_close(seen[0][1], seen[1][1])
+
+
+def test_channels_may_lie_together_or_apart() -> None:
+    model = little_vqvae()
+    audio = torch.randn(2, 256, 1)
+    expected = model({"audio": audio})[0]
+    strides: list[int] = []  # from channel to channel, at the decoder's first layer
+    first = model.level("top").decoder.layers.get_submodule("0")
+    first.register_forward_pre_hook(lambda _, given: strides.append(given[0].stride(1)))
+    for channels_last in (False, True):
+        set_channels_last(model, channels_last)
+        torch.testing.assert_close(model({"audio": audio})[0], expected, rtol=1e-5, atol=1e-6)
+    assert strides[0] > 1 and strides[1] == 1
 
 
 def test_silence_has_a_finite_gradient() -> None:

@@ -4,6 +4,7 @@ import json
 
 import deepspeed
 import pytest
+import torch
 from fixtures.paths import FILES
 
 from megajukebox.common.errors import UserError
@@ -23,6 +24,12 @@ from megajukebox.training.planner.recipe import KEYS, recipe
 from megajukebox.training.stages import planned_stage, workload_of
 
 NAMES = ds_config_names()
+# Keys that recipes got since.
+SINCE_0_1_0 = {
+    "prior_zero3_hopper": {"communication_data_type": "fp32"},
+    "prior_pipeline_hopper": {"communication_data_type": "fp32"},
+    "upsampler_hopper": {"communication_data_type": "fp32"},
+}
 FILES_OF_0_1_0 = sorted((FILES / "ds_configs_0_1").glob("*.json"))
 
 
@@ -43,7 +50,8 @@ def test_deepspeed_accepts_it(name):
 @pytest.mark.parametrize("path", FILES_OF_0_1_0, ids=lambda path: path.stem)
 def test_what_is_rendered_equals_the_file_of_0_1_0_of_that_name(path):
     assert len(FILES_OF_0_1_0) == 18
-    assert read_ds_config(path.name) == json.loads(path.read_text())
+    expected = json.loads(path.read_text()) | SINCE_0_1_0.get(path.stem, {})
+    assert read_ds_config(path.name) == expected
 
 
 def test_paths_of_files_that_are_gone_still_name_them(tmp_path):
@@ -148,6 +156,24 @@ def test_float16_is_scaled_and_is_the_v100_s_alone(recipe_name):
                 assert "bf16" not in config
             else:
                 assert config.get("bf16", {}).get("enabled") or autocast == "bfloat16"
+
+
+@pytest.mark.parametrize("profile", ["hopper", "a100"])
+@pytest.mark.parametrize("recipe_name", ["prior_zero3", "prior_pipeline", "upsampler"])
+def test_gradients_in_bfloat16_are_summed_in_float32(recipe_name, profile):
+    config = share_batch(read_ds_config(f"{recipe_name}_{profile}.json"), 1)
+    known = deepspeed.runtime.config.DeepSpeedConfig(config)
+    assert known.communication_data_type == torch.float32
+
+
+def test_float16_by_autocast_is_refused_where_deepspeed_would_clip_scaled_gradients(tmp_path):
+    refused = "does not go with zero_optimization.stage 3: use fp16 instead, or dtype bfloat16"
+    with pytest.raises(UserError, match=refused):
+        read_ds_config("prior_zero3_cpu_fp16.json")
+    own = read_ds_config("vqvae_v100.json")
+    (tmp_path / "own.json").write_text(json.dumps(own | {"zero_optimization": {"stage": 1}}))
+    with pytest.raises(UserError, match="stage 1"):
+        read_ds_config(str(tmp_path / "own.json"))
 
 
 def test_what_deepspeed_takes_out_of_a_ds_config_is_in_the_next_one_that_is_read():

@@ -4,8 +4,11 @@ import json
 import math
 
 import pytest
+from conftest import PRESET
 from fixtures.paths import TESTS
-from fixtures.tiny_runs import finish, start_ranks
+from fixtures.tiny_runs import command, finish, start_ranks
+
+from megajukebox.records.jsonl_tail import read_lines
 
 WORKER = str(TESTS / "fixtures" / "loss_scaler_worker.py")
 WINDOW = 6  # of the spike detector, in the worker
@@ -80,3 +83,33 @@ def test_a_checkpoint_without_scale_is_read_and_its_scaled_norms_are_forgotten(r
 def test_an_overflow_at_the_lowest_scale_ends_the_attempt(report):
     assert report["at_two"] == {"overflowed": True, "loss_scale": 1.0}
     assert "lowest fp16 loss scale" in report["at_one"]
+
+
+def test_norms_under_fp16_weights_without_zero_have_no_scale_either(report):
+    """DeepSpeed's optimizer for that reports the norm of scaled gradients."""
+    small, large = report["norms_by_scale"]
+    assert small == pytest.approx(large, rel=1e-3)
+
+
+def test_metrics_are_exchanged_once_a_step_after_the_last_backward_pass(report):
+    """Whatever is read from a GPU before waits for it, and leaves it without work until the next pass is queued."""
+    assert report["order"] == ["backward", "backward", "exchange"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.xdist_group("pipeline")
+def test_a_vqvae_stopped_in_float16_ends_as_one_that_ran_through(pipeline, tmp_path):
+    runs = {"straight": [["--stop-after", "8"]], "stopped": [["--stop-after", "4"]] * 2}
+    for name, starts in runs.items():
+        for more in starts:
+            told = command(pipeline / "shards/songs", PRESET, tmp_path / name, stage="vqvae")
+            told += ["--ds-config", "vqvae_v100.json", "training.vqvae.log_every=1", *more]
+            codes, said = finish(start_ranks(told, ranks=1))
+            assert codes == [0], said[-3000:]
+    rows = {}
+    for name in runs:
+        logged = [m for m in read_lines(tmp_path / name / "metrics.jsonl") if m["split"] == "train"]
+        rows[name] = [(m["step"], m["loss"].hex(), m["loss_scale"], m["overflows"]) for m in logged]
+    assert rows["stopped"] == rows["straight"] and len(rows["straight"]) == 8
+    assert rows["straight"][-1][3] > 0, "some steps overflowed at first"

@@ -193,6 +193,24 @@ def test_zero_3_moves_the_weights_twice_and_the_gradients_once_for_each_micro_ba
     assert step.network == pytest.approx(3 * 2 * 15 / 16) and step.bound_by == "network"
 
 
+def test_gradients_that_are_summed_in_float32_move_and_hold_more():
+    gpu = GPU("g", 1.0, {"bfloat16": 1e9}, 1.0, 1.0)
+    short = told(3, bf16={"enabled": True})
+    wide = short | {"communication_data_type": "fp32"}
+    networks = [pace(recipe(way, 16), 16, 1.0, 10**9, gpu, 1.0).network for way in (short, wide)]
+    assert networks[1] == pytest.approx(networks[0] * (2 + 2 + 4) / (2 + 2 + 2))
+    zero_1 = told(1, bf16={"enabled": True}, communication_data_type="fp32")
+    assert pace(recipe(zero_1, 16), 16, 1.0, 10**9, gpu, 1.0).network == pytest.approx(
+        (2 + 4) * 15 / 16
+    )
+    traced = TracedPass(0, 0, 0)
+    buffers = []
+    for way in (short, wide):
+        parts = moments(recipe(way, 16), Weights(10**9, 1, 0), 16, traced, on_gpu=True)
+        buffers.append(parts["update"]["buffers"])
+    assert buffers[1] - buffers[0] == 4 * recipe(wide, 16).bucket
+
+
 @pytest.mark.parametrize(
     ("rate", "expected", "ettr"), [(3, 5.4, 99.1), (6.5, 11.6, 98.6), (16, 28.7, 97.4)]
 )

@@ -29,7 +29,7 @@ from megajukebox.training.planner.profiles import (
     load_profile,
     shipped_profiles,
 )
-from megajukebox.training.planner.recipe import check_keys
+from megajukebox.training.planner.recipe import check_autocast, check_keys
 
 DS_CONFIGS = Path(__file__).parents[3] / "ds_configs"
 SHORT_NAMES: dict[str, Precision] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
@@ -83,6 +83,7 @@ def read_ds_config(name: str) -> dict:
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is not JSON: {error}") from None
     check_keys(ds_config)
+    check_autocast(ds_config)
     return ds_config
 
 
@@ -169,6 +170,7 @@ def render(name: DsConfigName) -> dict[str, Any]:
     rendered |= profile.recipes[name.recipe]
     ds_config = {key: value for key, value in rendered.items() if value is not None}
     check_keys(ds_config)
+    check_autocast(ds_config)
     # Profiles are read once a process, and DeepSpeed takes entries out of what it is given.
     return copy.deepcopy(ds_config)
 

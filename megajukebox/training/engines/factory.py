@@ -2,8 +2,10 @@
 it got.
 """
 
+import os
 from collections.abc import Callable, Mapping
 
+import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
 
@@ -30,6 +32,8 @@ def build_engine(
 
     Raises UserError for a pipeline of anything but a prior.
     """
+    if settings.deterministic:
+        make_deterministic()
     if "pipeline" in ds_config:
         if not isinstance(config, PriorConfig):
             raise UserError(
@@ -48,6 +52,13 @@ def build_engine(
     fill(dict(model.named_parameters()) | dict(model.named_buffers()), weights or {})
     freeze(model, settings.freeze)
     return ZeroEngine(model, ds_config, settings.spikes, settings.ema_decay)
+
+
+def make_deterministic() -> None:
+    """From now on every operation of this process repeats to the last bit, or raises."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which torch asks for on GPUs
+    torch.utils.deterministic.fill_uninitialized_memory = False  # it would cost time for nothing
+    torch.use_deterministic_algorithms(True)
 
 
 def freeze(model: nn.Module, parts: tuple[str, ...]) -> None:

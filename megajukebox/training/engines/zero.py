@@ -460,13 +460,18 @@ class ZeroEngine:
 
 
 def on_device(batch: dict, device: torch.device) -> dict:
-    """`batch` with its tensors on `device`; the conditions are a dict within it."""
+    """`batch` with its tensors on `device`; the conditions are a dict within it.
+
+    To a GPU they go from pinned memory, so that nobody waits for the copy.
+    """
+    to_gpu = device.type == "cuda"
     moved: dict[str, Any] = {}
     for name, value in batch.items():
         if isinstance(value, dict):
             moved[name] = on_device(value, device)
         elif isinstance(value, Tensor):
-            moved[name] = value.to(device)
+            source = value.pin_memory() if to_gpu and value.device.type == "cpu" else value
+            moved[name] = source.to(device, non_blocking=to_gpu)
         else:
             moved[name] = value
     return moved

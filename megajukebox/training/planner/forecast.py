@@ -53,9 +53,14 @@ def exchanged(recipe: Recipe, gpus: int, elements: int, gpus_per_node: int) -> f
     ranks = recipe.data_ranks(gpus)
     if gpus <= gpus_per_node or ranks == 1:
         return 0.0
-    rounds = 3 * recipe.accumulation if recipe.stage == 3 else 2
+    if recipe.stage == 3:
+        of_a_weight = (2 * recipe.weight_bytes + recipe.reduced_bytes) * recipe.accumulation
+    elif recipe.stage:
+        of_a_weight = recipe.weight_bytes + recipe.reduced_bytes
+    else:
+        of_a_weight = 2 * recipe.reduced_bytes
     of_the_model = min(recipe.pipeline, gpus_per_node) / recipe.pipeline
-    return rounds * recipe.weight_bytes * elements * of_the_model * (ranks - 1) / ranks
+    return of_a_weight * elements * of_the_model * (ranks - 1) / ranks
 
 
 class Failures(NamedTuple):

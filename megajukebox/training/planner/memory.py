@@ -76,6 +76,12 @@ def gradients_grow(recipe: Recipe) -> bool:
     return keeps_gradients(recipe) and recipe.accumulation == 1 and recipe.pipeline == 1
 
 
+def copied_to_reduce(recipe: Recipe, bucket: int) -> int:
+    """A bucket of gradients in the precision that ranks sum it in, where that is another."""
+    is_copied = recipe.reduced_bytes != recipe.weight_bytes
+    return recipe.reduced_bytes * bucket if is_copied else 0
+
+
 def _backward(recipe: Recipe, weights: Weights, traced: TracedPass, static: Parts) -> Parts:
     """Forward and backward on top of `static`; gradients that grow are among what the pass was seen
     to need.
@@ -131,7 +137,7 @@ def _zero_1_and_2(
     if recipe.contiguous:
         # A CPU's pages count once they are touched.
         bucket = recipe.bucket if on_gpu else min(recipe.bucket, n)
-        exchange = size * bucket * (2 if recipe.overlap else 1)
+        exchange = size * bucket * (2 if recipe.overlap else 1) + copied_to_reduce(recipe, bucket)
     own = accumulated * share
     backward = static | {"buffers": exchange, "gradients": own if recipe.stage == 2 else 0}
     stepping = 0.0
@@ -161,7 +167,7 @@ def _zero_3(
         "weights": kept_whole + (0 if recipe.offload_weights else size * share),
         "optimizer": 0 if offloaded else MASTER_AND_MOMENTS * share,
         "gradients": 0 if offloaded else (recipe.gradient_bytes or size) * share,
-        "buffers": size * bucket if recipe.contiguous else 0,
+        "buffers": size * bucket + copied_to_reduce(recipe, bucket) if recipe.contiguous else 0,
     }
     backward = _backward(recipe, weights, traced, static)
     backward["weights"] += live

@@ -28,7 +28,7 @@ KEYS = (
     "communication_data_type",
 )
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-SHORT_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}  # of data_types.grad_accum_dtype
+SHORT_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}  # as DeepSpeed's keys name them
 MIXED_PRECISION_KEYS = ("fp16", "bf16", "torch_autocast")
 
 
@@ -53,6 +53,7 @@ class Recipe(NamedTuple):
     persistent: int
     group: int  # elements that ZeRO-3 steps at once
     gradient_bytes: int | None  # a gradient's, where data_types says it
+    reduced_bytes: int  # a gradient's while ranks sum it
 
     @property
     def weight_bytes(self) -> int:
@@ -74,9 +75,10 @@ def recipe(ds_config: dict, gpus: int) -> Recipe:
     check_keys(ds_config)
     zero = ds_config.get("zero_optimization", {})
     data_types = ds_config.get("data_types", {})
+    weights = weight_precision(ds_config)
     way = Recipe(
         stage=zero.get("stage", 0),
-        weights=weight_precision(ds_config),
+        weights=weights,
         precision=precision(ds_config),
         micro=ds_config.get("train_micro_batch_size_per_gpu", 1),
         accumulation=ds_config.get("gradient_accumulation_steps", 1),
@@ -93,6 +95,7 @@ def recipe(ds_config: dict, gpus: int) -> Recipe:
         persistent=int(zero.get("stage3_param_persistence_threshold", 1e5)),
         group=int(zero.get("sub_group_size", 1e9)),
         gradient_bytes=SHORT_BYTES.get(data_types.get("grad_accum_dtype")),
+        reduced_bytes=SHORT_BYTES.get(ds_config.get("communication_data_type"), BYTES[weights]),
     )
     if "pipeline" in ds_config and way.stage != 1:
         raise UserError(
@@ -113,6 +116,21 @@ def check_keys(ds_config: dict[str, Any]) -> None:
         hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(KEYS)}"
         raise UserError(
             f"the ds_config has an unknown key {key!r}, which DeepSpeed would ignore; {hint}"
+        )
+
+
+def check_autocast(ds_config: dict[str, Any]) -> None:
+    """Raises UserError for float16 by torch_autocast under ZeRO.
+
+    DeepSpeed then clips gradients that are still multiplied by the loss scale, and its scaler never
+    hears of an overflow.
+    """
+    autocast = ds_config.get("torch_autocast", {})
+    stage = ds_config.get("zero_optimization", {}).get("stage", 0)
+    if autocast.get("enabled") and autocast.get("dtype") in ("float16", "fp16") and stage:
+        raise UserError(
+            f"torch_autocast in float16 does not go with zero_optimization.stage {stage}: use fp16"
+            " instead, or dtype bfloat16"
         )
 
 
