@@ -57,7 +57,8 @@ def build_engine(
 def make_deterministic() -> None:
     """From now on every operation of this process repeats to the last bit, or raises."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which torch asks for on GPUs
-    torch.utils.deterministic.fill_uninitialized_memory = False  # it would cost time for nothing
+    # Filling fresh memory would cost time for nothing.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.use_deterministic_algorithms(True)
 
 
