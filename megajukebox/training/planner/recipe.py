@@ -95,7 +95,7 @@ def recipe(ds_config: dict, gpus: int) -> Recipe:
         persistent=int(zero.get("stage3_param_persistence_threshold", 1e5)),
         group=int(zero.get("sub_group_size", 1e9)),
         gradient_bytes=SHORT_BYTES.get(data_types.get("grad_accum_dtype", "")),
-        reduced_bytes=SHORT_BYTES.get(ds_config.get("communication_data_type"), BYTES[weights]),
+        reduced_bytes=SHORT_BYTES.get(ds_config.get("communication_data_type", ""), BYTES[weights]),
     )
     if "pipeline" in ds_config and way.stage != 1:
         raise UserError(
