@@ -6,7 +6,7 @@ import pytest
 
 from gpu_parts.figures import Figures
 
-TEST_TIMEOUT_SECONDS = 60
+TEST_TIMEOUT_SECONDS = 100  # those that train start processes of their own
 
 
 class Outcomes:
