@@ -52,7 +52,6 @@ DEEPSPEED_PRIVATE = (
     PrivateName("_global_grad_norm", BF16, "the norm before clipping"),
     PrivateName("loss_scale_config", FP16_FUSED, "current and lowest loss scale without ZeRO"),
     PrivateName("loss_scale_config", FP16_UNFUSED, "current and lowest loss scale without ZeRO"),
-    PrivateName("_global_grad_norm", FP16_UNFUSED, "the norm, multiplied by the loss scale"),
     PrivateName(MIN_LOSS_SCALE_MESSAGE, "runtime.fp16.loss_scaler", "how ZeRO reports that"),
     # Optimizers: the moving average is one more state, which ZeRO-1 and 2 must link again
     PrivateName("_lazy_init_hp_params_optimizer_state", ZERO_1_2, "links states to parameters"),

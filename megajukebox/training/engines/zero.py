@@ -14,7 +14,6 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
-from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 from deepspeed.utils import (
     safe_get_full_optimizer_state,
     safe_set_full_optimizer_state,
@@ -152,10 +151,6 @@ class ZeroEngine:
         self._own_losses: list[Tensor] = []
         self._metrics: list[dict[str, Tensor]] = []  # of each micro-batch, on this rank
         self._averaged: dict[str, float] | None = None
-        self._norm_scale = 1.0
-        if isinstance(self.engine.optimizer, FP16_UnfusedOptimizer):
-            # It reports the norm of gradients that are still multiplied by the scale of this step.
-            self._norm_scale = self.engine.optimizer.loss_scale_config.cur_scale
 
     def _forward_backward_step(self, micro_batches: list[dict]) -> dict[str, float]:
         """Forward, backward and optimizer; returns the metrics of the step.
@@ -236,7 +231,7 @@ class ZeroEngine:
             norm = getattr(self.engine.optimizer, "_global_grad_norm", None)
             if norm is None:
                 norm = self._plain_norm
-            self._norm = math.nan if norm is None else float(norm) / self._norm_scale
+            self._norm = math.nan if norm is None else float(norm)
         return self._norm
 
     def _step_metrics(self, averages: dict[str, float], rate: float) -> dict[str, float]:
