@@ -80,17 +80,19 @@ class Codebook(nn.Module):
         """Take the first batch's vectors as the codes, once.
 
         `started` is read from the device only after somebody wrote it (training, a checkpoint, an undone step): every
-        in-place write counts up its version.
+        in-place write counts up its version. Tensors made in inference mode have none and are read each time.
         """
+        counts_versions = not self.started.is_inference()
         seen = self._seen_started
-        if seen and seen[0] is self.started and seen[1] == self.started._version:
+        if counts_versions and seen and seen[0] is self.started and seen[1] == self.started._version:
             return
         if not bool(self.started):
             self.vectors.copy_(self.candidates(x_ND))
             self.sums.copy_(self.vectors)
             self.counts.fill_(1.0)
             self.started.fill_(True)
-        self._seen_started = (self.started, self.started._version)
+        if counts_versions:
+            self._seen_started = (self.started, self.started._version)
 
     @torch.no_grad()
     def restore_counts(self, tokens_per_step: float) -> None:

@@ -191,3 +191,11 @@ def test_a_book_that_is_put_back_to_before_its_start_starts_again() -> None:
     book.load_state_dict({**book.state_dict(), "started": torch.tensor(False)})
     book.start(torch.randn(40, 3))
     assert not torch.equal(book.vectors, kept), "a checkpoint from before the start was loaded"
+
+
+def test_a_book_made_in_inference_mode_starts_once_too() -> None:
+    with torch.inference_mode():
+        book = started()
+        vectors = book.vectors.clone()
+        book.start(torch.randn(40, 3))
+    assert bool(book.started) and torch.equal(book.vectors, vectors)
