@@ -84,7 +84,12 @@ class Codebook(nn.Module):
         """
         counts_versions = not self.started.is_inference()
         seen = self._seen_started
-        if counts_versions and seen and seen[0] is self.started and seen[1] == self.started._version:
+        if (
+            counts_versions
+            and seen
+            and seen[0] is self.started
+            and seen[1] == self.started._version
+        ):
             return
         if not bool(self.started):
             self.vectors.copy_(self.candidates(x_ND))
