@@ -16,6 +16,7 @@ SOAK = ROOT / "benchmarks/soak.py"
 
 @pytest.mark.timeout(900)
 @pytest.mark.xdist_group("faults")
+@pytest.mark.slow  # ten minutes on two cores
 def test_killed_damaged_and_warned_by_dice_a_run_ends_as_if_nothing_had_been(tmp_path):
     if missing() or os.geteuid():
         assert "CI" not in os.environ, "continuous integration must have SLURM and root"
