@@ -29,7 +29,7 @@ def test_every_part_of_the_day_runs_at_a_small_size(tmp_path: Path) -> None:
     for part in PARTS:
         row = results.parts[part.name]
         assert row.status == DONE, "\n".join([part.name, row.reason, *row.last_lines])
-        assert row.figures, part.name
+        assert row.figures or row.facts, part.name  # profiles are facts: kernels and their times
     assert done.returncode == 0, done.stderr
     files = [path for path in tmp_path.iterdir() if path.is_file()]
     assert len(files) < MOST_FILES  # one more is the caller's own log
