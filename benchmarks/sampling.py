@@ -139,7 +139,7 @@ class Growing:
 
 def sample_growing(window: SamplingWindow) -> Tensor:
     """A window by `Growing`; a temperature's division and a Categorical with its checks, as there."""
-    begin, until = window.known_prefix(), window.unknown_end()
+    begin, until = window.unknown_span()
     growing = Growing(window.prior, window.conditioning, len(window.tokens_BT))
     if begin:
         growing.pretend(begin)

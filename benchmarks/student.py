@@ -420,7 +420,7 @@ class LikeJukebox(Autoregressive):
             packed: PackedPrior, window: SamplingWindow, progress: Callable[[int], None]
         ) -> None:
             sample_growing(window)
-            progress(window.unknown_end())
+            progress(window.unknown_span()[1])
 
         return sample
 

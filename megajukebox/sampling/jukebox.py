@@ -24,7 +24,6 @@ from megajukebox.common.model_files import load_into, read_facts
 from megajukebox.models.prior import Prior
 from megajukebox.models.vqvae import VQVAE, VQVAEConfig
 from megajukebox.sampling.level_jobs import batches_of_equal_length, build_job
-from megajukebox.sampling.levels.autoregressive import build_level_sampler
 from megajukebox.sampling.levels.decoding_policy import FASTEST, DecodingPolicy
 from megajukebox.sampling.levels.level_sampler import LevelJob, LevelSampler
 from megajukebox.sampling.prior_run import PriorRun, align_words, unknown_name_notes
@@ -90,6 +89,7 @@ class Jukebox:
             **self.students,
         }
         self.device = choose_device(asked=device)
+        policy.check_device(self.device)
         facts = read_facts(self.runs / VQVAE_FOLDER)
         self.vqvae = VQVAE(VQVAEConfig(**facts["config"]))
         load_into(self.vqvae, self.runs / VQVAE_FOLDER, device=self.device)
@@ -234,14 +234,15 @@ class Jukebox:
         start_time = time.perf_counter()
         job = self.build_job(level, songs)
         known_before = int(job.known_BT.sum())
-        decoding = self.policy.decoding_of(level, len(songs), prior)
+        run = self.levels[level]
+        decoding = self.policy.decoding_of(level, len(songs), run.config, self.device)
         recorded_decoding = decoding
         if level in self.students:
             recorded_decoding = self.students[level].name
         elif level in self.samplers:
             recorded_decoding = "own"
         build = self.samplers.get(level) or partial(
-            build_level_sampler, decoding=decoding, int8=self.policy.int8
+            run.level_sampler, decoding=decoding, int8=self.policy.int8
         )
         all_known = known_before == job.known_BT.numel()
         sampler = None if all_known else build(prior)
@@ -265,7 +266,7 @@ class Jukebox:
         for song, codes_T in zip(songs, job.codes_BT.cpu()):
             song.codes[level] = codes_T.numpy()
             song.levels[level] = dict(facts)
-            align_words(song, self.levels[level], prior, job.samples)
+            align_words(song, run, prior, job.samples)
         sink.finish_level(level, songs, job)
 
     def build_job(self, level: str, songs: list[GeneratedSong]) -> LevelJob:

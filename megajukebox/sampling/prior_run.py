@@ -22,6 +22,8 @@ from megajukebox.conditioning.schema import (
 from megajukebox.conditioning.tokenizers import run_tokenizer
 from megajukebox.conditioning.vocabulary import UNKNOWN, Vocabulary, normalised, read_vocabularies
 from megajukebox.models.prior import Prior, PriorConfig
+from megajukebox.sampling.levels.autoregressive import build_level_sampler
+from megajukebox.sampling.levels.level_sampler import LevelSampler
 from megajukebox.sampling.lyrics.head_selection import read_alignment_head, sung_words
 from megajukebox.sampling.songs.requests import SongRequest
 from megajukebox.sampling.songs.song import GeneratedSong
@@ -51,6 +53,7 @@ class PriorRun:
         )
         self.alignment = read_alignment_head(folder)
         self.kept_prior: Prior | None = None
+        self.kept_samplers: dict[tuple[str, bool], LevelSampler] = {}  # of the loaded prior
 
     def conditioning(self, request: SongRequest) -> SongConditioning:
         """What the prior is conditioned on for `request`, beside codes and timing."""
@@ -89,11 +92,15 @@ class PriorRun:
     @contextmanager
     def loaded(self, device: torch.device, dtype: torch.dtype) -> Iterator[Prior]:
         """The prior on `device`, straight from the file, and gone after the block; or the one that is kept."""
-        if self.kept_prior is not None:
-            yield self.kept_prior
+        prior = self.kept_prior or self._load(device, dtype)
+        try:
+            yield prior
+        except BaseException:
+            self.kept_samplers.clear()  # the memory was too little, perhaps: the next attempt has theirs
+            raise
+        if prior is self.kept_prior:
             return
-        prior = self._load(device, dtype)
-        yield prior
+        self.kept_samplers.clear()
         # Gone even while a caller's name still holds it: the next one is loaded before that name is reused.
         prior.to("meta")
         if device.type == "cuda":
@@ -101,6 +108,15 @@ class PriorRun:
         # glibc would keep its memory beside the file of the next one.
         with suppress(OSError, AttributeError):  # another system, another allocator
             ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+    def level_sampler(self, prior: Prior, decoding: str, int8: bool) -> LevelSampler:
+        """The level sampler of the loaded `prior`. On a GPU it stays with it: its graphs take seconds to capture."""
+        if prior.head.weight.device.type == "cpu":  # where it would hold a copy of the weights
+            return build_level_sampler(prior, decoding, int8=int8)
+        if (decoding, int8) not in self.kept_samplers:
+            self.kept_samplers.clear()
+            self.kept_samplers[decoding, int8] = build_level_sampler(prior, decoding, int8=int8)
+        return self.kept_samplers[decoding, int8]
 
     def _load(self, device: torch.device, dtype: torch.dtype) -> Prior:
         with torch.device("meta"):

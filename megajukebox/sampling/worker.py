@@ -27,7 +27,7 @@ from megajukebox.common.model_files import FACTS, WEIGHTS
 from megajukebox.conditioning.vocabulary import VOCABULARIES
 from megajukebox.sampling.jukebox import Jukebox, SamplingInterrupted
 from megajukebox.sampling.lyrics.head_selection import ALIGNMENT_FILE
-from megajukebox.sampling.memory_budget import LevelMemory, fit_batch, free_memory
+from megajukebox.sampling.memory_budget import fit_batch, free_memory, level_memory
 from megajukebox.sampling.progress import ProgressFile
 from megajukebox.sampling.songs.requests import parse_requests
 from megajukebox.sampling.songs.resume_store import ResumeStore
@@ -104,10 +104,7 @@ class SamplerServer:
 
 def fits(jukebox: Jukebox) -> bool:
     """Whether all priors may stay loaded together: within a share of what the device has free."""
-    needs = []
-    for level, run in jukebox.levels.items():
-        student = level in jukebox.students
-        needs.append(LevelMemory(run.config, guided=True, student=student))
+    needs = level_memory(jukebox, [], guided=True)
     limit = KEPT_MEMORY_SHARE * free_memory(jukebox.device)
     on_cpu = jukebox.device.type == "cpu"
     try:

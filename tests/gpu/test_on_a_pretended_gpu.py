@@ -94,7 +94,7 @@ def test_a_row_that_a_graph_keeps_as_a_number_is_noticed() -> None:
 def test_a_cache_that_is_replaced_between_replays_is_noticed() -> None:
     def replace(self: kv_cache.PreviousRowCache, rows: int) -> None:
         if rows:
-            self.previous = self.memory.clone()
+            self.padded_previous = self.padded.clone()
 
     with patch.object(kv_cache.PreviousRowCache, "advance_rows", replace):
         assert differs_on_the_gpu()
@@ -136,8 +136,16 @@ def test_a_second_gpu_samples_the_same_codes_once_the_process_has_set_its_device
     assert not differs_on_the_gpu(second)
 
 
-def test_a_second_gpu_whose_process_works_on_the_first_is_noticed() -> None:
-    assert differs_on_the_gpu(PretendGpu(index=1, sets_device=False))
+def test_a_graph_that_is_captured_on_another_gpu_is_noticed() -> None:
+    sound = RowSteps.__init__
+
+    def on_the_first(self: RowSteps, *args) -> None:
+        sound(self, *args)
+        if self.stream is not None:
+            self.stream = torch.cuda.Stream(0)
+
+    with patch.object(RowSteps, "__init__", on_the_first):
+        assert differs_on_the_gpu(PretendGpu(index=1))
 
 
 # ---- The pretended GPU itself ---------------------------------------------------------------------------------------

@@ -18,11 +18,13 @@ from megajukebox.sampling.jukebox import Jukebox
 from megajukebox.sampling.levels.autoregressive import build_level_sampler
 from megajukebox.sampling.memory_budget import (
     CPU_OVERHEAD_BYTES,
+    CUDA_OVERHEAD_BYTES,
     BatchFit,
     LevelMemory,
     cache_elements,
     fit_batch,
     level_memory,
+    step_nodes,
 )
 from megajukebox.sampling.prior_run import PriorRun
 from megajukebox.sampling.songs.requests import SongRequest
@@ -68,6 +70,23 @@ def test_all_priors_stay_if_they_fit_beside_the_songs() -> None:
     assert fit_batch(needs, 2, 3 * weights + rest - 1, F32, cpu=True) == BatchFit(
         2, False, weights + rest
     )
+
+
+def test_graphs_of_every_kept_prior_are_counted_on_a_gpu() -> None:
+    plain, graphs = (
+        LevelMemory(little_prior().config),
+        LevelMemory(little_prior().config, graph_nodes=100),
+    )
+    assert plain.graph_bytes(2, F32) == 0 < graphs.graph_bytes(2, F32) < graphs.graph_bytes(3, F32)
+    assert graphs.song_bytes(2, F32) < plain.song_bytes(2, F32), (
+        "its caches are those of the graphs"
+    )
+    kept = 3 * (graphs.weight_bytes(F32) + graphs.graph_bytes(2, F32))
+    working = graphs.auxiliary_bytes(F32, cpu=False) + graphs.song_bytes(2, F32)
+    limit = CUDA_OVERHEAD_BYTES + kept + working
+    assert fit_batch([graphs] * 3, 2, limit, F32, cpu=False) == BatchFit(2, True, limit)
+    assert not fit_batch([graphs] * 3, 2, limit - 1, F32, cpu=False).keep_loaded
+    assert step_nodes(plain.config, fused=True) < step_nodes(plain.config, fused=False)
 
 
 def beside_songs(need: LevelMemory) -> int:

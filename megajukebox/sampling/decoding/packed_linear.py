@@ -8,6 +8,8 @@
     CPU, float16         the plain matrix product                the same
     CPU, int8            FBGEMM, inputs quantised on the fly     the same
     elsewhere            cuBLAS                                  the same
+    elsewhere, int8      weights written out at each step, 2.5   the same
+                         times the bytes of bfloat16: refused
 
 MKL, which `F.linear` calls, reads weights at a third of the speed of memory here (docs/decisions/0023).
 """
@@ -15,7 +17,6 @@ MKL, which `F.linear` calls, reads weights at a third of the speed of memory her
 # N rows   I inputs   O outputs
 import warnings
 from collections.abc import Callable
-from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -41,12 +42,7 @@ def pack_linear(layer: nn.Linear, int8: bool = False) -> Linear:
     if weight.device.type != "cpu":
         if not int8:
             return lambda x_NI: F.linear(x_NI, weight, bias)
-        # Weights only: read as int8, multiplied in the model's precision. Worth it where compiled into one kernel.
-        scale_O = int8_scales(weight)
-        steps_OI = (weight.float() / scale_O[:, None]).round().clamp(-INT8_MAX, INT8_MAX)
-        rounded_OI = steps_OI.to(torch.int8)
-        scale_O = scale_O.to(weight.dtype)
-        return lambda x_NI: _compiled()(x_NI, rounded_OI, scale_O, bias)
+        return _int8_elsewhere(weight, bias)
     if int8:
         return _int8_on_cpu(weight, bias)
     if weight.dtype == torch.float32:
@@ -116,6 +112,19 @@ def int8_scales(weight_OI: Tensor) -> Tensor:
     return weight_OI.float().abs().amax(1).clamp(min=MIN_WEIGHT) / INT8_MAX
 
 
+def _int8_elsewhere(weight_OI: Tensor, bias: Tensor | None) -> Linear:
+    scale_O = int8_scales(weight_OI)
+    rounded_OI = (weight_OI.float() / scale_O[:, None]).round().clamp(-INT8_MAX, INT8_MAX)
+    rounded_OI = rounded_OI.to(torch.int8)
+    scale_O = scale_O.to(weight_OI.dtype)
+
+    def apply(x_NI: Tensor) -> Tensor:
+        y_NO = F.linear(x_NI, rounded_OI.to(x_NI.dtype)) * scale_O
+        return y_NO if bias is None else y_NO + bias
+
+    return apply
+
+
 def _int8_on_cpu(weight_OI: Tensor, bias: Tensor | None) -> Linear:
     zeros = torch.zeros(len(weight_OI), dtype=torch.long)
     scales = int8_scales(weight_OI)
@@ -133,14 +142,3 @@ def _int8_on_cpu(weight_OI: Tensor, bias: Tensor | None) -> Linear:
     if dtype == torch.float32:
         return lambda x_NI: torch.ops.quantized.linear_dynamic(x_NI, packed, narrow)
     return lambda x_NI: torch.ops.quantized.linear_dynamic(x_NI.float(), packed, narrow).to(dtype)
-
-
-@cache
-def _compiled() -> Callable[..., Tensor]:
-    """Made when it is used: to import the compiler takes two seconds, of every start of every command that samples."""
-    return torch.compile(_dequantised, dynamic=False)
-
-
-def _dequantised(x_NI: Tensor, steps_OI: Tensor, scale_O: Tensor, bias: Tensor | None) -> Tensor:
-    y_NO = F.linear(x_NI, steps_OI.to(x_NI.dtype)) * scale_O
-    return y_NO if bias is None else y_NO + bias

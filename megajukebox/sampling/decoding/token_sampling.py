@@ -41,6 +41,14 @@ class TokenSamplerProtocol(Protocol):
         """The noise [B, N, V] that decides there, for a caller that makes that of several steps at once."""
         ...
 
+    def tensors(self) -> dict[str, Tensor]:
+        """What it reads, by name: two samplers that read tensors of the same names and shapes do the same."""
+        ...
+
+    def clone(self) -> "TokenSamplerProtocol":
+        """One that reads copies of its tensors."""
+        ...
+
 
 @dataclass(frozen=True)
 class TokenSampler:
@@ -57,6 +65,13 @@ class TokenSampler:
 
     def gumbel(self, position_BN: Tensor, codes: int) -> Tensor:
         return gumbel_noise.gumbel(self.keys_B[:, None], position_BN, codes)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"keys": self.keys_B, "temperature": self.temperature_B, **self.filters}
+
+    def clone(self) -> "TokenSampler":
+        filters = {name: value_B.clone() for name, value_B in self.filters.items()}
+        return TokenSampler(self.keys_B.clone(), self.temperature_B.clone(), filters)
 
     def __call__(
         self,
@@ -187,6 +202,14 @@ class ClassifierFreeGuidance:
 
     def gumbel(self, position_BN: Tensor, codes: int) -> Tensor:
         return self.token_sampler.gumbel(position_BN[: len(self.token_sampler.keys_B)], codes)
+
+    def tensors(self) -> dict[str, Tensor]:
+        guidance = {"guided": self.songs_G, "strength": self.strength_G}
+        return self.token_sampler.tensors() | guidance
+
+    def clone(self) -> "ClassifierFreeGuidance":
+        token_sampler = self.token_sampler.clone()
+        return ClassifierFreeGuidance(token_sampler, self.songs_G.clone(), self.strength_G.clone())
 
     def __call__(
         self, logits_BNV: Tensor, position_BN: Tensor, *, gumbel: Tensor | None = None

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from megajukebox.models.prior import Conditioning, Prior
+from megajukebox.sampling.decoding.cuda_device import upload
 from megajukebox.sampling.decoding.decoder import PackedPrior, WindowDecoder, window_decoder
+from megajukebox.sampling.decoding.kv_cache import first_songs
 from megajukebox.sampling.decoding.token_sampling import (
     ClassifierFreeGuidance,
     SampledTokens,
@@ -43,16 +45,14 @@ class SamplingWindow:
     known_BT: Tensor  # bool
     start_B: Tensor  # int64, absolute position (codes since the start of the song) of the window's first code
     token_sampler: TokenSamplerProtocol
-    shared_prefix_B: Tensor | None = (
-        None  # int64, number of a song's prefix; None: no two share one
-    )
+    # On the host: int64, number of a song's prefix; None: no two share one.
+    shared_prefix_B: Tensor | None = None
     noise: tuple[int, Tensor] | None = None  # of the positions from that one on, [B, N, V]
 
     def positions(self, t: int, size: int) -> Tensor:
         """Absolute positions [B, N] of N positions of the window."""
         first = t - self.prior.config.prefix_tokens
-        offsets = torch.arange(first, first + size)
-        return self.start_B[:, None] + offsets.to(self.start_B.device)
+        return self.start_B[:, None] + torch.arange(first, first + size, device=self.start_B.device)
 
     def sample(self, logits_BNV: Tensor, t: int) -> SampledTokens:
         """Sample positions t .. t + N - 1."""
@@ -71,6 +71,10 @@ class SamplingWindow:
             return noise[:, t - first : t - first + size]
         blocks = [] if noise is None else [noise[:, t - first :]]
         block_size = max(1, NOISE_BLOCK // len(self.start_B))
+        if (
+            self.start_B.device.type == "cuda"
+        ):  # as many launches for one position as for a thousand
+            block_size = max(size, block_size)
         for position in range(end, t + size, block_size):
             positions_BN = self.positions(position, block_size)
             blocks.append(self.token_sampler.gumbel(positions_BN, codes))
@@ -78,15 +82,12 @@ class SamplingWindow:
         self.noise = (t, noise)
         return noise[:, :size]
 
-    def known_prefix(self) -> int:
-        """How many positions from the first on are known in every song."""
-        unknown = (~self.known_BT).any(0).nonzero()
-        return int(unknown[0]) if len(unknown) else self.tokens_BT.shape[1]
-
-    def unknown_end(self) -> int:
-        """The position after the last one that is not known in every song."""
-        unknown = (~self.known_BT).any(0).nonzero()
-        return int(unknown[-1]) + 1 if len(unknown) else 0
+    def unknown_span(self) -> tuple[int, int]:
+        """How many positions from the first on are known in every song, and where the last unknown one ends."""
+        unknown = (~self.known_BT).any(0).cpu().nonzero()
+        if not len(unknown):
+            return self.tokens_BT.shape[1], 0
+        return int(unknown[0]), int(unknown[-1]) + 1
 
 
 @torch.inference_mode()
@@ -94,8 +95,7 @@ def sample_window(
     packed: PackedPrior, window: SamplingWindow, progress: Progress = lambda t: None
 ) -> Tensor:
     """The window's tokens with what is not known sampled, code by code."""
-    begin = window.known_prefix()
-    until = window.unknown_end()
+    begin, until = window.unknown_span()
     with window_decoder(window.prior, window.conditioning, len(window.tokens_BT)) as decoder:
         prefill(decoder, window, begin)
         for t in range(begin, until):
@@ -121,8 +121,7 @@ def sample_window_speculative(
 
     Blocks are as long as pays: `num_draft_tokens` codes at most, fewer where few of them turn out right.
     """
-    begin = window.known_prefix()
-    until = window.unknown_end()
+    begin, until = window.unknown_span()
     mean_accepted = min(num_draft_tokens, FIRST_BLOCK) / PASSES_PER_CODE
     with window_decoder(window.prior, window.conditioning, len(window.tokens_BT)) as decoder:
         prefill(decoder, window, begin)
@@ -145,7 +144,7 @@ def sample_window_speculative(
 @torch.inference_mode()
 def sample_window_slowly(window: SamplingWindow) -> Tensor:
     """The plain twin of all decodings: one full forward pass for every code, nothing cached."""
-    for t in range(window.known_prefix(), window.unknown_end()):
+    for t in range(*window.unknown_span()):
         logits = window.prior.logits(window.tokens_BT, window.conditioning)[:, t : t + 1]
         write_tokens(window, t, sample_tokens(None, window, logits, t))
     return window.tokens_BT
@@ -159,8 +158,10 @@ def prefill(decoder: WindowDecoder, window: SamplingWindow, begin: int) -> None:
     if shared_B is None:
         decoder.prefill(window.tokens_BT[:, :begin])
         return
-    first = [int((shared_B == u).nonzero()[0]) for u in range(int(shared_B.max()) + 1)]
-    decoder.prefill(window.tokens_BT[first, :begin], shared_B)
+    prefixes = int(shared_B.max()) + 1
+    songs_B = upload(shared_B, window.tokens_BT.device)
+    first_U = first_songs(songs_B, prefixes)
+    decoder.prefill(window.tokens_BT[first_U, :begin], songs_B)
 
 
 def sample_tokens(

@@ -20,7 +20,7 @@ from torch import Tensor
 from megajukebox.common.errors import UserError
 from megajukebox.models.prior import Prior
 from megajukebox.records.sample_record import current_decoding
-from megajukebox.sampling.decoding.cuda_graph_rows import sample_window_cuda_graph
+from megajukebox.sampling.decoding.cuda_graph_rows import CudaGraphSampler
 from megajukebox.sampling.decoding.decoder import PackedPrior, WindowDecoder
 from megajukebox.sampling.decoding.token_sampling import ClassifierFreeGuidance
 from megajukebox.sampling.decoding.window_sampler import (
@@ -55,8 +55,9 @@ class Autoregressive:
     @torch.inference_mode()
     def sample(self, job: LevelJob, progress: Progress) -> None:
         config = self.prior.config
+        known_BT = job.known_BT.cpu()  # of each window's own codes: no other window changes it
         for span in window_spans(job.total, config.window, window_hop(config, job.hop_fraction)):
-            if not bool(job.known_BT[:, span.new : span.end].all()):
+            if not bool(known_BT[:, span.new : span.end].all()):
                 rows = [WindowRow(song, span) for song in range(len(job.conditioning))]
                 self.run(job, rows, build_window(self.prior, job, rows), progress)
 
@@ -66,10 +67,10 @@ class Autoregressive:
         """Sample one window of every row; codes count as done row by row of the transformer."""
 
         def write_back(t: int) -> None:
-            new = 0
+            new: Tensor | int = 0
             for row, tokens_T in zip(rows, window.tokens_BT):
-                new += self.write(job, row, tokens_T, t)
-            progress(new)
+                new = new + self.write(job, row, tokens_T, t)
+            progress(int(new))
 
         self.window_sampler()(self.packed, window, progress=write_back)
 
@@ -77,7 +78,7 @@ class Autoregressive:
         """What samples one window: called with (packed prior, window, progress)."""
         return sample_window
 
-    def write(self, job: LevelJob, row: WindowRow, tokens_T: Tensor, t: int) -> int:
+    def write(self, job: LevelJob, row: WindowRow, tokens_T: Tensor, t: int) -> Tensor | int:
         """Write the row's own codes before position t of its window to the job; how many of them are new.
 
         window   |prefix|known|new ....|     a row's own codes are `new` .. `end` - 1 of the level
@@ -96,8 +97,12 @@ class Autoregressive:
 class CudaGraphDecoding(Autoregressive):
     """Exact: the steps of a row are captured once and replayed, without a word from the host."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.graphs = CudaGraphSampler()
+
     def window_sampler(self) -> Callable:
-        return sample_window_cuda_graph
+        return self.graphs
 
 
 @dataclass
@@ -167,13 +172,20 @@ class WindowParallelDecoding(Autoregressive):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.exact = False
+        self.sample_rows = sample_window
+        if self.prior.head.weight.device.type == "cuda":
+            self.sample_rows = CudaGraphSampler()
+
+    def window_sampler(self) -> Callable:
+        return self.sample_rows
 
     @torch.inference_mode()
     def sample(self, job: LevelJob, progress: Progress) -> None:
         rows = []
+        known_BT = job.known_BT.cpu()
         for span in self.spans(job.total):
             for song in range(len(job.conditioning)):
-                if not bool(job.known_BT[song, span.new : span.end].all()):
+                if not bool(known_BT[song, span.new : span.end].all()):
                     rows.append(WindowRow(song, span))
         prefix = self.prior.config.prefix_tokens
         for first in range(0, len(rows), self.max_rows):
@@ -225,6 +237,7 @@ class Decoding(NamedTuple):
     build: Callable[..., LevelSampler]
     exact: bool = True  # the codes are those of `sequential`
     windows_in_lockstep: bool = False  # takes memory for all windows of a song at once
+    captures_steps: bool = False  # as graphs on a GPU, which take memory of their own
 
 
 # A new decoding takes an entry here: `--decoding`, requests, memory_budget.py and records follow.
@@ -232,9 +245,11 @@ DECODINGS: dict[str, Decoding] = {
     "sequential": Decoding(Autoregressive),
     "speculative": Decoding(SpeculativeDecoding),
     "jacobi": Decoding(JacobiDecoding),
-    "jacobi_windows": Decoding(JacobiAcrossWindows, windows_in_lockstep=True),
-    "cuda_graph": Decoding(CudaGraphDecoding),
-    "parallel_windows": Decoding(WindowParallelDecoding, exact=False, windows_in_lockstep=True),
+    "jacobi_windows": Decoding(JacobiAcrossWindows, windows_in_lockstep=True, captures_steps=True),
+    "cuda_graph": Decoding(CudaGraphDecoding, captures_steps=True),
+    "parallel_windows": Decoding(
+        WindowParallelDecoding, exact=False, windows_in_lockstep=True, captures_steps=True
+    ),
 }
 
 

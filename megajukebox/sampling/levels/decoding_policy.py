@@ -3,8 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from megajukebox.common.errors import UserError
-from megajukebox.models.prior import Prior
+from megajukebox.models.prior import PriorConfig
 from megajukebox.records.sample_record import current_decoding
 from megajukebox.sampling.levels.autoregressive import DECODINGS, WIDE_PRIOR
 
@@ -12,6 +14,7 @@ AUTO = "auto"
 # Measured on CPUs (docs/decisions/0022):
 MAX_SPECULATIVE_SONGS = 8  # up to here an int8 draft is faster than all songs in lockstep
 MAX_JACOBI_SONGS = 4  # up to here one song after another by `jacobi` is
+INT8_DRAFTS = ("speculative",)  # decodings whose draft is a copy of the prior in 8 bits
 
 
 @dataclass(frozen=True)
@@ -38,19 +41,30 @@ class DecodingPolicy:
                 f"--no-exact decodes by parallel_windows, not {name}; leave one of the two out"
             )
 
-    def decoding_of(self, level: str, songs: int, prior: Prior | None) -> str:
+    def check_device(self, device: torch.device) -> None:
+        """Raises UserError where what was asked for is slower on `device` than what it is to be faster than."""
+        asked = "--int8" if self.int8 else f"--decoding {self.decoding}"
+        if device.type == "cuda" and (self.int8 or self.decoding in INT8_DRAFTS):
+            raise UserError(
+                f"{asked} reads weights of 8 bits, which is faster on CPUs alone;"
+                " on a GPU leave it out, and take --precision bfloat16 (V100: float16)"
+            )
+
+    def decoding_of(self, level: str, songs: int, config: PriorConfig, device: torch.device) -> str:
         """The decoding of a level: what was asked for, or the fastest for so many songs and a prior of that size."""
         if self.decoding != AUTO:
             return self.decoding
         if not self.exact and level != "top":
             return "parallel_windows"
-        if prior is None or self.int8 or prior.head.weight.device.type != "cpu":
+        if device.type == "cuda":
+            return "cuda_graph"
+        if self.int8:
             return "sequential"
         if (
             level != "top" and songs <= MAX_JACOBI_SONGS
         ):  # the top's codes depend too much on each other
             return "jacobi"
-        if prior.config.transformer.width >= WIDE_PRIOR and songs <= MAX_SPECULATIVE_SONGS:
+        if config.transformer.width >= WIDE_PRIOR and songs <= MAX_SPECULATIVE_SONGS:
             return "speculative"
         return "sequential"
 

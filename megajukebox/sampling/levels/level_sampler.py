@@ -18,6 +18,7 @@ from torch import Tensor
 
 from megajukebox.conditioning.schema import SongConditioning
 from megajukebox.models.prior import PriorConfig
+from megajukebox.sampling.decoding.cuda_device import indices_on
 from megajukebox.sampling.decoding.token_sampling import TokenSampler
 
 # Called with the number of new codes, over all songs; job.codes and job.known hold them already.
@@ -52,7 +53,7 @@ class LevelJob:
     def for_song(self, song: int) -> "LevelJob":
         """The job of that song alone: its codes and what is known are written to the same memory."""
         one = slice(song, song + 1)
-        index = torch.tensor([song], device=self.codes_BT.device)
+        index = indices_on(self.codes_BT.device, [song])
         return replace(
             self,
             conditioning=self.conditioning[one],
@@ -64,11 +65,14 @@ class LevelJob:
             prompt_BT=self.prompt_BT[one],
         )
 
-    def write(self, songs: Any, start: int, codes_NT: Tensor) -> int:
-        """Write codes of `songs` (an index of the first axis) from `start` on where nothing is known; how many are new."""
+    def write(self, songs: Any, start: int, codes_NT: Tensor) -> Tensor:
+        """Write codes of `songs` (an index of the first axis) from `start` on where nothing is known.
+
+        Returns how many are new, [] on the device: only a sum over all songs is worth a wait.
+        """
         end = start + codes_NT.shape[-1]
         known = self.known_BT[songs, start:end]
-        new = int((~known).sum())
+        new = (~known).sum()
         self.codes_BT[songs, start:end] = torch.where(
             known, self.codes_BT[songs, start:end], codes_NT
         )

@@ -11,6 +11,7 @@ from torch import Tensor
 from megajukebox.conditioning.schema import SongConditioning, WindowPosition
 from megajukebox.data.stream.batches import stack, tensors
 from megajukebox.models.prior import Conditioning, Prior, PriorConfig
+from megajukebox.sampling.decoding.cuda_device import indices_on, upload
 from megajukebox.sampling.decoding.token_sampling import (
     ClassifierFreeGuidance,
     TokenSamplerProtocol,
@@ -76,7 +77,7 @@ def conditioning_batch(
         above = []
         for upper_U, start in zip(upper_MU, starts):
             above.append(upper_window(upper_U, start // ratio, config.window // ratio))
-        batch["upper_codes"] = torch.stack(above).to(device)
+        batch["upper_codes"] = upload(torch.stack(above), device)
     return batch
 
 
@@ -94,7 +95,8 @@ def to_device(batch: dict, device: torch.device) -> dict:
     """A batch of tensors, some of them in dicts, on `device`."""
     moved: dict = {}
     for name, value in batch.items():
-        moved[name] = to_device(value, device) if isinstance(value, dict) else value.to(device)
+        move = to_device if isinstance(value, dict) else upload
+        moved[name] = move(value, device)
     return moved
 
 
@@ -124,30 +126,33 @@ def build_window(prior: Prior, job: LevelJob, rows: list[WindowRow]) -> Sampling
     for m in every_row:
         starts.append(rows[m].span.start)
         row_songs.append(rows[m].song)
-    upper = None if job.upper_BU is None else job.upper_BU[row_songs]
+    upper = job.upper_BU
+    if upper is not None:
+        upper = upper[indices_on(upper.device, row_songs)]
     batch = conditioning_batch(config, conditioning, upper, starts, job.samples, device)
     codes, known = _codes_and_known(config, job, rows, device)
-    batch["codes"] = codes[every_row]
+    every_row_M = indices_on(device, every_row)
+    batch["codes"] = codes[every_row_M]
     # Computed row by row: to the last bit, batch-mates do not matter.
     separate = [prior.conditioning(_row_of(batch, m)) for m in range(len(every_row))]
     parts = []
     for part in zip(*separate):
         parts.append(None if part[0] is None else torch.cat(part))
-    sampler = job.token_sampler.select(torch.tensor(songs, device=device))
+    sampler = job.token_sampler.select(indices_on(device, songs))
     guided_sampler: TokenSamplerProtocol = sampler
     if guided:
-        strengths = torch.tensor([job.guidance[songs[m]] for m in guided], device=device)
+        strengths = torch.tensor([job.guidance[songs[m]] for m in guided])
         guided_sampler = ClassifierFreeGuidance(
-            sampler, torch.tensor(guided, device=device), strengths
+            sampler, indices_on(device, guided), upload(strengths, device)
         )
     return SamplingWindow(
         prior,
         Conditioning(*parts),
         prior.tokens(batch),
-        known[every_row],
-        torch.tensor(starts, device=device),
+        known[every_row_M],
+        indices_on(device, starts),
         guided_sampler,
-        _shared_prefixes(conditioning, starts, batch, known[every_row]),
+        _shared_prefixes(conditioning, starts, batch, known[every_row_M]),
     )
 
 
@@ -179,20 +184,22 @@ def _shared_prefixes(
 ) -> Tensor | None:
     """Which rows have the same conditioning and known prefix, as variations of one request do; None: none have.
 
-    Returns the number of its prefix for each row, [M] int64.
+    Returns the number of its prefix for each row, [M] int64 on the host.
     """
-    unknown = (~known_MT).any(0).nonzero()
+    alike = [(id(song), start) for song, start in zip(conditioning, starts)]
+    if len(set(alike)) == len(alike):  # so no GPU has to be asked
+        return None
+    unknown = (~known_MT).any(0).cpu().nonzero()
     known_length = int(unknown[0]) if len(unknown) else known_MT.shape[1]
     prefix_tokens = known_MT.shape[1] - batch["codes"].shape[1]
     num_codes = max(0, known_length - prefix_tokens)
-    upper = batch.get("upper_codes")
+    codes_MN = batch["codes"][:, :num_codes].cpu().numpy()
+    upper_MU = batch["upper_codes"].cpu().numpy() if "upper_codes" in batch else None
     numbers: dict[tuple, int] = {}
     prefixes = []
-    for m, (song, start) in enumerate(zip(conditioning, starts)):
-        above = b"" if upper is None else upper[m].cpu().numpy().tobytes()
-        codes = batch["codes"][m, :num_codes].cpu().numpy().tobytes()
-        key = (id(song), start, above, codes)
-        prefixes.append(numbers.setdefault(key, len(numbers)))
+    for m, row in enumerate(alike):
+        above = b"" if upper_MU is None else upper_MU[m].tobytes()
+        prefixes.append(numbers.setdefault((row, above, codes_MN[m].tobytes()), len(numbers)))
     if not num_codes or len(numbers) == len(prefixes):
         return None
-    return torch.tensor(prefixes, device=known_MT.device)
+    return torch.tensor(prefixes)

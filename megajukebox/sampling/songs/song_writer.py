@@ -113,7 +113,7 @@ class SongWriter:
         Raises:
             SamplingInterrupted: `stop` returned True; the codes are saved.
         """
-        for stream, codes_T, known_T in zip(self.streams, job.codes_BT, job.known_BT):
+        for stream, codes_T, known_T in zip(self.streams, job.codes_BT, job.known_BT.cpu()):
             unknown = (~known_T).nonzero()
             if len(unknown):  # else `finish_level` completes the file
                 stream.feed(codes_T, int(unknown[0]))

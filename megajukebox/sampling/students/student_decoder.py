@@ -260,8 +260,11 @@ class StudentDecoder:
     def step(self, codes_BT: Tensor, step: StudentStep) -> Tensor:
         """Logits [B, N, V] of a step's slots from the codes emitted before."""
         h = self._inputs(codes_BT, step.slots_N).flatten(0, 1)
-        for block, layer in zip(self.blocks, self.layers):
-            h = block(h, layer, step)
+        if self.packed is not None:
+            h = self.packed.layers(h, self.layers, step)
+        else:
+            for block, layer in zip(self.blocks, self.layers):
+                h = block(h, layer, step)
         added = (
             None
             if self.conditioning.added is None

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from megajukebox.models.prior import Prior, PriorConfig
 from megajukebox.models.student import Student
+from megajukebox.sampling.decoding.cuda_device import indices_on
 from megajukebox.sampling.decoding.decoder import PackedPrior
 from megajukebox.sampling.levels.autoregressive import JacobiDecoding
 from megajukebox.sampling.levels.level_sampler import LevelJob, Progress, window_hop
@@ -50,9 +51,10 @@ class StudentSampler:
     def sample(self, job: LevelJob, progress: Progress) -> None:
         for phase in phases(self.student.config, job.total):
             rows = []
+            known_BT = job.known_BT.cpu()
             for span in phase:
                 for song in range(len(job.conditioning)):
-                    if not bool(job.known_BT[song, span.start : span.end].all()):
+                    if not bool(known_BT[song, span.start : span.end].all()):
                         rows.append(WindowRow(song, span))
             for first in range(0, len(rows), self.max_rows):
                 self.emit(job, rows[first : first + self.max_rows], progress)
@@ -71,21 +73,21 @@ class StudentSampler:
         batch = conditioning_batch(
             self.student.config, conditioning, upper, starts, job.samples, device
         )
-        sampler = job.token_sampler.select(torch.tensor(songs, device=device))
+        sampler = job.token_sampler.select(indices_on(device, songs))
         sampler = replace(sampler, temperature_B=sampler.temperature_B / self.temperature)
         emitted_MW = emit(
             self.student,
             self.student.conditioning(batch),
             self._windows(job.codes_BT, rows),
             self._windows(job.known_BT, rows),
-            StudentTokenSampler(sampler, torch.tensor(starts, device=device)),
+            StudentTokenSampler(sampler, indices_on(device, starts)),
             packed=self.packed,
         )
-        new = 0
+        new: Tensor | int = 0
         for row, codes_W in zip(rows, emitted_MW):
             span = row.span
-            new += job.write(row.song, span.start, codes_W[: span.end - span.start])
-        progress(new)
+            new = new + job.write(row.song, span.start, codes_W[: span.end - span.start])
+        progress(int(new))
 
     def _windows(self, x_BT: Tensor, rows: list[WindowRow]) -> Tensor:
         """The rows' windows [M, W] of the level; slots past the end of the song are sampled too, and dropped."""
