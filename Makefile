@@ -3,11 +3,14 @@
 # make install           .venv; TORCH_BACKEND=cu126 on a login node of V100s, WHEELHOUSE=folder without a network
 # make wheelhouse        that folder, made where there is a network
 # make gpu-day-wheels    what benchmarks/gpu_day.py needs beside torch, for a GPU machine without a network
+# make triton            Triton in .triton, for the tests that compile the kernels of decoding (a build for CUDA has it)
 # make test              what must pass before a commit;  make test-all  the slow ones too
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 TORCH  ?= 2.13.0
+# The one that torch's build for CUDA takes.
+TRITON ?= 3.7.1
 # The build of torch (cpu, cu126, cu130 ...) where this machine is not the one that will run it; else its GPU decides.
 TORCH_BACKEND ?=
 # A folder of wheels to install from, without any network.
@@ -26,7 +29,7 @@ else
 DEMO := demo
 endif
 
-.PHONY: demo install wheelhouse gpu-day-wheels monitoring test test-all check soak clean
+.PHONY: demo install wheelhouse gpu-day-wheels triton monitoring test test-all check soak clean
 
 demo: install
 	$(BIN)/megajukebox demo --out $(DEMO)
@@ -54,6 +57,13 @@ gpu-day-wheels:
 
 $(VENV)/installed-test: $(VENV)/installed
 	$(PIP) --editable ".[test]"
+	touch $@
+
+# Into a folder of its own: beside the build for CPUs it is for a few tests alone.
+triton: .triton/$(TRITON)
+.triton/$(TRITON): | $(VENV)/installed
+	rm -rf .triton
+	$(PIP) --no-deps --target .triton triton==$(TRITON)
 	touch $@
 
 check: $(VENV)/installed-test
