@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,12 +20,16 @@ def atomic_open(path: str | Path) -> Iterator[BinaryIO]:
         x.tar.partial  --write, fsync-->  --rename-->  x.tar  --fsync of the folder-->  survives a power cut
 
     After an exception nothing is left; after a kill only `<name>.partial` is, and the next writer
-    overwrites it.
+    removes it. A link of that name is removed too, and never written through.
+
+    Raises:
+        FileExistsError: somebody makes `<name>.partial` as fast as it is removed.
     """
     path = Path(path)
     partial = path.with_name(f"{path.name}.partial")
+    file_number = create_new(partial)
     try:
-        with open(partial, "wb") as file:
+        with os.fdopen(file_number, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -33,6 +38,26 @@ def atomic_open(path: str | Path) -> Iterator[BinaryIO]:
         partial.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def create_new(path: Path) -> int:
+    """A new file in place of whatever has its name, open for writing: its number.
+
+    Raises:
+        FileExistsError: somebody makes the name again as fast as it is removed.
+    """
+    path.unlink(missing_ok=True)
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+
+
+def open_append(path: str | Path, mode: int = 0o644) -> BinaryIO:
+    """A file to append to, made where there is none. A link is not followed.
+
+    Raises:
+        OSError: it is a link, or cannot be written.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.fdopen(os.open(path, flags, mode), "ab")
 
 
 def sync_folder(folder: Path) -> None:
@@ -61,6 +86,21 @@ def make_folder(folder: Path, mode: int = 0o777) -> None:
         raise UserError(
             f"{str(folder)!r} cannot be a folder: {file} is a file; choose another, or move it"
         ) from error
+
+
+def make_private_folder(folder: Path) -> Path:
+    """Make `folder` for this user alone; one that exists must be this user's, and nobody else's to write to.
+
+    Raises:
+        UserError: it is a link, somebody else's, or others may write to it.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    facts = folder.lstat()
+    if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid():
+        raise UserError(f"{folder} is not a folder of yours: remove it, or choose another place")
+    if facts.st_mode & 0o022:
+        raise UserError(f"{folder}: others may write to it; `chmod go-w {folder}`, or remove it")
+    return folder
 
 
 def make_run_folder(run: Path) -> None:

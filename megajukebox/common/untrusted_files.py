@@ -1,0 +1,229 @@
+"""Reading files that somebody else may have written: of runs, samples, caches and requests in shared folders.
+
+Such a name may be a link to a secret, a pipe that nobody writes to, or a device without an end; its content may be a
+bomb. Everything in the package reads through this module, `data/` (audio, tars) and the readers of checkpoints; a test
+finds what does not (tests/test_untrusted_reads.py).
+"""
+
+import errno
+import json
+import os
+import stat
+from collections.abc import Hashable
+from pathlib import Path, PurePath
+from typing import Any, BinaryIO
+
+import yaml
+
+MAX_DOCUMENT_BYTES = 16 << 20  # of a JSON or YAML document
+MAX_DEPTH = 64  # of lists and mappings in one another
+MAX_DIGITS = 400  # of a whole number: as long as the longest float in full
+
+NOT_WAITING = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+class UnsafeFileError(OSError):
+    """A name that is a link, a pipe, a device or a folder where a regular file is expected, or a file that is too large."""
+
+
+# ---- Opening ----------------------------------------------------------------------------------------------------------
+
+
+def open_given(path: str | Path) -> BinaryIO:
+    """Open a file that the user named. Links are followed, for the user may have made them.
+
+    Raises:
+        UnsafeFileError: it is no regular file.
+        OSError: it cannot be opened.
+    """
+    return _regular(os.open(path, NOT_WAITING), Path(path))
+
+
+def open_inside(folder: str | Path, name: str | PurePath) -> BinaryIO:
+    """Open a file by its name within a folder that others may write to. No link below `folder` is followed.
+
+    Every part of `name` is opened from the folder before it, so that nothing can be exchanged in between.
+
+    Raises:
+        UnsafeFileError: `name` leaves the folder, goes through a link, or is no regular file.
+        OSError: it cannot be opened.
+    """
+    path = Path(folder) / name
+    parts = PurePath(name).parts
+    if not parts or PurePath(name).is_absolute() or ".." in parts:
+        raise UnsafeFileError(errno.EINVAL, f"is not a file within {folder}", str(path))
+    parent = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for part in parts[:-1]:
+            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+            inner = os.open(part, flags, dir_fd=parent)
+            os.close(parent)
+            parent = inner
+        file = os.open(parts[-1], NOT_WAITING | os.O_NOFOLLOW, dir_fd=parent)
+    except OSError as error:
+        if error.errno == errno.ELOOP or (
+            error.errno == errno.ENOTDIR and _goes_through_link(path)
+        ):
+            raise UnsafeFileError(error.errno, "is a link, or lies behind one", str(path)) from None
+        raise type(error)(error.errno, error.strerror, str(path)) from None
+    finally:
+        os.close(parent)
+    return _regular(file, path)
+
+
+def _goes_through_link(path: Path) -> bool:
+    return any(parent.is_symlink() for parent in path.parents)
+
+
+def _regular(file: int, path: Path) -> BinaryIO:
+    mode = os.fstat(file).st_mode
+    if stat.S_ISREG(mode):
+        return os.fdopen(file, "rb")
+    os.close(file)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, "is a folder", str(path))
+    raise UnsafeFileError(errno.EINVAL, "is no regular file", str(path))
+
+
+# ---- Reading ----------------------------------------------------------------------------------------------------------
+
+
+def read_all(file: BinaryIO, max_bytes: int) -> bytes:
+    """The whole of an open file, which is then closed.
+
+    Raises:
+        UnsafeFileError: it has more than `max_bytes`.
+    """
+    with file:
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise UnsafeFileError(errno.EFBIG, f"has more than {max_bytes:,} bytes", str(file.name))
+    return data
+
+
+def read_given(path: str | Path, max_bytes: int = MAX_DOCUMENT_BYTES) -> bytes:
+    """The bytes of a file that the user named; see open_given."""
+    return _read(open_given(path), Path(path), max_bytes)
+
+
+def read_inside(
+    folder: str | Path, name: str | PurePath, max_bytes: int = MAX_DOCUMENT_BYTES
+) -> bytes:
+    """The bytes of a file within a folder that others may write to; see open_inside."""
+    return _read(open_inside(folder, name), Path(folder) / name, max_bytes)
+
+
+def _read(file: BinaryIO, path: Path, max_bytes: int) -> bytes:
+    try:
+        return read_all(file, max_bytes)
+    except UnsafeFileError as error:  # it knows the file by its number alone
+        raise UnsafeFileError(error.errno, error.strerror, str(path)) from None
+
+
+# ---- Documents --------------------------------------------------------------------------------------------------------
+
+
+def parse_json(data: bytes | str) -> Any:
+    """A JSON document.
+
+    Raises:
+        ValueError: it is none, names a key twice, or goes deeper than MAX_DEPTH.
+    """
+    try:
+        value = json.loads(data, object_pairs_hook=_each_key_once)
+    except RecursionError:
+        raise ValueError(f"goes deeper than {MAX_DEPTH} lists and mappings") from None
+    _check_depth(value)
+    return value
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice!r} is named twice")
+    return values
+
+
+def _check_depth(value: Any) -> None:
+    layer = [value]
+    for _ in range(MAX_DEPTH + 1):
+        inner: list[Any] = []
+        for one in layer:
+            if isinstance(one, dict):
+                inner.extend(one.values())
+            elif isinstance(one, list):
+                inner.extend(one)
+        if not inner:
+            return
+        layer = inner
+    raise ValueError(f"goes deeper than {MAX_DEPTH} lists and mappings")
+
+
+class BoundedLoader(yaml.SafeLoader):
+    """YAML without what makes a small file large or slow: aliases, deep nesting, numbers in base 60 or without end."""
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.composer.ComposerError(
+                None, None, f"has an alias (*{event.anchor}): write the value out", event.start_mark
+            )
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            mark = self.peek_event().start_mark
+            raise yaml.composer.ComposerError(
+                None, None, f"goes deeper than {MAX_DEPTH} lists and mappings", mark
+            )
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        named: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, Hashable) and key in named:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key!r} is named twice", key_node.start_mark
+                )
+            if isinstance(key, Hashable):
+                named.add(key)
+        return super().construct_mapping(node, deep)
+
+    def construct_number(self, node: yaml.ScalarNode) -> Any:
+        text = self.construct_scalar(node)
+        if ":" in text:  # YAML 1.1 reads 1:30 in base 60; YAML 1.2, and people, as a text
+            return text
+        if len(text) > MAX_DIGITS:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"is a number of {len(text)} digits", node.start_mark
+            )
+        if node.tag.endswith(":int"):
+            return self.construct_yaml_int(node)
+        return self.construct_yaml_float(node)
+
+
+for kind in ("int", "float"):
+    BoundedLoader.add_constructor(f"tag:yaml.org,2002:{kind}", BoundedLoader.construct_number)
+
+
+def parse_yaml(data: bytes | str) -> Any:
+    """A YAML document.
+
+    Raises:
+        ValueError: it is none, has an alias, names a key twice, or goes deeper than MAX_DEPTH; the message says where.
+    """
+    try:
+        return yaml.load(data, Loader=BoundedLoader)
+    except yaml.MarkedYAMLError as error:
+        where = f" (line {error.problem_mark.line + 1})" if error.problem_mark else ""
+        raise ValueError(f"{error.problem or 'is no YAML'}{where}") from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"is no YAML: {str(error).splitlines()[0]}") from None
+    except (KeyError, IndexError, AttributeError, TypeError, OverflowError, RecursionError):
+        # What PyYAML does with `!!bool maybe`, `!!int ""`, `!!timestamp never` and the like.
+        raise ValueError("is no YAML: a value does not fit its !!tag") from None
