@@ -27,9 +27,9 @@ def atomic_open(path: str | Path) -> Iterator[BinaryIO]:
     """
     path = Path(path)
     partial = path.with_name(f"{path.name}.partial")
-    file_number = create_new(partial)
+    file = create_new(partial)
     try:
-        with os.fdopen(file_number, "wb") as file:
+        with file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -40,14 +40,14 @@ def atomic_open(path: str | Path) -> Iterator[BinaryIO]:
     sync_folder(path.parent)
 
 
-def create_new(path: Path) -> int:
-    """A new file in place of whatever has its name, open for writing: its number.
+def create_new(path: Path) -> BinaryIO:
+    """A new file in place of whatever has its name, open for writing.
 
     Raises:
         FileExistsError: somebody makes the name again as fast as it is removed.
     """
     path.unlink(missing_ok=True)
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    return open(path, "xb")  # no link is followed where a file must not exist
 
 
 def open_append(path: str | Path, mode: int = 0o644) -> BinaryIO:
@@ -56,8 +56,7 @@ def open_append(path: str | Path, mode: int = 0o644) -> BinaryIO:
     Raises:
         OSError: it is a link, or cannot be written.
     """
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
-    return os.fdopen(os.open(path, flags, mode), "ab")
+    return open(path, "ab", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, mode))
 
 
 def sync_folder(folder: Path) -> None:

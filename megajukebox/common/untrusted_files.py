@@ -78,7 +78,7 @@ def _goes_through_link(path: Path) -> bool:
 def _regular(file: int, path: Path) -> BinaryIO:
     mode = os.fstat(file).st_mode
     if stat.S_ISREG(mode):
-        return os.fdopen(file, "rb")
+        return open(path, "rb", opener=lambda *_: file)  # so that it knows its name
     os.close(file)
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, "is a folder", str(path))
@@ -103,21 +103,14 @@ def read_all(file: BinaryIO, max_bytes: int) -> bytes:
 
 def read_given(path: str | Path, max_bytes: int = MAX_DOCUMENT_BYTES) -> bytes:
     """The bytes of a file that the user named; see open_given."""
-    return _read(open_given(path), Path(path), max_bytes)
+    return read_all(open_given(path), max_bytes)
 
 
 def read_inside(
     folder: str | Path, name: str | PurePath, max_bytes: int = MAX_DOCUMENT_BYTES
 ) -> bytes:
     """The bytes of a file within a folder that others may write to; see open_inside."""
-    return _read(open_inside(folder, name), Path(folder) / name, max_bytes)
-
-
-def _read(file: BinaryIO, path: Path, max_bytes: int) -> bytes:
-    try:
-        return read_all(file, max_bytes)
-    except UnsafeFileError as error:  # it knows the file by its number alone
-        raise UnsafeFileError(error.errno, error.strerror, str(path)) from None
+    return read_all(open_inside(folder, name), max_bytes)
 
 
 # ---- Documents --------------------------------------------------------------------------------------------------------

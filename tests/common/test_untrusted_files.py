@@ -33,6 +33,7 @@ def run(tmp_path: Path) -> Path:
 
 def test_reads_a_file_within_the_folder(run: Path) -> None:
     assert read_inside(run, "heartbeats/rank-0.json") == b"{}"
+    assert Path(open_inside(run, "heartbeats/rank-0.json").name) == run / "heartbeats/rank-0.json"
     link = run.parent / "link"
     link.symlink_to(run)  # the folder itself may be a link: the user named it
     assert read_inside(link, "heartbeats/rank-0.json") == b"{}"
@@ -134,6 +135,7 @@ def test_a_link_in_the_place_of_a_partial_file_is_not_written_through(tmp_path: 
 def test_what_a_killed_writer_left_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "x.json.partial").write_bytes(b"half")
     with atomic_open(tmp_path / "x.json") as file:
+        assert Path(file.name).name == "x.json.partial"
         file.write(b"whole")
     assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
 
