@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from megajukebox.common.errors import UserError
 from megajukebox.common.redaction import redact, redacted
 from megajukebox.common.retry import RetriesExhausted, retry
+from megajukebox.common.secret_files import read_secret
 from megajukebox.monitoring.alerts import diagnose
 from megajukebox.monitoring.collect.run_state import RunState
 from megajukebox.records.events import (
@@ -50,14 +51,11 @@ def read_url(path: Path | None) -> str | None:
     """The URL in a file: it may hold a secret, so it is never an argument.
 
     Raises:
-        UserError: it cannot be read, or is no http address.
+        UserError: it cannot be read, others may read it, or it is no http address.
     """
     if path is None:
         return None
-    try:
-        url = path.read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--webhook-file {path} cannot be read: {error}") from None
+    url = read_secret(path, "--webhook-file")
     if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
         raise UserError(f"--webhook-file {path} does not hold an http(s) address")
     return url
