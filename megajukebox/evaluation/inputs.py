@@ -13,7 +13,7 @@ from megajukebox.common.errors import UserError
 from megajukebox.common.levels import LEVELS
 from megajukebox.common.progress import track
 from megajukebox.conditioning.lrc import TimedWord, parse_lrc
-from megajukebox.data.audio import downmix, facts, read, read_slice
+from megajukebox.data.audio import facts, read_mono, read_mono_slice
 from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.data.shards.transports import is_url
 from megajukebox.data.stream.song_dataset import split
@@ -89,7 +89,7 @@ class EvalSongs:
         rate = shards.index["sample_rate"]
         frames = min(int(shards.songs["frames"][row]), int(self.max_seconds * rate))
         with shards.open_member(row, "audio") as file:
-            audio = downmix(read_slice(file, 0, frames, rate))  # type: ignore[arg-type]
+            audio = read_mono_slice(file, 0, frames, rate)  # type: ignore[arg-type]
         text = ""
         words: list[TimedWord] = []
         if shards.has(row, "lyrics"):
@@ -140,7 +140,7 @@ class EvalSample:
         if Path(name).name != name:
             raise UserError(f"{self.key}: audio {name!r} is not a file name")
         rate = int(self.record["sample_rate"])
-        audio = downmix(read(self.folder / name, rate))
+        audio = read_mono(self.folder / name, rate)
         request = self.record["request"]
         lrc = self.folder / f"{self.key}.lrc"
         lyrics = lrc.read_text() if lrc.is_file() else str(request.get("lyrics") or "")

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib import colormaps
 
 from megajukebox.common.redaction import redact, redacted
-from megajukebox.data.audio import downmix, facts, read
+from megajukebox.data.audio import facts, read_mono
 from megajukebox.data.spectra import frame_spectra
 from megajukebox.records.events import BadSampleSkipped, CheckpointSaved, upgrade_event
 from megajukebox.records.jsonl_tail import Tail
@@ -94,7 +94,7 @@ class Copier:
         self.copied_audio.add(path)
         try:
             rate = facts(path).sample_rate
-            wave_T = downmix(read(path, rate))
+            wave_T = read_mono(path, rate)
         except (ValueError, OSError) as error:
             log.warning("%s is left out: %s", path.name, error)
             return False

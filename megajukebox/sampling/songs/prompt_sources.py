@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from megajukebox.common.errors import UserError
-from megajukebox.data.audio import downmix, read
+from megajukebox.data.audio import read_mono
 from megajukebox.models.chunked_codec import encode_long
 from megajukebox.models.vqvae import VQVAE
 from megajukebox.sampling.songs.requests import SongRequest
@@ -51,7 +51,7 @@ def load_source(path: str, vqvae: VQVAE, fingerprint: str, device: torch.device)
     if file.suffix in (".json", ".npz"):
         return PromptSource(_codes_of_sample(file, vqvae, fingerprint))
     try:
-        audio = downmix(read(file, vqvae.config.sample_rate))
+        audio = read_mono(file, vqvae.config.sample_rate)
     except ValueError as error:
         raise UserError(f"file {path!r} cannot be read as audio: {error}") from error
     wave = torch.from_numpy(audio).to(device)
