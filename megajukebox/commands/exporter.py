@@ -81,6 +81,12 @@ def main(
     token_file: Annotated[
         Path | None, typer.Option(help="File with a secret that clients must send; mode 600.")
     ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Another name that clients may call the exporter by, as a proxy on loopback does; repeatable."
+        ),
+    ] = None,
     textfile: Annotated[
         Path | None, typer.Option(help="Write a file into this folder instead of listening.")
     ] = None,
@@ -113,7 +119,7 @@ def main(
         legacy_names,
     )
     if not textfile:
-        serve(exporter, listen, token_file)
+        serve(exporter, listen, token_file, allow_host or [])
         return
     if not textfile.is_dir():
         raise UserError(
@@ -127,11 +133,14 @@ def main(
         time.sleep(exporter.every)
 
 
-def serve(exporter: Exporter, listen: str, token_file: Path | None) -> None:
+def serve(
+    exporter: Exporter, listen: str, token_file: Path | None, allowed_hosts: list[str]
+) -> None:
     token = read_token(token_file)
     address = parse_address(listen, token)
     try:
-        server = MetricsServer(address, application(exporter, token))
+        names = [name.lower() for name in allowed_hosts]
+        server = MetricsServer(address, application(exporter, token, names))
     except OSError as error:
         raise UserError(f"--listen {listen}: {error.strerror or error}") from error
     host, port = server.server_address[:2]
