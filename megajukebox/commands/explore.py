@@ -8,7 +8,8 @@
     megajukebox explore serve old/samples new/samples               # and to vote on blind (needs the extra [serve])
     megajukebox explore serve --run runs/tiny                       # and to make new songs with: the Studio
 
-The pages of `build` open from disk. Blind votes and the Studio need `serve`, which listens on loopback by default.
+The pages of `build` open from disk. Blind votes and the Studio need `serve`, which listens on loopback by default and
+prints an address with a token: other accounts of the machine reach loopback too. On your own laptop, `--no-token`.
 """
 
 import contextlib
@@ -34,6 +35,7 @@ from megajukebox.explorer.site_builder import (
     write_runs,
     write_static,
 )
+from megajukebox.explorer.site_files import own_folder
 
 if TYPE_CHECKING:  # the extra [serve] need not be installed
     from megajukebox.explorer.server.api import StudioServices
@@ -112,42 +114,55 @@ def serve(
         typer.Option(help="File of blind votes (default: votes.jsonl beside the site)."),
     ] = None,
     host: Annotated[
-        str, typer.Option(help="Address to listen on; off loopback a token is required.")
+        str, typer.Option(help="Address to listen on; off loopback the token is always required.")
     ] = "127.0.0.1",
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")
     ] = 8377,
+    no_token: Annotated[
+        bool,
+        typer.Option(
+            "--no-token",
+            help="On loopback, ask for no token: whoever has an account on this machine may listen, vote, generate.",
+        ),
+    ] = False,
     corpus: Corpus = None,
     vqvae: Vqvae = None,
     max_songs: MaxSongs = 2000,
 ) -> None:
-    """Serve the pages, blind votes and, with --run, the Studio, and print the address."""
+    """Serve the pages, blind votes and, with --run, the Studio, and print the address with its token."""
     try:
-        from megajukebox.explorer.server import api, static_files
+        from megajukebox.explorer.server import access, api, static_files
         from megajukebox.explorer.server import serve as server
     except ImportError as error:
         raise UserError(f"{error}: serve needs `pip install 'megajukebox[serve]'`") from None
+    on_loopback = is_loopback(host)
+    if no_token and not on_loopback:
+        raise UserError(f"--no-token: {host} can be reached from other machines; leave it out")
     samples, runs = split_folders(folders or [], needed=not corpus and not run)
     if run:
         samples, runs = add_studio_folders(absolute(run), samples, runs)
     site = site_folder(out, folders or samples)
+    own_folder(site)
     write_static(site)
     shown = read_shards(corpus, vqvae, None, max_songs) if corpus else None
     songs = write_corpus(shown, site)
     recordings = static_files.ShardRecordings(shown.shards, songs) if shown else None
     library = static_files.Library(samples, site, runs, recordings)
     library.refresh()
-    votes_file = absolute(votes) if votes else site.parent / "votes.jsonl"
-    token = None if is_loopback(host) else secrets.token_urlsafe(24)
-    nonce = secrets.token_urlsafe(16)
+    # A link that the user named is followed once, here; none is followed later.
+    votes_file = votes.resolve() if votes else site.parent / "votes.jsonl"
+    listening = server.listen(host, port)
+    token = None if no_token else secrets.token_urlsafe(24)
+    rules = access.AccessRules(token, listening.getsockname()[1], on_loopback)
     studio = (
         open_studio(absolute(run), library, samples[0], max_seconds, idle_minutes) if run else None
     )
     try:
-        server.run(api.application(library, votes_file, studio, token, nonce), host, port, token)
+        server.run(api.application(library, votes_file, studio, rules), listening, host, token)
     finally:
         if studio:
-            studio.studio.close()
+            studio.close()
 
 
 def absolute(folder: Path) -> Path:
@@ -172,7 +187,7 @@ def split_folders(given: list[Path], needed: bool) -> tuple[list[Path], list[Pat
         raise UserError("no folder was given; give what `megajukebox sample` or `train` wrote")
     samples = []
     runs = []
-    samples_of_runs = []
+    samples_of_runs: list[Path] = []
     for folder in map(absolute, given):
         if not folder.is_dir():
             raise UserError(
@@ -181,10 +196,15 @@ def split_folders(given: list[Path], needed: bool) -> tuple[list[Path], list[Pat
         inside = list(find_runs(folder, DEPTH))
         if inside:
             runs.append(folder)
-            samples_of_runs += [run / "samples" for run in inside if (run / "samples").is_dir()]
+            samples_of_runs += filter(is_own_folder, (run / "samples" for run in inside))
         else:
             samples.append(folder)
     return samples + samples_of_runs, runs
+
+
+def is_own_folder(folder: Path) -> bool:
+    """Whether it is a folder, and no link to one: whoever may write to a run could let it lead to anything of ours."""
+    return folder.is_dir() and not folder.is_symlink()
 
 
 def add_studio_folders(

@@ -12,6 +12,8 @@ static/                                        scripts and styles
 .samples.json  .corpus.json                    what the pages were built from (build_cache.py)
 """
 
+import json
+import logging
 import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -30,7 +32,12 @@ from megajukebox.explorer import site_files
 from megajukebox.explorer.build_cache import BuildCache
 from megajukebox.explorer.loaders.corpus import CorpusSong, Excerpt, Reconstruct, read_corpus
 from megajukebox.explorer.loaders.runs import ListedRun, flat_settings, read_runs
-from megajukebox.explorer.loaders.samples import ListedSample, UnreadableSample, read_samples
+from megajukebox.explorer.loaders.samples import (
+    ListedSample,
+    UnreadableSample,
+    describe_error,
+    read_samples,
+)
 from megajukebox.explorer.loaders.search_index import MAX_SEARCHED_LETTERS, SampleLinks, entry
 from megajukebox.explorer.loaders.spectrograms import write_pictures
 from megajukebox.explorer.loaders.timed_lyrics import plain_text
@@ -47,6 +54,9 @@ from megajukebox.explorer.pages.run_list import runs_page
 from megajukebox.explorer.pages.sample import sample_page
 from megajukebox.explorer.pages.sample_list import list_page
 from megajukebox.explorer.pages.studio import studio_page
+from megajukebox.explorer.site_files import ContainedFile
+
+logger = logging.getLogger(__name__)
 
 STATIC = Path(__file__).parent / "static"
 MAX_SERIAL = 24  # recordings that are drawn sooner than other processes are started
@@ -57,19 +67,30 @@ PICTURES_PER_TASK = 8  # of a process
 class RecordingPictures:
     """A recording and the two files that show it, which must be as old as it is."""
 
-    audio: Path
+    audio: ContainedFile
     spectrogram: Path
     peaks: Path
     name: str  # under which the page finds the peaks
+
+    def up_to_date(self) -> bool:
+        """Whether both files were drawn from the recording as it is now."""
+        try:
+            modified = self.audio.path.lstat().st_mtime_ns
+        except OSError:
+            return False
+        drawn = (self.spectrogram, self.peaks)
+        return all(site_files.up_to_date(file, modified) for file in drawn)
 
     def draw(self) -> UnreadableSample | None:
         """Draw both files; returns why that cannot be done, or None."""
         try:
             write_pictures(self.audio, self.spectrogram, self.peaks, self.name)
         except soundfile.LibsndfileError as error:
-            return UnreadableSample(self.audio.name, error.error_string)
+            return UnreadableSample(self.audio.path.name, error.error_string)
         except OSError as error:
-            return UnreadableSample(self.audio.name, error.strerror or str(error))
+            return UnreadableSample(self.audio.path.name, error.strerror or str(error))
+        except (ValueError, MemoryError) as error:
+            return UnreadableSample(self.audio.path.name, describe_error(error))
         return None
 
 
@@ -89,7 +110,7 @@ class SampleSite:
         self.pictures = {}
         for track, audio in self.sample.audio.items():
             self.pictures[track] = RecordingPictures(
-                audio,
+                self.sample.recording(track),
                 spectrogram=self.out / "pictures" / f"{name}.{track}.png",
                 peaks=self.out / "peaks" / f"{name}.{track}.js",
                 name=f"{name}.{track}",
@@ -101,11 +122,19 @@ class SampleSite:
         """With `copy_audio` copy the recordings, and write the page unless it is up to date."""
         sample = self.sample
         if self.copy_audio:
-            for track, audio in sample.audio.items():
-                site_files.copy(audio, self.audio[track])
+            self.copy_recordings()
         links = self.links(self.page.parent)
         inputs = (sample.digest, sample.lyrics, sample.audio, links, self.problems)
         cache.page(self.page, inputs, lambda: sample_page(sample, links, self.problems))
+
+    def copy_recordings(self) -> None:
+        """Copy the recordings into the site; one that was exchanged for a link meanwhile becomes a problem."""
+        for track, audio in self.sample.audio.items():
+            try:
+                site_files.copy(self.sample.recording(track), self.audio[track])
+            except OSError as error:
+                del self.audio[track]
+                self.problems.append(UnreadableSample(audio.name, error.strerror or str(error)))
 
     def links(self, folder: Path) -> SampleLinks:
         """URLs from a page in `folder`."""
@@ -180,17 +209,27 @@ def write_samples(samples: list[Path], out: Path, copy_audio: bool = False) -> S
     sites = [SampleSite(sample, out, copy_audio) for sample in listed]
     problems += draw_all(sites)
     cache = BuildCache(out, "samples")
+    shown = []
     entries = []
     lyrics = []
     for site in sites:
-        site.write(cache)
-        entries.append(entry(site.sample, site.links(out)))
+        try:
+            site.write(cache)
+            record = entry(site.sample, site.links(out))
+            json.dumps(record, allow_nan=False)
+        except Exception as error:  # whatever one sample holds, the others are shown
+            logger.warning("sample %r cannot be shown", site.sample.name, exc_info=True)
+            name = f"{site.sample.name}.json"
+            problems.append(UnreadableSample(name, describe_error(error)))
+            continue
+        shown.append(site.sample)
+        entries.append(record)
         lyrics.append(plain_text(site.sample.lyrics)[:MAX_SEARCHED_LETTERS])
     cache.save()
     write_data(out, "entries", entries)
     write_data(out, "entries-words", lyrics)
     site_files.write_text(out / "index.html", list_page(len(entries), problems))
-    return SampleList(listed, entries)
+    return SampleList(shown, entries)
 
 
 def write_data(out: Path, name: str, data: object) -> None:
@@ -203,8 +242,7 @@ def draw_all(sites: list[SampleSite]) -> list[UnreadableSample]:
     undrawn = []
     for site in sites:
         for track, pictures in site.pictures.items():
-            files = (pictures.spectrogram, pictures.peaks)
-            if not all(site_files.up_to_date(file, pictures.audio) for file in files):
+            if not pictures.up_to_date():
                 undrawn.append((site, track, pictures))
     problems = []
     results = draw([pictures for _, _, pictures in undrawn])
@@ -243,7 +281,7 @@ def write_runs(folders: list[Path], out: Path, copy_audio: bool = False) -> list
                 folder = out / "run" / safe_name / preview.path.parent.name
                 name = site_files.safe_name(preview.path.stem)
                 recording = folder / f"{name}{preview.path.suffix}"
-                site_files.copy(preview.path, recording)
+                copy_preview(preview.path, recording)
             recordings.append(site_files.relative_url(recording, page.parent))
         others = [other.name for other in runs if other is not run]
         site_files.write_text(page, run_page(run, others, recordings))
@@ -252,6 +290,20 @@ def write_runs(folders: list[Path], out: Path, copy_audio: bool = False) -> list
         configs[shown_name] = redacted(flat_settings(run.config))
     write_data(out, "configs", configs)
     return runs
+
+
+def preview_file(path: Path) -> ContainedFile:
+    """A preview, <run>/samples/step-N/NAME, within its run, which others may write to."""
+    run = path.parents[2]
+    return ContainedFile(run, path.relative_to(run))
+
+
+def copy_preview(path: Path, target: Path) -> None:
+    """Copy a preview into the site; one that is a link by now is left out."""
+    try:
+        site_files.copy(preview_file(path), target)
+    except OSError as error:
+        logger.warning("preview %r is not copied: %s", str(path), error.strerror or error)
 
 
 def write_corpus(corpus: CorpusSettings | None, out: Path) -> list[CorpusSong]:

@@ -11,7 +11,7 @@ import soundfile
 from fixtures import accessibility, browser
 from fixtures.browser import Browser
 from fixtures.explorer_samples import HOSTILE, read_data_script
-from fixtures.explorer_server import ask, serving
+from fixtures.explorer_server import ask, serving, signed_in
 
 from megajukebox.conditioning.lrc import TimedWord
 from megajukebox.data.audio import encode_flac
@@ -174,7 +174,7 @@ def test_whole_songs_come_out_of_the_tar_by_range(shards: ShardSet, tmp_path: Pa
     with serving(
         "--corpus", shards.folder, "--out", tmp_path / "site", "--max-songs", "4"
     ) as printed:
-        address = printed.rstrip("/")
+        address = signed_in(printed)
         song = read_data_script(tmp_path / "site" / "corpus.js")[0]
         root = ask(address, "/")[1]["location"].removesuffix("/index.html")
         url = f"{root}/{song['audio']['original']}"

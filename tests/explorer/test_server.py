@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ from conftest import environment
 from fixtures import accessibility, browser
 from fixtures.browser import Browser
 from fixtures.explorer_samples import RATE, add_run, add_sample, metrics
-from fixtures.explorer_server import ask, ask_json, serving
+from fixtures.explorer_server import ask, ask_json, serving, sign_in, signed_in
 from fixtures.tiny_jukebox import write_runs
 
 from megajukebox.common.errors import EXIT_FATAL
@@ -52,7 +53,7 @@ def served(house: Path) -> Iterator[str]:
         house / "old", house / "new", "--run", house / "jukebox", "--out", house / "site"
     ) as address:
         (house / "site" / "way-out.txt").symlink_to(house / "secret.txt")
-        yield address.rstrip("/")
+        yield signed_in(address)
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +121,7 @@ def test_the_form_and_options_of_version_0_1_still_serve(house: Path) -> None:
     with serving(
         house / "new", *options, "--out", house / "old-form" / "site", verb=verb
     ) as address:
-        assert ask_json(address.rstrip("/"), "/api/studio")["seconds"] == 100
+        assert ask_json(signed_in(address), "/api/studio")["seconds"] == 100
 
 
 def test_only_loopback_names_and_its_own_pages_are_answered(served: str) -> None:
@@ -131,8 +132,9 @@ def test_only_loopback_names_and_its_own_pages_are_answered(served: str) -> None
     assert ask(served, "/api/trials", question)[0] == 200  # a program, not a page
 
 
-def test_off_loopback_every_request_needs_the_token(house: Path) -> None:
-    with serving(house / "new", "--out", house / "elsewhere" / "site", host="0.0.0.0") as printed:
+@pytest.mark.parametrize("host", ["0.0.0.0", "127.0.0.1"])
+def test_every_request_needs_the_token_on_loopback_too(house: Path, host: str) -> None:
+    with serving(house / "new", "--out", house / "elsewhere" / "site", host=host) as printed:
         address, _, token = printed.partition("/?token=")
         assert len(token) > 30
         assert [ask(address, path)[0] for path in ("/", "/api/votes", "/?token=wrong")] == [
@@ -143,12 +145,17 @@ def test_off_loopback_every_request_needs_the_token(house: Path) -> None:
         status, headers, _ = ask(address, f"/elsewhere/site/index.html?token={token}")
         assert status == 303 and headers["location"] == "/elsewhere/site/index.html"
         assert "HttpOnly" in headers["set-cookie"] and "SameSite=strict" in headers["set-cookie"]
-        assert (
-            ask(address, "/elsewhere/site/index.html", Cookie=headers["set-cookie"].split(";")[0])[
-                0
-            ]
-            == 200
+        cookie = headers["set-cookie"].split(";")[0]
+        assert cookie.startswith(f"megajukebox-{address.rpartition(':')[2]}=")
+        assert ask(address, "/elsewhere/site/index.html", Cookie=cookie)[0] == 200
+        for away in ("//evil.example/x", "/%5cevil.example", "/\\evil.example"):
+            status, headers, _ = ask(address, f"{away}?token={token}")
+            assert status == 303 and re.match(r"/(?![/\\])", headers["location"])
+        _, headers, page = ask(address, "/elsewhere/site/index.html")
+        assert b"megajukebox explore serve" in page and headers["content-type"].startswith(
+            "text/html"
         )
+        assert "token" in json.loads(ask(address, "/api/votes")[2])["error"]
         assert ask(address, "/api/votes", Authorization=f"Bearer {token}")[0] == 200
 
 
@@ -157,7 +164,7 @@ def test_off_loopback_every_request_needs_the_token(house: Path) -> None:
     [
         ("/api/trials", b"{", "Expecting"),
         ("/api/trials", [], "no JSON object"),
-        ("/api/trials", b"[" * 100_000, "recursion"),
+        ("/api/trials", b"[" * 100_000, "deeper than 64"),
         ("/api/trials", {"field": "run", "a": "x", "b": "y"}, "no request in common"),
         ("/api/votes", {"trial": "x", "vote": "a"}, "not open"),
         ("/api/songs", {"seconds": -1}, "seconds"),
@@ -167,7 +174,7 @@ def test_off_loopback_every_request_needs_the_token(house: Path) -> None:
         ("/api/songs", {"prompt": "/etc/passwd"}, "prompt"),
         ("/api/songs", {"id": "../x"}, "id"),
         ("/api/songs", {"upload": "../../x"}, "not here any more"),
-        ("/api/songs", {"lyrics": "x" * 300_000}, "more than 256 kB"),
+        ("/api/songs", {"lyrics": "x" * 300_000}, "larger than 256 kB"),
         ("/api/songs/none/cancel", {}, "no such song"),
         ("/api/uploads", b"this is no recording", "not one of WAV"),
     ],
@@ -176,7 +183,7 @@ def test_what_cannot_be_meant_so_is_refused_in_words(
     served: str, path: str, body: Any, why: str
 ) -> None:
     status, _, answer = ask(served, path, body)
-    assert status == 400 and why in json.loads(answer)["error"]
+    assert status == (413 if "larger" in why else 400) and why in json.loads(answer)["error"]
 
 
 def recording(seconds: float, rate: int = RATE, channels: int = 1) -> bytes:
@@ -228,6 +235,7 @@ def finished(address: str, identity: str, seconds: float = 120) -> dict[str, Any
 def test_a_song_is_made_in_the_studio_and_heard_in_the_list(
     chromium: Browser, served: str, house: Path
 ) -> None:
+    sign_in(chromium, served)
     chromium.open(f"{served}/site/studio.html")
     chromium.wait("limits !== null")
     assert chromium.run("[limits.artists, limits.samplers]") == [
@@ -425,6 +433,7 @@ def wait_for(condition: Any, seconds: float = 60) -> None:
 def test_a_blind_vote_is_cast_with_keys_kept_and_summed(
     chromium: Browser, served: str, house: Path
 ) -> None:
+    sign_in(chromium, served)
     chromium.open(f"{served}/site/blind.html")
     chromium.wait("trial !== null && player.song !== null")
     assert chromium.run(
@@ -455,6 +464,7 @@ def test_a_blind_vote_is_cast_with_keys_kept_and_summed(
 def test_no_page_breaks_under_the_servers_policy(
     chromium: Browser, served: str, house: Path
 ) -> None:
+    sign_in(chromium, served)
     noting = "addEventListener('securitypolicyviolation', event => { window.violation = event.violatedDirective })"
     chromium.call("Page.enable")
     source = f"window.violation = null; {noting}"
@@ -475,6 +485,7 @@ def test_no_page_breaks_under_the_servers_policy(
 
 @needs_chromium
 def test_served_pages_break_no_wcag_in_either_theme(chromium: Browser, served: str) -> None:
+    sign_in(chromium, served)
     wrong, _ = {}, finished(served, ask_json(served, "/api/songs", {"seconds": 0.3})["id"])
     ready = {
         "studio": "limits !== null && document.querySelector('.job')",

@@ -100,7 +100,7 @@ def test_a_listener_hears_every_pair_and_learns_the_sides_only_by_voting(tmp_pat
         assert abs(trial["db"]["A"] - trial["db"]["B"]) == pytest.approx(6.02, abs=0.1)
         paths = [trials.recording(samples, trial["id"], side) for side in "ab"]
         sides = trials.vote(trial["id"], "a")
-        assert [path.parent.name for path in paths if path] == [
+        assert [file.path.parent.name for file in paths if file] == [
             sides[side].removeprefix("runs/") for side in "AB"
         ]
         heard.add(paths[0].name if paths[0] else "")

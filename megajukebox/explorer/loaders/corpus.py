@@ -167,12 +167,12 @@ def add_excerpt(song: CorpusSong, shards: ShardSet, out: Path) -> CorpusSong:
     start = (frames - length) // 2
     files = SongFiles(out, song.key, excerpt)
     peaks_file = files.path("original", "js")
-    source = shards.folder / "songs.npy"
-    if not site_files.up_to_date(peaks_file, source):
+    modified = (shards.folder / "songs.npy").stat().st_mtime_ns
+    if not site_files.up_to_date(peaks_file, modified):
         shards.check_member(song.row, "audio")
         wave_TC = read_audio(shards, song.row, start, length)
         files.write("original", wave_TC, rate, keep_audio=not is_whole)
-        site_files.stamp(peaks_file, source)
+        site_files.stamp(peaks_file, modified)
     extension = shards.member_extension(song.row, "audio") if is_whole else "flac"
     lyrics = []
     for line in song.lyrics:

@@ -1,10 +1,10 @@
 """Reads folders of samples. What cannot be read becomes an `UnreadableSample` to show, never a crash."""
 
 import hashlib
-import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from pydantic import (
@@ -18,7 +18,9 @@ from pydantic import (
 
 from megajukebox.common.errors import UserError
 from megajukebox.common.levels import LEVELS
+from megajukebox.common.untrusted_files import MAX_DOCUMENT_BYTES, open_inside, parse_json, read_all
 from megajukebox.explorer.loaders.timed_lyrics import LyricLine, read_lyrics
+from megajukebox.explorer.site_files import ContainedFile
 from megajukebox.records.sample_record import current_sample_record
 
 TRACKS = (*LEVELS, "reconstruction", "original")  # all recordings that a song can have
@@ -99,6 +101,11 @@ class ListedSample:
     audio: dict[str, Path]  # track -> recording that exists
     created: float  # unix time of its JSON
     digest: str  # sha256 of its JSON
+    folder: Path  # that was given; no link below it is followed
+
+    def recording(self, track: str) -> ContainedFile:
+        """The recording of one of the tracks in `audio`, to be opened with care."""
+        return ContainedFile(self.folder, self.audio[track].relative_to(self.folder))
 
 
 def read_samples(folders: list[Path]) -> tuple[list[ListedSample], list[UnreadableSample]]:
@@ -109,9 +116,10 @@ def read_samples(folders: list[Path]) -> tuple[list[ListedSample], list[Unreadab
     """
     samples = []
     problems = []
-    for path, name in find_samples(folders):
+    for found in find_samples(folders):
+        name = found.name
         try:
-            samples.append(read_sample(path, name))
+            samples.append(read_sample(found))
         except (ValueError, RecursionError) as error:  # also of JSON, Unicode and pydantic
             problems.append(UnreadableSample(f"{name}.json", describe_error(error)))
         except OSError as error:  # gone since the folder was listed, or not readable for us
@@ -119,7 +127,20 @@ def read_samples(folders: list[Path]) -> tuple[list[ListedSample], list[Unreadab
     return sorted(samples, key=lambda sample: (-sample.created, sample.name)), problems
 
 
-def find_samples(folders: list[Path]) -> Iterator[tuple[Path, str]]:
+@dataclass(frozen=True)
+class SampleDocument:
+    """Where the JSON of a sample lies: by its path within a folder that was given."""
+
+    folder: Path
+    document: PurePath
+    name: str  # of the sample
+
+    @property
+    def path(self) -> Path:
+        return self.folder / self.document
+
+
+def find_samples(folders: list[Path]) -> Iterator[SampleDocument]:
     """Every `<id>.json` with the name of its sample; of several folders the name begins with the folder's."""
     for folder in folders:
         if not folder.is_dir():
@@ -128,7 +149,10 @@ def find_samples(folders: list[Path]) -> Iterator[tuple[Path, str]]:
             )
     for folder, label in zip(folders, distinct_labels(folders)):
         for path in json_files(folder, DEPTH):
-            yield path, label + path.relative_to(folder).as_posix().removesuffix(".json")
+            document = path.relative_to(folder)
+            yield SampleDocument(
+                folder, document, label + document.as_posix().removesuffix(".json")
+            )
 
 
 def distinct_labels(folders: list[Path]) -> list[str]:
@@ -143,42 +167,53 @@ def distinct_labels(folders: list[Path]) -> list[str]:
 
 
 def json_files(folder: Path, depth: int) -> Iterator[Path]:
-    """JSON files in and under `folder`, but not in hidden folders."""
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith("."):
+    """JSON files in and under `folder`, but not in hidden folders, in links to folders, and in what we may not read."""
+    try:
+        with os.scandir(folder) as listing:
+            entries = sorted(listing, key=lambda entry: entry.name)
+    except OSError:
+        return
+    for entry in entries:
+        if entry.name.startswith("."):
             continue
+        path = folder / entry.name
         if path.suffix == ".json":
             yield path
-        elif depth and path.is_dir():
+        elif depth and entry.is_dir(follow_symlinks=False):
             yield from json_files(path, depth - 1)
 
 
-def read_sample(path: Path, name: str) -> ListedSample:
-    """The sample that the JSON at `path` describes.
+def read_sample(found: SampleDocument) -> ListedSample:
+    """The sample that a JSON describes.
 
     Raises:
         ValueError: the JSON is not one of a sample; the message names what is wrong.
+        OSError: it cannot be read, or lies behind a link.
     """
-    content = path.read_bytes()
-    document = json.loads(content)
+    file = open_inside(found.folder, found.document)
+    created = os.fstat(file.fileno()).st_mtime
+    content = read_all(file, MAX_DOCUMENT_BYTES)
+    document = parse_json(content)
     if not isinstance(document, dict):
         raise ValueError(f"holds a {type(document).__name__}, not an object")
     record = SampleRecord.model_validate(current_sample_record(document))
     audio = {}
     for track in TRACKS:
-        recording = record.levels[track].audio if track in record.levels else ""
+        name = record.levels[track].audio if track in record.levels else ""
         # Only bare names count: a sample must not lead out of its folder.
-        is_bare = bool(recording) and "\0" not in recording and Path(recording).name == recording
-        if is_bare and (path.parent / recording).is_file():
-            audio[track] = path.parent / recording
+        if name and PurePath(name).name == name:
+            recording = ContainedFile(found.folder, found.document.with_name(name))
+            if recording.is_recording():
+                audio[track] = recording.path
     return ListedSample(
-        name=name,
+        name=found.name,
         record=record,
         request=document["request"],
-        lyrics=read_lyrics(path, record.request.lyrics, record.alignment),
+        lyrics=read_lyrics(found.folder, found.document, record.request.lyrics, record.alignment),
         audio=audio,
-        created=path.stat().st_mtime,
+        created=created,
         digest=hashlib.sha256(content).hexdigest(),
+        folder=found.folder,
     )
 
 

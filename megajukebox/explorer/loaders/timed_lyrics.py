@@ -1,11 +1,13 @@
 """Lyrics for the page: lines of pieces, with the time each is sung where an alignment or an `.lrc` file gives it."""
 
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
+from megajukebox.common.untrusted_files import read_inside
 from megajukebox.conditioning.lrc import TimedWord, parse_lrc
 
+MAX_LYRICS_BYTES = 1 << 20
 LATEST_SECONDS = 1e9  # later times are no times of a song
 
 
@@ -27,17 +29,25 @@ class AlignedLyricWord(TimedWord):
 LyricLine = list[LyricPiece]
 
 
-def read_lyrics(path: Path, requested: str, alignment: Any) -> list[LyricLine]:
-    """Lyrics of the sample at `path`: timed by its JSON's alignment, else its `.lrc`; else `.txt`, or as requested."""
+def read_lyrics(
+    folder: Path, document: PurePath, requested: str, alignment: Any
+) -> list[LyricLine]:
+    """Lyrics of a sample: timed by its JSON's alignment, else its `.lrc`; else `.txt`, or as requested.
+
+    Args:
+        document: the name of its JSON within `folder`; lyrics that lie behind a link are none.
+    """
     aligned = aligned_words(requested, alignment)
     if aligned:
         return split_lines(requested, aligned)
     text = requested
     for extension in (".lrc", ".txt"):
-        file = path.with_suffix(extension)
-        if file.is_file():
-            text = file.read_text(encoding="utf-8", errors="replace")
-            break
+        try:
+            content = read_inside(folder, document.with_suffix(extension), MAX_LYRICS_BYTES)
+        except OSError:
+            continue
+        text = content.decode("utf-8", errors="replace")
+        break
     return split_lines(*parse_lrc(text))  # a request may hold times; plain text comes back as it is
 
 

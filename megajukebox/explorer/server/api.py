@@ -11,15 +11,12 @@
     POST /api/uploads              a recording as the body -> {id, seconds}
 
 Bodies and answers are JSON objects. What cannot be done is answered with status 400 and {error}, in words for the
-reader of the page.
+reader of the page; what is over a limit with 408 (too slow), 413 (too large) or 429 (too often).
 """
 
-import json
-import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import mkstemp
 from typing import Any
 
 from starlette.applications import Starlette
@@ -30,13 +27,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from megajukebox.common.errors import UserError
+from megajukebox.common.untrusted_files import parse_json
+from megajukebox.explorer.server.access import AccessGuard, AccessRules
 from megajukebox.explorer.server.blind_trials import BlindTrials
-from megajukebox.explorer.server.static_files import (
-    AccessGuard,
-    Library,
-    StaticPages,
-    file_response,
-)
+from megajukebox.explorer.server.request_limits import RateLimit, RequestRefused, bounded_body
+from megajukebox.explorer.server.static_files import Library, StaticPages, file_response
 from megajukebox.explorer.server.studio_form import (
     RequestCheck,
     StudioOptions,
@@ -45,10 +40,18 @@ from megajukebox.explorer.server.studio_form import (
 )
 from megajukebox.explorer.server.studio_jobs import Studio, StudioJob
 from megajukebox.explorer.server.uploads import MAX_BYTES, UploadStore
-from megajukebox.explorer.server.votes import VoteTally, read_votes, tally_votes
+from megajukebox.explorer.server.votes import MAX_VOTER_LETTERS, VoteTally, read_votes, tally_votes
 
 MAX_LISTED = 50  # songs of the queue; older ones are in the folder
 MAX_JSON_BYTES = 256 << 10  # of one question
+JSON_SECONDS = 10.0  # until a question is whole
+UPLOAD_SECONDS = 300.0  # until a recording is whole: 64 MB at 2 Mbit/s
+MAX_UPLOADS = 4  # that come in or wait for a decoder at once
+SONGS_PER_MINUTE = 30
+# A listener needs seconds for a pair; a room of them may vote at once.
+VOTES_PER_MINUTE = 300
+VOTES_PER_VOTER = 30
+TRIALS_PER_VOTER = 60
 Handler = Callable[[Request], Awaitable[Response]]
 Action = Callable[[dict[str, Any], Request], Any]  # the JSON object that was sent, its request
 
@@ -62,29 +65,34 @@ class StudioServices:
     options: StudioOptions
     check: RequestCheck
 
+    def close(self) -> None:
+        """End the songs that are generated, and remove what was uploaded."""
+        self.studio.close()
+        self.uploads.close()
+
 
 def application(
     library: Library,
     votes_file: Path,
     services: StudioServices | None,
-    token: str | None,
-    nonce: str,
+    rules: AccessRules,
 ) -> AccessGuard:
     """The whole server, guard and all."""
     no_such_route = error_response("there is nothing to ask at this address", 404)
     routes = vote_routes(library, BlindTrials(votes_file, library.out))
     if services:
         routes += studio_routes(library, services)
-    pages = StaticPages(library, {"nonce": nonce, "studio": services is not None})
+    pages = StaticPages(library, {"nonce": rules.nonce, "studio": services is not None})
     routes += [
         Route("/api/{path:path}", lambda _: no_such_route, methods=["GET", "POST"]),
         Route("/{path:path}", pages.get, methods=["GET"]),
     ]
-    return AccessGuard(Starlette(routes=routes), token, nonce)
+    return AccessGuard(Starlette(routes=routes), rules)
 
 
 def error_response(reason: str, status: int = 400) -> Response:
-    return JSONResponse({"error": reason}, status)
+    # Whoever is too slow is not waited for any longer.
+    return JSONResponse({"error": reason}, status, {"Connection": "close"} if status == 408 else {})
 
 
 def json_handler(action: Action) -> Handler:
@@ -96,15 +104,17 @@ def json_handler(action: Action) -> Handler:
     async def handle(request: Request) -> Response:
         try:
             sent = b""
-            async for block in request.stream():
+            async for block in bounded_body(request, MAX_JSON_BYTES, JSON_SECONDS):
                 sent += block
-                if len(sent) > MAX_JSON_BYTES:
-                    raise UserError(f"that is more than {MAX_JSON_BYTES >> 10} kB")
-            body = json.loads(sent or b"{}")
+            body = parse_json(sent or b"{}")
             if not isinstance(body, dict):
                 raise UserError("the question is no JSON object")
             return JSONResponse(await run_in_threadpool(action, body, request))
-        except (UserError, json.JSONDecodeError, UnicodeError, RecursionError) as error:
+        except RequestRefused as refusal:
+            return error_response(str(refusal), refusal.status)
+        except ClientDisconnect:
+            return error_response("the request was broken off")
+        except ValueError as error:  # UserErrors, and what is wrong with the JSON
             return error_response(str(error))
 
     return handle
@@ -114,12 +124,19 @@ def json_handler(action: Action) -> Handler:
 
 
 def vote_routes(library: Library, trials: BlindTrials) -> list[Route]:
+    trials_limit = RateLimit("pairs", VOTES_PER_MINUTE, TRIALS_PER_VOTER)
+    votes_limit = RateLimit("votes", VOTES_PER_MINUTE, VOTES_PER_VOTER)
+
     def next_trial(body: dict[str, Any], _: Request) -> dict[str, Any]:
         field, a, b = (str(body.get(name, "")) for name in ("field", "a", "b"))
-        return trials.next(library.by_name, library.listed.entries, field, a, b)
+        voter = str(body.get("voter", ""))[:MAX_VOTER_LETTERS]
+        trials_limit.take(voter)
+        return trials.next(library.by_name, library.listed.entries, field, a, b, voter)
 
     def vote(body: dict[str, Any], _: Request) -> dict[str, str]:
-        return trials.vote(str(body.get("trial", "")), str(body.get("vote", "")))
+        identity = str(body.get("trial", ""))
+        votes_limit.take(trials.voter(identity))
+        return trials.vote(identity, str(body.get("vote", "")))
 
     def tallies(_: dict[str, Any], __: Request) -> dict[str, Any]:
         votes, skipped = read_votes(trials.votes)
@@ -128,10 +145,10 @@ def vote_routes(library: Library, trials: BlindTrials) -> list[Route]:
 
     def recording(request: Request) -> Response:
         parameters = request.path_params
-        path = trials.recording(library.by_name, parameters["id"], parameters["side"])
-        if path is None:
+        file = trials.recording(library.by_name, parameters["id"], parameters["side"])
+        if file is None:
             raise HTTPException(404)
-        return file_response(path)
+        return file_response(file, request)
 
     return [
         Route("/api/trials", json_handler(next_trial), methods=["POST"]),
@@ -147,6 +164,7 @@ def vote_routes(library: Library, trials: BlindTrials) -> list[Route]:
 def studio_routes(library: Library, services: StudioServices) -> list[Route]:
     studio = services.studio
     options = services.options
+    songs_limit = RateLimit("songs", SONGS_PER_MINUTE)
 
     def job_json(job: StudioJob) -> dict[str, Any]:
         """A song of the queue; once it is done, with the addresses of the sample that it became."""
@@ -162,11 +180,12 @@ def studio_routes(library: Library, services: StudioServices) -> list[Route]:
         form = parse_form(body)
         upload = services.uploads.get(form.upload) if form.upload is not None else None
         request = build_request(form, options, upload, services.check)
+        songs_limit.take()
         is_default = form.sampler in ("", options.samplers[0])
         return job_json(studio.enqueue(request, [] if is_default else [form.sampler]))
 
     def list_jobs(_: dict[str, Any], __: Request) -> dict[str, Any]:
-        newest = list(studio.jobs.values())[: -MAX_LISTED - 1 : -1]
+        newest = studio.listed()[: -MAX_LISTED - 1 : -1]
         return {"songs": list(map(job_json, newest)), "model": studio.model_status()}
 
     return [
@@ -183,27 +202,28 @@ def studio_routes(library: Library, services: StudioServices) -> list[Route]:
 
 
 def upload_handler(uploads: UploadStore) -> Handler:
-    """Take a recording as the body, bounded, into a temporary file; then another process decodes it."""
+    """Take a recording as the body, bounded, into a file of ours alone; then another process decodes it."""
+    coming = 0
 
     async def handle(request: Request) -> Response:
-        handle, name = mkstemp(prefix="megajukebox-upload-")
+        nonlocal coming
+        if coming >= MAX_UPLOADS:
+            return error_response(f"{MAX_UPLOADS} recordings are being read; try again soon", 429)
+        coming += 1
         try:
-            with os.fdopen(handle, "wb") as file:
-                size = 0
-                async for block in request.stream():
-                    size += len(block)
-                    if size > MAX_BYTES:
-                        return error_response(
-                            f"This recording is larger than {MAX_BYTES >> 20} MB.", 413
-                        )
+            with uploads.incoming() as (path, file):
+                async for block in bounded_body(request, MAX_BYTES, UPLOAD_SECONDS):
                     file.write(block)
-            upload = await run_in_threadpool(uploads.decode, Path(name))
-            return JSONResponse({"id": upload.id, "seconds": upload.seconds})
+                file.close()
+                upload = await run_in_threadpool(uploads.decode, path)
+                return JSONResponse({"id": upload.id, "seconds": upload.seconds})
+        except RequestRefused as refusal:
+            return error_response(str(refusal), refusal.status)
         except UserError as error:
             return error_response(str(error))
         except ClientDisconnect:
             return error_response("the upload was broken off")
         finally:
-            os.unlink(name)
+            coming -= 1
 
     return handle

@@ -14,6 +14,7 @@ from megajukebox.explorer.loaders.samples import ListedSample
 from megajukebox.explorer.loaders.search_index import SIDES, finest, pairs
 from megajukebox.explorer.loaders.timed_lyrics import plain_text
 from megajukebox.explorer.server.votes import OTHER_SIDE, Vote, append_vote, read_votes
+from megajukebox.explorer.site_files import ContainedFile
 
 MAX_OPEN = 1000  # trials that may wait for their vote; the oldest is dropped
 TIE_BREAK_BITS = 32
@@ -27,6 +28,7 @@ class BlindTrial:
     samples: tuple[str, str]  # the names of the samples behind A and B
     sides: tuple[str, str]  # the values of `field` behind A and B
     swapped: bool  # whether A hides the side that was called b
+    voter: str = ""  # whoever asked for it: a name that their browser made up, or nothing
 
 
 class BlindTrials:
@@ -45,6 +47,7 @@ class BlindTrials:
         field: str,
         a: str,
         b: str,
+        voter: str = "",
     ) -> dict[str, Any]:
         """A new trial of two values of `field`, as the page may know it: of the pair with the fewest votes.
 
@@ -69,9 +72,10 @@ class BlindTrials:
             matched,
             key=lambda pair: (votes_of[pair_names(pair)], secrets.randbits(TIE_BREAK_BITS)),
         )
-        trial = BlindTrial(field, (left["name"], right["name"]), (a, b), swapped=False)
+        trial = BlindTrial(field, (left["name"], right["name"]), (a, b), swapped=False, voter=voter)
         if secrets.randbits(1) == 1:
-            trial = BlindTrial(field, (right["name"], left["name"]), (b, a), swapped=True)
+            names = (right["name"], left["name"])
+            trial = BlindTrial(field, names, (b, a), swapped=True, voter=voter)
         identity = secrets.token_urlsafe(12)
         with self.lock:
             self.open[identity] = trial
@@ -88,13 +92,21 @@ class BlindTrials:
             **shared_facts(identity, first),
         }
 
-    def recording(self, samples: dict[str, ListedSample], identity: str, side: str) -> Path | None:
+    def voter(self, identity: str) -> str:
+        """Who asked for an open trial; "" where it is none."""
+        trial = self.open.get(identity)
+        return trial.voter if trial else ""
+
+    def recording(
+        self, samples: dict[str, ListedSample], identity: str, side: str
+    ) -> ContainedFile | None:
         """The recording behind a side of an open trial."""
         trial = self.open.get(identity)
         if trial is None or side not in ("a", "b"):
             return None
         sample = samples.get(trial.samples["ab".index(side)])
-        return sample.audio.get(played_track(sample)) if sample else None
+        track = played_track(sample) if sample else ""
+        return sample.recording(track) if sample and track else None
 
     def vote(self, identity: str, choice: str) -> dict[str, str]:
         """Keep a vote and return which value of the field was behind A and B.
@@ -128,6 +140,7 @@ class BlindTrials:
             "winner": winner,
             "first": first,
             "time": round(time.time(), 3),
+            "voter": trial.voter,
         }
         append_vote(self.votes, Vote.model_validate(vote))
         return dict(zip("AB", trial.sides))
@@ -146,8 +159,10 @@ def played_track(sample: ListedSample) -> str:
 def loudness(site: Path, sample: ListedSample) -> float | None:
     """In dB, as measured when the pages were built: the louder of two is else preferred."""
     name = f"{site_files.safe_name(sample.name)}.{played_track(sample)}.js"
-    peaks = site / "peaks" / name
-    return site_files.read_script(peaks)["db"] if peaks.is_file() else None
+    try:
+        return site_files.read_script(site / "peaks" / name)["db"]
+    except OSError:  # it could not be drawn
+        return None
 
 
 def shared_facts(identity: str, sample: ListedSample) -> dict[str, Any]:

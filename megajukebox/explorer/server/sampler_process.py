@@ -1,6 +1,7 @@
 """The process that generates the Studio's songs: started for the first of them, kept for the next, ended from here."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -9,6 +10,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from megajukebox.common.files import create_new, make_private_folder
+from megajukebox.common.untrusted_files import open_inside
 from megajukebox.explorer.server.uploads import child_environment
 
 TERMINATE_SECONDS = 5.0  # between asking a process to end and killing it
@@ -76,8 +79,8 @@ class SamplerProcess:
 
     def _start(self, samplers: list[str]) -> None:
         self.end()
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        with self.lock, self.log.open("wb") as log:
+        work = make_private_folder(self.log.parent)
+        with self.lock, create_new(self.log) as log:
             self.process = subprocess.Popen(
                 self.command(samplers),
                 stdin=subprocess.PIPE,
@@ -85,6 +88,7 @@ class SamplerProcess:
                 stderr=log,
                 text=True,
                 env=child_environment(),
+                cwd=work,  # ours alone: before Python 3.11, modules are looked for there first
                 start_new_session=True,
             )
         self.samplers = samplers
@@ -111,7 +115,9 @@ def death_reason(status: int, log: Path) -> str:
         name = signal.Signals(-status).name
         hint = "; often too little memory" if name == "SIGKILL" else ""
         return f"The sampler was ended by {name}{hint}. The next song loads the model again."
-    lines = log.read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace").splitlines()
+    with open_inside(log.parent, log.name) as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - LOG_TAIL_BYTES))
+        lines = file.read(LOG_TAIL_BYTES).decode(errors="replace").splitlines()
     for line in reversed(lines):
         if line.strip():
             return line.strip()

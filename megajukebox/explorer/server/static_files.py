@@ -1,49 +1,91 @@
 """The pages' own server: the files of the site, the recordings of the samples, and nothing else of the disk."""
 
+import contextlib
 import json
 import os
 import re
-import secrets
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
 from typing import Any
-from urllib.parse import parse_qs, unquote_to_bytes, urlsplit
+from urllib.parse import unquote_to_bytes
 
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import (
-    FileResponse,
-    PlainTextResponse,
-    RedirectResponse,
-    Response,
-    StreamingResponse,
-)
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.responses import PlainTextResponse, RedirectResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
+from megajukebox.common.errors import UserError
 from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.explorer import site_files
 from megajukebox.explorer.loaders.corpus import CorpusSong
 from megajukebox.explorer.loaders.samples import ListedSample, find_samples
-from megajukebox.explorer.site_builder import SampleList, write_runs, write_samples
+from megajukebox.explorer.site_builder import (
+    SampleList,
+    preview_file,
+    write_runs,
+    write_samples,
+)
+from megajukebox.explorer.site_files import AUDIO_TYPES, ContainedFile
 
-LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]")
-COOKIE = "megajukebox"
 RUNS_INTERVAL_SECONDS = 10.0  # between two writings of the runs' pages
 BLOCK_BYTES = 1 << 16  # of a song sent at a time
-MEDIA_TYPES = {
-    ".wav": "audio/wav",
-    ".flac": "audio/flac",
-    ".ogg": "audio/ogg",
-    ".mp3": "audio/mpeg",
+# What the site may hold; anything else in its folder is not served.
+PAGE_TYPES = {
+    ".html": "text/html",
+    ".js": "text/javascript",
+    ".css": "text/css",
+    ".png": "image/png",
+    ".txt": "text/plain",
 }
-POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self' 'nonce-{nonce}'; img-src 'self' data:;"
-    " media-src 'self' blob:; connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
-)
+# A recording is bytes from somebody else: whatever they are, a browser may run nothing of them.
+SANDBOX = {"Content-Security-Policy": "sandbox; default-src 'none'; media-src 'self'"}
+
+
+class RangeResponse(StreamingResponse):
+    """An open file, or the range of it that was asked for; closes it in the end.
+
+    The file is never opened a second time by its name, which may be another file by then.
+    """
+
+    def __init__(
+        self, reader: Any, size: int, request: Request, media_type: str, etag: str | None = None
+    ) -> None:
+        """Take `reader`, a seekable file of `size` bytes.
+
+        Raises:
+            HTTPException: the range begins behind its end (416).
+        """
+        self.reader = reader
+        asked = request.headers.get("range")
+        if request.headers.get("if-range", etag) != etag:
+            asked = None  # the range of a file that has changed since
+        try:
+            first, last, status = parse_range(asked, size)
+        except HTTPException:
+            reader.close()
+            raise
+        headers = {
+            "Accept-Ranges": "bytes",
+            "Content-Length": str(last - first + 1),
+            "Cache-Control": "no-cache",
+        }
+        if etag is not None:
+            headers["ETag"] = etag
+        if status == 206:
+            headers["Content-Range"] = f"bytes {first}-{last}/{size}"
+        if media_type in AUDIO_TYPES.values():
+            headers |= SANDBOX
+        blocks = iter(()) if request.method == "HEAD" else read_blocks(reader, first, last)
+        super().__init__(blocks, status, headers, media_type)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self.reader.close()
 
 
 class ShardRecordings:
@@ -58,44 +100,41 @@ class ShardRecordings:
 
     def get(self, path: str, request: Request) -> Response | None:
         """The song at `path`, or the range of it that is asked for; None if it is none of the songs."""
-        if path not in self.rows:
+        media_type = AUDIO_TYPES.get(Path(path).suffix)
+        if path not in self.rows or media_type is None:
             return None
         reader = self.shards.open_member(self.rows[path], "audio")
-        first, last, status = parse_range(request.headers.get("range"), reader.size)
-        headers = {
-            "Accept-Ranges": "bytes",
-            "Content-Length": str(last - first + 1),
-            "Cache-Control": "no-cache",
-        }
-        if status == 206:
-            headers["Content-Range"] = f"bytes {first}-{last}/{reader.size}"
-        media_type = MEDIA_TYPES.get(Path(path).suffix)
-        return StreamingResponse(read_blocks(reader, first, last), status, headers, media_type)
+        return RangeResponse(reader, reader.size, request, media_type)
 
 
 def parse_range(header: str | None, size: int) -> tuple[int, int, int]:
     """(first byte, last byte, status) of a Range header; all of it where the header is none that is known."""
-    match = re.fullmatch(r"bytes=(\d*)-(\d*)", (header or "").strip())
+    # ASCII alone, and at most the digits of any file: int() refuses thousands of them.
+    match = re.fullmatch(r"bytes=(\d{0,18})-(\d{0,18})", (header or "").strip(), re.ASCII)
     if not match or not any(match.groups()):
         return 0, size - 1, 200
-    if not match[1]:
-        return max(0, size - int(match[2])), size - 1, 206
-    first = int(match[1])
+    if match[1]:
+        first = int(match[1])
+        last = min(int(match[2] or size), size - 1)
+    else:
+        first = size - min(int(match[2]), size)
+        last = size - 1
     if first >= size:
         raise HTTPException(416, headers={"Content-Range": f"bytes */{size}"})
-    return first, min(int(match[2] or size), size - 1), 206
+    if last < first:
+        return 0, size - 1, 200
+    return first, last, 206
 
 
 def read_blocks(reader: Any, first: int, last: int) -> Iterator[bytes]:
-    """The bytes from `first` to `last`, and then the reader is closed."""
-    with reader:
-        reader.seek(first)
-        while first <= last:
-            block = reader.read(min(BLOCK_BYTES, last - first + 1))
-            if not block:
-                return
-            first += len(block)
-            yield block
+    """The bytes from `first` to `last`."""
+    reader.seek(first)
+    while first <= last:
+        block = reader.read(min(BLOCK_BYTES, last - first + 1))
+        if not block:
+            return
+        first += len(block)
+        yield block
 
 
 @dataclass
@@ -112,8 +151,8 @@ class Library:
     corpus: ShardRecordings | None = None
     listed: SampleList = field(default_factory=lambda: SampleList([], []))
     by_name: dict[str, ListedSample] = field(default_factory=dict)
-    recordings: set[str] = field(default_factory=set)  # paths of samples that may be served
-    run_recordings: set[str] = field(default_factory=set)  # and of the runs' previews
+    recordings: dict[str, ContainedFile] = field(default_factory=dict)  # by path, of the samples
+    run_recordings: dict[str, ContainedFile] = field(default_factory=dict)  # and the runs' previews
     modified: dict[str, int] | None = None  # path of a sample -> time in ns, at the last refresh
     runs_written: float = -RUNS_INTERVAL_SECONDS
     lock: Lock = field(default_factory=Lock)
@@ -122,24 +161,34 @@ class Library:
         """Look at the folders; costs a stat a sample when nothing changed."""
         with self.lock:
             modified = {}
-            for path, _ in find_samples(self.samples):
-                if path.exists():
-                    modified[str(path)] = path.stat().st_mtime_ns
+            for found in find_samples(self.samples):
+                with contextlib.suppress(OSError):  # it is gone since the folder was listed
+                    modified[str(found.path)] = found.path.lstat().st_mtime_ns
             if modified != self.modified:
                 self.listed = write_samples(self.samples, self.out)
                 self.by_name = {}
-                self.recordings = set()
+                self.recordings = {}
                 for sample in self.listed.samples:
                     self.by_name[sample.name] = sample
-                    self.recordings.update(map(str, sample.audio.values()))
+                    for track, path in sample.audio.items():
+                        self.recordings[str(path)] = sample.recording(track)
                 self.modified = modified
             if time.monotonic() > self.runs_written + RUNS_INTERVAL_SECONDS:
                 runs = write_runs(self.runs, self.out)
-                self.run_recordings = set()
+                self.run_recordings = {}
                 for run in runs:
                     for preview in run.previews:
-                        self.run_recordings.add(str(preview.path))
+                        self.run_recordings[str(preview.path)] = preview_file(preview.path)
                 self.runs_written = time.monotonic()
+
+    def site_file(self, path: str) -> ContainedFile | None:
+        """The file at `path` if it is one of the site's own; None if it lies elsewhere, or among samples or runs."""
+        holders = [
+            folder for folder in (self.out, *self.samples, *self.runs) if lies_in(path, folder)
+        ]
+        if not holders or max(holders, key=lambda folder: len(str(folder))) != self.out:
+            return None
+        return ContainedFile(self.out, Path(path).relative_to(self.out))
 
     @property
     def base(self) -> str:
@@ -166,96 +215,49 @@ class StaticPages:
         address = os.fsdecode(unquote_to_bytes(request.scope["raw_path"].split(b"?")[0]))
         if address == "/":
             return RedirectResponse(library.address(library.out / "index.html"), 303)
-        path = os.path.normpath(library.base + address)
-        if "\0" in path:  # no file has such a name, and the system refuses to look for it
+        path = os.path.normpath(library.base.rstrip(os.sep) + address)
+        # No file has a name with a zero, and the system refuses to look for it.
+        if not address.startswith("/") or "\0" in path:
             raise HTTPException(404)
         if path == str(library.out / "static" / "served.js"):
             headers = {"Cache-Control": "no-store"}
             return Response(self.script, media_type="text/javascript", headers=headers)
         if path in (str(library.out / "index.html"), str(library.out / "runs.html")):
-            library.refresh()
+            try:
+                library.refresh()
+            except UserError as error:
+                return PlainTextResponse(f"{error}\n", 503)
         song = library.corpus.get(path, request) if library.corpus else None
         if song is not None:
             return song
-        is_recording = path in library.recordings or path in library.run_recordings
-        if is_recording or is_inside(path, library.out):
-            return file_response(Path(path))
-        raise HTTPException(404)
+        recording = library.recordings.get(path) or library.run_recordings.get(path)
+        if recording is not None:
+            return file_response(recording, request)
+        page = library.site_file(path)
+        if page is None:
+            raise HTTPException(404)
+        return file_response(page, request, PAGE_TYPES.get(page.name.suffix))
 
 
-def is_inside(path: str, folder: Path) -> bool:
-    """Whether `path` lies in `folder`, also after every symbolic link was followed."""
-    real_folder = os.path.realpath(folder) + os.sep
-    return path.startswith(f"{folder}{os.sep}") and os.path.realpath(path).startswith(real_folder)
+def lies_in(path: str, folder: Path) -> bool:
+    return path.startswith(f"{str(folder).rstrip(os.sep)}{os.sep}")
 
 
-def file_response(path: Path) -> Response:
-    """The file at `path`, or the range of it that is asked for; status 404 if it is gone."""
-    if not path.is_file():
-        raise HTTPException(404)
-    media_type = MEDIA_TYPES.get(path.suffix)
-    return FileResponse(path, media_type=media_type, headers={"Cache-Control": "no-cache"})
+def file_response(
+    file: ContainedFile, request: Request, media_type: str | None = None
+) -> RangeResponse:
+    """A recording, or with `media_type` any other file; or the range of it that is asked for.
 
-
-class AccessGuard:
-    """Around everything: who may ask, and what a browser may do with the answers.
-
-    On loopback the Host header must name loopback, or a page of another site could reach this server under a name of
-    its own (DNS rebinding). Elsewhere every request needs the token: once in the address, then in a cookie. A request
-    that changes something must come from our own pages.
+    Raises:
+        HTTPException: it is gone, is of no type that is served, or lies behind a link (404).
     """
-
-    def __init__(self, app: ASGIApp, token: str | None, nonce: str) -> None:
-        self.app = app
-        self.token = token
-        self.headers = {
-            "Content-Security-Policy": POLICY.format(nonce=nonce),
-            "X-Content-Type-Options": "nosniff",
-            "Referrer-Policy": "no-referrer",
-            "Cross-Origin-Opener-Policy": "same-origin",
-            "Cross-Origin-Resource-Policy": "same-origin",
-        }
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return await self.app(scope, receive, send)
-
-        async def send_guarded(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(self.headers)
-            await send(message)
-
-        answer = self.refuse(scope) or self.app
-        await answer(scope, receive, send_guarded)
-
-    def refuse(self, scope: Scope) -> Response | None:
-        """The answer to a request that may not be asked; None for one that may."""
-        headers = Headers(scope=scope)
-        host = headers.get("host", "")
-        if self.token is None:
-            if host.rpartition(":")[0] not in LOOPBACK_HOSTS and host not in LOOPBACK_HOSTS:
-                return PlainTextResponse("This server answers on loopback alone.\n", 403)
-        else:
-            answer = self.check_token(scope, headers, self.token)
-            if answer is not None:
-                return answer
-        origin = headers.get("origin")
-        changes_something = scope["method"] not in ("GET", "HEAD")
-        if changes_something and origin is not None and urlsplit(origin).netloc != host:
-            return PlainTextResponse("Only this server's own pages may ask for that.\n", 403)
-        return None
-
-    def check_token(self, scope: Scope, headers: Headers, token: str) -> Response | None:
-        """None if the token was sent; from an address it moves into a cookie, so that it is seen no longer."""
-        query = parse_qs(scope["query_string"].decode("latin-1"))
-        # Compared in constant time, so that its letters cannot be guessed one by one.
-        if secrets.compare_digest(query.get("token", [""])[0].encode(), token.encode()):
-            answer = RedirectResponse(scope["raw_path"].split(b"?")[0].decode("latin-1"), 303)
-            answer.set_cookie(COOKIE, token, httponly=True, samesite="strict")
-            return answer
-        cookie = Request(scope).cookies.get(COOKIE, "")
-        bearer = headers.get("authorization", "").removeprefix("Bearer ")
-        for sent in (cookie, bearer):
-            if secrets.compare_digest(sent.encode(), token.encode()):
-                return None
-        return PlainTextResponse("Open the address with the token that the server printed.\n", 401)
+    media_type = media_type or file.audio_type
+    if media_type is None:
+        raise HTTPException(404)
+    try:
+        opened = file.open()
+    except OSError:
+        raise HTTPException(404) from None
+    facts = os.fstat(opened.fileno())
+    etag = f'"{facts.st_mtime_ns:x}-{facts.st_size:x}"'
+    return RangeResponse(opened, facts.st_size, request, media_type, etag)

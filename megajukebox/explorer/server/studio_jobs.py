@@ -7,16 +7,18 @@ The server never imports a model: whatever happens to a song, the pages stay up,
 
 import json
 import secrets
+import shutil
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from queue import Empty, Queue
-from threading import Lock, Thread, Timer
+from threading import Condition, Thread, Timer
 from typing import Any
 
 from megajukebox.common.errors import UserError
-from megajukebox.common.files import write_atomic
+from megajukebox.common.files import make_private_folder, write_atomic
+from megajukebox.common.untrusted_files import parse_json, read_inside
 from megajukebox.explorer.server.sampler_process import (
     ProcessCommand,
     SamplerDied,
@@ -27,6 +29,8 @@ from megajukebox.explorer.server.sampler_process import (
 STOP_FILE = "STOP"  # in the folder of a song that is to stop
 PROGRESS_FILE = "progress.json"
 MAX_QUEUED = 20
+MAX_ENDED = 50  # songs that are remembered after their end; the oldest is forgotten
+ENDED = ("done", "failed", "cancelled")
 STOP_SECONDS = 10.0  # that a song has to stop by itself before its process is ended
 IDLE_MINUTES = 10.0  # without a song, after which the model is unloaded
 
@@ -49,7 +53,7 @@ class StudioJob:
     def progress(self) -> tuple[float, str]:
         """(share of all codes, what is being generated)."""
         try:
-            record = json.loads((self.folder / PROGRESS_FILE).read_text())
+            record = parse_json(read_inside(self.folder, PROGRESS_FILE))
             done = record["done"]
             total = record["total"]
         except (OSError, ValueError, KeyError):
@@ -106,8 +110,10 @@ class Studio:
         self.stop_seconds = stop_seconds
         self.sampler = SamplerProcess(lambda samplers: command(run, samplers), work / "sampler.log")
         self.jobs: dict[str, StudioJob] = {}
-        self.queue: Queue[StudioJob | None] = Queue()
-        self.lock = Lock()
+        self.waiting: deque[StudioJob] = deque()
+        self.lock = (
+            Condition()
+        )  # of jobs, waiting and closed; notified when one of the last two changes
         self.closed = False
         self.thread = Thread(target=self._work, name="studio", daemon=True)
         self.thread.start()
@@ -116,28 +122,36 @@ class Studio:
         """Queue a song.
 
         Raises:
-            UserError: the queue is full.
+            UserError: the queue is full, or the folder of its work is not ours.
         """
-        if sum(job.state == "queued" for job in self.jobs.values()) >= MAX_QUEUED:
-            raise UserError(f"{MAX_QUEUED} songs are queued already; cancel one or come back later")
         identity = f"studio-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
         job = StudioJob({"id": identity, **request}, self.work / identity, samplers or [])
-        job.folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(job.folder / "request.json", json.dumps([job.request]).encode())
-        self.jobs[identity] = job
-        self.queue.put(job)
+        with self.lock:
+            if len(self.waiting) >= MAX_QUEUED:
+                raise UserError(
+                    f"{MAX_QUEUED} songs are queued already; cancel one or come back later"
+                )
+            make_private_folder(self.work)
+            job.folder.mkdir(mode=0o700)
+            write_atomic(job.folder / "request.json", json.dumps([job.request]).encode())
+            self.jobs[identity] = job
+            self.waiting.append(job)
+            self._forget_ended()
+            self.lock.notify()
         return job
 
     def cancel(self, identity: str) -> StudioJob:
         """Take a song out of the queue, or stop it: the model stays loaded, unless the song does not stop in time."""
-        job = self.jobs.get(identity)
-        if job is None:
-            raise UserError("there is no such song")
         with self.lock:
+            job = self.jobs.get(identity)
+            if job is None:
+                raise UserError("there is no such song")
             job.cancelled = True
             if job.state == "queued":
                 job.state = "cancelled"
                 job.reason = "Cancelled before it began."
+                self.waiting.remove(job)
+                shutil.rmtree(job.folder, ignore_errors=True)
             elif job.state == "generating" and not (job.folder / STOP_FILE).exists():
                 (job.folder / STOP_FILE).touch()
                 timer = Timer(self.stop_seconds, self._end_process_of, (job,))
@@ -145,18 +159,31 @@ class Studio:
                 timer.start()
         return job
 
+    def listed(self) -> list[StudioJob]:
+        """The songs that are remembered, the oldest first."""
+        with self.lock:
+            return list(self.jobs.values())
+
+    def _forget_ended(self) -> None:
+        """Forget the oldest songs that ended, and their folders. The lock is held."""
+        ended = [job for job in self.jobs.values() if job.state in ENDED]
+        for job in ended[: max(0, len(ended) - MAX_ENDED)]:
+            shutil.rmtree(job.folder, ignore_errors=True)
+            del self.jobs[job.id]
+
     def model_status(self) -> dict[str, Any]:
         """Whether the model is loaded, what it takes and for how long it stays, for the page."""
         return {**self.sampler.status(), "idle_minutes": self.idle_minutes}
 
     def close(self) -> None:
         """Cancel all songs and end the process."""
-        self.closed = True
-        for job in self.jobs.values():
-            if job.state in ("queued", "generating"):
-                self.cancel(job.id)
+        with self.lock:
+            self.closed = True
+            for job in self.listed():
+                if job.state not in ENDED:
+                    self.cancel(job.id)
+            self.lock.notify()
         self.sampler.end()
-        self.queue.put(None)
         self.thread.join(timeout=self.stop_seconds)
         self.sampler.end()
 
@@ -166,15 +193,23 @@ class Studio:
             if job.state == "generating":
                 self.sampler.end()
 
+    def _next(self) -> StudioJob | None:
+        """The next song, once there is one; None for an idle model, or at the end."""
+        with self.lock:
+            seconds = self.idle_minutes * 60 if self.sampler.alive else None
+            self.lock.wait_for(lambda: self.waiting or self.closed, timeout=seconds)
+            if self.closed or not self.waiting:
+                return None
+            job = self.waiting.popleft()
+            job.state = "generating"
+            return job
+
     def _work(self) -> None:
         while not self.closed:
-            try:
-                job = self.queue.get(timeout=self.idle_minutes * 60 if self.sampler.alive else None)
-            except Empty:
+            job = self._next()
+            if job is None:
                 self.sampler.end()
                 continue
-            if job is None:
-                return
             try:
                 self._generate(job)
             except Exception as error:  # whatever it is, the next song must be generated
@@ -182,10 +217,6 @@ class Studio:
                 job.reason = f"{type(error).__name__}: {error}"
 
     def _generate(self, job: StudioJob) -> None:
-        with self.lock:
-            if job.state != "queued" or self.closed:
-                return
-            job.state = "generating"
         order = {
             "request": job.request,
             "out": str(self.samples),
@@ -204,6 +235,7 @@ class Studio:
             elif job.cancelled:
                 job.state = "cancelled"
                 job.reason = "Cancelled while it was generated."
+                shutil.rmtree(job.folder, ignore_errors=True)
             else:
                 job.state = "failed"
                 job.reason = answer["reason"]

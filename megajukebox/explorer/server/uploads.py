@@ -1,21 +1,36 @@
 """Recordings from outside: bounded on the way in, decoded in a process of their own that may not grow."""
 
+import contextlib
 import json
 import os
 import secrets
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import BoundedSemaphore
+from typing import BinaryIO
 
 from megajukebox.common.errors import UserError
+from megajukebox.common.files import create_new, make_private_folder
+from megajukebox.common.redaction import is_secret, redact
 
 MAX_BYTES = 64 << 20
 MAX_SECONDS = 180.0
+MAX_VALUES = 70_000_000  # frames x channels, by its header and then by what comes: 180 s of stereo at 192 kHz
 MAX_MEMORY = 2 << 30  # bytes of address space of the process that decodes
 TIMEOUT_SECONDS = 60  # of that process
+LEFTOVER_SECONDS = 24 * 3600  # after which a recording belongs to no server that still runs
 MAX_KEPT = 50  # recordings; the oldest goes first
+DECODER_VARIABLES = (
+    *("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONSAFEPATH", "PYTHONHOME", "OMP_NUM_THREADS"),
+    *("LANG", "LC_ALL", "LC_CTYPE", "TMPDIR", "SYSTEMROOT"),
+)
+MAX_DECODERS = 2  # processes that decode at once; more recordings wait
 
 
 @dataclass(frozen=True)
@@ -28,22 +43,49 @@ class Upload:
 
 
 class UploadStore:
-    """The recordings in `folder`."""
+    """The recordings in `folder`, which nobody else can read; they go when the server ends."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.uploads: dict[str, Upload] = {}
+        self.decoders = BoundedSemaphore(MAX_DECODERS)
+        if folder.exists():  # of a server that was killed
+            oldest = time.time() - LEFTOVER_SECONDS
+            for path in self.private_folder().iterdir():
+                if path.lstat().st_mtime < oldest:
+                    path.unlink(missing_ok=True)
+
+    def private_folder(self) -> Path:
+        """The folder, made where it is not there yet.
+
+        Raises:
+            UserError: it is somebody else's.
+        """
+        make_private_folder(self.folder)
+        self.folder.chmod(0o700)  # up to version 1 it was open to all
+        return self.folder
+
+    @contextmanager
+    def incoming(self) -> Iterator[tuple[Path, BinaryIO]]:
+        """A file for what is sent, by its path; it is gone after the block."""
+        path = self.private_folder() / f"{secrets.token_hex(8)}.incoming"
+        try:
+            with create_new(path) as file:
+                os.fchmod(file.fileno(), 0o600)
+                yield path, file
+        finally:
+            path.unlink(missing_ok=True)
 
     def decode(self, source: Path) -> Upload:
-        """Keep the recording at `source`.
+        """Keep the recording at `source`. At most MAX_DECODERS are decoded at once; others wait.
 
         Raises:
             UserError: it is none, or too long; the message is for its owner.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
         identity = secrets.token_hex(8)
-        target = self.folder / f"{identity}.wav"
-        answer = decode_in_process(source, target)
+        target = self.private_folder() / f"{identity}.wav"
+        with self.decoders:
+            answer = decode_in_process(source, target)
         if "error" in answer or not target.is_file():
             target.unlink(missing_ok=True)
             reason = answer.get("error", "it could not be decoded")
@@ -53,6 +95,14 @@ class UploadStore:
             oldest = self.uploads.pop(next(iter(self.uploads)))
             oldest.path.unlink(missing_ok=True)
         return self.uploads[identity]
+
+    def close(self) -> None:
+        """Remove the recordings; another server's of the same folder stay."""
+        for upload in self.uploads.values():
+            upload.path.unlink(missing_ok=True)
+        self.uploads.clear()
+        with contextlib.suppress(OSError):  # not empty, or not there
+            self.folder.rmdir()
 
     def get(self, identity: object) -> Upload:
         """The upload of that id, for a request cannot name a file.
@@ -68,7 +118,7 @@ class UploadStore:
 
 def decode_in_process(source: Path, target: Path) -> dict:
     """The answer of decode_upload.py: whatever a hostile file does to the decoder, it does it in another process."""
-    limits = [str(MAX_SECONDS), str(MAX_MEMORY), str(TIMEOUT_SECONDS)]
+    limits = [str(MAX_SECONDS), str(MAX_VALUES), str(MAX_MEMORY), str(TIMEOUT_SECONDS)]
     module = "megajukebox.explorer.server.decode_upload"
     command = [sys.executable, "-m", module, str(source), str(target), *limits]
     with TemporaryDirectory() as empty_folder:
@@ -78,7 +128,7 @@ def decode_in_process(source: Path, target: Path) -> dict:
                 capture_output=True,
                 timeout=TIMEOUT_SECONDS,
                 cwd=empty_folder,
-                env=child_environment(),
+                env=decoder_environment(),
                 stdin=subprocess.DEVNULL,
             )
         except subprocess.TimeoutExpired:
@@ -89,12 +139,26 @@ def decode_in_process(source: Path, target: Path) -> dict:
         return {}
 
 
+def decoder_environment() -> dict[str, str]:
+    """Of a process that reads what a stranger sent: nothing of ours but where programs and libraries are."""
+    inherited = child_environment()
+    return {name: inherited[name] for name in DECODER_VARIABLES if name in inherited}
+
+
 def child_environment() -> dict[str, str]:
-    """Of a process that the server starts: one thread, and this very package."""
+    """Of a process that the server starts: one thread, this very package, and none of our secrets.
+
+    PYTHONSAFEPATH (Python 3.11 and later) keeps the folder it is started in out of its imports.
+    """
     package = str(Path(__file__).parents[3])
     search_path = [package, os.environ.get("PYTHONPATH", "")]
+    kept = {}
+    for name, value in os.environ.items():
+        if not is_secret(name) and redact(value) == value:
+            kept[name] = value
     return {
-        **os.environ,
+        **kept,
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
         "PYTHONPATH": os.pathsep.join(filter(None, search_path)),
+        "PYTHONSAFEPATH": "1",
     }

@@ -1,16 +1,26 @@
 """Votes of the blind test: kept in a file that only grows, counted with confidence intervals."""
 
+import fcntl
 import math
 import os
+import stat
+import time
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from megajukebox.common.errors import UserError
+from megajukebox.common.files import make_folder
+from megajukebox.common.untrusted_files import UnsafeFileError, read_inside
+
+LOCK_SECONDS = 10.0
+MAX_VOTES_BYTES = 64 << 20  # some 200,000 votes
+MAX_LINE_BYTES = 1 << 16  # of one vote
+MAX_VOTER_LETTERS = 40
 Z95 = 1.959964  # of the normal distribution, two-sided 95 %
 OTHER_SIDE = {"a": "b", "b": "a", "same": "same"}
 
@@ -28,6 +38,7 @@ class Vote(BaseModel):
     winner: Literal["a", "b", "same"]
     first: Literal["a", "b"]  # which of them the listener knew as A
     time: float
+    voter: str = ""  # a name that the listener's browser made up; votes of one listener are no independent ones
 
 
 @dataclass(frozen=True)
@@ -53,25 +64,70 @@ def append_vote(path: Path, vote: Vote) -> None:
     """Add one line, and sync it to the disk before this returns.
 
     A line that a crash cut off stays alone: the next one begins on a line of its own. Two servers may keep one file.
+
+    Raises:
+        UserError: it cannot be written, is a link, or is too large.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(f"{path.name}.lock")), path.open("ab+") as file:
-        if file.tell() > 0:
+    make_folder(path.parent)
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        number = os.open(path, flags, 0o644)
+    except OSError as error:
+        raise unusable(path, error.strerror) from None
+    with os.fdopen(number, "ab+") as file:
+        facts = os.fstat(number)
+        if not stat.S_ISREG(facts.st_mode):
+            raise unusable(path, "is no regular file")
+        lock(number, path)  # until it is closed
+        size = file.seek(0, os.SEEK_END)
+        if size > MAX_VOTES_BYTES:
+            raise unusable(path, f"has more than {MAX_VOTES_BYTES >> 20} MB")
+        if size > 0:
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":
                 file.write(b"\n")
         file.write(vote.model_dump_json().encode() + b"\n")
         file.flush()
-        os.fsync(file.fileno())
+        os.fsync(number)
+
+
+def lock(number: int, path: Path) -> None:
+    """Lock an open file. Anybody who may read it can hold its lock, so nobody waits for ever.
+
+    Raises:
+        UserError: somebody held the lock for LOCK_SECONDS.
+    """
+    deadline = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            return fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise unusable(path, "another process holds its lock") from None
+            time.sleep(0.01)
+
+
+def unusable(path: Path, reason: str | None) -> UserError:
+    return UserError(
+        f"votes cannot be kept in {path}: {reason}; start the server with another --votes"
+    )
 
 
 def read_votes(path: Path) -> tuple[list[Vote], int]:
-    """The votes of a file, and how many of its lines are none."""
-    if not path.exists():
+    """The votes of a file, and how many of its lines are none.
+
+    Raises:
+        UserError: it is a link, no regular file, or too large.
+    """
+    try:
+        content = read_inside(path.parent, path.name, MAX_VOTES_BYTES + MAX_LINE_BYTES)
+    except FileNotFoundError:
         return [], 0
+    except UnsafeFileError as error:
+        raise unusable(path, error.strerror) from None
     votes = []
     skipped = 0
-    for line in path.read_bytes().splitlines():
+    for line in content.splitlines():
         try:
             votes.append(Vote.model_validate_json(line))
         except ValidationError:

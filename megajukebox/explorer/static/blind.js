@@ -6,6 +6,16 @@ const form = document.getElementById("sides");
 const find = (id) => document.getElementById(id);
 let trial = null;
 
+/* A name that this browser makes up once, so that votes of one listener can be told from those of many. */
+function voter() {
+  const made = crypto.getRandomValues(new Uint32Array(4)).join("-").slice(0, 40);
+  try {
+    const kept = localStorage.getItem("voter") ?? made;
+    localStorage.setItem("voter", kept);
+    return kept;
+  } catch { return ""; } // storage may be forbidden
+}
+
 function say(text) {
   find("say").textContent = text;
   find("say").hidden = !text;
@@ -14,7 +24,7 @@ function say(text) {
 /* Asks for the next pair; the one with the fewest votes comes first. */
 async function next() {
   trial = null;
-  const question = { field: form.field.value, a: form.a.value, b: form.b.value };
+  const question = { field: form.field.value, a: form.a.value, b: form.b.value, voter: voter() };
   if (question.a === question.b) return say("Choose two different sides.");
   const given = await ask("trials", question).catch((error) => ({ refused: error.message }));
   find("trial").hidden = Boolean(given.refused);
