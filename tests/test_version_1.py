@@ -176,7 +176,15 @@ def check_resumed(run: Path, expected: dict) -> None:
     assert len(expected["losses"]) == STEPS
 
 
-@pytest.mark.parametrize("stage", ["vqvae", "top_prior", "middle_upsampler", "bottom_upsampler"])
+@pytest.mark.parametrize(
+    "stage",
+    [
+        "vqvae",
+        "top_prior",
+        pytest.param("middle_upsampler", marks=pytest.mark.slow),
+        pytest.param("bottom_upsampler", marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_is_resumed_with_the_same_losses(here: Path, expected: dict, stage: str) -> None:
     """By its own command, with a setting of the old name changed."""
     data, out = DATA.get(stage, "shards/codes"), f"runs/{stage}"

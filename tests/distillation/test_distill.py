@@ -120,6 +120,7 @@ def test_divergences_are_logged_in_training(straight) -> None:
     )
 
 
+@pytest.mark.slow
 def test_stopped_and_started_again_ends_as_if_it_had_not_been(straight, given, tmp_path) -> None:
     order = ("--order", "1,1", "--keep-going")
     distill(given, tmp_path / "student", *order, "--stop-after", "2")

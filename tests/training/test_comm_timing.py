@@ -34,6 +34,7 @@ def slowed(data: Path, out: Path, *settings: str, ranks: int = 2) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_with_zero3_the_others_wait_in_collectives_and_the_slow_rank_is_named(
     data: Path, tmp_path: Path
 ) -> None:

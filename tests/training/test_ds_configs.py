@@ -136,7 +136,14 @@ def test_plan_accepts_the_released_presets_at_jukebox_s_sizes(stage, gpu):
     assert needed.total < device.memory * GIB
 
 
-@pytest.mark.parametrize("gpu", ["v100-32gb", "a100-80gb", "h100-80gb"])
+@pytest.mark.parametrize(
+    "gpu",
+    [
+        "v100-32gb",
+        pytest.param("a100-80gb", marks=pytest.mark.slow),
+        pytest.param("h100-80gb", marks=pytest.mark.slow),
+    ],
+)
 def test_plan_accepts_the_pipelines(gpu):
     device = gpu_named(gpu)
     way = recipe(read_ds_config(device.profile.ds_config_name("prior_pipeline")), 128)

@@ -148,7 +148,12 @@ def average(history: list[dict[str, torch.Tensor]], decay: float) -> dict[str, t
 
 
 @pytest.mark.parametrize(
-    "name", ["zero3", "pipeline", pytest.param("zero1", marks=pytest.mark.slow)]
+    "name",
+    [
+        "zero3",
+        pytest.param("pipeline", marks=pytest.mark.slow),
+        pytest.param("zero1", marks=pytest.mark.slow),
+    ],
 )
 def test_the_average_of_the_weights_is_exported_and_survives_other_numbers_of_processes(
     little, base, tmp_path, name

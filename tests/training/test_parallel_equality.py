@@ -159,6 +159,7 @@ def test_priors_told_in_other_ways_do_too(tmp_path):
         check(found[told["name"]], told)
 
 
+@pytest.mark.slow
 def test_four_processes_learn_what_one_does(tmp_path):
     found = launch(tmp_path, 4, FOUR)
     for told in FOUR:

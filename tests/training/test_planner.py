@@ -333,6 +333,7 @@ def test_the_entry_tells_a_stage_as_json():
     )
 
 
+@pytest.mark.slow
 def test_fewer_gpus_than_jukebox_had_are_told_how_to_have_its_step():
     asked = ("jukebox_5b", "--stage", "middle_upsampler", "--gpus", "16")
     code, output = entry(*asked)

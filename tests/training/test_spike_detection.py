@@ -155,7 +155,12 @@ def way(folder: Path, name: str) -> Path:
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
-    "name", ["zero3", "pipeline", pytest.param("zero0", marks=pytest.mark.slow)]
+    "name",
+    [
+        pytest.param("zero3", marks=pytest.mark.slow),
+        "pipeline",
+        pytest.param("zero0", marks=pytest.mark.slow),
+    ],
 )
 def test_a_bad_step_leaves_no_trace_in_the_weights_whatever_was_wrong(little, tmp_path, name):
     """Three kinds of bad, each at step 5, each seen by one rank alone: all end as if that step had been left out."""

@@ -96,6 +96,7 @@ def test_stopping_at_step_10_and_resuming_equals_20_straight_steps_on_two_ranks(
     assert fingerprint(tmp_path / "run") == fingerprint(straight)
 
 
+@pytest.mark.slow
 def test_a_run_killed_without_warning_ends_as_if_it_had_not_been(pipeline, tmp_path):
     started = start(pipeline, tmp_path / "run", ranks=2)
     wait_for(
