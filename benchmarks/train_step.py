@@ -31,6 +31,7 @@ from timing import forget_peak, peak_gib, synchronize
 from megajukebox.common.files import write_atomic
 from megajukebox.common.provenance import made_by
 from megajukebox.data.stream.sample_order import philox
+from megajukebox.models.convnet import set_channels_last
 from megajukebox.records.run_log import RunLog
 from megajukebox.training.batching import share_batch
 from megajukebox.training.config import Preset, load_preset
@@ -79,6 +80,13 @@ def main(
     repeats: Annotated[
         int, typer.Option(min=1, help="Steps measured, after two that are not.")
     ] = 10,
+    channels_last: Annotated[
+        bool | None,
+        typer.Option(
+            "--channels-last/--channels-apart",
+            help="How convolutions lay out channels; else as the device likes them.",
+        ),
+    ] = None,
     local_rank: Annotated[
         int, typer.Option("--local_rank", hidden=True, help="The deepspeed launcher gives it.")
     ] = 0,
@@ -86,7 +94,7 @@ def main(
     """Measure training steps."""
     chosen, place = load_preset(preset, settings), collectives.start()
     rows = [
-        measured(chosen, name, ds_config, repeats)
+        measured(chosen, name, ds_config, repeats, channels_last=channels_last)
         for name in ([stage] if stage else chosen.training)
     ]
     collectives.stop()
@@ -96,7 +104,12 @@ def main(
 
 
 def measured(
-    preset: Preset, stage: str, ds_name: str | None, repeats: int, flops: float | None = None
+    preset: Preset,
+    stage: str,
+    ds_name: str | None,
+    repeats: int,
+    flops: float | None = None,
+    channels_last: bool | None = None,
 ) -> dict[str, Any]:
     """The figures of one stage, of this rank. `flops` of a step are counted where they are not given."""
     of, name = workload_of(preset, stage), ds_name or preset.stage(stage).ds_config
@@ -106,6 +119,7 @@ def measured(
     engine = build_engine(
         of.model_config, of.build, ds_config, TrainingSettings(ds_config="", steps=1)
     )
+    set_channels_last(engine.engine, channels_last)
     batches = [of.batch(way.micro) for _ in range(way.accumulation)]
     spent = timed(engine.engine)
     forget_peak()

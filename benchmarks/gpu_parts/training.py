@@ -1,14 +1,12 @@
 """Training steps of the released sizes on one GPU, beside what `plan` says of them; and every V100 profile in fp16."""
 
 import statistics
-from unittest.mock import patch
 
 from train_step import measured
 
 from gpu_parts.figures import Figures
 from gpu_parts.models import preset, release
 from gpu_parts.planned import TOP, UPSAMPLER, V100, VQVAE, TrainingCase, planned
-from megajukebox.models import convnet
 from megajukebox.training.engines import collectives
 
 STEPS = 10  # measured: two halves
@@ -19,8 +17,7 @@ SMALL_PRIOR_DS_CONFIG = "prior_zero3_cpu.json"
 def training(figures: Figures) -> None:
     """The VQ-VAE, with its channels as they are laid out on a GPU and together; an upsampler of 1B."""
     step(figures, VQVAE)
-    with patch.object(convnet, "on_cpu", lambda x: True):
-        step(figures, VQVAE, ", channels last")
+    step(figures, VQVAE, channels_last=True)
     step(figures, UPSAMPLER)
     collectives.stop()
 
@@ -38,16 +35,18 @@ def training_v100(figures: Figures) -> None:
     collectives.stop()
 
 
-def step(figures: Figures, case: TrainingCase, changed: str = "") -> None:
+def step(figures: Figures, case: TrainingCase, channels_last: bool | None = None) -> None:
     """Seconds of a step, its share of a product's speed, and peak memory."""
     if figures.small:
         ds_config = SMALL_DS_CONFIG.get(case.stage, SMALL_PRIOR_DS_CONFIG)
-        row = measured(preset(small=True), case.stage, ds_config, repeats=2, flops=0.0)
+        row = measured(preset(small=True), case.stage, ds_config, 2, 0.0, channels_last)
         wanted = None
     else:
         wanted = planned(case)
-        row = measured(case.preset(), case.stage, case.ds_config, STEPS, wanted.flops)
-    name = f"{case.name}{changed}"
+        row = measured(
+            case.preset(), case.stage, case.ds_config, STEPS, wanted.flops, channels_last
+        )
+    name = f"{case.name}, channels last" if channels_last else case.name
     taken = row["every_step"]
     middle = len(taken) // 2
     halves = [statistics.median(half) for half in (taken[:middle], taken[middle:])]

@@ -10,7 +10,7 @@ run of the tests does the same on the CPU or the pretended GPU.
 | G3, G4, G5 | windows, guided, filtered; all decodings; students and verified students | pretended, scenarios |
 | G3 | several windows and batches with one sampler of graphs | pretended, here |
 | G6 | a whole jukebox | on the CPU alone: nothing to compare |
-| G7 | every ds_config of the GPU profiles: ten steps, save, resume | with those for CPUs, slow |
+| G7 | every ds_config of the GPU profiles: ten steps, save, resume; planted overflows | on the CPU, slow |
 | G8 | waits are those that the pretended GPU counts | pretended, scenarios |
 | G9 | peak memory within memory_budget.py | tests/sampling/test_memory_budget.py |
 | G10 | int8 against weights rounded beforehand | pretended, here |
@@ -28,10 +28,12 @@ import torch
 import torch.nn.functional as F
 from conftest import PRESET, environment
 from fixtures.gpu_scenarios import SCENARIOS, on_the_host, stored_counts
+from fixtures.paths import TESTS
 from fixtures.pretend_gpu import PretendGpu
 from fixtures.real_gpu import RealGpu
 from fixtures.tiny_jukebox import write_runs
 from fixtures.tiny_models import little_prior, little_vqvae, plain_draw, prior_batch, window_task
+from fixtures.tiny_runs import finish, start_ranks
 from fixtures.tiny_students import little_student
 from torch import Tensor, nn
 
@@ -297,6 +299,31 @@ def test_every_ds_config_of_a_profile_trains_saves_and_resumes(
         assert np.isfinite(straight).all(), name
         tolerance = RESUMED_TOLERANCE[profile]
         np.testing.assert_allclose(resumed, straight, rtol=tolerance, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    "device",
+    [pytest.param("cpu", marks=pytest.mark.slow), pytest.param("cuda", marks=pytest.mark.gpu)],
+)
+def test_overflows_of_float16_are_seen_and_put_the_codebooks_back(
+    device: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """One rank of what tests/training/test_loss_scaler.py shows with two."""
+    if device == "cuda":
+        request.getfixturevalue("real")
+    worker = [str(TESTS / "fixtures/loss_scaler_worker.py"), str(tmp_path)]
+    visible = "0" if device == "cuda" else ""
+    started = start_ranks(worker, 1, DS_ACCELERATOR=device, CUDA_VISIBLE_DEVICES=visible)
+    codes, output = finish(started)
+    assert codes == [0], output[-3000:]
+    report = json.loads((tmp_path / "rank0.json").read_text())
+    for step in report["start"]:
+        assert step["overflowed"] == step["codebooks_kept"] == (not step["moved"])
+    assert report["start"][0]["overflowed"] and not report["start"][-1]["overflowed"]
+    assert report["norm_in_float16"] == pytest.approx(report["norm_in_float32"], rel=0.02)
+    assert report["overflowing_doubling"]["overflowed"] and np.isfinite(report["limit_after"])
+    assert report["loud"]["reason"] == "nan" and report["loud"]["codebooks_kept"]
+    assert report["after_loud"]["codebooks_finite"] and not report["after_loud"]["reason"]
 
 
 # ---- G9: memory -----------------------------------------------------------------------------------------------------
