@@ -26,10 +26,10 @@ from megajukebox.common.command_line import renamed_options, run_command
 from megajukebox.common.device import check_precision, choose_device, device_name
 from megajukebox.common.errors import UserError
 from megajukebox.common.files import write_atomic
+from megajukebox.common.plain_text import plain
 from megajukebox.common.world import World, host, world
 from megajukebox.monitoring.doctor import checks, network
 from megajukebox.monitoring.doctor.checks import Finding
-from megajukebox.monitoring.exporters.terminal import plain
 from megajukebox.resilience.exit_codes import leave_now
 from megajukebox.training.engines.ds_config import read_ds_config
 from megajukebox.training.planner.recipe import precision

@@ -7,23 +7,26 @@
 Reads the run folders only, so that no step of training waits for a board. Secrets are hidden.
 """
 
+import logging
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
 import typer
-import yaml
 
 from megajukebox.common.command_line import run_command
 from megajukebox.common.errors import UserError
-from megajukebox.monitoring.collect.run_reader import named_runs
+from megajukebox.common.plain_text import plain
+from megajukebox.monitoring.collect.run_reader import RunReader, named_runs
 from megajukebox.monitoring.exporters.tensorboard import (
     Copier,
     MetricSink,
     TensorBoard,
     WeightsAndBiases,
 )
+
+log = logging.getLogger(__name__)
 
 
 def main(
@@ -73,11 +76,18 @@ def copy_new(
         if tensorboard:
             sink = TensorBoard(tensorboard / name)
         else:
-            record = path / "run.yaml"
-            settings = yaml.safe_load(record.read_text()) if record.is_file() else {}
+            settings = RunReader(path, name).read_settings()
             sink = WeightsAndBiases(wandb or "", name, Path.cwd(), settings)
         copiers[path] = Copier(path, sink)
-    return sum(copier.copy() for copier in copiers.values())
+    copied = 0
+    for path, copier in copiers.items():
+        try:
+            copied += copier.copy()
+        except ImportError:  # the board's own package, which the user can install
+            raise
+        except Exception as error:  # a file of this run holds what nobody thought of
+            log.warning("%s: %s", plain(str(path)), plain(str(error)))
+    return copied
 
 
 if __name__ == "__main__":

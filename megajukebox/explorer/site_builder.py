@@ -31,7 +31,7 @@ from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.explorer import site_files
 from megajukebox.explorer.build_cache import BuildCache
 from megajukebox.explorer.loaders.corpus import CorpusSong, Excerpt, Reconstruct, read_corpus
-from megajukebox.explorer.loaders.runs import ListedRun, flat_settings, read_runs
+from megajukebox.explorer.loaders.runs import ListedRun, flat_settings, read_runs, unreadable
 from megajukebox.explorer.loaders.samples import (
     ListedSample,
     UnreadableSample,
@@ -284,7 +284,12 @@ def write_runs(folders: list[Path], out: Path, copy_audio: bool = False) -> list
                 copy_preview(preview.path, recording)
             recordings.append(site_files.relative_url(recording, page.parent))
         others = [other.name for other in runs if other is not run]
-        site_files.write_text(page, run_page(run, others, recordings))
+        try:
+            text = run_page(run, others, recordings)
+        except Exception as error:  # whatever a file of the run makes of our page
+            logger.debug("the page of %s cannot be made", run.name, exc_info=True)
+            text = run_page(unreadable(run.state.folder, run.name, error), others, [])
+        site_files.write_text(page, text)
         # The name of a run may hold bytes that are not text; its settings may hold secrets.
         shown_name = run.name.encode("utf-8", "replace").decode()
         configs[shown_name] = redacted(flat_settings(run.config))

@@ -87,6 +87,10 @@ def diagnose(run: RunState) -> list[ActiveAlert]:
 # ---- Predicates -------------------------------------------------------------------------------------------------------
 
 
+def unreadable(run: RunState) -> str | None:
+    return f"cannot be read: {run.problem}" if run.problem else None
+
+
 def stalled(run: RunState) -> str | None:
     if run.status != "stalled":
         return None
@@ -573,6 +577,16 @@ ALERTS = (
         "the exporter does not answer: no other alert on runs can come",
         "start megajukebox exporter again",
         "2m",
+    ),
+    AlertRow(
+        "JukeboxRunUnreadable",
+        WATCHERS,
+        TICKET,
+        unreadable,
+        "megajukebox_run_unreadable == 1",
+        "{{ $labels.run }}: files of the run cannot be read; its other alerts may be missing",
+        "see which file, and who wrote it; other runs are not concerned",
+        "5m",
     ),
     AlertRow(
         "JukeboxWebhookFailing",

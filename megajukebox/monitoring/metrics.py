@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import chain
 
 from megajukebox.monitoring.alerts import diagnose
-from megajukebox.monitoring.collect.run_state import RunState
+from megajukebox.monitoring.collect.run_state import UNREADABLE, RunState
 from megajukebox.monitoring.collect.step_breakdown import step_parts
 from megajukebox.records.events import (
     SKIP_KINDS,
@@ -29,6 +29,7 @@ PREFIX = "megajukebox_"
 RUN = 'run=~"$run"'  # the dashboard's choice of runs
 LEVELS = ("top", "middle", "bottom")
 STATUSES = (
+    UNREADABLE,
     "new",
     "starting",
     "training",
@@ -685,6 +686,12 @@ METRICS = (
         "Free inodes of the file system that holds the run.",
         lambda run: {(run.disk.mount,): run.disk.free_inodes},
         ("mount",),
+    ),
+    MetricRow(
+        "run_unreadable",
+        "gauge",
+        "Whether files of the run cannot be read: 1 for a run of which not all is known.",
+        lambda run: float(bool(run.problem)),
     ),
     MetricRow(
         "unreadable_lines",

@@ -5,11 +5,13 @@ some fields and metrics; it is read too.
 """
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from megajukebox.common.files import open_append
+from megajukebox.records.jsonl_tail import read_lines
 
 SCORES = "scores.jsonl"  # in a run folder
 SCHEMA = 2
@@ -60,23 +62,15 @@ def upgrade_evaluation(record: Mapping[str, Any]) -> dict[str, Any]:
 def append_evaluation(run: Path, row: EvaluationRow) -> None:
     """Append a row to the run's scores.jsonl in one write, so that two jobs cannot mix their lines."""
     line = json.dumps({"schema": SCHEMA, **asdict(row)}, ensure_ascii=False) + "\n"
-    file = os.open(run / SCORES, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    try:
-        os.write(file, line.encode())
-    finally:
-        os.close(file)
+    with open_append(run / SCORES) as file:
+        file.write(line.encode())
 
 
 def read_evaluations(run: Path) -> list[EvaluationRow]:
     """The rows of a run's scores.jsonl; lines that a crash cut, or of an unknown form, are left out."""
-    path = run / SCORES
     rows = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
-        try:
-            record = upgrade_evaluation(json.loads(line))
-            rows.append(
-                EvaluationRow(**{name: record[name] for name in EvaluationRow.__annotations__})
-            )
-        except (ValueError, KeyError, AttributeError):
-            continue
+    for record in map(upgrade_evaluation, read_lines(run / SCORES)):
+        names = EvaluationRow.__annotations__
+        if names.keys() <= record.keys():
+            rows.append(EvaluationRow(**{name: record[name] for name in names}))
     return rows

@@ -9,6 +9,7 @@ from megajukebox.records.jsonl_tail import read_object
 from megajukebox.records.schema import from_record, is_current
 
 EXITS = "exits"  # folder within a run
+MAX_RANKS = 1 << 14  # whose files are read: a shared folder may hold any number
 VERSION_1_CLASSES = {"peer": "peer_failure", "memory": "out_of_memory", "code": "bug"}
 
 
@@ -41,15 +42,15 @@ def parse_exit(record: Mapping[str, Any]) -> ProcessExit:
 
 
 def read_exit(path: Path) -> ProcessExit | None:
-    """The record at `path`; None if there is none."""
-    record = read_object(path)
+    """The record at `path`, which `exit_path` gave; None if there is none."""
+    record = read_object(path, folder=path.parent.parent)
     return parse_exit(record) if record else None
 
 
 def read_exits(run: Path) -> list[ProcessExit]:
     """Of all ranks that left one."""
     exits: list[ProcessExit] = []
-    for path in sorted((run / EXITS).glob("rank-*.json")):
+    for path in sorted((run / EXITS).glob("rank-*.json"))[:MAX_RANKS]:
         record = read_exit(path)
         if record is not None:
             exits.append(record)

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from megajukebox.common.files import write_atomic
+from megajukebox.common.untrusted_files import parse_json, read_inside
 from megajukebox.records.schema import SCHEMA
 
 REWINDS_FILE = "rewinds.json"
@@ -26,12 +27,10 @@ def read_rewinds(run: Path) -> list[Rewind]:
     Raises:
         ValueError: the file is not what `write_rewinds` writes. It fixes the data that is read, so nothing is guessed.
     """
-    path = run / REWINDS_FILE
-    if not path.exists():
-        path = run / VERSION_1_FILE
-    if not path.exists():
+    name = REWINDS_FILE if (run / REWINDS_FILE).exists() else VERSION_1_FILE
+    if not (run / name).exists():
         return []
-    content = json.loads(path.read_text())
+    content = parse_json(read_inside(run, name))
     listed = content["rewinds"] if isinstance(content, dict) else content  # version 1 is a list
     return [Rewind(**rewind) for rewind in listed]
 

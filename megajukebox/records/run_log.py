@@ -9,8 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from megajukebox.common.files import make_run_folder, write_atomic
+from megajukebox.common.files import make_run_folder, open_append, write_atomic
 from megajukebox.common.redaction import redacted
+from megajukebox.common.untrusted_files import open_inside, read_inside
 from megajukebox.records.events import (
     LINES_LOST,
     AlertRaised,
@@ -21,13 +22,14 @@ from megajukebox.records.events import (
     event_record,
     read_events,
 )
-from megajukebox.records.jsonl_tail import parsed
+from megajukebox.records.jsonl_tail import MAX_LINES_BYTES, parsed
 from megajukebox.records.metrics import TRAIN, phase_seconds, upgrade_row
 from megajukebox.records.productive_time import Productive, seconds_at
 from megajukebox.records.schema import SCHEMA
 
 log = logging.getLogger(__name__)
 
+SETTINGS_FILE = "run.yaml"
 METRICS_FILE = "metrics.jsonl"
 EVENTS_FILE = "events.jsonl"
 
@@ -46,8 +48,7 @@ class RunLog:
         if writes:
             make_run_folder(run)
             for name in (METRICS_FILE, EVENTS_FILE):
-                if (run / name).exists():
-                    _end_last_line(run / name)
+                _end_last_line(run / name)
 
     def metrics(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """A row after `step` optimizer steps; `split` is train or held_out."""
@@ -63,11 +64,8 @@ class RunLog:
         record = redacted(event_record(replace(event, time=self.clock(), rank=self.rank)))
         try:
             make_run_folder(self.run)
-            events = os.open(self.run / EVENTS_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-            try:
-                os.write(events, (json.dumps(record) + "\n").encode())
-            finally:
-                os.close(events)
+            with open_append(self.run / EVENTS_FILE) as file:
+                file.write((json.dumps(record) + "\n").encode())
         except OSError as error:
             self._lose(EVENTS_FILE, error)
 
@@ -83,7 +81,7 @@ class RunLog:
         path = self.run / METRICS_FILE
         if not self.writes or not path.exists():
             return
-        lines = path.read_bytes().splitlines(keepends=True)
+        lines = read_inside(self.run, METRICS_FILE, MAX_LINES_BYTES).splitlines(keepends=True)
         kept, rows = _split_after(lines, step)
         if kept < len(lines):
             self._log_recomputed(rows, step)
@@ -121,8 +119,8 @@ class RunLog:
         try:
             if self.lost:
                 _end_last_line(self.run / name)
-            with (self.run / name).open("a") as file:
-                file.write(json.dumps(record) + "\n")
+            with open_append(self.run / name) as file:
+                file.write((json.dumps(record) + "\n").encode())
         except OSError as error:
             self._lose(name, error)
             return
@@ -163,8 +161,12 @@ def _split_after(lines: list[bytes], step: int) -> tuple[int, list[dict[str, Any
 
 def _end_last_line(path: Path) -> None:
     """A crash may have cut the last line; left without its end, it would take the next record with it."""
-    with path.open("ab+") as file:
-        if file.tell():
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                file.write(b"\n")
+    if not path.exists():
+        return
+    with open_inside(path.parent, path.name) as written:
+        size = written.seek(0, os.SEEK_END)
+        written.seek(max(0, size - 1))
+        is_cut = written.read(1) not in (b"", b"\n")
+    if is_cut:
+        with open_append(path) as file:
+            file.write(b"\n")

@@ -277,6 +277,16 @@ def test_too_few_jobs_in_the_queue(run: PretendRun) -> None:
     assert alerts(run) == {"JukeboxSlurmChainTooShort"}
 
 
+def test_settings_that_cannot_be_read_and_what_was_read_before(run: PretendRun) -> None:
+    """More of what cannot be read: test_hostile_runs.py."""
+    reader = RunReader(run.folder, "run", LIMITS)
+    assert not diagnose(reader.read(run.now))
+    (run.folder / "run.yaml").write_text("stage: [")
+    state = reader.read(run.now)
+    assert [problem.alert for problem in diagnose(state)] == ["JukeboxRunUnreadable"]
+    assert state.target == 1000 and state.step == 250
+
+
 def test_every_problem_is_tried_above() -> None:
     told = {row.name for row in ALERTS if row.predicate}
     assert not {alert for alert in told if alert not in Path(__file__).read_text()}

@@ -1,25 +1,34 @@
 """Reads run folders: metrics, events, config. Only reads, and tolerates a run that is being written right now."""
 
 import json
+import logging
 import math
+import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from megajukebox.common.errors import UserError
+from megajukebox.common.untrusted_files import open_inside, parse_json, parse_yaml, read_inside
 from megajukebox.explorer.loaders.samples import UnreadableSample
-from megajukebox.monitoring.collect.run_reader import RunReader
-from megajukebox.monitoring.collect.run_state import RunState
+from megajukebox.monitoring.collect.run_reader import MAX_SETTINGS_BYTES, RunReader, find_runs
+from megajukebox.monitoring.collect.run_state import AlertThresholds, RunState
+from megajukebox.monitoring.collect.unreadable import unreadable_run, views_of
+from megajukebox.monitoring.exporters.terminal import run_record
 from megajukebox.records.evaluations import SCORES, upgrade_evaluation
 from megajukebox.records.events import upgrade_event
-from megajukebox.records.jsonl_tail import parsed
+from megajukebox.records.jsonl_tail import MAX_OBJECT_BYTES, lines_of, parsed
 from megajukebox.records.metrics import upgrade_row
+from megajukebox.records.run_log import EVENTS_FILE, METRICS_FILE, SETTINGS_FILE
+
+log = logging.getLogger(__name__)
 
 DEPTH = 3  # folders between the one given and a run
 CONFIG_DEPTH = 12  # nested settings that are shown one by one; deeper ones stay JSON
+MODEL_FILE = "model.json"
+STEP_DIGITS = r"\d{1,12}"  # of a folder of previews
 AUDIO_EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3")
 NOT_CURVES = {"schema", "step", "time", "epoch"}
 LARGEST_DRAWN = 1e300  # a larger number would overflow when it is drawn
@@ -65,47 +74,51 @@ def read_runs(folders: list[Path]) -> list[ListedRun]:
             )
         for path in find_runs(folder, DEPTH):
             name = path.name if path == folder else str(path.relative_to(folder))
-            runs.append(read_run(path, name))
+            try:
+                runs.append(read_run(path, name))
+            except Exception as error:  # whatever a file of it makes of our reading
+                log.debug("%s cannot be read", path, exc_info=True)
+                runs.append(unreadable(path, name, error))
     return sorted(runs, key=lambda run: (run.started, run.name))
-
-
-def find_runs(folder: Path, depth: int) -> Iterator[Path]:
-    """The run folders in and under `folder`."""
-    if (folder / "run.yaml").exists() or (folder / "metrics.jsonl").exists():
-        yield folder
-    elif depth:
-        for child in sorted(path for path in folder.iterdir() if path.is_dir()):
-            yield from find_runs(child, depth - 1)
 
 
 def read_run(folder: Path, name: str) -> ListedRun:
     """What a run folder holds; lines and files that cannot be read become its `problems`."""
     problems: list[UnreadableSample] = []
-    metrics = list(map(upgrade_row, read_lines(folder / "metrics.jsonl", problems)))
+    metrics = list(map(upgrade_row, read_lines(folder / METRICS_FILE, problems)))
     times = [row["time"] for row in metrics if is_finite_number(row.get("time"))]
-    config = folder / "run.yaml"
+    config = read_file(folder, SETTINGS_FILE, MAX_SETTINGS_BYTES, problems)
+    ((state, _),) = views_of([RunReader(folder, name).read()], run_record)
     return ListedRun(
         name=name,
         curves=read_curves(metrics),
-        events=list(map(upgrade_event, read_lines(folder / "events.jsonl", problems))),
-        config=config.read_text(encoding="utf-8", errors="replace") if config.is_file() else "",
-        model=read_model(folder / "model.json", problems),
+        events=list(map(upgrade_event, read_lines(folder / EVENTS_FILE, problems))),
+        config=config.decode(errors="replace"),
+        model=read_model(folder, problems),
         started=min(times, default=math.inf),
-        state=RunReader(folder, name).read(),
+        state=state,
         previews=find_previews(folder),
         scores=list(map(upgrade_evaluation, read_lines(folder / SCORES, problems))),
         problems=problems,
     )
 
 
+def unreadable(folder: Path, name: str, error: Exception) -> ListedRun:
+    """A run of which nothing is known but why."""
+    state = unreadable_run(name, folder, AlertThresholds(), error)
+    problem = UnreadableSample(name, state.problem)
+    return ListedRun(name, {}, [], "", {}, math.inf, state, problems=[problem])
+
+
 def find_previews(folder: Path) -> list[PreviewRecording]:
-    """Recordings in samples/step-*/, the newest step first. What leads out of the run's folder is left out."""
-    inside = folder.resolve()
+    """Recordings in samples/step-*/, the newest step first. Links and what lies behind one are left out."""
     previews = []
     for path in folder.glob("samples/step-*/*"):
         step = path.parent.name.removeprefix("step-")
-        is_recording = path.suffix in AUDIO_EXTENSIONS and step.isdecimal() and path.is_file()
-        if is_recording and path.resolve().is_relative_to(inside):
+        if path.suffix not in AUDIO_EXTENSIONS or not re.fullmatch(STEP_DIGITS, step):
+            continue
+        with suppress(OSError):
+            open_inside(folder, path.relative_to(folder)).close()
             previews.append(PreviewRecording(int(step), path))
     return sorted(
         previews,
@@ -120,8 +133,8 @@ def find_previews(folder: Path) -> list[PreviewRecording]:
 def flat_settings(config: str) -> dict[str, str]:
     """Every setting of a run.yaml by its dotted name; {} if it is not YAML."""
     try:
-        loaded = yaml.safe_load(config)
-    except (yaml.YAMLError, RecursionError, ValueError):
+        loaded = parse_yaml(config)
+    except ValueError:
         return {}
     return dict(_flatten(loaded, "", CONFIG_DEPTH)) if isinstance(loaded, dict) else {}
 
@@ -131,34 +144,46 @@ def _flatten(value: object, name: str, depth: int) -> Iterator[tuple[str, str]]:
         for key, inner in value.items():
             yield from _flatten(inner, f"{name}.{key}" if name else str(key), depth - 1)
     else:
-        yield name, json.dumps(value, ensure_ascii=False, default=str)
+        yield name, json.dumps(value, ensure_ascii=False, default=str, skipkeys=True)
 
 
-def read_model(path: Path, problems: list[UnreadableSample]) -> dict[str, Any]:
+def read_file(folder: Path, name: str, max_bytes: int, problems: list[UnreadableSample]) -> bytes:
+    """A file of the run; empty where there is none, and a problem where it cannot be read."""
+    try:
+        return read_inside(folder, name, max_bytes)
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        problems.append(UnreadableSample(name, error.strerror or str(error)))
+        return b""
+
+
+def read_model(folder: Path, problems: list[UnreadableSample]) -> dict[str, Any]:
     """The run's model.json; {} where there is none, and a problem where it is broken."""
-    if not path.is_file():
+    data = read_file(folder, MODEL_FILE, MAX_OBJECT_BYTES, problems)
+    if not data:
         return {}
     try:
-        model = json.loads(path.read_bytes())
+        model = parse_json(data)
     except ValueError as error:
-        problems.append(UnreadableSample(path.name, str(error)))
+        problems.append(UnreadableSample(MODEL_FILE, str(error)))
         return {}
     return model if isinstance(model, dict) else {}
 
 
 def read_lines(path: Path, problems: list[UnreadableSample]) -> list[dict[str, Any]]:
     """The JSON objects in `path`, one a line; the other lines are counted in `problems`."""
-    if not path.is_file():
-        return []
     objects = []
     broken = 0
-    with path.open("rb") as file:
-        for line in filter(bytes.strip, file):
+    try:
+        for line in lines_of(path):
             found = parsed(line)
             if found is None:
                 broken += 1
             else:
                 objects.append(found)
+    except OSError as error:
+        problems.append(UnreadableSample(path.name, error.strerror or str(error)))
     if broken:
         reason = f"{broken} of {broken + len(objects)} lines are not JSON objects"
         problems.append(UnreadableSample(path.name, reason))

@@ -1,19 +1,20 @@
 """Reads run folders as they grow. Only reads: it can never break a run."""
 
+import logging
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
-import yaml
-
 from megajukebox.common.errors import UserError
+from megajukebox.common.untrusted_files import parse_yaml, read_inside
 from megajukebox.monitoring.collect.goodput import GoodputLedger, TimeAccount
 from megajukebox.monitoring.collect.histogram import Histogram
 from megajukebox.monitoring.collect.host import disk
 from megajukebox.monitoring.collect.run_state import AlertThresholds, CheckpointInfo, RunState
+from megajukebox.monitoring.collect.unreadable import unreadable_run
 from megajukebox.records.events import (
     SDC,
     AlertRaised,
@@ -36,13 +37,21 @@ from megajukebox.records.job_chain import read_chain
 from megajukebox.records.jsonl_tail import Tail, read_object
 from megajukebox.records.metrics import TRAIN, upgrade_row
 from megajukebox.records.productive_time import number
-from megajukebox.records.run_log import EVENTS_FILE, METRICS_FILE
+from megajukebox.records.run_log import EVENTS_FILE, METRICS_FILE, SETTINGS_FILE
+
+log = logging.getLogger(__name__)
 
 MAX_DEPTH = 4  # folders between the one given and a run
+LINKED_DEPTH = 1  # behind a link: to a run, or to a folder of runs
 ROWS_KEPT = 128  # train rows that the spike score and percentiles look back on
 EVENTS_KEPT = 1000
-MAX_SETTINGS_BYTES = 1 << 20  # of run.yaml
-MAX_MANIFEST_BYTES = 1 << 28
+MAX_SETTINGS_BYTES = 1 << 17  # of run.yaml, which has 10 kB; a second of parsing
+MAX_MANIFEST_BYTES = 1 << 24  # 200 kB for 512 ranks
+MAX_CHECKPOINT_FILES = 1 << 16
+MAX_CHECKPOINTS = 1000  # the newest ones
+MAX_FIRST_LOOKS = 8  # at the files of a run that is new here: half a GB at once, the rest later
+MAX_KIND_LETTERS = 100
+MAX_KINDS = 50  # of bad samples, skipped steps, hangs; a file may name any number
 CHECKPOINT_SECONDS = 60  # between looks at one: sizes of a 512-rank checkpoint are many stats
 TIMED = ("step_seconds", "data_seconds")  # metrics that histograms are kept of
 SAVES = "save"  # and the histogram of the saves
@@ -61,13 +70,19 @@ class RunReader:
         self.held_out: dict[str, Any] = {}
         self.histograms: dict[str, Histogram] = {}
         self._checkpoints: dict[Path, tuple[float, CheckpointInfo]] = {}
-        self._settings: tuple[float, dict[str, Any]] = (0.0, {})
+        self._settings: tuple[float | None, dict[str, Any]] = (None, {})
+        self._settings_problem = ""
+        self._is_new = True
         self._forget_events()
 
     def read(self, now: float | None = None) -> RunState:
         """What is known of the run at `now`, in unix seconds; by default at this moment."""
-        self._read_events()
-        self._read_metrics()
+        for _ in range(MAX_FIRST_LOOKS if self._is_new else 1):
+            self._read_events()
+            self._read_metrics()
+            if not self.events_tail.unread and not self.metrics_tail.unread:
+                break
+        self._is_new = False
         now = time.time() if now is None else now
         flags = []
         for flag in ("DONE", "STOP", "SAVE"):
@@ -78,7 +93,7 @@ class RunReader:
             folder=self.folder,
             now=now,
             thresholds=self.thresholds,
-            settings=self._read_settings(),
+            settings=self.read_settings(),
             recent=list(self.recent),
             held_out=self.held_out,
             events=list(self.events),
@@ -98,8 +113,18 @@ class RunReader:
             unreadable=self.metrics_tail.lost + self.events_tail.lost,
             histograms=self.histograms,
             chain=read_chain(self.folder, now),
+            problem=self._problem(),
         )
         return with_account(state, self.ledger)
+
+    def _problem(self) -> str:
+        """What could not be read at this look, or not all of it."""
+        problems = [self._settings_problem]
+        for tail in (self.metrics_tail, self.events_tail):
+            problems.append(tail.problem)
+            if tail.unread:
+                problems.append(f"{tail.path.name}: {tail.unread:,} bytes are not read yet")
+        return "; ".join(filter(None, problems))
 
     def _forget_events(self) -> None:
         self.ledger = GoodputLedger()
@@ -122,19 +147,19 @@ class RunReader:
                 record.get("event") == BadSampleSkipped.name
             ):  # of hundreds of ranks: tens of thousands
                 self.counts[BadSampleSkipped] += 1
-                self.bad_samples[str(record.get("kind", BadSampleSkipped.kind))] += 1
+                count(self.bad_samples, record.get("kind", BadSampleSkipped.kind))
                 continue
             event = parse_event(record)
             self.counts[type(event)] += 1
             if isinstance(event, BadSampleSkipped):  # of version 1
-                self.bad_samples[event.kind] += 1
+                count(self.bad_samples, event.kind)
                 continue
             if isinstance(event, AlertRaised):
                 self.sdc_mismatches += event.kind == SDC
             elif isinstance(event, StepSkipped):
-                self.skipped_steps[event.kind] += 1
+                count(self.skipped_steps, event.kind)
             elif isinstance(event, HangDetected):
-                self.hangs[event.phase] += 1
+                count(self.hangs, event.phase)
             elif isinstance(event, AttemptStarted) and self.ledger.attempts:
                 self.restarts[restart_reason(self.events)] += 1
             elif isinstance(event, CheckpointSaved) and event.seconds is not None:
@@ -163,17 +188,27 @@ class RunReader:
                 self.held_out = row
             self.ledger.row(row)
 
-    def _read_settings(self) -> dict[str, Any]:
-        path = self.folder / "run.yaml"
+    def read_settings(self) -> dict[str, Any]:
+        """What run.yaml says. Where that cannot be read, what was read before holds, and the problem is kept."""
         try:
-            changed = path.stat().st_mtime
-            if changed != self._settings[0]:
-                with path.open("rb") as file:
-                    content = yaml.safe_load(file.read(MAX_SETTINGS_BYTES))
-                self._settings = (changed, content if isinstance(content, dict) else {})
-        except (OSError, ValueError, yaml.YAMLError, RecursionError):
-            pass  # being written, or not ours: what was read before holds
-        return self._settings[1]
+            changed = (self.folder / SETTINGS_FILE).lstat().st_mtime
+        except OSError:  # not there yet
+            return self._settings[1]
+        if changed == self._settings[0]:
+            return self._settings[1]
+        settings = self._settings[1]
+        self._settings_problem = ""
+        try:
+            content = parse_yaml(read_inside(self.folder, SETTINGS_FILE, MAX_SETTINGS_BYTES))
+            if not isinstance(content, dict):
+                raise ValueError("holds no settings")
+            settings = content
+        except OSError as error:
+            self._settings_problem = f"{SETTINGS_FILE}: {error.strerror}"
+        except ValueError as error:
+            self._settings_problem = f"{SETTINGS_FILE}: {error}"
+        self._settings = (changed, settings)
+        return settings
 
     def _read_ranks(self) -> list[Heartbeat]:
         """Heartbeats of the present attempt; those of one before it, on more ranks, are left over."""
@@ -184,7 +219,8 @@ class RunReader:
     def _read_checkpoints(self, now: float) -> list[CheckpointInfo]:
         """Oldest first. A folder is looked at again after CHECKPOINT_SECONDS."""
         known: dict[Path, tuple[float, CheckpointInfo]] = {}
-        for folder in sorted(self.folder.glob("checkpoints/step-[0-9]*[0-9]")):
+        folders = sorted(self.folder.glob("checkpoints/step-[0-9]*[0-9]"))
+        for folder in folders[-MAX_CHECKPOINTS:]:
             before = self._checkpoints.get(folder)
             if before is None or now - before[0] > CHECKPOINT_SECONDS:
                 checkpoint = read_checkpoint(folder)
@@ -209,13 +245,14 @@ def with_account(state: RunState, ledger: GoodputLedger) -> RunState:
 def read_checkpoint(folder: Path) -> CheckpointInfo | None:
     """Its size and time by its manifest; None if it is no checkpoint any more."""
     manifest = folder / "manifest.json"
-    listed = read_object(manifest, MAX_MANIFEST_BYTES).get("files")
+    listed = read_object(manifest, MAX_MANIFEST_BYTES, folder.parent.parent).get("files")
     sizes: dict[str, float | None] = {}
     try:
-        written = manifest.stat().st_mtime
+        written = manifest.lstat().st_mtime
         sizes = {name: number(facts.get("bytes")) for name, facts in (listed or {}).items()}
-        same = [(folder / name).stat().st_size == size for name, size in sizes.items()]
-        whole = bool(sizes) and all(same)
+        whole = 0 < len(sizes) <= MAX_CHECKPOINT_FILES
+        for name, size in sizes.items():
+            whole = whole and (folder / inner(name)).lstat().st_size == size
     except (OSError, AttributeError, ValueError):
         written = folder.stat().st_mtime if folder.exists() else 0.0
         sizes = {}
@@ -225,6 +262,23 @@ def read_checkpoint(folder: Path) -> CheckpointInfo | None:
         return None
     total = int(sum(size or 0 for size in sizes.values()))
     return CheckpointInfo(int(digits), written, total, whole)
+
+
+def inner(name: str) -> str:
+    """`name`, as the name of a file within a folder.
+
+    Raises:
+        ValueError: it leads out of the folder.
+    """
+    if PurePath(name).is_absolute() or ".." in PurePath(name).parts:
+        raise ValueError(f"{name!r} leads out of its folder")
+    return name
+
+
+def count(counter: Counter[str], kind: object) -> None:
+    """Count one of a kind; as `other` where there are MAX_KINDS already."""
+    name = str(kind)[:MAX_KIND_LETTERS]
+    counter[name if name in counter or len(counter) < MAX_KINDS else "other"] += 1
 
 
 RESTART_REASONS = {
@@ -261,13 +315,22 @@ class Runs:
         self.readers: dict[Path, RunReader] = {}
 
     def read(self, now: float | None = None) -> list[RunState]:
-        """The state of every run that is there now: runs come and go between two calls."""
+        """The state of every run that is there now: runs come and go between two calls.
+
+        One that cannot be read has the status `unreadable`, and costs no other run anything.
+        """
         present: dict[Path, RunReader] = {}
+        states: list[RunState] = []
         for name, path in named_runs(self.folders):
-            reader = self.readers.get(path)
-            present[path] = reader or RunReader(path, name, self.thresholds)
+            reader = self.readers.get(path) or RunReader(path, name, self.thresholds)
+            try:
+                states.append(reader.read(now))
+                present[path] = reader
+            except Exception as error:  # whatever a file of it makes of our reading
+                log.debug("%s cannot be read", path, exc_info=True)
+                states.append(unreadable_run(name, path, self.thresholds, error, now))
         self.readers = present
-        return [reader.read(now) for reader in present.values()]
+        return states
 
 
 def named_runs(folders: list[Path]) -> Iterator[tuple[str, Path]]:
@@ -278,13 +341,30 @@ def named_runs(folders: list[Path]) -> Iterator[tuple[str, Path]]:
 
 
 def find_runs(folder: Path, depth: int) -> Iterator[Path]:
-    """Folders with a run.yaml or metrics, `folder` itself included; a folder that cannot be read holds none."""
-    try:
-        if (folder / "run.yaml").exists() or (folder / METRICS_FILE).exists():
-            yield folder
-            return
-        children = sorted(path for path in folder.iterdir() if path.is_dir()) if depth else []
-    except OSError:
-        return
-    for child in children:
-        yield from find_runs(child, depth - 1)
+    """Folders with a run.yaml or metrics, `folder` itself included; a folder that cannot be read holds none.
+
+    A link leads to a run or to a folder of runs. No folder is looked into twice, and links come last: a run has its
+    own name, not that of a link to it which somebody made.
+    """
+    seen: set[tuple[int, int]] = set()  # device and inode
+    waiting = [(folder, depth)]  # the next one is the last
+    linked: list[tuple[Path, int]] = []
+    while waiting or linked:
+        path, depth = (waiting or linked).pop()
+        children: list[Path] = []
+        try:
+            facts = path.stat()
+            if (facts.st_dev, facts.st_ino) in seen:
+                continue
+            seen.add((facts.st_dev, facts.st_ino))
+            if any((path / name).exists() for name in (SETTINGS_FILE, METRICS_FILE)):
+                yield path
+            elif depth:
+                children = sorted(child for child in path.iterdir() if child.is_dir())
+        except OSError:
+            continue
+        for child in reversed(children):
+            if child.is_symlink():
+                linked.append((child, min(depth - 1, LINKED_DEPTH)))
+            else:
+                waiting.append((child, depth - 1))

@@ -38,6 +38,8 @@ STALE_INTERVALS = 3  # between checkpoints without one are too many
 # Levels of a VQ-VAE, the lowest first, by how many it has.
 LEVELS_FROM_BELOW = {3: ("bottom", "middle", "top"), 2: ("bottom", "top"), 1: ("top",)}
 
+UNREADABLE = "unreadable"  # the status of a run some of whose files cannot be read
+
 E = TypeVar("E", bound=Event)
 
 
@@ -87,6 +89,7 @@ class RunState:
     unreadable: int  # lines
     histograms: dict[str, Histogram] = field(default_factory=dict)
     chain: JobChain | None = None  # of jobs, under SLURM
+    problem: str = ""  # why some of its files, or all, cannot be read
 
     # ---- Metrics ------------------------------------------------------------------------------------------------------
 
@@ -121,7 +124,8 @@ class RunState:
     @property
     def training(self) -> dict[str, Any]:
         """The stage's settings in its preset, in the present keys."""
-        stages = (self.settings.get("preset") or {}).get("training") or {}
+        preset = self.settings.get("preset")
+        stages = preset.get("training") if isinstance(preset, dict) else None
         return upgrade_stage(stages.get(self.stage) if isinstance(stages, dict) else None)
 
     @property
@@ -253,7 +257,9 @@ class RunState:
 
     @property
     def status(self) -> str:
-        """One word: done, stopped, failed, waiting, down, starting, stalled, training, or new."""
+        """One word: unreadable, done, stopped, failed, waiting, down, starting, stalled, training, or new."""
+        if self.problem:
+            return UNREADABLE
         if self.ended == RunFinished.name:
             return "done"
         last = self.events[-1] if self.events else None

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import (
@@ -15,8 +16,9 @@ from prometheus_client.registry import Collector
 from megajukebox import __version__
 from megajukebox.monitoring.collect.host import GPU_FIGURES, Machine
 from megajukebox.monitoring.collect.run_state import RunState
+from megajukebox.monitoring.collect.unreadable import views_of
 from megajukebox.monitoring.legacy_names import LEGACY_METRICS
-from megajukebox.monitoring.metrics import METRICS, PREFIX, MetricRow
+from megajukebox.monitoring.metrics import METRICS, PREFIX, MetricRow, Values
 
 FAMILIES = {
     "gauge": GaugeMetricFamily,
@@ -24,25 +26,33 @@ FAMILIES = {
     "histogram": HistogramMetricFamily,
 }
 MAY_BE_NAN = ("loss",)
+MAX_LABEL_LETTERS = 1024  # as long as the name of a run may be: four folders of 255 letters
 
 
 def run_families(runs: Sequence[RunState], table: Iterable[MetricRow] = METRICS) -> list[Metric]:
     """Each metric of the table once, with the values of all runs; those without any are left out."""
+    rows = tuple(table)
+    measured = views_of(runs, partial(values_of, rows=rows))
     families = []
-    for row in table:
+    for row in rows:
         family = FAMILIES[row.kind](PREFIX + row.name, row.help, labels=("run", *row.labels))
-        for run in runs:
+        for run, values in measured:
             if row.kind == "histogram":
                 histogram = run.histograms.get(str(row.source))
                 if histogram:
                     family.add_metric([as_text(run.name)], histogram.cumulative(), histogram.total)
                 continue
-            for labels, value in row.values(run).items():
+            for labels, value in values[row.name].items():
                 if value is not None and (math.isfinite(value) or row.name in MAY_BE_NAN):
                     family.add_metric([as_text(run.name), *map(as_text, labels)], value)
         if family.samples:
             families.append(family)
     return families
+
+
+def values_of(run: RunState, rows: Iterable[MetricRow]) -> dict[str, Values]:
+    """What each metric is of one run, by its name and the values of its labels."""
+    return {row.name: row.values(run) for row in rows if row.kind != "histogram"}
 
 
 def legacy_families(families: Iterable[Metric]) -> Iterator[Metric]:
@@ -64,7 +74,7 @@ def legacy_families(families: Iterable[Metric]) -> Iterator[Metric]:
 
 def as_text(label: str) -> str:
     """A label's value: a file name may hold bytes that are not text, and must not break the whole page."""
-    return label.encode("utf-8", "replace").decode()
+    return label[:MAX_LABEL_LETTERS].encode("utf-8", "replace").decode()
 
 
 def machine_families(machine: Machine) -> Iterator[Metric]:

@@ -9,8 +9,10 @@ from typing import Any, Protocol
 import numpy as np
 from matplotlib import colormaps
 
+from megajukebox.common.plain_text import plain
 from megajukebox.common.redaction import redact, redacted
-from megajukebox.data.audio import facts, read_mono
+from megajukebox.common.untrusted_files import open_inside
+from megajukebox.data.audio import downmix, facts, read
 from megajukebox.data.spectra import frame_spectra
 from megajukebox.records.events import BadSampleSkipped, CheckpointSaved, upgrade_event
 from megajukebox.records.jsonl_tail import Tail
@@ -65,13 +67,14 @@ class Copier:
                 copied += 1
         events, _ = self.events.new()
         for event in map(upgrade_event, events):
+            copied += 1
             if event.get("event") not in NOT_COPIED:
                 step = int(number(event.get("step")) or 0)
                 self.sink.text("events", redact(json.dumps(event, ensure_ascii=False)), step)
         for path in sorted(self.folder.glob("samples/step-*/*")):
             copied += self._copy_audio(path)
         self.sink.flush()
-        return copied + len(events)
+        return copied
 
     def _copy_row(self, row: dict[str, Any], key: tuple[str, ...]) -> None:
         step = number(row.get("step"))
@@ -87,16 +90,16 @@ class Copier:
     def _copy_audio(self, path: Path) -> bool:
         """One file of samples/step-*/, once; what leads out of the run is left alone."""
         digits = path.parent.name.removeprefix("step-")
-        inside = path.resolve().is_relative_to(self.folder.resolve())
         known = path in self.copied_audio or path.suffix not in AUDIO
-        if known or not digits.isdecimal() or not inside:
+        if known or not digits.isdecimal():
             return False
         self.copied_audio.add(path)
         try:
-            rate = facts(path).sample_rate
-            wave_T = read_mono(path, rate)
+            with open_inside(self.folder, path.relative_to(self.folder)) as file:
+                rate = facts(file).sample_rate
+                wave_T = downmix(read(file, rate))
         except (ValueError, OSError) as error:
-            log.warning("%s is left out: %s", path.name, error)
+            log.warning("%s is left out: %s", plain(path.name), plain(str(error)))
             return False
         self.sink.audio(path.stem, wave_T[: MAX_SECONDS * rate], rate, int(digits))
         return True

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
+from functools import partial
 from typing import Any, NamedTuple
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from megajukebox.common.redaction import redact
+from megajukebox.common.plain_text import plain
 from megajukebox.monitoring.alerts import (
     PAGE,
     RUNBOOK,
@@ -19,6 +20,7 @@ from megajukebox.monitoring.alerts import (
 )
 from megajukebox.monitoring.collect.run_state import RunState
 from megajukebox.monitoring.collect.step_breakdown import step_parts
+from megajukebox.monitoring.collect.unreadable import views_of
 from megajukebox.records.events import (
     AlertRaised,
     BadSampleSkipped,
@@ -45,13 +47,15 @@ MAX_TIME = 2**35  # unix seconds, the year 3058: larger numbers are no times
 
 def screen(runs: Sequence[RunState], now: float, width: int = 200) -> RenderableType:
     """All of it, for a terminal of `width` columns. A name or a reason that looks like markup stays what it is."""
+    columns = [column for column in COLUMNS if width >= column.min_width]
+    rows = views_of(runs, partial(run_row, columns=columns))
     alerts: list[ActiveAlert] = []
-    for run in runs:
-        alerts += diagnose(run)
-    parts: list[RenderableType] = [headline(runs, alerts, now), table(runs, width)]
+    for _, row in rows:
+        alerts += row.alerts
+    parts: list[RenderableType] = [headline(runs, alerts, now), table(rows, columns)]
     if alerts:
         parts += [Text(), advice(alerts)]
-    events = latest(runs)
+    events = latest([run for run, _ in rows])
     if events:
         parts += [Text("\nLately", style="bold"), *events]
     return Group(*parts)
@@ -72,18 +76,30 @@ def headline(runs: Sequence[RunState], alerts: Sequence[ActiveAlert], now: float
     return head.append(verdict, style=color)
 
 
-def table(runs: Sequence[RunState], width: int) -> Table:
-    rows = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    rows.add_column("run", overflow="fold", min_width=8)
-    rows.add_column("status", no_wrap=True)
-    columns = [column for column in COLUMNS if width >= column.min_width]
+class ShownRun(NamedTuple):
+    """A row of the screen, and what is wrong with its run."""
+
+    name: str
+    status: str
+    cells: list[str]
+    alerts: list[ActiveAlert]
+
+
+def run_row(run: RunState, columns: Sequence["Column"]) -> ShownRun:
+    cells = [column.cell(run) for column in columns]
+    return ShownRun(plain(run.name), run.status, cells, diagnose(run))
+
+
+def table(rows: Sequence[tuple[RunState, ShownRun]], columns: Sequence["Column"]) -> Table:
+    shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    shown.add_column("run", overflow="fold", min_width=8)
+    shown.add_column("status", no_wrap=True)
     for column in columns:
-        rows.add_column(column.name, no_wrap=True)
-    for run in runs:
-        status = Text(run.status, style=COLORS.get(run.status, "bold red"))
-        cells = [Text(column.cell(run)) for column in columns]
-        rows.add_row(Text(plain(run.name)), status, *cells)
-    return rows
+        shown.add_column(column.name, no_wrap=True)
+    for _, row in rows:
+        status = Text(row.status, style=COLORS.get(row.status, "bold red"))
+        shown.add_row(Text(row.name), status, *map(Text, row.cells))
+    return shown
 
 
 def progress(run: RunState) -> str:
@@ -214,42 +230,36 @@ def clock(time: float) -> str:
     return datetime.fromtimestamp(time, timezone.utc).strftime("%Y-%m-%d %H:%M:%S")
 
 
-def plain(text: str) -> str:
-    """On one line, without what a terminal would obey: a run's name or a reason may come from anybody."""
-    clean = "".join(sign if sign.isprintable() else "?" for sign in redact(text))
-    return clean.encode("utf-8", "replace").decode()
-
-
 def as_json(runs: Sequence[RunState]) -> list[dict[str, Any]]:
     """What the screen shows of each run, for other programs: plain data in seconds, steps and ratios."""
-    records = []
-    for run in runs:
-        problems = []
-        for alert in diagnose(run):
-            problem = {
-                "alert": alert.alert,
-                "severity": alert.severity,
-                "what": plain(alert.what),
-                "do": alert.do,
-            }
-            problems.append(problem)
-        record = {
-            "run": plain(run.name),
-            "stage": run.stage,
-            "status": run.status,
-            "step": run.step,
-            "target": run.target,
-            "eta_seconds": run.eta_seconds,
-            "loss": run.value("loss"),
-            "goodput": run.account.goodput,
-            "chain_queued": run.chain.queued if run.chain else None,
-            "chain_seconds": run.chain_seconds_left,
-            "seconds": run.account.seconds,
-            "step_parts": step_parts(run),
-            "restarts": sum(run.restarts.values()),
-            "last_checkpoint": run.checkpoints[-1].step if run.checkpoints else None,
-            "slowdowns": {str(rank): ratio for rank, ratio in run.slowdowns.items()},
-            "problems": problems,
+    return [record for _, record in views_of(runs, run_record)]
+
+
+def run_record(run: RunState) -> dict[str, Any]:
+    problems = []
+    for alert in diagnose(run):
+        problem = {
+            "alert": alert.alert,
+            "severity": alert.severity,
+            "what": plain(alert.what),
+            "do": alert.do,
         }
-        records.append(record)
-    return records
+        problems.append(problem)
+    return {
+        "run": plain(run.name),
+        "stage": run.stage,
+        "status": run.status,
+        "step": run.step,
+        "target": run.target,
+        "eta_seconds": run.eta_seconds,
+        "loss": run.value("loss"),
+        "goodput": run.account.goodput,
+        "chain_queued": run.chain.queued if run.chain else None,
+        "chain_seconds": run.chain_seconds_left,
+        "seconds": run.account.seconds,
+        "step_parts": step_parts(run),
+        "restarts": sum(run.restarts.values()),
+        "last_checkpoint": run.checkpoints[-1].step if run.checkpoints else None,
+        "slowdowns": {str(rank): ratio for rank, ratio in run.slowdowns.items()},
+        "problems": problems,
+    }

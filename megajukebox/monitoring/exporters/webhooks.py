@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import time
 import urllib.request
 from collections.abc import Callable
@@ -12,9 +13,10 @@ from urllib.parse import urlsplit
 from megajukebox.common.errors import UserError
 from megajukebox.common.redaction import redact, redacted
 from megajukebox.common.retry import RetriesExhausted, retry
-from megajukebox.common.secret_files import read_secret
+from megajukebox.common.untrusted_files import open_given, read_all
 from megajukebox.monitoring.alerts import diagnose
 from megajukebox.monitoring.collect.run_state import RunState
+from megajukebox.monitoring.collect.unreadable import views_of
 from megajukebox.records.events import (
     BadSampleSkipped,
     Diverged,
@@ -31,6 +33,7 @@ from megajukebox.records.events import (
 
 PAUSES = (1.0, 4.0, 15.0)  # seconds before the second, third and fourth try
 TIMEOUT = 10.0  # seconds of one try
+MAX_URL_BYTES = 1 << 14
 POSTED = (
     RunResumed,
     RunFinished,
@@ -51,13 +54,20 @@ def read_url(path: Path | None) -> str | None:
     """The URL in a file: it may hold a secret, so it is never an argument.
 
     Raises:
-        UserError: it cannot be read, others may read it, or it is no http address.
+        UserError: it cannot be read, is open to others, or is no http address.
     """
     if path is None:
         return None
-    url = read_secret(path, "--webhook-file")
+    try:
+        file = open_given(path)
+        mode = os.fstat(file.fileno()).st_mode
+        url = read_all(file, MAX_URL_BYTES).decode().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--webhook-file {path} cannot be read: {error}") from None
     if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
         raise UserError(f"--webhook-file {path} does not hold an http(s) address")
+    if mode & 0o077:
+        raise UserError(f"--webhook-file {path} can be read by others; chmod 600 {path}")
     return url
 
 
@@ -107,9 +117,9 @@ class News:
         """Messages, oldest first. The first look at a run reports its alerts, not its past."""
         messages: list[Message] = []
         firing: dict[tuple[str, str], Message] = {}
-        for run in runs:
+        for run, alerts in views_of(runs, diagnose):
             messages += self.event_messages(run)
-            for alert in diagnose(run):
+            for alert in alerts:
                 firing[alert.run, alert.alert] = {"event": "alert", **asdict(alert)}
         messages += [message for key, message in firing.items() if key not in self.firing]
         for key, message in self.firing.items():
