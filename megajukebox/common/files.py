@@ -14,21 +14,20 @@ from megajukebox.common.errors import UserError
 
 
 @contextmanager
-def atomic_open(path: str | Path, mode: int = 0o666) -> Iterator[BinaryIO]:
+def atomic_open(path: str | Path) -> Iterator[BinaryIO]:
     """A file to write that gets its real name only when the block ends well.
 
         x.tar.partial  --write, fsync-->  --rename-->  x.tar  --fsync of the folder-->  survives a power cut
 
     After an exception nothing is left; after a kill only `<name>.partial` is, and the next writer
-    removes it. A link of that name is removed too, and never written through. `mode` is that of a
-    new file, before the umask.
+    removes it. A link of that name is removed too, and never written through.
 
     Raises:
         FileExistsError: somebody makes `<name>.partial` as fast as it is removed.
     """
     path = Path(path)
     partial = path.with_name(f"{path.name}.partial")
-    file = create_new(partial, mode)
+    file = create_new(partial)
     try:
         with file:
             yield file
@@ -41,15 +40,14 @@ def atomic_open(path: str | Path, mode: int = 0o666) -> Iterator[BinaryIO]:
     sync_folder(path.parent)
 
 
-def create_new(path: Path, mode: int = 0o666) -> BinaryIO:
-    """A new file in place of whatever has its name, open for writing; `mode` before the umask.
+def create_new(path: Path) -> BinaryIO:
+    """A new file in place of whatever has its name, open for writing.
 
     Raises:
         FileExistsError: somebody makes the name again as fast as it is removed.
     """
     path.unlink(missing_ok=True)
-    # no link is followed where a file must not exist
-    return open(path, "xb", opener=lambda name, flags: os.open(name, flags, mode))
+    return open(path, "xb")  # no link is followed where a file must not exist
 
 
 def open_append(path: str | Path, mode: int = 0o644) -> BinaryIO:
@@ -175,13 +173,8 @@ class FileWindow(io.RawIOBase):
 
 def sha256_of(path: str | Path) -> str:
     """The sha256 of a file, in hex."""
-    with open(path, "rb") as file:
-        return sha256_of_open(file)
-
-
-def sha256_of_open(file: BinaryIO) -> str:
-    """The sha256 of what is left to read of an open file, in hex."""
     total = hashlib.sha256()
-    while block := file.read(1 << 20):
-        total.update(block)
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            total.update(block)
     return total.hexdigest()

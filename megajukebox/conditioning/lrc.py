@@ -19,14 +19,18 @@ class TimedWord:
 
 # A line without word times lasts at most this long a word, so that pauses are not sung through.
 SECONDS_PER_WORD = 1.0
-TIME = r"(\d+):(\d+(?:[.:]\d+)?)"
+MAX_TIMES = 20  # of one line: a chorus; more copies of a long line would be a bomb
+TIME = r"(\d{1,6}):(\d{1,6}(?:[.:]\d{1,9})?)"
 LINE_TIMES = re.compile(rf"\s*((?:\[{TIME}\]\s*)+)")
 LINE_TIME = re.compile(rf"\[{TIME}\]")
 WORD_TIME = re.compile(rf"<{TIME}>")
 TAG = re.compile(
     r"\s*\[(ar|ti|al|au|by|la|lr|length|offset|re|tool|ve|id|#)\s*:.*\]\s*$", re.IGNORECASE
 )
-OFFSET = re.compile(r"^\s*\[offset\s*:\s*([+-]?\d+)\s*\]", re.IGNORECASE | re.MULTILINE)
+# Spaces of its own line alone: over many empty lines it would take the square of their number.
+OFFSET = re.compile(
+    r"^[^\S\n]*\[offset[^\S\n]*:[^\S\n]*([+-]?\d{1,9})[^\S\n]*\]", re.IGNORECASE | re.MULTILINE
+)
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,7 @@ def timed_lines(lines: Sequence[str], shift: float) -> list[TimedLine]:
             timed.append(TimedLine(max(0.0, last), shifted(line, shift), has_time=False))
         else:
             body = shifted(line[times.end() :], shift)
-            for minutes, rest in LINE_TIME.findall(times[1]):
+            for minutes, rest in LINE_TIME.findall(times[1])[:MAX_TIMES]:
                 start = max(0.0, seconds(minutes, rest) + shift)
                 timed.append(TimedLine(start, body, has_time=True))
         last = timed[-1].start

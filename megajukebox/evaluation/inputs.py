@@ -1,7 +1,7 @@
 """The songs that are evaluated and their references: out of song shards, code shards, and folders of samples."""
 
 import hashlib
-import json
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,14 +11,20 @@ import numpy as np
 
 from megajukebox.common.errors import UserError
 from megajukebox.common.levels import LEVELS
+from megajukebox.common.npz import MAX_NPZ_BYTES, codes_of, read_npy, read_npz
+from megajukebox.common.plain_text import plain
 from megajukebox.common.progress import track
+from megajukebox.common.untrusted_files import open_inside, parse_json, read_inside
 from megajukebox.conditioning.lrc import TimedWord, parse_lrc
-from megajukebox.data.audio import facts, read_mono, read_mono_slice
+from megajukebox.data.audio import downmix, facts, read, read_slice
 from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.data.shards.transports import is_url
 from megajukebox.data.stream.song_dataset import split
 
+log = logging.getLogger(__name__)
+
 Array = np.ndarray
+MAX_LYRICS_BYTES = 1 << 20
 LABELS = ("artist", "genre", "language")
 
 
@@ -89,7 +95,7 @@ class EvalSongs:
         rate = shards.index["sample_rate"]
         frames = min(int(shards.songs["frames"][row]), int(self.max_seconds * rate))
         with shards.open_member(row, "audio") as file:
-            audio = read_mono_slice(file, 0, frames, rate)  # type: ignore[arg-type]
+            audio = downmix(read_slice(file, 0, frames, rate))  # type: ignore[arg-type]
         text = ""
         words: list[TimedWord] = []
         if shards.has(row, "lyrics"):
@@ -100,8 +106,7 @@ class EvalSongs:
 
 def load_codes(shards: ShardSet, row: int, level: str) -> Array:
     """All codes [T] of a song at one level."""
-    with shards.open_member(row, level) as file:
-        return np.load(file, allow_pickle=False)  # type: ignore[arg-type]
+    return codes_of(read_npy(shards.read_member(row, level)), level)
 
 
 # ---- Samples
@@ -131,8 +136,13 @@ class EvalSample:
         """Length of its finest level, from the file's header; 0 without audio."""
         if not self.levels:
             return 0.0
-        path = self.folder / str(self.record["levels"][self.levels[-1]]["audio"])
-        return (facts(path).seconds or 0.0) if path.is_file() else 0.0
+        try:
+            with open_inside(
+                self.folder, str(self.record["levels"][self.levels[-1]]["audio"])
+            ) as file:
+                return facts(file).seconds or 0.0
+        except FileNotFoundError:
+            return 0.0
 
     def song(self, level: str) -> EvalSong:
         """Its audio at one level. ValueError if that cannot be read."""
@@ -140,20 +150,27 @@ class EvalSample:
         if Path(name).name != name:
             raise UserError(f"{self.key}: audio {name!r} is not a file name")
         rate = int(self.record["sample_rate"])
-        audio = read_mono(self.folder / name, rate)
+        with open_inside(self.folder, name) as file:
+            audio = downmix(read(file, rate))
         request = self.record["request"]
-        lrc = self.folder / f"{self.key}.lrc"
-        lyrics = lrc.read_text() if lrc.is_file() else str(request.get("lyrics") or "")
+        try:
+            lyrics = read_inside(self.folder, f"{self.key}.lrc", MAX_LYRICS_BYTES).decode()
+        except FileNotFoundError:
+            lyrics = str(request.get("lyrics") or "")
         text, words = parse_lrc(lyrics)
         return EvalSong(self.key, audio, rate, labels_of(request), text, tuple(words))
 
     def codes(self) -> dict[str, Array]:
-        """Codes [T] by level; none if they were not kept."""
-        path = self.folder / f"{self.key}.codes.npz"
-        if not path.is_file():
+        """Codes [T] by level; none if they were not kept, or cannot be read."""
+        try:
+            data = read_inside(self.folder, f"{self.key}.codes.npz", MAX_NPZ_BYTES)
+            arrays = read_npz(data, names=LEVELS)
+            return {level: codes_of(arrays[level], level) for level in LEVELS if level in arrays}
+        except FileNotFoundError:
             return {}
-        with np.load(path, allow_pickle=False) as arrays:
-            return {level: arrays[level].astype(np.int64) for level in LEVELS if level in arrays}
+        except (OSError, ValueError) as error:
+            log.warning("codes of %s are left out: %s", plain(self.key), plain(str(error)))
+            return {}
 
 
 def samples_in(folder: Path) -> list[EvalSample]:
@@ -164,10 +181,16 @@ def samples_in(folder: Path) -> list[EvalSample]:
     """
     samples = []
     for path in sorted(folder.glob("*.json")):
-        record = json.loads(path.read_bytes())
+        try:
+            record = parse_json(read_inside(folder, path.name))
+        except (OSError, ValueError) as error:
+            log.warning("%s is left out: %s", plain(path.name), plain(str(error)))
+            continue
         if not isinstance(record, dict) or not isinstance(record.get("request"), dict):
             continue
-        if "sample_rate" in record and "reconstruction" not in record:
+        levels = record.get("levels", {})
+        is_sample = isinstance(record.get("sample_rate"), int) and isinstance(levels, dict)
+        if is_sample and "reconstruction" not in record:
             samples.append(EvalSample(path.stem, folder, record))
     if not samples:
         raise UserError(f"{folder} holds no samples; give a folder that `megajukebox sample` wrote")
@@ -250,5 +273,5 @@ def fingerprint_of_samples(samples: list[EvalSample]) -> str:
     """Checksum of the samples' records: the same samples have the same one wherever they lie."""
     digest = hashlib.sha256()
     for sample in samples:
-        digest.update((sample.folder / f"{sample.key}.json").read_bytes())
+        digest.update(read_inside(sample.folder, f"{sample.key}.json"))
     return digest.hexdigest()

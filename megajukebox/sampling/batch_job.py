@@ -12,10 +12,13 @@ import logging
 import os
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from megajukebox.common.files import write_atomic
+from megajukebox.common.plain_text import plain
+from megajukebox.common.untrusted_files import parse_json, read_inside
 from megajukebox.sampling.jukebox import Jukebox, SamplingInterrupted
 from megajukebox.sampling.memory_budget import fit_jukebox, free_memory
 from megajukebox.sampling.progress import ProgressDisplay, ProgressFile
@@ -27,6 +30,8 @@ from megajukebox.sampling.songs.song_writer import SongWriter
 
 log = logging.getLogger(__name__)
 
+# What a request or its prompt may bring about; torch raises RuntimeError when memory is full.
+ONE_SONG_ERRORS = (RuntimeError, ValueError, OSError, ArithmeticError, MemoryError)
 POLL_SECONDS = 1.0  # between two looks at the songs that other ranks work on
 
 
@@ -90,7 +95,7 @@ class SamplingRun:
         """
         if self.is_first:
             for line in self.refused:
-                log.error("%s", line)
+                log.error("%s", plain(line))
             if self.requests and not self.queue.pending():
                 log.info("all %d songs are complete in %s", len(self.requests), self.out)
         try:
@@ -140,23 +145,19 @@ class SamplingRun:
                 )
             try:
                 batch.append(self.jukebox.start_song(request))
-            except (ValueError, OSError) as error:
-                self._fail(request.id, str(error))
+            except ONE_SONG_ERRORS as error:
+                self._fail(request.id, str(error) or type(error).__name__)
         return batch
 
     def _fail(self, song: str, reason: str) -> None:
-        self.queue.fail(song, reason)
+        self.queue.fail(song, plain(reason))
         log.error("request %s: %s", song, self.queue.failed[song])
 
     def _sample_or_fail(self, batch: list[GeneratedSong]) -> None:
         """Sample a batch; if it fails, each song by itself, so that one song's fault does not fail the others."""
         try:
             self._sample(batch)
-        except (
-            RuntimeError,
-            ValueError,
-            OSError,
-        ) as error:  # torch raises RuntimeError when memory is full
+        except ONE_SONG_ERRORS as error:
             if len(batch) > 1:
                 for song in batch:
                     self._sample_or_fail([song])
@@ -182,7 +183,7 @@ class SamplingRun:
         for song in songs:
             print(f"{self.out / song.request.id}.wav  {song.seconds:.1f} s", flush=True)
             for note in song.notes:
-                print(f"  note: {note}", flush=True)
+                print(f"  note: {plain(note)}", flush=True)
 
 
 def write_summary(
@@ -198,8 +199,10 @@ def write_summary(
     """
     path = out / FOLDER / "summary.json"
     before: dict[str, Any] = {"made": [], "failed": {}, "refused": []}
-    if path.exists():
-        before = json.loads(path.read_text())
+    with suppress(OSError, ValueError):  # not there, torn, or not ours: it is written anew
+        written = parse_json(read_inside(out / FOLDER, path.name))
+        kinds = {name: isinstance(written.get(name), type(before[name])) for name in before}
+        before = written if all(kinds.values()) else before
     asked = [request.id for request in requests]
     known = dict.fromkeys([*before["made"], *asked])
     complete = [song for song in known if (out / f"{song}.json").exists()]
@@ -208,7 +211,7 @@ def write_summary(
         song: reason for song, reason in before["failed"].items() if song not in outdated
     }
     prefixes = tuple(f"request {song}:" for song in asked)
-    still_refused = [line for line in before["refused"] if not line.startswith(prefixes)]
+    still_refused = [line for line in before["refused"] if not str(line).startswith(prefixes)]
     summary = {
         "made": complete,
         "failed": still_failed | failed,

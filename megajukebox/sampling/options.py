@@ -10,9 +10,11 @@ from typing import Annotated, Any
 import typer
 
 from megajukebox.common.errors import UserError
+from megajukebox.common.untrusted_files import read_given
 from megajukebox.sampling.levels.autoregressive import DECODINGS
 from megajukebox.sampling.songs.requests import SongRequest, parse_requests, read_requests
 
+MAX_LYRICS_BYTES = 1 << 20
 SONG = "The song"
 EDIT = "Continue or change a recording"
 SPEED = "Speed and memory"
@@ -119,7 +121,7 @@ def song_settings(
     text = None
     if lyrics is not None:
         try:
-            text = lyrics.read_text(encoding="utf-8-sig")
+            text = read_given(lyrics, MAX_LYRICS_BYTES).decode("utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(
                 f"lyrics {str(lyrics)!r} cannot be read ({error}); give a text in UTF-8"

@@ -4,9 +4,9 @@ Each process takes its own share first, then whatever no living process works on
 and the songs of a process that died are resumed by the others (resume_store.py).
 """
 
-import json
 from pathlib import Path
 
+from megajukebox.common.untrusted_files import parse_json, read_inside
 from megajukebox.records.sample_record import current_sample_record
 from megajukebox.sampling.jukebox import Jukebox
 from megajukebox.sampling.songs.requests import SongRequest
@@ -57,13 +57,16 @@ class RequestQueue:
 
 def is_complete(jukebox: Jukebox, out: Path, request: SongRequest) -> bool:
     """Whether the song is there, of this very request, these weights and a decoding that gives the same codes."""
-    path = out / f"{request.id}.json"
-    if not path.exists():
+    try:
+        stored = parse_json(read_inside(out, f"{request.id}.json"))
+    except (OSError, ValueError):  # not there, or not of ours: the song is made
         return False
-    record = current_sample_record(json.loads(path.read_text()))
+    if not isinstance(stored, dict) or not isinstance(stored.get("request"), dict):
+        return False
+    record = current_sample_record(stored)
     key = jukebox.song_key(request)
     asked = key.pop("request")
-    recorded = record.get("request", {})
+    recorded = record["request"]
     if request.source is not None:  # the record has the length that the source gave
         recorded = recorded | {"seconds": request.seconds}
     if recorded != asked:

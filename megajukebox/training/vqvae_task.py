@@ -83,9 +83,9 @@ def open_clips(request: TaskRequest) -> tuple[SongClips | UnindexedShards, str]:
             held_out,
             loader.clips_per_song_visit,
             augment=augment,
-            remote=request.remote,
+            allow_pipe=request.remote.allow_pipe,
         )
-        return tars, tars.shown
+        return tars, request.data
     songs = ShardSet(request.data, request.remote)
     if is_unindexed:
         raise UserError(

@@ -11,6 +11,7 @@ import numpy as np
 
 from megajukebox.common.errors import UserError
 from megajukebox.common.files import write_atomic
+from megajukebox.common.untrusted_files import parse_json, read_given
 from megajukebox.evaluation.metrics import MetricValue
 from megajukebox.evaluation.reporting.intervals import bootstrap
 from megajukebox.records.evaluations import (
@@ -22,6 +23,7 @@ from megajukebox.records.evaluations import (
 )
 
 MIN_SLICE_SONGS = 2
+MAX_REPORT_BYTES = 1 << 28
 MAX_SLICES = 50  # of each label, the most common ones
 ROW_FIELDS = ("value", "low", "high", "count", "better", "unit")  # of a metric in scores.jsonl
 
@@ -126,7 +128,7 @@ def read_report(path: Path) -> dict[str, Any]:
         UserError: the file is no report, or of another version.
     """
     try:
-        report = json.loads(path.read_bytes())
+        report = parse_json(read_given(path, MAX_REPORT_BYTES))
     except (OSError, ValueError) as error:
         raise UserError(
             f"report {str(path)!r} cannot be read ({error}); give a report.json of megajukebox evaluate"

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from megajukebox.common.errors import UserError
 from megajukebox.common.files import write_atomic
+from megajukebox.common.untrusted_files import parse_json, read_inside
 from megajukebox.conditioning.schema import SongConditioning
 from megajukebox.models.lyric_attention import lyric_layers
 from megajukebox.models.prior import Prior
@@ -53,8 +54,10 @@ class AlignmentHead(BaseModel):
 
 def read_alignment_head(folder: Path) -> AlignmentHead | None:
     """The head that `align` chose for a run, if it did."""
-    path = folder / ALIGNMENT_FILE
-    return AlignmentHead.model_validate_json(path.read_bytes()) if path.is_file() else None
+    try:
+        return AlignmentHead.model_validate(parse_json(read_inside(folder, ALIGNMENT_FILE)))
+    except FileNotFoundError:
+        return None
 
 
 def write_alignment_head(folder: Path, choice: AlignmentHead) -> None:

@@ -75,7 +75,8 @@ class AudioStream:
 
     def _write(self, audio: np.ndarray) -> None:
         if self.file is None:
-            self.file = open(self.part, "r+b" if self.part.exists() else "w+b")  # noqa: SIM115  (open for a level)
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            self.file = os.fdopen(os.open(self.part, flags, 0o666), "r+b")  # until the level ends
         self.file.seek(HEADER + 2 * self.decoded * self.hop)
         self.file.write(quantised(audio, 16).astype("<i2").tobytes())
         self.file.flush()  # before the header counts it

@@ -6,7 +6,6 @@ infill     |=======---======|     all but some ranges are known, on every level
 """
 
 # T codes of a level
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,10 +13,16 @@ import numpy as np
 import torch
 
 from megajukebox.common.errors import UserError
-from megajukebox.data.audio import read_mono
+from megajukebox.common.npz import codes_of, read_npz
+from megajukebox.common.plain_text import plain
+from megajukebox.common.untrusted_files import open_given, parse_json, read_given
+from megajukebox.data.audio import downmix, read
 from megajukebox.models.chunked_codec import encode_long
 from megajukebox.models.vqvae import VQVAE
 from megajukebox.sampling.songs.requests import SongRequest
+
+MAX_CODES_BYTES = 1 << 27  # of <id>.codes.npz; those of an hour are 60 MB
+MAX_SHOWN = 300  # characters of a name or a reason
 
 
 @dataclass
@@ -43,17 +48,18 @@ def load_source(path: str, vqvae: VQVAE, fingerprint: str, device: torch.device)
         UserError: the file is missing, is neither, or holds codes of another VQ-VAE.
     """
     file = Path(path)
-    if not file.is_file():
-        what = "is a folder" if file.is_dir() else "is missing"
-        raise UserError(
-            f"file {path!r} {what}; give a recording, or the .json of an earlier sample"
-        )
     if file.suffix in (".json", ".npz"):
         return PromptSource(_codes_of_sample(file, vqvae, fingerprint))
     try:
-        audio = read_mono(file, vqvae.config.sample_rate)
+        with open_given(file) as recording:
+            audio = downmix(read(recording, vqvae.config.sample_rate))
+    except OSError as error:
+        what = "is missing" if isinstance(error, FileNotFoundError) else error.strerror
+        raise UserError(
+            f"file {path[:MAX_SHOWN]!r} {what}; give a recording, or the .json of an earlier sample"
+        ) from None
     except ValueError as error:
-        raise UserError(f"file {path!r} cannot be read as audio: {error}") from error
+        raise UserError(f"file {path[:MAX_SHOWN]!r} cannot be read as audio: {error}") from error
     wave = torch.from_numpy(audio).to(device)
     codes = {level: encode_long(vqvae, wave, level).cpu().numpy() for level in vqvae.config.levels}
     if not all(map(len, codes.values())):
@@ -65,16 +71,18 @@ def _codes_of_sample(file: Path, vqvae: VQVAE, fingerprint: str) -> dict[str, np
     name = file.name.removesuffix(".json").removesuffix(".npz").removesuffix(".codes")
     record = file.with_name(f"{name}.json")
     arrays = file.with_name(f"{name}.codes.npz")
-    if not record.is_file() or not arrays.is_file():
+    try:
+        made_with = parse_json(read_given(record))["weights"]["vqvae"]
+        stored = read_npz(read_given(arrays, MAX_CODES_BYTES), names=vqvae.config.levels)
+        codes = {level: codes_of(array, level) for level, array in stored.items()}
+    except FileNotFoundError:
         raise UserError(
             f"sample {str(file)!r} needs both {record.name} and {arrays.name} in its folder"
-        )
-    try:
-        made_with = json.loads(record.read_text())["weights"]["vqvae"]
-        with np.load(arrays, allow_pickle=False) as stored:
-            codes = {level: stored[level].astype(np.int64) for level in stored.files}
+        ) from None
     except (ValueError, KeyError, TypeError, OSError) as error:
-        raise UserError(f"sample {str(file)!r} cannot be read: {error}") from error
+        raise UserError(
+            f"sample {str(file)[:MAX_SHOWN]!r} cannot be read: {plain(str(error))[:MAX_SHOWN]}"
+        ) from error
     if made_with != fingerprint:
         raise UserError(
             f"sample {str(file)!r} has codes of another VQ-VAE ({str(made_with)[:12]}, here {fingerprint[:12]});"

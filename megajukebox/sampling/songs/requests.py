@@ -7,13 +7,11 @@
 {id: e, infill: samples/a.json, replace: [[4, 6.5]], lyrics: x}  samples a range again, with other words if wanted
 """
 
-import json
+import os
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -26,8 +24,13 @@ from pydantic import (
 
 from megajukebox.common.errors import UserError
 from megajukebox.common.levels import LEVELS
+from megajukebox.common.plain_text import plain
+from megajukebox.common.untrusted_files import parse_json, parse_yaml, read_given
 from megajukebox.common.validation_errors import mistakes
 
+MAX_SHOWN = 300  # characters of what somebody wrote, in a message
+MAX_REASON = 2000
+MAX_SONG_SECONDS = 86_400  # of a whole song, not of what is sampled
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 SOURCES = ("prompt", "upsample", "infill")  # settings that name a file; at most one of them
 
@@ -83,7 +86,10 @@ class SongRequest(BaseModel):
     )
     seconds: float = Field(10.0, gt=0, le=3600)
     song_seconds: float | None = Field(
-        None, gt=0, description="length of the song that timing is conditioned on; default: seconds"
+        None,
+        gt=0,
+        le=MAX_SONG_SECONDS,
+        description="length of the song that timing is conditioned on; default: seconds",
     )
     seed: int = 0
     temperature: Annotated[dict[str, float], per_level(10.0, zero_allowed=False)] = {}
@@ -97,7 +103,10 @@ class SongRequest(BaseModel):
     )
     prompt: str | None = Field(None, description="a recording or an earlier sample to continue")
     keep_seconds: float | None = Field(
-        None, gt=0, description="how much of the prompt is kept; default: all"
+        None,
+        gt=0,
+        le=MAX_SONG_SECONDS,
+        description="how much of the prompt is kept; default: all",
     )
     upsample: str | None = Field(
         None, description="an earlier sample; levels below `upsample_from` are sampled again"
@@ -166,15 +175,16 @@ def read_requests(path: Path) -> tuple[list[SongRequest], list[str]]:
     Raises:
         UserError: the file itself is missing or is not a list of requests.
     """
-    load: Callable[[str], Any] = json.loads if path.suffix == ".json" else yaml.safe_load
+    parse = parse_json if path.suffix == ".json" else parse_yaml
     try:
-        data = load(path.read_text())
-    except OSError:
+        data = parse(read_given(path))
+    except OSError as error:
         raise UserError(
-            f"requests file {str(path)!r} cannot be read; give a YAML or JSON list of requests"
+            f"requests file {str(path)!r} cannot be read ({error.strerror});"
+            " give a YAML or JSON list of requests"
         ) from None
-    except (ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{path} is not YAML or JSON: {error}") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not YAML or JSON: {plain(str(error))[:MAX_SHOWN]}") from None
     entries = [data] if isinstance(data, dict) else data
     if not isinstance(entries, list) or not entries:
         raise UserError(f"{path} holds no list of requests; see docs/sampling.md for one")
@@ -183,8 +193,11 @@ def read_requests(path: Path) -> tuple[list[SongRequest], list[str]]:
             continue
         for name in SOURCES:  # files named as seen from the requests' folder, and not from here
             file = entry.get(name)
-            if isinstance(file, str) and not Path(file).exists() and (path.parent / file).exists():
-                entry[name] = str(path.parent / file)
+            # exists() of os, which says no to names that no file can have
+            if isinstance(file, str) and not os.path.exists(file):
+                beside = os.path.join(path.parent, file)
+                if os.path.exists(beside):
+                    entry[name] = beside
     return parse_requests(entries, path.stem)
 
 
@@ -197,13 +210,20 @@ def parse_requests(data: list, name: str = "song") -> tuple[list[SongRequest], l
     refused = []
     for number, entry in enumerate(data):
         if not isinstance(entry, dict):
-            refused.append(f"request {number}: {entry!r} is not a mapping of settings")
+            shown = plain(repr(entry))[:MAX_SHOWN]
+            refused.append(f"request {number}: {shown} is not a mapping of settings")
             continue
         try:
-            request = SongRequest.model_validate({"id": f"{name}-{number:03d}", **entry})
+            settings = {str(key): value for key, value in entry.items()}
+            request = SongRequest.model_validate({"id": f"{name}-{number:03d}", **settings})
         except ValidationError as error:
-            reasons = "; ".join(mistakes(error, SongRequest))
-            refused.append(f"request {entry.get('id', number)}: {reasons}")
+            shown = plain(str(entry.get("id", number)))[:MAX_SHOWN]
+            reasons = plain("; ".join(mistakes(error, SongRequest)))[:MAX_REASON]
+            refused.append(f"request {shown}: {reasons}")
+            continue
+        except (ValueError, TypeError, OverflowError, RecursionError) as error:
+            reason = plain(str(error))[:MAX_SHOWN]
+            refused.append(f"request {number}: cannot be read as settings: {reason}")
             continue
         for n in range(request.variations):
             variation = request

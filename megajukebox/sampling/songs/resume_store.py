@@ -10,6 +10,7 @@ import json
 import os
 import socket
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,17 @@ import numpy as np
 import psutil
 
 from megajukebox.common.files import make_folder, write_atomic
+from megajukebox.common.npz import codes_of, read_npz
+from megajukebox.common.untrusted_files import parse_json, read_inside
 from megajukebox.records.sample_record import current_song_key
 from megajukebox.sampling.songs.prompt_sources import KnownCodes
 
 FOLDER = ".unfinished"
 STALE_SECONDS = 120.0  # without a touch, after which a claim counts as that of a dead process
+WRITING_SECONDS = 5.0  # in which a claim that cannot be read may be one that is just written
+MAX_FILE_BYTES = 1 << 27  # of <id>.npz; the codes of an hour are 60 MB
+MAX_CLAIM_BYTES = 1 << 12
+MAX_PID = 1 << 22  # of Linux
 CODES_PREFIX = "codes_"  # of the arrays of a level's codes [T]
 MASK_PREFIX = "done_"  # of the packed bits [T] that say which of them are known
 
@@ -50,19 +57,20 @@ class ResumeStore:
         """What an interrupted attempt at the same song saved; None if there is nothing, or of another key."""
         known = KnownCodes()
         try:
-            with np.load(self.folder / f"{song}.npz", allow_pickle=False) as stored:
-                stored_key = current_song_key(json.loads(str(stored["key"])))
-                if stored_key != json.loads(json.dumps(key)):  # as JSON has it: lists, no tuples
-                    return None
-                for name in stored.files:
-                    if not name.startswith(CODES_PREFIX):
-                        continue
+            stored = read_npz(read_inside(self.folder, f"{song}.npz", MAX_FILE_BYTES))
+            stored_key = parse_json(str(stored["key"]))
+            if not isinstance(stored_key, dict):
+                return None
+            if current_song_key(stored_key) != json.loads(json.dumps(key)):  # lists, no tuples
+                return None
+            for name, array in stored.items():
+                if name.startswith(CODES_PREFIX):
                     level = name.removeprefix(CODES_PREFIX)
-                    codes_T = stored[name].astype(np.int64)
-                    bits = np.unpackbits(stored[MASK_PREFIX + level], count=len(codes_T))
+                    codes_T = codes_of(array, name)
+                    packed = stored[MASK_PREFIX + level]
                     known.codes[level] = codes_T
-                    known.mask[level] = bits.astype(bool)
-        except (OSError, ValueError, KeyError):  # a torn or damaged file: the song starts again
+                    known.mask[level] = np.unpackbits(packed, count=len(codes_T)).astype(bool)
+        except (OSError, ValueError, KeyError, TypeError):  # torn or damaged: the song starts again
             return None
         return known
 
@@ -83,7 +91,7 @@ class ResumeStore:
             except FileNotFoundError:
                 return False
         try:
-            with open(path, "x") as file:
+            with open(path, "x") as file:  # never through a link: a link of that name exists
                 json.dump({"host": socket.gethostname(), "pid": os.getpid()}, file)
         except FileExistsError:
             return False
@@ -92,26 +100,32 @@ class ResumeStore:
     def is_claimed(self, song: str) -> bool:
         """Whether a process works on the song: its claim is young, and if it is of this machine, it runs."""
         path = self.folder / f"{song}.claim"
+        owner: Any = None
         try:
-            age = time.time() - path.stat().st_mtime
-            owner = json.loads(path.read_text() or "{}")
-        except (OSError, ValueError):
-            return path.exists()  # being written just now
+            age = time.time() - path.lstat().st_mtime
+        except OSError:
+            return False
         if age >= self.stale:
             return False
+        with suppress(OSError, ValueError):
+            owner = parse_json(read_inside(self.folder, path.name, MAX_CLAIM_BYTES))
+        if not isinstance(owner, dict):
+            return age < WRITING_SECONDS  # perhaps it is being written just now
         if owner.get("host") != socket.gethostname():
             return True
+        pid = owner.get("pid")
+        if not isinstance(pid, int) or not 0 < pid <= MAX_PID:
+            return False
         try:  # a process that died may be listed until its parent reaps it
-            return psutil.Process(owner.get("pid", 0)).status() != psutil.STATUS_ZOMBIE
+            return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             return False
         except psutil.AccessDenied:
             return True
 
     def touch(self, song: str) -> None:
-        path = self.folder / f"{song}.claim"
-        if path.exists():
-            os.utime(path)
+        with suppress(FileNotFoundError):
+            os.utime(self.folder / f"{song}.claim", follow_symlinks=False)
 
     def release(self, song: str) -> None:
         (self.folder / f"{song}.claim").unlink(missing_ok=True)

@@ -6,7 +6,6 @@ bottom=verified           the teacher's own codes, with the student's as the dra
 top=exact                 the prior itself
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import torch
 from megajukebox.common.errors import UserError
 from megajukebox.common.levels import LEVELS, STUDENT_FOLDERS, STUDENT_TABLE, VQVAE_FOLDER
 from megajukebox.common.model_files import check_vqvae, load_into, read_facts
+from megajukebox.common.untrusted_files import parse_json, read_inside
 from megajukebox.models.grid_order import GridOrder
 from megajukebox.models.prior import Prior
 from megajukebox.models.student import Student, StudentConfig
@@ -98,12 +98,12 @@ class StudentRun:
 
 def student_entry(run: Path, order: str | None) -> tuple[dict[str, Any], dict[str, float]]:
     """The entry of a grid order in the table that distill wrote (None: of the one it chose), and the gate."""
-    path = run / STUDENT_TABLE
-    if not path.is_file():
+    try:
+        table = parse_json(read_inside(run, STUDENT_TABLE))
+    except FileNotFoundError:
         raise UserError(
             f"{run} holds no student ({STUDENT_TABLE} is missing); run distill, or choose another sampler"
-        )
-    table = json.loads(path.read_text())
+        ) from None
     if order is None:
         used = [entry for entry in table["orders"] if entry["folder"] == table["use"]]
         return used[0], table["gate"]
