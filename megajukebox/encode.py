@@ -28,6 +28,7 @@ from megajukebox.common.errors import BadSampleError, UserError
 from megajukebox.common.files import make_folder, write_atomic
 from megajukebox.common.progress import track
 from megajukebox.common.provenance import made_by
+from megajukebox.common.untrusted_files import read_given
 from megajukebox.common.world import world
 from megajukebox.data.audio import downmix, read_slice
 from megajukebox.data.shards.build_index import write_index
@@ -180,7 +181,8 @@ def write_code_index(
     config = model.config
     lyrics = songs.index["lyrics_model"]
     if lyrics:
-        write_atomic(out / lyrics["name"], (songs.folder / lyrics["name"]).read_bytes())
+        name = Path(lyrics["name"]).name
+        write_atomic(out / name, read_given(songs.folder / name))  # a link, in some caches
     names = list(map(shard_name, range(len(songs.index["shards"]))))
     sizes = dict.fromkeys(config.levels, config.codebook_size)
     vqvae = {"fingerprint": facts["fingerprint"], "hops": config.hops, "codes": sizes}

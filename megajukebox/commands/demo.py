@@ -28,6 +28,7 @@ from megajukebox.common.command_line import run_command
 from megajukebox.common.errors import UserError
 from megajukebox.common.files import make_folder, write_atomic
 from megajukebox.common.levels import VQVAE_FOLDER
+from megajukebox.common.untrusted_files import parse_json, read_inside
 from megajukebox.common.world import free_port
 from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.records.jsonl_tail import read_lines
@@ -80,7 +81,7 @@ def main(
         if stage.name == "encode":
             write_requests(out / "requests.yaml", ShardSet(out / "shards/codes"), samples, seconds)
     times = out / "times.json"  # of this start and those before
-    before = json.loads(times.read_text()) if times.exists() else {}
+    before = parse_json(read_inside(out, times.name)) if times.exists() else {}
     write_atomic(times, json.dumps({**before, **seconds_taken}, indent=1).encode())
     table = Table("stage", "seconds", title="this time")
     for name, taken in seconds_taken.items():
@@ -150,7 +151,7 @@ def refuse_other_demo(out: Path, source: dict[str, Any]) -> None:
         UserError: `out` holds a demo of other songs or settings.
     """
     path = out / "demo.json"
-    if path.exists() and json.loads(path.read_text()) != source:
+    if path.exists() and parse_json(read_inside(out, path.name)) != source:
         raise UserError(
             f"{out} holds a demo of other songs or settings ({path});"
             " give another --out, or remove it"
@@ -191,7 +192,7 @@ def write_requests(path: Path, codes: ShardSet, count: int, seconds: float) -> N
     lyrics: dict[str | None, list[str]] = {}
     for row in range(len(codes)):
         if codes.has(row, "lyrics"):
-            artist = json.loads(codes.read_member(row, "json")).get("artist")
+            artist = codes.read_facts(row).get("artist")
             text = codes.read_member(row, "lyrics").decode()
             lyrics.setdefault(artist, []).append(text)
             lyrics.setdefault(None, []).append(text)

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 
 from megajukebox.commands.plan import NARROWEST_SCREEN, memory_table, run_table
 from megajukebox.common.errors import UserError
 from megajukebox.common.levels import LEVELS, STUDENT_FOLDERS
+from megajukebox.common.untrusted_files import parse_yaml, read_inside
 from megajukebox.resilience import slurm
 from megajukebox.resilience.launch_layout import LaunchLayout, TrainingCommand
 from megajukebox.training.batching import ACCUMULATION, MICRO, TOTAL, batch_of_run, share_batch
@@ -108,7 +108,12 @@ def read_run(run: Path, stage: str) -> dict[str, Any]:
     path = run / "run.yaml"
     if not path.exists():
         return {}
-    record = yaml.safe_load(path.read_text())
+    try:
+        record = parse_yaml(read_inside(run, path.name))
+    except ValueError as error:
+        raise UserError(f"{path} {error}; restore it, or use another --out") from None
+    if not isinstance(record, dict):
+        raise UserError(f"{path} holds no settings; restore it, or use another --out")
     if record.get("stage") != stage:
         raise UserError(f"{path} is of stage {record.get('stage')}, not {stage}; use another --out")
     return record

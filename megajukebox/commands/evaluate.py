@@ -27,7 +27,9 @@ from rich.console import Console
 from megajukebox.common.command_line import renamed_options, run_command
 from megajukebox.common.device import choose_device
 from megajukebox.common.errors import UserError
+from megajukebox.common.files import atomic_open
 from megajukebox.common.model_files import FACTS, read_facts, save_weights
+from megajukebox.common.untrusted_files import open_inside
 from megajukebox.evaluation.context import EvalBudget, EvalContext
 from megajukebox.evaluation.evaluate import evaluate, report_of
 from megajukebox.evaluation.evaluators.embedding import BUILT_IN, load_embedder
@@ -205,7 +207,8 @@ def at_checkpoint(run: Path, checkpoint: str | None) -> Iterator[Path]:
         folder.mkdir()
         for path in run.iterdir():
             if path.suffix in RUN_FILES and path.name != FACTS:
-                shutil.copyfile(path, folder / path.name)
+                with open_inside(run, path.name) as file, atomic_open(folder / path.name) as copy:
+                    shutil.copyfileobj(file, copy)
         save_weights(folder, kind, base.config, base.weights, base.facts["step"], **facts)
         yield folder
 

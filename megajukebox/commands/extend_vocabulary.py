@@ -24,7 +24,7 @@ from torch import Tensor
 
 from megajukebox.common.command_line import run_command
 from megajukebox.common.errors import UserError
-from megajukebox.common.files import make_folder, write_atomic
+from megajukebox.common.files import atomic_open, make_folder, write_atomic
 from megajukebox.common.model_files import (
     FACTS,
     WEIGHTS,
@@ -35,6 +35,7 @@ from megajukebox.common.model_files import (
 )
 from megajukebox.common.old_settings import upgrade_settings
 from megajukebox.common.provenance import made_by
+from megajukebox.common.untrusted_files import open_inside, parse_yaml, read_inside
 from megajukebox.conditioning.jukebox_labels import as_written
 from megajukebox.conditioning.vocabulary import (
     VOCABULARIES,
@@ -291,7 +292,10 @@ def write_grown(growth: Growth, folder: Path) -> None:
     copy_files(growth.folder, folder, NOT_COPIED)
     write_atomic(folder / VOCABULARIES, vocabularies_json(growth.after))
     if (growth.folder / SETTINGS).is_file():
-        record = yaml.safe_load((growth.folder / SETTINGS).read_text(encoding="utf-8"))
+        try:
+            record = parse_yaml(read_inside(growth.folder, SETTINGS))
+        except ValueError as error:
+            raise UserError(f"{growth.folder / SETTINGS} {error}; restore it") from None
         preset, _ = upgrade_settings(record["preset"])
         conditions = dict(preset["conditions"])
         for name, label in growth.config.conditions.items():
@@ -318,7 +322,8 @@ def write_grown(growth: Growth, folder: Path) -> None:
 def copy_files(source: Path, folder: Path, left_out: tuple[str, ...] = ()) -> None:
     for path in sorted(source.iterdir()):
         if path.is_file() and path.name not in left_out and not path.name.endswith(".partial"):
-            shutil.copyfile(path, folder / path.name)
+            with open_inside(source, path.name) as file, atomic_open(folder / path.name) as copy:
+                shutil.copyfileobj(file, copy)
 
 
 if __name__ == "__main__":

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 
 from megajukebox.common.command_line import run_command
 from megajukebox.common.errors import UserError
+from megajukebox.common.untrusted_files import parse_yaml
 from megajukebox.interop.jukebox_weights import NOTICE, import_weights
 
 
@@ -38,7 +38,10 @@ def main(
             raise UserError(f"--set {text} is not name=value")
         if "," in value and not value.startswith("["):  # a list, as in `downs_t=3,2,2`
             value = f"[{value}]"
-        hyper_parameters[name] = yaml.safe_load(value)
+        try:
+            hyper_parameters[name] = parse_yaml(value)
+        except ValueError as error:
+            raise UserError(f"--set {text}: the value {error}") from None
     folders = import_weights(files, to, hyper_parameters, labels)
     for part, folder in folders.items():
         print(f"{part}: {folder}")

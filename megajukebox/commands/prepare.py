@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-import yaml
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -24,6 +23,7 @@ from megajukebox.common.errors import UserError
 from megajukebox.common.process_pool import cores
 from megajukebox.common.progress import ProgressReporter
 from megajukebox.common.provenance import made_by
+from megajukebox.common.untrusted_files import parse_yaml, read_given
 from megajukebox.data.ingest.convert import IngestConfig
 from megajukebox.data.ingest.discover import SourceSong, find_songs
 from megajukebox.data.ingest.prepare import IngestReport, prepare_songs, reasons
@@ -121,10 +121,10 @@ def preset_sample_rate(preset: str | None) -> int:
         raise UserError(
             f"preset {preset!r} is neither a file nor one of {known}; mend it, or give --sample-rate"
         )
-    values = yaml.safe_load(path.read_text())
     try:
+        values = parse_yaml(read_given(path))
         return int(values.get("audio", {}).get("sample_rate", 44_100))
-    except (AttributeError, TypeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError, OSError) as error:
         raise UserError(
             f"preset {preset!r} names no audio.sample_rate; mend it, or give --sample-rate"
         ) from error

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from megajukebox.common.errors import UserError
 from megajukebox.common.files import atomic_open, sha256_of, write_atomic
+from megajukebox.common.untrusted_files import parse_json, read_inside
 
 DTYPES = {
     torch.float64: "F64",
@@ -180,12 +181,17 @@ class StoredTensors(Mapping[str, Tensor]):
 def read_facts(folder: Path | str) -> dict[str, Any]:
     """What model.json of `folder` says. Raises UserError where there is no finished model."""
     path = Path(folder) / FACTS
-    if not path.is_file():
+    try:
+        facts = parse_json(read_inside(folder, FACTS))
+    except FileNotFoundError:
         raise UserError(
             f"{folder} holds no finished model ({FACTS} is missing); train it, or import one there"
-        )
-    facts = json.loads(path.read_text(encoding="utf-8"))
-    missing = {"kind", "config", "fingerprint", "step"} - set(facts)
+        ) from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{path} {reason}; export or import the model again") from None
+    known = set(facts) if isinstance(facts, dict) else set()
+    missing = {"kind", "config", "fingerprint", "step"} - known
     if missing:
         raise UserError(
             f"{path} lacks {', '.join(sorted(missing))}; export or import the model again"

@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Literal
 
 from megajukebox.common.errors import UserError
+from megajukebox.common.untrusted_files import read_given
 from megajukebox.conditioning.vocabulary import UNKNOWN, Vocabulary
 
+MAX_LABEL_BYTES = 1 << 26
 Version = Literal["v2", "v3"]
 
 
@@ -44,7 +46,8 @@ def read_label_file(path: Path, size: int) -> Vocabulary:
     first counts. UserError names a line that is not of this form, or whose id is outside the table.
     """
     names: dict[int, str] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    lines = read_given(path, MAX_LABEL_BYTES).decode().splitlines()
+    for number, line in enumerate(lines, start=1):
         name, _, text = line.rpartition(";")
         if not line.strip():
             continue

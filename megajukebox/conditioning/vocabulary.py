@@ -12,12 +12,15 @@ from pathlib import Path
 import numpy as np
 
 from megajukebox.common.errors import UserError
+from megajukebox.common.untrusted_files import parse_json, read_inside
 
 UNKNOWN = "<unknown>"
 UNKNOWN_ID = 0
 EMPTY_SLOT = -1
 VOCABULARIES = "vocabularies.json"  # of a run folder: the names of every condition
-YEARS = re.compile(r"(\d{4,})-(\d{4,})")
+MAX_VOCABULARIES_BYTES = 1 << 26  # a million names
+YEARS = re.compile(r"(\d{4,6})-(\d{4,6})")
+MAX_BIN_YEARS = 10_000  # under one name
 
 
 def normalised(name: str) -> str:
@@ -97,7 +100,7 @@ class Vocabulary:
 
     @staticmethod
     def from_json(text: str) -> "Vocabulary":
-        names = json.loads(text)
+        names = parse_json(text)
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise UserError("a vocabulary file holds one JSON list of names")
         return Vocabulary(tuple(names))
@@ -130,7 +133,10 @@ class Vocabulary:
 def years_in(name: str) -> range:
     """The years that "1990-1999" stands for; none for any other name."""
     years = YEARS.fullmatch(name)
-    return range(int(years[1]), int(years[2]) + 1) if years else range(0)
+    if not years:
+        return range(0)
+    first = int(years[1])
+    return range(first, min(int(years[2]), first + MAX_BIN_YEARS) + 1)
 
 
 def vocabularies_json(vocabularies: Mapping[str, Vocabulary]) -> bytes:
@@ -141,6 +147,8 @@ def vocabularies_json(vocabularies: Mapping[str, Vocabulary]) -> bytes:
 
 def read_vocabularies(run: Path) -> dict[str, Vocabulary]:
     """The vocabularies of a run folder by condition; none if it keeps none."""
-    path = run / VOCABULARIES
-    given = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    try:
+        given = parse_json(read_inside(run, VOCABULARIES, MAX_VOCABULARIES_BYTES))
+    except FileNotFoundError:
+        return {}
     return {name: Vocabulary(tuple(entries)) for name, entries in given.items()}

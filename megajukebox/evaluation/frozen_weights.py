@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from megajukebox.common.files import atomic_open
 from megajukebox.common.model_files import WEIGHTS, check_fingerprint
+from megajukebox.common.untrusted_files import open_inside
 
 RUN_FILES = (".json", ".yaml", ".model")  # what is read with a run's weights
 TRIES = 5
@@ -43,4 +45,5 @@ def link(path: Path, name: Path) -> None:
     try:
         os.link(path, name)
     except OSError:  # another file system, or one without links
-        shutil.copyfile(path, name)
+        with open_inside(path.parent, path.name) as file, atomic_open(name) as copy:
+            shutil.copyfileobj(file, copy)

@@ -180,8 +180,8 @@ def read_requests(path: Path) -> tuple[list[SongRequest], list[str]]:
         data = parse(read_given(path))
     except OSError as error:
         raise UserError(
-            f"requests file {str(path)!r} cannot be read ({error.strerror});"
-            " give a YAML or JSON list of requests"
+            f"requests file {str(path)!r} cannot be read; give a YAML or JSON list of requests"
+            f" ({error.strerror})"
         ) from None
     except ValueError as error:
         raise UserError(f"{path} is not YAML or JSON: {plain(str(error))[:MAX_SHOWN]}") from None
