@@ -150,7 +150,7 @@ class SamplingRun:
         return batch
 
     def _fail(self, song: str, reason: str) -> None:
-        self.queue.fail(song, plain(reason))
+        self.queue.fail(song, reason)
         log.error("request %s: %s", song, self.queue.failed[song])
 
     def _sample_or_fail(self, batch: list[GeneratedSong]) -> None:

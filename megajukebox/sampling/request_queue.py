@@ -6,6 +6,7 @@ and the songs of a process that died are resumed by the others (resume_store.py)
 
 from pathlib import Path
 
+from megajukebox.common.plain_text import plain
 from megajukebox.common.untrusted_files import parse_json, read_inside
 from megajukebox.records.sample_record import current_sample_record
 from megajukebox.sampling.jukebox import Jukebox
@@ -51,7 +52,7 @@ class RequestQueue:
 
     def fail(self, song: str, reason: str) -> None:
         """Give up on a request in this process: it is not pending here any more."""
-        self.failed[song] = " ".join(reason.split())
+        self.failed[song] = plain(" ".join(reason.split()))
         self.resume_store.release(song)
 
 
