@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from megajukebox.common.errors import UserError
+from megajukebox.common.files import open_append
 
 
 def require_run_folder(run: Path) -> None:
@@ -20,12 +21,20 @@ def require_run_folder(run: Path) -> None:
         )
 
 
+def write_flag(run: Path, name: str) -> None:
+    """Make the empty file `name` in the run folder; a link of that name is not followed."""
+    try:
+        open_append(run / name).close()
+    except OSError as error:
+        raise UserError(f"{run / name} cannot be written ({error.strerror}); remove it") from None
+
+
 def save(run: Annotated[Path, typer.Argument(help="The run folder.")]) -> None:
     """Ask a run for a checkpoint after its current step, by the file SAVE."""
     require_run_folder(run)
     if (run / "DONE").exists():
         raise UserError(f"{run} is done, and all of it is saved")
-    (run / "SAVE").touch()
+    write_flag(run, "SAVE")
     print(f"{run} will save after its current step; then {run / 'SAVE'} is removed")
 
 
@@ -42,5 +51,5 @@ def stop(
         return
     if (run / "DONE").exists():
         raise UserError(f"{run} is done; there is nothing to stop")
-    (run / "STOP").touch()
+    write_flag(run, "STOP")
     print(f"{run} will save and stop after its current step; stop --undo lets it start again")

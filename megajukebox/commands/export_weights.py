@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from megajukebox.common.command_line import run_command
+from megajukebox.common.plain_text import without_controls
 from megajukebox.interop.export import export_hugging_face, export_openai, export_plain, open_runs
 
 
@@ -42,7 +43,7 @@ def main(
         print(file)
     for notice in {run.facts.get("licence") for run in open_runs(runs)}:
         if notice:
-            print(notice)
+            print(without_controls(str(notice)))
 
 
 if __name__ == "__main__":

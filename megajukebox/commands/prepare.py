@@ -20,6 +20,7 @@ from rich.table import Table
 
 from megajukebox.common.command_line import run_command
 from megajukebox.common.errors import UserError
+from megajukebox.common.plain_text import plain
 from megajukebox.common.process_pool import cores
 from megajukebox.common.progress import ProgressReporter
 from megajukebox.common.provenance import made_by
@@ -171,7 +172,7 @@ def print_table(
         return
     table = Table("song", "reason", "detail", title=f"{title}", title_justify="left")
     for row in rows[:MAX_ROWS]:
-        table.add_row(*map(escape, row))
+        table.add_row(*(escape(plain(cell)) for cell in row))
     screen.print(table)
     if len(rows) > MAX_ROWS:
         screen.print(f"... {len(rows) - MAX_ROWS} more{where}", highlight=False)

@@ -22,6 +22,7 @@ from rich.table import Table
 from megajukebox.common.command_line import run_command
 from megajukebox.common.errors import UserError
 from megajukebox.common.files import make_folder
+from megajukebox.common.plain_text import plain
 from megajukebox.common.process_pool import cores, in_order
 from megajukebox.common.progress import ProgressReporter
 from megajukebox.data.shards.remote import DEFAULT_CACHE, RemoteConfig
@@ -64,7 +65,7 @@ def main(
             raise UserError(f"shard {shard} does not exist; the last one is {count - 1}")
         numbers = range(count) if shard is None else [shard]
     except UserError as error:
-        Console(stderr=True).print(f"shards: {error}", markup=False, highlight=False)
+        Console(stderr=True).print(f"shards: {plain(str(error))}", markup=False, highlight=False)
         raise typer.Exit(2) from None
     if What(what) is What.check:
         raise typer.Exit(1 if check(opened, list(numbers), processes or cores()) else 0)
@@ -91,7 +92,7 @@ def check(shards: ShardSet, numbers: list[int], processes: int) -> int:
             songs += entry["songs"]
             count += len(findings)
             for finding in findings:
-                line = f"{entry['name']}: {finding}"
+                line = plain(f"{entry['name']}: {finding}")
                 screen.print(line, markup=False, highlight=False, soft_wrap=True)
     verdict = f"{count} findings" if count else "all is well"
     screen.print(f"{len(numbers)} shards, {songs} songs: {verdict}", markup=False, highlight=False)
@@ -111,14 +112,14 @@ def stats(shards: ShardSet, picture: Path | None) -> None:
         "", "", title=f"{shards.source} ({index['kind']})", title_justify="left", show_header=False
     )
     for name, value in facts(shards, seconds).items():
-        table.add_row(name, value)
+        table.add_row(name, plain(value))
     screen.print(table)
     for name, counts in index["vocabulary"].items():
         if not counts:
             continue
         table = Table(name, "songs", title=f"{len(counts)} in {name}", title_justify="left")
         for value, count in sorted(counts.items(), key=lambda item: -item[1])[:MAX_NAMES]:
-            table.add_row(escape(value), str(count))
+            table.add_row(escape(plain(value)), str(count))
         screen.print(table)
     if picture:
         # matplotlib, which only --picture needs
@@ -160,7 +161,8 @@ def ls(shards: ShardSet, numbers: list[int]) -> None:
             name = shards.index["shards"][int(row["shard"])]["name"]
             seconds = row["frames"] / shards.index["sample_rate"]
             sizes = "\t".join(str(row[f"{member}_bytes"]) for member in shards.members)
-            print(f"{name!s}\t{shards.key(song)}\t{seconds:.2f}\t{sizes}")
+            key = plain(shards.key(song))
+            print(f"{plain(str(name))}\t{key}\t{seconds:.2f}\t{sizes}")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from typer.core import TyperCommand
 
 from megajukebox.common.errors import EXIT_FATAL, UserError
 from megajukebox.common.logging import LogLevel, rank_prefix, setup_logging
+from megajukebox.common.plain_text import without_controls
 from megajukebox.common.redaction import redact
 
 F = TypeVar("F", bound=Callable[..., None])
@@ -113,7 +114,8 @@ def entry_function(function: Callable[..., None], verb: str) -> Callable[..., No
         try:
             function(**arguments)
         except UserError as error:  # other errors keep their traceback
-            print(redact(f"{rank_prefix()}{verb}: {error}"), file=sys.stderr)
+            message = redact(f"{rank_prefix()}{verb}: {error}")
+            print(without_controls(message), file=sys.stderr)
             raise SystemExit(EXIT_FATAL) from None
 
     command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]

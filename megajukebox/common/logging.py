@@ -11,6 +11,7 @@ import os
 import sys
 from enum import Enum
 
+from megajukebox.common.plain_text import without_controls
 from megajukebox.common.redaction import RedactingFilter
 from megajukebox.common.world import SOURCES
 
@@ -59,6 +60,9 @@ class RankFormatter(logging.Formatter):
             prefix += f"{record.levelname.lower()}: "
         record.message = prefix + record.message
         return super().formatMessage(record)
+
+    def format(self, record: logging.LogRecord) -> str:
+        return without_controls(super().format(record))
 
 
 def rank_prefix() -> str:

@@ -5,5 +5,11 @@ from megajukebox.common.redaction import redact
 
 def plain(text: str) -> str:
     """`text` on one line, without secrets and without what a terminal would obey (ESC writes the clipboard)."""
-    clean = "".join(sign if sign.isprintable() else "?" for sign in redact(text))
-    return clean.encode("utf-8", "replace").decode()
+    return without_controls(redact(text), kept="")
+
+
+def without_controls(text: str, kept: str = "\n\t") -> str:
+    """`text` with a question mark for every sign that a terminal would obey, or that is no text."""
+    if not text.isprintable():
+        text = "".join(sign if sign.isprintable() or sign in kept else "?" for sign in text)
+    return text.encode("utf-8", "replace").decode()

@@ -11,6 +11,7 @@ import torch
 
 from megajukebox.common.errors import UserError
 from megajukebox.common.model_files import check_vqvae, load_into, read_facts
+from megajukebox.common.plain_text import plain
 from megajukebox.conditioning.jukebox_labels import as_written
 from megajukebox.conditioning.lrc import write_lrc
 from megajukebox.conditioning.schema import (
@@ -171,4 +172,4 @@ def print_conditions(folder: Path) -> None:
     read_facts(folder)  # raises where there is no run
     for condition, vocabulary in read_vocabularies(folder).items():
         names = [name for name in vocabulary.names if name != UNKNOWN]
-        print(f"{condition}: {', '.join(names)}")
+        print(plain(f"{condition}: {', '.join(names)}"))

@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from megajukebox.common.plain_text import plain
 from megajukebox.evaluation.reporting.regression_gate import Change
 
 ARROWS = {1: "↑", -1: "↓", 0: " "}  # the better direction
@@ -63,7 +64,7 @@ def print_gate(changes: Iterable[Change], console: Console) -> bool:
     for change in worse:
         ends = f"[{format_number(change.low)}, {format_number(change.high)}]"
         songs = str(change.songs or "other songs")
-        table.add_row(change.name, format_number(change.change), ends, songs)
+        table.add_row(plain(change.name), format_number(change.change), ends, songs)
     console.print(table)
     return True
 
