@@ -19,7 +19,7 @@ NODES=${NODES:-}                             # train on so many nodes; what the 
 DRY_RUN=${DRY_RUN:-} MISSING=
 [ "${1:-}" != --dry-run ] || { DRY_RUN=1; shift; }
 
-set -uo pipefail
+set -ufo pipefail   # -f: a `*` in SETTINGS, which is taken apart at its spaces, names no files
 export PATH="$(realpath "$VENV")/bin:$PATH" OMP_NUM_THREADS=${OMP_NUM_THREADS:-4}
 if [ -n "$DRY_RUN" ] && [ -z "${SLURM_JOB_ID:-}" ]; then   # as if this script had been submitted with these options
     header=$(python -m megajukebox.resilience.sbatch_header "$0" "$@") || exit 93

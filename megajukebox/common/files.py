@@ -14,20 +14,21 @@ from megajukebox.common.errors import UserError
 
 
 @contextmanager
-def atomic_open(path: str | Path) -> Iterator[BinaryIO]:
+def atomic_open(path: str | Path, mode: int = 0o666) -> Iterator[BinaryIO]:
     """A file to write that gets its real name only when the block ends well.
 
         x.tar.partial  --write, fsync-->  --rename-->  x.tar  --fsync of the folder-->  survives a power cut
 
     After an exception nothing is left; after a kill only `<name>.partial` is, and the next writer
-    removes it. A link of that name is removed too, and never written through.
+    removes it. A link of that name is removed too, and never written through. `mode` is that of a
+    new file, before the umask.
 
     Raises:
         FileExistsError: somebody makes `<name>.partial` as fast as it is removed.
     """
     path = Path(path)
     partial = path.with_name(f"{path.name}.partial")
-    file = create_new(partial)
+    file = create_new(partial, mode)
     try:
         with file:
             yield file
@@ -40,14 +41,15 @@ def atomic_open(path: str | Path) -> Iterator[BinaryIO]:
     sync_folder(path.parent)
 
 
-def create_new(path: Path) -> BinaryIO:
-    """A new file in place of whatever has its name, open for writing.
+def create_new(path: Path, mode: int = 0o666) -> BinaryIO:
+    """A new file in place of whatever has its name, open for writing; `mode` before the umask.
 
     Raises:
         FileExistsError: somebody makes the name again as fast as it is removed.
     """
     path.unlink(missing_ok=True)
-    return open(path, "xb")  # no link is followed where a file must not exist
+    # no link is followed where a file must not exist
+    return open(path, "xb", opener=lambda name, flags: os.open(name, flags, mode))
 
 
 def open_append(path: str | Path, mode: int = 0o644) -> BinaryIO:

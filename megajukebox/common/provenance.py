@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import megajukebox
-from megajukebox.common.redaction import redact
+from megajukebox.common.redaction import redact_arguments
 
 
 def made_by(command: str | None = None) -> dict[str, str | None]:
@@ -16,7 +16,7 @@ def made_by(command: str | None = None) -> dict[str, str | None]:
     without secrets.
     """
     if command is None:
-        command = redact(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]))
+        command = redact_arguments([Path(sys.argv[0]).name, *sys.argv[1:]])
     source = Path(megajukebox.__file__).resolve().parents[1]
     commit = None
     # A package installed into the environment of somebody else's repository is not of that

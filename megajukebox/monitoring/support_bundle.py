@@ -1,5 +1,6 @@
 """One archive of state and logs of a run for support: text only, small, and without secrets."""
 
+import contextlib
 import io
 import json
 import os
@@ -8,8 +9,11 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import BinaryIO
 
-from megajukebox.common.redaction import HIDDEN, is_secret, redact, redacted
+from megajukebox.common.files import atomic_open
+from megajukebox.common.redaction import is_secret, redact, redacted
+from megajukebox.common.untrusted_files import open_inside
 from megajukebox.monitoring.collect.host import machine
 from megajukebox.monitoring.collect.run_reader import RunReader
 from megajukebox.monitoring.doctor import checks
@@ -29,6 +33,7 @@ TEXTS = (
     "*.log",
     "logs/*",
 )
+BUNDLE_MODE = 0o600  # a bundle may hold lyrics, names and what no pattern knows as a secret
 MAX_BYTES = 2 << 20  # of one file; of a longer one the end
 VARIABLES = (
     "SLURM",
@@ -46,17 +51,15 @@ VARIABLES = (
 
 
 def write_bundle(run: Path, out: Path) -> int:
-    """Write the .tar.gz; returns how many files are in it."""
+    """Write the .tar.gz, for its owner alone; returns how many files are in it."""
     parts = dict(contents(run))
-    partial = out.with_name(f"{out.name}.partial")
-    with tarfile.open(partial, "w:gz") as tar:
+    with atomic_open(out, BUNDLE_MODE) as file, tarfile.open(fileobj=file, mode="w:gz") as tar:
         for name, text in parts.items():
             data = text.encode("utf-8", "replace")
             member = tarfile.TarInfo(f"{run.resolve().name}/{name}")
             member.size = len(data)
             member.mtime = int(time.time())
             tar.addfile(member, io.BytesIO(data))
-    os.replace(partial, out)
     return len(parts)
 
 
@@ -80,25 +83,26 @@ def contents(run: Path) -> Iterator[tuple[str, str]]:
         facts = path.lstat()
         age = time.time() - facts.st_mtime
         files.append(f"{facts.st_size:>14} {age:>10.0f} s {path.relative_to(run)}")
-    yield "files.txt", "\n".join(files)
+    yield "files.txt", redact("\n".join(files))
     for pattern in TEXTS:
         for path in sorted(run.glob(pattern)):
-            # A file of the run itself, not something that a link in it leads to.
-            if path.is_file() and path.resolve().is_relative_to(run.resolve()):
-                yield str(path.relative_to(run)), redact(end_of(path))
+            name = path.relative_to(run)
+            # A file of the run itself, not something that a link in it leads to, nor a pipe.
+            with contextlib.suppress(OSError):
+                yield redact(str(name)), redact(end_of(open_inside(run, name)))
 
 
 def environment() -> dict[str, str]:
     """Variables of SLURM, NCCL, torch and the launchers; no others, and none that is a secret."""
     known = {}
     for name, value in sorted(os.environ.items()):
-        if name.startswith(VARIABLES):
-            known[name] = HIDDEN if is_secret(name) else redact(value)
+        if name.startswith(VARIABLES) and not is_secret(name):
+            known[name] = redact(value)
     return known
 
 
-def end_of(path: Path) -> str:
-    """The text of a file, of a long one its last MAX_BYTES; what is no UTF-8 is replaced."""
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - MAX_BYTES))
-        return file.read().decode("utf-8", "replace")
+def end_of(file: BinaryIO) -> str:
+    """The text of an open file, of a long one its last MAX_BYTES; what is no UTF-8 is replaced."""
+    with file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - MAX_BYTES))
+        return file.read(MAX_BYTES).decode("utf-8", "replace")

@@ -53,10 +53,15 @@ def test_no_secret_leaves_with_it(tmp_path: Path) -> None:
             file.write(f"\n# key {CANARY}, WANDB_API_KEY=abcdef0123, https://me:hunter2@host/x\n")
     (tmp_path / "outside.log").write_text("private")
     (run.folder / "link.log").symlink_to(tmp_path / "outside.log")
+    (run.folder / "token=hunter2.log").write_text("a name")
+    os.mkfifo(run.folder / "pipe.log")
     variables = {
         "NCCL_SECRET": "hunter2",
+        "SLURM_JWT": "hunter2",
         "MY_TOKEN": "hunter2",
         "SLURM_COMMENT": f"token={CANARY}",
     }
-    told = "".join(bundle(run.folder, tmp_path / "b.tar.gz", **variables).values())
+    parts = bundle(run.folder, tmp_path / "b.tar.gz", **variables)
+    told = "".join([*parts, *parts.values()])
+    assert (tmp_path / "b.tar.gz").stat().st_mode & 0o777 == 0o600
     assert not [secret for secret in (CANARY, "hunter2", "abcdef0123", "private") if secret in told]

@@ -99,15 +99,22 @@ def test_no_secret_leaves_in_a_message() -> None:
 @pytest.mark.parametrize("text", ["file:///etc/passwd", "ftp://h/x", "hello", "http://"])
 def test_only_a_web_address_is_a_webhook(tmp_path: Path, text: str) -> None:
     (tmp_path / "url").write_text(text)
+    (tmp_path / "url").chmod(0o600)
     with pytest.raises(ValueError, match="does not hold an http"):
+        read_url(tmp_path / "url")
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o644])
+def test_an_address_that_others_can_read_is_refused(tmp_path: Path, mode: int) -> None:
+    (tmp_path / "url").write_text("https://host/hooks/x")
+    (tmp_path / "url").chmod(mode)
+    with pytest.raises(UserError, match="can be read by others; chmod 600"):
         read_url(tmp_path / "url")
 
 
 def test_the_exporter_tells_a_webhook_and_shows_its_address_nowhere(tmp_path: Path) -> None:
     receiver = Receiver()
     (tmp_path / "url").write_text(receiver.url)
-    with pytest.raises(UserError, match="can be read by others; chmod 600"):
-        read_url(tmp_path / "url")
     (tmp_path / "url").chmod(0o600)
     PretendRun(tmp_path / "runs" / "run", now=time.time() - 60).start().train(20, loss=float("nan"))
     arguments = ["--textfile", str(tmp_path), "--once", "--webhook-file", str(tmp_path / "url")]

@@ -12,6 +12,7 @@ A key has the part: held-0000000 is conditioned on a song that the teacher was n
 train-0000000 is not.
 """
 
+import contextlib
 import io
 import json
 from typing import Any
@@ -19,12 +20,11 @@ from typing import Any
 import numpy as np
 
 from megajukebox.common.errors import BadSampleError, UserError
-from megajukebox.common.npz import read_npz
+from megajukebox.common.untrusted_arrays import read_npz
 from megajukebox.data.shards.shard_set import ShardSample, ShardSet
 from megajukebox.data.stream.song_dataset import Part, report
 
 HELD_OUT, TRAIN = "held", "train"
-CONDITIONS_PREFIX = "conditions."  # of the arrays of conditions
 STORED_AS = {
     "codes": "<u2",
     "upper_codes": "<u2",
@@ -32,6 +32,8 @@ STORED_AS = {
     "soft_log_p": "<f2",
     "teacher_bits": "<f4",
 }
+MAX_WINDOW_BYTES = 256 << 20  # unpacked; a window of 8,192 codes with 64 soft targets has 2 MB
+FIRST_WINDOWS = 16  # tried for the shapes that all have
 # The rest is read as int64.
 READ_AS = {"soft_log_p": np.float32, "teacher_bits": np.float32, "taught": np.bool_}
 
@@ -43,7 +45,7 @@ def teacher_sample(part: str, number: int, frames: int, arrays: dict[str, Any]) 
     key = f"{part}-{number:07d}"
     flat = dict(arrays)
     for name, ids in flat.pop("conditions").items():
-        flat[f"{CONDITIONS_PREFIX}{name}"] = ids
+        flat[f"conditions.{name}"] = ids
     # The stubs of savez would take a more precise type for its argument allow_pickle.
     stored: dict[str, Any] = {n: np.asarray(x, STORED_AS.get(n)) for n, x in flat.items()}
     with io.BytesIO() as file:
@@ -63,6 +65,7 @@ class TeacherWindows:
             )
         self.shards = shards
         self.shard_of_song = np.asarray(shards.songs["shard"])
+        self._layout: dict[str, tuple[int, ...]] | None = None
         self._held_out = np.char.startswith(np.asarray(shards.songs["key"]), HELD_OUT.encode())
 
     def clips(self, part: Part) -> np.ndarray:
@@ -76,20 +79,54 @@ class TeacherWindows:
         return {"index": self.shards.fingerprint}
 
     def read(self, song: int, clip: int, rng: np.random.Generator | None) -> dict[str, Any]:
-        """One window as it was written. BadSampleError if it cannot be read."""
+        """One window as it was written. BadSampleError if it cannot be read, or is not like the others."""
+        window = self._read(song)
+        if self._layout is None:
+            self._layout = self._first_layout()
+        if layout_of(window) != self._layout:
+            raise BadSampleError(
+                "damaged", f"window {self.shards.key(song)} is not like the others"
+            )
+        return window
+
+    def _first_layout(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of the first window that can be read: a teacher samples all alike.
+
+        Raises:
+            BadSampleError: none of the first ones can be read.
+        """
+        count = min(len(self._held_out), FIRST_WINDOWS)
+        for song in range(count):
+            with contextlib.suppress(BadSampleError, OSError):
+                return layout_of(self._read(song))
+        raise BadSampleError("damaged", f"none of the first {count} windows can be read")
+
+    def _read(self, song: int) -> dict[str, Any]:
         window: dict[str, Any] = {"conditions": {}}
         try:
-            stored = read_npz(self.shards.read_member(song, "window"))
+            stored = read_npz(self.shards.read_member(song, "window"), MAX_WINDOW_BYTES)
         except BadSampleError:
             raise
         except ValueError as error:
-            raise BadSampleError("damaged", f"is damaged: the window {error}") from error
+            raise BadSampleError("damaged", f"window {self.shards.key(song)} {error}") from None
         for name, array in stored.items():
             is_integer = np.issubdtype(array.dtype, np.integer)
             default = np.int64 if is_integer else array.dtype
             array = array.astype(READ_AS.get(name, default))
-            if name.startswith(CONDITIONS_PREFIX):
-                window["conditions"][name.removeprefix(CONDITIONS_PREFIX)] = array
+            outer, _, inner = name.partition(".")
+            if inner and outer == "conditions":
+                window[outer][inner] = array
+            elif inner or name == "conditions":
+                raise BadSampleError("damaged", f"window {self.shards.key(song)} holds {name!r}")
             else:
                 window[name] = array
+        if "codes" not in window:
+            raise BadSampleError("missing", f"window {self.shards.key(song)} holds no codes")
         return window
+
+
+def layout_of(window: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The shape of every array of a window by name; two windows of one batch share it."""
+    flat = {name: array for name, array in window.items() if name != "conditions"}
+    flat |= {f"conditions.{name}": array for name, array in window["conditions"].items()}
+    return {name: array.shape for name, array in flat.items()}

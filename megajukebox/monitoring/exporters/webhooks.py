@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import time
 import urllib.request
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from urllib.parse import urlsplit
 from megajukebox.common.errors import UserError
 from megajukebox.common.redaction import redact, redacted
 from megajukebox.common.retry import RetriesExhausted, retry
-from megajukebox.common.untrusted_files import open_given, read_all
+from megajukebox.common.secret_files import read_secret
 from megajukebox.monitoring.alerts import diagnose
 from megajukebox.monitoring.collect.run_state import RunState
 from megajukebox.monitoring.collect.unreadable import views_of
@@ -33,7 +32,6 @@ from megajukebox.records.events import (
 
 PAUSES = (1.0, 4.0, 15.0)  # seconds before the second, third and fourth try
 TIMEOUT = 10.0  # seconds of one try
-MAX_URL_BYTES = 1 << 14
 POSTED = (
     RunResumed,
     RunFinished,
@@ -54,20 +52,13 @@ def read_url(path: Path | None) -> str | None:
     """The URL in a file: it may hold a secret, so it is never an argument.
 
     Raises:
-        UserError: it cannot be read, is open to others, or is no http address.
+        UserError: it cannot be read, others may read it, or it is no http address.
     """
     if path is None:
         return None
-    try:
-        file = open_given(path)
-        mode = os.fstat(file.fileno()).st_mode
-        url = read_all(file, MAX_URL_BYTES).decode().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--webhook-file {path} cannot be read: {error}") from None
+    url = read_secret(path, "--webhook-file")
     if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
         raise UserError(f"--webhook-file {path} does not hold an http(s) address")
-    if mode & 0o077:
-        raise UserError(f"--webhook-file {path} can be read by others; chmod 600 {path}")
     return url
 
 
