@@ -30,7 +30,7 @@ from megajukebox.common.progress import track
 from megajukebox.common.provenance import made_by
 from megajukebox.common.untrusted_files import read_given
 from megajukebox.common.world import world
-from megajukebox.data.audio import downmix, read_slice
+from megajukebox.data.audio import read_mono_slice
 from megajukebox.data.shards.build_index import write_index
 from megajukebox.data.shards.remote import DEFAULT_CACHE, RemoteConfig, ShardUnavailable
 from megajukebox.data.shards.shard_set import ShardSample, ShardSet, finished_shard, write_shard
@@ -161,7 +161,7 @@ def encode_song(
             "too_large", f"{songs.key(song)} claims {frames} frames, over {hours:g} hours"
         )
     audio = io.BytesIO(songs.read_member(song, "audio"))
-    x_T = torch.from_numpy(downmix(read_slice(audio, 0, frames, rate), mix))
+    x_T = torch.from_numpy(read_mono_slice(audio, 0, frames, rate, mix))
     device = next(model.parameters()).device
     members = {"json": json.dumps(facts | {"mix": mix}, ensure_ascii=False).encode()}
     for level in reversed(model.config.levels):

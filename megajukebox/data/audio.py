@@ -8,6 +8,7 @@ handed on.
 
 import io
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -18,6 +19,7 @@ import soxr
 
 from megajukebox.common.errors import BadSampleError, UserError
 from megajukebox.common.files import FileWindow, write_atomic
+from megajukebox.common.untrusted_files import UnsafeFileError, open_given
 
 CONTAINERS = ("WAV", "FLAC", "OGG", "MP3")
 LIBSNDFILE_NAMES = {
@@ -33,6 +35,9 @@ MAX_CHANNELS = 8
 MAX_AMPLITUDE = 4.0
 SAMPLE_RATES = (4_000, 192_000)
 MAX_SECONDS = 3600.0
+# Channels that a song of the full length may have; one with more may be shorter by as much. All of them are held at once.
+FULL_LENGTH_CHANNELS = 2
+HEAD = 12  # bytes that tell a container
 BLOCK = 1 << 18  # frames read at a time, 6 s at 44.1 kHz
 UNKNOWN_LENGTH = 1 << 62  # libsndfile's frame count where the header has none
 
@@ -112,38 +117,87 @@ def read(source: Source, sample_rate: int, max_seconds: float = MAX_SECONDS) -> 
     Read block by block, so a header that promises years of audio costs nothing.
 
     Raises:
-        BadSampleError: it cannot be decoded, ends early, lasts over `max_seconds`, or holds NaN,
-            infinity or amplitudes beyond MAX_AMPLITUDE.
+        BadSampleError: it cannot be decoded, ends early, holds NaN, infinity or amplitudes beyond MAX_AMPLITUDE, or
+            lasts over `max_seconds` (with more than FULL_LENGTH_CHANNELS, over as much less).
     """
     with opened(source) as file:
-        resampler = soxr.ResampleStream(
-            file.samplerate, sample_rate, file.channels, dtype="float32", quality="VHQ"
+        seconds = max_seconds * min(1.0, FULL_LENGTH_CHANNELS / file.channels)
+        return _joined(_blocks(file, sample_rate, seconds), file, sample_rate, seconds)
+
+
+def read_mono(source: Source, sample_rate: int, max_seconds: float = MAX_SECONDS) -> np.ndarray:
+    """The whole file as mono [T] at `sample_rate` (Hz): `downmix(read(...))`, but all channels of no more than a block
+    are ever held.
+
+    Raises:
+        BadSampleError: as `read`, but any number of channels may last `max_seconds`.
+    """
+    with opened(source) as file:
+        blocks = _blocks(file, sample_rate, max_seconds)
+        mono = (downmix(block)[:, None] for block in blocks)
+        return _joined(mono, file, sample_rate, max_seconds)[:, 0]
+
+
+def _blocks(
+    file: soundfile.SoundFile, sample_rate: int, max_seconds: float
+) -> Iterator[np.ndarray]:
+    """The audio of an open file at `sample_rate`, a block [n, C] after another; checked as `read` promises."""
+    low, high = SAMPLE_RATES
+    if not low <= sample_rate <= high:
+        raise BadSampleError(
+            "sample_rate", f"sample rate {sample_rate} Hz is outside {low}..{high}"
         )
-        same_rate = file.samplerate == sample_rate
-        blocks = []
-        frames = 0
-        while True:
-            try:
-                block = file.read(BLOCK, dtype="float32", always_2d=True)
-            except soundfile.LibsndfileError as error:
-                raise BadSampleError("undecodable", f"unreadable: {error.error_string}") from error
-            if not len(checked_samples(block)):
-                break
-            frames += len(block)
-            if frames > max_seconds * file.samplerate:
-                raise BadSampleError("other", f"too long: it lasts over {max_seconds:g} seconds")
-            blocks.append(block if same_rate else resampler.resample_chunk(block))
-        if not same_rate:
-            blocks.append(
-                resampler.resample_chunk(np.zeros((0, file.channels), np.float32), last=True)
-            )
-        # over a second is missing of what the header promised (MP3 headers are a little off by
-        # habit)
-        if frames + file.samplerate < file.frames < UNKNOWN_LENGTH:
-            raise BadSampleError(
-                "undecodable", f"unreadable: ends after {frames} of {file.frames} promised frames"
-            )
-        return np.concatenate([np.zeros((0, file.channels), np.float32), *blocks])
+    promised = file.frames if file.frames < UNKNOWN_LENGTH else 0
+    limit = f"{max_seconds:g} seconds"
+    if file.channels > FULL_LENGTH_CHANNELS:
+        limit += f", the limit with {file.channels} channels"
+    too_long = BadSampleError("other", f"too long: it lasts over {limit}")
+    if promised > max_seconds * file.samplerate:
+        raise too_long
+    yield np.zeros((0, file.channels), np.float32)
+    resampler = soxr.ResampleStream(
+        file.samplerate, sample_rate, file.channels, dtype="float32", quality="VHQ"
+    )
+    same_rate = file.samplerate == sample_rate
+    frames = 0
+    while True:
+        try:
+            block = file.read(BLOCK, dtype="float32", always_2d=True)
+        except soundfile.LibsndfileError as error:
+            raise BadSampleError("undecodable", f"unreadable: {error.error_string}") from error
+        if not len(checked_samples(block)):
+            break
+        frames += len(block)
+        if frames > max_seconds * file.samplerate:
+            raise too_long
+        yield block if same_rate else resampler.resample_chunk(block)
+    if not same_rate:
+        yield resampler.resample_chunk(np.zeros((0, file.channels), np.float32), last=True)
+    # over a second is missing of what the header promised (MP3 headers are a little off by habit)
+    if frames + file.samplerate < promised:
+        raise BadSampleError(
+            "undecodable", f"unreadable: ends after {frames} of {promised} promised frames"
+        )
+
+
+def _joined(
+    blocks: Iterator[np.ndarray], file: soundfile.SoundFile, sample_rate: int, max_seconds: float
+) -> np.ndarray:
+    """`blocks` as one array [T, C]. It grows in place: a list joined at the end would be held twice."""
+    first = next(blocks)
+    seconds = 0.0
+    if file.frames < UNKNOWN_LENGTH:
+        seconds = min(max_seconds, 1 + file.frames / file.samplerate)
+    # Memory that nothing is written to costs nothing, so what a header promises may be asked for.
+    audio = np.empty((BLOCK + int(seconds * sample_rate), first.shape[1]), np.float32)
+    frames = 0
+    for block in blocks:
+        if frames + len(block) > len(audio):
+            audio.resize((2 * (frames + len(block)), audio.shape[1]), refcheck=False)
+        audio[frames : frames + len(block)] = block
+        frames += len(block)
+    audio.resize((frames, audio.shape[1]), refcheck=False)
+    return audio
 
 
 def read_slice(
@@ -169,6 +223,24 @@ def read_slice(
     if len(x) != frames:
         raise BadSampleError("too_short", f"only {len(x)} of {frames} frames at frame {start}")
     return checked_samples(x)
+
+
+def read_mono_slice(
+    file_like: BinaryIO,
+    start: int,
+    frames: int,
+    sample_rate: int | None = None,
+    mix: float = 0.5,
+) -> np.ndarray:
+    """`downmix(read_slice(...), mix)`, [frames] float32, but all channels of no more than a block are ever held."""
+    if frames <= BLOCK:
+        return downmix(read_slice(file_like, start, frames, sample_rate), mix)
+    mono = np.empty(frames, np.float32)
+    for first in range(0, frames, BLOCK):
+        count = min(BLOCK, frames - first)
+        x_TC = read_slice(file_like, start + first, count, sample_rate)
+        mono[first : first + count] = downmix(x_TC, mix)
+    return mono
 
 
 def resampled(x: np.ndarray, rate: int, wanted: int) -> np.ndarray:
@@ -243,22 +315,36 @@ def opened(source: Source, kind: type[soundfile.SoundFile] = ForwardReader) -> s
         BadSampleError: its container, channels or rate are out of bounds, or it cannot be decoded.
     """
     if isinstance(source, (str, Path)):
-        if Path(source).exists() and not Path(source).is_file():
+        try:
+            with open_given(source) as file:
+                return opened(file, kind)
+        except (IsADirectoryError, UnsafeFileError):
             # a named pipe, for whose end we would wait for ever
-            raise BadSampleError("undecodable", "unreadable: not a file")
-        with open(source, "rb") as file_at_start:
-            head = file_at_start.read(12)
-    else:  # an open file is put back to its start
-        source.seek(0)
-        head = source.read(12)
-        source.seek(0)
+            raise BadSampleError("undecodable", "unreadable: not a file") from None
+    if isinstance(source, io.BufferedReader) and isinstance(source.raw, io.FileIO):
+        # libsndfile reads it itself, without calls of ours, under a number of its own
+        number = os.dup(source.fileno())
+        os.lseek(number, 0, os.SEEK_SET)
+        return _opened_file(number, os.pread(number, HEAD, 0), kind)
+    source.seek(0)  # an open file is put back to its start
+    head = source.read(HEAD)
+    source.seek(0)
+    return _opened_file(source, head, kind)
+
+
+def _opened_file(
+    source: int | BinaryIO, head: bytes, kind: type[soundfile.SoundFile]
+) -> soundfile.SoundFile:
+    """The sound file that begins with `head`; it closes `source` where that is the number of an open file."""
     announced = container(head)
     if announced is None:
+        if isinstance(source, int):
+            os.close(source)
         known = ", ".join(CONTAINERS)
         raise BadSampleError("undecodable", f"unreadable: not one of {known} by its first bytes")
     try:
         file = kind(source)
-    except soundfile.LibsndfileError as error:
+    except soundfile.LibsndfileError as error:  # which has closed the file of that number
         raise BadSampleError("undecodable", f"unreadable: {error.error_string}") from error
     try:
         check_header(file, announced)

@@ -16,7 +16,7 @@ from megajukebox.common.plain_text import plain
 from megajukebox.common.progress import track
 from megajukebox.common.untrusted_files import open_inside, parse_json, read_inside
 from megajukebox.conditioning.lrc import TimedWord, parse_lrc
-from megajukebox.data.audio import downmix, facts, read, read_slice
+from megajukebox.data.audio import facts, read_mono, read_mono_slice
 from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.data.shards.transports import is_url
 from megajukebox.data.stream.song_dataset import split
@@ -95,7 +95,7 @@ class EvalSongs:
         rate = shards.index["sample_rate"]
         frames = min(int(shards.songs["frames"][row]), int(self.max_seconds * rate))
         with shards.open_member(row, "audio") as file:
-            audio = downmix(read_slice(file, 0, frames, rate))  # type: ignore[arg-type]
+            audio = read_mono_slice(file, 0, frames, rate)  # type: ignore[arg-type]
         text = ""
         words: list[TimedWord] = []
         if shards.has(row, "lyrics"):
@@ -151,7 +151,7 @@ class EvalSample:
             raise UserError(f"{self.key}: audio {name!r} is not a file name")
         rate = int(self.record["sample_rate"])
         with open_inside(self.folder, name) as file:
-            audio = downmix(read(file, rate))
+            audio = read_mono(file, rate)
         request = self.record["request"]
         try:
             lyrics = read_inside(self.folder, f"{self.key}.lrc", MAX_LYRICS_BYTES).decode()

@@ -12,7 +12,7 @@ from matplotlib import colormaps
 from megajukebox.common.plain_text import plain
 from megajukebox.common.redaction import redact, redacted
 from megajukebox.common.untrusted_files import open_inside
-from megajukebox.data.audio import downmix, facts, read
+from megajukebox.data.audio import facts, read_mono
 from megajukebox.data.spectra import frame_spectra
 from megajukebox.records.events import BadSampleSkipped, CheckpointSaved, upgrade_event
 from megajukebox.records.jsonl_tail import Tail
@@ -97,7 +97,7 @@ class Copier:
         try:
             with open_inside(self.folder, path.relative_to(self.folder)) as file:
                 rate = facts(file).sample_rate
-                wave_T = downmix(read(file, rate))
+                wave_T = read_mono(file, rate)
         except (ValueError, OSError) as error:
             log.warning("%s is left out: %s", plain(path.name), plain(str(error)))
             return False

@@ -16,7 +16,7 @@ from megajukebox.common.errors import UserError
 from megajukebox.common.npz import codes_of, read_npz
 from megajukebox.common.plain_text import plain
 from megajukebox.common.untrusted_files import open_given, parse_json, read_given
-from megajukebox.data.audio import downmix, read
+from megajukebox.data.audio import read_mono
 from megajukebox.models.chunked_codec import encode_long
 from megajukebox.models.vqvae import VQVAE
 from megajukebox.sampling.songs.requests import SongRequest
@@ -52,7 +52,7 @@ def load_source(path: str, vqvae: VQVAE, fingerprint: str, device: torch.device)
         return PromptSource(_codes_of_sample(file, vqvae, fingerprint))
     try:
         with open_given(file) as recording:
-            audio = downmix(read(recording, vqvae.config.sample_rate))
+            audio = read_mono(recording, vqvae.config.sample_rate)
     except OSError as error:
         what = "is missing" if isinstance(error, FileNotFoundError) else error.strerror
         raise UserError(

@@ -15,7 +15,7 @@ import torch
 
 from megajukebox.common.errors import UserError
 from megajukebox.common.levels import VQVAE_FOLDER
-from megajukebox.data.audio import downmix, read_slice
+from megajukebox.data.audio import read_mono_slice
 from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.data.stream.song_dataset import held_out_share, split
 from megajukebox.models.chunked_codec import decode_long, encode_long
@@ -119,7 +119,7 @@ def reconstructions(
     for row in rows:
         frames = min(int(shards.songs["frames"][row]), round(seconds * rate))
         with shards.open_member(row, "audio") as file:
-            wave_T = downmix(read_slice(cast(BinaryIO, file), 0, frames, rate))  # mono
+            wave_T = read_mono_slice(cast(BinaryIO, file), 0, frames, rate)  # mono
         song = GeneratedSong(
             request_from_song(shards, row, len(wave_T)), [], rate, samples=len(wave_T)
         )
