@@ -175,8 +175,13 @@ class FileWindow(io.RawIOBase):
 
 def sha256_of(path: str | Path) -> str:
     """The sha256 of a file, in hex."""
-    total = hashlib.sha256()
     with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            total.update(block)
+        return sha256_of_open(file)
+
+
+def sha256_of_open(file: BinaryIO) -> str:
+    """The sha256 of what is left to read of an open file, in hex."""
+    total = hashlib.sha256()
+    while block := file.read(1 << 20):
+        total.update(block)
     return total.hexdigest()

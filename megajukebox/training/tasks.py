@@ -139,7 +139,7 @@ class Task:
     def identity(self) -> StreamIdentity | UnindexedStreamIdentity:
         """What fixes which clip comes when; its `check` refuses a checkpoint of another order."""
         if isinstance(self.source, UnindexedShards):
-            return UnindexedStreamIdentity(self.source.urls)
+            return UnindexedStreamIdentity(self.source.shown)
         return stream_identity(
             self.source,
             seed=self.settings.seed,

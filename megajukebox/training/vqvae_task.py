@@ -83,9 +83,9 @@ def open_clips(request: TaskRequest) -> tuple[SongClips | UnindexedShards, str]:
             held_out,
             loader.clips_per_song_visit,
             augment=augment,
-            allow_pipe=request.remote.allow_pipe,
+            remote=request.remote,
         )
-        return tars, request.data
+        return tars, tars.shown
     songs = ShardSet(request.data, request.remote)
     if is_unindexed:
         raise UserError(

@@ -134,7 +134,7 @@ def test_a_file_that_is_not_there_is_not_tried_again(url: str, tmp_path: Path) -
 
 def test_tars_without_an_index_are_read_from_a_bucket(url: str, songs: Path) -> None:
     name = "songs-000000.tar"
-    with open_stream(f"{url}/{name}", 1.0) as file:
+    with open_stream(f"{url}/{name}", RemoteConfig(stall=1.0)) as file:
         assert file.read() == (songs / name).read_bytes()
     tars = "songs-{000000..000002}.tar"
     near = UnindexedBatches(

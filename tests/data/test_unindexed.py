@@ -9,6 +9,7 @@ import torch
 from fixtures.shard_server import serving
 from fixtures.tiny_shards import CLIP, RATE, write_songs
 
+from megajukebox.data.shards.remote import RemoteConfig
 from megajukebox.data.stream.bad_samples import StorageUnavailable
 from megajukebox.data.stream.unindexed import UnindexedBatches, UnindexedShards, held_out_batches
 from megajukebox.data.stream.worker_pool import ReadAhead
@@ -20,11 +21,8 @@ def songs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def stream(urls: object, **changed: Any) -> UnindexedBatches:
-    piped = {
-        name: changed.pop(name)
-        for name in ("allow_pipe", "held_out", "buffer_bytes")
-        if name in changed
-    }
+    piped = {name: changed.pop(name) for name in ("held_out", "buffer_bytes") if name in changed}
+    piped["remote"] = RemoteConfig(allow_pipe=changed.pop("allow_pipe", False))
     settings = {"seed": 3, "global_batch": 8, "micro_batch": 4, **changed}
     return UnindexedBatches(UnindexedShards(str(urls), RATE, CLIP, **piped), **settings)
 

@@ -5,14 +5,26 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.lib import format as npy_format
 
 from megajukebox.common.errors import UserError
-from megajukebox.common.files import sha256_of
+from megajukebox.common.files import sha256_of_open
+from megajukebox.common.untrusted_files import (
+    UnsafeFileError,
+    open_given,
+    parse_json,
+    read_given,
+)
 
 FORMAT = 1
+SONGS_FILE = "songs.npy"
+MAX_INDEX_BYTES = 256 << 20  # 1.2 million songs need some tens of millions
+# Objects, lists and entries of index.json; each costs 60 bytes and more once it is read, `[],` 3 bytes on the disk.
+MAX_INDEX_VALUES = 8_000_000
+MAX_LYRICS_MODEL_BYTES = 256 << 20
 # The members of a song that this version writes, by kind of set. A set may lack those that did not
 # exist when it was
 # written, and may have others that a newer version wrote; what it cannot do without is REQUIRED.
@@ -72,14 +84,22 @@ def index_bytes(folder: Path) -> bytes:
         raise UserError(
             f"{str(folder)!r} is not a finished shard set (no index.json); run prepare (or encode) to its end"
         )
-    return (folder / "index.json").read_bytes()
+    try:
+        return read_given(folder / "index.json", MAX_INDEX_BYTES)
+    except OSError as error:
+        raise UserError(f"{folder}/index.json cannot be read: {error.strerror}") from error
 
 
 def read_index(data: bytes, where: str) -> dict[str, Any]:
     """index.json as a dict. Raises UserError naming what is wrong in it."""
+    values = sum(map(data.count, (b"[", b"{", b",")))
+    if values > MAX_INDEX_VALUES:
+        raise UserError(
+            f"{where}/index.json holds {values} values; at most {MAX_INDEX_VALUES} are read; prepare the set in parts"
+        )
     try:
-        index = json.loads(data)
-    except (ValueError, RecursionError) as error:
+        index = parse_json(data)
+    except ValueError as error:
         raise UserError(
             f"{where}/index.json is not JSON ({error}); prepare the set again"
         ) from None
@@ -130,18 +150,19 @@ def open_songs(folder: Path, index: Mapping[str, Any], checked: bool = False) ->
     `checked`: another process has compared its checksum already (0.1 s and more for a million
     songs).
     """
-    path = folder / "songs.npy"
-    if not path.is_file() or not (checked or sha256_of(path) == index["songs_file"].get("sha256")):
-        raise UserError(
-            f"{path} is not the file that index.json was written for; run prepare (or encode) again"
-        )
+    path = folder / SONGS_FILE
+    not_it = UserError(
+        f"{path} is not the file that index.json was written for; run prepare (or encode) again"
+    )
     try:
-        songs = np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception as error:
-        # numpy's header parser fails in a dozen ways, all of them the file's fault
-        raise UserError(
-            f"{path} is not an array of songs ({error}); run prepare (or encode) again"
-        ) from None
+        file = open_given(path)
+    except (FileNotFoundError, IsADirectoryError, UnsafeFileError):
+        raise not_it from None
+    with file:
+        wanted = index["songs_file"].get("sha256")
+        if not checked and sha256_of_open(file) != wanted:
+            raise not_it
+        songs = mapped(file, path)
     fits = songs.dtype == row_type(index["members"]) and songs.shape == (index["songs"],)
     if not fits or not songs.size:
         raise UserError(
@@ -152,3 +173,20 @@ def open_songs(folder: Path, index: Mapping[str, Any], checked: bool = False) ->
             f"{path}: a song lies in shard {int(songs['shard'].max())}, of {len(index['shards'])}"
         )
     return songs
+
+
+def mapped(file: BinaryIO, path: Path) -> np.ndarray:
+    """The array of an open .npy file, mapped. UserError if it is none."""
+    file.seek(0)
+    try:
+        if npy_format.read_magic(file) != (1, 0):
+            raise ValueError("its version is not 1.0")
+        shape, is_fortran, dtype = npy_format.read_array_header_1_0(file)
+        if dtype.hasobject or len(shape) != 1 or shape[0] < 1:
+            raise ValueError(f"{shape} values of {dtype}")
+        return np.memmap(file, dtype, "r", file.tell(), shape, "F" if is_fortran else "C")  # type: ignore[call-overload]
+    except Exception as error:
+        # numpy's header parser fails in a dozen ways, all of them the file's fault
+        raise UserError(
+            f"{path} is not an array of songs ({error}); run prepare (or encode) again"
+        ) from None

@@ -1,35 +1,55 @@
-"""The cache of a machine for shard sets behind URLs: bounded, shared by its processes, filled in
+"""The cache of a user on a machine for shard sets behind URLs: bounded, shared by its processes, filled in
 the order of training.
 
-    <cache>/<set>/index.json, songs.npy, lyrics.model    fetched once, checked
-    <cache>/<set>/songs-000007.tar.part                  a shard on its way; compared with its sha256, then renamed
-    <cache>/<set>/songs-000007.tar                       the least recently used one goes when the cache is full
+    <cache>/<uid>/<set>/index.json, songs.npy, lyrics.model    fetched once, checked; <uid> is nobody else's
+    <cache>/<uid>/<set>/songs-000007.tar.part         a shard on its way; compared with its sha256, then renamed
+    <cache>/<uid>/<set>/songs-000007.tar              the least recently used one goes when the cache is full
+    <cache>/<uid>/<set>/songs-000007.tar.verified     inode, time, size and sha256 of that tar: it was compared
 
 Where a site answers range requests, a shard that is not here yet is read by them, so training
 starts at once.
 """
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-from filelock import FileLock, Timeout
+from typing import Any, BinaryIO
 
 from megajukebox.common.errors import BadSampleError, UserError
-from megajukebox.common.files import FileWindow, write_atomic
+from megajukebox.common.files import (
+    FileWindow,
+    make_private_folder,
+    sha256_of,
+    sha256_of_open,
+    write_atomic,
+)
+from megajukebox.common.untrusted_files import UnsafeFileError, open_inside, parse_json, read_inside
 from megajukebox.data.audio import OffsetReader
-from megajukebox.data.shards.index import SHARD_NAME
-from megajukebox.data.shards.remote import LostShard, ShardSource, ShardUnavailable
+from megajukebox.data.shards.index import (
+    MAX_INDEX_BYTES,
+    MAX_LYRICS_MODEL_BYTES,
+    SHARD_NAME,
+    SONGS_FILE,
+)
+from megajukebox.data.shards.remote import (
+    AnotherFile,
+    LostShard,
+    ShardSource,
+    ShardUnavailable,
+    file_identity,
+    note_verified,
+    verified_record,
+)
 from megajukebox.data.shards.transports import NoRanges
 
 QUARANTINE_SECONDS = 600.0  # for which a lost shard is not asked for again
 MIN_RANGE = 1 << 18  # bytes a range request asks for at least: audio is read in small pieces
-MAX_SMALL_FILE = 16 << 30  # bytes of songs.npy or lyrics.model
+MAX_SONGS_BYTES = 16 << 30  # of songs.npy, on the disk: some 100 million songs
 
 
 class ShardCache:
@@ -50,17 +70,16 @@ class ShardCache:
             self._lost_error = LostShard
         # shard -> (until when it is not asked for, why)
         self._lost: dict[int, tuple[float, str]] = {}
+        self._verified: dict[int, dict[str, int]] = {}  # shard -> the file that was compared
         self._wanted: tuple[int, ...] = ()
         self._thread: threading.Thread | None = None
 
     def open(self, shard: int, offset: int, size: int) -> "OffsetReader | RangeReader":
         """A member of a tar. LostShard or ShardUnavailable if it cannot be fetched."""
         name = self.shards[shard]["name"]
-        path = self.folder / name
         while True:
-            with contextlib.suppress(FileNotFoundError):
-                file = open(path, "rb")  # noqa: SIM115 - closed with the window
-                os.utime(path)  # so that the least recently used shards go first
+            file = self._open_verified(shard)
+            if file:
                 return OffsetReader(file, offset, size, owned=True)
             self._check_lost(shard)
             if offset + size > self.shards[shard]["bytes"]:
@@ -71,6 +90,42 @@ class ShardCache:
                 return RangeReader(self, shard, offset, size)
             self.bring(shard)
 
+    def _open_verified(self, shard: int) -> BinaryIO | None:
+        """The tar of a shard, if it is here and has its checksum; one that has another is removed."""
+        path = self.folder / self.shards[shard]["name"]
+        try:
+            file = open_inside(self.folder, path.name)
+        except FileNotFoundError:
+            return None
+        except UnsafeFileError:
+            path.unlink()
+            return None
+        status = os.fstat(file.fileno())
+        if self._verified.get(shard) != file_identity(status):
+            if not self._verify(shard, path, file):
+                file.close()
+                return None
+            self._verified[shard] = file_identity(status)
+        # So that the least recently used shards go first; the time of the last change is part of the record.
+        os.utime(file.fileno(), ns=(time.time_ns(), status.st_mtime_ns))
+        return file
+
+    def _verify(self, shard: int, path: Path, file: BinaryIO) -> bool:
+        """Whether an open tar has its checksum, by the record of who compared it, else by comparing it now."""
+        sha256 = self.shards[shard]["sha256"]
+        identity = file_identity(os.fstat(file.fileno()))
+        with locked(path):
+            with contextlib.suppress(OSError, ValueError):
+                record = parse_json(read_inside(self.folder, verified_record(path).name))
+                if record == {**identity, "sha256": sha256}:
+                    return True
+            if sha256_of_open(file) == sha256:
+                note_verified(identity, path, sha256)
+                return True
+            path.unlink(missing_ok=True)
+            verified_record(path).unlink(missing_ok=True)
+        return False
+
     def read_range(self, shard: int, start: int, size: int) -> bytes:
         """Bytes of a shard that is not here; a site without ranges sends the whole shard first."""
         self._check_lost(shard)
@@ -78,9 +133,8 @@ class ShardCache:
             return self.site.read_range(self.shards[shard]["name"], start, size)
         except NoRanges:
             self.ranges = False
-            self.bring(shard)
-            with open(self.folder / self.shards[shard]["name"], "rb") as file:
-                return os.pread(file.fileno(), size, start)
+            with self.open(shard, start, size) as window:
+                return window.read(size)
         except LostShard as error:
             raise self._note_lost(shard, error) from None
 
@@ -183,16 +237,22 @@ def locked(path: Path, wait: bool = True) -> Iterator[bool]:
     """Hold the lock beside `path` among the processes of this machine; False if another has it,
     without `wait`.
     """
-    lock = FileLock(path.with_name(f"{path.name}.lock"), timeout=-1 if wait else 0)
+    flags = (
+        os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    )  # never emptied: it may be another file
+    lock = os.open(path.with_name(f"{path.name}.lock"), flags, 0o600)
     try:
-        lock.acquire()
-    except Timeout:
-        yield False
-        return
-    try:
-        yield True
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            fcntl.flock(lock, fcntl.LOCK_UN)  # at once, though a forked process may have it open
     finally:
-        lock.release()
+        os.close(lock)
 
 
 def evict(root: Path, wanted: int, limit: int) -> None:
@@ -204,12 +264,13 @@ def evict(root: Path, wanted: int, limit: int) -> None:
     for path in root.glob("*/*.tar"):
         with contextlib.suppress(FileNotFoundError):
             status = path.stat()
-            tars.append((status.st_mtime, status.st_size, path))
+            tars.append((status.st_atime, status.st_size, path))
     used = sum(size for _, size, _ in tars)
     for _, size, path in sorted(tars):
         if used + wanted <= limit:
             return
         path.unlink(missing_ok=True)
+        verified_record(path).unlink(missing_ok=True)
         used -= size
 
 
@@ -218,13 +279,14 @@ def fetch_index(site: ShardSource) -> tuple[Path, bytes]:
     bytes of its index.json.
     """
     try:
-        data = site.read("index.json")
+        data = site.read("index.json", MAX_INDEX_BYTES)
     except LostShard as error:
         raise UserError(f"{error}; is it the folder that prepare or encode wrote?") from None
-    folder = site.remote.cache / hashlib.sha256(site.base.encode() + data).hexdigest()[:20]
-    folder.mkdir(parents=True, exist_ok=True)
+    own = make_private_folder(site.remote.cache / str(os.getuid()))
+    folder = own / hashlib.sha256(site.base.encode() + data).hexdigest()[:20]
+    folder.mkdir(exist_ok=True)
     with locked(folder / "index.json"):
-        if not (folder / "index.json").exists():
+        if not holds(folder / "index.json", hashlib.sha256(data).hexdigest()):
             write_atomic(folder / "index.json", data)
     return folder, data
 
@@ -232,13 +294,17 @@ def fetch_index(site: ShardSource) -> tuple[Path, bytes]:
 def fetch_small(site: ShardSource, folder: Path, files: Iterable[Mapping[str, str]]) -> None:
     """songs.npy and lyrics.model. Raises UserError where one is not the file that index.json names."""
     for file in files:
-        name = file["name"]
-        with locked(folder / name):
-            if (folder / name).exists():
+        path = folder / file["name"]
+        limit = MAX_SONGS_BYTES if path.name == SONGS_FILE else MAX_LYRICS_MODEL_BYTES
+        with locked(path):
+            if holds(path, file["sha256"]):
                 continue
-            data = site.read(name, limit=MAX_SMALL_FILE)
-            if hashlib.sha256(data).hexdigest() != file["sha256"]:
-                raise UserError(
-                    f"{site.shown}/{name} is not the file that index.json speaks of (sha256)"
-                )
-            write_atomic(folder / name, data)
+            try:
+                site.fetch_small(path.name, path, limit, file["sha256"])
+            except AnotherFile as error:
+                raise UserError(str(error)) from None
+
+
+def holds(path: Path, sha256: str) -> bool:
+    """Whether there is a file of this checksum."""
+    return path.is_file() and sha256_of(path) == sha256

@@ -17,13 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megajukebox.common.errors import BadSampleError
+from megajukebox.common.errors import BadSampleError, UserError
 from megajukebox.common.files import HashingFile, atomic_open, write_atomic
+from megajukebox.common.untrusted_files import open_given, parse_json, read_given
 from megajukebox.data.audio import OffsetReader
 from megajukebox.data.shards.index import (
     FORMAT,
     KEY,
     SHARD_NAME,
+    SONGS_FILE,
     fingerprint_of,
     index_bytes,
     open_songs,
@@ -47,7 +49,9 @@ MEMBER_OF = {  # what follows the key's dot in the tar -> member
 # The fields of <key>.json that have vocabularies.
 COUNTED = ("artist", "genres", "moods", "keywords", "language")
 TAR_BLOCK = 512
-MAX_MEMBER_BYTES = {"json": 1 << 22, "lyrics": 1 << 22, "audio": 4 << 30}  # codes need less
+# Codes need no more than audio.
+MAX_MEMBER_BYTES = {"json": 1 << 22, "lyrics": 1 << 22, "window": 1 << 28, "audio": 4 << 30}
+MAX_ROWS_BYTES = 1 << 30  # of what our own writer wrote beside a tar
 CHECKED_AT_ONCE = 1 << 20  # bytes of a member that are held while its checksum is computed
 
 
@@ -100,7 +104,7 @@ def finished_shard(path: str | Path) -> dict[str, Any] | None:
     path = Path(path)
     if not rows_path(path).is_file():
         return None
-    shard = json.loads(rows_path(path).read_bytes())
+    shard = json.loads(read_given(rows_path(path), MAX_ROWS_BYTES))
     if shard["songs"] and (not path.is_file() or path.stat().st_size != shard["bytes"]):
         return None
     return shard
@@ -172,13 +176,20 @@ class ShardSet:
             data = index_bytes(self.folder)
         self.index: dict[str, Any] = read_index(data, self.source)
         self.fingerprint = fingerprint_of(self.index)
+        if site and site.wanted not in (None, self.fingerprint):
+            raise UserError(
+                f"{self.source} has an index of fingerprint {self.fingerprint}, and #sha256={site.wanted} is wanted: "
+                "the set was prepared anew or exchanged; ask whoever prepared it, or write the new fingerprint"
+            )
         if site and not checked:
-            small = [self.index["songs_file"] | {"name": "songs.npy"}]
+            small = [self.index["songs_file"] | {"name": SONGS_FILE}]
             if self.index.get("lyrics_model"):
                 small.append(self.index["lyrics_model"])
             fetch_small(site, self.folder, small)
         self.members: tuple[str, ...] = tuple(self.index["members"])
-        self.songs = open_songs(self.folder, self.index, checked is not None)
+        self.songs = open_songs(
+            self.folder, self.index, checked=site is not None or checked is not None
+        )
         self.cache = ShardCache(site, self.folder, self.index["shards"]) if site else None
 
     def __len__(self) -> int:
@@ -259,13 +270,10 @@ class ShardSet:
         """<key>.json. Raises BadSampleError if the song has none, or it is not an object."""
         if not self.has(song, "json"):
             raise BadSampleError("json", f"{self.key(song)} has no JSON")
+        data = self.read_member(song, "json")
         try:
-            facts = json.loads(self.read_member(song, "json"))
-        except RecursionError:
-            raise BadSampleError(
-                "json", f"the JSON of {self.key(song)} is nested too deeply"
-            ) from None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            facts = parse_json(data)
+        except ValueError as error:
             raise BadSampleError(
                 "json", f"the JSON of {self.key(song)} cannot be read ({error})"
             ) from None
@@ -307,11 +315,11 @@ class ShardSet:
         path = self.path(shard)
         if self.cache:
             return self.cache.open(shard, offset, size)
-        tar = open(path, "rb")  # noqa: SIM115 - closed with the window
+        tar = open_given(path)  # a link in the cache of Hugging Face, so links are followed
         if offset + size > os.fstat(tar.fileno()).st_size:
             tar.close()
             raise BadSampleError(
                 "truncated",
-                f"{tar.name}: {member} of {self.key(song)} is damaged (the tar ends before it does)",
+                f"{path}: {member} of {self.key(song)} is damaged (the tar ends before it does)",
             )
         return OffsetReader(tar, offset, size, owned=True)

@@ -1,7 +1,8 @@
 """How bytes come from behind a URL: http(s) by urllib, object stores by fsspec, a command's output
 by a pipe.
 
-    https://host/songs                          Range requests; a socket that is silent for `stall` seconds fails
+    https://host/songs                          Range requests; a server that sends less than LEAST_RATE fails;
+                                                redirects stay on the host but for those the user names
     s3://, gs://, hf://, az://, memory:// ...   fsspec; its backend is a package of its own (s3fs, gcsfs, ...)
     pipe:COMMAND, scp://, htgs://, ais://       commands of webdataset's gopen; only with allow_pipe
 
@@ -16,20 +17,27 @@ import os
 import re
 import select
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias, TypeVar
+from urllib.parse import SplitResult, urlsplit
 
 from megajukebox.common.errors import UserError
+from megajukebox.data.shards.source_url import SourceUrl
 
 Result = TypeVar("Result")
 
 URL = re.compile(r"pipe:|[A-Za-z][A-Za-z0-9+.-]*://")
 COMMANDS = ("pipe:", "scp://", "htgs://", "ais://")  # what only webdataset's gopen knows
 TRANSIENT_HTTP = {408, 425, 429}  # of the 4xx answers, those that another try may change
+DEFAULT_PORTS = {"http": 80, "https": 443}
+LEAST_RATE = (
+    1024.0  # bytes a second, over a time of `stall`: at less a shard of a GB takes more than a week
+)
 BLOCK = 1 << 20  # bytes read at a time
 FSSPEC_BLOCK = 4 << 20  # bytes of one request of fsspec
 PIP_PACKAGES = {  # protocol of fsspec -> what to install for it
@@ -48,6 +56,20 @@ PIP_PACKAGES = {  # protocol of fsspec -> what to install for it
     "webdav": "webdav4",
     "hdfs": "pyarrow",
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemoteAccess:
+    """How what lies behind a URL may be read."""
+
+    stall: float = 30.0  # seconds without a byte, or below LEAST_RATE, that end a try
+    allow_pipe: bool = False  # a pipe: URL is a command; whoever writes it could run anything
+    redirect_hosts: tuple[str, ...] = ()  # that an http server may send us to
+    token: str | None = field(default=None, repr=False)  # a secret to send along, see source_url.py
+
+
+class RedirectRefused(OSError):
+    """An http server sends us to another place than the user named."""
 
 
 class NoRanges(OSError):
@@ -74,51 +96,166 @@ def may_pass(error: Exception) -> bool:
     """Whether another try to read a file may succeed after this error."""
     if isinstance(error, urllib.error.HTTPError):
         return error.code >= 500 or error.code in TRANSIENT_HTTP
-    return not isinstance(error, (NoRanges, FileNotFoundError, PermissionError))
+    return not isinstance(error, (NoRanges, RedirectRefused, FileNotFoundError, PermissionError))
 
 
-def transport_for(url: str, stall: float, allow_pipe: bool) -> "Transport":
-    """The transport of a URL; `stall` are the seconds without a byte that end a try.
+def transport_for(address: SourceUrl, access: RemoteAccess) -> "Transport":
+    """The transport of a URL.
 
     Raises:
         UserError: the URL would run a command without leave, or the package that reads it is
             missing.
     """
-    check_allowed(url, allow_pipe)
+    url = address.base
+    check_allowed(url, access.allow_pipe)
     if is_http(url):
-        return HttpTransport(stall)
+        return HttpTransport(access.stall, access.redirect_hosts, address.authorization)
     if url.startswith(COMMANDS):
-        return CommandTransport(stall)
+        return CommandTransport(access.stall)
     file_system_of(url)
-    return FsspecTransport(stall)
+    return FsspecTransport(access.stall)
 
 
-def open_stream(url: str, stall: float) -> BinaryIO:
+def open_stream(url: str, access: RemoteAccess) -> BinaryIO:
     """The file behind a URL, to read once from its start to its end."""
-    if is_http(url):
-        return urllib.request.urlopen(url, timeout=stall)
-    if url.startswith(COMMANDS):
-        from webdataset.gopen import gopen  # imports torch
-
-        return gopen(url, "rb")
-    return io.BufferedReader(BlockReader(FsspecTransport(stall).blocks(url)), BLOCK)  # type: ignore[return-value]
+    address = SourceUrl.parse(url, access.token)
+    transport = transport_for(address, access)
+    if isinstance(transport, HttpTransport):
+        return transport.request(address.with_query(address.base), {})
+    return io.BufferedReader(BlockReader(transport.blocks(address.base)), BLOCK)  # type: ignore[return-value]
 
 
 # ---- http
 
 
+class Pace:
+    """How long we waited for how many bytes; the reader's own pauses do not count."""
+
+    def __init__(self, window: float) -> None:
+        self.window = window  # seconds
+        self.waited = 0.0
+        self.got = 0
+
+    def add(self, seconds: float, size: int) -> None:
+        """Count a read. Raises TimeoutError where a whole window brought less than LEAST_RATE."""
+        self.waited += seconds
+        self.got += size
+        if self.waited < self.window:
+            return
+        if self.got < LEAST_RATE * self.waited:
+            raise TimeoutError(f"{self.got} bytes came in {self.waited:.0f} seconds")
+        self.waited = 0.0
+        self.got = 0
+
+
+class PacedReader(io.RawIOBase):
+    """A socket's bytes; one that sends too slowly is an error: a byte a second is no silence, and has no end either."""
+
+    def __init__(self, raw: io.RawIOBase, pace: Pace) -> None:
+        super().__init__()
+        self._raw = raw
+        self._pace = pace
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        started = time.monotonic()
+        size = self._raw.readinto(buffer)
+        self._pace.add(time.monotonic() - started, size or 0)
+        return size
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class PacedResponse(http.client.HTTPResponse):
+    """An answer, its header included, that must come at LEAST_RATE."""
+
+    def __init__(self, sock: Any, *args: Any, **options: Any) -> None:
+        super().__init__(sock, *args, **options)
+        self.fp: Any = io.BufferedReader(PacedReader(self.fp.detach(), Pace(sock.gettimeout())))
+
+
+class PacedHTTPConnection(http.client.HTTPConnection):
+    response_class = PacedResponse
+
+
+class PacedHTTPSConnection(http.client.HTTPSConnection):
+    response_class = PacedResponse
+
+
+class PacedHTTPHandler(urllib.request.HTTPHandler):
+    def http_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(PacedHTTPConnection, request)
+
+
+class PacedHTTPSHandler(urllib.request.HTTPSHandler):
+    def https_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(PacedHTTPSConnection, request)
+
+
+class CheckedRedirects(urllib.request.HTTPRedirectHandler):
+    """Follows a redirect on the same host, to https there, and to the hosts that the user named."""
+
+    def __init__(self, hosts: tuple[str, ...]) -> None:
+        self.hosts = {host.lower() for host in hosts}
+
+    def redirect_request(
+        self, request: urllib.request.Request, *answer: Any
+    ) -> urllib.request.Request | None:
+        new_url = answer[-1]
+        stays = self._check(request.full_url, new_url)
+        follow = super().redirect_request(request, *answer)
+        authorization = request.unredirected_hdrs.get("Authorization")
+        if follow and stays and authorization:
+            follow.add_unredirected_header("Authorization", authorization)
+        return follow
+
+    def _check(self, url: str, new_url: str) -> bool:
+        """Whether a redirect stays on the host.
+
+        Raises:
+            RedirectRefused: it leaves https, or goes to a host that nobody named.
+        """
+        old, new = urlsplit(url), urlsplit(new_url)
+        shown = f"{old.scheme}://{old.netloc} sends us to {new.scheme}://{new.hostname}"
+        if new.scheme not in ("http", "https") or (old.scheme, new.scheme) == ("https", "http"):
+            raise RedirectRefused(f"{shown}, from {old.scheme} to {new.scheme}, which is refused")
+        old_place, new_place = place_of(old), place_of(new)
+        upgraded = (old_place[0], DEFAULT_PORTS["https"]) if old.scheme != new.scheme else old_place
+        if new_place in (old_place, upgraded):
+            return True
+        if new.hostname in self.hosts or f"{new.hostname}:{new_place[1]}" in self.hosts:
+            return False
+        raise RedirectRefused(
+            f"{shown}; give --redirect-host {new.hostname} if the data may come from there"
+        )
+
+
+def place_of(parts: SplitResult) -> tuple[str | None, int | None]:
+    """(host, port) of a URL."""
+    return parts.hostname, parts.port or DEFAULT_PORTS.get(parts.scheme)
+
+
 @dataclass(eq=False)
 class HttpTransport:
-    """Files of an http server, by urllib: redirects are followed, silence and short bodies are
-    errors.
-    """
+    """Files of an http server, by urllib: slowness and short bodies are errors."""
 
-    stall: float  # seconds without a byte that end a try
+    stall: float  # seconds without a byte, or below LEAST_RATE, that end a try
+    redirect_hosts: tuple[str, ...] = ()
+    authorization: str | None = field(default=None, repr=False)  # for the host of the URL alone
     can_seek = True
+
+    def __post_init__(self) -> None:
+        self._opener = urllib.request.build_opener(
+            PacedHTTPHandler, PacedHTTPSHandler, CheckedRedirects(self.redirect_hosts)
+        )
 
     @contextlib.contextmanager
     def blocks(self, url: str, start: int = 0) -> Iterator[Iterator[bytes]]:
-        with self._request(url, {"Range": f"bytes={start}-"} if start else {}) as answer:
+        with self.request(url, {"Range": f"bytes={start}-"} if start else {}) as answer:
             missing = start if answer.status != 206 else 0
             while missing > 0:  # the site sends the file from its start: read past what is here
                 block = answer.read(min(missing, BLOCK))
@@ -128,7 +265,7 @@ class HttpTransport:
             yield body_blocks(answer)
 
     def read_range(self, url: str, start: int, size: int) -> bytes:
-        with self._request(url, {"Range": f"bytes={start}-{start + size - 1}"}) as answer:
+        with self.request(url, {"Range": f"bytes={start}-{start + size - 1}"}) as answer:
             if answer.status != 206:
                 raise NoRanges(f"{url.partition('?')[0]} does not answer range requests")
             data = answer.read(size)
@@ -136,9 +273,13 @@ class HttpTransport:
             raise ConnectionError(f"{len(data)} of {size} bytes came")
         return data
 
-    def _request(self, url: str, headers: dict[str, str]) -> http.client.HTTPResponse:
+    def request(self, url: str, headers: dict[str, str]) -> Any:
+        """The answer, open, to a request for `url`."""
         request = urllib.request.Request(url, headers={"User-Agent": "megajukebox", **headers})
-        return urllib.request.urlopen(request, timeout=self.stall)
+        if self.authorization:
+            # not among the headers that a redirect takes along
+            request.add_unredirected_header("Authorization", self.authorization)
+        return self._opener.open(request, timeout=self.stall)
 
 
 def body_blocks(answer: http.client.HTTPResponse) -> Iterator[bytes]:
@@ -288,11 +429,18 @@ class CommandTransport:
         raise NoRanges("a command prints whole files")
 
     def _output(self, pipe: Any) -> Iterator[bytes]:
+        pace = Pace(self.stall)
         while True:
+            started = time.monotonic()
             if not select.select([pipe.stream], [], [], self.stall)[0]:
                 pipe.proc.kill()
                 raise TimeoutError(f"the command printed nothing for {self.stall:g} seconds")
             block = os.read(pipe.stream.fileno(), BLOCK)
+            try:
+                pace.add(time.monotonic() - started, len(block))
+            except TimeoutError:
+                pipe.proc.kill()
+                raise
             if not block:
                 return
             yield block

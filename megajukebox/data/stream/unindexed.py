@@ -13,22 +13,25 @@ be preferred wherever a tar can be read twice.
 import contextlib
 import http.client
 import io
-import json
 import os
-import tarfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import count, islice
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import webdataset
 
 from megajukebox.common.errors import BadSampleError
+from megajukebox.common.untrusted_files import open_given, parse_json
 from megajukebox.data.audio import downmix, opened, read_slice
 from megajukebox.data.shards.index import KEY
+from megajukebox.data.shards.remote import RemoteConfig
+from megajukebox.data.shards.source_url import SourceUrl
+from megajukebox.data.shards.tar_stream import TarStream
 from megajukebox.data.shards.transports import check_allowed, is_url, may_pass, open_stream
 from megajukebox.data.stream.augment import Augment
 from megajukebox.data.stream.bad_samples import (
@@ -53,10 +56,9 @@ from megajukebox.data.stream.song_dataset import clip_start, split
 from megajukebox.data.stream.stream_identity import UnindexedStreamIdentity
 from megajukebox.data.stream.worker_pool import ALONE, PrefetchedSteps, ReadAhead, WorkerStatus
 
-MAX_MEMBER = 1 << 30  # bytes of one member; a pipe cannot skip what it does not read
-MAX_JSON = 1 << 22
-STALL_SECONDS = 30.0  # without a byte that end a tar
 AUDIO = ("flac", "wav")
+# Of the members that are read; they are held in memory, since a pipe cannot go back.
+MAX_MEMBER_BYTES = {"json": 1 << 22, "flac": 1 << 30, "wav": 1 << 30}
 MAX_HELD_OUT_TARS = 16  # read for clips to evaluate on
 MIN_SHUFFLED = 16  # clips in the buffer before the first one leaves it
 SPARE_TARS = 8  # tars that may give no clip, beyond twice their number
@@ -76,13 +78,18 @@ class UnindexedShards:
     clips_per_song_visit: int = 4  # clips taken of each song that comes by
     buffer_bytes: int = 256 << 20  # of clips, per worker
     augment: Augment = Augment()  # noqa: RUF009 - frozen
-    allow_pipe: bool = False
+    remote: RemoteConfig = RemoteConfig()  # noqa: RUF009 - frozen
+
+    @property
+    def shown(self) -> str:
+        """`urls` without what they keep secret."""
+        return SourceUrl.parse(self.urls).base
 
     def tars(self) -> list[str]:
         """The tars one by one. Raises UserError for one that would run a command without leave."""
         tars = webdataset.shardlists.expand_urls(self.urls)
         for tar in tars:
-            check_allowed(tar, self.allow_pipe)
+            check_allowed(tar, self.remote.allow_pipe)
         return tars
 
 
@@ -95,7 +102,7 @@ class UnindexedSongs:
     members: dict[str, bytes]
 
 
-def songs_of(tar: str) -> Iterator[UnindexedSongs]:
+def songs_of(tar: str, remote: RemoteConfig) -> Iterator[UnindexedSongs]:
     """The songs of one tar, in order; nothing is written to disk.
 
     Raises:
@@ -103,39 +110,43 @@ def songs_of(tar: str) -> Iterator[UnindexedSongs]:
         OSError: less of it came than there is.
     """
     name = tar_name(tar)
-    file = None
+    stream: TarStream | None = None
+    missing = 0  # bytes that the site promised and did not send
     key_before = None
     members: dict[str, bytes] = {}
     try:
-        with (
-            open_stream(tar, STALL_SECONDS) if is_url(tar) else open(tar, "rb") as file,
-            tarfile.open(fileobj=file, mode="r|") as archive,
-        ):
-            for member in archive:
+        with open_stream(tar, remote) if is_url(tar) else open_given(tar) as file:
+            stream = TarStream(file)
+            for member in stream:
                 key, _, extension = member.name.partition(".")
                 if key_before is not None and key != key_before:
                     yield UnindexedSongs(key_before, name, members)
                     members = {}
                 key_before = key
-                wanted = member.isreg() and extension in ("json", *AUDIO)
-                if wanted and 0 <= member.size <= MAX_MEMBER:
-                    # a view of the stream; nothing is unpacked
-                    content = archive.extractfile(member)
-                    members[extension] = content.read() if content else b""
+                limit = MAX_MEMBER_BYTES.get(extension, -1)
+                if member.is_file and member.size <= limit:
+                    members[extension] = stream.read()
+            missing = missing_bytes(file, stream)
     except http.client.HTTPException as error:
         raise ConnectionError(f"{name} broke off ({error!r})") from error
-    except tarfile.TarError as error:
-        missing = getattr(file, "length", None)  # bytes that the site promised and did not send
-        if missing:
-            raise ConnectionError(f"{name} broke off, {missing} bytes before its end") from error
-        raise BadSampleError("damaged", f"{name} is damaged ({error})") from error
+    except BadSampleError as error:
+        missing = missing_bytes(file, stream)
+        if not missing:
+            raise BadSampleError("damaged", f"{name}: {error}") from None
+    if missing:
+        raise ConnectionError(f"{name} broke off, {missing} bytes before its end")
     if key_before is not None:
         yield UnindexedSongs(key_before, name, members)
 
 
+def missing_bytes(file: BinaryIO, stream: TarStream | None) -> int:
+    """How many bytes of a tar that ended early the site promised and did not send."""
+    return (getattr(file, "length", None) or 0) if stream and stream.ends_early else 0
+
+
 def tar_name(tar: str) -> str:
     """The file's name in a path, a URL or a command."""
-    return Path(tar.split()[-1]).name
+    return Path(SourceUrl.parse(tar).base.split()[-1]).name
 
 
 def clips_of(
@@ -150,11 +161,11 @@ def clips_of(
             "bad_name", f"key {song.key!r} is not a name of letters, digits, - and _"
         )
     facts = song.members.get("json")
-    if facts is None or len(facts) > MAX_JSON:
+    if facts is None:
         raise BadSampleError("json", f"{song.key} has no JSON")
     try:
-        json.loads(facts)
-    except (ValueError, RecursionError) as error:
+        parse_json(facts)
+    except ValueError as error:
         reason = type(error).__name__
         raise BadSampleError("json", f"the JSON of {song.key} cannot be read ({reason})") from None
     data = next((song.members[kind] for kind in AUDIO if kind in song.members), b"")
@@ -209,11 +220,11 @@ def drawn(
         if tars_without_clip >= 2 * len(tars) + SPARE_TARS:
             why = bad[-1].reason if bad else "every song is shorter than a clip or held out"
             raise error_for_many(Counter(one.kind for one in bad))(
-                f"no clip came out of the last {tars_without_clip} tars of {shards.urls} ({why})"
+                f"no clip came out of the last {tars_without_clip} tars of {shards.shown} ({why})"
             )
         tars_without_clip += 1
         try:
-            for song in songs_of(tar):
+            for song in songs_of(tar, shards.remote):
                 status.start_clip(worker, 0, 0)
                 if is_held_out(song, shards):
                     continue
@@ -224,7 +235,7 @@ def drawn(
                         tars_without_clip = 0
                 except (ValueError, OSError, MemoryError) as error:
                     bad.append(bad_sample_of(song.shard, song.key, error))
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, MemoryError) as error:
             if isinstance(error, OSError) and may_pass(error):  # another try may read it
                 reason = f"unavailable: {error}"[:MAX_REASON]
                 bad.append(BadSample(tar_name(tar), "", "unavailable", reason))
@@ -280,16 +291,16 @@ def all_held_out(shards: UnindexedShards) -> Iterator[np.ndarray]:
     """Clips of the held-out songs of the first tars."""
     for tar in shards.tars()[:MAX_HELD_OUT_TARS]:
         try:
-            for song in songs_of(tar):
+            for song in songs_of(tar, shards.remote):
                 if is_held_out(song, shards):
                     generator = rng(0, f"piped/held_out/{song.key}", 0)
-                    with contextlib.suppress(ValueError):
+                    with contextlib.suppress(ValueError, MemoryError):
                         yield from clips_of(song, shards, generator)
-        except ValueError:
+        except (ValueError, MemoryError):
             continue
         except OSError as error:
             raise StorageUnavailable(
-                f"{tar} could not be read for the held-out songs ({error})"
+                f"{tar_name(tar)} could not be read for the held-out songs ({error})"
             ) from error
 
 
@@ -324,12 +335,12 @@ class UnindexedBatches:
         self.clips_per_step = global_batch // world
         self.micro_batch = micro_batch
         self.next_step = first_step
-        self.identity = UnindexedStreamIdentity(shards.urls)
+        self.identity = UnindexedStreamIdentity(shards.shown)
         self.counter = BadSampleCounter(max_bad_sample_ratio, ratio_after_clips, on_bad)
         self._steps: PrefetchedSteps | None = None
 
     def __iter__(self) -> Iterator[list[Batch]]:
-        tars = f"a tar of {self.shards.urls}"
+        tars = f"a tar of {self.shards.shown}"
         self._steps = PrefetchedSteps(self._pipeline, lambda song: tars, self.next_step, self.ahead)
         for step in self._steps:
             self.counter.add(self.clips_per_step, step.replaced)
