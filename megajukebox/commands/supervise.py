@@ -45,6 +45,13 @@ def main(
         int | None,
         typer.Option(min=1, help="Nodes of the SLURM job that train; the others are spares."),
     ] = None,
+    standby: Annotated[
+        bool,
+        typer.Option(
+            "--standby/--no-standby",
+            help="Keep a process on each node that has imported torch: restarts take seconds.",
+        ),
+    ] = True,
     only_print: Annotated[
         bool,
         typer.Option(
@@ -62,8 +69,9 @@ def main(
     if only_print:
         dry_run(run, command, doctor, nodes, profile)
         return
+    supervisor = Supervisor(run, command, doctor, nodes, several_runs, standby)
     with report_queue(run):
-        raise SystemExit(Supervisor(run, command, doctor, nodes, several_runs).work(attempts))
+        raise SystemExit(supervisor.work(attempts))
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ class AttemptStarted(Event):
     job: str | None = None  # of SLURM
     nodes: str | None = None  # as SLURM lists them: node[01-64]
     restarts: str | None = None
+    standby: str | None = None  # warm, or why this start was cold; None without a warm standby
 
 
 @dataclass(frozen=True, kw_only=True)

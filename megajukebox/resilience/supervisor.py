@@ -21,6 +21,7 @@ from megajukebox.records.run_log import RunLog
 from megajukebox.resilience import preflight, slurm, spare_nodes
 from megajukebox.resilience.exit_codes import EXIT_FENCED, EXIT_OK, EXIT_RETRY
 from megajukebox.resilience.fencing import FILE
+from megajukebox.resilience.handover import ADDRESS
 from megajukebox.resilience.restart_policy import (
     MAX_FRUITLESS_ATTEMPTS,
     AttemptOutcome,
@@ -29,6 +30,7 @@ from megajukebox.resilience.restart_policy import (
     generation_of,
     nodes_to_exclude,
 )
+from megajukebox.resilience.standby_launcher import StandbyLauncher, with_standby
 
 log = logging.getLogger(__name__)
 
@@ -58,10 +60,16 @@ class TrainingProcess:
             forwards = launcher in ("srun", "mpirun")
             self.process.send_signal(signal.SIGUSR1 if forwards else signal.SIGTERM)
 
-    def run(self, command: list[str], nodes: list[str], seconds: float | None = None) -> int:
+    def run(
+        self,
+        command: list[str],
+        nodes: list[str],
+        environment: dict[str, str],
+        seconds: float | None = None,
+    ) -> int:
         """Exit status of the command on `nodes`; it is ended after `seconds`."""
         self.starts += 1
-        env = os.environ | rendezvous(nodes, self.starts)
+        env = os.environ | environment | rendezvous(nodes, self.starts)
         self.process = subprocess.Popen(spare_nodes.srun_on(command, nodes), env=env)
         if self.stop_requested:  # while it was being started
             self._pass_on(signal.SIGTERM, None)
@@ -97,6 +105,7 @@ class Supervisor:
         doctor: list[str],
         wanted: int | None,
         several_runs: bool,
+        standby: bool = False,
     ) -> None:
         self.run = run
         self.command = command
@@ -108,11 +117,37 @@ class Supervisor:
         self.active: list[str] = []  # nodes that train
         self.excluded: set[str] = set()
         self.wanted = min(wanted or len(self.job_nodes), len(self.job_nodes))
+        self.standby = self._standby() if standby else None
         # Nodes that may be excluded at once: a tenth; for without enough a run waits for ever.
         self.max_excluded = max(1, len(self.job_nodes) // 10)
 
+    def _standby(self) -> StandbyLauncher | None:
+        """Let the commands start their ranks in a warm standby, if they start ranks of ours."""
+        command = with_standby(self.command)
+        if command is None:
+            log.info("no warm standby: %s starts no entry of this package", " ".join(self.command))
+            return None
+        self.command = command
+        self.doctor = with_standby(self.doctor) or self.doctor
+        return StandbyLauncher(self.job_nodes)
+
     def work(self, attempts: int) -> int:
         """Attempt after attempt. Returns this process's exit status."""
+        try:
+            return self._attempts(attempts)
+        finally:
+            if self.standby:
+                self.standby.stop()
+
+    def start(self, command: list[str], seconds: float | None = None) -> int:
+        """Exit status of a command on the active nodes."""
+        environment = {}
+        if self.standby:
+            self.standby.start()
+            environment = {ADDRESS: self.standby.address}
+        return self.child.run(command, self.active, environment, seconds)
+
+    def _attempts(self, attempts: int) -> int:
         job = read_object(self.run / FILE).get("job")
         if slurm.runs_elsewhere(job):
             log.error("job %s is training %s; cancel it first", job, self.run)
@@ -142,7 +177,7 @@ class Supervisor:
         """Train, and log what became of it."""
         before = generation_of(self.run)
         started = time.time()
-        status = self.child.run(self.command, self.active)
+        status = self.start(self.command)
         if self.several_runs and status == 0:
             (self.run / "DONE").touch()
         outcome = classify_attempt(self.run, before, status)
@@ -209,7 +244,7 @@ class Supervisor:
         result = preflight.examine(
             self.run,
             self.active,
-            lambda limit: self.child.run(self.doctor, self.active, limit),
+            lambda limit: self.start(self.doctor, limit),
         )
         seconds = round(time.time() - started, 1)
         event = PreflightFinished(

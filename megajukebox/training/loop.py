@@ -12,6 +12,7 @@ from megajukebox.data.sample_errors import ALL_KINDS
 from megajukebox.data.stream.sample_order import philox
 from megajukebox.records.events import DataOpened, RunFinished, RunStopped
 from megajukebox.resilience.exit_codes import TerminateRun
+from megajukebox.resilience.handover import prepare_next
 from megajukebox.resilience.signals import Request
 from megajukebox.training.checkpointing.resume import resume
 from megajukebox.training.checkpointing.saver import CheckpointSaver
@@ -78,6 +79,8 @@ def train(run: RunContext, task: Task, engine: ZeroEngine) -> bool:
                 parts.saver.end()
                 run.signals.saved(Request.SAVE)
             finished = train_one_step(run, task, engine, batches, stream, step)
+            if step == first_step:  # not before: it would take the cores that this start needs
+                prepare_next()
             done = finished.number
             progress.advance(bar, detail=f", loss {finished.loss:.3f}")
             for hook in HOOKS:

@@ -12,6 +12,7 @@ from megajukebox.records.events import (
     RunResumed,
     RunStarted,
 )
+from megajukebox.resilience.handover import STARTED
 from megajukebox.training import checkpoint
 from megajukebox.training.engines import collectives
 from megajukebox.training.engines.zero import ZeroEngine
@@ -73,4 +74,5 @@ def start_facts(run: RunContext) -> dict[str, Any]:
         "job": os.environ.get("SLURM_JOB_ID"),
         "nodes": os.environ.get("SLURM_STEP_NODELIST"),
         "restarts": os.environ.get("SLURM_RESTART_COUNT"),
+        "standby": os.environ.get(STARTED),
     }
