@@ -13,6 +13,7 @@ SHARDS=${SHARDS:-shards}                     # SHARDS/songs and SHARDS/codes; be
 RUNS=${RUNS:-runs}                           # RUNS/vqvae, RUNS/top_prior, ...: seen by all nodes under the same path
 VENV=${VENV:-.venv}                          # where `make install` put Python; on a login node: make install TORCH_BACKEND=cu126 (V100), cu130
 SETTINGS=${SETTINGS:-}                       # further preset settings: "training.top_prior.checkpointing.every=200 ..."
+STANDBY=${STANDBY-1}                         # a warm process on each node makes restarts take seconds; empty: none
 PREFLIGHT=${PREFLIGHT-1}                     # the doctor looks at every node before ranks train on it; empty: it does not
 NODES=${NODES:-}                             # train on so many nodes; what the job has beyond them is spare (sbatch --no-kill)
 
@@ -30,6 +31,9 @@ export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
 # A compiler that is killed leaves a lock in this folder that later starts wait for: so every job has its own.
 export TORCH_EXTENSIONS_DIR=${TMPDIR:-/tmp}/torch_extensions.${SLURM_JOB_ID:-0}
 export NCCL_ASYNC_ERROR_HANDLING=1 TORCH_NCCL_ASYNC_ERROR_HANDLING=3
+# The last collectives of every rank are kept, and written when it hangs: docs/RUNBOOK.md. 2000 are several steps of ZeRO-3.
+export TORCH_FR_BUFFER_SIZE=${TORCH_FR_BUFFER_SIZE:-2000} TORCH_NCCL_TRACE_BUFFER_SIZE=${TORCH_NCCL_TRACE_BUFFER_SIZE:-2000}
+export TORCH_NCCL_DUMP_ON_TIMEOUT=${TORCH_NCCL_DUMP_ON_TIMEOUT:-1}
 # What follows from the kind of GPU: its environment, and three facts for the functions below.
 PROFILE_DS_CONFIG= PROFILE_SAMPLING_PRECISION= PROFILE_GPUS_PER_NODE=0
 profile=$(python -m megajukebox.training.planner.profiles "$PROFILE") || exit 93
@@ -78,6 +82,7 @@ ranks() {
 # supervised [OPTION] RUN PROGRAM...: one task a GPU, kept going to its end, through faults, time limits and requeues.
 supervised() {
     local options=(${PREFLIGHT:+--preflight} ${NODES:+--nodes "$NODES"})
+    [ -n "$STANDBY" ] || options+=(--no-standby)
     [ "$1" = --several-runs ] && options+=("$1") && shift
     local run=$1
     shift

@@ -197,6 +197,19 @@ class HangDetected(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CollectiveStuck(Event):
+    """After a hang: the collective that ranks waited in, as torch's flight recorders have it."""
+
+    name = "collective_stuck"
+    group: str = ""  # of processes, as torch calls it
+    collective: str = ""  # all_reduce, ...
+    sequence: int | None = None  # its number in that group, from 1
+    missing: list[int] = field(default_factory=list)  # ranks that did not come
+    differing: list[int] = field(default_factory=list)  # ranks that called another in its place
+    hosts: list[str] = field(default_factory=list)  # of both
+
+
+@dataclass(frozen=True, kw_only=True)
 class AttemptEnded(Event):
     """The supervisor's account of one attempt."""
 
@@ -265,6 +278,7 @@ EVENTS = (
     PreviewWritten,
     AlertRaised,
     HangDetected,
+    CollectiveStuck,
     AttemptEnded,
     PreflightFinished,
     NodeExcluded,

@@ -14,11 +14,14 @@ import re
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-RECORDED_COLLECTIVES = 2000  # torch's own default; a step of ZeRO-3 has a few hundred
+from megajukebox.records.jsonl_tail import read_object
+from megajukebox.resilience.fencing import FILE
+
 NCCL_PREFIX = "nccl-rank-"  # of the files that torch writes itself
 WORLD = "default_pg"  # torch's description of the group of all ranks
 COALESCED = "coalesced"  # several calls in one launch; ranks may name them differently
@@ -122,18 +125,23 @@ def parse_entry(entry: Mapping[str, Any]) -> RecordedCollective:
 
 
 def read_dumps(run: Path, generation: int) -> list[RankDump]:
-    """The dumps of one start of a run, by rank; files that cannot be read are left out."""
-    dumps = []
-    for path in sorted(dump_path(run, generation, 0).parent.glob("*")):
+    """The dumps of one start of a run, by rank; files that cannot be read are left out.
+
+    NCCL's own have no number of a start: they count if they are no older than that start.
+    """
+    began = read_object(run / FILE).get("time", 0.0)
+    dumps: dict[int, RankDump] = {}
+    for path in sorted((run / "hangs").glob("*")):  # ours come before NCCL's
         own = re.fullmatch(rf"generation-{generation:04d}-rank-(\d+)\.collectives\.json", path.name)
-        nccl = re.fullmatch(rf"generation-{generation:04d}-{NCCL_PREFIX}(\d+)", path.name)
+        nccl = re.fullmatch(rf"{NCCL_PREFIX}(\d+)", path.name)
         matched = own or nccl
-        if matched:
-            try:
-                dumps.append(parse_dump(path.read_bytes(), int(matched[1])))
-            except (OSError, ValueError):
-                continue
-    return dumps
+        if not matched or int(matched[1]) in dumps:
+            continue
+        if nccl and path.stat().st_mtime < began:
+            continue
+        with suppress(OSError, ValueError):
+            dumps[int(matched[1])] = parse_dump(path.read_bytes(), int(matched[1]))
+    return [dumps[rank] for rank in sorted(dumps)]
 
 
 # ---- Analysis ---------------------------------------------------------------------------------------------------------

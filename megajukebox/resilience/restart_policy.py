@@ -18,6 +18,7 @@ from megajukebox.records.events import (
     AttemptEnded,
     AttemptStarted,
     CheckpointSaved,
+    CollectiveStuck,
     Event,
     HangDetected,
     PreflightFinished,
@@ -108,6 +109,8 @@ def blamed_nodes(run: Path, generation: int, exits: list[ProcessExit]) -> list[s
     If no rank could leave a record, the launcher killed all; then those that fell silent first are to blame.
     """
     hangs = [event.hosts for event in attempt_events(run, generation, HangDetected)]
+    # Torch's own records know more of a hang than heartbeats do.
+    hangs += [event.hosts for event in attempt_events(run, generation, CollectiveStuck)]
     alerts = [event.hosts for event in attempt_events(run, generation, AlertRaised)]
     named = list(filter(None, hangs + alerts))
     if named:

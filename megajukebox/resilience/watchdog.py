@@ -12,25 +12,32 @@ import statistics
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 
+from megajukebox.common.files import write_atomic
 from megajukebox.common.world import host
-from megajukebox.records.events import HangDetected
+from megajukebox.records.events import CollectiveStuck, HangDetected
 from megajukebox.records.heartbeat import Heartbeat, heartbeat_path, read_heartbeats
 from megajukebox.records.phases import DATA_WAIT, INIT, PHASES, STEP
 from megajukebox.records.run_log import RunLog
 from megajukebox.records.schema import to_record
 from megajukebox.resilience.exit_codes import ExitRecord, leave_now, print_error
 from megajukebox.resilience.fencing import FencingToken
+from megajukebox.resilience.flight_recorder import dump_path, read_dumps, stuck_collectives
 from megajukebox.resilience.hang_attribution import attribute_hang
 
 HEARTBEAT_SECONDS = 5.0
+POLL_SECONDS = 0.1
 STACKS_GRACE = (
     3.0  # seconds that a rank which found a hang gives the others to write down their stacks too
+)
+OTHERS_GRACE = (
+    5.0  # seconds that they stay longer than the rank that reports: srun ends all when one leaves
 )
 STEPS_KEPT = 50  # of which the medians in a heartbeat are
 SLOW_STEP_FACTOR = 10  # times its own median step: a step that is always slow is no hang
@@ -54,12 +61,15 @@ class Watchdog:
         timeouts: HangTimeouts,
         end: ExitRecord,
         interval: float = HEARTBEAT_SECONDS,
+        flight_record: Callable[[], bytes | None] = lambda: None,
     ) -> None:
+        """`flight_record`: the last collectives of this process, as torch's flight recorder writes them."""
         self.log = log
         self.generation = generation
         self.timeouts = timeouts
         self.end = end
         self.interval = interval
+        self.flight_record = flight_record
         self.rank = log.rank
         self.step = 0
         self.stage = 0  # of a pipeline: only ranks of the same one have equal work
@@ -132,7 +142,7 @@ class Watchdog:
             if not self.generation.is_current():
                 number = self.generation.number
                 self._leave("fenced", f"another start took over from generation {number}")
-            if self.is_hung():
+            if self.is_hung() or self._hang_claim().exists():
                 self._end_hang()
             self._over.wait(self.interval)
 
@@ -175,22 +185,27 @@ class Watchdog:
         seconds = time.time() - self.phase_since
         faulthandler.cancel_dump_traceback_later()
         faulthandler.dump_traceback(file=self._stacks, all_threads=True)
-        claim = self.log.run / "hangs" / f"generation-{self.generation.number:04d}"
+        self._dump_collectives()
+        claim = self._hang_claim()
+        grace = self.interval + STACKS_GRACE + OTHERS_GRACE
         with suppress(OSError), claim.open("x") as file:  # else another rank reports the same hang
-            file.write(self._report_hang(phase, seconds))
-        time.sleep(STACKS_GRACE)
+            beats = read_heartbeats(self.log.run, self.generation.number)
+            file.write(self._report_hang(beats, phase, seconds))
+            file.flush()
+            self._report_collectives(beats)
+            grace = 0.0
+        time.sleep(grace)
         suspects = ""
         with suppress(OSError):
             suspects = claim.read_text()
         reason = f"rank {self.rank} was in {phase} for {seconds:.0f} s"
         self._leave("hang", f"{reason}; suspects: {suspects or 'see events.jsonl'}")
 
-    def _report_hang(self, phase: str, seconds: float) -> str:
+    def _report_hang(self, beats: list[Heartbeat], phase: str, seconds: float) -> str:
         """Log the hang. Returns its suspects in words.
 
         By one rank alone, for it reads the heartbeats of all: 512 ranks would open 262,144 files at once.
         """
-        beats = read_heartbeats(self.log.run, self.generation.number)
         suspects = attribute_hang(beats, time.time(), stale=3 * self.interval)
         names = ", ".join(map(str, suspects)) or "none"
         event = HangDetected(
@@ -202,6 +217,47 @@ class Watchdog:
         )
         self.log.note(event)
         return names
+
+    def _dump_collectives(self) -> None:
+        """Write this rank's flight record, unless that takes too long: a driver may hang too."""
+        path = dump_path(self.log.run, self.generation.number, self.rank)
+
+        def dump() -> None:
+            with suppress(OSError, RuntimeError):
+                record = self.flight_record()
+                if record:
+                    write_atomic(path, record)
+
+        thread = threading.Thread(target=dump, name="flight recorder", daemon=True)
+        thread.start()
+        thread.join(STACKS_GRACE)
+
+    def _report_collectives(self, beats: list[Heartbeat]) -> None:
+        """Give the others time to write their stacks and records; then say which collective they wait in."""
+        generation = self.generation.number
+        awaited = [dump_path(self.log.run, generation, beat.rank) for beat in beats]
+        deadline = time.monotonic() + self.interval + STACKS_GRACE
+        while awaited and time.monotonic() < deadline:
+            awaited = [path for path in awaited if not path.exists()]
+            time.sleep(POLL_SECONDS)
+        hosts = {beat.rank: beat.host for beat in beats}
+        for stuck in stuck_collectives(read_dumps(self.log.run, generation), len(beats))[:1]:
+            blamed = [*stuck.missing, *stuck.differing]
+            event = CollectiveStuck(
+                step=self.step,
+                group=stuck.group,
+                collective=stuck.collective,
+                sequence=stuck.sequence,
+                missing=stuck.missing,
+                differing=sorted(stuck.differing),
+                hosts=sorted({hosts[rank] for rank in blamed if rank in hosts}),
+                reason=str(stuck),
+            )
+            self.log.note(event)
+
+    def _hang_claim(self) -> Path:
+        """Made by the first rank that finds a hang; the others then leave their stacks too, and end."""
+        return self.log.run / "hangs" / f"generation-{self.generation.number:04d}"
 
     def _leave(self, exit_class: str, reason: str) -> None:
         self.end.record(exit_class, reason)

@@ -41,7 +41,13 @@ class RunContext:
             self.settings.watchdog.step_timeout_seconds,
             self.settings.watchdog.phase_timeout_seconds,
         )
-        self.watchdog = Watchdog(self.log, self.fencing_token, timeouts, self.end)
+        self.watchdog = Watchdog(
+            self.log,
+            self.fencing_token,
+            timeouts,
+            self.end,
+            flight_record=collectives.flight_record,
+        )
         self.watchdog.start()
         rewinds = read_rewinds(self.folder) if self.rank == 0 else None
         self.rewinds = collectives.broadcast_from_rank_0(rewinds)

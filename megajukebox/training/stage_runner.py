@@ -1,6 +1,7 @@
 """Run one stage in its run folder, whatever it trains: from settings and a task to the last step."""
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from megajukebox.common.files import make_run_folder, write_atomic
 from megajukebox.common.world import host
 from megajukebox.records.run_log import RunLog
 from megajukebox.resilience.exit_codes import ExitRecord, TerminateRun, within
+from megajukebox.resilience.flight_recorder import NCCL_PREFIX
 from megajukebox.training.batching import MICRO, TOTAL, batch_of_run, share_batch
 from megajukebox.training.checkpoint import candidates
 from megajukebox.training.checkpointing.disk_space import missing_disk_space
@@ -58,6 +60,8 @@ def run_task(
     settings = stage_run.settings
     as_given = collectives.read_ds_config(settings.ds_config)
     require_gpu(settings.ds_config)
+    # Where NCCL's own watchdog leaves its record, an hour after ours has.
+    os.environ.setdefault("TORCH_NCCL_DEBUG_INFO_TEMP_FILE", str(out / "hangs" / NCCL_PREFIX))
     timeout = settings.watchdog.phase_timeout_seconds
     with within(timeout, "the ranks did not find each other"):
         world = collectives.start()

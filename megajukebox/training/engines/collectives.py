@@ -124,6 +124,18 @@ def memory() -> dict[str, float]:
     return held
 
 
+def flight_record() -> bytes | None:
+    """The last collectives of this process, as JSON of torch's flight recorder; None where it keeps none.
+
+    Safe to call from another thread while this process waits in a collective.
+    """
+    if not dist.is_initialized():
+        return None
+    library = "nccl" if dist.get_backend() == "nccl" else "fr"
+    dump = getattr(torch._C._distributed_c10d, f"_dump_{library}_trace_json", None)
+    return dump(includeCollectives=True, onlyActive=False) if dump else None
+
+
 def all_reduce_sum(numbers: list[int]) -> list[int]:
     """Each of `numbers` summed over all ranks."""
     summed = torch.tensor(numbers, device=device())
