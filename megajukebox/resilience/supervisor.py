@@ -35,9 +35,9 @@ from megajukebox.resilience.standby_launcher import StandbyLauncher, with_standb
 log = logging.getLogger(__name__)
 
 FORWARDED_SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
-PAUSE_SECONDS = (
-    5.0  # before another attempt, so that ports are released and killed processes reaped
-)
+# Before another attempt, so that ports are released and killed processes reaped; less after one that made progress.
+PAUSE_SECONDS = 5.0
+FIRST_PAUSE_SECONDS = 1.0
 FIRST_PORT = 20_000  # below those that Linux chooses itself
 PORTS = 12_000
 
@@ -64,12 +64,12 @@ class TrainingProcess:
         self,
         command: list[str],
         nodes: list[str],
-        environment: dict[str, str],
         seconds: float | None = None,
+        environment: dict[str, str] | None = None,
     ) -> int:
         """Exit status of the command on `nodes`; it is ended after `seconds`."""
         self.starts += 1
-        env = os.environ | environment | rendezvous(nodes, self.starts)
+        env = os.environ | (environment or {}) | rendezvous(nodes, self.starts)
         self.process = subprocess.Popen(spare_nodes.srun_on(command, nodes), env=env)
         if self.stop_requested:  # while it was being started
             self._pass_on(signal.SIGTERM, None)
@@ -145,7 +145,7 @@ class Supervisor:
         if self.standby:
             self.standby.start()
             environment = {ADDRESS: self.standby.address}
-        return self.child.run(command, self.active, environment, seconds)
+        return self.child.run(command, self.active, seconds, environment)
 
     def _attempts(self, attempts: int) -> int:
         job = read_object(self.run / FILE).get("job")
@@ -170,7 +170,8 @@ class Supervisor:
                 nodes_in_doubt = bool(outcome.nodes) or generation_of(self.run) == before
             if status is not None:
                 return status
-            time.sleep(PAUSE_SECONDS)
+            in_a_row = attempts_without_progress(self.run)
+            time.sleep(FIRST_PAUSE_SECONDS if in_a_row <= 1 else PAUSE_SECONDS)
         return EXIT_RETRY
 
     def attempt(self, number: int) -> AttemptOutcome:
