@@ -194,7 +194,8 @@ def _shadow(connection: socket.socket) -> NoReturn:
         os._exit(EXIT_RETRY)
     status = answer["status"]
     if os.WIFSIGNALED(status):
-        signal.signal(os.WTERMSIG(status), signal.SIG_DFL)
+        with suppress(OSError):  # nobody can change what SIGKILL does
+            signal.signal(os.WTERMSIG(status), signal.SIG_DFL)
         os.kill(os.getpid(), os.WTERMSIG(status))
     os._exit(os.waitstatus_to_exitcode(status))
 

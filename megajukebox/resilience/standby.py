@@ -278,7 +278,8 @@ def become_rank(
         os.environ.clear()
         os.environ.update({**added, **request["environment"], STARTED: "warm"})
         sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-        sys.modules["numpy"].random.seed()  # as in a new process: not that of the other forks
+        if "numpy" in sys.modules:  # as in a new process: not that of the other forks
+            sys.modules["numpy"].random.seed()
         run_entry(request["entry"], request["arguments"])
         code = 0
     except SystemExit as end:

@@ -8,8 +8,10 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from conftest import environment
 from fixtures.interrupted_runs import (
     by_deepspeed,
@@ -28,18 +30,23 @@ from megajukebox.resilience.standby_launcher import with_standby
 
 # A standby whose entry is a program of the test's own: without torch it is warm in no time.
 SERVER = """
-import sys
+import os, sys
 from megajukebox.resilience import handover, standby
-handover.ENTRIES = {"train": "entry"}
+handover.ENTRIES = standby.ENTRIES = {"train": "entry"}
 handover.code_stamp = standby.code_stamp = lambda: open(sys.argv[2]).read()
-standby.StandbyServer._begin_anew = lambda self, environment, stamp: self._warm_up(stamp)
+def begin_anew(self, environment, stamp):
+    os.environ.clear()
+    os.environ.update(environment)
+    self._warm_up(stamp)
+standby.StandbyServer._begin_anew = begin_anew
 standby.StandbyServer(sys.argv[1]).serve()
 """
 RANK = """
 import sys
 from megajukebox.resilience import handover
 handover.ENTRIES = {"train": "entry"}
-handover.code_stamp = lambda: open(sys.argv.pop(1)).read()
+stamp = sys.argv.pop(1)
+handover.code_stamp = lambda: open(stamp).read()
 handover.main()
 """
 ENTRY = """
@@ -58,13 +65,13 @@ def main(word: str, status: int = 0, sleep: float = 0.0) -> None:
 class Node:
     """A node with a standby, on which ranks are started as a launcher would."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, entry: str = ENTRY, gpu: bool = False) -> None:
         self.folder = folder
         self.address = str(folder / "standby")
         self.stamp = folder / "stamp"
         self.stamp.write_text("as it was")
-        (folder / "entry.py").write_text(ENTRY)
-        self.environment = environment() | {"PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"}
+        (folder / "entry.py").write_text(entry)
+        self.environment = environment(gpu) | {"PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"}
         command = [sys.executable, "-c", SERVER, self.address, str(self.stamp)]
         self.server = subprocess.Popen(command, env=self.environment, stdin=subprocess.PIPE)
         wait_until(self.socket("control").exists, 60)
@@ -84,11 +91,15 @@ class Node:
             cwd=self.folder,
         )
 
-    def warm_up(self, monkeypatch) -> None:
+    def tell(self, message: dict[str, Any]) -> None:
+        with handover.connected(self.socket("control")) as connection:
+            handover.send(connection, message)
+
+    def warm_up(self) -> None:
         """Let it import, as a rank that trains does."""
-        monkeypatch.setenv(handover.ADDRESS, self.address)
-        monkeypatch.setenv("LOCAL_RANK", "0")
-        handover.prepare_next()
+        environment = self.environment | {handover.ADDRESS: self.address}
+        self.tell({"environment": environment, "stamp": self.stamp.read_text()})
+        self.tell({"modules": ["json", "no.such.module"]})
         wait_until(self.socket("start").exists, 60)
 
 
@@ -101,12 +112,25 @@ def node(tmp_path: Path) -> Iterator[Node]:
 
 
 @pytest.fixture
-def warm(node: Node, monkeypatch) -> Node:
+def warm(node: Node) -> Node:
+    node.warm_up()
+    return node
+
+
+def test_the_first_start_is_cold_and_tells_what_the_next_one_needs(node: Node, monkeypatch) -> None:
     first = node.start("first")
     out, err = first.communicate(timeout=60)
-    assert first.returncode == 0 and "cold start: no standby is warm yet" in err and "first" in out
-    node.warm_up(monkeypatch)
-    return node
+    assert first.returncode == 0 and out.startswith("first no standby is warm yet")
+    assert "cold start: no standby is warm yet" in err
+    for name, value in {handover.ADDRESS: node.address, "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "modules", {"json": None})
+    handover.prepare_next()  # as the training loop does
+    monkeypatch.undo()
+    wait_until(node.socket("start").exists, 60)
+    second = node.start("second")
+    out, err = second.communicate(timeout=60)
+    assert out.startswith("second warm") and "cold" not in err
 
 
 def test_a_rank_in_the_standby_has_its_own_arguments_environment_folder_and_output(
@@ -263,18 +287,22 @@ def test_a_killed_run_ends_with_the_same_bits_with_and_without_a_standby(
     assert losses(out) == losses(straight) and fingerprint(out) == fingerprint(straight)
 
 
+COMPUTES = """
+import torch, deepspeed
+def main(word: str) -> None:
+    print(word, float(torch.ones(8, device="cuda").sum()))
+"""
+
+
 @pytest.mark.gpu
-def test_a_rank_in_the_standby_computes_on_the_gpu(tmp_path: Path, monkeypatch) -> None:
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_rank_in_the_standby_computes_on_the_gpu(tmp_path: Path) -> None:
     """CUDA must not be initialised in the standby, by whatever it imports: a fork of it could not use it."""
-    node = Node(tmp_path)
-    (tmp_path / "entry.py").write_text(
-        "import torch, deepspeed\n"
-        "def main(word: str) -> None:\n"
-        "    print(word, float(torch.ones(8, device='cuda').sum()))\n"
-    )
-    node.environment = environment(gpu=True) | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
-    node.start("first").communicate(timeout=200)
-    node.warm_up(monkeypatch)
-    out, err = node.start("second").communicate(timeout=200)
-    assert out.split()[-2:] == ["second", "8.0"] and "cold start" not in err
-    node.server.kill()
+    node = Node(tmp_path, COMPUTES, gpu=True)
+    try:
+        node.warm_up()
+        out, err = node.start("computed").communicate(timeout=200)
+        assert out.split()[-2:] == ["computed", "8.0"] and "cold start" not in err
+    finally:
+        node.server.kill()
+        node.server.wait()
