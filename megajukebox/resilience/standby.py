@@ -54,6 +54,7 @@ VARYING = (
 VARYING_PREFIXES = ("SLURM", "SRUN_", "PMI", "PRTE", "OMPI", "HYDRA", "IPATH", "PSM2")
 # torch then counts GPUs through NVML, and a fork may still use CUDA.
 WITHOUT_CUDA = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+JOINING_MODULES = ("mpi4py",)  # to import them joins the launcher's job as one of its ranks, and starts threads
 WARM = "MEGAJUKEBOX_STANDBY_WARM"  # variable: the stamp of the code that this process is to import
 PR_SET_PDEATHSIG = 1  # of prctl(2)
 CUDA_NOT_INITIALIZED = 3  # of the CUDA driver
@@ -151,8 +152,9 @@ class StandbyServer:
             import_module(module)
         modules = socket_path(self.address, "modules")
         for name in json.loads(modules.read_text()):  # in the order of the rank that had them
-            with suppress(Exception):  # some names are made by others
-                import_module(name)
+            if not name.startswith(JOINING_MODULES):
+                with suppress(Exception):  # some names are made by others
+                    import_module(name)
         modules.unlink()
         for name, value in os.environ.items():
             if self.own_environment.get(name) != value:
