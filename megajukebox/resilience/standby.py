@@ -54,7 +54,9 @@ VARYING = (
 VARYING_PREFIXES = ("SLURM", "SRUN_", "PMI", "PRTE", "OMPI", "HYDRA", "IPATH", "PSM2")
 # torch then counts GPUs through NVML, and a fork may still use CUDA.
 WITHOUT_CUDA = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
-JOINING_MODULES = ("mpi4py",)  # to import them joins the launcher's job as one of its ranks, and starts threads
+JOINING_MODULES = (
+    "mpi4py",
+)  # to import them joins the launcher's job as one of its ranks, and starts threads
 WARM = "MEGAJUKEBOX_STANDBY_WARM"  # variable: the stamp of the code that this process is to import
 PR_SET_PDEATHSIG = 1  # of prctl(2)
 CUDA_NOT_INITIALIZED = 3  # of the CUDA driver
