@@ -103,7 +103,8 @@ def test_a_vqvae_stopped_in_float16_ends_as_one_that_ran_through(pipeline, tmp_p
     for name, starts in runs.items():
         for more in starts:
             told = command(pipeline / "shards/songs", PRESET, tmp_path / name, stage="vqvae")
-            told += ["--ds-config", "vqvae_v100.json", "training.vqvae.log_every=1", *more]
+            told += ["--ds-config", "vqvae_v100.json", "training.vqvae.log_every=1"]
+            told += ["training.vqvae.steps=8", *more]
             codes, said = finish(start_ranks(told, ranks=1))
             assert codes == [0], said[-3000:]
     rows = {}
