@@ -1,6 +1,6 @@
-"""Read many mutated tars, FLACs, JSONs, arrays and lyrics; writes benchmarks/results/fuzz.json.
+"""Read many mutated tars, recordings, JSONs, arrays and lyrics; writes benchmarks/results/fuzz.json.
 
-    python benchmarks/fuzz.py                       # 14,000 inputs, some minutes
+    python benchmarks/fuzz.py                       # 20,000 inputs, some minutes
     python benchmarks/fuzz.py --inputs 100000
 
 Each chunk runs in a process of its own, so that a crash of a codec is seen and its inputs are named.
@@ -23,8 +23,8 @@ RESULT = Path(__file__).parent / "results" / "fuzz.json"
 
 
 def main(
-    inputs: Annotated[int, typer.Option(min=7)] = 14_000,
-    chunk: Annotated[int, typer.Option(min=7)] = 1_000,
+    inputs: Annotated[int, typer.Option(min=10)] = 20_000,
+    chunk: Annotated[int, typer.Option(min=10)] = 1_000,
     first: Annotated[int, typer.Option(help="The first seed.")] = 0,
 ) -> None:
     """Fuzz the readers."""

@@ -19,7 +19,12 @@ from typer import Argument, Option
 
 from megajukebox.common.command_line import renamed_options, run_command
 from megajukebox.common.errors import UserError
-from megajukebox.data.shards.remote import DEFAULT_CACHE, RemoteConfig
+from megajukebox.data.shards.remote import DEFAULT_CACHE
+from megajukebox.data.shards.remote_options import (
+    RedirectHostOption,
+    TokenFileOption,
+    remote_config,
+)
 from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.distillation.curriculum import GATES, curriculum
 from megajukebox.distillation.divergence import SamplingSettings
@@ -78,6 +83,8 @@ def main(
     stop_after: StopAfter = None,
     cache: Annotated[Path, Option(help="Folder for copies of remote shards.")] = DEFAULT_CACHE,
     cache_gb: Annotated[float, Option(min=0, help="Gigabytes that the copies may fill.")] = 64,
+    data_token_file: TokenFileOption = None,
+    redirect_host: RedirectHostOption = None,
     local_rank: LocalRank = 0,
 ) -> None:
     """Train a student of every order of a curriculum; the same command resumes."""
@@ -90,9 +97,16 @@ def main(
         if not orders:
             orders = curriculum(level, prior.config.window, prior.config.transformer.blocks)
         sampling = SamplingSettings(temperature, guidance)
+        remote = remote_config(
+            data,
+            data_token_file,
+            redirect_host,
+            cache=cache,
+            cache_bytes=int(cache_gb * 2**30),
+        )
         run = DistillationRun(
             prior,
-            ShardSet(data, RemoteConfig(cache, int(cache_gb * 2**30))),
+            ShardSet(data, remote),
             TeacherDataConfig(windows, EVALUATED_WINDOWS, sampling, real_fraction),
             out,
             chosen,

@@ -32,7 +32,13 @@ from megajukebox.common.untrusted_files import read_given
 from megajukebox.common.world import world
 from megajukebox.data.audio import read_mono_slice
 from megajukebox.data.shards.build_index import write_index
-from megajukebox.data.shards.remote import DEFAULT_CACHE, RemoteConfig, ShardUnavailable
+from megajukebox.data.shards.index import MAX_LYRICS_MODEL_BYTES
+from megajukebox.data.shards.remote import DEFAULT_CACHE, ShardUnavailable
+from megajukebox.data.shards.remote_options import (
+    RedirectHostOption,
+    TokenFileOption,
+    remote_config,
+)
 from megajukebox.data.shards.shard_set import ShardSample, ShardSet, finished_shard, write_shard
 from megajukebox.models.chunked_codec import encode_long
 from megajukebox.models.vqvae import VQVAE, load_vqvae
@@ -60,13 +66,18 @@ def main(
     allow_pipe: Annotated[
         bool, typer.Option("--allow-pipe", help="Allow URLs that run commands.")
     ] = False,
+    data_token_file: TokenFileOption = None,
+    redirect_host: RedirectHostOption = None,
     local_rank: Annotated[
         int, typer.Option("--local_rank", hidden=True, help="The deepspeed launcher gives it.")
     ] = 0,
 ) -> None:
     """Encode song shards. Restartable; the result does not depend on how the work is split."""
     try:
-        shards = ShardSet(songs, RemoteConfig(cache, lost="stop", allow_pipe=allow_pipe))
+        remote = remote_config(
+            songs, data_token_file, redirect_host, cache=cache, lost="stop", allow_pipe=allow_pipe
+        )
+        shards = ShardSet(songs, remote)
         encode(shards, vqvae, out, mix, chunk_seconds, part)
     except ShardUnavailable as error:
         raise SystemExit(f"encode: {error}") from error
@@ -182,7 +193,8 @@ def write_code_index(
     lyrics = songs.index["lyrics_model"]
     if lyrics:
         name = Path(lyrics["name"]).name
-        write_atomic(out / name, read_given(songs.folder / name))  # a link, in some caches
+        data = read_given(songs.folder / name, MAX_LYRICS_MODEL_BYTES)  # a link, in some caches
+        write_atomic(out / name, data)
     names = list(map(shard_name, range(len(songs.index["shards"]))))
     sizes = dict.fromkeys(config.levels, config.codebook_size)
     vqvae = {"fingerprint": facts["fingerprint"], "hops": config.hops, "codes": sizes}

@@ -19,6 +19,11 @@ import typer
 
 from megajukebox.common.command_line import renamed_options, run_command
 from megajukebox.data.shards.remote import DEFAULT_CACHE, RemoteConfig
+from megajukebox.data.shards.remote_options import (
+    RedirectHostOption,
+    TokenFileOption,
+    remote_config,
+)
 from megajukebox.resilience.exit_codes import ExitRecord, exit_guard, print_error
 from megajukebox.training.config import STAGE_NAMES, Preset, load_preset
 from megajukebox.training.engines import collectives
@@ -71,6 +76,8 @@ def main(
     allow_pipe: Annotated[
         bool, typer.Option("--allow-pipe", help="Allow URLs that run commands.")
     ] = False,
+    data_token_file: TokenFileOption = None,
+    redirect_host: RedirectHostOption = None,
     local_rank: Annotated[
         int, typer.Option("--local_rank", hidden=True, help="Set by the deepspeed launcher.")
     ] = 0,
@@ -80,9 +87,12 @@ def main(
         overrides = list(settings or [])
         if ds_config:
             overrides.append(f"training.{stage}.ds_config={ds_config}")
-        remote = RemoteConfig(
-            cache,
-            int(cache_gb * 2**30),
+        remote = remote_config(
+            data,
+            data_token_file,
+            redirect_host,
+            cache=cache,
+            cache_bytes=int(cache_gb * 2**30),
             lost=LostShardAction(on_lost_shard).value,
             allow_pipe=allow_pipe,
         )

@@ -48,9 +48,25 @@ ALLOWED = {
     ("sampling/worker.py", "os.fdopen"): "the pipe of its answers",
     ("sampling/worker.py", "json.loads"): PIPE,
 }
+ALLOWED |= {
+    ("commands/prepare.py", "yaml.safe_load"): "presets, which the user names, have aliases",
+    ("common/process_pool.py", ".read_text"): "/proc",
+    ("data/audio.py", "soundfile.SoundFile"): "opened by number or in memory, within bounds",
+    ("data/audio.py", "soundfile.write"): "into memory",
+    ("data/ingest/convert.py", ".open"): "SourceSong.open, by open_inside or open_given",
+    (
+        "data/shards/index.py",
+        "numpy.memmap",
+    ): "of a file that open_given opened, once its header fits",
+    ("data/shards/local_cache.py", "os.open"): "locks: past no link, never emptied",
+    ("data/shards/local_cache.py", ".open"): "ShardCache.open, by open_inside",
+    ("data/shards/shard_set.py", ".open"): "the same",
+    ("data/shards/shard_set.py", "json.loads"): "what our own writer wrote; 64 MB and more of it",
+    ("data/shards/transports.py", ".open"): "of a URL, not a file",
+    ("monitoring/support_bundle.py", "tarfile.open"): "written, into a file of atomic_open",
+}
 # Still to be looked at, by folders; empty when all is done.
 TO_DO: tuple[str, ...] = (
-    *("data/", "monitoring/support_bundle.py"),
     *("explorer/", "monitoring/exporters/metrics_server.py"),
     *("training/", "resilience/", "distillation/", "interop/", "monitoring/doctor/"),
 )

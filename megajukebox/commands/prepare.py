@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+import yaml
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from megajukebox.common.command_line import run_command
 from megajukebox.common.errors import UserError
@@ -24,7 +25,7 @@ from megajukebox.common.plain_text import plain
 from megajukebox.common.process_pool import cores
 from megajukebox.common.progress import ProgressReporter
 from megajukebox.common.provenance import made_by
-from megajukebox.common.untrusted_files import parse_yaml, read_given
+from megajukebox.common.untrusted_files import read_given
 from megajukebox.data.ingest.convert import IngestConfig
 from megajukebox.data.ingest.discover import SourceSong, find_songs
 from megajukebox.data.ingest.prepare import IngestReport, prepare_songs, reasons
@@ -66,6 +67,10 @@ def main(
     tags: Annotated[
         bool, typer.Option(help="Where nothing else says so: artist, title ... by the files' tags.")
     ] = True,
+    follow_links: Annotated[
+        bool,
+        typer.Option("--follow-links", help="Read links in the folder that lead out of it."),
+    ] = False,
     lyrics_vocabulary: Annotated[
         int, typer.Option(help="Pieces of the lyrics tokenizer; 0 trains none.")
     ] = 512,
@@ -93,7 +98,9 @@ def main(
         max_seconds=max_seconds,
         tags=tags,
     )
-    source_songs = songs_of(source, songs or out.parent / "demo_songs", seed, processes)
+    source_songs = songs_of(
+        source, songs or out.parent / "demo_songs", seed, processes, follow_links
+    )
     with ProgressReporter() as progress:
         progress.add("songs", total=len(source_songs))
         report = prepare_songs(
@@ -122,8 +129,8 @@ def preset_sample_rate(preset: str | None) -> int:
         raise UserError(
             f"preset {preset!r} is neither a file nor one of {known}; mend it, or give --sample-rate"
         )
+    values = yaml.safe_load(read_given(path))  # presets, which the user names, have aliases
     try:
-        values = parse_yaml(read_given(path))
         return int(values.get("audio", {}).get("sample_rate", 44_100))
     except (AttributeError, TypeError, ValueError, OSError) as error:
         raise UserError(
@@ -131,12 +138,14 @@ def preset_sample_rate(preset: str | None) -> int:
         ) from error
 
 
-def songs_of(source: str, folder: Path, seed: int, processes: int) -> list[SourceSong]:
+def songs_of(
+    source: str, folder: Path, seed: int, processes: int, follow_links: bool = False
+) -> list[SourceSong]:
     """The songs of `source`; those of `demo:N` are written into `folder` now, if they are not
     there.
     """
     if not source.startswith(DEMO):
-        return find_songs(source)
+        return find_songs(source, follow_links)
     count = source.removeprefix(DEMO)
     if not count.isdecimal() or int(count) < 1:
         raise UserError(f"source {source!r} names no number of songs; write for example {DEMO}48")
@@ -172,7 +181,7 @@ def print_table(
         return
     table = Table("song", "reason", "detail", title=f"{title}", title_justify="left")
     for row in rows[:MAX_ROWS]:
-        table.add_row(*(escape(plain(cell)) for cell in row))
+        table.add_row(*(Text(plain(cell)) for cell in row))
     screen.print(table)
     if len(rows) > MAX_ROWS:
         screen.print(f"... {len(rows) - MAX_ROWS} more{where}", highlight=False)

@@ -16,8 +16,8 @@ from typing import Annotated
 import numpy as np
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from megajukebox.common.command_line import run_command
 from megajukebox.common.errors import UserError
@@ -25,7 +25,12 @@ from megajukebox.common.files import make_folder
 from megajukebox.common.plain_text import plain
 from megajukebox.common.process_pool import cores, in_order
 from megajukebox.common.progress import ProgressReporter
-from megajukebox.data.shards.remote import DEFAULT_CACHE, RemoteConfig
+from megajukebox.data.shards.remote import DEFAULT_CACHE
+from megajukebox.data.shards.remote_options import (
+    RedirectHostOption,
+    TokenFileOption,
+    remote_config,
+)
 from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.data.shards.verify import check_shard
 
@@ -56,10 +61,15 @@ def main(
     allow_pipe: Annotated[
         bool, typer.Option("--allow-pipe", help="Allow URLs that run commands.")
     ] = False,
+    data_token_file: TokenFileOption = None,
+    redirect_host: RedirectHostOption = None,
 ) -> None:
     """Look at a shard set."""
     try:
-        opened = ShardSet(shards, RemoteConfig(cache=cache, allow_pipe=allow_pipe))
+        remote = remote_config(
+            shards, data_token_file, redirect_host, cache=cache, allow_pipe=allow_pipe
+        )
+        opened = ShardSet(shards, remote)
         count = len(opened.index["shards"])
         if shard is not None and shard >= count:
             raise UserError(f"shard {shard} does not exist; the last one is {count - 1}")
@@ -119,7 +129,7 @@ def stats(shards: ShardSet, picture: Path | None) -> None:
             continue
         table = Table(name, "songs", title=f"{len(counts)} in {name}", title_justify="left")
         for value, count in sorted(counts.items(), key=lambda item: -item[1])[:MAX_NAMES]:
-            table.add_row(escape(plain(value)), str(count))
+            table.add_row(Text(plain(value)), str(count))
         screen.print(table)
     if picture:
         # matplotlib, which only --picture needs
@@ -146,7 +156,7 @@ def facts(shards: ShardSet, seconds: np.ndarray) -> dict[str, str]:
         "artists": f"{len(index['vocabulary'].get('artist', {}))}",
         "languages": f"{len(index['vocabulary'].get('language', {}))}",
         "with lyrics": f"{with_lyrics}",
-        "fingerprint": shards.fingerprint[:16],
+        "fingerprint": shards.fingerprint,
         "made by": str(index.get("made_by")),
     }
 

@@ -10,6 +10,7 @@ when the run is done or was asked to stop, 75 when the next job should continue,
 another start has taken over.
 """
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +18,7 @@ import typer
 
 from megajukebox.commands.dry_run import dry_run
 from megajukebox.common.command_line import run_command
+from megajukebox.data.shards.source_url import move_secrets
 from megajukebox.resilience import preflight
 from megajukebox.resilience.job_chain import report_queue
 from megajukebox.resilience.supervisor import Supervisor
@@ -65,6 +67,8 @@ def main(
     ] = None,
 ) -> None:
     """Start COMMAND again after faults, until the run is done, stopped, or needs an operator."""
+    # A launcher may print its command line, and `ps` shows it: a secret in it goes by the environment.
+    command = move_secrets(command, os.environ)
     doctor = preflight.doctor_command(command, run) if examined else []
     if only_print:
         dry_run(run, command, doctor, nodes, profile)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from megajukebox.common.errors import UserError
+from megajukebox.common.untrusted_files import open_given
 
 
 @contextmanager
@@ -175,7 +176,7 @@ class FileWindow(io.RawIOBase):
 
 def sha256_of(path: str | Path) -> str:
     """The sha256 of a file, in hex."""
-    with open(path, "rb") as file:
+    with open_given(path) as file:
         return sha256_of_open(file)
 
 

@@ -4,12 +4,14 @@ caused it.
 
 import multiprocessing
 import os
+import resource
 import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
@@ -26,6 +28,7 @@ def in_order(
     items: Iterable[Item],
     processes: int,
     crashed: Callable[[Item], Result],
+    memory: int | None = None,
 ) -> Generator[Result, None, None]:
     """`work(item)` for every item, in order. At most 2 x `processes` items are under way at any
     time.
@@ -33,11 +36,14 @@ def in_order(
     `work` is a function of a module (it is pickled). A worker that dies (a codec may crash, memory
     may run out) breaks its whole pool: then the oldest item gets a process of its own, and if it
     dies again its result is `crashed(item)`. One process means no pool at all: the plain loop.
+
+    Args:
+        memory: bytes that each worker may take beyond what it starts with; more raises MemoryError.
     """
     if processes == 1:
         yield from map(work, items)
         return
-    pool = ResilientPool(work, processes, crashed)
+    pool = ResilientPool(work, processes, crashed, memory)
     try:
         for item in items:
             pool.add(item)
@@ -53,12 +59,17 @@ class ResilientPool(Generic[Item, Result]):
     """A pool of processes and the items it has under way; it survives the death of its workers."""
 
     def __init__(
-        self, work: Callable[[Item], Result], processes: int, crashed: Callable[[Item], Result]
+        self,
+        work: Callable[[Item], Result],
+        processes: int,
+        crashed: Callable[[Item], Result],
+        memory: int | None = None,
     ):
         self.work = work
         self.processes = processes
         self.crashed = crashed
-        self.executor = new_pool(processes)
+        self.memory = memory
+        self.executor = new_pool(processes, memory)
         self.waiting: deque[tuple[Item, Future[Result]]] = deque()
 
     def add(self, item: Item) -> None:
@@ -77,12 +88,14 @@ class ResilientPool(Generic[Item, Result]):
             return future.result()
         except BrokenProcessPool:
             self.executor.shutdown()
-        with new_pool(1) as own:  # a process of its own: if that dies too, this item kills it
+        with new_pool(
+            1, self.memory
+        ) as own:  # a process of its own: if that dies too, this item kills it
             try:
                 result = own.submit(self.work, item).result()
             except BrokenProcessPool:
                 result = self.crashed(item)
-        self.executor = new_pool(self.processes)
+        self.executor = new_pool(self.processes, self.memory)
         waiting = self.waiting
         self.waiting = deque()
         for other, done in waiting:
@@ -93,18 +106,36 @@ class ResilientPool(Generic[Item, Result]):
         return result
 
 
-def new_pool(processes: int) -> ProcessPoolExecutor:
+def new_pool(processes: int, memory: int | None = None) -> ProcessPoolExecutor:
     """Fresh processes, not forks: the caller may hold threads or a GPU."""
     spawn = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(processes, spawn, initializer=exit_with_parent)
+    return ProcessPoolExecutor(processes, spawn, initializer=start_worker, initargs=(memory,))
 
 
-def exit_with_parent() -> None:
+def start_worker(memory: int | None) -> None:
     """End this worker when its parent does, even if that was killed; only the parent handles
     ctrl-C.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=exit_after_parent, daemon=True).start()
+    if memory is not None:
+        limit_memory(memory)
+
+
+def limit_memory(extra_bytes: int, worker: int = 0) -> None:
+    """Let this process take `extra_bytes` more than now; what asks for more raises MemoryError.
+
+    Without it one file that promises terabytes (a "bomb") could end every process of the machine.
+    Only where /proc is. A DataLoader names its `worker`, which does not matter.
+    """
+    statm = Path("/proc/self/statm")
+    if not statm.exists():
+        return
+    limit = int(statm.read_text().split()[0]) * resource.getpagesize() + extra_bytes
+    _, hard_limit = resource.getrlimit(resource.RLIMIT_AS)
+    if hard_limit != resource.RLIM_INFINITY:
+        limit = min(limit, hard_limit)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
 def exit_after_parent() -> None:

@@ -65,6 +65,8 @@ def kind_of_error(error: Exception) -> BadSampleKind:
     """The kind under which a sample that raised `error` is counted."""
     if isinstance(error, BadSampleError):
         return error.kind if error.kind in ALL_KINDS else "other"  # type: ignore[return-value]
+    if isinstance(error, MemoryError):  # more than a worker may take
+        return "too_large"
     if isinstance(error, UnavailableFile):
         return "unavailable"
     if isinstance(error, FileNotFoundError):

@@ -1,5 +1,6 @@
 """megajukebox/commands/prepare.py from the command line: songs in, shards out; killed, restarted, refused."""
 
+import io
 import json
 import os
 import shutil
@@ -12,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from rich.console import Console
 
-from megajukebox.commands.prepare import main, preset_sample_rate
+from megajukebox.commands.prepare import main, preset_sample_rate, print_table
 from megajukebox.common.errors import UserError
 from megajukebox.common.process_pool import in_order
 from megajukebox.conditioning.tokenizers import SentencePieceTokenizer
@@ -296,6 +298,34 @@ def test_a_pipe_called_a_song_is_refused_instead_of_waited_for(tmp_path):
     assert convert(SourceSong(tmp_path / "a.wav", "a.wav"), IngestConfig()) == ConvertedSong(
         "unreadable: not a file"
     )
+
+
+def test_a_song_that_needs_too_much_memory_costs_itself_alone(tmp_path, monkeypatch):
+    def read(*_: object) -> None:
+        raise MemoryError
+
+    put = songs(tmp_path, 1) / "song 00.wav"
+    monkeypatch.setattr(audio, "read", read)
+    assert convert(SourceSong(put, put.name), IngestConfig()).refusal.startswith("too large: ")
+    assert IngestConfig().worker_memory < 11 << 30
+
+
+def test_a_worker_may_take_so_much_memory_and_no_more():
+    sizes = [1 << 10, 4 << 30]
+    results = in_order(bytearray, sizes, 2, crashed=bytearray, memory=2 << 30)
+    assert len(next(results)) == 1 << 10
+    with pytest.raises(MemoryError):
+        next(results)
+    results.close()
+
+
+def test_a_name_cannot_command_the_terminal():
+    screen = io.StringIO()
+    rows = [("\x1b]52;c;aGk=\x07.wav", "silent", "[bold]x\x9b31m\n")]
+    print_table(Console(file=screen, width=200), "refused", rows)
+    shown = screen.getvalue()
+    assert "?]52;c;aGk=?.wav" in shown and "[bold]x?31m?" in shown
+    assert not {"\x1b", "\x07", "\x9b"} & set(shown)
 
 
 def test_a_song_that_vanished_is_a_refusal(tmp_path):

@@ -172,3 +172,56 @@ def test_sources_that_are_none_are_refused(tmp_path):
 def test_absurdly_long_lyrics_are_refused(tmp_path):
     put(tmp_path, a__wav="", a__txt="x" * 200_001)
     assert "a.txt: lyrics of 200001 characters" in find_songs(tmp_path)[0].refusal
+
+
+def test_a_link_that_leaves_the_folder_is_refused_and_one_within_is_read(tmp_path):
+    secret = put(tmp_path, secret__txt="hush", far__wav="far") / "secret.txt"
+    folder = put(
+        tmp_path / "songs", near__wav="near", near__txt="la", a__wav="", b__wav="", d__wav=""
+    )
+    (folder / "a.txt").symlink_to(secret)
+    (folder / "b.json").symlink_to(secret)
+    (folder / "c.wav").symlink_to(tmp_path / "far.wav")
+    (folder / "d.txt").symlink_to(folder / "near.txt")
+    (folder / "e.wav").symlink_to("near.wav")
+    for given in (folder, linked(tmp_path / "link", folder)):
+        found = {song.name: song for song in find_songs(given)}
+        refused = {
+            name: song.refusal.partition(":")[0] for name, song in found.items() if song.refusal
+        }
+        assert refused == {"a.wav": "bad metadata", "b.wav": "bad metadata", "c.wav": "link"}
+        assert (
+            "a.txt is a link that leaves the folder; put the file there, or give --follow-links"
+            in (found["a.wav"].refusal)
+        )
+        assert found["d.wav"].lyrics == "la" and not any(
+            song.lyrics == "hush" for song in found.values()
+        )
+        with found["e.wav"].open() as file:
+            assert file.read() == b"near"
+    followed = {song.name: song for song in find_songs(folder, follow_links=True)}
+    assert followed["a.wav"].lyrics == "hush" and not followed["c.wav"].refusal
+    with followed["c.wav"].open() as file:
+        assert file.read() == b"far"
+
+
+def linked(link: Path, to: Path) -> Path:
+    link.symlink_to(to)
+    return link
+
+
+def test_a_song_that_became_a_link_after_it_was_found_is_not_opened(tmp_path):
+    put(tmp_path, secret__wav="hush")
+    folder = put(tmp_path / "songs", a__wav="song")
+    (song,) = find_songs(folder)
+    (folder / "a.wav").unlink()
+    (folder / "a.wav").symlink_to(tmp_path / "secret.wav")
+    with pytest.raises(OSError, match="is a link"):
+        song.open()
+
+
+def test_a_file_beside_a_song_without_end_is_refused(tmp_path):
+    put(tmp_path, a__wav="")
+    with (tmp_path / "a.json").open("wb") as file:
+        file.truncate(8 << 30)
+    assert "has more than" in find_songs(tmp_path)[0].refusal

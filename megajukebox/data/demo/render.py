@@ -13,6 +13,7 @@ import numpy as np
 
 from megajukebox.common.files import write_atomic
 from megajukebox.common.process_pool import cores, in_order
+from megajukebox.common.untrusted_files import read_given
 from megajukebox.conditioning.lrc import clock
 from megajukebox.data import audio
 from megajukebox.data.demo.composition import DemoSong, SongSection, compose
@@ -98,7 +99,7 @@ def is_written(folder: Path, song: DemoSong, sample_rate: int) -> bool:
     if not sound.is_file():
         return False
     for path, text in texts_beside(folder, song).items():
-        if not path.is_file() or path.read_bytes() != text:
+        if not path.is_file() or read_given(path) != text:
             return False
     facts = audio.facts(sound)
     return (facts.sample_rate, facts.frames) == (sample_rate, int(song.seconds * sample_rate))

@@ -8,12 +8,18 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
+import numpy as np
+
 from megajukebox.common.errors import UserError
+from megajukebox.common.untrusted_files import UnsafeFileError
 from megajukebox.data import audio
 from megajukebox.data.ingest.discover import SongMetadata, SourceSong, metadata_of_tags
 from megajukebox.data.shards.shard_set import ShardSample
 
 SILENCE = 1e-4  # a peak below this is not music
+# A song is held as floats, scaled, as whole steps, encoded, and as the bytes of its members on their way: 4.5 copies.
+COPIES = 5
+MEMORY_BESIDE = 3 << 30  # bytes of addresses for modules, decoders and the stacks of threads
 MAX_SLUG = 36  # characters of a key that come from the file's name
 
 
@@ -29,6 +35,12 @@ class IngestConfig:
     min_seconds: float = 1.0
     max_seconds: float = audio.MAX_SECONDS
     tags: bool = True  # fields that the user did not give are those of the file's own tags
+
+    @property
+    def worker_memory(self) -> int:
+        """Bytes that a process which converts songs may take beyond what it starts with."""
+        longest = self.max_seconds * self.sample_rate * audio.FULL_LENGTH_CHANNELS
+        return MEMORY_BESIDE + round(COPIES * longest * np.dtype(np.float32).itemsize)
 
     def __post_init__(self) -> None:
         low, high = audio.SAMPLE_RATES
@@ -68,12 +80,22 @@ def convert(song: SourceSong, settings: IngestConfig) -> ConvertedSong:
     if song.refusal:
         return ConvertedSong(song.refusal)
     try:
-        x = audio.read(song.path, settings.sample_rate, settings.max_seconds)
-        tags = metadata_of_tags(audio.tags(song.path)) if settings.tags else {}
+        with song.open() as file:
+            x = audio.read(file, settings.sample_rate, settings.max_seconds)
+            tags = metadata_of_tags(audio.tags(file)) if settings.tags else {}
+        return encoded(x, tags, settings)
     except ValueError as error:
         return ConvertedSong(str(error))
+    except (IsADirectoryError, UnsafeFileError):
+        return ConvertedSong("unreadable: not a file")
     except OSError as error:
         return ConvertedSong(f"unreadable: {error.strerror or error}")
+    except MemoryError:
+        return ConvertedSong("too large: it needs more memory than one song may take")
+
+
+def encoded(x: np.ndarray, tags: dict[str, Any], settings: IngestConfig) -> ConvertedSong:
+    """The audio [T, C] of a song as it is stored, or why it is no song."""
     seconds = len(x) / settings.sample_rate
     if not len(x) or seconds < settings.min_seconds:
         return ConvertedSong(

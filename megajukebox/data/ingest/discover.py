@@ -5,20 +5,28 @@ or CSV).
 import contextlib
 import csv
 import io
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, BinaryIO
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from megajukebox.common.errors import UserError
+from megajukebox.common.untrusted_files import (
+    open_given,
+    open_inside,
+    parse_json,
+    read_given,
+    read_inside,
+)
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 LYRICS_SUFFIXES = (".lrc", ".txt")  # where a song has both, the timed ones count
+MAX_BESIDE = 4 << 20  # bytes of a file beside a song
+MAX_MANIFEST = 1 << 30  # bytes
 MAX_LYRICS = 200_000  # characters; a longer text beside a song is not its lyrics
 
 
@@ -33,6 +41,15 @@ class SourceSong:
     lyrics_kind: str | None = None  # "txt" plain, "lrc" timed
     refusal: str | None = None
     notes: tuple[str, ...] = ()
+    within: tuple[Path, Path] | None = None  # (folder, path in it) that are opened, past no link
+
+    def open(self) -> BinaryIO:
+        """The audio, open. Of a folder it is what was found there: nothing can be exchanged for a link since.
+
+        Raises:
+            OSError: it is gone, or no regular file.
+        """
+        return open_inside(*self.within) if self.within else open_given(self.path)
 
 
 def as_list(value: Any) -> Any:
@@ -69,10 +86,12 @@ class SongMetadata(BaseModel):
 COLUMNS = ("path", *SongMetadata.model_fields, "lyrics", "lyrics_path")
 
 
-def find_songs(source: str | Path) -> list[SourceSong]:
+def find_songs(source: str | Path, follow_links: bool = False) -> list[SourceSong]:
     """The songs in a folder (in order of their paths) or in a manifest (in its order).
 
-    In a folder, a mistake in the files beside one song only costs that song: it gets a `refusal`.
+    In a folder, a mistake in the files beside one song only costs that song: it gets a `refusal`. So does a link that
+    leaves the folder, without `follow_links`: whoever put it there may mean a file that is nobody's song. What a
+    manifest names is read wherever it lies.
 
     Raises:
         UserError: the source is missing or empty, or there is a mistake in a manifest.
@@ -84,7 +103,7 @@ def find_songs(source: str | Path) -> list[SourceSong]:
         )
     if source.is_dir():
         paths = sorted(audio_files(source), key=lambda path: path.as_posix())
-        songs = [song_with_files_beside(source, path) for path in paths]
+        songs = [song_with_files_beside(source, path, follow_links) for path in paths]
     else:
         rows = {".jsonl": jsonl_rows, ".csv": csv_rows}.get(source.suffix.lower())
         if rows is None:
@@ -115,7 +134,7 @@ def audio_files(folder: Path) -> Iterator[Path]:
                 yield Path(parent, name)
 
 
-def song_with_files_beside(folder: Path, path: Path) -> SourceSong:
+def song_with_files_beside(folder: Path, path: Path, follow_links: bool = False) -> SourceSong:
     """The song at `path` with its `<name>.json` and `<name>.lrc` or `<name>.txt`, or its
     refusal.
 
@@ -123,10 +142,21 @@ def song_with_files_beside(folder: Path, path: Path) -> SourceSong:
     """
     # a name that is not UTF-8 must still fit into reports
     song = SourceSong(path, os.fsencode(path.relative_to(folder)).decode("utf-8", "replace"))
+    if not follow_links:
+        try:
+            song = replace(song, within=place_within(folder, path))
+        except UserError as error:
+            return replace(song, refusal=f"link: {error}")
+
+    def text_beside(file: Path) -> str:
+        if follow_links:
+            return text_of(file, read_given(file, MAX_BESIDE))
+        return text_of(file, read_inside(*place_within(folder, file), MAX_BESIDE))
+
     sidecar = path.with_suffix(".json")
     try:
         if sidecar.is_file():
-            known = json_object(text_of(sidecar), sidecar.name)
+            known = json_object(text_beside(sidecar), sidecar.name)
             unknown = sorted(set(known) - set(SongMetadata.model_fields))
             for name in unknown:
                 del known[name]
@@ -135,10 +165,28 @@ def song_with_files_beside(folder: Path, path: Path) -> SourceSong:
         for suffix in LYRICS_SUFFIXES:
             lyrics = path.with_suffix(suffix)
             if lyrics.is_file():
-                return with_lyrics(song, text_of(lyrics), suffix[1:], lyrics.name)
+                return with_lyrics(song, text_beside(lyrics), suffix[1:], lyrics.name)
         return song
-    except UserError as error:
+    except (UserError, OSError) as error:
         return replace(song, refusal=f"bad metadata: {error}")
+
+
+def place_within(folder: Path, path: Path) -> tuple[Path, Path]:
+    """(folder, path in it) of what `path` leads to, both without links.
+
+    Raises:
+        UserError: it is a link that leaves the folder.
+    """
+    root = folder.resolve()
+    try:
+        file = path.resolve()
+    except (OSError, RuntimeError) as error:  # links in a circle
+        raise UserError(f"{path.name} cannot be followed ({error})") from None
+    if not file.is_relative_to(root):
+        raise UserError(
+            f"{path.name} is a link that leaves the folder; put the file there, or give --follow-links"
+        )
+    return root, file.relative_to(root)
 
 
 # ---- a manifest: one song a line of a .jsonl, a row of a .csv
@@ -148,7 +196,9 @@ def jsonl_rows(manifest: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """(where, row) of every line that is not blank."""
     # not splitlines: a JSON string may hold U+2028 and its like, which only look like the end of a
     # line
-    for number, line in enumerate(text_of(manifest).split("\n"), start=1):
+    for number, line in enumerate(
+        text_of(manifest, read_given(manifest, MAX_MANIFEST)).split("\n"), start=1
+    ):
         if line.strip():
             where = f"{manifest.name} line {number}"
             yield where, json_object(line, where)
@@ -156,7 +206,9 @@ def jsonl_rows(manifest: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def csv_rows(manifest: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """(where, row) of every row; empty cells are missing fields."""
-    reader = csv.DictReader(io.StringIO(text_of(manifest), newline=""), restkey="")
+    reader = csv.DictReader(
+        io.StringIO(text_of(manifest, read_given(manifest, MAX_MANIFEST)), newline=""), restkey=""
+    )
     refuse_unknown(reader.fieldnames or (), f"{manifest.name} line 1")
     try:
         rows = [(f"{manifest.name} line {reader.line_num}", row) for row in reader]
@@ -200,7 +252,8 @@ def song_of_row(folder: Path, where: str, row: dict[str, Any]) -> SourceSong:
             f"{where}: field 'lyrics_path' is {str(lyrics)!r}; "
             "lyrics are .txt (plain) or .lrc (timed) files"
         )
-    return with_lyrics(song, text_of(lyrics), suffix[1:], f"{where}: {lyrics.name}")
+    text = text_of(lyrics, read_given(lyrics, MAX_BESIDE))
+    return with_lyrics(song, text, suffix[1:], f"{where}: {lyrics.name}")
 
 
 def existing(folder: Path, where: str, name: str, value: Any) -> Path:
@@ -282,7 +335,7 @@ def with_lyrics(song: SourceSong, lyrics: Any, kind: str, where: str) -> SourceS
 def json_object(text: str, where: str) -> dict[str, Any]:
     """The JSON object in `text`."""
     try:
-        value = json.loads(text)
+        value = parse_json(text)
     except ValueError as error:
         raise UserError(f"{where}: not valid JSON ({error})") from error
     if not isinstance(value, dict):
@@ -292,10 +345,10 @@ def json_object(text: str, where: str) -> dict[str, Any]:
     return value
 
 
-def text_of(path: Path) -> str:
-    """The UTF-8 text of a file, without a byte order mark."""
+def text_of(path: Path, data: bytes) -> str:
+    """The UTF-8 text `data` of the file at `path`, without a byte order mark."""
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path.name}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"

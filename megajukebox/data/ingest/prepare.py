@@ -24,6 +24,7 @@ from typing import Any
 from megajukebox.common.errors import UserError
 from megajukebox.common.files import make_folder, write_atomic
 from megajukebox.common.process_pool import in_order
+from megajukebox.common.untrusted_files import open_given, parse_json, read_given
 from megajukebox.conditioning.lrc import parse_lrc
 from megajukebox.conditioning.tokenizers import LYRICS_MODEL
 from megajukebox.data.ingest.convert import ConvertedSong, IngestConfig, convert, crashed, sample
@@ -152,7 +153,7 @@ def check_plan(out: Path, songs: list[SourceSong], settings: IngestConfig) -> No
     }
     path = out / "plan.json"
     if path.is_file():
-        changes = differences(json.loads(path.read_bytes()), plan)
+        changes = differences(parse_json(read_given(path)), plan)
         if changes:
             raise UserError(
                 f"{out} was begun differently: {changes}. Pass --fresh to throw its shards away and begin "
@@ -216,7 +217,9 @@ def make_shards(
     shards: list[dict[str, Any]] = []
     stored: dict[str, str] = {}  # sha256 of the audio, and key -> song
     with closing(
-        in_order(partial(convert, settings=settings), missing, processes, crashed)
+        in_order(
+            partial(convert, settings=settings), missing, processes, crashed, settings.worker_memory
+        )
     ) as results:
         for name, songs in plan.items():
             if name in kept:
@@ -303,7 +306,7 @@ def all_lyrics(out: Path, shards: list[dict[str, Any]]) -> Iterator[str]:
             if "lyrics" not in song["members"]:
                 continue
             offset, size, _ = song["members"]["lyrics"]
-            with open(out / shard["name"], "rb") as tar:
+            with open_given(out / shard["name"]) as tar:
                 tar.seek(offset)
                 text, _ = parse_lrc(tar.read(size).decode())
             yield text

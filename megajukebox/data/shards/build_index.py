@@ -16,6 +16,7 @@ import numpy as np
 
 from megajukebox.common.errors import UserError
 from megajukebox.common.files import sha256_of, write_atomic
+from megajukebox.common.untrusted_files import open_given, parse_json
 from megajukebox.data.shards.index import FORMAT, MEMBERS, row_type
 from megajukebox.data.shards.shard_set import COUNTED, finished_shard
 
@@ -107,10 +108,10 @@ def vocabulary_of(folder: Path, shards: list[dict[str, Any]]) -> dict[str, Any]:
     counters: dict[str, Counter[str]] = {name: Counter() for name in COUNTED}
     years = set()
     for shard in shards:
-        with open(folder / shard["name"], "rb") as tar:
+        with open_given(folder / shard["name"]) as tar:
             for song in shard["songs"]:
                 offset, size, _ = song["members"]["json"]
-                facts = json.loads(os.pread(tar.fileno(), size, offset))
+                facts = parse_json(os.pread(tar.fileno(), size, offset))
                 if "year" in facts:
                     years.add(facts["year"])
                 for name, counter in counters.items():

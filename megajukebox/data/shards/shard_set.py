@@ -33,6 +33,7 @@ from megajukebox.data.shards.index import (
 )
 from megajukebox.data.shards.local_cache import RangeReader, ShardCache, fetch_index, fetch_small
 from megajukebox.data.shards.remote import RemoteConfig, ShardSource
+from megajukebox.data.shards.source_url import token_of_environment
 from megajukebox.data.shards.transports import is_url
 
 MEMBER_OF = {  # what follows the key's dot in the tar -> member
@@ -166,7 +167,7 @@ class ShardSet:
         that was opened before.
         """
         self._opened_by = source
-        self._remote = remote or RemoteConfig()
+        self._remote = remote or RemoteConfig(token=token_of_environment())
         site = ShardSource(str(source), self._remote) if is_url(source) else None
         self.source = site.shown if site else str(source)
         if site and not checked:

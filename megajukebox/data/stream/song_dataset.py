@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import yaml
 
 from megajukebox.common.errors import BadSampleError, UserError
 from megajukebox.common.old_settings import upgrade_stage
+from megajukebox.common.untrusted_files import parse_yaml, read_inside
 from megajukebox.data.audio import downmix, read_slice
 from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.data.stream.augment import Augment
@@ -45,7 +45,7 @@ def held_out_share(run: Path, default: float = HELD_OUT) -> float:
     settings = run / "run.yaml"
     if not settings.is_file():
         return default
-    values = yaml.safe_load(settings.read_text())
+    values = parse_yaml(read_inside(run, settings.name))
     stage = upgrade_stage(values["preset"]["training"][values["stage"]])
     return float(stage["evaluation"]["held_out"])
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from megajukebox.common.errors import BadSampleError, UserError
-from megajukebox.common.untrusted_arrays import read_npz
+from megajukebox.common.npz import read_npz
 from megajukebox.data.shards.shard_set import ShardSample, ShardSet
 from megajukebox.data.stream.song_dataset import Part, report
 
@@ -32,6 +32,7 @@ STORED_AS = {
     "soft_log_p": "<f2",
     "teacher_bits": "<f4",
 }
+CONDITIONS_PREFIX = "conditions."  # of the arrays of conditions
 MAX_WINDOW_BYTES = 256 << 20  # unpacked; a window of 8,192 codes with 64 soft targets has 2 MB
 FIRST_WINDOWS = 16  # tried for the shapes that all have
 # The rest is read as int64.
@@ -113,10 +114,9 @@ class TeacherWindows:
             is_integer = np.issubdtype(array.dtype, np.integer)
             default = np.int64 if is_integer else array.dtype
             array = array.astype(READ_AS.get(name, default))
-            outer, _, inner = name.partition(".")
-            if inner and outer == "conditions":
-                window[outer][inner] = array
-            elif inner or name == "conditions":
+            if name.startswith(CONDITIONS_PREFIX):
+                window["conditions"][name.removeprefix(CONDITIONS_PREFIX)] = array
+            elif name == "conditions":
                 raise BadSampleError("damaged", f"window {self.shards.key(song)} holds {name!r}")
             else:
                 window[name] = array
@@ -128,5 +128,5 @@ class TeacherWindows:
 def layout_of(window: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """The shape of every array of a window by name; two windows of one batch share it."""
     flat = {name: array for name, array in window.items() if name != "conditions"}
-    flat |= {f"conditions.{name}": array for name, array in window["conditions"].items()}
+    flat |= {f"{CONDITIONS_PREFIX}{name}": array for name, array in window["conditions"].items()}
     return {name: array.shape for name, array in flat.items()}

@@ -8,7 +8,6 @@ died is replaced like any broken one.
 """
 
 import multiprocessing
-import resource
 import signal
 import threading
 import time
@@ -18,12 +17,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from megajukebox.common.errors import UserError
+from megajukebox.common.process_pool import limit_memory
 from megajukebox.data.stream.bad_samples import StorageUnavailable
 
 POLL_SECONDS = 5.0  # between two looks at the workers
@@ -43,23 +42,6 @@ class ReadAhead:
 
 
 ALONE = ReadAhead()
-
-
-def limit_memory(extra_bytes: int, worker: int = 0) -> None:
-    """Let this process take `extra_bytes` more than now; what asks for more raises MemoryError and
-    is replaced.
-
-    Without it one file that promises terabytes (a "bomb") could end every process of the machine.
-    Only where /proc is.
-    """
-    statm = Path("/proc/self/statm")
-    if not statm.exists():
-        return
-    limit = int(statm.read_text().split()[0]) * resource.getpagesize() + extra_bytes
-    _, hard_limit = resource.getrlimit(resource.RLIMIT_AS)
-    if hard_limit != resource.RLIM_INFINITY:
-        limit = min(limit, hard_limit)
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
 class WorkerStatus:
