@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from fixtures.asgi import ask_app
+from fixtures import browser
+from fixtures.asgi import ask_app, served_in_a_thread
 from fixtures.explorer_samples import add_sample, read_data_script
 
 from megajukebox.commands.explore import split_folders
@@ -244,3 +245,31 @@ def test_readers_that_wait_for_pipes_would_take_all_threads(shared: Path) -> Non
     for thread in threads:
         thread.join(timeout=60)
     assert answers == [200] * 45 and time.monotonic() - begun < 60
+
+
+@pytest.mark.skipif(
+    browser.binary() is None, reason="no chromium on this machine: apt install chromium"
+)
+def test_chromium_runs_nothing_of_a_recording(shared: Path, tmp_path_factory: Any) -> None:
+    """A page and its script, named as levels of a sample, ran in the server's origin and read its API."""
+    samples = shared / "samples"
+    add_hostile(samples, "evil-page.html")
+    add_hostile(samples, "page.wav", "wave")
+    page = b"<script src='evil.js'></script><script>document.title = 'PWNED'</script>"
+    for name in ("evil-page.html", "page.wav"):
+        (samples / name).write_bytes(page)
+    for name in ("evil.js", "script.wav"):
+        (samples / name).write_bytes(b"document.title = 'PWNED'")
+    add_hostile(samples, "script.wav", "script")
+    app, _ = application_over(shared)
+    load = """new Promise(done => { const script = document.createElement('script');
+        script.src = '/samples/script.wav'; script.onload = () => done('ran');
+        script.onerror = () => done('refused'); document.head.append(script) })"""
+    profile = tmp_path_factory.mktemp("profile")
+    with served_in_a_thread(app) as port, browser.chromium(profile) as tab:
+        for path in ("samples/page.wav", "samples/evil-page.html", "samples/evil.js"):
+            tab.open(f"http://127.0.0.1:{port}/{path}")
+            assert tab.run("document.title") != "PWNED"
+        tab.open(f"http://127.0.0.1:{port}/site/sample/evil.html")
+        assert "evil-page" not in tab.run("document.querySelector('main').innerHTML")
+        assert tab.run(load) == "refused" and tab.run("document.title") != "PWNED"

@@ -77,6 +77,21 @@ class BoundedProtocol(H11Protocol):
         super().on_response_complete()
         self.watch()
 
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP; what was begun for its first part is given up."""
+        cycle = self.cycle
+        if cycle is None or cycle.response_complete or not cycle.response_started:
+            super().send_400_response(msg)
+        else:
+            self.transport.close()
+        self.give_up()
+
+    def give_up(self) -> None:
+        """Let the application know that nobody reads its answer any more."""
+        if self.cycle is not None:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+
     def watch(self) -> None:
         """Set the deadline of what the connection waits for now."""
         awaited = None
@@ -114,9 +129,7 @@ class BoundedProtocol(H11Protocol):
                 f"HTTP/1.1 {status} {PHRASES[status]}\r\nContent-Type: text/plain; charset=utf-8\r\n"
                 f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n{body}".encode()
             )
-        if cycle is not None:
-            cycle.disconnected = True  # whatever is still answered goes nowhere
-            cycle.message_event.set()
+        self.give_up()
         # At once, a client that is still sending would get a reset instead of the answer.
         self.loop.call_later(REFUSED_SECONDS, self.transport.close)
 
