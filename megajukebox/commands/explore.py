@@ -24,6 +24,7 @@ import typer
 from megajukebox.common.addresses import is_loopback
 from megajukebox.common.command_line import group_app, renamed_options
 from megajukebox.common.errors import UserError
+from megajukebox.common.files import make_private_folder
 from megajukebox.common.levels import STUDENT_TABLE, VQVAE_FOLDER
 from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.explorer.loaders.corpus import Excerpt
@@ -259,7 +260,7 @@ def open_studio(
 
     has_students = any(run.glob(f"*_student/{STUDENT_TABLE}"))
     samplers = ("autoregressive", "student") if has_students else ("autoregressive",)
-    work = songs / ".studio"
+    work = make_private_folder(songs / ".studio")
     return StudioServices(
         Studio(run, songs, work, library.refresh, idle_minutes),
         UploadStore(work / "uploads"),

@@ -3,14 +3,16 @@
 import os
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
-from fixtures import browser
+from fixtures import accessibility, browser
 from fixtures.asgi import ask_app, served_in_a_thread
+from fixtures.browser import Browser
 from fixtures.explorer_samples import add_sample, read_data_script
 
 from megajukebox.commands.explore import split_folders
@@ -247,29 +249,53 @@ def test_readers_that_wait_for_pipes_would_take_all_threads(shared: Path) -> Non
     assert answers == [200] * 45 and time.monotonic() - begun < 60
 
 
-@pytest.mark.skipif(
+needs_chromium = pytest.mark.skipif(
     browser.binary() is None, reason="no chromium on this machine: apt install chromium"
 )
-def test_chromium_runs_nothing_of_a_recording(shared: Path, tmp_path_factory: Any) -> None:
+
+
+@pytest.fixture(scope="module")
+def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with browser.chromium(tmp_path_factory.mktemp("profile")) as opened:
+        yield opened
+
+
+@needs_chromium
+def test_chromium_runs_nothing_of_a_recording(shared: Path, tab: Browser) -> None:
     """A page and its script, named as levels of a sample, ran in the server's origin and read its API."""
     samples = shared / "samples"
     add_hostile(samples, "evil-page.html")
     add_hostile(samples, "page.wav", "wave")
+    add_hostile(samples, "script.wav", "script")
     page = b"<script src='evil.js'></script><script>document.title = 'PWNED'</script>"
     for name in ("evil-page.html", "page.wav"):
         (samples / name).write_bytes(page)
     for name in ("evil.js", "script.wav"):
         (samples / name).write_bytes(b"document.title = 'PWNED'")
-    add_hostile(samples, "script.wav", "script")
     app, _ = application_over(shared)
     load = """new Promise(done => { const script = document.createElement('script');
         script.src = '/samples/script.wav'; script.onload = () => done('ran');
         script.onerror = () => done('refused'); document.head.append(script) })"""
-    profile = tmp_path_factory.mktemp("profile")
-    with served_in_a_thread(app) as port, browser.chromium(profile) as tab:
+    with served_in_a_thread(app) as port:
         for path in ("samples/page.wav", "samples/evil-page.html", "samples/evil.js"):
             tab.open(f"http://127.0.0.1:{port}/{path}")
             assert tab.run("document.title") != "PWNED"
         tab.open(f"http://127.0.0.1:{port}/site/sample/evil.html")
         assert "evil-page" not in tab.run("document.querySelector('main').innerHTML")
         assert tab.run(load) == "refused" and tab.run("document.title") != "PWNED"
+
+
+@needs_chromium
+def test_the_token_can_be_pasted_into_the_page_that_asks_for_it(shared: Path, tab: Browser) -> None:
+    library = Library([shared / "samples"], shared / "site")
+    library.refresh()
+    app = application(library, shared / "votes.jsonl", None, AccessRules("a-token", 80))
+    with served_in_a_thread(app) as port:
+        tab.open(f"http://127.0.0.1:{port}/site/index.html")
+        assert tab.run("document.querySelector('h1').textContent") == "A token is needed"
+        assert accessibility.violations(tab) == []
+        tab.run(
+            "document.querySelector('input').value = ' a-token ', document.forms[0].requestSubmit()"
+        )
+        tab.wait("location.pathname === '/site/index.html' && document.querySelector('.card')")
+        assert tab.run("location.search") == ""

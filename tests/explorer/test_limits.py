@@ -59,6 +59,12 @@ def test_on_loopback_only_its_names_are_answered(library: Library) -> None:
     assert [ask_app(app, "/", Host=host)[0] for host in evil] == [403] * len(evil)
 
 
+def test_text_that_no_utf8_can_hold_is_answered_like_any_other(library: Library) -> None:
+    question = b'{"field": "run", "a": "\\ud800", "b": "x", "voter": "\\udfff"}'
+    status, _, said = ask_app(pages(library), "/api/trials", question)
+    assert status == 400 and "no request in common" in json.loads(said)["error"]
+
+
 def test_the_page_without_a_token_says_where_it_is_and_loads_nothing(library: Library) -> None:
     status, headers, page = ask_app(pages(library, "secret-token"), "/site/index.html")
     assert status == 401 and headers["connection"] == "close"

@@ -214,6 +214,16 @@ def test_uploads_are_bounded_and_become_plain_recordings_of_ours(
     assert list((tmp_path / "uploads").iterdir()) == []
 
 
+def test_uploads_go_when_the_server_ends(house: Path) -> None:
+    options = ("--run", house / "jukebox", "--out", house / "short" / "site")
+    with serving(house / "new", *options) as printed:
+        address = signed_in(printed)
+        assert ask_json(address, "/api/uploads", recording(0.2))["id"]
+        (kept,) = (house / "new" / ".studio" / "uploads").iterdir()
+        assert kept.stat().st_mode & 0o077 == 0 == kept.parent.stat().st_mode & 0o077
+    assert not kept.exists()
+
+
 def test_an_upload_larger_than_allowed_is_stopped_on_the_way(served: str) -> None:
     status, _, answer = ask(served, "/api/uploads", bytes(65 << 20))
     assert status == 413 and "larger than 64 MB" in json.loads(answer)["error"]

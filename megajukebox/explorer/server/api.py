@@ -14,6 +14,7 @@ Bodies and answers are JSON objects. What cannot be done is answered with status
 reader of the page; what is over a limit with 408 (too slow), 413 (too large) or 429 (too often).
 """
 
+import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,9 +91,18 @@ def application(
     return AccessGuard(Starlette(routes=routes), rules)
 
 
+class AsciiResponse(JSONResponse):
+    """JSON whose texts may hold what no UTF-8 can: half a surrogate pair, as a question or a sample may have it."""
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
+
+
 def error_response(reason: str, status: int = 400) -> Response:
     # Whoever is too slow is not waited for any longer.
-    return JSONResponse({"error": reason}, status, {"Connection": "close"} if status == 408 else {})
+    return AsciiResponse(
+        {"error": reason}, status, {"Connection": "close"} if status == 408 else {}
+    )
 
 
 def json_handler(action: Action) -> Handler:
@@ -106,15 +116,18 @@ def json_handler(action: Action) -> Handler:
             sent = b""
             async for block in bounded_body(request, MAX_JSON_BYTES, JSON_SECONDS):
                 sent += block
-            body = parse_json(sent or b"{}")
+            try:
+                body = parse_json(sent or b"{}")
+            except ValueError as error:
+                return error_response(str(error))
             if not isinstance(body, dict):
                 raise UserError("the question is no JSON object")
-            return JSONResponse(await run_in_threadpool(action, body, request))
+            return AsciiResponse(await run_in_threadpool(action, body, request))
         except RequestRefused as refusal:
             return error_response(str(refusal), refusal.status)
         except ClientDisconnect:
             return error_response("the request was broken off")
-        except ValueError as error:  # UserErrors, and what is wrong with the JSON
+        except UserError as error:
             return error_response(str(error))
 
     return handle

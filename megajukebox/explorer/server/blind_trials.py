@@ -142,6 +142,9 @@ class BlindTrials:
             "time": round(time.time(), 3),
             "voter": trial.voter,
         }
+        for name, value in vote.items():
+            if isinstance(value, str):  # a file name may hold bytes that are not text
+                vote[name] = value.encode("utf-8", "replace").decode()
         append_vote(self.votes, Vote.model_validate(vote))
         return dict(zip("AB", trial.sides))
 

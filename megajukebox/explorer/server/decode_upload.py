@@ -29,8 +29,7 @@ def main() -> None:
     os.umask(0o077)
     try:
         wave_TC, rate = read_bounded(source, float(max_seconds), int(max_values))
-        is_multichannel = wave_TC.shape[1] > 2
-        audio.write_wav(target, audio.downmix(wave_TC) if is_multichannel else wave_TC, rate)
+        audio.write_wav(target, wave_TC, rate)
     except (ValueError, MemoryError) as error:
         print(json.dumps({"error": str(error) or "it takes too much memory"}))
     else:
@@ -38,7 +37,9 @@ def main() -> None:
 
 
 def read_bounded(source: str, max_seconds: float, max_values: int) -> tuple[np.ndarray, int]:
-    """(audio [T, C], its rate in Hz). A header that claims too much is refused before anything is decoded.
+    """(audio [T, C], its rate in Hz); more than two channels become one.
+
+    A header that claims too much is refused before anything is decoded.
 
     Raises:
         ValueError: it cannot be used; the message says why.
@@ -54,10 +55,13 @@ def read_bounded(source: str, max_seconds: float, max_values: int) -> tuple[np.n
             f"too large: {header.seconds:.0f} s x {header.channels} channels x {rate} Hz is over"
             f" {max_values:,} values"
         )
-    wave_TC = audio.read(source, rate, max_seconds=min(max_seconds, allowed_seconds))
-    if not len(wave_TC):
+    limit = min(max_seconds, allowed_seconds)
+    is_multichannel = header.channels > 2
+    read = audio.read_mono if is_multichannel else audio.read
+    wave = read(source, rate, limit)
+    if not len(wave):
         raise ValueError("it holds no sound")
-    return wave_TC, rate
+    return wave[:, None] if is_multichannel else wave, rate
 
 
 if __name__ == "__main__":
