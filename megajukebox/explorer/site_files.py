@@ -45,8 +45,8 @@ class ContainedFile:
         """Its media type; None for what is no audio by its ending."""
         return AUDIO_TYPES.get(self.name.suffix.lower())
 
-    def open(self) -> BinaryIO:
-        """Open it.
+    def reader(self) -> BinaryIO:
+        """The file, open for reading.
 
         Raises:
             OSError: it is gone, goes through a link, or is no regular file.
@@ -56,7 +56,7 @@ class ContainedFile:
     def is_recording(self) -> bool:
         """Whether it can be opened, and is audio by its ending."""
         try:
-            self.open().close()
+            self.reader().close()
         except (OSError, ValueError):  # ValueError: a name that no file can have
             return False
         return self.audio_type is not None
@@ -111,7 +111,7 @@ def copy(source: ContainedFile, target: Path) -> None:
     Raises:
         OSError: `source` is gone, goes through a link, or is no regular file.
     """
-    with source.open() as original:
+    with source.reader() as original:
         facts = os.fstat(original.fileno())
         if up_to_date(target, facts.st_mtime_ns) and target.stat().st_size == facts.st_size:
             return

@@ -297,5 +297,5 @@ def test_the_token_can_be_pasted_into_the_page_that_asks_for_it(shared: Path, ta
         tab.run(
             "document.querySelector('input').value = ' a-token ', document.forms[0].requestSubmit()"
         )
-        tab.wait("location.pathname === '/site/index.html' && document.querySelector('.card')")
+        tab.wait("location.pathname === '/site/index.html' && document.querySelector('nav')")
         assert tab.run("location.search") == ""

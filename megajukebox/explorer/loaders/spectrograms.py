@@ -44,7 +44,7 @@ def write_pictures(audio: ContainedFile, spectrogram_png: Path, peaks_js: Path, 
         ValueError: it is too long, or its header claims what no song has.
         OSError: it is gone, or lies behind a link.
     """
-    with audio.open() as file:
+    with audio.reader() as file:
         modified = os.fstat(file.fileno()).st_mtime_ns
         wave_T, rate = read_mono(file)
     numbers = {"peaks": peaks(wave_T), "db": loudness(wave_T)}

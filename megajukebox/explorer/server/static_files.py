@@ -255,7 +255,7 @@ def file_response(
     if media_type is None:
         raise HTTPException(404)
     try:
-        opened = file.open()
+        opened = file.reader()
     except OSError:
         raise HTTPException(404) from None
     facts = os.fstat(opened.fileno())

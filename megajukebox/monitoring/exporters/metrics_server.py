@@ -2,6 +2,7 @@
 
 import contextlib
 import hmac
+import os
 import socket
 import sys
 import threading
@@ -17,8 +18,10 @@ from prometheus_client.registry import Collector
 
 from megajukebox.common.addresses import is_loopback, names_this_machine
 from megajukebox.common.errors import UserError
+from megajukebox.common.untrusted_files import open_given, read_all
 
 MIN_TOKEN = 16  # characters
+MAX_TOKEN_BYTES = 4096
 HEADER_SECONDS = 10.0  # until the headers of a request are whole
 ANSWER_SECONDS = 30.0  # until an answer is read
 MAX_CONNECTIONS = 32  # each has a thread; Prometheus opens one
@@ -64,8 +67,9 @@ def read_token(path: Path | None) -> str | None:
     if path is None:
         return None
     try:
-        token = path.read_text().strip()
-        mode = path.stat().st_mode
+        file = open_given(path)
+        mode = os.fstat(file.fileno()).st_mode
+        token = read_all(file, MAX_TOKEN_BYTES).decode().strip()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--token-file {path} cannot be read: {error}") from None
     if len(token) < MIN_TOKEN:
