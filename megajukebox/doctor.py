@@ -27,6 +27,7 @@ from megajukebox.common.device import check_precision, choose_device, device_nam
 from megajukebox.common.errors import UserError
 from megajukebox.common.files import write_atomic
 from megajukebox.common.plain_text import plain
+from megajukebox.common.rank_messages import all_gather_json
 from megajukebox.common.world import World, host, world
 from megajukebox.monitoring.doctor import checks, network
 from megajukebox.monitoring.doctor.checks import Finding
@@ -154,15 +155,16 @@ def compare_ranks(
 ) -> list[Finding]:
     """What the ranks, all of which have answered, find when they compare themselves."""
     reports = network.examine(device, host(), checks.versions(), digests)
-    findings_of_ranks: list[list[Finding] | None] = [None] * this.size
-    dist.all_gather_object(findings_of_ranks, own)
+    messages = [{**asdict(finding), "hosts": list(finding.hosts)} for finding in own]
+    findings_of_ranks = all_gather_json(messages)
     all_reduce = network.check_all_reduce(device)
     dist.destroy_process_group()
     of_others: list[Finding] = []
     for report, findings in zip(reports, findings_of_ranks):
         if report.rank == 0:
             continue
-        for finding in findings or []:
+        for message in findings:
+            finding = Finding(**{**message, "hosts": tuple(message["hosts"])})
             if finding.verdict != "good":
                 of_others.append(replace(finding, about=f"{finding.about} ({report.host})"))
     return [*own, *of_others, all_reduce, *network.compare(reports)]

@@ -28,8 +28,12 @@ if [ -n "$DRY_RUN" ] && [ -z "${SLURM_JOB_ID:-}" ]; then   # as if this script h
 fi
 # Since SLURM 22.05 srun does not read SLURM_CPUS_PER_TASK by itself: the readers of data would share one core.
 export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
-# A compiler that is killed leaves a lock in this folder that later starts wait for: so every job has its own.
-export TORCH_EXTENSIONS_DIR=${TMPDIR:-/tmp}/torch_extensions.${SLURM_JOB_ID:-0}
+# A compiler that is killed leaves a lock in this folder that later starts wait for: so every job has its own. What lies
+# there is loaded into every rank: nobody else may make it first. On the other nodes the ranks make it, for themselves alone.
+TORCH_EXTENSIONS_DIR=$(mktemp "-d${DRY_RUN:+u}" "${TMPDIR:-/tmp}/torch_extensions.XXXXXXXXXXXX") || exit 93
+export TORCH_EXTENSIONS_DIR
+# Python imports nothing from the folder that a job is submitted in.
+export PYTHONSAFEPATH=1
 export NCCL_ASYNC_ERROR_HANDLING=1 TORCH_NCCL_ASYNC_ERROR_HANDLING=3
 # The last collectives of every rank are kept, and written when it hangs: docs/RUNBOOK.md. 2000 are several steps of ZeRO-3.
 export TORCH_FR_BUFFER_SIZE=${TORCH_FR_BUFFER_SIZE:-2000} TORCH_NCCL_TRACE_BUFFER_SIZE=${TORCH_NCCL_TRACE_BUFFER_SIZE:-2000}
@@ -99,9 +103,9 @@ train_stage() {
         $(ds_option "$2") $SETTINGS
 }
 
-# Where the tasks of a plain srun meet; supervise chooses another port for each attempt.
+# Where the tasks of a plain srun meet: at a port that nobody can reckon. supervise draws another for each attempt.
 if [ -n "${SLURM_JOB_NODELIST:-}" ]; then
     MASTER_ADDR=$(scontrol show node "$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')
-    MASTER_PORT=$((20000 + SLURM_JOB_ID * 37 % 12000))
+    MASTER_PORT=$((20000 + $(od -An -N4 -tu4 /dev/urandom) % 12000))
     export MASTER_ADDR MASTER_PORT
 fi

@@ -49,7 +49,10 @@ BELOW: dict[str, set[str]] = {
 }
 BELOW["commands"] = set(BELOW)
 # A wrapper of a library lives in one file; the explorer reads the audio of samples by itself, to stay free of the rest.
-ENGINES = ("collectives", "model_init", "zero", "pipeline", "universal_checkpoint", "comm_timing")
+ENGINES = (
+    *("collectives", "model_init", "zero", "pipeline", "universal_checkpoint", "comm_timing"),
+    "convert_checkpoint",
+)
 WRAPPERS = {
     "deepspeed": {f"training/engines/{name}.py" for name in ENGINES},
     "webdataset": {

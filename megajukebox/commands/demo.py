@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from megajukebox.common.child_processes import SAFE_PATH, module_command
 from megajukebox.common.command_line import run_command
 from megajukebox.common.errors import UserError
 from megajukebox.common.files import make_folder, write_atomic
@@ -124,7 +125,7 @@ def stages(out: Path, source: str, preset: str, ranks: int, settings: list[str])
 
 
 def verb(name: str) -> list[str]:
-    return [sys.executable, "-m", "megajukebox", name]
+    return module_command("megajukebox", name)
 
 
 def on_ranks(ranks: int, entry: str) -> list[str]:
@@ -167,6 +168,7 @@ def run_stage(console: Console, stage: DemoStage, seconds_taken: dict[str, float
     console.rule(f"[bold]{stage.name}")
     environment = {
         **os.environ,
+        **SAFE_PATH,
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
         "PYTHONWARNINGS": "ignore::FutureWarning",
     }

@@ -14,21 +14,20 @@ from pathlib import Path
 
 from megajukebox.common.errors import UserError
 from megajukebox.common.redaction import redact
+from megajukebox.common.world import PORTS
 from megajukebox.resilience import slurm, spare_nodes
 from megajukebox.resilience.launch_layout import (
+    PORT_OPTIONS,
     LaunchLayout,
     job_nodes,
     launch_layout,
     option_number,
     parse_training,
 )
-from megajukebox.resilience.supervisor import FIRST_PORT, PORTS, rendezvous
 
 # What ranks find in their environment because of slurm/cluster.sh, the profile or the site.
 VARIABLES = ("CUDA_", "DS_", "MASTER_", "NCCL_", "OMP_", "SRUN_", "TORCH_")
-DEFAULT_PORTS = {"deepspeed": 29500, "torchrun": 29500}  # where the launchers let ranks meet
-PORT_OPTIONS = ("--master_port", "--master-port")
-STARTS_SHOWN = 3  # attempts whose port is printed
+ANY_PORT = f"a random port of {PORTS[0]} to {PORTS[1] - 1}, another at each start"
 
 
 def dry_run(
@@ -120,14 +119,12 @@ def meeting_point(layout: LaunchLayout, command: list[str]) -> str:
     if layout.ranks == 1:
         return ""
     if layout.launcher == "srun":
-        first = [rendezvous(list(layout.nodes), start) for start in range(1, STARTS_SHOWN + 1)]
-        ports = [where["MASTER_PORT"] for where in first if where]
-        if ports:
-            return f"{first[0]['MASTER_ADDR']}, ports {', '.join(ports)} of the first starts"
-        return f"{layout.nodes[0]}, a port of {FIRST_PORT} to {FIRST_PORT + PORTS - 1}, another at each start"
-    if layout.launcher not in DEFAULT_PORTS:
+        return f"{slurm.address(layout.nodes[0])}, {ANY_PORT}"
+    if layout.launcher not in PORT_OPTIONS:
         return ""
-    port = option_number(command, PORT_OPTIONS) or DEFAULT_PORTS[layout.launcher]
+    port = option_number(command, ("--master_port", "--master-port"))
+    if port is None:
+        return f"{layout.nodes[0]}, {ANY_PORT}"
     with socket.socket() as probe:
         if len(layout.nodes) == 1 and probe.connect_ex(("127.0.0.1", port)) == 0:
             raise UserError(f"port {port} is taken on this machine; give another --master_port")

@@ -19,6 +19,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 from typer.core import TyperCommand
 
+from megajukebox.common.build_folders import use_private_build_folders
 from megajukebox.common.errors import EXIT_FATAL, UserError
 from megajukebox.common.logging import LogLevel, rank_prefix, setup_logging
 from megajukebox.common.plain_text import without_controls
@@ -112,6 +113,7 @@ def entry_function(function: Callable[..., None], verb: str) -> Callable[..., No
     def command(*, log_level: LogLevel | None, quiet: bool, **arguments: Any) -> None:
         setup_logging(verb, chosen_level(log_level, quiet))
         try:
+            use_private_build_folders()
             function(**arguments)
         except UserError as error:  # other errors keep their traceback
             message = redact(f"{rank_prefix()}{verb}: {error}")

@@ -21,6 +21,7 @@ SOURCES = (
 # Above them Linux, and above 49152 other systems, choose ports for sockets that name none.
 PORTS = (10_000, 32_768)
 MAX_PORT_TRIES = 1000
+MPI_MESSAGE_BYTES = 512  # for a host's name, of at most 253, and a port
 
 
 class World(NamedTuple):
@@ -85,10 +86,13 @@ def share_address_by_mpi(rank: int) -> None:
     from mpi4py import MPI
 
     alone = os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") == os.environ["OMPI_COMM_WORLD_SIZE"]
-    address = None
+    message = bytearray(MPI_MESSAGE_BYTES)  # MPI's own objects would be pickled
     if rank == 0:
-        address = ("127.0.0.1" if alone else socket.gethostname(), str(free_port()))
-    host_name, port = MPI.COMM_WORLD.bcast(address)
+        name = "127.0.0.1" if alone else socket.gethostname()
+        address = f"{name} {free_port()}".encode()
+        message[: len(address)] = address
+    MPI.COMM_WORLD.Bcast([message, MPI.BYTE])
+    host_name, port = message.rstrip(b"\0").decode().split()
     os.environ["MASTER_ADDR"] = host_name
     os.environ["MASTER_PORT"] = port
     MPI.Finalize()

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from megajukebox.common.child_processes import SAFE_PATH
 from megajukebox.common.errors import UserError
-from megajukebox.common.world import host
+from megajukebox.common.world import free_port, host
 from megajukebox.resilience import slurm
 from megajukebox.resilience.preflight import ENTRIES
 
@@ -17,6 +18,11 @@ PROCESS_OPTIONS = {
     "deepspeed": ("--num_gpus",),
     "torchrun": ("--nproc-per-node", "--nproc_per_node"),
     "mpirun": ("-n", "-np", "--np"),
+}
+# Of each launcher that lets ranks meet at port 29500 unless it is told another.
+PORT_OPTIONS = {
+    "deepspeed": ("--master_port",),
+    "torchrun": ("--master-port", "--master_port", "--rdzv-endpoint", "--rdzv_endpoint"),
 }
 # Options of train and distill that stand alone; all others have a value.
 FLAGS = ("--allow-pipe", "--data-only", "--keep-going", "--chain", "--quiet")
@@ -106,6 +112,28 @@ def option_number(command: list[str], names: tuple[str, ...]) -> int | None:
             raise UserError(f"{name} {text!r} is no number of processes; give one")
         return int(text)
     return None
+
+
+def with_random_port(command: list[str]) -> list[str]:
+    """A launcher's command with a port drawn at random, unless it names one or several machines must agree on it."""
+    launcher = Path(command[0]).name
+    names = PORT_OPTIONS.get(launcher, ())
+    is_told = any(word.partition("=")[0] in (*names, "--standalone") for word in command)
+    by_hand = launcher == "torchrun" and (option_number(command, NODE_OPTIONS[launcher]) or 1) > 1
+    if not names or is_told or by_hand:
+        return command
+    return [command[0], names[0], str(free_port()), *command[1:]]
+
+
+def safe_path(command: list[str]) -> dict[str, str]:
+    """The variable under which Python, and launchers in Python, import nothing from the folder that they stand in.
+
+    Only for a command that starts an entry of ours: another script may need what lies beside it.
+    """
+    starts_entry = any(
+        Path(word).name in (*ENTRIES, "doctor.py", "megajukebox") for word in command
+    )
+    return SAFE_PATH if starts_entry else {}
 
 
 # ---- What is started -----------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from megajukebox.common.errors import EXIT_FATAL
+from megajukebox.common.world import free_port
 from megajukebox.records.events import (
     NEEDS_OPERATOR,
     AlertRaised,
@@ -22,6 +23,7 @@ from megajukebox.resilience import preflight, slurm, spare_nodes
 from megajukebox.resilience.exit_codes import EXIT_FENCED, EXIT_OK, EXIT_RETRY
 from megajukebox.resilience.fencing import FILE
 from megajukebox.resilience.handover import ADDRESS
+from megajukebox.resilience.launch_layout import safe_path, with_random_port
 from megajukebox.resilience.restart_policy import (
     MAX_FRUITLESS_ATTEMPTS,
     AttemptOutcome,
@@ -38,8 +40,6 @@ FORWARDED_SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
 # Before another attempt, so that ports are released and killed processes reaped; less after one that made progress.
 PAUSE_SECONDS = 5.0
 FIRST_PAUSE_SECONDS = 1.0
-FIRST_PORT = 20_000  # below those that Linux chooses itself
-PORTS = 12_000
 
 
 class TrainingProcess:
@@ -48,7 +48,6 @@ class TrainingProcess:
     def __init__(self) -> None:
         self.process: subprocess.Popen | None = None
         self.stop_requested = False
-        self.starts = 0
         for number in FORWARDED_SIGNALS:
             signal.signal(number, self._pass_on)
 
@@ -68,9 +67,9 @@ class TrainingProcess:
         environment: dict[str, str] | None = None,
     ) -> int:
         """Exit status of the command on `nodes`; it is ended after `seconds`."""
-        self.starts += 1
-        env = os.environ | (environment or {}) | rendezvous(nodes, self.starts)
-        self.process = subprocess.Popen(spare_nodes.srun_on(command, nodes), env=env)
+        env = os.environ | (environment or {}) | rendezvous(nodes) | safe_path(command)
+        started = with_random_port(spare_nodes.srun_on(command, nodes))
+        self.process = subprocess.Popen(started, env=env)
         if self.stop_requested:  # while it was being started
             self._pass_on(signal.SIGTERM, None)
         try:
@@ -86,13 +85,15 @@ class TrainingProcess:
             return self.process.wait()
 
 
-def rendezvous(nodes: list[str], start: int) -> dict[str, str]:
-    """Where the ranks meet: another port each time, lest the last one be still taken. Empty outside SLURM."""
-    number = slurm.job()
-    if number is None or not nodes:
+def rendezvous(nodes: list[str]) -> dict[str, str]:
+    """Where the ranks meet: a port drawn at random for each start, lest the last one be still taken, or somebody
+    else reckon it and come first. Empty outside SLURM.
+
+    It is told in the environment of the ranks, which their user alone can read (docs/decisions/0042).
+    """
+    if slurm.job() is None or not nodes:
         return {}
-    port = FIRST_PORT + (int(number) * 37 + start * 101) % PORTS
-    return {"MASTER_ADDR": slurm.address(nodes[0]), "MASTER_PORT": str(port)}
+    return {"MASTER_ADDR": slurm.address(nodes[0]), "MASTER_PORT": str(free_port())}
 
 
 class Supervisor:

@@ -2,18 +2,30 @@
 
 import json
 import os
+import re
 import shutil
+import stat
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import NamedTuple
+from pathlib import Path, PurePath
+from typing import Any, NamedTuple
 
 from megajukebox.common.errors import UserError
-from megajukebox.common.files import sha256_of, sync_folder, write_atomic
+from megajukebox.common.files import sha256_of, sha256_of_open, sync_folder, write_atomic
+from megajukebox.common.untrusted_files import (
+    UnsafeFileError,
+    open_inside,
+    parse_json,
+    read_inside,
+)
 from megajukebox.training.engines.checkpoint_engine import StoredFile
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
+MAX_DOCUMENT_BYTES = 1 << 26  # of a manifest (150 bytes a file, two files a rank) and of a state
+MAX_NAME = 255  # characters of a file's path within a checkpoint: none of ours has more than 60
+# What NFS keeps for a process that still has a removed file open; no reader of a checkpoint looks at it.
+REMOVED_ON_NFS = re.compile(r"\.nfs[0-9a-f]+")
 
 
 class RetentionPolicy(NamedTuple):
@@ -109,7 +121,10 @@ def newest(run: Path) -> tuple[Path | None, list[str]]:
 
 def candidates(run: Path) -> list[Path]:
     """The checkpoints of a run, newest first, valid or not."""
-    return sorted((run / "checkpoints").glob("step-????????"), reverse=True)
+    folders = (run / "checkpoints").glob("step-????????")
+    return sorted(
+        (folder for folder in folders if folder.name[len("step-") :].isdecimal()), reverse=True
+    )
 
 
 def refuse_restart_from_scratch(run: Path, rejected: list[str]) -> None:
@@ -122,32 +137,79 @@ def refuse_restart_from_scratch(run: Path, rejected: list[str]) -> None:
 
 
 def verify(folder: Path, share: tuple[int, int] = (0, 1)) -> str | None:
-    """What is wrong with a checkpoint, None if every file has the size and checksum that its manifest lists.
+    """What is wrong with a checkpoint, None if it holds the files that its manifest lists, with their sizes and
+    checksums, and no others: DeepSpeed's readers take files by the beginnings of their names.
 
     `share` (i, n): of n processes that verify together, the i-th; each reads its n-th part of the files.
     """
     try:
         files = _listed(folder)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         return f"its manifest cannot be read ({error!r})"
     if STATE not in files:
         return f"its manifest does not list {STATE}"
     for name, listed in files.items():
         path = folder / name
-        if not path.is_file() or path.stat().st_size != listed.bytes:
-            return f"{name} is missing or has another size"
+        facts = path.lstat() if path.exists() else None
+        if facts is None or not stat.S_ISREG(facts.st_mode) or facts.st_size != listed.bytes:
+            return f"{name} is missing, no plain file, or has another size"
+    unlisted = _unlisted(folder, files)
+    if unlisted:
+        return f"{unlisted} is not in its manifest: take it out of there"
     own = sorted(files)[share[0] :: share[1]]
     with ThreadPoolExecutor() as pool:
-        for name, digest in zip(own, pool.map(lambda name: sha256_of(folder / name), own)):
+        for name, digest in zip(own, pool.map(lambda name: _sha256_inside(folder, name), own)):
             if digest != files[name].sha256:
                 return f"{name} has another checksum"
     return None
 
 
+def _unlisted(folder: Path, files: Mapping[str, StoredFile]) -> str | None:
+    """The first name below `folder` that no listed file accounts for: of a file, a link or a folder."""
+    expected = {MANIFEST, *files}
+    for name in files:
+        expected |= {str(parent) for parent in PurePath(name).parents}
+    for parent, folders, names in os.walk(folder):
+        for name in sorted([*folders, *names]):
+            path = Path(parent, name)
+            known = str(path.relative_to(folder)) in expected and not path.is_symlink()
+            if not known and not REMOVED_ON_NFS.fullmatch(name):
+                return str(path.relative_to(folder))
+    return None
+
+
+def _sha256_inside(folder: Path, name: str) -> str:
+    """The sha256 of a listed file; empty if it was exchanged for something else than a plain file."""
+    try:
+        with open_inside(folder, name) as file:
+            return sha256_of_open(file)
+    except UnsafeFileError:
+        return ""
+
+
 def _listed(folder: Path) -> dict[str, StoredFile]:
-    """The files that a checkpoint's manifest lists."""
-    listed = json.loads((folder / MANIFEST).read_text(), object_pairs_hook=_each_once)["files"]
-    return {name: StoredFile(facts["bytes"], facts["sha256"]) for name, facts in listed.items()}
+    """The files that a checkpoint's manifest lists.
+
+    Raises:
+        ValueError: it is no manifest. One flipped bit can give a file the name of another: a name that comes twice is
+            refused, for the list would hide that one is missing.
+    """
+    manifest = parse_json(read_inside(folder, MANIFEST, MAX_DOCUMENT_BYTES))
+    listed = manifest.get("files") if isinstance(manifest, dict) else None
+    if not isinstance(listed, dict):
+        raise ValueError("it has no list of files")
+    files = {}
+    for name, facts in listed.items():
+        path = PurePath(name)
+        is_odd = str(path) != name or not name.isascii() or len(name) > MAX_NAME
+        if path.is_absolute() or ".." in path.parts or name == "." or is_odd:
+            raise ValueError(f"{name!r} is no file within the checkpoint")
+        size = facts.get("bytes") if isinstance(facts, dict) else None
+        digest = facts.get("sha256") if isinstance(facts, dict) else None
+        if type(size) is not int or size < 0 or not isinstance(digest, str):
+            raise ValueError(f"{name!r} has no size and checksum")
+        files[name] = StoredFile(size, digest)
+    return files
 
 
 def size_of(folder: Path) -> int:
@@ -155,16 +217,21 @@ def size_of(folder: Path) -> int:
     return sum(file.bytes for file in _listed(folder).values())
 
 
-def _each_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """One flipped bit can give a file the name of another; as a plain dict the list would hide that one is missing."""
-    unique = dict(pairs)
-    if len(unique) < len(pairs):
-        raise ValueError(f"a name comes twice among {list(unique)}")
-    return unique
+def read_state(folder: Path) -> dict[str, Any]:
+    """What the next step depends on beside weights and optimizer.
 
-
-def read_state(folder: Path) -> dict:
-    return json.loads((folder / STATE).read_text())
+    Raises:
+        UserError: the file is not what `commit` writes.
+    """
+    path = folder / STATE
+    try:
+        state = parse_json(read_inside(folder, STATE, MAX_DOCUMENT_BYTES))
+    except (ValueError, UnsafeFileError) as error:
+        raise UserError(f"{path} cannot be read ({error}); choose another checkpoint") from None
+    step = state.get("step") if isinstance(state, dict) else None
+    if type(step) is not int or step < 0 or not isinstance(state.get("stream", {}), dict):
+        raise UserError(f"{path} holds no state of a run; choose another checkpoint")
+    return state
 
 
 def remove_old(newest: Path, keep: RetentionPolicy) -> None:
@@ -172,7 +239,7 @@ def remove_old(newest: Path, keep: RetentionPolicy) -> None:
 
     A later one is left from before a restart: it must not count, or the one just saved could be the one that goes.
     """
-    folders = sorted(newest.parent.glob("step-????????"))
+    folders = reversed(candidates(newest.parent.parent))
     until_newest = [folder for folder in folders if folder.name <= newest.name]
     last_good = None  # from before no step could be taken
     if keep.stuck is not None:

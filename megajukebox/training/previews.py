@@ -5,17 +5,15 @@ Training imports nothing of sampling: the two meet in files, the weights that we
 
 import os
 import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from megajukebox.common.child_processes import child_environment, module_command
 from megajukebox.records.events import PreviewWritten
 from megajukebox.records.run_log import RunLog
 
-# What a launcher tells a rank: a preview is a process of its own.
-RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 END_TIMEOUT_SECONDS = 600  # that the end of a run waits for its last preview
 NICENESS = 10  # training goes first
 LOG_FILE = "preview.log"
@@ -66,17 +64,13 @@ class PreviewSampler:
         self.out = self.run / "samples" / f"step-{step:08d}"
         self.out.mkdir(parents=True, exist_ok=True)
         runs = self.settings.runs or str(self.run.parent)
-        command = [sys.executable, "-m", "megajukebox.cli", "preview", str(self.run)]
+        command = module_command("megajukebox.cli", "preview", str(self.run))
         command += ["--runs", runs, "--out", str(self.out)]
         command += ["--seconds", str(self.settings.seconds)]
-        environment = dict(os.environ)
-        for name in os.environ:
-            if name in RANK_VARIABLES or "SLURM" in name:
-                del environment[name]
         with (self.out / LOG_FILE).open("w") as output:
             self.process = subprocess.Popen(
                 command,
-                env=environment,
+                env=child_environment(),  # without what a launcher tells a rank: it is none
                 stdout=output,
                 stderr=output,
                 preexec_fn=partial(os.nice, NICENESS),

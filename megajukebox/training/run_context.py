@@ -1,6 +1,6 @@
 """A run as one of its processes sees it: its folder, settings, log, and the guards that may end it."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from megajukebox.common.world import World
@@ -32,8 +32,11 @@ class RunContext:
     rewinds: list[Rewind] = field(init=False)  # past a spike, or to a smaller learning rate
 
     def __post_init__(self) -> None:
-        token = FencingToken.acquire(self.folder) if self.rank == 0 else None
-        self.fencing_token = collectives.broadcast_from_rank_0(token)
+        acquired = None
+        if self.rank == 0:
+            token = FencingToken.acquire(self.folder)
+            acquired = [token.number, token.token]
+        self.fencing_token = FencingToken(self.folder, *collectives.broadcast_from_rank_0(acquired))
         self.end.rank = self.rank
         self.end.generation = self.fencing_token.number
         self.signals = SignalHandler(self.folder, self.rank, self.fencing_token)
@@ -49,8 +52,9 @@ class RunContext:
             flight_record=collectives.flight_record,
         )
         self.watchdog.start()
-        rewinds = read_rewinds(self.folder) if self.rank == 0 else None
-        self.rewinds = collectives.broadcast_from_rank_0(rewinds)
+        rewinds = list(map(asdict, read_rewinds(self.folder))) if self.rank == 0 else None
+        shared = collectives.broadcast_from_rank_0(rewinds)
+        self.rewinds = [Rewind(**rewind) for rewind in shared]
 
     @property
     def rank(self) -> int:

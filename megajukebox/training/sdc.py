@@ -70,10 +70,11 @@ def check_recomputed_loss(
     every = run.settings.checks.recompute_check_every
     with run.watchdog.phase("eval"):
         source = step // every % readers
-        shared = collectives.broadcast(source, micro_batch if run.rank == source else None)
+        shared = collectives.broadcast_batch(source, micro_batch if run.rank == source else None)
         own = recompute(run, engine, shared, step)
     # Ranks of one pipeline are `readers` apart, and its last stage alone sees a loss.
-    results = list(filter(None, collectives.all_gather(own)))
+    gathered = collectives.all_gather(None if own is None else list(own))
+    results = [RecomputedLoss(*loss) for loss in gathered if loss is not None]
     mismatched = mismatched_losses(results)
     losses = [[result.first.hex(), result.again.hex()] for result in results]
     if nondeterministic(results, mismatched):

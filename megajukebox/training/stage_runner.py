@@ -119,7 +119,7 @@ def check_ranks_agree(task: Task, ds_config: dict) -> None:
         "data": task.stream_state(0),
     }
     own = {name: str(value) for name, value in parts.items()}
-    reports: list[tuple[str, dict[str, str]]] = collectives.all_gather((host(), own))
+    reports: list[tuple[str, dict[str, str]]] = collectives.all_gather([host(), own])
     _, wanted = reports[0]
     differing = [rank for rank, (_, report) in enumerate(reports) if report != wanted]
     if not differing:

@@ -4,15 +4,14 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from megajukebox.common.child_processes import child_environment, module_command
 from megajukebox.common.files import create_new, make_private_folder
 from megajukebox.common.untrusted_files import open_inside
-from megajukebox.explorer.server.uploads import child_environment
 
 TERMINATE_SECONDS = 5.0  # between asking a process to end and killing it
 LOG_TAIL_BYTES = 2000  # of a dead process, to look for its last line
@@ -22,7 +21,7 @@ ProcessCommand = Callable[[Path, list[str]], list[str]]  # runs, samplers -> the
 
 def sampler_command(runs: Path, samplers: list[str]) -> list[str]:
     """The command that starts sampling/worker.py."""
-    return [sys.executable, "-m", "megajukebox.sampling.worker", str(runs), *samplers]
+    return module_command("megajukebox.sampling.worker", str(runs), *samplers)
 
 
 class SamplerDied(Exception):

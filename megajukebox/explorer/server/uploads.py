@@ -5,7 +5,6 @@ import json
 import os
 import secrets
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,9 +14,9 @@ from tempfile import TemporaryDirectory
 from threading import BoundedSemaphore
 from typing import BinaryIO
 
+from megajukebox.common.child_processes import child_environment, module_command
 from megajukebox.common.errors import UserError
 from megajukebox.common.files import create_new, make_private_folder
-from megajukebox.common.redaction import is_secret, redact
 
 MAX_BYTES = 64 << 20
 MAX_SECONDS = 180.0
@@ -120,7 +119,7 @@ def decode_in_process(source: Path, target: Path) -> dict:
     """The answer of decode_upload.py: whatever a hostile file does to the decoder, it does it in another process."""
     limits = [str(MAX_SECONDS), str(MAX_VALUES), str(MAX_MEMORY), str(TIMEOUT_SECONDS)]
     module = "megajukebox.explorer.server.decode_upload"
-    command = [sys.executable, "-m", module, str(source), str(target), *limits]
+    command = module_command(module, str(source.absolute()), str(target.absolute()), *limits)
     with TemporaryDirectory() as empty_folder:
         try:
             done = subprocess.run(
@@ -143,22 +142,3 @@ def decoder_environment() -> dict[str, str]:
     """Of a process that reads what a stranger sent: nothing of ours but where programs and libraries are."""
     inherited = child_environment()
     return {name: inherited[name] for name in DECODER_VARIABLES if name in inherited}
-
-
-def child_environment() -> dict[str, str]:
-    """Of a process that the server starts: one thread, this very package, and none of our secrets.
-
-    PYTHONSAFEPATH (Python 3.11 and later) keeps the folder it is started in out of its imports.
-    """
-    package = str(Path(__file__).parents[3])
-    search_path = [package, os.environ.get("PYTHONPATH", "")]
-    kept = {}
-    for name, value in os.environ.items():
-        if not is_secret(name) and redact(value) == value:
-            kept[name] = value
-    return {
-        **kept,
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
-        "PYTHONPATH": os.pathsep.join(filter(None, search_path)),
-        "PYTHONSAFEPATH": "1",
-    }

@@ -8,11 +8,11 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from statistics import median
-from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from megajukebox.common.rank_messages import all_gather_json
 from megajukebox.monitoring.alerts import format_bytes
 from megajukebox.monitoring.doctor.checks import Finding
 
@@ -115,9 +115,7 @@ def examine(
     checksum = compute(device)
     seconds = time.perf_counter() - started
     own = RankReport(dist.get_rank(), host, clock, seconds, versions, digests, checksum, kind)
-    reports: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(reports, asdict(own))
-    return [RankReport(**report) for report in reports]
+    return [RankReport(**report) for report in all_gather_json(asdict(own))]
 
 
 def compute(device: torch.device) -> float:

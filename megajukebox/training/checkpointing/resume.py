@@ -32,9 +32,15 @@ def resume(run: RunContext, task: Task, engine: ZeroEngine) -> int:
             run.log.event(RunStarted(step=0, **start_facts(run)))
             return 0
         state = checkpoint.read_state(folder)
-        task.identity().check(state["stream"])
+        task.identity().check(state.get("stream", {}))
         engine.load(folder, run.watchdog.keep_alive)
-        engine.restore_step_state(state)
+        try:
+            engine.restore_step_state(state)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(
+                f"{folder / checkpoint.STATE} holds no state of a run ({error!r});"
+                " choose another checkpoint"
+            ) from error
         run.log.forget_after(state["step"])
         resumed = RunResumed(step=state["step"], checkpoint=folder.name, **start_facts(run))
         run.log.event(resumed)
@@ -48,7 +54,9 @@ def newest_valid(run: RunContext) -> Path | None:
         UserError: there are checkpoints, and none is valid.
     """
     rejected: list[str] = []
-    for folder in collectives.broadcast_from_rank_0(checkpoint.candidates(run.folder)):
+    steps = list(map(checkpoint.step_of, checkpoint.candidates(run.folder)))
+    for step in collectives.broadcast_from_rank_0(steps):
+        folder = checkpoint.folder_of(run.folder, step)
         flaws: list[str | None] = collectives.all_gather(
             checkpoint.verify(folder, (run.rank, run.ranks))
         )

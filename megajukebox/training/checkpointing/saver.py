@@ -118,8 +118,10 @@ class CheckpointSaver:
         """Once all parts are written and good, rank 0 makes them the newest checkpoint. Returns why not, if so."""
         failure = first_failure(self.engine.storage.finish())
         stored: dict[str, checkpoint.StoredFile] = {}
-        for files in collectives.all_gather(self.engine.storage.stored):
-            stored |= files
+        own = {path: list(file) for path, file in self.engine.storage.stored.items()}
+        for files in collectives.all_gather(own):
+            for path, file in files.items():
+                stored[path] = checkpoint.StoredFile(*file)
         if not failure:
             if self.run.rank == 0:
                 settings = self.run.settings.checkpointing

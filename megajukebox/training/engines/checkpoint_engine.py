@@ -22,6 +22,7 @@ from typing import IO, Any, NamedTuple, cast
 import torch
 
 from megajukebox.common.files import HashingFile
+from megajukebox.training.engines.restricted_loading import restricted_loading
 
 LONGEST_MESSAGE = 200  # characters of an error that an event keeps
 
@@ -93,7 +94,7 @@ class CheckpointStorage:
             self.failure = why(error, Path(path))
 
     def load(self, path: str, map_location: Any = None) -> Any:
-        with torch.serialization.safe_globals(self.allowed):
+        with restricted_loading(self.allowed):
             return torch.load(path, map_location=map_location, weights_only=True)
 
     def makedirs(self, path: str, exist_ok: bool = False) -> None:

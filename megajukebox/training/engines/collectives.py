@@ -6,19 +6,25 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import deepspeed
 import psutil
+import safetensors.torch
 import torch
 import torch.distributed as dist
 
 from megajukebox.common.device import accelerator, choose_device
+from megajukebox.common.rank_messages import (
+    all_gather_json,
+    broadcast_bytes,
+    broadcast_json,
+    refuse_pickled_code,
+)
 from megajukebox.common.world import World, world
 from megajukebox.training.engines.deepspeed_private import MIN_LOSS_SCALE_MESSAGE
 from megajukebox.training.engines.ds_config import read_ds_config as read_ds_config
 
-T = TypeVar("T")
 TIMEOUT_MINUTES = "60"
 OVERFLOW_AT_MIN_SCALE = "gradients overflow at the lowest fp16 loss scale"
 
@@ -54,6 +60,7 @@ def raising_at_min_loss_scale(engine: Any) -> Iterator[None]:
 def start() -> World:
     """Join the other processes (gloo on CPUs, NCCL on GPUs) and return who this one is."""
     here = world()
+    refuse_pickled_code()
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # Its shared-memory all-reduce compiles for minutes and leaves 66 MB in /dev/shm for every
     # process; gloo serves.
@@ -79,18 +86,37 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
-def broadcast_from_rank_0(value: T | None) -> T:
-    """`value` of rank 0, on every rank; the others may give None."""
-    return broadcast(0, value)
-
-
-def broadcast(rank: int, value: T | None) -> T:
-    """`value` of `rank`, on every rank; the others may give None."""
-    box = [value]
-    dist.broadcast_object_list(box, rank)
-    received = box[0]
+def broadcast_from_rank_0(value: Any) -> Any:
+    """`value` of rank 0, plain as JSON has it, on every rank; the others may give None."""
+    received = broadcast_json(0, value)
     assert received is not None
     return received
+
+
+def broadcast_batch(rank: int, batch: dict | None) -> dict:
+    """The tensors of `batch` of `rank`, by name and within dicts by name, on every rank; the others may give None."""
+    data = safetensors.torch.save(_flat(batch)) if batch is not None else b""
+    received: dict[str, Any] = {}
+    for path, tensor in safetensors.torch.load(broadcast_bytes(rank, data)).items():
+        inner = received
+        *folders, name = path.split("/")
+        for folder in folders:
+            inner = inner.setdefault(folder, {})
+        inner[name] = tensor
+    return received
+
+
+def _flat(batch: dict) -> dict[str, torch.Tensor]:
+    """The tensors of a batch by their paths in it: `codes`, `conditions/artist`."""
+    tensors = {}
+    for name, value in batch.items():
+        if isinstance(value, dict):
+            for path, tensor in _flat(value).items():
+                tensors[f"{name}/{path}"] = tensor
+        else:
+            # Copied, for tensors of one piece of memory cannot be written apart.
+            tensors[name] = value.clone(memory_format=torch.contiguous_format)
+    return tensors
 
 
 def seed(number: int) -> None:
@@ -102,11 +128,9 @@ def barrier() -> None:
     dist.barrier()
 
 
-def all_gather(value: T) -> list[T]:
-    """`value` of every rank, by rank, on every rank."""
-    values: list = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values
+def all_gather(value: Any) -> list[Any]:
+    """`value` of every rank, plain as JSON has it, by rank, on every rank."""
+    return all_gather_json(value)
 
 
 def all_reduce_max(*numbers: int) -> list[int]:

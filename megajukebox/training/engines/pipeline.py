@@ -167,15 +167,15 @@ class PipelineEngine(ZeroEngine):
 
     def weights(self) -> dict[str, PendingTensor]:
         """As `ZeroEngine.weights`; each tensor comes from the stage that holds it."""
-        mine: dict[str, tuple[int, ...]] = {}
+        mine: dict[str, list[int]] = {}
         for name, tensor in self.layers.named_in_prior():
-            mine[name] = tuple(tensor.shape)
+            mine[name] = list(tensor.shape)
         pending: dict[str, PendingTensor] = {}
         for rank, of_rank in enumerate(collectives.all_gather(mine)):
             for name, shape in of_rank.items():
                 if name not in pending:  # else a rank before holds it
-                    fetch = partial(self._from_owner, name, shape, rank)
-                    pending[name] = PendingTensor(torch.float32, shape, fetch)
+                    fetch = partial(self._from_owner, name, tuple(shape), rank)
+                    pending[name] = PendingTensor(torch.float32, tuple(shape), fetch)
         return pending
 
     def _from_owner(self, name: str, shape: tuple[int, ...], rank: int) -> Tensor:

@@ -6,11 +6,9 @@ import argparse
 import contextlib
 import io
 import os
-import pickle
 import re
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -26,10 +24,16 @@ from deepspeed.utils.tensor_fragment import fragment_address
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 from torch import Tensor
 
-from megajukebox.common.errors import UserError
+from megajukebox.common.child_processes import child_environment, module_command
 from megajukebox.common.files import write_atomic
 from megajukebox.models.pipeline_layers import name_in_prior
 from megajukebox.training.engines import ema
+from megajukebox.training.engines.restricted_loading import (
+    as_user_error,
+    check_saved_files,
+    load_restricted,
+    restricted_loading,
+)
 
 # What the files of a checkpoint may name beside tensors and plain values: nothing in them is run
 # when they are read.
@@ -118,21 +122,12 @@ def _wait_for(complete: Path, heartbeat: Path, progressed: Callable[[], None]) -
 
 
 def vet(saved: Path) -> None:
-    """Refuse a file that names more than ALLOWED; only what it names is read, and nothing is run.
-
-    DeepSpeed's own readers, for other numbers of processes and for weights alone, would run it.
+    """Refuse what is no file of ours, or names more than ALLOWED; nothing in it is run.
 
     Raises:
         UserError: names the file.
     """
-    with torch.serialization.safe_globals(ALLOWED):
-        for path in sorted(saved.rglob("*.pt")):
-            try:
-                torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            except (pickle.UnpicklingError, RuntimeError) as error:
-                raise UserError(
-                    f"{path} holds more than tensors and plain values; nothing in it was run"
-                ) from error
+    check_saved_files(saved, ALLOWED)
 
 
 def _convert(saved: Path, universal: Path, progressed: Callable[[], None]) -> None:
@@ -147,13 +142,19 @@ def _convert(saved: Path, universal: Path, progressed: Callable[[], None]) -> No
             strict=True,
             inject_missing_state=True,
         )
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        silence = io.StringIO()
+        with (
+            contextlib.redirect_stdout(silence),
+            contextlib.redirect_stderr(silence),
+            restricted_loading(ALLOWED),
+        ):
             ds_to_universal.main(arguments)
         return
     # In a process of its own: its workers are forks, which must not inherit a GPU.
     workers = str(max(1, (os.cpu_count() or 2) // 2))
-    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
-    command += ["--inject_missing_state"]
+    command = module_command(
+        "megajukebox.training.engines.convert_checkpoint", "--inject_missing_state"
+    )
     for name, value in folders.items():
         command += [f"--{name}", value]
     command += ["--num_extract_workers", workers, "--num_merge_workers", workers]
@@ -168,7 +169,7 @@ def follow(
 
     Raises CalledProcessError if it fails.
     """
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=child_environment()) as process:
         before = 0
         while process.poll() is None:
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -223,7 +224,7 @@ def _with_average(path: Path, swapped: Path) -> bool:
     """Write an optimizer's file with the average in the place of the first moment. False if it
     keeps none.
     """
-    content = torch.load(path, map_location="cpu", weights_only=False)
+    content = load_restricted(path, ALLOWED)
     inner = content["optimizer_state_dict"]
     states = (inner.get("optimizer_state_dict") or inner["base_optimizer_state"])["state"]
     for state in states.values() if isinstance(states, dict) else states:
@@ -253,10 +254,12 @@ def weights_of(saved: Path) -> dict[str, Tensor]:
         weights: dict[str, Tensor] = {}
         for path in sorted(saved.glob("layer_*-model_states.pt")):
             number = int(path.name.split("-")[0].split("_")[1])
-            layer = torch.load(path, map_location="cpu", weights_only=True)
-            weights |= {name_in_prior(number, name): tensor for name, tensor in layer.items()}
+            layer = load_restricted(path, ALLOWED)
+            with as_user_error(path):
+                weights |= {name_in_prior(number, name): tensor for name, tensor in layer.items()}
         return weights
-    if layout_of(saved):
-        return get_fp32_state_dict_from_zero_checkpoint(str(saved.parent), saved.name)
-    file = min(saved.glob("*_model_states.pt"))
-    return torch.load(file, map_location="cpu", weights_only=False)["module"]
+    with restricted_loading(ALLOWED), as_user_error(saved):
+        if layout_of(saved):
+            return get_fp32_state_dict_from_zero_checkpoint(str(saved.parent), saved.name)
+        file = min(saved.glob("*_model_states.pt"))
+        return load_restricted(file, ALLOWED)["module"]

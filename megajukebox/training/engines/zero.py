@@ -34,6 +34,7 @@ from megajukebox.training.engines.comm_timing import Communication
 from megajukebox.training.engines.loss_scaler import AutocastLossScaler
 from megajukebox.training.engines.master_weights import MasterWeights
 from megajukebox.training.engines.model_init import fill, recompute_activations, zero_stage
+from megajukebox.training.engines.restricted_loading import restricted_loading
 from megajukebox.training.engines.tensor_hash import hashed
 from megajukebox.training.engines.universal_checkpoint import ALLOWED, SavedLayout
 from megajukebox.training.spike_detection import SkipReason, SpikeDetector, SpikeSettings
@@ -420,7 +421,8 @@ class ZeroEngine:
         then.
         """
         ema.forget(self.engine.basic_optimizer)
-        path, _ = self.engine.load_checkpoint(str(folder), tag=TAG)
+        with restricted_loading(ALLOWED):
+            path, _ = self.engine.load_checkpoint(str(folder), tag=TAG)
         if path is None:
             raise RuntimeError(f"DeepSpeed loaded nothing from {folder}")
         if not self.ema_decay:
@@ -440,7 +442,7 @@ class ZeroEngine:
             path = universal_checkpoint.average_of(universal, name)
             if not parameter.requires_grad or not path.exists():
                 continue
-            stored = torch.load(path, map_location=self.device, weights_only=True)
+            stored = self.storage.load(str(path), map_location=self.device)
             average = stored["param"] if isinstance(stored, dict) else stored
             if self.stage < 3:
                 safe_set_full_optimizer_state(parameter, average, ema.KEY)
