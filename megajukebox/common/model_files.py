@@ -5,6 +5,7 @@
 weights) is stored once, under the first of them.
 """
 
+import errno
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +20,12 @@ from torch import Tensor, nn
 
 from megajukebox.common.errors import UserError
 from megajukebox.common.files import atomic_open, sha256_of, write_atomic
-from megajukebox.common.untrusted_files import parse_json, read_inside
+from megajukebox.common.untrusted_files import (
+    UnsafeFileError,
+    open_given,
+    parse_json,
+    read_inside,
+)
 
 DTYPES = {
     torch.float64: "F64",
@@ -36,6 +42,9 @@ DTYPES = {
 WEIGHTS = "model.safetensors"
 FACTS = "model.json"
 MAX_NAMES = 5  # of tensors in an error message
+MAX_HEADER_BYTES = (
+    16 << 20
+)  # of a safetensors file: 100 bytes a tensor; the library alone would take 100 MB
 
 
 @dataclass(frozen=True)
@@ -149,8 +158,9 @@ class StoredTensors(Mapping[str, Tensor]):
     def __init__(self, path: Path, device: str = "cpu"):
         self.path = path
         try:
+            check_header_size(path)
             self._file = safe_open(path, framework="pt", device=device)
-        except SafetensorError as error:
+        except (SafetensorError, UnsafeFileError) as error:
             raise UserError(
                 f"{path} is damaged or not a safetensors file ({error}); make it again"
             ) from error
@@ -174,8 +184,18 @@ class StoredTensors(Mapping[str, Tensor]):
     def pending(self, name: str) -> PendingTensor:
         """A tensor to write elsewhere, read only in its turn."""
         stored = self._file.get_slice(name).get_dtype()
-        dtype = next(dtype for dtype, called in DTYPES.items() if called == stored)
+        dtype = next((dtype for dtype, called in DTYPES.items() if called == stored), None)
+        if dtype is None:
+            raise UserError(f"{self.path}: {name} is of type {stored}, which is none of a model")
         return PendingTensor(dtype, self.shape(name), lambda: self[name])
+
+
+def check_header_size(path: Path) -> None:
+    """Raise UnsafeFileError unless `path` is a regular file that says of itself a head of a likely size."""
+    with open_given(path) as file:
+        size = int.from_bytes(file.read(8), "little")
+    if size > MAX_HEADER_BYTES:
+        raise UnsafeFileError(errno.EFBIG, f"says that its head has {size:,} bytes", str(path))
 
 
 def read_facts(folder: Path | str) -> dict[str, Any]:

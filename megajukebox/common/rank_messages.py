@@ -84,10 +84,7 @@ def broadcast_bytes(rank: int, data: bytes) -> bytes:
     count = _checked_size(size)
     if not count:
         return b""
-    if is_sender:
-        message = _as_tensor(data)
-    else:
-        message = torch.empty(count, dtype=torch.uint8, device=_device())
+    message = _as_tensor(data if is_sender else bytes(count))
     dist.broadcast(message, rank)
     return data if is_sender else message.cpu().numpy().tobytes()
 

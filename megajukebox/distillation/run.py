@@ -1,6 +1,5 @@
 """A distillation run: the teacher samples windows, then a student learns each order of a curriculum from them."""
 
-import json
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -11,6 +10,7 @@ from megajukebox.common.errors import UserError
 from megajukebox.common.files import make_folder, write_atomic
 from megajukebox.common.model_files import WEIGHTS, StoredTensors, read_facts
 from megajukebox.common.provenance import made_by
+from megajukebox.common.untrusted_files import parse_json, read_inside
 from megajukebox.common.world import World
 from megajukebox.data.shards.build_index import write_index
 from megajukebox.data.shards.shard_set import ShardSet
@@ -42,6 +42,7 @@ from megajukebox.training.settings import TrainingSettings
 from megajukebox.training.stage_runner import StageRun, run_task
 from megajukebox.training.tasks import ReaderShare, Task
 
+MAX_INDEX_BYTES = 1 << 28  # of index.json
 EVALUATED_WINDOWS = 128  # held-out windows of the teacher, and as many of songs, of all ranks
 EVALUATION_BATCH = 32
 FIRST_SEED = 2**40  # of the students' samples: beyond the seeds of windows that the teacher samples
@@ -152,7 +153,7 @@ class DistillationRun:
         }
         index = folder / "index.json"
         if index.is_file():
-            before = json.loads(index.read_bytes()).get("origin", {})
+            before = parse_json(read_inside(folder, index.name, MAX_INDEX_BYTES)).get("origin", {})
             if current_settings(before) == origin:
                 return before
         return origin

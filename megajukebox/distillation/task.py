@@ -10,6 +10,7 @@ from megajukebox.common.errors import UserError
 from megajukebox.common.levels import PRIOR_FOLDERS
 from megajukebox.common.model_files import load_into, read_facts
 from megajukebox.common.provenance import made_by
+from megajukebox.common.untrusted_files import read_inside
 from megajukebox.conditioning.schema import ConditionResources, conditions_of
 from megajukebox.conditioning.tokenizers import LYRICS_MODEL, run_tokenizer
 from megajukebox.conditioning.vocabulary import VOCABULARIES, read_vocabularies
@@ -98,7 +99,7 @@ def student_task(
     for name in TEACHER_FILES:
         path = teacher.folder / name
         if path.is_file():
-            files[name] = path.read_bytes()
+            files[name] = read_inside(teacher.folder, name)
     return Task(
         kind="student",
         config=config,

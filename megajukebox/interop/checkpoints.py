@@ -12,6 +12,7 @@ from torch import Tensor
 
 from megajukebox.common.errors import UserError
 from megajukebox.common.model_files import StoredTensors
+from megajukebox.common.untrusted_files import open_given
 from megajukebox.interop.hugging_face import from_hugging_face, last_convolutions
 
 HUGGING_FACE = re.compile(r"(vqvae|priors\.(\d+))\.(.+)")
@@ -158,7 +159,7 @@ def read_file(path: Path) -> Any:
 
 
 def _is_zip(path: Path) -> bool:
-    with open(path, "rb") as file:
+    with open_given(path) as file:
         return file.read(2) == b"PK"
 
 

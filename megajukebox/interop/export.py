@@ -20,6 +20,7 @@ from megajukebox.common.model_files import (
     read_facts,
     write_safetensors,
 )
+from megajukebox.common.untrusted_files import open_inside
 from megajukebox.conditioning.tokenizers import LYRICS_MODEL
 from megajukebox.interop.hugging_face import to_hugging_face
 from megajukebox.interop.reference_config import reference_hps
@@ -144,7 +145,7 @@ def export_plain(path: Path, to: Path) -> list[Path]:
         for name in PLAIN:
             source = run.folder / name
             if source.is_file():
-                with open(source, "rb") as file, atomic_open(folder / name) as out:
+                with open_inside(run.folder, name) as file, atomic_open(folder / name) as out:
                     shutil.copyfileobj(file, out, COPY_BLOCK_BYTES)
                 copies.append(folder / name)
     return copies

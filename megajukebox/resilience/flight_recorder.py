@@ -19,10 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from megajukebox.common.untrusted_files import read_inside
 from megajukebox.records.jsonl_tail import read_object
 from megajukebox.resilience.fencing import FILE
 
 NCCL_PREFIX = "nccl-rank-"  # of the files that torch writes itself
+MAX_DUMP_BYTES = 64 << 20  # 2,000 collectives take 2 MB
 WORLD = "default_pg"  # torch's description of the group of all ranks
 COALESCED = "coalesced"  # several calls in one launch; ranks may name them differently
 
@@ -140,7 +142,9 @@ def read_dumps(run: Path, generation: int) -> list[RankDump]:
         if nccl and path.stat().st_mtime < began:
             continue
         with suppress(OSError, ValueError):
-            dumps[int(matched[1])] = parse_dump(path.read_bytes(), int(matched[1]))
+            dumps[int(matched[1])] = parse_dump(
+                read_inside(path.parent, path.name, MAX_DUMP_BYTES), int(matched[1])
+            )
     return [dumps[rank] for rank in sorted(dumps)]
 
 

@@ -24,6 +24,7 @@ PORT_OPTIONS = {
     "deepspeed": ("--master_port",),
     "torchrun": ("--master-port", "--master_port", "--rdzv-endpoint", "--rdzv_endpoint"),
 }
+OUR_ENTRIES = (*ENTRIES, "doctor.py", "handover.py", "megajukebox")
 # Options of train and distill that stand alone; all others have a value.
 FLAGS = ("--allow-pipe", "--data-only", "--keep-going", "--chain", "--quiet")
 
@@ -130,9 +131,7 @@ def safe_path(command: list[str]) -> dict[str, str]:
 
     Only for a command that starts an entry of ours: another script may need what lies beside it.
     """
-    starts_entry = any(
-        Path(word).name in (*ENTRIES, "doctor.py", "megajukebox") for word in command
-    )
+    starts_entry = any(Path(word).name in OUR_ENTRIES for word in command)
     return SAFE_PATH if starts_entry else {}
 
 

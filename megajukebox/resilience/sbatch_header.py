@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from megajukebox.common.errors import EXIT_FATAL, UserError
+from megajukebox.common.untrusted_files import read_given
 
 MARK = "#SBATCH"
 
@@ -20,7 +21,7 @@ def sbatch_words(script: Path) -> list[str]:
     """The options in the head of a script: SLURM, too, reads no further than the first command."""
     words: list[str] = []
     try:
-        lines = script.read_text().splitlines()
+        lines = read_given(script).decode(errors="replace").splitlines()
     except OSError as error:
         raise UserError(f"{script}: {error.strerror}") from None
     for line in lines:

@@ -24,6 +24,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
+from megajukebox.common.child_processes import module_command
+from megajukebox.common.files import make_private_folder
 from megajukebox.resilience.handover import (
     ENTRIES,
     REPLY_SECONDS,
@@ -77,7 +79,7 @@ class StandbyServer:
 
     def serve(self) -> None:
         """Answer until the supervisor is gone or asks to leave, and the last rank has ended."""
-        Path(self.address).mkdir(mode=0o700, exist_ok=True)
+        make_private_folder(Path(self.address))
         self._notice_signals()
         self._listen("control")
         stamp = os.environ.pop(WARM, None)
@@ -139,7 +141,7 @@ class StandbyServer:
     def _begin_anew(self, environment: dict[str, str], stamp: str) -> NoReturn:
         """This process again, in another environment: libraries read some variables when they are loaded."""
         socket_path(self.address, "start").unlink(missing_ok=True)
-        command = [sys.executable, "-m", "megajukebox.resilience.standby", self.address]
+        command = module_command("megajukebox.resilience.standby", self.address)
         os.execve(sys.executable, command, environment | WITHOUT_CUDA | {WARM: stamp})
 
     def _warm_up(self, stamp: str) -> None:

@@ -8,6 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from megajukebox.common.child_processes import module_command
 from megajukebox.resilience import handover
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ class StandbyLauncher:
             log.warning(
                 "the standby ended with status %s; it is started again", self.process.returncode
             )
-        command = [sys.executable, "-m", "megajukebox.resilience.standby", self.address]
+        command = module_command("megajukebox.resilience.standby", self.address)
         environment = {name: value for name, value in os.environ.items() if name != SRUN_CPUS}
         if self.nodes:
             command = [*SRUN, f"--nodes={len(self.nodes)}", f"--ntasks={len(self.nodes)}", *command]

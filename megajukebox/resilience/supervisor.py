@@ -89,7 +89,7 @@ def rendezvous(nodes: list[str]) -> dict[str, str]:
     """Where the ranks meet: a port drawn at random for each start, lest the last one be still taken, or somebody
     else reckon it and come first. Empty outside SLURM.
 
-    It is told in the environment of the ranks, which their user alone can read (docs/decisions/0042).
+    It is told in the environment of the ranks, which their user alone can read (docs/decisions/0043).
     """
     if slurm.job() is None or not nodes:
         return {}

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import psutil
 
-from megajukebox.common.files import write_atomic
+from megajukebox.common.files import create_new, open_append, write_atomic
 from megajukebox.common.world import host
 from megajukebox.records.events import CollectiveStuck, HangDetected
 from megajukebox.records.heartbeat import Heartbeat, heartbeat_path, read_heartbeats
@@ -126,7 +126,7 @@ class Watchdog:
         folder = self.log.run / "hangs"
         folder.mkdir(parents=True, exist_ok=True)
         name = f"generation-{self.generation.number:04d}-rank-{self.rank:05d}.txt"
-        self._stacks = (folder / name).open("a")
+        self._stacks = open_append(folder / name)
         faulthandler.register(signal.SIGUSR2, file=self._stacks, all_threads=True)
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
@@ -166,7 +166,8 @@ class Watchdog:
         partial = path.with_suffix(".partial")  # without fsync: another comes in seconds
         with suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_text(json.dumps(to_record(beat)))
+            with create_new(partial) as file:
+                file.write(json.dumps(to_record(beat)).encode())
             os.replace(partial, path)
 
     def timeout(self) -> float:

@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError, model_validator
 from megajukebox.common.errors import UserError
 from megajukebox.common.levels import RUN_FOLDERS, STUDENT_FOLDERS
 from megajukebox.common.old_settings import describe_renamed, present_path, upgrade_settings
+from megajukebox.common.untrusted_files import read_given
 from megajukebox.common.validation_errors import mistakes, shortened
 from megajukebox.data.shards.shard_set import COUNTED
 from megajukebox.models.conditioners import LabelConfig, LyricsConfig
@@ -211,7 +212,7 @@ def load_preset(name: str, overrides: list[str] | None = None) -> Preset:
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml")))
         raise UserError(f"preset {name!r} is neither a file nor one of {known}")
-    settings = _read_yaml(path.read_text(), path.name)
+    settings = _read_yaml(read_given(path).decode(), path.name)
     if not isinstance(settings, dict):
         raise UserError(
             f"{path.name} holds {shortened(settings)}, not the settings of a preset;"

@@ -5,12 +5,15 @@ Training imports nothing of sampling: the two meet in files, the weights that we
 
 import os
 import subprocess
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from megajukebox.common.child_processes import child_environment, module_command
+from megajukebox.common.files import create_new
+from megajukebox.common.untrusted_files import read_inside
 from megajukebox.records.events import PreviewWritten
 from megajukebox.records.run_log import RunLog
 
@@ -67,7 +70,7 @@ class PreviewSampler:
         command = module_command("megajukebox.cli", "preview", str(self.run))
         command += ["--runs", runs, "--out", str(self.out)]
         command += ["--seconds", str(self.settings.seconds)]
-        with (self.out / LOG_FILE).open("w") as output:
+        with create_new(self.out / LOG_FILE) as output:
             self.process = subprocess.Popen(
                 command,
                 env=child_environment(),  # without what a launcher tells a rank: it is none
@@ -91,7 +94,11 @@ class PreviewSampler:
         if self.process is None:
             return
         if self.process.returncode:
-            lines = (self.out / LOG_FILE).read_text().strip().splitlines()
+            lines = []
+            with suppress(OSError):
+                lines = (
+                    read_inside(self.out, LOG_FILE).decode(errors="replace").strip().splitlines()
+                )
             reason = f"failed: {lines[-1] if lines else self.process.returncode}"
             self.log.event(PreviewWritten(step=self.step, reason=reason))
         else:

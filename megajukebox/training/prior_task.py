@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 from megajukebox.common.errors import UserError
 from megajukebox.common.provenance import made_by
+from megajukebox.common.untrusted_files import read_given, read_inside
 from megajukebox.conditioning.schema import ConditionResources, conditions_of
 from megajukebox.conditioning.tokenizers import (
     LYRICS_MODEL,
@@ -92,7 +93,7 @@ def prior_setup(
             " override lyrics=null and the schedule, or add lyrics"
         )
     tokenizer = SentencePieceTokenizer(codes.folder / codes.index["lyrics_model"]["name"])
-    files[LYRICS_MODEL] = (codes.folder / LYRICS_MODEL).read_bytes()
+    files[LYRICS_MODEL] = read_given(codes.folder / LYRICS_MODEL)
     config = preset.prior_config(level, tokenizer.size)
     return PriorSetup(config, vocabularies, tokenizer, files, {"tokenizer": LYRICS_MODEL})
 
@@ -116,7 +117,7 @@ def setup_from_checkpoint(
     files = {VOCABULARIES: vocabularies_json(vocabularies)}
     model = base.folder / str(base.facts.get("tokenizer") or LYRICS_MODEL)
     if config.lyrics and model.is_file():
-        files[model.name] = model.read_bytes()
+        files[model.name] = read_inside(base.folder, model.relative_to(base.folder))
     facts = {name: base.facts[name] for name in KEPT_FACTS if name in base.facts}
     facts["from"] = {"fingerprint": base.facts["fingerprint"], "step": base.facts["step"]}
     return PriorSetup(config, vocabularies, base.tokenizer if config.lyrics else None, files, facts)

@@ -13,6 +13,7 @@ from torch import Tensor
 from megajukebox.common.device import check_precision
 from megajukebox.common.errors import UserError
 from megajukebox.common.files import make_run_folder, write_atomic
+from megajukebox.common.untrusted_files import UnsafeFileError, parse_yaml, read_inside
 from megajukebox.common.world import host
 from megajukebox.records.run_log import RunLog
 from megajukebox.resilience.exit_codes import ExitRecord, TerminateRun, within
@@ -147,9 +148,20 @@ def step_seconds_at_peak(task: Task, ds_config: dict, devices: int) -> float | N
 
 
 def read_run_record(out: Path) -> dict:
-    """run.yaml of a run; {} if the run is new."""
-    path = out / "run.yaml"
-    return yaml.safe_load(path.read_text()) if path.exists() else {}
+    """run.yaml of a run; {} if the run is new.
+
+    Raises:
+        UserError: it is no record of a run.
+    """
+    try:
+        record = parse_yaml(read_inside(out, "run.yaml"))
+    except FileNotFoundError:
+        return {}
+    except (ValueError, UnsafeFileError) as error:
+        raise UserError(f"{out / 'run.yaml'} cannot be read: {error}") from None
+    if not isinstance(record, dict):
+        raise UserError(f"{out / 'run.yaml'} is no record of a run; restore it")
+    return record
 
 
 def write_run_folder(stage_run: StageRun, task: Task, ds_config: dict) -> None:

@@ -1,7 +1,9 @@
 """Weights on disk: written whole or not at all, read back exactly, refused with a reason."""
 
 import json
+import os
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,13 +11,16 @@ from pydantic import BaseModel
 from safetensors.torch import load_file
 from torch import nn
 
+from megajukebox.common.errors import UserError
 from megajukebox.common.model_files import (
     FACTS,
     WEIGHTS,
     PendingTensor,
+    StoredTensors,
     check_fingerprint,
     load_into,
     load_weights,
+    read_facts,
     save_weights,
 )
 
@@ -147,3 +152,31 @@ def test_a_truncated_a_missing_and_a_replaced_file_are_refused(tmp_path):
     (tmp_path / FACTS).unlink()
     with pytest.raises(ValueError, match="no finished model"):
         load_weights(tmp_path)
+
+
+@pytest.mark.parametrize("size", [(16 << 20) + 1, 99_999_999, 2**63, 2**64 - 1])
+def test_a_head_of_absurd_size_is_refused_before_it_is_read(tmp_path: Path, size: int) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(size.to_bytes(8, "little") + b'{"a":' * 10)
+    with path.open("r+b") as file:
+        file.truncate(200_000_000)  # a hole: as long as it says
+    with pytest.raises(UserError, match="says that its head has"):
+        StoredTensors(path)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "short", "empty"])
+def test_what_is_no_safetensors_file_is_refused_at_once(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "model.safetensors"
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.write_bytes(b"\x10" if kind == "short" else b"")
+    with pytest.raises(UserError, match="damaged or not a safetensors file"):
+        StoredTensors(path)
+
+
+def test_a_model_json_of_another_form_is_one_line(tmp_path: Path) -> None:
+    for text in ("[]", "{", "[" * 5000, '{"kind": 1, "kind": 2}'):
+        (tmp_path / "model.json").write_text(text)
+        with pytest.raises(UserError, match=r"model\.json"):
+            read_facts(tmp_path)

@@ -1,6 +1,5 @@
 """What can be wrong with a machine before a run: versions, GPUs, disks, shards, locks, ports, one function each."""
 
-import hashlib
 import os
 import platform
 import re
@@ -14,7 +13,8 @@ from pathlib import Path
 from random import Random
 
 from megajukebox.common.errors import EXIT_FATAL
-from megajukebox.common.files import sha256_of
+from megajukebox.common.files import create_new, sha256_of, sha256_of_open
+from megajukebox.common.untrusted_files import open_given, open_inside
 from megajukebox.common.world import ranks_here
 from megajukebox.monitoring.alerts import format_bytes, format_duration
 from megajukebox.monitoring.collect.host import Gpu, disk, gpus
@@ -178,13 +178,13 @@ def throughput(folder: Path, size: int) -> tuple[float, float]:
     block = os.urandom(min(size, 1 << 20) or 1)
     try:
         started = time.perf_counter()
-        with path.open("wb") as file:
+        with create_new(path) as file:
             for _ in range(max(1, size // len(block))):
                 file.write(block)
             file.flush()
             os.fsync(file.fileno())
         written = time.perf_counter()
-        with path.open("rb") as file:
+        with open_inside(folder, path.name) as file:
             while file.read(1 << 20):
                 pass
         return size / (written - started), size / (time.perf_counter() - written)
@@ -234,7 +234,10 @@ def check_run(folder: Path) -> Finding:
 
 def digest(path: Path) -> str:
     """Of a file that must be the same on every rank; of what is not there too."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:12] if path.is_file() else "missing"
+    if not path.is_file():
+        return "missing"
+    with open_given(path) as file:
+        return sha256_of_open(file)[:12]
 
 
 def worst(findings: Iterable[Finding]) -> str:

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from megajukebox.common.rank_messages import all_gather_json
+from megajukebox.common.untrusted_files import parse_json
 from megajukebox.monitoring.alerts import format_bytes
 from megajukebox.monitoring.doctor.checks import Finding
 
@@ -68,7 +69,7 @@ def meet(seconds: float, kind: str) -> None:
                 f"silent: {len(missing)} of {size} ranks did not come within {seconds:.0f} s:"
                 f" {first_names(missing)}"
             )
-        devices = [json.loads(store.get(f"here/{rank}")) for rank in range(size)]
+        devices = [parse_json(store.get(f"here/{rank}")) for rank in range(size)]
         store.set("problem", mixed_devices(devices))
     # A group of NCCL's ranks and gloo's would end in a time limit that names everybody.
     problem = store.get("problem").decode()

@@ -5,14 +5,19 @@ the files are being written in the background: the ranks meet before every step 
 have written is the one at which the checkpoint is committed.
 """
 
-import json
 import shutil
 import time
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from megajukebox.common.model_files import FACTS, WEIGHTS, PendingTensor, save_weights
+from megajukebox.common.model_files import (
+    FACTS,
+    WEIGHTS,
+    PendingTensor,
+    read_facts,
+    save_weights,
+)
 from megajukebox.records.events import CheckpointSaved, SaveFailed
 from megajukebox.training import checkpoint
 from megajukebox.training.engines import collectives
@@ -43,7 +48,7 @@ class CheckpointSaver:
         self.engine = engine
         self.saved = first_step  # the step of the newest checkpoint
         facts = run.folder / FACTS
-        exported = json.loads(facts.read_text())["step"] if facts.is_file() else -1
+        exported = read_facts(run.folder)["step"] if facts.is_file() else -1
         # The step of the newest exported weights; -1: none.
         self.exported = min(first_step, collectives.broadcast_from_rank_0(exported))
         self.pending: PendingSave | None = None

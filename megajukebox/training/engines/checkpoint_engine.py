@@ -84,7 +84,7 @@ class CheckpointStorage:
         if self.failure:
             return
         try:
-            with open(path, "wb") as file:
+            with open(path, "wb", opener=not_through_a_link) as file:
                 hashing = HashingFile(file)
                 fill(cast(IO[bytes], hashing))
                 file.flush()
@@ -125,6 +125,10 @@ class CheckpointStorage:
         written.
         """
         return True
+
+
+def not_through_a_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def why(error: BaseException, path: Path) -> str:

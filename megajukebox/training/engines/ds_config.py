@@ -11,7 +11,6 @@ that are understood:
 """
 
 import copy
-import json
 import os
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -21,6 +20,7 @@ from pydantic import Field, ValidationError
 
 from megajukebox.common.device import VARIABLE, accelerator, why_no_cuda
 from megajukebox.common.errors import UserError
+from megajukebox.common.untrusted_files import parse_json, read_given
 from megajukebox.common.validation_errors import mistakes
 from megajukebox.training.planner.profiles import (
     GPUProfile,
@@ -79,8 +79,8 @@ def read_ds_config(name: str) -> dict:
     if not path.is_file():
         return render(parse_name(name))
     try:
-        ds_config = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+        ds_config = parse_json(read_given(path))
+    except ValueError as error:
         raise UserError(f"{path} is not JSON: {error}") from None
     check_keys(ds_config)
     check_autocast(ds_config)

@@ -5,6 +5,7 @@ in one line what is wrong. `restricted_loading` holds while they are read, by us
 exchanged after the look cannot run anything either.
 """
 
+import errno
 import os
 import pickle
 import pickletools
@@ -31,9 +32,9 @@ SAVED_FILE = re.compile(
 # What torch's own tensors, types and shapes name in a pickle. (bytearray, which torch would let in, makes 60 bytes fill
 # the memory.)
 PLAIN_NAME = re.compile(
-    r"torch\.(?:\w+Storage|Size|device|bool|u?int\d+|b?float\d+\w*|complex\d+)"
+    r"torch\.(?:\w+Storage|Tensor|Size|device|bool|u?int\d+|b?float\d+\w*|complex\d+)"
     r"|torch\.storage\.(?:Typed|Untyped)Storage"
-    r"|torch\._utils\._rebuild_(?:tensor_v2|parameter)"
+    r"|torch\._utils\._rebuild_(?:tensor_v2|parameter)|torch\._tensor\._rebuild_from_type_v2"
     r"|torch\.nn\.parameter\.Parameter"
     r"|collections\.OrderedDict"
 )
@@ -95,8 +96,10 @@ def as_user_error(path: Path) -> Iterator[None]:
         raise UserError(f"{path} is damaged, or no checkpoint of ours ({gist})") from error
 
 
-def refused(path: Path) -> UserError:
-    return UserError(f"{path} holds more than tensors and plain values; nothing in it was run")
+def refused(path: Path, what: str = "") -> UserError:
+    return UserError(
+        f"{path} holds more than tensors and plain values; nothing in it was run{what}"
+    )
 
 
 # ---- The look ---------------------------------------------------------------------------------------------------------
@@ -122,8 +125,9 @@ def check_saved_files(saved: Path, allowed: Sequence[Any]) -> None:
             raise UserError(
                 f"{path} {error.strerror}; a checkpoint has plain files alone"
             ) from None
-        if any(not PLAIN_NAME.fullmatch(name) for name in names - permitted):
-            raise refused(path)
+        odd = sorted(name for name in names - permitted if not PLAIN_NAME.fullmatch(name))
+        if odd:
+            raise refused(path, f" (it names {odd[0]})")
 
 
 def pickle_of(file: BinaryIO) -> bytes:
@@ -143,8 +147,10 @@ def pickle_of(file: BinaryIO) -> bytes:
             if pickles[0].file_size > MAX_PICKLE_BYTES:
                 raise ValueError(f"its data.pkl has more than {MAX_PICKLE_BYTES:,} bytes")
             return archive.read(pickles[0])
-    except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
-        raise ValueError(f"it is no file of torch.save: {error}") from None
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise ValueError("it is no file of torch.save: it points before its beginning") from None
 
 
 def pickled_names(data: bytes) -> set[str]:

@@ -18,6 +18,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
 from megajukebox.common.errors import EXIT_FATAL, UserError
+from megajukebox.common.untrusted_files import read_given
 from megajukebox.common.validation_errors import mistakes
 
 PROFILES = Path(__file__).parents[2] / "profiles"
@@ -121,7 +122,7 @@ def load_profile(name: str) -> GPUProfile:
         known = ", ".join(profile_names())
         raise UserError(f"profile {name!r} is neither a YAML file nor one of {known}")
     try:
-        profile = GPUProfile.model_validate(yaml.safe_load(path.read_text()))
+        profile = GPUProfile.model_validate(yaml.safe_load(read_given(path)))
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     except ValidationError as error:
