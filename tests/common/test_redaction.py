@@ -106,7 +106,7 @@ HARMLESS = [
     "seconds_per_token: 0.013, forward_pass=0.42 s, first_token: 12",
     '{"step": 100, "loss": 3.2, "tokens": 4096, "pass": 2}',
     "/data/secret-songs/token-test/metrics.jsonl",
-    "--data-token-file /home/me/.megajukebox-token --webhook-file url.txt",
+    "--data-token-file /data/me/.megajukebox-token --webhook-file url.txt",
     "key: the-song-1a2b3c4d, monkey=3, keyword: blue",
     "the secret garden, a cookie, a token of love",
     "basic training is over, bearer of good news",

@@ -128,7 +128,7 @@ def open_stream(url: str, access: RemoteAccess) -> BinaryIO:
 # ---- http
 
 
-class Pace:
+class TransferRate:
     """How long we waited for how many bytes; the reader's own pauses do not count."""
 
     def __init__(self, window: float) -> None:
@@ -151,7 +151,7 @@ class Pace:
 class PacedReader(io.RawIOBase):
     """A socket's bytes; one that sends too slowly is an error: a byte a second is no silence, and has no end either."""
 
-    def __init__(self, raw: io.RawIOBase, pace: Pace) -> None:
+    def __init__(self, raw: io.RawIOBase, pace: TransferRate) -> None:
         super().__init__()
         self._raw = raw
         self._pace = pace
@@ -175,7 +175,9 @@ class PacedResponse(http.client.HTTPResponse):
 
     def __init__(self, sock: Any, *args: Any, **options: Any) -> None:
         super().__init__(sock, *args, **options)
-        self.fp: Any = io.BufferedReader(PacedReader(self.fp.detach(), Pace(sock.gettimeout())))
+        self.fp: Any = io.BufferedReader(
+            PacedReader(self.fp.detach(), TransferRate(sock.gettimeout()))
+        )
 
 
 class PacedHTTPConnection(http.client.HTTPConnection):
@@ -429,7 +431,7 @@ class CommandTransport:
         raise NoRanges("a command prints whole files")
 
     def _output(self, pipe: Any) -> Iterator[bytes]:
-        pace = Pace(self.stall)
+        pace = TransferRate(self.stall)
         while True:
             started = time.monotonic()
             if not select.select([pipe.stream], [], [], self.stall)[0]:
