@@ -77,6 +77,11 @@ DAMAGED = {
     "empty letters": archive(
         header("{'descr': '<U0', 'fortran_order': False, 'shape': (9000000000,)}\n")
     ),
+    "records": packed({"codes": np.zeros(2, [("a", "<u2")])}),
+    "huge shape": archive(
+        header("{'descr': '<u2', 'fortran_order': False, 'shape': (" + "9" * 90 + ",)}")
+    ),
+    "nul dtype": archive(header("{'descr': '\x00', 'fortran_order': False, 'shape': ()}")),
     "many": packed({f"a{number}": np.zeros(1) for number in range(1200)}),
 }
 

@@ -23,7 +23,11 @@ STORED = teacher_sample("train", 1, 800, ARRAYS).members["npz"]
 
 def read(data: bytes) -> dict:
     windows = object.__new__(TeacherWindows)
-    windows.shards = SimpleNamespace(read_member=lambda song, member: data)  # type: ignore[assignment]
+    windows.shards = SimpleNamespace(  # type: ignore[assignment]
+        read_member=lambda song, member: data, key=lambda song: "train-0000001"
+    )
+    windows._held_out = np.zeros(1, bool)
+    windows._layout = None
     return windows.read(0, 0, None)
 
 
