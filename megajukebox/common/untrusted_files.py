@@ -36,7 +36,7 @@ def open_given(path: str | Path) -> BinaryIO:
         UnsafeFileError: it is no regular file.
         OSError: it cannot be opened.
     """
-    return _regular(os.open(path, NOT_WAITING), Path(path))
+    return _regular(os.open(path, NOT_WAITING), os.fspath(path))
 
 
 def open_inside(folder: str | Path, name: str | PurePath) -> BinaryIO:
@@ -48,10 +48,12 @@ def open_inside(folder: str | Path, name: str | PurePath) -> BinaryIO:
         UnsafeFileError: `name` leaves the folder, goes through a link, or is no regular file.
         OSError: it cannot be opened.
     """
-    path = Path(folder) / name
-    parts = PurePath(name).parts
-    if not parts or PurePath(name).is_absolute() or ".." in parts:
-        raise UnsafeFileError(errno.EINVAL, f"is not a file within {folder}", str(path))
+    # Strings and no paths: a scrape opens the files of hundreds of ranks.
+    inner_name = os.fspath(name)
+    path = os.path.join(folder, inner_name)
+    parts = [part for part in inner_name.split("/") if part not in ("", ".")]
+    if not parts or inner_name.startswith("/") or ".." in parts:
+        raise UnsafeFileError(errno.EINVAL, f"is not a file within {folder}", path)
     parent = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         for part in parts[:-1]:
@@ -62,10 +64,10 @@ def open_inside(folder: str | Path, name: str | PurePath) -> BinaryIO:
         file = os.open(parts[-1], NOT_WAITING | os.O_NOFOLLOW, dir_fd=parent)
     except OSError as error:
         if error.errno == errno.ELOOP or (
-            error.errno == errno.ENOTDIR and _goes_through_link(path)
+            error.errno == errno.ENOTDIR and _goes_through_link(Path(path))
         ):
-            raise UnsafeFileError(error.errno, "is a link, or lies behind one", str(path)) from None
-        raise type(error)(error.errno, error.strerror, str(path)) from None
+            raise UnsafeFileError(error.errno, "is a link, or lies behind one", path) from None
+        raise type(error)(error.errno, error.strerror, path) from None
     finally:
         os.close(parent)
     return _regular(file, path)
@@ -75,14 +77,14 @@ def _goes_through_link(path: Path) -> bool:
     return any(parent.is_symlink() for parent in path.parents)
 
 
-def _regular(file: int, path: Path) -> BinaryIO:
+def _regular(file: int, path: str) -> BinaryIO:
     mode = os.fstat(file).st_mode
     if stat.S_ISREG(mode):
         return open(path, "rb", opener=lambda *_: file)  # so that it knows its name
     os.close(file)
     if stat.S_ISDIR(mode):
-        raise IsADirectoryError(errno.EISDIR, "is a folder", str(path))
-    raise UnsafeFileError(errno.EINVAL, "is no regular file", str(path))
+        raise IsADirectoryError(errno.EISDIR, "is a folder", path)
+    raise UnsafeFileError(errno.EINVAL, "is no regular file", path)
 
 
 # ---- Reading ----------------------------------------------------------------------------------------------------------

@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megajukebox.records.jsonl_tail import read_object
+from megajukebox.records.jsonl_tail import files_of_ranks, read_named_object, read_object
 from megajukebox.records.schema import from_record, is_current
 
 EXITS = "exits"  # folder within a run
-MAX_RANKS = 1 << 14  # whose files are read: a shared folder may hold any number
 VERSION_1_CLASSES = {"peer": "peer_failure", "memory": "out_of_memory", "code": "bug"}
 
 
@@ -50,8 +49,8 @@ def read_exit(path: Path) -> ProcessExit | None:
 def read_exits(run: Path) -> list[ProcessExit]:
     """Of all ranks that left one."""
     exits: list[ProcessExit] = []
-    for path in sorted((run / EXITS).glob("rank-*.json"))[:MAX_RANKS]:
-        record = read_exit(path)
-        if record is not None:
-            exits.append(record)
+    for name in files_of_ranks(run, EXITS):
+        record = read_named_object(run, name)
+        if record:
+            exits.append(parse_exit(record))
     return exits

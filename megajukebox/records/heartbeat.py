@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megajukebox.records.exits import MAX_RANKS
-from megajukebox.records.jsonl_tail import read_object
+from megajukebox.records.jsonl_tail import files_of_ranks, read_named_object
 from megajukebox.records.phases import upgrade_phase
 from megajukebox.records.schema import from_record, is_current, renamed
 
@@ -50,8 +49,8 @@ def parse_heartbeat(record: Mapping[str, Any]) -> Heartbeat | None:
 def read_heartbeats(run: Path, generation: int | None = None) -> list[Heartbeat]:
     """The last heartbeats of all ranks, of one generation if it is given; unreadable ones are left out."""
     beats: list[Heartbeat] = []
-    for path in sorted((run / HEARTBEATS).glob("rank-*.json"))[:MAX_RANKS]:
-        beat = parse_heartbeat(read_object(path, folder=run))
+    for name in files_of_ranks(run, HEARTBEATS):
+        beat = parse_heartbeat(read_named_object(run, name))
         if beat is not None and generation in (None, beat.generation):
             beats.append(beat)
     return beats

@@ -23,6 +23,7 @@ MAX_LINE_BYTES = 1 << 18  # a longer line is no record of ours: 25 kB for the lo
 # Of a file that is read whole: twice the metrics of a month that were logged at every step.
 MAX_LINES_BYTES = 1 << 29
 MAX_LINES = 2_000_000
+MAX_RANKS = 1 << 14  # whose files are read: a shared folder may hold any number
 BLOCK_BYTES = 1 << 20
 # What one look at a growing file takes; the rest is for the next. Rows of a month are 10 MB.
 MAX_LOOK_BYTES = 64 << 20
@@ -149,7 +150,22 @@ def read_object(
     No link is followed below `folder`, which is the file's own by default.
     """
     inside = folder or path.parent
+    return read_named_object(inside, os.fspath(path.relative_to(inside)), max_bytes)
+
+
+def read_named_object(folder: Path, name: str, max_bytes: int = MAX_OBJECT_BYTES) -> dict[str, Any]:
+    """The same of a file by its name within `folder`; no link below that is followed."""
     try:
-        return parsed(read_all(open_inside(inside, path.relative_to(inside)), max_bytes)) or {}
+        return parsed(read_all(open_inside(folder, name), max_bytes)) or {}
     except OSError:
         return {}
+
+
+def files_of_ranks(run: Path, folder: str) -> list[str]:
+    """The names within `run` of what its ranks left in `folder` of it, in order, MAX_RANKS at most."""
+    try:
+        names = os.listdir(run / folder)
+    except OSError:
+        return []
+    of_ranks = (name for name in names if name.startswith("rank-") and name.endswith(".json"))
+    return [f"{folder}/{name}" for name in sorted(of_ranks)[:MAX_RANKS]]
