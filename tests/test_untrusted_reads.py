@@ -101,8 +101,6 @@ ALLOWED |= {
     ("data/shards/transports.py", ".open"): "of a URL, not a file",
     ("monitoring/support_bundle.py", "tarfile.open"): "written, into a file of atomic_open",
 }
-# Still to be looked at, by folders; empty when all is done.
-TO_DO: tuple[str, ...] = ()
 
 
 def calls_of(path: Path) -> Iterator[tuple[str, int]]:
@@ -158,7 +156,7 @@ def found() -> dict[tuple[str, str], list[int]]:
 def test_files_are_opened_by_the_two_modules_alone() -> None:
     unknown = {}
     for use, lines in found().items():
-        if use not in ALLOWED and not use[0].startswith(TO_DO):
+        if use not in ALLOWED:
             unknown[use] = lines
     assert not unknown, "use common/untrusted_files.py and common/files.py, or give a reason here"
 
