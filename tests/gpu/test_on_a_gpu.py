@@ -243,7 +243,7 @@ for stage, name in runs:
     of = workload_of(load_preset(preset), stage)
     def build():
         ds_config = share_batch(collectives.read_ds_config(name), 1)
-        ds_config["train_micro_batch_size_per_gpu"] = 2
+        ds_config |= {"train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 1, "train_batch_size": 2}
         return build_engine(of.model_config, of.build, ds_config, TrainingSettings(ds_config="", steps=1))
     torch.manual_seed(0)
     batch = of.batch(2)

@@ -1,6 +1,7 @@
 """The bound of memory is one: caches are what the formula says, a batch stays within it, too little is refused."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import environment
+from fixtures.paths import TESTS
 from fixtures.tiny_jukebox import write_runs
 from fixtures.tiny_models import ROWS, little_prior, plain_draw, prior_batch, window_task
 
@@ -134,10 +136,9 @@ def test_the_peak_of_a_process_keeps_under_the_bound_that_was_printed(tmp_path: 
     box = Jukebox(tmp_path / "runs")
     all_of_it = fit_batch(level_memory(box, SHORT), 2, float("inf"), F32, cpu=True).bytes
     command = [sys.executable, __file__, str(tmp_path)]
+    own = environment() | {"PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}"}
     started = [
-        subprocess.Popen(
-            [*command, str(limit)], stdout=subprocess.PIPE, text=True, env=environment()
-        )
+        subprocess.Popen([*command, str(limit)], stdout=subprocess.PIPE, text=True, env=own)
         for limit in (all_of_it, all_of_it - 1)
     ]
     peaks = []
