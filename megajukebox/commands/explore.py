@@ -205,7 +205,7 @@ def split_folders(given: list[Path], needed: bool) -> tuple[list[Path], list[Pat
 
 def is_own_folder(folder: Path) -> bool:
     """Whether it is a folder, and no link to one: whoever may write to a run could let it lead to anything of ours."""
-    return folder.is_dir() and not folder.is_symlink()
+    return not folder.is_symlink() and os.path.isdir(folder)
 
 
 def add_studio_folders(

@@ -189,6 +189,7 @@ def test_folders_that_link_to_themselves_are_looked_into_once(tmp_path: Path) ->
     for number in range(400):
         (tmp_path / f"runs/x/link{number}").symlink_to(tmp_path / "runs/x")
         (tmp_path / f"runs/link{number}").symlink_to("/")
+    (tmp_path / "runs/long").symlink_to("x" * 300)  # stat() fails, with more than "not there"
     PretendRun(tmp_path / "runs/y/good")
     started = time.process_time()
     assert list(find_runs(tmp_path / "runs", 4)) == [tmp_path / "runs/y/good"]

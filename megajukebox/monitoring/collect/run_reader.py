@@ -1,6 +1,7 @@
 """Reads run folders as they grow. Only reads: it can never break a run."""
 
 import logging
+import os
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
@@ -360,7 +361,8 @@ def find_runs(folder: Path, depth: int) -> Iterator[Path]:
             if any((path / name).exists() for name in (SETTINGS_FILE, METRICS_FILE)):
                 yield path
             elif depth:
-                children = sorted(child for child in path.iterdir() if child.is_dir())
+                # isdir() of os: of a link to where nobody may look, or to no possible name, it says no.
+                children = sorted(child for child in path.iterdir() if os.path.isdir(child))
         except OSError:
             continue
         for child in reversed(children):
