@@ -34,6 +34,7 @@ MAX_CHANNELS = 8
 # Float files may overshoot full scale a little; beyond this it is not music but a broken file.
 MAX_AMPLITUDE = 4.0
 SAMPLE_RATES = (4_000, 192_000)
+WANTED_RATES = (100, 192_000)  # a small model may be of 1 kHz
 MAX_SECONDS = 3600.0
 # Channels that a song of the full length may have; one with more may be shorter by as much. All of them are held at once.
 FULL_LENGTH_CHANNELS = 2
@@ -142,7 +143,7 @@ def _blocks(
     file: soundfile.SoundFile, sample_rate: int, max_seconds: float
 ) -> Iterator[np.ndarray]:
     """The audio of an open file at `sample_rate`, a block [n, C] after another; checked as `read` promises."""
-    low, high = SAMPLE_RATES
+    low, high = WANTED_RATES
     if not low <= sample_rate <= high:
         raise BadSampleError(
             "sample_rate", f"sample rate {sample_rate} Hz is outside {low}..{high}"
