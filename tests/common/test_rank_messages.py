@@ -52,9 +52,7 @@ def test_no_number_comes_back_as_no_number() -> None:
     assert math.isnan(back[0])
 
 
-@pytest.mark.parametrize(
-    "value", [(1, 2), {1: "a"}, b"x", {"a": {2}}, Path("x"), [object()]], ids=repr
-)
+@pytest.mark.parametrize("value", [(1, 2), {1: "a"}, b"x", {"a": {2}}, Path("x"), [1j]], ids=repr)
 def test_what_json_would_change_is_refused_where_it_is_sent(value: object) -> None:
     with pytest.raises(TypeError):
         to_message(value)
