@@ -191,7 +191,7 @@ def test_the_pipeline_is_submitted_as_a_chain_of_dependencies(cluster, tmp_path)
     ]
 
 
-def test_a_dry_run_in_a_job_names_its_nodes_and_ports_and_starts_nothing(cluster, data, tmp_path):
+def test_a_dry_run_in_a_job_names_its_nodes_and_starts_nothing(cluster, data, tmp_path):
     runs = tmp_path / "runs"
     cluster.wait_for(lambda: cluster.idle() == 4, 180)
     job = submit(cluster, data, runs, "--nodes=3", "--no-kill", DRY_RUN="1", NODES="2")
@@ -200,9 +200,7 @@ def test_a_dry_run_in_a_job_names_its_nodes_and_ports_and_starts_nothing(cluster
     places = re.findall(r"^rank (\d) on (n\d): local rank 0, CPU", log, re.MULTILINE)
     assert [rank for rank, _ in places] == ["0", "1"] and len({node for _, node in places}) == 2
     assert "nodes          2, spare: 1" in log and "nodelist=" in log
-    number = int(cluster.ask("squeue", "-h", "-t", "all", "-j", f"{job}_1", "-o", "%A") or job)
-    ports = ", ".join(str(20_000 + (number * 37 + start * 101) % 12_000) for start in (1, 2, 3))
-    assert f"ranks meet at  127.0.0.1, ports {ports}" in log
+    assert "ranks meet at  127.0.0.1, a random port of" in log
     assert "x 2 data-parallel ranks" in log
     assert log.count("nothing is started") == 1, "the other jobs of the array are cancelled"
     assert not (runs / "top_prior").exists()
