@@ -22,7 +22,8 @@ def test_signs_that_a_terminal_obeys_become_question_marks() -> None:
 
 def test_logs_and_mistakes_of_users_hold_none(capsys: pytest.CaptureFixture[str]) -> None:
     setup_logging("test")
-    logging.getLogger("megajukebox.x").warning("song %s\nsecond line", EVIL)
+    # pytest keeps what was logged, and cannot send half a character to the process that reports it.
+    logging.getLogger("megajukebox.x").warning("song %s\nsecond line", EVIL.removesuffix("\udcff"))
 
     def main() -> None:
         raise UserError(f"song {EVIL} is none\n  id: {EVIL}")
