@@ -1,12 +1,13 @@
-"""Is this version as fast as another one? Three stages of both, side by side, on the same data.
+"""Is this version as fast as another one? Three stages of both, side by side on one core.
 
     git worktree add ../before v0.1.0
-    python benchmarks/versions.py --before ../before          # about ten minutes on two cores; nothing else may run
+    python benchmarks/versions.py --before ../before          # a quarter of an hour
 
 Each stage runs as users run it, in a process of its own: training steps of the VQ-VAE and of the top prior (median
-seconds of a step), and a song (seconds of sampling, all levels). Both versions run at the same time, each bound to a core
-of its own, and change cores every round: what else slows the machine slows both. Both read what the older version wrote.
-benchmarks/results/versions.json keeps the medians, and of every stage the median ratio of a round with its quartiles.
+seconds of a step), and a song (processor seconds of the whole command). Both versions run at the same time on the same
+core, which the kernel shares out evenly: what else slows the machine slows both alike. So seconds are those of half a
+core. Both read what the older version wrote. benchmarks/results/versions.json keeps the medians, and of every stage the
+median ratio of a round with its quartiles.
 """
 
 import json
@@ -27,7 +28,7 @@ ROOT = Path(__file__).parents[1]
 RESULT = Path(__file__).parent / "results" / "versions.json"
 STEPS = 40
 WARM_UP = 10  # steps that are left out: caches, the first allocations
-SECONDS = 4.0  # of the song
+SECONDS = 12.0  # of the song
 
 
 def main(
@@ -42,7 +43,7 @@ def main(
         make_data(before, data)
         for turn in range(rounds):
             for stage, measure in STAGES.items():
-                pair = side_by_side(measure, trees, data, f"{stage}-{turn}", swap=bool(turn % 2))
+                pair = side_by_side(measure, trees, data, f"{stage}-{turn}")
                 for name, figure in pair.items():
                     seconds[stage][name].append(figure)
                 print(f"{stage:10s} {pair['before']:.4f} s {pair['now']:.4f} s", flush=True)
@@ -55,24 +56,19 @@ def main(
     RESULT.write_text(json.dumps(report, indent=1) + "\n")
 
 
-Measure = Callable[[Path, Path, Path, int], float]
+Measure = Callable[[Path, Path, Path], float]
 
 
 def side_by_side(
-    measure: Measure, trees: dict[str, Path], data: Path, name: str, swap: bool
+    measure: Measure, trees: dict[str, Path], data: Path, name: str
 ) -> dict[str, float]:
-    """Seconds of each version, measured at the same time on two cores."""
+    """Seconds of each version, measured at the same time on one core."""
     figures: dict[str, float] = {}
-    cores = sorted(os.sched_getaffinity(0))[:2]
-    if swap:
-        cores.reverse()
 
-    def measured(version: str, core: int) -> None:
-        figures[version] = measure(trees[version], data, data / f"{version}-{name}", core)
+    def measured(version: str) -> None:
+        figures[version] = measure(trees[version], data, data / f"{version}-{name}")
 
-    threads = [
-        threading.Thread(target=measured, args=args) for args in zip(trees, cores, strict=True)
-    ]
+    threads = [threading.Thread(target=measured, args=(version,)) for version in trees]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -91,18 +87,24 @@ def summary(before: list[float], now: list[float]) -> dict[str, Any]:
     }
 
 
-def run(tree: Path, *command: str, core: int = 0) -> None:
-    """One command of the version in `tree`, one thread, on one core."""
+def run(tree: Path, *command: str) -> float:
+    """One command of the version in `tree`, one thread, on the first core. Returns its processor seconds."""
     own = {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        ["taskset", "--cpu-list", str(core), sys.executable, *command],
-        env={**os.environ, **own, "PATH": path},
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        raise SystemExit(f"{command}: {done.stdout[-2000:]}{done.stderr[-2000:]}")
+    core = str(min(os.sched_getaffinity(0)))
+    with tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen(
+            ["taskset", "--cpu-list", core, sys.executable, *command],
+            env={**os.environ, **own, "PATH": path},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            output.seek(0)
+            raise SystemExit(f"{command}: {output.read()[-4000:]}")
+    return used.ru_utime + used.ru_stime
 
 
 def make_data(tree: Path, data: Path) -> None:
@@ -133,18 +135,18 @@ def make_data(tree: Path, data: Path) -> None:
         train(tree, stage, data / "codes", data / "runs" / stage, 2)
 
 
-def train(tree: Path, stage: str, shards: Path, out: Path, steps: int, core: int = 0) -> None:
+def train(tree: Path, stage: str, shards: Path, out: Path, steps: int) -> None:
     # The names of version 0.1, which every later version reads too.
     settings = {"steps": steps, "log_every": 1, "evaluate_every": 1000, "save_every": 1000}
     overrides = [f"training.{stage}.{name}={value}" for name, value in settings.items()]
     entry = str(tree / "megajukebox/train.py")
     command = [entry, stage, "--preset", "tiny", "--data", str(shards), "--out", str(out)]
-    run(tree, *command, *overrides, core=core)
+    run(tree, *command, *overrides)
 
 
 def step_seconds(stage: str, shards: str) -> Measure:
-    def measure(tree: Path, data: Path, out: Path, core: int) -> float:
-        train(tree, stage, data / shards, out, STEPS, core)
+    def measure(tree: Path, data: Path, out: Path) -> float:
+        train(tree, stage, data / shards, out, STEPS)
         rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         steps = [row["step_seconds"] for row in rows if row.get("split") == "train"]
         return statistics.median(steps[WARM_UP:])
@@ -152,14 +154,10 @@ def step_seconds(stage: str, shards: str) -> Measure:
     return measure
 
 
-def song_seconds(tree: Path, data: Path, out: Path, core: int) -> float:
+def song_seconds(tree: Path, data: Path, out: Path) -> float:
     entry = str(tree / "megajukebox/sample.py")
     options = ["--seconds", str(SECONDS), "--seed", "1", "--out", str(out)]
-    run(tree, entry, str(data / "runs"), *options, core=core)
-    (record,) = [
-        json.loads(path.read_text()) for path in out.glob("*.json") if path.name != "summary.json"
-    ]
-    return sum(level["wall_seconds"] for level in record["levels"].values())
+    return run(tree, entry, str(data / "runs"), *options)
 
 
 STAGES: dict[str, Measure] = {
