@@ -43,7 +43,6 @@ ALLOWED = {
     ("common/rank_messages.py", "pickle.Unpickler"): "one that makes no class",
     ("interop/export.py", "shutil.copyfileobj"): "between files that were opened with care",
     ("interop/checkpoints.py", "torch.load"): "weights_only: a pickle that would run is refused",
-    ("resilience/flight_recorder.py", "json.loads"): "bounded, and refused like any broken dump",
     ("resilience/flight_recorder.py", "pickle.Unpickler"): "one that makes no class",
     ("resilience/handover.py", "json.loads"): PRIVATE,
     ("resilience/standby.py", "open"): "/dev/null",

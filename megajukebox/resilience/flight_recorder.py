@@ -10,6 +10,7 @@ without running anything that is in them.
 import io
 import json
 import pickle
+import pickletools
 import re
 import sys
 from collections import Counter, defaultdict
@@ -19,12 +20,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from megajukebox.common.untrusted_files import read_inside
+from megajukebox.common.plain_text import plain
+from megajukebox.common.untrusted_files import parse_json, read_inside
 from megajukebox.records.jsonl_tail import read_object
+from megajukebox.records.productive_time import number
 from megajukebox.resilience.fencing import FILE
 
 NCCL_PREFIX = "nccl-rank-"  # of the files that torch writes itself
-MAX_DUMP_BYTES = 64 << 20  # 2,000 collectives take 2 MB
+MAX_DUMP_BYTES = 16 << 20  # 2,000 collectives take 2 MB
+MEMO_INSTRUCTIONS = ("PUT", "BINPUT", "LONG_BINPUT")
 WORLD = "default_pg"  # torch's description of the group of all ranks
 COALESCED = "coalesced"  # several calls in one launch; ranks may name them differently
 
@@ -97,7 +101,7 @@ def parse_dump(data: bytes, rank: int) -> RankDump:
         ValueError: it is neither, or something else than a dump.
     """
     try:
-        raw = json.loads(data) if data[:1] == b"{" else BuiltinUnpickler(io.BytesIO(data)).load()
+        raw = parse_json(data) if data[:1] == b"{" else unpickled(data)
         groups: dict[tuple[str, str], list[RecordedCollective]] = defaultdict(list)
         for entry in raw.get("entries", []):
             if not entry["is_p2p"]:
@@ -109,9 +113,22 @@ def parse_dump(data: bytes, rank: int) -> RankDump:
             listed = re.findall(r"\d+", ranks if isinstance(ranks, str) else json.dumps(ranks))
             if listed:
                 members[str(facts.get("name", ""))] = [int(number) for number in listed]
-    except (pickle.UnpicklingError, AttributeError, KeyError, TypeError, EOFError) as error:
+    except Exception as error:  # whatever it is: a watchdog must not end by a dump
         raise ValueError(f"no dump of a flight recorder: {type(error).__name__} {error}") from None
     return RankDump(rank, dict(groups), members)
+
+
+def unpickled(data: bytes) -> Any:
+    """What a pickle of plain values holds. A few bytes that ask for gigabytes are refused, too.
+
+    Raises:
+        ValueError, pickle.UnpicklingError and others: it is no pickle, or one of more than plain values.
+    """
+    for instruction, argument, _ in pickletools.genops(data):
+        too_high = instruction.name in MEMO_INSTRUCTIONS and int(argument) > len(data)
+        if too_high or instruction.name == "BYTEARRAY8":
+            raise pickle.UnpicklingError(f"has {instruction.name} {argument!r:.40}")
+    return BuiltinUnpickler(io.BytesIO(data)).load()
 
 
 def parse_entry(entry: Mapping[str, Any]) -> RecordedCollective:
@@ -131,7 +148,7 @@ def read_dumps(run: Path, generation: int) -> list[RankDump]:
 
     NCCL's own have no number of a start: they count if they are no older than that start.
     """
-    began = read_object(run / FILE).get("time", 0.0)
+    began = number(read_object(run / FILE).get("time")) or 0.0
     dumps: dict[int, RankDump] = {}
     for path in sorted((run / "hangs").glob("*")):  # ours come before NCCL's
         own = re.fullmatch(rf"generation-{generation:04d}-rank-(\d+)\.collectives\.json", path.name)
@@ -139,9 +156,9 @@ def read_dumps(run: Path, generation: int) -> list[RankDump]:
         matched = own or nccl
         if not matched or int(matched[1]) in dumps:
             continue
-        if nccl and path.stat().st_mtime < began:
-            continue
         with suppress(OSError, ValueError):
+            if nccl and path.lstat().st_mtime < began:
+                continue
             dumps[int(matched[1])] = parse_dump(
                 read_inside(path.parent, path.name, MAX_DUMP_BYTES), int(matched[1])
             )
@@ -227,7 +244,7 @@ def main() -> None:
     ranks = max((dump.rank for dump in dumps), default=-1) + 1
     print(f"start {generation}: dumps of {len(dumps)} ranks")
     for stuck in stuck_collectives(dumps, int(sys.argv[2]) if len(sys.argv) > 2 else ranks):
-        print(stuck)
+        print(plain(str(stuck)))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from fixtures.paths import FILES
 from megajukebox.records.events import CollectiveStuck, HangDetected, read_events
 from megajukebox.records.run_log import RunLog
 from megajukebox.resilience.exit_codes import ExitRecord
-from megajukebox.resilience.fencing import FencingToken
+from megajukebox.resilience.fencing import FILE, FencingToken
 from megajukebox.resilience.flight_recorder import (
     RankDump,
     StuckCollective,
@@ -146,10 +146,31 @@ def test_torchs_own_pickle_is_read_and_runs_nothing(tmp_path: Path) -> None:
     assert not mark.exists()
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b"{}x", b"[1]", b'{"entries": [{}]}', b"\x80\x02."])
+ENDLESS = {**recorded(1), "collective_seq_id": float("inf")}
+BOMBS = [
+    b'{"a":' + b"[" * 100_000,
+    json.dumps({"entries": [ENDLESS]}).encode(),
+    b"\x80\x02]r\xff\xff\xff\x7f.",  # a memo of 2**31 places
+    b"\x80\x05\x96\0\0\0\0\0\1\0\0.",  # a bytearray of a terabyte
+]
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"{", b"{}x", b"[1]", b'{"entries": [{}]}', b"\x80\x02.", *BOMBS]
+)
 def test_what_is_no_dump_is_refused(data: bytes) -> None:
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="no dump of a flight recorder"):
         parse_dump(data, 0)
+
+
+def test_hostile_names_and_times_among_dumps_end_no_watchdog(tmp_path: Path) -> None:
+    (tmp_path / "hangs").mkdir()
+    (tmp_path / "hangs/nccl-rank-0").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "hangs/nccl-rank-1").symlink_to("nccl-rank-1")
+    os.mkfifo(tmp_path / "hangs/nccl-rank-2")
+    (tmp_path / "hangs/nccl-rank-3").write_bytes(pickle.dumps(dump_of(recorded(1))))
+    (tmp_path / FILE).write_text('{"time": "never"}')
+    assert [dump.rank for dump in read_dumps(tmp_path, 1)] == [3]
 
 
 def test_nccls_own_dumps_count_if_they_are_of_this_start(tmp_path: Path) -> None:
