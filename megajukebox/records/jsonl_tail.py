@@ -84,7 +84,7 @@ class Tail:
                 self._cut_line = cut[-MAX_LINE_BYTES:]
                 lines += len(whole)
                 for line in filter(bytes.strip, whole):
-                    record = parsed(line)
+                    record = parsed(line) if len(line) <= MAX_LINE_BYTES else None
                     if record is None:
                         self.lost += 1
                     else:

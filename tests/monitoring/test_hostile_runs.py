@@ -221,6 +221,16 @@ def test_a_look_takes_so_much_of_a_growing_file_and_the_next_the_rest(
     assert steps == list(range(1000)) and looks > 5 and tail.lost == 0
 
 
+def test_a_line_too_long_for_a_record_is_lost_also_where_a_block_holds_all_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jsonl_tail, "MAX_LINE_BYTES", 100)
+    line = json.dumps({"step": 1, "x": [{}] * 100})
+    (tmp_path / "metrics.jsonl").write_text(f'{line}\n{{"step": 2}}\n')
+    tail = Tail(tmp_path / "metrics.jsonl")
+    assert list(tail.new()[0]) == [{"step": 2}] and tail.lost == 1
+
+
 def test_a_run_that_is_not_read_to_its_end_says_so_until_it_is(
     good: PretendRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
