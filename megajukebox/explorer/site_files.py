@@ -93,7 +93,7 @@ def write(path: Path, content: bytes) -> None:
         pass
     make_folder(path.parent, SITE_MODE)
     partial = path.with_name(f"{path.name}.partial")
-    with create_new(partial) as file:
+    with create_new(partial, SITE_MODE & 0o666) as file:  # whatever the umask
         file.write(content)
     os.replace(partial, path)
 

@@ -17,8 +17,10 @@ from fixtures.explorer_samples import add_sample, read_data_script
 
 from megajukebox.commands.explore import split_folders
 from megajukebox.common.errors import UserError
+from megajukebox.explorer import site_files
 from megajukebox.explorer.loaders import spectrograms
 from megajukebox.explorer.loaders.samples import read_samples
+from megajukebox.explorer.server import static_files
 from megajukebox.explorer.server.access import AccessRules
 from megajukebox.explorer.server.api import application
 from megajukebox.explorer.server.static_files import Library
@@ -162,6 +164,27 @@ def test_a_site_that_others_may_write_to_is_not_served(tmp_path: Path) -> None:
     (tmp_path / "site").chmod(0o775)
     with pytest.raises(UserError, match="chmod go-w"):
         own_folder(tmp_path / "site")
+
+
+def test_a_page_that_somebody_else_wrote_is_not_served(
+    shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = Library([shared / "samples"], shared / "site")
+    library.refresh()
+    app = application(library, shared / "votes.jsonl", None, AccessRules(None, 80))
+    assert ask_app(app, "/site/index.html")[0] == 200
+    others = os.getuid() + 1
+    monkeypatch.setattr(static_files.os, "getuid", lambda: others)  # as if the site was exchanged
+    assert ask_app(app, "/site/blind.html")[0] == 404
+
+
+def test_pages_are_for_their_owner_to_write_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o002)
+    try:
+        site_files.write(tmp_path / "index.html", b"page")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "index.html").stat().st_mode & 0o777 == 0o644
 
 
 def test_a_file_of_the_site_is_never_written_through_a_link(shared: Path) -> None:

@@ -246,11 +246,13 @@ def lies_in(path: str, folder: Path) -> bool:
 def file_response(
     file: ContainedFile, request: Request, media_type: str | None = None
 ) -> RangeResponse:
-    """A recording, or with `media_type` any other file; or the range of it that is asked for.
+    """A recording, or with `media_type` a page of ours; or the range of it that is asked for.
 
     Raises:
-        HTTPException: it is gone, is of no type that is served, or lies behind a link (404).
+        HTTPException: it is gone, is of no type that is served, lies behind a link, or is a page that somebody else
+            wrote: whoever may write to the folder around the site could put another site in its place (404).
     """
+    is_page = media_type is not None
     media_type = media_type or file.audio_type
     if media_type is None:
         raise HTTPException(404)
@@ -259,5 +261,8 @@ def file_response(
     except OSError:
         raise HTTPException(404) from None
     facts = os.fstat(opened.fileno())
+    if is_page and facts.st_uid != os.getuid():
+        opened.close()
+        raise HTTPException(404)
     etag = f'"{facts.st_mtime_ns:x}-{facts.st_size:x}"'
     return RangeResponse(opened, facts.st_size, request, media_type, etag)
