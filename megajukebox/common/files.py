@@ -1,5 +1,6 @@
 """Files that appear whole or not at all, and a part of a file as a file of its own."""
 
+import errno
 import hashlib
 import io
 import os
@@ -54,12 +55,20 @@ def create_new(path: Path, mode: int = 0o666) -> BinaryIO:
 
 
 def open_append(path: str | Path, mode: int = 0o644) -> BinaryIO:
-    """A file to append to, made where there is none. A link is not followed.
+    """A file to append to, made where there is none. A link is not followed, and no pipe waited for.
 
     Raises:
-        OSError: it is a link, or cannot be written.
+        OSError: it is a link or no regular file, or cannot be written.
     """
-    return open(path, "ab", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, mode))
+
+    def opened(name: str, flags: int) -> int:
+        file = os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK, mode)
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            os.close(file)
+            raise OSError(errno.EINVAL, "is no regular file", name)
+        return file
+
+    return open(path, "ab", opener=opened)
 
 
 def sync_folder(folder: Path) -> None:

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from megajukebox.common.errors import EXIT_FATAL
+from megajukebox.common.files import open_append
 from megajukebox.common.world import free_port
 from megajukebox.records.events import (
     NEEDS_OPERATOR,
@@ -181,7 +182,7 @@ class Supervisor:
         started = time.time()
         status = self.start(self.command)
         if self.several_runs and status == 0:
-            (self.run / "DONE").touch()
+            open_append(self.run / "DONE").close()
         outcome = classify_attempt(self.run, before, status)
         if outcome.kind == "stopped" and not self.child.stop_requested:
             lost = set(self.active) - set(slurm.living_nodes())

@@ -149,6 +149,9 @@ def test_appending_follows_no_link(tmp_path: Path) -> None:
     (tmp_path / "evil").symlink_to(tmp_path / "log")
     with pytest.raises(OSError):
         open_append(tmp_path / "evil")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError):  # and does not wait for a reader
+        open_append(tmp_path / "pipe")
 
 
 def test_a_private_folder_is_this_users_alone(tmp_path: Path) -> None:
