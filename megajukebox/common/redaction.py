@@ -236,7 +236,12 @@ def _hide_whole(value: Any) -> Any:
 
 def redact_arguments(arguments: list[str]) -> str:
     """A command line to show, its arguments redacted one by one: a secret with a space in it goes whole."""
-    return " ".join(redacted(arguments))
+    shown = []
+    for argument in redacted(arguments):
+        name, equals, value = argument.partition("=")
+        hide = equals and name.startswith("-") and HIDDEN in value and is_secret(name)
+        shown.append(f"{name}={HIDDEN}" if hide else argument)
+    return " ".join(shown)
 
 
 @lru_cache(maxsize=4096)

@@ -178,6 +178,11 @@ def test_a_secret_that_is_an_argument_of_its_own_is_hidden_with_the_spaces_in_it
     ]
 
 
+def test_an_argument_that_names_its_secret_is_hidden_to_its_end() -> None:
+    shown = redact_arguments(["--password=two words", "--tokens=a b", "--data=/a b"])
+    assert shown == "--password=[hidden] --tokens=a b --data=/a b"
+
+
 def test_json_stays_json_when_its_secrets_go() -> None:
     record = {"api_key": 'a"b', "steps": [1, 2], "note": "token=abc and more"}
     hidden = json.loads(redact(json.dumps(record)))
