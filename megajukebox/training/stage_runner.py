@@ -155,7 +155,7 @@ def read_run_record(out: Path) -> dict:
     """
     try:
         record = parse_yaml(read_inside(out, "run.yaml"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # make_run_folder will say which
         return {}
     except (ValueError, UnsafeFileError) as error:
         raise UserError(f"{out / 'run.yaml'} cannot be read: {error}") from None

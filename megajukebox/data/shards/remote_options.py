@@ -25,13 +25,13 @@ RedirectHostOption = Annotated[
 
 
 def remote_config(
-    url: str, token_file: Path | None, redirect_hosts: list[str] | None, **config: Any
+    url: str | Path, token_file: Path | None, redirect_hosts: list[str] | None, **config: Any
 ) -> RemoteConfig:
     """How the shards at `url` are read; `config` are the other fields of RemoteConfig.
 
     Raises:
         UserError: the file of the token cannot be read, or others may read it too.
     """
-    warn_of_secret(url)
+    warn_of_secret(str(url))
     token = read_secret(token_file, "--data-token-file") if token_file else token_of_environment()
     return RemoteConfig(token=token, redirect_hosts=tuple(redirect_hosts or ()), **config)
