@@ -125,7 +125,7 @@ def unpickled(data: bytes) -> Any:
         ValueError, pickle.UnpicklingError and others: it is no pickle, or one of more than plain values.
     """
     for instruction, argument, _ in pickletools.genops(data):
-        too_high = instruction.name in MEMO_INSTRUCTIONS and int(argument) > len(data)
+        too_high = instruction.name in MEMO_INSTRUCTIONS and int(argument or 0) > len(data)
         if too_high or instruction.name == "BYTEARRAY8":
             raise pickle.UnpicklingError(f"has {instruction.name} {argument!r:.40}")
     return BuiltinUnpickler(io.BytesIO(data)).load()
