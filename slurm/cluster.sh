@@ -13,7 +13,7 @@ SHARDS=${SHARDS:-shards}                     # SHARDS/songs and SHARDS/codes; be
 RUNS=${RUNS:-runs}                           # RUNS/vqvae, RUNS/top_prior, ...: seen by all nodes under the same path
 VENV=${VENV:-.venv}                          # where `make install` put Python; on a login node: make install TORCH_BACKEND=cu126 (V100), cu130
 SETTINGS=${SETTINGS:-}                       # further preset settings: "training.top_prior.checkpointing.every=200 ..."
-STANDBY=${STANDBY-1}                         # a warm process on each node makes restarts take seconds; empty: none
+STANDBY=${STANDBY-1}                         # a warm process on each node halves the time of a restart; empty: none
 PREFLIGHT=${PREFLIGHT-1}                     # the doctor looks at every node before ranks train on it; empty: it does not
 NODES=${NODES:-}                             # train on so many nodes; what the job has beyond them is spare (sbatch --no-kill)
 

@@ -51,7 +51,7 @@ def main(
         bool,
         typer.Option(
             "--standby/--no-standby",
-            help="Keep a process on each node that has imported torch: restarts take seconds.",
+            help="Keep a process on each node that has imported torch: restarts take half the time.",
         ),
     ] = True,
     only_print: Annotated[

@@ -6,28 +6,20 @@ two, one for the sizes and one for the bytes.
 """
 
 import json
-import pickle
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megajukebox.common.untrusted_files import parse_json
+from megajukebox.common.untrusted_files import PlainUnpickler, parse_json
 
 MAX_MESSAGE_BYTES = 1 << 30  # of one rank; what we send has some kB, a micro-batch some MB
 
 
-class RefusingUnpickler(pickle.Unpickler):
-    """Makes numbers, texts, lists and dicts. Whatever else a pickle names is refused: to make it would run code."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        raise pickle.UnpicklingError(f"a rank sent {module}.{name}; nothing was run")
-
-
 def refuse_pickled_code() -> None:
     """From now on torch's object collectives take plain values alone: DeepSpeed, or a library, may use them."""
-    dist.distributed_c10d._unpickler = RefusingUnpickler  # type: ignore[attr-defined]
+    dist.distributed_c10d._unpickler = PlainUnpickler  # type: ignore[attr-defined]
 
 
 def to_message(value: Any) -> bytes:

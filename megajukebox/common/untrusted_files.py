@@ -8,6 +8,7 @@ finds what does not (tests/test_untrusted_reads.py).
 import errno
 import json
 import os
+import pickle
 import stat
 from collections.abc import Hashable
 from pathlib import Path, PurePath
@@ -113,6 +114,13 @@ def read_inside(
 ) -> bytes:
     """The bytes of a file within a folder that others may write to; see open_inside."""
     return read_all(open_inside(folder, name), max_bytes)
+
+
+class PlainUnpickler(pickle.Unpickler):
+    """Makes numbers, texts, lists and dicts. Whatever else a pickle names is refused: to make it would run code."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        raise pickle.UnpicklingError(f"names {module}.{name}; nothing was run")
 
 
 # ---- Documents --------------------------------------------------------------------------------------------------------

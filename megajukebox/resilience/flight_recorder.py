@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from megajukebox.common.plain_text import plain
-from megajukebox.common.untrusted_files import parse_json, read_inside
+from megajukebox.common.untrusted_files import PlainUnpickler, parse_json, read_inside
 from megajukebox.records.jsonl_tail import read_object
 from megajukebox.records.productive_time import number
 from megajukebox.resilience.fencing import FILE
@@ -87,13 +87,6 @@ def dump_path(run: Path, generation: int, rank: int) -> Path:
 # ---- Reading ----------------------------------------------------------------------------------------------------------
 
 
-class BuiltinUnpickler(pickle.Unpickler):
-    """Reads numbers, texts, lists and dicts. Whatever else a pickle names is refused: to make it would run code."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        raise pickle.UnpicklingError(f"names {module}.{name}; a dump of torch's has no such thing")
-
-
 def parse_dump(data: bytes, rank: int) -> RankDump:
     """What torch wrote, as JSON or as a pickle.
 
@@ -128,7 +121,7 @@ def unpickled(data: bytes) -> Any:
         too_high = instruction.name in MEMO_INSTRUCTIONS and int(argument or 0) > len(data)
         if too_high or instruction.name == "BYTEARRAY8":
             raise pickle.UnpicklingError(f"has {instruction.name} {argument!r:.40}")
-    return BuiltinUnpickler(io.BytesIO(data)).load()
+    return PlainUnpickler(io.BytesIO(data)).load()
 
 
 def parse_entry(entry: Mapping[str, Any]) -> RecordedCollective:

@@ -15,11 +15,10 @@ from fixtures.paths import ROOT
 
 from megajukebox.common.rank_messages import (
     MAX_MESSAGE_BYTES,
-    RefusingUnpickler,
     _checked_size,
     to_message,
 )
-from megajukebox.common.untrusted_files import parse_json
+from megajukebox.common.untrusted_files import PlainUnpickler, parse_json
 
 VALUES = [
     None,
@@ -127,16 +126,17 @@ def test_plain_values_pass_the_refusing_unpickler_and_classes_do_not() -> None:
     import io
 
     plain = {"a": [1, 2.5, None, "x", (3,)]}
-    assert RefusingUnpickler(io.BytesIO(pickle.dumps(plain))).load() == plain
+    assert PlainUnpickler(io.BytesIO(pickle.dumps(plain))).load() == plain
     with pytest.raises(pickle.UnpicklingError, match="nothing was run"):
-        RefusingUnpickler(io.BytesIO(pickle.dumps(os.system))).load()
+        PlainUnpickler(io.BytesIO(pickle.dumps(os.system))).load()
 
 
 # Where pickles are named in the package, and why nothing of somebody else's is unpickled there.
 PICKLES = {
     "common/rank_messages.py": "the unpickler that refuses, and the names of what it stands for",
     "interop/checkpoints.py": "the class of torch's refusal",
-    "resilience/flight_recorder.py": "an unpickler that refuses every class",
+    "common/untrusted_files.py": "an unpickler that refuses every class",
+    "resilience/flight_recorder.py": "looks at pickles, and reads them by that one",
     "training/engines/comm_timing.py": "names of collectives that are timed where others call them",
     "training/engines/restricted_loading.py": "looks at pickles without carrying them out",
 }
