@@ -153,7 +153,8 @@ def train_one_step(
     seconds = time.perf_counter() - started
     communication_seconds = engine.communication.seconds()
     run.watchdog.record_step(step + 1, seconds, communication_seconds)
-    if (step + 1) % settings.log_every == 0 or step == 0:
+    # The last one too: its loss is that of the final weights, and a finished run stands at 100 %.
+    if (step + 1) % settings.log_every == 0 or step == 0 or step + 1 == settings.steps:
         metrics = metrics | {
             "audio_seconds_per_second": task.audio_seconds / seconds,
             "data_wait_ratio": data_seconds / seconds,

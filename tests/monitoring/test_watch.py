@@ -53,6 +53,18 @@ def test_a_row_answers_the_questions_in_their_order(tmp_path: Path) -> None:
         assert words in text, words
 
 
+def test_a_run_that_ended_between_two_rows_of_metrics_stands_at_its_end(tmp_path: Path) -> None:
+    """As runs of before wrote it: six steps, of which only the first was logged."""
+    run = PretendRun(tmp_path / "done", steps=6).start().train(6).end()
+    assert [state.step for state in Runs([tmp_path]).read(run.now)] == [6]
+    assert "6/6 100%" in shown(tmp_path, run.now)
+    stopped = PretendRun(tmp_path / "stopped", steps=40, now=run.now).start().train(14).save()
+    stopped.end("stop", signal=15)
+    assert "14/40 35%" in shown(tmp_path, stopped.now)
+    stopped.start().train(3)
+    assert "20/40" not in shown(tmp_path, stopped.now)
+
+
 def test_a_row_tells_of_communication_and_of_the_queue(tmp_path: Path) -> None:
     run = PretendRun(tmp_path / "run").start().train(320, communication_seconds=0.25).beat()
     queue = {

@@ -36,6 +36,7 @@ from megajukebox.sampling.lyrics.word_timing import (
     words_of,
 )
 from megajukebox.sampling.songs.requests import SongRequest
+from megajukebox.sampling.songs.song import lyrics_within
 
 TEXT = "the moon is\non the water "
 TOKENS = TokenizedLyrics(list(range(1, len(TEXT) + 1)), [(i, i + 1) for i in range(len(TEXT))])
@@ -301,3 +302,37 @@ def test_times_that_were_asked_for_stay_and_lyrics_of_an_earlier_song_do_not(
     write_alignment_head(weak / "top_prior", AlignmentHead(layer=3, head=1, follows=False))
     assert "alignment" not in sample(weak, tmp_path, lyrics="la la")
     assert (tmp_path / "a.txt").read_text() == "la la" and not (tmp_path / "a.lrc").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "seconds", "kept", "times"),
+    [
+        ("[00:01.00] la la\n[00:03.00] moon\n", 5.0, "[00:01.00] la la\n[00:03.00] moon\n", None),
+        (
+            "[00:01.00] la la\n[00:03.50] moon\n[00:11.00] far\n[00:19.00] away",
+            5.0,
+            None,
+            [1, 2, 3, 3.5, 4.5],
+        ),
+        (
+            "[00:04.20] <00:04.20> on <00:04.60> and <00:05.40> on <00:06.00>",
+            5.0,
+            None,
+            [4.2, 4.6, 5],
+        ),
+        ("[00:07.00] never\n[00:08.00] sung", 5.0, "never\nsung", []),
+        ("plain words\nof any length", 5.0, "plain words\nof any length", []),
+    ],
+)
+def test_lyrics_with_times_end_with_the_audio(
+    given: str, seconds: float, kept: str | None, times: list[float] | None
+) -> None:
+    lyrics, is_timed = lyrics_within(given, seconds)
+    _, words = parse_lrc(lyrics)
+    assert is_timed == bool(words)
+    assert kept is None or lyrics == kept
+    assert all(word.t1 <= seconds for word in words)
+    if times is not None:
+        ends = sorted({time for word in words for time in (word.t0, word.t1)})
+        assert ends == pytest.approx(times)
+    assert "far" not in lyrics and "away" not in lyrics

@@ -20,6 +20,7 @@ from megajukebox.records.events import (
     NEEDS_OPERATOR,
     AlertRaised,
     AttemptStarted,
+    CheckpointSaved,
     Diverged,
     Event,
     RunFinished,
@@ -150,11 +151,14 @@ class RunState:
 
     @property
     def step(self) -> int:
-        """The last step known, from the metrics or a heartbeat."""
+        """The last step known: from the metrics, a heartbeat, or the last save, start or end of the run."""
         logged = number(self.last.get("step")) or 0.0
         if not self.recent and self.checkpoints:
             logged = self.checkpoints[-1].step
-        return int(max([logged, *(beat.step for beat in self.ranks)]))
+        # Metrics come at intervals; a run may end, and be saved, between two of them.
+        event = self.last_event(RunFinished, RunStopped, CheckpointSaved, AttemptStarted)
+        told = number(event.step) if event else None
+        return int(max([logged, told or 0.0, *(beat.step for beat in self.ranks)]))
 
     @property
     def step_seconds(self) -> float | None:

@@ -2,7 +2,7 @@
 
 import io
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from megajukebox.common.files import make_folder, write_atomic
 from megajukebox.common.provenance import made_by
-from megajukebox.conditioning.lrc import parse_lrc
+from megajukebox.conditioning.lrc import parse_lrc, write_lrc
 from megajukebox.data.audio import write_wav
 from megajukebox.records.sample_record import SAMPLE_SCHEMA
 from megajukebox.sampling.songs.prompt_sources import KnownCodes
@@ -64,8 +64,8 @@ class GeneratedSong:
         for suffix in ("lrc", "txt"):  # of a song of this name that was there before
             (folder / f"{song}.{suffix}").unlink(missing_ok=True)
         if lyrics:
-            _, words = parse_lrc(lyrics)
-            write_atomic(folder / f"{song}.{'lrc' if words else 'txt'}", lyrics.encode())
+            lyrics, is_timed = lyrics_within(lyrics, self.seconds)
+            write_atomic(folder / f"{song}.{'lrc' if is_timed else 'txt'}", lyrics.encode())
         record = json.dumps(self.record(), indent=1, ensure_ascii=False) + "\n"
         write_atomic(folder / f"{song}.json", record.encode())
         return folder / f"{song}.json"
@@ -83,6 +83,24 @@ class GeneratedSong:
             **self.facts,
             "made_by": made_by(),
         }
+
+
+def lyrics_within(lyrics: str, seconds: float) -> tuple[str, bool]:
+    """(the lyrics of `seconds` of audio, whether they have times).
+
+    A request may give the times of a whole song and ask for its beginning: words that would be sung
+    after the audio's end are left out, and the last one ends with it. Lyrics without times stay whole.
+    """
+    text, words = parse_lrc(lyrics)
+    if not words:
+        return lyrics, False
+    if max(word.t1 for word in words) <= seconds:
+        return lyrics, True
+    sung = [replace(word, t1=min(word.t1, seconds)) for word in words if word.t0 < seconds]
+    if not sung:
+        return text, False
+    end = max(word.end_char for word in sung)
+    return write_lrc(sung, text[:end]), True
 
 
 def audio_name(song: str, level: str) -> str:
