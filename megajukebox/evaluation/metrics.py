@@ -32,12 +32,28 @@ METRICS = {
     "stft_distance": MetricDefinition("multi-resolution STFT distance", -1, 0.01),
     "spectral_convergence_db": MetricDefinition("spectral convergence", -1, 0.1, "dB"),
     "mel_distance_db": MetricDefinition("mean distance of log-mel spectra", -1, 0.1, "dB"),
+    # noise
+    "valley_noise_db": MetricDefinition(
+        "power between the harmonics beyond the original's", -1, 0.2, "dB"
+    ),
+    "log_magnitude_db": MetricDefinition(
+        "mean error of log magnitudes", -1, 0.1, "dB", (0, np.inf)
+    ),
+    "peakiness_db": MetricDefinition(
+        "arithmetic over geometric mean of power: noise 2.5, tones more", 1, 0.3, "dB", (0, np.inf)
+    ),
     # codes
     "perplexity": MetricDefinition(
         "perplexity of the codes' histogram", 1, 1.0, "codes", limits=(1, np.inf)
     ),
     "usage": MetricDefinition("fraction of the codebook in use", 1, 0.01, limits=(0, 1)),
     "entropy_bits": MetricDefinition("entropy of the codes' histogram", 0, 0.0, "bits"),
+    "repeat_share": MetricDefinition(
+        "fraction of codes that equal the one before", 0, limits=(0, 1)
+    ),
+    "repeat_difference": MetricDefinition(
+        "distance of that fraction from held-out songs'", -1, 0.06, limits=(0, 1)
+    ),
     "bits_per_code": MetricDefinition("bits per code of held-out songs", -1, 0.005, "bits"),
     "label_gain_bits": MetricDefinition(
         "bits per code that the song's own labels save", 1, 0.005, "bits"

@@ -14,6 +14,7 @@ from megajukebox.evaluation.evaluators.music_features import (
     corpus_metrics,
     music_features,
 )
+from megajukebox.evaluation.evaluators.noise import peakiness_metrics
 from megajukebox.evaluation.evaluators.repetition import repetition
 from megajukebox.evaluation.inputs import EvalSong, EvalSongs, SampledSongs
 from megajukebox.evaluation.metrics import MetricValue, mean_metrics, prefixed
@@ -68,7 +69,11 @@ def evaluate_set(
     rows: dict[str, dict[str, float]] = {}
     features = SongFeatures()
     for song in songs:
-        rows[song.key] = {**sound_metrics(song.audio, song.rate), **repetition(song)}
+        rows[song.key] = {
+            **sound_metrics(song.audio, song.rate),
+            **peakiness_metrics(song.audio, song.rate),
+            **repetition(song),
+        }
         if reference:
             rows[song.key] |= reference.classifier.classify(song)
             features.add(song, seconds, reference.embedder)

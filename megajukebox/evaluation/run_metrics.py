@@ -21,7 +21,11 @@ from megajukebox.distillation.divergence import (
 from megajukebox.distillation.teacher_sampling import to_device
 from megajukebox.evaluation.context import EvalContext
 from megajukebox.evaluation.evaluators.adherence import LabelClassifier, fit_label_classifier
-from megajukebox.evaluation.evaluators.codebook import codebook_metrics, histogram
+from megajukebox.evaluation.evaluators.codebook import (
+    codebook_metrics,
+    histogram,
+    repeat_metrics,
+)
 from megajukebox.evaluation.evaluators.embedding import Embedder
 from megajukebox.evaluation.evaluators.frechet import frechet_metric
 from megajukebox.evaluation.evaluators.likelihood import (
@@ -32,6 +36,7 @@ from megajukebox.evaluation.evaluators.likelihood import (
     windows_of,
 )
 from megajukebox.evaluation.evaluators.music_features import agreement
+from megajukebox.evaluation.evaluators.noise import noise_metrics, peakiness_metrics
 from megajukebox.evaluation.evaluators.reconstruction import fidelity, fidelity_by_band
 from megajukebox.evaluation.evaluators.repetition import repetition
 from megajukebox.evaluation.frozen_weights import frozen
@@ -84,7 +89,11 @@ def vqvae_metrics(target: EvalTarget, context: EvalContext) -> Iterator[MetricVa
     rows = {}
     for song in songs:
         accuracy = classifier.classify(song) if classifier else {}
-        rows[song.key] = {**accuracy, **repetition(song)}
+        rows[song.key] = {
+            **accuracy,
+            **repetition(song),
+            **peakiness_metrics(song.audio, song.rate),
+        }
     yield from mean_metrics("reconstruction/original", rows)
     yield from prefixed("reconstruction/chance", classifier.chance() if classifier else [])
 
@@ -97,6 +106,7 @@ class LevelReconstructions:
     bands: dict[str, dict[str, dict[str, float]]] = field(
         default_factory=dict
     )  # {band: {song: ...}}
+    codes: dict[str, Array] = field(default_factory=dict)
     counts: dict[str, Array] = field(default_factory=dict)
     embeddings: dict[str, Array] = field(default_factory=dict)
 
@@ -114,13 +124,15 @@ class LevelReconstructions:
         decoded = replace(song, audio=decode_long(model, codes, level).cpu().numpy())
         self.rows[song.key] = {
             **fidelity(song.audio, decoded.audio, song.rate),
+            **noise_metrics(song.audio, decoded.audio, song.rate),
             **agreement(song.audio, decoded.audio, song.rate),
             **(classifier.classify(decoded) if classifier else {}),
             **repetition(decoded),
         }
         for band, row in fidelity_by_band(song.audio, decoded.audio, song.rate).items():
             self.bands.setdefault(band, {})[song.key] = row
-        self.counts[song.key] = histogram(codes.cpu().numpy(), model.config.codebook_size)
+        self.codes[song.key] = codes.cpu().numpy()
+        self.counts[song.key] = histogram(self.codes[song.key], model.config.codebook_size)
         self.embeddings[song.key] = embedder.embed(decoded)
 
     def metrics(self, level: str, originals: Mapping[str, Array]) -> Iterator[MetricValue]:
@@ -131,6 +143,7 @@ class LevelReconstructions:
             yield from mean_metrics(f"{part}/{band}", rows)
         yield from prefixed(part, frechet_metric(self.embeddings, originals))
         yield from prefixed(f"codebook/{level}", codebook_metrics(self.counts))
+        yield from prefixed(f"codebook/{level}", repeat_metrics(self.codes))
 
 
 # ---- A prior

@@ -9,7 +9,11 @@ from megajukebox.common.levels import LEVELS
 from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.evaluation.context import EvalContext
 from megajukebox.evaluation.evaluators.adherence import code_accuracy, code_counts
-from megajukebox.evaluation.evaluators.codebook import codebook_metrics, histogram
+from megajukebox.evaluation.evaluators.codebook import (
+    codebook_metrics,
+    histogram,
+    repeat_metrics,
+)
 from megajukebox.evaluation.evaluators.frechet import frechet_metric
 from megajukebox.evaluation.evaluators.memorization import clip_metrics, passage_metrics
 from megajukebox.evaluation.evaluators.music_features import agreement
@@ -128,6 +132,8 @@ def code_metrics(target: EvalTarget, context: EvalContext) -> Iterator[MetricVal
         for key, codes_T in codes.items():
             histograms[key] = histogram(codes_T, size)
         yield from prefixed(part, codebook_metrics(histograms))
+        yield from prefixed(part, repeat_metrics(codes, held_out))
+        yield from prefixed(f"{part}_held_out", repeat_metrics(held_out))
         corpus = labelled_counts(training, size, labels)
         ours = labelled_counts(codes, size, context.requested)
         theirs = labelled_counts(held_out, size, labels)

@@ -107,6 +107,11 @@ def octave_bands(rate: int) -> list[tuple[int, int]]:
     return [(low, min(high, rate // 2)) for low, high in pairwise(OCTAVE_EDGES) if low < rate / 2]
 
 
+def band_name(low: int, high: int) -> str:
+    """`band_00250_00500`, of a band in Hz."""
+    return f"band_{low:05d}_{high:05d}"
+
+
 def fidelity_by_band(truth_T: Array, other_T: Array, rate: int) -> dict[str, dict[str, float]]:
     """{"band_0250_0500": {"snr_db", "spectral_convergence_db"}}: of the STFT's bins within each octave.
 
@@ -125,7 +130,7 @@ def fidelity_by_band(truth_T: Array, other_T: Array, rate: int) -> dict[str, dic
         signal = float((np.abs(x) ** 2).sum())
         noise = float((np.abs(x - y) ** 2).sum())
         magnitude_noise = float(((np.abs(x) - np.abs(y)) ** 2).sum())
-        metrics[f"band_{low:05d}_{high:05d}"] = {
+        metrics[band_name(low, high)] = {
             "snr_db": decibels(signal, noise),
             "spectral_convergence_db": -decibels(signal, magnitude_noise),
         }

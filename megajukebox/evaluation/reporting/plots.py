@@ -206,7 +206,7 @@ def dot_plot(name: str, title: str, rows: Mapping[str, Mapping[str, Any]], unit:
 def level_plots(metrics: Mapping[str, Any]) -> list[Plot]:
     """Single metrics of each part, by level."""
     plots = []
-    for metric in ("frechet", "repetition", "word_error_ms"):
+    for metric in ("frechet", "peakiness_db", "repetition", "word_error_ms"):
         rows: Rows = {}
         unit = ""
         for name, value in metrics.items():
@@ -221,18 +221,27 @@ def level_plots(metrics: Mapping[str, Any]) -> list[Plot]:
 
 
 def band_plots(metrics: Mapping[str, Any]) -> list[Plot]:
-    """Signal to noise ratio over frequency."""
-    bands: Rows = {}
-    for name, metric in metrics.items():
-        part, column, *row = name.split("/")
-        if part != "reconstruction" or len(row) != 2 or row[1] != "snr_db":
-            continue
-        if metric["value"] is not None:
-            bands.setdefault(metric_words(row[0]).removesuffix(" Hz"), {})[column] = metric
-    if not bands:
-        return []
-    title = "Signal to noise of reconstructions, by frequency"
-    return [Plot("bands", title, lines(bands, "dB"), 3.2)]
+    """Signal to noise ratio of reconstructions, and noise between their harmonics, over frequency."""
+    titles = {
+        "snr_db": ("bands", "Signal to noise of reconstructions, by frequency"),
+        "valley_noise_db": (
+            "noise",
+            "Noise between the harmonics of reconstructions, by frequency",
+        ),
+    }
+    plots = []
+    for term, (file_name, title) in titles.items():
+        bands: Rows = {}
+        for name, metric in metrics.items():
+            part, column, *row = name.split("/")
+            if part != "reconstruction" or len(row) != 2 or row[1] != term:
+                continue
+            if metric["value"] is not None:
+                words = metric_words(row[0]).removesuffix(" Hz")
+                bands.setdefault(words, {})[column] = metric
+        if bands:
+            plots.append(Plot(file_name, title, lines(bands, "dB"), 3.2))
+    return plots
 
 
 def accuracy_plots(metrics: Mapping[str, Any]) -> list[Plot]:
