@@ -13,7 +13,6 @@ machine does. Memory of the standby is its own (USS) and its share (PSS).
 import json
 import os
 import platform
-import shutil
 import signal
 import statistics
 import subprocess
@@ -222,10 +221,6 @@ def main(
             for run in runs:
                 if run.process and run.process.poll() is None:
                     os.killpg(run.process.pid, signal.SIGTERM)
-                if run.out.with_suffix(".txt").exists():
-                    shutil.copy(
-                        run.out.with_suffix(".txt"), f"/tmp/launch/{run.out.parent.name}.txt"
-                    )
             if cluster:
                 cluster.stop()
         same = min(len(losses(run.out)) for run in runs)
