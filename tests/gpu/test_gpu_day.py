@@ -13,7 +13,8 @@ sys.path.append(str(ROOT / "benchmarks"))
 
 from fixtures.fake_gpu_parts import PID_FILE
 from gpu_day import PARTS, Part, run_day
-from gpu_parts.results import DONE, FAILED, SKIPPED, TIMED_OUT, DayResults
+from gpu_parts.results import DONE, FAILED, SKIPPED, TIMED_OUT, DayResults, Figure, PartResult
+from gpu_parts.table import SMALL, table
 
 MOST_FILES = 8
 LARGEST_FILE = 16 * 2**20
@@ -58,8 +59,19 @@ def test_parts_that_go_wrong_cost_a_row_each(tmp_path: Path) -> None:
     for name in ("failing", "killed"):  # what was measured before stays
         assert [figure.values for figure in rows[name].figures] == [[1.0]]
     assert rows["good"].figures[0].values == [3.0, 3.0]
-    table = (tmp_path / "gpu_day.txt").read_text()
-    assert "speed" in table and "killed: failed killed by SIGKILL" in table
+    text = (tmp_path / "gpu_day.txt").read_text()
+    assert "speed" in text and "killed: failed killed by SIGKILL" in text
+
+
+def test_a_small_day_compares_with_no_machine() -> None:
+    figure = Figure("a step", "ms", [3.25], floor=17.5, plan=18.5, target=19.5)
+    for small in (False, True):
+        results = DayResults({"small": small}, {"part": PartResult(DONE, figures=[figure])})
+        text = table(results)
+        assert "3.25" in text
+        assert (SMALL in text) == small
+        for number in ("17.5", "18.5", "19.5"):
+            assert (number in text) != small
 
 
 def test_a_part_that_hangs_is_ended_with_all_that_it_started(tmp_path: Path) -> None:
