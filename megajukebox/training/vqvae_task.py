@@ -75,7 +75,7 @@ def open_clips(request: TaskRequest) -> tuple[SongClips | UnindexedShards, str]:
     augment = Augment(loader.volume_db, loader.eq_db)
     rate = preset.audio.sample_rate
     is_unindexed = loader.data_mode == "unindexed"
-    if is_unindexed and not Path(request.data).is_dir():
+    if is_unindexed and not (Path(request.data) / "index.json").is_file():
         tars = UnindexedShards(
             request.data,
             rate,

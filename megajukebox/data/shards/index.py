@@ -76,13 +76,19 @@ def fingerprint_of(index: Mapping[str, Any]) -> str:
 
 def index_bytes(folder: Path) -> bytes:
     """index.json. Raises UserError where there is none."""
+    unindexed = (
+        ", or stream song tars without an index by training.vqvae.loader.data_mode=unindexed"
+    )
     if not folder.is_dir():
         raise UserError(
             f"shard set {str(folder)!r} does not exist; give the folder that prepare or encode wrote"
+            f"{unindexed if '.tar' in folder.name else ''}"
         )
     if not (folder / "index.json").is_file():
+        has_tars = any(folder.glob("*.tar*")) and not any(folder.glob("*.rows.json"))
         raise UserError(
             f"{str(folder)!r} is not a finished shard set (no index.json); run prepare (or encode) to its end"
+            f"{unindexed if has_tars else ''}"
         )
     try:
         return read_given(folder / "index.json", MAX_INDEX_BYTES)

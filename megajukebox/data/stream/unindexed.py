@@ -1,5 +1,5 @@
 """Plain WebDataset streaming for song tars without an index: they are read from end to end, as they
-come.
+come, whoever made them (data/shards/plain_tars.py).
 
     training.vqvae.loader.data_mode=unindexed, --data "https://host/songs-{000000..000127}.tar", or
     "pipe:... {000000..000127}.tar"
@@ -11,28 +11,26 @@ be preferred wherever a tar can be read twice.
 """
 
 import contextlib
-import http.client
 import io
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import count, islice
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import webdataset
 
-from megajukebox.common.errors import BadSampleError
-from megajukebox.common.untrusted_files import open_given, parse_json
+from megajukebox.common.errors import BadSampleError, UserError
+from megajukebox.common.plain_text import plain
 from megajukebox.data.audio import downmix, opened, read_slice
-from megajukebox.data.shards.index import KEY
+from megajukebox.data.shards.plain_tars import UnindexedSong, songs_of, tar_name
 from megajukebox.data.shards.remote import RemoteConfig
 from megajukebox.data.shards.source_url import SourceUrl
-from megajukebox.data.shards.tar_stream import TarStream
-from megajukebox.data.shards.transports import check_allowed, is_url, may_pass, open_stream
+from megajukebox.data.shards.transports import check_allowed, is_url, may_pass
 from megajukebox.data.stream.augment import Augment
 from megajukebox.data.stream.bad_samples import (
     MAX_REASON,
@@ -56,9 +54,7 @@ from megajukebox.data.stream.song_dataset import clip_start, split
 from megajukebox.data.stream.stream_identity import UnindexedStreamIdentity
 from megajukebox.data.stream.worker_pool import ALONE, PrefetchedSteps, ReadAhead, WorkerStatus
 
-AUDIO = ("flac", "wav")
-# Of the members that are read; they are held in memory, since a pipe cannot go back.
-MAX_MEMBER_BYTES = {"json": 1 << 22, "flac": 1 << 30, "wav": 1 << 30}
+TAR_ENDING = re.compile(r"(?<!^)\.(tar|tgz)(\.\w+)?$", re.IGNORECASE)
 MAX_HELD_OUT_TARS = 16  # read for clips to evaluate on
 MIN_SHUFFLED = 16  # clips in the buffer before the first one leaves it
 SPARE_TARS = 8  # tars that may give no clip, beyond twice their number
@@ -68,7 +64,7 @@ SPARE_TARS = 8  # tars that may give no clip, beyond twice their number
 class UnindexedShards:
     """Song tars without an index: `urls` is a WebDataset pattern, e.g.
 
-    "songs-{000000..000127}.tar".
+    "songs-{000000..000127}.tar", or a folder of tars.
     """
 
     urls: str
@@ -86,97 +82,50 @@ class UnindexedShards:
         return SourceUrl.parse(self.urls).base
 
     def tars(self) -> list[str]:
-        """The tars one by one. Raises UserError for one that would run a command without leave."""
+        """The tars one by one; of a folder all, by name.
+
+        Raises:
+            UserError: one would run a command without leave, or the folder has none.
+        """
+        if not is_url(self.urls) and Path(self.urls).is_dir():
+            return tars_in(Path(self.urls))
         tars = webdataset.shardlists.expand_urls(self.urls)
         for tar in tars:
             check_allowed(tar, self.remote.allow_pipe)
         return tars
 
 
-@dataclass(frozen=True)
-class UnindexedSongs:
-    """Members of one song as they came."""
-
-    key: str
-    shard: str
-    members: dict[str, bytes]
-
-
-def songs_of(tar: str, remote: RemoteConfig) -> Iterator[UnindexedSongs]:
-    """The songs of one tar, in order; nothing is written to disk.
-
-    Raises:
-        BadSampleError: the tar is damaged.
-        OSError: less of it came than there is.
-    """
-    name = tar_name(tar)
-    stream: TarStream | None = None
-    missing = 0  # bytes that the site promised and did not send
-    key_before = None
-    members: dict[str, bytes] = {}
-    try:
-        with open_stream(tar, remote) if is_url(tar) else open_given(tar) as file:
-            stream = TarStream(file)
-            for member in stream:
-                key, _, extension = member.name.partition(".")
-                if key_before is not None and key != key_before:
-                    yield UnindexedSongs(key_before, name, members)
-                    members = {}
-                key_before = key
-                limit = MAX_MEMBER_BYTES.get(extension, -1)
-                if member.is_file and member.size <= limit:
-                    members[extension] = stream.read()
-            missing = missing_bytes(file, stream)
-    except http.client.HTTPException as error:
-        raise ConnectionError(f"{name} broke off ({error!r})") from error
-    except BadSampleError as error:
-        missing = missing_bytes(file, stream)
-        if not missing:
-            raise BadSampleError("damaged", f"{name}: {error}") from None
-    if missing:
-        raise ConnectionError(f"{name} broke off, {missing} bytes before its end")
-    if key_before is not None:
-        yield UnindexedSongs(key_before, name, members)
-
-
-def missing_bytes(file: BinaryIO, stream: TarStream | None) -> int:
-    """How many bytes of a tar that ended early the site promised and did not send."""
-    return (getattr(file, "length", None) or 0) if stream and stream.ends_early else 0
-
-
-def tar_name(tar: str) -> str:
-    """The file's name in a path, a URL or a command."""
-    return Path(SourceUrl.parse(tar).base.split()[-1]).name
+def tars_in(folder: Path) -> list[str]:
+    """The tars of a folder by name, whatever they are compressed by. UserError where it has none."""
+    tars = sorted(str(path) for path in folder.iterdir() if TAR_ENDING.search(path.name))
+    if not tars:
+        raise UserError(f"{folder} holds no tar; name the tars, e.g. {folder}/songs-{{0..9}}.tar")
+    return tars
 
 
 def clips_of(
-    song: UnindexedSongs, shards: UnindexedShards, generator: np.random.Generator
+    song: UnindexedSong, shards: UnindexedShards, generator: np.random.Generator
 ) -> Iterator[np.ndarray]:
     """Clips [clip, 1] at random positions of a song; none of a short one.
 
-    Raises BadSampleError if it is broken.
+    Raises BadSampleError if it is broken, or of another sample rate.
     """
-    if not KEY.fullmatch(song.key):
-        raise BadSampleError(
-            "bad_name", f"key {song.key!r} is not a name of letters, digits, - and _"
-        )
-    facts = song.members.get("json")
-    if facts is None:
-        raise BadSampleError("json", f"{song.key} has no JSON")
-    try:
-        parse_json(facts)
-    except ValueError as error:
-        reason = type(error).__name__
-        raise BadSampleError("json", f"the JSON of {song.key} cannot be read ({reason})") from None
-    data = next((song.members[kind] for kind in AUDIO if kind in song.members), b"")
-    with opened(io.BytesIO(data)) as file:
+    if song.audio is None:
+        raise song.fault or BadSampleError("missing", f"{plain(song.key)} has no audio")
+    with opened(io.BytesIO(song.audio)) as file:
         frames = file.frames
+        rate = file.samplerate
+    if rate != shards.sample_rate:
+        raise BadSampleError(
+            "sample_rate",
+            f"sample rate is {rate} Hz, wanted {shards.sample_rate} Hz; resample it, or let prepare do so",
+        )
     if frames < shards.clip:
         return
     for _ in range(shards.clips_per_song_visit):
         clip = int(generator.integers(frames // shards.clip))
         start = clip_start(clip, shards.clip, frames, generator)
-        x_TC = read_slice(io.BytesIO(data), start, shards.clip, shards.sample_rate)
+        x_TC = read_slice(io.BytesIO(song.audio), start, shards.clip, shards.sample_rate)
         x_T = downmix(x_TC, generator.random())
         if shards.augment.on:
             x_T = shards.augment(x_T, shards.sample_rate, generator)
@@ -234,7 +183,7 @@ def drawn(
                         bad = []
                         tars_without_clip = 0
                 except (ValueError, OSError, MemoryError) as error:
-                    bad.append(bad_sample_of(song.shard, song.key, error))
+                    bad.append(bad_sample_of(song.tar, plain(song.key), error))
         except (ValueError, OSError, MemoryError) as error:
             if isinstance(error, OSError) and may_pass(error):  # another try may read it
                 reason = f"unavailable: {error}"[:MAX_REASON]
@@ -304,8 +253,9 @@ def all_held_out(shards: UnindexedShards) -> Iterator[np.ndarray]:
             ) from error
 
 
-def is_held_out(song: UnindexedSongs, shards: UnindexedShards) -> bool:
-    return bool(split(np.array([song.key.encode()[:48]], dtype="S48"), shards.held_out)[0])
+def is_held_out(song: UnindexedSong, shards: UnindexedShards) -> bool:
+    key = song.key.encode("utf-8", "surrogateescape")
+    return bool(split(np.array([key]), shards.held_out)[0])
 
 
 class UnindexedBatches:
