@@ -5,12 +5,15 @@
     megajukebox prepare songs.jsonl --out shards/songs --bits 24     # a manifest: paths, metadata, lyrics
 
 Killed? Run the same command again: finished shards are kept, and the result is the same to the
-byte. Songs that cannot be used are listed with their reasons in refused.jsonl. `shards/README.md`
-says what is in the output.
+byte. Songs that cannot be used are listed with their reasons in refused.jsonl; what was passed over
+or changed in notes.jsonl. `shards/README.md` says what is in the output.
+
+    megajukebox prepare ~/music --out shards/songs --strict --allow not_audio --allow hidden   # notes refuse their songs
 """
 
+from collections import Counter
 from enum import Enum
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated
 
 import typer
@@ -27,8 +30,9 @@ from megajukebox.common.progress import ProgressReporter
 from megajukebox.common.provenance import made_by
 from megajukebox.common.untrusted_files import read_given
 from megajukebox.data.ingest.convert import IngestConfig
-from megajukebox.data.ingest.discover import SourceSong, find_songs
+from megajukebox.data.ingest.discover import FoundSongs, find_collection
 from megajukebox.data.ingest.prepare import IngestReport, prepare_songs, reasons
+from megajukebox.records.ingest_notes import NOTE_KINDS, NOTES_FILE, IngestNote, NoteKind
 
 DEMO = "demo:"
 PRESETS = Path(__file__).parents[1] / "presets"
@@ -38,6 +42,16 @@ MAX_ROWS = 10  # of refusals or notes on the screen; refused.jsonl has every ref
 class Codec(str, Enum):
     flac = "flac"
     wav = "wav"
+
+
+Strict = Annotated[
+    bool,
+    typer.Option("--strict", help="Refuse what would be noted: songs changed, files ignored."),
+]
+Allowed = Annotated[
+    list[NoteKind] | None,
+    typer.Option(help="With --strict: only note these kinds. Can be given several times."),
+]
 
 
 def main(
@@ -71,6 +85,8 @@ def main(
         bool,
         typer.Option("--follow-links", help="Read links in the folder that lead out of it."),
     ] = False,
+    strict: Strict = False,
+    allow: Allowed = None,
     lyrics_vocabulary: Annotated[
         int, typer.Option(help="Pieces of the lyrics tokenizer; 0 trains none.")
     ] = 512,
@@ -97,23 +113,24 @@ def main(
         min_seconds=min_seconds,
         max_seconds=max_seconds,
         tags=tags,
+        strict=strict,
+        allow=tuple(NoteKind(kind).value for kind in allow or ()),
     )
-    source_songs = songs_of(
-        source, songs or out.parent / "demo_songs", seed, processes, follow_links
-    )
+    found = songs_of(source, songs or out.parent / "demo_songs", seed, processes, follow_links)
     with ProgressReporter() as progress:
-        progress.add("songs", total=len(source_songs))
+        progress.add("songs", total=len(found.songs))
         report = prepare_songs(
-            source_songs,
+            found.songs,
             out,
             settings,
-            processes=min(processes, len(source_songs)),
+            processes=min(processes, len(found.songs)),
             lyrics_vocabulary=lyrics_vocabulary,
             made_by=made_by(),
             fresh=fresh,
+            passed_over=found.notes,
             after_song=lambda count: progress.advance("songs", count),
         )
-    print_report(Console(stderr=True), report, source_songs, out)
+    print_report(Console(stderr=True), report, out)
 
 
 def preset_sample_rate(preset: str | None) -> int:
@@ -140,12 +157,12 @@ def preset_sample_rate(preset: str | None) -> int:
 
 def songs_of(
     source: str, folder: Path, seed: int, processes: int, follow_links: bool = False
-) -> list[SourceSong]:
+) -> FoundSongs:
     """The songs of `source`; those of `demo:N` are written into `folder` now, if they are not
     there.
     """
     if not source.startswith(DEMO):
-        return find_songs(source, follow_links)
+        return find_collection(source, follow_links)
     count = source.removeprefix(DEMO)
     if not count.isdecimal() or int(count) < 1:
         raise UserError(f"source {source!r} names no number of songs; write for example {DEMO}48")
@@ -153,24 +170,43 @@ def songs_of(
     from megajukebox.data.demo.render import write_demo_songs
 
     wanted = set(write_demo_songs(folder, int(count), seed, processes=processes))
-    return [song for song in find_songs(folder) if song.path in wanted]
+    songs = [song for song in find_collection(folder).songs if song.path in wanted]
+    return FoundSongs(songs, [])
 
 
-def print_report(screen: Console, report: IngestReport, songs: list[SourceSong], out: Path) -> None:
-    """Print what was written, ignored and refused."""
+def print_report(screen: Console, report: IngestReport, out: Path) -> None:
+    """Print what was written, passed over, changed and refused."""
     index = report.index
     screen.print(
         f"{index['songs']} songs, {index['seconds'] / 60:.1f} minutes at {index['sample_rate']} Hz in "
         f"{len(index['shards'])} shards ({report.written} made, {report.kept} kept) in {out}",
         highlight=False,
     )
-    ignored = []
-    for song in songs:
-        ignored += [(song.name, "", note) for note in song.notes]
-    print_table(screen, "ignored in side-cars", ignored)
+    print_notes(screen, report.notes, out)
     refused = [(line["song"], line["reason"], line["detail"]) for line in report.refused]
     where = f"; all of them in {out / 'refused.jsonl'}"
     print_table(screen, f"refused: {reasons(report.refused)}", refused, where)
+
+
+def print_notes(screen: Console, notes: list[IngestNote], out: Path) -> None:
+    """Print how often each thing was noted, with the first example of it; files that are no songs by their endings."""
+    counts: Counter[tuple[NoteKind, str]] = Counter()
+    examples: dict[tuple[NoteKind, str], IngestNote] = {}
+    for note in notes:
+        by_ending = note.kind in (NoteKind.other_format, NoteKind.not_audio)
+        ending = PurePosixPath(note.source).suffix.lower() if by_ending else ""
+        counts[note.kind, ending] += 1
+        examples.setdefault((note.kind, ending), note)
+    if not counts:
+        return
+    title = f"passed over or changed: {len(notes)}; all of them in {out / NOTES_FILE}"
+    table = Table("count", "kind", "what", "for example", title=title, title_justify="left")
+    for (kind, ending), count in counts.most_common():
+        first = examples[kind, ending]
+        what = f"{NOTE_KINDS[kind]} {ending}".strip()
+        cells = (str(count), kind.value, what, f"{first.source}: {first.detail}")
+        table.add_row(*(Text(plain(cell)) for cell in cells))
+    screen.print(table)
 
 
 def print_table(

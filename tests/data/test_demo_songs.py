@@ -23,7 +23,8 @@ from megajukebox.data.demo.render import (
 )
 from megajukebox.data.demo.styles import ARTISTS, GENRES
 from megajukebox.data.demo.synth import SOUNDS, drum_kit, frequency, sing
-from megajukebox.data.ingest.discover import SongMetadata, find_songs
+from megajukebox.data.ingest.discover import find_songs
+from megajukebox.data.ingest.source_song import SongMetadata
 
 RATE = 11025
 SECONDS = (10.0, 20.0)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from megajukebox.data.ingest.discover import COLUMNS, find_songs
+from megajukebox.records.ingest_notes import IngestNote, NoteKind
 
 
 def put(folder: Path, **files: str) -> Path:
@@ -58,32 +59,34 @@ def test_stems_and_hidden_files_are_not_songs(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("sidecar", "said"),
+    ("sidecar", "kind", "said"),
     [
-        ('{"year": ', "not valid JSON"),
-        ('["x"]', "list instead of an object"),
-        ('{"year": "soon"}', "field 'year' is 'soon'"),
-        ('{"artist": 7}', "field 'artist' is 7"),
-        ('{"genres": [1]}', "field 'genres' is"),
-        ("\udcff", None),
+        (b'{"title": "T", "year": ', NoteKind.bad_sidecar, "a.json: not valid JSON"),
+        (b'["x"]', NoteKind.bad_sidecar, "a.json: list instead of an object"),
+        (b'{"title": "T", "year": "soon"}', NoteKind.bad_field, "field 'year' is 'soon'"),
+        (b'{"title": "T", "artist": 7}', NoteKind.bad_field, "field 'artist' is 7"),
+        (b'{"title": "T", "genres": [1]}', NoteKind.bad_field, "field 'genres' is"),
+        (b"\xff{}", NoteKind.bad_sidecar, "a.json: not UTF-8"),
+        (b" \n", NoteKind.empty_sidecar, "a.json is empty"),
+        (b'{"title": "T", "artist": "A\\u0001B"}', NoteKind.bad_field, "it holds U+0001"),
+        (b'{"title": "T", "artist": "Zo\\ufffd"}', NoteKind.bad_field, "it holds U+FFFD"),
     ],
 )
-def test_a_bad_sidecar_costs_only_its_song(tmp_path, sidecar, said):
-    put(tmp_path, a__wav="", b__wav="")
-    (tmp_path / "a.json").write_bytes(sidecar.encode(errors="surrogateescape"))
+def test_a_bad_sidecar_costs_itself_and_not_its_song(tmp_path, sidecar, kind, said):
+    put(tmp_path, a__wav="", a__txt="la", b__wav="")
+    (tmp_path / "a.json").write_bytes(sidecar)
     a, b = find_songs(tmp_path)
-    assert a.refusal.startswith("bad metadata: a.json: ") and (said or "not UTF-8") in a.refusal
-    assert b.refusal is None
+    assert (a.refusal, a.lyrics, b.refusal, b.notes) == (None, "la", None, ())
+    assert a.metadata == ({"title": "T"} if kind is NoteKind.bad_field else {})
+    (note,) = a.notes
+    assert (note.source, note.kind) == ("a.wav", kind) and said in note.detail
 
 
 def test_unknown_fields_of_a_sidecar_are_ignored_with_a_note(tmp_path):
     put(tmp_path, a__wav="", a__json='{"title": "T", "bpm": 120, "isrc": "x"}')
     (song,) = find_songs(tmp_path)
-    assert (
-        song.metadata == {"title": "T"}
-        and song.notes == ("a.json: ignored bpm, isrc",)
-        and song.refusal is None
-    )
+    assert song.metadata == {"title": "T"} and song.refusal is None
+    assert song.notes == (IngestNote("a.wav", NoteKind.unknown_field, "a.json: ignored bpm, isrc"),)
 
 
 def test_a_jsonl_manifest_is_read_in_its_order_from_its_own_folder(tmp_path):
@@ -169,9 +172,11 @@ def test_sources_that_are_none_are_refused(tmp_path):
         find_songs(put(tmp_path, songs__json="{}") / "songs.json")
 
 
-def test_absurdly_long_lyrics_are_refused(tmp_path):
+def test_absurdly_long_lyrics_cost_themselves(tmp_path):
     put(tmp_path, a__wav="", a__txt="x" * 200_001)
-    assert "a.txt: lyrics of 200001 characters" in find_songs(tmp_path)[0].refusal
+    (song,) = find_songs(tmp_path)
+    assert song.lyrics is None and song.notes[0].kind is NoteKind.bad_sidecar
+    assert "a.txt: lyrics of 200001 characters" in song.notes[0].detail
 
 
 def test_a_link_that_leaves_the_folder_is_refused_and_one_within_is_read(tmp_path):
@@ -186,17 +191,16 @@ def test_a_link_that_leaves_the_folder_is_refused_and_one_within_is_read(tmp_pat
     (folder / "e.wav").symlink_to("near.wav")
     for given in (folder, linked(tmp_path / "link", folder)):
         found = {song.name: song for song in find_songs(given)}
-        refused = {
-            name: song.refusal.partition(":")[0] for name, song in found.items() if song.refusal
-        }
-        assert refused == {"a.wav": "bad metadata", "b.wav": "bad metadata", "c.wav": "link"}
-        assert (
-            "a.txt is a link that leaves the folder; put the file there, or give --follow-links"
-            in (found["a.wav"].refusal)
-        )
-        assert found["d.wav"].lyrics == "la" and not any(
-            song.lyrics == "hush" for song in found.values()
-        )
+        refused = {name: song.refusal for name, song in found.items() if song.refusal}
+        assert list(refused) == ["c.wav"] and refused["c.wav"].startswith("link: ")
+        for name in ("a.wav", "b.wav"):  # a link beside a song costs itself
+            (note,) = found[name].notes
+            assert note.kind is NoteKind.bad_sidecar
+            assert "is a link that leaves the folder; put the file there, or give --follow" in (
+                note.detail
+            )
+            assert found[name].lyrics is None and found[name].metadata == {}
+        assert found["d.wav"].lyrics == "la"
         with found["e.wav"].open() as file:
             assert file.read() == b"near"
     followed = {song.name: song for song in find_songs(folder, follow_links=True)}
@@ -220,8 +224,9 @@ def test_a_song_that_became_a_link_after_it_was_found_is_not_opened(tmp_path):
         song.open()
 
 
-def test_a_file_beside_a_song_without_end_is_refused(tmp_path):
+def test_a_file_beside_a_song_without_end_costs_itself(tmp_path):
     put(tmp_path, a__wav="")
     with (tmp_path / "a.json").open("wb") as file:
         file.truncate(8 << 30)
-    assert "has more than" in find_songs(tmp_path)[0].refusal
+    (song,) = find_songs(tmp_path)
+    assert song.notes[0].kind is NoteKind.bad_sidecar and "has more than" in song.notes[0].detail

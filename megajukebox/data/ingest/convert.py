@@ -13,8 +13,10 @@ import numpy as np
 from megajukebox.common.errors import UserError
 from megajukebox.common.untrusted_files import UnsafeFileError
 from megajukebox.data import audio
-from megajukebox.data.ingest.discover import SongMetadata, SourceSong, metadata_of_tags
+from megajukebox.data.ingest.source_song import SongMetadata, SourceSong
+from megajukebox.data.ingest.tags import metadata_of_tags
 from megajukebox.data.shards.shard_set import ShardSample
+from megajukebox.records.ingest_notes import IngestNote, NoteKind
 
 SILENCE = 1e-4  # a peak below this is not music
 # A song is held as floats, scaled, as whole steps, encoded, and as the bytes of its members on their way: 4.5 copies.
@@ -35,6 +37,8 @@ class IngestConfig:
     min_seconds: float = 1.0
     max_seconds: float = audio.MAX_SECONDS
     tags: bool = True  # fields that the user did not give are those of the file's own tags
+    strict: bool = False  # a song with a note is refused
+    allow: tuple[str, ...] = ()  # kinds of notes that refuse no song
 
     @property
     def worker_memory(self) -> int:
@@ -56,9 +60,19 @@ class IngestConfig:
                 f"choose 0 or more, below max_seconds {self.max_seconds:g}",
             ),
         )
+        for kind in self.allow:
+            if kind not in [known.value for known in NoteKind]:
+                known_kinds = ", ".join(known.value for known in NoteKind)
+                raise UserError(f"allow is {kind!r}; choose among {known_kinds}")
+        if self.allow and not self.strict:
+            raise UserError(f"allow is {', '.join(self.allow)} without strict; give --strict too")
         for name, fits, way_out in rules:
             if not fits:
                 raise UserError(f"{name} is {getattr(self, name)!r}; {way_out}")
+
+    def refuses(self, note: IngestNote) -> bool:
+        """Whether what this note is about is refused instead of noted."""
+        return self.strict and note.kind.value not in self.allow
 
 
 @dataclass(frozen=True)
@@ -71,6 +85,7 @@ class ConvertedSong:
     channels: int = 0
     frames: int = 0
     tags: dict[str, Any] = field(default_factory=dict)  # the file's own: fields of SongMetadata
+    notes: tuple[IngestNote, ...] = ()  # on what was changed or left out while it was converted
 
 
 def convert(song: SourceSong, settings: IngestConfig) -> ConvertedSong:

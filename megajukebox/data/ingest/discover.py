@@ -2,108 +2,81 @@
 or CSV).
 """
 
-import contextlib
 import csv
 import io
 import os
-import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO
-
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from typing import Any, NamedTuple
 
 from megajukebox.common.errors import UserError
-from megajukebox.common.untrusted_files import (
-    open_given,
-    open_inside,
-    parse_json,
-    read_given,
-    read_inside,
+from megajukebox.common.untrusted_files import read_given
+from megajukebox.data.ingest.sidecars import (
+    SIDECAR_SUFFIXES,
+    FolderSidecars,
+    SidecarReader,
+    report_name,
 )
+from megajukebox.data.ingest.source_song import (
+    LYRICS_SUFFIXES,
+    MAX_BESIDE,
+    SongMetadata,
+    SourceSong,
+    checked,
+    json_object,
+    place_within,
+    text_of,
+    with_lyrics,
+)
+from megajukebox.records.ingest_notes import IngestNote, NoteKind
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
-LYRICS_SUFFIXES = (".lrc", ".txt")  # where a song has both, the timed ones count
-MAX_BESIDE = 4 << 20  # bytes of a file beside a song
+# Endings of sound and video that are not read: they are told as such, and with the way out.
+UNREAD_SUFFIXES = (
+    *(".aac", ".ac3", ".aif", ".aiff", ".alac", ".amr", ".ape", ".au", ".avi", ".caf", ".dsf"),
+    *(".dts", ".flv", ".m4a", ".m4b", ".mka", ".mkv", ".mov", ".mp2", ".mp4", ".mpc", ".mpeg"),
+    *(".mpg", ".oga", ".ogv", ".opus", ".ra", ".snd", ".spx", ".tta", ".w64", ".wave", ".webm"),
+    *(".wma", ".wmv", ".wv", ".3gp"),
+)
 MAX_MANIFEST = 1 << 30  # bytes
-MAX_LYRICS = 200_000  # characters; a longer text beside a song is not its lyrics
-
-
-@dataclass(frozen=True)
-class SourceSong:
-    """One song on the way in. `refusal` says why it cannot be used, `notes` what was ignored."""
-
-    path: Path
-    name: str  # in reports: its path below the folder, or as the manifest has it
-    metadata: dict[str, Any] = field(default_factory=dict)  # the known fields of SongMetadata
-    lyrics: str | None = None
-    lyrics_kind: str | None = None  # "txt" plain, "lrc" timed
-    refusal: str | None = None
-    notes: tuple[str, ...] = ()
-    within: tuple[Path, Path] | None = None  # (folder, path in it) that are opened, past no link
-
-    def open(self) -> BinaryIO:
-        """The audio, open. Of a folder it is what was found there: nothing can be exchanged for a link since.
-
-        Raises:
-            OSError: it is gone, or no regular file.
-        """
-        return open_inside(*self.within) if self.within else open_given(self.path)
-
-
-def as_list(value: Any) -> Any:
-    """`"rock; pop"` -> ["rock", "pop"]; lists as they are.
-
-    Empty entries go, order stays, repeats go.
-    """
-    parts = value.split(";") if isinstance(value, str) else value
-    if not isinstance(parts, (list, tuple)) or not all(isinstance(part, str) for part in parts):
-        return value
-    return list(dict.fromkeys(part.strip() for part in parts if part.strip()))
-
-
-Text = Annotated[str, Field(max_length=1000)]
-Labels = Annotated[list[Text], BeforeValidator(as_list)]
-
-
-class SongMetadata(BaseModel):
-    """What may be known of a song. Every field is optional; other fields are refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
-
-    artist: Text | None = None
-    album: Text | None = None
-    title: Text | None = None
-    genres: Labels | None = None
-    year: Annotated[int, Field(ge=0, le=9999)] | None = None
-    moods: Labels | None = None
-    keywords: Labels | None = None
-    language: Text | None = None
-    licence: Text | None = None
+MAX_ENDINGS = 5  # of what was passed over, in one line
 
 
 COLUMNS = ("path", *SongMetadata.model_fields, "lyrics", "lyrics_path")
 
 
-def find_songs(source: str | Path, follow_links: bool = False) -> list[SourceSong]:
-    """The songs in a folder (in order of their paths) or in a manifest (in its order).
+class FoundSongs(NamedTuple):
+    """The songs of a source, and what in it is none of them."""
 
-    In a folder, a mistake in the files beside one song only costs that song: it gets a `refusal`. So does a link that
-    leaves the folder, without `follow_links`: whoever put it there may mean a file that is nobody's song. What a
+    songs: list[SourceSong]
+    notes: list[IngestNote]  # on files and folders that were passed over
+
+
+def find_songs(source: str | Path, follow_links: bool = False) -> list[SourceSong]:
+    """The songs that `find_collection` finds."""
+    return find_collection(source, follow_links).songs
+
+
+def find_collection(source: str | Path, follow_links: bool = False) -> FoundSongs:
+    """The songs in a folder (in order of their paths) or in a manifest (in its order), and what was passed over.
+
+    In a folder, a mistake in a file beside a song costs that file, and a note. A song that is a link out of the folder
+    gets a `refusal`, without `follow_links`: whoever put it there may mean a file that is nobody's song. What a
     manifest names is read wherever it lies.
 
     Raises:
         UserError: the source is missing or empty, or there is a mistake in a manifest.
     """
     source = Path(source)
+    notes: list[IngestNote] = []
     if not source.exists():
         raise UserError(
             f"source {str(source)!r} does not exist; give a folder of audio files or a .jsonl/.csv manifest"
         )
     if source.is_dir():
-        paths = sorted(audio_files(source), key=lambda path: path.as_posix())
-        songs = [song_with_files_beside(source, path, follow_links) for path in paths]
+        songs = songs_of_folder(source, follow_links, notes)
     else:
         rows = {".jsonl": jsonl_rows, ".csv": csv_rows}.get(source.suffix.lower())
         if rows is None:
@@ -114,79 +87,116 @@ def find_songs(source: str | Path, follow_links: bool = False) -> list[SourceSon
     if not songs:
         wanted = f"audio files ({', '.join(SUFFIXES)})" if source.is_dir() else "lines"
         raise UserError(
-            f"source {str(source)!r} holds no {wanted}; put songs there or give another source"
+            f"source {str(source)!r} holds no {wanted}{most_passed_over(notes)}; "
+            "put songs there or give another source"
         )
-    return songs
+    return FoundSongs(songs, notes)
 
 
 # ---- a folder
 
 
-def audio_files(folder: Path) -> Iterator[Path]:
-    """Audio files below `folder`, but no hidden ones, and no `<name>.stems` folders: parts of a
-    song.
-    """
-    for parent, folders, names in os.walk(folder):
-        # os.walk goes on into what is left in this list
-        folders[:] = [f for f in folders if not f.startswith(".") and not f.endswith(".stems")]
+def songs_of_folder(folder: Path, follow_links: bool, notes: list[IngestNote]) -> list[SourceSong]:
+    """The songs below `folder`, in order of their paths; `notes` gets a line for everything that is passed over."""
+    reader = SidecarReader(folder, follow_links)
+    songs: list[SourceSong] = []
+    for parent, names in folders_below(folder, follow_links, notes):
+        visible = [name for name in names if not name.startswith(".")]
+        sidecars = FolderSidecars(visible)
+        for name in visible:
+            if name.lower().endswith(SUFFIXES):
+                songs.append(song_at(Path(parent, name), reader, sidecars))
+        strays = set(sidecars.strays())
         for name in names:
-            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
-                yield Path(parent, name)
+            kind, reason = why_passed_over(name, strays)
+            if kind is not None:
+                notes.append(IngestNote(report_name(Path(parent, name), folder), kind, reason))
+    notes.sort()
+    return sorted(songs, key=lambda song: song.path.as_posix())
 
 
-def song_with_files_beside(folder: Path, path: Path, follow_links: bool = False) -> SourceSong:
-    """The song at `path` with its `<name>.json` and `<name>.lrc` or `<name>.txt`, or its
-    refusal.
+def folders_below(
+    folder: Path, follow_links: bool, notes: list[IngestNote]
+) -> Iterator[tuple[str, list[str]]]:
+    """(folder, names of the files in it) of `folder` and all below it that are searched for songs.
 
-    Fields of the JSON that SongMetadata does not have are ignored, with a note.
+    Not searched: hidden folders, `<name>.stems` (parts of a song), and links to folders without `follow_links`. A folder
+    that several links lead to is searched once.
     """
-    # a name that is not UTF-8 must still fit into reports
-    song = SourceSong(path, os.fsencode(path.relative_to(folder)).decode("utf-8", "replace"))
+
+    def unreadable(error: OSError) -> None:
+        name = report_name(Path(error.filename), folder)
+        reason = f"it cannot be listed ({error.strerror}); mend its permissions"
+        notes.append(IngestNote(name, NoteKind.unreadable_folder, reason))
+
+    seen: set[str] = {os.path.realpath(folder)}
+    for parent, folders, names in os.walk(folder, onerror=unreadable, followlinks=follow_links):
+        searched: list[str] = []
+        for name in sorted(folders):
+            path = Path(parent, name)
+            kind, reason = why_not_searched(path, follow_links, seen)
+            if kind is None:
+                searched.append(name)
+            else:
+                notes.append(IngestNote(report_name(path, folder), kind, reason))
+        folders[:] = searched  # os.walk goes on into what is left in this list
+        yield parent, names
+
+
+def why_not_searched(path: Path, follow_links: bool, seen: set[str]) -> tuple[NoteKind | None, str]:
+    """Why a folder is not searched for songs, or (None, "")."""
+    if path.name.startswith("."):
+        return NoteKind.hidden, "a hidden folder is not searched; rename it if it holds songs"
+    if path.name.endswith(".stems"):
+        return NoteKind.stems, "a .stems folder holds parts of a song; rename it if it holds songs"
     if not follow_links:
+        if path.is_symlink():
+            return NoteKind.folder_link, "a link to a folder; give --follow-links to search it"
+        return None, ""
+    place = os.path.realpath(path)
+    if place in seen:
+        return NoteKind.folder_link, f"leads to {place}, which is searched already"
+    seen.add(place)
+    return None, ""
+
+
+def why_passed_over(name: str, strays: set[str]) -> tuple[NoteKind | None, str]:
+    """Why a file of a folder is neither a song nor beside one, or (None, "")."""
+    if name.startswith("."):
+        return NoteKind.hidden, "a hidden file is not read; rename it if it is a song"
+    suffix = os.path.splitext(name)[1].lower()
+    if suffix in SUFFIXES:
+        return None, ""
+    if suffix in SIDECAR_SUFFIXES:
+        if name in strays:
+            return NoteKind.stray_sidecar, "no song here has this name; name it like its song"
+        return None, ""
+    if suffix in UNREAD_SUFFIXES:
+        way_out = "convert it to FLAC, as with: ffmpeg -i SONG SONG.flac"
+        return NoteKind.other_format, f"{suffix} is not read; {way_out}"
+    return NoteKind.not_audio, f"{suffix or 'no ending'} is not taken for sound"
+
+
+def most_passed_over(notes: list[IngestNote]) -> str:
+    """` (passed over: 12 .m4a, 3 .jpg)` of the files that are no songs, "" without any."""
+    endings = Counter(
+        os.path.splitext(note.source)[1].lower() or "without an ending"
+        for note in notes
+        if note.kind in (NoteKind.other_format, NoteKind.not_audio)
+    )
+    counts = [f"{count} {ending}" for ending, count in endings.most_common(MAX_ENDINGS)]
+    return f" (passed over: {', '.join(counts)})" if counts else ""
+
+
+def song_at(path: Path, reader: SidecarReader, sidecars: FolderSidecars) -> SourceSong:
+    """The song at `path` with what lies beside it, or its refusal."""
+    song = SourceSong(path, report_name(path, reader.root))
+    if not reader.follow_links:
         try:
-            song = replace(song, within=place_within(folder, path))
+            song = replace(song, within=place_within(reader.root, path))
         except UserError as error:
-            return replace(song, refusal=f"link: {error}")
-
-    def text_beside(file: Path) -> str:
-        if follow_links:
-            return text_of(file, read_given(file, MAX_BESIDE))
-        return text_of(file, read_inside(*place_within(folder, file), MAX_BESIDE))
-
-    sidecar = path.with_suffix(".json")
-    try:
-        if sidecar.is_file():
-            known = json_object(text_beside(sidecar), sidecar.name)
-            unknown = sorted(set(known) - set(SongMetadata.model_fields))
-            for name in unknown:
-                del known[name]
-            notes = (f"{sidecar.name}: ignored {', '.join(unknown)}",) if unknown else ()
-            song = replace(song, metadata=checked(known, sidecar.name), notes=notes)
-        for suffix in LYRICS_SUFFIXES:
-            lyrics = path.with_suffix(suffix)
-            if lyrics.is_file():
-                return with_lyrics(song, text_beside(lyrics), suffix[1:], lyrics.name)
-        return song
-    except (UserError, OSError) as error:
-        return replace(song, refusal=f"bad metadata: {error}")
-
-
-def place_within(folder: Path, path: Path) -> tuple[Path, Path]:
-    """(folder, path in it) of what `path` leads to, both without links.
-
-    Raises:
-        UserError: it is a link that leaves the folder.
-    """
-    root = folder.resolve()
-    try:
-        file = path.resolve()
-    except (OSError, RuntimeError) as error:  # links in a circle
-        raise UserError(f"{path.name} cannot be followed ({error})") from None
-    if not file.is_relative_to(root):
-        raise UserError(
-            f"{path.name} is a link that leaves the folder; put the file there, or give --follow-links"
-        )
-    return root, file.relative_to(root)
+            song = replace(song, refusal=f"link: {error}")
+    return reader.song(song, sidecars)
 
 
 # ---- a manifest: one song a line of a .jsonl, a row of a .csv
@@ -266,90 +276,3 @@ def existing(folder: Path, where: str, name: str, value: Any) -> Path:
     if not path.is_file():
         raise UserError(f"{where}: field {name!r} is {value!r}, but there is no file {str(path)!r}")
     return path
-
-
-# ---- the tags of an audio file
-
-OF_TAGS = {
-    "artist": "artist",
-    "album": "album",
-    "title": "title",
-    "genre": "genres",
-    "license": "licence",
-}
-
-
-def metadata_of_tags(tags: Mapping[str, str]) -> dict[str, Any]:
-    """The tags of a file (`audio.tags`) as fields of SongMetadata.
-
-    A value that makes no sense is left out: it was not written for us, so it must not cost the
-    song.
-    """
-    values: dict[str, Any] = {name: tags[tag] for tag, name in OF_TAGS.items() if tag in tags}
-    if re.fullmatch(r"[\s()\d]*", values.get("genres", "")):  # an ID3v1 genre number
-        values.pop("genres", None)
-    year = re.search(r"\b\d{4}\b", tags.get("date", ""))
-    if year:
-        values["year"] = int(year[0])
-    metadata: dict[str, Any] = {}
-    for name, value in values.items():
-        with contextlib.suppress(UserError):
-            metadata |= checked({name: value}, "tags")
-    return metadata
-
-
-# ---- checks shared by all
-
-
-def checked(values: dict[str, Any], where: str) -> dict[str, Any]:
-    """The known metadata, in the order of SongMetadata's fields; what is empty counts as
-    missing.
-    """
-    try:
-        metadata = SongMetadata.model_validate(values).model_dump()
-    except ValidationError as error:
-        mistake = error.errors()[0]
-        name = mistake["loc"][0]
-        way_out = mistake["msg"][0].lower() + mistake["msg"][1:]
-        raise UserError(
-            f"{where}: field {name!r} is {mistake['input']!r}; {way_out}, or leave the field out"
-        ) from error
-    return {name: value for name, value in metadata.items() if value not in (None, "", [])}
-
-
-def with_lyrics(song: SourceSong, lyrics: Any, kind: str, where: str) -> SourceSong:
-    """`song` with these lyrics; blank ones are none."""
-    if not isinstance(lyrics, str):
-        raise UserError(
-            f"{where}: field 'lyrics' is {lyrics!r}; give the text itself, or leave the field out"
-        )
-    if len(lyrics) > MAX_LYRICS:
-        raise UserError(
-            f"{where}: lyrics of {len(lyrics)} characters; at most {MAX_LYRICS} are taken"
-        )
-    # JSON can spell halves of characters
-    text = lyrics.replace("\r\n", "\n").encode("utf-8", "replace").decode()
-    return replace(song, lyrics=text, lyrics_kind=kind) if text.strip() else song
-
-
-def json_object(text: str, where: str) -> dict[str, Any]:
-    """The JSON object in `text`."""
-    try:
-        value = parse_json(text)
-    except ValueError as error:
-        raise UserError(f"{where}: not valid JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise UserError(
-            f"{where}: {type(value).__name__} instead of an object; write {{...}} with the fields in it"
-        )
-    return value
-
-
-def text_of(path: Path, data: bytes) -> str:
-    """The UTF-8 text `data` of the file at `path`, without a byte order mark."""
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path.name}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
-        ) from error

@@ -28,9 +28,10 @@ from megajukebox.common.untrusted_files import open_given, parse_json, read_give
 from megajukebox.conditioning.lrc import parse_lrc
 from megajukebox.conditioning.tokenizers import LYRICS_MODEL
 from megajukebox.data.ingest.convert import ConvertedSong, IngestConfig, convert, crashed, sample
-from megajukebox.data.ingest.discover import SourceSong
+from megajukebox.data.ingest.source_song import SourceSong
 from megajukebox.data.shards.build_index import write_index
 from megajukebox.data.shards.shard_set import ShardSample, finished_shard, write_shard
+from megajukebox.records.ingest_notes import NOTES_FILE, IngestNote, note_of_record, write_notes
 
 # Bytes stored for a byte that comes in, about: only to fill shards evenly, so a file's name and
 # size
@@ -42,6 +43,7 @@ OUTPUT_FILES = (
     "songs.npy",
     LYRICS_MODEL,
     "refused.jsonl",
+    NOTES_FILE,
     "plan.json",
     "songs-*.tar",
     "songs-*.rows.json",
@@ -59,6 +61,9 @@ class IngestReport:
 
     index: dict[str, Any]  # index.json
     refused: list[dict[str, str]]  # the lines of refused.jsonl: "song", "reason", "detail"
+    notes: list[
+        IngestNote
+    ]  # the lines of notes.jsonl: of songs that were stored, and of files passed over
     written: int  # shards
     kept: int  # shards that were finished before
 
@@ -72,10 +77,14 @@ def prepare_songs(
     lyrics_vocabulary: int,
     made_by: Mapping[str, str | None],
     fresh: bool = False,
+    passed_over: Iterable[IngestNote] = (),
     after_song: Callable[[int], object] = lambda count: None,
 ) -> IngestReport:
     """Make the shard set `out` of `songs`, or resume making it. `after_song(n)` is called for each
     n songs done.
+
+    Args:
+        passed_over: notes on what in the collection is no song.
 
     Raises:
         UserError: `out` holds shards of other songs or settings (unless `fresh`), or every song is
@@ -93,12 +102,17 @@ def prepare_songs(
     if len(kept) < len(plan):
         (out / "index.json").unlink(missing_ok=True)
     shards = make_shards(out, plan, kept, settings, processes, after_song)
-    refused: list[dict[str, str]] = []
-    for shard in shards:
-        refused += shard["notes"]["refused"]
+    refused, notes = gathered_notes(shards)
+    all_refused = len(refused) == len(songs)
+    for note in passed_over:
+        if settings.refuses(note):
+            refused.append(refusal_line(note.source, f"{note.kind.value}: {note.detail}"))
+        else:
+            notes.append(note)
     lines = "".join(json.dumps(line) + "\n" for line in refused)
     write_atomic(out / "refused.jsonl", lines.encode())
-    if len(refused) == len(songs):
+    write_notes(out, notes)
+    if all_refused:
         raise UserError(
             f"all {len(songs)} songs were refused ({reasons(refused)}); {out}/refused.jsonl says why"
         )
@@ -110,7 +124,28 @@ def prepare_songs(
         made_by=made_by,
         lyrics_model=train_lyrics_model(out, shards, lyrics_vocabulary),
     )
-    return IngestReport(index, refused, written=len(plan) - len(kept), kept=len(kept))
+    return IngestReport(index, refused, notes, written=len(plan) - len(kept), kept=len(kept))
+
+
+def gathered_notes(
+    shards: list[dict[str, Any]],
+) -> tuple[list[dict[str, str]], list[IngestNote]]:
+    """(lines of refused.jsonl, notes) that the shards keep, in order. Shards of before there were notes have none."""
+    refused: list[dict[str, str]] = []
+    notes: list[IngestNote] = []
+    for shard in shards:
+        refused += shard["notes"]["refused"]
+        for record in shard["notes"].get("noted", ()):
+            note = note_of_record(record)
+            if note is not None:
+                notes.append(note)
+    return refused, notes
+
+
+def refusal_line(song: str, refusal: str) -> dict[str, str]:
+    """A line of refused.jsonl of a refusal `<reason>: <detail>`."""
+    reason, _, detail = refusal.partition(": ")
+    return {"song": song, "reason": reason, "detail": detail}
 
 
 # ---- the plan
@@ -147,7 +182,7 @@ def check_plan(out: Path, songs: list[SourceSong], settings: IngestConfig) -> No
     """Write plan.json. Raises UserError if one is there already and of other songs or settings."""
     plan = {
         "format": 1,
-        "settings": asdict(settings),
+        "settings": {**asdict(settings), "allow": sorted(settings.allow)},
         "songs": len(songs),
         "songs_sha256": songs_sha256(songs),
     }
@@ -167,8 +202,8 @@ def check_plan(out: Path, songs: list[SourceSong], settings: IngestConfig) -> No
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> str:
     """The differences between two plans as text; "" if there are none."""
-    # a plan without the setting `tags` is of a version that did not read them
-    old_settings = {"tags": False, **before.get("settings", {})}
+    # a plan without a setting is of a version that did not know it, and so did not do it
+    old_settings = {"tags": False, "strict": False, "allow": [], **before.get("settings", {})}
     changes = []
     for name, value in now["settings"].items():
         if old_settings.get(name) != value:
@@ -246,22 +281,24 @@ def make_shard(
     """Write one shard. Its notes keep what a restart must know: what was refused, and what is
     stored.
     """
-    notes: dict[str, Any] = {"refused": [], "stored": {}}
+    notes: dict[str, Any] = {"refused": [], "stored": {}, "noted": []}
 
     def samples() -> Iterator[ShardSample]:
         for song, result in zip(songs, results):
             new_sample = sample(song, result, settings)
             key = new_sample.key
             refusal = result.refusal
+            of_song = (*song.notes, *result.notes)
             if not refusal and result.sha256 in stored:
                 refusal = f"duplicate: the same audio as {stored[result.sha256]}"
             elif not refusal and key in stored:
                 refusal = f"same key: {key} is already {stored[key]}; rename the file"
+            elif not refusal:
+                refusal = strict_refusal(of_song, settings)
             if refusal:
-                reason, _, detail = refusal.partition(": ")
-                line = {"song": song.name, "reason": reason, "detail": detail}
-                notes["refused"].append(line)
+                notes["refused"].append(refusal_line(song.name, refusal))
             else:
+                notes["noted"] += [note.to_record() for note in of_song]
                 names = {result.sha256: song.name, key: song.name}
                 stored.update(names)
                 notes["stored"].update(names)
@@ -269,6 +306,14 @@ def make_shard(
             after_song(1)
 
     return write_shard(path, samples(), notes)
+
+
+def strict_refusal(notes: Iterable[IngestNote], settings: IngestConfig) -> str | None:
+    """The first of a song's notes that refuses it, as `<kind>: <detail>`."""
+    for note in notes:
+        if settings.refuses(note):
+            return f"{note.kind.value}: {note.detail}"
+    return None
 
 
 def reasons(refused: list[dict[str, str]]) -> str:

@@ -1,0 +1,142 @@
+"""What `prepare` passed over or changed: on the screen, in notes.jsonl, and with --strict in refused.jsonl."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from megajukebox.commands.prepare import main
+from megajukebox.common.errors import UserError
+from megajukebox.data.ingest.discover import find_collection, find_songs
+from megajukebox.data.shards.shard_set import ShardSet
+from megajukebox.records.ingest_notes import NOTE_KINDS, IngestNote, NoteKind, read_notes
+
+RATE = 4_000
+
+
+def put_song(path: Path, seconds: float = 1.5) -> Path:
+    """A song of noise that no other one equals."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(list(path.name.encode())).uniform(
+        -0.5, 0.5, round(seconds * RATE)
+    )
+    file = io.BytesIO()
+    soundfile.write(file, noise, RATE, format="WAV")
+    path.write_bytes(file.getvalue())
+    return path
+
+
+def prepare(source: Path, out: Path, **options: object) -> ShardSet:
+    """The command, in this process."""
+    main(str(source), out, sample_rate=RATE, processes=1, lyrics_vocabulary=0, **options)
+    return ShardSet(out)
+
+
+def collection(folder: Path) -> Path:
+    """One song, and of everything that is passed over one."""
+    put_song(folder / "song.wav")
+    put_song(folder / "song.stems" / "bass.wav")
+    put_song(folder / ".trash" / "old.wav")
+    put_song(folder / "far" / "other.wav")
+    (folder / "near").symlink_to(folder / "far")
+    for name in ("loved.m4a", "cover.jpg", "._song.wav", "README"):
+        (folder / name).write_bytes(b"x")
+    (folder / "song.json").write_text('{"title": "T", "bpm": 3}')
+    (folder / "song.lrc").write_text("[ar:nobody]\n[00:01.00]\n")
+    (folder / "song.txt").write_text("la la")
+    (folder / "song.wav.txt").write_text("lu lu")
+    (folder / "other.lrc").write_text("[00:01.00]la")
+    return folder
+
+
+PASSED_OVER = {
+    ("._song.wav", "hidden"),
+    (".trash", "hidden"),
+    ("README", "not_audio"),
+    ("cover.jpg", "not_audio"),
+    ("loved.m4a", "other_format"),
+    ("near", "folder_link"),
+    ("other.lrc", "stray_sidecar"),
+    ("song.stems", "stems"),
+}
+OF_SONG = {
+    ("song.wav", "unknown_field"),
+    ("song.wav", "empty_sidecar"),
+    ("song.wav", "unused_sidecar"),
+}
+
+
+def test_everything_that_is_passed_over_is_a_line_of_notes_and_counted(tmp_path, capsys):
+    shards = prepare(collection(tmp_path / "songs"), tmp_path / "out")
+    assert len(shards) == 2
+    notes = read_notes(tmp_path / "out")
+    assert {(note.source, note.kind.value) for note in notes} == PASSED_OVER | OF_SONG
+    screen = " ".join(capsys.readouterr().err.split())
+    assert f"passed over or changed: {len(notes)}" in screen and ".m4a" in screen
+    again = prepare(tmp_path / "songs", tmp_path / "out")
+    assert len(again) == 2 and read_notes(tmp_path / "out") == notes  # of shards that were kept
+
+
+def test_strict_makes_notes_refusals_but_for_kinds_that_are_allowed(tmp_path):
+    source = collection(tmp_path / "songs")
+    assert len(prepare(source, tmp_path / "strict", strict=True)) == 1
+    lines = (tmp_path / "strict" / "refused.jsonl").read_text().splitlines()
+    refused = {(line["song"], line["reason"]) for line in map(json.loads, lines)}
+    assert refused == PASSED_OVER | {("song.wav", "unknown_field")}
+    assert read_notes(tmp_path / "strict") == []
+    allowed = [kind for kind in NoteKind if kind is not NoteKind.other_format]
+    out = tmp_path / "allowed"
+    assert len(prepare(source, out, strict=True, allow=allowed)) == 2
+    (line,) = (out / "refused.jsonl").read_text().splitlines()
+    assert json.loads(line)["song"] == "loved.m4a"
+
+
+def test_strictness_belongs_to_the_plan_and_kinds_that_are_none_are_refused(tmp_path):
+    source = collection(tmp_path / "songs")
+    prepare(source, tmp_path / "out")
+    with pytest.raises(UserError, match="strict was False and is now True"):
+        prepare(source, tmp_path / "out", strict=True)
+    with pytest.raises(UserError, match="allow is hidden without strict; give --strict too"):
+        prepare(source, tmp_path / "other", allow=[NoteKind.hidden])
+
+
+def test_a_set_of_before_there_were_notes_is_resumed(tmp_path):
+    source = collection(tmp_path / "songs")
+    prepare(source, tmp_path / "out")
+    plan = json.loads((tmp_path / "out" / "plan.json").read_text())
+    del plan["settings"]["strict"], plan["settings"]["allow"]
+    (tmp_path / "out" / "plan.json").write_text(json.dumps(plan))
+    (rows,) = (tmp_path / "out").glob("*.rows.json")
+    shard = json.loads(rows.read_text())
+    del shard["notes"]["noted"]
+    rows.write_text(json.dumps(shard))
+    assert len(prepare(source, tmp_path / "out")) == 2
+
+
+def test_links_to_folders_are_searched_once_where_links_are_followed(tmp_path):
+    source = collection(tmp_path / "songs")
+    (source / "far" / "back").symlink_to(source)
+    put_song(tmp_path / "elsewhere" / "new.wav")
+    (source / "out").symlink_to(tmp_path / "elsewhere")
+    found = find_collection(source, follow_links=True)
+    assert [song.name for song in found.songs] == ["far/other.wav", "out/new.wav", "song.wav"]
+    links = {note.source for note in found.notes if note.kind is NoteKind.folder_link}
+    assert links == {"far/back", "near"}
+
+
+def test_a_folder_of_other_formats_alone_says_so(tmp_path):
+    (tmp_path / "a.m4a").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"holds no audio files .* \(passed over: 1 \.m4a\)"):
+        find_songs(tmp_path)
+
+
+def test_every_kind_of_note_is_described_and_comes_back_from_its_line(tmp_path):
+    assert list(NOTE_KINDS) == list(NoteKind)
+    lines = [IngestNote("ä\udcff", kind, "what, and the way out").to_record() for kind in NoteKind]
+    text = "".join(json.dumps(line) + "\n" for line in [*lines, {"kind": "of a later version"}])
+    (tmp_path / "notes.jsonl").write_text(text)
+    assert [note.to_record() for note in read_notes(tmp_path)] == lines
+    assert read_notes(tmp_path / "none") == []
