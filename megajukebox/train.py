@@ -97,7 +97,7 @@ def main(
             allow_pipe=allow_pipe,
         )
         finished = run_stage(
-            load_preset(preset, overrides), stage, data, remote, out, base, stop_after, end
+            load_preset(preset, overrides, stage), stage, data, remote, out, base, stop_after, end
         )
         collectives.stop()
         if not finished:

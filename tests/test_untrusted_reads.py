@@ -31,7 +31,6 @@ METHODS = {"open", "read_text", "read_bytes", "write_text", "write_bytes", "mode
 OWN = "a file that comes with the package"
 GENERATED = "a file of the repository, written by its developer"
 PIPE = "text that a process which this one started wrote into a pipe, or this one itself"
-SETTINGS = "settings of whoever starts a run, in which aliases are welcome"
 RESTRICTED = "within restricted_loading: tensors, plain values and four classes"
 PRIVATE = "from a folder of this user alone, which is looked at first"
 NEW = "made under this name just now, and never through a link"
@@ -49,7 +48,6 @@ ALLOWED = {
     ("resilience/standby.py", ".write_text"): PRIVATE,
     ("resilience/watchdog.py", ".open"): "x: a new file, and never through a link",
     ("resilience/watchdog.py", ".read_text"): "the line that a rank of ours wrote just now",
-    ("training/config.py", "yaml.safe_load"): SETTINGS,
     (
         "training/engines/checkpoint_engine.py",
         "open",
@@ -60,7 +58,6 @@ ALLOWED = {
     ("training/engines/ds_config.py", "yaml.safe_load"): OWN,
     ("training/engines/restricted_loading.py", "torch.load"): RESTRICTED,
     ("training/engines/restricted_loading.py", "zipfile.ZipFile"): "of a file opened with care",
-    ("training/planner/profiles.py", "yaml.safe_load"): SETTINGS,
     ("records/jsonl_tail.py", "json.loads"): "millions of flat lines; deep ones go to parse_json",
     ("commands/evaluate.py", "shutil.copyfileobj"): "between files that were opened with care",
     ("commands/extend_vocabulary.py", "shutil.copyfileobj"): "as above",
@@ -82,7 +79,6 @@ ALLOWED = {
     ("sampling/worker.py", "json.loads"): PIPE,
 }
 ALLOWED |= {
-    ("commands/prepare.py", "yaml.safe_load"): "presets, which the user names, have aliases",
     ("common/process_pool.py", ".read_text"): "/proc",
     ("data/audio.py", "soundfile.SoundFile"): "opened by number or in memory, within bounds",
     ("data/audio.py", "soundfile.write"): "into memory",

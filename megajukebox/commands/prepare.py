@@ -11,13 +11,13 @@ or changed in notes.jsonl. `shards/README.md` says what is in the output.
     megajukebox prepare ~/music --out shards/songs --strict --allow not_audio --allow hidden   # notes refuse their songs
 """
 
+import os
 from collections import Counter
 from enum import Enum
 from pathlib import Path, PurePosixPath
 from typing import Annotated
 
 import typer
-import yaml
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -28,7 +28,7 @@ from megajukebox.common.plain_text import plain
 from megajukebox.common.process_pool import cores
 from megajukebox.common.progress import ProgressReporter
 from megajukebox.common.provenance import made_by
-from megajukebox.common.untrusted_files import read_given
+from megajukebox.common.untrusted_files import parse_yaml, read_given
 from megajukebox.data.ingest.convert import IngestConfig
 from megajukebox.data.ingest.discover import FoundSongs, find_collection
 from megajukebox.data.ingest.prepare import IngestReport, prepare_songs, reasons
@@ -141,17 +141,18 @@ def preset_sample_rate(preset: str | None) -> int:
     if preset is None:
         return 44_100
     path = Path(preset) if preset.endswith((".yaml", ".yml")) else PRESETS / f"{preset}.yaml"
-    if not path.is_file():
+    if not os.path.isfile(path):  # which says no to a name that is too long
         known = ", ".join(sorted(path.stem for path in PRESETS.glob("*.yaml")))
         raise UserError(
             f"preset {preset!r} is neither a file nor one of {known}; mend it, or give --sample-rate"
         )
-    values = yaml.safe_load(read_given(path))  # presets, which the user names, have aliases
     try:
+        values = parse_yaml(read_given(path), allow_aliases=True)
         return int(values.get("audio", {}).get("sample_rate", 44_100))
     except (AttributeError, TypeError, ValueError, OSError) as error:
         raise UserError(
-            f"preset {preset!r} names no audio.sample_rate; mend it, or give --sample-rate"
+            f"preset {preset!r} names no audio.sample_rate ({error}); mend it, or give"
+            " --sample-rate"
         ) from error
 
 

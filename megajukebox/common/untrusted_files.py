@@ -127,26 +127,46 @@ class PlainUnpickler(pickle.Unpickler):
 
 
 def parse_json(data: bytes | str) -> Any:
-    """A JSON document.
+    """A JSON document; a byte order mark before it is skipped.
 
     Raises:
-        ValueError: it is none, names a key twice, or goes deeper than MAX_DEPTH.
+        ValueError: it is none, gives a key twice, or goes deeper than MAX_DEPTH.
     """
+    repeated: list[tuple[dict[str, Any], str]] = []
+
+    def each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        values = dict(pairs)
+        if len(values) < len(pairs):
+            names = [name for name, _ in pairs]
+            repeated.append((values, next(name for name in names if names.count(name) > 1)))
+        return values
+
+    if isinstance(data, str):
+        data = data.removeprefix("\ufeff")
     try:
-        value = json.loads(data, object_pairs_hook=_each_key_once)
+        value = json.loads(data, object_pairs_hook=each_key_once)
     except RecursionError:
         raise ValueError(f"goes deeper than {MAX_DEPTH} lists and mappings") from None
     _check_depth(value)
+    if repeated:
+        holder, name = repeated[-1]
+        raise ValueError(f"{(_path_to(holder, value) + name)!r} is given twice")
     return value
 
 
-def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{twice!r} is named twice")
-    return values
+def _path_to(wanted: dict[str, Any], value: Any, inside: str = "") -> str:
+    """ "optimizer.params." of a mapping within `value`; "" if it is `value` itself, or a value that a repeated key lost."""
+    if isinstance(value, dict):
+        inner = [(f"{inside}{key}.", one) for key, one in value.items()]
+    elif isinstance(value, list):
+        inner = [(f"{inside}{index}.", one) for index, one in enumerate(value)]
+    else:
+        return ""
+    for path, one in inner:
+        found = path if one is wanted else _path_to(wanted, one, path)
+        if found:
+            return found
+    return ""
 
 
 def _check_depth(value: Any) -> None:
@@ -164,13 +184,17 @@ def _check_depth(value: Any) -> None:
     raise ValueError(f"goes deeper than {MAX_DEPTH} lists and mappings")
 
 
+MERGE = "tag:yaml.org,2002:merge"
+
+
 class BoundedLoader(yaml.SafeLoader):
     """YAML without what makes a small file large or slow: aliases, deep nesting, numbers in base 60 or without end."""
 
+    allows_aliases = False
     depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
+        if self.check_event(yaml.AliasEvent) and not self.allows_aliases:
             event = self.peek_event()
             raise yaml.composer.ComposerError(
                 None, None, f"has an alias (*{event.anchor}): write the value out", event.start_mark
@@ -188,10 +212,12 @@ class BoundedLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         named: set[Any] = set()
         for key_node, _ in node.value:
+            if key_node.tag == MERGE:
+                continue
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, Hashable) and key in named:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"{key!r} is named twice", key_node.start_mark
+                    None, None, f"{key!r} is given twice", key_node.start_mark
                 )
             if isinstance(key, Hashable):
                 named.add(key)
@@ -210,18 +236,24 @@ class BoundedLoader(yaml.SafeLoader):
         return self.construct_yaml_float(node)
 
 
+class SettingsLoader(BoundedLoader):
+    """The YAML of whoever starts a run: aliases and `<<` are welcome."""
+
+    allows_aliases = True
+
+
 for kind in ("int", "float"):
     BoundedLoader.add_constructor(f"tag:yaml.org,2002:{kind}", BoundedLoader.construct_number)
 
 
-def parse_yaml(data: bytes | str) -> Any:
+def parse_yaml(data: bytes | str, allow_aliases: bool = False) -> Any:
     """A YAML document.
 
     Raises:
-        ValueError: it is none, has an alias, names a key twice, or goes deeper than MAX_DEPTH; the message says where.
+        ValueError: it is none, has an alias, gives a key twice, or goes deeper than MAX_DEPTH; the message says where.
     """
     try:
-        return yaml.load(data, Loader=BoundedLoader)
+        return yaml.load(data, Loader=SettingsLoader if allow_aliases else BoundedLoader)
     except yaml.MarkedYAMLError as error:
         where = f" (line {error.problem_mark.line + 1})" if error.problem_mark else ""
         raise ValueError(f"{error.problem or 'is no YAML'}{where}") from None

@@ -1,27 +1,68 @@
 """Mistakes in settings that a user wrote as text: pydantic's findings, without its jargon."""
 
+import math
 from difflib import get_close_matches
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+# pydantic's words for a bound -> ours.
+BOUNDS = {
+    "Input should be less than or equal to": "must be at most",
+    "Input should be greater than or equal to": "must be at least",
+    "Input should be": "must be",
+}
+MAX_PATHS = 3  # that are suggested
+ANY = "*"  # in place of a name that the user chooses, as that of a stage
 
-def mistakes(error: ValidationError, model: type[BaseModel]) -> list[str]:
-    """Each wrong setting of a `model`: where, what is wrong, what was given."""
+
+def mistakes(error: ValidationError, model: type[BaseModel], stage: str = "<stage>") -> list[str]:
+    """Each wrong setting of a `model`: where, what is wrong, what was given. `stage` stands in paths that lack one."""
     found = []
     for finding in error.errors():
         path = finding["loc"]
-        message = finding["msg"].removeprefix("Value error, ")
         name = ".".join(map(str, path))
         if finding["type"] == "extra_forbidden":
             near = get_close_matches(str(path[-1]), _settings_at(model, path[:-1]), 1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            found.append(f"{name} is no setting{hint}")
+            below = [] if near else _paths_ending_in(model, str(path[-1]))
+            hint = near[0] if near else " or ".join(below[:MAX_PATHS]).replace(ANY, stage)
+            found.append(f"{name} is no setting" + (f"; did you mean {hint}?" if hint else ""))
         elif not path:  # several settings together, which the message itself names
-            found.append(message)
+            found.append(finding["msg"].removeprefix("Value error, "))
         else:
-            found.append(f"{name}: {message} (got {shortened(finding['input'])})")
+            found.append(f"{name}: {_in_our_words(finding)} (got {shortened(finding['input'])})")
     return found
+
+
+def _in_our_words(finding: Any) -> str:
+    message = finding["msg"].removeprefix("Value error, ")
+    for theirs, ours in BOUNDS.items():
+        if message.startswith(theirs):
+            message = ours + message.removeprefix(theirs)
+            break
+    given = finding["input"]
+    if isinstance(given, float) and not math.isfinite(given) and "finite" not in message:
+        return message.replace("must be", "must be a finite number,", 1)
+    return message
+
+
+def _paths_ending_in(model: type[BaseModel], last: str, inside: str = "") -> list[str]:
+    """The settings below `model` whose own name is `last`, by their paths; the shortest first."""
+    found = []
+    for name, field in model.model_fields.items():
+        path = f"{inside}{name}"
+        if name == last:
+            found.append(path)
+        kinds = [one for one in (field.annotation, *get_args(field.annotation)) if _is_model(one)]
+        if kinds:
+            is_table = getattr(field.annotation, "__origin__", None) is dict
+            below = f"{path}.{ANY}." if is_table else f"{path}."
+            found += _paths_ending_in(kinds[0], last, below)
+    return sorted(found, key=lambda path: (path.count("."), path))
+
+
+def _is_model(kind: object) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
 def _settings_at(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:

@@ -4,16 +4,16 @@ It is checked before any GPU is touched.
 """
 
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from megajukebox.common.errors import UserError
 from megajukebox.common.levels import RUN_FOLDERS, STUDENT_FOLDERS
 from megajukebox.common.old_settings import describe_renamed, present_path, upgrade_settings
-from megajukebox.common.untrusted_files import read_given
+from megajukebox.common.untrusted_files import parse_yaml, read_given
 from megajukebox.common.validation_errors import mistakes, shortened
 from megajukebox.data.shards.shard_set import COUNTED
 from megajukebox.models.conditioners import LabelConfig, LyricsConfig
@@ -202,14 +202,16 @@ class Preset(StrictSettings):
         return self.training[name]
 
 
-def load_preset(name: str, overrides: list[str] | None = None) -> Preset:
+def load_preset(name: str, overrides: list[str] | None = None, stage: str = "<stage>") -> Preset:
     """The preset called `name` (or the YAML file at that path) with `key.sub=value` settings applied.
+
+    `stage` is the one that is about to be trained: an error suggests its settings.
 
     Raises:
         UserError: names the key, the value and what would be accepted.
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else PRESETS / f"{name}.yaml"
-    if not path.is_file():
+    if not os.path.isfile(path):  # which says no to a name that is too long
         known = ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml")))
         raise UserError(f"preset {name!r} is neither a file nor one of {known}")
     settings = _read_yaml(read_given(path).decode(), path.name)
@@ -226,10 +228,10 @@ def load_preset(name: str, overrides: list[str] | None = None) -> Preset:
             renamed[old] = present_path(old)
     if renamed:
         log.warning("%s: renamed settings are still read: %s", path.name, describe_renamed(renamed))
-    return validate(settings, path.name)
+    return validate(settings, path.name, stage)
 
 
-def validate(settings: dict, where: str) -> Preset:
+def validate(settings: dict, where: str, stage: str = "<stage>") -> Preset:
     """The preset of `settings`, also of those that an older version wrote.
 
     Raises:
@@ -238,7 +240,7 @@ def validate(settings: dict, where: str) -> Preset:
     try:
         return Preset.model_validate(upgrade_settings(settings)[0])
     except ValidationError as error:
-        lines = (f"\n  {mistake}" for mistake in mistakes(error, Preset))
+        lines = (f"\n  {mistake}" for mistake in mistakes(error, Preset, stage))
         raise UserError(f"{where} is not a valid preset:{''.join(lines)}") from None
 
 
@@ -270,6 +272,6 @@ def dump(preset: Preset) -> dict:
 
 def _read_yaml(text: str, where: str) -> object:
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{where} is not YAML: {' '.join(str(error).split())}") from None
+        return parse_yaml(text, allow_aliases=True)
+    except ValueError as error:
+        raise UserError(f"{where} is not YAML that reads in one way: {error}") from None

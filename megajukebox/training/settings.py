@@ -15,14 +15,18 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from megajukebox.common.errors import UserError
 from megajukebox.training.lr_schedule import ScheduleSettings
+from megajukebox.training.planner.ds_config_schema import MAX_CLIPS
 from megajukebox.training.previews import PreviewSettings
 from megajukebox.training.spike_detection import SpikeSettings
+
+MAX_SEED = 2**63 - 1  # that torch takes
+MAX_STEPS = 10**12
 
 
 class StrictSettings(BaseModel):
     """Settings that refuse a key they do not know."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class CheckSettings(StrictSettings):
@@ -133,13 +137,14 @@ class TrainingSettings(StrictSettings):
     """How one stage is trained."""
 
     ds_config: str = Field(description="RECIPE_PROFILE.json, RECIPE@PROFILE.yaml or a JSON file")
-    steps: int = Field(gt=0)
+    steps: int = Field(gt=0, le=MAX_STEPS)
     batch: int = Field(
         default=0,
         ge=0,
+        le=MAX_CLIPS,
         description="clips a step of all processes together; 0: as the ds_config says",
     )
-    seed: int = 0
+    seed: int = Field(default=0, ge=-(2**63), le=MAX_SEED)
     deterministic: bool = Field(
         default=False,
         description="GPUs repeat a step to the last bit, as CPUs do anyway; slower",

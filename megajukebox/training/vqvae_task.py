@@ -96,7 +96,7 @@ def open_clips(request: TaskRequest) -> tuple[SongClips | UnindexedShards, str]:
     if kind != "songs" or theirs != rate:
         raise UserError(
             f"{songs.folder} holds {kind} at {theirs} Hz, preset {preset.name!r} wants songs at {rate} Hz;"
-            f" prepare them with --preset {preset.name}"
+            f" prepare them with --sample-rate {rate}"
         )
     return SongClips(songs, clip, held_out, augment=augment), songs.fingerprint
 

@@ -17,10 +17,11 @@ from megajukebox.training.engines.ds_config import (
     read_ds_config,
     recipe_names,
 )
+from megajukebox.training.planner.ds_config_schema import KEYS
 from megajukebox.training.planner.fit import check_fits, check_precision
 from megajukebox.training.planner.gpus import GIB, gpu_named
 from megajukebox.training.planner.profiles import load_profile, shipped_profiles
-from megajukebox.training.planner.recipe import KEYS, recipe
+from megajukebox.training.planner.recipe import recipe
 from megajukebox.training.stages import planned_stage, workload_of
 
 NAMES = ds_config_names()

@@ -29,7 +29,7 @@ from megajukebox.training.planner.profiles import (
     load_profile,
     shipped_profiles,
 )
-from megajukebox.training.planner.recipe import check_autocast, check_keys
+from megajukebox.training.planner.recipe import check_ds_config
 
 DS_CONFIGS = Path(__file__).parents[3] / "ds_configs"
 SHORT_NAMES: dict[str, Precision] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
@@ -73,17 +73,22 @@ def read_ds_config(name: str) -> dict:
     """The configuration of that name, or in the JSON at that path.
 
     Raises:
-        UserError: it is unknown, does not parse, or has a key that DeepSpeed would ignore.
+        UserError: it is unknown, does not parse, or has a key or value that does not go with our training.
     """
     path = Path(name)
-    if not path.is_file():
+    if not os.path.isfile(path):  # which says no to a name that is too long
         return render(parse_name(name))
     try:
         ds_config = parse_json(read_given(path))
     except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}") from None
-    check_keys(ds_config)
-    check_autocast(ds_config)
+        raise UserError(f"{path}: is no JSON that reads in one way: {error}") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or error})") from None
+    if not isinstance(ds_config, dict):
+        raise UserError(
+            f"{path} holds {type(ds_config).__name__}; write {{...}} with DeepSpeed's keys"
+        )
+    check_ds_config(ds_config, str(path))
     return ds_config
 
 
@@ -126,7 +131,7 @@ def require_gpu(name: str) -> None:
     Raises:
         UserError: `name` has a profile with cards, and there is no GPU. DS_ACCELERATOR=cpu allows it.
     """
-    if accelerator() == "cuda" or os.environ.get(VARIABLE) == "cpu" or Path(name).is_file():
+    if accelerator() == "cuda" or os.environ.get(VARIABLE) == "cpu" or os.path.isfile(name):
         return
     profile = parse_name(name).profile
     if profile.cards:
@@ -169,8 +174,7 @@ def render(name: DsConfigName) -> dict[str, Any]:
         rendered |= recipe.with_bfloat16
     rendered |= profile.recipes[name.recipe]
     ds_config = {key: value for key, value in rendered.items() if value is not None}
-    check_keys(ds_config)
-    check_autocast(ds_config)
+    check_ds_config(ds_config, f"{name.recipe}@{profile.name}")
     # Profiles are read once a process, and DeepSpeed takes entries out of what it is given.
     return copy.deepcopy(ds_config)
 
@@ -180,7 +184,7 @@ def ds_config_name_for(name: str, profile: GPUProfile) -> str:
 
     Files, configurations for CPUs and those in a precision of their own stay as they are.
     """
-    if Path(name).is_file():
+    if os.path.isfile(name):
         return name
     parsed = parse_name(name)
     if parsed.precision or not parsed.profile.cards:

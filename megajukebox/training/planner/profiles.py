@@ -7,6 +7,7 @@ A new kind of GPU is a new file in megajukebox/profiles, or a YAML anywhere that
 path.
 """
 
+import os
 import re
 import shlex
 import sys
@@ -14,11 +15,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
 from megajukebox.common.errors import EXIT_FATAL, UserError
-from megajukebox.common.untrusted_files import read_given
+from megajukebox.common.untrusted_files import parse_yaml, read_given
 from megajukebox.common.validation_errors import mistakes
 
 PROFILES = Path(__file__).parents[2] / "profiles"
@@ -118,16 +118,16 @@ def load_profile(name: str) -> GPUProfile:
     """
     is_path = name.endswith((".yaml", ".yml"))
     path = Path(name) if is_path else PROFILES / f"{name}.yaml"
-    if not path.is_file():
+    if not os.path.isfile(path):  # which says no to a name that is too long
         known = ", ".join(profile_names())
         raise UserError(f"profile {name!r} is neither a YAML file nor one of {known}")
     try:
-        profile = GPUProfile.model_validate(yaml.safe_load(read_given(path)))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    except ValidationError as error:
+        profile = GPUProfile.model_validate(parse_yaml(read_given(path), allow_aliases=True))
+    except ValidationError as error:  # which is a ValueError too
         lines = "".join(f"\n  {mistake}" for mistake in mistakes(error, GPUProfile))
         raise UserError(f"{path} is not a valid profile:{lines}") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not YAML that reads in one way: {error}") from None
     if is_path:
         profile._path = path
     return profile

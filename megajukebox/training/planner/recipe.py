@@ -1,33 +1,12 @@
 """What one of ds_configs/ asks for, in the words of `plan`, and what cannot be asked for."""
 
-import difflib
 from typing import Any, NamedTuple
 
 from megajukebox.common.errors import UserError
+from megajukebox.training.planner.ds_config_schema import check_values
 
-# Top-level keys that our configurations may use. DeepSpeed itself ignores one that it does not
-# know.
-KEYS = (
-    "train_batch_size",
-    "train_micro_batch_size_per_gpu",
-    "gradient_accumulation_steps",
-    "gradient_clipping",
-    "optimizer",
-    "zero_optimization",
-    "fp16",
-    "bf16",
-    "torch_autocast",
-    "data_types",
-    "activation_checkpointing",
-    "pipeline",
-    "checkpoint",
-    "steps_per_print",
-    "wall_clock_breakdown",
-    "zero_allow_untested_optimizer",
-    "zero_force_ds_cpu_optimizer",
-    "communication_data_type",
-)
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+LONG_NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 SHORT_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}  # as DeepSpeed's keys name them
 MIXED_PRECISION_KEYS = ("fp16", "bf16", "torch_autocast")
 
@@ -72,29 +51,30 @@ def recipe(ds_config: dict, gpus: int) -> Recipe:
     """Read a ds_config for `gpus` processes. UserError for what DeepSpeed ignores, or refuses only
     when it starts.
     """
-    check_keys(ds_config)
+    check_ds_config(ds_config, "the ds_config")
     zero = ds_config.get("zero_optimization", {})
     data_types = ds_config.get("data_types", {})
     weights = weight_precision(ds_config)
+    stage = int(zero.get("stage", 0))
     way = Recipe(
-        stage=zero.get("stage", 0),
+        stage=stage,
         weights=weights,
         precision=precision(ds_config),
-        micro=ds_config.get("train_micro_batch_size_per_gpu", 1),
-        accumulation=ds_config.get("gradient_accumulation_steps", 1),
+        micro=int(ds_config.get("train_micro_batch_size_per_gpu", 1)),
+        accumulation=int(ds_config.get("gradient_accumulation_steps", 1)),
         pipeline=pipeline_stages(ds_config, gpus),
         recompute="activation_checkpointing" in ds_config,
-        offload_optimizer=zero.get("offload_optimizer", {}).get("device", "none") != "none",
-        offload_weights=zero.get("offload_param", {}).get("device", "none") != "none",
+        offload_optimizer=(zero.get("offload_optimizer") or {}).get("device", "none") != "none",
+        offload_weights=(zero.get("offload_param") or {}).get("device", "none") != "none",
         bucket=int(zero.get("reduce_bucket_size", 5e8)),
-        overlap=zero.get("overlap_comm", zero.get("stage", 0) == 3),
+        overlap=zero["overlap_comm"] if zero.get("overlap_comm") is not None else stage == 3,
         contiguous=zero.get("contiguous_gradients", True),
         prefetch=int(zero.get("stage3_prefetch_bucket_size", 5e7)),
         live=int(zero.get("stage3_max_live_parameters", 1e9)),
         reuse=int(zero.get("stage3_max_reuse_distance", 1e9)),
         persistent=int(zero.get("stage3_param_persistence_threshold", 1e5)),
         group=int(zero.get("sub_group_size", 1e9)),
-        gradient_bytes=SHORT_BYTES.get(data_types.get("grad_accum_dtype", "")),
+        gradient_bytes=(BYTES | SHORT_BYTES).get(data_types.get("grad_accum_dtype", "")),
         reduced_bytes=SHORT_BYTES.get(ds_config.get("communication_data_type", ""), BYTES[weights]),
     )
     if "pipeline" in ds_config and way.stage != 1:
@@ -107,16 +87,18 @@ def recipe(ds_config: dict, gpus: int) -> Recipe:
     return way
 
 
-def check_keys(ds_config: dict[str, Any]) -> None:
-    """Raises UserError for a top-level key that DeepSpeed would ignore."""
-    for key in ds_config:
-        if key in KEYS:
-            continue
-        near = difflib.get_close_matches(key, KEYS, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(KEYS)}"
-        raise UserError(
-            f"the ds_config has an unknown key {key!r}, which DeepSpeed would ignore; {hint}"
-        )
+def check_ds_config(ds_config: dict[str, Any], source: str) -> None:
+    """Check a ds_config before a process starts: its keys, their values, and what does not go together.
+
+    Raises:
+        UserError: names `source` (the file, or the recipe with its profile), key, value and way out.
+    """
+    check_values(ds_config, source)
+    try:
+        weight_precision(ds_config)
+        check_autocast(ds_config)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
 
 
 def check_autocast(ds_config: dict[str, Any]) -> None:
@@ -150,7 +132,8 @@ def precision(ds_config: dict) -> str:
     """What products and convolutions are computed in."""
     autocast = ds_config.get("torch_autocast", {})
     if autocast.get("enabled"):
-        return autocast.get("dtype", "bfloat16")
+        dtype = autocast.get("dtype", "bfloat16")
+        return LONG_NAMES.get(dtype, dtype)
     return weight_precision(ds_config)
 
 
