@@ -26,6 +26,7 @@ from megajukebox.common.untrusted_files import (
     parse_json,
     read_inside,
 )
+from megajukebox.common.wrong_downloads import wrong_file
 
 DTYPES = {
     torch.float64: "F64",
@@ -161,6 +162,9 @@ class StoredTensors(Mapping[str, Tensor]):
             check_header_size(path)
             self._file = safe_open(path, framework="pt", device=device)
         except (SafetensorError, UnsafeFileError) as error:
+            other = wrong_file(path, "a safetensors file")
+            if other:
+                raise UserError(f"{path} {other}") from error
             raise UserError(
                 f"{path} is damaged or not a safetensors file ({error}); make it again"
             ) from error

@@ -10,9 +10,9 @@ import json
 import os
 import pickle
 import stat
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from pathlib import Path, PurePath
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import yaml
 
@@ -126,44 +126,56 @@ class PlainUnpickler(pickle.Unpickler):
 # ---- Documents --------------------------------------------------------------------------------------------------------
 
 
-def parse_json(data: bytes | str) -> Any:
+class RepeatedKey(NamedTuple):
+    """Stands, as a key, in a mapping of a document that gives one of its keys twice (see `mark_repeated`)."""
+
+    name: object
+    where: str = ""  # " (line 3)", where a parser knows it
+
+
+def parse_json(data: bytes | str, mark_repeated: bool = False) -> Any:
     """A JSON document; a byte order mark before it is skipped.
+
+    Args:
+        mark_repeated: leave keys that are given twice to the caller (`repeated_key`), who takes the rest.
 
     Raises:
         ValueError: it is none, gives a key twice, or goes deeper than MAX_DEPTH.
     """
-    repeated: list[tuple[dict[str, Any], str]] = []
-
-    def each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        values = dict(pairs)
-        if len(values) < len(pairs):
-            names = [name for name, _ in pairs]
-            repeated.append((values, next(name for name in names if names.count(name) > 1)))
-        return values
-
     if isinstance(data, str):
         data = data.removeprefix("\ufeff")
     try:
-        value = json.loads(data, object_pairs_hook=each_key_once)
+        value = json.loads(data, object_pairs_hook=_mapping)
     except RecursionError:
         raise ValueError(f"goes deeper than {MAX_DEPTH} lists and mappings") from None
     _check_depth(value)
+    repeated = "" if mark_repeated else repeated_key(value)
     if repeated:
-        holder, name = repeated[-1]
-        raise ValueError(f"{(_path_to(holder, value) + name)!r} is given twice")
+        raise ValueError(repeated)
     return value
 
 
-def _path_to(wanted: dict[str, Any], value: Any, inside: str = "") -> str:
-    """ "optimizer.params." of a mapping within `value`; "" if it is `value` itself, or a value that a repeated key lost."""
+def _mapping(pairs: list[tuple[str, Any]]) -> dict[Any, Any]:
+    values: dict[Any, Any] = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        values[RepeatedKey(next(name for name in names if names.count(name) > 1))] = None
+    return values
+
+
+def repeated_key(value: Any, inside: str = "") -> str:
+    """`'optimizer.params.lr' is given twice`, of the first key of a document that is; "" if none is."""
+    inner: Iterable[tuple[Any, Any]] = ()
     if isinstance(value, dict):
-        inner = [(f"{inside}{key}.", one) for key, one in value.items()]
+        for key in value:
+            if isinstance(key, RepeatedKey):
+                name = f"{inside}{key.name}" if inside else key.name
+                return f"{name!r} is given twice{key.where}"
+        inner = value.items()
     elif isinstance(value, list):
-        inner = [(f"{inside}{index}.", one) for index, one in enumerate(value)]
-    else:
-        return ""
-    for path, one in inner:
-        found = path if one is wanted else _path_to(wanted, one, path)
+        inner = enumerate(value)
+    for name, one in inner:
+        found = repeated_key(one, f"{inside}{name}.") if isinstance(one, (dict, list)) else ""
         if found:
             return found
     return ""
@@ -211,17 +223,19 @@ class BoundedLoader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         named: set[Any] = set()
+        repeated: RepeatedKey | None = None
         for key_node, _ in node.value:
             if key_node.tag == MERGE:
                 continue
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, Hashable) and key in named:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"{key!r} is given twice", key_node.start_mark
-                )
-            if isinstance(key, Hashable):
+                repeated = RepeatedKey(key, f" (line {key_node.start_mark.line + 1})")
+            elif isinstance(key, Hashable):
                 named.add(key)
-        return super().construct_mapping(node, deep)
+        mapping = super().construct_mapping(node, deep)
+        if repeated:
+            mapping[repeated] = None
+        return mapping
 
     def construct_number(self, node: yaml.ScalarNode) -> Any:
         text = self.construct_scalar(node)
@@ -246,14 +260,14 @@ for kind in ("int", "float"):
     BoundedLoader.add_constructor(f"tag:yaml.org,2002:{kind}", BoundedLoader.construct_number)
 
 
-def parse_yaml(data: bytes | str, allow_aliases: bool = False) -> Any:
-    """A YAML document.
+def parse_yaml(data: bytes | str, allow_aliases: bool = False, mark_repeated: bool = False) -> Any:
+    """A YAML document; `mark_repeated` as in `parse_json`.
 
     Raises:
         ValueError: it is none, has an alias, gives a key twice, or goes deeper than MAX_DEPTH; the message says where.
     """
     try:
-        return yaml.load(data, Loader=SettingsLoader if allow_aliases else BoundedLoader)
+        value = yaml.load(data, Loader=SettingsLoader if allow_aliases else BoundedLoader)
     except yaml.MarkedYAMLError as error:
         where = f" (line {error.problem_mark.line + 1})" if error.problem_mark else ""
         raise ValueError(f"{error.problem or 'is no YAML'}{where}") from None
@@ -262,3 +276,7 @@ def parse_yaml(data: bytes | str, allow_aliases: bool = False) -> Any:
     except (KeyError, IndexError, AttributeError, TypeError, OverflowError, RecursionError):
         # What PyYAML does with `!!bool maybe`, `!!int ""`, `!!timestamp never` and the like.
         raise ValueError("is no YAML: a value does not fit its !!tag") from None
+    repeated = "" if mark_repeated else repeated_key(value)
+    if repeated:
+        raise ValueError(repeated)
+    return value

@@ -34,6 +34,17 @@ def mistakes(error: ValidationError, model: type[BaseModel], stage: str = "<stag
     return found
 
 
+def no_switch(value: object) -> object:
+    """`value`, for a field that holds a number: pydantic would take true for 1.
+
+    Raises:
+        ValueError: it is true or false.
+    """
+    if isinstance(value, bool):
+        raise ValueError(f"must be a number, not {str(value).lower()}")
+    return value
+
+
 def _in_our_words(finding: Any) -> str:
     message = finding["msg"].removeprefix("Value error, ")
     for theirs, ours in BOUNDS.items():

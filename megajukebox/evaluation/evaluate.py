@@ -13,6 +13,7 @@ from typing import Any
 from megajukebox.common.errors import UserError
 from megajukebox.common.provenance import made_by
 from megajukebox.evaluation.context import EvalContext
+from megajukebox.evaluation.inputs import rate_of_samples, samples_in
 from megajukebox.evaluation.metrics import MetricValue
 from megajukebox.evaluation.reporting.report import build_report
 from megajukebox.evaluation.run_metrics import prior_metrics, student_metrics, vqvae_metrics
@@ -48,9 +49,11 @@ def evaluate(target: EvalTarget, context: EvalContext) -> list[MetricValue]:
     """Every metric of one target that the references allow.
 
     Raises:
-        UserError: a reference that the target's kind needs is missing.
+        UserError: a reference that the target's kind needs is missing, or one is on another scale.
     """
     log.info("evaluating %s", target.path)
+    if target.kind == "samples":
+        context.references.check_scale(samples_in(target.path))
     metrics: list[MetricValue] = []
     for evaluator in TARGET_EVALUATORS:
         if evaluator.kind != target.kind:
@@ -78,6 +81,8 @@ def report_of(
         "step": first.step,
         "weights": first.weights,
     }
+    if first.kind == "samples":
+        target["sample_rate"] = rate_of_samples(samples_in(first.path))
     if len(targets) > 1:
         target = {
             "kind": "jukebox",

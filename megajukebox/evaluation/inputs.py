@@ -254,6 +254,38 @@ class References:
     def shard_sets(self) -> list[ShardSet]:
         return list(filter(None, (self.songs, self.codes)))
 
+    def check_scale(self, samples: list[EvalSample]) -> None:
+        """Refuse samples that no figure could compare with these references.
+
+        Mel bands, spectra and embeddings are of other pitches at another sample rate: one song at two rates is as far
+        from itself as from another song (docs/decisions/0045). Codes mean nothing beside those of another VQ-VAE.
+
+        Raises:
+            UserError: names the two rates, or the two VQ-VAEs, and the way out.
+        """
+        rate = rate_of_samples(samples)
+        if self.songs and self.songs.index["sample_rate"] != rate:
+            raise UserError(
+                f"{self.songs.source} holds songs at {self.songs.index['sample_rate']} Hz, the samples in"
+                f" {samples[0].folder} have {rate} Hz; give songs that were prepared with --sample-rate {rate}"
+            )
+        if self.samples and rate_of_samples(self.samples) != rate:
+            raise UserError(
+                f"the samples in {self.samples[0].folder} have {rate_of_samples(self.samples)} Hz, those in"
+                f" {samples[0].folder} {rate} Hz; give samples of runs of one sample rate"
+            )
+        if self.codes is None:
+            return
+        encoder = str(self.codes.index["vqvae"]["fingerprint"])
+        for sample in samples:
+            weights = sample.record.get("weights")
+            decoder = weights.get("vqvae") if isinstance(weights, dict) else None
+            if decoder not in (None, encoder):
+                raise UserError(
+                    f"{self.codes.source} holds codes of another VQ-VAE ({encoder[:12]}) than sample"
+                    f" {plain(sample.key)} ({plain(str(decoder))[:12]}); give the codes that its runs were trained on"
+                )
+
     def describe(self) -> list[dict[str, Any]]:
         """Kind, source and fingerprint of each, for the report."""
         described = []
@@ -267,6 +299,24 @@ class References:
             fingerprint = fingerprint_of_samples(self.samples)
             described.append({"kind": "samples", "source": source, "fingerprint": fingerprint})
         return described
+
+
+def rate_of_samples(samples: list[EvalSample]) -> int:
+    """The sample rate in Hz that all of them have.
+
+    Raises:
+        UserError: two of them differ.
+    """
+    first = samples[0]
+    rate = int(first.record["sample_rate"])
+    for sample in samples:
+        other = int(sample.record["sample_rate"])
+        if other != rate:
+            raise UserError(
+                f"{first.folder} holds samples at {rate} Hz ({plain(first.key)}) and at {other} Hz"
+                f" ({plain(sample.key)}), which no figure compares; put them into two folders"
+            )
+    return rate
 
 
 def fingerprint_of_samples(samples: list[EvalSample]) -> str:

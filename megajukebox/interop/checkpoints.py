@@ -13,6 +13,7 @@ from torch import Tensor
 from megajukebox.common.errors import UserError
 from megajukebox.common.model_files import StoredTensors
 from megajukebox.common.untrusted_files import open_given
+from megajukebox.common.wrong_downloads import wrong_file
 from megajukebox.interop.hugging_face import from_hugging_face, last_convolutions
 
 HUGGING_FACE = re.compile(r"(vqvae|priors\.(\d+))\.(.+)")
@@ -143,6 +144,9 @@ def read_file(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except Exception as error:  # a damaged file makes the unpickler fail in a dozen ways, all of them the file's fault
+        other = wrong_file(path, "a checkpoint")
+        if other:
+            raise UserError(f"{path} {other}") from None
         text = str(error)
         if isinstance(error, pickle.UnpicklingError) and (
             "Unsupported" in text or "GLOBAL" in text

@@ -26,7 +26,7 @@ from megajukebox.models.vqvae import VQVAE, VQVAEConfig
 from megajukebox.sampling.level_jobs import batches_of_equal_length, build_job
 from megajukebox.sampling.levels.decoding_policy import FASTEST, DecodingPolicy
 from megajukebox.sampling.levels.level_sampler import LevelJob, LevelSampler
-from megajukebox.sampling.prior_run import PriorRun, align_words, unknown_name_notes
+from megajukebox.sampling.prior_run import PriorRun, align_words, unheard_notes, unknown_name_notes
 from megajukebox.sampling.songs.prompt_sources import (
     KnownCodes,
     PromptSource,
@@ -120,6 +120,7 @@ class Jukebox:
     def notes(self, request: SongRequest) -> list[str]:
         """What of the request the priors and students cannot follow, a line each."""
         notes = list(unknown_name_notes(self.levels, request))
+        notes += unheard_notes(self.levels, request)
         for run in self.levels.values():
             notes += run.notes(request)
         for student in self.students.values():

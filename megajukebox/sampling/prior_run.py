@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from megajukebox.common.errors import UserError
+from megajukebox.common.levels import LEVELS
 from megajukebox.common.model_files import check_vqvae, load_into, read_facts
 from megajukebox.common.plain_text import plain
 from megajukebox.conditioning.jukebox_labels import as_written
@@ -29,6 +30,16 @@ from megajukebox.sampling.lyrics.head_selection import read_alignment_head, sung
 from megajukebox.sampling.songs.requests import SongRequest
 from megajukebox.sampling.songs.song import GeneratedSong
 
+# Labels that a request may give, with their articles.
+LABELS_OF_REQUESTS = {
+    "artist": "an artist",
+    "genres": "genres",
+    "year": "a year",
+    "moods": "moods",
+    "keywords": "keywords",
+    "language": "a language",
+}
+PER_LEVEL = ("temperature", "top_k", "top_p", "guidance", "hop_fraction")
 MIN_NAME_SIMILARITY = 0.75  # of difflib, from which on a known name is suggested for an unknown one
 
 
@@ -141,6 +152,36 @@ def unknown_name_notes(levels: Mapping[str, PriorRun], request: SongRequest) -> 
         closest = get_close_matches(normalised(name), known, n=1, cutoff=MIN_NAME_SIMILARITY)
         hint = f"; did you mean {closest[0]!r}?" if closest else ""
         yield f"{condition} {name!r} is unknown to {', '.join(where)}, which took it as <unknown>{hint}"
+
+
+def unheard_notes(levels: Mapping[str, PriorRun], request: SongRequest) -> Iterator[str]:
+    """A note for each setting that no level which is sampled for the request is told, and which so changes nothing."""
+    those = "of these runs"
+    if request.mode == "upsample":  # what is kept was sampled before
+        kept = LEVELS[: LEVELS.index(request.upsample_from) + 1]
+        levels = {level: run for level, run in levels.items() if level not in kept}
+        those = f"of {', '.join(levels)}, which are sampled,"
+    configs = [run.config for run in levels.values()]
+    for condition, article in LABELS_OF_REQUESTS.items():
+        names = request.names(condition)
+        if names and not any(condition in config.conditions for config in configs):
+            shown = ", ".join(repr(name) for name in names)
+            yield f"{condition} {shown} is not heard: no level {those} is told {article}"
+    if request.lyrics.strip() and not any(config.lyrics for config in configs):
+        yield f"lyrics are not heard: no level {those} is told any"
+    for name in request.aligned:
+        if not any(name in config.aligned for config in configs):
+            yield f"aligned.{name} is not heard: no level {those} is told it"
+    if request.song_seconds is not None and not any(config.timing for config in configs):
+        yield (
+            f"song_seconds {request.song_seconds:g} is not heard: no level {those} is told its"
+            " place in the song"
+        )
+    for setting in PER_LEVEL:
+        others = [level for level in getattr(request, setting) if level not in levels]
+        # One number for all levels means those that there are.
+        if others and len(getattr(request, setting)) < len(LEVELS):
+            yield f"{setting} of {', '.join(others)} is not used: no such level is sampled"
 
 
 def align_words(song: GeneratedSong, run: PriorRun, prior: Prior, samples: int) -> None:

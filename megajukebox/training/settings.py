@@ -11,9 +11,17 @@
 common/old_settings.py. Micro-batch, precision and optimizer are in the stage's ds_config.
 """
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from megajukebox.common.errors import UserError
+from megajukebox.common.validation_errors import no_switch
 from megajukebox.training.lr_schedule import ScheduleSettings
 from megajukebox.training.planner.ds_config_schema import MAX_CLIPS
 from megajukebox.training.previews import PreviewSettings
@@ -27,6 +35,12 @@ class StrictSettings(BaseModel):
     """Settings that refuse a key they do not know."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _numbers_are_numbers(cls, value: object, info: ValidationInfo) -> object:
+        field = cls.model_fields[str(info.field_name)]
+        return no_switch(value) if field.annotation in (int, float) else value
 
 
 class CheckSettings(StrictSettings):

@@ -117,6 +117,17 @@ def test_an_override_may_set_what_the_preset_leaves_to_its_default() -> None:
         ("top.window=[", ["top.window=[", "not YAML"]),
         ("audio=5", ["audio"]),
         ("vqvae=null", ["vqvae"]),
+        # No nearest name beside it: one of the same name elsewhere.
+        ("steps=6", ["steps is no setting; did you mean training.<stage>.steps?"]),
+        ("sample_rate=8000", ["did you mean audio.sample_rate or vqvae.sample_rate?"]),
+        (
+            "training.vqvae.seed=99999999999999999999",
+            ["training.vqvae.seed: must be at most 9223372036854775807 (got 9999999999999999999"],
+        ),
+        ("training.vqvae.watchdog.step_timeout_seconds=.inf", ["finite number (got inf)"]),
+        ("training.vqvae.batch=1000000000000", ["training.vqvae.batch: must be at most 10000000"]),
+        ("training.vqvae.steps=true", ["training.vqvae.steps: must be a number, not true"]),
+        ("top.lyrics={width: 8, width: 9}", ["'width' is given twice (line 1)"]),
     ],
 )
 def test_a_wrong_setting_is_refused_with_its_key_named(setting: str, told: list[str]) -> None:
@@ -253,3 +264,19 @@ def test_a_level_may_have_a_table_of_its_own_for_a_label() -> None:
 def test_a_table_for_a_label_that_the_level_is_not_told_is_refused() -> None:
     with pytest.raises(ValueError, match=r"bottom.condition_tables names 'moods'.*artist, genres"):
         load_preset("tiny", ["bottom.condition_tables={moods: {table_size: 9}}"])
+
+
+def test_the_stage_that_is_trained_is_in_the_suggestion() -> None:
+    with pytest.raises(ValueError, match=r"did you mean training\.vqvae\.steps\?"):
+        load_preset("tiny", ["steps=6"], stage="vqvae")
+
+
+def test_a_preset_that_gives_a_key_twice_is_refused_and_one_with_aliases_is_read(tmp_path) -> None:
+    tiny = (PRESETS / "tiny.yaml").read_text()
+    (tmp_path / "twice.yaml").write_text(tiny + "\nname: other\n")
+    with pytest.raises(ValueError, match=r"'name' is given twice \(line \d+\)"):
+        load_preset(str(tmp_path / "twice.yaml"))
+    merged = tiny.replace("{sample_rate: 11025}", "{<<: &rate {sample_rate: 11025}}")
+    assert merged != tiny
+    (tmp_path / "mine.yaml").write_text(merged)
+    assert load_preset(str(tmp_path / "mine.yaml")).audio.sample_rate == 11025

@@ -66,6 +66,12 @@ def check_comparable(new: Mapping[str, Any], old: Mapping[str, Any]) -> None:
         theirs = old["target"].get(name)
         if ours != theirs:
             raise UserError(f"the gate's report is of a {theirs}, this one of a {ours}")
+    rates = [report["target"].get("sample_rate") for report in (new, old)]
+    if None not in rates and rates[0] != rates[1]:  # reports of before do not say theirs
+        raise UserError(
+            f"the gate's report is of samples at {rates[1]} Hz, this one of samples at {rates[0]} Hz;"
+            " sample both at one rate"
+        )
     ours = [reference["fingerprint"] for reference in new["references"]]
     theirs = [reference["fingerprint"] for reference in old["references"]]
     if ours != theirs:

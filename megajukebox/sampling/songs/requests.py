@@ -25,12 +25,18 @@ from pydantic import (
 from megajukebox.common.errors import UserError
 from megajukebox.common.levels import LEVELS
 from megajukebox.common.plain_text import plain
-from megajukebox.common.untrusted_files import parse_json, parse_yaml, read_given
-from megajukebox.common.validation_errors import mistakes
+from megajukebox.common.untrusted_files import (
+    parse_json,
+    parse_yaml,
+    read_given,
+    repeated_key,
+)
+from megajukebox.common.validation_errors import mistakes, no_switch
 
 MAX_SHOWN = 300  # characters of what somebody wrote, in a message
 MAX_REASON = 2000
 MAX_SONG_SECONDS = 86_400  # of a whole song, not of what is sampled
+NUMBERS = ("year", "seconds", "song_seconds", "seed", "variations", "keep_seconds")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 SOURCES = ("prompt", "upsample", "infill")  # settings that name a file; at most one of them
 
@@ -44,7 +50,8 @@ def per_level(maximum: float, zero_allowed: bool = True) -> BeforeValidator:
         if unknown:
             raise ValueError(f"has no level {', '.join(unknown)}; levels are {', '.join(LEVELS)}")
         for level, number in numbers.items():
-            in_range = isinstance(number, (int, float)) and 0 <= number <= maximum
+            is_number = isinstance(number, (int, float)) and not isinstance(number, bool)
+            in_range = is_number and 0 <= number <= maximum
             if not in_range or not (number or zero_allowed):
                 least = "at least" if zero_allowed else "above"
                 raise ValueError(
@@ -70,7 +77,7 @@ class SongRequest(BaseModel):
     id: str
     artist: str | None = None
     genres: Names = ()
-    year: int | None = None
+    year: int | None = Field(None, ge=0, le=9999)
     moods: Names = ()
     keywords: Names = ()
     language: str | None = None
@@ -91,7 +98,7 @@ class SongRequest(BaseModel):
         le=MAX_SONG_SECONDS,
         description="length of the song that timing is conditioned on; default: seconds",
     )
-    seed: int = 0
+    seed: int = 0  # any whole number: the noise is a hash of it
     temperature: Annotated[dict[str, float], per_level(10.0, zero_allowed=False)] = {}
     top_k: Annotated[dict[str, int], per_level(65536)] = {}
     top_p: Annotated[dict[str, float], per_level(1.0)] = {}
@@ -117,6 +124,21 @@ class SongRequest(BaseModel):
     )
     replace: tuple[tuple[float, float], ...] = Field((), description="ranges of seconds")
 
+    @field_validator(*NUMBERS, mode="before")
+    @classmethod
+    def _is_number(cls, value: object) -> object:
+        return no_switch(value)
+
+    @field_validator("replace", mode="after")
+    @classmethod
+    def _in_order(cls, ranges: tuple[tuple[float, float], ...]) -> tuple[tuple[float, float], ...]:
+        if any(not 0 <= start < end <= MAX_SONG_SECONDS for start, end in ranges):
+            raise ValueError(
+                "must hold ranges [start, end] in finite seconds with 0 <= start < end <="
+                f" {MAX_SONG_SECONDS}"
+            )
+        return ranges
+
     @field_validator("id")
     @classmethod
     def _names_files(cls, value: str) -> str:
@@ -134,10 +156,6 @@ class SongRequest(BaseModel):
         if bool(self.replace) != (self.infill is not None):
             raise ValueError(
                 "infill and replace go together: which file, and which ranges of seconds of it"
-            )
-        if any(not 0 <= start < end for start, end in self.replace):
-            raise ValueError(
-                f"replace {self.replace} must hold ranges [start, end] with 0 <= start < end"
             )
         if self.keep_seconds is not None and self.prompt is None:
             raise ValueError("keep_seconds says how much of a prompt is kept; give the prompt")
@@ -175,9 +193,9 @@ def read_requests(path: Path) -> tuple[list[SongRequest], list[str]]:
     Raises:
         UserError: the file itself is missing or is not a list of requests.
     """
-    parse = parse_json if path.suffix == ".json" else parse_yaml
+    parse = parse_json if path.suffix.lower() == ".json" else parse_yaml
     try:
-        data = parse(read_given(path))
+        data = parse(read_given(path), mark_repeated=True)
     except OSError as error:
         raise UserError(
             f"requests file {str(path)!r} cannot be read; give a YAML or JSON list of requests"
@@ -212,6 +230,11 @@ def parse_requests(data: list, name: str = "song") -> tuple[list[SongRequest], l
         if not isinstance(entry, dict):
             shown = plain(repr(entry))[:MAX_SHOWN]
             refused.append(f"request {number}: {shown} is not a mapping of settings")
+            continue
+        repeated = repeated_key(entry)
+        if repeated:
+            shown = plain(str(entry.get("id", number)))[:MAX_SHOWN]
+            refused.append(f"request {shown}: {plain(repeated)[:MAX_SHOWN]}; keep one of them")
             continue
         try:
             settings = {str(key): value for key, value in entry.items()}
