@@ -12,7 +12,7 @@ from megajukebox.interop.checkpoints import read_file
 PAGE = b"<!DOCTYPE html><html>404 Not Found</html>\n"
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d4d\nsize 123456\n"
 FILES = [
-    (PAGE, "is a web page (<!DOCTYPE html><html>404 N ...", "fetch it again"),
+    (PAGE, "is a web page (<!DOCTYPE html><html>404", "fetch it again"),
     (b"\xef\xbb\xbf\n  <?xml version='1.0'?><Error/>", "is a web page (<?xml", "fetch it again"),
     (POINTER, "is a Git LFS pointer", "run git lfs pull"),
     (b"../.git/annex/objects/xx/yy/SHA256E-s9--1.pth", "pointer of git-annex", "git annex get"),
@@ -34,7 +34,7 @@ def test_what_was_fetched_instead_is_named(
     with pytest.raises(UserError) as refused:
         read_file(file)
     message = str(refused.value)
-    assert message.startswith(f"{file} {kind}") or f"{file} is a {kind}" in message
+    assert message.startswith(f"{file} ") and kind in message
     assert way_out in message and "issue" not in message and "\n" not in message
 
 

@@ -2,17 +2,15 @@
 or CSV).
 """
 
-import csv
-import io
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from megajukebox.common.errors import UserError
-from megajukebox.common.untrusted_files import read_given
+from megajukebox.data.ingest.manifest import songs_of_manifest
 from megajukebox.data.ingest.sidecars import (
     SIDECAR_SUFFIXES,
     FolderSidecars,
@@ -20,15 +18,8 @@ from megajukebox.data.ingest.sidecars import (
     report_name,
 )
 from megajukebox.data.ingest.source_song import (
-    LYRICS_SUFFIXES,
-    MAX_BESIDE,
-    SongMetadata,
     SourceSong,
-    checked,
-    json_object,
     place_within,
-    text_of,
-    with_lyrics,
 )
 from megajukebox.records.ingest_notes import IngestNote, NoteKind
 
@@ -40,11 +31,7 @@ UNREAD_SUFFIXES = (
     *(".mpg", ".oga", ".ogv", ".opus", ".ra", ".snd", ".spx", ".tta", ".w64", ".wave", ".webm"),
     *(".wma", ".wmv", ".wv", ".3gp"),
 )
-MAX_MANIFEST = 1 << 30  # bytes
 MAX_ENDINGS = 5  # of what was passed over, in one line
-
-
-COLUMNS = ("path", *SongMetadata.model_fields, "lyrics", "lyrics_path")
 
 
 class FoundSongs(NamedTuple):
@@ -64,28 +51,21 @@ def find_collection(source: str | Path, follow_links: bool = False) -> FoundSong
 
     In a folder, a mistake in a file beside a song costs that file, and a note. A song that is a link out of the folder
     gets a `refusal`, without `follow_links`: whoever put it there may mean a file that is nobody's song. What a
-    manifest names is read wherever it lies.
+    manifest names is read wherever it lies; a row of it with a mistake is a song with a `refusal`.
 
     Raises:
-        UserError: the source is missing or empty, or there is a mistake in a manifest.
+        UserError: the source is missing or empty, or a manifest cannot be read in one way.
     """
     source = Path(source)
     notes: list[IngestNote] = []
-    if not source.exists():
+    if not os.path.exists(source):  # which says no to a name that is too long
         raise UserError(
             f"source {str(source)!r} does not exist; give a folder of audio files or a .jsonl/.csv manifest"
         )
-    if source.is_dir():
-        songs = songs_of_folder(source, follow_links, notes)
-    else:
-        rows = {".jsonl": jsonl_rows, ".csv": csv_rows}.get(source.suffix.lower())
-        if rows is None:
-            raise UserError(
-                f"manifest {str(source)!r} is neither .jsonl nor .csv; rename or convert it"
-            )
-        songs = [song_of_row(source.parent, where, row) for where, row in rows(source)]
+    is_folder = source.is_dir()
+    songs = songs_of_folder(source, follow_links, notes) if is_folder else songs_of_manifest(source)
     if not songs:
-        wanted = f"audio files ({', '.join(SUFFIXES)})" if source.is_dir() else "lines"
+        wanted = f"audio files ({', '.join(SUFFIXES)})" if is_folder else "lines"
         raise UserError(
             f"source {str(source)!r} holds no {wanted}{most_passed_over(notes)}; "
             "put songs there or give another source"
@@ -197,82 +177,3 @@ def song_at(path: Path, reader: SidecarReader, sidecars: FolderSidecars) -> Sour
         except UserError as error:
             song = replace(song, refusal=f"link: {error}")
     return reader.song(song, sidecars)
-
-
-# ---- a manifest: one song a line of a .jsonl, a row of a .csv
-
-
-def jsonl_rows(manifest: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(where, row) of every line that is not blank."""
-    # not splitlines: a JSON string may hold U+2028 and its like, which only look like the end of a
-    # line
-    for number, line in enumerate(
-        text_of(manifest, read_given(manifest, MAX_MANIFEST)).split("\n"), start=1
-    ):
-        if line.strip():
-            where = f"{manifest.name} line {number}"
-            yield where, json_object(line, where)
-
-
-def csv_rows(manifest: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(where, row) of every row; empty cells are missing fields."""
-    reader = csv.DictReader(
-        io.StringIO(text_of(manifest, read_given(manifest, MAX_MANIFEST)), newline=""), restkey=""
-    )
-    refuse_unknown(reader.fieldnames or (), f"{manifest.name} line 1")
-    try:
-        rows = [(f"{manifest.name} line {reader.line_num}", row) for row in reader]
-    except csv.Error as error:
-        raise UserError(
-            f"{manifest.name} line {reader.line_num}: not valid CSV ({error})"
-        ) from error
-    for where, row in rows:
-        if row.pop("", None):
-            raise UserError(
-                f"{where}: more cells than the header has columns; quote cells that hold commas"
-            )
-        yield where, {name: cell for name, cell in row.items() if cell and cell.strip()}
-
-
-def refuse_unknown(names: Iterable[str], where: str) -> None:
-    for name in names:
-        if name not in COLUMNS:
-            raise UserError(
-                f"{where}: unknown field {name!r}; the known ones are {', '.join(COLUMNS)}"
-            )
-
-
-def song_of_row(folder: Path, where: str, row: dict[str, Any]) -> SourceSong:
-    """The song of one manifest row; relative paths start at `folder`, where the manifest lies.
-
-    Its lyrics are given inline or as `lyrics_path`.
-    """
-    refuse_unknown(row, where)
-    path = existing(folder, where, "path", row.get("path"))
-    metadata = {name: row[name] for name in row if name in SongMetadata.model_fields}
-    song = SourceSong(path, str(row["path"]), checked(metadata, where))
-    if row.get("lyrics_path") is None:
-        return with_lyrics(song, row.get("lyrics") or "", "txt", where)
-    if row.get("lyrics") is not None:
-        raise UserError(f"{where}: both 'lyrics' and 'lyrics_path' are given; keep one of them")
-    lyrics = existing(folder, where, "lyrics_path", row["lyrics_path"])
-    suffix = lyrics.suffix.lower()
-    if suffix not in LYRICS_SUFFIXES:
-        raise UserError(
-            f"{where}: field 'lyrics_path' is {str(lyrics)!r}; "
-            "lyrics are .txt (plain) or .lrc (timed) files"
-        )
-    text = text_of(lyrics, read_given(lyrics, MAX_BESIDE))
-    return with_lyrics(song, text, suffix[1:], f"{where}: {lyrics.name}")
-
-
-def existing(folder: Path, where: str, name: str, value: Any) -> Path:
-    """The file that field `name` names."""
-    if not isinstance(value, str) or not value.strip():
-        raise UserError(
-            f"{where}: field {name!r} is {value!r}; give the path of a file, from the manifest's folder"
-        )
-    path = folder / value.strip()
-    if not path.is_file():
-        raise UserError(f"{where}: field {name!r} is {value!r}, but there is no file {str(path)!r}")
-    return path

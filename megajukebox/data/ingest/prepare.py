@@ -114,7 +114,8 @@ def prepare_songs(
     write_notes(out, notes)
     if all_refused:
         raise UserError(
-            f"all {len(songs)} songs were refused ({reasons(refused)}); {out}/refused.jsonl says why"
+            f"all {len(songs)} songs were refused ({reasons(refused)}); {out}/refused.jsonl says why,"
+            f" of the first: {refused[0]['detail'] or refused[0]['reason']}"
         )
     index = write_index(
         out,

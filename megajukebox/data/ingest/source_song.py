@@ -19,6 +19,7 @@ from pydantic_core import PydanticCustomError
 
 from megajukebox.common.errors import UserError
 from megajukebox.common.untrusted_files import open_given, open_inside, parse_json
+from megajukebox.common.validation_errors import no_switch, shortened
 from megajukebox.records.ingest_notes import IngestNote
 
 LYRICS_SUFFIXES = (".lrc", ".txt")  # where a song has both, the timed ones count
@@ -89,7 +90,7 @@ class SongMetadata(BaseModel):
     album: Text | None = None
     title: Text | None = None
     genres: Labels | None = None
-    year: Annotated[int, Field(ge=0, le=9999)] | None = None
+    year: Annotated[int, Field(ge=0, le=9999), BeforeValidator(no_switch)] | None = None
     moods: Labels | None = None
     keywords: Labels | None = None
     language: Text | None = None
@@ -126,9 +127,10 @@ def checked(values: dict[str, Any], where: str) -> dict[str, Any]:
     except ValidationError as error:
         mistake = error.errors()[0]
         name = mistake["loc"][0]
-        way_out = mistake["msg"][0].lower() + mistake["msg"][1:]
+        reason = mistake["msg"].removeprefix("Value error, ")
+        way_out = reason[0].lower() + reason[1:]
         raise UserError(
-            f"{where}: field {name!r} is {mistake['input']!r}; {way_out}, or leave the field out"
+            f"{where}: field {name!r} is {shortened(mistake['input'])}; {way_out}, or leave the field out"
         ) from error
     return {name: value for name, value in metadata.items() if value not in (None, "", [])}
 
