@@ -9,6 +9,7 @@ TOTAL = "train_batch_size"
 MICRO = "train_micro_batch_size_per_gpu"
 ACCUMULATION = "gradient_accumulation_steps"
 NUMBERS = (TOTAL, MICRO, ACCUMULATION)
+MAX_CLIPS = 10_000_000  # of a step, over all processes
 
 
 def share_batch(ds_config: dict, readers: int, total: int = 0) -> dict:
@@ -20,9 +21,11 @@ def share_batch(ds_config: dict, readers: int, total: int = 0) -> dict:
     Raises:
         UserError: nothing multiplies out; names numbers that do.
     """
-    micro = ds_config.get(MICRO)
+    micro = int(ds_config.get(MICRO, 0))
     if not micro:
-        raise UserError(f"the ds_config has no {MICRO}")
+        raise UserError(
+            f"the ds_config has no {MICRO}; write how many clips a process holds at once"
+        )
     given = ds_config.get(TOTAL)
     accumulation = ds_config.get(ACCUMULATION)
     if not total and (given is None or accumulation is not None):
@@ -33,7 +36,7 @@ def share_batch(ds_config: dict, readers: int, total: int = 0) -> dict:
                 f" set it to {product}, or leave it out"
             )
         total = product
-    total = total or given or 0
+    total = int(total or given or 0)  # JSON may write it 8.0
     micro, accumulation = fit_micro_batch(total, micro, readers)
     numbers = {TOTAL: micro * accumulation * readers, MICRO: micro, ACCUMULATION: accumulation}
     return {**ds_config, **numbers}

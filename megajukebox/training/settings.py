@@ -22,8 +22,8 @@ from pydantic import (
 
 from megajukebox.common.errors import UserError
 from megajukebox.common.validation_errors import no_switch
+from megajukebox.training.batching import MAX_CLIPS
 from megajukebox.training.lr_schedule import ScheduleSettings
-from megajukebox.training.planner.ds_config_schema import MAX_CLIPS
 from megajukebox.training.previews import PreviewSettings
 from megajukebox.training.spike_detection import SpikeSettings
 

@@ -50,8 +50,8 @@ def per_level(maximum: float, zero_allowed: bool = True) -> BeforeValidator:
         if unknown:
             raise ValueError(f"has no level {', '.join(unknown)}; levels are {', '.join(LEVELS)}")
         for level, number in numbers.items():
-            is_number = isinstance(number, (int, float)) and not isinstance(number, bool)
-            in_range = is_number and 0 <= number <= maximum
+            is_switch = isinstance(number, bool)  # which Python counts among the whole numbers
+            in_range = isinstance(number, (int, float)) and not is_switch and 0 <= number <= maximum
             if not in_range or not (number or zero_allowed):
                 least = "at least" if zero_allowed else "above"
                 raise ValueError(

@@ -13,12 +13,12 @@ from typing import Any, Union
 
 from megajukebox.common.errors import UserError
 from megajukebox.common.validation_errors import shortened
+from megajukebox.training.batching import MAX_CLIPS
 
 # What is wrong with a value and what to write instead; "" if nothing is.
 Check = Callable[[object], str]
 Schema = Mapping[str, Union[Check, "Schema"]]
 
-MAX_CLIPS = 10_000_000  # of a step, over all ranks
 MAX_COUNT = 2**53  # counts of elements and steps: JSON's numbers are exact up to here
 MAX_RATE = 1000.0  # a learning rate above it is a slip of the keyboard
 MAX_SCALE_POWER = 100  # 2^127 is the highest float32
@@ -158,7 +158,7 @@ OFFLOAD = {
     "buffer_count": COUNT,
     "pin_memory": switch,
 }
-OPTIMIZER = {
+OPTIMIZER: Schema = {
     "type": optimizer_name,
     "legacy_fusion": switch,
     "params": {
@@ -179,7 +179,7 @@ OPTIMIZER = {
         **each(either(None, switch), "foreach fused"),
     },
 }
-ZERO = {
+ZERO: Schema = {
     "stage": number(0, 3, whole=True),
     **each(switch, "contiguous_gradients reduce_scatter allgather_partitions"),
     **each(switch, "use_multi_rank_bucket_allreduce compute_grad_norm"),
