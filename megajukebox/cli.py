@@ -39,6 +39,11 @@ class Verb(NamedTuple):
 PANELS = {
     "Data": (
         Verb("prepare", "commands.prepare", "Turn songs and lyrics into song shards."),
+        Verb(
+            "prepare-notes",
+            "commands.prepare_notes",
+            "Turn MIDI, MusicXML, ABC and kern files into note shards.",
+        ),
         Verb("shards", "commands.shards", "Check a shard set, or print what is in it."),
         Verb("encode", "encode", "Encode song shards into code shards with a VQ-VAE."),
     ),

@@ -19,8 +19,9 @@ BELOW: dict[str, set[str]] = {
     "models": {"common"},
     "records": {"common"},
     "conditioning": {"common"},
+    "notes": {"common"},
     "interop": {"conditioning", "models", "common"},
-    "data": {"conditioning", "records", "models", "common"},
+    "data": {"conditioning", "records", "models", "notes", "common"},
     "resilience": {"records", "common"},
     "monitoring": {"resilience", "data", "records", "common"},
     "sampling": {"data", "conditioning", "records", "models", "common"},
@@ -64,6 +65,8 @@ WRAPPERS = {
     "sentencepiece": {"conditioning/tokenizers.py"},
     "soundfile": {"data/audio.py", "explorer/site_builder.py", "explorer/loaders/spectrograms.py"},
     "soxr": {"data/audio.py"},
+    "mido": {"notes/midi.py"},
+    "music21": {"notes/sheets.py", "commands/prepare_notes.py"},
     "jinja2": {"explorer/pages/html.py"},
 }
 

@@ -34,6 +34,7 @@ class NoteKind(str, Enum):
     unknown_field = "unknown_field"
     bad_field = "bad_field"
     text_encoding = "text_encoding"
+    repaired_notes = "repaired_notes"
 
 
 # kind -> what has happened, for the table on the screen and for docs/data.md
@@ -51,6 +52,7 @@ NOTE_KINDS: dict[NoteKind, str] = {
     NoteKind.unknown_field: "passed over: fields of a side-car that are not known",
     NoteKind.bad_field: "passed over: a field whose value makes no sense",
     NoteKind.text_encoding: "changed: text decoded from another encoding than UTF-8",
+    NoteKind.repaired_notes: "changed: notes that contradict their file's form",
 }
 
 

@@ -18,7 +18,7 @@ from megajukebox.common.errors import UserError
 from megajukebox.common.files import sha256_of, write_atomic
 from megajukebox.common.untrusted_files import open_given, parse_json
 from megajukebox.data.shards.index import FORMAT, MEMBERS, row_type
-from megajukebox.data.shards.shard_set import COUNTED, finished_shard
+from megajukebox.data.shards.shard_set import COUNTED, COUNTED_OF_NOTES, finished_shard
 
 
 def write_index(
@@ -105,7 +105,7 @@ def vocabulary_of(folder: Path, shards: list[dict[str, Any]]) -> dict[str, Any]:
 
     Both are counted over every <key>.json of the tars.
     """
-    counters: dict[str, Counter[str]] = {name: Counter() for name in COUNTED}
+    counters: dict[str, Counter[str]] = {name: Counter() for name in (*COUNTED, *COUNTED_OF_NOTES)}
     years = set()
     for shard in shards:
         with open_given(folder / shard["name"]) as tar:
@@ -117,7 +117,10 @@ def vocabulary_of(folder: Path, shards: list[dict[str, Any]]) -> dict[str, Any]:
                 for name, counter in counters.items():
                     values = facts.get(name) or []
                     counter.update([values] if isinstance(values, str) else values)
-    vocabulary = {name: dict(sorted(counter.items())) for name, counter in counters.items()}
+    vocabulary = {}
+    for name, counter in counters.items():
+        if counter or name in COUNTED:
+            vocabulary[name] = dict(sorted(counter.items()))
     return {"vocabulary": vocabulary, "years": [min(years), max(years)] if years else None}
 
 

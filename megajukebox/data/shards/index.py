@@ -32,11 +32,13 @@ MEMBERS = {
     "songs": ("json", "audio", "lyrics"),
     "codes": ("json", "top", "middle", "bottom", "lyrics"),
     "windows": ("json", "window"),  # data/stream/teacher_dataset.py
+    "notes": ("json", "notes"),  # data/ingest/note_pieces.py
 }
 REQUIRED = {
     "songs": {"json", "audio"},
     "codes": {"json", "top", "middle", "bottom"},
     "windows": {"json", "window"},
+    "notes": {"json", "notes"},
 }
 MEMBER_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
 KEY = re.compile(r"[A-Za-z0-9_-]{1,48}")

@@ -46,12 +46,20 @@ MEMBER_OF = {  # what follows the key's dot in the tar -> member
     "middle.npy": "middle",
     "bottom.npy": "bottom",
     "npz": "window",
+    "notes.npz": "notes",
 }
 # The fields of <key>.json that have vocabularies.
 COUNTED = ("artist", "genres", "moods", "keywords", "language")
+COUNTED_OF_NOTES = ("instruments",)  # of sets that have any
 TAR_BLOCK = 512
 # Codes need no more than audio.
-MAX_MEMBER_BYTES = {"json": 1 << 22, "lyrics": 1 << 22, "window": 1 << 28, "audio": 4 << 30}
+MAX_MEMBER_BYTES = {
+    "json": 1 << 22,
+    "lyrics": 1 << 22,
+    "window": 1 << 28,
+    "notes": 1 << 24,
+    "audio": 4 << 30,
+}
 MAX_ROWS_BYTES = 1 << 30  # of what our own writer wrote beside a tar
 CHECKED_AT_ONCE = 1 << 20  # bytes of a member that are held while its checksum is computed
 
