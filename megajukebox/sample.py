@@ -57,6 +57,8 @@ def main(
     decoding: options.DecodingOption = "auto",
     int8: options.Int8 = False,
     sampler: options.Sampler = None,
+    refiner: options.Refiner = None,
+    refine: options.Refine = True,
     progress: options.Progress = None,
     local_rank: options.LocalRank = 0,
     reconstruct: options.OldReconstruct = None,
@@ -86,7 +88,14 @@ def main(
     dtype = getattr(torch, options.Precision(precision).value)
     check_precision(device, dtype)
     policy = DecodingPolicy(exact, decoding, int8)
-    jukebox = Jukebox(runs, str(device), dtype, policy, students=sampler or ())
+    jukebox = Jukebox(
+        runs,
+        str(device),
+        dtype,
+        policy,
+        students=sampler or (),
+        refiners=options.refiner_runs(refiner, refine),
+    )
     run = SamplingRun(
         jukebox,
         valid,

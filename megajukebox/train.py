@@ -4,6 +4,7 @@
     deepspeed --num_gpus 2 megajukebox/train.py top_prior --preset tiny --data shards/codes --out runs/tiny/top_prior
     deepspeed --num_gpus 2 megajukebox/train.py middle_upsampler --preset tiny --data shards/codes \\
         --out runs/tiny/middle_upsampler training.middle_upsampler.steps=50                          # a setting changed
+    megajukebox train refiner --preset tiny --vqvae runs/tiny/vqvae --data shards/songs --out runs/tiny/refiner_bottom
     megajukebox train top_prior --from runs/tiny/top_prior --preset tiny --data shards/mine --out runs/mine/top_prior
 
 Killed? Run the same command again. The run folder holds run.yaml (all settings), metrics.jsonl, events.jsonl,
@@ -18,6 +19,7 @@ from typing import Annotated
 import typer
 
 from megajukebox.common.command_line import renamed_options, run_command
+from megajukebox.common.levels import VQVAE_FOLDER
 from megajukebox.data.shards.remote import DEFAULT_CACHE, RemoteConfig
 from megajukebox.data.shards.remote_options import (
     RedirectHostOption,
@@ -42,7 +44,10 @@ class LostShardAction(str, Enum):
 def main(
     stage: Annotated[str, typer.Argument(help=f"One of {', '.join(STAGE_NAMES)}.")],
     data: Annotated[
-        str, typer.Option(help="Shards, a folder or URL: songs for vqvae, codes for the others.")
+        str,
+        typer.Option(
+            help="Shards, a folder or URL: songs for vqvae and refiner, codes for the others."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="The run folder.")],
     settings: Annotated[
@@ -60,6 +65,10 @@ def main(
     base: Annotated[
         Path | None,
         typer.Option("--from", help="Start from a run's weights, or from one of its checkpoints."),
+    ] = None,
+    vqvae: Annotated[
+        Path | None,
+        typer.Option(help="Of train refiner: the run that it refines (default: beside --out)."),
     ] = None,
     stop_after: Annotated[
         int | None, typer.Option(min=1, help="Save and leave after this many steps.")
@@ -97,7 +106,15 @@ def main(
             allow_pipe=allow_pipe,
         )
         finished = run_stage(
-            load_preset(preset, overrides, stage), stage, data, remote, out, base, stop_after, end
+            load_preset(preset, overrides, stage),
+            stage,
+            data,
+            remote,
+            out,
+            base,
+            vqvae,
+            stop_after,
+            end,
         )
         collectives.stop()
         if not finished:
@@ -112,6 +129,7 @@ def run_stage(
     remote: RemoteConfig,
     out: Path,
     base: Path | None,
+    vqvae: Path | None,
     stop_after: int | None,
     end: ExitRecord,
 ) -> bool:
@@ -119,7 +137,8 @@ def run_stage(
     settings = preset.stage(stage)
     task = stage_named(stage).task
     pretrained = read_pretrained(base) if base else None
-    request = TaskRequest(preset, settings, data, remote, pretrained)
+    beside = out.parent / VQVAE_FOLDER
+    request = TaskRequest(preset, settings, data, remote, pretrained, vqvae or beside)
     return run_task(
         StageRun(preset, stage, settings, out, stop_after),
         lambda reading: task(request, reading),

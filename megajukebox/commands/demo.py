@@ -34,7 +34,7 @@ from megajukebox.common.world import free_port
 from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.records.jsonl_tail import read_lines
 from megajukebox.training.config import load_preset
-from megajukebox.training.stages import stages_of
+from megajukebox.training.stages import TrainingStage, stages_of
 
 PACKAGE = Path(__file__).parents[1]
 SONGS_PER_SHARD = (
@@ -100,10 +100,12 @@ def stages(out: Path, source: str, preset: str, ranks: int, settings: list[str])
     runs = out / "runs"
     vqvae = runs / VQVAE_FOLDER
     common = ["--preset", preset]
-    trained = stages_of(load_preset(preset, settings))
+    configured = load_preset(preset, settings)
+    trained = stages_of(configured)
 
-    def training(stage: str, data: Path) -> DemoStage:
-        folder = runs / stage
+    def training(row: TrainingStage, data: Path) -> DemoStage:
+        stage = row.name
+        folder = runs / row.folder(configured)
         arguments = [stage, *common, "--data", str(data), "--out", str(folder), *settings]
         command = [*on_ranks(ranks, "train"), *arguments]
         return DemoStage(f"train {stage}", command, lambda: is_finished(folder))
@@ -116,9 +118,9 @@ def stages(out: Path, source: str, preset: str, ranks: int, settings: list[str])
     explore = [str(out / "samples"), str(runs), "--out", str(out / "site")]
     return [
         DemoStage("prepare", prepare, (songs / "index.json").exists),
-        *(training(row.name, songs) for row in trained if row.data == "songs"),
+        *(training(row, songs) for row in trained if row.data == "songs"),
         DemoStage("encode", [*on_ranks(ranks, "encode"), *encode], (codes / "index.json").exists),
-        *(training(row.name, codes) for row in trained if row.data == "codes"),
+        *(training(row, codes) for row in trained if row.data == "codes"),
         DemoStage("sample", [*on_ranks(ranks, "sample"), *sample], lambda: False),
         DemoStage("explore", [*verb("explore"), "build", *explore], lambda: False),
     ]

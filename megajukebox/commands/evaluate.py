@@ -54,6 +54,13 @@ STANDARD_FACTS = (
 )  # of model.json, which save_weights writes itself
 WORSE = 4  # exit code of a gate that found something worse
 
+RefinerRuns = Annotated[
+    list[Path] | None,
+    typer.Option(
+        help="Run of a refiner, for a VQ-VAE (default: those beside it); may be repeated."
+    ),
+]
+
 
 @renamed_options({"--against": "--reference"})
 def main(
@@ -89,6 +96,7 @@ def main(
     windows: Annotated[
         int, typer.Option(min=1, help="Evaluate at most this many windows of codes of each song.")
     ] = EvalBudget.windows,
+    refiner: RefinerRuns = None,
     held_out: Annotated[
         float | None,
         typer.Option(min=0, max=1, help="Fraction of songs held out (default: the run's)."),
@@ -122,6 +130,7 @@ def main(
         held_out,
         embed,
         choose_device(asked=device),
+        refiner or [],
     )
     report = evaluate_target(target, checkpoint, context)
     if report is None:

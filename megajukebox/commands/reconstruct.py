@@ -16,6 +16,7 @@ from megajukebox.common.command_line import run_command
 from megajukebox.common.device import choose_device
 from megajukebox.common.world import world
 from megajukebox.data.shards.shard_set import ShardSet
+from megajukebox.sampling import options
 from megajukebox.sampling.songs.reconstruction import reconstructions, select_rows
 
 DEFAULT_SONGS = 8
@@ -35,14 +36,17 @@ def main(
     seconds: Annotated[
         float, typer.Option(min=0.1, help="Seconds of each song (default: 10).")
     ] = DEFAULT_SECONDS,
+    refiner: options.Refiner = None,
+    refine: options.Refine = True,
 ) -> None:
     """Encode and decode real songs with the VQ-VAE, level by level."""
     here = world()
     device = str(choose_device(here.local_rank))
     shards = ShardSet(data)
     rows = select_rows(shards, runs / "vqvae", song or [], count)
+    own_rows = rows[here.rank :: here.size]
     for reconstruction in reconstructions(
-        runs, shards, rows[here.rank :: here.size], seconds, device
+        runs, shards, own_rows, seconds, device, options.refiner_runs(refiner, refine)
     ):
         print(reconstruction.save(out), flush=True)
 

@@ -38,6 +38,7 @@ class EvalContext:
     held_out: float | None  # fraction of the songs; None: that of the run
     embedder: Embedder
     device: torch.device
+    refiners: list[Path] = field(default_factory=list)  # runs; none: those beside the VQ-VAE
     notes: list[str] = field(default_factory=list)  # what could not be done, and why
     refused: dict[str, str] = field(default_factory=dict)  # songs that cannot be read: the reason
     requested: dict[str, dict[str, str]] = field(default_factory=dict)  # labels of samples by key

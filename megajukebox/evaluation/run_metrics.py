@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,6 +51,7 @@ from megajukebox.models.vqvae import VQVAE, load_vqvae
 from megajukebox.sampling.jukebox import PriorRun
 from megajukebox.sampling.lyrics.head_selection import word_start_errors
 from megajukebox.sampling.real_songs import known_song
+from megajukebox.sampling.refiners import LevelRefiner, load_refiners
 from megajukebox.sampling.students.student_runs import teacher_sampling
 
 Array = np.ndarray
@@ -67,7 +69,7 @@ def vqvae_metrics(target: EvalTarget, context: EvalContext) -> Iterator[MetricVa
     shards = context.references.songs
     assert shards is not None, "TARGET_EVALUATORS requires songs"
     with frozen(target.path) as weights:
-        model, _ = load_vqvae(weights, shards.index["sample_rate"], context.device)
+        model, facts = load_vqvae(weights, shards.index["sample_rate"], context.device)
     songs = context.songs(shards, context.evaluated_rows(shards, target.path))
     training_rows = context.rows(shards, target.path, held_out=False)
     classifier: LabelClassifier | None = None  # without training songs, or labels to tell apart
@@ -75,16 +77,18 @@ def vqvae_metrics(target: EvalTarget, context: EvalContext) -> Iterator[MetricVa
         training_songs = context.songs(shards, training_rows)
         fitted = fit_label_classifier(training_songs, CLASSIFIER_SECONDS)
         classifier = fitted if fitted.classifiers else None
-    levels = {level: LevelReconstructions() for level in reversed(model.config.levels)}
+    columns = {level: LevelReconstructions(level, model) for level in reversed(model.config.levels)}
+    for refiner in refiners_of(target, facts, context):
+        columns[refiner.track] = LevelReconstructions(refiner.level, model, refiner)
     originals: dict[str, Array] = {}
     for song in songs:
         if song.seconds < MIN_SECONDS:
             continue
         originals[song.key] = context.embedder.embed(song)
-        for level, reconstructions in levels.items():
-            reconstructions.add(model, song, level, classifier, context.embedder)
-    for level, reconstructions in levels.items():
-        yield from reconstructions.metrics(level, originals)
+        for reconstructions in columns.values():
+            reconstructions.add(song, classifier, context.embedder)
+    for column, reconstructions in columns.items():
+        yield from reconstructions.metrics(column, originals)
     # The songs themselves, not reconstructed, and guessing: what the metrics are compared with.
     rows = {}
     for song in songs:
@@ -98,10 +102,28 @@ def vqvae_metrics(target: EvalTarget, context: EvalContext) -> Iterator[MetricVa
     yield from prefixed("reconstruction/chance", classifier.chance() if classifier else [])
 
 
+def refiners_of(
+    target: EvalTarget, facts: Mapping[str, Any], context: EvalContext
+) -> list[LevelRefiner]:
+    """The refiners that were asked for, or (none was) those beside the VQ-VAE; of another VQ-VAE they are left out."""
+    given = context.refiners
+    if given:
+        refiners = load_refiners(target.path.parent, facts, context.device, given)
+        return list(refiners.values())
+    try:
+        return list(load_refiners(target.path.parent, facts, context.device).values())
+    except UserError as error:
+        context.notes.append(f"refiners are left out: {error}")
+        return []
+
+
 @dataclass
 class LevelReconstructions:
-    """What is kept of the reconstructions of one level, by song."""
+    """What is kept of the reconstructions of one level, by song: of the decoder's, or of what a refiner makes of it."""
 
+    level: str
+    model: VQVAE
+    refiner: LevelRefiner | None = None
     rows: dict[str, dict[str, float]] = field(default_factory=dict)
     bands: dict[str, dict[str, dict[str, float]]] = field(
         default_factory=dict
@@ -110,18 +132,12 @@ class LevelReconstructions:
     counts: dict[str, Array] = field(default_factory=dict)
     embeddings: dict[str, Array] = field(default_factory=dict)
 
-    def add(
-        self,
-        model: VQVAE,
-        song: EvalSong,
-        level: str,
-        classifier: LabelClassifier | None,
-        embedder: Embedder,
-    ) -> None:
+    def add(self, song: EvalSong, classifier: LabelClassifier | None, embedder: Embedder) -> None:
         """Reconstruct a song and keep its metrics."""
+        model = self.model
         audio_T = torch.from_numpy(song.audio).to(next(model.parameters()).device)
-        codes = encode_long(model, audio_T, level)
-        decoded = replace(song, audio=decode_long(model, codes, level).cpu().numpy())
+        codes = encode_long(model, audio_T, self.level)
+        decoded = replace(song, audio=self._decoded(codes))
         self.rows[song.key] = {
             **fidelity(song.audio, decoded.audio, song.rate),
             **noise_metrics(song.audio, decoded.audio, song.rate),
@@ -135,15 +151,21 @@ class LevelReconstructions:
         self.counts[song.key] = histogram(self.codes[song.key], model.config.codebook_size)
         self.embeddings[song.key] = embedder.embed(decoded)
 
-    def metrics(self, level: str, originals: Mapping[str, Array]) -> Iterator[MetricValue]:
+    def _decoded(self, codes_T: torch.Tensor) -> Array:
+        if self.refiner:
+            return self.refiner.refined(self.model, codes_T)
+        return decode_long(self.model, codes_T, self.level).cpu().numpy()
+
+    def metrics(self, column: str, originals: Mapping[str, Array]) -> Iterator[MetricValue]:
         """Of all songs; `originals` are the embeddings [N, D] of the songs themselves."""
-        part = f"reconstruction/{level}"
+        part = f"reconstruction/{column}"
         yield from mean_metrics(part, self.rows)
         for band, rows in self.bands.items():
             yield from mean_metrics(f"{part}/{band}", rows)
         yield from prefixed(part, frechet_metric(self.embeddings, originals))
-        yield from prefixed(f"codebook/{level}", codebook_metrics(self.counts))
-        yield from prefixed(f"codebook/{level}", repeat_metrics(self.codes))
+        if self.refiner is None:
+            yield from prefixed(f"codebook/{column}", codebook_metrics(self.counts))
+            yield from prefixed(f"codebook/{column}", repeat_metrics(self.codes))
 
 
 # ---- A prior

@@ -14,6 +14,7 @@ from math import ceil
 import torch
 from torch import Tensor, nn
 
+from megajukebox.models.refiner import Refiner
 from megajukebox.models.vqvae import VQVAE
 
 
@@ -68,3 +69,29 @@ def decode_piece(vqvae: VQVAE, codes_T: Tensor, level: str, start: int, size: in
     last = min(length, start + size + context)
     audio = vqvae.decode(codes_T[None, first:last], level)[0, :, 0]
     return audio[(start - first) * hop : (min(start + size, length) - first) * hop]
+
+
+@torch.inference_mode()
+def refine_long(
+    vqvae: VQVAE, refiner: Refiner, codes_T: Tensor, chunk_seconds: float = 20.0
+) -> Tensor:
+    """Refined mono audio [T*hop] float32 from codes [T] of the refiner's level, with exact seams at constant memory.
+
+    A piece is decoded and refined with `reach` samples of context on both sides, from whole frames and codes on.
+    """
+    config = refiner.config
+    length = len(codes_T) * config.hop
+    context = -(-config.reach // config.unit) * config.unit
+    chunk = max(1, int(chunk_seconds * config.sample_rate) // config.unit) * config.unit
+    pieces = []
+    for start in range(0, length, chunk):
+        end = min(start + chunk, length)
+        first = max(0, start - context)
+        last = min(length, end + context)
+        codes = slice(first // config.hop, last // config.hop)
+        decoded_T = decode_piece(
+            vqvae, codes_T, config.level, codes.start, codes.stop - codes.start
+        )
+        refined_T = refiner.refine(decoded_T[None], codes_T[None, codes])[0]
+        pieces.append(refined_T[start - first : end - first])
+    return torch.cat(pieces) if pieces else torch.zeros(0)

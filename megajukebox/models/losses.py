@@ -5,6 +5,9 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+LOG_FLOOR_DB = 80.0  # below the loudest bin nothing counts in a distance of logarithms
+SILENT = 1e-5  # of a magnitude: an item of silence has no loudest bin
+
 
 class STFT(BaseModel):
     """One setting of the short-time Fourier transform, in samples."""
@@ -89,6 +92,18 @@ def _spectral(stft: STFT, x_BT: Tensor, y_BT: Tensor) -> Tensor:
     with torch.no_grad():
         target = stft.magnitude(x_BT)
     return (target - stft.magnitude(y_BT)).flatten(1).norm(dim=1)
+
+
+def log_spectral(stft: STFT, x_BT: Tensor, y_BT: Tensor) -> Tensor:
+    """Mean |ln M(x) - ln M(y)| [], nepers; both floored LOG_FLOOR_DB below the loudest bin of an item of x.
+
+    Norms of linear magnitudes are ruled by the loudest bins; this term hears noise between harmonics too. The floor
+    keeps digital silence from ruling it.
+    """
+    with torch.no_grad():
+        target = stft.magnitude(x_BT)
+        floor = 10 ** (-LOG_FLOOR_DB / 20) * target.amax(dim=(1, 2), keepdim=True) + SILENT
+    return (torch.log(stft.magnitude(y_BT) + floor) - torch.log(target + floor)).abs().mean()
 
 
 def reconstruction(

@@ -27,6 +27,7 @@ from megajukebox.sampling.level_jobs import batches_of_equal_length, build_job
 from megajukebox.sampling.levels.decoding_policy import FASTEST, DecodingPolicy
 from megajukebox.sampling.levels.level_sampler import LevelJob, LevelSampler
 from megajukebox.sampling.prior_run import PriorRun, align_words, unheard_notes, unknown_name_notes
+from megajukebox.sampling.refiners import load_refiners
 from megajukebox.sampling.songs.prompt_sources import (
     KnownCodes,
     PromptSource,
@@ -60,6 +61,7 @@ class Jukebox:
         students: which levels students sample (students/student_runs.py).
         samplers: level samplers of a caller's own, by level, each made from the loaded prior.
         folders: only these levels, from the top down, and where their runs are if not in `runs`.
+        refiners: runs of refiners; None: those that lie in `runs`, (): none.
 
     Raises:
         UserError: a run is missing, is of another kind, or was trained with another VQ-VAE.
@@ -74,6 +76,7 @@ class Jukebox:
         samplers: dict[str, Callable[[Prior], LevelSampler]] | None = None,
         students: Sequence[str] = (),
         folders: Mapping[str, Path] | None = None,
+        refiners: Sequence[Path] | None = None,
     ):
         self.runs = Path(runs)
         self.dtype = dtype
@@ -94,6 +97,7 @@ class Jukebox:
         self.vqvae = VQVAE(VQVAEConfig(**facts["config"]))
         load_into(self.vqvae, self.runs / VQVAE_FOLDER, device=self.device)
         self.vqvae.to(self.device).eval()
+        self.refiners = load_refiners(self.runs, facts, self.device, refiners)
         if folders is None:
             levels = reversed(self.vqvae.config.levels)  # from the top down
             folders = {level: self.runs / PRIOR_FOLDERS[level] for level in levels}
@@ -138,6 +142,12 @@ class Jukebox:
             "decoding": self.decoding_facts(),
         }
 
+    def _refiner_facts(self) -> dict[str, Any]:
+        """Which refiners make further recordings of the same codes: no part of what fixes a song."""
+        if not self.refiners:
+            return {}
+        return {"refiners": {name: one.fingerprint for name, one in self.refiners.items()}}
+
     def decoding_facts(self) -> dict[str, Any]:
         """What decides about the codes beside weights: the policy's facts, and which levels a student samples."""
         students = {level: run.name for level, run in self.students.items() if not run.verified}
@@ -176,7 +186,12 @@ class Jukebox:
             self.vqvae.config.sample_rate,
             known=prompt,
             prompt=prompt,
-            facts={**self._generation_facts(), "steps": self.steps, "runs": str(self.runs)},
+            facts={
+                **self._generation_facts(),
+                "steps": self.steps,
+                "runs": str(self.runs),
+                **self._refiner_facts(),
+            },
             samples=self.num_codes(request, finest) * min(hops.values()),
         )
         if source is not None:
@@ -211,7 +226,7 @@ class Jukebox:
             if not isinstance(request, GeneratedSong):
                 request = self.start_song(request)
             songs.append(request)
-        sink = sink or InMemorySink(self.vqvae)
+        sink = sink or InMemorySink(self.vqvae, self.refiners)
         sink.resume(songs)
         for level, run in self.levels.items():
             if self.keep_loaded and run.kept_prior is None:

@@ -95,6 +95,17 @@ Sampler = Annotated[
     _option(SPEED, "Students: student, top=student, bottom=verified, ...; may be repeated."),
 ]
 
+Refiner = Annotated[
+    list[Path] | None,
+    _option(
+        OUTPUT,
+        "Run of a refiner (default: RUNS/refiner_LEVEL, where there are any); may be repeated.",
+    ),
+]
+Refine = Annotated[
+    bool, _option(OUTPUT, "Write what refiners make of the codes, beside the decoder's audio.")
+]
+
 LocalRank = Annotated[
     int, typer.Option("--local_rank", hidden=True, help="Given by the deepspeed launcher.")
 ]
@@ -102,6 +113,13 @@ LocalRank = Annotated[
 OldReconstruct = Annotated[str | None, typer.Option("--reconstruct", hidden=True)]
 OldCount = Annotated[int, typer.Option("--count", hidden=True)]
 OldSong = Annotated[list[str] | None, typer.Option("--song", hidden=True)]
+
+
+def refiner_runs(refiner: list[Path] | None, refine: bool) -> list[Path] | None:
+    """Runs of refiners; None: those that lie beside the other runs. Raises UserError for --refiner with --no-refine."""
+    if refiner and not refine:
+        raise UserError("--refiner and --no-refine contradict each other; give one of them")
+    return refiner if refine else []
 
 
 def song_settings(

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import Field, ValidationError, model_validator
 
 from megajukebox.common.errors import UserError
-from megajukebox.common.levels import RUN_FOLDERS, STUDENT_FOLDERS
+from megajukebox.common.levels import PRIOR_FOLDERS, STUDENT_FOLDERS
 from megajukebox.common.old_settings import describe_renamed, present_path, upgrade_settings
 from megajukebox.common.untrusted_files import parse_yaml, read_given
 from megajukebox.common.validation_errors import mistakes, shortened
@@ -24,13 +24,14 @@ from megajukebox.training.prior_settings import (
     ConditionTableSettings,
     PriorSettings,
 )
+from megajukebox.training.refiner_settings import RefinerSettings
 from megajukebox.training.settings import StrictSettings, TrainingSettings
 
 log = logging.getLogger(__name__)
 
 PRESETS = Path(__file__).parent.parent / "presets"
 CONDITIONS = (*COUNTED, *COUNTED_OF_NOTES, "year")  # the fields of a song that a prior can be told
-STAGE_NAMES = tuple(RUN_FOLDERS.values())  # of `train`: the rows of stages.py
+STAGE_NAMES = ("vqvae", "refiner", *PRIOR_FOLDERS.values())  # of `train`: the rows of stages.py
 STUDENT_NAMES = tuple(STUDENT_FOLDERS.values())  # of `distill`
 
 
@@ -50,6 +51,7 @@ class Preset(StrictSettings):
     top: PriorSettings
     middle: PriorSettings | None = None
     bottom: PriorSettings
+    refiner: RefinerSettings = RefinerSettings()
     training: dict[str, TrainingSettings]
 
     @model_validator(mode="before")

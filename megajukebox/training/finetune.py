@@ -19,6 +19,7 @@ from megajukebox.conditioning.vocabulary import Vocabulary, read_vocabularies
 from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.data.stream.code_dataset import check_codes
 from megajukebox.models.prior import Prior, PriorConfig
+from megajukebox.models.refiner import Refiner, RefinerConfig
 from megajukebox.models.vqvae import VQVAE, VQVAEConfig
 from megajukebox.training import checkpoint
 
@@ -35,6 +36,7 @@ class ModelKind(NamedTuple):
 MODEL_KINDS = {
     "vqvae": ModelKind(VQVAEConfig, VQVAE),
     "prior": ModelKind(PriorConfig, Prior),
+    "refiner": ModelKind(RefinerConfig, Refiner),
 }
 
 

@@ -1,12 +1,14 @@
-"""Reconstructions of held-out clips by a VQ-VAE that trains, as files in samples/step-*/ to listen to."""
+"""Reconstructions of held-out clips by a VQ-VAE or a refiner that trains, as files in samples/step-*/ to listen to."""
 
 from pathlib import Path
 
 import torch
 
+from megajukebox.common.levels import REFINED_TRACKS
 from megajukebox.data.audio import write_wav
 from megajukebox.models.vqvae import VQVAE
 from megajukebox.training.engines.zero import ZeroEngine
+from megajukebox.training.refiner_training import RefinerTraining
 from megajukebox.training.run_context import RunContext
 from megajukebox.training.tasks import Task
 
@@ -19,29 +21,38 @@ def write_reconstructions(run: RunContext, task: Task, engine: ZeroEngine, step:
 
     A prior generates codes, not audio: previews.py samples from it.
     """
-    if run.rank or not isinstance(engine.module, VQVAE) or engine.stage == 3:
+    module = engine.module
+    if run.rank or not isinstance(module, VQVAE | RefinerTraining) or engine.stage == 3:
         return
     if not is_due(run.folder, step):
         return
     batch = next(iter(task.held_out()), None)
     if batch is None:
         return
-    rate = engine.module.config.sample_rate
+    rate = module.config.sample_rate
     folder = run.folder / "samples" / f"step-{step:08d}"
     folder.mkdir(parents=True, exist_ok=True)
-    for name, wave_BT in reconstructions(engine.module, batch["audio"]).items():
+    for name, wave_BT in reconstructions(module, batch["audio"]).items():
         wave_T = wave_BT.flatten()[: int(MAX_SECONDS * rate)].clamp(-1, 1)
         write_wav(folder / f"{name}.wav", wave_T.cpu().numpy(), rate)
 
 
 @torch.no_grad()
-def reconstructions(model: VQVAE, audio_BT1: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The clips themselves, and through each level alone, [B, T] float32."""
+def reconstructions(
+    model: VQVAE | RefinerTraining, audio_BT1: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """The clips themselves, and through each level alone, [B, T] float32; of a refiner its level, plain and refined."""
     was_training = model.training
     weight = next(model.parameters())
     model.eval()
     x_BT1 = audio_BT1.to(weight.device, weight.dtype)
     waves = {"original": audio_BT1[:, :, 0].float()}
+    if isinstance(model, RefinerTraining):
+        level = model.config.level
+        waves[level], codes_BN = model.decoded(x_BT1)
+        waves[REFINED_TRACKS[level]] = model.refine(waves[level], codes_BN)
+        model.train(was_training)
+        return waves
     for level in model.config.levels:
         y_BT1 = model.decode(model.encode(x_BT1, level), level)
         waves[level] = y_BT1[:, :, 0].float()

@@ -138,7 +138,8 @@ def check_ranks_agree(task: Task, ds_config: dict) -> None:
 def step_seconds_at_peak(task: Task, ds_config: dict, devices: int) -> float | None:
     """Seconds that a step would take at the devices' peak. None where that is not known, or parts are frozen."""
     tflops = peak(precision(ds_config), task.settings.peak_tflops)
-    if tflops is None or task.settings.freeze:
+    # A refiner's step is for the most part its frozen VQ-VAE and spectra: no measure of its products.
+    if tflops is None or task.settings.freeze or task.kind == "refiner":
         return None
     flops = task.reading.global_batch * step_flops(task.config, task.settings.clip or 0)
     return seconds_at_peak(flops, devices, tflops)

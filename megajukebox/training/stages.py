@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from megajukebox.common.errors import UserError
-from megajukebox.common.levels import LEVELS, STUDENT_FOLDERS
+from megajukebox.common.levels import LEVELS, REFINER_FOLDERS, STUDENT_FOLDERS
 from megajukebox.training.config import Preset
 from megajukebox.training.planner.gpus import GPUS_PER_NODE
 from megajukebox.training.planner.workload import (
@@ -16,8 +16,10 @@ from megajukebox.training.planner.workload import (
     Workload,
     audio_workload,
     code_workload,
+    refiner_workload,
 )
 from megajukebox.training.prior_task import prior_task
+from megajukebox.training.refiner_task import refiner_task
 from megajukebox.training.tasks import ReaderShare, Task, TaskRequest
 from megajukebox.training.vqvae_task import vqvae_task
 
@@ -26,12 +28,16 @@ from megajukebox.training.vqvae_task import vqvae_task
 class TrainingStage:
     """What `megajukebox train NAME` trains."""
 
-    name: str  # of its settings, training.<name>, and of its run folder
+    name: str  # of its settings, training.<name>
     level: str | None  # of the codes that it models; None for what is no prior
     data: str  # kind of shards that it reads: songs or codes
     task: Callable[[TaskRequest, ReaderShare], Task]
     workload: Callable[[Preset, str], Workload]  # of a preset and the stage's name, for `plan`
     default_gpus: int = GPUS_PER_NODE
+
+    def folder(self, preset: Preset) -> str:
+        """Name of its run's folder beside the other runs: a refiner's is that of its level."""
+        return REFINER_FOLDERS[preset.refiner.level] if self.name == "refiner" else self.name
 
 
 def prior_stage(name: str, level: str, default_gpus: int) -> TrainingStage:
@@ -48,6 +54,7 @@ def prior_stage(name: str, level: str, default_gpus: int) -> TrainingStage:
 # The GPUs are those of Jukebox's own runs (Dhariwal et al. 2020).
 STAGES = (
     TrainingStage("vqvae", None, "songs", vqvae_task, audio_workload, 256),
+    TrainingStage("refiner", None, "songs", refiner_task, refiner_workload),
     prior_stage("top_prior", "top", 512),
     prior_stage("middle_upsampler", "middle", 128),
     prior_stage("bottom_upsampler", "bottom", 128),

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
@@ -55,13 +56,14 @@ class TaskRequest:
     data: str  # folder or URL of shards
     remote: RemoteConfig
     base: PretrainedModel | None = None
+    vqvae: Path | None = None  # run of the VQ-VAE that a refiner refines
 
 
 @dataclass(frozen=True)
 class Task:
     """A model, its data, and what its run folder says of them."""
 
-    kind: str  # as in model.json: vqvae, prior or student
+    kind: str  # as in model.json: vqvae, prior, student or refiner
     config: BaseModel
     build: Callable[[], nn.Module]
     source: ClipSource | UnindexedShards

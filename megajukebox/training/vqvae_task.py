@@ -31,7 +31,8 @@ def vqvae_task(request: TaskRequest, reading: ReaderShare) -> Task:
     preset = request.preset
     settings = request.settings
     base = request.base
-    clips, songs = open_clips(request)
+    top_hop = max(preset.vqvae.hops.values())
+    clips, songs = open_clips(request, "vqvae", "top hop", top_hop)
     config = base.config if base else preset.vqvae
     rate = preset.audio.sample_rate
     if (
@@ -63,14 +64,18 @@ def vqvae_task(request: TaskRequest, reading: ReaderShare) -> Task:
     )
 
 
-def open_clips(request: TaskRequest) -> tuple[SongClips | UnindexedShards, str]:
-    """The clips to train on, and what identifies their songs: a fingerprint, or URLs of tars without an index."""
+def open_clips(
+    request: TaskRequest, stage: str, unit_name: str, unit: int
+) -> tuple[SongClips | UnindexedShards, str]:
+    """The clips to train on, and what identifies their songs: a fingerprint, or URLs of tars without an index.
+
+    A clip of `stage` must be a multiple of `unit` samples.
+    """
     preset = request.preset
     loader = request.settings.loader
     clip = request.settings.clip
-    top_hop = max(preset.vqvae.hops.values())
-    if clip is None or clip % top_hop:
-        raise UserError(f"training.vqvae.clip {clip} is not a multiple of the top hop {top_hop}")
+    if clip is None or clip % unit:
+        raise UserError(f"training.{stage}.clip {clip} is not a multiple of the {unit_name} {unit}")
     held_out = request.settings.evaluation.held_out
     augment = Augment(loader.volume_db, loader.eq_db)
     rate = preset.audio.sample_rate
@@ -89,7 +94,7 @@ def open_clips(request: TaskRequest) -> tuple[SongClips | UnindexedShards, str]:
     songs = ShardSet(request.data, request.remote)
     if is_unindexed:
         raise UserError(
-            f"{songs.source} has an index; leave out training.vqvae.loader.data_mode=unindexed to use it"
+            f"{songs.source} has an index; leave out training.{stage}.loader.data_mode=unindexed to use it"
         )
     kind = songs.index["kind"]
     theirs = songs.index["sample_rate"]

@@ -199,7 +199,7 @@ def test_a_preset_file_that_holds_no_settings_says_so(tmp_path: Path, text: str)
 
 def test_a_stage_that_is_not_trained_is_refused() -> None:
     with pytest.raises(
-        ValueError, match="'tiny' does not train 'drummer'; it trains vqvae, top_prior"
+        ValueError, match="'tiny' does not train 'drummer'; it trains vqvae, refiner, top_prior"
     ):
         load_preset("tiny").stage("drummer")
 

@@ -118,6 +118,7 @@ def test_a_key_that_deepspeed_would_ignore_is_refused(tmp_path):
 
 RECIPES = {
     "vqvae": "vqvae",
+    "refiner": "refiner",
     "top_prior": "prior_zero3",
     "middle_upsampler": "upsampler",
     "bottom_upsampler": "upsampler",

@@ -17,13 +17,18 @@ from pydantic import (
 )
 
 from megajukebox.common.errors import UserError
-from megajukebox.common.levels import LEVELS
+from megajukebox.common.levels import LEVELS, REFINED_TRACKS
 from megajukebox.common.untrusted_files import MAX_DOCUMENT_BYTES, open_inside, parse_json, read_all
 from megajukebox.explorer.loaders.timed_lyrics import LyricLine, read_lyrics
 from megajukebox.explorer.site_files import ContainedFile
 from megajukebox.records.sample_record import current_sample_record
 
-TRACKS = (*LEVELS, "reconstruction", "original")  # all recordings that a song can have
+TRACKS = (  # all recordings that a song can have
+    *LEVELS,
+    *REFINED_TRACKS.values(),
+    "reconstruction",
+    "original",
+)
 DEPTH = 2  # folders between the one given and a sample
 LABEL_PARTS = 4  # last folders of a path that may stand before a sample's name
 

@@ -41,7 +41,16 @@ SONG_FIELDS = (
     "song",
 )
 MAX_SEARCHED_LETTERS = 2000  # of the lyrics that the list can search
-FINEST_FIRST = ("bottom", "reconstruction", "original", "middle", "top")
+FINEST_FIRST = (
+    "refined_bottom",
+    "bottom",
+    "reconstruction",
+    "original",
+    "refined_middle",
+    "middle",
+    "refined_top",
+    "top",
+)
 PLAIN_DECODING = ("", "sequential")  # not worth a word in the list
 SHOWN_FINGERPRINT = 8  # letters
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from megajukebox.common.levels import REFINED_TRACKS
 from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.explorer import site_files
 from megajukebox.explorer.loaders.corpus import CorpusSong, Excerpt, SongFiles
@@ -112,6 +113,8 @@ def song_page(song: CorpusSong, out: Path) -> str:
             about = f"reconstructed from the {name} codes"
             if name == "original":
                 about = "as stored in the shards"
+            elif name in REFINED_TRACKS.values():
+                about = "the same codes, refined"
             tracks.append(Track(name, about, audio[name], picture))
     subtitle = [song.text_field("artist"), clock(song.seconds), song.key]
     return render_page(

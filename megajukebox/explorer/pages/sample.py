@@ -2,7 +2,7 @@
 
 import shlex
 
-from megajukebox.common.levels import LEVELS
+from megajukebox.common.levels import LEVELS, REFINED_TRACKS
 from megajukebox.explorer.loaders.samples import ListedSample, UnreadableSample
 from megajukebox.explorer.loaders.search_index import SampleLinks, entry, runs_folder, seed, title
 from megajukebox.explorer.pages.layout import abbreviated, as_text, printable_json, render_page
@@ -66,9 +66,11 @@ def subtitle(sample: ListedSample) -> str:
 
 
 def about_track(sample: ListedSample, track: str) -> str:
-    """How many codes a level has and how fast they were sampled."""
+    """How many codes a level has and how fast they were sampled; which recordings are refined."""
     level = sample.record.levels[track]
     parts = []
+    if track in REFINED_TRACKS.values():
+        parts.append("the same codes, refined")
     if level.codes is not None:
         parts.append(f"{level.codes:,} codes")
     if level.tokens_per_second is not None:

@@ -31,7 +31,7 @@ function say(text) {
 
 /* Levels that both have; the finished song first. */
 function levels() {
-  return ["bottom", "reconstruction", "original", "middle", "top"].filter((level) => both.every((entry) => entry.audio?.[level]));
+  return ["refined_bottom", "bottom", "reconstruction", "original", "refined_middle", "middle", "refined_top", "top"].filter((level) => both.every((entry) => entry.audio?.[level]));
 }
 
 function show(a, b) {

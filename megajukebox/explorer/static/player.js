@@ -5,7 +5,7 @@
  * Fires "change" when the song, the track or playing changes, and "time" whenever the moment does.
  */
 const SKIP = 5; // seconds that an arrow key moves
-const FINEST = ["bottom", "reconstruction", "original", "middle", "top"];
+const FINEST = ["refined_bottom", "bottom", "reconstruction", "original", "refined_middle", "middle", "refined_top", "top"];
 
 class Player extends EventTarget {
   constructor(bar) {
@@ -163,7 +163,7 @@ class Player extends EventTarget {
     this.showTime();
   }
 
-  /* Levels are always there, greyed where a song lacks them; a recording's original only where there is one. */
+  /* Levels are always there, greyed where a song lacks them; other recordings only where there are any. */
   showButtons() {
     let number = 0;
     for (const button of this.buttons) {
@@ -171,7 +171,7 @@ class Player extends EventTarget {
       const absent = Boolean(this.song) && !this.song.audio[track];
       button.setAttribute("aria-pressed", String(track === this.track));
       button.disabled = absent;
-      button.hidden = ["reconstruction", "original"].includes(track) && (absent || !this.song);
+      button.hidden = !["top", "middle", "bottom"].includes(track) && (absent || !this.song);
       if (!button.hidden) button.querySelector("kbd").textContent = String(++number);
     }
   }

@@ -20,6 +20,7 @@ from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.data.stream.song_dataset import held_out_share, split
 from megajukebox.models.chunked_codec import decode_long, encode_long
 from megajukebox.models.vqvae import VQVAE, load_vqvae
+from megajukebox.sampling.refiners import load_refiners
 from megajukebox.sampling.songs.prompt_sources import PromptSource
 from megajukebox.sampling.songs.requests import SongRequest
 from megajukebox.sampling.songs.song import GeneratedSong
@@ -33,18 +34,25 @@ def reconstructor(
 ) -> Callable[[np.ndarray, int], dict[str, np.ndarray]]:
     """A function from mono audio [T] and its rate (Hz) to the same audio [T] by level, by the VQ-VAE in `run`.
 
+    Refiners that lie beside the run add their own tracks.
+
     Raises:
-        UserError: `run` holds no VQ-VAE, or one for another sample rate.
+        UserError: `run` holds no VQ-VAE, or one for another sample rate; or a refiner is of another.
     """
-    vqvae, _ = load_vqvae(run, sample_rate)
+    vqvae, facts = load_vqvae(run, sample_rate)
+    refiners = load_refiners(run.parent, facts, "cpu")
 
     def reconstruct(wave_T: np.ndarray, rate: int) -> dict[str, np.ndarray]:
         assert rate == sample_rate, f"{rate} Hz in a set of {sample_rate} Hz"
         audio_T = torch.from_numpy(wave_T)
         reconstructions = {}
         for level in vqvae.config.levels:
-            decoded_T = decode_long(vqvae, encode_long(vqvae, audio_T, level), level)
+            codes_T = encode_long(vqvae, audio_T, level)
+            decoded_T = decode_long(vqvae, codes_T, level)
             reconstructions[level] = pad_to(decoded_T.clamp(-1, 1).numpy(), len(wave_T))
+            if level in refiners:
+                refined_T = refiners[level].refined(vqvae, codes_T)
+                reconstructions[refiners[level].track] = pad_to(refined_T, len(wave_T))
         return reconstructions
 
     return reconstruct
@@ -111,11 +119,20 @@ def select_rows(shards: ShardSet, run: Path, keys: Sequence[str], count: int) ->
 
 
 def reconstructions(
-    runs: Path, shards: ShardSet, rows: Sequence[int], seconds: float, device: str
+    runs: Path,
+    shards: ShardSet,
+    rows: Sequence[int],
+    seconds: float,
+    device: str,
+    refiner_runs: Sequence[Path] | None = None,
 ) -> Iterator[GeneratedSong]:
-    """The first `seconds` of songs, encoded and decoded by level, beside the original."""
+    """The first `seconds` of songs, encoded and decoded by level, beside the original; and refined.
+
+    `refiner_runs` are runs of refiners; None: those that lie in `runs`.
+    """
     rate = shards.index["sample_rate"]
     vqvae, facts = load_vqvae(runs / VQVAE_FOLDER, rate, device)
+    refiners = load_refiners(runs, facts, device, refiner_runs)
     for row in rows:
         frames = min(int(shards.songs["frames"][row]), round(seconds * rate))
         with shards.open_member(row, "audio") as file:
@@ -129,12 +146,18 @@ def reconstructions(
             "runs": str(runs),
             "reconstruction": {"of": shards.source, "song": shards.key(row)},
         }
+        if refiners:
+            used = {level: refiner.fingerprint for level, refiner in refiners.items()}
+            song.facts["refiners"] = used
         for level in reversed(vqvae.config.levels):
             codes_T = encode_long(vqvae, torch.from_numpy(wave_T).to(device), level)
             decoded_T = decode_long(vqvae, codes_T, level).clamp(-1, 1)
             song.codes[level] = codes_T.cpu().numpy()
             song.audio[level] = pad_to(decoded_T.float().cpu().numpy(), len(wave_T))
             song.levels[level] = {"codes": len(codes_T)}
+            if level in refiners:
+                refined_T = pad_to(refiners[level].refined(vqvae, codes_T), len(wave_T))
+                song.add_reference_tracks({refiners[level].track: refined_T})
         song.add_reference_tracks({"original": wave_T})
         yield song
 

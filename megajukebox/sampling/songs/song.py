@@ -39,7 +39,7 @@ class GeneratedSong:
         return self.samples / self.sample_rate
 
     def add_reference_tracks(self, tracks: dict[str, np.ndarray]) -> None:
-        """Recordings to hear at the same moments as the song: `original`, `reconstruction`."""
+        """Recordings to hear at the same moments as the song: `original`, `reconstruction`, `refined_bottom`."""
         for track, wave_T in tracks.items():
             self.audio[track] = wave_T
             self.levels[track] = {}

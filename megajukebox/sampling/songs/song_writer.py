@@ -7,12 +7,15 @@ An interrupted song leaves its codes in <out>/.unfinished (resume_store.py); the
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from torch import Tensor
+
 from megajukebox.models.vqvae import VQVAE
 from megajukebox.sampling.levels.level_sampler import LevelJob
+from megajukebox.sampling.refiners import LevelRefiner
 from megajukebox.sampling.songs.audio_stream import PARTIAL_SUFFIX, AudioStream, decode_all
 from megajukebox.sampling.songs.prompt_sources import KnownCodes
 from megajukebox.sampling.songs.requests import SongRequest
@@ -30,6 +33,9 @@ class SongContext(Protocol):
     """What a writer needs of the jukebox whose songs it writes."""
 
     vqvae: VQVAE
+
+    @property
+    def refiners(self) -> Mapping[str, LevelRefiner]: ...
 
     @property
     def levels(self) -> Iterable[str]: ...
@@ -64,12 +70,27 @@ class SongSink(Protocol):
 class InMemorySink(SongSink):
     """Decodes the audio of each finished level into the songs themselves, and writes nothing."""
 
-    def __init__(self, vqvae: VQVAE):
+    def __init__(self, vqvae: VQVAE, refiners: Mapping[str, LevelRefiner] | None = None):
         self.vqvae = vqvae
+        self.refiners = refiners or {}
 
     def finish_level(self, level: str, songs: list[GeneratedSong], job: LevelJob) -> None:
         for song, codes_T in zip(songs, job.codes_BT):
             song.audio[level] = decode_all(self.vqvae, codes_T, level).float().cpu().numpy()
+            add_refined(song, level, codes_T, self.vqvae, self.refiners)
+
+
+def add_refined(
+    song: GeneratedSong,
+    level: str,
+    codes_T: Tensor,
+    vqvae: VQVAE,
+    refiners: Mapping[str, LevelRefiner],
+) -> None:
+    """Add what the level's refiner makes of its codes, if there is one, as a track of its own."""
+    refiner = refiners.get(level)
+    if refiner is not None:
+        song.add_reference_tracks({refiner.track: refiner.refined(vqvae, codes_T)})
 
 
 class SongWriter:
@@ -128,6 +149,7 @@ class SongWriter:
         for stream, codes_T, song in zip(self.streams, job.codes_BT, songs):
             stream.feed(codes_T, job.total)
             song.levels[level]["audio"] = stream.path.name
+            add_refined(song, level, codes_T, self.jukebox.vqvae, self.jukebox.refiners)
         self._save_codes(level, songs, job)
 
     def finish(self, songs: list[GeneratedSong]) -> None:

@@ -13,12 +13,15 @@ from torch import nn
 from megajukebox.common.errors import UserError
 from megajukebox.models.pipeline_layers import layers
 from megajukebox.models.prior import Prior, PriorConfig
+from megajukebox.models.refiner import RefinerConfig
 from megajukebox.models.vqvae import VQVAE, VQVAEConfig
 from megajukebox.training.config import Preset
 from megajukebox.training.planner.activation_trace import TracedPass, TraceSetting, training_pass
 from megajukebox.training.planner.dummy_batches import clips, windows
 from megajukebox.training.planner.gpus import CONVOLUTIONS_MIB
 from megajukebox.training.planner.memory import Weights
+from megajukebox.training.refiner_settings import RefinerLossSettings, refiner_config
+from megajukebox.training.refiner_training import RefinerTraining
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,39 @@ class AudioWorkload:
 
     def build(self) -> nn.Module:
         return VQVAE(self.model_config)
+
+    def batch(self, size: int) -> dict:
+        return clips(size, self.clip)
+
+    def pipeline_layers(self) -> NoReturn:
+        raise UserError("only priors train as a pipeline; choose a ds_config without `pipeline`")
+
+
+@dataclass(frozen=True)
+class RefinerWorkload:
+    """A refiner on clips of audio; what its frozen VQ-VAE computes is counted as if it were trained."""
+
+    vqvae_json: str  # of a VQVAEConfig
+    refiner_json: str  # of a RefinerConfig
+    clip: int  # audio samples
+
+    unit = "seconds of audio"
+    bandwidth_bound = True
+    head_size = 8  # it has no attention
+    process_mib = CONVOLUTIONS_MIB
+
+    @cached_property
+    def model_config(self) -> RefinerConfig:
+        return RefinerConfig.model_validate_json(self.refiner_json)
+
+    @property
+    def units(self) -> float:
+        """Seconds of audio of one sample."""
+        return self.clip / self.model_config.sample_rate
+
+    def build(self) -> nn.Module:
+        vqvae = VQVAE(VQVAEConfig.model_validate_json(self.vqvae_json))
+        return RefinerTraining(self.model_config, RefinerLossSettings(), vqvae)
 
     def batch(self, size: int) -> dict:
         return clips(size, self.clip)
@@ -87,12 +123,19 @@ class CodeWorkload:
         return [make() for make in layers(self.model_config)]
 
 
-Workload = AudioWorkload | CodeWorkload
+Workload = AudioWorkload | RefinerWorkload | CodeWorkload
 
 
 def audio_workload(preset: Preset, stage: str) -> AudioWorkload:
     """The VQ-VAE of `preset` on the clips of `stage`."""
     return AudioWorkload(preset.vqvae.model_dump_json(), preset.stage(stage).clip or 0)
+
+
+def refiner_workload(preset: Preset, stage: str) -> RefinerWorkload:
+    """The refiner of `preset`, of the level that it names, on the clips of `stage`."""
+    config = refiner_config(preset.refiner, preset.vqvae)
+    clip = preset.stage(stage).clip or 0
+    return RefinerWorkload(preset.vqvae.model_dump_json(), config.model_dump_json(), clip)
 
 
 def code_workload(level: str, preset: Preset, stage: str) -> CodeWorkload:
