@@ -61,6 +61,7 @@ class ReconstructionLoss(BaseModel):
     linf_samples: int = 2048
     spectral: float = 0.0
     multispectral: float = 1.0
+    log_spectral: float = 0.0  # Jukebox had none
     stft: STFT = STFT()
     stfts: tuple[STFT, ...] = (
         STFT(fft=2048, hop=240, window=1200),
@@ -82,6 +83,8 @@ def distance(
         return worst.mean() / bandwidth.l2
     if term == "spectral":
         return _spectral(config.stft, x_BT, y_BT).mean() / bandwidth.spectral
+    if term == "log_spectral":  # of ratios: no scale of the audio to divide by
+        return torch.stack([log_spectral(stft, x_BT, y_BT) for stft in config.stfts]).mean()
     assert term == "multispectral", term
     distances = [_spectral(stft, x_BT, y_BT) for stft in config.stfts]
     return torch.stack(distances).mean() / bandwidth.spectral
@@ -111,7 +114,7 @@ def reconstruction(
 ) -> Tensor:
     """The weighted sum of the terms whose weight is not 0."""
     total = x_BT.new_zeros(())
-    for term in ("l1", "l2", "linf", "spectral", "multispectral"):
+    for term in ("l1", "l2", "linf", "spectral", "multispectral", "log_spectral"):
         weight = getattr(config, term)
         if weight:
             total = total + weight * distance(config, term, x_BT, y_BT, bandwidth)
