@@ -5,6 +5,16 @@ import re
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+from megajukebox.conditioning.lrc_lines import (
+    LrcLine,
+    LrcLineReader,
+    LrcRemark,
+    LrcRemarkKind,
+    is_lrc,
+)
 
 
 @dataclass(frozen=True)
@@ -19,27 +29,14 @@ class TimedWord:
 
 # A line without word times lasts at most this long a word, so that pauses are not sung through.
 SECONDS_PER_WORD = 1.0
-MAX_TIMES = 20  # of one line: a chorus; more copies of a long line would be a bomb
-TIME = r"(\d{1,6}):(\d{1,6}(?:[.:]\d{1,9})?)"
-LINE_TIMES = re.compile(rf"\s*((?:\[{TIME}\]\s*)+)")
-LINE_TIME = re.compile(rf"\[{TIME}\]")
-WORD_TIME = re.compile(rf"<{TIME}>")
-TAG = re.compile(
-    r"\s*\[(ar|ti|al|au|by|la|lr|length|offset|re|tool|ve|id|#)\s*:.*\]\s*$", re.IGNORECASE
-)
-# Spaces of its own line alone: over many empty lines it would take the square of their number.
-OFFSET = re.compile(
-    r"^[^\S\n]*\[offset[^\S\n]*:[^\S\n]*([+-]?\d{1,9})[^\S\n]*\]", re.IGNORECASE | re.MULTILINE
-)
 
 
-@dataclass(frozen=True)
-class TimedLine:
-    """A line of LRC: when it starts (seconds), its body with word times, and whether it had a time of its own."""
+class LrcReading(NamedTuple):
+    """Lyrics as they are sung, and what of their LRC was read otherwise than it stands there."""
 
-    start: float
-    body: str
-    has_time: bool
+    text: str  # plain
+    words: list[TimedWord]
+    remarks: list[LrcRemark]
 
 
 def parse_lrc(text: str) -> tuple[str, list[TimedWord]]:
@@ -47,86 +44,83 @@ def parse_lrc(text: str) -> tuple[str, list[TimedWord]]:
 
     Plain text comes back as it is, without timed words.
     """
-    if not any(LINE_TIMES.match(line) for line in text.split("\n")):
-        return text, []
-    offset = OFFSET.search(text)
-    shift = -int(offset[1]) / 1000 if offset else 0.0  # the tag is in milliseconds
-    lines = timed_lines(text.removeprefix("\ufeff").splitlines(), shift)
+    return read_lrc(text)[:2]
+
+
+def read_lrc(text: str) -> LrcReading:
+    """The same, with remarks."""
+    if not is_lrc(text):
+        return LrcReading(text, [], [])
+    reader = LrcLineReader(text)
+    lines = reader.lines()
+    remarks = reader.remarks
     starts = sorted(line.start for line in lines if line.has_time)
+    if starts and starts[0] < 0:
+        early = sum(start < 0 for start in starts)
+        detail = f"lines before the song: {early}, the first at {starts[0]:g} s; taken as 0 s"
+        number = next(line.number for line in lines if line.has_time)
+        remarks.append(LrcRemark(number, LrcRemarkKind.moved_lyrics_time, detail))
     starts.append(math.inf)
     plain: list[str] = []
     words: list[TimedWord] = []
     length = 0
     for line in lines:
-        body = line.body
+        body = line.text
         if line.has_time:
-            next_start = starts[bisect_right(starts, line.start)]
-            body, sung = timed_words(line.body, line.start, next_start)
+            body, sung, backwards = timed_words(line, starts[bisect_right(starts, line.start)])
+            if backwards:
+                detail = (
+                    "its word times run backwards; later words are not sung before earlier ones"
+                )
+                remarks.append(LrcRemark(line.number, LrcRemarkKind.moved_lyrics_time, detail))
             for word in sung:
                 start_char = word.start_char + length
                 words.append(TimedWord(start_char, word.end_char + length, word.t0, word.t1))
         plain.append(body)
         length += len(body) + 1
-    return "\n".join(plain), words
+    return LrcReading("\n".join(plain), words, sorted(remarks))
 
 
-def seconds(minutes: str, rest: str) -> float:
-    """Seconds of `minutes` and a `rest` like 7, 7.25 or 7:25."""
-    return 60 * int(minutes) + float(rest.replace(":", "."))
+def timed_words(line: LrcLine, next_start: float) -> tuple[str, list[TimedWord], bool]:
+    """(plain text, words, whether their times ran backwards); characters count from the start of the line.
 
-
-def timed_lines(lines: Sequence[str], shift: float) -> list[TimedLine]:
-    """In order of time; a line sung twice comes twice. A line without a time of its own follows the one before it."""
-    timed: list[TimedLine] = []
-    last = 0.0
-    for line in lines:
-        if TAG.match(line):
-            continue
-        times = LINE_TIMES.match(line)
-        if times is None:
-            timed.append(TimedLine(max(0.0, last), shifted(line, shift), has_time=False))
-        else:
-            body = shifted(line[times.end() :], shift)
-            for minutes, rest in LINE_TIME.findall(times[1])[:MAX_TIMES]:
-                start = max(0.0, seconds(minutes, rest) + shift)
-                timed.append(TimedLine(start, body, has_time=True))
-        last = timed[-1].start
-    return sorted(timed, key=lambda line: line.start)
-
-
-def shifted(body: str, shift: float) -> str:
-    """A body whose word times are `shift` seconds later."""
-    if not shift:
-        return body
-    return WORD_TIME.sub(
-        lambda time: f"<{clock(max(0.0, seconds(time[1], time[2]) + shift))}>", body
-    )
-
-
-def timed_words(body: str, start: float, next_start: float) -> tuple[str, list[TimedWord]]:
-    """A line's plain text and its words, whose characters count from the start of the line."""
-    words: list[TimedWord] = []
-    if not WORD_TIME.search(body):
-        # The words share the time until the next line, none of them longer than SECONDS_PER_WORD.
-        line = " ".join(body.split())
-        found = list(re.finditer(r"\S+", line))
-        step = min(SECONDS_PER_WORD, (next_start - start) / max(1, len(found)))
-        for i, match in enumerate(found):
-            first, end = match.span()
-            words.append(TimedWord(first, end, start + i * step, start + (i + 1) * step))
-        return line, words
-    pieces = WORD_TIME.split(body)  # text, minutes, seconds, text, minutes, seconds, text ...
-    times = [start, *map(seconds, pieces[1::3], pieces[2::3])]
+    Times are not before the song.
+    """
+    times = [time for time, _ in line.pieces]
+    backwards = any(later < earlier for earlier, later in pairwise(times))
+    with_words = [index for index, (_, text) in enumerate(line.pieces) if text.strip()]
+    if with_words == [0] or len(times) == 1:
+        # Word times that only close the line end its last word.
+        end = times[1] if len(times) > 1 else math.inf
+        return *spread_words(line.pieces[0][1], line.start, min(next_start, end)), backwards
+    latest = max(0.0, line.start)
+    for index, time in enumerate(times):
+        latest = max(latest if index else 0.0, time)
+        times[index] = latest
     times.append(max(times[-1], min(next_start, times[-1] + SECONDS_PER_WORD)))
-    line = ""
-    for piece, t0, t1 in zip(pieces[::3], times, times[1:]):
+    plain = ""
+    words: list[TimedWord] = []
+    for (_, piece), t0, t1 in zip(line.pieces, times, times[1:]):
         word = " ".join(piece.split())
-        if line and not line.endswith(" ") and piece[:1].isspace():
-            line += " "
+        if plain and not plain.endswith(" ") and piece[:1].isspace():
+            plain += " "
         if word:
-            words.append(TimedWord(len(line), len(line) + len(word), t0, max(t0, t1)))
-            line += word + (" " if piece[-1].isspace() else "")
-    return line.rstrip(), words
+            words.append(TimedWord(len(plain), len(plain) + len(word), t0, t1))
+            plain += word + (" " if piece[-1].isspace() else "")
+    return plain.rstrip(), words, backwards
+
+
+def spread_words(piece: str, start: float, end: float) -> tuple[str, list[TimedWord]]:
+    """Words that share the time from `start` to `end` (s), none of them longer than SECONDS_PER_WORD."""
+    line = " ".join(piece.split())
+    found = list(re.finditer(r"\S+", line))
+    start, end = max(0.0, start), max(0.0, start, end)
+    step = min(SECONDS_PER_WORD, (end - start) / max(1, len(found)))
+    words = []
+    for index, match in enumerate(found):
+        t0 = start + index * step
+        words.append(TimedWord(*match.span(), t0, start + (index + 1) * step))
+    return line, words
 
 
 def clock(t: float) -> str:
