@@ -67,6 +67,7 @@ WRAPPERS = {
     "soxr": {"data/audio.py"},
     "mido": {"notes/midi.py"},
     "music21": {"notes/sheets.py", "commands/prepare_notes.py"},
+    "tinytag": {"data/ingest/tags.py"},
     "jinja2": {"explorer/pages/html.py"},
 }
 

@@ -140,7 +140,7 @@ def write_lrc(words: Sequence[TimedWord], text: str) -> str:
         end = start + len(line)
         sung = [w for w in words if start <= w.start_char < end]
         if sung:
-            line = f"[{clock(sung[0].t0)}] "
+            line = f"[{clock(sung[0].t0)}] {text[start : sung[0].start_char].lstrip()}"
         for word, after in zip(sung, [*sung[1:], None]):
             line += f"<{clock(word.t0)}>{text[word.start_char : word.end_char]}"
             if after is None or clock(after.t0) != clock(word.t1):

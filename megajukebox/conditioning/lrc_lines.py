@@ -271,7 +271,7 @@ class LrcLineReader:
             yield LrcLine(number, last, False, ((last, texts[0]),))
             return
         if not times:  # words with times in a line without one
-            times = [word_times[0]]
+            times = [min(last, word_times[0]) if texts[0].strip() else word_times[0]]
         singers = SINGERS.match(texts[0])
         if singers:
             texts[0] = texts[0][singers.end() :]

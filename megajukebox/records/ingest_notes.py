@@ -33,8 +33,18 @@ class NoteKind(str, Enum):
     bad_sidecar = "bad_sidecar"
     unknown_field = "unknown_field"
     bad_field = "bad_field"
+    bad_tag = "bad_tag"
     text_encoding = "text_encoding"
     repaired_notes = "repaired_notes"
+    unreadable_lyrics_time = "unreadable_lyrics_time"
+    ambiguous_lyrics_time = "ambiguous_lyrics_time"
+    moved_lyrics_time = "moved_lyrics_time"
+    lyrics_offset = "lyrics_offset"
+    bad_lyrics_offset = "bad_lyrics_offset"
+    lyrics_tag = "lyrics_tag"
+    second_lyrics = "second_lyrics"
+    cut_lyrics = "cut_lyrics"
+    lyrics_outside_song = "lyrics_outside_song"
 
 
 # kind -> what has happened, for the table on the screen and for docs/data.md
@@ -51,17 +61,25 @@ NOTE_KINDS: dict[NoteKind, str] = {
     NoteKind.bad_sidecar: "passed over: a side-car that cannot be read",
     NoteKind.unknown_field: "passed over: fields of a side-car that are not known",
     NoteKind.bad_field: "passed over: a field whose value makes no sense",
+    NoteKind.bad_tag: "passed over: a tag that cannot be decoded or makes no sense",
     NoteKind.text_encoding: "changed: text decoded from another encoding than UTF-8",
     NoteKind.repaired_notes: "changed: notes that contradict their file's form",
+    NoteKind.unreadable_lyrics_time: "passed over: a bracket of digits in lyrics that is no time",
+    NoteKind.ambiguous_lyrics_time: "changed: times of lyrics that can be read in two ways",
+    NoteKind.moved_lyrics_time: "changed: times of lyrics that contradict one another or the song",
+    NoteKind.lyrics_offset: "changed: times of lyrics moved by their offset tag",
+    NoteKind.bad_lyrics_offset: "passed over: an offset of lyrics that is no number",
+    NoteKind.lyrics_tag: "passed over: a line of lyrics that looks like a header tag",
+    NoteKind.second_lyrics: "passed over: a line of lyrics with the time of another, or a second text",
+    NoteKind.cut_lyrics: "passed over: times of a line of lyrics beyond the first twenty",
+    NoteKind.lyrics_outside_song: "noticed: words with times behind the song's end",
 }
 
 
 class IngestNote(NamedTuple):
     """One thing that was passed over or changed."""
 
-    source: (
-        str  # the file it is about: its path in the collection, or the song as the manifest has it
-    )
+    source: str  # the file or song: its path in the collection, or as the manifest has it
     kind: NoteKind
     detail: str  # one line: what, values, way out
 

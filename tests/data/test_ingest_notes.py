@@ -80,6 +80,101 @@ def test_everything_that_is_passed_over_is_a_line_of_notes_and_counted(tmp_path,
     assert len(again) == 2 and read_notes(tmp_path / "out") == notes  # of shards that were kept
 
 
+def test_sidecars_are_found_as_people_name_them(tmp_path):
+    source = tmp_path / "songs"
+    for name in ("upper.wav", "upper3.WAV", "full.wav", "caf\u00e9.wav", "both.wav", "caps.wav"):
+        put_song(source / name)
+    beside = {
+        "upper.LRC": "[00:00.50]upper case",
+        "upper3.JSON": '{"artist": "Upper"}',
+        "full.wav.lrc": "[00:00.50]full name",
+        "full.WAV.json": '{"artist": "Full"}',
+        "cafe\u0301.txt": "the other form",
+        "cafe\u0301.json": '{"artist": "Other form"}',
+        "both.lrc": "\n",  # hides nothing
+        "Both.txt": "not exact",
+        "both.txt": "exact",
+        "caps.json": '{"Artist": "Capital", "YEAR": 1999}',
+    }
+    for name, text in beside.items():
+        (source / name).write_text(text)
+    songs = {song.name: song for song in find_songs(source)}
+    assert {name: (song.lyrics, song.metadata) for name, song in songs.items()} == {
+        "upper.wav": ("[00:00.50]upper case", {}),
+        "upper3.WAV": (None, {"artist": "Upper"}),
+        "full.wav": ("[00:00.50]full name", {"artist": "Full"}),
+        "caf\u00e9.wav": ("the other form", {"artist": "Other form"}),
+        "both.wav": ("exact", {}),
+        "caps.wav": (None, {"artist": "Capital", "year": 1999}),
+    }
+    assert songs["upper.wav"].lyrics_kind == "lrc" and songs["both.wav"].lyrics_kind == "txt"
+    kinds = [note.kind for note in songs["both.wav"].notes]
+    assert kinds == [NoteKind.empty_sidecar, NoteKind.unused_sidecar]
+    assert not find_collection(source).notes
+
+
+@pytest.mark.parametrize(
+    "encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-8"]
+)
+def test_texts_of_every_unicode_encoding_are_read_and_told(tmp_path, encoding):
+    put_song(tmp_path / "a.wav")
+    text = "[00:00.50]wörd 日本\n"
+    (tmp_path / "a.lrc").write_bytes(text.encode(encoding))
+    (song,) = find_songs(tmp_path)
+    assert song.lyrics == text
+    told = [note.kind for note in song.notes]
+    assert told == ([] if "8" in encoding else [NoteKind.text_encoding])
+
+
+@pytest.mark.parametrize("data", [b"caf\xe9", "日本語の歌詞".encode("shift_jis"), b"a\0b\0\0\xd8c"])
+def test_texts_in_other_encodings_cost_themselves(tmp_path, data):
+    put_song(tmp_path / "a.wav")
+    (tmp_path / "a.txt").write_bytes(data)
+    (song,) = find_songs(tmp_path)
+    assert song.lyrics is None and song.refusal is None
+    assert song.notes[0].kind is NoteKind.bad_sidecar and "save it as UTF-8" in song.notes[0].detail
+
+
+def test_what_of_the_lyrics_is_not_sung_as_written_is_noted(tmp_path):
+    source = tmp_path / "songs"
+    put_song(source / "a.wav", seconds=2.0)
+    rows = ["[offset:-500]", "[00:00.50]in", "[0,1000]no time", "[00:03.00]too late", "[00:09.00]"]
+    (source / "a.lrc").write_text("\n".join(rows + ["[1,1]x"] * 9))
+    (source / "b.wav").symlink_to("a.wav")
+    prepare(source, tmp_path / "out")
+    notes = [(note.source, note.kind.value, note.detail) for note in read_notes(tmp_path / "out")]
+    assert [kind for _, kind, _ in notes] == [
+        "lyrics_offset",
+        *["unreadable_lyrics_time"] * 4,
+        "lyrics_outside_song",
+    ]
+    details = "\n".join(detail for _, _, detail in notes)
+    assert "lyrics line 3: [0,1000] is no time; write [mm:ss.xx]" in details
+    assert "the same at 7 more places" in details
+    assert "2 of 3 timed words start behind the end at 2.00 s, the last at 4.50 s" in details
+
+
+def test_lyrics_of_the_file_itself_are_stored_where_there_are_none_beside_it(tmp_path):
+    source = tmp_path / "songs"
+    for name, beside in (("a", None), ("b", "beside"), ("c", " ")):
+        wav = put_song(source / f"{name}.wav").read_bytes()
+        lyrics = b"\x03eng\0" + b"[00:00.50]within"
+        tag = b"USLT" + len(lyrics).to_bytes(4, "big") + b"\0\0" + lyrics
+        tag = b"ID3\x03\0\0" + bytes([0, 0, 0, len(tag)]) + tag
+        data = wav + b"id3 " + len(tag).to_bytes(4, "little") + tag
+        (source / f"{name}.wav").write_bytes(
+            data[:4] + (len(data) - 8).to_bytes(4, "little") + data[8:]
+        )
+        if beside:
+            (source / f"{name}.txt").write_text(beside)
+    shards = prepare(source, tmp_path / "out")
+    stored = [shards.read_member(row, "lyrics") for row in range(3)]
+    assert stored == [b"[00:00.50]within", b"beside", b"[00:00.50]within"]
+    assert [shards.member_extension(row, "lyrics") for row in range(3)] == ["lrc", "txt", "lrc"]
+    bare = prepare(source, tmp_path / "bare", tags=False)
+    assert not bare.has(0, "lyrics")
+
+
 def test_strict_makes_notes_refusals_but_for_kinds_that_are_allowed(tmp_path):
     source = collection(tmp_path / "songs")
     assert len(prepare(source, tmp_path / "strict", strict=True)) == 1

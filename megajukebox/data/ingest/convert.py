@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 import unicodedata
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -13,8 +13,9 @@ import numpy as np
 from megajukebox.common.errors import UserError
 from megajukebox.common.untrusted_files import UnsafeFileError
 from megajukebox.data import audio
+from megajukebox.data.ingest.song_lyrics import lyrics_notes, song_with_embedded_lyrics
 from megajukebox.data.ingest.source_song import SongMetadata, SourceSong
-from megajukebox.data.ingest.tags import metadata_of_tags
+from megajukebox.data.ingest.tags import SongTags, song_tags
 from megajukebox.data.shards.shard_set import ShardSample
 from megajukebox.records.ingest_notes import IngestNote, NoteKind
 
@@ -86,6 +87,8 @@ class ConvertedSong:
     frames: int = 0
     tags: dict[str, Any] = field(default_factory=dict)  # the file's own: fields of SongMetadata
     notes: tuple[IngestNote, ...] = ()  # on what was changed or left out while it was converted
+    lyrics: str | None = None  # those beside the song, else its file's own
+    lyrics_kind: str | None = None  # "txt" plain, "lrc" timed
 
 
 def convert(song: SourceSong, settings: IngestConfig) -> ConvertedSong:
@@ -97,8 +100,9 @@ def convert(song: SourceSong, settings: IngestConfig) -> ConvertedSong:
     try:
         with song.open() as file:
             x = audio.read(file, settings.sample_rate, settings.max_seconds)
-            tags = metadata_of_tags(audio.tags(file)) if settings.tags else {}
-        return encoded(x, tags, settings)
+            tags = song_tags(file, song.name) if settings.tags else SongTags()
+        converted = encoded(x, tags.metadata, settings)
+        return with_lyrics_notes(converted, song, tags, settings)
     except ValueError as error:
         return ConvertedSong(str(error))
     except (IsADirectoryError, UnsafeFileError):
@@ -131,6 +135,18 @@ def encoded(x: np.ndarray, tags: dict[str, Any], settings: IngestConfig) -> Conv
     )
 
 
+def with_lyrics_notes(
+    converted: ConvertedSong, song: SourceSong, tags: SongTags, settings: IngestConfig
+) -> ConvertedSong:
+    """`converted` with the words of its song, and notes on them and on its tags."""
+    if converted.refusal:
+        return converted
+    sung = song_with_embedded_lyrics(song, tags)
+    seconds = converted.frames / settings.sample_rate
+    notes = (*converted.notes, *tags.notes, *lyrics_notes(sung, seconds))
+    return replace(converted, notes=notes, lyrics=sung.lyrics, lyrics_kind=sung.lyrics_kind)
+
+
 def crashed(song: SourceSong) -> ConvertedSong:
     """The refusal of a song that kills the process that reads it."""
     return ConvertedSong(
@@ -156,8 +172,8 @@ def sample(song: SourceSong, converted: ConvertedSong, settings: IngestConfig) -
         "json": json.dumps(facts, ensure_ascii=False).encode(),
         settings.codec: converted.audio,
     }
-    if song.lyrics and song.lyrics_kind:
-        members[song.lyrics_kind] = song.lyrics.encode()
+    if converted.lyrics and converted.lyrics_kind:
+        members[converted.lyrics_kind] = converted.lyrics.encode()
     return ShardSample(key, converted.frames, members)
 
 
