@@ -1,15 +1,15 @@
-"""All that is known about codecs: reading, resampling, encoding, mixing. The only file that imports
-soundfile and soxr.
+"""Reading, resampling, encoding and mixing sound. The only file that imports soundfile and soxr.
 
 Audio is float32 [T, C]: T frames (one sample of every channel), C channels, full scale -1..1.
-No header is trusted: files are read in blocks under a cap, and every slice is measured before it is
-handed on.
+No header is trusted: `recordings/` looks at the bytes of a file before a decoder does, files are read in blocks under a
+cap, and every slice is measured before it is handed on. More than two channels are folded into left and right.
 """
 
 import io
+import logging
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,57 +19,42 @@ import soxr
 
 from megajukebox.common.errors import BadSampleError, UserError
 from megajukebox.common.files import FileWindow, write_atomic
-from megajukebox.common.untrusted_files import UnsafeFileError, open_given
+from megajukebox.data.recordings.channels import FLAC_ORDERS, fold, fold_matrix
+from megajukebox.data.recordings.flac_blocks import named_speakers
+from megajukebox.data.recordings.foreign_audio import ForeignDecoder
+from megajukebox.data.recordings.kinds import Reader
+from megajukebox.data.recordings.open_recording import (
+    BLOCK,
+    SAMPLE_RATES,
+    AudioInfo,
+    OpenRecording,
+    Source,
+    as_file,
+    open_link,
+    opened_recording,
+    sound_file,
+    speakers_of,
+    spliced,
+)
+from megajukebox.data.recordings.pieces import ByteView
+from megajukebox.data.recordings.plan import AudioNote, LinkPlan, plan_of
 
-CONTAINERS = ("WAV", "FLAC", "OGG", "MP3")
-LIBSNDFILE_NAMES = {
-    "WAV": "WAV",
-    "WAVEX": "WAV",
-    "RF64": "WAV",
-    "FLAC": "FLAC",
-    "OGG": "OGG",
-    "MP3": "MP3",
-}
-MAX_CHANNELS = 8
+log = logging.getLogger(__name__)
+
 # Float files may overshoot full scale a little; beyond this it is not music but a broken file.
 MAX_AMPLITUDE = 4.0
-SAMPLE_RATES = (4_000, 192_000)
-WANTED_RATES = (100, 192_000)  # a small model may be of 1 kHz
+WANTED_RATES = (100, SAMPLE_RATES[1])  # a small model may be of 1 kHz
 MAX_SECONDS = 3600.0
-# Channels that a song of the full length may have; one with more may be shorter by as much. All of them are held at once.
-FULL_LENGTH_CHANNELS = 2
-HEAD = 12  # bytes that tell a container
-BLOCK = 1 << 18  # frames read at a time, 6 s at 44.1 kHz
-UNKNOWN_LENGTH = 1 << 62  # libsndfile's frame count where the header has none
-
-Source = str | Path | BinaryIO
+STORED_CHANNELS = 2  # at most; more are folded
+STREAMINFO_HEAD = 21  # bytes of a FLAC up to the number of its channels
 
 
-@dataclass(frozen=True)
-class AudioInfo:
-    """What the header of an audio file claims."""
+@dataclass
+class DecodedRecording:
+    """A whole recording, and what is to be told of it."""
 
-    container: str  # one of CONTAINERS
-    subtype: str  # e.g. "PCM_16", "VORBIS"
-    sample_rate: int  # Hz
-    channels: int
-    frames: int | None  # None: the header has no length
-
-    @property
-    def seconds(self) -> float | None:
-        return None if self.frames is None else self.frames / self.sample_rate
-
-
-class ForwardReader(soundfile.SoundFile):
-    """A sound file read from its start to its end without ever seeking.
-
-    soundfile seeks to where it already is after each read; in an MP3 that seek loses the decoder's
-    history and the blocks no longer join (errors of 1e-2 at the seams). In a file with a lying
-    header the seek fails.
-    """
-
-    def seekable(self) -> bool:
-        return False
+    samples: np.ndarray  # [T, C], at most two channels
+    notes: list[AudioNote] = field(default_factory=list)
 
 
 class OffsetReader(FileWindow):
@@ -93,37 +78,62 @@ class OffsetReader(FileWindow):
 
 
 def facts(source: Source) -> AudioInfo:
-    """What the header claims.
+    """What the file is.
 
-    Raises BadSampleError for a container outside CONTAINERS or for numbers no song has.
+    Raises BadSampleError for what nobody reads, for numbers no song has, and for what is shorter than it says.
     """
-    with opened(source) as file:
-        frames = None if file.frames >= UNKNOWN_LENGTH else file.frames
-        return AudioInfo(
-            LIBSNDFILE_NAMES[file.format], file.subtype, file.samplerate, file.channels, frames
-        )
+    with opened_recording(source) as recording:
+        return recording.info
 
 
 def tags(source: Source) -> dict[str, str]:
     """The file's own tags under libsndfile's names: title, artist, album, genre, date, license,
     and more.
     """
-    with opened(source) as file:
-        return file.copy_metadata()
+    with as_file(source) as file:
+        plan = plan_of(ByteView(file))
+        if plan.kind.reader is Reader.FFMPEG:
+            with ForeignDecoder(spliced(file, plan.links[0]), plan.kind) as foreign:
+                return {str(name).lower(): str(value) for name, value in foreign.tags.items()}
+        # libsndfile reads the tags before and behind the frames of an MP3, so that is given whole
+        is_whole = plan.kind.reader is Reader.MPEG and not plan.notes
+        link = LinkPlan(None) if is_whole else plan.links[0]
+        with open_link(file, plan, link) as sound:
+            return sound.copy_metadata()
 
 
 def read(source: Source, sample_rate: int, max_seconds: float = MAX_SECONDS) -> np.ndarray:
     """The whole file as [T, C] at `sample_rate` (Hz), resampled by soxr at its very high quality.
 
-    Read block by block, so a header that promises years of audio costs nothing.
+    Of more than two channels there are left and right; see `read_recording`.
 
     Raises:
-        BadSampleError: it cannot be decoded, ends early, holds NaN, infinity or amplitudes beyond MAX_AMPLITUDE, or
-            lasts over `max_seconds` (with more than FULL_LENGTH_CHANNELS, over as much less).
+        BadSampleError: see `read_recording`.
     """
-    with opened(source) as file:
-        seconds = max_seconds * min(1.0, FULL_LENGTH_CHANNELS / file.channels)
-        return _joined(_blocks(file, sample_rate, seconds), file, sample_rate, seconds)
+    recording = read_recording(source, sample_rate, max_seconds)
+    log_notes(recording.notes)
+    return recording.samples
+
+
+def read_recording(
+    source: Source, sample_rate: int, max_seconds: float = MAX_SECONDS
+) -> DecodedRecording:
+    """The whole file at `sample_rate` (Hz), with what was noticed and changed.
+
+    Read block by block, so a header that promises years of audio costs nothing. What is folded into left and right, and
+    would clip then, is scaled by one factor.
+
+    Raises:
+        BadSampleError: it cannot be decoded, is shorter than it says or has more behind its end, holds NaN, infinity or
+            amplitudes beyond MAX_AMPLITUDE, or lasts over `max_seconds`.
+    """
+    with opened_recording(source) as recording:
+        samples = _joined(
+            _blocks(recording, sample_rate, max_seconds), recording, sample_rate, max_seconds
+        )
+        recording.scale(samples, loudest(samples))
+        recording.note_rate(sample_rate)
+        return DecodedRecording(samples, recording.notes)
 
 
 def read_mono(source: Source, sample_rate: int, max_seconds: float = MAX_SECONDS) -> np.ndarray:
@@ -131,64 +141,64 @@ def read_mono(source: Source, sample_rate: int, max_seconds: float = MAX_SECONDS
     are ever held.
 
     Raises:
-        BadSampleError: as `read`, but any number of channels may last `max_seconds`.
+        BadSampleError: as `read`.
     """
-    with opened(source) as file:
-        blocks = _blocks(file, sample_rate, max_seconds)
-        mono = (downmix(block)[:, None] for block in blocks)
-        return _joined(mono, file, sample_rate, max_seconds)[:, 0]
+    peak = 0.0
+
+    def mono(blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+        nonlocal peak
+        for block in blocks:
+            peak = max(peak, loudest(block))
+            yield downmix(block)[:, None]
+
+    with opened_recording(source) as recording:
+        blocks = mono(_blocks(recording, sample_rate, max_seconds))
+        samples = _joined(blocks, recording, sample_rate, max_seconds)
+        recording.scale(samples, peak)
+        log_notes(recording.notes)
+        return samples[:, 0]
 
 
-def _blocks(
-    file: soundfile.SoundFile, sample_rate: int, max_seconds: float
-) -> Iterator[np.ndarray]:
-    """The audio of an open file at `sample_rate`, a block [n, C] after another; checked as `read` promises."""
+def log_notes(notes: list[AudioNote]) -> None:
+    for note in notes:
+        log.info("%s: %s", note.kind, note.detail)
+
+
+def _blocks(recording: OpenRecording, sample_rate: int, max_seconds: float) -> Iterator[np.ndarray]:
+    """The audio of an open recording at `sample_rate`, a block [n, C] after another; checked as `read` promises."""
     low, high = WANTED_RATES
     if not low <= sample_rate <= high:
         raise BadSampleError(
             "sample_rate", f"sample rate {sample_rate} Hz is outside {low}..{high}"
         )
-    promised = file.frames if file.frames < UNKNOWN_LENGTH else 0
-    limit = f"{max_seconds:g} seconds"
-    if file.channels > FULL_LENGTH_CHANNELS:
-        limit += f", the limit with {file.channels} channels"
-    too_long = BadSampleError("other", f"too long: it lasts over {limit}")
-    if promised > max_seconds * file.samplerate:
+    too_long = BadSampleError("other", f"too long: it lasts over {max_seconds:g} seconds")
+    rate = recording.info.sample_rate
+    if recording.promised is not None and recording.promised > max_seconds * rate:
         raise too_long
-    yield np.zeros((0, file.channels), np.float32)
-    resampler = soxr.ResampleStream(
-        file.samplerate, sample_rate, file.channels, dtype="float32", quality="VHQ"
-    )
-    same_rate = file.samplerate == sample_rate
+    matrix = recording.matrix
+    channels = recording.info.channels if matrix is None else matrix.shape[1]
+    yield np.zeros((0, channels), np.float32)
+    resampler = soxr.ResampleStream(rate, sample_rate, channels, dtype="float32", quality="VHQ")
+    same_rate = rate == sample_rate
     frames = 0
-    while True:
-        try:
-            block = file.read(BLOCK, dtype="float32", always_2d=True)
-        except soundfile.LibsndfileError as error:
-            raise BadSampleError("undecodable", f"unreadable: {error.error_string}") from error
-        if not len(checked_samples(block)):
-            break
+    for block in recording.decode:
         frames += len(block)
-        if frames > max_seconds * file.samplerate:
+        if frames > max_seconds * rate:
             raise too_long
-        yield block if same_rate else resampler.resample_chunk(block)
+        folded = fold(checked_samples(block), matrix)
+        yield folded if same_rate else resampler.resample_chunk(folded)
     if not same_rate:
-        yield resampler.resample_chunk(np.zeros((0, file.channels), np.float32), last=True)
-    # over a second is missing of what the header promised (MP3 headers are a little off by habit)
-    if frames + file.samplerate < promised:
-        raise BadSampleError(
-            "undecodable", f"unreadable: ends after {frames} of {promised} promised frames"
-        )
+        yield resampler.resample_chunk(np.zeros((0, channels), np.float32), last=True)
 
 
 def _joined(
-    blocks: Iterator[np.ndarray], file: soundfile.SoundFile, sample_rate: int, max_seconds: float
+    blocks: Iterator[np.ndarray], recording: OpenRecording, sample_rate: int, max_seconds: float
 ) -> np.ndarray:
     """`blocks` as one array [T, C]. It grows in place: a list joined at the end would be held twice."""
     first = next(blocks)
     seconds = 0.0
-    if file.frames < UNKNOWN_LENGTH:
-        seconds = min(max_seconds, 1 + file.frames / file.samplerate)
+    if recording.promised is not None:
+        seconds = min(max_seconds, 1 + recording.promised / recording.info.sample_rate)
     # Memory that nothing is written to costs nothing, so what a header promises may be asked for.
     audio = np.empty((BLOCK + int(seconds * sample_rate), first.shape[1]), np.float32)
     frames = 0
@@ -201,29 +211,74 @@ def _joined(
     return audio
 
 
+# ---- Slices
+
+
 def read_slice(
     file_like: BinaryIO, start: int, frames: int, sample_rate: int | None = None
 ) -> np.ndarray:
-    """Exactly `frames` frames from frame `start`, [frames, C] float32. Nothing is resampled,
-    nothing is padded.
+    """Exactly `frames` frames from frame `start`, [frames, C] float32. Nothing is resampled, nothing is padded.
+
+    More than two channels are folded into left and right, without a factor: a slice does not know the song's peak.
 
     Raises:
         BadSampleError: they cannot be read, or the file's rate is not `sample_rate` (Hz) where one
             is given.
     """
-    with opened(file_like, soundfile.SoundFile) as file:
-        if sample_rate is not None and file.samplerate != sample_rate:
-            raise BadSampleError(
-                "sample_rate", f"sample rate is {file.samplerate} Hz, wanted {sample_rate} Hz"
-            )
-        try:
-            file.seek(start)
-            x = file.read(frames, dtype="float32", always_2d=True)
-        except soundfile.LibsndfileError as error:
-            raise BadSampleError("undecodable", f"unreadable at frame {start}: {error}") from error
+    file_like.seek(0)
+    head = file_like.read(STREAMINFO_HEAD)
+    if head[:4] == b"fLaC":  # mostly of our own shards, where the length stands in the index
+        matrix = _matrix_of_flac(file_like, head)
+        with sound_file(file_like, Reader.FLAC, soundfile.SoundFile) as sound:
+            return fold(_slice(sound, start, frames, sample_rate), matrix)
+    plan = plan_of(ByteView(file_like))
+    link = plan.links[0]
+    if plan.kind.reader is Reader.FFMPEG or len(plan.links) > 1:
+        return _slice_of_whole(file_like, start, frames, sample_rate)
+    with open_link(file_like, plan, link, soundfile.SoundFile) as sound:
+        matrix = fold_matrix(speakers_of(sound, plan, link))
+        return fold(_slice(sound, start, frames, sample_rate), matrix)
+
+
+def _matrix_of_flac(file_like: BinaryIO, head: bytes) -> np.ndarray | None:
+    """What folds a FLAC that begins with `head`."""
+    channels = (head[-1] >> 1 & 7) + 1 if len(head) == STREAMINFO_HEAD else 1
+    if channels <= STORED_CHANNELS:
+        return None
+    speakers = named_speakers(ByteView(file_like), 0, channels)
+    return fold_matrix(speakers or FLAC_ORDERS[channels])
+
+
+def _slice(
+    sound: soundfile.SoundFile, start: int, frames: int, sample_rate: int | None
+) -> np.ndarray:
+    """Frames of an open file, as they are in it; raises as `read_slice`."""
+    _check_rate(sound.samplerate, sample_rate)
+    try:
+        sound.seek(start)
+        x = sound.read(frames, dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError as error:
+        raise BadSampleError("undecodable", f"unreadable at frame {start}: {error}") from error
     if len(x) != frames:
         raise BadSampleError("too_short", f"only {len(x)} of {frames} frames at frame {start}")
     return checked_samples(x)
+
+
+def _check_rate(rate: int, wanted: int | None) -> None:
+    if wanted is not None and rate != wanted:
+        raise BadSampleError("sample_rate", f"sample rate is {rate} Hz, wanted {wanted} Hz")
+
+
+def _slice_of_whole(
+    file_like: BinaryIO, start: int, frames: int, sample_rate: int | None
+) -> np.ndarray:
+    """A slice of what cannot be sought in: several recordings joined, or what ffmpeg decodes."""
+    rate = facts(file_like).sample_rate
+    _check_rate(rate, sample_rate)
+    x = read(file_like, rate)[max(0, start) : start + frames]
+    if start < 0 or len(x) != frames:
+        raise BadSampleError("too_short", f"only {len(x)} of {frames} frames at frame {start}")
+    return x
 
 
 def read_mono_slice(
@@ -274,103 +329,16 @@ def write_wav(path: str | Path, x: np.ndarray, sample_rate: int, bits: int = 16)
 def downmix(x: np.ndarray, mix: float = 0.5) -> np.ndarray:
     """[T, C] -> mono [T]: mix * left + (1 - mix) * right. Mono comes back unchanged.
 
-    More than two channels are taken in pairs: left is the mean of channels 0, 2, 4 ..., right of 1,
-    3, 5 ...
+    More than two channels are first folded into left and right, in the order of FLAC's; `read` and `read_slice` have
+    done that by what the file says.
     """
+    if x.shape[1] > STORED_CHANNELS:
+        x = fold(x, fold_matrix(FLAC_ORDERS[x.shape[1]]))
     if x.shape[1] == 1:
         return x[:, 0]
-    if x.shape[1] == 2:
-        left = x[:, 0]
-        right = x[:, 1]
-    else:
-        left = x[:, 0::2].mean(axis=1)
-        right = x[:, 1::2].mean(axis=1)
-    mixed = np.multiply(left, np.float32(mix), dtype=np.float32)
-    mixed += np.float32(1 - mix) * right
+    mixed = np.multiply(x[:, 0], np.float32(mix), dtype=np.float32)
+    mixed += np.float32(1 - mix) * x[:, 1]
     return mixed
-
-
-def container(head: bytes) -> str | None:
-    """Which of CONTAINERS the first bytes of a file announce.
-
-    None for anything else, whatever its name ends in.
-    """
-    if head[:4] in (b"RIFF", b"RF64") and head[8:12] == b"WAVE":
-        return "WAV"
-    if head[:4] == b"fLaC":
-        return "FLAC"
-    if head[:4] == b"OggS":
-        return "OGG"
-    if head[:3] == b"ID3":
-        return "MP3"
-    # an MP3 frame starts with eleven set bits and a layer that is not 0 (layer 0 is AAC)
-    if len(head) > 1 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0 and head[1] & 0x06:
-        return "MP3"
-    return None
-
-
-def opened(source: Source, kind: type[soundfile.SoundFile] = ForwardReader) -> soundfile.SoundFile:
-    """The sound file at `source`; the caller closes it.
-
-    Raises:
-        BadSampleError: its container, channels or rate are out of bounds, or it cannot be decoded.
-    """
-    if isinstance(source, (str, Path)):
-        try:
-            with open_given(source) as file:
-                return opened(file, kind)
-        except (IsADirectoryError, UnsafeFileError):
-            # a named pipe, for whose end we would wait for ever
-            raise BadSampleError("undecodable", "unreadable: not a file") from None
-    if isinstance(source, io.BufferedReader) and isinstance(source.raw, io.FileIO):
-        # libsndfile reads it itself, without calls of ours, under a number of its own
-        number = os.dup(source.fileno())
-        os.lseek(number, 0, os.SEEK_SET)
-        return _opened_file(number, os.pread(number, HEAD, 0), kind)
-    source.seek(0)  # an open file is put back to its start
-    head = source.read(HEAD)
-    source.seek(0)
-    return _opened_file(source, head, kind)
-
-
-def _opened_file(
-    source: int | BinaryIO, head: bytes, kind: type[soundfile.SoundFile]
-) -> soundfile.SoundFile:
-    """The sound file that begins with `head`; it closes `source` where that is the number of an open file."""
-    announced = container(head)
-    if announced is None:
-        if isinstance(source, int):
-            os.close(source)
-        known = ", ".join(CONTAINERS)
-        raise BadSampleError("undecodable", f"unreadable: not one of {known} by its first bytes")
-    try:
-        file = kind(source)
-    except soundfile.LibsndfileError as error:  # which has closed the file of that number
-        raise BadSampleError("undecodable", f"unreadable: {error.error_string}") from error
-    try:
-        check_header(file, announced)
-    except BadSampleError:
-        file.close()
-        raise
-    return file
-
-
-def check_header(file: soundfile.SoundFile, announced: str) -> None:
-    """Raises BadSampleError if an open sound file cannot be a song."""
-    if LIBSNDFILE_NAMES.get(file.format) != announced:
-        raise BadSampleError(
-            "undecodable", f"unreadable: announces {announced} but is {file.format}"
-        )
-    if file.channels > MAX_CHANNELS:
-        raise BadSampleError(
-            "undecodable",
-            f"unreadable: {file.channels} channels; at most {MAX_CHANNELS} are read",
-        )
-    low, high = SAMPLE_RATES
-    if not low <= file.samplerate <= high:
-        raise BadSampleError(
-            "sample_rate", f"unreadable: sample rate {file.samplerate} Hz is outside {low}..{high}"
-        )
 
 
 def checked_samples(x: np.ndarray) -> np.ndarray:

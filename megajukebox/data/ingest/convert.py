@@ -44,7 +44,7 @@ class IngestConfig:
     @property
     def worker_memory(self) -> int:
         """Bytes that a process which converts songs may take beyond what it starts with."""
-        longest = self.max_seconds * self.sample_rate * audio.FULL_LENGTH_CHANNELS
+        longest = self.max_seconds * self.sample_rate * audio.STORED_CHANNELS
         return MEMORY_BESIDE + round(COPIES * longest * np.dtype(np.float32).itemsize)
 
     def __post_init__(self) -> None:

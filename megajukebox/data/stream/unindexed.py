@@ -26,7 +26,7 @@ import webdataset
 
 from megajukebox.common.errors import BadSampleError, UserError
 from megajukebox.common.plain_text import plain
-from megajukebox.data.audio import downmix, opened, read_slice
+from megajukebox.data.audio import downmix, facts, read_slice
 from megajukebox.data.shards.plain_tars import UnindexedSong, songs_of, tar_name
 from megajukebox.data.shards.remote import RemoteConfig
 from megajukebox.data.shards.source_url import SourceUrl
@@ -112,9 +112,9 @@ def clips_of(
     """
     if song.audio is None:
         raise song.fault or BadSampleError("missing", f"{plain(song.key)} has no audio")
-    with opened(io.BytesIO(song.audio)) as file:
-        frames = file.frames
-        rate = file.samplerate
+    info = facts(io.BytesIO(song.audio))
+    frames = info.frames or 0
+    rate = info.sample_rate
     if rate != shards.sample_rate:
         raise BadSampleError(
             "sample_rate",

@@ -1,0 +1,198 @@
+"""What a file is by its first bytes, whatever its name ends in, and who reads it."""
+
+from enum import Enum
+from typing import NamedTuple
+
+from megajukebox.common.errors import BadSampleError
+from megajukebox.data.recordings.mpeg_frames import first_frame
+from megajukebox.data.recordings.pieces import ByteView
+
+MAX_ZEROS = 1 << 20  # bytes before the first that is not zero
+MAX_TAGS = 8  # ID3v2 tags one after another
+HEAD = 64  # bytes that tell what a file is
+# The extra that reads what libsndfile does not; its name stands in pyproject.toml.
+EXTRA = "formats"
+
+
+class Reader(Enum):
+    """Who reads a kind of file."""
+
+    WAV = "wav"
+    AIFF = "aiff"
+    CAF = "caf"
+    FLAC = "flac"
+    OGG = "ogg"
+    MPEG = "mpeg"
+    FFMPEG = "ffmpeg"  # through PyAV, an extra
+    NONE = "none"
+
+
+class FileKind(NamedTuple):
+    """A kind of file."""
+
+    name: str  # as people call it
+    reader: Reader
+    demuxer: str = ""  # ffmpeg's name of it, for Reader.FFMPEG
+    way_out: str = ""  # for Reader.NONE
+
+
+WAV = FileKind("WAV", Reader.WAV)
+MP3 = FileKind("MP3", Reader.MPEG)
+OGG = FileKind("OGG", Reader.OGG)
+CONVERT = "convert it to FLAC"
+NO_SOUND = "no sound is in it; take it out of the songs"
+DOWNLOAD = "the download went wrong; fetch the file again"
+
+# (offset, first bytes, what it is); the first that fits counts.
+KINDS: tuple[tuple[int, bytes, FileKind], ...] = (
+    (0, b"fLaC", FileKind("FLAC", Reader.FLAC)),
+    (0, b"OggS", OGG),
+    (0, b"caff", FileKind("CAF", Reader.CAF)),
+    (8, b"AIFF", FileKind("AIFF", Reader.AIFF)),
+    (8, b"AIFC", FileKind("AIFF", Reader.AIFF)),
+    (4, b"ftyp", FileKind("MP4 (m4a, m4b, mp4, mov)", Reader.FFMPEG, "mov")),
+    (4, b"moov", FileKind("QuickTime (mov)", Reader.FFMPEG, "mov")),
+    (4, b"mdat", FileKind("QuickTime (mov)", Reader.FFMPEG, "mov")),
+    (4, b"wide", FileKind("QuickTime (mov)", Reader.FFMPEG, "mov")),
+    (0, b"\x1a\x45\xdf\xa3", FileKind("Matroska (webm, mka, mkv)", Reader.FFMPEG, "matroska")),
+    (
+        0,
+        b"\x30\x26\xb2\x75\x8e\x66\xcf\x11",
+        FileKind("Windows Media (wma, wmv)", Reader.FFMPEG, "asf"),
+    ),
+    (8, b"AVI ", FileKind("AVI", Reader.FFMPEG, "avi")),
+    (0, b"FLV", FileKind("Flash video (flv)", Reader.FFMPEG, "flv")),
+    (0, b"\x00\x00\x01\xba", FileKind("MPEG video (mpg, vob)", Reader.FFMPEG, "mpeg")),
+    (0, b"wvpk", FileKind("WavPack", Reader.FFMPEG, "wv")),
+    (0, b"MAC ", FileKind("Monkey's Audio (ape)", Reader.FFMPEG, "ape")),
+    (0, b"TTA1", FileKind("True Audio (tta)", Reader.FFMPEG, "tta")),
+    (0, b"MP+", FileKind("Musepack", Reader.FFMPEG, "mpc")),
+    (0, b"MPCK", FileKind("Musepack", Reader.FFMPEG, "mpc8")),
+    (0, b"DSD ", FileKind("DSD (dsf)", Reader.FFMPEG, "dsf")),
+    (0, b"tBaK", FileKind("TAK", Reader.FFMPEG, "tak")),
+    (0, b".snd", FileKind("AU", Reader.FFMPEG, "au")),
+    (0, b"riff\x2e\x91\xcf\x11", FileKind("Wave64 (w64)", Reader.FFMPEG, "w64")),
+    (0, b"#!AMR", FileKind("AMR", Reader.FFMPEG, "amr")),
+    (0, b"\x0b\x77", FileKind("AC-3", Reader.FFMPEG, "ac3")),
+    (0, b"\x7f\xfe\x80\x01", FileKind("DTS", Reader.FFMPEG, "dts")),
+    (0, b".RMF", FileKind("RealMedia", Reader.FFMPEG, "rm")),
+    (0, b"Creative Voice File", FileKind("VOC", Reader.FFMPEG, "voc")),
+    (0, b"ADIF", FileKind("AAC (ADIF)", Reader.NONE, way_out=CONVERT)),
+    (0, b"FRM8", FileKind("DSDIFF (dff)", Reader.NONE, way_out=CONVERT)),
+    (0, b"MThd", FileKind("MIDI: notes and no sound", Reader.NONE, way_out="render it to FLAC")),
+    (0, b"#EXTM3U", FileKind("a playlist", Reader.NONE, way_out=NO_SOUND)),
+    (0, b"[playlist]", FileKind("a playlist", Reader.NONE, way_out=NO_SOUND)),
+    (0, b"PK\x03\x04", FileKind("a ZIP archive", Reader.NONE, way_out="unpack it")),
+    (0, b"Rar!", FileKind("a RAR archive", Reader.NONE, way_out="unpack it")),
+    (0, b"7z\xbc\xaf", FileKind("a 7z archive", Reader.NONE, way_out="unpack it")),
+    (0, b"\x1f\x8b", FileKind("gzip", Reader.NONE, way_out="unpack it")),
+    (
+        0,
+        b"version https://git-lfs",
+        FileKind("a pointer of Git LFS", Reader.NONE, way_out="run git lfs pull"),
+    ),
+    (0, b"%PDF", FileKind("a PDF", Reader.NONE, way_out=NO_SOUND)),
+    (0, b"\x89PNG", FileKind("a picture", Reader.NONE, way_out=NO_SOUND)),
+    (0, b"\xff\xd8\xff", FileKind("a picture", Reader.NONE, way_out=NO_SOUND)),
+    (0, b"GIF8", FileKind("a picture", Reader.NONE, way_out=NO_SOUND)),
+    (0, b"\x7fELF", FileKind("a program", Reader.NONE, way_out=NO_SOUND)),
+    (
+        0,
+        b"Extended Module",
+        FileKind("a tracker module (xm)", Reader.NONE, way_out="render it to FLAC"),
+    ),
+    (0, b"IMPM", FileKind("a tracker module (it)", Reader.NONE, way_out="render it to FLAC")),
+)
+ADTS = FileKind("AAC", Reader.FFMPEG, "aac")
+TRANSPORT = FileKind("MPEG transport stream (ts)", Reader.FFMPEG, "mpegts")
+TRANSPORT_PACKET = 188  # bytes
+FLAC_IN_OGG = FileKind("FLAC in Ogg", Reader.FFMPEG, "ogg")
+SPEEX = FileKind("Speex", Reader.FFMPEG, "ogg")
+
+# How names end, of what is read; and of what sounds but is read with the extra.
+SUFFIXES_READ = (
+    *(".wav", ".wave", ".bwf", ".rf64", ".bw64", ".flac", ".fla", ".ogg", ".oga", ".opus"),
+    *(".mp3", ".mp2", ".mpga", ".aif", ".aiff", ".aifc", ".caf"),
+)
+SUFFIXES_OF_EXTRA = (
+    *(".m4a", ".m4b", ".mp4", ".m4v", ".mov", ".3gp", ".aac", ".wma", ".wmv", ".asf", ".webm"),
+    *(".weba", ".mka", ".mkv", ".avi", ".flv", ".mpg", ".mpeg", ".vob", ".ts", ".wv", ".ape"),
+    *(".tta", ".mpc", ".mp+", ".dsf", ".tak", ".au", ".snd", ".w64", ".amr", ".ac3", ".dts", ".rm"),
+    *(".ra", ".spx", ".ogv", ".ogx", ".voc"),
+)
+SUFFIXES_UNREAD = (".mid", ".midi", ".kar", ".xm", ".it", ".mod", ".s3m", ".dff", ".shn")
+
+
+class Recognised(NamedTuple):
+    """What a file is, and where that begins."""
+
+    kind: FileKind
+    start: int  # behind tags and zeros
+    zeros: int = 0  # bytes before it that are none of its
+
+
+def recognise(view: ByteView) -> Recognised:
+    """What the file is by its bytes; ID3v2 tags and zeros before it are passed over.
+
+    Raises:
+        BadSampleError: it is empty, or nobody knows what it is.
+    """
+    if not view.size:
+        raise BadSampleError("undecodable", "empty: 0 bytes")
+    start = behind_tags(view, 0)
+    first = view.after_zeros(start, MAX_ZEROS) if view.at(start, 8) == bytes(8) else start
+    if first >= view.size:
+        what = "nothing follows its tags" if start >= view.size else "all its bytes are zero"
+        raise BadSampleError("undecodable", f"unreadable: {what}; fetch or copy the file again")
+    zeros = first - start
+    first = behind_tags(view, first)
+    kind = kind_at(view, first)
+    if kind is None or kind == MP3:
+        frame = first_frame(view, first)
+        if frame >= 0:
+            return Recognised(MP3, frame, zeros)
+    if kind is None:
+        shown = " ".join(f"{byte:02x}" for byte in view.at(first, 8))
+        raise BadSampleError(
+            "undecodable",
+            f"unreadable: its first bytes ({shown}) are those of no kind of sound; {CONVERT}",
+        )
+    return Recognised(kind, first, zeros)
+
+
+def behind_tags(view: ByteView, start: int) -> int:
+    """The first byte that belongs to no ID3v2 tag (id3.org, ID3v2.4.0, section 3.1)."""
+    for _ in range(MAX_TAGS):
+        header = view.at(start, 10)
+        if len(header) < 10 or header[:3] != b"ID3" or max(header[6:10]) > 0x7F:
+            break
+        size = 0
+        for byte in header[6:10]:
+            size = size << 7 | byte
+        footer = 10 if header[5] & 0x10 else 0
+        start = min(view.size, start + 10 + size + footer)
+    return start
+
+
+def kind_at(view: ByteView, start: int) -> FileKind | None:
+    """What the bytes from `start` on are; None if no table knows them."""
+    head = view.at(start, HEAD)
+    if head[:4] in (b"RIFF", b"RIFX", b"RF64", b"BW64"):
+        if head[8:12] == b"WAVE":
+            return WAV
+        if head[8:12] == b"RMID":
+            return FileKind("MIDI: notes and no sound", Reader.NONE, way_out="render it to FLAC")
+    for offset, magic, kind in KINDS:
+        if head[offset : offset + len(magic)] == magic:
+            return kind
+    # a frame of ADTS has twelve set bits and a layer of 0, MPEG audio another layer
+    if len(head) > 1 and head[0] == 0xFF and head[1] & 0xF6 == 0xF0:
+        return ADTS
+    if head[:1] == b"G" and view.at(start + TRANSPORT_PACKET, 1) == b"G":
+        return TRANSPORT
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return FileKind("a web page", Reader.NONE, way_out=DOWNLOAD)
+    if head.isascii() and all(byte >= 32 or byte in b"\t\r\n" for byte in head):
+        return FileKind("a text", Reader.NONE, way_out=NO_SOUND)
+    return None
