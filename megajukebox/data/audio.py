@@ -1,4 +1,4 @@
-"""Reading, resampling, encoding and mixing sound. The only file that imports soundfile and soxr.
+"""Reading, resampling, encoding and mixing sound. The only file that imports soxr.
 
 Audio is float32 [T, C]: T frames (one sample of every channel), C channels, full scale -1..1.
 No header is trusted: `recordings/` looks at the bytes of a file before a decoder does, files are read in blocks under a
@@ -22,7 +22,7 @@ from megajukebox.common.files import FileWindow, write_atomic
 from megajukebox.data.recordings.channels import FLAC_ORDERS, fold, fold_matrix
 from megajukebox.data.recordings.flac_blocks import named_speakers
 from megajukebox.data.recordings.foreign_audio import ForeignDecoder
-from megajukebox.data.recordings.kinds import Reader
+from megajukebox.data.recordings.kinds import RecordingReader
 from megajukebox.data.recordings.open_recording import (
     BLOCK,
     SAMPLE_RATES,
@@ -92,11 +92,11 @@ def tags(source: Source) -> dict[str, str]:
     """
     with as_file(source) as file:
         plan = plan_of(ByteView(file))
-        if plan.kind.reader is Reader.FFMPEG:
+        if plan.kind.reader is RecordingReader.FFMPEG:
             with ForeignDecoder(spliced(file, plan.links[0]), plan.kind) as foreign:
                 return {str(name).lower(): str(value) for name, value in foreign.tags.items()}
         # libsndfile reads the tags before and behind the frames of an MP3, so that is given whole
-        is_whole = plan.kind.reader is Reader.MPEG and not plan.notes
+        is_whole = plan.kind.reader is RecordingReader.MPEG and not plan.notes
         link = LinkPlan(None) if is_whole else plan.links[0]
         with open_link(file, plan, link) as sound:
             return sound.copy_metadata()
@@ -229,11 +229,11 @@ def read_slice(
     head = file_like.read(STREAMINFO_HEAD)
     if head[:4] == b"fLaC":  # mostly of our own shards, where the length stands in the index
         matrix = _matrix_of_flac(file_like, head)
-        with sound_file(file_like, Reader.FLAC, soundfile.SoundFile) as sound:
+        with sound_file(file_like, RecordingReader.FLAC, soundfile.SoundFile) as sound:
             return fold(_slice(sound, start, frames, sample_rate), matrix)
     plan = plan_of(ByteView(file_like))
     link = plan.links[0]
-    if plan.kind.reader is Reader.FFMPEG or len(plan.links) > 1:
+    if plan.kind.reader is RecordingReader.FFMPEG or len(plan.links) > 1:
         return _slice_of_whole(file_like, start, frames, sample_rate)
     with open_link(file_like, plan, link, soundfile.SoundFile) as sound:
         matrix = fold_matrix(speakers_of(sound, plan, link))

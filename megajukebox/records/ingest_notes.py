@@ -45,6 +45,11 @@ class NoteKind(str, Enum):
     second_lyrics = "second_lyrics"
     cut_lyrics = "cut_lyrics"
     lyrics_outside_song = "lyrics_outside_song"
+    length = "length"
+    damaged = "damaged"
+    folded = "folded"
+    resampled = "resampled"
+    clipped = "clipped"
 
 
 # kind -> what has happened, for the table on the screen and for docs/data.md
@@ -73,6 +78,11 @@ NOTE_KINDS: dict[NoteKind, str] = {
     NoteKind.second_lyrics: "passed over: a line of lyrics with the time of another, or a second text",
     NoteKind.cut_lyrics: "passed over: times of a line of lyrics beyond the first twenty",
     NoteKind.lyrics_outside_song: "noticed: words with times behind the song's end",
+    NoteKind.length: "changed: longer or shorter than its header says, or joined of several",
+    NoteKind.damaged: "changed: bytes that are no sound were left out",
+    NoteKind.folded: "changed: more than two channels folded into left and right",
+    NoteKind.resampled: "changed: resampled",
+    NoteKind.clipped: "changed: clipped, where it was beyond full scale",
 }
 
 

@@ -12,6 +12,7 @@ import soxr
 from fixtures.paths import SHARED
 
 from megajukebox.data import audio
+from megajukebox.data.recordings import open_recording
 
 RECORDINGS = SHARED / "audio"
 
@@ -41,7 +42,7 @@ def with_flac_length(data: bytes, frames: int) -> io.BytesIO:
 
 
 @pytest.mark.parametrize("bits", [16, 24])
-@pytest.mark.parametrize("channels", [1, 2, 6])
+@pytest.mark.parametrize("channels", [1, 2])
 def test_flac_keeps_16_bit_audio_exactly(bits, channels):
     x = tones(5000, channels)
     np.testing.assert_array_equal(
@@ -76,7 +77,7 @@ def test_the_same_audio_gives_the_same_bytes():
 
 @pytest.mark.parametrize("rate", [8_000, 22_050, 48_000])
 def test_reading_in_blocks_equals_resampling_at_once(rate, monkeypatch):
-    monkeypatch.setattr(audio, "BLOCK", 777)
+    monkeypatch.setattr(open_recording, "BLOCK", 777)
     x = tones(20_000, rate=rate)
     np.testing.assert_allclose(
         audio.read(sound(x, rate), 11_025), soxr.resample(x, rate, 11_025, "VHQ"), atol=1e-6
@@ -87,7 +88,7 @@ def test_reading_in_blocks_equals_resampling_at_once(rate, monkeypatch):
 def test_blocks_of_a_lossy_file_join_without_a_seam(container, monkeypatch):
     file = sound(tones(60_000, rate=44_100), 44_100, container)
     whole, _ = soundfile.read(io.BytesIO(file.getvalue()), dtype="float32", always_2d=True)
-    monkeypatch.setattr(audio, "BLOCK", 1000)
+    monkeypatch.setattr(open_recording, "BLOCK", 1000)
     np.testing.assert_array_equal(audio.read(file, 44_100), whole)
 
 
@@ -98,13 +99,6 @@ def test_facts_tell_what_the_header_claims(tmp_path):
         facts == audio.AudioInfo("FLAC", "PCM_16", 11_025, 1, 5000)
         and facts.seconds == 5000 / 11_025
     )
-
-
-@pytest.mark.parametrize("container", ["AIFF", "AU", "CAF", "W64", "VOC"])
-def test_other_containers_are_refused_by_their_first_bytes(container, tmp_path):
-    (tmp_path / "song.wav").write_bytes(sound(tones(500), container=container).getvalue())
-    with pytest.raises(ValueError, match="not one of WAV, FLAC, OGG, MP3"):
-        audio.read(tmp_path / "song.wav", 11_025)
 
 
 def test_a_container_must_be_what_it_announces():
@@ -139,23 +133,20 @@ def test_too_long_is_refused_while_reading():
         audio.read(sound(tones(5000)), 11_025, max_seconds=0.25)
 
 
-def test_many_channels_may_last_less_long():
+def test_many_channels_may_last_as_long_as_two():
     eight = sound(np.tile(tones(5000, 1), 8))
-    with pytest.raises(
-        ValueError, match=r"too long: it lasts over 0\.25 seconds, the limit with 8 channels"
-    ):
-        audio.read(eight, 11_025, max_seconds=1.0)
-    assert audio.read(eight, 11_025, max_seconds=2.0).shape == (5000, 8)
+    assert audio.read(eight, 11_025, max_seconds=1.0).shape == (5000, 2)
     assert audio.read_mono(eight, 11_025, max_seconds=1.0).shape == (5000,)
 
 
 @pytest.mark.parametrize("rate", [11_025, 8_000])
 @pytest.mark.parametrize("channels", [1, 2, 5])
 def test_mono_by_blocks_is_the_downmix_of_the_whole(rate, channels, monkeypatch):
-    file = sound(np.tile(tones(20_000, 1), channels) * np.linspace(0.1, 1, channels))
+    file = sound(np.tile(tones(20_000, 1), channels) * np.linspace(0.1, 0.5, channels))
     whole = audio.read(file, rate)
     middle = audio.read_slice(file, 3000, 9000)
     monkeypatch.setattr(audio, "BLOCK", 777)
+    monkeypatch.setattr(open_recording, "BLOCK", 777)
     np.testing.assert_array_equal(audio.read(file, 11_025), audio.read_slice(file, 0, 20_000))
     if rate == 11_025:  # a resampler's blocks are rounded by their lengths
         np.testing.assert_array_equal(audio.read_mono(file, rate), audio.downmix(whole))
@@ -167,21 +158,22 @@ def test_mono_by_blocks_is_the_downmix_of_the_whole(rate, channels, monkeypatch)
     )
 
 
-def test_a_bomb_of_eight_channels_is_refused_or_held_as_mono():
+def test_of_a_bomb_of_eight_channels_two_are_held():
     """Half a minute of silence at 192 kHz: 0.1 MB packed, 180 MB as floats. Its header claims an hour, or nothing."""
     file = io.BytesIO()
     with soundfile.SoundFile(file, "w", 192_000, 8, "PCM_16", format="FLAC") as flac:
         for _ in range(30):
             flac.write(np.zeros((192_000, 8), np.int16))
     bomb = file.getvalue()
+    with pytest.raises(ValueError, match="ends after 5760000 of 691200000 promised frames"):
+        audio.read(with_flac_length(bomb, 3600 * 192_000), 192_000)
     tracemalloc.start()
-    for promised, longest in ((3600 * 192_000, 3600.0), (0, 60.0)):
-        with pytest.raises(ValueError, match="too long"):
-            audio.read(with_flac_length(bomb, promised), 192_000, longest)
+    with pytest.raises(ValueError, match="too long"):
+        audio.read(with_flac_length(bomb, 0), 192_000, 20.0)
     assert audio.read_mono(with_flac_length(bomb, 0), 192_000, 60.0).shape == (30 * 192_000,)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    # 23 MB of mono, twice while it grows, and blocks; the half that `read` took before it saw the end is 92 MB
+    # 46 MB of left and right, twice while they grow, and blocks
     assert peak < 150e6
 
 
@@ -261,7 +253,12 @@ def test_downmix():
     np.testing.assert_allclose(audio.downmix(stereo, 0.25), 0.25 * left + 0.75 * right)
     np.testing.assert_array_equal(audio.downmix(left[:, None], 0.3), left)
     surround = np.float32([[1, 2, 3, 4, 5, 6]])
-    np.testing.assert_allclose(audio.downmix(surround, 0.25), [0.25 * 3 + 0.75 * 4])
+    share = np.sqrt(0.5)  # FL FR FC LFE BL BR
+    left = 1 + share * (3 + 5)
+    right = 2 + share * (3 + 6)
+    np.testing.assert_allclose(
+        audio.downmix(surround, 0.25), [0.25 * left + 0.75 * right], rtol=1e-6
+    )
     assert audio.downmix(surround, 0.25).dtype == np.float32
 
 

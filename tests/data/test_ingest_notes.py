@@ -42,7 +42,7 @@ def collection(folder: Path) -> Path:
     put_song(folder / ".trash" / "old.wav")
     put_song(folder / "far" / "other.wav")
     (folder / "near").symlink_to(folder / "far")
-    for name in ("loved.m4a", "cover.jpg", "._song.wav", "README"):
+    for name in ("loved.mid", "cover.jpg", "._song.wav", "README"):
         (folder / name).write_bytes(b"x")
     (folder / "song.json").write_text('{"title": "T", "bpm": 3}')
     (folder / "song.lrc").write_text("[ar:nobody]\n[00:01.00]\n")
@@ -57,7 +57,7 @@ PASSED_OVER = {
     (".trash", "hidden"),
     ("README", "not_audio"),
     ("cover.jpg", "not_audio"),
-    ("loved.m4a", "other_format"),
+    ("loved.mid", "other_format"),
     ("near", "folder_link"),
     ("other.lrc", "stray_sidecar"),
     ("song.stems", "stems"),
@@ -75,7 +75,7 @@ def test_everything_that_is_passed_over_is_a_line_of_notes_and_counted(tmp_path,
     notes = read_notes(tmp_path / "out")
     assert {(note.source, note.kind.value) for note in notes} == PASSED_OVER | OF_SONG
     screen = " ".join(capsys.readouterr().err.split())
-    assert f"passed over or changed: {len(notes)}" in screen and ".m4a" in screen
+    assert f"passed over or changed: {len(notes)}" in screen and ".mid" in screen
     again = prepare(tmp_path / "songs", tmp_path / "out")
     assert len(again) == 2 and read_notes(tmp_path / "out") == notes  # of shards that were kept
 
@@ -186,7 +186,7 @@ def test_strict_makes_notes_refusals_but_for_kinds_that_are_allowed(tmp_path):
     out = tmp_path / "allowed"
     assert len(prepare(source, out, strict=True, allow=allowed)) == 2
     (line,) = (out / "refused.jsonl").read_text().splitlines()
-    assert json.loads(line)["song"] == "loved.m4a"
+    assert json.loads(line)["song"] == "loved.mid"
 
 
 def test_strictness_belongs_to_the_plan_and_kinds_that_are_none_are_refused(tmp_path):
@@ -223,9 +223,17 @@ def test_links_to_folders_are_searched_once_where_links_are_followed(tmp_path):
 
 
 def test_a_folder_of_other_formats_alone_says_so(tmp_path):
-    (tmp_path / "a.m4a").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"holds no audio files .* \(passed over: 1 \.m4a\)"):
+    (tmp_path / "a.mid").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"holds no audio files .* \(passed over: 1 \.mid\)"):
         find_songs(tmp_path)
+
+
+def test_sound_with_another_ending_is_named_by_its_first_bytes(tmp_path):
+    put_song(tmp_path / "song.wav")
+    (tmp_path / "song.wav").rename(tmp_path / "song")
+    put_song(tmp_path / "other.wav")
+    (note,) = find_collection(tmp_path).notes
+    assert note.kind is NoteKind.other_format and "it is WAV by its first bytes" in note.detail
 
 
 def test_every_kind_of_note_is_described_and_comes_back_from_its_line(tmp_path):

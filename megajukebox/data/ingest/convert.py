@@ -99,9 +99,12 @@ def convert(song: SourceSong, settings: IngestConfig) -> ConvertedSong:
         return ConvertedSong(song.refusal)
     try:
         with song.open() as file:
-            x = audio.read(file, settings.sample_rate, settings.max_seconds)
+            recording = audio.read_recording(file, settings.sample_rate, settings.max_seconds)
             tags = song_tags(file, song.name) if settings.tags else SongTags()
-        converted = encoded(x, tags.metadata, settings)
+        converted = encoded(recording.samples, tags.metadata, settings)
+        notes = [*recording.notes, *clipping(recording.samples, settings)]
+        of_audio = [IngestNote(song.name, NoteKind(note.kind), note.detail) for note in notes]
+        converted = replace(converted, notes=(*converted.notes, *of_audio))
         return with_lyrics_notes(converted, song, tags, settings)
     except ValueError as error:
         return ConvertedSong(str(error))
@@ -145,6 +148,15 @@ def with_lyrics_notes(
     seconds = converted.frames / settings.sample_rate
     notes = (*converted.notes, *tags.notes, *lyrics_notes(sung, seconds))
     return replace(converted, notes=notes, lyrics=sung.lyrics, lyrics_kind=sung.lyrics_kind)
+
+
+def clipping(x: np.ndarray, settings: IngestConfig) -> list[audio.AudioNote]:
+    """A note if samples of [T, C] are beyond what the codec holds, by more than rounding."""
+    if settings.codec != "flac" or audio.loudest(x) <= 1.0:
+        return []
+    beyond = int(np.count_nonzero(np.abs(x) > 1.0))
+    detail = f"{beyond} of {x.size} samples were beyond full scale, at most {audio.loudest(x):.3f}"
+    return [audio.AudioNote("clipped", detail)]
 
 
 def crashed(song: SourceSong) -> ConvertedSong:

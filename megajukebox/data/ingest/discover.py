@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from megajukebox.common.errors import UserError
+from megajukebox.common.untrusted_files import open_inside
 from megajukebox.data.ingest.manifest import songs_of_manifest
 from megajukebox.data.ingest.sidecars import (
     SIDECAR_SUFFIXES,
@@ -21,16 +22,16 @@ from megajukebox.data.ingest.source_song import (
     SourceSong,
     place_within,
 )
+from megajukebox.data.recordings.kinds import (
+    SUFFIXES_OF_EXTRA,
+    SUFFIXES_READ,
+    SUFFIXES_UNREAD,
+    name_of_sound,
+)
+from megajukebox.data.recordings.pieces import ByteView
 from megajukebox.records.ingest_notes import IngestNote, NoteKind
 
-SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
-# Endings of sound and video that are not read: they are told as such, and with the way out.
-UNREAD_SUFFIXES = (
-    *(".aac", ".ac3", ".aif", ".aiff", ".alac", ".amr", ".ape", ".au", ".avi", ".caf", ".dsf"),
-    *(".dts", ".flv", ".m4a", ".m4b", ".mka", ".mkv", ".mov", ".mp2", ".mp4", ".mpc", ".mpeg"),
-    *(".mpg", ".oga", ".ogv", ".opus", ".ra", ".snd", ".spx", ".tta", ".w64", ".wave", ".webm"),
-    *(".wma", ".wmv", ".wv", ".3gp"),
-)
+SUFFIXES = (*SUFFIXES_READ, *SUFFIXES_OF_EXTRA)
 MAX_ENDINGS = 5  # of what was passed over, in one line
 
 
@@ -89,6 +90,9 @@ def songs_of_folder(folder: Path, follow_links: bool, notes: list[IngestNote]) -
         strays = set(sidecars.strays())
         for name in names:
             kind, reason = why_passed_over(name, strays)
+            if kind is NoteKind.not_audio and (sound := sound_in(Path(parent, name), folder)):
+                kind = NoteKind.other_format
+                reason = f"it is {sound} by its first bytes; give its name that ending"
             if kind is not None:
                 notes.append(IngestNote(report_name(Path(parent, name), folder), kind, reason))
     notes.sort()
@@ -151,10 +155,18 @@ def why_passed_over(name: str, strays: set[str]) -> tuple[NoteKind | None, str]:
         if name in strays:
             return NoteKind.stray_sidecar, "no song here has this name; name it like its song"
         return None, ""
-    if suffix in UNREAD_SUFFIXES:
-        way_out = "convert it to FLAC, as with: ffmpeg -i SONG SONG.flac"
-        return NoteKind.other_format, f"{suffix} is not read; {way_out}"
+    if suffix in SUFFIXES_UNREAD:
+        return NoteKind.other_format, f"{suffix} is not read; render or convert it to FLAC"
     return NoteKind.not_audio, f"{suffix or 'no ending'} is not taken for sound"
+
+
+def sound_in(path: Path, folder: Path) -> str | None:
+    """What kind of sound a file is by its first bytes, whatever its name; None if none, or if it cannot be read."""
+    try:
+        with open_inside(*place_within(folder, path)) as file:
+            return name_of_sound(ByteView(file))
+    except (OSError, UserError):
+        return None
 
 
 def most_passed_over(notes: list[IngestNote]) -> str:

@@ -62,7 +62,7 @@ def decode(source: BinaryIO, demuxer: str, out: BinaryIO) -> None:
     Raises:
         ValueError: there is none, or it changes its rate or its channels.
     """
-    with av.open(source, format=demuxer, metadata_errors="replace") as container:
+    with av.open(source, "r", format=demuxer, metadata_errors="replace") as container:
         if not container.streams.audio:
             raise ValueError("there is no sound in it")
         stream = container.streams.audio[0]
@@ -106,7 +106,7 @@ def facts_of(
     """What the parent must know before the first block."""
     seconds = None
     if demuxer in LENGTHS_WRITTEN:
-        if stream.duration:
+        if stream.duration and stream.time_base:
             seconds = float(stream.duration * stream.time_base)
         elif container.duration and len(container.streams) == 1:
             seconds = container.duration / av.time_base

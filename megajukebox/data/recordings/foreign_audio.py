@@ -137,7 +137,8 @@ def as_regular_file(file: BinaryIO) -> BinaryIO:
     """`file` as one of the system's, which a process can be given; a copy of what lies in memory, or in a tar."""
     if isinstance(file, io.BufferedReader) and isinstance(file.raw, io.FileIO):
         return os.fdopen(os.dup(file.fileno()), "rb")
-    copy: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115: its reader closes it
+    # the caller closes it
+    copy: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115
     file.seek(0)
     shutil.copyfileobj(file, copy)
     copy.flush()

@@ -14,7 +14,7 @@ HEAD = 64  # bytes that tell what a file is
 EXTRA = "formats"
 
 
-class Reader(Enum):
+class RecordingReader(Enum):
     """Who reads a kind of file."""
 
     WAV = "wav"
@@ -31,83 +31,97 @@ class FileKind(NamedTuple):
     """A kind of file."""
 
     name: str  # as people call it
-    reader: Reader
-    demuxer: str = ""  # ffmpeg's name of it, for Reader.FFMPEG
-    way_out: str = ""  # for Reader.NONE
+    reader: RecordingReader
+    demuxer: str = ""  # ffmpeg's name of it, for RecordingReader.FFMPEG
+    way_out: str = ""  # for RecordingReader.NONE
 
 
-WAV = FileKind("WAV", Reader.WAV)
-MP3 = FileKind("MP3", Reader.MPEG)
-OGG = FileKind("OGG", Reader.OGG)
+WAV = FileKind("WAV", RecordingReader.WAV)
+MP3 = FileKind("MP3", RecordingReader.MPEG)
+OGG = FileKind("OGG", RecordingReader.OGG)
 CONVERT = "convert it to FLAC"
 NO_SOUND = "no sound is in it; take it out of the songs"
 DOWNLOAD = "the download went wrong; fetch the file again"
+PICTURE = FileKind("a picture", RecordingReader.NONE, way_out=NO_SOUND)
 
 # (offset, first bytes, what it is); the first that fits counts.
 KINDS: tuple[tuple[int, bytes, FileKind], ...] = (
-    (0, b"fLaC", FileKind("FLAC", Reader.FLAC)),
+    (0, b"fLaC", FileKind("FLAC", RecordingReader.FLAC)),
     (0, b"OggS", OGG),
-    (0, b"caff", FileKind("CAF", Reader.CAF)),
-    (8, b"AIFF", FileKind("AIFF", Reader.AIFF)),
-    (8, b"AIFC", FileKind("AIFF", Reader.AIFF)),
-    (4, b"ftyp", FileKind("MP4 (m4a, m4b, mp4, mov)", Reader.FFMPEG, "mov")),
-    (4, b"moov", FileKind("QuickTime (mov)", Reader.FFMPEG, "mov")),
-    (4, b"mdat", FileKind("QuickTime (mov)", Reader.FFMPEG, "mov")),
-    (4, b"wide", FileKind("QuickTime (mov)", Reader.FFMPEG, "mov")),
-    (0, b"\x1a\x45\xdf\xa3", FileKind("Matroska (webm, mka, mkv)", Reader.FFMPEG, "matroska")),
+    (0, b"caff", FileKind("CAF", RecordingReader.CAF)),
+    (8, b"AIFF", FileKind("AIFF", RecordingReader.AIFF)),
+    (8, b"AIFC", FileKind("AIFF", RecordingReader.AIFF)),
+    *((4, b"ftyp" + brand, PICTURE) for brand in (b"heic", b"heix", b"mif1", b"avif", b"crx ")),
+    (4, b"ftyp", FileKind("MP4 (m4a, m4b, mp4, mov)", RecordingReader.FFMPEG, "mov")),
+    (4, b"moov", FileKind("QuickTime (mov)", RecordingReader.FFMPEG, "mov")),
+    (4, b"mdat", FileKind("QuickTime (mov)", RecordingReader.FFMPEG, "mov")),
+    (4, b"wide", FileKind("QuickTime (mov)", RecordingReader.FFMPEG, "mov")),
+    (
+        0,
+        b"\x1a\x45\xdf\xa3",
+        FileKind("Matroska (webm, mka, mkv)", RecordingReader.FFMPEG, "matroska"),
+    ),
     (
         0,
         b"\x30\x26\xb2\x75\x8e\x66\xcf\x11",
-        FileKind("Windows Media (wma, wmv)", Reader.FFMPEG, "asf"),
+        FileKind("Windows Media (wma, wmv)", RecordingReader.FFMPEG, "asf"),
     ),
-    (8, b"AVI ", FileKind("AVI", Reader.FFMPEG, "avi")),
-    (0, b"FLV", FileKind("Flash video (flv)", Reader.FFMPEG, "flv")),
-    (0, b"\x00\x00\x01\xba", FileKind("MPEG video (mpg, vob)", Reader.FFMPEG, "mpeg")),
-    (0, b"wvpk", FileKind("WavPack", Reader.FFMPEG, "wv")),
-    (0, b"MAC ", FileKind("Monkey's Audio (ape)", Reader.FFMPEG, "ape")),
-    (0, b"TTA1", FileKind("True Audio (tta)", Reader.FFMPEG, "tta")),
-    (0, b"MP+", FileKind("Musepack", Reader.FFMPEG, "mpc")),
-    (0, b"MPCK", FileKind("Musepack", Reader.FFMPEG, "mpc8")),
-    (0, b"DSD ", FileKind("DSD (dsf)", Reader.FFMPEG, "dsf")),
-    (0, b"tBaK", FileKind("TAK", Reader.FFMPEG, "tak")),
-    (0, b".snd", FileKind("AU", Reader.FFMPEG, "au")),
-    (0, b"riff\x2e\x91\xcf\x11", FileKind("Wave64 (w64)", Reader.FFMPEG, "w64")),
-    (0, b"#!AMR", FileKind("AMR", Reader.FFMPEG, "amr")),
-    (0, b"\x0b\x77", FileKind("AC-3", Reader.FFMPEG, "ac3")),
-    (0, b"\x7f\xfe\x80\x01", FileKind("DTS", Reader.FFMPEG, "dts")),
-    (0, b".RMF", FileKind("RealMedia", Reader.FFMPEG, "rm")),
-    (0, b"Creative Voice File", FileKind("VOC", Reader.FFMPEG, "voc")),
-    (0, b"ADIF", FileKind("AAC (ADIF)", Reader.NONE, way_out=CONVERT)),
-    (0, b"FRM8", FileKind("DSDIFF (dff)", Reader.NONE, way_out=CONVERT)),
-    (0, b"MThd", FileKind("MIDI: notes and no sound", Reader.NONE, way_out="render it to FLAC")),
-    (0, b"#EXTM3U", FileKind("a playlist", Reader.NONE, way_out=NO_SOUND)),
-    (0, b"[playlist]", FileKind("a playlist", Reader.NONE, way_out=NO_SOUND)),
-    (0, b"PK\x03\x04", FileKind("a ZIP archive", Reader.NONE, way_out="unpack it")),
-    (0, b"Rar!", FileKind("a RAR archive", Reader.NONE, way_out="unpack it")),
-    (0, b"7z\xbc\xaf", FileKind("a 7z archive", Reader.NONE, way_out="unpack it")),
-    (0, b"\x1f\x8b", FileKind("gzip", Reader.NONE, way_out="unpack it")),
+    (8, b"AVI ", FileKind("AVI", RecordingReader.FFMPEG, "avi")),
+    (0, b"FLV", FileKind("Flash video (flv)", RecordingReader.FFMPEG, "flv")),
+    (0, b"\x00\x00\x01\xba", FileKind("MPEG video (mpg, vob)", RecordingReader.FFMPEG, "mpeg")),
+    (0, b"wvpk", FileKind("WavPack", RecordingReader.FFMPEG, "wv")),
+    (0, b"MAC ", FileKind("Monkey's Audio (ape)", RecordingReader.FFMPEG, "ape")),
+    (0, b"TTA1", FileKind("True Audio (tta)", RecordingReader.FFMPEG, "tta")),
+    (0, b"MP+", FileKind("Musepack", RecordingReader.FFMPEG, "mpc")),
+    (0, b"MPCK", FileKind("Musepack", RecordingReader.FFMPEG, "mpc8")),
+    (0, b"DSD ", FileKind("DSD (dsf)", RecordingReader.FFMPEG, "dsf")),
+    (0, b"tBaK", FileKind("TAK", RecordingReader.FFMPEG, "tak")),
+    (0, b".snd", FileKind("AU", RecordingReader.FFMPEG, "au")),
+    (0, b"riff\x2e\x91\xcf\x11", FileKind("Wave64 (w64)", RecordingReader.FFMPEG, "w64")),
+    (0, b"#!AMR", FileKind("AMR", RecordingReader.FFMPEG, "amr")),
+    (0, b"\x0b\x77", FileKind("AC-3", RecordingReader.FFMPEG, "ac3")),
+    (0, b"\x7f\xfe\x80\x01", FileKind("DTS", RecordingReader.FFMPEG, "dts")),
+    (0, b".RMF", FileKind("RealMedia", RecordingReader.FFMPEG, "rm")),
+    (0, b"Creative Voice File", FileKind("VOC", RecordingReader.FFMPEG, "voc")),
+    (0, b"ADIF", FileKind("AAC (ADIF)", RecordingReader.NONE, way_out=CONVERT)),
+    (0, b"FRM8", FileKind("DSDIFF (dff)", RecordingReader.NONE, way_out=CONVERT)),
+    (
+        0,
+        b"MThd",
+        FileKind("MIDI: notes and no sound", RecordingReader.NONE, way_out="render it to FLAC"),
+    ),
+    (0, b"#EXTM3U", FileKind("a playlist", RecordingReader.NONE, way_out=NO_SOUND)),
+    (0, b"[playlist]", FileKind("a playlist", RecordingReader.NONE, way_out=NO_SOUND)),
+    (0, b"PK\x03\x04", FileKind("a ZIP archive", RecordingReader.NONE, way_out="unpack it")),
+    (0, b"Rar!", FileKind("a RAR archive", RecordingReader.NONE, way_out="unpack it")),
+    (0, b"7z\xbc\xaf", FileKind("a 7z archive", RecordingReader.NONE, way_out="unpack it")),
+    (0, b"\x1f\x8b", FileKind("gzip", RecordingReader.NONE, way_out="unpack it")),
     (
         0,
         b"version https://git-lfs",
-        FileKind("a pointer of Git LFS", Reader.NONE, way_out="run git lfs pull"),
+        FileKind("a pointer of Git LFS", RecordingReader.NONE, way_out="run git lfs pull"),
     ),
-    (0, b"%PDF", FileKind("a PDF", Reader.NONE, way_out=NO_SOUND)),
-    (0, b"\x89PNG", FileKind("a picture", Reader.NONE, way_out=NO_SOUND)),
-    (0, b"\xff\xd8\xff", FileKind("a picture", Reader.NONE, way_out=NO_SOUND)),
-    (0, b"GIF8", FileKind("a picture", Reader.NONE, way_out=NO_SOUND)),
-    (0, b"\x7fELF", FileKind("a program", Reader.NONE, way_out=NO_SOUND)),
+    (0, b"%PDF", FileKind("a PDF", RecordingReader.NONE, way_out=NO_SOUND)),
+    (0, b"\x89PNG", PICTURE),
+    (0, b"\xff\xd8\xff", PICTURE),
+    (0, b"GIF8", PICTURE),
+    (0, b"\x7fELF", FileKind("a program", RecordingReader.NONE, way_out=NO_SOUND)),
     (
         0,
         b"Extended Module",
-        FileKind("a tracker module (xm)", Reader.NONE, way_out="render it to FLAC"),
+        FileKind("a tracker module (xm)", RecordingReader.NONE, way_out="render it to FLAC"),
     ),
-    (0, b"IMPM", FileKind("a tracker module (it)", Reader.NONE, way_out="render it to FLAC")),
+    (
+        0,
+        b"IMPM",
+        FileKind("a tracker module (it)", RecordingReader.NONE, way_out="render it to FLAC"),
+    ),
 )
-ADTS = FileKind("AAC", Reader.FFMPEG, "aac")
-TRANSPORT = FileKind("MPEG transport stream (ts)", Reader.FFMPEG, "mpegts")
+ADTS = FileKind("AAC", RecordingReader.FFMPEG, "aac")
+TRANSPORT = FileKind("MPEG transport stream (ts)", RecordingReader.FFMPEG, "mpegts")
 TRANSPORT_PACKET = 188  # bytes
-FLAC_IN_OGG = FileKind("FLAC in Ogg", Reader.FFMPEG, "ogg")
-SPEEX = FileKind("Speex", Reader.FFMPEG, "ogg")
+FLAC_IN_OGG = FileKind("FLAC in Ogg", RecordingReader.FFMPEG, "ogg")
+SPEEX = FileKind("Speex", RecordingReader.FFMPEG, "ogg")
 
 # How names end, of what is read; and of what sounds but is read with the extra.
 SUFFIXES_READ = (
@@ -116,11 +130,11 @@ SUFFIXES_READ = (
 )
 SUFFIXES_OF_EXTRA = (
     *(".m4a", ".m4b", ".mp4", ".m4v", ".mov", ".3gp", ".aac", ".wma", ".wmv", ".asf", ".webm"),
-    *(".weba", ".mka", ".mkv", ".avi", ".flv", ".mpg", ".mpeg", ".vob", ".ts", ".wv", ".ape"),
+    *(".weba", ".mka", ".mkv", ".avi", ".flv", ".mpg", ".mpeg", ".vob", ".wv", ".ape"),
     *(".tta", ".mpc", ".mp+", ".dsf", ".tak", ".au", ".snd", ".w64", ".amr", ".ac3", ".dts", ".rm"),
     *(".ra", ".spx", ".ogv", ".ogx", ".voc"),
 )
-SUFFIXES_UNREAD = (".mid", ".midi", ".kar", ".xm", ".it", ".mod", ".s3m", ".dff", ".shn")
+SUFFIXES_UNREAD = (".mid", ".midi", ".kar", ".xm", ".s3m", ".dff", ".shn", ".alac")
 
 
 class Recognised(NamedTuple):
@@ -138,7 +152,7 @@ def recognise(view: ByteView) -> Recognised:
         BadSampleError: it is empty, or nobody knows what it is.
     """
     if not view.size:
-        raise BadSampleError("undecodable", "empty: 0 bytes")
+        raise BadSampleError("undecodable", "unreadable: empty: 0 bytes")
     start = behind_tags(view, 0)
     first = view.after_zeros(start, MAX_ZEROS) if view.at(start, 8) == bytes(8) else start
     if first >= view.size:
@@ -158,6 +172,16 @@ def recognise(view: ByteView) -> Recognised:
             f"unreadable: its first bytes ({shown}) are those of no kind of sound; {CONVERT}",
         )
     return Recognised(kind, first, zeros)
+
+
+def name_of_sound(view: ByteView) -> str | None:
+    """What kind of sound or video the file is by its bytes; None for what may be by chance, and for anything else."""
+    try:
+        kind = recognise(view).kind
+    except BadSampleError:
+        return None
+    is_by_chance = kind in (ADTS, TRANSPORT) or kind.name in ("AC-3", "MPEG video (mpg, vob)")
+    return None if kind.reader is RecordingReader.NONE or is_by_chance else kind.name
 
 
 def behind_tags(view: ByteView, start: int) -> int:
@@ -181,7 +205,9 @@ def kind_at(view: ByteView, start: int) -> FileKind | None:
         if head[8:12] == b"WAVE":
             return WAV
         if head[8:12] == b"RMID":
-            return FileKind("MIDI: notes and no sound", Reader.NONE, way_out="render it to FLAC")
+            return FileKind(
+                "MIDI: notes and no sound", RecordingReader.NONE, way_out="render it to FLAC"
+            )
     for offset, magic, kind in KINDS:
         if head[offset : offset + len(magic)] == magic:
             return kind
@@ -192,7 +218,7 @@ def kind_at(view: ByteView, start: int) -> FileKind | None:
         return TRANSPORT
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith((b"<!doctype", b"<html", b"<?xml")):
-        return FileKind("a web page", Reader.NONE, way_out=DOWNLOAD)
+        return FileKind("a web page", RecordingReader.NONE, way_out=DOWNLOAD)
     if head.isascii() and all(byte >= 32 or byte in b"\t\r\n" for byte in head):
-        return FileKind("a text", Reader.NONE, way_out=NO_SOUND)
+        return FileKind("a text", RecordingReader.NONE, way_out=NO_SOUND)
     return None

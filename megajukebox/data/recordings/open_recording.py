@@ -15,18 +15,18 @@ from megajukebox.common.errors import BadSampleError
 from megajukebox.common.untrusted_files import UnsafeFileError, open_given
 from megajukebox.data.recordings.channels import LIBSNDFILE_SPEAKERS, Speakers, fold_matrix
 from megajukebox.data.recordings.foreign_audio import ForeignDecoder
-from megajukebox.data.recordings.kinds import Reader
+from megajukebox.data.recordings.kinds import RecordingReader
 from megajukebox.data.recordings.pieces import ByteView, SplicedFile
 from megajukebox.data.recordings.plan import AudioNote, LinkPlan, RecordingPlan, plan_of
 
 # What libsndfile calls the files that each reader of ours is for.
 LIBSNDFILE_NAMES = {
-    Reader.WAV: {"WAV", "WAVEX", "RF64"},
-    Reader.FLAC: {"FLAC"},
-    Reader.OGG: {"OGG"},
-    Reader.MPEG: {"MP3"},
-    Reader.AIFF: {"AIFF"},
-    Reader.CAF: {"CAF"},
+    RecordingReader.WAV: {"WAV", "WAVEX", "RF64"},
+    RecordingReader.FLAC: {"FLAC"},
+    RecordingReader.OGG: {"OGG"},
+    RecordingReader.MPEG: {"MP3"},
+    RecordingReader.AIFF: {"AIFF"},
+    RecordingReader.CAF: {"CAF"},
 }
 MAX_CHANNELS = 8
 SAMPLE_RATES = (4_000, 192_000)
@@ -122,7 +122,7 @@ def opened_recording(source: Source) -> Iterator[OpenRecording]:
     """
     with as_file(source) as file:
         plan = plan_of(ByteView(file))
-        if plan.kind.reader is Reader.FFMPEG:
+        if plan.kind.reader is RecordingReader.FFMPEG:
             with ForeignDecoder(spliced(file, plan.links[0]), plan.kind) as foreign:
                 yield foreign_recording(foreign, plan)
         else:
@@ -161,6 +161,7 @@ def own_recording(file: BinaryIO, plan: RecordingPlan) -> OpenRecording:
 def foreign_recording(foreign: ForeignDecoder, plan: RecordingPlan) -> OpenRecording:
     """A recording that ffmpeg decodes."""
     check_bounds(foreign.channels, foreign.sample_rate)
+    assert foreign.speakers is not None, "up to MAX_CHANNELS have an order"
     matrix = fold_matrix(foreign.speakers)
     info = AudioInfo(
         plan.kind.name, foreign.codec, foreign.sample_rate, foreign.channels, foreign.promised
@@ -175,7 +176,7 @@ def speakers_of(sound: soundfile.SoundFile, plan: RecordingPlan, link: LinkPlan)
     """What its channels are: as the file names them, or in the order of its format."""
     if link.speakers is not None:
         return link.speakers
-    if plan.kind.reader in (Reader.AIFF, Reader.CAF) and sound.channels > 1:
+    if plan.kind.reader in (RecordingReader.AIFF, RecordingReader.CAF) and sound.channels > 1:
         numbers = soundfile._ffi.new("int[]", sound.channels)
         size = soundfile._ffi.sizeof(numbers)
         if soundfile._snd.sf_command(sound._file, CHANNEL_MAP, numbers, size):
@@ -220,7 +221,9 @@ def own_blocks(file: BinaryIO, plan: RecordingPlan) -> Iterator[np.ndarray]:
             while not (link.is_padded and frames == promised):
                 # first just what is promised, so that an error behind it costs nothing
                 is_behind = promised is None or frames >= promised
-                wanted = BLOCK if is_behind else min(BLOCK, promised - frames)
+                wanted = BLOCK
+                if promised is not None and not is_behind:
+                    wanted = min(BLOCK, promised - frames)
                 try:
                     block = sound.read(wanted, dtype="float32", always_2d=True)
                 except soundfile.LibsndfileError as error:
@@ -256,7 +259,7 @@ def check_length(
 
 
 def sound_file(
-    source: BinaryIO, reader: Reader, kind: type[soundfile.SoundFile] = ForwardReader
+    source: BinaryIO, reader: RecordingReader, kind: type[soundfile.SoundFile] = ForwardReader
 ) -> soundfile.SoundFile:
     """The sound file in `source`; the caller closes it.
 

@@ -36,7 +36,9 @@ class ByteView:
         self.window_start = 0
 
     def at(self, start: int, count: int) -> bytes:
-        """`count` bytes from `start` on; fewer where the file ends."""
+        """`count` bytes from `start` on; fewer where the file ends, none before it begins."""
+        if start < 0:
+            return b""
         offset = start - self.window_start
         if offset < 0 or offset + count > len(self.window):
             self.load(start, max(count, WINDOW))

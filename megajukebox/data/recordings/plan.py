@@ -15,8 +15,8 @@ from megajukebox.data.recordings.kinds import (
     FLAC_IN_OGG,
     SPEEX,
     FileKind,
-    Reader,
     Recognised,
+    RecordingReader,
     recognise,
 )
 from megajukebox.data.recordings.mpeg_frames import (
@@ -70,7 +70,7 @@ def plan_of(view: ByteView) -> RecordingPlan:
     """
     recognised = recognise(view)
     kind = recognised.kind
-    if kind.reader is Reader.NONE:
+    if kind.reader is RecordingReader.NONE:
         raise BadSampleError("undecodable", f"unreadable: it is {kind.name}; {kind.way_out}")
     plan = RecordingPlan(kind)
     if recognised.zeros:
@@ -169,11 +169,11 @@ def plan_ogg(view: ByteView, recognised: Recognised, plan: RecordingPlan) -> Non
 
 
 PLANNERS = {
-    Reader.FFMPEG: plan_foreign,
-    Reader.WAV: plan_wav,
-    Reader.AIFF: plan_aiff,
-    Reader.CAF: plan_caf,
-    Reader.FLAC: plan_flac,
-    Reader.MPEG: plan_mpeg,
-    Reader.OGG: plan_ogg,
+    RecordingReader.FFMPEG: plan_foreign,
+    RecordingReader.WAV: plan_wav,
+    RecordingReader.AIFF: plan_aiff,
+    RecordingReader.CAF: plan_caf,
+    RecordingReader.FLAC: plan_flac,
+    RecordingReader.MPEG: plan_mpeg,
+    RecordingReader.OGG: plan_ogg,
 }
