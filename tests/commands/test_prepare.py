@@ -205,7 +205,7 @@ def test_songs_that_cannot_be_used_are_refused_with_their_reason(tmp_path, capsy
     (source / "empty.wav").touch()
     assert len(prepare(source, tmp_path / "out")) == 3
     assert refusals(tmp_path / "out") == {
-        "empty.wav": "unreadable",
+        "empty.wav": "empty",
         "nan.wav": "not finite",
         "short.wav": "too short",
         "silent.wav": "silent",
@@ -304,7 +304,7 @@ def test_a_song_that_needs_too_much_memory_costs_itself_alone(tmp_path, monkeypa
         raise MemoryError
 
     put = songs(tmp_path, 1) / "song 00.wav"
-    monkeypatch.setattr(audio, "read", read)
+    monkeypatch.setattr(audio, "read_recording", read)
     assert convert(SourceSong(put, put.name), IngestConfig()).refusal.startswith("too large: ")
     assert IngestConfig().worker_memory < 11 << 30
 

@@ -32,6 +32,7 @@ from megajukebox.data.recordings.pieces import ByteView
 from megajukebox.records.ingest_notes import IngestNote, NoteKind
 
 SUFFIXES = (*SUFFIXES_READ, *SUFFIXES_OF_EXTRA)
+COMMON_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")  # in a message
 MAX_ENDINGS = 5  # of what was passed over, in one line
 
 
@@ -66,7 +67,7 @@ def find_collection(source: str | Path, follow_links: bool = False) -> FoundSong
     is_folder = source.is_dir()
     songs = songs_of_folder(source, follow_links, notes) if is_folder else songs_of_manifest(source)
     if not songs:
-        wanted = f"audio files ({', '.join(SUFFIXES)})" if is_folder else "lines"
+        wanted = f"audio files ({', '.join(COMMON_SUFFIXES)})" if is_folder else "lines"
         raise UserError(
             f"source {str(source)!r} holds no {wanted}{most_passed_over(notes)}; "
             "put songs there or give another source"
