@@ -205,7 +205,7 @@ def test_songs_that_cannot_be_used_are_refused_with_their_reason(tmp_path, capsy
     (source / "empty.wav").touch()
     assert len(prepare(source, tmp_path / "out")) == 3
     assert refusals(tmp_path / "out") == {
-        "empty.wav": "empty",
+        "empty.wav": "unreadable",
         "nan.wav": "not finite",
         "short.wav": "too short",
         "silent.wav": "silent",
