@@ -196,8 +196,11 @@ def write_code_index(
         data = read_given(songs.folder / name, MAX_LYRICS_MODEL_BYTES)  # a link, in some caches
         write_atomic(out / name, data)
     names = list(map(shard_name, range(len(songs.index["shards"]))))
-    sizes = dict.fromkeys(config.levels, config.codebook_size)
-    vqvae = {"fingerprint": facts["fingerprint"], "hops": config.hops, "codes": sizes}
+    vqvae = {
+        "fingerprint": facts["fingerprint"],
+        "hops": config.hops,
+        "codes": config.codebook_sizes,
+    }
     index = write_index(
         out,
         names,

@@ -5,6 +5,7 @@
     megajukebox sample runs/tiny --artist "..." --genre "..." --lyrics words.txt --seconds 8 --seed 1 --out samples
     megajukebox sample runs/tiny --artist "..." temperature=0.9 guidance=2 'moods=[calm]'   # any setting of a request
     megajukebox sample runs/tiny --list-conditions                                  # which artists, genres ... it knows
+    megajukebox sample runs/tiny --levels top                                       # the top's song, no upsampler
     megajukebox sample runs/tiny --sampler student --seconds 60                     # parallel students upsample
     megajukebox sample runs/tiny --prompt demo.wav --keep-seconds 3 --seconds 10    # continues a recording
     megajukebox sample runs/tiny --infill samples/song.json --replace 2-3.5 --lyrics other.txt --name mended
@@ -44,6 +45,7 @@ def main(
     seed: options.Seed = None,
     name: options.Name = None,
     variations: options.Variations = None,
+    levels: options.Levels = None,
     prompt: options.Prompt = None,
     keep_seconds: options.KeepSeconds = None,
     upsample: options.Upsample = None,
@@ -87,24 +89,17 @@ def main(
     device = choose_device(here.local_rank)
     dtype = getattr(torch, options.Precision(precision).value)
     check_precision(device, dtype)
-    policy = DecodingPolicy(exact, decoding, int8)
     jukebox = Jukebox(
         runs,
         str(device),
         dtype,
-        policy,
+        DecodingPolicy(exact, decoding, int8),
         students=sampler or (),
         refiners=options.refiner_runs(refiner, refine),
+        levels=levels.split(",") if levels else (),
     )
-    run = SamplingRun(
-        jukebox,
-        valid,
-        out,
-        refused=refused,
-        rank=here.rank,
-        ranks=here.size,
-        progress_file=progress,
-    )
+    ranks = {"rank": here.rank, "ranks": here.size}
+    run = SamplingRun(jukebox, valid, out, refused=refused, progress_file=progress, **ranks)
     run.fit_to_memory(batch_size, memory)
     try:
         all_complete = run.run_and_report()

@@ -4,6 +4,7 @@
 #   SONGS=/data/music REQUESTS=songs.yaml slurm/pipeline.sh
 #   DRY_RUN=1 slurm/pipeline.sh                                       # only show what would be submitted
 #   slurm/pipeline.sh --dry-run                                       # and what each script would start (see cluster.sh)
+#   LEVELS=top PRESET=jukebox_5b_spectrum slurm/pipeline.sh           # no upsamplers: songs from the top alone
 #   SBATCH_ARGS="--nodes=2 --ntasks-per-node=1" PROFILE=cpu PRESET=tiny slurm/pipeline.sh
 #
 #   songs -> vqvae -> codes -> codes' index -+-> top_prior ---------+-> sample
@@ -35,12 +36,15 @@ vqvae=$(submit vqvae "afterok:$songs")
 codes=$(submit codes "afterany:$vqvae" ${CODES_ARRAY:+--array=$CODES_ARRAY})
 index=$(submit codes "afterok:$codes" --array=0)
 top=$(submit top_prior "afterok:$index")
-middle=$(submit middle_upsampler "afterok:$index")
-bottom=$(submit bottom_upsampler "afterok:$index")
+middle="" bottom=""
+if [ "${LEVELS:-all}" != top ]; then
+    middle=$(submit middle_upsampler "afterok:$index")
+    bottom=$(submit bottom_upsampler "afterok:$index")
+fi
 if [ -n "${DISTILL:-}" ]; then
     LEVEL=top submit distill "afterany:$top" --job-name=megajukebox-distill_top >/dev/null
-    LEVEL=middle submit distill "afterany:$middle" --job-name=megajukebox-distill_middle >/dev/null
-    LEVEL=bottom submit distill "afterany:$bottom" --job-name=megajukebox-distill_bottom >/dev/null
+    [ -z "$middle" ] || LEVEL=middle submit distill "afterany:$middle" --job-name=megajukebox-distill_middle >/dev/null
+    [ -z "$bottom" ] || LEVEL=bottom submit distill "afterany:$bottom" --job-name=megajukebox-distill_bottom >/dev/null
 fi
-submit sample "afterany:$top:$middle:$bottom" >/dev/null
-echo "songs $songs, vqvae $vqvae, codes $codes, index $index, top $top, middle $middle, bottom $bottom" >&2
+submit sample "afterany:$top${middle:+:$middle}${bottom:+:$bottom}" >/dev/null
+echo "songs $songs, vqvae $vqvae, codes $codes, index $index, top $top${middle:+, middle $middle}${bottom:+, bottom $bottom}" >&2

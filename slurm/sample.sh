@@ -3,6 +3,7 @@
 #
 #   REQUESTS=songs.yaml OUT=samples sbatch slurm/sample.sh
 #   REQUESTS=songs.yaml sbatch --nodes=4 slurm/sample.sh              # more songs at once
+#   LEVELS=top REQUESTS=songs.yaml sbatch slurm/sample.sh             # from the top alone: a top of spectra is a song
 #
 # Costs   depends on the songs; benchmarks/results says what one took where it was measured.
 # Expect  OUT/*.wav *.json *.lrc. Killed? Submit it again: songs that are there are not made again.
@@ -12,5 +13,7 @@
 #SBATCH --output=%x-%j.log
 cd "${SLURM_SUBMIT_DIR:-.}" && source slurm/cluster.sh || exit 93
 
-for stage in vqvae top_prior bottom_upsampler; do need "$RUNS/$stage/model.json" "slurm/$stage.sh"; done
-ranks "${OUT:-samples}" megajukebox sample "$RUNS" --requests "${REQUESTS:-songs.yaml}" --out "${OUT:-samples}" --precision "${PRECISION:-$PROFILE_SAMPLING_PRECISION}"
+stages="vqvae top_prior bottom_upsampler"
+[ "${LEVELS:-all}" != top ] || stages="vqvae top_prior"
+for stage in $stages; do need "$RUNS/$stage/model.json" "slurm/$stage.sh"; done
+ranks "${OUT:-samples}" megajukebox sample "$RUNS" --requests "${REQUESTS:-songs.yaml}" --out "${OUT:-samples}" --precision "${PRECISION:-$PROFILE_SAMPLING_PRECISION}" ${LEVELS:+--levels "$LEVELS"}

@@ -117,6 +117,10 @@ def refiners_of(
         return []
 
 
+# Left out where the target is `spectrum`: phases are made up there, and these metrics compare phases first of all.
+WAVE_METRICS = ("snr_db", "si_sdr_db")
+
+
 @dataclass
 class LevelReconstructions:
     """What is kept of the reconstructions of one level, by song: of the decoder's, or of what a refiner makes of it."""
@@ -138,17 +142,24 @@ class LevelReconstructions:
         audio_T = torch.from_numpy(song.audio).to(next(model.parameters()).device)
         codes = encode_long(model, audio_T, self.level)
         decoded = replace(song, audio=self._decoded(codes))
+        fidelities = dict(fidelity(song.audio, decoded.audio, song.rate))
+        bands = fidelity_by_band(song.audio, decoded.audio, song.rate)
+        if self.level in model.config.spectrum_levels:
+            for row in (fidelities, *bands.values()):
+                for metric in WAVE_METRICS:
+                    row.pop(metric, None)
         self.rows[song.key] = {
-            **fidelity(song.audio, decoded.audio, song.rate),
+            **fidelities,
             **noise_metrics(song.audio, decoded.audio, song.rate),
             **agreement(song.audio, decoded.audio, song.rate),
             **(classifier.classify(decoded) if classifier else {}),
             **repetition(decoded),
         }
-        for band, row in fidelity_by_band(song.audio, decoded.audio, song.rate).items():
+        for band, row in bands.items():
             self.bands.setdefault(band, {})[song.key] = row
         self.codes[song.key] = codes.cpu().numpy()
-        self.counts[song.key] = histogram(self.codes[song.key], model.config.codebook_size)
+        size = model.config.codebook_sizes[self.level]
+        self.counts[song.key] = histogram(self.codes[song.key], size)
         self.embeddings[song.key] = embedder.embed(decoded)
 
     def _decoded(self, codes_T: torch.Tensor) -> Array:

@@ -124,6 +124,11 @@ def _upper(config: PriorConfig) -> dict[str, Any]:
     if config.upsampler_conditioner is None:
         return {}
     upper = config.upsampler_conditioner
+    if upper.codebook_size is not None:
+        raise UserError(
+            f"upsampler_conditioner.codebook_size {upper.codebook_size}: the reference has one size of codebook"
+            " for all levels; export with --layout plain"
+        )
     return {
         "cond_width": upper.width,
         "cond_depth": upper.depth,

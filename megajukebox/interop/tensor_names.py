@@ -7,6 +7,7 @@ The reference's dense layers keep `.w` as (in, out), ours are nn.Linear (out, in
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from megajukebox.common.errors import UserError
 from megajukebox.models.prior import PriorConfig
 from megajukebox.models.vqvae import VQVAEConfig
 
@@ -91,7 +92,16 @@ def prior_table(config: PriorConfig, stack: str = "blocks") -> list[TensorMappin
 
 
 def vqvae_table(config: VQVAEConfig) -> list[TensorMapping]:
-    """Every tensor of a VQ-VAE that the reference's files hold."""
+    """Every tensor of a VQ-VAE that the reference's files hold.
+
+    Raises:
+        UserError: a level's target is `spectrum`, which the reference has no network for.
+    """
+    if config.spectrum_levels:
+        raise UserError(
+            f"the {config.spectrum_levels[-1]} level has target spectrum, which OpenAI's and Hugging Face's"
+            " layouts cannot hold; export it with --layout plain"
+        )
     entries: list[TensorMapping] = []
     for i, level in enumerate(config.levels):
         depth = config.depth * config.multipliers[i]

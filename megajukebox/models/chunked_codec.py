@@ -9,27 +9,12 @@ piece.
 """
 
 # T samples or codes
-from math import ceil
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from megajukebox.models.convnet import reach as reach
 from megajukebox.models.refiner import Refiner
 from megajukebox.models.vqvae import VQVAE
-
-
-def reach(layers: nn.Module) -> int:
-    """How many input steps away a stack of convolutions sees, to either side (an upper bound)."""
-    steps = 1.0
-    total = 0.0
-    for layer in layers.modules():
-        if isinstance(layer, nn.ConvTranspose1d):
-            total += layer.kernel_size[0] / layer.stride[0] * steps
-            steps /= layer.stride[0]
-        elif isinstance(layer, nn.Conv1d):
-            total += layer.kernel_size[0] // 2 * layer.dilation[0] * steps
-            steps *= layer.stride[0]
-    return ceil(total)
 
 
 @torch.inference_mode()
@@ -39,7 +24,7 @@ def encode_long(vqvae: VQVAE, audio_T: Tensor, level: str, chunk_seconds: float 
     top = max(vqvae.config.hops.values())
     length = len(audio_T) // top * top
     chunk = max(1, int(chunk_seconds * vqvae.config.sample_rate) // top) * top
-    context = -(-reach(vqvae.level(level).encoder) // top) * top
+    context = -(-vqvae.level(level).encoder_reach() // top) * top
     pieces = []
     for start in range(0, length, chunk):
         first = max(0, start - context)
@@ -61,13 +46,13 @@ def decode_long(vqvae: VQVAE, codes_T: Tensor, level: str, chunk_seconds: float 
 
 @torch.inference_mode()
 def decode_piece(vqvae: VQVAE, codes_T: Tensor, level: str, start: int, size: int) -> Tensor:
-    """The audio of `size` codes from `start` on; only codes within `reach` of them matter."""
+    """The audio of `size` codes from `start` on; only codes within `decoder_reach` of them matter."""
     hop = vqvae.config.hops[level]
     length = len(codes_T)
-    context = reach(vqvae.level(level).decoder)
+    context = vqvae.level(level).decoder_reach()
     first = max(0, start - context)
     last = min(length, start + size + context)
-    audio = vqvae.decode(codes_T[None, first:last], level)[0, :, 0]
+    audio = vqvae.decode(codes_T[None, first:last], level, first)[0, :, 0]
     return audio[(start - first) * hop : (min(start + size, length) - first) * hop]
 
 

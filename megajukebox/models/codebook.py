@@ -20,6 +20,7 @@ class Codebook(nn.Module):
     `fresh_restarts=True` (ours) gives a restarted code the threshold as its count, so that it stays where it was put
     until the average says otherwise. False is Jukebox's rule: stale sums are kept and a dead code is drawn again at
     every step (van den Oord et al. 2017, appendix A.1; Dhariwal et al. 2020, section 3.2 on restarts).
+    `kmeans_iterations` of Lloyd's algorithm settle the first codes in the first batch.
     """
 
     vectors: Tensor
@@ -34,8 +35,10 @@ class Codebook(nn.Module):
         decay: float = 0.99,
         threshold: float = 1.0,
         fresh_restarts: bool = True,
+        kmeans_iterations: int = 0,
     ):
         super().__init__()
+        self.kmeans_iterations = kmeans_iterations
         self.decay = decay
         self.threshold = threshold
         self.fresh_restarts = fresh_restarts
@@ -93,11 +96,29 @@ class Codebook(nn.Module):
             return
         if not bool(self.started):
             self.vectors.copy_(self.candidates(x_ND))
+            self._cluster(x_ND)
             self.sums.copy_(self.vectors)
             self.counts.fill_(1.0)
             self.started.fill_(True)
         if counts_versions:
             self._seen_started = (self.started, self.started._version)
+
+    def _cluster(self, x_ND: Tensor) -> None:
+        """Lloyd's algorithm over the vectors of all ranks; a code that none chooses stays where it is."""
+        for _ in range(self.kmeans_iterations):
+            codes, _ = self.nearest(x_ND)
+            counts, sums = self._totals(x_ND, codes)
+            means = sums / counts.clamp(min=1)[:, None]
+            self.vectors.copy_(torch.where(counts[:, None] > 0, means, self.vectors))
+
+    def _totals(self, x_ND: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """How many vectors chose each code [K], and their sum [K, D], over all ranks."""
+        # Sums of ones are exact in float32 up to 2^24 vectors; bincount would wait for a GPU, twice.
+        counts = torch.zeros_like(self.counts).scatter_add_(
+            0, codes, torch.ones_like(codes, dtype=torch.float32)
+        )
+        counts = _all_reduce(counts)
+        return counts, _all_reduce(torch.zeros_like(self.sums).index_add_(0, codes, x_ND.float()))
 
     @torch.no_grad()
     def restore_counts(self, tokens_per_step: float) -> None:
@@ -116,12 +137,7 @@ class Codebook(nn.Module):
         running average) and `moved` (root mean square change of the codes).
         """
         candidates = self.candidates(x_ND) if candidates is None else candidates
-        # Sums of ones are exact in float32 up to 2^24 vectors; bincount would wait for a GPU, twice.
-        counts = torch.zeros_like(self.counts).scatter_add_(
-            0, codes, torch.ones_like(codes, dtype=torch.float32)
-        )
-        counts = _all_reduce(counts)
-        sums = _all_reduce(torch.zeros_like(self.sums).index_add_(0, codes, x_ND.float()))
+        counts, sums = self._totals(x_ND, codes)
         self.sums.mul_(self.decay).add_(sums, alpha=1 - self.decay)
         self.counts.mul_(self.decay).add_(counts, alpha=1 - self.decay)
         alive = self.counts >= self.threshold
@@ -139,3 +155,25 @@ class Codebook(nn.Module):
             "usage": usage.float(),
             "moved": moved,
         }
+
+
+def quantise(
+    codebook: Codebook, x_ND: Tensor, candidates: Tensor | None = None
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """The nearest code vectors [N, D], the commitment loss [], and facts; in training the codebook learns.
+
+    The gradient of the vectors goes to `x_ND` as if nothing had been rounded (van den Oord et al. 2017, section 3.2).
+    """
+    if codebook.training:
+        codebook.start(x_ND.detach())
+    codes, fit = codebook.nearest(x_ND.detach())
+    q_ND = codebook.lookup(codes)
+    commit = (q_ND - x_ND).square().mean()
+    straight_ND = x_ND + (q_ND - x_ND).detach()
+    facts = {
+        "fit": fit.mean(),
+        "prenorm": (x_ND.detach() - x_ND.detach().mean()).square().mean().sqrt(),
+    }
+    if codebook.training:
+        facts |= codebook.update(x_ND.detach(), codes, candidates)
+    return straight_ND, commit, facts

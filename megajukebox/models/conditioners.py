@@ -53,6 +53,11 @@ class UpsamplerConditionerConfig(BaseModel):
     hidden_ratio: float = 1.0
     residual_scale: bool = False
     zero_out: bool = False
+    codebook_size: int | None = Field(
+        default=None,
+        gt=1,
+        description="codes of the level above, where they are not as many as here",
+    )
 
     @property
     def ratio(self) -> int:

@@ -7,6 +7,8 @@ more than half the time, with the same numbers (docs/decisions/0008). On GPUs `s
 """
 
 # B batch   C channels   T time   1 the height of a picture that is no picture   D dilation
+from math import ceil
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -199,3 +201,17 @@ class Decoder(nn.Module):
 
     def forward(self, x_BCT: Tensor) -> Tensor:
         return self.layers(x_BCT)
+
+
+def reach(layers: nn.Module) -> int:
+    """How many input steps away a stack of convolutions sees, to either side (an upper bound)."""
+    steps = 1.0
+    total = 0.0
+    for layer in layers.modules():
+        if isinstance(layer, nn.ConvTranspose1d):
+            total += layer.kernel_size[0] / layer.stride[0] * steps
+            steps /= layer.stride[0]
+        elif isinstance(layer, nn.Conv1d):
+            total += layer.kernel_size[0] // 2 * layer.dilation[0] * steps
+            steps *= layer.stride[0]
+    return ceil(total)

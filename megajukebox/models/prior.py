@@ -117,6 +117,12 @@ class PriorConfig(BaseModel):
         )
 
     @property
+    def upper_codebook_size(self) -> int:
+        """Codes of the level above."""
+        upper = self.upsampler_conditioner
+        return (upper and upper.codebook_size) or self.codebook_size
+
+    @property
     def prefix_tokens(self) -> int:
         """Lyric tokens at the head of the sequence itself (0 with a separate encoder)."""
         return self.lyrics.tokens if self.lyrics and self.lyrics.mode == "prefix" else 0
@@ -170,7 +176,7 @@ class PriorStem(nn.Module):
         )
         self.upper = (
             UpsamplerConditioner(
-                config.upsampler_conditioner, config.codebook_size, shape.width, scale
+                config.upsampler_conditioner, config.upper_codebook_size, shape.width, scale
             )
             if config.upsampler_conditioner
             else None

@@ -1,8 +1,9 @@
 """The three-level VQ-VAE: audio [B, T, 1] to codes [B, T/hop] and back, each level a model of its own."""
 
 # B batch   T samples   C channels inside   D width of a code vector
+from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -13,8 +14,8 @@ from megajukebox.common.errors import UserError
 from megajukebox.common.levels import LEVELS
 from megajukebox.common.model_files import load_into, read_facts
 from megajukebox.common.renamed_keys import accept_old_keys
-from megajukebox.models.codebook import Codebook
-from megajukebox.models.convnet import Decoder, Encoder
+from megajukebox.models.codebook import Codebook, quantise
+from megajukebox.models.convnet import Decoder, Encoder, reach
 from megajukebox.models.losses import (
     Bandwidth,
     ReconstructionLoss,
@@ -22,6 +23,7 @@ from megajukebox.models.losses import (
     reconstruction,
     spectral_convergence,
 )
+from megajukebox.models.spectrum import SpectrumConfig, SpectrumLevel
 
 
 class VQVAEConfig(BaseModel):
@@ -48,6 +50,28 @@ class VQVAEConfig(BaseModel):
     commit: float = Field(0.02, ge=0)
     loss: ReconstructionLoss = ReconstructionLoss()
     bandwidth: Bandwidth = Bandwidth()
+    targets: dict[str, Literal["wave", "spectrum"]] = Field(
+        default={}, description="what a level's codes describe; `wave` where a level is not named"
+    )
+    spectrum: SpectrumConfig | None = Field(
+        default=None, description="of the levels whose target is `spectrum`"
+    )
+    wave_batch_ratio: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="share of a batch's clips that the wave levels train on",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_spectrum(cls, data: Any) -> Any:
+        """A level with target `spectrum` and no settings has the defaults."""
+        if not isinstance(data, dict) or not isinstance(data.get("targets"), dict):
+            return data
+        if "spectrum" in data["targets"].values() and data.get("spectrum") is None:
+            return {**data, "spectrum": {}}
+        return data
 
     @model_validator(mode="after")
     def _check(self) -> "VQVAEConfig":
@@ -62,7 +86,39 @@ class VQVAEConfig(BaseModel):
             raise ValueError(
                 f"stride {self.stride} has an odd entry; only even strides keep lengths exact"
             )
+        for level in self.targets:
+            if level not in self.levels:
+                raise ValueError(f"targets names {level!r}; levels are {', '.join(self.levels)}")
+        if self.spectrum and not self.spectrum_levels:
+            raise ValueError("spectrum is given, but no level has it: set targets {top: spectrum}")
+        for level in self.spectrum_levels:
+            self._check_windows(level)
         return self
+
+    def _check_windows(self, level: str) -> None:
+        assert self.spectrum is not None
+        hop = self.hops[level]
+        for name in ("window", "output_window"):
+            size = getattr(self.spectrum, name)
+            if size < 2 * hop:
+                raise ValueError(
+                    f"spectrum.{name} {size} is less than two hops of the {level} level ({hop});"
+                    " widen it, or lower down"
+                )
+
+    @property
+    def spectrum_levels(self) -> tuple[str, ...]:
+        """Levels whose target is `spectrum`, finest first."""
+        return tuple(level for level in self.levels if self.targets.get(level) == "spectrum")
+
+    @property
+    def codebook_sizes(self) -> dict[str, int]:
+        """Codes of each level."""
+        sizes = dict.fromkeys(self.levels, self.codebook_size)
+        for level in self.spectrum_levels:
+            assert self.spectrum is not None
+            sizes[level] = self.spectrum.codebook_size
+        return sizes
 
     @property
     def levels(self) -> tuple[str, ...]:
@@ -107,12 +163,21 @@ class VQVAELevel(nn.Module):
             config.fresh_restarts,
         )
 
+    def encoder_reach(self) -> int:
+        """Samples to either side that a code depends on."""
+        return reach(self.encoder)
+
+    def decoder_reach(self) -> int:
+        """Codes to either side that a sample depends on."""
+        return reach(self.decoder)
+
     def encode(self, audio_BT1: Tensor) -> Tensor:
         x_BDT = self.encoder(audio_BT1.transpose(1, 2))
         codes, _ = self.codebook.nearest(x_BDT.transpose(1, 2).flatten(0, 1))
         return codes.unflatten(0, (len(x_BDT), -1))
 
-    def decode(self, codes_BT: Tensor) -> Tensor:
+    def decode(self, codes_BT: Tensor, first: int = 0) -> Tensor:
+        """Audio [B, T, 1], the same wherever in the song the codes are from (`first`)."""
         return self.decoder(self.codebook.lookup(codes_BT).transpose(1, 2)).transpose(1, 2)
 
     def forward(
@@ -121,20 +186,8 @@ class VQVAELevel(nn.Module):
         """Reconstruction [B, T, 1], commitment loss [] and facts about the codebook, which learns while in training."""
         x_BDT = self.encoder(audio_BT1.transpose(1, 2))
         x_ND = x_BDT.transpose(1, 2).flatten(0, 1)
-        if self.training:
-            self.codebook.start(x_ND.detach())
-        codes, fit = self.codebook.nearest(x_ND.detach())
-        q_ND = self.codebook.lookup(codes)
-        commit = (q_ND - x_ND).square().mean()
-        straight_BDT = (
-            (x_ND + (q_ND - x_ND).detach()).unflatten(0, (len(x_BDT), -1)).transpose(1, 2)
-        )
-        facts = {
-            "fit": fit.mean(),
-            "prenorm": (x_ND.detach() - x_ND.detach().mean()).square().mean().sqrt(),
-        }
-        if self.training:
-            facts |= self.codebook.update(x_ND.detach(), codes, candidates)
+        straight_ND, commit, facts = quantise(self.codebook, x_ND, candidates)
+        straight_BDT = straight_ND.unflatten(0, (len(x_BDT), -1)).transpose(1, 2)
         return self.decoder(straight_BDT).transpose(1, 2), commit, facts
 
 
@@ -146,12 +199,26 @@ class VQVAE(nn.Module):
         self.config = config
         self.levels = nn.ModuleDict()
         for i, level in enumerate(config.levels):
-            self.levels[level] = VQVAELevel(config, i)
+            if level in config.spectrum_levels:
+                assert config.spectrum is not None
+                hop = config.hops[level]
+                self.levels[level] = SpectrumLevel(config.spectrum, hop, config.sample_rate)
+            else:
+                self.levels[level] = VQVAELevel(config, i)
 
-    def level(self, name: str) -> VQVAELevel:
+    def level(self, name: str) -> VQVAELevel | SpectrumLevel:
         model = self.levels[name]
-        assert isinstance(model, VQVAELevel)
+        assert isinstance(model, VQVAELevel | SpectrumLevel)
         return model
+
+    def lr_scales(self) -> dict[str, float]:
+        """Learning rates by the start of parameters' names, relative to that of all others."""
+        scales = {}
+        for level in self.config.spectrum_levels:
+            assert self.config.spectrum is not None
+            if self.config.spectrum.lr_scale != 1:
+                scales[f"levels.{level}."] = self.config.spectrum.lr_scale
+        return scales
 
     @without_tf32()
     def encode(self, audio_BT1: Tensor, level: str) -> Tensor:
@@ -165,46 +232,61 @@ class VQVAE(nn.Module):
         return self.level(level).encode(audio_BT1)
 
     @without_tf32()
-    def decode(self, codes_BT: Tensor, level: str) -> Tensor:
-        """Audio [B, T*hop, 1] from the codes of one level alone."""
-        return self.level(level).decode(codes_BT)
+    def decode(self, codes_BT: Tensor, level: str, first: int = 0) -> Tensor:
+        """Audio [B, T*hop, 1] from the codes of one level alone; the first is the song's code `first`."""
+        return self.level(level).decode(codes_BT, first)
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss [] and metrics of `batch["audio"]` [B, T, 1]. Each term is summed over levels, as in Jukebox."""
         audio = batch["audio"]
-        x_BT = audio.squeeze(-1)
-        total = x_BT.new_zeros(())
+        total = audio.new_zeros(())
         metrics: dict[str, Tensor] = {}
         for level, model in self.levels.items():
-            y, commit, facts = model(audio, batch.get(f"candidates_{level}"))
-            y = y.float()  # spectra are of float32 also where the layers are not
-            loss = reconstruction(self.config.loss, x_BT, y.squeeze(-1), self.config.bandwidth)
-            total = total + loss + self.config.commit * commit
+            candidates = batch.get(f"candidates_{level}")
+            if isinstance(model, SpectrumLevel):
+                loss, commit, facts = model(audio, candidates)
+                weight = model.config.commit
+            else:
+                loss, commit, facts = self._wave_loss(level, model, audio, candidates)
+                weight = self.config.commit
+            total = total + loss + weight * commit
             metrics |= {
                 f"{level}/reconstruction": loss.detach(),
                 f"{level}/commit": commit.detach(),
             }
             for name, value in facts.items():
                 metrics[f"{level}/{name}"] = value
-            if not self.training:
-                metrics |= self._judge(level, x_BT, y.squeeze(-1))
         return total, metrics
 
+    def _wave_loss(
+        self, level: str, model: nn.Module, audio_BT1: Tensor, candidates: Tensor | None
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Loss [], commitment loss [] and facts of a level whose target is `wave`."""
+        if self.training and self.config.wave_batch_ratio < 1:
+            audio_BT1 = audio_BT1[: ceil(self.config.wave_batch_ratio * len(audio_BT1))]
+        y_BT1, commit, facts = model(audio_BT1, candidates)
+        x_BT = audio_BT1.squeeze(-1)
+        y_BT = y_BT1.float().squeeze(-1)  # spectra are of float32 also where the layers are not
+        loss = reconstruction(self.config.loss, x_BT, y_BT, self.config.bandwidth)
+        if not self.training:
+            facts |= self._judge(x_BT, y_BT)
+        return loss, commit, facts
+
     @torch.no_grad()
-    def _judge(self, level: str, x_BT: Tensor, y_BT: Tensor) -> dict[str, Tensor]:
+    def _judge(self, x_BT: Tensor, y_BT: Tensor) -> dict[str, Tensor]:
         """What people read: the terms of the loss one by one, signal-to-noise ratio and spectral convergence in dB."""
         loss = self.config.loss
         bandwidth = self.config.bandwidth
         judged = {}
         for term in ("l1", "l2", "linf", "spectral", "multispectral"):
-            judged[f"{level}/{term}"] = distance(loss, term, x_BT, y_BT, bandwidth)
+            judged[term] = distance(loss, term, x_BT, y_BT, bandwidth)
         convergence = spectral_convergence(loss.stft, x_BT, y_BT)
         noise = (x_BT - y_BT).square().sum(1).clamp(min=1e-9)
         snr = 10 * torch.log10(x_BT.square().sum(1).clamp(min=1e-9) / noise)
         return judged | {
-            f"{level}/spectral_convergence": convergence,
-            f"{level}/spectral_convergence_db": 20 * torch.log10(convergence.clamp(min=1e-9)),
-            f"{level}/snr_db": snr.mean(),
+            "spectral_convergence": convergence,
+            "spectral_convergence_db": 20 * torch.log10(convergence.clamp(min=1e-9)),
+            "snr_db": snr.mean(),
         }
 
 

@@ -155,8 +155,9 @@ def dead_codes(run: RunState) -> Values:
     values: dict[Labels, float | None] = {}
     for level in LEVELS:
         alive = run.value(f"{level}/usage")
-        if alive is not None and run.codebook_size:
-            values[(level,)] = run.codebook_size - alive
+        size = run.codebook_size(level)
+        if alive is not None and size:
+            values[(level,)] = size - alive
     return values
 
 

@@ -176,7 +176,7 @@ class SamplingRun:
                 self.progress_file.advance(level, count)
 
             def on_level(level: str, songs: list[GeneratedSong]) -> None:
-                if self.is_first and level != "bottom":
+                if self.is_first and level != self.jukebox.main_level:
                     log.info("%s level done: %s", level, self.out / songs[0].levels[level]["audio"])
 
             songs = self.jukebox.sample(batch, self.batch_size, on_progress, on_level, writer)

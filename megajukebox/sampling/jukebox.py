@@ -54,13 +54,34 @@ OnLevel = Callable[[str, list[GeneratedSong]], None]
 SAME_LENGTH_SECONDS = 0.1  # a request's seconds that differ by less from its source's are the same
 
 
+def sampled_levels(config: VQVAEConfig, asked: Sequence[str] = ()) -> tuple[str, ...]:
+    """The levels to sample, from the top down. By default all; the top alone where its target is `spectrum`.
+
+    The wave of a spectrum top is a song by itself; what its upsamplers add may be noise (docs/decisions/0048).
+
+    Raises:
+        UserError: `asked` names a level that there is not, or leaves one out between the top and another.
+    """
+    levels = config.levels[::-1]
+    if not asked:
+        return levels[:1] if "top" in config.spectrum_levels else levels
+    wanted = levels if list(asked) == ["all"] else tuple(asked)
+    if wanted != levels[: len(wanted)]:
+        ways = [",".join(levels[: count + 1]) for count in range(len(levels))]
+        raise UserError(
+            f"levels {','.join(asked)!r} cannot be sampled; give one of {', '.join(ways)}, all"
+        )
+    return wanted
+
+
 class Jukebox:
     """The runs vqvae, top_prior, middle_upsampler and bottom_upsampler of one folder.
 
     Args:
         students: which levels students sample (students/student_runs.py).
         samplers: level samplers of a caller's own, by level, each made from the loaded prior.
-        folders: only these levels, from the top down, and where their runs are if not in `runs`.
+        levels: only these levels, from the top down (`sampled_levels`).
+        folders: instead of `levels`, where their runs are if not in `runs`.
         refiners: runs of refiners; None: those that lie in `runs`, (): none.
 
     Raises:
@@ -77,6 +98,7 @@ class Jukebox:
         students: Sequence[str] = (),
         folders: Mapping[str, Path] | None = None,
         refiners: Sequence[Path] | None = None,
+        levels: Sequence[str] = (),
     ):
         self.runs = Path(runs)
         self.dtype = dtype
@@ -98,9 +120,17 @@ class Jukebox:
         load_into(self.vqvae, self.runs / VQVAE_FOLDER, device=self.device)
         self.vqvae.to(self.device).eval()
         self.refiners = load_refiners(self.runs, facts, self.device, refiners)
+        self.main_level = "bottom"  # whose audio is <id>.wav
         if folders is None:
-            levels = reversed(self.vqvae.config.levels)  # from the top down
+            levels = sampled_levels(self.vqvae.config, levels)
+            for level in self.students:
+                if level not in levels:
+                    raise UserError(
+                        f"a student samples the {level} level, and levels is {','.join(levels)};"
+                        " leave out --sampler, or give --levels all"
+                    )
             folders = {level: self.runs / PRIOR_FOLDERS[level] for level in levels}
+            self.main_level = levels[-1]
         self.weights = {"vqvae": facts["fingerprint"]}
         self.steps = {"vqvae": facts.get("step")}
         self.levels: dict[str, PriorRun] = {}
@@ -172,14 +202,15 @@ class Jukebox:
                 loaded = load_source(path, self.vqvae, self.weights["vqvae"], self.device)
                 self._sources = {path: loaded}
             source = self._sources[path]
-            prompt, seconds = prompt_codes(request, source.codes, self.vqvae)
+            sampled = tuple(self.levels) or self.vqvae.config.levels[-1:]
+            prompt, seconds = prompt_codes(request, source.codes, self.vqvae, sampled)
             changed = abs(request.seconds - seconds) > SAME_LENGTH_SECONDS
             if request.mode != "prompt" and "seconds" in request.model_fields_set and changed:
                 length = f"{seconds:.1f} s, not {request.seconds:g} s"
                 notes.append(f"it is as long as {request.source}, {length}")
             request = request.model_copy(update={"seconds": seconds})
-        finest = "bottom" if "bottom" in self.levels else "top"
         hops = self.vqvae.config.hops
+        finest = min(self.levels, key=lambda level: hops[level])
         song = GeneratedSong(
             request,
             notes + self.notes(request),
@@ -192,7 +223,8 @@ class Jukebox:
                 "runs": str(self.runs),
                 **self._refiner_facts(),
             },
-            samples=self.num_codes(request, finest) * min(hops.values()),
+            samples=self.num_codes(request, finest) * hops[finest],
+            main_level=self.main_level,
         )
         if source is not None:
             song.add_reference_tracks(

@@ -71,6 +71,13 @@ Replace = Annotated[
     list[str] | None, _option(EDIT, "Range of seconds to replace, as 2-3.5; may be repeated.")
 ]
 
+Levels = Annotated[
+    str | None,
+    _option(
+        SONG,
+        "Levels to sample: top, or top,middle, or all (default: top where its target is spectrum, else all).",
+    ),
+]
 BatchSize = Annotated[
     int, _option(SPEED, "Songs sampled in lockstep; bounds the memory (default: 16).", min=1)
 ]

@@ -50,7 +50,7 @@ class Preset(StrictSettings):
     lyrics_vocabulary: int = Field(512, gt=0)
     top: PriorSettings
     middle: PriorSettings | None = None
-    bottom: PriorSettings
+    bottom: PriorSettings | None = None
     refiner: RefinerSettings = RefinerSettings()
     training: dict[str, TrainingSettings]
 
@@ -184,11 +184,20 @@ class Preset(StrictSettings):
         for name, own in settings.aligned.items():
             aligned[name] = {key: value for key, value in own.items() if key != "dropout"}
         shared = {"conditions", "condition_tables", "lyrics", "aligned"}
+        sizes = self.vqvae.codebook_sizes
+        own_size = sizes[level]
+        if settings.upsampler_conditioner:
+            above = self.levels[self.levels.index(level) + 1]
+            if sizes[above] != own_size:  # else left out, as in priors of older versions
+                upper = settings.upsampler_conditioner.model_copy(
+                    update={"codebook_size": sizes[above]}
+                )
+                settings = settings.model_copy(update={"upsampler_conditioner": upper})
         return PriorConfig(
             level=level,
             sample_rate=self.audio.sample_rate,
             hop=self.vqvae.hops[level],
-            codebook_size=self.vqvae.codebook_size,
+            codebook_size=own_size,
             conditions=conditions,
             lyrics=lyrics,
             aligned=aligned,

@@ -130,7 +130,7 @@ def check_codes_of_preset(preset: Preset, codes: ShardSet) -> None:
     pairs = {
         "sample_rate": (codes.index["sample_rate"], preset.audio.sample_rate),
         "hops": (vqvae["hops"], preset.vqvae.hops),
-        "codes": (vqvae["codes"], dict.fromkeys(preset.levels, preset.vqvae.codebook_size)),
+        "codes": (vqvae["codes"], preset.vqvae.codebook_sizes),
     }
     for name, (stored, wanted) in pairs.items():
         if stored != wanted:

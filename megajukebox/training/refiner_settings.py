@@ -62,13 +62,16 @@ def refiner_config(settings: RefinerSettings, vqvae: VQVAEConfig) -> RefinerConf
         raise UserError(
             f"refiner.level {level!r} is no level of the VQ-VAE; it has {', '.join(vqvae.levels)}"
         )
+    code_width = vqvae.code_width
+    if vqvae.spectrum and level in vqvae.spectrum_levels:
+        code_width = vqvae.spectrum.code_width
     window = settings.window or window_size(WINDOW_SECONDS, vqvae.sample_rate)
     return RefinerConfig(
         level=level,
         sample_rate=vqvae.sample_rate,
         hop=vqvae.hops[level],
-        codebook_size=vqvae.codebook_size,
-        code_width=vqvae.code_width,
+        codebook_size=vqvae.codebook_sizes[level],
+        code_width=code_width,
         window=window,
         frame_hop=settings.frame_hop or window // FRAMES_PER_WINDOW,
         width=settings.width,

@@ -14,7 +14,8 @@ def sample_page(sample: ListedSample, links: SampleLinks, problems: list[Unreada
     tracks = []
     for name, url in links.audio.items():
         tracks.append(Track(name, about_track(sample, name), url, links.spectrogram.get(name)))
-    missing = [level for level in LEVELS if level not in links.audio]
+    levels = [level for level in LEVELS if level in sample.record.levels] or LEVELS
+    missing = [level for level in levels if level not in links.audio]
     record = sample.record
     weights = []
     for name, fingerprint in record.weights.items():

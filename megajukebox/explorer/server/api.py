@@ -28,6 +28,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from megajukebox.common.errors import UserError
+from megajukebox.common.levels import LEVELS
 from megajukebox.common.untrusted_files import parse_json
 from megajukebox.explorer.server.access import AccessGuard, AccessRules
 from megajukebox.explorer.server.blind_trials import BlindTrials
@@ -184,7 +185,8 @@ def studio_routes(library: Library, services: StudioServices) -> list[Route]:
         if job.state == "done":
             for name, sample in library.by_name.items():
                 if name.split("/")[-1] == job.id:
-                    audio = sample.audio.get("bottom")
+                    finest = next((x for x in LEVELS[::-1] if x in sample.audio), "bottom")
+                    audio = sample.audio.get(finest)
                     page = library.address(library.page(sample))
                     return job.as_json(page, library.address(audio) if audio else None)
         return job.as_json(page=None, audio=None)

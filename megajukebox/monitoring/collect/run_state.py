@@ -351,11 +351,14 @@ class RunState:
 
     # ---- Codebooks of a VQ-VAE ----------------------------------------------------------------------------------------
 
-    @property
-    def codebook_size(self) -> float | None:
+    def codebook_size(self, level: str) -> float | None:
         model = self.settings.get("model")
         if not isinstance(model, dict):
             return None
+        targets = model.get("targets")
+        spectrum = model.get("spectrum")
+        if isinstance(targets, dict) and targets.get(level) == "spectrum":
+            return number(spectrum.get("codebook_size")) if isinstance(spectrum, dict) else None
         return number(model.get("codebook_size", model.get("codes")))
 
     def codebook_usage(self, level: str) -> float | None:
@@ -365,7 +368,7 @@ class RunState:
         alive that no vector chooses.
         """
         used = self.value(f"{level}/used")
-        size = self.codebook_size
+        size = self.codebook_size(level)
         if used is None or not size:
             return None
         vectors = self.code_vectors(level)
@@ -383,6 +386,8 @@ class RunState:
             config = self.settings.get("ds_config") or {}
             accumulation = number(config.get("gradient_accumulation_steps")) or 1
             codes_per_second = model["sample_rate"] / hop / accumulation
+            if (model.get("targets") or {}).get(level) != "spectrum":
+                codes_per_second *= model.get("wave_batch_ratio", 1.0)
         except (TypeError, KeyError, ValueError, AttributeError, OverflowError):
             return None
         return rate * seconds * codes_per_second if rate and seconds else None

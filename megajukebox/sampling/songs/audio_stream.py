@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from megajukebox.data.audio import quantised
-from megajukebox.models.chunked_codec import decode_piece, reach
+from megajukebox.models.chunked_codec import decode_piece
 from megajukebox.models.vqvae import VQVAE
 
 PIECE_SECONDS = 2.0
@@ -46,9 +46,8 @@ class AudioStream:
         self.level = level
         self.path = path
         self.size = piece_size(vqvae, level)  # codes
-        self.context = reach(
-            vqvae.level(level).decoder
-        )  # codes on either side that a piece depends on
+        # Codes on either side that a piece depends on.
+        self.context = vqvae.level(level).decoder_reach()
         self.hop = vqvae.config.hops[level]
         self.rate = vqvae.config.sample_rate
         self.part = path.with_suffix(PARTIAL_SUFFIX)

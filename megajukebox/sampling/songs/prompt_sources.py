@@ -6,6 +6,7 @@ infill     |=======---======|     all but some ranges are known, on every level
 """
 
 # T codes of a level
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -89,27 +90,34 @@ def _codes_of_sample(file: Path, vqvae: VQVAE, fingerprint: str) -> dict[str, np
             " give its audio instead"
         )
     for level, level_codes in codes.items():
-        largest = vqvae.config.codebook_size - 1
+        largest = vqvae.config.codebook_sizes[level] - 1
         if level_codes.size and not 0 <= level_codes.min() <= level_codes.max() <= largest:
             raise UserError(f"sample {str(file)!r} holds {level} codes beyond {largest}")
     return codes
 
 
 def prompt_codes(
-    request: SongRequest, source: dict[str, np.ndarray], vqvae: VQVAE
+    request: SongRequest,
+    source: dict[str, np.ndarray],
+    vqvae: VQVAE,
+    sampled: Sequence[str] | None = None,
 ) -> tuple[KnownCodes, float]:
     """What the song of `request` keeps of its source's codes, and how long the song is, in seconds.
+
+    Args:
+        sampled: levels of the song (default: all); the source's codes of others are left out.
 
     Raises:
         UserError: the source lacks a level, or does not fit the request's times.
     """
-    levels = list(reversed(vqvae.config.levels))  # from the top
+    levels = [x for x in vqvae.config.levels[::-1] if sampled is None or x in sampled]
+    source = {level: codes for level, codes in source.items() if level in levels}
     if levels[0] not in source:
         raise UserError(f"{request.mode} {request.source!r} holds no {levels[0]} codes")
     if request.mode == "prompt":
         return _prompt(request, source, vqvae)
     if request.mode == "infill":
-        return _infill(request, source, vqvae)
+        return _infill(request, source, vqvae, levels)
     kept = levels[:1]
     if request.upsample_from in levels:
         kept = levels[: levels.index(request.upsample_from) + 1]
@@ -151,7 +159,7 @@ def _prompt(
 
 
 def _infill(
-    request: SongRequest, source: dict[str, np.ndarray], vqvae: VQVAE
+    request: SongRequest, source: dict[str, np.ndarray], vqvae: VQVAE, levels: Sequence[str]
 ) -> tuple[KnownCodes, float]:
     """The source but for the ranges to replace, which are widened to whole top codes.
 
@@ -159,7 +167,7 @@ def _infill(
     range             --  --
     unknown          |----|----|
     """
-    for level in vqvae.config.levels:
+    for level in levels:
         if level not in source:
             raise UserError(
                 f"infill {request.infill!r} holds no {level} codes; sample it to the end first"

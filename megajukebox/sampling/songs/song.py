@@ -33,6 +33,7 @@ class GeneratedSong:
     facts: dict[str, Any] = field(default_factory=dict)
     timed_lyrics: str = ""  # .lrc of word times that were read from the attention
     samples: int = 0  # of audio
+    main_level: str = "bottom"  # whose audio is <id>.wav: the finest that is sampled
 
     @property
     def seconds(self) -> float:
@@ -51,8 +52,8 @@ class GeneratedSong:
         make_folder(folder)
         # A level whose audio was streamed to its file is not in memory.
         for level, wave in self.audio.items():
-            self.levels[level]["audio"] = audio_name(song, level)
-            write_wav(folder / audio_name(song, level), wave[:, None], self.sample_rate)
+            self.levels[level]["audio"] = audio_name(song, level, self.main_level)
+            write_wav(folder / self.levels[level]["audio"], wave[:, None], self.sample_rate)
         file = io.BytesIO()
         # The stubs of savez would take a more precise type for its argument allow_pickle.
         arrays: dict[str, Any] = {}
@@ -103,5 +104,5 @@ def lyrics_within(lyrics: str, seconds: float) -> tuple[str, bool]:
     return write_lrc(sung, text[:end]), True
 
 
-def audio_name(song: str, level: str) -> str:
-    return f"{song}.wav" if level == "bottom" else f"{song}.{level}.wav"
+def audio_name(song: str, level: str, main_level: str = "bottom") -> str:
+    return f"{song}.wav" if level == main_level else f"{song}.{level}.wav"

@@ -33,6 +33,7 @@ class SongContext(Protocol):
     """What a writer needs of the jukebox whose songs it writes."""
 
     vqvae: VQVAE
+    main_level: str
 
     @property
     def refiners(self) -> Mapping[str, LevelRefiner]: ...
@@ -118,14 +119,14 @@ class SongWriter:
                 song.known = resumed
                 continue
             for level in self.jukebox.levels:  # partial audio there is of another song
-                audio = self.out / audio_name(song.request.id, level)
+                audio = self.out / audio_name(song.request.id, level, self.jukebox.main_level)
                 audio.with_suffix(PARTIAL_SUFFIX).unlink(missing_ok=True)
 
     def start_level(self, level: str, songs: list[GeneratedSong]) -> None:
         """Open an audio stream a song; codes known by now are decoded with the first new ones."""
         self.streams = []
         for song in songs:
-            path = self.out / audio_name(song.request.id, level)
+            path = self.out / audio_name(song.request.id, level, song.main_level)
             self.streams.append(AudioStream(self.jukebox.vqvae, level, path))
 
     def update(self, level: str, songs: list[GeneratedSong], job: LevelJob) -> None:

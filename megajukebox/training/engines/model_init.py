@@ -5,11 +5,14 @@ activations.
 import contextlib
 from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import deepspeed
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from megajukebox.common.errors import UserError
 
 
 def building(ds_config: dict) -> contextlib.AbstractContextManager:
@@ -48,3 +51,26 @@ def fill(parameters: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Non
         with gathered:
             if not shared or dist.get_rank() == 0:
                 parameter.data.copy_(weights[name])
+
+
+def parameter_groups(model: nn.Module, ds_config: dict) -> list[Any]:
+    """The parameters to train; those with a learning rate of their own (`lr_scales` of the model) as groups.
+
+    Raises:
+        UserError: the model has such rates, and the ds_config names none to scale.
+    """
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    scales_of = getattr(model, "lr_scales", None)
+    scales: dict[str, float] = scales_of() if callable(scales_of) else {}
+    if not scales:
+        return [p for _, p in trained]
+    rate = ds_config.get("optimizer", {}).get("params", {}).get("lr")
+    if rate is None:
+        raise UserError(
+            "lr_scale needs the learning rate that it scales; set optimizer.params.lr in the ds_config"
+        )
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, p in trained:
+        matching = [scale for start, scale in scales.items() if name.startswith(start)]
+        groups.setdefault(matching[0] if matching else 1.0, []).append(p)
+    return [{"params": parameters, "lr": rate * scale} for scale, parameters in groups.items()]

@@ -33,7 +33,12 @@ from megajukebox.training.engines.collectives import (
 from megajukebox.training.engines.comm_timing import Communication
 from megajukebox.training.engines.loss_scaler import AutocastLossScaler
 from megajukebox.training.engines.master_weights import MasterWeights
-from megajukebox.training.engines.model_init import fill, recompute_activations, zero_stage
+from megajukebox.training.engines.model_init import (
+    fill,
+    parameter_groups,
+    recompute_activations,
+    zero_stage,
+)
 from megajukebox.training.engines.restricted_loading import restricted_loading
 from megajukebox.training.engines.tensor_hash import hashed
 from megajukebox.training.engines.universal_checkpoint import ALLOWED, SavedLayout
@@ -65,7 +70,7 @@ class ZeroEngine:
         layers = getattr(model, "blocks", None)
         if "activation_checkpointing" in ds_config and isinstance(layers, nn.ModuleList):
             recompute_activations(layers)
-        trained = [p for p in model.parameters() if p.requires_grad]
+        trained = parameter_groups(model, ds_config)
         self.engine, *_ = deepspeed.initialize(
             model=model, model_parameters=trained, config=ds_config
         )

@@ -22,7 +22,7 @@ from megajukebox.models.codebook import Codebook
 
 # A fused attention that knows the meta device.
 FUSED_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-AUTOCAST_OPERATIONS = ("linear", "conv2d", "conv_transpose2d")  # of torch.nn.functional
+AUTOCAST_OPERATIONS = ("linear", "conv1d", "conv2d", "conv_transpose2d")  # of torch.nn.functional
 
 
 class TracedPass(NamedTuple):

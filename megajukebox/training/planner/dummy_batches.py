@@ -25,6 +25,6 @@ def windows(config: PriorConfig, size: int) -> dict:
         batch[name] = ALIGNED[name].example(settings, size, config.window)
     if config.upsampler_conditioner:
         batch["upper_codes"] = torch.randint(
-            config.codebook_size, (size, config.window // config.upsampler_conditioner.ratio)
+            config.upper_codebook_size, (size, config.window // config.upsampler_conditioner.ratio)
         )
     return batch
