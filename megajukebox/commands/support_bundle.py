@@ -1,7 +1,7 @@
 """One archive of a sick run for somebody far away: its state, events, metrics, endings, stacks, machine; no secrets.
 
     megajukebox support-bundle runs/top_prior                    # writes top_prior-bundle.tar.gz here
-    megajukebox support-bundle runs/top_prior --out /tmp/a.tar.gz
+    megajukebox support-bundle runs/top_prior --out ~/a.tar.gz
 
 No weights, no audio, no environment but SLURM's, NCCL's and torch's. Look into it before you send it.
 """

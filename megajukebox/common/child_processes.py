@@ -5,7 +5,11 @@ None imports from the folder that it is started in, which may be a shared one; n
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from megajukebox.common.redaction import is_secret, redact
 
 RUN_MODULE = Path(__file__).with_name("run_module.py")
 SAFE_PATH = {"PYTHONSAFEPATH": "1"}  # of Python 3.11 on; run_module.py does the same for 3.10
@@ -29,11 +33,30 @@ def module_command(module: str, *arguments: str) -> list[str]:
     return [sys.executable, str(RUN_MODULE), module, *arguments]
 
 
+def holds_secret(name: str, value: str) -> bool:
+    """Whether a variable is a secret by its name, or has one in its value: a password in a URL, a token."""
+    return is_secret(name) or redact(value) != value
+
+
+@contextmanager
+def without_secrets() -> Iterator[None]:
+    """Start processes within: they get this environment without its secrets, which are back in it afterwards."""
+    hidden = {name: value for name, value in os.environ.items() if holds_secret(name, value)}
+    for name in hidden:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
+
+
 def child_environment() -> dict[str, str]:
     """Of such a process: what it needs of ours, one thread if nothing says how many, and this very package."""
     inherited = {}
     for name, value in os.environ.items():
-        if name in INHERITED or name.startswith(INHERITED_PREFIXES):
+        if (name in INHERITED or name.startswith(INHERITED_PREFIXES)) and not holds_secret(
+            name, value
+        ):
             inherited[name] = value
     package = str(Path(__file__).parents[2])
     search_path = [package, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]

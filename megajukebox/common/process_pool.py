@@ -8,11 +8,14 @@ import resource
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Generic, TypeVar
+
+from megajukebox.common.child_processes import without_secrets
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -35,13 +38,18 @@ def in_order(
 
     `work` is a function of a module (it is pickled). A worker that dies (a codec may crash, memory
     may run out) breaks its whole pool: then the oldest item gets a process of its own, and if it
-    dies again its result is `crashed(item)`. One process means no pool at all: the plain loop.
+    dies again its result is `crashed(item)`. Workers see no secret of this process's environment.
+    One process means no pool at all: the plain loop, within the same limit of memory.
 
     Args:
-        memory: bytes that each worker may take beyond what it starts with; more raises MemoryError.
+        memory: bytes that each item may take beyond what its process starts with; more raises
+            MemoryError.
     """
     if processes == 1:
-        yield from map(work, items)
+        for item in items:
+            with limited_memory(memory):
+                result = work(item)
+            yield result
         return
     pool = ResilientPool(work, processes, crashed, memory)
     try:
@@ -75,7 +83,8 @@ class ResilientPool(Generic[Item, Result]):
     def add(self, item: Item) -> None:
         """Start `work(item)`."""
         try:
-            future = self.executor.submit(self.work, item)
+            with without_secrets():  # a worker is started when the first item comes for it
+                future = self.executor.submit(self.work, item)
         except BrokenProcessPool as error:  # a worker died since; the oldest item will find out
             future = Future()
             future.set_exception(error)
@@ -92,7 +101,9 @@ class ResilientPool(Generic[Item, Result]):
             1, self.memory
         ) as own:  # a process of its own: if that dies too, this item kills it
             try:
-                result = own.submit(self.work, item).result()
+                with without_secrets():
+                    alone = own.submit(self.work, item)
+                result = alone.result()
             except BrokenProcessPool:
                 result = self.crashed(item)
         self.executor = new_pool(self.processes, self.memory)
@@ -122,11 +133,11 @@ def start_worker(memory: int | None) -> None:
         limit_memory(memory)
 
 
-def limit_memory(extra_bytes: int, worker: int = 0) -> None:
+def limit_memory(extra_bytes: int, worker: int = 0, hard: bool = True) -> None:
     """Let this process take `extra_bytes` more than now; what asks for more raises MemoryError.
 
     Without it one file that promises terabytes (a "bomb") could end every process of the machine.
-    Only where /proc is. A DataLoader names its `worker`, which does not matter.
+    Only where /proc is. A DataLoader names its `worker`, which does not matter. Without `hard` the limit can be lifted.
     """
     statm = Path("/proc/self/statm")
     if not statm.exists():
@@ -135,7 +146,21 @@ def limit_memory(extra_bytes: int, worker: int = 0) -> None:
     _, hard_limit = resource.getrlimit(resource.RLIMIT_AS)
     if hard_limit != resource.RLIM_INFINITY:
         limit = min(limit, hard_limit)
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit if hard else hard_limit))
+
+
+@contextmanager
+def limited_memory(extra_bytes: int | None) -> Iterator[None]:
+    """`limit_memory` while something runs in this process itself; None: no limit."""
+    if extra_bytes is None:
+        yield
+        return
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    limit_memory(extra_bytes, hard=False)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 def exit_after_parent() -> None:

@@ -49,6 +49,7 @@ KNOWN_FORMS = (
     ("outlook.office.com/", r"(?<=outlook\.office\.com/webhook/)[\w/@%.-]{8,}"),
     ("api.telegram.org/bot", r"(?<=api\.telegram\.org/bot)[\w:%-]{8,}"),
     ("hooks.zapier.com/", r"(?<=hooks\.zapier\.com/hooks/)[\w/-]{8,}"),
+    ("code=", r"(?<=[?&]code=)[\w%./~+-]{6,}"),  # OAuth: whoever has it gets a token for it
     ("/with/key/", r"(?<=/with/key/)[\w-]{8,}"),
     ("/hooks/", r"(?<=/hooks/)[A-Za-z0-9]{16,}"),  # Mattermost
 )
@@ -64,6 +65,17 @@ BEARER = re.compile(
 )
 CURL_USER = re.compile(r"(?<![\w-])((?:-u|--user)[ =][\"']?[^\s:\"'/=]{1,64}:)(?![/\s])[^\s\"']+")
 # user:password@ after ://; `:8080/` is a port. The second holds `/`, `@` or a space in the password.
+# `Token 9944b09...`, as some servers have their Authorization; a sentence has no word of 16 with a digit in it.
+TOKEN_WORD = re.compile(r"\b((?i:token)\s{1,4})(?=[A-Za-z_~+-]{0,64}\d)[\w.~+/=-]{16,}")
+KEY_OF_TWO_WORDS = re.compile(
+    r"\b((?i:api|access|secret|private|account|signing|encryption|license)(?i: key\s{0,4}[:=]\s{0,4}))"
+    r"(?!\[hidden\])[^\s&,;\"'}\]]+"
+)
+NETRC = re.compile(r"\b((?:machine|login|account)\s{1,16}\S{1,256}\s{1,16}password\s{1,16})\S+")
+# `-psecret` of MySQL's commands, `-p secret` of sshpass: elsewhere -p is a port.
+SHORT_OPTION = re.compile(
+    r"\b((?:mysql\w{0,12}|mariadb[\w-]{0,12})\b[^\n]{0,200}?\s-p|sshpass\s{1,4}-p\s{0,4})[^\s\"']+"
+)
 PASSWORD_IN_URL = re.compile(
     r"(?<=://)(?:[^\s/?#\"'<>]{1,256}@"
     r"|[^\s/@:\"'<>]{0,64}:(?!\d{1,5}(?:[/?#\s\"']|$))(?![\s/])[^\n@\"'<>]{1,128}@(?=[\w.-]+(?:[:/?#\s\"']|$)))"
@@ -78,6 +90,7 @@ STRONG_WORDS = ("password", "passwords", "passwd", "passphrase", "passcode", "se
 WEAK_WORDS = frozenset(
     {
         "token",
+        "pat",
         "pass",
         "pwd",
         "pw",
@@ -151,7 +164,8 @@ def redact(text: str) -> str:
         if part in text:
             text = pattern.sub(HIDDEN, text)
     text = BEARER.sub(rf"\1\2{HIDDEN}", text)
-    text = CURL_USER.sub(rf"\1{HIDDEN}", text)
+    for pattern in (CURL_USER, TOKEN_WORD, KEY_OF_TWO_WORDS, NETRC, SHORT_OPTION):
+        text = pattern.sub(rf"\1{HIDDEN}", text)
     return _without_named(text)
 
 

@@ -19,7 +19,7 @@ from megajukebox.common.untrusted_files import (
 )
 
 MAX_OBJECT_BYTES = 1 << 20  # of a file that holds one object
-MAX_LINE_BYTES = 1 << 18  # a longer line is no record of ours: 25 kB for the losses of 512 ranks
+MAX_LINE_BYTES = 1 << 16  # a longer line is no record of ours: 25 kB for the losses of 512 ranks
 # Of a file that is read whole: twice the metrics of a month that were logged at every step.
 MAX_LINES_BYTES = 1 << 29
 MAX_LINES = 2_000_000

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -307,6 +308,14 @@ def test_a_song_that_needs_too_much_memory_costs_itself_alone(tmp_path, monkeypa
     monkeypatch.setattr(audio, "read_recording", read)
     assert convert(SourceSong(put, put.name), IngestConfig()).refusal.startswith("too large: ")
     assert IngestConfig().worker_memory < 11 << 30
+
+
+def test_one_process_has_the_limit_of_a_worker_and_lifts_it_again():
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    assert list(in_order(len, [bytearray(9)], 1, crashed=len, memory=2 << 30)) == [9]
+    with pytest.raises(MemoryError):
+        list(in_order(bytearray, [8 << 30], 1, crashed=bytearray, memory=2 << 30))
+    assert resource.getrlimit(resource.RLIMIT_AS) == before
 
 
 def test_a_worker_may_take_so_much_memory_and_no_more():

@@ -12,6 +12,7 @@ from fixtures.paths import ROOT
 from megajukebox.common.build_folders import BUILD_FOLDERS, IN_TMP, use_private_build_folders
 from megajukebox.common.child_processes import child_environment, module_command
 from megajukebox.common.errors import UserError
+from megajukebox.common.process_pool import in_order
 
 # Modules of the standard library and of ours that every child imports early.
 HOSTILE = ("psutil", "json", "torch", "numpy", "megajukebox", "sitecustomize", "runpy")
@@ -72,13 +73,33 @@ def test_a_child_gets_what_it_needs_and_no_secret(monkeypatch: pytest.MonkeyPatc
         "WANDB_API_KEY",
         "SSH_AUTH_SOCK",
         "RANK",
+        # Of an allowed beginning, and still secrets: by the name, and by what is in it.
+        "PYTORCH_SECRET_TOKEN",
+        "NVIDIA_API_KEY",
     )
+    monkeypatch.setenv("TORCH_MIRROR", "https://me:hunter2@host/wheels")
     for name, value in {**needed, **dict.fromkeys(secret, "s")}.items():
         monkeypatch.setenv(name, value)
     environment = child_environment()
     assert needed.items() <= environment.items()
-    assert not set(secret) & set(environment)
+    assert not set(secret) & set(environment) and "TORCH_MIRROR" not in environment
     assert environment["PYTHONSAFEPATH"] == "1"
+
+
+def own_environment(_: int) -> dict[str, str]:
+    return dict(os.environ)
+
+
+def test_workers_of_a_pool_see_no_secret_and_this_process_keeps_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hidden = {"HF_TOKEN": "s", "GITHUB_PAT": "s", "PROXY": "http://me:hunter2@host:8080"}
+    shown = {"LANG": "C", "SONGS": "/data/songs"}
+    for name, value in {**hidden, **shown}.items():
+        monkeypatch.setenv(name, value)
+    for seen in in_order(own_environment, [1, 2], 2, crashed=own_environment):
+        assert shown.items() <= seen.items() and not set(hidden) & set(seen)
+    assert hidden.items() <= os.environ.items()
 
 
 # ---- What is built and loaded again -----------------------------------------------------------------------------------

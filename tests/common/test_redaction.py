@@ -93,6 +93,16 @@ CANARIES = {  # secret -> the text that it stands in
     "pk-25": '{{"private_key": "{}"}}',
     "str-26": "connection_string='{}'",
     "cred-27": "X-Goog-Credential={}&x=1",
+    "pat-28": "MY_PAT={} git push",
+    "4/0AbCd-29": "https://host/callback?code={}&state=3",
+    "9944b09199c62bcf9418ad846dd0e4bbdfc6ee30": "curl -H 'Authorization; Token {}'",
+    "key-31": "the api key: {} is refused",
+    "key-32": "Secret Key = {}",
+    "rc-33": "machine api.host login me password {}",
+    "rc-34": "machine api.host\n  login me\n  password {}\n",
+    "hunter35": "mysqldump --user me -p{} songs",
+    "hunter36": "sshpass -p {} ssh me@host",
+    "hunter37": "mysql -u me -p{}",
 }
 HARMLESS = [
     "shard songs-000012.tar: frames at frame 7",
@@ -114,6 +124,12 @@ HARMLESS = [
     "2026-11-30 12:00:00 rank 3: pass 2 of 4 begins",
     "runs/sk-learn-baseline/heartbeats/rank0.json",
     "hops: [8, 32, 128], sizes: {top: 1}",
+    "ssh -p 2222 host, mkdir -p/songs/a, rsync -progress",
+    "a token of-an-instrument, Token unclear-without-digits",
+    "machine learning needs a login and a password of its own",
+    "python -c code=5; exit code=93; the code: 4",
+    "a pat on the back, pat: 3, path=/songs, pattern=x, spat=y",
+    "the main key: C minor, key: A, keys = 3",
 ]
 
 

@@ -283,7 +283,7 @@ def fuzz_unfinished(draw: random.Random, folder: Path) -> None:
 
 @pytest.mark.parametrize("fuzz", [fuzz_requests, fuzz_lrc, fuzz_unfinished])
 @pytest.mark.parametrize(
-    "count", [300, pytest.param(10_000, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])]
+    "count", [300, pytest.param(20_000, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])]
 )
 def test_any_bytes_are_read_or_refused(tmp_path: Path, fuzz, count: int) -> None:
     for seed in range(count):
