@@ -21,7 +21,12 @@ from megajukebox.resilience.launch_layout import LaunchLayout, TrainingCommand
 from megajukebox.training.batching import ACCUMULATION, MICRO, TOTAL, batch_of_run, share_batch
 from megajukebox.training.checkpointing.disk_space import missing_disk_space
 from megajukebox.training.config import Preset, load_preset
-from megajukebox.training.engines.ds_config import parse_name, read_ds_config, require_gpu
+from megajukebox.training.engines.ds_config import (
+    parse_name,
+    read_ds_config,
+    require_gpu,
+    require_optimizer,
+)
 from megajukebox.training.planner.fit import check_whole, memory_need
 from megajukebox.training.planner.gpus import GIB, gpu_of_profile
 from megajukebox.training.planner.plan import Assumptions, plan
@@ -55,6 +60,7 @@ def preview_stage(
         UserError: settings, memory, disk or this job's devices would make it fail.
     """
     stage = resolve(training, run)
+    require_optimizer(stage.ds_config, stage.ds_config_name)
     stages = pipeline_stages(stage.ds_config, layout.ranks)
     check_whole(layout.ranks, stages, layout.per_node)
     shared = share_batch(stage.ds_config, layout.ranks // stages, stage.settings.batch)

@@ -164,13 +164,13 @@ def _mapping(pairs: list[tuple[str, Any]]) -> dict[Any, Any]:
 
 
 def repeated_key(value: Any, inside: str = "") -> str:
-    """`'optimizer.params.lr' is given twice`, of the first key of a document that is; "" if none is."""
+    """`'optimizer.params.lr' is given twice; keep one of them`, of the first key of a document that is; "" if none is."""
     inner: Iterable[tuple[Any, Any]] = ()
     if isinstance(value, dict):
         for key in value:
             if isinstance(key, RepeatedKey):
                 name = f"{inside}{key.name}" if inside else key.name
-                return f"{name!r} is given twice{key.where}"
+                return f"{name!r} is given twice{key.where}; keep one of them"
         inner = value.items()
     elif isinstance(value, list):
         inner = enumerate(value)

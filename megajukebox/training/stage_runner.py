@@ -23,7 +23,7 @@ from megajukebox.training.checkpoint import candidates
 from megajukebox.training.checkpointing.disk_space import missing_disk_space
 from megajukebox.training.config import Preset, dump
 from megajukebox.training.engines import collectives
-from megajukebox.training.engines.ds_config import require_gpu
+from megajukebox.training.engines.ds_config import require_gpu, require_optimizer
 from megajukebox.training.engines.factory import build_engine
 from megajukebox.training.engines.pipeline import reader, sees_data
 from megajukebox.training.loop import train
@@ -60,6 +60,7 @@ def run_task(
     out = stage_run.out
     settings = stage_run.settings
     as_given = collectives.read_ds_config(settings.ds_config)
+    require_optimizer(as_given, settings.ds_config)
     require_gpu(settings.ds_config)
     # Where NCCL's own watchdog leaves its record, an hour after ours has.
     os.environ.setdefault("TORCH_NCCL_DEBUG_INFO_TEMP_FILE", str(out / "hangs" / NCCL_PREFIX))

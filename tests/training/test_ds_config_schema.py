@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megajukebox.common.errors import UserError
-from megajukebox.training.engines.ds_config import read_ds_config
+from megajukebox.training.engines.ds_config import read_ds_config, require_optimizer
 from megajukebox.training.planner import ds_config_schema
 from megajukebox.training.planner.ds_config_schema import ELSEWHERE, NOT_OURS, SCHEMA
 from megajukebox.training.planner.recipe import recipe
@@ -123,6 +123,13 @@ def test_a_key_that_is_given_twice_is_named_with_its_path(tmp_path):
 def test_two_precisions_are_refused_with_the_file(tmp_path):
     text = json.dumps({**GOOD, "fp16": {"enabled": True}, "bf16": {"enabled": True}})
     assert refusal(tmp_path, text) == "mine.json: the ds_config enables fp16 and bf16; keep one"
+
+
+@pytest.mark.parametrize("given", [{}, {"optimizer": {}}, {"optimizer": {"params": {"lr": 1}}}])
+def test_a_ds_config_without_an_optimizer_trains_nothing(given):
+    with pytest.raises(UserError, match=r"mine.json: optimizer.type is missing; write"):
+        require_optimizer(given, "mine.json")
+    require_optimizer(GOOD, "mine.json")
 
 
 def test_what_is_no_object_is_refused(tmp_path):

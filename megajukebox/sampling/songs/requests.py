@@ -234,7 +234,7 @@ def parse_requests(data: list, name: str = "song") -> tuple[list[SongRequest], l
         repeated = repeated_key(entry)
         if repeated:
             shown = plain(str(entry.get("id", number)))[:MAX_SHOWN]
-            refused.append(f"request {shown}: {plain(repeated)[:MAX_SHOWN]}; keep one of them")
+            refused.append(f"request {shown}: {plain(repeated)[:MAX_SHOWN]}")
             continue
         try:
             settings = {str(key): value for key, value in entry.items()}

@@ -81,7 +81,7 @@ def read_ds_config(name: str) -> dict:
     try:
         ds_config = parse_json(read_given(path))
     except ValueError as error:
-        raise UserError(f"{path}: is no JSON that reads in one way: {error}") from None
+        raise UserError(f"{path} is no JSON that reads in one way: {error}") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror or error})") from None
     if not isinstance(ds_config, dict):
@@ -90,6 +90,19 @@ def read_ds_config(name: str) -> dict:
         )
     check_ds_config(ds_config, str(path))
     return ds_config
+
+
+def require_optimizer(ds_config: dict, name: str) -> None:
+    """Refuse to train with a ds_config that says no optimizer: DeepSpeed would build an engine without one.
+
+    Raises:
+        UserError: names the ds_config and the key.
+    """
+    if "type" not in ds_config.get("optimizer", {}):
+        raise UserError(
+            f"{name}: optimizer.type is missing; write"
+            ' "optimizer": {"type": "AdamW", "params": {"lr": ..., "torch_adam": true}}'
+        )
 
 
 def recipe_names() -> list[str]:
