@@ -258,7 +258,7 @@ class References:
         """Refuse samples that no figure could compare with these references.
 
         Mel bands, spectra and embeddings are of other pitches at another sample rate: one song at two rates is as far
-        from itself as from another song (docs/decisions/0045). Codes mean nothing beside those of another VQ-VAE.
+        from itself as from another song (docs/decisions/0049). Codes mean nothing beside those of another VQ-VAE.
 
         Raises:
             UserError: names the two rates, or the two VQ-VAEs, and the way out.
