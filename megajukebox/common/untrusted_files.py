@@ -247,16 +247,17 @@ def _check_events(data: bytes | str, allow_aliases: bool) -> None:
     """
     depth = 0
     for event in yaml.parse(data, Loader=FASTEST_LOADER):
+        mark: Any = event.start_mark
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
         elif isinstance(event, yaml.AliasEvent) and not allow_aliases:
             problem = f"has an alias (*{event.anchor}): write the value out"
-            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
         if depth > MAX_DEPTH:
             problem = f"goes deeper than {MAX_DEPTH} lists and mappings"
-            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
 
 
 def parse_yaml(data: bytes | str, allow_aliases: bool = False, mark_repeated: bool = False) -> Any:
