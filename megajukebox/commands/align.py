@@ -17,7 +17,7 @@ from rich.table import Table
 
 from megajukebox.common.command_line import run_command
 from megajukebox.common.device import choose_device
-from megajukebox.common.levels import PRIOR_FOLDERS, VQVAE_FOLDER
+from megajukebox.common.levels import ALIGNMENT_FILE, PRIOR_FOLDERS, VQVAE_FOLDER
 from megajukebox.common.model_files import read_facts
 from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.data.stream.code_dataset import check_codes
@@ -25,7 +25,6 @@ from megajukebox.data.stream.song_dataset import held_out_share, split
 from megajukebox.sampling.jukebox import PriorRun
 from megajukebox.sampling.lyrics.alignment import Head
 from megajukebox.sampling.lyrics.head_selection import (
-    ALIGNMENT_FILE,
     AlignedSong,
     AlignmentHead,
     choose_head,

@@ -10,3 +10,4 @@ STUDENT_FOLDERS = {level: f"{level}_student" for level in LEVELS}
 STUDENT_TABLE = (
     "student.json"  # in a student's folder: every grid order it learned, and which one is used
 )
+ALIGNMENT_FILE = "alignment.json"  # in a prior's folder: the head that follows the lyrics

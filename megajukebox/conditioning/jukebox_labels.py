@@ -1,6 +1,7 @@
 """Names of artists and genres as OpenAI's Jukebox writes and numbers them (label versions v2 and v3)."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -56,11 +57,18 @@ def read_label_file(path: Path, size: int) -> Vocabulary:
                 f"{path}, line {number}: {line!r} is not `name;id` with an id below {size}"
             )
         names.setdefault(int(text), name)
-    names[0] = UNKNOWN
-    entries: list[str] = []
-    seen: set[str] = set()
-    for i in range(size):
-        name = names.get(i, f"<row {i}>")
-        entries.append(f"<row {i}>" if name in seen else name)
+    return rows_as_vocabulary(names, size)
+
+
+def rows_as_vocabulary(names: Mapping[int, str], size: int) -> Vocabulary:
+    """The vocabulary of a table with `size` rows of which some are named.
+
+    Row 0 is "unknown"; a row without a name, or with that of an earlier one, gets a name nobody asks for.
+    """
+    entries = [UNKNOWN]
+    seen = {UNKNOWN}
+    for row in range(1, size):
+        name = names.get(row, f"<row {row}>")
+        entries.append(f"<row {row}>" if name in seen else name)
         seen.add(name)
     return Vocabulary(tuple(entries))

@@ -12,13 +12,29 @@ from torch import Tensor
 
 from megajukebox.common.errors import UserError
 from megajukebox.common.model_files import StoredTensors
-from megajukebox.common.untrusted_files import open_given
+from megajukebox.common.untrusted_files import open_given, parse_json, read_inside
 from megajukebox.common.wrong_downloads import wrong_file
 from megajukebox.interop.hugging_face import from_hugging_face, last_convolutions
+from megajukebox.interop.label_names import TOKENIZER_CONFIG
+from megajukebox.interop.transformers_config import (
+    CONFIG_TYPES,
+    TransformersConfig,
+    TransformersPriorConfig,
+    TransformersVQVAEConfig,
+    read_config,
+)
 
-HUGGING_FACE = re.compile(r"(vqvae|priors\.(\d+))\.(.+)")
+ALONE = "alone"  # the number of a prior that was saved alone and does not say its level
+HUGGING_FACE = re.compile(rf"(vqvae|priors\.(\d+|{ALONE}))\.(.+)")
+# Tensors by which a VQ-VAE and a prior that transformers saved alone are known, and the prefixes of all of theirs.
+SAVED_ALONE = {
+    "vqvae": ("bottleneck.level_blocks.0.codebook", ("encoders.", "decoders.", "bottleneck.")),
+    "prior": (
+        "prior.embed_tokens.weight",
+        ("prior.", "encoder.", "metadata_embedding.", "conditioner_blocks."),
+    ),
+}
 RELEASE_AFTER = 256 << 20  # bytes
-TOP = 2  # Hugging Face counts the priors from the top, OpenAI levels from the bottom
 
 
 @dataclass(frozen=True)
@@ -32,12 +48,13 @@ class ForeignCheckpoint:
     files: tuple[Path, ...]
     kind: str  # "vqvae" or "prior"
     tensors: Mapping[str, Tensor]
-    level: int | None = None  # the reference's number, 0 = bottom; None: unknown
+    level: int | None = None  # OpenAI's number, 0 = bottom; None: unknown
     hps: dict[str, Any] = field(default_factory=dict)
     step: int = 0
     layout: str = "openai"  # or "hugging_face"
     stack: str = "blocks"  # what the file calls a conditioner's residual stacks: blocks or model
     tied: bool = False  # whether the output matrix is the embedding, as in every model without `merged_decoder`
+    from_top: int | None = None  # Hugging Face's number, 0 = top; None: unknown
 
     @property
     def path(self) -> Path:
@@ -56,14 +73,16 @@ def read_checkpoints(paths: Sequence[Path]) -> list[ForeignCheckpoint]:
     """
     models: list[ForeignCheckpoint] = []
     pieces: dict[str, Tensor] = {}
+    files: list[Path] = []  # of the pieces
     for path in paths:
         content = _open(path)  # one file at a time in memory
         if isinstance(content, ForeignCheckpoint):
             models.append(_outline(content))
         else:
             _add_pieces(pieces, path, content)
+            files.append(path)
         del content
-    models += map(_outline, _hugging_face(tuple(paths), pieces))
+    models += map(_outline, _hugging_face(tuple(files), pieces))
     return models
 
 
@@ -97,7 +116,7 @@ def _mapped_tensors(checkpoint: ForeignCheckpoint) -> Mapping[str, Tensor]:
             return content.tensors
         _add_pieces(pieces, path, content)
     for other in _hugging_face(checkpoint.files, pieces):
-        if (other.kind, other.level) == (checkpoint.kind, checkpoint.level):
+        if (other.kind, other.from_top) == (checkpoint.kind, checkpoint.from_top):
             return other.tensors
     raise KeyError(f"{checkpoint.path} no longer holds the {checkpoint.kind} it held before")
 
@@ -122,7 +141,24 @@ def _open(path: Path) -> ForeignCheckpoint | dict[str, Tensor]:
     state = _state(path, content)
     if all(map(HUGGING_FACE.fullmatch, state)):
         return state
+    alone = _saved_alone(path, state)
+    if alone is not None:
+        return {f"{alone}.{name}": tensor for name, tensor in state.items()}
     return _openai(path, content, state)
+
+
+def _saved_alone(path: Path, state: Mapping[str, Tensor]) -> str | None:
+    """The name that a model has in a whole set if transformers saved it alone, in one file or in pieces."""
+    for kind, (tensor, prefixes) in SAVED_ALONE.items():
+        if tensor not in state and not all(name.startswith(prefixes) for name in state):
+            continue
+        config = read_config(path.parent)
+        if tensor not in state and not isinstance(config, CONFIG_TYPES[f"jukebox_{kind}"]):
+            continue
+        if kind == "vqvae":
+            return "vqvae"
+        return f"priors.{config.level if isinstance(config, TransformersPriorConfig) else ALONE}"
+    return None
 
 
 def _add_pieces(pieces: dict[str, Tensor], path: Path, more: dict[str, Tensor]) -> None:
@@ -236,15 +272,15 @@ def _one_stack_name(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
 def _hugging_face(
     paths: tuple[Path, ...], pieces: dict[str, Tensor]
 ) -> Iterator[ForeignCheckpoint]:
-    """The models of a set in Hugging Face's layout: `vqvae.` and `priors.0.` (top) to `priors.2.` (bottom)."""
-    models: dict[tuple[str, int | None], dict[str, Tensor]] = {}
+    """The models of a set in Hugging Face's layout: `vqvae.` and `priors.0.` (top), `priors.1.`, ..."""
+    models: dict[tuple[str, str | None], dict[str, Tensor]] = {}
     for name, tensor in pieces.items():
         match = HUGGING_FACE.fullmatch(name)
         assert match is not None
         _, number, rest_of_name = match.groups()
-        key = ("prior", TOP - int(number)) if number else ("vqvae", None)
+        key = ("prior", number) if number else ("vqvae", None)
         models.setdefault(key, {})[rest_of_name] = tensor
-    for (kind, level), tensors in models.items():
+    for (kind, number), tensors in models.items():
         lasts = last_convolutions(tensors)
         renamed = {}
         for name, tensor in tensors.items():
@@ -254,4 +290,41 @@ def _hugging_face(
                     f"{paths[0]}: {name} is not a tensor of Jukebox in Hugging Face's layout"
                 )
             renamed[openai] = tensor
-        yield ForeignCheckpoint(paths, kind, renamed, level, layout="hugging_face")
+        from_top = int(number) if number and number != ALONE else None
+        if from_top is None and kind == "prior" and "conditioner_blocks.0.ln.bias" not in renamed:
+            from_top = 0  # only the top reads no level above
+        hps = _transformers_hps(paths, kind, from_top)
+        yield ForeignCheckpoint(
+            paths, kind, renamed, from_top=from_top, hps=hps, layout="hugging_face"
+        )
+
+
+def _transformers_hps(paths: Sequence[Path], kind: str, from_top: int | None) -> dict[str, Any]:
+    """What the folders' config.json say of a VQ-VAE or of a prior, under OpenAI's names; {} where there is none."""
+    for folder in dict.fromkeys(path.parent for path in paths):
+        config = read_config(folder)
+        hps: dict[str, Any] | None = None
+        if isinstance(config, TransformersVQVAEConfig) and kind == "vqvae":
+            hps = config.hps()
+        if isinstance(config, TransformersPriorConfig) and from_top == config.level:
+            hps = config.hps()
+        if isinstance(config, TransformersConfig):
+            priors = config.priors()
+            if kind == "vqvae" and config.vqvae_config:
+                hps = {"sr": config.sampling_rate, **config.vqvae_config.hps()}
+            if kind == "prior" and from_top is not None and from_top < len(priors):
+                hps = priors[from_top].hps()
+                if config.vqvae_config:
+                    hps["levels"] = config.vqvae_config.levels
+        if hps is not None:
+            return hps | _label_version(folder, from_top or 0)
+    return {}
+
+
+def _label_version(folder: Path, from_top: int) -> dict[str, Any]:
+    """Whether a prior's labels are v3, by the tokenizer beside it."""
+    try:
+        versions = parse_json(read_inside(folder, TOKENIZER_CONFIG)).get("version")
+        return {"labels_v3": versions[from_top] == "v3"}
+    except (OSError, ValueError, AttributeError, TypeError, IndexError):
+        return {}  # of the tokenizer alone: nothing hangs on it

@@ -1,6 +1,6 @@
 """Our run folders in OpenAI's and in Hugging Face's layout, without loss: the tables of the import read backwards."""
 
-import shutil
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,8 +9,14 @@ import torch
 from torch import Tensor
 
 from megajukebox.common.errors import UserError
-from megajukebox.common.files import atomic_open, make_folder
-from megajukebox.common.levels import LEVELS, RUN_FOLDERS
+from megajukebox.common.files import atomic_open, make_folder, write_atomic
+from megajukebox.common.levels import (
+    ALIGNMENT_FILE,
+    LEVELS,
+    RUN_FOLDERS,
+    STUDENT_FOLDERS,
+    STUDENT_TABLE,
+)
 from megajukebox.common.model_files import (
     FACTS,
     WEIGHTS,
@@ -20,17 +26,24 @@ from megajukebox.common.model_files import (
     read_facts,
     write_safetensors,
 )
-from megajukebox.common.untrusted_files import open_inside
-from megajukebox.conditioning.tokenizers import LYRICS_MODEL
+from megajukebox.common.untrusted_files import parse_json, read_inside
+from megajukebox.conditioning.jukebox_labels import Version
+from megajukebox.conditioning.vocabulary import Vocabulary, read_vocabularies
+from megajukebox.interop.export_record import KEPT_FACTS, ExportedPart, write_export_record
 from megajukebox.interop.hugging_face import to_hugging_face
+from megajukebox.interop.label_names import (
+    NamedPriors,
+    label_version,
+    unlisted,
+    write_openai_lists,
+    write_tokenizer_files,
+)
+from megajukebox.interop.layout_limits import ModelToExport, refuse_inexpressible
 from megajukebox.interop.reference_config import reference_hps
 from megajukebox.interop.tensor_names import TensorMapping, prior_table, vqvae_table
+from megajukebox.interop.transformers_config import CONFIG, jukebox_json, prior_json, vqvae_json
 from megajukebox.models.prior import PriorConfig
 from megajukebox.models.vqvae import VQVAEConfig
-
-PLAIN = (WEIGHTS, "vocabularies.json", LYRICS_MODEL, FACTS)
-COPY_BLOCK_BYTES = 4 << 20
-TOP = 2  # Hugging Face counts the priors from the top
 
 
 @dataclass(frozen=True)
@@ -41,7 +54,20 @@ class ExportedRun:
     facts: dict[str, Any]
     stored: StoredTensors
     config: VQVAEConfig | PriorConfig
-    level: int | None  # the reference's number
+    level: int | None  # OpenAI's number, from the bottom
+    from_top: int = 0  # Hugging Face's
+
+    @property
+    def to_check(self) -> ModelToExport:
+        return ModelToExport(self.folder, self.config, self.facts)
+
+    @property
+    def alignment(self) -> dict[str, Any] | None:
+        """What alignment.json says, if the prior has it."""
+        try:
+            return parse_json(read_inside(self.folder, ALIGNMENT_FILE))
+        except FileNotFoundError:
+            return None
 
     def table(self, stack: str = "blocks") -> list[TensorMapping]:
         """Its tensors; `stack`: what an OpenAI file calls a conditioner's residual stacks, `blocks` or `model`."""
@@ -88,26 +114,37 @@ def open_runs(path: Path) -> list[ExportedRun]:
             runs.append(ExportedRun(folder, facts, stored, vqvae, None))
         elif facts["kind"] == "prior":
             prior = PriorConfig(**facts["config"])
-            runs.append(ExportedRun(folder, facts, stored, prior, levels.index(prior.level)))
+            level = levels.index(prior.level)
+            runs.append(ExportedRun(folder, facts, stored, prior, level, len(levels) - 1 - level))
         else:
             raise UserError(
-                f"{folder} holds a {facts['kind']}; the reference has only VQ-VAEs and priors"
+                f"{folder} holds a {facts['kind']}; the layout has only VQ-VAEs and priors"
             )
     return runs
 
 
 def export_openai(path: Path, to: Path) -> list[Path]:
-    """`vqvae.pth.tar` and `prior_level_<n>.pth.tar` of the models at `path`. One model is held in memory at a time."""
+    """Write the models at `path` as `vqvae.pth.tar` and `prior_level_<n>.pth.tar`, one in memory at a time.
+
+    Raises:
+        UserError: OpenAI's code would compute something else from these files; nothing is written then.
+    """
+    runs = open_runs(path)
+    refuse_inexpressible([run.to_check for run in runs], "openai")
     make_folder(to)
-    return [_openai(run, to) for run in open_runs(path)]
+    files = [_openai(run, to) for run in runs]
+    return [*files, *write_openai_lists(to, named_priors(runs)), write_record(runs, to)]
 
 
 def _openai(run: ExportedRun, to: Path) -> Path:
     """Write one model as OpenAI's file; returns its path."""
     imported = run.facts.get("imported", {})
-    hps = imported.get("hps") or reference_hps(run.config, run.level)
-    if "grown_from" in run.facts:
-        hps = {**hps, "y_bins": reference_hps(run.config, run.level)["y_bins"]}
+    hps = reference_hps(run.config, run.level)
+    if isinstance(run.config, PriorConfig) and run.config.conditions:
+        hps["labels_v3"] = label_version(run.config, run.facts.get("names")) == "v3"
+    if imported.get("layout") == "openai" and imported.get("hps"):
+        table_sizes = {"y_bins": hps["y_bins"]} if "grown_from" in run.facts else {}
+        hps = {**imported["hps"], **table_sizes}
     # JSON has no tuples, the reference has no lists.
     hps = {name: tuple(value) if isinstance(value, list) else value for name, value in hps.items()}
     model: dict[str, Tensor] = {}
@@ -124,28 +161,88 @@ def _openai(run: ExportedRun, to: Path) -> Path:
 
 
 def export_hugging_face(path: Path, to: Path) -> list[Path]:
-    """One safetensors file with all models at `path`, under Hugging Face's names; one tensor is in memory at a time."""
+    """Write the models at `path` as a folder for transformers' from_pretrained; one tensor is in memory at a time.
+
+    A run alone becomes a JukeboxVQVAE or a JukeboxPrior, several a JukeboxModel.
+
+    Raises:
+        UserError: transformers would compute something else from this folder; nothing is written then.
+    """
+    runs = open_runs(path)
+    refuse_inexpressible([run.to_check for run in runs], "hugging_face")
     make_folder(to)
     tensors: dict[str, PendingTensor] = {}
-    for run in open_runs(path):
-        prefix = "vqvae" if run.level is None else f"priors.{TOP - run.level}"
+    for run in runs:
         for entry in run.table():
-            tensors[f"{prefix}.{to_hugging_face(entry.theirs)}"] = run.pending(entry)
+            name = to_hugging_face(entry.theirs)
+            if len(runs) > 1:
+                part = "vqvae" if run.level is None else f"priors.{run.from_top}"
+                name = f"{part}.{name}"
+            tensors[name] = run.pending(entry)
     with atomic_open(to / WEIGHTS) as out:
         write_safetensors(out, tensors)
-    return [to / WEIGHTS]
+    config = json.dumps(_config_json(runs), indent=2, ensure_ascii=False) + "\n"
+    write_atomic(to / CONFIG, config.encode())
+    lyrics = [run.config.lyrics for run in runs if isinstance(run.config, PriorConfig)]
+    tokens = max((each.tokens for each in lyrics if each), default=0)
+    names = write_tokenizer_files(to, named_priors(runs), tokens)
+    return [to / WEIGHTS, to / CONFIG, *names, write_record(runs, to)]
 
 
-def export_plain(path: Path, to: Path) -> list[Path]:
-    """Copies of model.safetensors and model.json, without checkpoints and logs."""
-    copies = []
-    for run in open_runs(path):
-        folder = to / run.folder.name
-        make_folder(folder)
-        for name in PLAIN:
-            source = run.folder / name
-            if source.is_file():
-                with open_inside(run.folder, name) as file, atomic_open(folder / name) as out:
-                    shutil.copyfileobj(file, out, COPY_BLOCK_BYTES)
-                copies.append(folder / name)
-    return copies
+def _config_json(runs: list[ExportedRun]) -> dict[str, Any]:
+    """What config.json says of these runs."""
+    vqvae: VQVAEConfig | None = None
+    priors: dict[int, dict[str, Any]] = {}
+    for run in runs:
+        if isinstance(run.config, VQVAEConfig):
+            vqvae = run.config
+    for run in runs:
+        if isinstance(run.config, PriorConfig):
+            known = run.alignment or {}
+            pair = (known["layer"], known["head"]) if known else None
+            priors[run.from_top] = prior_json(run.config, run.from_top, vqvae, pair)
+    if vqvae is None:
+        return next(iter(priors.values()))
+    if not priors:
+        return vqvae_json(vqvae)
+    return jukebox_json(vqvae, [priors[number] for number in sorted(priors)])
+
+
+# ---- Beside the weights ---------------------------------------------------------------------------------------------
+
+
+def named_priors(runs: list[ExportedRun]) -> NamedPriors:
+    """The version of the labels and the names of their rows, of every prior with labels."""
+    named: list[tuple[Version, dict[str, Vocabulary]]] = []
+    for run in runs:
+        if isinstance(run.config, PriorConfig) and run.config.conditions:
+            version = label_version(run.config, run.facts.get("names"))
+            named.append((version, read_vocabularies(run.folder)))
+    return named
+
+
+def write_record(runs: list[ExportedRun], to: Path) -> Path:
+    """Write what the layout has no words for; returns the file."""
+    parts: dict[str, ExportedPart] = {}
+    for run in runs:
+        name = "vqvae" if isinstance(run.config, VQVAEConfig) else run.config.level
+        vocabularies = read_vocabularies(run.folder)
+        parts[name] = ExportedPart(
+            config=run.config.model_dump(mode="json"),
+            step=run.facts["step"],
+            facts={fact: run.facts.get(fact) for fact in KEPT_FACTS},
+            vocabularies={name: list(words.names) for name, words in vocabularies.items()},
+            alignment=run.alignment,
+        )
+    return write_export_record(to, parts)
+
+
+def left_out(path: Path) -> list[str]:
+    """A line for each thing at `path` that OpenAI's and Hugging Face's layouts are written without."""
+    lines = unlisted(named_priors(open_runs(path)))
+    students = [
+        name for name in STUDENT_FOLDERS.values() if (path / name / STUDENT_TABLE).is_file()
+    ]
+    if students:
+        lines.append(f"left out: {', '.join(students)}; --layout megajukebox takes students too")
+    return lines

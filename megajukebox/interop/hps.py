@@ -47,6 +47,35 @@ HARMLESS = {
 }
 
 
+# What a prior's or a VQ-VAE's settings may be called beside those of the released models.
+OTHER_NAMES = frozenset(
+    (
+        *(
+            "level",
+            "labels_v3",
+            "cond_c_res",
+            "cond_downs_t",
+            "cond_strides_t",
+            "prime_m_attn",
+            "prime_m_mlp",
+        ),
+        *(
+            "cond_dilation_growth_rate",
+            "cond_dilation_cycle",
+            "cond_res_scale",
+            "max_bow_genre_size",
+        ),
+    )
+)
+# Settings that the shapes of tensors tell: another value than theirs would be without effect.
+OF_SHAPES = frozenset(
+    (
+        *("levels", "width", "depth", "emb_width", "l_bins", "n_ctx", "y_bins", "t_bins"),
+        *("prior_width", "prior_depth", "prime_width", "prime_depth", "cond_width", "cond_depth"),
+    )
+)
+
+
 class Hps:
     """Looks a name up in `sources`, in this order, and in `HARMLESS` last. `where` names the file in errors."""
 

@@ -1,10 +1,12 @@
 """The plan of an import: which model each file holds, and a check that its tensors and ours are the same set."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from megajukebox.common.errors import UserError
@@ -12,8 +14,23 @@ from megajukebox.common.levels import RUN_FOLDERS
 from megajukebox.common.model_files import PendingTensor
 from megajukebox.interop.checkpoints import ForeignCheckpoint
 from megajukebox.interop.config_from_shapes import hops, prior_config, vqvae_config
-from megajukebox.interop.hps import OF_THE_VQVAE, Hps, refuse_unsupported
-from megajukebox.interop.released_configs import HOPS, like_released_prior, like_released_vqvae
+from megajukebox.interop.hps import (
+    HARMLESS,
+    OF_SHAPES,
+    OF_THE_VQVAE,
+    OTHER_NAMES,
+    UNSUPPORTED,
+    Hps,
+    refuse_unsupported,
+)
+from megajukebox.interop.reference_config import reference_hps
+from megajukebox.interop.released_configs import (
+    HOPS,
+    PRIORS,
+    like_released_prior,
+    like_released_vqvae,
+)
+from megajukebox.interop.released_configs import VQVAE as RELEASED_VQVAE
 from megajukebox.interop.tensor_names import CODEBOOK_MADE, TensorMapping, prior_table, vqvae_table
 from megajukebox.models.prior import Prior, PriorConfig
 from megajukebox.models.vqvae import VQVAE, VQVAEConfig
@@ -27,6 +44,8 @@ class Part:
     checkpoint: ForeignCheckpoint
     config: VQVAEConfig | PriorConfig
     table: list[TensorMapping]
+    given: Hps  # what settings and files say of it
+    is_released: bool = False  # of the shapes of a model that OpenAI released
 
     @property
     def folder(self) -> str:
@@ -40,21 +59,25 @@ def plan(
 ) -> list[Part]:
     """The parts of an import, the VQ-VAE first. `vqvae`: the one imported before, which one of `checkpoints` replaces.
 
+    `settings`: hyper-parameters under OpenAI's names, for all parts (`heads`) or for one (`top.heads`).
+
     Raises:
         UserError: a tensor of the files or of our models is left over or has another shape, two files hold the same
-            part, or a prior does not belong to the VQ-VAE.
+            part, a prior does not belong to the VQ-VAE, or a setting is of no part.
     """
+    _check_names(settings)
     parts: list[Part] = []
     for checkpoint in checkpoints:
         if checkpoint.kind == "vqvae":
-            parts.append(vqvae_part(checkpoint, settings))
+            parts.append(vqvae_part(checkpoint, settings_of("vqvae", settings)))
     if parts:
         config = parts[0].config
         assert isinstance(config, VQVAEConfig)
         vqvae = config
     for checkpoint in checkpoints:
         if checkpoint.kind == "prior":
-            parts.append(prior_part(checkpoint, settings, vqvae))
+            parts.append(prior_part(numbered(checkpoint, vqvae), settings, vqvae))
+    _refuse_unused(settings, parts)
     by_name: dict[str, Part] = {}
     for part in parts:
         first = by_name.setdefault(part.name, part)
@@ -68,11 +91,16 @@ def plan(
 
 def vqvae_part(checkpoint: ForeignCheckpoint, settings: Mapping[str, Any]) -> Part:
     shapes = checkpoint.shapes
-    given = Hps(str(checkpoint.path), settings, checkpoint.hps, like_released_vqvae(shapes))
+    released = like_released_vqvae(shapes)
+    given = Hps(str(checkpoint.path), settings, checkpoint.hps, released)
     refuse_unsupported(given)
-    config = vqvae_config(shapes, given)
-    part = Part("vqvae", checkpoint, config, vqvae_table(config))
+    try:
+        config = vqvae_config(shapes, given)
+    except ValidationError as error:
+        raise _not_a_model(str(checkpoint.path), error) from None
+    part = Part("vqvae", checkpoint, config, vqvae_table(config), given, bool(released))
     check_cover(part)
+    _refuse_contradictions(config, settings)
     return part
 
 
@@ -82,28 +110,118 @@ def prior_part(
     shapes = checkpoint.shapes
     where = str(checkpoint.path)
     number = settings.get("level", checkpoint.level)
+    if number is not None and (isinstance(number, bool) or not isinstance(number, int)):
+        raise UserError(f"--set level={number} is not 0 (bottom), 1 or 2")
     released = like_released_prior(shapes, number)
-    own_hps = dict(checkpoint.hps)
-    for name in OF_THE_VQVAE:
-        own_hps.pop(name, None)
-    given = Hps(where, settings, own_hps, {"merged_decoder": not checkpoint.tied}, released)
     if number is None:
-        number = given["level"]
+        number = Hps(where, released)["level"]
+    has_upper = "conditioner_blocks.0.x_emb.weight" in shapes
+    settings = settings_of(_level_name(number, has_upper), settings)
+    own_hps = dict(checkpoint.hps)
+    from_transformers = checkpoint.layout == "hugging_face"
+    if (
+        vqvae is not None or not from_transformers
+    ):  # transformers' priors have their own numbers here
+        for name in OF_THE_VQVAE:
+            own_hps.pop(name, None)
+    if from_transformers and released:
+        # transformers has one number of genres for all priors of a set, and masks the places that are too many.
+        own_hps["max_bow_genre_size"] = released["max_bow_genre_size"]
+    given = Hps(where, settings, own_hps, {"merged_decoder": not checkpoint.tied}, released)
     refuse_unsupported(given)
     all_hops = _hops(given, vqvae, bool(released))
-    level = _level_name(where, number, len(all_hops), "conditioner_blocks.0.x_emb.weight" in shapes)
-    config = prior_config(shapes, given, level, all_hops[number])
+    _check_level(where, number, len(all_hops), has_upper)
+    level = _level_name(number, has_upper)
+    try:
+        config = prior_config(shapes, given, level, all_hops[number])
+    except ValidationError as error:
+        raise _not_a_model(where, error) from None
     if vqvae is not None and config.timing is None:
         # Without timing the sample rate changes no number, and files often hold a default.
         config = config.model_copy(update={"sample_rate": vqvae.sample_rate})
     _check_against_vqvae(where, config, all_hops, number, vqvae)
-    part = Part(level, checkpoint, config, prior_table(config))
+    part = Part(level, checkpoint, config, prior_table(config), given, bool(released))
     check_cover(part)
+    _refuse_contradictions(config, settings)
     if not config.separate_head and "prior.x_out.weight" in shapes and not checkpoint.tied:
         raise UserError(
             f"{where}: prior.x_out differs from prior.x_emb, but a model without merged_decoder has them as one"
         )
     return part
+
+
+def numbered(checkpoint: ForeignCheckpoint, vqvae: VQVAEConfig | None) -> ForeignCheckpoint:
+    """A prior with OpenAI's number of its level, which counts from the bottom, if files count from the top."""
+    if checkpoint.from_top is None:
+        return checkpoint
+    levels = len(vqvae.levels) if vqvae else checkpoint.hps.get("levels", len(HOPS))
+    from_top = checkpoint.from_top
+    if from_top >= levels:
+        # megajukebox 0.1.0 counted back from priors.2, also for jukeboxes of one or two levels.
+        return replace(checkpoint, level=len(HOPS) - 1 - from_top)
+    return replace(checkpoint, level=levels - 1 - from_top)
+
+
+def _not_a_model(where: str, error: ValidationError) -> UserError:
+    """A config that cannot be, as the user reads of it."""
+    first = error.errors()[0]
+    field = ".".join(map(str, first["loc"])) or "settings"
+    return UserError(
+        f"{where}: {field}: {first['msg']}; give the right value, as in --set NAME=VALUE"
+    )
+
+
+# ---- Settings -------------------------------------------------------------------------------------------------------
+
+
+def settings_of(part: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings for one part: those for all, then those of its own name."""
+    chosen = {name: value for name, value in settings.items() if "." not in name}
+    for name, value in settings.items():
+        if name.startswith(f"{part}."):
+            chosen[name.removeprefix(f"{part}.")] = value
+    return chosen
+
+
+def _check_names(settings: Mapping[str, Any]) -> None:
+    """Raise UserError for a setting that no model has."""
+    known: set[str] = {*RELEASED_VQVAE, *HARMLESS, *UNSUPPORTED, *OTHER_NAMES}
+    for preset in PRIORS.values():
+        known |= preset.keys()
+    for name in settings:
+        part, dot, own = name.rpartition(".")
+        if dot and part not in RUN_FOLDERS:
+            raise UserError(
+                f"--set {name}: {part!r} is no part; it is one of {', '.join(RUN_FOLDERS)}"
+            )
+        if own not in known or (dot and own == "level"):
+            likely = get_close_matches(own, known, n=1)
+            hint = f"; did you mean {likely[0]}?" if likely else "; give it under OpenAI's name"
+            raise UserError(f"--set {name}: {own!r} is no setting of a part{hint}")
+
+
+def _refuse_contradictions(config: VQVAEConfig | PriorConfig, settings: Mapping[str, Any]) -> None:
+    """Raise UserError for a setting that the shapes of the tensors belie."""
+    by_shapes = reference_hps(config, 0)
+    for name in sorted(OF_SHAPES & settings.keys() & by_shapes.keys()):
+        given = settings[name]
+        given = tuple(given) if isinstance(given, list) else given
+        if given != by_shapes[name]:
+            raise UserError(
+                f"--set {name}={given}: the tensors have {by_shapes[name]}; leave it out"
+            )
+
+
+def _refuse_unused(settings: Mapping[str, Any], parts: list[Part]) -> None:
+    """Raise UserError for a setting of a part that is not imported."""
+    names = [part.name for part in parts]
+    for setting in settings:
+        part, dot, _ = setting.rpartition(".")
+        if dot and part not in names:
+            raise UserError(f"--set {setting}: the files hold no {part}, but {', '.join(names)}")
+
+
+# ---- Levels ---------------------------------------------------------------------------------------------------------
 
 
 def _hops(given: Hps, vqvae: VQVAEConfig | None, released: bool) -> tuple[int, ...]:
@@ -120,8 +238,15 @@ def _hops(given: Hps, vqvae: VQVAEConfig | None, released: bool) -> tuple[int, .
     )
 
 
-def _level_name(where: str, number: int, levels: int, has_upper: bool) -> str:
-    """Our name of the reference's level `number` of `levels`; the top is the one that reads no level above."""
+def _level_name(number: int, has_upper: bool) -> str:
+    """Our name of the reference's level `number`; the top is the one that reads no level above."""
+    if not has_upper:
+        return "top"
+    return "bottom" if number == 0 else "middle"
+
+
+def _check_level(where: str, number: int, levels: int, has_upper: bool) -> None:
+    """Raise UserError unless a prior can be that of level `number` of `levels`."""
     if not 0 <= number < levels:
         raise UserError(
             f"{where} is a prior of level {number}, but its VQ-VAE has levels 0 to {levels - 1}"
@@ -131,9 +256,6 @@ def _level_name(where: str, number: int, levels: int, has_upper: bool) -> str:
         raise UserError(
             f"{where} {what}, so it is not the prior of level {number} of {levels}; give the right --set level="
         )
-    if not has_upper:
-        return "top"
-    return "bottom" if number == 0 else "middle"
 
 
 def _check_against_vqvae(

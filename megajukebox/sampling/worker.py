@@ -22,11 +22,10 @@ import torch
 
 from megajukebox.common.device import accelerator
 from megajukebox.common.errors import UserError
-from megajukebox.common.levels import STUDENT_TABLE
+from megajukebox.common.levels import ALIGNMENT_FILE, STUDENT_TABLE
 from megajukebox.common.model_files import FACTS, WEIGHTS
 from megajukebox.conditioning.vocabulary import VOCABULARIES
 from megajukebox.sampling.jukebox import Jukebox, SamplingInterrupted
-from megajukebox.sampling.lyrics.head_selection import ALIGNMENT_FILE
 from megajukebox.sampling.memory_budget import fit_batch, free_memory, level_memory
 from megajukebox.sampling.progress import ProgressFile
 from megajukebox.sampling.songs.requests import parse_requests

@@ -16,10 +16,11 @@ from megajukebox.common.errors import EXIT_FATAL, UserError
 from megajukebox.common.levels import RUN_FOLDERS
 from megajukebox.common.model_files import load_into, read_facts
 from megajukebox.interop.checkpoints import ForeignCheckpoint
-from megajukebox.interop.export import export_hugging_face, export_openai, export_plain
+from megajukebox.interop.export import export_hugging_face, export_openai
 from megajukebox.interop.hugging_face import from_hugging_face, last_convolutions, to_hugging_face
 from megajukebox.interop.import_plan import plan
 from megajukebox.interop.jukebox_weights import import_weights
+from megajukebox.interop.own_layout import export_models
 from megajukebox.interop.reference_config import reference_hps
 from megajukebox.interop.released_configs import PRIORS, VQVAE
 from megajukebox.interop.tensor_names import ORDER_OF_SCHEDULE, SCHEDULE_OF_ORDER
@@ -209,9 +210,13 @@ def test_hugging_faces_layout_and_back_gives_the_same_safetensors(tmp_path):
     assert (
         state["priors.0.prior.transformer._attn_mods.0.attn.c_attn.weight"].dtype == torch.float16
     )
-    # These shapes are not released ones, and no hyper-parameters come along.
+    whole = import_weights([file.parent], tmp_path / "whole")
+    for part, folder in made.items():
+        assert read_facts(whole[part])["fingerprint"] == read_facts(folder)["fingerprint"]
+    # These shapes are not released ones, and without config.json no hyper-parameters come along.
+    alone = file.rename(tmp_path / file.name)
     with pytest.raises(UserError, match="does not say"):
-        import_weights([file], tmp_path / "again")
+        import_weights([alone], tmp_path / "again")
     prefixes = {"vqvae": "vqvae.", "top": "priors.0.", "middle": "priors.1.", "bottom": "priors.2."}
     for part, name in zip(("vqvae", "bottom", "middle", "top"), SET):
         piece = tmp_path / "pytorch_model.bin"
@@ -238,7 +243,7 @@ def test_the_prefix_of_data_parallelism_and_the_old_file_format_change_nothing(t
 
 def test_plain_export_is_a_folder_that_loads(tmp_path):
     import_weights(written(tmp_path, ("vqvae",)), tmp_path / "run")
-    export_plain(tmp_path / "run", tmp_path / "plain")
+    export_models(tmp_path / "run", tmp_path / "plain")
     assert loaded(tmp_path / "plain" / "vqvae") == read_facts(tmp_path / "run" / "vqvae")
 
 

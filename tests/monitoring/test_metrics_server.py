@@ -21,8 +21,8 @@ def serving(token: str | None = None, allowed: tuple[str, ...] = ()) -> Iterator
     server.server_close()
 
 
-def ask(port: int, *headers: str, path: str = "/") -> bytes:
-    lines = [f"GET {path} HTTP/1.1", *headers, "", ""]
+def ask(port: int, *headers: str, path: str = "/", method: str = "GET") -> bytes:
+    lines = [f"{method} {path} HTTP/1.1", *headers, "", ""]
     with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
         connection.sendall("\r\n".join(lines).encode())
         return b"".join(iter(lambda: connection.recv(1 << 16), b""))
@@ -44,6 +44,26 @@ def test_on_loopback_only_its_names_and_those_allowed_are_answered() -> None:
         assert b" 200 " in ask(port).splitlines()[0]  # a program that names no host is no browser
     with serving("t" * 20) as port:  # the token says enough: Prometheus comes by the node's name
         assert b" 200 " in ask(port, "Host: node1:9464", f"Authorization: Bearer {'t' * 20}")
+
+
+def test_head_is_answered_as_get_without_the_body() -> None:
+    """Probes of load balancers ask with HEAD (RFC 9110, section 9.3.2); it was 405, and `/` came with a body."""
+
+    def fields(answer: bytes) -> list[bytes]:
+        return [
+            line for line in answer.splitlines() if not line.startswith((b"Date", b"Content-L"))
+        ]
+
+    with serving() as port:
+        for path in ("/metrics", "/", "/other"):
+            head, _, body = ask(port, "Host: localhost", path=path).partition(b"\r\n\r\n")
+            without = ask(port, "Host: localhost", path=path, method="HEAD")
+            assert without.endswith(b"\r\n\r\n")
+            assert fields(without.rstrip()) == fields(head)
+            assert b"Content-Length: " in without and (len(body) == 0) == (b"Length: 0" in without)
+        refused = ask(port, "Host: evil.example", path="/metrics", method="HEAD")
+        assert b" 403 " in refused.splitlines()[0]
+        assert b" 405 " in ask(port, "Host: localhost", method="PUT").splitlines()[0]
 
 
 def test_half_sent_requests_take_few_threads_and_keep_no_scrape_out() -> None:

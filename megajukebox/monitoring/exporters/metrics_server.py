@@ -103,7 +103,7 @@ def application(
             status, body = WRONG_HOST
         elif token is not None and not hmac.compare_digest(sent, f"Bearer {token}".encode()):
             status, body = NO_TOKEN
-        elif environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
+        elif environ["REQUEST_METHOD"] != "GET":
             status, body = READ_ONLY
         elif environ["PATH_INFO"] == "/metrics":
             return metrics(environ, start)
@@ -112,7 +112,27 @@ def application(
         start(status, [PLAIN, ("Content-Length", str(len(body)))])
         return [body]
 
-    return serve
+    return with_head(serve)
+
+
+def with_head(serve: Application) -> Application:
+    """`serve`, which knows GET, with HEAD as well: the same headers without the body (RFC 9110, section 9.3.2)."""
+
+    def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        if environ["REQUEST_METHOD"] != "HEAD":
+            return serve(environ, start_response)
+        started: list[tuple[str, list[tuple[str, str]]]] = []
+
+        def start(status: str, headers: list[tuple[str, str]]) -> None:
+            started.append((status, headers))
+
+        body = b"".join(serve({**environ, "REQUEST_METHOD": "GET"}, start))
+        status, headers = started[0]
+        fields = [field for field in headers if field[0] != "Content-Length"]
+        start_response(status, [*fields, ("Content-Length", str(len(body)))])
+        return []
+
+    return answer
 
 
 class MetricsServer(ThreadingMixIn, WSGIServer):

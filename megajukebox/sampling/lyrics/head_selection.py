@@ -12,6 +12,7 @@ from torch import Tensor
 
 from megajukebox.common.errors import UserError
 from megajukebox.common.files import write_atomic
+from megajukebox.common.levels import ALIGNMENT_FILE
 from megajukebox.common.untrusted_files import parse_json, read_inside
 from megajukebox.conditioning.schema import SongConditioning
 from megajukebox.models.lyric_attention import lyric_layers
@@ -26,7 +27,6 @@ from megajukebox.sampling.lyrics.word_timing import (
     words_of,
 )
 
-ALIGNMENT_FILE = "alignment.json"
 # Nats a code. Heads that do not follow the lyrics scored up to 0.1, one that had learned to 1.35 (docs/decisions/0031).
 MIN_FOLLOWING_SCORE = 0.3
 
