@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # This cluster's facts, and how a stage is started and kept running. Every script here reads it; change it once for your site.
 # Each value may also be set when submitting:  PROFILE=hopper RUNS=/scratch/runs sbatch slurm/top_prior.sh
 #
@@ -21,7 +22,8 @@ DRY_RUN=${DRY_RUN:-} MISSING=
 [ "${1:-}" != --dry-run ] || { DRY_RUN=1; shift; }
 
 set -ufo pipefail   # -f: a `*` in SETTINGS, which is taken apart at its spaces, names no files
-export PATH="$(realpath "$VENV")/bin:$PATH" OMP_NUM_THREADS=${OMP_NUM_THREADS:-4}
+bin=$(realpath "$VENV")/bin
+export PATH="$bin:$PATH" OMP_NUM_THREADS=${OMP_NUM_THREADS:-4}
 if [ -n "$DRY_RUN" ] && [ -z "${SLURM_JOB_ID:-}" ]; then   # as if this script had been submitted with these options
     header=$(python -m megajukebox.resilience.sbatch_header "$0" "$@") || exit 93
     eval "$header"
@@ -39,7 +41,8 @@ export NCCL_ASYNC_ERROR_HANDLING=1 TORCH_NCCL_ASYNC_ERROR_HANDLING=3
 export TORCH_FR_BUFFER_SIZE=${TORCH_FR_BUFFER_SIZE:-2000} TORCH_NCCL_TRACE_BUFFER_SIZE=${TORCH_NCCL_TRACE_BUFFER_SIZE:-2000}
 export TORCH_NCCL_DUMP_ON_TIMEOUT=${TORCH_NCCL_DUMP_ON_TIMEOUT:-1}
 # What follows from the kind of GPU: its environment, and three facts for the functions below.
-PROFILE_DS_CONFIG= PROFILE_SAMPLING_PRECISION= PROFILE_GPUS_PER_NODE=0
+# shellcheck disable=SC2034  # sample.sh reads the precision
+PROFILE_DS_CONFIG='' PROFILE_SAMPLING_PRECISION='' PROFILE_GPUS_PER_NODE=0
 profile=$(python -m megajukebox.training.planner.profiles "$PROFILE") || exit 93
 eval "$profile"
 if [ "$PROFILE_GPUS_PER_NODE" -gt 0 ] && [ "${SLURM_NTASKS_PER_NODE:-1}" -gt "$PROFILE_GPUS_PER_NODE" ]; then
