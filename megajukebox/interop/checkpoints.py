@@ -293,13 +293,13 @@ def _hugging_face(
         from_top = int(number) if number and number != ALONE else None
         if from_top is None and kind == "prior" and "conditioner_blocks.0.ln.bias" not in renamed:
             from_top = 0  # only the top reads no level above
-        hps = _transformers_hps(paths, kind, from_top)
+        hps = transformers_hps(paths, kind, from_top)
         yield ForeignCheckpoint(
             paths, kind, renamed, from_top=from_top, hps=hps, layout="hugging_face"
         )
 
 
-def _transformers_hps(paths: Sequence[Path], kind: str, from_top: int | None) -> dict[str, Any]:
+def transformers_hps(paths: Sequence[Path], kind: str, from_top: int | None) -> dict[str, Any]:
     """What the folders' config.json say of a VQ-VAE or of a prior, under OpenAI's names; {} where there is none."""
     for folder in dict.fromkeys(path.parent for path in paths):
         config = read_config(folder)
