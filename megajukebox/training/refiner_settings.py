@@ -5,6 +5,7 @@ from pydantic import Field
 from megajukebox.common.errors import UserError
 from megajukebox.models.refiner import RefinerConfig, window_size
 from megajukebox.models.vqvae import VQVAEConfig
+from megajukebox.training.refiner_critics import AdversarialSettings
 from megajukebox.training.settings import StrictSettings
 
 WINDOW_SECONDS = 0.046  # 512 samples at 11,025 Hz, 2048 at 44,100 Hz
@@ -48,6 +49,7 @@ class RefinerSettings(StrictSettings):
     dilations: tuple[int, ...] = Field(default=(1, 2, 4, 1, 2), min_length=1)
     hidden_ratio: float = Field(default=2.0, gt=0)
     loss: RefinerLossSettings = RefinerLossSettings()
+    adversarial: AdversarialSettings = AdversarialSettings()
 
 
 def refiner_config(settings: RefinerSettings, vqvae: VQVAEConfig) -> RefinerConfig:

@@ -44,10 +44,12 @@ def refiner_task(request: TaskRequest, reading: ReaderShare) -> Task:
     if "licence" in vqvae_facts:  # what is trained on a model's codes is derived from it
         facts["licence"] = vqvae_facts["licence"]
     loss = preset.refiner.loss
+    adversarial = preset.refiner.adversarial
     return Task(
         kind="refiner",
         config=config,
-        build=lambda: RefinerTraining(config, loss, vqvae),
+        build=lambda: RefinerTraining(config, loss, vqvae, adversarial),
+        unexported="critics.",
         source=clips,
         settings=settings,
         reading=reading,

@@ -7,6 +7,12 @@ from torch import Tensor
 from megajukebox.models.losses import STFT, log_spectral, spectral_convergence
 from megajukebox.models.refiner import Refiner, RefinerConfig, window_size
 from megajukebox.models.vqvae import VQVAE
+from megajukebox.training.refiner_critics import (
+    AdversarialSettings,
+    Critics,
+    critics_loss,
+    fooling_loss,
+)
 from megajukebox.training.refiner_settings import RefinerLossSettings
 
 NEIGHBOURS = 8  # nearest codes, of which one replaces a code now and then
@@ -23,9 +29,18 @@ class RefinerTraining(Refiner):
     decoded from them has to become the same clip.
     """
 
-    def __init__(self, config: RefinerConfig, loss: RefinerLossSettings, vqvae: VQVAE):
+    def __init__(
+        self,
+        config: RefinerConfig,
+        loss: RefinerLossSettings,
+        vqvae: VQVAE,
+        adversarial: AdversarialSettings | None = None,
+    ):
         super().__init__(config)
         self.loss = loss
+        self.adversarial = adversarial or AdversarialSettings()
+        if self.adversarial.weight:
+            self.critics = Critics(self.adversarial, config.sample_rate)
         # In a tuple, torch does not find it: it is no submodule.
         self._frozen = (vqvae.eval().requires_grad_(False),)
         vectors_KD = vqvae.level(config.level).codebook.vectors
@@ -71,12 +86,30 @@ class RefinerTraining(Refiner):
         refined_BT = self.refine(decoded_BT, codes_BN)
         loss, metrics = self._distances(x_BT, refined_BT)
         level = self.config.level
+        if self.adversarial.weight:
+            loss, own = self._with_critics(loss, x_BT, refined_BT)
+            metrics |= own
         report = {f"{level}/{name}": value.detach() for name, value in metrics.items()}
         if not self.training:
             with torch.no_grad():
                 _, before = self._distances(x_BT, decoded_BT)
             report |= {f"{level}_decoder/{name}": value for name, value in before.items()}
         return loss, report
+
+    def _with_critics(
+        self, loss: Tensor, x_BT: Tensor, refined_BT: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The refiner's loss and the discriminators' in one sum [], neither of which reaches the other's weights.
+
+        So one engine trains both: its checkpoints, resume and checks hold for the discriminators as well.
+        """
+        settings = self.adversarial
+        fooling = fooling_loss(
+            self.critics.frozen(x_BT), self.critics.frozen(refined_BT), settings.feature_matching
+        )
+        judging = critics_loss(self.critics(x_BT), self.critics(refined_BT.detach()))
+        total = loss + settings.weight * fooling + judging
+        return total, {"fooling": fooling, "critics": judging}
 
     def _distances(self, x_BT: Tensor, y_BT: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss [] of y, and what people read of it."""

@@ -73,6 +73,7 @@ class Task:
     audio_seconds: float  # in one step
     speed_name: str  # metric of `units_per_step` a second
     facts: dict[str, Any]
+    unexported: str | None = None  # beginning of the names of weights that only training needs
     files: dict[str, bytes] = field(default_factory=dict)  # kept in the run folder, by name
     evaluator: Evaluator | None = None  # of more than the loss on held-out clips
 

@@ -23,8 +23,8 @@ from megajukebox.training.refiner_settings import RefinerSettings, refiner_confi
 from megajukebox.training.refiner_training import RefinerTraining
 
 RATE = 11025
-SONGS, HELD_OUT = 24, 6
-VQVAE_STEPS, REFINER_STEPS = 400, 450
+SONGS, HELD_OUT = 48, 6
+VQVAE_STEPS, REFINER_STEPS = 400, 600
 Array = np.ndarray
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]

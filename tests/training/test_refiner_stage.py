@@ -16,6 +16,12 @@ from megajukebox.common.model_files import load_weights, read_facts, save_weight
 from megajukebox.models.vqvae import VQVAE
 from megajukebox.records.jsonl_tail import read_lines
 from megajukebox.training.config import Preset, load_preset
+from megajukebox.training.refiner_critics import (
+    AdversarialSettings,
+    Critics,
+    critics_loss,
+    fooling_loss,
+)
 from megajukebox.training.refiner_settings import refiner_config
 from megajukebox.training.refiner_task import check_clip
 from megajukebox.training.refiner_training import RefinerTraining, with_neighbours
@@ -93,20 +99,27 @@ def test_codes_are_replaced_by_near_ones_in_the_share_asked() -> None:
     assert (replaced - codes).abs().max() <= 8
 
 
+@pytest.mark.parametrize("adversarial", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_run_resumes_bit_for_bit_and_says_what_it_refines(
-    preset: Path, vqvae_run: Path, tmp_path: Path
+    preset: Path, vqvae_run: Path, tmp_path: Path, adversarial: bool
 ) -> None:
     songs = write_songs(tmp_path / "songs")
     digest = sha256_of(vqvae_run / "model.safetensors")
 
     def train(out: Path, *more: str, expect: int = 0) -> str:
         command = tiny_runs.command(
-            songs, preset, out, "--vqvae", str(vqvae_run), *more, stage="refiner"
+            songs, preset, out, "--vqvae", str(vqvae_run), *second, *more, stage="refiner"
         )
         codes, output = tiny_runs.finish(tiny_runs.start_ranks(command, 1))
         assert codes == [expect], output
         return output
 
+    second: list[str] = []
+    if adversarial:  # from a run of the first stage
+        train(tmp_path / "first", "--stop-after", "2")
+        second = ["--from", str(tmp_path / "first"), "refiner.adversarial.weight=0.1"]
+        second += ["refiner.adversarial.channels=2", "refiner.adversarial.periods=[2]"]
+        second += ["refiner.adversarial.window_seconds=[0.023]"]
     straight = tmp_path / "straight"
     train(straight)
     stopped = tmp_path / "stopped"
@@ -117,6 +130,7 @@ def test_a_run_resumes_bit_for_bit_and_says_what_it_refines(
     assert ours["step"] == theirs["step"] == STEPS
     for name in their_weights:
         assert torch.equal(our_weights[name], their_weights[name]), name
+    assert not any(name.startswith("critics") for name in their_weights)
     assert ours["kind"] == "refiner" and ours["level"] == "middle"
     assert ours["vqvae"] == read_facts(vqvae_run)["fingerprint"]
     assert ours["licence"] == "for listening only"
@@ -142,3 +156,49 @@ def test_a_clip_shorter_than_a_spectrum_is_refused(preset: Path) -> None:
     loaded = load_preset(str(preset), ["refiner.loss.window_seconds=[0.186]"])
     with pytest.raises(UserError, match=r"clip 1024 is shorter than a spectrum of 0.186 s \(2048"):
         check_clip(1024, loaded)
+
+
+def test_discriminators_and_refiner_train_in_one_step_and_not_each_other(preset: Path) -> None:
+    loaded = load_preset(str(preset))
+    vqvae = new_vqvae(loaded)
+    config = refiner_config(loaded.refiner, vqvae.config)
+    adversarial = AdversarialSettings(
+        weight=1.0, channels=2, periods=(2, 3), window_seconds=(0.023,)
+    )
+    torch.manual_seed(0)
+    model = RefinerTraining(config, loaded.refiner.loss, vqvae, adversarial)
+    torch.nn.init.normal_(model.output.weight, std=0.01)
+    audio = torch.randn(2, 2048, 1, generator=torch.Generator().manual_seed(1)) * 0.1
+    model.eval()  # nothing is drawn
+    decoded, codes = model.decoded(audio)
+    x = audio.squeeze(-1)
+    total, _ = model({"audio": audio})
+    together = torch.autograd.grad(total, list(model.parameters()))
+    names = [name for name, _ in model.named_parameters()]
+
+    refined = model.refine(decoded, codes)
+    loss, _ = model._distances(x, refined)
+    fooling = fooling_loss(model.critics(x), model.critics(refined), adversarial.feature_matching)
+    judging = critics_loss(model.critics(x), model.critics(refined.detach()))
+    for number, (name, parameter) in enumerate(model.named_parameters()):
+        own = judging if name.startswith("critics.") else loss + fooling
+        (apart,) = torch.autograd.grad(own, parameter, retain_graph=True)
+        torch.testing.assert_close(together[number], apart, rtol=1e-4, atol=1e-6, msg=name)
+    assert any(name.startswith("critics.") for name in names)
+
+
+def test_discriminators_learn_to_tell_noise_from_tones() -> None:
+    torch.manual_seed(0)
+    critics = Critics(AdversarialSettings(weight=1.0, channels=4, periods=(2, 3)), 11025)
+    time = torch.arange(4096) / 11025
+    real = torch.sin(2 * torch.pi * torch.tensor([[220.0], [330.0]]) * time)
+    optimizer = torch.optim.AdamW(critics.parameters(), 1e-2)
+    losses = []
+    for _ in range(15):
+        fake = real + 0.1 * torch.randn(2, 4096)
+        loss = critics_loss(critics(real), critics(fake))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.8 * losses[0]

@@ -145,6 +145,9 @@ class CheckpointSaver:
     def _export(self, step: int) -> str | None:
         """model.safetensors + model.json: rank 0 writes, the others only help to gather. Returns why not, if so."""
         tensors = self.engine.weights()
+        if self.task.unexported:
+            kept = [name for name in tensors if not name.startswith(self.task.unexported)]
+            tensors = {name: tensors[name] for name in kept}
         failure = None
         if self.run.rank == 0:
             weights: dict[str, PendingTensor] = {}

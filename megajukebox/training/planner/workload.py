@@ -20,7 +20,7 @@ from megajukebox.training.planner.activation_trace import TracedPass, TraceSetti
 from megajukebox.training.planner.dummy_batches import clips, windows
 from megajukebox.training.planner.gpus import CONVOLUTIONS_MIB
 from megajukebox.training.planner.memory import Weights
-from megajukebox.training.refiner_settings import RefinerLossSettings, refiner_config
+from megajukebox.training.refiner_settings import RefinerSettings, refiner_config
 from megajukebox.training.refiner_training import RefinerTraining
 
 
@@ -60,7 +60,7 @@ class RefinerWorkload:
     """A refiner on clips of audio; what its frozen VQ-VAE computes is counted as if it were trained."""
 
     vqvae_json: str  # of a VQVAEConfig
-    refiner_json: str  # of a RefinerConfig
+    settings_json: str  # of a RefinerSettings
     clip: int  # audio samples
 
     unit = "seconds of audio"
@@ -69,8 +69,12 @@ class RefinerWorkload:
     process_mib = CONVOLUTIONS_MIB
 
     @cached_property
+    def settings(self) -> RefinerSettings:
+        return RefinerSettings.model_validate_json(self.settings_json)
+
+    @cached_property
     def model_config(self) -> RefinerConfig:
-        return RefinerConfig.model_validate_json(self.refiner_json)
+        return refiner_config(self.settings, VQVAEConfig.model_validate_json(self.vqvae_json))
 
     @property
     def units(self) -> float:
@@ -79,7 +83,8 @@ class RefinerWorkload:
 
     def build(self) -> nn.Module:
         vqvae = VQVAE(VQVAEConfig.model_validate_json(self.vqvae_json))
-        return RefinerTraining(self.model_config, RefinerLossSettings(), vqvae)
+        settings = self.settings
+        return RefinerTraining(self.model_config, settings.loss, vqvae, settings.adversarial)
 
     def batch(self, size: int) -> dict:
         return clips(size, self.clip)
@@ -133,9 +138,8 @@ def audio_workload(preset: Preset, stage: str) -> AudioWorkload:
 
 def refiner_workload(preset: Preset, stage: str) -> RefinerWorkload:
     """The refiner of `preset`, of the level that it names, on the clips of `stage`."""
-    config = refiner_config(preset.refiner, preset.vqvae)
     clip = preset.stage(stage).clip or 0
-    return RefinerWorkload(preset.vqvae.model_dump_json(), config.model_dump_json(), clip)
+    return RefinerWorkload(preset.vqvae.model_dump_json(), preset.refiner.model_dump_json(), clip)
 
 
 def code_workload(level: str, preset: Preset, stage: str) -> CodeWorkload:
