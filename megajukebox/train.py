@@ -5,6 +5,7 @@
     deepspeed --num_gpus 2 megajukebox/train.py middle_upsampler --preset tiny --data shards/codes \\
         --out runs/tiny/middle_upsampler training.middle_upsampler.steps=50                          # a setting changed
     megajukebox train refiner --preset tiny --vqvae runs/tiny/vqvae --data shards/songs --out runs/tiny/refiner_bottom
+    megajukebox train top_prior --data shards/a:3 --data shards/b:1 --out runs/both/top_prior        # sets by weight
     megajukebox train top_prior --from runs/tiny/top_prior --preset tiny --data shards/mine --out runs/mine/top_prior
 
 Killed? Run the same command again. The run folder holds run.yaml (all settings), metrics.jsonl, events.jsonl,
@@ -12,6 +13,7 @@ checkpoints/, and model.safetensors + model.json for the stages after it. Its ex
 0 done, 85 stopped and saved, 75 start again, 93 an operator is needed, 98 another start took over.
 """
 
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -44,9 +46,10 @@ class LostShardAction(str, Enum):
 def main(
     stage: Annotated[str, typer.Argument(help=f"One of {', '.join(STAGE_NAMES)}.")],
     data: Annotated[
-        str,
+        list[str],
         typer.Option(
             help="Shards, a folder or URL: songs for vqvae and refiner, codes for the others."
+            " Several are blended: A:3, B:1."
         ),
     ],
     out: Annotated[Path, typer.Option(help="The run folder.")],
@@ -125,7 +128,7 @@ def main(
 def run_stage(
     preset: Preset,
     stage: str,
-    data: str,
+    data: Sequence[str],
     remote: RemoteConfig,
     out: Path,
     base: Path | None,
@@ -138,7 +141,7 @@ def run_stage(
     task = stage_named(stage).task
     pretrained = read_pretrained(base) if base else None
     beside = out.parent / VQVAE_FOLDER
-    request = TaskRequest(preset, settings, data, remote, pretrained, vqvae or beside)
+    request = TaskRequest(preset, settings, tuple(data), remote, pretrained, vqvae or beside)
     return run_task(
         StageRun(preset, stage, settings, out, stop_after),
         lambda reading: task(request, reading),

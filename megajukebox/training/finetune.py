@@ -16,6 +16,7 @@ from megajukebox.common.errors import UserError
 from megajukebox.common.model_files import FACTS, WEIGHTS, StoredTensors, read_facts
 from megajukebox.conditioning.tokenizers import LyricsTokenizer, run_tokenizer
 from megajukebox.conditioning.vocabulary import Vocabulary, read_vocabularies
+from megajukebox.data.shards.blended_sets import ShardBlend
 from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.data.stream.code_dataset import check_codes
 from megajukebox.models.prior import Prior, PriorConfig
@@ -113,7 +114,7 @@ def check_complete(base: PretrainedModel) -> None:
 
 
 def check_prior(
-    base: PretrainedModel, level: str, codes: ShardSet, min_songs: Mapping[str, int]
+    base: PretrainedModel, level: str, codes: ShardSet | ShardBlend, min_songs: Mapping[str, int]
 ) -> None:
     """Raise UserError where the codes, or the names of their songs, are not those that the prior knows.
 

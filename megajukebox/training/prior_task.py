@@ -12,7 +12,9 @@ from megajukebox.conditioning.tokenizers import (
     SentencePieceTokenizer,
 )
 from megajukebox.conditioning.vocabulary import VOCABULARIES, Vocabulary, vocabularies_json
+from megajukebox.data.shards.blended_sets import ShardBlend, open_data
 from megajukebox.data.shards.shard_set import ShardSet
+from megajukebox.data.stream.blend import BlendedClips
 from megajukebox.data.stream.code_dataset import CodeWindows, check_kind
 from megajukebox.models.prior import Prior, PriorConfig
 from megajukebox.training.config import Preset
@@ -40,7 +42,7 @@ def prior_task(level: str, request: TaskRequest, reading: ReaderShare) -> Task:
         UserError: codes and preset, or the weights to start from, do not fit together.
     """
     preset = request.preset
-    codes = ShardSet(request.data, request.remote)
+    codes = open_data(request.data, request.remote)
     check_codes_of_preset(preset, codes)
     setup = prior_setup(preset, level, codes, request.base)
     config = setup.config
@@ -50,11 +52,19 @@ def prior_task(level: str, request: TaskRequest, reading: ReaderShare) -> Task:
     conditions = conditions_of(config, resources)
     held_out = request.settings.evaluation.held_out
     codes_per_step = reading.global_batch * config.window
+    source: CodeWindows | BlendedClips
+    sets: dict[str, Any] = {}
+    if isinstance(codes, ShardSet):
+        source = CodeWindows(codes, level, config.window, held_out, conditions)
+    else:
+        parts = [CodeWindows(one, level, config.window, held_out, conditions) for one in codes.sets]
+        source = BlendedClips(codes, parts)
+        sets = {"sets": source.named_weights()}
     return Task(
         kind="prior",
         config=config,
         build=lambda: Prior(config),
-        source=CodeWindows(codes, level, config.window, held_out, conditions),
+        source=source,
         settings=request.settings,
         reading=reading,
         units_per_step=codes_per_step,
@@ -68,13 +78,14 @@ def prior_task(level: str, request: TaskRequest, reading: ReaderShare) -> Task:
             "made_by": made_by(),
             "vqvae": codes.index["vqvae"]["fingerprint"],
             "codes": codes.fingerprint,
+            **sets,
             **setup.facts,
         },
     )
 
 
 def prior_setup(
-    preset: Preset, level: str, codes: ShardSet, base: PretrainedModel | None
+    preset: Preset, level: str, codes: ShardSet | ShardBlend, base: PretrainedModel | None
 ) -> PriorSetup:
     """A new prior: its shape from the preset, its names and tokenizer from the corpus; or that of `base`."""
     if base:
@@ -99,7 +110,7 @@ def prior_setup(
 
 
 def setup_from_checkpoint(
-    preset: Preset, level: str, codes: ShardSet, base: PretrainedModel
+    preset: Preset, level: str, codes: ShardSet | ShardBlend, base: PretrainedModel
 ) -> PriorSetup:
     """A prior that is trained further.
 
@@ -123,7 +134,7 @@ def setup_from_checkpoint(
     return PriorSetup(config, vocabularies, base.tokenizer if config.lyrics else None, files, facts)
 
 
-def check_codes_of_preset(preset: Preset, codes: ShardSet) -> None:
+def check_codes_of_preset(preset: Preset, codes: ShardSet | ShardBlend) -> None:
     """Raise UserError unless the codes are of a VQ-VAE of this preset's shape."""
     check_kind(codes)
     vqvae = codes.index["vqvae"]
@@ -140,7 +151,7 @@ def check_codes_of_preset(preset: Preset, codes: ShardSet) -> None:
             )
 
 
-def vocabulary(settings: ConditionSettings, codes: ShardSet, name: str) -> Vocabulary:
+def vocabulary(settings: ConditionSettings, codes: ShardSet | ShardBlend, name: str) -> Vocabulary:
     """The names of one condition that the corpus has often enough."""
     index = codes.index
     if name == "year":

@@ -8,7 +8,6 @@ from pydantic import ValidationError
 from megajukebox.common.errors import UserError
 from megajukebox.common.model_files import FACTS
 from megajukebox.common.provenance import made_by
-from megajukebox.common.redaction import redact
 from megajukebox.common.validation_errors import mistakes
 from megajukebox.models.refiner import RefinerConfig, window_size
 from megajukebox.models.vqvae import VQVAE, load_vqvae
@@ -37,7 +36,7 @@ def refiner_task(request: TaskRequest, reading: ReaderShare) -> Task:
         "level": config.level,
         "sample_rate": config.sample_rate,
         "preset": preset.name,
-        "songs": redact(songs),
+        **songs,
         "made_by": made_by(),
         "vqvae": vqvae_facts["fingerprint"],
     }

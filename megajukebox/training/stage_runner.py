@@ -15,6 +15,7 @@ from megajukebox.common.errors import UserError
 from megajukebox.common.files import make_run_folder, write_atomic
 from megajukebox.common.untrusted_files import UnsafeFileError, parse_yaml, read_inside
 from megajukebox.common.world import host
+from megajukebox.data.stream.stream_identity import differing_sets
 from megajukebox.records.run_log import RunLog
 from megajukebox.resilience.exit_codes import ExitRecord, TerminateRun, within
 from megajukebox.resilience.flight_recorder import NCCL_PREFIX
@@ -217,6 +218,8 @@ def check_same_run(out: Path, before: dict, now: dict) -> None:
             continue
         names = now[part] if isinstance(now[part], dict) else ()
         differing = ", ".join(n for n in names if before[part].get(n) != now[part][n]) or part
+        if part == "facts" and before[part].get("sets") != now[part].get("sets"):
+            differing += f"; {differing_sets(before[part], now[part])}"
         raise UserError(
             f"{out / 'run.yaml'} is of a run with another {part} (differing: {differing});"
             " use another --out, or the settings in that file"

@@ -53,7 +53,7 @@ class TaskRequest:
 
     preset: Preset
     settings: TrainingSettings
-    data: str  # folder or URL of shards
+    data: str | tuple[str, ...]  # folder or URL of shards; of several each with `:WEIGHT`, or none
     remote: RemoteConfig
     base: PretrainedModel | None = None
     vqvae: Path | None = None  # run of the VQ-VAE that a refiner refines

@@ -1,7 +1,9 @@
 """The stage `vqvae`: a VQ-VAE on clips of songs."""
 
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,10 +12,11 @@ from torch import Tensor
 from megajukebox.common.errors import UserError
 from megajukebox.common.provenance import made_by
 from megajukebox.common.redaction import redact
+from megajukebox.data.shards.blended_sets import open_data
 from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.data.stream.augment import Augment
-from megajukebox.data.stream.batches import read_or_replace
-from megajukebox.data.stream.sample_order import Order
+from megajukebox.data.stream.batches import read_or_replace, training_order
+from megajukebox.data.stream.blend import BlendedClips
 from megajukebox.data.stream.song_dataset import SongClips
 from megajukebox.data.stream.unindexed import UnindexedBatches, UnindexedShards
 from megajukebox.models.losses import Bandwidth
@@ -58,7 +61,7 @@ def vqvae_task(request: TaskRequest, reading: ReaderShare) -> Task:
         facts={
             "sample_rate": rate,
             "preset": preset.name,
-            "songs": redact(songs),
+            **songs,
             "made_by": made_by(),
         },
     )
@@ -66,8 +69,8 @@ def vqvae_task(request: TaskRequest, reading: ReaderShare) -> Task:
 
 def open_clips(
     request: TaskRequest, stage: str, unit_name: str, unit: int
-) -> tuple[SongClips | UnindexedShards, str]:
-    """The clips to train on, and what identifies their songs: a fingerprint, or URLs of tars without an index.
+) -> tuple[SongClips | BlendedClips | UnindexedShards, dict[str, Any]]:
+    """The clips to train on, and what identifies their songs: fingerprints, or URLs of tars without an index.
 
     A clip of `stage` must be a multiple of `unit` samples.
     """
@@ -79,10 +82,9 @@ def open_clips(
     held_out = request.settings.evaluation.held_out
     augment = Augment(loader.volume_db, loader.eq_db)
     rate = preset.audio.sample_rate
-    is_unindexed = loader.data_mode == "unindexed"
-    if is_unindexed and not (Path(request.data) / "index.json").is_file():
+    if loader.data_mode == "unindexed":
         tars = UnindexedShards(
-            request.data,
+            unindexed_address(request.data),
             rate,
             clip,
             held_out,
@@ -90,24 +92,45 @@ def open_clips(
             augment=augment,
             remote=request.remote,
         )
-        return tars, tars.shown
-    songs = ShardSet(request.data, request.remote)
-    if is_unindexed:
-        raise UserError(
-            f"{songs.source} has an index; leave out training.{stage}.loader.data_mode=unindexed to use it"
-        )
+        return tars, {"songs": redact(tars.shown)}
+    songs = open_data(request.data, request.remote)
     kind = songs.index["kind"]
     theirs = songs.index["sample_rate"]
     if kind != "songs" or theirs != rate:
         raise UserError(
-            f"{songs.folder} holds {kind} at {theirs} Hz, preset {preset.name!r} wants songs at {rate} Hz;"
+            f"{songs.source} holds {kind} at {theirs} Hz, preset {preset.name!r} wants songs at {rate} Hz;"
             f" prepare them with --sample-rate {rate}"
         )
-    return SongClips(songs, clip, held_out, augment=augment), songs.fingerprint
+    if isinstance(songs, ShardSet):
+        return SongClips(songs, clip, held_out, augment=augment), {"songs": songs.fingerprint}
+    parts = [SongClips(one, clip, held_out, augment=augment) for one in songs.sets]
+    clips = BlendedClips(songs, parts)
+    return clips, {"songs": songs.fingerprint, "sets": clips.named_weights()}
+
+
+def unindexed_address(data: str | Sequence[str]) -> str:
+    """The tars to stream without an index.
+
+    Raises:
+        UserError: there are several addresses, or it is a set with an index.
+    """
+    addresses = [data] if isinstance(data, str) else data
+    if len(addresses) > 1:
+        raise UserError(
+            "loader.data_mode=unindexed takes one --data; name all tars in it: --data 'A::B'"
+        )
+    address = addresses[0]
+    if (Path(address) / "index.json").is_file():
+        raise UserError(
+            f"{address} has an index; leave out training.<stage>.loader.data_mode=unindexed to use it"
+        )
+    return address
 
 
 def measure_bandwidth(
-    clips: SongClips | UnindexedShards, config: VQVAEConfig, settings: TrainingSettings
+    clips: SongClips | BlendedClips | UnindexedShards,
+    config: VQVAEConfig,
+    settings: TrainingSettings,
 ) -> Bandwidth:
     """The scale of the first `bandwidth_seconds` of the training order: what losses are divided by (spec section 3)."""
     count = max(1, int(settings.bandwidth_seconds * config.sample_rate / clips.clip))
@@ -119,7 +142,7 @@ def measure_bandwidth(
 
 
 def first_clips(
-    clips: SongClips | UnindexedShards, count: int, settings: TrainingSettings
+    clips: SongClips | BlendedClips | UnindexedShards, count: int, settings: TrainingSettings
 ) -> Tensor:
     """At most `count` clips [N, T] of the training order, unchanged; bad ones are replaced as in training."""
     if isinstance(clips, UnindexedShards):
@@ -131,7 +154,7 @@ def first_clips(
             max_bad_sample_ratio=settings.loader.max_bad_sample_ratio,
         )
         return torch.cat([step[0]["audio"][:, :, 0] for step in islice(steps, count)])
-    order = Order(clips.clips("train"), clips.shard_of_song, settings.seed)
+    order = training_order(clips, settings.seed)
     waves = []
     for position in range(min(count, order.clips)):
         clip = read_or_replace(clips, order, position, None)

@@ -1,5 +1,6 @@
 """The options of every command that reads shards behind a URL."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,13 +26,17 @@ RedirectHostOption = Annotated[
 
 
 def remote_config(
-    url: str | Path, token_file: Path | None, redirect_hosts: list[str] | None, **config: Any
+    url: str | Path | Sequence[str],
+    token_file: Path | None,
+    redirect_hosts: list[str] | None,
+    **config: Any,
 ) -> RemoteConfig:
-    """How the shards at `url` are read; `config` are the other fields of RemoteConfig.
+    """How the shards at `url` (or at several) are read; `config` are the other fields of RemoteConfig.
 
     Raises:
         UserError: the file of the token cannot be read, or others may read it too.
     """
-    warn_of_secret(str(url))
+    for one in [url] if isinstance(url, str | Path) else url:
+        warn_of_secret(str(one))
     token = read_secret(token_file, "--data-token-file") if token_file else token_of_environment()
     return RemoteConfig(token=token, redirect_hosts=tuple(redirect_hosts or ()), **config)

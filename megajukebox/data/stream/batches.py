@@ -4,25 +4,26 @@ resumable at any step.
     positions --samples--> clips --micro_batches--> micro-batches --whole_steps--> one list of
     micro-batches a step
 
-A source (SongClips, CodeWindows) says which clips there are and reads one; `Order` says which comes
-when. Worker k of w reads the whole steps k, k + w, ...; the DataLoader takes the workers in turn,
+A source (SongClips, CodeWindows, several of them in BlendedClips) says which clips there are and reads
+one; its order says which comes when. Worker k of w reads the whole steps k, k + w, ...; the DataLoader takes the workers in turn,
 so steps arrive in order for any w. A clip that cannot be read is replaced (bad_samples.py);
 worker_pool.py handles workers that hang or die.
 """
 
 import os
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, count, islice
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
 import webdataset
 
 from megajukebox.common.errors import BadSampleError, UserError
+from megajukebox.data.shards.blended_sets import ShardBlend
 from megajukebox.data.shards.remote import ShardUnavailable
 from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.data.stream.bad_samples import (
@@ -33,7 +34,8 @@ from megajukebox.data.stream.bad_samples import (
     bad_sample_of,
     error_for_many,
 )
-from megajukebox.data.stream.sample_order import InOrder, Order, candidate, rng, sample_positions
+from megajukebox.data.stream.blend import BlendedClips, BlendedHeldOut, BlendedOrder
+from megajukebox.data.stream.sample_order import InOrder, Order, rng, sample_positions
 from megajukebox.data.stream.song_dataset import Part
 from megajukebox.data.stream.stream_identity import StreamIdentity
 from megajukebox.data.stream.worker_pool import ALONE, PrefetchedSteps, ReadAhead, WorkerStatus
@@ -43,11 +45,16 @@ MAX_CANDIDATES = 100  # clips tried in place of a broken one
 Batch = dict[str, Any]  # name -> tensor [micro_batch, ...], or "conditions" -> such a dict
 
 
-class ClipSource(Protocol):
-    """The clips of a shard set."""
+AnyOrder: TypeAlias = Order | InOrder | BlendedOrder | BlendedHeldOut
 
-    shards: ShardSet
+
+class ClipSource(Protocol):
+    """The clips of a shard set, or of several (`BlendedClips`)."""
+
     shard_of_song: np.ndarray  # [songs]
+
+    @property
+    def shards(self) -> ShardSet | ShardBlend: ...
 
     def clips(self, part: Part) -> np.ndarray:
         """Number of clips of each song, [songs] int64; 0 for the songs of the other part."""
@@ -124,7 +131,7 @@ class TrainingStep:
 
 def samples(
     source: ClipSource,
-    order: Order | InOrder,
+    order: AnyOrder,
     plan: BatchPlan,
     status: WorkerStatus,
     left_out: frozenset[int] = frozenset(),
@@ -135,13 +142,14 @@ def samples(
     worker, workers = this_worker()
     status.register(worker, os.getpid())
     note_clip = partial(status.start_clip, worker)
-    block = None
+    recent: deque[Any] = deque(maxlen=order.blocks_at_once)
     all_steps = islice(count(plan.first_step), plan.steps)
     for step in islice(all_steps, worker, None, workers):
         for position in map(int, sample_positions(step, plan.rank, plan.world, plan.global_batch)):
-            if order.block_at(position) != block:
-                block = order.block_at(position)
-                source.shards.prefetch(order.shards_from(block))
+            block = order.block_at(position)
+            if block not in recent:
+                recent.append(block)
+                source.shards.prefetch(order.shards_from(block))  # type: ignore[arg-type]
             yield step, read_or_replace(source, order, position, plan.seed, note_clip, left_out)
 
 
@@ -153,7 +161,7 @@ def this_worker() -> tuple[int, int]:
 
 def read_or_replace(
     source: ClipSource,
-    order: Order | InOrder,
+    order: AnyOrder,
     position: int,
     seed: int | None,
     note_clip: Callable[[int, int], None] | None = None,
@@ -167,7 +175,7 @@ def read_or_replace(
     """
     replaced: list[BadSample] = []
     for attempt in range(min(MAX_CANDIDATES, order.clips)):
-        _, song, clip = order.locate(candidate(position, attempt, order.clips))
+        _, song, clip = order.candidate(position, attempt)
         if note_clip:
             note_clip(position, song)
         try:
@@ -227,7 +235,7 @@ def tensors(batch: Mapping[str, Any]) -> Batch:
 
 
 def steps_of(
-    source: ClipSource, order: Order | InOrder, plan: BatchPlan, ahead: ReadAhead
+    source: ClipSource, order: AnyOrder, plan: BatchPlan, ahead: ReadAhead
 ) -> PrefetchedSteps:
     """The steps of `plan`, read by the processes of `ahead`."""
 
@@ -246,6 +254,22 @@ def steps_of(
         plan.first_step,
         ahead,
     )
+
+
+def training_order(
+    source: ClipSource, seed: int, block: int = 64, clips_per_song_visit: int = 1
+) -> Order | BlendedOrder:
+    """Which training clip of `source` comes when."""
+    if isinstance(source, BlendedClips):
+        return source.order(seed, block, clips_per_song_visit)
+    return Order(source.clips("train"), source.shard_of_song, seed, block, clips_per_song_visit)
+
+
+def held_out_order(source: ClipSource, limit: int | None) -> InOrder | BlendedHeldOut:
+    """The held-out clips of `source`, of which there must be some: all, or `limit` of them."""
+    if isinstance(source, BlendedClips):
+        return source.held_out_order(limit)
+    return InOrder(source.clips("held_out"), limit)
 
 
 def stream_identity(
@@ -287,9 +311,7 @@ class Batches:
         self.source = source
         self.ahead = ahead
         self.next_step = first_step
-        self.order = Order(
-            source.clips("train"), source.shard_of_song, seed, block, clips_per_song_visit
-        )
+        self.order = training_order(source, seed, block, clips_per_song_visit)
         self.plan = BatchPlan(global_batch, micro_batch, rank, world, first_step, seed=seed)
         self.identity = stream_identity(
             source,
@@ -359,7 +381,7 @@ def held_out_batches(
     steps = held_out_steps(source, micro_batch=micro_batch, world=world, limit=limit)
     if not steps:
         return
-    order = InOrder(source.clips("held_out"), limit)
+    order = held_out_order(source, limit)
     plan = BatchPlan(micro_batch * world, micro_batch, rank, world, steps=steps)
     counter = BadSampleCounter(max_ratio=1.0, after=0, on_bad=on_bad)
     for step in steps_of(source, order, plan, ahead):
@@ -371,7 +393,6 @@ def held_out_steps(
     source: ClipSource, *, micro_batch: int, world: int, limit: int | None = None
 ) -> int:
     """How many batches `held_out_batches` gives on every rank."""
-    clips = source.clips("held_out")
-    if not clips.any() or limit == 0:
+    if not source.clips("held_out").any() or limit == 0:
         return 0
-    return max(1, InOrder(clips, limit).clips // (micro_batch * world))
+    return max(1, held_out_order(source, limit).clips // (micro_batch * world))

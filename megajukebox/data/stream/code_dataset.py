@@ -22,6 +22,7 @@ from megajukebox.conditioning.schema import (
     read_song,
 )
 from megajukebox.data.audio import OffsetReader
+from megajukebox.data.shards.blended_sets import ShardBlend
 from megajukebox.data.shards.local_cache import RangeReader
 from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.data.stream.sample_order import lru_get
@@ -40,7 +41,7 @@ NPY_PREAMBLE = 10  # bytes of a .npy file before its header: magic, version, the
 HEADERS_KEPT = 1 << 16  # parsed .npy headers, 0.2 kB each; parsing one takes 0.14 ms
 
 
-def check_kind(codes: ShardSet) -> None:
+def check_kind(codes: ShardSet | ShardBlend) -> None:
     """Raise UserError unless `codes` is a set of code shards."""
     if codes.index["kind"] != "codes":
         raise UserError(
@@ -48,7 +49,7 @@ def check_kind(codes: ShardSet) -> None:
         )
 
 
-def check_codes(codes: ShardSet, run: Path, facts: Mapping[str, Any]) -> None:
+def check_codes(codes: ShardSet | ShardBlend, run: Path, facts: Mapping[str, Any]) -> None:
     """Raise UserError unless `codes` were made by the VQ-VAE that the prior in `run` was trained
     with.
     """

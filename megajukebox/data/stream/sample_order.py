@@ -91,6 +91,8 @@ class Order:
     search each.
     """
 
+    blocks_at_once = 1  # in which neighbouring positions lie
+
     def __init__(
         self,
         clips_per_song: np.ndarray,
@@ -138,6 +140,10 @@ class Order:
         visit_of_song = visit - (int(block.ends[song - 1]) if song else 0)
         return epoch, int(block.songs[song]), visit_of_song * self.clips_per_song_visit + inside
 
+    def candidate(self, position: int, attempt: int) -> tuple[int, int, int]:
+        """What stands in for `position` at the `attempt`-th try; at the 0th what is there."""
+        return self.locate(candidate(position, attempt, self.clips))
+
     def block_at(self, position: int) -> tuple[int, int]:
         """(epoch, number of the block) in which `position` lies."""
         epoch, i = divmod(int(position), self.clips)
@@ -181,6 +187,8 @@ class InOrder:
     them.
     """
 
+    blocks_at_once = 1
+
     def __init__(self, clips_per_song: np.ndarray, limit: int | None = None) -> None:
         self._ends = np.cumsum(clips_per_song, dtype=np.int64)
         total = int(self._ends[-1])
@@ -193,6 +201,10 @@ class InOrder:
         clip = int(i * self._step)
         song = int(np.searchsorted(self._ends, clip, side="right"))
         return turn, song, clip - (int(self._ends[song - 1]) if song else 0)
+
+    def candidate(self, position: int, attempt: int) -> tuple[int, int, int]:
+        """What stands in for `position` at the `attempt`-th try."""
+        return self.locate(candidate(position, attempt, self.clips))
 
     def block_at(self, position: int) -> tuple[int, int]:
         return 0, 0

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from megajukebox.common.errors import UserError
 
 STATE_VERSION = 1
+SHOWN_DIGITS = 12  # of a fingerprint, as `shards stats` begins it
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,11 @@ class StreamIdentity:
             UserError: it belongs to another order; the message names the two values that differ.
         """
         ours = {"version": STATE_VERSION, **self._facts()}
+        if state.get("sets") != ours.get("sets"):
+            raise UserError(
+                f"the checkpoint is of another blend: {differing_sets(state, ours)}; resume with the same --data, or"
+                " start a new run from the checkpoint's weights"
+            )
         for fact in {**ours, **state}:  # also a fact that is only written where it is unusual
             if fact != "next_step" and state.get(fact) != ours.get(fact):
                 raise UserError(
@@ -49,6 +55,25 @@ class StreamIdentity:
         if self.clips_per_song_visit != 1:
             facts["visit"] = self.clips_per_song_visit  # under the name that checkpoints have
         return {**facts, **self.source}
+
+
+def differing_sets(before: Mapping[str, object], now: Mapping[str, object]) -> str:
+    """How two blends differ, in words; `sets` of each has the weights by fingerprint, a single set has none."""
+    old, new = before.get("sets"), now.get("sets")
+    if not isinstance(old, Mapping):
+        return f"it was one set, and now {len(new) if isinstance(new, Mapping) else 1} are blended"
+    if not isinstance(new, Mapping):
+        return f"it was {len(old)} sets, and now it is one"
+    differences = []
+    for name in sorted({*old, *new}):
+        shown = f"set {name[:SHOWN_DIGITS]}"
+        if name not in new:
+            differences.append(f"{shown} is gone")
+        elif name not in old:
+            differences.append(f"{shown} is new")
+        elif old[name] != new[name]:
+            differences.append(f"{shown} has weight {new[name]} instead of {old[name]}")
+    return ", ".join(differences)
 
 
 @dataclass(frozen=True)
