@@ -10,7 +10,7 @@
 PROFILE=${PROFILE:-v100}                     # kind of GPU: a name in megajukebox/profiles (v100, a100, hopper, cpu), or a YAML file
 PRESET=${PRESET:-jukebox_5b_lyrics}          # a name in megajukebox/presets, or a YAML file
 SONGS=${SONGS:-songs}                        # audio, lyrics, metadata: a folder or a manifest
-SHARDS=${SHARDS:-shards}                     # SHARDS/songs and SHARDS/codes; better on the fast file system
+SHARDS=${SHARDS:-shards}                     # SHARDS/songs and SHARDS/codes; better on the fast file system. Several are blended: "a:3 b:1"
 RUNS=${RUNS:-runs}                           # RUNS/vqvae, RUNS/top_prior, ...: seen by all nodes under the same path
 VENV=${VENV:-.venv}                          # where `make install` put Python; on a login node: make install TORCH_BACKEND=cu126 (V100), cu130
 SETTINGS=${SETTINGS:-}                       # further preset settings: "training.top_prior.checkpointing.every=200 ..."
@@ -21,6 +21,7 @@ NODES=${NODES:-}                             # train on so many nodes; what the 
 DRY_RUN=${DRY_RUN:-} MISSING=
 [ "${1:-}" != --dry-run ] || { DRY_RUN=1; shift; }
 
+shopt -s extglob
 set -ufo pipefail   # -f: a `*` in SETTINGS, which is taken apart at its spaces, names no files
 bin=$(realpath "$VENV")/bin
 export PATH="$bin:$PATH" OMP_NUM_THREADS=${OMP_NUM_THREADS:-4}
@@ -56,6 +57,31 @@ need() {
     [ ! -e "$1" ] || return 0
     MISSING=${MISSING:-"$SLURM_JOB_NAME: $1 is missing: $2 has not finished"}
     [ -n "$DRY_RUN" ] || { echo "$MISSING" >&2; exit 93; }
+}
+
+# need_shards KIND WHAT: every set of SHARDS must have finished.
+need_shards() {
+    local set
+    for set in $SHARDS; do
+        case $set in *://*) continue ;; esac   # behind a URL: training says what is missing
+        need "${set%:+([0-9.])}/$1/index.json" "$2"
+    done
+}
+
+# data_of KIND: --data of every set of SHARDS, its weight behind it: "a:3 b" become --data a/songs:3 --data b/songs.
+data_of() {
+    local set folder
+    for set in $SHARDS; do
+        folder=${set%:+([0-9.])}
+        printf '%s\n' --data "$folder/$1${set#"$folder"}"
+    done
+}
+
+# one_set: stop where several are named and a script makes or reads a single one.
+one_set() {
+    case $SHARDS in
+    *" "*) echo "$SLURM_JOB_NAME: SHARDS names several sets; submit it for each: SHARDS=a sbatch ..." >&2; exit 93 ;;
+    esac
 }
 
 # dry_run [OPTION...] OUT -- COMMAND...: print what COMMAND would start, and exit; with 93 if something is missing.
@@ -98,11 +124,12 @@ supervised() {
     exec megajukebox supervise "${options[@]}" "$run" -- "${command[@]}"
 }
 
-# train_stage STAGE RECIPE DATA: train it to its end.
+# train_stage STAGE RECIPE KIND: train it to its end on the sets of SHARDS; KIND is songs or codes.
 train_stage() {
-    local run=$RUNS/$1
+    local run=$RUNS/$1 data
+    mapfile -t data < <(data_of "$3")
     # shellcheck disable=SC2046,SC2086
-    supervised "$run" python "$(realpath megajukebox/train.py)" "$1" --preset "$PRESET" --data "$3" --out "$run" \
+    supervised "$run" python "$(realpath megajukebox/train.py)" "$1" --preset "$PRESET" "${data[@]}" --out "$run" \
         $(ds_option "$2") $SETTINGS
 }
 

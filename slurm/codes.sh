@@ -11,6 +11,7 @@
 #SBATCH --array=0-63 --time=24:00:00 --requeue --open-mode=append
 #SBATCH --output=%x-%A_%a.log
 cd "${SLURM_SUBMIT_DIR:-.}" && source slurm/cluster.sh || exit 93
+one_set
 
 need "$RUNS/vqvae/DONE" "slurm/vqvae.sh"
 [ "${SLURM_ARRAY_TASK_COUNT:-1}" = 1 ] && part=() || part=(--part "$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT")

@@ -14,6 +14,7 @@
 #SBATCH --array=1-20%1 --time=24:00:00 --signal=B:USR1@900 --requeue --open-mode=append
 #SBATCH --output=%x-%A.log
 cd "${SLURM_SUBMIT_DIR:-.}" && source slurm/cluster.sh || exit 93
+one_set
 
 LEVEL=${LEVEL:-top}
 DISTILL_OPTIONS=${DISTILL_OPTIONS:-${LESSON:-}}    # further options of distill (LESSON in version 0.1)

@@ -14,5 +14,5 @@
 #SBATCH --output=%x-%A.log
 cd "${SLURM_SUBMIT_DIR:-.}" && source slurm/cluster.sh || exit 93
 
-need "$SHARDS/codes/index.json" "slurm/codes.sh"
-train_stage middle_upsampler upsampler "$SHARDS/codes"
+need_shards codes "slurm/codes.sh"
+train_stage middle_upsampler upsampler codes

@@ -15,11 +15,12 @@
 cd "${SLURM_SUBMIT_DIR:-.}" && source slurm/cluster.sh || exit 93
 
 RUN=${RUN:-$RUNS/top_prior} EVERY=${EVERY:-6}                                     # hours; 0: only once
-REFERENCE=${REFERENCE:-${AGAINST:-$SHARDS/codes}}                                 # one or more, by spaces (AGAINST in version 0.1)
+REFERENCE=${REFERENCE:-${AGAINST:-}}                                              # one or more, by spaces (AGAINST in version 0.1)
 need "$RUN/model.json" "the run's first checkpoint"
 [ -e "$RUN/DONE" ] && last=1 || last=                                             # seen before scoring: nothing comes after
 
 options=()
+[ -n "$REFERENCE" ] || for set in $SHARDS; do REFERENCE+=" ${set%:+([0-9.])}/codes"; done   # each set by itself
 for source in $REFERENCE; do options+=(--reference "$source"); done
 [ -n "${GATE:-}" ] && options+=(--gate "$GATE")
 start "$RUN/score" srun --ntasks=1 megajukebox evaluate "$RUN" "${options[@]}" --checkpoint newest --out "$RUN/score"

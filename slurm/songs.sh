@@ -11,5 +11,6 @@
 #SBATCH --time=24:00:00 --requeue --open-mode=append
 #SBATCH --output=%x-%j.log
 cd "${SLURM_SUBMIT_DIR:-.}" && source slurm/cluster.sh || exit 93
+one_set
 
 start "$SHARDS/songs" srun --nodes=1 --ntasks=1 megajukebox prepare "$SONGS" --out "$SHARDS/songs" --preset "$PRESET" --processes "${PROCESSES:-$SRUN_CPUS_PER_TASK}"

@@ -17,5 +17,5 @@
 cd "${SLURM_SUBMIT_DIR:-.}" && source slurm/cluster.sh || exit 93
 
 NODES=${NODES:-64}
-need "$SHARDS/codes/index.json" "slurm/codes.sh"
-train_stage top_prior "${RECIPE:-${WAY:-prior_zero3}}" "$SHARDS/codes"
+need_shards codes "slurm/codes.sh"
+train_stage top_prior "${RECIPE:-${WAY:-prior_zero3}}" codes

@@ -15,5 +15,5 @@
 #SBATCH --output=%x-%A.log
 cd "${SLURM_SUBMIT_DIR:-.}" && source slurm/cluster.sh || exit 93
 
-need "$SHARDS/songs/index.json" "slurm/songs.sh"
-train_stage vqvae vqvae "$SHARDS/songs"
+need_shards songs "slurm/songs.sh"
+train_stage vqvae vqvae songs
