@@ -336,7 +336,12 @@ class FsspecTransport:
         except (OSError, UserError):
             raise
         except Exception as error:
-            raise ConnectionError(f"{type(error).__name__}: {error}") from error
+            name = type(error).__name__
+            if "Credential" in name:  # another try would not find any
+                raise PermissionError(
+                    f"{name}: {error}; log in with the store's own tool, or for a public bucket set FSSPEC_S3_ANON=true"
+                ) from error
+            raise ConnectionError(f"{name}: {error}") from error
 
     def _within_stall(self, read: Callable[[], Result]) -> Result:
         """`read()` in a thread of its own; TimeoutError after `stall` seconds.
