@@ -1,5 +1,6 @@
 """Shard sets in object stores: fsspec brings the bytes, and the cache, tries and stalls are those of http."""
 
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ import fsspec
 import pytest
 from fixtures.tiny_shards import CLIP, RATE, batches, same, steps, write_songs
 from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.registry import _registry as loaded_backends
 
 from megajukebox.common.errors import UserError
 from megajukebox.data.shards.remote import LostShard, RemoteConfig
@@ -159,7 +161,9 @@ def test_a_missing_backend_is_named_with_what_to_install(
     url: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for package in ("s3fs", "gcsfs"):
-        monkeypatch.setitem(__import__("sys").modules, package, None)
+        monkeypatch.setitem(sys.modules, package, None)
+    for protocol in ("s3", "gs"):  # that other tests may have loaded
+        monkeypatch.delitem(loaded_backends, protocol, raising=False)
     with pytest.raises(UserError) as refused:
         ShardSet(url, remote(tmp_path))
     assert message in str(refused.value)
