@@ -13,16 +13,42 @@ import sys
 from pathlib import Path
 
 import pytest
+from fixtures import warm_starts
 from fixtures.paths import FILES
 from fixtures.tiny_shards import write_codes
 
 PRESET = FILES / "mini.yaml"
 
 
+LIBRARIES = warm_starts.LibraryClient()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--cold-starts", action="store_true", help="no process of a test is forked")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Tests run on the CPU, on a machine with GPUs too; `-m gpu` alone sees them."""
-    if not re.search(r"(?<!not )\bgpu\b", config.option.markexpr):
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    if re.search(r"(?<!not )\bgpu\b", config.option.markexpr):
+        return
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    if not config.getoption("--cold-starts"):
+        warm_starts.install(LIBRARIES)
+
+
+def pytest_unconfigure() -> None:
+    LIBRARIES.close()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def bytecode(tmp_path_factory: pytest.TempPathFactory) -> None:
+    LIBRARIES.bytecode = tmp_path_factory.mktemp("bytecode")
+
+
+@pytest.fixture(autouse=True)
+def warm_or_cold(request: pytest.FixtureRequest) -> None:
+    """Processes that a test starts are forks of one with libraries (warm_starts.py), unless it is about starting."""
+    LIBRARIES.is_paused = request.node.get_closest_marker("cold_start") is not None
 
 
 def environment(gpu: bool = False) -> dict[str, str]:

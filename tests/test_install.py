@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 from fixtures.paths import ROOT
 
+pytestmark = pytest.mark.cold_start  # about what a new process is
+
 TOOLS = ("sh", "uname", "timeout", "sort", "head", "tail", "cut", "tr")
 # Writes its arguments down. No torch is there yet; it fails at requirements that end with $MISSING.
 FAKE_PYTHON = """#!/bin/sh

@@ -13,6 +13,8 @@ from megajukebox.cli import PANELS, RENAMED_VERBS, VERBS
 from megajukebox.common import command_line, logging
 from megajukebox.common.errors import EXIT_FATAL
 
+pytestmark = pytest.mark.cold_start  # about what a new process is
+
 
 def megajukebox(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "megajukebox", *arguments]

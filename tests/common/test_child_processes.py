@@ -14,6 +14,8 @@ from megajukebox.common.child_processes import child_environment, module_command
 from megajukebox.common.errors import UserError
 from megajukebox.common.process_pool import in_order
 
+pytestmark = pytest.mark.cold_start  # about what a new process is
+
 # Modules of the standard library and of ours that every child imports early.
 HOSTILE = ("psutil", "json", "torch", "numpy", "megajukebox", "sitecustomize", "runpy")
 

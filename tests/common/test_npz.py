@@ -15,6 +15,8 @@ from fixtures.fuzzing import mutated
 
 from megajukebox.common.npz import codes_of, read_npy, read_npz
 
+pytestmark = pytest.mark.cold_start  # about what a new process is
+
 ARRAYS = {
     "codes": np.arange(300, dtype=np.uint16),
     "soft_ids": np.ones((5, 4), np.uint16),

@@ -19,6 +19,8 @@ from megajukebox.data.stream.bad_samples import StorageUnavailable
 from megajukebox.data.stream.song_dataset import SongClips
 from megajukebox.data.stream.worker_pool import ReadAhead
 
+pytestmark = pytest.mark.cold_start  # about what a new process is
+
 
 @pytest.fixture(autouse=True)
 def looked_after_often(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,8 @@ from fixtures.reference_shapes import checkpoint
 
 from megajukebox.interop.released_configs import PRIORS
 
+pytestmark = pytest.mark.cold_start  # about what a new process is
+
 IMPORT = """
 import sys
 from pathlib import Path

@@ -28,6 +28,8 @@ from megajukebox.resilience import handover
 from megajukebox.resilience.standby import differing_variables
 from megajukebox.resilience.standby_launcher import with_standby
 
+pytestmark = pytest.mark.cold_start  # about what a new process is
+
 # A standby whose entry is a program of the test's own: without torch it is warm in no time.
 SERVER = """
 import os, sys

@@ -31,6 +31,8 @@ from megajukebox.sampling.memory_budget import (
 from megajukebox.sampling.prior_run import PriorRun
 from megajukebox.sampling.songs.requests import SongRequest
 
+pytestmark = pytest.mark.cold_start  # about what a new process is
+
 F32 = torch.float32
 SHORT = [SongRequest(id=f"{n}", seconds=0.3) for n in range(2)]
 
