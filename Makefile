@@ -76,7 +76,7 @@ test: check
 	$(BIN)/python -m pytest -q -n 2 --dist loadgroup -m "not slow"
 
 test-all: check
-	$(BIN)/python -m pytest -q -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -q -n 2 --dist loadgroup --cold-starts
 
 # An hour of faults against a run on an emulated cluster; takes root, SLURM and munge.
 soak: $(VENV)/installed-test

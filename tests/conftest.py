@@ -20,9 +20,6 @@ from fixtures.tiny_shards import write_codes
 PRESET = FILES / "mini.yaml"
 
 
-LIBRARIES = warm_starts.LibraryClient()
-
-
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--cold-starts", action="store_true", help="no process of a test is forked")
 
@@ -34,6 +31,19 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     if not config.getoption("--cold-starts"):
         warm_starts.install(LIBRARIES)
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What a file's tests share is made once: by one worker, which runs them all."""
+    for item in items:
+        known = getattr(item, "_fixtureinfo").name2fixturedefs.values()  # noqa: B009
+        own = [
+            one for named in known for one in named if one.func.__module__ == item.module.__name__
+        ]
+        is_shared = any(one.scope in ("module", "session") for one in own)
+        if is_shared and item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
 
 
 def pytest_unconfigure() -> None:
@@ -67,6 +77,9 @@ def environment(gpu: bool = False) -> dict[str, str]:
         "OMP_NUM_THREADS": "1",
         "PYTHONWARNINGS": "ignore",
     }
+
+
+LIBRARIES = warm_starts.LibraryClient(environment())
 
 
 def demo(out: Path) -> list[str]:

@@ -21,6 +21,8 @@ WARM = '"""\nimport torch\n"""\n'
 TELL = """
 import json, os, signal, sys, threading, warnings
 sys.path[:] = [path for path in sys.path if "finder" not in path]
+for set_by_libraries in ("PYTORCH_NVML_BASED_CUDA_CHECK", "TORCHINDUCTOR_CACHE_DIR"):
+    os.environ.pop(set_by_libraries, None)
 told = {
     "name": __name__, "file": globals().get("__file__"), "argv": sys.argv, "orig": sys.orig_argv,
     "path": sys.path, "folder": os.getcwd(), "environment": dict(os.environ),
@@ -79,7 +81,7 @@ def test_a_fork_finds_all_as_a_new_process_does(
     kind: str, how: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "told.py").write_text(TELL)
-    monkeypatch.setattr(warm_starts, "FIXTURES", frozenset(("told.py",)))
+    monkeypatch.setattr(warm_starts, "SCRIPTS", frozenset(("told.py",)))
     monkeypatch.setattr(warm_starts, "MODULES", frozenset(("told",)))
     told = environment() | how.get("env", {})
     how = {"cwd": tmp_path, "input": ""} | how | {"env": told}

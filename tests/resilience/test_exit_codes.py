@@ -10,6 +10,8 @@ import pytest
 from megajukebox.monitoring.support_bundle import contents
 from megajukebox.resilience import exit_codes
 
+pytestmark = pytest.mark.cold_start  # about the end of a new process
+
 # What torch's threads did now and then to a process that had already done its work: they ended it with a signal.
 PROGRAM = """
 import atexit, os, sys
