@@ -21,7 +21,6 @@ from megajukebox.common.errors import BadSampleError, UserError
 from megajukebox.common.files import FileWindow, write_atomic
 from megajukebox.data.recordings.channels import FLAC_ORDERS, fold, fold_matrix
 from megajukebox.data.recordings.flac_blocks import named_speakers
-from megajukebox.data.recordings.foreign_audio import ForeignDecoder
 from megajukebox.data.recordings.kinds import RecordingReader
 from megajukebox.data.recordings.open_recording import (
     BLOCK,
@@ -29,15 +28,13 @@ from megajukebox.data.recordings.open_recording import (
     AudioInfo,
     OpenRecording,
     Source,
-    as_file,
     open_link,
     opened_recording,
     sound_file,
     speakers_of,
-    spliced,
 )
 from megajukebox.data.recordings.pieces import ByteView
-from megajukebox.data.recordings.plan import AudioNote, LinkPlan, plan_of
+from megajukebox.data.recordings.plan import AudioNote, plan_of
 
 log = logging.getLogger(__name__)
 
@@ -84,22 +81,6 @@ def facts(source: Source) -> AudioInfo:
     """
     with opened_recording(source) as recording:
         return recording.info
-
-
-def tags(source: Source) -> dict[str, str]:
-    """The file's own tags under libsndfile's names: title, artist, album, genre, date, license,
-    and more.
-    """
-    with as_file(source) as file:
-        plan = plan_of(ByteView(file))
-        if plan.kind.reader is RecordingReader.FFMPEG:
-            with ForeignDecoder(spliced(file, plan.links[0]), plan.kind) as foreign:
-                return {str(name).lower(): str(value) for name, value in foreign.tags.items()}
-        # libsndfile reads the tags before and behind the frames of an MP3, so that is given whole
-        is_whole = plan.kind.reader is RecordingReader.MPEG and not plan.notes
-        link = LinkPlan(None) if is_whole else plan.links[0]
-        with open_link(file, plan, link) as sound:
-            return sound.copy_metadata()
 
 
 def read(source: Source, sample_rate: int, max_seconds: float = MAX_SECONDS) -> np.ndarray:

@@ -116,7 +116,6 @@ def facts_of(
         "speakers": [channel.name for channel in frame.layout.channels],
         "seconds": seconds,
         "sounds": len(container.streams.audio),
-        "tags": dict(container.metadata) | dict(stream.metadata),
     }
 
 

@@ -57,7 +57,6 @@ class ForeignDecoder:
             raise
         self.codec = str(self.facts["codec"])
         self.sounds = int(self.facts["sounds"])
-        self.tags = dict(self.facts["tags"])
         self.sample_rate = int(self.facts["sample_rate"])
         self.channels = len(self.facts["speakers"])
 

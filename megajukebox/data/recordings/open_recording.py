@@ -29,6 +29,7 @@ LIBSNDFILE_NAMES = {
     RecordingReader.CAF: {"CAF"},
 }
 MAX_CHANNELS = 8
+STEREO = 2
 SAMPLE_RATES = (4_000, 192_000)
 BLOCK = 1 << 18  # frames read at a time, 6 s at 44.1 kHz
 UNKNOWN_LENGTH = 1 << 62  # libsndfile's frame count where the header has none
@@ -72,7 +73,8 @@ class OpenRecording:
 
     info: AudioInfo
     promised: int | None  # frames
-    matrix: np.ndarray | None  # that folds its channels
+    speakers: Speakers  # its channels
+    matrix: np.ndarray | None  # that folds them
     notes: list[AudioNote]
     decode: Iterator[np.ndarray]  # its blocks [n, C], as they are in the file
 
@@ -81,7 +83,9 @@ class OpenRecording:
         if self.matrix is None:
             return
         factor = min(1.0, 1.0 / peak) if peak else 1.0
-        detail = f"{self.info.channels} channels folded into {self.matrix.shape[1]} (ITU-R BS.775)"
+        sides = "left and right" if self.matrix.shape[1] == STEREO else "one"
+        left_out = ", without LFE" if "LFE" in self.speakers else ""
+        detail = f"{' '.join(self.speakers)} folded into {sides} (ITU-R BS.775{left_out})"
         if factor < 1.0:
             samples *= np.float32(factor)
             detail += f", scaled by {factor:.3f} so that it does not clip"
@@ -133,7 +137,7 @@ def own_recording(file: BinaryIO, plan: RecordingPlan) -> OpenRecording:
     """A recording that libsndfile decodes; its links are opened one by one, and looked at here."""
     frames: int | None = 0
     formats = []
-    matrix: np.ndarray | None = None
+    speakers: Speakers = ()
     subtype = ""
     for number, link in enumerate(plan.links):
         with open_link(file, plan, link) as sound:
@@ -144,7 +148,7 @@ def own_recording(file: BinaryIO, plan: RecordingPlan) -> OpenRecording:
             frames = None if frames is None or there_are is None else frames + there_are
             if number == 0:
                 subtype = sound.subtype
-                matrix = fold_matrix(speakers_of(sound, plan, link))
+                speakers = speakers_of(sound, plan, link)
     rate, channels = formats[0]
     if set(formats) != {formats[0]}:
         others = ", then ".join(
@@ -155,21 +159,23 @@ def own_recording(file: BinaryIO, plan: RecordingPlan) -> OpenRecording:
             f"unreadable: different recordings are joined in it ({others}); cut it up",
         )
     info = AudioInfo(plan.kind.name, subtype, rate, channels, frames)
-    return OpenRecording(info, frames, matrix, plan.notes, own_blocks(file, plan))
+    decode = own_blocks(file, plan)
+    return OpenRecording(info, frames, speakers, fold_matrix(speakers), plan.notes, decode)
 
 
 def foreign_recording(foreign: ForeignDecoder, plan: RecordingPlan) -> OpenRecording:
     """A recording that ffmpeg decodes."""
     check_bounds(foreign.channels, foreign.sample_rate)
     assert foreign.speakers is not None, "up to MAX_CHANNELS have an order"
-    matrix = fold_matrix(foreign.speakers)
+    speakers = foreign.speakers
+    matrix = fold_matrix(speakers)
     info = AudioInfo(
         plan.kind.name, foreign.codec, foreign.sample_rate, foreign.channels, foreign.promised
     )
     if foreign.sounds > 1:
         detail = f"the first of its {foreign.sounds} streams of sound was read"
         plan.notes.append(AudioNote("length", detail))
-    return OpenRecording(info, foreign.promised, matrix, plan.notes, foreign.blocks())
+    return OpenRecording(info, foreign.promised, speakers, matrix, plan.notes, foreign.blocks())
 
 
 def speakers_of(sound: soundfile.SoundFile, plan: RecordingPlan, link: LinkPlan) -> Speakers:

@@ -37,7 +37,7 @@ class ByteView:
 
     def at(self, start: int, count: int) -> bytes:
         """`count` bytes from `start` on; fewer where the file ends, none before it begins."""
-        if start < 0:
+        if not 0 <= start < self.size:  # by what a header says
             return b""
         offset = start - self.window_start
         if offset < 0 or offset + count > len(self.window):
