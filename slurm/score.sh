@@ -20,7 +20,10 @@ need "$RUN/model.json" "the run's first checkpoint"
 [ -e "$RUN/DONE" ] && last=1 || last=                                             # seen before scoring: nothing comes after
 
 options=()
-[ -n "$REFERENCE" ] || for set in $SHARDS; do REFERENCE+=" ${set%:+([0-9.])}/codes"; done   # each set by itself
+if [ -z "$REFERENCE" ]; then   # the first set of SHARDS: evaluate takes one of a kind at a time
+    first=${SHARDS%% *}
+    REFERENCE=${first%:+([0-9.])}/codes
+fi
 for source in $REFERENCE; do options+=(--reference "$source"); done
 [ -n "${GATE:-}" ] && options+=(--gate "$GATE")
 start "$RUN/score" srun --ntasks=1 megajukebox evaluate "$RUN" "${options[@]}" --checkpoint newest --out "$RUN/score"

@@ -1,14 +1,16 @@
-"""Look at a shard set: is it whole, what is in it.
+"""Look at shard sets: is each whole, what is in it.
 
     megajukebox shards check shards/songs             # every checksum and row; exit status 1 if something is wrong
     megajukebox shards check https://host/songs       # the same of a set behind a URL, shard by shard
     megajukebox shards stats shards/songs --picture songs.png     # hours, artists, languages, lengths
+    megajukebox shards stats shards/a:3 shards/b:1    # several, and whether they can be trained on together
     megajukebox shards ls shards/codes                # one line a song; --shard 3 for those of one tar
 
 Exit status: 0 all is well, 1 damage was found, 2 there is no set to look at. Nothing is ever
 unpacked.
 """
 
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -25,7 +27,8 @@ from megajukebox.common.files import make_folder
 from megajukebox.common.plain_text import plain
 from megajukebox.common.process_pool import cores, in_order
 from megajukebox.common.progress import ProgressReporter
-from megajukebox.data.shards.remote import DEFAULT_CACHE
+from megajukebox.data.shards.blended_sets import ShardBlend, open_data
+from megajukebox.data.shards.remote import DEFAULT_CACHE, RemoteConfig
 from megajukebox.data.shards.remote_options import (
     RedirectHostOption,
     TokenFileOption,
@@ -47,7 +50,10 @@ def main(
     what: Annotated[
         What, typer.Argument(help="check: is it whole; stats: what is in it; ls: its songs.")
     ],
-    shards: Annotated[str, typer.Argument(help="The folder or URL of a shard set.")],
+    shards: Annotated[
+        list[str],
+        typer.Argument(help="Folders or URLs of shard sets, as `train --data` takes them."),
+    ],
     picture: Annotated[Path | None, typer.Option(help="stats: draw it as this PNG.")] = None,
     shard: Annotated[
         int | None, typer.Option(min=0, help="check, ls: only the shard of this number.")
@@ -64,25 +70,49 @@ def main(
     data_token_file: TokenFileOption = None,
     redirect_host: RedirectHostOption = None,
 ) -> None:
-    """Look at a shard set."""
+    """Look at shard sets."""
     try:
         remote = remote_config(
             shards, data_token_file, redirect_host, cache=cache, allow_pipe=allow_pipe
         )
-        opened = ShardSet(shards, remote)
-        count = len(opened.index["shards"])
-        if shard is not None and shard >= count:
-            raise UserError(f"shard {shard} does not exist; the last one is {count - 1}")
-        numbers = range(count) if shard is None else [shard]
+        sets = open_sets(shards, remote)
+        if picture and len(sets) > 1:
+            raise UserError("--picture draws one set; give one")
+        for opened in sets:
+            count = len(opened.index["shards"])
+            if shard is not None and shard >= count:
+                raise UserError(
+                    f"shard {shard} does not exist in {opened.source}; the last one is {count - 1}"
+                )
     except UserError as error:
         Console(stderr=True).print(f"shards: {plain(str(error))}", markup=False, highlight=False)
         raise typer.Exit(2) from None
-    if What(what) is What.check:
-        raise typer.Exit(1 if check(opened, list(numbers), processes or cores()) else 0)
-    if What(what) is What.stats:
-        stats(opened, picture)
-    else:
-        ls(opened, list(numbers))
+    findings = 0
+    for opened in sets:
+        numbers = list(range(len(opened.index["shards"]))) if shard is None else [shard]
+        if len(sets) > 1 and What(what) is not What.stats:  # which has it as its title
+            print(plain(opened.source))
+        if What(what) is What.check:
+            findings += check(opened, numbers, processes or cores())
+        elif What(what) is What.stats:
+            stats(opened, picture)
+        else:
+            ls(opened, numbers)
+    if findings:
+        raise typer.Exit(1)
+
+
+def open_sets(addresses: Sequence[str], remote: RemoteConfig) -> list[ShardSet]:
+    """The sets, in their order; several are checked for whether they can be trained on together.
+
+    Raises:
+        UserError: one cannot be opened, or they cannot be blended.
+    """
+    if len(addresses) == 1:
+        return [ShardSet(addresses[0], remote)]
+    blend = open_data(addresses, remote)
+    assert isinstance(blend, ShardBlend)
+    return list(blend.given)
 
 
 def check(shards: ShardSet, numbers: list[int], processes: int) -> int:

@@ -44,6 +44,21 @@ def test_a_whole_set_is_said_to_be_well(songs: Path, tmp_path: Path) -> None:
     assert done.returncode == 0 and "3 shards, 12 songs: all is well" in done.stdout
 
 
+def test_several_sets_are_looked_at_in_their_order_and_compared(
+    songs: Path, tmp_path: Path
+) -> None:
+    other = write_songs(tmp_path / "other")
+    index = (other / "index.json").read_text().replace('"Rare"', '"Rarer"')
+    (other / "index.json").write_text(index)
+    done = shards("ls", f"{songs}:3", f"{other}:1")
+    lines = done.stdout.splitlines()
+    assert [line for line in lines if "\t" not in line] == [str(songs), str(other)]
+    assert len(lines) == 2 * 14
+    codes = write_codes(tmp_path / "codes_too")
+    refused = shards("stats", songs, codes)
+    assert refused.returncode == 2 and "has kind songs and" in refused.stderr
+
+
 def test_a_flipped_bit_a_short_tar_and_a_lost_tar_are_found_and_named(
     songs: Path, tmp_path: Path
 ) -> None:

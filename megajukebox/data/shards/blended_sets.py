@@ -101,7 +101,8 @@ class ShardBlend:
     """Several shard sets of one kind as one corpus. Song n and shard n count through the sets, in the order of their
     fingerprints: whatever the order on the command line, the blend is the same.
 
-    source       what the sets were opened by, without secrets
+    given        the sets in the order in which they were given
+    source       what they were opened by, without secrets
     weights      of the sets, whole numbers; None: by size
     index        as one set of all songs would have it; a shard's name says of which set it is
     folder       of the set whose lyrics model is used: the heaviest that has one
@@ -110,6 +111,7 @@ class ShardBlend:
 
     def __init__(self, sets: Sequence[ShardSet], weights: Sequence[int] | None) -> None:
         check_alike(sets)
+        self.given = tuple(sets)
         order = sorted(range(len(sets)), key=lambda number: sets[number].fingerprint)
         self.sets = tuple(sets[number] for number in order)
         self.weights = None if weights is None else tuple(weights[number] for number in order)
