@@ -128,7 +128,7 @@ def main(
 def run_stage(
     preset: Preset,
     stage: str,
-    data: Sequence[str],
+    data: str | Sequence[str],
     remote: RemoteConfig,
     out: Path,
     base: Path | None,
@@ -141,7 +141,8 @@ def run_stage(
     task = stage_named(stage).task
     pretrained = read_pretrained(base) if base else None
     beside = out.parent / VQVAE_FOLDER
-    request = TaskRequest(preset, settings, tuple(data), remote, pretrained, vqvae or beside)
+    addresses = data if isinstance(data, str) else tuple(data)
+    request = TaskRequest(preset, settings, addresses, remote, pretrained, vqvae or beside)
     return run_task(
         StageRun(preset, stage, settings, out, stop_after),
         lambda reading: task(request, reading),
