@@ -2,6 +2,7 @@
 
     python benchmarks/fuzz.py                       # 20,000 inputs, some minutes
     python benchmarks/fuzz.py --inputs 100000
+    python benchmarks/fuzz.py --ingest              # side-cars, LRC and tags instead; writes fuzz_ingest.json
 
 Each chunk runs in a process of its own, so that a crash of a codec is seen and its inputs are named.
 """
@@ -17,20 +18,24 @@ from typing import Annotated
 import typer
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-from fixtures.fuzzing import fuzz, peak_megabytes
+from fixtures.fuzzing import Corpus, fuzz, peak_megabytes
+from fixtures.ingest_fuzzing import IngestCorpus
 
-RESULT = Path(__file__).parent / "results" / "fuzz.json"
+RESULTS = Path(__file__).parent / "results"
 
 
 def main(
     inputs: Annotated[int, typer.Option(min=10)] = 20_000,
     chunk: Annotated[int, typer.Option(min=10)] = 1_000,
     first: Annotated[int, typer.Option(help="The first seed.")] = 0,
+    ingest: Annotated[bool, typer.Option("--ingest", help="What prepare reads.")] = False,
 ) -> None:
     """Fuzz the readers."""
     started, totals, peaks, failures = time.monotonic(), {}, [], []
     for start in range(first, first + inputs, chunk):
-        counts, peak, failure = in_a_process(range(start, min(start + chunk, first + inputs)))
+        counts, peak, failure = in_a_process(
+            range(start, min(start + chunk, first + inputs)), ingest
+        )
         totals = (
             {kind: totals.get(kind, 0) + count for kind, count in counts.items()}
             if counts
@@ -49,14 +54,17 @@ def main(
         "peak_megabytes": [min(peaks), max(peaks)],
         "seconds": seconds,
     }
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    result_file = RESULTS / ("fuzz_ingest.json" if ingest else "fuzz.json")
+    result_file.write_text(json.dumps(result, indent=1) + "\n")
     raise SystemExit(1 if failures else 0)
 
 
-def in_a_process(seeds: range) -> tuple[dict[str, int], float, str]:
+def in_a_process(seeds: range, ingest: bool) -> tuple[dict[str, int], float, str]:
     """(inputs by kind, peak memory in MB, what went wrong) of one chunk."""
     ours, theirs = multiprocessing.Pipe(duplex=False)
-    process = multiprocessing.get_context("spawn").Process(target=work, args=(seeds, theirs))
+    process = multiprocessing.get_context("spawn").Process(
+        target=work, args=(seeds, ingest, theirs)
+    )
     process.start()
     theirs.close()
     try:
@@ -71,10 +79,11 @@ def in_a_process(seeds: range) -> tuple[dict[str, int], float, str]:
     return answer
 
 
-def work(seeds: range, answer: "multiprocessing.connection.Connection") -> None:  # type: ignore[name-defined]
+def work(seeds: range, ingest: bool, answer: "multiprocessing.connection.Connection") -> None:  # type: ignore[name-defined]
     with tempfile.TemporaryDirectory() as folder:
         try:
-            counts, failure = fuzz(Path(folder), seeds), ""
+            corpus = IngestCorpus if ingest else Corpus
+            counts, failure = fuzz(Path(folder), seeds, corpus), ""
         except AssertionError as error:
             counts, failure = {}, str(error)
         answer.send((counts, peak_megabytes(), failure))
