@@ -14,7 +14,7 @@ from megajukebox.common.levels import LEVELS
 from megajukebox.common.model_files import check_vqvae, load_into, read_facts
 from megajukebox.common.plain_text import plain
 from megajukebox.conditioning.jukebox_labels import as_written
-from megajukebox.conditioning.lrc import write_lrc
+from megajukebox.conditioning.lrc import parse_lrc, read_lrc, write_lrc
 from megajukebox.conditioning.schema import (
     ConditionResources,
     SongConditioning,
@@ -40,6 +40,7 @@ LABELS_OF_REQUESTS = {
     "language": "a language",
 }
 PER_LEVEL = ("temperature", "top_k", "top_p", "guidance", "hop_fraction")
+MAX_LYRICS_NOTES = 5  # of one request
 MIN_NAME_SIMILARITY = 0.75  # of difflib, from which on a known name is suggested for an unknown one
 
 
@@ -96,6 +97,9 @@ class PriorRun:
             yield f"{seconds:g} s is outside the {limits} that were trained; the nearest is used"
         if self.config.lyrics and not request.lyrics.strip():
             yield "no lyrics: the voice, if any, has nothing to follow"
+        if self.config.lyrics:
+            for remark in read_lrc(request.lyrics).remarks[:MAX_LYRICS_NOTES]:
+                yield f"lyrics line {remark.line}: {remark.detail}"
 
     def keep_loaded(self, device: torch.device, dtype: torch.dtype) -> None:
         """Load the prior for good: for a process that samples one song after another."""
@@ -196,14 +200,13 @@ def align_words(song: GeneratedSong, run: PriorRun, prior: Prior, samples: int) 
         return
     codes_T = torch.from_numpy(song.codes[run.config.level])
     whole = (request.song_seconds or 0) <= request.seconds
-    words = sung_words(
-        prior, conditioning, request.lyrics, codes_T, samples, run.alignment.pair, whole
-    )
+    lyrics, _ = parse_lrc(request.lyrics)  # as the prior read them: without headers
+    words = sung_words(prior, conditioning, lyrics, codes_T, samples, run.alignment.pair, whole)
     if words:
-        song.timed_lyrics = write_lrc(words, request.lyrics)
+        song.timed_lyrics = write_lrc(words, lyrics)
         timed = []
         for word in words:
-            text = request.lyrics[word.start_char : word.end_char]
+            text = lyrics[word.start_char : word.end_char]
             timed.append({"text": text, **vars(word)})
         song.facts["alignment"] = {**run.alignment.model_dump(), "words": timed}
 

@@ -332,6 +332,10 @@ def test_words_are_timed_by_the_alignment_with_how_sure_it_is(tmp_path: Path) ->
         [LyricPiece("moon "), LyricPiece("light", 1.0, 1.5, 0.75)],
         [LyricPiece("again")],
     ]
+    document["request"]["lyrics"] = "[ar:nobody]\nmoon light\nagain"  # a header is not sung
+    (tmp_path / "one.json").write_text(json.dumps(document))
+    ((headed,), _) = read_samples([tmp_path])
+    assert headed.lyrics == sample.lyrics
     for wrong in ({"end_char": 99}, {"t1": 0.5}, {"start_char": "x"}, {"t0": None}):
         document["alignment"] = {"words": [word | wrong]}
         (tmp_path / "one.json").write_text(json.dumps(document))

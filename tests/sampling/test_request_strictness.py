@@ -116,6 +116,11 @@ def test_a_setting_that_no_level_is_told_is_a_note(runs: Path, setting: dict, no
     assert note in notes_of(runs, **setting)
 
 
+def test_lyrics_that_are_not_sung_as_written_are_a_note(runs: Path):
+    told = notes_of(runs, lyrics="[00:01.00]la\n[0,500]lu")
+    assert "lyrics line 2: [0,500] is no time; write [mm:ss.xx]" in told
+
+
 def test_a_setting_that_some_level_hears_is_no_note(runs: Path):
     heard = notes_of(runs, artist="ilune", genres=["waltz"], song_seconds=20.0, temperature=0.9)
     assert not [note for note in heard if "is not heard" in note or "is not used" in note]

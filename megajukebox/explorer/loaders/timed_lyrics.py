@@ -37,9 +37,10 @@ def read_lyrics(
     Args:
         document: the name of its JSON within `folder`; lyrics that lie behind a link are none.
     """
-    aligned = aligned_words(requested, alignment)
-    if aligned:
-        return split_lines(requested, aligned)
+    for sung in (requested, parse_lrc(requested)[0]):  # as a prior reads them: without headers
+        aligned = aligned_words(sung, alignment)
+        if aligned:
+            return split_lines(sung, aligned)
     text = requested
     for extension in (".lrc", ".txt"):
         try:
@@ -61,6 +62,9 @@ def aligned_words(text: str, alignment: Any) -> list[TimedWord]:
         if word is None or not word.t0 <= word.t1 < LATEST_SECONDS:
             return []
         if not previous_end <= word.start_char < word.end_char <= len(text):
+            return []
+        written = text[word.start_char : word.end_char]
+        if record.get("text", written) != written:  # of lyrics that were read otherwise
             return []
         words.append(word)
         previous_end = word.end_char
