@@ -25,6 +25,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megajukebox.data import audio
+from megajukebox.data.ingest.convert import IngestConfig, convert
+from megajukebox.data.ingest.discover import find_songs
 from megajukebox.data.recordings import foreign_audio, open_recording
 from megajukebox.data.recordings.channels import (
     FLAC_ORDERS,
@@ -37,6 +39,7 @@ from megajukebox.data.recordings.channels import (
 from megajukebox.data.recordings.kinds import recognise
 from megajukebox.data.recordings.open_recording import opened_recording
 from megajukebox.data.recordings.pieces import ByteView, Padding, Span, SplicedFile
+from megajukebox.records.ingest_notes import NoteKind
 
 RATE = 8_000
 FIVE_ONE = sum(MASKS[name] for name in SPEAKERS)
@@ -236,11 +239,12 @@ def test_what_stands_before_a_recording_is_passed_over(container, before):
     )
 
 
-def test_an_mp3_behind_zeros_is_taken():
+@pytest.mark.parametrize("before", [bytes(2000), b"\x93\x01\xfe\x9a" * 500], ids=["zeros", "junk"])
+def test_an_mp3_behind_what_is_none_is_taken(before):
     data = packed_as(tones_of(("FL",), 44_100), 44_100, "MP3")
-    recording = read(bytes(2000) + data, 44_100)
+    recording = read(before + data, 44_100)
     np.testing.assert_array_equal(recording.samples, read(data, 44_100).samples)
-    assert "2000 zero bytes" in recording.notes[0].detail
+    assert "2000 bytes before its start" in recording.notes[0].detail
 
 
 @pytest.mark.parametrize("magic", [b"RF64", b"BW64"])
@@ -375,6 +379,39 @@ def test_a_mask_names_as_many_speakers_as_there_are_channels_or_none(mask, chann
     if speakers is not None:
         assert len(set(speakers)) == channels and set(speakers) <= set(LEFT_RIGHT)
         fold_matrix(speakers)
+
+
+# ---- A collection
+
+
+def test_of_a_folder_every_recording_is_taken_or_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(foreign_audio.importlib.util, "find_spec", lambda name: None)
+    for number, name in enumerate(("a.wav", "b.WAVE", "c.oga", "d.opus", "e.aiff", "f.caf")):
+        kind = {"a": "WAV", "b": "WAV", "e": "AIFF", "f": "CAF"}.get(name[0], "OGG")
+        subtype = "OPUS" if name[0] == "d" else None
+        x = tones_of(("FL",)) * (0.5 + 0.05 * number)
+        (tmp_path / name).write_bytes(packed_as(x, RATE, kind, subtype))
+    (tmp_path / "g.m4a").write_bytes(b"\0\0\0\x20ftypM4A " + bytes(100))
+    (tmp_path / "h.wma").write_bytes(b"\x30\x26\xb2\x75\x8e\x66\xcf\x11" + bytes(100))
+    settings = IngestConfig(sample_rate=RATE)
+    converted = {song.name: convert(song, settings) for song in find_songs(tmp_path)}
+    assert [converted[name].refusal for name in sorted(converted)[:6]] == [None] * 6
+    assert [song.frames for song in converted.values()][:3] == [16_000] * 3
+    for name, kind in (("g.m4a", "MP4"), ("h.wma", "Windows Media")):
+        assert converted[name].refusal.startswith(f"unreadable: {kind}")
+        assert "convert it to FLAC" in converted[name].refusal
+    assert converted["a.wav"].notes == ()
+
+
+def test_what_conversion_changes_is_noted(tmp_path):
+    loud = packed_as(1.2 * tones_of(("FL",)) / 0.3, RATE, "WAV", "FLOAT")
+    (tmp_path / "loud.wav").write_bytes(loud)
+    (song,) = find_songs(tmp_path)
+    resampled, clipped = convert(song, IngestConfig(sample_rate=11_025)).notes
+    assert resampled.kind is NoteKind.resampled and resampled.detail == "from 8000 to 11025 Hz"
+    assert clipped.kind is NoteKind.clipped and clipped.source == "loud.wav"
+    assert "samples were beyond full scale, at most 1.2" in clipped.detail
+    assert convert(song, IngestConfig(sample_rate=RATE, codec="wav")).notes == ()
 
 
 # ---- Formats of the extra

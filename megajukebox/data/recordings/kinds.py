@@ -142,7 +142,7 @@ class Recognised(NamedTuple):
 
     kind: FileKind
     start: int  # behind tags and zeros
-    zeros: int = 0  # bytes before it that are none of its
+    left_out: int = 0  # bytes before it, without tags, that are none of its
 
 
 def recognise(view: ByteView) -> Recognised:
@@ -158,20 +158,19 @@ def recognise(view: ByteView) -> Recognised:
     if first >= view.size:
         what = "nothing follows its tags" if start >= view.size else "all its bytes are zero"
         raise BadSampleError("undecodable", f"unreadable: {what}; fetch or copy the file again")
-    zeros = first - start
+    left_out = first - start
     first = behind_tags(view, first)
     kind = kind_at(view, first)
-    if kind is None or kind == MP3:
+    if kind is None:
         frame = first_frame(view, first)
         if frame >= 0:
-            return Recognised(MP3, frame, zeros)
-    if kind is None:
+            return Recognised(MP3, frame, left_out + frame - first)
         shown = " ".join(f"{byte:02x}" for byte in view.at(first, 8))
         raise BadSampleError(
             "undecodable",
             f"unreadable: its first bytes ({shown}) are those of no kind of sound; {CONVERT}",
         )
-    return Recognised(kind, first, zeros)
+    return Recognised(kind, first, left_out)
 
 
 def name_of_sound(view: ByteView) -> str | None:

@@ -73,8 +73,9 @@ def plan_of(view: ByteView) -> RecordingPlan:
     if kind.reader is RecordingReader.NONE:
         raise BadSampleError("undecodable", f"unreadable: it is {kind.name}; {kind.way_out}")
     plan = RecordingPlan(kind)
-    if recognised.zeros:
-        plan.note("damaged", f"{recognised.zeros} zero bytes before its start were left out")
+    if recognised.left_out:
+        detail = f"{recognised.left_out} bytes before its start are no sound and were left out"
+        plan.note("damaged", detail)
     PLANNERS[kind.reader](view, recognised, plan)
     if len(plan.links) > MAX_LINKS:
         raise BadSampleError(
