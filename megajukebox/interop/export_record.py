@@ -17,6 +17,7 @@ from megajukebox.conditioning.vocabulary import MAX_VOCABULARIES_BYTES
 from megajukebox.models.transformer import TransformerConfig
 
 EXPORT_RECORD = "megajukebox.json"
+MAX_LAYERS = 10_000
 KEPT_FACTS = ("licence", "made_by", "names", "tokenizer")  # of model.json
 # Settings on which no number of a trained model depends; ratios show in the shapes.
 OF_TRAINING = frozenset(
@@ -41,7 +42,13 @@ class ExportedPart(BaseModel):
 
     def describes(self, config: BaseModel) -> bool:
         """Whether this is of a model with the numbers of `config`, which was read from the weights' own files."""
-        return _numbers(self.config) == _numbers(config.model_dump(mode="json"))
+        if _numbers(self.config) != _numbers(config.model_dump(mode="json")):
+            return False
+        try:
+            type(config).model_validate(self.config)
+        except (ValidationError, TypeError, ArithmeticError):
+            return False
+        return True
 
 
 class ExportRecord(BaseModel):
@@ -99,6 +106,9 @@ def _numbers(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _layers(config: Mapping[str, Any]) -> Any:
+    depth = config.get("depth")
+    if not isinstance(depth, int) or depth > MAX_LAYERS:
+        return None
     try:
         return TransformerConfig(**config).patterns
     except (ValidationError, TypeError):  # the record's, written by hand: it describes no model

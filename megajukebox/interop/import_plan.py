@@ -96,7 +96,7 @@ def vqvae_part(checkpoint: ForeignCheckpoint, settings: Mapping[str, Any]) -> Pa
     refuse_unsupported(given)
     try:
         config = vqvae_config(shapes, given)
-    except ValidationError as error:
+    except (ValidationError, TypeError, ArithmeticError) as error:
         raise _not_a_model(str(checkpoint.path), error) from None
     part = Part("vqvae", checkpoint, config, vqvae_table(config), given, bool(released))
     check_cover(part)
@@ -134,7 +134,7 @@ def prior_part(
     level = _level_name(number, has_upper)
     try:
         config = prior_config(shapes, given, level, all_hops[number])
-    except ValidationError as error:
+    except (ValidationError, TypeError, ArithmeticError) as error:
         raise _not_a_model(where, error) from None
     if vqvae is not None and config.timing is None:
         # Without timing the sample rate changes no number, and files often hold a default.
@@ -162,8 +162,12 @@ def numbered(checkpoint: ForeignCheckpoint, vqvae: VQVAEConfig | None) -> Foreig
     return replace(checkpoint, level=levels - 1 - from_top)
 
 
-def _not_a_model(where: str, error: ValidationError) -> UserError:
-    """A config that cannot be, as the user reads of it."""
+def _not_a_model(where: str, error: Exception) -> UserError:
+    """A config that cannot be, of values that came with the files or by --set, as the user reads of it."""
+    if not isinstance(error, ValidationError):
+        return UserError(
+            f"{where}: a setting of it is of no use ({error}); give it by --set NAME=VALUE"
+        )
     first = error.errors()[0]
     field = ".".join(map(str, first["loc"])) or "settings"
     return UserError(

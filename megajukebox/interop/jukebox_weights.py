@@ -17,7 +17,12 @@ from megajukebox.common.provenance import made_by
 from megajukebox.conditioning.jukebox_labels import Version
 from megajukebox.conditioning.vocabulary import VOCABULARIES, Vocabulary, vocabularies_json
 from megajukebox.interop.checkpoints import Reader, read_checkpoints
-from megajukebox.interop.export_record import EXPORT_RECORD, ExportedPart, read_export_record
+from megajukebox.interop.export_record import (
+    EXPORT_RECORD,
+    KEPT_FACTS,
+    ExportedPart,
+    read_export_record,
+)
 from megajukebox.interop.import_plan import Part, converted, plan
 from megajukebox.interop.label_names import label_version, named_rows, numbered_rows
 from megajukebox.interop.layout_limits import CHARACTER_TOKENIZERS
@@ -135,7 +140,9 @@ def _with_record(part: Part, has_settings: bool, labels: Path | None) -> Importe
     config = part.config
     if record is not None and not has_settings:
         config = type(config).model_validate(record.config)
-    facts = dict(record.facts) if record else {}
+    facts: dict[str, Any] = {}
+    if record is not None:
+        facts = {name: record.facts[name] for name in KEPT_FACTS if name in record.facts}
     if facts.get("licence") is None and record is None:
         facts["licence"] = NOTICE if part.is_released else UNSTATED
     names: dict[str, Vocabulary] = {}

@@ -155,6 +155,8 @@ def _tokenizer_rows(folder: Path, condition: str, version: Version, size: int) -
     rows: dict[int, str] = {}
     for name, row in given.items():
         is_v2 = name.endswith(V2_SUFFIX)
+        if not name.isprintable():  # control characters and halves of surrogates name nobody
+            continue
         if has_suffixes and is_v2 != (version == "v2") and row != 0:
             continue
         if not isinstance(row, int) or isinstance(row, bool) or not 0 <= row < size:

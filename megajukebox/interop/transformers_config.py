@@ -6,7 +6,7 @@ from the top here: prior 0 is the top, whatever the number of levels.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -47,6 +47,14 @@ SAMPLE_SECONDS = (
 HOP_FRACTIONS = (0.125, 0.5, 0.5)  # of a window, by which its sampler goes on, from the top
 
 
+# Bounds far beyond any model: what is computed from them before tensors are compared stays small.
+Downs = list[Annotated[int, Field(ge=0, le=16)]]
+Strides = list[Annotated[int, Field(ge=1, le=1 << 16)]]
+Dilation = Annotated[int, Field(ge=1, le=64)]
+Ratio = Annotated[float, Field(gt=0, le=64)]
+WholeRatio = Annotated[int, Field(ge=1, le=64)]
+
+
 class TransformersVQVAEConfig(BaseModel):
     """JukeboxVQVAEConfig: what of it fixes the numbers of a VQ-VAE, and what its sampler needs."""
 
@@ -62,14 +70,14 @@ class TransformersVQVAEConfig(BaseModel):
     hop_fraction: list[float] = list(HOP_FRACTIONS)
     levels: int = Field(3, ge=1, le=3)
     lmu: float = 0.99
-    multipliers: list[int] | None = [2, 1, 1]
+    multipliers: list[WholeRatio] | None = [2, 1, 1]
     res_conv_depth: int = 4
     res_conv_width: int = 32
-    res_convolution_multiplier: int = 1
-    res_dilation_cycle: int | None = None
-    res_dilation_growth_rate: int = 3
-    res_downs_t: list[int] = [3, 2, 2]
-    res_strides_t: list[int] = [2, 2, 2]
+    res_convolution_multiplier: WholeRatio = 1
+    res_dilation_cycle: Dilation | None = None
+    res_dilation_growth_rate: Dilation = 3
+    res_downs_t: Downs = [3, 2, 2]
+    res_strides_t: Strides = [2, 2, 2]
     sample_length: int = 1058304
 
     @classmethod
@@ -125,7 +133,7 @@ class TransformersPriorConfig(BaseModel):
     level: int = Field(0, ge=0, le=2, description="from the top")
     alignment_head: int | None = 2
     alignment_layer: int | None = 68
-    attention_multiplier: float = 0.25
+    attention_multiplier: Ratio = 0.25
     attention_pattern: str = "enc_dec_with_lyrics"
     attn_res_scale: bool = False
     blocks: int | None = 64
@@ -139,23 +147,23 @@ class TransformersPriorConfig(BaseModel):
     lyric_vocab_size: int = 80
     mask: bool = False
     max_duration: float = 600.0
-    max_nb_genres: int = 1
+    max_nb_genres: int = Field(1, ge=1, le=1000)
     merged_decoder: bool = True
     metadata_conditioning: bool = True
     metadata_dims: list[int] = [604, 7898]
     min_duration: float = 0.0
-    mlp_multiplier: float = 1.0
+    mlp_multiplier: Ratio = 1.0
     music_vocab_size: int = 2048
     n_ctx: int = 6144
     n_heads: int = 2
     nb_relevant_lyric_tokens: int = 384
     res_conv_depth: int = 3
     res_conv_width: int = 128
-    res_convolution_multiplier: int = 1
-    res_dilation_cycle: int | None = None
-    res_dilation_growth_rate: int = 1
-    res_downs_t: list[int] = [3, 2, 2]
-    res_strides_t: list[int] = [2, 2, 2]
+    res_convolution_multiplier: WholeRatio = 1
+    res_dilation_cycle: Dilation | None = None
+    res_dilation_growth_rate: Dilation = 1
+    res_downs_t: Downs = [3, 2, 2]
+    res_strides_t: Strides = [2, 2, 2]
     sampling_rate: int = 44100
     spread: None = None
     timing_dims: int = 64
@@ -220,7 +228,7 @@ class TransformersConfig(BaseModel):
     timing_dims: int = 64
     min_duration: float = 0.0
     max_duration: float = 600.0
-    max_nb_genres: int = 5
+    max_nb_genres: int = Field(5, ge=1, le=1000)
     metadata_conditioning: bool = True
 
     def priors(self) -> list[TransformersPriorConfig]:
@@ -258,9 +266,9 @@ def read_config(folder: Path) -> BaseModel | None:
     try:
         given = parse_json(read_inside(folder, CONFIG, MAX_CONFIG_BYTES))
         kind = given.get("model_type") if isinstance(given, dict) else None
-        if kind not in CONFIG_TYPES:
+        if not isinstance(kind, str) or kind not in CONFIG_TYPES:
             raise UserError(
-                f"{path}: model_type {kind!r} is none of {', '.join(CONFIG_TYPES)}; give the folder of a Jukebox"
+                f"{path}: model_type {kind!r:.80} is none of {', '.join(CONFIG_TYPES)}; give the folder of a Jukebox"
             )
         config = CONFIG_TYPES[kind].model_validate(given)
         if isinstance(config, TransformersConfig):
