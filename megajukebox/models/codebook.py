@@ -6,6 +6,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+WARMUP_COMMIT = 0.05  # of the commitment loss: a bound for the vectors, which nothing rounds yet
+
 
 def _all_reduce(x: Tensor) -> Tensor:
     """The sum of `x` over all ranks, in place."""
@@ -20,13 +22,15 @@ class Codebook(nn.Module):
     `fresh_restarts=True` (ours) gives a restarted code the threshold as its count, so that it stays where it was put
     until the average says otherwise. False is Jukebox's rule: stale sums are kept and a dead code is drawn again at
     every step (van den Oord et al. 2017, appendix A.1; Dhariwal et al. 2020, section 3.2 on restarts).
-    `kmeans_iterations` of Lloyd's algorithm settle the first codes in the first batch.
+    `kmeans_iterations` of Lloyd's algorithm settle the first codes in the first batch. Through `warmup` passes of
+    training before that nothing is rounded: an autoencoder first, codes of what it has become afterwards.
     """
 
     vectors: Tensor
     sums: Tensor
     counts: Tensor
     started: Tensor
+    passes: Tensor  # of training so far; only with a warm-up, so that other runs keep their tensors
 
     def __init__(
         self,
@@ -36,9 +40,11 @@ class Codebook(nn.Module):
         threshold: float = 1.0,
         fresh_restarts: bool = True,
         kmeans_iterations: int = 0,
+        warmup: int = 0,
     ):
         super().__init__()
         self.kmeans_iterations = kmeans_iterations
+        self.warmup = warmup
         self.decay = decay
         self.threshold = threshold
         self.fresh_restarts = fresh_restarts
@@ -46,6 +52,8 @@ class Codebook(nn.Module):
         self.register_buffer("sums", torch.zeros(codes, width))
         self.register_buffer("counts", torch.ones(codes))
         self.register_buffer("started", torch.tensor(False))
+        if warmup:
+            self.register_buffer("passes", torch.zeros((), dtype=torch.int64))
         self._seen_started: tuple[Tensor, int] | None = None
 
     def nearest(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
@@ -77,6 +85,15 @@ class Codebook(nn.Module):
         if dist.is_initialized() and dist.get_world_size() > 1:
             dist.broadcast(candidates_KD, 0)
         return candidates_KD
+
+    def is_warming_up(self) -> bool:
+        """Whether nothing is rounded yet; counts a pass of training."""
+        if not self.warmup or self._seen_started or bool(self.started):
+            return False
+        if not self.training:
+            return True
+        self.passes.add_(1)
+        return int(self.passes) <= self.warmup
 
     @torch.no_grad()
     def start(self, x_ND: Tensor) -> None:
@@ -163,7 +180,11 @@ def quantise(
     """The nearest code vectors [N, D], the commitment loss [], and facts; in training the codebook learns.
 
     The gradient of the vectors goes to `x_ND` as if nothing had been rounded (van den Oord et al. 2017, section 3.2).
+    While the codebook warms up nothing is rounded, and the commitment loss is to zero, so that vectors stay small.
     """
+    if codebook.is_warming_up():
+        facts = {"prenorm": (x_ND.detach() - x_ND.detach().mean()).square().mean().sqrt()}
+        return x_ND, WARMUP_COMMIT * x_ND.square().mean(), facts
     if codebook.training:
         codebook.start(x_ND.detach())
     codes, fit = codebook.nearest(x_ND.detach())

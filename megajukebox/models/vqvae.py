@@ -47,6 +47,12 @@ class VQVAEConfig(BaseModel):
     codebook_decay: float = Field(0.99, gt=0, lt=1)
     codebook_threshold: float = Field(1.0, ge=0)
     fresh_restarts: bool = True
+    kmeans_iterations: int = Field(
+        0, ge=0, description="of Lloyd's algorithm that settle a wave level's first codes"
+    )
+    codebook_warmup: int = Field(
+        0, ge=0, description="passes in which a wave level is a plain autoencoder, before its codes"
+    )
     commit: float = Field(0.02, ge=0)
     loss: ReconstructionLoss = ReconstructionLoss()
     bandwidth: Bandwidth = Bandwidth()
@@ -161,6 +167,8 @@ class VQVAELevel(nn.Module):
             config.codebook_decay,
             config.codebook_threshold,
             config.fresh_restarts,
+            config.kmeans_iterations,
+            config.codebook_warmup,
         )
 
     def encoder_reach(self) -> int:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from megajukebox.models.codebook import Codebook
+from megajukebox.models.codebook import Codebook, quantise
 
 
 def started(codes: int = 6, width: int = 3, **settings) -> Codebook:
@@ -124,7 +124,7 @@ def test_a_codebook_follows_its_cluster() -> None:
 
 RANK = """
 import sys, torch, torch.distributed as dist
-from megajukebox.models.codebook import Codebook
+from megajukebox.models.codebook import Codebook, quantise
 rank, size, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 if size > 1:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=size)
@@ -199,3 +199,36 @@ def test_a_book_made_in_inference_mode_starts_once_too() -> None:
         vectors = book.vectors.clone()
         book.start(torch.randn(40, 3))
     assert bool(book.started) and torch.equal(book.vectors, vectors)
+
+
+def test_through_the_warm_up_nothing_is_rounded_and_then_k_means_begins() -> None:
+    torch.manual_seed(0)
+    book = Codebook(8, 3, kmeans_iterations=10, warmup=2).train()
+    centres = torch.tensor([[5.0, 0, 0], [0, 5, 0], [0, 0, 5], [-5, -5, -5]])
+    x = (centres.repeat(25, 1) + 0.1 * torch.randn(100, 3)).requires_grad_()
+    for _ in range(2):
+        rounded, commit, facts = quantise(book, x)
+        assert torch.equal(rounded, x) and not book.started and "used" not in facts
+        assert commit > 0
+    rounded, _, facts = quantise(book, x)
+    assert book.started and not torch.equal(rounded, x) and facts["used"] > 4
+    drawn = Codebook(8, 3).train()
+    drawn.start(x.detach())
+    assert facts["fit"] < 0.8 * drawn.nearest(x.detach())[1].mean(), "nearer than codes drawn of x"
+    book.eval()
+    again, _, _ = quantise(book, x)
+    torch.testing.assert_close(again, book.lookup(book.nearest(x)[0]))
+
+
+def test_a_warm_up_goes_on_after_a_restart_and_others_have_no_such_tensor() -> None:
+    torch.manual_seed(0)
+    book = Codebook(4, 3, warmup=3).train()
+    quantise(book, torch.randn(20, 3))
+    resumed = Codebook(4, 3, warmup=3).train()
+    resumed.load_state_dict(book.state_dict())
+    quantise(resumed, torch.randn(20, 3))
+    quantise(resumed, torch.randn(20, 3))
+    assert not resumed.started
+    quantise(resumed, torch.randn(20, 3))
+    assert resumed.started
+    assert "passes" not in Codebook(4, 3).state_dict()

@@ -219,15 +219,18 @@ class ZeroEngine:
         return self._averaged
 
     def _mean_over_ranks(self, reports: list[dict[str, Tensor]]) -> dict[str, float]:
-        """The mean of what every rank reports of its micro-batches."""
+        """The mean of what every rank reports of its micro-batches, of what all of them have.
+
+        A codebook whose warm-up ends within a step has facts in the later ones alone.
+        """
+        names = [name for name in reports[0] if all(name in report for report in reports)]
         rows = []
         for report in reports:
-            values = [value.float().reshape(()) for value in report.values()]
-            rows.append(torch.stack(values))
+            rows.append(torch.stack([report[name].float().reshape(()) for name in names]))
         summed = torch.stack(rows)  # [micro-batches, metrics]
         dist.all_reduce(summed)
         columns = (summed / dist.get_world_size()).t().tolist()
-        return {name: sum(column) / len(column) for name, column in zip(reports[0], columns)}
+        return {name: sum(column) / len(column) for name, column in zip(names, columns)}
 
     def _gradient_norm(self) -> float:
         """Of the whole gradient, before clipping, without loss scale; DeepSpeed keeps it only with
