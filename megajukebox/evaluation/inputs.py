@@ -257,8 +257,9 @@ class References:
     def check_scale(self, samples: list[EvalSample]) -> None:
         """Refuse samples that no figure could compare with these references.
 
-        Mel bands, spectra and embeddings are of other pitches at another sample rate: one song at two rates is as far
-        from itself as from another song (docs/decisions/0049). Codes mean nothing beside those of another VQ-VAE.
+        Mel bands, spectra and embeddings are of other pitches at another sample rate: one song at 11,025 and 8,000 Hz is
+        two thirds as far from itself as from another song (docs/decisions/0049). Codes mean nothing beside those of
+        another VQ-VAE.
 
         Raises:
             UserError: names the two rates, or the two VQ-VAEs, and the way out.
