@@ -30,6 +30,7 @@ LENGTH_TOLERANCE = (
     0.05  # seconds; programs differ in how they cut what an encoder put before and after
 )
 LOUDNESS_TOLERANCE = 0.1  # dB
+OWN_RATE = 44_100  # at which a file is read that ffmpeg cannot open
 QUIET = -80.0  # dB; below it a difference of loudness says nothing
 # name of a variant: what ffmpeg is told
 STEREO_VARIANTS = {
@@ -125,7 +126,10 @@ def variant(source: Path, path: Path, seconds: float, options: list[str]) -> dic
 
 def compare(path: Path) -> dict[str, Any]:
     """What both read of one file."""
-    facts = probed(path)
+    try:
+        facts = probed(path)
+    except subprocess.CalledProcessError:
+        return {"file": path.name, "codec": "none", "unread_by_ffmpeg": True, **ours_alone(path)}
     row: dict[str, Any] = {"file": path.name, "codec": facts["codec_name"]}
     rate = int(facts["sample_rate"])
     channels = min(2, int(facts["channels"]))
@@ -157,6 +161,15 @@ def compare(path: Path) -> dict[str, Any]:
     return row
 
 
+def ours_alone(path: Path) -> dict[str, Any]:
+    """What we read of a file that ffmpeg cannot open."""
+    try:
+        ours = audio.read_recording(path, OWN_RATE)
+    except ValueError as error:
+        return {"refused": str(error)}
+    return {"our_seconds": round(len(ours.samples) / OWN_RATE, 4)}
+
+
 def decibels(x_T: np.ndarray) -> float:
     power = float(np.mean(np.square(x_T, dtype=np.float64))) if len(x_T) else 0.0
     return max(QUIET, 10 * math.log10(power)) if power else QUIET
@@ -179,13 +192,15 @@ def version() -> str:
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    read = [row for row in rows if "refused" not in row]
+    read = [row for row in rows if "refused" not in row and "unread_by_ffmpeg" not in row]
+    unread = sum(row.get("unread_by_ffmpeg", False) for row in rows)
     lengths = [abs(row["our_seconds"] - row["their_seconds"]) for row in read]
     loudness = [max(map(abs, row.get("loudness_difference_db", [99.0]))) for row in read]
     return {
         "recordings": len(rows),
         "codecs": dict(Counter(row["codec"] for row in rows).most_common()),
-        "refused": len(rows) - len(read),
+        "refused": sum("refused" in row for row in rows),
+        "unread_by_ffmpeg": unread,
         "differ": sum(row.get("differs", False) for row in rows),
         "largest_difference_of_length_seconds": round(max(lengths, default=0), 4),
         "largest_difference_of_loudness_db": round(max(loudness, default=0), 3),
