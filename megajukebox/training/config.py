@@ -15,7 +15,7 @@ from megajukebox.common.levels import PRIOR_FOLDERS, STUDENT_FOLDERS
 from megajukebox.common.old_settings import describe_renamed, present_path, upgrade_settings
 from megajukebox.common.untrusted_files import parse_yaml, read_given
 from megajukebox.common.validation_errors import mistakes, shortened
-from megajukebox.data.shards.shard_set import COUNTED, COUNTED_OF_NOTES
+from megajukebox.data.shards.shard_set import COUNTED
 from megajukebox.models.conditioners import LabelConfig, LyricsConfig
 from megajukebox.models.prior import PriorConfig
 from megajukebox.models.vqvae import VQVAEConfig
@@ -30,7 +30,7 @@ from megajukebox.training.settings import StrictSettings, TrainingSettings
 log = logging.getLogger(__name__)
 
 PRESETS = Path(__file__).parent.parent / "presets"
-CONDITIONS = (*COUNTED, *COUNTED_OF_NOTES, "year")  # the fields of a song that a prior can be told
+CONDITIONS = (*COUNTED, "year")  # the fields of a song that a prior can be told
 STAGE_NAMES = ("vqvae", "refiner", *PRIOR_FOLDERS.values())  # of `train`: the rows of stages.py
 STUDENT_NAMES = tuple(STUDENT_FOLDERS.values())  # of `distill`
 
