@@ -157,9 +157,9 @@ def test_one_that_others_may_write_to_or_made_is_refused(
 # Where the package or its scripts name a temporary folder, and why nobody can have made it before.
 TEMPORARY = {
     "megajukebox/commands/evaluate.py": "TemporaryDirectory: a random name, mode 0700",
-    "megajukebox/commands/support_bundle.py": "an example in the help",
     "megajukebox/common/build_folders.py": "mkdtemp, and what torch's default is",
     "megajukebox/common/child_processes.py": "hands TMPDIR on to a child",
+    "megajukebox/data/recordings/foreign_audio.py": "TemporaryFile: it has no name",
     "megajukebox/evaluation/frozen_weights.py": "TemporaryDirectory beside the run",
     "megajukebox/explorer/server/api.py": "mkstemp: a random name, mode 0600",
     "megajukebox/explorer/server/uploads.py": "TemporaryDirectory",
