@@ -65,6 +65,7 @@ OTHER_NAMES = frozenset(
             "cond_res_scale",
             "max_bow_genre_size",
         ),
+        *("c_res", "sample_length"),  # of OpenAI's own files of settings; no trained model has them
     )
 )
 # Settings that the shapes of tensors tell: another value than theirs would be without effect.

@@ -69,7 +69,8 @@ def import_all(files: dict[str, Path], to: Path) -> None:
 def reference_settings(file: Path) -> dict[str, Any]:
     """What the case of a checkpoint tells of its model."""
     path = file.parent / "meta.json"
-    return json.loads(path.read_text()).get("hps", {}) if path.is_file() else {}
+    told = json.loads(path.read_text()).get("hps", {}) if path.is_file() else {}
+    return {name: value for name, value in told.items() if name != "base_hparams"}
 
 
 def load_all(runs: Path) -> tuple[VQVAE, dict[str, Prior]]:

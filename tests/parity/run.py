@@ -106,7 +106,8 @@ def imported(case: Case, file: Path) -> tuple:
 
 def reference_settings(case: Case) -> dict:
     """What meta.json tells of the model, for what the checkpoint alone cannot tell."""
-    return {name: value for name, value in case.fact("hps", {}).items() if value != "base_hparams"}
+    told = case.fact("hps", {})
+    return {name: value for name, value in told.items() if name != "base_hparams"}
 
 
 if __name__ == "__main__":
