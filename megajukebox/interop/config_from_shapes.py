@@ -69,6 +69,8 @@ def vqvae_config(shapes: Shapes, given: Hps) -> VQVAEConfig:
         codebook_decay=given["l_mu"],
         codebook_threshold=given["revival_threshold"],
         fresh_restarts=False,
+        kmeans_iterations=0,
+        codebook_warmup=0,
         commit=given["commit"],
         loss=loss_config(given),
     )
