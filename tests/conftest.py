@@ -10,12 +10,20 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from fixtures import warm_starts
 from fixtures.paths import FILES
 from fixtures.tiny_shards import write_codes
+
+# No example fails for a slow machine. In continuous integration hypothesis has a profile of its own, which stays.
+with suppress(ModuleNotFoundError):  # on a bare machine that only runs the tests of a GPU
+    import hypothesis
+
+    hypothesis.settings.register_profile("suite", hypothesis.settings.default, deadline=None)
+    hypothesis.settings.load_profile("suite")
 
 PRESET = FILES / "mini.yaml"
 
