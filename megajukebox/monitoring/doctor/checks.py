@@ -4,6 +4,7 @@ import os
 import platform
 import re
 import subprocess
+import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -55,6 +56,10 @@ def versions() -> dict[str, str]:
             numbers[name] = version(name)
         except PackageNotFoundError:
             numbers[name] = "missing"
+    if (
+        "torch" in sys.modules
+    ):  # it names its build, +cu126 or +cpu, which a package of PyPI does not
+        numbers["torch"] = str(sys.modules["torch"].__version__)
     return numbers
 
 
