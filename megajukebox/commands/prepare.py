@@ -13,6 +13,7 @@ or changed in notes.jsonl. `shards/README.md` says what is in the output.
 
 import os
 from collections import Counter
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path, PurePosixPath
 from typing import Annotated
@@ -211,12 +212,16 @@ def print_notes(screen: Console, notes: list[IngestNote], out: Path) -> None:
 
 
 def print_table(
-    screen: Console, title: str, rows: list[tuple[str, str, str]], where: str = ""
+    screen: Console,
+    title: str,
+    rows: Sequence[tuple[str, ...]],
+    where: str = "",
+    columns: tuple[str, ...] = ("song", "reason", "detail"),
 ) -> None:
     """Print a table of the first rows; nothing where there are none."""
     if not rows:
         return
-    table = Table("song", "reason", "detail", title=f"{title}", title_justify="left")
+    table = Table(*columns, title=title, title_justify="left")
     for row in rows[:MAX_ROWS]:
         table.add_row(*(Text(plain(cell)) for cell in row))
     screen.print(table)

@@ -18,9 +18,8 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
+from megajukebox.commands.prepare import print_table
 from megajukebox.common.command_line import run_command
 from megajukebox.common.errors import UserError
 from megajukebox.common.plain_text import plain
@@ -40,7 +39,6 @@ from megajukebox.records.ingest_notes import NOTE_KINDS, NOTES_FILE, IngestNote
 
 CORPUS = "music21:"
 LICENCE_LINES = 6  # of the corpus' licence, on the screen
-MAX_ROWS = 10
 
 
 class Collection(NamedTuple):
@@ -166,24 +164,11 @@ def print_report(screen: Console, report: NotesReport, out: Path) -> None:
         screen.print(f"licence of {count}: {plain(licence)}", highlight=False)
     counts = Counter(note.kind for note in report.notes)
     rows = [(NOTE_KINDS[kind], str(count)) for kind, count in counts.most_common()]
-    print_table(screen, f"told in {out / NOTES_FILE}", ("what", "how often"), rows)
+    print_table(screen, f"told in {out / NOTES_FILE}", rows, columns=("what", "how often"))
     refused = Counter(line["reason"] for line in report.refused)
     told = [(reason, str(count)) for reason, count in refused.most_common()]
-    print_table(screen, f"refused, in {out / 'refused.jsonl'}", ("reason", "how often"), told)
-
-
-def print_table(
-    screen: Console, title: str, columns: tuple[str, str], rows: list[tuple[str, str]]
-) -> None:
-    """The first rows; nothing where there are none."""
-    if not rows:
-        return
-    table = Table(*columns, title=title, title_justify="left")
-    for row in rows[:MAX_ROWS]:
-        table.add_row(*(Text(plain(cell)) for cell in row))
-    screen.print(table)
-    if len(rows) > MAX_ROWS:
-        screen.print(f"... {len(rows) - MAX_ROWS} more", highlight=False)
+    columns = ("reason", "how often")
+    print_table(screen, f"refused, in {out / 'refused.jsonl'}", told, columns=columns)
 
 
 if __name__ == "__main__":
