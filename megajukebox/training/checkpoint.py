@@ -88,7 +88,8 @@ def commit(
 
 def write_manifest(folder: Path, step: int, stored: Mapping[str, StoredFile]) -> list[Path]:
     """Write sizes and checksums of all files in `folder`; returns those files."""
-    # A start that was killed while it committed this same folder may have left half a manifest there.
+    # A start that was killed while it committed this same folder may have left a manifest there, or half of one.
+    (folder / MANIFEST).unlink(missing_ok=True)
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix != ".partial")
     unread = [path for path in files if str(path) not in stored]
     known = dict(stored)

@@ -116,6 +116,20 @@ def test_a_process_killed_at_any_moment_leaves_only_whole_checkpoints(tmp_path: 
         first = read_state(folder)["step"] + 1
 
 
+def test_a_start_killed_between_manifest_and_rename_spoils_no_later_one(tmp_path: Path) -> None:
+    def killed() -> None:
+        raise KeyboardInterrupt
+
+    written = partial(tmp_path, 7)
+    written.mkdir(parents=True)
+    (written / "rank-0.pt").write_bytes(b"7")
+    with pytest.raises(KeyboardInterrupt):
+        commit(written, 7, {"step": 7}, RetentionPolicy(2), check=killed)
+    assert (written / MANIFEST).exists()
+    commit(written, 7, {"step": 7}, RetentionPolicy(2))
+    assert newest(tmp_path) == (folder_of(tmp_path, 7), [])
+
+
 @pytest.mark.parametrize("name", ["state/rank-0.pt", "state/rank-1.pt", "state.json"])
 def test_a_flipped_bit_is_found_and_the_checkpoint_before_it_used(
     tmp_path: Path, name: str
