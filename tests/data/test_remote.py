@@ -37,7 +37,7 @@ def server(songs: Path) -> Iterator[ShardServer]:
 
 
 def remote(tmp_path: Path, **changed: Any) -> RemoteConfig:
-    return RemoteConfig(**{"cache": tmp_path / "cache", "backoff": 0.001, "stall": 1.0, **changed})
+    return RemoteConfig(**{"cache": tmp_path / "cache", "backoff": 0.001, "stall": 20.0, **changed})
 
 
 def wait_for(path: Path, folder: Path, seconds: float = 100.0) -> None:
@@ -75,7 +75,7 @@ def test_stalls_resets_5xx_and_cut_bodies_are_tried_again(
 ) -> None:
     for path in songs.iterdir():
         server.spoil[path.name] = list(FAULTS[: 2 if path.suffix == ".json" else 5])
-    far = ShardSet(server.url, remote(tmp_path, tries=7))
+    far = ShardSet(server.url, remote(tmp_path, tries=7, stall=1.0))
     events: list[tuple[str, ...]] = []
     read = steps(batches(SongClips(far, CLIP), on_bad=lambda *event: events.append(event)), 4)
     assert same(read, steps(batches(SongClips(ShardSet(songs), CLIP)), 4)) and not events
@@ -255,7 +255,7 @@ def test_commands_run_only_where_they_are_allowed(tmp_path: Path) -> None:
 )
 def test_a_command_that_hangs_or_fails_is_given_up(tmp_path: Path, command: str) -> None:
     with pytest.raises(ValueError, match="could not be fetched in 2 tries"):
-        ShardSet(f"pipe:{command}", remote(tmp_path, allow_pipe=True, tries=2))
+        ShardSet(f"pipe:{command}", remote(tmp_path, allow_pipe=True, tries=2, stall=1.0))
 
 
 def test_names_of_an_index_cannot_leave_the_cache(songs: Path, tmp_path: Path) -> None:

@@ -33,13 +33,13 @@ def s3(songs: Path) -> Iterator[SpoiltS3]:
 
 
 def remote(tmp_path: Path, **changed: Any) -> RemoteConfig:
-    return RemoteConfig(**{"cache": tmp_path / "cache", "backoff": 0.001, "stall": 1.0, **changed})
+    return RemoteConfig(**{"cache": tmp_path / "cache", "backoff": 0.001, "stall": 20.0, **changed})
 
 
 def test_a_set_on_s3_gives_the_stream_of_its_folder(
     s3: SpoiltS3, songs: Path, tmp_path: Path
 ) -> None:
-    far = ShardSet(URL, remote(tmp_path, stall=10.0))
+    far = ShardSet(URL, remote(tmp_path))
     assert far.fingerprint == ShardSet(songs).fingerprint
     near = steps(batches(SongClips(ShardSet(songs), CLIP)), 4)
     for ahead in (ReadAhead(0), ReadAhead(1)):  # a worker is forked, and opens the bucket anew
@@ -50,7 +50,7 @@ def test_a_set_on_s3_gives_the_stream_of_its_folder(
 def test_a_shard_comes_whole_through_faults_and_is_compared(
     s3: SpoiltS3, songs: Path, tmp_path: Path, fault: str
 ) -> None:
-    far = ShardSet(URL, remote(tmp_path))
+    far = ShardSet(URL, remote(tmp_path, stall=1.0))
     name = far.index["shards"][0]["name"]
     s3.spoil[name] = [fault, fault]
     far.cache.bring(0)
@@ -109,7 +109,7 @@ def test_a_missing_login_is_said_at_once_with_the_way_out(
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     fsspec.get_filesystem_class("s3").clear_instance_cache()
     with pytest.raises(UserError, match=r"in 1 tries .*Credentials.*set FSSPEC_S3_ANON=true"):
-        ShardSet(URL, remote(tmp_path, stall=10.0))
+        ShardSet(URL, remote(tmp_path))
     fsspec.get_filesystem_class("s3").clear_instance_cache()
 
 
@@ -121,7 +121,7 @@ def test_a_set_on_s3_is_blended_with_one_on_the_disk(
     near = write_songs(other / "songs")
     index = (near / "index.json").read_text().replace('"Rare"', '"Rarer"')
     (near / "index.json").write_text(index)  # another set, by its names
-    blend = open_data([f"{URL}:3", f"{near}:1"], remote(tmp_path, stall=10.0))
+    blend = open_data([f"{URL}:3", f"{near}:1"], remote(tmp_path))
     assert isinstance(blend, ShardBlend)
     source = BlendedClips(blend, [SongClips(one, CLIP) for one in blend.sets])
     assert len(steps(batches(source), 4)) == 4

@@ -70,7 +70,7 @@ def url(request: pytest.FixtureRequest, songs: Path) -> Iterator[str]:
 
 
 def remote(tmp_path: Path, **changed: Any) -> RemoteConfig:
-    return RemoteConfig(**{"cache": tmp_path / "cache", "backoff": 0.001, "stall": 1.0, **changed})
+    return RemoteConfig(**{"cache": tmp_path / "cache", "backoff": 0.001, "stall": 20.0, **changed})
 
 
 def test_a_set_in_a_bucket_gives_the_stream_of_its_folder(
@@ -99,7 +99,7 @@ def test_errors_and_stalls_of_a_backend_are_tried_again(songs: Path, tmp_path: P
     for path in songs.iterdir():
         bucket.pipe_file(f"/again/{path.name}", path.read_bytes())
         FaultyBucket.faults[path.name] = ["error", "stall"]
-    far = ShardSet("faulty://again", remote(tmp_path))
+    far = ShardSet("faulty://again", remote(tmp_path, stall=1.0))
     far.cache.bring(0)
     name = far.index["shards"][0]["name"]
     assert (far.folder / name).read_bytes() == (songs / name).read_bytes()
