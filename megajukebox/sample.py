@@ -7,6 +7,7 @@
     megajukebox sample runs/tiny --list-conditions                                  # which artists, genres ... it knows
     megajukebox sample runs/tiny --levels top                                       # the top's song, no upsampler
     megajukebox sample runs/tiny --sampler student --seconds 60                     # parallel students upsample
+    megajukebox sample runs/tiny --adapter adapters/mine:0.8 --artist "My Band"     # your own style (docs/adapters.md)
     megajukebox sample runs/tiny --prompt demo.wav --keep-seconds 3 --seconds 10    # continues a recording
     megajukebox sample runs/tiny --infill samples/song.json --replace 2-3.5 --lyrics other.txt --name mended
 
@@ -24,6 +25,7 @@ from megajukebox.common.command_line import log_renamed, renamed_options, run_co
 from megajukebox.common.device import check_precision, choose_device
 from megajukebox.common.levels import PRIOR_FOLDERS
 from megajukebox.common.world import world
+from megajukebox.data.adapters import parse_adapter
 from megajukebox.resilience.exit_codes import EXIT_PREEMPTED
 from megajukebox.sampling import options
 from megajukebox.sampling.batch_job import SamplingRun
@@ -59,6 +61,8 @@ def main(
     decoding: options.DecodingOption = "auto",
     int8: options.Int8 = False,
     sampler: options.Sampler = None,
+    adapter: options.AdapterOption = None,
+    adapter_anyway: options.AdapterAnyway = False,
     refiner: options.Refiner = None,
     refine: options.Refine = True,
     progress: options.Progress = None,
@@ -97,7 +101,10 @@ def main(
         students=sampler or (),
         refiners=options.refiner_runs(refiner, refine),
         levels=levels.split(",") if levels else (),
+        adapters=[parse_adapter(text) for text in adapter or ()],
+        any_base=adapter_anyway,
     )
+    valid = [jukebox.adapters.applied(request) for request in valid]
     ranks = {"rank": here.rank, "ranks": here.size}
     run = SamplingRun(jukebox, valid, out, refused=refused, progress_file=progress, **ranks)
     run.fit_to_memory(batch_size, memory)

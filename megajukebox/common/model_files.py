@@ -286,11 +286,9 @@ def fill(
 
     Raises UserError where names or shapes differ.
     """
-    names_by_tensor: dict[int, list[str]] = {}  # a tied tensor has several
-    for name, tensor in module.state_dict(keep_vars=True).items():
-        names_by_tensor.setdefault(id(tensor), []).append(name)
-    _check_names(list(names_by_tensor.values()), stored)
-    for names in names_by_tensor.values():
+    tensors = names_by_tensor(module)
+    _check_names(tensors, stored)
+    for names in tensors:
         name = next(n for n in names if n in stored)
         parent, _, leaf = name.rpartition(".")
         owner = getattr(module.get_submodule(parent), leaf)
@@ -301,11 +299,25 @@ def fill(
         _assign(module, names, owner, stored[name], dtype, device)
 
 
-def _check_names(names_by_tensor: list[list[str]], stored: StoredTensors) -> None:
+def names_by_tensor(module: nn.Module) -> list[list[str]]:
+    """Of every tensor of a module all its names: a tied one has several."""
+    names: dict[int, list[str]] = {}
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        names.setdefault(id(tensor), []).append(name)
+    return list(names.values())
+
+
+def assign(module: nn.Module, names: list[str], value: Tensor, dtype: torch.dtype) -> None:
+    """Give `value` in `dtype` to the tensor of `names`, which may lie on the meta device."""
+    parent, _, leaf = names[0].rpartition(".")
+    _assign(module, names, getattr(module.get_submodule(parent), leaf), value, dtype, None)
+
+
+def _check_names(tensors: list[list[str]], stored: StoredTensors) -> None:
     missing = []
     twice = []
     unknown = set(stored)
-    for names in names_by_tensor:
+    for names in tensors:
         count = sum(name in stored for name in names)
         unknown -= set(names)
         if count == 0:

@@ -199,9 +199,13 @@ class LabelCondition:
     dropout: float | None = 0.0
     spelling: str | None = None  # of the vocabulary, see jukebox_labels.as_written
     group: str | None = LABELS
+    always: str | None = None  # the name that every song on disk is given, whatever it says
 
     def read(self, song: SongOnDisk) -> np.ndarray:
-        return self.vocabulary.ids(names_of(song.metadata, self.name), self.max_values)
+        names = names_of(song.metadata, self.name)
+        if self.always is not None:
+            names = as_written(self.spelling, self.name, self.always)
+        return self.vocabulary.ids(names, self.max_values)
 
     def from_request(self, request: RequestedSong) -> np.ndarray:
         return self.vocabulary.ids(self.names(request), self.max_values)
@@ -278,6 +282,7 @@ class ConditionResources:
     tokenizer: LyricsTokenizer | None = None
     dropout: Mapping[str, float] = field(default_factory=dict)  # by the name of the condition
     spelling: str | None = None  # `names` of the run's model.json
+    always: Mapping[str, str] = field(default_factory=dict)  # by label, the name of every song
 
 
 @dataclass(frozen=True)
@@ -292,7 +297,14 @@ def label_conditions(config: PriorConfig, resources: ConditionResources) -> Iter
     for name, label in config.conditions.items():
         vocabulary = resources.vocabularies.get(name, Vocabulary())
         dropout = resources.dropout.get(name, 0.0)
-        yield LabelCondition(name, vocabulary, label.max_values, dropout, resources.spelling)
+        yield LabelCondition(
+            name,
+            vocabulary,
+            label.max_values,
+            dropout,
+            resources.spelling,
+            always=resources.always.get(name),
+        )
 
 
 def lyrics_conditions(config: PriorConfig, resources: ConditionResources) -> Iterable[Condition]:

@@ -104,7 +104,7 @@ class Attention(nn.Module):
 
     def lyric_keys(self, lyrics_BSW: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of the lyric states, each [B, S, H, D]."""
-        k, v = self.key_value(lyrics_BSW.to(self.key_value.weight.dtype)).chunk(2, dim=-1)
+        k, v = self.key_value(lyrics_BSW.to(self.key_value.bias.dtype)).chunk(2, dim=-1)
         return self.split(k), self.split(v)
 
     def split(self, x_BTA: Tensor) -> Tensor:

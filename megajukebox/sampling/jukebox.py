@@ -21,9 +21,11 @@ from megajukebox.common.device import choose_device, without_tf32
 from megajukebox.common.errors import UserError
 from megajukebox.common.levels import PRIOR_FOLDERS, VQVAE_FOLDER
 from megajukebox.common.model_files import load_into, read_facts
+from megajukebox.data.adapters import ScaledAdapter
 from megajukebox.models.prior import Prior
 from megajukebox.models.vqvae import VQVAE, VQVAEConfig
-from megajukebox.sampling.level_jobs import batches_of_equal_length, build_job
+from megajukebox.sampling.adapter_library import AdapterLibrary
+from megajukebox.sampling.level_jobs import batches_of_equal_length, build_job, songs_by_adapters
 from megajukebox.sampling.levels.decoding_policy import FASTEST, DecodingPolicy
 from megajukebox.sampling.levels.level_sampler import LevelJob, LevelSampler
 from megajukebox.sampling.prior_run import PriorRun, align_words, unheard_notes, unknown_name_notes
@@ -81,6 +83,8 @@ class Jukebox:
         students: which levels students sample (students/student_runs.py).
         samplers: level samplers of a caller's own, by level, each made from the loaded prior.
         levels: only these levels, from the top down (`sampled_levels`).
+        adapters: those that requests may name, beside the ones in `runs`/adapters (adapter_library.py).
+        any_base: adapters may have been trained beside other weights.
         folders: instead of `levels`, where their runs are if not in `runs`.
         refiners: runs of refiners; None: those that lie in `runs`, (): none.
 
@@ -99,6 +103,8 @@ class Jukebox:
         folders: Mapping[str, Path] | None = None,
         refiners: Sequence[Path] | None = None,
         levels: Sequence[str] = (),
+        adapters: Sequence[ScaledAdapter] = (),
+        any_base: bool = False,
     ):
         self.runs = Path(runs)
         self.dtype = dtype
@@ -134,6 +140,9 @@ class Jukebox:
         self.weights = {"vqvae": facts["fingerprint"]}
         self.steps = {"vqvae": facts.get("step")}
         self.levels: dict[str, PriorRun] = {}
+        self.adapters = AdapterLibrary(self.runs, adapters, any_base)
+        self._vqvae_facts = facts
+        self._adapted: dict[tuple[str, str], PriorRun] = {}  # by level and adapters
         for level, folder in folders.items():
             run = PriorRun(folder, facts)
             self.levels[level] = run
@@ -153,17 +162,57 @@ class Jukebox:
 
     def notes(self, request: SongRequest) -> list[str]:
         """What of the request the priors and students cannot follow, a line each."""
-        notes = list(unknown_name_notes(self.levels, request))
-        notes += unheard_notes(self.levels, request)
-        for run in self.levels.values():
+        levels = {level: self.run_of(level, request) for level in self.levels}
+        notes = list(unknown_name_notes(levels, request))
+        notes += unheard_notes(levels, request)
+        notes += self.adapters.notes(request, levels)
+        for run in levels.values():
             notes += run.notes(request)
         for student in self.students.values():
             notes += student.notes(request)
         return notes
 
+    def run_of(self, level: str, request: SongRequest) -> PriorRun:
+        """The prior of a level as `request` wants it: with its adapters.
+
+        Raises:
+            UserError: an adapter is unknown, damaged, of another base, or goes with no other.
+        """
+        if not request.adapters:
+            return self.levels[level]
+        key = (level, str(sorted(request.adapters.items())))
+        if key not in self._adapted:
+            mix = self.adapters.mix(level, request.adapters)
+            run = self.levels[level]
+            if mix:
+                student = self.students.get(level)
+                if student is not None and not student.verified:
+                    raise UserError(
+                        f"a student samples the {level} level, and knows no adapter; leave --sampler"
+                        f" out, or verify its codes: --sampler {level}=verified"
+                    )
+                run = PriorRun(run.folder, self._vqvae_facts, mix, self.adapters.any_base)
+            self._adapted[key] = run
+        return self._adapted[key]
+
     def song_key(self, request: SongRequest) -> dict[str, Any]:
         """What fixes a song to the last code: the same key, the same song."""
-        return {"request": request.model_dump(mode="json"), **self._generation_facts()}
+        return {
+            "request": request.model_dump(mode="json"),
+            **self._generation_facts(),
+            **self._adapter_facts(request),
+        }
+
+    def _adapter_facts(self, request: SongRequest) -> dict[str, Any]:
+        """By level the adapters of a request: fingerprints, scales, licences; {} where it asks for none."""
+        if not request.adapters:
+            return {}
+        facts = {}
+        for level in self.levels:
+            mix = self.run_of(level, request).adapters
+            if mix:
+                facts[level] = mix.facts()
+        return {"adapters": facts}
 
     def _generation_facts(self) -> dict[str, Any]:
         return {
@@ -219,6 +268,7 @@ class Jukebox:
             prompt=prompt,
             facts={
                 **self._generation_facts(),
+                **self._adapter_facts(request),
                 "steps": self.steps,
                 "runs": str(self.runs),
                 **self._refiner_facts(),
@@ -260,15 +310,30 @@ class Jukebox:
             songs.append(request)
         sink = sink or InMemorySink(self.vqvae, self.refiners)
         sink.resume(songs)
-        for level, run in self.levels.items():
-            if self.keep_loaded and run.kept_prior is None:
-                run.keep_loaded(self.device, self.dtype)
-            with run.loaded(self.device, self.dtype) as prior:
-                for batch in batches_of_equal_length(songs, batch_size):
-                    self._sample_level(level, prior, batch, on_progress, sink)
+        for level in self.levels:
+            for together in songs_by_adapters(songs):
+                run = self._keep_loaded(level, self.run_of(level, together[0].request))
+                with run.loaded(self.device, self.dtype) as prior:
+                    for batch in batches_of_equal_length(together, batch_size):
+                        self._sample_level(level, prior, batch, on_progress, sink)
             on_level(level, songs)
         sink.finish(songs)
         return songs
+
+    def _keep_loaded(self, level: str, run: PriorRun) -> PriorRun:
+        """Keep the prior of `run` in memory if priors are kept, in the place of one with other adapters."""
+        others = [self.levels[level]]
+        for (of_level, _), adapted in self._adapted.items():
+            if of_level == level:
+                others.append(adapted)
+        keeps = self.keep_loaded
+        for other in others:
+            if other is not run and other.kept_prior is not None:
+                other.unload()
+                keeps = True
+        if keeps and run.kept_prior is None:
+            run.keep_loaded(self.device, self.dtype)
+        return run
 
     def _sample_level(
         self,
@@ -282,7 +347,7 @@ class Jukebox:
         start_time = time.perf_counter()
         job = self.build_job(level, songs)
         known_before = int(job.known_BT.sum())
-        run = self.levels[level]
+        run = self.run_of(level, songs[0].request)
         decoding = self.policy.decoding_of(level, len(songs), run.config, self.device)
         recorded_decoding = decoding
         if level in self.students:
@@ -325,7 +390,7 @@ class Jukebox:
         seconds = request.song_seconds or request.seconds
         return build_job(
             level,
-            self.levels[level],
+            self.run_of(level, request),
             songs,
             total=self.num_codes(request, level),
             samples=round(seconds * self.vqvae.config.sample_rate),

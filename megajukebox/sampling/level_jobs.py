@@ -30,6 +30,14 @@ def batches_of_equal_length(songs: list[GeneratedSong], size: int) -> Iterator[l
             yield group[first : first + size]
 
 
+def songs_by_adapters(songs: list[GeneratedSong]) -> list[list[GeneratedSong]]:
+    """Songs that are sampled with the same weights together."""
+    groups: dict[str, list[GeneratedSong]] = {}
+    for song in songs:
+        groups.setdefault(str(sorted(song.request.adapters.items())), []).append(song)
+    return list(groups.values())
+
+
 def build_job(
     level: str,
     run: PriorRun,

@@ -102,6 +102,20 @@ Sampler = Annotated[
     _option(SPEED, "Students: student, top=student, bottom=verified, ...; may be repeated."),
 ]
 
+AdapterOption = Annotated[
+    list[str] | None,
+    _option(
+        SONG,
+        "Adapter, FOLDER or FOLDER:SCALE (default scale: 1); may be repeated.",
+        "--adapter",
+    ),
+]
+AdapterAnyway = Annotated[
+    bool,
+    _option(
+        SONG, "Use adapters that were trained beside other weights, too.", "--adapter-anyway"
+    ),
+]
 Refiner = Annotated[
     list[Path] | None,
     _option(

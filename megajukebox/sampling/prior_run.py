@@ -11,7 +11,14 @@ import torch
 
 from megajukebox.common.errors import UserError
 from megajukebox.common.levels import LEVELS
-from megajukebox.common.model_files import check_vqvae, load_into, read_facts
+from megajukebox.common.model_files import (
+    WEIGHTS,
+    StoredTensors,
+    check_vqvae,
+    fill,
+    load_into,
+    read_facts,
+)
 from megajukebox.common.plain_text import plain
 from megajukebox.conditioning.jukebox_labels import as_written
 from megajukebox.conditioning.lrc import parse_lrc, read_lrc, write_lrc
@@ -23,6 +30,7 @@ from megajukebox.conditioning.schema import (
 )
 from megajukebox.conditioning.tokenizers import run_tokenizer
 from megajukebox.conditioning.vocabulary import UNKNOWN, Vocabulary, normalised, read_vocabularies
+from megajukebox.data.adapters import AdapterMix, FoldedTensors
 from megajukebox.models.prior import Prior, PriorConfig
 from megajukebox.sampling.levels.autoregressive import build_level_sampler
 from megajukebox.sampling.levels.level_sampler import LevelSampler
@@ -41,17 +49,29 @@ LABELS_OF_REQUESTS = {
 }
 PER_LEVEL = ("temperature", "top_k", "top_p", "guidance", "hop_fraction")
 MAX_LYRICS_NOTES = 5  # of one request
+NO_ADAPTERS = AdapterMix()
 MIN_NAME_SIMILARITY = 0.75  # of difflib, from which on a known name is suggested for an unknown one
 
 
 class PriorRun:
     """The run of one level's prior. Its weights are in memory while `loaded`, or for good after `keep_loaded`.
 
+    Args:
+        adapters: folded into the weights while these are loaded; names that they bring are known.
+        any_base: adapters may have been trained beside other weights.
+
     Raises:
-        UserError: the folder holds no prior, or one of another VQ-VAE than `vqvae` (the VQ-VAE's facts).
+        UserError: the folder holds no prior, or one of another VQ-VAE than `vqvae` (the VQ-VAE's facts), or an
+            adapter is of another prior.
     """
 
-    def __init__(self, folder: Path, vqvae: dict[str, Any]):
+    def __init__(
+        self,
+        folder: Path,
+        vqvae: dict[str, Any],
+        adapters: AdapterMix = NO_ADAPTERS,
+        any_base: bool = False,
+    ):
         self.folder = folder
         self.facts = read_facts(folder)
         if self.facts["kind"] != "prior":
@@ -59,6 +79,13 @@ class PriorRun:
         check_vqvae(folder, self.facts, vqvae["fingerprint"])
         self.config = PriorConfig(**self.facts["config"])
         self.vocabularies = read_vocabularies(folder)
+        self.adapters = adapters
+        self.base_vocabularies = self.vocabularies
+        if adapters:
+            stored = StoredTensors(folder / WEIGHTS)
+            shapes = {name: stored.shape(name) for name in stored}
+            adapters.check(self.facts, shapes, any_base)
+            self.config, self.vocabularies = adapters.grown(self.config, self.vocabularies)
         self.tokenizer = run_tokenizer(folder, self.facts) if self.config.lyrics else None
         self.conditions = conditions_of(
             self.config,
@@ -101,6 +128,13 @@ class PriorRun:
             for remark in read_lrc(request.lyrics).remarks[:MAX_LYRICS_NOTES]:
                 yield f"lyrics line {remark.line}: {remark.detail}"
 
+    def unload(self) -> None:
+        """Give back the memory of a prior that was kept."""
+        if self.kept_prior is not None:
+            self.kept_samplers.clear()
+            self.kept_prior.to("meta")
+            self.kept_prior = None
+
     def keep_loaded(self, device: torch.device, dtype: torch.dtype) -> None:
         """Load the prior for good: for a process that samples one song after another."""
         self.kept_prior = self._load(device, dtype)
@@ -137,7 +171,12 @@ class PriorRun:
     def _load(self, device: torch.device, dtype: torch.dtype) -> Prior:
         with torch.device("meta"):
             prior = Prior(self.config)
-        load_into(prior, self.folder, dtype=dtype, device=device)
+        if self.adapters:
+            path = self.folder / WEIGHTS
+            folded = FoldedTensors(path, self.adapters, self.base_vocabularies)
+            fill(prior, folded, dtype=dtype, device=device)
+        else:
+            load_into(prior, self.folder, dtype=dtype, device=device)
         if device.type == "cpu":
             # Copied from the pages of the file, which would stay in memory beside the packed weights.
             for tensor in (*prior.parameters(), *prior.buffers()):

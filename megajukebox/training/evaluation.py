@@ -11,8 +11,8 @@ from megajukebox.training.tasks import Task
 NORMAL_95 = 1.96  # standard errors that half of a 95 % interval is wide
 
 
-def evaluate(run: RunContext, task: Task, engine: ZeroEngine, step: int) -> None:
-    """Average the metrics over the held-out batches and log them."""
+def evaluate(run: RunContext, task: Task, engine: ZeroEngine, step: int) -> dict[str, float]:
+    """Average the metrics over the held-out batches, log and return them."""
     with run.watchdog.phase("eval"):
         batches = [engine.evaluate(batch) for batch in task.held_out()]
         own = evaluate_task(task, engine)
@@ -24,6 +24,7 @@ def evaluate(run: RunContext, task: Task, engine: ZeroEngine, step: int) -> None
     averages |= own
     if averages:
         run.log.metrics(step, "held_out", averages)
+    return averages
 
 
 def evaluate_task(task: Task, engine: ZeroEngine) -> dict[str, float]:

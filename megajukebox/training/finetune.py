@@ -114,11 +114,15 @@ def check_complete(base: PretrainedModel) -> None:
 
 
 def check_prior(
-    base: PretrainedModel, level: str, codes: ShardSet | ShardBlend, min_songs: Mapping[str, int]
+    base: PretrainedModel,
+    level: str,
+    codes: ShardSet | ShardBlend,
+    min_songs: Mapping[str, int],
+    unknown_names: bool = False,
 ) -> None:
     """Raise UserError where the codes, or the names of their songs, are not those that the prior knows.
 
-    `min_songs`: by condition, names on fewer songs may stay unknown.
+    `min_songs`: by condition, names on fewer songs may stay unknown; with `unknown_names` all may.
     """
     kind = base.facts["kind"]
     their_level = base.facts.get("level", level)
@@ -126,6 +130,8 @@ def check_prior(
         described = f"{base.facts.get('level', '')} {kind}".strip()
         raise UserError(f"--from {base.folder} holds a {described}, not a {level} prior")
     check_codes(codes, base.folder, base.facts)
+    if unknown_names:
+        return
     for condition, vocabulary in base.vocabularies.items():
         if condition == "year":
             continue

@@ -14,6 +14,7 @@ from megajukebox.records.events import DataOpened, RunFinished, RunStopped
 from megajukebox.resilience.exit_codes import TerminateRun
 from megajukebox.resilience.handover import prepare_next
 from megajukebox.resilience.signals import Request
+from megajukebox.training.best_adapter import BestAdapter
 from megajukebox.training.checkpointing.resume import resume
 from megajukebox.training.checkpointing.saver import CheckpointSaver
 from megajukebox.training.engines import collectives
@@ -50,10 +51,13 @@ class TrainingParts:
     saver: CheckpointSaver
     previews: PreviewSampler
     last_step: int  # of this start; the run's own may be later
+    best: BestAdapter | None = None  # where an adapter is trained
 
 
 def train(run: RunContext, task: Task, engine: ZeroEngine) -> bool:
     """Train `task` to its last step, or until asked to stop. Returns whether it is finished.
+
+    An adapter is finished when its held-out songs have gained nothing for long enough.
 
     Raises:
         TrainingDiverged: too many steps were skipped; the last checkpoint stays as it is.
@@ -71,6 +75,8 @@ def train(run: RunContext, task: Task, engine: ZeroEngine) -> bool:
         bar = run.folder.name
         progress.add(bar, total=run.settings.steps, completed=first_step)
         for step in range(first_step, parts.last_step):
+            if parts.best and parts.best.is_final:
+                break
             request = sync_requests(run, parts.saver)
             if request >= Request.STOP:
                 break
@@ -109,7 +115,12 @@ def start(run: RunContext, task: Task, engine: ZeroEngine, first_step: int) -> T
     run.watchdog.step = first_step
     run.watchdog.stage = run.rank * engine.stages // run.ranks
     last_step = min(settings.steps, first_step + (run.stop_after or settings.steps))
-    return TrainingParts(run, task, engine, saver, previews, last_step)
+    best = None
+    if task.adapter:
+        best = BestAdapter(run, task, engine, first_step)
+        if first_step == 0:
+            best.update(0, evaluate(run, task, engine, 0))  # the base alone
+    return TrainingParts(run, task, engine, saver, previews, last_step, best)
 
 
 def sync_requests(run: RunContext, saver: CheckpointSaver) -> int:
@@ -190,7 +201,7 @@ def finish(parts: TrainingParts, done: int) -> bool:
         TerminateRun: the checkpoint could not be saved.
     """
     run = parts.run
-    finished = done == run.settings.steps
+    finished = done == run.settings.steps or bool(parts.best and parts.best.is_final)
     parts.saver.begin(done, export=finished)
     if not parts.saver.end():
         raise TerminateRun(
@@ -241,7 +252,9 @@ def check_weights(parts: TrainingParts, step: FinishedStep) -> None:
 def evaluate_if_due(parts: TrainingParts, step: FinishedStep) -> None:
     settings = parts.run.settings
     if step.number % settings.evaluation.every == 0 or step.number == settings.steps:
-        evaluate(parts.run, parts.task, parts.engine, step.number)
+        metrics = evaluate(parts.run, parts.task, parts.engine, step.number)
+        if parts.best:
+            parts.best.update(step.number, metrics)
 
 
 def save_if_due(parts: TrainingParts, step: FinishedStep) -> None:

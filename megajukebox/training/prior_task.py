@@ -17,6 +17,7 @@ from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.data.stream.blend import BlendedClips
 from megajukebox.data.stream.code_dataset import CodeWindows, check_kind
 from megajukebox.models.prior import Prior, PriorConfig
+from megajukebox.training.adapter_task import AdapterTask, adapter_task
 from megajukebox.training.config import Preset
 from megajukebox.training.finetune import PretrainedModel, check_prior
 from megajukebox.training.prior_settings import ConditionSettings
@@ -44,11 +45,21 @@ def prior_task(level: str, request: TaskRequest, reading: ReaderShare) -> Task:
     preset = request.preset
     codes = open_data(request.data, request.remote)
     check_codes_of_preset(preset, codes)
-    setup = prior_setup(preset, level, codes, request.base)
+    adapter = None
+    adapted = request.settings.adapter
+    if adapted:
+        corpus = {"vqvae": codes.index["vqvae"]["fingerprint"], "made_by": made_by()}
+        adapter = adapter_task(adapted, request.settings.seed, level, request.base, corpus)
+    setup = prior_setup(preset, level, codes, request.base, adapter)
     config = setup.config
     # Every condition of the prior; some are dropped out in training.
-    dropouts = preset.dropouts(level, config)
-    resources = ConditionResources(setup.vocabularies, setup.tokenizer, dropouts)
+    resources = ConditionResources(
+        setup.vocabularies,
+        setup.tokenizer,
+        preset.dropouts(level, config),
+        setup.facts.get("names"),
+        adapted.labels if adapted else {},
+    )
     conditions = conditions_of(config, resources)
     held_out = request.settings.evaluation.held_out
     codes_per_step = reading.global_batch * config.window
@@ -61,7 +72,7 @@ def prior_task(level: str, request: TaskRequest, reading: ReaderShare) -> Task:
         source = BlendedClips(codes, parts)
         sets = {"sets": source.named_weights()}
     return Task(
-        kind="prior",
+        kind="adapter" if adapter else "prior",
         config=config,
         build=lambda: Prior(config),
         source=source,
@@ -81,15 +92,20 @@ def prior_task(level: str, request: TaskRequest, reading: ReaderShare) -> Task:
             **sets,
             **setup.facts,
         },
+        adapter=adapter,
     )
 
 
 def prior_setup(
-    preset: Preset, level: str, codes: ShardSet | ShardBlend, base: PretrainedModel | None
+    preset: Preset,
+    level: str,
+    codes: ShardSet | ShardBlend,
+    base: PretrainedModel | None,
+    adapter: AdapterTask | None = None,
 ) -> PriorSetup:
     """A new prior: its shape from the preset, its names and tokenizer from the corpus; or that of `base`."""
     if base:
-        return setup_from_checkpoint(preset, level, codes, base)
+        return setup_from_checkpoint(preset, level, codes, base, adapter)
     settings = preset.prior(level)
     vocabularies = {}
     for name in settings.conditions:
@@ -110,9 +126,13 @@ def prior_setup(
 
 
 def setup_from_checkpoint(
-    preset: Preset, level: str, codes: ShardSet | ShardBlend, base: PretrainedModel
+    preset: Preset,
+    level: str,
+    codes: ShardSet | ShardBlend,
+    base: PretrainedModel,
+    adapter: AdapterTask | None = None,
 ) -> PriorSetup:
-    """A prior that is trained further.
+    """A prior that is trained further, or beside which an adapter is: that takes names which it does not know.
 
     Raises:
         UserError: the codes, or the names of their songs, are new to it.
@@ -123,14 +143,18 @@ def setup_from_checkpoint(
     for name in config.conditions:
         if name in preset.conditions:
             min_songs[name] = preset.condition(level, name).min_songs
-    check_prior(base, level, codes, min_songs)
+    check_prior(base, level, codes, min_songs, unknown_names=adapter is not None)
     vocabularies = {name: base.vocabularies.get(name, Vocabulary()) for name in config.conditions}
+    for name, new in (adapter.names if adapter else {}).items():
+        vocabularies[name] = Vocabulary((*vocabularies[name].names, *new))
     files = {VOCABULARIES: vocabularies_json(vocabularies)}
     model = base.folder / str(base.facts.get("tokenizer") or LYRICS_MODEL)
     if config.lyrics and model.is_file():
         files[model.name] = read_inside(base.folder, model.relative_to(base.folder))
     facts = {name: base.facts[name] for name in KEPT_FACTS if name in base.facts}
     facts["from"] = {"fingerprint": base.facts["fingerprint"], "step": base.facts["step"]}
+    if adapter:
+        facts["adapter"] = adapter.settings.model_dump(mode="json")
     return PriorSetup(config, vocabularies, base.tokenizer if config.lyrics else None, files, facts)
 
 

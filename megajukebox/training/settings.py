@@ -22,6 +22,7 @@ from pydantic import (
 
 from megajukebox.common.errors import UserError
 from megajukebox.common.validation_errors import no_switch
+from megajukebox.models.adapters import AdapterConfig
 from megajukebox.training.batching import MAX_CLIPS
 from megajukebox.training.lr_schedule import ScheduleSettings
 from megajukebox.training.previews import PreviewSettings
@@ -147,6 +148,32 @@ class LoaderSettings(StrictSettings):
     )
 
 
+class AdapterSettings(AdapterConfig):
+    """Train an adapter beside the frozen weights of `--from`, instead of these (training/adapter_task.py)."""
+
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="of what goes into the adapter")
+    base: str = Field(
+        default="as_trained",
+        pattern="^(as_trained|bfloat16|int8|nf4)$",
+        description="in what the frozen weights are kept; as_trained: as the ds_config says",
+    )
+    learning_rate: float = Field(default=2e-4, gt=0, description="instead of the ds_config's")
+    patience: int = Field(
+        default=5, ge=0, description="evaluations without a gain that end the run; 0: never"
+    )
+    names: dict[str, tuple[str, ...]] = Field(
+        default={}, description="new names by condition, whose rows learn: {artist: [My Band]}"
+    )
+    labels: dict[str, str] = Field(
+        default={}, description="by condition, the name that every song is given"
+    )
+
+    @property
+    def config(self) -> AdapterConfig:
+        """What fixes the adapter itself."""
+        return AdapterConfig(**{name: getattr(self, name) for name in AdapterConfig.model_fields})
+
+
 class TrainingSettings(StrictSettings):
     """How one stage is trained."""
 
@@ -165,6 +192,11 @@ class TrainingSettings(StrictSettings):
     )
     freeze: tuple[str, ...] = Field(
         default=(), description="parts that are not trained: lyrics, upper, input, blocks.0 ..."
+    )
+    adapter: AdapterSettings | None = Field(
+        default=None,
+        description="an adapter is trained, and nothing else",
+        exclude_if=lambda adapter: adapter is None,  # records of before have no such field
     )
     ema_decay: float = Field(
         default=0.0,

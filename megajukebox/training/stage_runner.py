@@ -86,7 +86,7 @@ def run_task(
     missing = None
     if world.rank == 0:
         write_run_folder(stage_run, task, as_given)
-        missing = missing_disk_space(out, task.build, settings.ema_decay > 0)
+        missing = missing_disk_space(out, task.build, settings.ema_decay > 0, task.adapter)
     missing = collectives.broadcast_from_rank_0(missing)
     if missing:
         raise UserError(missing)
@@ -100,7 +100,8 @@ def run_task(
         step_seconds_at_peak(task, ds_config, world.size),
     )
     try:
-        return train(run, task, build_engine(task.config, task.build, ds_config, settings, weights))
+        engine = build_engine(task.config, task.build, ds_config, settings, weights, task.adapter)
+        return train(run, task, engine)
     finally:
         # This process may train another: a watchdog left behind would take it for a hung run.
         run.watchdog.stop()
@@ -141,7 +142,8 @@ def step_seconds_at_peak(task: Task, ds_config: dict, devices: int) -> float | N
     """Seconds that a step would take at the devices' peak. None where that is not known, or parts are frozen."""
     tflops = peak(precision(ds_config), task.settings.peak_tflops)
     # A refiner's step is for the most part its frozen VQ-VAE and spectra: no measure of its products.
-    if tflops is None or task.settings.freeze or task.kind == "refiner":
+    is_partial = bool(task.settings.freeze or task.adapter)
+    if tflops is None or is_partial or task.kind == "refiner":
         return None
     flops = task.reading.global_batch * step_flops(task.config, task.settings.clip or 0)
     return seconds_at_peak(flops, devices, tflops)

@@ -22,6 +22,7 @@ from megajukebox.data.stream.stream_identity import StreamIdentity, UnindexedStr
 from megajukebox.data.stream.unindexed import UnindexedBatches, UnindexedShards
 from megajukebox.data.stream.unindexed import held_out_batches as unindexed_held_out_batches
 from megajukebox.data.stream.worker_pool import ReadAhead
+from megajukebox.training.adapter_task import AdapterTask
 from megajukebox.training.batching import NoClips
 from megajukebox.training.config import Preset
 from megajukebox.training.finetune import PretrainedModel
@@ -76,6 +77,7 @@ class Task:
     unexported: str | None = None  # beginning of the names of weights that only training needs
     files: dict[str, bytes] = field(default_factory=dict)  # kept in the run folder, by name
     evaluator: Evaluator | None = None  # of more than the loss on held-out clips
+    adapter: AdapterTask | None = None  # which is trained instead of the model
 
     def batches(self, first_step: int) -> Stream:
         """Lists of micro-batches, one list a step, from `first_step` on."""

@@ -5,6 +5,7 @@
 {id: c, seconds: 40, prompt: samples/a.json}                     continues an earlier sample
 {id: d, upsample: samples/a.json}                                samples the levels below again
 {id: e, infill: samples/a.json, replace: [[4, 6.5]], lyrics: x}  samples a range again, with other words if wanted
+{id: f, seconds: 20, artist: My Band, adapters: {mine: 0.8}}     with an adapter (docs/adapters.md)
 """
 
 import os
@@ -37,6 +38,8 @@ MAX_SHOWN = 300  # characters of what somebody wrote, in a message
 MAX_REASON = 2000
 MAX_SONG_SECONDS = 86_400  # of a whole song, not of what is sampled
 NUMBERS = ("year", "seconds", "song_seconds", "seed", "variations", "keep_seconds")
+FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._ -]{0,127}")  # of a folder: no path
+MAX_ADAPTER_SCALE = 4.0  # of what was trained; beyond it songs are noise
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 SOURCES = ("prompt", "upsample", "infill")  # settings that name a file; at most one of them
 
@@ -91,6 +94,11 @@ class SongRequest(BaseModel):
         description="conditions that follow the song in time, by their names",
         exclude_if=lambda aligned: not aligned,  # records of before have no such field
     )
+    adapters: dict[str, float] = Field(
+        {},
+        description="scale by the name of an adapter that was given, or lies in RUNS/adapters",
+        exclude_if=lambda adapters: not adapters,
+    )
     seconds: float = Field(10.0, gt=0, le=3600)
     song_seconds: float | None = Field(
         None,
@@ -128,6 +136,28 @@ class SongRequest(BaseModel):
     @classmethod
     def _is_number(cls, value: object) -> object:
         return no_switch(value)
+
+    @field_validator("adapters", mode="before")
+    @classmethod
+    def _scales(cls, value: object) -> object:
+        """A list of names means the full scale of each."""
+        if isinstance(value, str):
+            value = [value]
+        if isinstance(value, list):
+            value = dict.fromkeys(value, 1.0)
+        if isinstance(value, dict):
+            return {name: no_switch(scale) for name, scale in value.items()}
+        return value
+
+    @field_validator("adapters", mode="after")
+    @classmethod
+    def _scales_in_range(cls, adapters: dict[str, float]) -> dict[str, float]:
+        for name, scale in adapters.items():
+            if not FILE_NAME.fullmatch(name):
+                raise ValueError(f"{name!r} is no name of a folder; letters, digits, . _ - will do")
+            if not 0 <= scale <= MAX_ADAPTER_SCALE:
+                raise ValueError(f"{name} is {scale:g}; it must be from 0 to {MAX_ADAPTER_SCALE:g}")
+        return adapters
 
     @field_validator("replace", mode="after")
     @classmethod

@@ -7,6 +7,7 @@ have written is the one at which the checkpoint is committed.
 
 import shutil
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -66,7 +67,8 @@ class CheckpointSaver:
         self.end()
         every = self.run.settings.checkpointing.export_every
         is_due = export or self.exported < 0 or step // every > self.exported // every
-        export = step > self.exported and is_due
+        # An adapter is exported by training/best_adapter.py, and its frozen base never.
+        export = step > self.exported and is_due and self.task.adapter is None
         if step <= self.saved and not export:
             return
         with self.run.watchdog.phase("checkpoint_save"):
@@ -148,31 +150,38 @@ class CheckpointSaver:
         if self.task.unexported:
             kept = [name for name in tensors if not name.startswith(self.task.unexported)]
             tensors = {name: tensors[name] for name in kept}
-        failure = None
-        if self.run.rank == 0:
-            weights: dict[str, PendingTensor] = {}
-            for name, tensor in tensors.items():
-                # Made once: the second time, below, it is no longer among them.
-                make = partial(lambda name: tensors.pop(name).make(), name)
-                weights[name] = PendingTensor(tensor.dtype, tensor.shape, make)
-            try:
-                save_weights(
-                    self.run.folder,
-                    self.task.kind,
-                    self.task.config,
-                    weights,
-                    step,
-                    **self.task.facts,
-                )
-            except OSError as error:
-                failure = f"cannot write the weights: {error}"
-        # Gathering takes all ranks, also when the one that writes has given up.
-        for tensor in tensors.values():
-            tensor.make()
-        failure = first_failure(failure)
+
+        def write(weights: Mapping[str, PendingTensor]) -> None:
+            task = self.task
+            save_weights(self.run.folder, task.kind, task.config, weights, step, **task.facts)
+
+        failure = write_gathered(self.run.rank == 0, tensors, write)
         if not failure:
             self.exported = step
         return failure
+
+
+def write_gathered(
+    writes: bool,
+    tensors: dict[str, PendingTensor],
+    write: Callable[[Mapping[str, PendingTensor]], None],
+) -> str | None:
+    """Let one rank write tensors that all ranks help to gather: a collective. Returns why it could not, if so."""
+    failure = None
+    if writes:
+        weights: dict[str, PendingTensor] = {}
+        for name, tensor in tensors.items():
+            # Made once: the second time, below, it is no longer among them.
+            make = partial(lambda name: tensors.pop(name).make(), name)
+            weights[name] = PendingTensor(tensor.dtype, tensor.shape, make)
+        try:
+            write(weights)
+        except OSError as error:
+            failure = f"cannot write the weights: {error}"
+    # Gathering takes all ranks, also when the one that writes has given up.
+    for tensor in tensors.values():
+        tensor.make()
+    return first_failure(failure)
 
 
 def first_failure(failure: str | None) -> str | None:

@@ -8,11 +8,14 @@ from functools import partial
 from typing import Any
 
 import deepspeed
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from megajukebox.common.errors import UserError
+from megajukebox.common.model_files import assign, names_by_tensor
+from megajukebox.models.adapters import AdaptedDense, is_adapted
 
 
 def building(ds_config: dict) -> contextlib.AbstractContextManager:
@@ -51,6 +54,23 @@ def fill(parameters: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Non
         with gathered:
             if not shared or dist.get_rank() == 0:
                 parameter.data.copy_(weights[name])
+
+
+def load_frozen(
+    model: nn.Module, weights: Mapping[str, Tensor], dtype: torch.dtype, form: str | None
+) -> None:
+    """Fill a model that lies on the meta device but for its adapters, one weight at a time.
+
+    Args:
+        form: how the dense layers with an adapter keep theirs (base_precision.py); None: in `dtype`, as the rest.
+    """
+    for name, module in model.named_modules():
+        if form and isinstance(module, AdaptedDense):
+            module.pack(form, weights[f"{name}.weight"])
+    for names in names_by_tensor(model):
+        stored = next(name for name in names if name in weights or is_adapted(name))
+        if stored in weights:
+            assign(model, names, weights[stored], dtype)
 
 
 def parameter_groups(model: nn.Module, ds_config: dict) -> list[Any]:

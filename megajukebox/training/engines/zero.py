@@ -66,6 +66,7 @@ class ZeroEngine:
         ds_config: dict,
         rules: SpikeSettings | None = None,
         ema_decay: float = 0.0,
+        saves_frozen: bool = True,
     ):
         layers = getattr(model, "blocks", None)
         if "activation_checkpointing" in ds_config and isinstance(layers, nn.ModuleList):
@@ -78,6 +79,7 @@ class ZeroEngine:
         self.stage = zero_stage(ds_config)
         self.stability = SpikeDetector(rules or SpikeSettings())
         self.ema_decay = ema_decay
+        self.saves_frozen = saves_frozen  # whether weights that do not learn are in checkpoints
         self.masters = MasterWeights(self.engine.optimizer, self.engine.basic_optimizer)
         self._guard_optimizer()
         self.loss_scaler: AutocastLossScaler | None = (
@@ -390,7 +392,12 @@ class ZeroEngine:
         `storage.finish` tells whether it could.
         """
         self.storage.begin(background)
-        self.engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
+        self.engine.save_checkpoint(
+            str(folder),
+            tag=TAG,
+            save_latest=False,
+            exclude_frozen_parameters=not self.saves_frozen,
+        )
 
     def load(self, folder: Path, progressed: Callable[[], None] = lambda: None) -> None:
         """The inverse of `save`, on any number of ranks; `progressed` is called while a long
@@ -430,7 +437,9 @@ class ZeroEngine:
         """
         ema.forget(self.engine.basic_optimizer)
         with restricted_loading(ALLOWED):
-            path, _ = self.engine.load_checkpoint(str(folder), tag=TAG)
+            path, _ = self.engine.load_checkpoint(
+                str(folder), tag=TAG, load_module_strict=self.saves_frozen
+            )
         if path is None:
             raise RuntimeError(f"DeepSpeed loaded nothing from {folder}")
         if not self.ema_decay:
