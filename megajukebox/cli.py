@@ -57,6 +57,7 @@ PANELS = {
             "commands.supervise",
             "Restart a training command after faults until it is done.",
         ),
+        Verb("merge", "commands.merge", "Fold adapters into runs for good."),
         Verb("save", "commands.control", "Ask a run for a checkpoint now.", "save"),
         Verb(
             "stop", "commands.control", "Ask a run to save and stop after its current step.", "stop"

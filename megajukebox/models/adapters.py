@@ -38,7 +38,9 @@ class AdapterConfig(BaseModel):
 
     kind: str = Field(default="lora", pattern="^(lora|dora|rslora)$")
     rank: int = Field(default=16, ge=1, le=1024)
-    alpha: float = Field(default=16.0, gt=0, le=4096, description="scale x rank (rslora: x its root)")
+    alpha: float = Field(
+        default=16.0, gt=0, le=4096, description="scale x rank (rslora: x its root)"
+    )
     targets: str = Field(
         default="all",
         pattern="^(all|attention)$",
@@ -63,10 +65,9 @@ class AdaptedDense(nn.Module):
         super().__init__()
         self.config = config
         self.dropout = dropout
-        self.weight: nn.Parameter | None = dense.weight.requires_grad_(False)
+        dense.requires_grad_(False)
+        self.weight: Tensor | None = dense.weight
         self.bias = dense.bias
-        if self.bias is not None:
-            self.bias.requires_grad_(False)
         self.packed: PackedWeight | None = None  # instead of `weight`
         bound = dense.in_features**-0.5
         # On the CPU and from its own generator: the same numbers whatever the engine and the device.
@@ -93,6 +94,7 @@ class AdaptedDense(nn.Module):
     def frozen_product(self, x_BTI: Tensor) -> Tensor:
         """W x + bias."""
         if self.packed is None:
+            assert self.weight is not None
             return F.linear(x_BTI, self.weight, self.bias)
         y_BTR = PackedLinear.apply(x_BTI, self.packed)
         return y_BTR if self.bias is None else y_BTR + self.bias
@@ -104,6 +106,7 @@ class AdaptedDense(nn.Module):
         if self.lora_magnitude is None:
             return y_BTR + change_BTR
         frozen_RI = self.packed.unpacked(torch.float32) if self.packed else self.weight
+        assert frozen_RI is not None
         ratio_R = self.lora_magnitude * length_ratios(
             frozen_RI.detach(), self.config.scale * (self.lora_B @ self.lora_A).detach()
         )
@@ -169,13 +172,17 @@ def is_adapted(name: str) -> bool:
     return name.rpartition(".")[2] in ADAPTED
 
 
-def fold(weight_RI: Tensor, tensors: Mapping[str, Tensor], layer: str, config: AdapterConfig) -> Tensor:
+def fold(
+    weight_RI: Tensor, tensors: Mapping[str, Tensor], layer: str, config: AdapterConfig
+) -> Tensor:
     """The plain weight [R, I] float64 that stands for `layer` of a trained adapter at full strength.
 
     Args:
         tensors: the adapter's, by name.
     """
-    change_RI = config.scale * (tensors[f"{layer}.{UP}"].double() @ tensors[f"{layer}.{DOWN}"].double())
+    change_RI = config.scale * (
+        tensors[f"{layer}.{UP}"].double() @ tensors[f"{layer}.{DOWN}"].double()
+    )
     folded_RI = weight_RI.double() + change_RI
     if config.kind != "dora":
         return folded_RI
@@ -183,7 +190,9 @@ def fold(weight_RI: Tensor, tensors: Mapping[str, Tensor], layer: str, config: A
     return ratio_R[:, None] * folded_RI
 
 
-def shapes_of(config: AdapterConfig, prior: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+def shapes_of(
+    config: AdapterConfig, prior: Mapping[str, tuple[int, ...]]
+) -> dict[str, tuple[int, ...]]:
     """Names and shapes of an adapter's matrices for a prior of these names and shapes (rows of names are not among them)."""
     shapes: dict[str, tuple[int, ...]] = {}
     for name, shape in prior.items():
@@ -198,5 +207,3 @@ def shapes_of(config: AdapterConfig, prior: Mapping[str, tuple[int, ...]]) -> di
         if config.kind == "dora":
             shapes[f"{layer}.{LENGTHS}"] = (outputs,)
     return shapes
-
-

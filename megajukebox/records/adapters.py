@@ -16,8 +16,12 @@ class AdapterRecord:
     fingerprint: str = ""  # sha256 of adapter.safetensors
     config: dict[str, Any] = field(default_factory=dict)  # of models/adapters.py
     vqvae: str | None = None  # fingerprint of the VQ-VAE whose codes it was trained on
-    names: dict[str, Any] = field(default_factory=dict)  # condition -> new names, in the order of their rows
-    labels: dict[str, Any] = field(default_factory=dict)  # condition -> name that every song was given
+    names: dict[str, Any] = field(
+        default_factory=dict
+    )  # condition -> new names, in the order of their rows
+    labels: dict[str, Any] = field(
+        default_factory=dict
+    )  # condition -> name that every song was given
     base_precision: str = "float32"  # in which the base was kept while it was trained
     step: int = 0
     songs: int = 0  # trained on

@@ -112,9 +112,7 @@ AdapterOption = Annotated[
 ]
 AdapterAnyway = Annotated[
     bool,
-    _option(
-        SONG, "Use adapters that were trained beside other weights, too.", "--adapter-anyway"
-    ),
+    _option(SONG, "Use adapters that were trained beside other weights, too.", "--adapter-anyway"),
 ]
 Refiner = Annotated[
     list[Path] | None,

@@ -25,6 +25,8 @@ from megajukebox.common.errors import UserError
 from megajukebox.common.levels import ALIGNMENT_FILE, STUDENT_TABLE
 from megajukebox.common.model_files import FACTS, WEIGHTS
 from megajukebox.conditioning.vocabulary import VOCABULARIES
+from megajukebox.records.adapters import ADAPTER_FACTS
+from megajukebox.sampling.adapter_library import ADAPTERS_FOLDER
 from megajukebox.sampling.jukebox import Jukebox, SamplingInterrupted
 from megajukebox.sampling.memory_budget import fit_batch, free_memory, level_memory
 from megajukebox.sampling.progress import ProgressFile
@@ -86,8 +88,10 @@ class SamplerServer:
     def jukebox(self) -> Jukebox:
         """The jukebox of the files as they are now; its priors stay loaded where they fit together."""
         files = {}  # of every file that it reads, (modification time in ns, bytes)
-        for name in WATCHED_FILES:
-            for path in self.runs.glob(f"*/{name}"):
+        patterns = [f"*/{name}" for name in WATCHED_FILES]
+        patterns.append(f"{ADAPTERS_FOLDER}/**/{ADAPTER_FACTS}")
+        for pattern in patterns:
+            for path in self.runs.glob(pattern):
                 facts = path.stat()
                 files[str(path)] = (facts.st_mtime_ns, facts.st_size)
         if self.loaded is None or files != self.loaded_files:

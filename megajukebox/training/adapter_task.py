@@ -1,9 +1,11 @@
 """An adapter as a task: which prior it is trained beside, its new names, and what its record says."""
 
+from __future__ import annotations
+
 from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +17,10 @@ from megajukebox.data.adapters import rows_name
 from megajukebox.models.adapters import add_adapters
 from megajukebox.models.prior import Prior, PriorConfig
 from megajukebox.records.adapters import AdapterRecord
-from megajukebox.training.finetune import PretrainedModel
 from megajukebox.training.settings import AdapterSettings
+
+if TYPE_CHECKING:
+    from megajukebox.training.finetune import PretrainedModel
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,9 @@ class AdapterTask:
     seed: int
     known: dict[str, int] = field(default_factory=dict)  # condition -> names of the base
     names: dict[str, tuple[str, ...]] = field(default_factory=dict)  # condition -> new names
-    record: AdapterRecord = AdapterRecord()  # what is known of it before it is trained
+    record: AdapterRecord = field(
+        default_factory=AdapterRecord
+    )  # what is known of it before it is trained
 
     def add_to(self, prior: nn.Module) -> None:
         """Freeze a prior and put the adapter beside its layers."""

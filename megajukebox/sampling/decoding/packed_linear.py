@@ -37,6 +37,8 @@ MIN_WEIGHT = 1e-12  # of a row's greatest, so that a row of zeros has a scale
 
 def pack_linear(layer: nn.Linear, int8: bool = False) -> Linear:
     """The fastest way known to apply `layer` to few rows on its device; `int8` rounds its weights to 8 bits."""
+    # Its weight alone would be read here, and the rest left out: adapters are folded in before (data/adapters.py).
+    assert not hasattr(layer, "lora_A"), "a layer with an adapter is not packed; fold it"
     weight = layer.weight.detach()
     bias = None if layer.bias is None else layer.bias.detach()
     if weight.device.type != "cpu":

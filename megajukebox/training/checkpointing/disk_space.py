@@ -23,7 +23,8 @@ def missing_disk_space(
 ) -> str:
     """Why the first checkpoint and exported weights of a run cannot be written to its disk; empty if they can.
 
-    The weights are counted on the meta device; those that an adapter leaves frozen are in no checkpoint. A run that has a checkpoint is not checked: each save checks by itself.
+    The weights are counted on the meta device, without those that an adapter leaves frozen: they are in no checkpoint.
+    A run that has a checkpoint is not checked: each save checks by itself.
     """
     if checkpoint.candidates(run):
         return ""
@@ -31,7 +32,11 @@ def missing_disk_space(
         model = build()
     if adapter:
         adapter.add_to(model)
-    weights = sum(parameter.numel() for parameter in model.parameters() if not adapter or parameter.requires_grad)
+    weights = sum(
+        parameter.numel()
+        for parameter in model.parameters()
+        if not adapter or parameter.requires_grad
+    )
     needed = weights * (CHECKPOINT_BYTES + EXPORT_BYTES + (AVERAGE_BYTES if averaged else 0))
     free = shutil.disk_usage(run).free
     if free >= needed:
