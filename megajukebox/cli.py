@@ -71,6 +71,7 @@ PANELS = {
     ),
     "Sample": (
         Verb("sample", "sample", "Generate songs from requests."),
+        Verb("compose", "commands.compose", "Compose pieces of written music."),
         Verb(
             "reconstruct", "commands.reconstruct", "Encode and decode real songs, level by level."
         ),

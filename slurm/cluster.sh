@@ -124,7 +124,7 @@ supervised() {
     exec megajukebox supervise "${options[@]}" "$run" -- "${command[@]}"
 }
 
-# train_stage STAGE RECIPE KIND: train it to its end on the sets of SHARDS; KIND is songs or codes.
+# train_stage STAGE RECIPE KIND: train it to its end on the sets of SHARDS; KIND is songs, codes or notes.
 train_stage() {
     local run=$RUNS/$1 data
     mapfile -t data < <(data_of "$3")

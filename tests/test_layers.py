@@ -24,8 +24,8 @@ BELOW: dict[str, set[str]] = {
     "data": {"conditioning", "records", "models", "notes", "common"},
     "resilience": {"records", "common"},
     "monitoring": {"resilience", "data", "records", "common"},
-    "sampling": {"data", "conditioning", "records", "models", "common"},
-    "training": {"resilience", "data", "conditioning", "records", "models", "common"},
+    "sampling": {"data", "conditioning", "records", "models", "notes", "common"},
+    "training": {"resilience", "data", "conditioning", "records", "models", "notes", "common"},
     "explorer": {"monitoring", "data", "conditioning", "records", "common"},
     "distillation": {
         "training",
@@ -45,6 +45,7 @@ BELOW: dict[str, set[str]] = {
         "conditioning",
         "records",
         "models",
+        "notes",
         "common",
     },
 }

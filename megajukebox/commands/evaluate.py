@@ -3,6 +3,7 @@
     megajukebox evaluate runs/tiny/vqvae --reference shards/songs                      # reconstructions and codebooks
     megajukebox evaluate runs/tiny/top_prior --reference shards/codes                  # bits per code, lyric alignment
     megajukebox evaluate runs/tiny --reference shards/songs --reference shards/codes   # every run of a jukebox
+    megajukebox evaluate runs/tiny/composer --reference shards/notes                   # written music (docs/notes.md)
     megajukebox evaluate samples --reference shards/songs --reference shards/codes     # adherence, music, memorization
     megajukebox evaluate samples_student --reference samples_teacher                   # song by song, same requests
     megajukebox evaluate runs/tiny/vqvae --reference shards/songs --gate before/report.json  # exit code 4 if worse
@@ -70,7 +71,7 @@ def main(
     reference: Annotated[
         list[str],
         typer.Option(
-            help="Song shards, code shards or other samples to compare with (repeatable)."
+            help="Song, code or note shards, or other samples, to compare with (repeatable)."
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for report.json and the page.")] = Path("score"),
@@ -97,6 +98,10 @@ def main(
         int, typer.Option(min=1, help="Evaluate at most this many windows of codes of each song.")
     ] = EvalBudget.windows,
     refiner: RefinerRuns = None,
+    jsb: Annotated[
+        Path | None,
+        typer.Option(help="Jsb16thSeparated.json, for a composer: nats a cell as papers count."),
+    ] = None,
     held_out: Annotated[
         float | None,
         typer.Option(min=0, max=1, help="Fraction of songs held out (default: the run's)."),
@@ -131,6 +136,7 @@ def main(
         embed,
         choose_device(asked=device),
         refiner or [],
+        jsb=jsb,
     )
     report = evaluate_target(target, checkpoint, context)
     if report is None:

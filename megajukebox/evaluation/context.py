@@ -40,6 +40,7 @@ class EvalContext:
     device: torch.device
     refiners: list[Path] = field(default_factory=list)  # runs; none: those beside the VQ-VAE
     notes: list[str] = field(default_factory=list)  # what could not be done, and why
+    jsb: Path | None = None  # the published chorales, Jsb16thSeparated.json
     refused: dict[str, str] = field(default_factory=dict)  # songs that cannot be read: the reason
     requested: dict[str, dict[str, str]] = field(default_factory=dict)  # labels of samples by key
 

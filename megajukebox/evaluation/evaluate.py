@@ -12,6 +12,7 @@ from typing import Any
 
 from megajukebox.common.errors import UserError
 from megajukebox.common.provenance import made_by
+from megajukebox.evaluation.composer_metrics import composer_metrics
 from megajukebox.evaluation.context import EvalContext
 from megajukebox.evaluation.inputs import rate_of_samples, samples_in
 from megajukebox.evaluation.metrics import MetricValue
@@ -38,11 +39,17 @@ TARGET_EVALUATORS = (
     TargetEvaluator("vqvae", vqvae_metrics, "songs"),
     TargetEvaluator("prior", prior_metrics, "codes"),
     TargetEvaluator("student", student_metrics, "codes"),
+    TargetEvaluator("composer", composer_metrics, "notes"),
     TargetEvaluator("samples", paired_metrics, "samples", optional=True),
     TargetEvaluator("samples", audio_metrics),
     TargetEvaluator("samples", code_metrics, "codes", optional=True),
 )
-REFERENCE_WORDS = {"songs": "song shards", "codes": "code shards", "samples": "samples"}
+REFERENCE_WORDS = {
+    "songs": "song shards",
+    "codes": "code shards",
+    "notes": "note shards",
+    "samples": "samples",
+}
 
 
 def evaluate(target: EvalTarget, context: EvalContext) -> list[MetricValue]:

@@ -225,6 +225,7 @@ class References:
 
     songs: ShardSet | None = None
     codes: ShardSet | None = None
+    notes: ShardSet | None = None
     samples: list[EvalSample] = field(default_factory=list)
 
     @classmethod
@@ -246,13 +247,13 @@ class References:
             if kind in by_kind:
                 raise UserError(f"--reference {source} is a second set of {kind}; give one of each")
             by_kind[kind] = reference
-        for kind in by_kind.keys() - {"songs", "codes", "samples"}:
-            raise UserError(f"a --reference holds {kind}; give songs, codes or samples")
+        for kind in by_kind.keys() - {"songs", "codes", "notes", "samples"}:
+            raise UserError(f"a --reference holds {kind}; give songs, codes, notes or samples")
         return cls(**by_kind)
 
     @property
     def shard_sets(self) -> list[ShardSet]:
-        return list(filter(None, (self.songs, self.codes)))
+        return list(filter(None, (self.songs, self.codes, self.notes)))
 
     def check_scale(self, samples: list[EvalSample]) -> None:
         """Refuse samples that no figure could compare with these references.

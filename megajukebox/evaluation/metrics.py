@@ -104,6 +104,24 @@ METRICS = {
     "even_error_ms": MetricDefinition(
         "the same if words were sung evenly over the song", 0, 0.0, "ms"
     ),
+    # written music
+    "nats_per_note": MetricDefinition("nats per note of held-out pieces", -1, 0.02, "nats"),
+    "nats_per_cell": MetricDefinition(
+        "nats per voice and sixteenth of held-out pieces", -1, 0.005, "nats"
+    ),
+    "parallel_fifths": MetricDefinition("parallel fifths per 100 chords", -1, 0.2),
+    "parallel_octaves": MetricDefinition("parallel octaves per 100 chords", -1, 0.2),
+    "crossed_voices": MetricDefinition("sixteenths with crossed voices", -1, 0.5, "%"),
+    "sharp_dissonances": MetricDefinition(
+        "chords with a minor second or major seventh", 0, unit="%"
+    ),
+    "triads": MetricDefinition("beats that are triads or seventh chords", 1, 1.0, "%"),
+    "leaps": MetricDefinition("moves over a sixth", 0, unit="%"),
+    "sixteenths_per_note": MetricDefinition("mean length of a note", 0, unit="sixteenths"),
+    "returning_bars": MetricDefinition("bars that sound again in the piece", 0, unit="%"),
+    "shared_sixteenths": MetricDefinition(
+        "longest run that a training piece has too", -1, 2.0, "sixteenths"
+    ),
     # loudness and signal faults
     "loudness_lufs": MetricDefinition("integrated loudness, BS.1770", 0, 0.0, "LUFS"),
     "true_peak_db": MetricDefinition("peak between samples, 4x oversampled", 0, 0.0, "dBTP"),

@@ -9,7 +9,7 @@ from megajukebox.common.model_files import FACTS, read_facts
 from megajukebox.evaluation.inputs import fingerprint_of_samples, samples_in
 from megajukebox.sampling.students.student_runs import student_folder
 
-RUN_KINDS = ("vqvae", "prior", "student")  # of a run's model.json
+RUN_KINDS = ("vqvae", "prior", "student", "composer")  # of a run's model.json
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,6 @@ def target_of_run(run: Path) -> EvalTarget:
     facts = read_facts(run)
     if facts["kind"] not in RUN_KINDS:
         raise UserError(
-            f"{run} holds a {facts['kind']}; give a run of a vqvae, a prior or a student, or samples"
+            f"{run} holds a {facts['kind']}; give a run of a vqvae, a prior, a student or a composer, or samples"
         )
     return EvalTarget(facts["kind"], run, facts["fingerprint"], facts.get("level"), facts["step"])

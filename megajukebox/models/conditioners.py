@@ -98,9 +98,91 @@ class AlignedKind:
     example: Callable[[Any, int, int], Tensor]
 
 
+class ClockConfig(AlignedConfig):
+    """Tables for where in the music each event stands: place in the bar, number of the bar, note of the chord, share of
+    the piece that is over, ticks until a note ends; and for what each part sings. Entry 0 of each is "unknown"."""
+
+    sizes: tuple[int, ...] = (97, 9, 9, 33, 98)
+    notes: int = Field(gt=1, description="ids of what parts sing, 0 (nothing) included")
+    voices: int = Field(default=8, gt=0, description="parts of which it is told, at most")
+
+
+class ClockConditioner(nn.Module):
+    """[B, T, W] from the clock [B, T, X] of notes/clock.py; zeros at its start, and where nothing is known."""
+
+    def __init__(self, config: ClockConfig, width: int, window: int):
+        super().__init__()
+        self.tables = nn.ModuleList(Table(size, width, 0.0) for size in config.sizes)
+        self.notes = Table(config.notes, width, 0.0)
+
+    def forward(self, clock_BTX: Tensor) -> Tensor:
+        places = len(self.tables)
+        voices_BTV = clock_BTX[..., places:]
+        total = (self.notes(voices_BTV) * (voices_BTV > 0)[..., None]).sum(2)
+        for table, ids_BT in zip(self.tables, clock_BTX[..., :places].unbind(-1)):
+            total = total + table(ids_BT) * (ids_BT > 0)[..., None]
+        return total
+
+
+def example_clock(config: ClockConfig, size: int, window: int) -> Tensor:
+    """Random ids [size, window, X]."""
+    entries = [*config.sizes, *[config.notes] * config.voices]
+    return torch.stack([torch.randint(count, (size, window)) for count in entries], dim=-1)
+
+
+class ScoreConfig(AlignedConfig):
+    """Convolutions over what is known of a score; its frames and ids are those of notes/holes.py."""
+
+    entries: int = Field(gt=1, description="ids of what can be known, 0 (nothing) included")
+    slots: int = Field(default=16, gt=0, description="ids of a frame at most")
+    width: int = Field(default=96, gt=0)
+    depth: int = Field(default=4, gt=0)
+    dilation_growth: int = 3
+
+
+class ScoreConditioner(nn.Module):
+    """[B, T, W] from a score [B, T, 1 + slots]: before and behind each event, which notes and parts are known.
+
+    Column 0 of row t is the frame in which event t stands, from 1 on; 0: add nothing. The other columns are the ids of
+    frame t. It starts at zero.
+    """
+
+    def __init__(self, config: ScoreConfig, width: int, window: int):
+        super().__init__()
+        self.table = Table(config.entries, config.width, 1.0)
+        stacked = residual_stack(config.width, config.depth, config.dilation_growth, None, 1.0)
+        self.layers = Stack(Conv1d(config.width, config.width, 3, padding=1), stacked)
+        self.norm = Norm(config.width)
+        self.project = Dense(config.width, width, 0.0)
+
+    def frames(self, ids_BFS: Tensor) -> Tensor:
+        """What is added to the events of each frame, [B, F, W]."""
+        filled_BFS1 = (ids_BFS > 0)[..., None]
+        x_BFW = (self.table(ids_BFS) * filled_BFS1).sum(2)
+        count_BF1 = filled_BFS1.sum(2).clamp(min=1)
+        x_BFW = x_BFW * count_BF1.rsqrt().to(x_BFW.dtype)
+        h_BFW = self.layers(x_BFW.transpose(1, 2)).transpose(1, 2)
+        return self.project(self.norm(h_BFW))
+
+    def forward(self, score_BTX: Tensor) -> Tensor:
+        frame_BT1 = score_BTX[..., :1]
+        frames_BFW = self.frames(score_BTX[..., 1:])
+        index_BTW = (frame_BT1 - 1).clamp(min=0).expand(-1, -1, frames_BFW.shape[-1])
+        return frames_BFW.gather(1, index_BTW) * (frame_BT1 > 0)
+
+
+def example_score(config: ScoreConfig, size: int, window: int) -> Tensor:
+    """A random score [size, window, 1 + slots]."""
+    frames = torch.randint(window + 1, (size, window, 1))
+    return torch.cat([frames, torch.randint(config.entries, (size, window, config.slots))], dim=-1)
+
+
 # Conditions that follow the song in time, by the name under which batches and configs hold them: written notes, stems,
 # sections ... To add one: a row here, a row in conditioning/schema.py (docs/architecture.md).
-ALIGNED: dict[str, AlignedKind] = {}
+ALIGNED: dict[str, AlignedKind] = {
+    "clock": AlignedKind(ClockConfig, ClockConditioner, example_clock),
+    "score": AlignedKind(ScoreConfig, ScoreConditioner, example_score),
+}
 
 
 class LabelConditioner(nn.Module):
@@ -248,7 +330,14 @@ class ShiftedEmbedding(nn.Module):
         return h if added_BTW is None else h + added_BTW
 
 
-def bits(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
-    """Mean cross-entropy in bits."""
-    loss = F.cross_entropy(logits_BTV.float().flatten(0, 1), targets_BT.flatten())
-    return loss / math.log(2.0)
+def bits(logits_BTV: Tensor, targets_BT: Tensor, predicted_BT: Tensor | None = None) -> Tensor:
+    """Mean cross-entropy in bits; of the positions in `predicted` alone, where it is given."""
+    losses = F.cross_entropy(
+        logits_BTV.float().flatten(0, 1),
+        targets_BT.flatten(),
+        reduction="mean" if predicted_BT is None else "none",
+    )
+    if predicted_BT is not None:
+        weights = predicted_BT.flatten().to(losses.dtype)
+        losses = (losses * weights).sum() / weights.sum().clamp(min=1.0)
+    return losses / math.log(2.0)

@@ -37,9 +37,9 @@ class PriorConfig(BaseModel):
         upper="upsampler_conditioner",
     )
 
-    level: str = Field(pattern="^(top|middle|bottom)$")
+    level: str = Field(pattern="^(top|middle|bottom|composer)$")
     sample_rate: int = Field(gt=0)
-    hop: int = Field(gt=0, description="audio samples per code")
+    hop: int = Field(gt=0, description="audio samples per code; 1 where codes are events of notes")
     codebook_size: int = Field(gt=1, description="size of the codebook")
     window: int = Field(gt=0, description="codes in a context window")
     transformer: TransformerConfig
@@ -263,15 +263,25 @@ class Prior(PriorStem):
         given = self.conditioning(batch)
         tokens = self.tokens(batch)
         words = self.encoder_bits(batch, given)
-        return loss_and_metrics(self.config, self.logits(tokens, given), tokens, words)
+        logits = self.logits(tokens, given)
+        return loss_and_metrics(self.config, logits, tokens, words, batch.get("predicted"))
 
 
 def loss_and_metrics(
-    config: PriorConfig, logits_BTV: Tensor, tokens_BT: Tensor, words: Tensor | None
+    config: PriorConfig,
+    logits_BTV: Tensor,
+    tokens_BT: Tensor,
+    words: Tensor | None,
+    predicted_BT: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss [] of a window from its logits; `words` [] are the bits per lyric token of a separate encoder."""
+    """The loss [] of a window from its logits.
+
+    Args:
+        words: [] bits per lyric token of a separate encoder.
+        predicted_BT: which codes of the window count; all of them without it.
+    """
     prefix = config.prefix_tokens
-    music = bits(logits_BTV[:, prefix:], tokens_BT[:, prefix:])
+    music = bits(logits_BTV[:, prefix:], tokens_BT[:, prefix:], predicted_BT)
     metrics = {"bits_per_code": music.detach()}
     if config.lyrics is None:
         return music, metrics

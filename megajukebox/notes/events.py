@@ -1,4 +1,4 @@
-"""Notes as a sequence of events, and back, exactly; and `Clock`, where in the music each event stands.
+"""Notes as a sequence of events; `clock.decode` is the way back, exactly.
 
     BAR 3/4   a bar line, with the metre of the bar that begins
     TEMPO     a tempo, one of 48 steps
@@ -21,10 +21,7 @@ import numpy as np
 from megajukebox.notes.instruments import DRUMS_FAMILY, FAMILIES, ScorePart, program_of
 from megajukebox.notes.notes import (
     BAR,
-    DEFAULT_BPM,
-    NOTE,
     PITCHES,
-    TEMPO,
     TICKS_PER_QUARTER,
     Notes,
     in_order,
@@ -34,6 +31,7 @@ from megajukebox.notes.notes import (
 PAD, END = 0, 1
 SPECIALS = 2  # events that every vocabulary begins with
 MAX_VOCABULARY = 8192
+NOTES_VOCABULARY = "notes_vocabulary.json"  # beside a composer's weights
 # Whole steps up to a quarter, then ever wider ones; what lies between is a sum of two or more.
 SHIFTS = (*range(1, TICKS_PER_QUARTER + 1), 30, 36, 48, 72, 96)
 LENGTHS = (*range(1, TICKS_PER_QUARTER + 1), 30, 36, 42, 48, 60, 72, 84, 96, 144, 192, 288, 384)
@@ -134,8 +132,8 @@ class NoteVocabulary:
             raise ValueError(f"needs {self.size} events, more than {MAX_VOCABULARY}")
 
     @classmethod
-    def of(cls, pieces: Iterable[Notes], transpositions: Sequence[int] = (0,)) -> "NoteVocabulary":
-        """Of what pieces use, transposed as they will be."""
+    def of(cls, pieces: Iterable[Notes]) -> "NoteVocabulary":
+        """Of what pieces use."""
         metres: set[tuple[int, int]] = set()
         notes: set[tuple[PartClass, int]] = set()
         loudness = False
@@ -144,10 +142,19 @@ class NoteVocabulary:
             loudness = loudness or bool(piece.notes["velocity"].any())
             classes = part_classes(piece.parts)
             pairs = np.unique(piece.notes[["part", "pitch"]])
-            for part, pitch in pairs.tolist():
-                for semitones in transpositions if not piece.parts[part].is_drums else (0,):
-                    if 0 <= pitch + semitones < PITCHES:
-                        notes.add((classes[part], pitch + semitones))
+            notes |= {(classes[part], pitch) for part, pitch in pairs.tolist()}
+        return cls(tuple(sorted(metres)), tuple(sorted(notes)), loudness)
+
+    @classmethod
+    def joined(cls, vocabularies: Iterable["NoteVocabulary"]) -> "NoteVocabulary":
+        """What several have together."""
+        metres: set[tuple[int, int]] = set()
+        notes: set[tuple[PartClass, int]] = set()
+        loudness = False
+        for one in vocabularies:
+            metres |= set(one.metres)
+            notes |= set(one.notes)
+            loudness = loudness or one.loudness
         return cls(tuple(sorted(metres)), tuple(sorted(notes)), loudness)
 
     @cached_property
@@ -167,6 +174,15 @@ class NoteVocabulary:
     def numbers(self) -> dict[NoteEvent, int]:
         """Of each event."""
         return {event: number for number, event in enumerate(self.events)}
+
+    def transposed(self, semitones: Iterable[int]) -> "NoteVocabulary":
+        """With every note of every pitched part moved by each of `semitones` too."""
+        notes = set(self.notes)
+        for part_class, pitch in self.notes:
+            if part_class.family != DRUMS_FAMILY:
+                moved = (pitch + step for step in semitones)
+                notes |= {(part_class, one) for one in moved if 0 <= one < PITCHES}
+        return NoteVocabulary(self.metres, tuple(sorted(notes)), self.loudness)
 
     @property
     def size(self) -> int:
@@ -305,179 +321,3 @@ def _by_onset(notes: Notes) -> list[tuple[int, _Tick]]:
     for note in notes.notes.tolist():
         at(note[0]).notes.append(note)
     return sorted(ticks.items())
-
-
-def decode(events: Iterable[int], vocabulary: NoteVocabulary) -> Notes:
-    """The piece that events say; those after END are not looked at.
-
-    Raises:
-        ValueError: they are no piece: a NOTE without a LENGTH, or a number that is no event.
-    """
-    clock = Clock(vocabulary)
-    for number in events:
-        if clock.ended:
-            break
-        clock.push(int(number))
-    return clock.piece()
-
-
-class Clock:
-    """Where in the music the next event stands, and what has been said so far; grows by one event at a time.
-
-    `places` computes the same for a whole sequence at once.
-    """
-
-    def __init__(self, vocabulary: NoteVocabulary) -> None:
-        self.vocabulary = vocabulary
-        self.tick = 0
-        self.bar_onset = 0
-        self.bar_ticks = 0  # of the whole bar in its metre; 0 before the first one
-        self.bars: list[tuple[int, int, int]] = []
-        self.tempo: list[tuple[int, int]] = []  # tick and step
-        self.notes: list[list[Any]] = []  # onset, class, pitch, length, loudness
-        self.chord = 0  # notes of this tick
-        self.run = 0  # ticks of the SHIFTs, or of the LENGTHs, in a row
-        self.last = ""  # the kind of the last event
-        self.loudness: dict[PartClass, int] = {}
-        self.sounding: dict[tuple[PartClass, int], int] = {}  # until which tick
-        self.ended = False
-
-    @property
-    def place(self) -> int:
-        """In the bar, as a model is told."""
-        return min(self.tick - self.bar_onset, PLACES - 1)
-
-    @property
-    def bar(self) -> int:
-        """Number of the bar, as a model is told."""
-        return max(len(self.bars) - 1, 0) % BARS_TOLD
-
-    @property
-    def notes_in_chord(self) -> int:
-        """As a model is told."""
-        return min(self.chord, CHORD_TOLD - 1)
-
-    @property
-    def end(self) -> int:
-        """Tick at which the last note ends."""
-        return max(self.sounding.values(), default=0)
-
-    def push(self, number: int) -> None:
-        """Take one event in.
-
-        Raises:
-            ValueError: it makes no sense here.
-        """
-        events = self.vocabulary.events
-        if not 0 <= number < len(events):
-            raise ValueError(f"{number} is no event of {len(events)}")
-        event = events[number]
-        if self.last in ("NOTE", "LOUD") and event.kind not in ("LENGTH", "LOUD"):
-            raise ValueError(f"a note is followed by {event.kind} and not by its LENGTH")
-        getattr(self, f"_{event.kind.lower()}")(event)
-        self.last = event.kind
-
-    def _pad(self, event: NoteEvent) -> None:
-        raise ValueError("PAD is no music")
-
-    def _end(self, event: NoteEvent) -> None:
-        self.ended = True
-
-    def _bar(self, event: NoteEvent) -> None:
-        self.bars.append((self.tick, event.value, event.other))
-        self.bar_onset = self.tick
-        self.bar_ticks = max(1, ticks_of_bar(event.value, event.other))
-
-    def _tempo(self, event: NoteEvent) -> None:
-        self.tempo.append((self.tick, event.value))
-
-    def _shift(self, event: NoteEvent) -> None:
-        self.run = event.value + (self.run if self.last == "SHIFT" else 0)
-        self.tick += event.value
-        self.chord = 0
-
-    def _note(self, event: NoteEvent) -> None:
-        assert event.part_class
-        loudness = self.loudness.get(event.part_class, -1)
-        self.notes.append([self.tick, event.part_class, event.value, 0, loudness])
-        self.chord += 1
-
-    def _loud(self, event: NoteEvent) -> None:
-        if self.last != "NOTE":
-            raise ValueError("LOUD stands without a note before it")
-        self.loudness[self.notes[-1][1]] = event.value
-        self.notes[-1][4] = event.value
-
-    def _length(self, event: NoteEvent) -> None:
-        if self.last not in ("NOTE", "LOUD", "LENGTH"):
-            raise ValueError("LENGTH stands without a note before it")
-        self.run = event.value + (self.run if self.last == "LENGTH" else 0)
-        note = self.notes[-1]
-        note[3] = self.run
-        self.sounding[note[1], note[2]] = self.tick + self.run
-
-    def piece(self) -> Notes:
-        """What has been said so far.
-
-        Raises:
-            ValueError: the last note has no length, or there are too many parts.
-        """
-        if self.last in ("NOTE", "LOUD"):
-            raise ValueError("the last note has no LENGTH")
-        classes = sorted({note[1] for note in self.notes}, key=class_rank)
-        numbers = {part_class: number for number, part_class in enumerate(classes)}
-        rows = []
-        for onset, part_class, pitch, length, loudness in self.notes:
-            velocity = velocity_of_step(loudness) if loudness >= 0 else 0
-            rows.append((onset, numbers[part_class], pitch, length, velocity))
-        tempo = [(tick, bpm_of_step(step)) for tick, step in self.tempo]
-        return Notes(
-            in_order(np.array(rows, NOTE)),
-            tuple(ScorePart(class_name(c), program_of(c.family)) for c in classes),
-            np.array(self.bars, BAR),
-            np.array(tempo or [(0, DEFAULT_BPM)], TEMPO),
-            max(self.tick, self.end),
-        )
-
-
-class Places(NamedTuple):
-    """Of every event of a sequence, where it stands: what `Clock` says before it. int64 [events] each."""
-
-    tick: np.ndarray
-    place: np.ndarray
-    bar: np.ndarray
-    chord: np.ndarray
-
-
-def places(events: np.ndarray, vocabulary: NoteVocabulary) -> Places:
-    """`Clock` before every event, at once.
-
-    Args:
-        events: numbers, [events].
-    """
-    table = np.array([(KINDS.index(e.kind), e.value) for e in vocabulary.events], np.int64)
-    kinds, values = table[events].T
-    moves = np.where(kinds == KINDS.index("SHIFT"), values, 0)
-    tick = np.concatenate([[0], np.cumsum(moves)[:-1]]) if len(events) else np.zeros(0, np.int64)
-    is_bar = kinds == KINDS.index("BAR")
-    onset = np.maximum.accumulate(np.where(is_bar, tick, 0)) if len(events) else tick
-    onset = _before(onset, 0)
-    bars = _before(np.cumsum(is_bar), 0)
-    is_note = kinds == KINDS.index("NOTE")
-    notes = _before(np.cumsum(is_note), 0)
-    # Notes before the last SHIFT are of other chords.
-    earlier = (
-        np.maximum.accumulate(np.where(moves > 0, np.cumsum(is_note), 0)) if len(events) else notes
-    )
-    chord = notes - _before(earlier, 0)
-    return Places(
-        tick,
-        np.minimum(tick - onset, PLACES - 1),
-        np.maximum(bars - 1, 0) % BARS_TOLD,
-        np.minimum(chord, CHORD_TOLD - 1),
-    )
-
-
-def _before(values: np.ndarray, first: int) -> np.ndarray:
-    """Each value one place later."""
-    return np.concatenate([[first], values[:-1]]) if len(values) else values

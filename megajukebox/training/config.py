@@ -11,15 +11,23 @@ from typing import Any
 from pydantic import Field, ValidationError, model_validator
 
 from megajukebox.common.errors import UserError
-from megajukebox.common.levels import PRIOR_FOLDERS, STUDENT_FOLDERS
+from megajukebox.common.levels import COMPOSER_FOLDER, PRIOR_FOLDERS, STUDENT_FOLDERS
 from megajukebox.common.old_settings import describe_renamed, present_path, upgrade_settings
 from megajukebox.common.untrusted_files import parse_yaml, read_given
 from megajukebox.common.validation_errors import mistakes, shortened
+from megajukebox.data.shards.index import NOTES_TIME_RATE
 from megajukebox.data.shards.shard_set import COUNTED
-from megajukebox.models.conditioners import LabelConfig, LyricsConfig
+from megajukebox.models.conditioners import (
+    AlignedConfig,
+    ClockConfig,
+    LabelConfig,
+    LyricsConfig,
+    ScoreConfig,
+)
 from megajukebox.models.prior import PriorConfig
 from megajukebox.models.vqvae import VQVAEConfig
 from megajukebox.training.prior_settings import (
+    ComposerSettings,
     ConditionSettings,
     ConditionTableSettings,
     PriorSettings,
@@ -31,7 +39,12 @@ log = logging.getLogger(__name__)
 
 PRESETS = Path(__file__).parent.parent / "presets"
 CONDITIONS = (*COUNTED, "year")  # the fields of a song that a prior can be told
-STAGE_NAMES = ("vqvae", "refiner", *PRIOR_FOLDERS.values())  # of `train`: the rows of stages.py
+STAGE_NAMES = (
+    "vqvae",
+    "refiner",
+    *PRIOR_FOLDERS.values(),
+    COMPOSER_FOLDER,
+)  # of `train`: the rows of stages.py
 STUDENT_NAMES = tuple(STUDENT_FOLDERS.values())  # of `distill`
 
 
@@ -52,6 +65,7 @@ class Preset(StrictSettings):
     middle: PriorSettings | None = None
     bottom: PriorSettings | None = None
     refiner: RefinerSettings = RefinerSettings()
+    composer: ComposerSettings | None = None
     training: dict[str, TrainingSettings]
 
     @model_validator(mode="before")
@@ -202,6 +216,37 @@ class Preset(StrictSettings):
             lyrics=lyrics,
             aligned=aligned,
             **settings.model_dump(exclude=shared),
+        )
+
+    def composer_config(self, events: int, score_entries: int) -> PriorConfig:
+        """The composer as its model reads it.
+
+        Args:
+            events: size of its vocabulary.
+            score_entries: ids by which known notes are told (notes/holes.py).
+        Raises:
+            UserError: the preset describes no composer.
+        """
+        if self.composer is None:
+            raise UserError(f"preset {self.name!r} describes no composer")
+        settings = self.composer
+        conditions = {}
+        for name, table in settings.conditions.items():
+            conditions[name] = LabelConfig(max_values=table.max_values, table_size=table.table_size)
+        aligned: dict[str, AlignedConfig] = {"clock": ClockConfig(notes=1 + 2 * events)}
+        if settings.score:
+            aligned["score"] = ScoreConfig(entries=score_entries, **settings.score.model_dump())
+        return PriorConfig(
+            level=COMPOSER_FOLDER,
+            sample_rate=NOTES_TIME_RATE,
+            hop=1,
+            codebook_size=events,
+            window=settings.window,
+            transformer=settings.transformer,
+            conditions=conditions,
+            conditions_at_every_position=bool(conditions),
+            separate_head=False,
+            aligned=aligned,
         )
 
     def stage(self, name: str) -> TrainingSettings:

@@ -38,6 +38,7 @@ MODEL_KINDS = {
     "vqvae": ModelKind(VQVAEConfig, VQVAE),
     "prior": ModelKind(PriorConfig, Prior),
     "refiner": ModelKind(RefinerConfig, Refiner),
+    "composer": ModelKind(PriorConfig, Prior),
 }
 
 

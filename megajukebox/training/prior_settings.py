@@ -58,3 +58,28 @@ class PriorSettings(StrictSettings):
         default={},
         description="conditions that follow the song in time: {name: its settings, and `dropout`}",
     )
+
+
+class ScoreSettings(StrictSettings):
+    """What reads the known notes of a piece that is to be completed (models/conditioners.py, ScoreConditioner)."""
+
+    slots: int = Field(16, gt=0, description="notes and parts told of a sixteenth, at most")
+    width: int = Field(96, gt=0)
+    depth: int = Field(4, gt=0)
+    dilation_growth: int = Field(3, gt=0)
+
+
+class ComposerSettings(StrictSettings):
+    """The composer: a prior over events of notes (notes/events.py), on note shards."""
+
+    window: int = Field(gt=0, description="events in a context window")
+    transformer: TransformerConfig
+    conditions: dict[str, ConditionSettings] = Field(
+        {}, description="names that pieces carry: artist, genres, instruments"
+    )
+    score: ScoreSettings | None = Field(
+        None, description="reads known notes, behind and ahead; without it a piece can only go on"
+    )
+    transpose: tuple[int, int] = Field(
+        (-5, 6), description="semitones by which training pieces are moved, lowest and highest"
+    )

@@ -8,7 +8,13 @@ from dataclasses import dataclass
 from functools import partial
 
 from megajukebox.common.errors import UserError
-from megajukebox.common.levels import LEVELS, REFINER_FOLDERS, STUDENT_FOLDERS
+from megajukebox.common.levels import (
+    COMPOSER_FOLDER,
+    LEVELS,
+    REFINER_FOLDERS,
+    STUDENT_FOLDERS,
+)
+from megajukebox.training.composer_task import composer_task
 from megajukebox.training.config import Preset
 from megajukebox.training.planner.gpus import GPUS_PER_NODE
 from megajukebox.training.planner.workload import (
@@ -16,6 +22,7 @@ from megajukebox.training.planner.workload import (
     Workload,
     audio_workload,
     code_workload,
+    composer_workload,
     refiner_workload,
 )
 from megajukebox.training.prior_task import prior_task
@@ -30,7 +37,7 @@ class TrainingStage:
 
     name: str  # of its settings, training.<name>
     level: str | None  # of the codes that it models; None for what is no prior
-    data: str  # kind of shards that it reads: songs or codes
+    data: str  # kind of shards that it reads: songs, codes or notes
     task: Callable[[TaskRequest, ReaderShare], Task]
     workload: Callable[[Preset, str], Workload]  # of a preset and the stage's name, for `plan`
     default_gpus: int = GPUS_PER_NODE
@@ -58,6 +65,7 @@ STAGES = (
     prior_stage("top_prior", "top", 512),
     prior_stage("middle_upsampler", "middle", 128),
     prior_stage("bottom_upsampler", "bottom", 128),
+    TrainingStage(COMPOSER_FOLDER, None, "notes", composer_task, composer_workload),
 )
 
 

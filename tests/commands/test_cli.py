@@ -57,7 +57,7 @@ def test_without_arguments_the_help_is_shown() -> None:
     assert "─ Operate ─" in megajukebox().stdout
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["help"], ["--version"], ["compose"]], ids=str)
+@pytest.mark.parametrize("arguments", [["--help"], ["help"], ["--version"], ["hum"]], ids=str)
 def test_help_comes_at_once_because_no_verb_is_imported_for_it(arguments: list[str]) -> None:
     script = (
         "import sys, contextlib; from megajukebox.cli import app\n"

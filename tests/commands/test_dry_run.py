@@ -32,6 +32,7 @@ FULL_SIZE = {
     "top_prior": (64, 2, 8, "prior_zero3"),
     "middle_upsampler": (16, 0, 8, "upsampler"),
     "bottom_upsampler": (16, 0, 8, "upsampler"),
+    "composer": (1, 0, 8, "upsampler"),
     "distill": (16, 0, 8, "student"),
     "sample": (1, 0, 8, None),
     "score": (1, 0, 1, None),
@@ -39,6 +40,7 @@ FULL_SIZE = {
 MADE_BEFORE = (  # what the scripts want to be there
     "shards/songs/index.json",
     "shards/codes/index.json",
+    "shards/notes/index.json",
     "runs/vqvae/DONE",
     "runs/vqvae/model.json",
     "runs/top_prior/model.json",
@@ -209,7 +211,8 @@ def test_the_pipeline_shows_all_scripts_though_none_has_finished(site: Site) -> 
 def test_the_jukebox_fits_the_cards_that_the_scripts_ask_for(filled: Site, name: str) -> None:
     (filled.folder / "runs/top_prior/DONE").touch()
     away = {"RUNS": str(filled.folder / "not/mounted/here")} if name != "distill" else {}
-    shown = filled.dry_run(name, PRESET="jukebox_5b_lyrics", **away)
+    preset = "composer_large" if name == "composer" else "jukebox_5b_lyrics"
+    shown = filled.dry_run(name, PRESET=preset, **away)
     if name == "distill" and shown.status:
         assert "GB free" in shown.refusal, "only the disk of this machine may be too small"
         return

@@ -12,17 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megajukebox.common.errors import UserError
+from megajukebox.notes.clock import Clock, decode, places
 from megajukebox.notes.events import (
     END,
     LENGTHS,
     SHIFTS,
-    Clock,
     NoteVocabulary,
-    decode,
     encode,
     in_steps,
     on_steps,
-    places,
 )
 from megajukebox.notes.grammar import Grammar, goes_on
 from megajukebox.notes.instruments import DRUMS, FAMILIES, ScorePart, family_of, program_of
@@ -423,7 +421,7 @@ def test_whatever_is_drawn_by_the_grammar_is_a_piece_written_as_it_was_drawn(see
 
 
 def test_a_vocabulary_names_what_it_lacks_and_comes_back_from_its_file() -> None:
-    vocabulary = NoteVocabulary.of([small_piece()], transpositions=(-1, 0, 1))
+    vocabulary = NoteVocabulary.of([small_piece()]).transposed(range(-1, 2))
     assert NoteVocabulary.from_json(vocabulary.to_json()) == vocabulary
     assert vocabulary.size == len(vocabulary.events)
     encode(small_piece().transposed(1), vocabulary)

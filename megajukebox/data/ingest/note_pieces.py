@@ -30,13 +30,14 @@ from megajukebox.data.ingest.discover import folders_below
 from megajukebox.data.ingest.sidecars import report_name
 from megajukebox.data.ingest.source_song import SongMetadata
 from megajukebox.data.shards.build_index import write_index
+from megajukebox.data.shards.index import NOTES_TIME_RATE
 from megajukebox.data.shards.shard_set import ShardSample, finished_shard, write_shard
+from megajukebox.notes.events import NoteVocabulary, encode
 from megajukebox.notes.instruments import FAMILIES
 from megajukebox.notes.notes import Notes
 from megajukebox.notes.readers import ENDINGS, MAX_BYTES, pieces_of
 from megajukebox.records.ingest_notes import IngestNote, NoteKind, write_notes
 
-TIME_RATE = 100  # "samples" a second of note shards: their frames are hundredths of a second
 WORKER_MEMORY = 4 << 30  # bytes that a process which reads pieces may take
 MAX_SIDECAR = 1 << 20  # bytes
 SIDECAR = ".json"
@@ -66,6 +67,7 @@ class FilePieces(NamedTuple):
     """What one file gave."""
 
     pieces: list[tuple[str, bytes, dict[str, Any]]]  # (key, Notes as npz, facts)
+    vocabularies: list[dict[str, Any]]  # of each piece, as NoteVocabulary.to_json
     refused: list[tuple[str, str]]  # (piece, why)
     repairs: list[tuple[str, str]]  # (piece, what was repaired)
 
@@ -134,7 +136,7 @@ def sidecar_of(path: Path, names: list[str], below: str, notes: list[IngestNote]
 
 def read_file(file: NoteFile, settings: NotesIngestConfig) -> FilePieces:
     """All pieces of one file; what cannot be read is refused with its reason."""
-    result = FilePieces([], [], [])
+    result = FilePieces([], [], [], [])
     ending = Path(file.name).suffix
     try:
         with open_inside(file.folder, file.name) as opened:
@@ -146,14 +148,18 @@ def read_file(file: NoteFile, settings: NotesIngestConfig) -> FilePieces:
             elif len(piece.notes.notes) < settings.min_notes:
                 result.refused.append((name, f"has {len(piece.notes.notes)} notes"))
             else:
-                result.pieces.append(accepted(file, name, piece.notes))
+                vocabulary = NoteVocabulary.of([piece.notes])
+                result.pieces.append(accepted(file, name, piece.notes, vocabulary))
+                result.vocabularies.append(vocabulary.to_json())
                 result.repairs.extend((name, repair) for repair in piece.repairs)
     except (OSError, ValueError, MemoryError) as error:
         result.refused.append((file.name, str(error) or type(error).__name__))
     return result
 
 
-def accepted(file: NoteFile, name: str, notes: Notes) -> tuple[str, bytes, dict[str, Any]]:
+def accepted(
+    file: NoteFile, name: str, notes: Notes, vocabulary: NoteVocabulary
+) -> tuple[str, bytes, dict[str, Any]]:
     """(key, bytes, facts) of a piece: what `<key>.json` will say."""
     stem, _, number = name.partition("#")
     key = f"{slug(Path(stem).stem + ('-' + number if number else ''))}-{notes.fingerprint()[:8]}"
@@ -161,10 +167,11 @@ def accepted(file: NoteFile, name: str, notes: Notes) -> tuple[str, bytes, dict[
     facts = {
         **file.metadata,
         "key": key,
-        "frames": round(notes.seconds * TIME_RATE),
+        "frames": round(notes.seconds * NOTES_TIME_RATE),
         "source": name,
         "seconds": round(notes.seconds, 3),
         "notes": len(notes.notes),
+        "events": len(encode(notes, vocabulary)),
         "parts": [part.name or part.family for part in notes.parts],
         "instruments": [family for family in FAMILIES if family in families],
         "tonality": notes.key or None,
@@ -175,7 +182,7 @@ def accepted(file: NoteFile, name: str, notes: Notes) -> tuple[str, bytes, dict[
 
 
 def crashed(file: NoteFile) -> FilePieces:
-    return FilePieces([], [(file.name, "reading it killed its process twice")], [])
+    return FilePieces([], [], [(file.name, "reading it killed its process twice")], [])
 
 
 # ---- Writing ----------------------------------------------------------------------------------------------------------
@@ -219,10 +226,25 @@ def prepare_notes(
     write_notes(out, notes)
     if not any(shard["songs"] for shard in shards):
         raise UserError(f"all pieces were refused; {out}/refused.jsonl says why")
-    index = write_index(out, plan, kind="notes", sample_rate=TIME_RATE, made_by=made_by)
     licences: Counter[str] = Counter()
     for shard in shards:
         licences.update(shard["notes"]["licences"])
+    vocabulary = NoteVocabulary.joined(
+        NoteVocabulary.from_json(shard["notes"]["vocabulary"]) for shard in shards
+    )
+    told = {
+        "vocabulary": vocabulary.to_json(),
+        "events": sum(shard["notes"]["events"] for shard in shards),
+        "licences": dict(sorted(licences.items())),
+    }
+    index = write_index(
+        out,
+        plan,
+        kind="notes",
+        sample_rate=NOTES_TIME_RATE,
+        made_by=made_by,
+        extra={"notes": told},
+    )
     count = sum(shard["notes"]["notes"] for shard in shards)
     return NotesReport(index, refused, notes, licences, count)
 
@@ -283,12 +305,13 @@ def make_shard(
     after_file: Callable[[int], object],
 ) -> dict[str, Any]:
     """Write one shard; of two pieces with the same notes the first stays."""
-    told: dict[str, Any] = {"refused": [], "repairs": [], "stored": {}, "licences": {}, "notes": 0}
+    told: dict[str, Any] = {"refused": [], "repairs": [], "stored": {}, "licences": {}}
+    told |= {"notes": 0, "events": 0, "vocabulary": NoteVocabulary((), (), False).to_json()}
 
     def samples() -> Iterator[ShardSample]:
         for result in results:
             refused = list(result.refused)
-            for key, data, facts in result.pieces:
+            for (key, data, facts), vocabulary in zip(result.pieces, result.vocabularies):
                 known = stored.get(facts["fingerprint"]) or stored.get(key)
                 if known:
                     refused.append((facts["source"], f"duplicate: the same notes as {known}"))
@@ -299,6 +322,9 @@ def make_shard(
                 licence = facts.get("licence", "not said")
                 told["licences"][licence] = told["licences"].get(licence, 0) + 1
                 told["notes"] += facts["notes"]
+                told["events"] += facts["events"]
+                both = map(NoteVocabulary.from_json, (told["vocabulary"], vocabulary))
+                told["vocabulary"] = NoteVocabulary.joined(both).to_json()
                 text = json.dumps(facts, ensure_ascii=False).encode()
                 yield ShardSample(key, facts["frames"], {"json": text, "notes.npz": data})
             for name, why in refused:

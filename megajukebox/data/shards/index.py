@@ -21,6 +21,7 @@ from megajukebox.common.untrusted_files import (
 
 FORMAT = 1
 SONGS_FILE = "songs.npy"
+NOTES_TIME_RATE = 100  # "samples" a second of note shards: their frames are hundredths of a second
 MAX_INDEX_BYTES = 256 << 20  # 1.2 million songs need some tens of millions
 # Objects, lists and entries of index.json; each costs 60 bytes and more once it is read, `[],` 3 bytes on the disk.
 MAX_INDEX_VALUES = 8_000_000

@@ -24,6 +24,7 @@ import numpy as np
 from megajukebox.common.errors import UserError
 from megajukebox.data.shards.blended_sets import ShardBlend, whole_weights
 from megajukebox.data.stream.code_dataset import CodeWindows
+from megajukebox.data.stream.note_windows import NoteWindows
 from megajukebox.data.stream.sample_order import InOrder, Order, candidate, lru_get, permutation
 from megajukebox.data.stream.song_dataset import Part, SongClips
 
@@ -113,7 +114,9 @@ class BlendedClips:
     `parts` are the sets' own sources, in the order of `shards.sets`.
     """
 
-    def __init__(self, shards: ShardBlend, parts: Sequence[SongClips | CodeWindows]) -> None:
+    def __init__(
+        self, shards: ShardBlend, parts: Sequence[SongClips | CodeWindows | NoteWindows]
+    ) -> None:
         self.shards = shards
         self.parts = tuple(parts)
         self.train_clips = [int(part.clips("train").sum()) for part in self.parts]

@@ -7,10 +7,11 @@ A sample is argmax(log p + noise): it does not depend on batch-mates, windows, r
 import torch
 from torch import Tensor
 
-from megajukebox.common.levels import LEVELS
+from megajukebox.common.levels import COMPOSER_FOLDER, LEVELS
 
 # Odd multipliers of the 64-bit finaliser of Stafford (variant 13 of "Better Bit Mixing"), as signed integers.
 MULTIPLIERS = (-4658895280553007687, -7723592293110705685)
+NOISE_STREAMS = (*LEVELS, COMPOSER_FOLDER)  # a new one goes to the end
 GOLDEN = -7046029254386353131  # 2^64 / golden ratio, the step of SplitMix64 (Steele et al. 2014)
 
 
@@ -29,7 +30,7 @@ def _shift(x: Tensor, bits: int) -> Tensor:
 def noise_keys(seeds: list[int], level: str) -> Tensor:
     """One int64 key [B] for each song's seed at `level`."""
     seed = torch.tensor([_signed(seed * GOLDEN + 1) for seed in seeds], dtype=torch.int64)
-    return mix(mix(seed) + _signed(LEVELS.index(level) * GOLDEN))
+    return mix(mix(seed) + _signed(NOISE_STREAMS.index(level) * GOLDEN))
 
 
 def _signed(x: int) -> int:

@@ -2,6 +2,7 @@
 
 import torch
 
+from megajukebox.common.levels import COMPOSER_FOLDER
 from megajukebox.models.conditioners import ALIGNED
 from megajukebox.models.prior import PriorConfig
 
@@ -27,4 +28,6 @@ def windows(config: PriorConfig, size: int) -> dict:
         batch["upper_codes"] = torch.randint(
             config.upper_codebook_size, (size, config.window // config.upsampler_conditioner.ratio)
         )
+    if config.level == COMPOSER_FOLDER:
+        batch["predicted"] = torch.ones(size, config.window, dtype=torch.bool)
     return batch

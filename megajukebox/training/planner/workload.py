@@ -23,6 +23,11 @@ from megajukebox.training.planner.memory import Weights
 from megajukebox.training.refiner_settings import RefinerSettings, refiner_config
 from megajukebox.training.refiner_training import RefinerTraining
 
+# Of a composer's vocabulary and of what it is told of known notes, for want of the corpus: ids of events, and of parts
+# known and open.
+PLANNED_EVENTS = 4096
+PLANNED_SCORE_ENTRIES = 2 * PLANNED_EVENTS + 256
+
 
 @dataclass(frozen=True)
 class AudioWorkload:
@@ -217,3 +222,9 @@ def fullest(sizes: list[int], parts: int) -> int:
         else:
             low = capacity + 1
     return low
+
+
+def composer_workload(preset: Preset, stage: str) -> CodeWorkload:
+    """The composer of `preset`, with as large a vocabulary as a corpus of many instruments needs."""
+    config = preset.composer_config(PLANNED_EVENTS, PLANNED_SCORE_ENTRIES)
+    return CodeWorkload(config.model_dump_json())

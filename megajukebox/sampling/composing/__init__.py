@@ -1,0 +1,1 @@
+"""Drawing pieces of written music from a trained composer."""
