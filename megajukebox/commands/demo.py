@@ -1,11 +1,12 @@
 """Run the whole pipeline on generated songs (or yours), in minutes: what `make demo` runs.
 
-    megajukebox demo                                  # 189 generated songs -> demo/site/index.html
+    megajukebox demo                                  # 540 generated songs -> demo/site/index.html
     megajukebox demo --songs ~/music --out demo_mine  # your own audio
 
 Each stage is the ordinary verb in a process of its own; killed, the same command resumes where it stopped.
 """
 
+import copy
 import json
 import os
 import shutil
@@ -33,7 +34,7 @@ from megajukebox.common.untrusted_files import parse_json, read_inside
 from megajukebox.common.world import free_port
 from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.records.jsonl_tail import read_lines
-from megajukebox.training.config import load_preset
+from megajukebox.training.config import Preset, load_preset
 from megajukebox.training.stages import TrainingStage, stages_of
 
 PACKAGE = Path(__file__).parents[1]
@@ -43,6 +44,11 @@ SONGS_PER_SHARD = (
 # After minutes of training the upsamplers' distributions are too wide; colder, tones emerge from the noise
 # (docs/decisions/0007).
 TEMPERATURES = {"top": 0.9, "middle": 0.6, "bottom": 0.5}
+# Codes of spectra are predictable: colder they stand still. Guidance keeps artist and genre (docs/decisions/0055).
+SPECTRUM_TEMPERATURE = 1.0
+SPECTRUM_GUIDANCE = 2.0
+SONG_REQUESTS = "requests.yaml"
+ALL_LEVELS_REQUESTS = "requests_all_levels.yaml"
 
 
 @dataclass(frozen=True)
@@ -64,9 +70,13 @@ def main(
     ranks: Annotated[
         int, typer.Option(min=1, help="Processes that train and sample together.")
     ] = 2,
-    count: Annotated[int, typer.Option(min=1, help="Songs to generate as training data.")] = 189,
+    count: Annotated[int, typer.Option(min=1, help="Songs to generate as training data.")] = 540,
     samples: Annotated[int, typer.Option(min=1, help="Songs to sample.")] = 27,
-    seconds: Annotated[float, typer.Option(help="Seconds of each sampled song.")] = 5.0,
+    seconds: Annotated[float, typer.Option(help="Seconds of each sampled song.")] = 10.0,
+    all_levels: Annotated[
+        int,
+        typer.Option(min=0, help="Of these, songs to hear at all levels too (a top of spectra)."),
+    ] = 8,
     settings: Annotated[
         list[str] | None, typer.Argument(help="Changes to the preset: key.sub=value ...")
     ] = None,
@@ -77,10 +87,13 @@ def main(
     refuse_other_demo(out, {"songs": source, "preset": preset, "settings": settings or []})
     console = Console()
     seconds_taken: dict[str, float] = {}
-    for stage in stages(out, source, preset, ranks, settings or []):
+    configured = load_preset(preset, settings)
+    for stage in stages(out, source, preset, ranks, settings or [], all_levels):
         run_stage(console, stage, seconds_taken)
         if stage.name == "encode":
-            write_requests(out / "requests.yaml", ShardSet(out / "shards/codes"), samples, seconds)
+            requests = song_requests(ShardSet(out / "shards/codes"), configured, samples, seconds)
+            write_requests(out / SONG_REQUESTS, requests)
+            write_requests(out / ALL_LEVELS_REQUESTS, requests[:all_levels])
     times = out / "times.json"  # of this start and those before
     before = parse_json(read_inside(out, times.name)) if times.exists() else {}
     write_atomic(times, json.dumps({**before, **seconds_taken}, indent=1).encode())
@@ -93,8 +106,14 @@ def main(
     console.print(f"Open [bold]{escape(str(page))}[/] in a browser.")
 
 
-def stages(out: Path, source: str, preset: str, ranks: int, settings: list[str]) -> list[DemoStage]:
-    """The pipeline in order; each stage reads what the ones before it wrote."""
+def stages(
+    out: Path, source: str, preset: str, ranks: int, settings: list[str], all_levels: int = 0
+) -> list[DemoStage]:
+    """The pipeline in order; each stage reads what the ones before it wrote.
+
+    Where a song is the top's alone, `all_levels` songs are sampled at the levels below too: before the others, for
+    the page lists the newest first. One seed is one song, so their top codes are the same.
+    """
     songs = out / "shards/songs"
     codes = out / "shards/codes"
     runs = out / "runs"
@@ -114,15 +133,25 @@ def stages(out: Path, source: str, preset: str, ranks: int, settings: list[str])
     shard_size = ["--songs-per-shard", str(SONGS_PER_SHARD)]
     prepare = [*verb("prepare"), source, "--out", str(songs), *shard_size, *common]
     encode = [str(songs), "--vqvae", str(vqvae), "--out", str(codes)]
-    requests = ["--requests", str(out / "requests.yaml")]
-    sample = [str(runs), *requests, "--out", str(out / "samples")]
+
+    def sampling(name: str, requests: str, *options: str) -> DemoStage:
+        asked = ["--requests", str(out / requests), *options]
+        command = [*on_ranks(ranks, "sample"), str(runs), *asked]
+        return DemoStage(name, command, lambda: False)
+
+    samplings = [sampling("sample", SONG_REQUESTS, "--out", str(out / "samples"))]
     explore = [str(out / "samples"), str(runs), "--out", str(out / "site")]
+    if all_levels and "top" in configured.vqvae.spectrum_levels and configured.middle:
+        folder = str(out / "all_levels")
+        every = ["--levels", "all", "--out", folder]
+        samplings.insert(0, sampling("sample all levels", ALL_LEVELS_REQUESTS, *every))
+        explore.insert(1, folder)
     return [
         DemoStage("prepare", prepare, (songs / "index.json").exists),
         *(training(row, songs) for row in trained if row.data == "songs"),
         DemoStage("encode", [*on_ranks(ranks, "encode"), *encode], (codes / "index.json").exists),
         *(training(row, codes) for row in trained if row.data == "codes"),
-        DemoStage("sample", [*on_ranks(ranks, "sample"), *sample], lambda: False),
+        *samplings,
         DemoStage("explore", [*verb("explore"), "build", *explore], lambda: False),
     ]
 
@@ -187,13 +216,37 @@ def run_stage(console: Console, stage: DemoStage, seconds_taken: dict[str, float
     seconds_taken[stage.name] = time.perf_counter() - started
 
 
-def write_requests(path: Path, codes: ShardSet, count: int, seconds: float) -> None:
-    """Write requests for every artist and genre of the corpus, with lyrics of its songs."""
+def song_requests(
+    codes: ShardSet, configured: Preset, count: int, seconds: float
+) -> list[dict[str, Any]]:
+    """Requests for every artist and genre of the corpus; with lyrics of its songs, if the top is told any."""
     vocabulary = codes.index["vocabulary"]
     artists = list(vocabulary.get("artist", {})) or [None]
     genres = list(vocabulary.get("genres", {})) or [None]
     pairs = list(product(artists, genres))
-    # As they are (with times, where the song has them); under None those of all artists.
+    lyrics = lyrics_by_artist(codes) if configured.top.lyrics else {}
+    settings: dict[str, Any] = {"temperature": dict(TEMPERATURES)}
+    if "top" in configured.vqvae.spectrum_levels:
+        settings["temperature"]["top"] = SPECTRUM_TEMPERATURE
+        settings["guidance"] = {"top": SPECTRUM_GUIDANCE}
+    requests = []
+    for number in range(count):
+        artist, genre = pairs[number % len(pairs)]
+        request: dict[str, Any] = {"id": f"song-{number:02d}"}
+        if artist is not None:
+            request["artist"] = artist
+        if genre is not None:
+            request["genres"] = genre
+        if configured.top.lyrics:
+            texts = lyrics.get(artist) or lyrics.get(None) or [""]
+            request["lyrics"] = texts[number // len(pairs) % len(texts)]
+        request |= {"seconds": seconds, "seed": number}
+        requests.append({**request, **copy.deepcopy(settings)})  # YAML would write one as an alias
+    return requests
+
+
+def lyrics_by_artist(codes: ShardSet) -> dict[str | None, list[str]]:
+    """Lyrics as they are (with times, where the song has them); under None those of all artists."""
     lyrics: dict[str | None, list[str]] = {}
     for row in range(len(codes)):
         if codes.has(row, "lyrics"):
@@ -201,21 +254,12 @@ def write_requests(path: Path, codes: ShardSet, count: int, seconds: float) -> N
             text = codes.read_member(row, "lyrics").decode()
             lyrics.setdefault(artist, []).append(text)
             lyrics.setdefault(None, []).append(text)
-    requests = []
-    for number in range(count):
-        artist, genre = pairs[number % len(pairs)]
-        texts = lyrics.get(artist) or lyrics.get(None) or [""]
-        request: dict[str, Any] = {"id": f"song-{number:02d}"}
-        if artist is not None:
-            request["artist"] = artist
-        if genre is not None:
-            request["genres"] = genre
-        request["lyrics"] = texts[number // len(pairs) % len(texts)]
-        request["seconds"] = seconds
-        request["seed"] = number
-        request["temperature"] = dict(TEMPERATURES)
-        requests.append(request)
-    write_atomic(path, yaml.safe_dump(requests, sort_keys=False, allow_unicode=True).encode())
+    return lyrics
+
+
+def write_requests(path: Path, requests: list[dict[str, Any]]) -> None:
+    text = yaml.safe_dump(requests, sort_keys=False, allow_unicode=True)
+    write_atomic(path, text.encode())
 
 
 if __name__ == "__main__":

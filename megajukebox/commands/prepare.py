@@ -117,7 +117,8 @@ def main(
         strict=strict,
         allow=tuple(NoteKind(kind).value for kind in allow or ()),
     )
-    found = songs_of(source, songs or out.parent / "demo_songs", seed, processes, follow_links)
+    folder = songs or out.parent / "demo_songs"
+    found = songs_of(source, folder, seed, settings.sample_rate, processes, follow_links)
     with ProgressReporter() as progress:
         progress.add("songs", total=len(found.songs))
         report = prepare_songs(
@@ -158,10 +159,15 @@ def preset_sample_rate(preset: str | None) -> int:
 
 
 def songs_of(
-    source: str, folder: Path, seed: int, processes: int, follow_links: bool = False
+    source: str,
+    folder: Path,
+    seed: int,
+    sample_rate: int,
+    processes: int,
+    follow_links: bool = False,
 ) -> FoundSongs:
-    """The songs of `source`; those of `demo:N` are written into `folder` now, if they are not
-    there.
+    """The songs of `source`; those of `demo:N` are written into `folder` now, at `sample_rate` Hz, if they
+    are not there.
     """
     if not source.startswith(DEMO):
         return find_collection(source, follow_links)
@@ -171,7 +177,8 @@ def songs_of(
     # a synthesiser, which only demo:N needs
     from megajukebox.data.demo.render import write_demo_songs
 
-    wanted = set(write_demo_songs(folder, int(count), seed, processes=processes))
+    made = write_demo_songs(folder, int(count), seed, sample_rate=sample_rate, processes=processes)
+    wanted = set(made)
     songs = [song for song in find_collection(folder).songs if song.path in wanted]
     return FoundSongs(songs, [])
 

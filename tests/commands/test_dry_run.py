@@ -261,14 +261,14 @@ def test_what_would_fail_is_refused_with_one_line(
 
 
 def test_a_model_that_does_not_fit_is_refused_with_what_does(filled: Site) -> None:
-    ds_config = read_ds_config("prior_zero3_v100.json") | {"train_micro_batch_size_per_gpu": 4096}
+    ds_config = read_ds_config("prior_zero3_v100.json") | {"train_micro_batch_size_per_gpu": 8192}
     del ds_config["activation_checkpointing"]
     (filled.folder / "large.json").write_text(json.dumps(ds_config))
     given = {"DS_CONFIG": str(filled.folder / "large.json"), "PRESET": "tiny"}
     shown = filled.dry_run("top_prior", **given)
     line = one_line(shown)
     assert "GiB a GPU are needed and v100-32gb has 31.7; the nearest that fits:" in line
-    assert "micro-batch 4096" in shown.out, "the arithmetic is printed all the same"
+    assert "micro-batch 8192" in shown.out, "the arithmetic is printed all the same"
 
 
 def test_a_run_folder_that_is_done_or_of_another_stage_is_refused(filled: Site) -> None:

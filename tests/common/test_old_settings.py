@@ -58,7 +58,7 @@ def test_a_preset_in_the_old_keys_means_the_same() -> None:
 
 def test_every_present_path_of_the_table_is_a_setting() -> None:
     """A renamed setting that leads nowhere would be refused under both of its names."""
-    full = dump(load_preset("tiny"))
+    full = dump(load_preset(str(FILES / "mini.yaml")))
     full["top"]["condition_tables"] = {"artist": {"max_values": 1, "table_size": 16}}
     for present in RENAMED_SETTINGS.values():
         if present.split(".")[0] in ("middle", "bottom"):

@@ -41,6 +41,8 @@ SMALL = {
         "top.transformer.blocks=8",
         "top.transformer.depth=4",
         "top.transformer.width=64",
+        "top.transformer.schedule=factored_lyrics",
+        "top.lyrics={tokens: 48, encoder: {width: 64, depth: 3, heads: 1, blocks: 8}}",
     ],
 }
 

@@ -153,11 +153,11 @@ def test_a_wrong_setting_is_refused_with_its_key_named(setting: str, told: list[
             "middle.upsampler_conditioner must describe how the top codes are read",
         ),
         (
-            ["middle.upsampler_conditioner.down=3"],
-            "middle.upsampler_conditioner lengthens by 8, but a top code lasts 4 middle codes",
+            ["middle.upsampler_conditioner.down=2"],
+            "middle.upsampler_conditioner lengthens by 4, but a top code lasts 8 middle codes",
         ),
         (
-            ["vqvae.down=[3, 3, 2]"],
+            ["vqvae.down=[3, 3, 3]"],
             "bottom.upsampler_conditioner lengthens by 4, but a middle code lasts 8 bottom codes",
         ),
         (["vqvae.sample_rate=22050"], "vqvae.sample_rate 22050 is not audio.sample_rate 11025"),
@@ -167,10 +167,13 @@ def test_a_wrong_setting_is_refused_with_its_key_named(setting: str, told: list[
         (["middle=null"], "the preset describes no middle prior"),
         (["vqvae.stride=[2, 3, 2]"], "odd entry"),
         (["top.transformer.blocks=7"], "blocks 7 does not divide"),
-        (["top.lyrics=null"], "schedule 'factored_lyrics' needs a lyrics encoder"),
+        (
+            ["top.transformer.schedule=factored_lyrics"],
+            "schedule 'factored_lyrics' needs a lyrics encoder",
+        ),
         (
             ["middle.window=510", "middle.transformer.blocks=30"],
-            "window 510 is not a multiple of 4",
+            "window 510 is not a multiple of 8",
         ),
     ],
     ids=lambda value: str(value)[:40],

@@ -49,17 +49,11 @@ def test_the_spectrum_preset_sees_four_times_as_long() -> None:
 
 
 def test_an_upsampler_reads_a_codebook_of_another_size_than_its_own() -> None:
-    settings = [
-        "vqvae.targets={top: spectrum}",
-        "vqvae.down=[3,2,3]",
-        "vqvae.spectrum.codebook_size=512",
-        "middle.upsampler_conditioner.down=3",
-    ]
-    preset = load_preset("tiny", settings)
+    preset = load_preset("tiny")
     middle = preset.prior_config("middle", 80)
     assert (middle.codebook_size, middle.upper_codebook_size) == (256, 512)
     assert preset.prior_config("top", 80).codebook_size == 512
     assert preset.prior_config("bottom", 80).upper_codebook_size == 256
-    plain = load_preset("tiny").prior_config("middle", 80)
+    plain = load_preset("jukebox_5b").prior_config("middle", 80)
     assert plain.upsampler_conditioner is not None
     assert plain.upsampler_conditioner.codebook_size is None

@@ -50,9 +50,16 @@ def parts(ds_config: dict, ranks: int, moment: str) -> dict:
     return moments(recipe(ds_config, ranks), WEIGHTS, ranks, RUN, on_gpu=True)[moment]
 
 
+WITH_LYRICS = [
+    "top.transformer.schedule=factored_lyrics",
+    "top.transformer.depth=8",
+    "top.lyrics={tokens: 48, encoder: {width: 64, depth: 3, heads: 1, blocks: 8}}",
+]
+
+
 def tiny() -> tuple:
-    """The tiny top prior: (subject, its configuration)."""
-    of = workload_of(load_preset("tiny"), "top_prior")
+    """The tiny top prior, told lyrics: (subject, its configuration)."""
+    of = workload_of(load_preset("tiny", WITH_LYRICS), "top_prior")
     return of, of.model_config
 
 
@@ -90,7 +97,9 @@ def test_recomputing_keeps_one_hidden_state_a_block_instead_of_all_that_is_in_it
 
 def test_flops_of_a_block_are_twice_its_weights_for_each_code_and_the_attention():
     of, config = tiny()
-    deeper = workload_of(load_preset("tiny", ["top.transformer.depth=9"]), "top_prior")
+    deeper = workload_of(
+        load_preset("tiny", [*WITH_LYRICS, "top.transformer.depth=9"]), "top_prior"
+    )
     more = (
         training_pass(deeper.build, deeper.batch, 1, FLOAT32).flops
         - training_pass(of.build, of.batch, 1, FLOAT32).flops
@@ -102,7 +111,8 @@ def test_flops_of_a_block_are_twice_its_weights_for_each_code_and_the_attention(
 
 
 def test_half_precision_halves_the_activations_of_a_vqvae_under_autocast():
-    of = workload_of(load_preset("tiny"), "vqvae")
+    waves = ["vqvae.targets={}", "vqvae.spectrum=null"]  # spectra stay in float32
+    of = workload_of(load_preset("tiny", waves), "vqvae")
     whole = training_pass(of.build, of.batch, 1, FLOAT32._replace(cpu=False))
     half = training_pass(of.build, of.batch, 1, FLOAT32._replace(cpu=False, precision="float16"))
     assert 0.45 < half.activations / whole.activations < 0.7
@@ -328,7 +338,7 @@ def test_the_entry_tells_a_stage_as_json():
         code == 0
         and made["parameters"] == weights_of(workload_of(load_preset("tiny"), "vqvae"), 1, 0).total
     )
-    assert made["samples_per_step"] == 4 and made["days"] == pytest.approx(
+    assert made["samples_per_step"] == 16 and made["days"] == pytest.approx(
         made["steps"] * made["step_seconds"] / DAY
     )
 
@@ -350,7 +360,7 @@ def test_the_entry_refuses_in_one_line():
     code, output = entry("tiny", "--stage", "top_prior", "--gpus", "9")
     assert (
         code == EXIT_FATAL
-        and "plan: top_prior with prior_zero3_cpu.json: 9 GPUs are not whole nodes" in output
+        and "plan: top_prior with prior_zero1_cpu.json: 9 GPUs are not whole nodes" in output
     )
 
 
