@@ -45,6 +45,11 @@ PANELS = {
             "Turn MIDI, MusicXML, ABC and kern files into note shards.",
         ),
         Verb("shards", "commands.shards", "Check a shard set, or print what is in it."),
+        Verb(
+            "sections",
+            "commands.sections",
+            "Find what sounds again in songs whose sections nobody wrote down.",
+        ),
         Verb("encode", "encode", "Encode song shards into code shards with a VQ-VAE."),
     ),
     "Train": (

@@ -12,7 +12,7 @@ Killed? Run it again: finished shards are kept. After an array job (--part) a la
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
@@ -42,6 +42,7 @@ from megajukebox.data.shards.remote_options import (
 from megajukebox.data.shards.shard_set import ShardSample, ShardSet, finished_shard, write_shard
 from megajukebox.models.chunked_codec import encode_long
 from megajukebox.models.vqvae import VQVAE, load_vqvae
+from megajukebox.records.found_returns import read_returns
 
 MAX_SECONDS = 6 * 3600  # of a song: it is decoded in memory at once
 BARRIER_TIMEOUT = timedelta(days=7)
@@ -128,12 +129,19 @@ def encode_shard(
     origin: dict[str, Any],
     chunk_seconds: float,
 ) -> None:
-    """Shard `number`, unless it is finished and of the same origin."""
+    """Shard `number`, unless it is finished and of the same origin.
+
+    What `megajukebox sections` found in its songs goes into their JSON.
+    """
+    found = read_returns(songs.folder, songs.index["shards"][number])
+    if found:
+        origin = {**origin, "returns": found.digest}
     done = finished_shard(out / shard_name(number))
     if done and done["notes"]["origin"] == origin:
         return
     refused: dict[str, str] = {}
-    samples = encoded_songs(model, songs, number, origin["mix"], chunk_seconds, refused)
+    returns = found.songs if found else {}
+    samples = encoded_songs(model, songs, number, origin["mix"], chunk_seconds, refused, returns)
     device = device_name(next(model.parameters()).device)
     notes = {"origin": origin, "refused": refused, "device": device}
     write_shard(out / shard_name(number), samples, notes=notes)
@@ -146,24 +154,33 @@ def encoded_songs(
     mix: float,
     chunk_seconds: float,
     refused: dict[str, str],
+    returns: Mapping[str, list[list[float]]],
 ) -> Iterator[ShardSample]:
     """The songs of one shard as codes; one that cannot be read is left out, its reason in
-    `refused`.
+    `refused`. `returns` are those that were found in songs without sections, by their keys.
     """
     shard = songs.index["shards"][number]
     for song in range(shard["first"], shard["first"] + shard["songs"]):
         try:
-            yield encode_song(model, songs, song, mix, chunk_seconds)
+            found = returns.get(songs.key(song), [])
+            yield encode_song(model, songs, song, mix, chunk_seconds, found)
         except BadSampleError as error:
             # only the song's own faults: a disk or server that fails ends the run
             refused[songs.key(song)] = str(error)
 
 
 def encode_song(
-    model: VQVAE, songs: ShardSet, song: int, mix: float, chunk_seconds: float
+    model: VQVAE,
+    songs: ShardSet,
+    song: int,
+    mix: float,
+    chunk_seconds: float,
+    returns: list[list[float]],
 ) -> ShardSample:
     """The codes of one song at all levels. Raises BadSampleError if it cannot be read."""
     facts = songs.read_facts(song)
+    if returns and not facts.get("returns"):
+        facts["returns"] = returns
     frames = int(songs.songs[song]["frames"])
     rate = songs.index["sample_rate"]
     if frames > MAX_SECONDS * rate:

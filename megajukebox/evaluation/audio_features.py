@@ -10,22 +10,22 @@ from dataclasses import dataclass
 import numpy as np
 
 from megajukebox.common.errors import UserError
-from megajukebox.data.spectra import frame_spectra, mel_bands, window_size
+from megajukebox.data.spectra import (
+    FRAMES_PER_SECOND,
+    HIGHEST_HERTZ,
+    chromagram,
+    mel_bands,
+    spectrogram,
+)
 
 # T samples   F frames   K frequency bins   B bands   C the 12 pitch classes   D features   N clips   L labels
 Array = np.ndarray
 
-FRAMES_PER_SECOND = 100
-HIGHEST_HERTZ = 5000.0  # what every rate from 11025 up can hold
-FRAME_SECONDS = 0.046
 TIMBRE_BANDS = 28
 RHYTHM_BANDS = ((30, 180), (180, 2000), (2000, HIGHEST_HERTZ))  # Hz: kick, melody, snare with hat
 TONE_BANDS = ((100, 400), (400, 1000), (1000, 2000), (2000, 3500), (3500, HIGHEST_HERTZ))  # Hz
 LAG_SECONDS = np.geomspace(0.2, 1.8, 48)  # from half a fast beat to a slow bar
 PREFERRED_TEMPO = 118  # beats per minute: of two tempi that fit alike, the nearer one counts
-PITCH_HERTZ = (100, 1500)  # where the peaks of a chromagram are looked for
-CHROMA_FRAME_SECONDS, CHROMA_STEP_SECONDS = 0.372, 0.093
-MIN_PEAK = 0.05  # of the highest peak of the clip
 VOICE_HERTZ = (120, 1200)  # where voices have their pitch
 SHRINKAGE = 0.3  # of the covariance towards its diagonal
 
@@ -81,21 +81,6 @@ def chroma(audio: Array, rate: int) -> Array:
     """[C] share of each pitch class, C first; sums to 1. Only peaks of the spectrum count: drums have few."""
     strength_C = chromagram(audio, rate).sum(axis=0)
     return strength_C / max(strength_C.sum(), 1e-12)
-
-
-def chromagram(audio: Array, rate: int) -> Array:
-    """[F, C] strength of each pitch class, C first, every 93 ms: the peaks of the spectrum from 100 to 1500 Hz."""
-    power_FK, hertz_K = spectrogram(audio, rate, CHROMA_FRAME_SECONDS, CHROMA_STEP_SECONDS)
-    magnitude_FK = np.sqrt(power_FK)
-    inner_FK = magnitude_FK[:, 1:-1]
-    above_neighbours_FK = (inner_FK > magnitude_FK[:, :-2]) & (inner_FK > magnitude_FK[:, 2:])
-    peak_FK = above_neighbours_FK & (inner_FK > MIN_PEAK * inner_FK.max())
-    strength_FK = inner_FK * peak_FK
-    hertz_K = hertz_K[1:-1]
-    low, high = PITCH_HERTZ
-    within_K = (hertz_K > low) & (hertz_K < high)
-    pitch_K = np.round(69 + 12 * np.log2(hertz_K[within_K] / 440)).astype(int) % 12
-    return strength_FK[:, within_K] @ np.eye(12)[pitch_K]
 
 
 def scale_match(shares_C: Array, scales: Sequence[Sequence[int]]) -> Array:
@@ -282,26 +267,3 @@ def whitening(deviation_ND: Array) -> Array:
     )
     value_D, vector_DD = np.linalg.eigh(covariance_DD)
     return vector_DD / np.sqrt(value_D)
-
-
-# ---- Spectra
-
-
-def spectrogram(
-    audio: Array,
-    rate: int,
-    frame_seconds: float = FRAME_SECONDS,
-    step_seconds: float = 1 / FRAMES_PER_SECOND,
-) -> tuple[Array, Array]:
-    """(power [F, K], frequency of each bin [K] in Hz); bins above HIGHEST_HERTZ are left out."""
-    if audio.ndim != 1 or len(audio) < rate:
-        raise UserError(
-            f"audio of shape {audio.shape} at {rate} Hz is not mono of 1 s or more; average its channels"
-        )
-    size = window_size(frame_seconds, rate)
-    step = step_seconds * rate
-    starts = np.round(np.arange(int((len(audio) - size) / step) + 1) * step).astype(int)
-    hertz_K = np.fft.rfftfreq(size, 1 / rate)
-    kept_K = hertz_K <= HIGHEST_HERTZ
-    spectra_FK = frame_spectra(audio, starts, np.hanning(size).astype(np.float32))
-    return np.abs(spectra_FK[:, kept_K]) ** 2, hertz_K[kept_K]

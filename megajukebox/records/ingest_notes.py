@@ -45,6 +45,7 @@ class NoteKind(str, Enum):
     second_lyrics = "second_lyrics"
     cut_lyrics = "cut_lyrics"
     lyrics_outside_song = "lyrics_outside_song"
+    sections_outside_song = "sections_outside_song"
     length = "length"
     damaged = "damaged"
     folded = "folded"
@@ -78,6 +79,7 @@ NOTE_KINDS: dict[NoteKind, str] = {
     NoteKind.second_lyrics: "passed over: a line of lyrics with the time of another, or a second text",
     NoteKind.cut_lyrics: "passed over: times of a line of lyrics beyond the first twenty",
     NoteKind.lyrics_outside_song: "noticed: words with times behind the song's end",
+    NoteKind.sections_outside_song: "changed: sections cut at the song's end, or behind it",
     NoteKind.length: "changed: longer or shorter than its header says, or joined of several",
     NoteKind.damaged: "changed: bytes that are no sound were left out",
     NoteKind.folded: "changed: more than two channels folded into left and right",

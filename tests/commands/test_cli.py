@@ -166,6 +166,7 @@ def test_completion_names_verbs_and_options(tmp_path) -> None:
 
     assert complete("megajukebox s").split() == [
         "shards",
+        "sections",
         "supervise",
         "save",
         "stop",

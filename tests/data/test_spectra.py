@@ -5,8 +5,13 @@ import pytest
 from fixtures.tiny_shards import ramp
 from matplotlib import colormaps
 
-from megajukebox.data.spectra import frame_spectra, mel_bands, window_size
-from megajukebox.evaluation.audio_features import HIGHEST_HERTZ, spectrogram
+from megajukebox.data.spectra import (
+    HIGHEST_HERTZ,
+    frame_spectra,
+    mel_bands,
+    spectrogram,
+    window_size,
+)
 from megajukebox.evaluation.evaluators import embedding
 from megajukebox.explorer.loaders.spectrograms import COLUMNS, LOWEST_HZ, ROWS, mel_spectrogram, png
 from megajukebox.monitoring.exporters.tensorboard import spectrogram_image

@@ -118,7 +118,17 @@ def metadata_of(song: DemoSong) -> dict[str, object]:
         "keywords": [artist.instrument.name, artist.voice.name],
         "language": song.language,
         "licence": LICENCE,
+        "sections": sections_of(song),
     }
+
+
+def sections_of(song: DemoSong) -> list[dict[str, object]]:
+    """The sections of a song as its JSON has them; the last one lasts until the song ends."""
+    sections: list[dict[str, object]] = []
+    for section, start in zip(song.sections, song.starts()):
+        kind = "intro" if section.kind == "lead-in" else section.kind
+        sections.append({"kind": kind, "start": round(start, 3)})
+    return sections
 
 
 def lrc(song: DemoSong) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 
 from megajukebox.common.errors import UserError
 from megajukebox.common.untrusted_files import UnsafeFileError
+from megajukebox.conditioning.song_sections import resolve_sections, returns_of, section_fields
 from megajukebox.data import audio
 from megajukebox.data.ingest.song_lyrics import lyrics_notes, song_with_embedded_lyrics
 from megajukebox.data.ingest.source_song import SongMetadata, SourceSong
@@ -89,6 +90,7 @@ class ConvertedSong:
     notes: tuple[IngestNote, ...] = ()  # on what was changed or left out while it was converted
     lyrics: str | None = None  # those beside the song, else its file's own
     lyrics_kind: str | None = None  # "txt" plain, "lrc" timed
+    sections: dict[str, Any] = field(default_factory=dict)  # `sections` and `returns` of its JSON
 
 
 def convert(song: SourceSong, settings: IngestConfig) -> ConvertedSong:
@@ -105,7 +107,7 @@ def convert(song: SourceSong, settings: IngestConfig) -> ConvertedSong:
         notes = [*recording.notes, *clipping(recording.samples, settings)]
         of_audio = [IngestNote(song.name, NoteKind(note.kind), note.detail) for note in notes]
         converted = replace(converted, notes=(*converted.notes, *of_audio))
-        return with_lyrics_notes(converted, song, tags, settings)
+        return with_words_and_sections(converted, song, tags, settings)
     except ValueError as error:
         return ConvertedSong(str(error))
     except (IsADirectoryError, UnsafeFileError):
@@ -138,16 +140,27 @@ def encoded(x: np.ndarray, tags: dict[str, Any], settings: IngestConfig) -> Conv
     )
 
 
-def with_lyrics_notes(
+def with_words_and_sections(
     converted: ConvertedSong, song: SourceSong, tags: SongTags, settings: IngestConfig
 ) -> ConvertedSong:
-    """`converted` with the words of its song, and notes on them and on its tags."""
+    """`converted` with the words and sections of its song, and notes on them and on its tags."""
     if converted.refusal:
         return converted
     sung = song_with_embedded_lyrics(song, tags)
     seconds = converted.frames / settings.sample_rate
-    notes = (*converted.notes, *tags.notes, *lyrics_notes(sung, seconds))
-    return replace(converted, notes=notes, lyrics=sung.lyrics, lyrics_kind=sung.lyrics_kind)
+    given = song.metadata.get("sections", [])
+    sections, changed = resolve_sections(given, sung.lyrics, seconds)
+    late = []
+    if changed:
+        detail = f"sections behind the end at {seconds:.2f} s: {changed}; cut there, or left out"
+        late.append(IngestNote(song.name, NoteKind.sections_outside_song, detail))
+    return replace(
+        converted,
+        notes=(*converted.notes, *tags.notes, *lyrics_notes(sung, seconds), *late),
+        lyrics=sung.lyrics,
+        lyrics_kind=sung.lyrics_kind,
+        sections=section_fields(sections, returns_of(sections)),
+    )
 
 
 def clipping(x: np.ndarray, settings: IngestConfig) -> list[audio.AudioNote]:
@@ -170,6 +183,7 @@ def sample(song: SourceSong, converted: ConvertedSong, settings: IngestConfig) -
     """The members of a song's sample: JSON, audio, lyrics."""
     key = f"{slug(song.path.stem)}-{converted.sha256[:8]}"
     metadata = converted.tags | song.metadata
+    metadata.pop("sections", None)  # as given; those that were resolved follow
     facts = {
         "version": 1,
         "key": key,
@@ -179,6 +193,7 @@ def sample(song: SourceSong, converted: ConvertedSong, settings: IngestConfig) -
         "channels": converted.channels,
         "frames": converted.frames,
         "sha256": converted.sha256,
+        **converted.sections,
     }
     members = {
         "json": json.dumps(facts, ensure_ascii=False).encode(),

@@ -31,6 +31,7 @@ from megajukebox.data.ingest.convert import ConvertedSong, IngestConfig, convert
 from megajukebox.data.ingest.source_song import SourceSong
 from megajukebox.data.shards.build_index import write_index
 from megajukebox.data.shards.shard_set import ShardSample, finished_shard, write_shard
+from megajukebox.records.found_returns import SUFFIX as FOUND_SUFFIX
 from megajukebox.records.ingest_notes import NOTES_FILE, IngestNote, note_of_record, write_notes
 
 # Bytes stored for a byte that comes in, about: only to fill shards evenly, so a file's name and
@@ -47,6 +48,7 @@ OUTPUT_FILES = (
     "plan.json",
     "songs-*.tar",
     "songs-*.rows.json",
+    f"songs-*{FOUND_SUFFIX}",
 )
 
 ShardPlan = dict[str, list[SourceSong]]  # tar name -> its songs

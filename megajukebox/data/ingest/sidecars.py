@@ -1,4 +1,5 @@
-"""The files beside a song: its fields (`song.json`) and its words (`song.lrc`, `song.txt`), as people name them.
+"""The files beside a song: its fields (`song.json`), its words (`song.lrc`, `song.txt`) and its sections
+(`song.sections.txt`), as people name them.
 
     song.lrc   SONG.Lrc   song.wav.lrc   and names in another Unicode form: the nearest to the song's own name is read
 
@@ -18,6 +19,7 @@ from megajukebox.conditioning.lrc import parse_lrc
 from megajukebox.data.ingest.source_song import (
     LYRICS_SUFFIXES,
     MAX_BESIDE,
+    SECTIONS_SUFFIX,
     SongMetadata,
     SourceSong,
     checked,
@@ -86,6 +88,8 @@ class SidecarReader:
         """`song` with the fields and words that lie beside it, and with notes."""
         notes: list[IngestNote] = []
         metadata = self._fields(song, sidecars.of_song(song.path.name, FIELDS_SUFFIX), notes)
+        labels = sidecars.of_song(song.path.name, SECTIONS_SUFFIX)
+        metadata |= self._sections(song, labels, metadata, notes)
         candidates: list[str] = []
         for suffix in LYRICS_SUFFIXES:
             candidates += sidecars.of_song(song.path.name, suffix)
@@ -108,6 +112,31 @@ class SidecarReader:
                 continue
             notes += unused(song, name, candidates[number + 1 :])
             return known_fields(song, name, found, notes)
+        return {}
+
+    def _sections(
+        self,
+        song: SourceSong,
+        candidates: list[str],
+        metadata: dict[str, Any],
+        notes: list[IngestNote],
+    ) -> dict[str, Any]:
+        """The field `sections` of the first label file that holds any, where the song's JSON has none."""
+        if "sections" in metadata:
+            notes += unused(song, f"sections of {FIELDS_SUFFIX[1:]}", candidates)
+            return {}
+        for number, name in enumerate(candidates):
+            try:
+                text = self._text(song, name, notes)
+                fields = checked({"sections": text}, name)
+            except (UserError, OSError) as error:
+                notes.append(bad_sidecar(song, name, error))
+                continue
+            if not fields:
+                notes.append(IngestNote(song.name, NoteKind.empty_sidecar, f"{name} is empty"))
+                continue
+            notes += unused(song, name, candidates[number + 1 :])
+            return fields
         return {}
 
     def _words(

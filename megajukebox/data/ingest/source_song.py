@@ -20,9 +20,11 @@ from pydantic_core import PydanticCustomError
 from megajukebox.common.errors import UserError
 from megajukebox.common.untrusted_files import open_given, open_inside, parse_json
 from megajukebox.common.validation_errors import no_switch, shortened
+from megajukebox.conditioning.song_sections import checked_sections, read_label_lines
 from megajukebox.records.ingest_notes import IngestNote
 
 LYRICS_SUFFIXES = (".lrc", ".txt")  # where a song has both, the timed ones count
+SECTIONS_SUFFIX = ".sections.txt"  # lines `12.4 verse`
 MAX_BESIDE = 4 << 20  # bytes of a file beside a song
 MAX_LYRICS = 200_000  # characters; a longer text beside a song is not its lyrics
 
@@ -81,6 +83,17 @@ Text = Annotated[str, Field(max_length=1000), AfterValidator(one_line)]
 Labels = Annotated[list[Text], BeforeValidator(as_list)]
 
 
+def as_sections(value: Any) -> list[dict[str, Any]]:
+    """Sections as a list of mappings, or as text: `12.4 verse; 33.2 chorus`."""
+    try:
+        return read_label_lines(value) if isinstance(value, str) else checked_sections(value)
+    except UserError as error:
+        raise PydanticCustomError("sections", "{reason}", {"reason": str(error)}) from None
+
+
+Sections = Annotated[list[dict[str, Any]], BeforeValidator(as_sections)]
+
+
 class SongMetadata(BaseModel):
     """What may be known of a song. Every field is optional; other fields are refused."""
 
@@ -95,6 +108,7 @@ class SongMetadata(BaseModel):
     keywords: Labels | None = None
     language: Text | None = None
     licence: Text | None = None
+    sections: Sections | None = None
 
 
 def place_within(folder: Path, path: Path) -> tuple[Path, Path]:

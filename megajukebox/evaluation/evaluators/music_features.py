@@ -7,7 +7,8 @@ from itertools import product
 
 import numpy as np
 
-from megajukebox.evaluation.audio_features import chroma, chromagram, correlation, tempo
+from megajukebox.data.spectra import chromagram
+from megajukebox.evaluation.audio_features import chroma, correlation, tempo
 from megajukebox.evaluation.inputs import EvalSong
 from megajukebox.evaluation.metrics import MetricValue, mean_metric, set_metric
 

@@ -19,6 +19,7 @@ from megajukebox.explorer import site_files
 from megajukebox.explorer.loaders import corpus_checks
 from megajukebox.explorer.loaders.spectrograms import loudness, mel_spectrogram, peaks, png
 from megajukebox.explorer.loaders.timed_lyrics import LyricLine, LyricPiece, split_lines
+from megajukebox.records.found_returns import read_returns
 
 FOLDER = "corpus"  # of the site
 MAX_SERIAL = 8  # songs that are read sooner than other processes are started
@@ -141,7 +142,11 @@ def read_song(shards: ShardSet, out: Path, excerpt: Excerpt, row: int) -> Corpus
         audio={},
     )
     try:
-        song = replace(unread, metadata=shards.read_facts(row))
+        metadata = shards.read_facts(row)
+        found = read_returns(shards.folder, shards.index["shards"][int(shards.songs[row]["shard"])])
+        if found and "returns" not in metadata and unread.key in found.songs:
+            metadata["returns"] = found.songs[unread.key]
+        song = replace(unread, metadata=metadata)
         if shards.has(row, "lyrics"):
             text, words = parse_lrc(shards.read_member(row, "lyrics").decode(errors="replace"))
             song = replace(

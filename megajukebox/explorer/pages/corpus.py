@@ -10,6 +10,7 @@ from megajukebox.explorer.loaders.corpus import CorpusSong, Excerpt, SongFiles
 from megajukebox.explorer.loaders.samples import TRACKS
 from megajukebox.explorer.pages.layout import as_text, clock, printable_json, render_page
 from megajukebox.explorer.pages.sample_list import render_song_list
+from megajukebox.explorer.pages.section_blocks import section_blocks
 from megajukebox.explorer.pages.waveforms import SCRIPTS, Track, scale
 
 HOW_TO_SHOW = "megajukebox explore build samples runs --corpus shards/songs"
@@ -23,7 +24,8 @@ FACETS = {
     "kind": "Lyrics",
     "findings": "Looks wrong",
 }
-NOT_SHOWN = ("version", "key", "sha256")  # of a song's metadata
+# Of a song's metadata; sections and returns are drawn.
+NOT_SHOWN = ("version", "key", "sha256", "sections", "returns")
 WHOLE_TOLERANCE = 0.01  # seconds that an excerpt may miss and count as the whole song
 
 
@@ -128,6 +130,7 @@ def song_page(song: CorpusSong, out: Path) -> str:
         error=song.error,
         tracks=tracks,
         scale=scale(song.sample_rate, song.excerpt_seconds),
+        sections=section_blocks(song.metadata, song.excerpt_start, song.excerpt_seconds),
         lyrics=song.lyrics,
         language=song.text_field("language"),
         metadata=metadata(song),
