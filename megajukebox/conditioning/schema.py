@@ -20,6 +20,15 @@ import numpy as np
 from megajukebox.conditioning.jukebox_labels import as_written
 from megajukebox.conditioning.lrc import TimedWord, parse_lrc
 from megajukebox.conditioning.lyric_windows import LyricWindow, window_of_lyrics
+from megajukebox.conditioning.section_conditions import (
+    MEMORY,
+    SECTIONS,
+    EarlierCodes,
+    MemoryCondition,
+    memory_conditions,
+    sections_conditions,
+)
+from megajukebox.conditioning.song_sections import SectionPlan
 from megajukebox.conditioning.tokenizers import LyricsTokenizer, TokenizedLyrics
 from megajukebox.conditioning.vocabulary import Vocabulary
 
@@ -39,6 +48,8 @@ class WindowPosition:
     offset: int
     length: int
     sample_rate: int
+    # Reads codes of the song's level before the window; None where there are none at hand.
+    earlier: EarlierCodes | None = field(default=None, compare=False)
 
     @property
     def timing(self) -> tuple[int, int, int]:
@@ -67,6 +78,10 @@ class RequestedSong(Protocol):
     @property
     def aligned(self) -> Mapping[str, Any]:
         """What is asked of each condition that follows the time of the song, by its name."""
+
+    @property
+    def section_plan(self) -> SectionPlan:
+        """When which section is to sound, and which of them returns."""
 
     def names(self, condition: str) -> list[str]:
         """The names asked for under one label."""
@@ -134,8 +149,12 @@ class SongConditioning:
         for condition in self.conditions:
             value = self.values[condition.name]
             dropout = condition.dropout
-            if rng is not None and dropout is not None and rng.random() < dropout:
-                value = condition.null()
+            if rng is not None and dropout is not None:
+                draw = rng.random()
+                if draw < dropout:
+                    value = condition.null()
+                elif isinstance(condition, MemoryCondition):
+                    value = condition.perturbed(value, seed=int(draw * 2**53))
             group = arrays if condition.group is None else arrays[condition.group]
             group[condition.name] = condition.window(value, position)
         return arrays
@@ -318,6 +337,8 @@ CONDITION_KINDS: list[ConditionKind] = [
     ConditionKind("labels", label_conditions),
     ConditionKind("timing", lambda config, resources: [TimingCondition()]),
     ConditionKind("lyrics", lyrics_conditions),
+    ConditionKind(SECTIONS, sections_conditions),
+    ConditionKind(MEMORY, memory_conditions),
 ]
 
 

@@ -12,6 +12,7 @@ from megajukebox.common.model_files import WEIGHTS, StoredTensors, read_facts
 from megajukebox.common.provenance import made_by
 from megajukebox.common.untrusted_files import parse_json, read_inside
 from megajukebox.common.world import World
+from megajukebox.conditioning.section_conditions import MEMORY
 from megajukebox.data.shards.build_index import write_index
 from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.data.stream.batches import ClipSource, held_out_batches
@@ -67,6 +68,11 @@ class DistillationRun:
 
     def __post_init__(self) -> None:
         """Join the other processes and load the teacher."""
+        if MEMORY in self.teacher.config.aligned:
+            raise UserError(
+                f"the prior in {self.teacher.folder} remembers earlier sections, and a student samples all codes of a"
+                " song at once: it cannot be distilled; distill the levels below"
+            )
         self.world = collectives.start()
         self.songs = self.teacher.windows(self.codes)
         self.prior = self.teacher.load(choose_device(self.world.local_rank))

@@ -16,6 +16,7 @@ from megajukebox.common.plain_text import plain
 from megajukebox.common.progress import track
 from megajukebox.common.untrusted_files import open_inside, parse_json, read_inside
 from megajukebox.conditioning.lrc import TimedWord, parse_lrc
+from megajukebox.conditioning.song_sections import LabelledSection, stored_sections
 from megajukebox.data.audio import facts, read_mono, read_mono_slice
 from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.data.shards.transports import is_url
@@ -38,6 +39,7 @@ class EvalSong:
     labels: Mapping[str, str] = field(default_factory=dict)  # those of LABELS that are known
     text: str = ""  # lyrics
     words: tuple[TimedWord, ...] = ()  # with times, where they are known
+    sections: tuple[LabelledSection, ...] = ()  # of its JSON, or of the plan that it was sampled by
 
     @property
     def seconds(self) -> float:
@@ -100,8 +102,10 @@ class EvalSongs:
         words: list[TimedWord] = []
         if shards.has(row, "lyrics"):
             text, words = parse_lrc(shards.read_member(row, "lyrics").decode())
-        labels = labels_of(shards.read_facts(row))
-        return EvalSong(shards.key(row), audio, rate, labels, text, tuple(words))
+        song_facts = shards.read_facts(row)
+        sections = tuple(stored_sections(song_facts))
+        labels = labels_of(song_facts)
+        return EvalSong(shards.key(row), audio, rate, labels, text, tuple(words), sections)
 
 
 def load_codes(shards: ShardSet, row: int, level: str) -> Array:
@@ -158,7 +162,13 @@ class EvalSample:
         except FileNotFoundError:
             lyrics = str(request.get("lyrics") or "")
         text, words = parse_lrc(lyrics)
-        return EvalSong(self.key, audio, rate, labels_of(request), text, tuple(words))
+        labels = labels_of(request)
+        return EvalSong(self.key, audio, rate, labels, text, tuple(words), self.sections)
+
+    @property
+    def sections(self) -> tuple[LabelledSection, ...]:
+        """The plan that it was sampled by; () without one. ValueError if that cannot be read."""
+        return tuple(stored_sections(self.record))
 
     def codes(self) -> dict[str, Array]:
         """Codes [T] by level; none if they were not kept, or cannot be read."""

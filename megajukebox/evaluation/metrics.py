@@ -90,6 +90,12 @@ METRICS = {
     "repetition": MetricDefinition(
         "chroma similarity of sections marked the same, beyond that of others", 1, 0.01
     ),
+    "chorus_return": MetricDefinition(
+        "the same, beyond sections of that kind in other songs of its artist and genre", 1, 0.01
+    ),
+    "code_reuse": MetricDefinition(
+        "share of equal codes in sections marked the same, beyond that of others", 0
+    ),
     # adherence to the request
     "artist_accuracy": MetricDefinition(
         "fraction classified as the requested artist", 1, 0.01, binary=True

@@ -15,7 +15,7 @@ from megajukebox.evaluation.evaluators.music_features import (
     music_features,
 )
 from megajukebox.evaluation.evaluators.noise import peakiness_metrics
-from megajukebox.evaluation.evaluators.repetition import repetition
+from megajukebox.evaluation.evaluators.repetition import chorus_return, repetition, section_chromas
 from megajukebox.evaluation.inputs import EvalSong, EvalSongs, SampledSongs
 from megajukebox.evaluation.metrics import MetricValue, mean_metrics, prefixed
 
@@ -68,7 +68,12 @@ def evaluate_set(
     """
     rows: dict[str, dict[str, float]] = {}
     features = SongFeatures()
+    chromas: dict[str, dict[str, list[Array]]] = {}  # of sections, by song and kind
+    labels: dict[str, Mapping[str, str]] = {}
     for song in songs:
+        if song.sections:
+            chromas[song.key] = section_chromas(song)
+            labels[song.key] = song.labels
         rows[song.key] = {
             **sound_metrics(song.audio, song.rate),
             **peakiness_metrics(song.audio, song.rate),
@@ -77,6 +82,8 @@ def evaluate_set(
         if reference:
             rows[song.key] |= reference.classifier.classify(song)
             features.add(song, seconds, reference.embedder)
+    for key, value in chorus_return(chromas, labels).items():
+        rows[key]["chorus_return"] = value
     metrics = list(mean_metrics(part, rows))
     if reference:
         known = reference.features

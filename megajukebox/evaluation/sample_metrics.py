@@ -1,11 +1,12 @@
 """The metrics of samples: beside other samples, their audio, and their codes."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from megajukebox.common.levels import LEVELS
+from megajukebox.conditioning.song_sections import LabelledSection, stored_sections
 from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.evaluation.context import EvalContext
 from megajukebox.evaluation.evaluators.adherence import code_accuracy, code_counts
@@ -17,6 +18,7 @@ from megajukebox.evaluation.evaluators.codebook import (
 from megajukebox.evaluation.evaluators.frechet import frechet_metric
 from megajukebox.evaluation.evaluators.memorization import clip_metrics, passage_metrics
 from megajukebox.evaluation.evaluators.music_features import agreement
+from megajukebox.evaluation.evaluators.repetition import code_reuse
 from megajukebox.evaluation.inputs import (
     EvalSample,
     SampledSongs,
@@ -141,8 +143,27 @@ def code_metrics(target: EvalTarget, context: EvalContext) -> Iterator[MetricVal
         yield from prefixed(f"{part}_held_out", code_accuracy(corpus, theirs))
         # The other levels are the same music, in more codes than can be compared one by one.
         if level == "top":
+            rate = shards.index["sample_rate"] / shards.index["vqvae"]["hops"][level]
+            sections = {sample.key: sample.sections for sample in samples}
+            real = {}
+            for row in held_out_rows:
+                real[shards.key(row)] = tuple(stored_sections(shards.read_facts(row)))
+            yield from mean_metrics(part, reuse_of(codes, sections, rate))
+            yield from mean_metrics(f"{part}_held_out", reuse_of(held_out, real, rate))
             metrics = passage_metrics(codes, held_out, list(training.values()))
             yield from prefixed("copying/codes", metrics)
+
+
+def reuse_of(
+    codes: Mapping[str, Array],
+    sections: Mapping[str, Sequence[LabelledSection]],
+    codes_per_second: float,
+) -> dict[str, Mapping[str, float]]:
+    """`code_reuse` of each song."""
+    rows = {}
+    for key, codes_T in codes.items():
+        rows[key] = code_reuse(codes_T, sections[key], codes_per_second)
+    return rows
 
 
 def codes_of_songs(shards: ShardSet, rows: list[int], level: str) -> dict[str, Array]:

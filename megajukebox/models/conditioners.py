@@ -177,11 +177,89 @@ def example_score(config: ScoreConfig, size: int, window: int) -> Tensor:
     return torch.cat([frames, torch.randint(config.entries, (size, window, config.slots))], dim=-1)
 
 
+class SectionsConfig(AlignedConfig):
+    """Tables for the kind and occurrence of the section that a code stands in, and for where in it."""
+
+    kinds: int = Field(8, gt=0, description="rows; the first 8 are those of section_kinds.py")
+    occurrences: int = Field(9, gt=0)
+    bins: int = Field(64, gt=0, description="of the time since its start, and of its share")
+    max_seconds: float = Field(60.0, gt=0)
+
+
+class SectionConditioner(nn.Module):
+    """[B, T, W] from the places [B, T, 4] of conditioning/section_conditions.py; it starts at zero."""
+
+    def __init__(self, config: SectionsConfig, width: int, window: int):
+        super().__init__()
+        sizes = (config.kinds, config.occurrences, config.bins + 1, config.bins + 1)
+        self.tables = nn.ModuleList(Table(size, width, 0.0) for size in sizes)
+
+    def forward(self, places_BT4: Tensor) -> Tensor:
+        total: Tensor | None = None
+        for table, ids_BT in zip(self.tables, places_BT4.unbind(-1)):
+            vectors = table(ids_BT) * (ids_BT > 0)[..., None]  # id 0: nothing is known
+            total = vectors if total is None else total + vectors
+        assert total is not None
+        return total
+
+
+def example_places(config: SectionsConfig, size: int, window: int) -> Tensor:
+    """Random places [size, window, 4]."""
+    sizes = (config.kinds, config.occurrences, config.bins + 1, config.bins + 1)
+    return torch.stack([torch.randint(entries, (size, window)) for entries in sizes], dim=-1)
+
+
+class MemoryConfig(AlignedConfig):
+    """Dilated convolutions over the codes that a section repeats, aligned with its own."""
+
+    codebook_size: int = Field(gt=1, description="codes of the level; a preset leaves it out")
+    margin: int = Field(256, ge=0, description="codes that are told on both sides of the window")
+    width: int = Field(512, gt=0)
+    depth: int = Field(8, gt=0)
+    dilation_growth: int = Field(3, gt=0)
+    dilation_cycle: int | None = Field(4, gt=0)
+    jitter_seconds: float = Field(
+        0.1, ge=0, description="by which training moves the alignment, at most"
+    )
+    noise: float = Field(0.1, ge=0, lt=1, description="share of codes that training leaves out")
+
+
+class MemoryConditioner(nn.Module):
+    """[B, T, W] from the memory [B, M + T + M]: code + 1, 0 is nothing. It starts at zero, and is zero where nothing is."""
+
+    def __init__(self, config: MemoryConfig, width: int, window: int):
+        super().__init__()
+        self.own = slice(config.margin, config.margin + window)
+        self.table = Table(config.codebook_size + 1, config.width, 1.0)
+        stacked = residual_stack(
+            config.width,
+            config.depth,
+            config.dilation_growth,
+            config.dilation_cycle,
+            scale=config.depth**-0.5,
+        )
+        self.layers = Stack(Conv1d(config.width, config.width, 3, padding=1), stacked)
+        self.norm = Norm(config.width)
+        self.project = Dense(config.width, width, 0.0)
+
+    def forward(self, memory_BS: Tensor) -> Tensor:
+        h_BCS = self.layers(self.table(memory_BS).transpose(1, 2))
+        h_BTC = h_BCS[..., self.own].transpose(1, 2)
+        return self.project(self.norm(h_BTC)) * (memory_BS[:, self.own] > 0)[..., None]
+
+
+def example_memory(config: MemoryConfig, size: int, window: int) -> Tensor:
+    """Random codes [size, margin + window + margin]."""
+    return torch.randint(config.codebook_size + 1, (size, window + 2 * config.margin))
+
+
 # Conditions that follow the song in time, by the name under which batches and configs hold them: written notes, stems,
 # sections ... To add one: a row here, a row in conditioning/schema.py (docs/architecture.md).
 ALIGNED: dict[str, AlignedKind] = {
     "clock": AlignedKind(ClockConfig, ClockConditioner, example_clock),
     "score": AlignedKind(ScoreConfig, ScoreConditioner, example_score),
+    "sections": AlignedKind(SectionsConfig, SectionConditioner, example_places),
+    "memory": AlignedKind(MemoryConfig, MemoryConditioner, example_memory),
 }
 
 

@@ -16,6 +16,7 @@ from megajukebox.models.conditioners import (
     LabelConfig,
     LyricsConfig,
     LyricsEncoder,
+    MemoryConfig,
     ShiftedEmbedding,
     TimingConditioner,
     TimingConfig,
@@ -84,6 +85,15 @@ class PriorConfig(BaseModel):
                 f"window {self.window} is not a multiple of {self.upsampler_conditioner.ratio},"
                 " the codes per code of the level above"
             )
+        memory = self.aligned.get("memory")
+        if isinstance(memory, MemoryConfig):
+            if self.upsampler_conditioner:
+                raise ValueError("memory is for the top; levels below follow its codes anyway")
+            if memory.codebook_size != self.codebook_size:
+                raise ValueError(
+                    f"memory.codebook_size is {memory.codebook_size}, the level has"
+                    f" {self.codebook_size} codes; leave it out"
+                )
         reads = "lyrics" in self.transformer.patterns
         encoded = self.lyrics if self.lyrics and self.lyrics.mode == "encoder" else None
         # The other way round is allowed, as in Jukebox: the encoder then learns its own task, unread.

@@ -212,6 +212,9 @@ def unheard_notes(levels: Mapping[str, PriorRun], request: SongRequest) -> Itera
             yield f"{condition} {shown} is not heard: no level {those} is told {article}"
     if request.lyrics.strip() and not any(config.lyrics for config in configs):
         yield f"lyrics are not heard: no level {those} is told any"
+    follows = any({"sections", "memory"} & set(config.aligned) for config in configs)
+    if request.sections and not follows:
+        yield f"sections are not heard: no level {those} is told any, or remembers them"
     for name in request.aligned:
         if not any(name in config.aligned for config in configs):
             yield f"aligned.{name} is not heard: no level {those} is told it"

@@ -200,6 +200,8 @@ class Preset(StrictSettings):
         shared = {"conditions", "condition_tables", "lyrics", "aligned"}
         sizes = self.vqvae.codebook_sizes
         own_size = sizes[level]
+        if "memory" in aligned:
+            aligned["memory"].setdefault("codebook_size", own_size)
         if settings.upsampler_conditioner:
             above = self.levels[self.levels.index(level) + 1]
             if sizes[above] != own_size:  # else left out, as in priors of older versions

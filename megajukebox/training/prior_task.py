@@ -20,7 +20,7 @@ from megajukebox.models.prior import Prior, PriorConfig
 from megajukebox.training.adapter_task import AdapterTask, adapter_task
 from megajukebox.training.config import Preset
 from megajukebox.training.finetune import PretrainedModel, check_prior
-from megajukebox.training.prior_settings import ConditionSettings
+from megajukebox.training.prior_settings import ConditionSettings, PriorSettings
 from megajukebox.training.tasks import ReaderShare, Task, TaskRequest
 
 KEPT_FACTS = ("tokenizer", "names", "licence")  # of model.json, where weights are trained further
@@ -133,12 +133,13 @@ def setup_from_checkpoint(
     adapter: AdapterTask | None = None,
 ) -> PriorSetup:
     """A prior that is trained further, or beside which an adapter is: that takes names which it does not know.
+    Without an adapter it learns the aligned conditions of the preset that it lacks, from zero.
 
     Raises:
         UserError: the codes, or the names of their songs, are new to it.
     """
-    config = base.config
-    assert isinstance(config, PriorConfig)
+    assert isinstance(base.config, PriorConfig)
+    config = base.config if adapter else with_new_conditions(base.config, preset.prior(level))
     min_songs = {}
     for name in config.conditions:
         if name in preset.conditions:
@@ -156,6 +157,19 @@ def setup_from_checkpoint(
     if adapter:
         facts["adapter"] = adapter.settings.model_dump(mode="json")
     return PriorSetup(config, vocabularies, base.tokenizer if config.lyrics else None, files, facts)
+
+
+def with_new_conditions(config: PriorConfig, settings: PriorSettings) -> PriorConfig:
+    """`config` with the aligned conditions of a preset that it lacks; each starts at zero, so no number changes."""
+    new: dict[str, Any] = {}
+    for name, own in settings.aligned.items():
+        if name not in config.aligned:
+            new[name] = {key: value for key, value in own.items() if key != "dropout"}
+            if name == "memory":
+                new[name].setdefault("codebook_size", config.codebook_size)
+    if not new:
+        return config
+    return PriorConfig(**{**config.model_dump(), "aligned": {**config.aligned, **new}})
 
 
 def check_codes_of_preset(preset: Preset, codes: ShardSet | ShardBlend) -> None:

@@ -5,7 +5,7 @@ samples of a prior.
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -161,7 +161,8 @@ class CodeWindows:
         start = self.ratio * clip_start(clip, uppers, int(self._uppers[song]), rng)
         frames = int(self.shards.songs["frames"][song])
         rate = self.shards.index["sample_rate"]
-        position = WindowPosition(frames, start * self.hop, self.window * self.hop, rate)
+        earlier = partial(self._codes_between, song)
+        position = WindowPosition(frames, start * self.hop, self.window * self.hop, rate, earlier)
         conditioning = lru_get(
             self._conditioning,
             song,
@@ -173,6 +174,10 @@ class CodeWindows:
         if self.upper:
             sample["upper_codes"] = self._codes(self.upper, song, start // self.ratio, uppers)
         return sample
+
+    def _codes_between(self, song: int, first: int, end: int) -> np.ndarray:
+        """Codes [first, end) of the level itself, which conditions may read before the window."""
+        return self._codes(self.level, song, first, end - first)
 
     def _codes(self, level: str, song: int, start: int, count: int) -> np.ndarray:
         if self.verify and not self._verified[level][song]:

@@ -53,6 +53,11 @@ class DecodingPolicy:
     def decoding_of(self, level: str, songs: int, config: PriorConfig, device: torch.device) -> str:
         """The decoding of a level: what was asked for, or the fastest for so many songs and a prior of that size."""
         if self.decoding != AUTO:
+            if not DECODINGS[self.decoding].exact and "memory" in config.aligned:
+                raise UserError(
+                    f"--decoding {self.decoding} samples all windows at once, and the {level} prior remembers"
+                    " earlier ones; choose --no-exact, which does so below the top alone"
+                )
             return self.decoding
         if not self.exact and level != "top":
             return "parallel_windows"

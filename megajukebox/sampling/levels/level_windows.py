@@ -3,12 +3,15 @@
 # B songs   M rows (a song and one of its windows)   T codes of the whole level   W codes of a window
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from megajukebox.conditioning.schema import SongConditioning, WindowPosition
+from megajukebox.conditioning.section_conditions import MEMORY
 from megajukebox.data.stream.batches import stack, tensors
 from megajukebox.models.prior import Conditioning, Prior, PriorConfig
 from megajukebox.sampling.decoding.cuda_device import indices_on, upload
@@ -60,12 +63,17 @@ def conditioning_batch(
     starts: Sequence[int],
     samples: int,
     device: torch.device,
+    codes_MT: Sequence[Tensor] | None = None,
 ) -> dict:
-    """The batch that conditions M rows, each with its own window from code `starts` on."""
+    """The batch that conditions M rows, each with its own window from code `starts` on.
+
+    `codes_MT` are the codes of the level, of which those before a row's window may be asked.
+    """
     rows: list[dict] = []
-    for song, start in zip(conditioning, starts):
+    for m, (song, start) in enumerate(zip(conditioning, starts)):
         length = config.window * config.hop
-        position = WindowPosition(samples, start * config.hop, length, config.sample_rate)
+        earlier = partial(codes_between, codes_MT[m]) if codes_MT is not None else None
+        position = WindowPosition(samples, start * config.hop, length, config.sample_rate, earlier)
         rows.append(song.window(position))
     batch = to_device(tensors(stack(rows)), device)
     if config.upsampler_conditioner:
@@ -79,6 +87,11 @@ def conditioning_batch(
             above.append(upper_window(upper_U, start // ratio, config.window // ratio))
         batch["upper_codes"] = upload(torch.stack(above), device)
     return batch
+
+
+def codes_between(codes_T: Tensor, first: int, end: int) -> np.ndarray:
+    """Codes [first, end) of a song, on the host."""
+    return codes_T[first:end].cpu().numpy()
 
 
 def upper_window(upper_XU: Tensor, start: int, length: int) -> Tensor:
@@ -129,7 +142,8 @@ def build_window(prior: Prior, job: LevelJob, rows: list[WindowRow]) -> Sampling
     upper = job.upper_BU
     if upper is not None:
         upper = upper[indices_on(upper.device, row_songs)]
-    batch = conditioning_batch(config, conditioning, upper, starts, job.samples, device)
+    codes_MT = [job.codes_BT[song] for song in row_songs]
+    batch = conditioning_batch(config, conditioning, upper, starts, job.samples, device, codes_MT)
     codes, known = _codes_and_known(config, job, rows, device)
     every_row_M = indices_on(device, every_row)
     batch["codes"] = codes[every_row_M]
@@ -194,11 +208,12 @@ def _shared_prefixes(
     prefix_tokens = known_MT.shape[1] - batch["codes"].shape[1]
     num_codes = max(0, known_length - prefix_tokens)
     codes_MN = batch["codes"][:, :num_codes].cpu().numpy()
-    upper_MU = batch["upper_codes"].cpu().numpy() if "upper_codes" in batch else None
+    # What differs between songs of one conditioning: it comes from their own codes.
+    of_codes = [batch[name].cpu().numpy() for name in ("upper_codes", MEMORY) if name in batch]
     numbers: dict[tuple, int] = {}
     prefixes = []
     for m, row in enumerate(alike):
-        above = b"" if upper_MU is None else upper_MU[m].tobytes()
+        above = b"".join(array[m].tobytes() for array in of_codes)
         prefixes.append(numbers.setdefault((row, above, codes_MN[m].tobytes()), len(numbers)))
     if not num_codes or len(numbers) == len(prefixes):
         return None

@@ -33,6 +33,8 @@ from megajukebox.common.untrusted_files import (
     repeated_key,
 )
 from megajukebox.common.validation_errors import mistakes, no_switch
+from megajukebox.conditioning.section_plan import MAX_PLANNED, Planned, plan_sections
+from megajukebox.conditioning.song_sections import SectionPlan
 
 MAX_SHOWN = 300  # characters of what somebody wrote, in a message
 MAX_REASON = 2000
@@ -98,6 +100,12 @@ class SongRequest(BaseModel):
         {},
         description="scale by the name of an adapter that was given, or lies in RUNS/adapters",
         exclude_if=lambda adapters: not adapters,
+    )
+    sections: Planned = Field(
+        (),
+        max_length=MAX_PLANNED,
+        description="what sounds when: kinds with seconds, or auto; default: headings in the lyrics",
+        exclude_if=lambda sections: not sections,
     )
     seconds: float = Field(10.0, gt=0, le=3600)
     song_seconds: float | None = Field(
@@ -190,6 +198,11 @@ class SongRequest(BaseModel):
         if self.keep_seconds is not None and self.prompt is None:
             raise ValueError("keep_seconds says how much of a prompt is kept; give the prompt")
         return self
+
+    @property
+    def section_plan(self) -> SectionPlan:
+        """When which section is to sound, over the length that timing is conditioned on."""
+        return plan_sections(self.sections, self.lyrics, self.song_seconds or self.seconds)
 
     @property
     def mode(self) -> str:

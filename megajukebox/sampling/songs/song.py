@@ -11,6 +11,7 @@ import numpy as np
 from megajukebox.common.files import make_folder, write_atomic
 from megajukebox.common.provenance import made_by
 from megajukebox.conditioning.lrc import parse_lrc, write_lrc
+from megajukebox.conditioning.song_sections import section_fields
 from megajukebox.data.audio import write_wav
 from megajukebox.records.sample_record import SAMPLE_SCHEMA
 from megajukebox.sampling.songs.prompt_sources import KnownCodes
@@ -81,6 +82,7 @@ class GeneratedSong:
             "request": self.request.model_dump(mode="json"),
             "notes": self.notes,
             "levels": self.levels,
+            **section_fields(*self.request.section_plan),
             **self.facts,
             "made_by": made_by(),
         }
