@@ -44,6 +44,11 @@ PANELS = {
             "commands.prepare_notes",
             "Turn MIDI, MusicXML, ABC and kern files into note shards.",
         ),
+        Verb(
+            "convert-notes",
+            "commands.convert_notes",
+            "Convert a file of notes to MIDI, MusicXML, ABC, or a sound.",
+        ),
         Verb("shards", "commands.shards", "Check a shard set, or print what is in it."),
         Verb(
             "sections",

@@ -26,7 +26,7 @@ BELOW: dict[str, set[str]] = {
     "monitoring": {"resilience", "data", "records", "common"},
     "sampling": {"data", "conditioning", "records", "models", "notes", "common"},
     "training": {"resilience", "data", "conditioning", "records", "models", "notes", "common"},
-    "explorer": {"monitoring", "data", "conditioning", "records", "common"},
+    "explorer": {"monitoring", "data", "conditioning", "records", "notes", "common"},
     "distillation": {
         "training",
         "sampling",
@@ -73,6 +73,7 @@ WRAPPERS = {
     "av": {"data/recordings/decode_foreign.py"},
     "soxr": {"data/audio.py"},
     "mido": {"notes/midi.py"},
+    "symusic": {"data/piece_files.py"},
     "music21": {"notes/sheets.py", "commands/prepare_notes.py"},
     "tinytag": {"data/ingest/tags.py"},
     "jinja2": {"explorer/pages/html.py"},

@@ -8,13 +8,15 @@
     megajukebox compose runs/tiny --from piece.mid --fill bars=3-4,parts=T   # the tenor of two bars
     megajukebox compose runs/tiny --from piece.mid --fill bars=9-            # from bar 9 on
     megajukebox compose runs/tiny --from piece.mid --rewrites 8              # a variation of it
+    megajukebox compose runs/tiny --formats mid,wav --soundfont GM.sf2       # and how it sounds
 
-Each piece is a .mid and a .json that says how it was made, with figures of counterpoint.
+Each piece is a .mid, a .musicxml, an .abc, and a .json that says how it was made, with figures of counterpoint.
 One seed is one piece, whatever else is composed beside it. Known notes stay as they are.
 """
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,8 +28,8 @@ from megajukebox.common.command_line import run_command
 from megajukebox.common.errors import UserError
 from megajukebox.common.files import make_folder, write_atomic
 from megajukebox.common.provenance import made_by
+from megajukebox.data.piece_files import WAV, check_formats, find_soundfont, save_piece
 from megajukebox.notes.fill import FillRegion
-from megajukebox.notes.midi import to_midi
 from megajukebox.notes.readers import read_notes
 from megajukebox.sampling.composing.choose import UNCHOSEN, best_first
 from megajukebox.sampling.composing.composer import (
@@ -74,8 +76,18 @@ def main(
     top_k: Annotated[int, typer.Option(min=0, help="Only the likeliest events; 0: all.")] = 0,
     top_p: Annotated[float, typer.Option(min=0, max=1, help="Only this mass; 0: all.")] = 0.0,
     max_events: Annotated[int, typer.Option(min=16, help="A longer piece is ended.")] = MAX_EVENTS,
+    formats: Annotated[
+        str, typer.Option(help="Files of each piece: mid, musicxml, abc, wav, with commas between.")
+    ] = "mid,musicxml,abc",
+    soundfont: Annotated[
+        Path | None, typer.Option(help="With wav: the .sf2 or .sf3 file to play it with.")
+    ] = None,
 ) -> None:
     """Compose pieces of written music."""
+    wanted = [form.strip() for form in formats.split(",")]
+    check_formats(wanted)
+    if WAV in wanted:
+        find_soundfont(soundfont)
     if beginning is None and (fill or rewrites):
         raise UserError("--fill and --rewrites need a piece; give --from")
     region = FillRegion.parse(fill) if fill else None
@@ -106,8 +118,9 @@ def main(
     screen = Console(stderr=True)
     for piece in pieces:
         name = f"piece-{piece.request.seed:04d}"
-        save(out, name, piece, made)
-        screen.print(f"{out / name}.mid: {summary(piece)}", highlight=False)
+        save(out, name, piece, made, wanted, soundfont)
+        endings = ", ".join(f".{form}" for form in wanted)
+        screen.print(f"{out / name} {endings}: {summary(piece)}", highlight=False)
 
 
 def number_kept(text: str, variations: int) -> int | None:
@@ -139,9 +152,16 @@ def metre_of(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def save(folder: Path, name: str, piece: ComposedPiece, composer: Composer) -> None:
-    """The piece as MIDI, and the record of how it was made."""
-    write_atomic(folder / f"{name}.mid", to_midi(piece.notes))
+def save(
+    folder: Path,
+    name: str,
+    piece: ComposedPiece,
+    composer: Composer,
+    formats: Sequence[str],
+    soundfont: Path | None,
+) -> None:
+    """The piece in every format, and the record of how it was made."""
+    saved = save_piece(piece.notes, folder, name, formats, soundfont=soundfont)
     request: dict[str, Any] = asdict(piece.request)
     request["beginning"] = piece.request.beginning and piece.request.beginning.fingerprint()
     record = {
@@ -154,6 +174,7 @@ def save(folder: Path, name: str, piece: ComposedPiece, composer: Composer) -> N
         },
         "figures": {name: round(value, 3) for name, value in piece.figures.items()},
         "not_chosen_by": list(UNCHOSEN),
+        "not_in_the_files": {file.path.name: file.lost for file in saved if file.lost},
         "made_by": made_by(),
     }
     text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"

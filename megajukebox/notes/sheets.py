@@ -9,13 +9,15 @@ import logging
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
 from megajukebox.notes.instruments import CHOIR, DRUMS, ScorePart, programs_by_names
+from megajukebox.notes.musicxml import DRUM_CHANNEL, SOFTWARE
 from megajukebox.notes.notes import (
     BAR,
     CHORD_SYMBOL,
@@ -42,6 +44,8 @@ FORMATS = {".abc": "abc", ".musicxml": "musicxml", ".xml": "musicxml", ".krn": "
 PACKED = (".mxl",)
 MODES = ("major", "minor")
 TUNE_NUMBER = re.compile(r"^X:\s*(\d+)", re.MULTILINE)
+VOICE_NAME = re.compile(r'^V:.*?\b(?:name|nm)="([^"\n]*)"', re.MULTILINE)
+NO_KEY = re.compile(r"^K:\s*none\b", re.MULTILINE)  # music21 takes it for C major
 # A declaration of entities: how a small XML file becomes a large one. MusicXML has no use for any.
 XML_ENTITY = re.compile(rb"<!ENTITY", re.IGNORECASE)
 
@@ -108,7 +112,11 @@ def _tunes(text: str) -> Iterator[ReadPiece]:
         assert number
         name = number[1] if len(starts) > 1 else ""
         try:
-            yield _piece(_parsed(_head_fields(head) + tune, "abc"))._replace(name=name)
+            score = _parsed(_head_fields(head) + tune, "abc")
+            piece = _piece(score, VOICE_NAME.findall(tune))
+            if piece.notes is not None and NO_KEY.search(tune):
+                piece = piece._replace(notes=replace(piece.notes, key=""))
+            yield piece._replace(name=name)
         except ValueError as error:
             if len(starts) == 1:
                 raise
@@ -132,9 +140,10 @@ def _parsed(text: str, form: str) -> Any:
         raise ValueError(f"is no {form} that can be read: {type(error).__name__}: {what}") from None
 
 
-def _piece(score: Any) -> ReadPiece:
+def _piece(score: Any, names: Sequence[str] = ()) -> ReadPiece:
+    """The piece of a stream. `names`: of its parts, where music21 does not know them."""
     try:
-        return _converted(score)
+        return _converted(score, names)
     except ValueError:
         raise
     except Exception as error:  # of a stream that parsed and makes no sense
@@ -142,7 +151,7 @@ def _piece(score: Any) -> ReadPiece:
         raise ValueError(f"makes no sense as music: {type(error).__name__}: {what}") from None
 
 
-def _converted(score: Any) -> ReadPiece:
+def _converted(score: Any, names: Sequence[str]) -> ReadPiece:
     import music21
 
     odd: Counter[str] = Counter()
@@ -160,7 +169,7 @@ def _converted(score: Any) -> ReadPiece:
             marks += _marks_of(element, number)
     if not rows:
         raise ValueError("holds no notes")
-    parts, numbers = merge_parts(_parts_of(streams))
+    parts, numbers = merge_parts(_parts_of(streams, is_ours=_is_ours(score), names=names))
     table = np.zeros(len(rows), NOTE)
     for name, column in zip(("onset", "length", "pitch", "velocity"), list(zip(*rows))[:4]):
         table[name] = column
@@ -240,16 +249,29 @@ def _marks_of(element: Any, part: int) -> Iterator[NoteMark]:
             yield NoteMark(onset, WORD, text + "-" * goes_on, part)
 
 
-def _parts_of(streams: list[Any]) -> list[ScorePart]:
-    """Programs by the parts' names, else by the file's instruments; voices of several parts without either sing."""
-    names = []
-    for stream in streams:
-        name = " ".join(str(getattr(stream, "partName", None) or "").split())
-        names.append(name)
+def _is_ours(score: Any) -> bool:
+    """Whether musicxml.py wrote the file, so that every program in it was meant."""
+    metadata = getattr(score, "metadata", None)
+    return metadata is not None and SOFTWARE in map(str, metadata["software"] or ())
+
+
+def _parts_of(streams: list[Any], is_ours: bool, names: Sequence[str]) -> list[ScorePart]:
+    """Programs by the parts' names, else by the file's instruments; voices of several parts without either sing.
+
+    Args:
+        is_ours: the file's instruments come first.
+        names: of the parts, where music21 does not know them.
+    """
+    if len(names) != len(streams):
+        parts_names = [getattr(stream, "partName", None) or "" for stream in streams]
+        names = [" ".join(str(name).split()) for name in parts_names]
     parts = []
     for stream, name, program in zip(streams, names, programs_by_names(names)):
         find = getattr(stream, "getInstrument", None)
         instrument = find(returnDefault=False) if find else None
+        if is_ours and instrument is not None and instrument.midiProgram is not None:
+            is_drums = instrument.midiChannel == DRUM_CHANNEL - 1
+            program = DRUMS if is_drums else instrument.midiProgram
         if program is None and instrument is not None:
             unpitched = type(instrument).__name__ == "UnpitchedPercussion"
             program = DRUMS if unpitched else instrument.midiProgram

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from megajukebox.common.errors import UserError
-from megajukebox.common.files import write_atomic
 from megajukebox.common.levels import COMPOSER_FOLDER
 from megajukebox.common.model_files import load_into, read_facts
 from megajukebox.common.untrusted_files import parse_json, read_inside
 from megajukebox.conditioning.vocabulary import Vocabulary, read_vocabularies
+from megajukebox.data.piece_files import save_piece
 from megajukebox.models.prior import Prior, PriorConfig
 from megajukebox.notes.clock import Clock, decode
 from megajukebox.notes.events import (
@@ -38,7 +38,6 @@ from megajukebox.notes.fill import FillPlan, FillRegion, as_given, fill_plan
 from megajukebox.notes.grammar import Bounds
 from megajukebox.notes.holes import HoleGrid
 from megajukebox.notes.known_music import KnownMusic
-from megajukebox.notes.midi import to_midi
 from megajukebox.notes.notes import Notes, ticks_of_bar
 from megajukebox.sampling.composing.choose import best_first, figures_of
 from megajukebox.sampling.composing.event_sampler import SCORE, EventSampler, PiecePlan
@@ -82,8 +81,9 @@ class ComposedPiece:
     )  # of counterpoint, where parts are voices
 
     def save(self, path: str | Path) -> None:
-        """Write it as MIDI."""
-        write_atomic(Path(path), to_midi(self.notes))
+        """Write it as .mid, .musicxml, .abc or .wav, by the path's ending."""
+        path = Path(path)
+        save_piece(self.notes, path.parent, path.stem, [path.suffix.removeprefix(".")])
 
 
 class Composer:
