@@ -76,6 +76,8 @@ ALLOWED = {
     ("sampling/songs/resume_store.py", "open"): NEW,
     ("sampling/songs/resume_store.py", "json.loads"): PIPE,
     ("sampling/worker.py", "os.fdopen"): "the pipe of its answers",
+    ("sampling/composing/composer_worker.py", "os.fdopen"): "the same",
+    ("explorer/server/read_note_file.py", "os.fdopen"): "the same",
     ("sampling/worker.py", "json.loads"): PIPE,
 }
 ALLOWED |= {

@@ -6,7 +6,7 @@
     megajukebox explore build samples/ runs/ --follow 30            # writes the runs' pages again every 30 s, till Ctrl-C
     megajukebox explore build --corpus shards/songs                 # listen to what the model is trained on
     megajukebox explore serve old/samples new/samples               # and to vote on blind (needs the extra [serve])
-    megajukebox explore serve --run runs/tiny                       # and to make new songs with: the Studio
+    megajukebox explore serve --run runs/tiny                       # and to make new songs with: the Studio, Draw
 
 The pages of `build` open from disk. Blind votes and the Studio need `serve`, which listens on loopback by default and
 prints an address with a token: other accounts of the machine reach loopback too. On your own laptop, `--no-token`.
@@ -25,7 +25,7 @@ from megajukebox.common.addresses import is_loopback
 from megajukebox.common.command_line import group_app, renamed_options
 from megajukebox.common.errors import UserError
 from megajukebox.common.files import make_private_folder
-from megajukebox.common.levels import STUDENT_TABLE, VQVAE_FOLDER
+from megajukebox.common.levels import COMPOSER_FOLDER, STUDENT_TABLE, VQVAE_FOLDER
 from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.explorer.loaders.corpus import Excerpt
 from megajukebox.explorer.loaders.runs import DEPTH, find_runs
@@ -37,6 +37,7 @@ from megajukebox.explorer.site_builder import (
     write_static,
 )
 from megajukebox.explorer.site_files import own_folder
+from megajukebox.notes.events import NOTES_VOCABULARY
 
 if TYPE_CHECKING:  # the extra [serve] need not be installed
     from megajukebox.explorer.server.api import StudioServices
@@ -101,7 +102,8 @@ def serve(
     folders: Folders = None,
     out: SiteFolder = None,
     run: Annotated[
-        Path | None, typer.Option(help="Runs to generate songs with: opens the Studio.")
+        Path | None,
+        typer.Option(help="Runs to generate songs with: opens the Studio; of a composer: Draw."),
     ] = None,
     max_seconds: Annotated[
         float, typer.Option(help="With --run: longest song to generate, in seconds.")
@@ -133,7 +135,7 @@ def serve(
 ) -> None:
     """Serve the pages, blind votes and, with --run, the Studio, and print the address with its token."""
     try:
-        from megajukebox.explorer.server import access, api, static_files
+        from megajukebox.explorer.server import access, api, draw_api, static_files
         from megajukebox.explorer.server import serve as server
     except ImportError as error:
         raise UserError(f"{error}: serve needs `pip install 'megajukebox[serve]'`") from None
@@ -156,12 +158,20 @@ def serve(
     listening = server.listen(host, port)
     token = None if no_token else secrets.token_urlsafe(24)
     rules = access.AccessRules(token, listening.getsockname()[1], on_loopback)
-    studio = (
-        open_studio(absolute(run), library, samples[0], max_seconds, idle_minutes) if run else None
-    )
+    studio = None
+    composer = draw_api.DrawServices()
+    if run:
+        folder = absolute(run)
+        if has_vqvae(folder):
+            studio = open_studio(folder, library, samples[0], max_seconds, idle_minutes)
+        if has_composer(folder):
+            work = make_private_folder(samples[0] / ".studio")
+            composer = draw_api.DrawServices(folder, work, idle_minutes)
+    app = api.application(library, votes_file, studio, rules, composer)
     try:
-        server.run(api.application(library, votes_file, studio, rules), listening, host, token)
+        server.run(app, listening, host, token)
     finally:
+        composer.close()
         if studio:
             studio.close()
 
@@ -214,16 +224,26 @@ def add_studio_folders(
     """(samples, runs) with those of the Studio, which writes to the first folder of samples, else to the run's.
 
     Raises:
-        UserError: `run` holds no VQ-VAE.
+        UserError: `run` holds neither a VQ-VAE nor a composer.
     """
-    if not (run / VQVAE_FOLDER / "model.json").is_file():
+    if not has_vqvae(run) and not has_composer(run):
         raise UserError(
             f"--run {str(run)!r} holds no vqvae/model.json; give the folder of vqvae, top_prior, ..."
+            " or of a composer"
         )
     if not samples:
         (run / "samples").mkdir(exist_ok=True)
         samples = [run / "samples"]
     return samples, runs if run in runs else [*runs, run]
+
+
+def has_vqvae(run: Path) -> bool:
+    return (run / VQVAE_FOLDER / "model.json").is_file()
+
+
+def has_composer(run: Path) -> bool:
+    """Whether the page Draw can ask it."""
+    return any((folder / NOTES_VOCABULARY).is_file() for folder in (run, run / COMPOSER_FOLDER))
 
 
 def read_shards(

@@ -4,7 +4,7 @@ index.html  entries.js  entries-words.js       the list of samples, its records,
 sample/NAME.html                               a page for each sample
 pictures/NAME.TRACK.png  peaks/NAME.TRACK.js   its spectrograms, and the numbers of its waveforms
 audio/NAME.TRACK.wav                           its recordings, if they are copied; else pages link to where they are
-compare.html  blind.html  studio.html          pages that are the same for all samples
+compare.html  blind.html  studio.html  draw.html  pages that are the same for all samples
 runs.html  run/NAME.html  configs.js           the list of runs, a page for each, and their settings
 corpus.html  corpus.js  corpus-words.js        the list of a shard set's songs
 corpus/KEY.*                                   a page, pictures and an excerpt of each
@@ -49,6 +49,7 @@ from megajukebox.explorer.pages.corpus import (
     song_page,
     song_page_path,
 )
+from megajukebox.explorer.pages.draw import draw_page
 from megajukebox.explorer.pages.run import run_page
 from megajukebox.explorer.pages.run_list import runs_page
 from megajukebox.explorer.pages.sample import sample_page
@@ -201,6 +202,7 @@ def write_static(out: Path) -> None:
     site_files.write_text(out / "compare.html", compare_page())
     site_files.write_text(out / "blind.html", blind_page())
     site_files.write_text(out / "studio.html", studio_page())
+    site_files.write_text(out / "draw.html", draw_page())
 
 
 def write_samples(samples: list[Path], out: Path, copy_audio: bool = False) -> SampleList:

@@ -422,6 +422,7 @@ def test_no_page_breaks_wcag_in_either_theme(chromium: Browser, site: Path) -> N
         "run/vqvae",
         "corpus",
         "studio",
+        "draw",
         "blind",
     )
     wrong = {}

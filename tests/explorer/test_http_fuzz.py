@@ -12,13 +12,20 @@ from fixtures.asgi import served_in_a_thread
 from fixtures.explorer_samples import add_sample
 from fixtures.http_fuzzing import fuzz_http
 
-from megajukebox.explorer.server import api, uploads
+from megajukebox.explorer.server import api, draw_api, uploads
 from megajukebox.explorer.server.access import AccessRules
 from megajukebox.explorer.server.static_files import Library
 from megajukebox.explorer.server.studio_form import StudioOptions
 from megajukebox.explorer.server.studio_jobs import Studio
 
 TOKEN = "a-token-of-this-test"
+# Stands in for a composer: it answers every order alike.
+ANSWER = '{"state": "failed", "reason": "it is none"}'
+NO_COMPOSER = [
+    sys.executable,
+    "-c",
+    f"import sys\nfor _ in sys.stdin: print('{ANSWER}', flush=True)",
+]
 MAX_GROWTH = 60 << 20  # bytes of this process, client and all, over the whole of a run
 
 
@@ -30,7 +37,10 @@ def test_no_request_stops_the_server_or_gets_what_is_not_its(
 ) -> None:
     for name in ("SONGS_PER_MINUTE", "VOTES_PER_MINUTE", "VOTES_PER_VOTER", "TRIALS_PER_VOTER"):
         monkeypatch.setattr(api, name, 10**9)  # or most requests would meet the limit
+    for name in ("FILLS_PER_MINUTE", "FILES_PER_MINUTE", "OPENED_PER_MINUTE"):
+        monkeypatch.setattr(draw_api, name, 10**9)
     monkeypatch.setattr(uploads, "decode_in_process", lambda *_: {"error": "it is none"})
+    monkeypatch.setattr(draw_api, "read_in_process", lambda *_: {"piece": {}, "told": []})
     add_sample(tmp_path / "samples", "good", levels=("bottom",), runs="runs/old")
     add_sample(tmp_path / "samples", "other", levels=("bottom",), runs="runs/new")
     (tmp_path / "secret.txt").write_text("the secret")
@@ -44,7 +54,9 @@ def test_no_request_stops_the_server_or_gets_what_is_not_its(
     store = uploads.UploadStore(tmp_path / "work" / "uploads")
     options = StudioOptions(tmp_path, ("autoregressive",), 10)
     services = api.StudioServices(studio, store, options, lambda _: [])
-    app = api.application(library, tmp_path / "votes.jsonl", services, AccessRules(TOKEN, 80))
+    composer = draw_api.DrawServices(tmp_path, tmp_path / "work", command=lambda _: NO_COMPOSER)
+    rules = AccessRules(TOKEN, 80)
+    app = api.application(library, tmp_path / "votes.jsonl", services, rules, composer)
     process = psutil.Process()
     with served_in_a_thread(app) as port:
         fuzz_http(port, TOKEN, range(-50, 0))  # what is loaded once
@@ -52,6 +64,7 @@ def test_no_request_stops_the_server_or_gets_what_is_not_its(
         counts = fuzz_http(port, TOKEN, seeds)
         after = process.memory_info().rss, process.num_fds(), threading.active_count()
     services.close()
+    composer.close()
     facts = {"answers": dict(counts), "rss, files, threads": [before, after]}
     print(json.dumps(facts), file=sys.stderr)
     assert counts["200"] > len(seeds) / 10 and counts["401"] + counts["400"] > len(seeds) / 20

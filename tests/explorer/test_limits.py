@@ -16,7 +16,14 @@ import soundfile
 from fixtures.asgi import ask_app, served_in_a_thread
 from fixtures.explorer_samples import add_sample
 
-from megajukebox.explorer.server import api, request_limits, serve, studio_jobs, uploads
+from megajukebox.explorer.server import (
+    api,
+    json_handlers,
+    request_limits,
+    serve,
+    studio_jobs,
+    uploads,
+)
 from megajukebox.explorer.server.access import AccessRules
 from megajukebox.explorer.server.request_limits import RateLimit, RequestRefused
 from megajukebox.explorer.server.static_files import Library
@@ -108,7 +115,7 @@ def test_slow_headers_and_bodies_get_a_sentence_and_an_end(
     monkeypatch.setattr(serve, "HEADER_SECONDS", 1.0)
     monkeypatch.setattr(serve, "BODY_SECONDS", 1.5)
     monkeypatch.setattr(serve, "REFUSED_SECONDS", 0.1)
-    monkeypatch.setattr(api, "JSON_SECONDS", 0.5)
+    monkeypatch.setattr(json_handlers, "JSON_SECONDS", 0.5)
     with served_in_a_thread(pages(library)) as port:
         slow = half_sent(port)
         dripping = half_sent(port, b"G")

@@ -86,6 +86,7 @@ def test_the_entry_writes_a_site_beside_the_samples_and_prints_its_path(demo: Pa
         "blind.html",
         "compare.html",
         "corpus.html",
+        "draw.html",
         "index.html",
         "run/vqvae.html",
         "runs.html",

@@ -16,6 +16,7 @@ TABS = (
     ("Corpus", "corpus.html"),
     ("Runs", "runs.html"),
     ("Studio", "studio.html"),
+    ("Draw", "draw.html"),
 )
 KEYS = (
     ("space", "play, pause"),
@@ -26,6 +27,7 @@ KEYS = (
     ("c", "add the selected sample to a comparison"),
     ("+ − 0", "zoom the waveforms in, out, back"),
     ("/", "search"),
+    ("p h", "on the page Draw: play, harmonise"),
     ("?", "this help"),
     ("Esc", "close it"),
 )

@@ -9,13 +9,12 @@
     GET  /api/songs                -> {songs, model}, the newest first
     POST /api/songs/ID/cancel      -> the song
     POST /api/uploads              a recording as the body -> {id, seconds}
+    /api/draw                      draw.py
 
 Bodies and answers are JSON objects. What cannot be done is answered with status 400 and {error}, in words for the
 reader of the page; what is over a limit with 408 (too slow), 413 (too large) or 429 (too often).
 """
 
-import json
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,9 +28,10 @@ from starlette.routing import Route
 
 from megajukebox.common.errors import UserError
 from megajukebox.common.levels import LEVELS
-from megajukebox.common.untrusted_files import parse_json
 from megajukebox.explorer.server.access import AccessGuard, AccessRules
 from megajukebox.explorer.server.blind_trials import BlindTrials
+from megajukebox.explorer.server.draw_api import DrawServices, draw_routes
+from megajukebox.explorer.server.json_handlers import Handler, error_response, json_handler
 from megajukebox.explorer.server.request_limits import RateLimit, RequestRefused, bounded_body
 from megajukebox.explorer.server.static_files import Library, StaticPages, file_response
 from megajukebox.explorer.server.studio_form import (
@@ -45,8 +45,6 @@ from megajukebox.explorer.server.uploads import MAX_BYTES, UploadStore
 from megajukebox.explorer.server.votes import MAX_VOTER_LETTERS, VoteTally, read_votes, tally_votes
 
 MAX_LISTED = 50  # songs of the queue; older ones are in the folder
-MAX_JSON_BYTES = 256 << 10  # of one question
-JSON_SECONDS = 10.0  # until a question is whole
 UPLOAD_SECONDS = 300.0  # until a recording is whole: 64 MB at 2 Mbit/s
 MAX_UPLOADS = 4  # that come in or wait for a decoder at once
 SONGS_PER_MINUTE = 30
@@ -54,8 +52,6 @@ SONGS_PER_MINUTE = 30
 VOTES_PER_MINUTE = 300
 VOTES_PER_VOTER = 30
 TRIALS_PER_VOTER = 60
-Handler = Callable[[Request], Awaitable[Response]]
-Action = Callable[[dict[str, Any], Request], Any]  # the JSON object that was sent, its request
 
 
 @dataclass(frozen=True)
@@ -78,60 +74,20 @@ def application(
     votes_file: Path,
     services: StudioServices | None,
     rules: AccessRules,
+    draw: DrawServices | None = None,
 ) -> AccessGuard:
-    """The whole server, guard and all."""
+    """The whole server, guard and all. `draw`: with a composer; None: the page Draw has none."""
     no_such_route = error_response("there is nothing to ask at this address", 404)
     routes = vote_routes(library, BlindTrials(votes_file, library.out))
     if services:
         routes += studio_routes(library, services)
+    routes += draw_routes(draw or DrawServices())
     pages = StaticPages(library, {"nonce": rules.nonce, "studio": services is not None})
     routes += [
         Route("/api/{path:path}", lambda _: no_such_route, methods=["GET", "POST"]),
         Route("/{path:path}", pages.get, methods=["GET"]),
     ]
     return AccessGuard(Starlette(routes=routes), rules)
-
-
-class AsciiResponse(JSONResponse):
-    """JSON whose texts may hold what no UTF-8 can: half a surrogate pair, as a question or a sample may have it."""
-
-    def render(self, content: Any) -> bytes:
-        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
-
-
-def error_response(reason: str, status: int = 400) -> Response:
-    # Whoever is too slow is not waited for any longer.
-    return AsciiResponse(
-        {"error": reason}, status, {"Connection": "close"} if status == 408 else {}
-    )
-
-
-def json_handler(action: Action) -> Handler:
-    """Take a JSON object, run `action` in a thread, and answer with what it returns.
-
-    Its UserErrors are mistakes of the page or its reader: they are answered in their words.
-    """
-
-    async def handle(request: Request) -> Response:
-        try:
-            sent = b""
-            async for block in bounded_body(request, MAX_JSON_BYTES, JSON_SECONDS):
-                sent += block
-            try:
-                body = parse_json(sent or b"{}")
-            except ValueError as error:
-                return error_response(str(error))
-            if not isinstance(body, dict):
-                raise UserError("the question is no JSON object")
-            return AsciiResponse(await run_in_threadpool(action, body, request))
-        except RequestRefused as refusal:
-            return error_response(str(refusal), refusal.status)
-        except ClientDisconnect:
-            return error_response("the request was broken off")
-        except UserError as error:
-            return error_response(str(error))
-
-    return handle
 
 
 # ---- Votes.

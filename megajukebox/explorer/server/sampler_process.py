@@ -51,7 +51,7 @@ class SamplerProcess:
             SamplerDied: the process ended instead.
         """
         if not self.alive or samplers != self.samplers:
-            self._start(samplers)
+            self.start(samplers)
         process = self.process
         assert process is not None and process.stdin is not None and process.stdout is not None
         try:
@@ -76,7 +76,8 @@ class SamplerProcess:
             "gpu_memory": answer.get("gpu_memory", 0),
         }
 
-    def _start(self, samplers: list[str]) -> None:
+    def start(self, samplers: list[str]) -> None:
+        """Start the process; the one before it ends."""
         self.end()
         work = make_private_folder(self.log.parent)
         with self.lock, create_new(self.log) as log:
