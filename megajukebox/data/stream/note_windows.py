@@ -50,7 +50,8 @@ def check_notes(shards: ShardSet) -> None:
     """Raise UserError unless `shards` is a set of note shards."""
     if shards.index["kind"] != "notes" or "notes" not in shards.index:
         raise UserError(
-            f"{shards.folder} holds {shards.index['kind']}, the composer reads notes; run prepare-notes first"
+            f"{shards.folder} holds {shards.index['kind']}, the composer reads notes; run prepare-notes"
+            " (again, for sets of an older version)"
         )
 
 
