@@ -23,7 +23,16 @@ HEADER = 44  # bytes of a wav file before its samples
 
 
 def piece_size(vqvae: VQVAE, level: str) -> int:
-    return max(1, int(PIECE_SECONDS * vqvae.config.sample_rate) // vqvae.config.hops[level])
+    """Codes that are decoded at once.
+
+    What a piece depends on at either side is decoded again with it: for spectra more than the two seconds
+    themselves, so their pieces are longer.
+    """
+    config = vqvae.config
+    size = max(1, int(PIECE_SECONDS * config.sample_rate) // config.hops[level])
+    if level in config.spectrum_levels:
+        size = max(size, 2 * vqvae.level(level).decoder_reach())
+    return size
 
 
 def decode_all(vqvae: VQVAE, codes_T: Tensor, level: str) -> Tensor:
