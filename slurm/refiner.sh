@@ -15,8 +15,9 @@
 cd "${SLURM_SUBMIT_DIR:-.}" && source slurm/cluster.sh || exit 93
 
 LEVEL=${LEVEL:-bottom}
-need "$SHARDS/songs/index.json" "slurm/songs.sh"
+need_shards songs "slurm/songs.sh"
 need "$RUNS/vqvae/model.json" "slurm/vqvae.sh"
+mapfile -t data < <(data_of songs)
 # shellcheck disable=SC2046,SC2086
 supervised "$RUNS/refiner_$LEVEL" python "$(realpath megajukebox/train.py)" refiner --preset "$PRESET" \
-    --data "$SHARDS/songs" --vqvae "$RUNS/vqvae" --out "$RUNS/refiner_$LEVEL" $(ds_option refiner) $SETTINGS "refiner.level=$LEVEL"
+    "${data[@]}" --vqvae "$RUNS/vqvae" --out "$RUNS/refiner_$LEVEL" $(ds_option refiner) $SETTINGS "refiner.level=$LEVEL"

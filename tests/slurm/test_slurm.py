@@ -25,6 +25,7 @@ GPUS = {
     "middle_upsampler": 128,
     "bottom_upsampler": 128,
     "distill": 128,
+    "refiner": 8,
     "sample": 8,
 }
 SPARE = {"top_prior": 2}  # nodes
@@ -151,6 +152,25 @@ def test_distill_takes_further_options_also_by_their_name_of_version_0_1(name, t
     words = words_of("distill", tmp_path, **{name: "--windows 24 --keep-going"})
     start = words.index("--windows")
     assert words[start : start + 3] == ["--windows", "24", "--keep-going"]
+
+
+def test_a_refiner_of_its_level_is_trained_on_every_set_behind_its_vqvae(tmp_path):
+    (tmp_path / "vqvae").mkdir()
+    (tmp_path / "vqvae" / "model.json").touch()
+    for name in ("a", "b"):
+        (tmp_path / name / "songs").mkdir(parents=True)
+        (tmp_path / name / "songs" / "index.json").touch()
+    sets = f"{tmp_path}/a:3 {tmp_path}/b"
+    words = words_of("refiner", tmp_path, LEVEL="middle", SHARDS=sets, SETTINGS="refiner.width=8")
+    out = f"{tmp_path}/refiner_middle"
+    assert words[0] == "supervise" and words[words.index("--") - 1] == out
+    start = words.index("refiner")
+    assert words[start - 1].endswith("megajukebox/train.py")
+    given = dict(zip(words[start + 1 :: 2], words[start + 2 :: 2]))
+    assert given["--vqvae"] == f"{tmp_path}/vqvae" and given["--out"] == out
+    data = [words[n + 1] for n, word in enumerate(words) if word == "--data"]
+    assert data == [f"{tmp_path}/a/songs:3", f"{tmp_path}/b/songs"]
+    assert words[-2:] == ["refiner.width=8", "refiner.level=middle"]
 
 
 def test_the_pipeline_is_submitted_as_a_chain_of_dependencies(cluster, tmp_path):
