@@ -12,7 +12,12 @@ from megajukebox.common.command_line import command_app
 from megajukebox.common.errors import EXIT_FATAL
 from megajukebox.models.prior import Prior
 from megajukebox.training.config import load_preset
-from megajukebox.training.planner.activation_trace import TracedPass, TraceSetting, training_pass
+from megajukebox.training.planner.activation_trace import (
+    AllocationLedger,
+    TracedPass,
+    TraceSetting,
+    training_pass,
+)
 from megajukebox.training.planner.dummy_batches import windows
 from megajukebox.training.planner.fit import DoesNotFit, check_fits, check_whole, memory_need
 from megajukebox.training.planner.forecast import DAY, failures, pace
@@ -108,6 +113,24 @@ def test_flops_of_a_block_are_twice_its_weights_for_each_code_and_the_attention(
     row = config.window // config.transformer.blocks
     dense = 2 * config.window * (width * 3 * state + state * width + 2 * width * width)
     assert more == dense + 2 * 2 * config.window * row * state  # the ninth layer sees its row
+
+
+def test_a_frozen_vqvae_is_computed_once_and_a_refiner_three_times():
+    """The VQ-VAE of a refiner's step has no backward pass; what is left is the refiner's own products."""
+    preset = load_preset("tiny", ["refiner.level=bottom"])
+    of = workload_of(preset, "refiner")
+    traced = training_pass(of.build, of.batch, 1, FLOAT32)
+    with torch.device("meta"):
+        model = of.build()
+        clip = of.batch(1)["audio"]
+        vqvae = model.vqvae_on(torch.device("meta"))
+        with AllocationLedger([]) as ledger:
+            codes = vqvae.encode(clip, "bottom")
+            vqvae.decode(codes, "bottom")
+    assert traced.frozen_flops == ledger.flops > 0
+    assert traced.flops > traced.frozen_flops
+    of_vqvae = workload_of(preset, "vqvae")
+    assert training_pass(of_vqvae.build, of_vqvae.batch, 1, FLOAT32).frozen_flops == 0
 
 
 def test_half_precision_halves_the_activations_of_a_vqvae_under_autocast():

@@ -31,6 +31,7 @@ class TracedPass(NamedTuple):
     activations: int  # alive when the backward pass begins
     peak: int  # the most alive at any moment
     flops: int  # of the forward pass; a step costs three times this (and recomputing once more)
+    frozen_flops: int = 0  # of these, those without gradients: a step costs them once
 
 
 class AllocationLedger(TorchDispatchMode):
@@ -43,6 +44,7 @@ class AllocationLedger(TorchDispatchMode):
         self.live = 0
         self.peak = 0
         self.flops = 0
+        self.frozen_flops = 0
         self.sizes = {t.untyped_storage()._cdata: 0 for t in known}
 
     def __torch_dispatch__(
@@ -64,10 +66,14 @@ class AllocationLedger(TorchDispatchMode):
                 self.peak = max(self.peak, self.live)
                 weakref.finalize(storage, self._free, key)
         packet = func._overloadpacket
+        flops = 0
         if packet is FUSED_ATTENTION:
-            self.flops += sdpa_flop_count(*(tensor.shape for tensor in args[:3]))
+            flops = sdpa_flop_count(*(tensor.shape for tensor in args[:3]))
         elif packet in flop_registry:
-            self.flops += flop_registry[packet](*args, **(kwargs or {}), out_val=out)
+            flops = flop_registry[packet](*args, **(kwargs or {}), out_val=out)
+        self.flops += flops
+        if not torch.is_grad_enabled():
+            self.frozen_flops += flops
         return out
 
     def _free(self, key: int) -> None:
@@ -149,8 +155,9 @@ def training_pass(
             loss = model(samples)[0]
             activations = ledger.live
             flops = ledger.flops
+            frozen_flops = ledger.frozen_flops
             loss.backward()
-    return TracedPass(activations, ledger.peak, flops)
+    return TracedPass(activations, ledger.peak, flops, frozen_flops)
 
 
 def forward_flops(build: Callable[[], nn.Module], batch: Callable[[], dict]) -> int:

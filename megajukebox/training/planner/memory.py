@@ -44,7 +44,7 @@ def moments(
     stages = recipe.pipeline
     kept = traced.activations * min(stages, recipe.accumulation) // stages
     peak = kept + traced.peak - traced.activations
-    traced = TracedPass(kept, peak, traced.flops // stages)
+    traced = TracedPass(kept, peak, traced.flops // stages, traced.frozen_flops // stages)
     if recipe.stage == 0:
         return _zero_0(recipe, weights, traced, on_gpu)
     if recipe.stage < 3:

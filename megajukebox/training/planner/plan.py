@@ -106,7 +106,8 @@ def plan(
 
     elements = weights_of(workload, 1, way.persistent).total
     traced = footprint(workload, way.micro, trace_setting(workload, way, gpu))
-    flops = FORWARD_AND_BACKWARD * traced.flops
+    trained_flops = traced.flops - traced.frozen_flops
+    flops = FORWARD_AND_BACKWARD * trained_flops + traced.frozen_flops
     mfu, source = mfu_assumed(gpu, stage.name, way.precision, workload.bandwidth_bound)
     if assumed.mfu is not None:
         mfu = assumed.mfu
