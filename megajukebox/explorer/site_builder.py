@@ -4,7 +4,8 @@ index.html  entries.js  entries-words.js       the list of samples, its records,
 sample/NAME.html                               a page for each sample
 pictures/NAME.TRACK.png  peaks/NAME.TRACK.js   its spectrograms, and the numbers of its waveforms
 audio/NAME.TRACK.wav                           its recordings, if they are copied; else pages link to where they are
-compare.html  blind.html  studio.html  draw.html  pages that are the same for all samples
+compare.html  blind.html  rate.html            pages that are the same for all samples
+studio.html  draw.html                         pages that need the server
 runs.html  run/NAME.html  configs.js           the list of runs, a page for each, and their settings
 corpus.html  corpus.js  corpus-words.js        the list of a shard set's songs
 corpus/KEY.*                                   a page, pictures and an excerpt of each
@@ -41,7 +42,7 @@ from megajukebox.explorer.loaders.samples import (
 from megajukebox.explorer.loaders.search_index import MAX_SEARCHED_LETTERS, SampleLinks, entry
 from megajukebox.explorer.loaders.spectrograms import write_pictures
 from megajukebox.explorer.loaders.timed_lyrics import plain_text
-from megajukebox.explorer.pages.compare import blind_page, compare_page
+from megajukebox.explorer.pages.compare import blind_page, compare_page, rate_page
 from megajukebox.explorer.pages.corpus import (
     corpus_entry,
     corpus_page,
@@ -201,6 +202,7 @@ def write_static(out: Path) -> None:
             site_files.write(out / "static" / asset.relative_to(STATIC), asset.read_bytes())
     site_files.write_text(out / "compare.html", compare_page())
     site_files.write_text(out / "blind.html", blind_page())
+    site_files.write_text(out / "rate.html", rate_page())
     site_files.write_text(out / "studio.html", studio_page())
     site_files.write_text(out / "draw.html", draw_page())
 

@@ -424,6 +424,7 @@ def test_no_page_breaks_wcag_in_either_theme(chromium: Browser, site: Path) -> N
         "studio",
         "draw",
         "blind",
+        "rate",
     )
     wrong = {}
     for page in pages:

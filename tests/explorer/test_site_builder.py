@@ -88,6 +88,7 @@ def test_the_entry_writes_a_site_beside_the_samples_and_prints_its_path(demo: Pa
         "corpus.html",
         "draw.html",
         "index.html",
+        "rate.html",
         "run/vqvae.html",
         "runs.html",
         "sample/one.html",

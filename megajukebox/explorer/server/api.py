@@ -4,6 +4,10 @@
     GET  /api/trials/ID/SIDE       the recording behind side a or b
     POST /api/votes                {trial, vote: a | b | same} -> {A, B}: which value of the field was behind which side
     GET  /api/votes                -> {tallies, skipped}
+    POST /api/tests                {conditions, listener} -> {id, seconds, clips, rated, audio, db}
+    GET  /api/stimuli/ID/NUMBER    a recording of the test; 0 is the reference
+    POST /api/ratings              {test, scores: {number: 0 to 100}} -> {number: what it was}
+    GET  /api/ratings              -> {conditions, clips, scores, differences, apart, reasons ...}
     GET  /api/studio               -> what the run can be asked for
     POST /api/songs                the form (studio_form.py) -> the song, queued
     GET  /api/songs                -> {songs, model}, the newest first
@@ -32,6 +36,12 @@ from megajukebox.explorer.server.access import AccessGuard, AccessRules
 from megajukebox.explorer.server.blind_trials import BlindTrials
 from megajukebox.explorer.server.draw_api import DrawServices, draw_routes
 from megajukebox.explorer.server.json_handlers import Handler, error_response, json_handler
+from megajukebox.explorer.server.listening_tests import (
+    MAX_CONDITIONS,
+    ListeningTests,
+    clips_of,
+)
+from megajukebox.explorer.server.ratings import read_ratings, results
 from megajukebox.explorer.server.request_limits import RateLimit, RequestRefused, bounded_body
 from megajukebox.explorer.server.static_files import Library, StaticPages, file_response
 from megajukebox.explorer.server.studio_form import (
@@ -79,6 +89,8 @@ def application(
     """The whole server, guard and all. `draw`: with a composer; None: the page Draw has none."""
     no_such_route = error_response("there is nothing to ask at this address", 404)
     routes = vote_routes(library, BlindTrials(votes_file, library.out))
+    ratings_file = votes_file.with_name(f"{votes_file.stem}.ratings.jsonl")
+    routes += rating_routes(library, ListeningTests(ratings_file, library.out))
     if services:
         routes += studio_routes(library, services)
     routes += draw_routes(draw or DrawServices())
@@ -125,6 +137,51 @@ def vote_routes(library: Library, trials: BlindTrials) -> list[Route]:
         Route("/api/trials/{id}/{side}", recording),
         Route("/api/votes", json_handler(vote), methods=["POST"]),
         Route("/api/votes", json_handler(tallies)),
+    ]
+
+
+# ---- Ratings.
+
+
+def rating_routes(library: Library, tests: ListeningTests) -> list[Route]:
+    """Listening tests after MUSHRA: several recordings of one clip at once."""
+    tests_limit = RateLimit("clips", VOTES_PER_MINUTE, TRIALS_PER_VOTER)
+    ratings_limit = RateLimit("ratings", VOTES_PER_MINUTE, VOTES_PER_VOTER)
+
+    def next_test(body: dict[str, Any], _: Request) -> dict[str, Any]:
+        chosen = body.get("conditions")
+        conditions = list(dict.fromkeys(map(str, chosen))) if isinstance(chosen, list) else []
+        listener = str(body.get("listener", ""))[:MAX_VOTER_LETTERS]
+        tests_limit.take(listener)
+        clips = clips_of(library.by_name, library.listed.entries)
+        return tests.next(library.by_name, clips, conditions, listener)
+
+    def rate(body: dict[str, Any], _: Request) -> dict[str, str]:
+        identity = str(body.get("test", ""))
+        ratings_limit.take(tests.listener(identity))
+        return tests.rate(identity, body.get("scores"))
+
+    def rated(_: dict[str, Any], __: Request) -> dict[str, Any]:
+        clips = clips_of(library.by_name, library.listed.entries)
+        conditions = list(dict.fromkeys(name for clip in clips for name in clip.tracks))
+        given = {"conditions": conditions, "clips": len(clips), "most": MAX_CONDITIONS}
+        return {**given, **results(*read_ratings(tests.ratings))}
+
+    def recording(request: Request) -> Response:
+        parameters = request.path_params
+        try:
+            file = tests.recording(library.by_name, parameters["id"], parameters["number"])
+        except UserError:  # the original is gone since
+            file = None
+        if file is None:
+            raise HTTPException(404)
+        return file_response(file, request)
+
+    return [
+        Route("/api/tests", json_handler(next_test), methods=["POST"]),
+        Route("/api/stimuli/{id}/{number}", recording),
+        Route("/api/ratings", json_handler(rate), methods=["POST"]),
+        Route("/api/ratings", json_handler(rated)),
     ]
 
 

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -23,6 +23,9 @@ MAX_LINE_BYTES = 1 << 16  # of one vote
 MAX_VOTER_LETTERS = 40
 Z95 = 1.959964  # of the normal distribution, two-sided 95 %
 OTHER_SIDE = {"a": "b", "b": "a", "same": "same"}
+
+
+Line = TypeVar("Line", bound=BaseModel)
 
 
 class Vote(BaseModel):
@@ -60,8 +63,8 @@ class VoteTally:
         return {**vars(self), "votes": self.wins_a + self.wins_b + self.same}
 
 
-def append_vote(path: Path, vote: Vote) -> None:
-    """Add one line, and sync it to the disk before this returns.
+def append_line(path: Path, record: BaseModel) -> None:
+    """Add one line, JSON of `record`, and sync it to the disk before this returns.
 
     A line that a crash cut off stays alone: the next one begins on a line of its own. Two servers may keep one file.
 
@@ -86,7 +89,7 @@ def append_vote(path: Path, vote: Vote) -> None:
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":
                 file.write(b"\n")
-        file.write(vote.model_dump_json().encode() + b"\n")
+        file.write(record.model_dump_json().encode() + b"\n")
         file.flush()
         os.fsync(number)
 
@@ -113,8 +116,18 @@ def unusable(path: Path, reason: str | None) -> UserError:
     )
 
 
+def append_vote(path: Path, vote: Vote) -> None:
+    """Add one line; as `append_line`."""
+    append_line(path, vote)
+
+
 def read_votes(path: Path) -> tuple[list[Vote], int]:
-    """The votes of a file, and how many of its lines are none.
+    """The votes of a file, and how many of its lines are none; as `read_lines`."""
+    return read_lines(path, Vote)
+
+
+def read_lines(path: Path, kind: type[Line]) -> tuple[list[Line], int]:
+    """The records of a file that `append_line` wrote, and how many of its lines are none.
 
     Raises:
         UserError: it is a link, no regular file, or too large.
@@ -125,14 +138,14 @@ def read_votes(path: Path) -> tuple[list[Vote], int]:
         return [], 0
     except UnsafeFileError as error:
         raise unusable(path, error.strerror) from None
-    votes = []
+    records = []
     skipped = 0
     for line in content.splitlines():
         try:
-            votes.append(Vote.model_validate_json(line))
+            records.append(kind.model_validate_json(line))
         except ValidationError:
             skipped += bool(line.strip())
-    return votes, skipped
+    return records, skipped
 
 
 def tally_votes(votes: Iterable[Vote]) -> list[VoteTally]:
