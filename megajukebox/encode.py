@@ -30,7 +30,7 @@ from megajukebox.common.progress import track
 from megajukebox.common.provenance import made_by
 from megajukebox.common.untrusted_files import read_given
 from megajukebox.common.world import world
-from megajukebox.data.audio import read_mono_slice
+from megajukebox.data.audio import read_channels_slice
 from megajukebox.data.shards.build_index import write_index
 from megajukebox.data.shards.index import MAX_LYRICS_MODEL_BYTES
 from megajukebox.data.shards.remote import DEFAULT_CACHE, ShardUnavailable
@@ -53,7 +53,10 @@ def main(
     vqvae: Annotated[Path, typer.Option(help="The run (or import) of the VQ-VAE.")],
     out: Annotated[Path, typer.Option(help="The folder for the code shards.")],
     mix: Annotated[
-        float, typer.Option(min=0, max=1, help="Mono is mix x left + (1 - mix) x right.")
+        float,
+        typer.Option(
+            min=0, max=1, help="Mono is mix x left + (1 - mix) x right; a stereo VQ-VAE has both."
+        ),
     ] = 0.5,
     chunk_seconds: Annotated[
         float, typer.Option(min=0.1, help="Audio encoded at once; bounds the memory.")
@@ -189,11 +192,11 @@ def encode_song(
             "too_large", f"{songs.key(song)} claims {frames} frames, over {hours:g} hours"
         )
     audio = io.BytesIO(songs.read_member(song, "audio"))
-    x_T = torch.from_numpy(read_mono_slice(audio, 0, frames, rate, mix))
+    x = torch.from_numpy(read_channels_slice(audio, 0, frames, rate, model.config.channels, mix))
     device = next(model.parameters()).device
     members = {"json": json.dumps(facts | {"mix": mix}, ensure_ascii=False).encode()}
     for level in reversed(model.config.levels):
-        codes = encode_long(model, x_T.to(device), level, chunk_seconds)
+        codes = encode_long(model, x.to(device), level, chunk_seconds)
         file = io.BytesIO()
         np.save(file, codes.cpu().numpy().astype("<u2"), allow_pickle=False)
         members[f"{level}.npy"] = file.getvalue()

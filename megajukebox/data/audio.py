@@ -280,6 +280,20 @@ def read_mono_slice(
     return mono
 
 
+def read_channels_slice(
+    file_like: BinaryIO,
+    start: int,
+    frames: int,
+    sample_rate: int,
+    channels: int,
+    mix: float = 0.5,
+) -> np.ndarray:
+    """`as_channels(read_slice(...), channels, mix)`: [frames] of mono, [frames, 2] of stereo."""
+    if channels == 1:
+        return read_mono_slice(file_like, start, frames, sample_rate, mix)
+    return as_channels(read_slice(file_like, start, frames, sample_rate), channels)
+
+
 def resampled(x: np.ndarray, rate: int, wanted: int) -> np.ndarray:
     """[T, C] at `rate` Hz as [T', C] at `wanted` Hz, at soxr's very high quality."""
     return x if rate == wanted else soxr.resample(x, rate, wanted, quality="VHQ")
@@ -320,6 +334,18 @@ def downmix(x: np.ndarray, mix: float = 0.5) -> np.ndarray:
     mixed = np.multiply(x[:, 0], np.float32(mix), dtype=np.float32)
     mixed += np.float32(1 - mix) * x[:, 1]
     return mixed
+
+
+def as_channels(x_TC: np.ndarray, channels: int, mix: float = 0.5) -> np.ndarray:
+    """[T, C] as a model of so many channels takes it: mono [T], by `downmix`, or left and right [T, 2].
+
+    A mono recording is the same on the left as on the right.
+    """
+    if channels == 1:
+        return downmix(x_TC, mix)
+    if x_TC.shape[1] > STORED_CHANNELS:
+        x_TC = fold(x_TC, fold_matrix(FLAC_ORDERS[x_TC.shape[1]]))
+    return x_TC if x_TC.shape[1] == channels else np.repeat(x_TC, channels, axis=1)
 
 
 def checked_samples(x: np.ndarray) -> np.ndarray:

@@ -52,8 +52,8 @@ class EvalContext:
         """The fraction of songs that the run kept out of its training."""
         return held_out_share(run) if self.held_out is None else self.held_out
 
-    def songs(self, shards: ShardSet, rows: list[int]) -> EvalSongs:
-        return EvalSongs(shards, rows, self.budget.seconds, self.refused)
+    def songs(self, shards: ShardSet, rows: list[int], channels: int = 1) -> EvalSongs:
+        return EvalSongs(shards, rows, self.budget.seconds, self.refused, channels)
 
     def rows(self, shards: ShardSet, run: Path, held_out: bool) -> list[int]:
         """The songs of a set that `run` kept out of its training, or the others, as many as the budget allows."""

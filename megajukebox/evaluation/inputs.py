@@ -17,7 +17,7 @@ from megajukebox.common.progress import track
 from megajukebox.common.untrusted_files import open_inside, parse_json, read_inside
 from megajukebox.conditioning.lrc import TimedWord, parse_lrc
 from megajukebox.conditioning.song_sections import LabelledSection, stored_sections
-from megajukebox.data.audio import facts, read_mono, read_mono_slice
+from megajukebox.data.audio import downmix, facts, read_channels_slice, read_mono
 from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.data.shards.transports import is_url
 from megajukebox.data.stream.song_dataset import split
@@ -40,6 +40,7 @@ class EvalSong:
     text: str = ""  # lyrics
     words: tuple[TimedWord, ...] = ()  # with times, where they are known
     sections: tuple[LabelledSection, ...] = ()  # of its JSON, or of the plan that it was sampled by
+    stereo: Array | None = None  # [T, 2] of which `audio` is the mean, where it was asked for
 
     @property
     def seconds(self) -> float:
@@ -83,6 +84,7 @@ class EvalSongs:
     rows: list[int]
     max_seconds: float  # of each song, from its start
     refused: dict[str, str] = field(default_factory=dict)  # reason by key
+    channels: int = 1  # 2: songs have `stereo` too
 
     def __iter__(self) -> Iterator[EvalSong]:
         for row in track(self.rows, "reading songs"):
@@ -97,7 +99,9 @@ class EvalSongs:
         rate = shards.index["sample_rate"]
         frames = min(int(shards.songs["frames"][row]), int(self.max_seconds * rate))
         with shards.open_member(row, "audio") as file:
-            audio = read_mono_slice(file, 0, frames, rate)  # type: ignore[arg-type]
+            audio = read_channels_slice(file, 0, frames, rate, self.channels)  # type: ignore[arg-type]
+        stereo = audio if self.channels == 2 else None
+        mono = audio if stereo is None else downmix(stereo)
         text = ""
         words: list[TimedWord] = []
         if shards.has(row, "lyrics"):
@@ -105,7 +109,8 @@ class EvalSongs:
         song_facts = shards.read_facts(row)
         sections = tuple(stored_sections(song_facts))
         labels = labels_of(song_facts)
-        return EvalSong(shards.key(row), audio, rate, labels, text, tuple(words), sections)
+        key = shards.key(row)
+        return EvalSong(key, mono, rate, labels, text, tuple(words), sections, stereo)
 
 
 def load_codes(shards: ShardSet, row: int, level: str) -> Array:

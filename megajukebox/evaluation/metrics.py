@@ -32,6 +32,13 @@ METRICS = {
     "stft_distance": MetricDefinition("multi-resolution STFT distance", -1, 0.01),
     "spectral_convergence_db": MetricDefinition("spectral convergence", -1, 0.1, "dB"),
     "mel_distance_db": MetricDefinition("mean distance of log-mel spectra", -1, 0.1, "dB"),
+    # reconstructions of a stereo VQ-VAE
+    "channel_mel_distance_db": MetricDefinition(
+        "mean distance of log-mel spectra, of left and right apart", -1, 0.1, "dB"
+    ),
+    "width_error_db": MetricDefinition(
+        "difference of the side's power over the mid's", -1, 0.5, "dB", (0, np.inf)
+    ),
     # noise
     "valley_noise_db": MetricDefinition(
         "power between the harmonics beyond the original's", -1, 0.2, "dB"

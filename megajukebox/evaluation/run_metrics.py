@@ -10,6 +10,7 @@ import torch
 from megajukebox.common.errors import UserError
 from megajukebox.common.levels import PRIOR_FOLDERS
 from megajukebox.common.model_files import load_into, read_facts
+from megajukebox.data.audio import downmix
 from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.data.stream.batches import held_out_batches, stack, tensors
 from megajukebox.data.stream.teacher_dataset import TeacherWindows
@@ -40,6 +41,7 @@ from megajukebox.evaluation.evaluators.music_features import agreement
 from megajukebox.evaluation.evaluators.noise import noise_metrics, peakiness_metrics
 from megajukebox.evaluation.evaluators.reconstruction import fidelity, fidelity_by_band
 from megajukebox.evaluation.evaluators.repetition import repetition
+from megajukebox.evaluation.evaluators.stereo import stereo_metrics
 from megajukebox.evaluation.frozen_weights import frozen
 from megajukebox.evaluation.inputs import EvalSong, load_codes
 from megajukebox.evaluation.metrics import MetricValue, mean_metric, mean_metrics, prefixed
@@ -70,7 +72,8 @@ def vqvae_metrics(target: EvalTarget, context: EvalContext) -> Iterator[MetricVa
     assert shards is not None, "TARGET_EVALUATORS requires songs"
     with frozen(target.path) as weights:
         model, facts = load_vqvae(weights, shards.index["sample_rate"], context.device)
-    songs = context.songs(shards, context.evaluated_rows(shards, target.path))
+    rows_evaluated = context.evaluated_rows(shards, target.path)
+    songs = context.songs(shards, rows_evaluated, model.config.channels)
     training_rows = context.rows(shards, target.path, held_out=False)
     classifier: LabelClassifier | None = None  # without training songs, or labels to tell apart
     if training_rows:
@@ -139,9 +142,15 @@ class LevelReconstructions:
     def add(self, song: EvalSong, classifier: LabelClassifier | None, embedder: Embedder) -> None:
         """Reconstruct a song and keep its metrics."""
         model = self.model
-        audio_T = torch.from_numpy(song.audio).to(next(model.parameters()).device)
-        codes = encode_long(model, audio_T, self.level)
-        decoded = replace(song, audio=self._decoded(codes))
+        original = song.audio if song.stereo is None else song.stereo
+        audio = torch.from_numpy(original).to(next(model.parameters()).device)
+        codes = encode_long(model, audio, self.level)
+        wave = self._decoded(codes)
+        decoded = replace(song, audio=wave, stereo=None)
+        stereo: Mapping[str, float] = {}
+        if song.stereo is not None:
+            decoded = replace(song, audio=downmix(wave), stereo=wave)
+            stereo = stereo_metrics(song.stereo, wave, song.rate)
         fidelities = dict(fidelity(song.audio, decoded.audio, song.rate))
         bands = fidelity_by_band(song.audio, decoded.audio, song.rate)
         if self.level in model.config.spectrum_levels:
@@ -150,6 +159,7 @@ class LevelReconstructions:
                     row.pop(metric, None)
         self.rows[song.key] = {
             **fidelities,
+            **stereo,
             **noise_metrics(song.audio, decoded.audio, song.rate),
             **agreement(song.audio, decoded.audio, song.rate),
             **(classifier.classify(decoded) if classifier else {}),

@@ -127,7 +127,7 @@ def _upper(config: PriorConfig) -> dict[str, Any]:
     if upper.codebook_size is not None:
         raise UserError(
             f"upsampler_conditioner.codebook_size {upper.codebook_size}: the reference has one size of codebook"
-            " for all levels; export with --layout plain"
+            " for all levels; export with --layout megajukebox"
         )
     return {
         "cond_width": upper.width,

@@ -95,12 +95,17 @@ def vqvae_table(config: VQVAEConfig) -> list[TensorMapping]:
     """Every tensor of a VQ-VAE that the reference's files hold.
 
     Raises:
-        UserError: a level's target is `spectrum`, which the reference has no network for.
+        UserError: a level's target is `spectrum`, or the audio is stereo: the reference has neither.
     """
+    if config.channels != 1:
+        raise UserError(
+            "the VQ-VAE is for stereo, which OpenAI's and Hugging Face's layouts cannot hold; export it"
+            " with --layout megajukebox"
+        )
     if config.spectrum_levels:
         raise UserError(
             f"the {config.spectrum_levels[-1]} level has target spectrum, which OpenAI's and Hugging Face's"
-            " layouts cannot hold; export it with --layout plain"
+            " layouts cannot hold; export it with --layout megajukebox"
         )
     entries: list[TensorMapping] = []
     for i, level in enumerate(config.levels):

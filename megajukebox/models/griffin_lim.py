@@ -49,6 +49,15 @@ def wave_of_magnitudes(
     magnitudes_BFK: Tensor, window: int, hop: int, config: GriffinLim, first: int = 0
 ) -> Tensor:
     """The wave [B, F * hop] of magnitudes scaled as those of `frame_spectra`; frame 0 is the song's frame `first`."""
+    phasors = phases_of_magnitudes(magnitudes_BFK, window, hop, config, first)
+    return overlap_add(magnitudes_BFK * phasors, window, hop)
+
+
+@torch.no_grad()
+def phases_of_magnitudes(
+    magnitudes_BFK: Tensor, window: int, hop: int, config: GriffinLim, first: int = 0
+) -> Tensor:
+    """Unit phasors [B, F, K] with which overlapping frames of those magnitudes agree best."""
     _, frames, bins = magnitudes_BFK.shape
     phasors = first_phases(first, frames, bins, magnitudes_BFK.device).expand(magnitudes_BFK.shape)
     before = torch.zeros_like(phasors)
@@ -59,4 +68,4 @@ def wave_of_magnitudes(
         ahead = now - inertia * before
         phasors = ahead / (ahead.abs() + SMALL)
         before = now
-    return overlap_add(magnitudes_BFK * phasors, window, hop)
+    return phasors

@@ -2,11 +2,15 @@
 
     |STFT| -> ln -> ConvNeXt -> nearest of the codebook -> ConvNeXt -> ln |STFT| -> Griffin-Lim -> wave
 
+Of stereo the spectra of left and right lie side by side, and one phase serves both: where a sound is, is how much
+louder it is on one side (intensity stereo, as in the joint coding of MPEG-1 Audio).
+
 The codes of a wave level at a few hundred bits a second go into the phase of its bass (docs/decisions); here all of
 them go into what is heard. ConvNeXt over time: Siuzdak 2023 (Vocos), after Liu et al. 2022.
 """
 
-# B batch   T samples   F frames, one a code   K frequency bins   C channels inside   D width of a code vector
+# B batch   T samples   A channels of the audio   F frames, one a code   K frequency bins   C channels inside
+# D width of a code vector
 from functools import lru_cache
 
 import numpy as np
@@ -16,8 +20,8 @@ from torch import Tensor, nn
 
 from megajukebox.models.codebook import Codebook, quantise
 from megajukebox.models.convnext import KERNEL, ConvNeXtBlock
-from megajukebox.models.frames import frame_spectra
-from megajukebox.models.griffin_lim import GriffinLim, wave_of_magnitudes
+from megajukebox.models.frames import frame_spectra, overlap_add
+from megajukebox.models.griffin_lim import GriffinLim, phases_of_magnitudes
 
 ENTRY_KERNEL = 3  # frames, of the encoder's first layer: it reads hundreds of bins
 DILATIONS = (1, 2)  # of the blocks in turn
@@ -97,13 +101,14 @@ class FrameNet(nn.Module):
 class SpectrumLevel(nn.Module):
     """Encoder, codebook and decoder of one level whose target is `spectrum`."""
 
-    def __init__(self, config: SpectrumConfig, hop: int, sample_rate: int):
+    def __init__(self, config: SpectrumConfig, hop: int, sample_rate: int, channels: int = 1):
         super().__init__()
         self.config = config
+        self.channels = channels
         self.hop = hop
         self.sample_rate = sample_rate
-        input_bins = config.window // 2 + 1
-        output_bins = config.output_window // 2 + 1
+        input_bins = channels * (config.window // 2 + 1)
+        output_bins = channels * (config.output_window // 2 + 1)
         self.encoder = FrameNet(
             input_bins, config.code_width, ENTRY_KERNEL, config, config.encoder_blocks
         )
@@ -122,30 +127,42 @@ class SpectrumLevel(nn.Module):
 
     # ---- Coding -----------------------------------------------------------------------------------------------------
 
-    def features(self, audio_BT: Tensor, window: int) -> Tensor:
-        """Scaled log magnitudes [B, F, K]."""
-        magnitudes = frame_spectra(audio_BT, window, self.hop).abs()
-        return (torch.log(magnitudes + self.config.floor) + LOG_SHIFT) * LOG_SCALE
+    def features(self, audio_BTA: Tensor, window: int) -> Tensor:
+        """Scaled log magnitudes [B, F, A * K]."""
+        waves = audio_BTA.transpose(1, 2).flatten(0, 1)
+        magnitudes = frame_spectra(waves, window, self.hop).abs()
+        features = (torch.log(magnitudes + self.config.floor) + LOG_SHIFT) * LOG_SCALE
+        return features.unflatten(0, (-1, self.channels)).transpose(1, 2).flatten(2)
 
     def magnitudes(self, features_BFK: Tensor) -> Tensor:
-        """The inverse of `features`."""
+        """The inverse of the logarithm of `features`."""
         logs = features_BFK.float() / LOG_SCALE - LOG_SHIFT
         return (torch.exp(logs) - self.config.floor).clamp(min=0)
 
-    def encode(self, audio_BT1: Tensor) -> Tensor:
-        x_BFD = self.vectors(audio_BT1)
+    def encode(self, audio_BTA: Tensor) -> Tensor:
+        x_BFD = self.vectors(audio_BTA)
         codes, _ = self.codebook.nearest(x_BFD.flatten(0, 1))
         return codes.unflatten(0, (len(x_BFD), -1))
 
     def decode(self, codes_BF: Tensor, first: int = 0) -> Tensor:
-        """Audio [B, T, 1]; code 0 is the song's code `first`, on which the initial phases depend."""
+        """Audio [B, T, A]; code 0 is the song's code `first`, on which the initial phases depend."""
         vectors = self.codebook.lookup(codes_BF)
         features_BFK = self.decoder(vectors.to(self.decoder.leave.weight.dtype))
         config = self.config
-        wave_BT = wave_of_magnitudes(
-            self.magnitudes(features_BFK), config.output_window, self.hop, config.phase, first
+        window = config.output_window
+        magnitudes_BFAK = self.by_channel(self.magnitudes(features_BFK))
+        phasors_BFK = phases_of_magnitudes(
+            magnitudes_BFAK.mean(dim=2), window, self.hop, config.phase, first
         )
-        return wave_BT.unsqueeze(-1)
+        waves = [
+            overlap_add(magnitudes_BFK * phasors_BFK, window, self.hop)
+            for magnitudes_BFK in magnitudes_BFAK.unbind(dim=2)
+        ]
+        return torch.stack(waves, dim=-1)
+
+    def by_channel(self, x_BFK: Tensor) -> Tensor:
+        """[B, F, A, K] of features or magnitudes that lie side by side."""
+        return x_BFK.unflatten(2, (self.channels, -1))
 
     def encoder_reach(self) -> int:
         """Samples to either side that a code depends on."""
@@ -156,9 +173,9 @@ class SpectrumLevel(nn.Module):
         phase = self.config.phase.reach(self.config.output_window, self.hop)
         return self.decoder.reach() + phase
 
-    def vectors(self, audio_BT1: Tensor) -> Tensor:
+    def vectors(self, audio_BTA: Tensor) -> Tensor:
         """What the codebook rounds, [B, F, D]."""
-        return self._vectors_of(self.features(audio_BT1.squeeze(-1), self.config.window))
+        return self._vectors_of(self.features(audio_BTA, self.config.window))
 
     def _vectors_of(self, features_BFK: Tensor) -> Tensor:
         return self.norm(self.encoder(features_BFK.to(self.encoder.leave.weight.dtype)))
@@ -166,16 +183,15 @@ class SpectrumLevel(nn.Module):
     # ---- Training ---------------------------------------------------------------------------------------------------
 
     def forward(
-        self, audio_BT1: Tensor, candidates: Tensor | None = None
+        self, audio_BTA: Tensor, candidates: Tensor | None = None
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Loss [], commitment loss [] and facts; the codebook learns while in training."""
         config = self.config
-        audio_BT = audio_BT1.squeeze(-1)
         with torch.no_grad():
-            features_BFK = self.features(audio_BT, config.window)
+            features_BFK = self.features(audio_BTA, config.window)
             target_BFK = features_BFK
             if config.output_window != config.window:
-                target_BFK = self.features(audio_BT, config.output_window)
+                target_BFK = self.features(audio_BTA, config.output_window)
         x_BFD = self._vectors_of(features_BFK)
         q_ND, commit, facts = quantise(self.codebook, x_BFD.flatten(0, 1), candidates)
         q_BFD = q_ND.view_as(x_BFD).to(x_BFD.dtype)
@@ -193,12 +209,13 @@ class SpectrumLevel(nn.Module):
         return loss, commit, facts
 
     def _mel(self, features_BFK: Tensor) -> Tensor:
-        """Features of the mel bands [B, F, M]."""
+        """Features of the mel bands [B, F, A, M]."""
         window = self.config.output_window
         filters_KM = mel_filters(
             window, self.sample_rate, self.config.mel_bands, features_BFK.device
         )
-        power = torch.exp(features_BFK / LOG_SCALE - LOG_SHIFT).square() @ filters_KM
+        logs_BFAK = self.by_channel(features_BFK) / LOG_SCALE - LOG_SHIFT
+        power = torch.exp(logs_BFAK).square() @ filters_KM
         return (0.5 * torch.log(power) + LOG_SHIFT) * LOG_SCALE
 
 

@@ -1,6 +1,6 @@
-"""The three-level VQ-VAE: audio [B, T, 1] to codes [B, T/hop] and back, each level a model of its own."""
+"""The three-level VQ-VAE: audio [B, T, A] to codes [B, T/hop] and back, each level a model of its own."""
 
-# B batch   T samples   C channels inside   D width of a code vector
+# B batch   T samples   A channels of the audio   C channels inside   D width of a code vector
 from math import ceil
 from pathlib import Path
 from typing import Any, Literal
@@ -33,6 +33,7 @@ class VQVAEConfig(BaseModel):
     _old_keys = accept_old_keys(codes="codebook_size")
 
     sample_rate: int = Field(gt=0)
+    channels: Literal[1, 2] = Field(1, description="of the audio: mono, or left and right")
     down: tuple[int, ...] = (3, 2, 2)
     stride: tuple[int, ...] = (2, 2, 2)
     multipliers: tuple[int, ...] = (2, 1, 1)
@@ -157,9 +158,14 @@ class VQVAELevel(nn.Module):
         }
         width = config.width * multiplier
         code_width = config.code_width
-        self.encoder = Encoder(1, code_width, width, stages, **stack)
+        self.encoder = Encoder(config.channels, code_width, width, stages, **stack)
         self.decoder = Decoder(
-            code_width, 1, width, stages, reverse=config.reverse_decoder_dilation, **stack
+            code_width,
+            config.channels,
+            width,
+            stages,
+            reverse=config.reverse_decoder_dilation,
+            **stack,
         )
         self.codebook = Codebook(
             config.codebook_size,
@@ -179,20 +185,20 @@ class VQVAELevel(nn.Module):
         """Codes to either side that a sample depends on."""
         return reach(self.decoder)
 
-    def encode(self, audio_BT1: Tensor) -> Tensor:
-        x_BDT = self.encoder(audio_BT1.transpose(1, 2))
+    def encode(self, audio_BTA: Tensor) -> Tensor:
+        x_BDT = self.encoder(audio_BTA.transpose(1, 2))
         codes, _ = self.codebook.nearest(x_BDT.transpose(1, 2).flatten(0, 1))
         return codes.unflatten(0, (len(x_BDT), -1))
 
     def decode(self, codes_BT: Tensor, first: int = 0) -> Tensor:
-        """Audio [B, T, 1], the same wherever in the song the codes are from (`first`)."""
+        """Audio [B, T, A], the same wherever in the song the codes are from (`first`)."""
         return self.decoder(self.codebook.lookup(codes_BT).transpose(1, 2)).transpose(1, 2)
 
     def forward(
-        self, audio_BT1: Tensor, candidates: Tensor | None = None
+        self, audio_BTA: Tensor, candidates: Tensor | None = None
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Reconstruction [B, T, 1], commitment loss [] and facts about the codebook, which learns while in training."""
-        x_BDT = self.encoder(audio_BT1.transpose(1, 2))
+        """Reconstruction [B, T, A], commitment loss [] and facts about the codebook, which learns while in training."""
+        x_BDT = self.encoder(audio_BTA.transpose(1, 2))
         x_ND = x_BDT.transpose(1, 2).flatten(0, 1)
         straight_ND, commit, facts = quantise(self.codebook, x_ND, candidates)
         straight_BDT = straight_ND.unflatten(0, (len(x_BDT), -1)).transpose(1, 2)
@@ -210,7 +216,9 @@ class VQVAE(nn.Module):
             if level in config.spectrum_levels:
                 assert config.spectrum is not None
                 hop = config.hops[level]
-                self.levels[level] = SpectrumLevel(config.spectrum, hop, config.sample_rate)
+                self.levels[level] = SpectrumLevel(
+                    config.spectrum, hop, config.sample_rate, config.channels
+                )
             else:
                 self.levels[level] = VQVAELevel(config, i)
 
@@ -229,23 +237,23 @@ class VQVAE(nn.Module):
         return scales
 
     @without_tf32()
-    def encode(self, audio_BT1: Tensor, level: str) -> Tensor:
+    def encode(self, audio_BTA: Tensor, level: str) -> Tensor:
         """Codes [B, T/hop] of one level. T must be a multiple of the level's hop."""
         hop = self.config.hops[level]
-        length = audio_BT1.shape[1]
+        length = audio_BTA.shape[1]
         if length % hop:
             raise ValueError(
                 f"audio of {length} samples is not a whole number of {level} codes (hop {hop}); cut it first"
             )
-        return self.level(level).encode(audio_BT1)
+        return self.level(level).encode(audio_BTA)
 
     @without_tf32()
     def decode(self, codes_BT: Tensor, level: str, first: int = 0) -> Tensor:
-        """Audio [B, T*hop, 1] from the codes of one level alone; the first is the song's code `first`."""
+        """Audio [B, T*hop, A] from the codes of one level alone; the first is the song's code `first`."""
         return self.level(level).decode(codes_BT, first)
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss [] and metrics of `batch["audio"]` [B, T, 1]. Each term is summed over levels, as in Jukebox."""
+        """Loss [] and metrics of `batch["audio"]` [B, T, A]. Each term is summed over levels, as in Jukebox."""
         audio = batch["audio"]
         total = audio.new_zeros(())
         metrics: dict[str, Tensor] = {}
@@ -267,14 +275,15 @@ class VQVAE(nn.Module):
         return total, metrics
 
     def _wave_loss(
-        self, level: str, model: nn.Module, audio_BT1: Tensor, candidates: Tensor | None
+        self, level: str, model: nn.Module, audio_BTA: Tensor, candidates: Tensor | None
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Loss [], commitment loss [] and facts of a level whose target is `wave`."""
         if self.training and self.config.wave_batch_ratio < 1:
-            audio_BT1 = audio_BT1[: ceil(self.config.wave_batch_ratio * len(audio_BT1))]
-        y_BT1, commit, facts = model(audio_BT1, candidates)
-        x_BT = audio_BT1.squeeze(-1)
-        y_BT = y_BT1.float().squeeze(-1)  # spectra are of float32 also where the layers are not
+            audio_BTA = audio_BTA[: ceil(self.config.wave_batch_ratio * len(audio_BTA))]
+        y_BTA, commit, facts = model(audio_BTA, candidates)
+        x_BT = audio_BTA.transpose(1, 2).flatten(0, 1)  # a channel counts as a clip of its own
+        # Spectra are of float32 also where the layers are not.
+        y_BT = y_BTA.float().transpose(1, 2).flatten(0, 1)
         loss = reconstruction(self.config.loss, x_BT, y_BT, self.config.bandwidth)
         if not self.training:
             facts |= self._judge(x_BT, y_BT)

@@ -1,6 +1,6 @@
 """The refiners of a jukebox: one a level at most, found beside its other runs or given, and what they make of codes."""
 
-# T samples or codes
+# T samples or codes; audio is [T] of a mono VQ-VAE, [T, 2] of a stereo one
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,9 +35,9 @@ class LevelRefiner:
         return REFINED_TRACKS[self.level]
 
     def refined(self, vqvae: VQVAE, codes_T: Tensor) -> np.ndarray:
-        """Audio [T*hop] float32 of all codes of its level."""
-        audio_T = refine_long(vqvae, self.refiner, codes_T).clamp(-1, 1)
-        return audio_T.cpu().numpy()
+        """Audio [T*hop] float32, of stereo [T*hop, 2], of all codes of its level."""
+        audio = refine_long(vqvae, self.refiner, codes_T).clamp(-1, 1)
+        return audio.cpu().numpy()
 
 
 def load_refiners(

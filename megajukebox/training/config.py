@@ -6,7 +6,7 @@ It is checked before any GPU is touched.
 import logging
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -50,6 +50,7 @@ STUDENT_NAMES = tuple(STUDENT_FOLDERS.values())  # of `distill`
 
 class AudioSettings(StrictSettings):
     sample_rate: int = Field(default=44100, ge=1000, le=192000)
+    channels: Literal[1, 2] = Field(default=1, description="mono, or left and right")
 
 
 class Preset(StrictSettings):
@@ -70,14 +71,15 @@ class Preset(StrictSettings):
 
     @model_validator(mode="before")
     @classmethod
-    def _copy_sample_rate(cls, data: dict) -> dict:
-        """audio.sample_rate is the VQ-VAE's too."""
+    def _copy_audio_settings(cls, data: dict) -> dict:
+        """audio.sample_rate and audio.channels are the VQ-VAE's too."""
         audio = data.get("audio", {})
         vqvae = data.get("vqvae", {})
         if not isinstance(audio, dict) or not isinstance(vqvae, dict):
             return data  # refused where their own settings are read
         rate = audio.get("sample_rate", AudioSettings().sample_rate)
-        return {**data, "vqvae": {"sample_rate": rate, **vqvae}}
+        channels = audio.get("channels", AudioSettings().channels)
+        return {**data, "vqvae": {"sample_rate": rate, "channels": channels, **vqvae}}
 
     @model_validator(mode="before")
     @classmethod
@@ -111,11 +113,13 @@ class Preset(StrictSettings):
             except ValidationError as error:
                 reasons = "; ".join(f"{level}: {one}" for one in mistakes(error, PriorConfig))
                 raise UserError(reasons) from None
-        if self.vqvae.sample_rate != self.audio.sample_rate:
-            raise UserError(
-                f"vqvae.sample_rate {self.vqvae.sample_rate} is not audio.sample_rate"
-                f" {self.audio.sample_rate}; give only the latter"
-            )
+        for name in ("sample_rate", "channels"):
+            ours = getattr(self.audio, name)
+            theirs = getattr(self.vqvae, name)
+            if theirs != ours:
+                raise UserError(
+                    f"vqvae.{name} {theirs} is not audio.{name} {ours}; give only the latter"
+                )
         return self
 
     def _check_conditions_of(self, level: str) -> None:

@@ -32,30 +32,31 @@ def write_reconstructions(run: RunContext, task: Task, engine: ZeroEngine, step:
     rate = module.config.sample_rate
     folder = run.folder / "samples" / f"step-{step:08d}"
     folder.mkdir(parents=True, exist_ok=True)
-    for name, wave_BT in reconstructions(module, batch["audio"]).items():
-        wave_T = wave_BT.flatten()[: int(MAX_SECONDS * rate)].clamp(-1, 1)
-        write_wav(folder / f"{name}.wav", wave_T.cpu().numpy(), rate)
+    for name, wave_BTA in reconstructions(module, batch["audio"]).items():
+        wave_TA = wave_BTA.flatten(0, 1)[: int(MAX_SECONDS * rate)].clamp(-1, 1)
+        write_wav(folder / f"{name}.wav", wave_TA.cpu().numpy(), rate)
 
 
 @torch.no_grad()
 def reconstructions(
-    model: VQVAE | RefinerTraining, audio_BT1: torch.Tensor
+    model: VQVAE | RefinerTraining, audio_BTA: torch.Tensor
 ) -> dict[str, torch.Tensor]:
-    """The clips themselves, and through each level alone, [B, T] float32; of a refiner its level, plain and refined."""
+    """The clips themselves, and through each level alone, [B, T, A] float32; of a refiner its level, plain and refined."""
     was_training = model.training
     weight = next(model.parameters())
     model.eval()
-    x_BT1 = audio_BT1.to(weight.device, weight.dtype)
-    waves = {"original": audio_BT1[:, :, 0].float()}
+    x_BTA = audio_BTA.to(weight.device, weight.dtype)
+    waves = {"original": audio_BTA.float()}
     if isinstance(model, RefinerTraining):
         level = model.config.level
-        waves[level], codes_BN = model.decoded(x_BT1)
-        waves[REFINED_TRACKS[level]] = model.refine(waves[level], codes_BN)
+        decoded, codes_BN = model.decoded(x_BTA)
+        refined = model.refine(decoded, codes_BN)
+        for name, wave in ((level, decoded), (REFINED_TRACKS[level], refined)):
+            waves[name] = wave.unflatten(0, (len(x_BTA), -1)).transpose(1, 2)
         model.train(was_training)
         return waves
     for level in model.config.levels:
-        y_BT1 = model.decode(model.encode(x_BT1, level), level)
-        waves[level] = y_BT1[:, :, 0].float()
+        waves[level] = model.decode(model.encode(x_BTA, level), level).float()
     model.train(was_training)
     return waves
 

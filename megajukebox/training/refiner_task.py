@@ -29,7 +29,9 @@ def refiner_task(request: TaskRequest, reading: ReaderShare) -> Task:
     vqvae, vqvae_facts = read_vqvae(request)
     config = config_of(preset, vqvae, request.vqvae)
     check_base(request, config, vqvae_facts["fingerprint"])
-    clips, songs = open_clips(request, "refiner", "frame of the refiner", config.unit)
+    clips, songs = open_clips(
+        request, "refiner", "frame of the refiner", config.unit, vqvae.config.channels
+    )
     check_clip(clips.clip, preset)
     seconds = reading.global_batch * clips.clip / config.sample_rate
     facts: dict[str, Any] = {

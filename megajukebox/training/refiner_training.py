@@ -1,6 +1,6 @@
 """A refiner while it is trained: what a frozen VQ-VAE makes of clips of songs, refined, against the clips themselves."""
 
-# B batch   T samples   N codes   K codes of the codebook
+# B batch, of stereo every channel of it   T samples   A channels   N codes   K codes of the codebook
 import torch
 from torch import Tensor
 
@@ -61,28 +61,33 @@ class RefinerTraining(Refiner):
         return vqvae
 
     @torch.no_grad()
-    def decoded(self, audio_BT1: Tensor) -> tuple[Tensor, Tensor]:
-        """What the frozen decoder makes of clips, [B, T], and the codes [B, N] that it was given."""
-        vqvae = self.vqvae_on(audio_BT1.device)
+    def decoded(self, audio_BTA: Tensor) -> tuple[Tensor, Tensor]:
+        """What the frozen decoder makes of clips, [B, T], and the codes [B, N] that it was given.
+
+        Of stereo both have a row for each channel of each clip: a refiner is of mono.
+        """
+        vqvae = self.vqvae_on(audio_BTA.device)
         level = self.config.level
         # As it is decoded when songs are sampled: the refiner learns that decoder's noise, not another precision's.
-        device = "cuda" if audio_BT1.is_cuda else "cpu"
+        device = "cuda" if audio_BTA.is_cuda else "cpu"
         with torch.autocast(device, enabled=False):
-            codes_BN = vqvae.encode(audio_BT1.float(), level)
+            codes_BN = vqvae.encode(audio_BTA.float(), level)
             if self.training and self.loss.code_noise:
                 vectors_KD = vqvae.level(level).codebook.vectors
                 codes_BN = with_neighbours(codes_BN, vectors_KD, self.loss.code_noise)
-            decoded_BT = vqvae.decode(codes_BN, level).squeeze(-1)
-        return decoded_BT.float(), codes_BN
+            decoded_BTA = vqvae.decode(codes_BN, level)
+        return by_channel(decoded_BTA).float(), codes_BN.repeat_interleave(
+            decoded_BTA.shape[-1], dim=0
+        )
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss [] and metrics of `batch["audio"]` [B, T, 1]."""
-        audio_BT1 = batch["audio"].float()
+        """Loss [] and metrics of `batch["audio"]` [B, T, A]."""
+        audio_BTA = batch["audio"].float()
         if self.training and self.loss.gain_db:
-            quieter_db = torch.rand(len(audio_BT1), 1, 1, device=audio_BT1.device)
-            audio_BT1 = audio_BT1 * 10 ** (-self.loss.gain_db / 20 * quieter_db)
-        x_BT = audio_BT1.squeeze(-1)
-        decoded_BT, codes_BN = self.decoded(audio_BT1)
+            quieter_db = torch.rand(len(audio_BTA), 1, 1, device=audio_BTA.device)
+            audio_BTA = audio_BTA * 10 ** (-self.loss.gain_db / 20 * quieter_db)
+        x_BT = by_channel(audio_BTA)
+        decoded_BT, codes_BN = self.decoded(audio_BTA)
         refined_BT = self.refine(decoded_BT, codes_BN)
         loss, metrics = self._distances(x_BT, refined_BT)
         level = self.config.level
@@ -127,6 +132,11 @@ class RefinerTraining(Refiner):
             "spectral_convergence_db": 20 * torch.log10(convergence.clamp(min=1e-9)),
             "snr_db": snr.mean(),
         }
+
+
+def by_channel(audio_BTA: Tensor) -> Tensor:
+    """[B * A, T]."""
+    return audio_BTA.transpose(1, 2).flatten(0, 1)
 
 
 def with_neighbours(codes_BN: Tensor, vectors_KD: Tensor, share: float) -> Tensor:

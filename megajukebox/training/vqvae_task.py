@@ -35,12 +35,14 @@ def vqvae_task(request: TaskRequest, reading: ReaderShare) -> Task:
     settings = request.settings
     base = request.base
     top_hop = max(preset.vqvae.hops.values())
-    clips, songs = open_clips(request, "vqvae", "top hop", top_hop)
+    channels = preset.audio.channels
+    clips, songs = open_clips(request, "vqvae", "top hop", top_hop, channels)
     config = base.config if base else preset.vqvae
     rate = preset.audio.sample_rate
     if (
         not isinstance(config, VQVAEConfig)
         or config.sample_rate != rate
+        or config.channels != channels
         or config.hops != preset.vqvae.hops
     ):
         folder = base.folder if base else ""
@@ -68,11 +70,11 @@ def vqvae_task(request: TaskRequest, reading: ReaderShare) -> Task:
 
 
 def open_clips(
-    request: TaskRequest, stage: str, unit_name: str, unit: int
+    request: TaskRequest, stage: str, unit_name: str, unit: int, channels: int
 ) -> tuple[SongClips | BlendedClips | UnindexedShards, dict[str, Any]]:
     """The clips to train on, and what identifies their songs: fingerprints, or URLs of tars without an index.
 
-    A clip of `stage` must be a multiple of `unit` samples.
+    A clip of `stage` must be a multiple of `unit` samples; it has `channels`.
     """
     preset = request.preset
     loader = request.settings.loader
@@ -91,6 +93,7 @@ def open_clips(
             loader.clips_per_song_visit,
             augment=augment,
             remote=request.remote,
+            channels=channels,
         )
         return tars, {"songs": redact(tars.shown)}
     songs = open_data(request.data, request.remote)
@@ -102,8 +105,11 @@ def open_clips(
             f" prepare them with --sample-rate {rate}"
         )
     if isinstance(songs, ShardSet):
-        return SongClips(songs, clip, held_out, augment=augment), {"songs": songs.fingerprint}
-    parts = [SongClips(one, clip, held_out, augment=augment) for one in songs.sets]
+        alone = SongClips(songs, clip, held_out, augment=augment, channels=channels)
+        return alone, {"songs": songs.fingerprint}
+    parts = [
+        SongClips(one, clip, held_out, augment=augment, channels=channels) for one in songs.sets
+    ]
     clips = BlendedClips(songs, parts)
     return clips, {"songs": songs.fingerprint, "sets": clips.named_weights()}
 
@@ -144,7 +150,7 @@ def measure_bandwidth(
 def first_clips(
     clips: SongClips | BlendedClips | UnindexedShards, count: int, settings: TrainingSettings
 ) -> Tensor:
-    """At most `count` clips [N, T] of the training order, unchanged; bad ones are replaced as in training."""
+    """Every channel [N, T] of at most `count` clips of the training order; bad ones are replaced as in training."""
     if isinstance(clips, UnindexedShards):
         steps = UnindexedBatches(
             clips,
@@ -153,10 +159,11 @@ def first_clips(
             micro_batch=1,
             max_bad_sample_ratio=settings.loader.max_bad_sample_ratio,
         )
-        return torch.cat([step[0]["audio"][:, :, 0] for step in islice(steps, count)])
+        clips_BTA = [step[0]["audio"] for step in islice(steps, count)]
+        return torch.cat(clips_BTA).transpose(1, 2).flatten(0, 1)
     order = training_order(clips, settings.seed)
     waves = []
     for position in range(min(count, order.clips)):
         clip = read_or_replace(clips, order, position, None)
-        waves.append(clip.fields["audio"][:, 0])
+        waves.extend(clip.fields["audio"].T)
     return torch.from_numpy(np.stack(waves))

@@ -76,3 +76,19 @@ def test_songs_and_their_codes_are_split_alike_by_key() -> None:
     )
     assert not split(keys, 0.0).any()
     assert split(keys, 1.0).all()
+
+
+def test_stereo_clips_keep_left_and_right_and_exchange_them_for_half_the_draws(songs: Path) -> None:
+    source = SongClips(ShardSet(songs), CLIP, channels=2)
+    mono = SongClips(ShardSet(songs), CLIP)
+    assert source.facts()["channels"] == 2 and "channels" not in mono.facts()
+    held = source.read(7, 2, None)["audio"]
+    assert held.shape == (CLIP, 2) and held.dtype == np.float32
+    assert held[-1, 0] > held[0, 0] and held[-1, 1] < held[0, 1]  # left counts up, right down
+    np.testing.assert_allclose(held.mean(axis=1), mono.read(7, 2, None)["audio"][:, 0], atol=1e-6)
+    rising = []
+    for seed in range(60):
+        x = source.read(7, 2, np.random.default_rng(seed))["audio"]
+        rising.append(x[-1, 0] > x[0, 0])
+        assert (x[-1, 1] > x[0, 1]) != rising[-1]
+    assert 15 < sum(rising) < 45

@@ -219,7 +219,7 @@ def test_a_spectrum_level_that_cannot_be_is_refused(changed: dict, named: str) -
 
 
 def test_the_references_layouts_refuse_a_spectrum_level() -> None:
-    with pytest.raises(UserError, match=r"top level has target spectrum.*--layout plain"):
+    with pytest.raises(UserError, match=r"top level has target spectrum.*--layout megajukebox"):
         vqvae_table(spectrum_vqvae().config)
     assert vqvae_table(vqvae_config())
 

@@ -23,7 +23,7 @@ class Augment:
         return self.volume_db > 0 or self.eq_db > 0
 
     def __call__(self, x_T: np.ndarray, sample_rate: int, rng: np.random.Generator) -> np.ndarray:
-        """The clip, changed; as long as before.
+        """The clip [T] or [T, C], changed; as long as before, and every channel in the same way.
 
         A clip that would exceed full scale is scaled down as a whole.
         """
@@ -40,4 +40,4 @@ def equalise(x_T: np.ndarray, sample_rate: int, gains_db: np.ndarray) -> np.ndar
     """
     frequency = np.fft.rfftfreq(len(x_T), 1 / sample_rate)
     curve = np.interp(np.log(np.maximum(frequency, 1.0)), np.log(BANDS), gains_db)
-    return np.fft.irfft(np.fft.rfft(x_T) * 10 ** (curve / 20), len(x_T))
+    return np.fft.irfft(np.fft.rfft(x_T.T) * 10 ** (curve / 20), len(x_T)).T

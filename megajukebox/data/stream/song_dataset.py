@@ -10,7 +10,7 @@ import numpy as np
 from megajukebox.common.errors import BadSampleError, UserError
 from megajukebox.common.old_settings import upgrade_stage
 from megajukebox.common.untrusted_files import parse_yaml, read_inside
-from megajukebox.data.audio import downmix, read_slice
+from megajukebox.data.audio import as_channels, read_slice
 from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.data.stream.augment import Augment
 
@@ -76,8 +76,8 @@ def moved_inside(start: int, length: int, song: int) -> int:
 
 
 class SongClips:
-    """Clips of `clip` samples of the songs in `shards`, mixed down to mono; songs shorter than a
-    clip are left out.
+    """Clips of `clip` samples of the songs in `shards`, mixed down to mono, or (`channels` 2) of
+    left and right; songs shorter than a clip are left out.
 
     With `verify` the first clip read from a song checks the whole member's CRC, once a process (33
     MB for four minutes of FLAC); without it a clip is refused if it does not decode to as many
@@ -91,6 +91,7 @@ class SongClips:
         held_out: float = 0.0,
         verify: bool = False,
         augment: Augment = UNCHANGED,
+        channels: int = 1,
     ) -> None:
         if clip < 1:
             raise UserError(f"clip {clip} is not a length in samples; set 1 or more")
@@ -99,6 +100,7 @@ class SongClips:
         self.held_out = held_out
         self.verify = verify
         self.augment = augment
+        self.channels = channels
         self.shard_of_song = np.asarray(shards.songs["shard"])
         self._clips = believable(shards.songs["frames"]) // clip
         self._held_out = split(shards.songs["key"], held_out)
@@ -121,10 +123,12 @@ class SongClips:
         if self.augment.on:
             facts["volume_db"] = self.augment.volume_db
             facts["eq_db"] = self.augment.eq_db
+        if self.channels != 1:
+            facts["channels"] = self.channels
         return facts
 
     def read(self, song: int, clip: int, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
-        """{"audio": float32 [clip, 1]}; BadSampleError if it cannot be read.
+        """{"audio": float32 [clip, channels]}; BadSampleError if it cannot be read.
 
         Without `rng`: no shift, equal mix.
         """
@@ -139,10 +143,20 @@ class SongClips:
         # libsndfile asks for 8 kB at a time and often at its own position: a buffer answers without
         # a call of ours
         with io.BufferedReader(self.shards.open_member(song, "audio"), BUFFER) as file:
-            x_T = downmix(read_slice(file, start, self.clip, rate), mix)
+            x = training_mix(read_slice(file, start, self.clip, rate), self.channels, mix)
         if rng is not None and self.augment.on:
-            x_T = self.augment(x_T, rate, rng)
-        return {"audio": x_T[:, None].astype(np.float32, copy=False)}
+            x = self.augment(x, rate, rng)
+        return {"audio": x.reshape(self.clip, self.channels).astype(np.float32, copy=False)}
+
+
+def training_mix(x_TC: np.ndarray, channels: int, mix: float) -> np.ndarray:
+    """A clip [T, C] as a model of so many channels is trained with it.
+
+    Mono [T] is `mix` of the left and the rest of the right (Jukebox's rule: `mix` is drawn for each
+    clip). Stereo [T, 2] has left and right exchanged where `mix` is below a half.
+    """
+    x = as_channels(x_TC, channels, mix)
+    return x[:, ::-1] if channels == 2 and mix < 0.5 else x
 
 
 def believable(frames: np.ndarray) -> np.ndarray:

@@ -26,7 +26,7 @@ import webdataset
 
 from megajukebox.common.errors import BadSampleError, UserError
 from megajukebox.common.plain_text import plain
-from megajukebox.data.audio import downmix, facts, read_slice
+from megajukebox.data.audio import facts, read_slice
 from megajukebox.data.shards.plain_tars import UnindexedSong, songs_of, tar_name
 from megajukebox.data.shards.remote import RemoteConfig
 from megajukebox.data.shards.source_url import SourceUrl
@@ -50,7 +50,7 @@ from megajukebox.data.stream.batches import (
     whole_steps,
 )
 from megajukebox.data.stream.sample_order import rng
-from megajukebox.data.stream.song_dataset import clip_start, split
+from megajukebox.data.stream.song_dataset import clip_start, split, training_mix
 from megajukebox.data.stream.stream_identity import UnindexedStreamIdentity
 from megajukebox.data.stream.worker_pool import ALONE, PrefetchedSteps, ReadAhead, WorkerStatus
 
@@ -75,6 +75,7 @@ class UnindexedShards:
     buffer_bytes: int = 256 << 20  # of clips, per worker
     augment: Augment = Augment()  # noqa: RUF009 - frozen
     remote: RemoteConfig = RemoteConfig()  # noqa: RUF009 - frozen
+    channels: int = 1
 
     @property
     def shown(self) -> str:
@@ -106,7 +107,7 @@ def tars_in(folder: Path) -> list[str]:
 def clips_of(
     song: UnindexedSong, shards: UnindexedShards, generator: np.random.Generator
 ) -> Iterator[np.ndarray]:
-    """Clips [clip, 1] at random positions of a song; none of a short one.
+    """Clips [clip, channels] at random positions of a song; none of a short one.
 
     Raises BadSampleError if it is broken, or of another sample rate.
     """
@@ -126,10 +127,10 @@ def clips_of(
         clip = int(generator.integers(frames // shards.clip))
         start = clip_start(clip, shards.clip, frames, generator)
         x_TC = read_slice(io.BytesIO(song.audio), start, shards.clip, shards.sample_rate)
-        x_T = downmix(x_TC, generator.random())
+        x = training_mix(x_TC, shards.channels, generator.random())
         if shards.augment.on:
-            x_T = shards.augment(x_T, shards.sample_rate, generator)
-        yield x_T[:, None].astype(np.float32)
+            x = shards.augment(x, shards.sample_rate, generator)
+        yield x.reshape(shards.clip, shards.channels).astype(np.float32)
 
 
 def samples(

@@ -24,7 +24,7 @@ from megajukebox.records.found_returns import read_returns
 FOLDER = "corpus"  # of the site
 MAX_SERIAL = 8  # songs that are read sooner than other processes are started
 SONGS_PER_TASK = 4  # of a process
-# Mono audio [T] at a rate -> the reconstruction of each level of a VQ-VAE, level -> [T].
+# Audio [T, C] at a rate -> the reconstruction of each level of a VQ-VAE, level -> [T], of stereo [T, 2].
 Reconstruct = Callable[[np.ndarray, int], dict[str, np.ndarray]]
 
 
@@ -210,8 +210,8 @@ def add_reconstructions(
     length = round(song.excerpt_seconds * song.sample_rate)
     wave_TC = read_audio(shards, song.row, start, length)
     audio = {}
-    for level, wave_T in reconstruct(downmix(wave_TC), song.sample_rate).items():
-        files.write(level, wave_T[:, None], song.sample_rate, keep_audio=True)
+    for level, wave in reconstruct(wave_TC, song.sample_rate).items():
+        files.write(level, wave.reshape(len(wave), -1), song.sample_rate, keep_audio=True)
         audio[level] = files.path(level, "flac")
     return replace(song, audio=audio | song.audio)
 

@@ -3,7 +3,7 @@
 The pieces lie on a grid of their own, so the audio of a level is the same however its codes came.
 """
 
-# T codes of a level
+# T codes of a level, A channels of the audio
 import os
 import struct
 from pathlib import Path
@@ -36,7 +36,7 @@ def piece_size(vqvae: VQVAE, level: str) -> int:
 
 
 def decode_all(vqvae: VQVAE, codes_T: Tensor, level: str) -> Tensor:
-    """Mono audio [T*hop], the same as a stream writes."""
+    """Audio [T*hop], of stereo [T*hop, A], the same as a stream writes."""
     size = piece_size(vqvae, level)
     pieces = []
     for start in range(0, len(codes_T), size):
@@ -45,7 +45,7 @@ def decode_all(vqvae: VQVAE, codes_T: Tensor, level: str) -> Tensor:
 
 
 class AudioStream:
-    """Writes <name>.part.wav as codes come (16 bits, mono; a player may open it at any moment), at last <name>.wav.
+    """Writes <name>.part.wav as codes come (16 bits; a player may open it at any moment), at last <name>.wav.
 
     A part that an interrupted attempt left is overwritten piece by piece: it never holds less audio than before.
     """
@@ -59,6 +59,8 @@ class AudioStream:
         self.context = vqvae.level(level).decoder_reach()
         self.hop = vqvae.config.hops[level]
         self.rate = vqvae.config.sample_rate
+        self.channels = vqvae.config.channels
+        self.frame_bytes = 2 * self.channels  # of 16-bit samples
         self.part = path.with_suffix(PARTIAL_SUFFIX)
         self.decoded = 0  # codes
         self.file: BinaryIO | None = None
@@ -74,7 +76,7 @@ class AudioStream:
             self._write(audio.float().cpu().numpy())
             self.decoded = min(self.decoded + self.size, len(codes_T))
         if done == len(codes_T) and self.file is not None:
-            size = 2 * self.decoded * self.hop  # bytes of 16-bit samples
+            size = self.frame_bytes * self.decoded * self.hop
             self.file.truncate(HEADER + size)
             self._write_header(size)
             self.file.close()
@@ -85,7 +87,7 @@ class AudioStream:
         if self.file is None:
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
             self.file = os.fdopen(os.open(self.part, flags, 0o666), "r+b")  # until the level ends
-        self.file.seek(HEADER + 2 * self.decoded * self.hop)
+        self.file.seek(HEADER + self.frame_bytes * self.decoded * self.hop)
         self.file.write(quantised(audio, 16).astype("<i2").tobytes())
         self.file.flush()  # before the header counts it
         self._write_header(self.file.seek(0, os.SEEK_END) - HEADER)
@@ -94,7 +96,9 @@ class AudioStream:
         """Write the header for `data` bytes of samples."""
         assert self.file is not None
         self.file.seek(0)
-        form = (b"fmt ", 16, 1, 1, self.rate, 2 * self.rate, 2, 16)  # PCM, one channel
+        bytes_per_second = self.frame_bytes * self.rate
+        pcm = 1
+        form = (b"fmt ", 16, pcm, self.channels, self.rate, bytes_per_second, self.frame_bytes, 16)
         self.file.write(
             struct.pack("<4sI4s4sIHHIIHH4sI", b"RIFF", 36 + data, b"WAVE", *form, b"data", data)
         )

@@ -17,7 +17,7 @@ from megajukebox.common.errors import UserError
 from megajukebox.common.npz import codes_of, read_npz
 from megajukebox.common.plain_text import plain
 from megajukebox.common.untrusted_files import open_given, parse_json, read_given
-from megajukebox.data.audio import read_mono
+from megajukebox.data.audio import as_channels, read, read_mono
 from megajukebox.models.chunked_codec import encode_long
 from megajukebox.models.vqvae import VQVAE
 from megajukebox.sampling.songs.requests import SongRequest
@@ -36,7 +36,7 @@ class KnownCodes:
 
 @dataclass(frozen=True)
 class PromptSource:
-    """The file of a request: its codes [T] by level and, where it is a recording, its mono audio [samples]."""
+    """The file of a request: its codes [T] by level and, where it is a recording, its audio [samples], of stereo [samples, 2]."""
 
     codes: dict[str, np.ndarray]
     audio: np.ndarray | None = None
@@ -53,7 +53,11 @@ def load_source(path: str, vqvae: VQVAE, fingerprint: str, device: torch.device)
         return PromptSource(_codes_of_sample(file, vqvae, fingerprint))
     try:
         with open_given(file) as recording:
-            audio = read_mono(recording, vqvae.config.sample_rate)
+            if vqvae.config.channels == 1:
+                audio = read_mono(recording, vqvae.config.sample_rate)
+            else:
+                stereo = read(recording, vqvae.config.sample_rate)
+                audio = as_channels(stereo, vqvae.config.channels)
     except OSError as error:
         what = "is missing" if isinstance(error, FileNotFoundError) else error.strerror
         raise UserError(

@@ -4,7 +4,7 @@ As a function of audio, as tracks beside a song that continues a recording, and 
 which the VQ-VAE was not trained on, with their codes, so that lower levels can be sampled from the true upper ones.
 """
 
-# T samples or codes
+# T samples or codes; audio is [T] of a mono VQ-VAE, [T, 2] of a stereo one
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ import torch
 
 from megajukebox.common.errors import UserError
 from megajukebox.common.levels import VQVAE_FOLDER
-from megajukebox.data.audio import read_mono_slice
+from megajukebox.data.audio import as_channels, read_channels_slice
 from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.data.stream.song_dataset import held_out_share, split
 from megajukebox.models.chunked_codec import decode_long, encode_long
@@ -32,7 +32,7 @@ MAX_KEY_IN_ID = 48  # characters
 def reconstructor(
     run: Path, sample_rate: int
 ) -> Callable[[np.ndarray, int], dict[str, np.ndarray]]:
-    """A function from mono audio [T] and its rate (Hz) to the same audio [T] by level, by the VQ-VAE in `run`.
+    """A function from audio [T, C] and its rate (Hz) to the same audio by level, by the VQ-VAE in `run`.
 
     Refiners that lie beside the run add their own tracks.
 
@@ -42,25 +42,26 @@ def reconstructor(
     vqvae, facts = load_vqvae(run, sample_rate)
     refiners = load_refiners(run.parent, facts, "cpu")
 
-    def reconstruct(wave_T: np.ndarray, rate: int) -> dict[str, np.ndarray]:
+    def reconstruct(wave_TC: np.ndarray, rate: int) -> dict[str, np.ndarray]:
         assert rate == sample_rate, f"{rate} Hz in a set of {sample_rate} Hz"
-        audio_T = torch.from_numpy(wave_T)
+        audio = torch.from_numpy(as_channels(wave_TC, vqvae.config.channels))
         reconstructions = {}
         for level in vqvae.config.levels:
-            codes_T = encode_long(vqvae, audio_T, level)
-            decoded_T = decode_long(vqvae, codes_T, level)
-            reconstructions[level] = pad_to(decoded_T.clamp(-1, 1).numpy(), len(wave_T))
+            codes_T = encode_long(vqvae, audio, level)
+            decoded = decode_long(vqvae, codes_T, level)
+            reconstructions[level] = pad_to(decoded.clamp(-1, 1).numpy(), len(audio))
             if level in refiners:
-                refined_T = refiners[level].refined(vqvae, codes_T)
-                reconstructions[refiners[level].track] = pad_to(refined_T, len(wave_T))
+                refined = refiners[level].refined(vqvae, codes_T)
+                reconstructions[refiners[level].track] = pad_to(refined, len(audio))
         return reconstructions
 
     return reconstruct
 
 
-def pad_to(wave_T: np.ndarray, length: int) -> np.ndarray:
-    """`wave_T` with silence to `length`: a last part shorter than one top code is not encoded."""
-    return np.pad(wave_T, (0, length - len(wave_T)))
+def pad_to(wave: np.ndarray, length: int) -> np.ndarray:
+    """`wave` with silence to `length`: a last part shorter than one top code is not encoded."""
+    silence = [(0, length - len(wave))] + [(0, 0)] * (wave.ndim - 1)
+    return np.pad(wave, silence)
 
 
 # ---- Beside a song --------------------------------------------------------------------------------------------------
@@ -78,12 +79,12 @@ def reference_tracks(
     if finest in source.codes:
         length = -(-samples // vqvae.config.hops[finest])  # codes, rounded up
         codes_T = torch.from_numpy(source.codes[finest][:length]).to(device)
-        decoded_T = decode_long(vqvae, codes_T, finest).clamp(-1, 1)
-        tracks["reconstruction"] = decoded_T.float().cpu().numpy()
+        decoded = decode_long(vqvae, codes_T, finest).clamp(-1, 1)
+        tracks["reconstruction"] = decoded.float().cpu().numpy()
     if source.audio is not None:
         tracks["original"] = source.audio
     # As long as the song, so that pictures one below the other show the same moments.
-    return {track: pad_to(wave_T[:samples], samples) for track, wave_T in tracks.items()}
+    return {track: pad_to(wave[:samples], samples) for track, wave in tracks.items()}
 
 
 # ---- Songs of a set -------------------------------------------------------------------------------------------------
@@ -136,10 +137,9 @@ def reconstructions(
     for row in rows:
         frames = min(int(shards.songs["frames"][row]), round(seconds * rate))
         with shards.open_member(row, "audio") as file:
-            wave_T = read_mono_slice(cast(BinaryIO, file), 0, frames, rate)  # mono
-        song = GeneratedSong(
-            request_from_song(shards, row, len(wave_T)), [], rate, samples=len(wave_T)
-        )
+            channels = vqvae.config.channels
+            wave = read_channels_slice(cast(BinaryIO, file), 0, frames, rate, channels)
+        song = GeneratedSong(request_from_song(shards, row, len(wave)), [], rate, samples=len(wave))
         song.facts = {
             "weights": {"vqvae": facts["fingerprint"]},
             "steps": {"vqvae": facts.get("step")},
@@ -150,15 +150,15 @@ def reconstructions(
             used = {level: refiner.fingerprint for level, refiner in refiners.items()}
             song.facts["refiners"] = used
         for level in reversed(vqvae.config.levels):
-            codes_T = encode_long(vqvae, torch.from_numpy(wave_T).to(device), level)
-            decoded_T = decode_long(vqvae, codes_T, level).clamp(-1, 1)
+            codes_T = encode_long(vqvae, torch.from_numpy(wave).to(device), level)
+            decoded = decode_long(vqvae, codes_T, level).clamp(-1, 1)
             song.codes[level] = codes_T.cpu().numpy()
-            song.audio[level] = pad_to(decoded_T.float().cpu().numpy(), len(wave_T))
+            song.audio[level] = pad_to(decoded.float().cpu().numpy(), len(wave))
             song.levels[level] = {"codes": len(codes_T)}
             if level in refiners:
-                refined_T = pad_to(refiners[level].refined(vqvae, codes_T), len(wave_T))
-                song.add_reference_tracks({refiners[level].track: refined_T})
-        song.add_reference_tracks({"original": wave_T})
+                refined = pad_to(refiners[level].refined(vqvae, codes_T), len(wave))
+                song.add_reference_tracks({refiners[level].track: refined})
+        song.add_reference_tracks({"original": wave})
         yield song
 
 

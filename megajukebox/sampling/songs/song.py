@@ -20,7 +20,7 @@ from megajukebox.sampling.songs.requests import SongRequest
 
 @dataclass
 class GeneratedSong:
-    """What is sampled for one request, so far: codes [T] and audio [samples] by level."""
+    """What is sampled for one request, so far: codes [T] and audio [samples], of stereo [samples, 2], by level."""
 
     request: SongRequest
     notes: list[str]
@@ -42,8 +42,8 @@ class GeneratedSong:
 
     def add_reference_tracks(self, tracks: dict[str, np.ndarray]) -> None:
         """Recordings to hear at the same moments as the song: `original`, `reconstruction`, `refined_bottom`."""
-        for track, wave_T in tracks.items():
-            self.audio[track] = wave_T
+        for track, wave in tracks.items():
+            self.audio[track] = wave
             self.levels[track] = {}
 
     def save(self, folder: Path | str) -> Path:
@@ -54,7 +54,7 @@ class GeneratedSong:
         # A level whose audio was streamed to its file is not in memory.
         for level, wave in self.audio.items():
             self.levels[level]["audio"] = audio_name(song, level, self.main_level)
-            write_wav(folder / self.levels[level]["audio"], wave[:, None], self.sample_rate)
+            write_wav(folder / self.levels[level]["audio"], wave, self.sample_rate)
         file = io.BytesIO()
         # The stubs of savez would take a more precise type for its argument allow_pickle.
         arrays: dict[str, Any] = {}

@@ -7,9 +7,9 @@ from megajukebox.models.conditioners import ALIGNED
 from megajukebox.models.prior import PriorConfig
 
 
-def clips(size: int, samples: int) -> dict:
-    """Noise as a VQ-VAE is given audio: [size, samples, 1]."""
-    return {"audio": torch.randn(size, samples, 1) * 0.1}
+def clips(size: int, samples: int, channels: int = 1) -> dict:
+    """Noise as a VQ-VAE is given audio: [size, samples, channels]."""
+    return {"audio": torch.randn(size, samples, channels) * 0.1}
 
 
 def windows(config: PriorConfig, size: int) -> dict:

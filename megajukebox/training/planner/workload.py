@@ -54,7 +54,7 @@ class AudioWorkload:
         return VQVAE(self.model_config)
 
     def batch(self, size: int) -> dict:
-        return clips(size, self.clip)
+        return clips(size, self.clip, self.model_config.channels)
 
     def pipeline_layers(self) -> NoReturn:
         raise UserError("only priors train as a pipeline; choose a ds_config without `pipeline`")
@@ -62,7 +62,7 @@ class AudioWorkload:
 
 @dataclass(frozen=True)
 class RefinerWorkload:
-    """A refiner on clips of audio; what its frozen VQ-VAE computes is counted as if it were trained."""
+    """A refiner on clips of audio, which its frozen VQ-VAE encodes and decodes first."""
 
     vqvae_json: str  # of a VQVAEConfig
     settings_json: str  # of a RefinerSettings
@@ -78,8 +78,12 @@ class RefinerWorkload:
         return RefinerSettings.model_validate_json(self.settings_json)
 
     @cached_property
+    def vqvae_config(self) -> VQVAEConfig:
+        return VQVAEConfig.model_validate_json(self.vqvae_json)
+
+    @cached_property
     def model_config(self) -> RefinerConfig:
-        return refiner_config(self.settings, VQVAEConfig.model_validate_json(self.vqvae_json))
+        return refiner_config(self.settings, self.vqvae_config)
 
     @property
     def units(self) -> float:
@@ -87,12 +91,12 @@ class RefinerWorkload:
         return self.clip / self.model_config.sample_rate
 
     def build(self) -> nn.Module:
-        vqvae = VQVAE(VQVAEConfig.model_validate_json(self.vqvae_json))
+        vqvae = VQVAE(self.vqvae_config)
         settings = self.settings
         return RefinerTraining(self.model_config, settings.loss, vqvae, settings.adversarial)
 
     def batch(self, size: int) -> dict:
-        return clips(size, self.clip)
+        return clips(size, self.clip, self.vqvae_config.channels)
 
     def pipeline_layers(self) -> NoReturn:
         raise UserError("only priors train as a pipeline; choose a ds_config without `pipeline`")
