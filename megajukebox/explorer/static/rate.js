@@ -143,7 +143,7 @@ function interval(score, lowest) {
 }
 
 function lines(scores, lowest) {
-  const table = make("div", "", { class: "tally" });
+  const table = make("div", "", { class: "tally ratings" });
   for (const score of scores) {
     const range = score.low === null ? "one rating" : `${score.low.toFixed(1)} to ${score.high.toFixed(1)}`;
     const people = score.listeners === 1 ? "1 listener" : `${score.listeners} listeners`;
