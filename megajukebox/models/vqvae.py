@@ -33,7 +33,7 @@ class VQVAEConfig(BaseModel):
     _old_keys = accept_old_keys(codes="codebook_size")
 
     sample_rate: int = Field(gt=0)
-    channels: Literal[1, 2] = Field(1, description="of the audio: mono, or left and right")
+    channels: Literal[1, 2] = Field(default=1, description="of the audio: mono, or left and right")
     down: tuple[int, ...] = (3, 2, 2)
     stride: tuple[int, ...] = (2, 2, 2)
     multipliers: tuple[int, ...] = (2, 1, 1)

@@ -32,7 +32,7 @@ MAX_KEY_IN_ID = 48  # characters
 def reconstructor(
     run: Path, sample_rate: int
 ) -> Callable[[np.ndarray, int], dict[str, np.ndarray]]:
-    """A function from audio [T, C] and its rate (Hz) to the same audio by level, by the VQ-VAE in `run`.
+    """A function from audio [T] or [T, C] and its rate (Hz) to the same audio by level, by the VQ-VAE in `run`.
 
     Refiners that lie beside the run add their own tracks.
 
@@ -42,8 +42,9 @@ def reconstructor(
     vqvae, facts = load_vqvae(run, sample_rate)
     refiners = load_refiners(run.parent, facts, "cpu")
 
-    def reconstruct(wave_TC: np.ndarray, rate: int) -> dict[str, np.ndarray]:
+    def reconstruct(wave: np.ndarray, rate: int) -> dict[str, np.ndarray]:
         assert rate == sample_rate, f"{rate} Hz in a set of {sample_rate} Hz"
+        wave_TC = wave.reshape(len(wave), -1)
         audio = torch.from_numpy(as_channels(wave_TC, vqvae.config.channels))
         reconstructions = {}
         for level in vqvae.config.levels:
