@@ -98,7 +98,7 @@ class ListeningTests:
 
     ratings: Path
     site: Path
-    open: OrderedDict[str, OpenTest] = field(default_factory=OrderedDict)
+    pending: OrderedDict[str, OpenTest] = field(default_factory=OrderedDict)
     lock: Lock = field(default_factory=Lock)
 
     def next(
@@ -131,9 +131,9 @@ class ListeningTests:
         self.anchor(samples, clip)
         identity = secrets.token_urlsafe(12)
         with self.lock:
-            self.open[identity] = OpenTest(clip, listener, tuple(stimuli))
-            while len(self.open) > MAX_OPEN:
-                self.open.popitem(last=False)
+            self.pending[identity] = OpenTest(clip, listener, tuple(stimuli))
+            while len(self.pending) > MAX_OPEN:
+                self.pending.popitem(last=False)
         audio = {str(n): f"/api/stimuli/{identity}/{n}" for n in range(1, len(stimuli) + 1)}
         audio["Reference"] = f"/api/stimuli/{identity}/0"
         measured = [self.loudness(samples, clip, name) for name in (ORIGINAL, *stimuli)]
@@ -150,7 +150,7 @@ class ListeningTests:
         self, samples: Mapping[str, ListedSample], identity: str, number: str
     ) -> ContainedFile | None:
         """The recording of a number of an open test; 0 is the reference."""
-        test = self.open.get(identity)
+        test = self.pending.get(identity)
         numbers = [str(n) for n in range(len(test.order) + 1)] if test else []
         if test is None or number not in numbers:
             return None
@@ -197,7 +197,7 @@ class ListeningTests:
 
     def listener(self, identity: str) -> str:
         """Who asked for an open test; "" where it is none."""
-        test = self.open.get(identity)
+        test = self.pending.get(identity)
         return test.listener if test else ""
 
     def rate(self, identity: str, scores: object) -> dict[str, str]:
@@ -206,7 +206,7 @@ class ListeningTests:
         Raises:
             UserError: the test is not open, or a number has no score from 0 to 100.
         """
-        test = self.open.get(identity)
+        test = self.pending.get(identity)
         if test is None:
             raise UserError(
                 "this clip is not open for ratings (rated before, or the server was restarted)"
@@ -226,7 +226,7 @@ class ListeningTests:
             time=round(time.time(), 3),
         )
         with self.lock:
-            if self.open.pop(identity, None) is None:
+            if self.pending.pop(identity, None) is None:
                 raise UserError("this clip was rated a moment ago")
         append_rating(self.ratings, rating)
         return numbers

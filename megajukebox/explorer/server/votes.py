@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from megajukebox.common.errors import UserError
 from megajukebox.common.files import make_folder
-from megajukebox.common.untrusted_files import UnsafeFileError, read_inside
+from megajukebox.common.untrusted_files import UnsafeFileError, parse_json, read_inside
 
 LOCK_SECONDS = 10.0
 MAX_VOTES_BYTES = 64 << 20  # some 200,000 votes
@@ -142,8 +142,8 @@ def read_lines(path: Path, kind: type[Line]) -> tuple[list[Line], int]:
     skipped = 0
     for line in content.splitlines():
         try:
-            records.append(kind.model_validate_json(line))
-        except ValidationError:
+            records.append(kind.model_validate(parse_json(line)))
+        except ValueError:  # pydantic's too
             skipped += bool(line.strip())
     return records, skipped
 
