@@ -65,6 +65,9 @@ METRICS = {
     "label_gain_bits": MetricDefinition(
         "bits per code that the song's own labels save", 1, 0.005, "bits"
     ),
+    "memory_gain_bits": MetricDefinition(
+        "bits per code that memory saves in windows that return", 1, 0.005, "bits"
+    ),
     "forward_kl_bits": MetricDefinition(
         "teacher's codes: bits per code that the student needs beyond the teacher",
         -1,

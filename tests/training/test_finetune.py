@@ -72,6 +72,21 @@ def test_a_checkpoint_of_a_run_is_as_good_a_start_as_the_run(little, base, tmp_p
     assert losses(tmp_path / "run")[0] < losses(base)[0], "it starts where the other had come to"
 
 
+@pytest.mark.slow
+def test_sections_and_memory_are_added_to_a_trained_prior_at_zero(little, base, tmp_path):
+    """The first loss is that of a run without them, to the last bit; then they learn."""
+    memory = "memory: {width: 8, depth: 2, margin: 4, dropout: 0.1}"
+    aligned = f"top.aligned={{sections: {{dropout: 0.1}}, {memory}}}"
+    grown, plain = tmp_path / "grown", tmp_path / "plain"
+    train(*little, plain, "--from", str(base), "--stop-after", "1")
+    train(*little, grown, "--from", str(base), aligned)
+    assert losses(grown)[0] == losses(plain)[0]
+    config = json.loads((grown / "model.json").read_text())["config"]
+    assert sorted(config["aligned"]) == ["memory", "sections"]
+    assert set(weights(base)) < set(weights(grown))
+    train(*little, tmp_path / "further", "--from", str(grown), aligned, "--stop-after", "1")
+
+
 def test_a_kept_checkpoint_is_scored_as_the_run_was_at_that_step(little, base, tmp_path):
     codes, run = little[0], shutil.copytree(base, tmp_path / "runs" / "top_prior")
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from megajukebox.common.progress import track
+from megajukebox.conditioning.section_conditions import MEMORY
 from megajukebox.data.shards.shard_set import ShardSet
 from megajukebox.data.stream.batches import stack, tensors
 from megajukebox.data.stream.code_dataset import (
@@ -20,6 +21,7 @@ from megajukebox.distillation.teacher_sampling import to_device
 from megajukebox.models.prior import Prior
 from megajukebox.sampling.jukebox import PriorRun
 
+MIN_REMEMBERED = 0.5  # share of a window that returns, for memory to be measured in it
 BATCH = 8  # windows that are evaluated at once
 WindowBits = Callable[[dict[str, Any]], Tensor]  # a batch of windows -> mean bits per code [B]
 
@@ -42,10 +44,10 @@ def held_out_bits(
     max_windows: int,
     device: torch.device,
 ) -> dict[str, dict[str, float]]:
-    """{song: {"bits_per_code", "label_gain_bits"}} of at most `max_windows` of each song.
+    """{song: {"bits_per_code", "label_gain_bits", "memory_gain_bits"}} of at most `max_windows` of each song.
 
     `label_gain_bits` is what the labels are worth: the bits with those of another song in their place, less
-    the bits.
+    the bits. `memory_gain_bits` is what memory is worth in windows that return: the bits without it, less the bits.
     """
     metrics: dict[str, dict[str, float]] = {}
     counts = windows.clips("train")  # nothing is held out here: `rows` says which songs
@@ -60,8 +62,21 @@ def held_out_bits(
         if others is not None:
             swapped = [sample | {"conditions": others} for sample in samples]
             own["label_gain_bits"] = song_bits(bits, swapped, device) - own["bits_per_code"]
+        returning = [sample for sample in samples if remembered_share(sample) >= MIN_REMEMBERED]
+        if returning:
+            forgotten = [sample | {MEMORY: np.zeros_like(sample[MEMORY])} for sample in returning]
+            without = song_bits(bits, forgotten, device)
+            own["memory_gain_bits"] = without - song_bits(bits, returning, device)
         metrics[windows.shards.key(row)] = own
     return metrics
+
+
+def remembered_share(sample: Mapping[str, Any]) -> float:
+    """The share of a window's codes for which there is a memory; 0 for a prior without one."""
+    if MEMORY not in sample:
+        return 0.0
+    margin = (len(sample[MEMORY]) - len(sample["codes"])) // 2
+    return float((sample[MEMORY][margin : margin + len(sample["codes"])] > 0).mean())
 
 
 def labels_of_another(
