@@ -62,6 +62,15 @@ RefinerRuns = Annotated[
     ),
 ]
 
+EarlierReport = Annotated[
+    Path | None,
+    typer.Option(help="Earlier report.json: exit with 4 if any metric is worse."),
+]
+JsbFile = Annotated[
+    Path | None,
+    typer.Option(help="Jsb16thSeparated.json, for a composer: nats a cell as papers count."),
+]
+
 
 @renamed_options({"--against": "--reference"})
 def main(
@@ -75,10 +84,7 @@ def main(
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for report.json and the page.")] = Path("score"),
-    gate: Annotated[
-        Path | None,
-        typer.Option(help="Earlier report.json: exit with 4 if any metric is worse."),
-    ] = None,
+    gate: EarlierReport = None,
     checkpoint: Annotated[
         str | None,
         typer.Option(
@@ -98,10 +104,7 @@ def main(
         int, typer.Option(min=1, help="Evaluate at most this many windows of codes of each song.")
     ] = EvalBudget.windows,
     refiner: RefinerRuns = None,
-    jsb: Annotated[
-        Path | None,
-        typer.Option(help="Jsb16thSeparated.json, for a composer: nats a cell as papers count."),
-    ] = None,
+    jsb: JsbFile = None,
     held_out: Annotated[
         float | None,
         typer.Option(min=0, max=1, help="Fraction of songs held out (default: the run's)."),

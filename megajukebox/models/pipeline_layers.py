@@ -13,11 +13,13 @@ from typing import cast
 
 from torch import Tensor, nn
 
+from megajukebox.common.levels import COMPOSER_FOLDER
 from megajukebox.models.conditioners import Table
-from megajukebox.models.prior import PriorConfig, PriorStem, loss_and_metrics
+from megajukebox.models.prior import PriorConfig, PriorStem, loss_and_metrics, tokens_of
 from megajukebox.models.transformer import TransformerBlock
 
 State = tuple[Tensor, ...]
+NOT_PREDICTED = -1  # a code that counts neither in the loss nor in the metrics
 TIED = "input.tokens.weight"  # what entrance and exit share, where the head is not separate
 
 
@@ -124,11 +126,22 @@ def read_out(tied: nn.Module, given: State) -> State:
     return (logits, state["words"]) if "words" in state else (logits,)
 
 
+def targets_of(config: PriorConfig, batch: dict) -> Tensor:
+    """What the exit's logits are compared with: tokens [B, T], NOT_PREDICTED where `predicted` says so."""
+    tokens = tokens_of(config, batch)
+    predicted = batch.get("predicted")
+    return tokens if predicted is None else tokens.masked_fill(~predicted, NOT_PREDICTED)
+
+
 def loss_of(
-    config: PriorConfig, given: State, tokens_BT: Tensor
+    config: PriorConfig, given: State, targets_BT: Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss [] and metrics as `Prior.forward` gives them, from what the exit gave."""
-    return loss_and_metrics(config, given[0], tokens_BT, given[1] if len(given) > 1 else None)
+    words = given[1] if len(given) > 1 else None
+    if config.level != COMPOSER_FOLDER:
+        return loss_and_metrics(config, given[0], targets_BT, words)
+    predicted = targets_BT != NOT_PREDICTED
+    return loss_and_metrics(config, given[0], targets_BT.clamp(min=0), words, predicted)
 
 
 def layers(config: PriorConfig) -> list[Callable[[], nn.Module]]:

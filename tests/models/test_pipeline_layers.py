@@ -5,9 +5,19 @@ import torch
 from fixtures.tiny_models import little_prior, prior_batch
 
 from megajukebox.common.world import World
-from megajukebox.models.pipeline_layers import carried, inputs, layers, loss_of, name_in_prior
-from megajukebox.models.prior import Prior
+from megajukebox.models.conditioners import ClockConfig, ScoreConfig
+from megajukebox.models.pipeline_layers import (
+    carried,
+    inputs,
+    layers,
+    loss_of,
+    name_in_prior,
+    targets_of,
+)
+from megajukebox.models.prior import Prior, PriorConfig
+from megajukebox.models.transformer import TransformerConfig
 from megajukebox.training.engines.pipeline import reader, sees_data, stages
+from megajukebox.training.planner.dummy_batches import windows
 
 UNTOLD = {"conditions": {}, "timing": None, "upsampler_conditioner": None}
 
@@ -85,3 +95,34 @@ def test_only_the_ends_of_a_pipeline_see_data(wanted, size, reads):
 def test_processes_that_make_no_whole_pipelines_are_refused(wanted, message):
     with pytest.raises(ValueError, match=message):
         stages({"pipeline": {"stages": wanted}}, 4)
+
+
+def test_a_composer_in_layers_counts_what_the_plain_one_counts():
+    config = PriorConfig(
+        level="composer",
+        sample_rate=100,
+        hop=1,
+        codebook_size=40,
+        window=16,
+        transformer=TransformerConfig(width=16, depth=2, heads=2, blocks=4, schedule="dense"),
+        aligned={"clock": ClockConfig(notes=81), "score": ScoreConfig(entries=90, slots=4)},
+    )
+    torch.manual_seed(0)
+    prior = Prior(config)
+    for module in prior.aligned.values():
+        for parameter in module.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+    batch = windows(config, 3)
+    batch["predicted"] = torch.rand(3, 16) < 0.5
+    state = inputs(config, batch)
+    weights = prior.state_dict()
+    for number, make in enumerate(layers(config)):
+        layer = make()
+        own = {name: weights[name_in_prior(number, name)] for name, _ in layer.named_parameters()}
+        layer.load_state_dict(own)
+        state = layer(state)
+    loss, metrics = loss_of(config, state, targets_of(config, batch))
+    expected, told = prior(batch)
+    assert torch.equal(loss, expected) and metrics["bits_per_code"] == told["bits_per_code"]
+    batch["predicted"][:] = True
+    assert not torch.equal(expected, prior(batch)[0])

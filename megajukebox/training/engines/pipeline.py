@@ -29,8 +29,9 @@ from megajukebox.models.pipeline_layers import (
     loss_of,
     name_in_prior,
     read_out,
+    targets_of,
 )
-from megajukebox.models.prior import PriorConfig, tokens_of
+from megajukebox.models.prior import PriorConfig
 from megajukebox.training.engines import collectives
 from megajukebox.training.engines.collectives import raising_at_min_loss_scale
 from megajukebox.training.engines.model_init import fill, recompute_activations
@@ -137,7 +138,7 @@ class PipelineEngine(ZeroEngine):
 
     def _pair(self, batch: dict) -> tuple[tuple[Tensor, ...], Tensor]:
         """What goes in at the first stage, and what the last one compares with."""
-        return inputs(self.config, batch), tokens_of(self.config, batch)
+        return inputs(self.config, batch), targets_of(self.config, batch)
 
     def _loss(self, given: tuple[Tensor, ...], tokens_BT: Tensor) -> Tensor:
         loss, metrics = loss_of(self.config, given, tokens_BT)
