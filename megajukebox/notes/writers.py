@@ -9,7 +9,15 @@ from megajukebox.notes.abc import to_abc
 from megajukebox.notes.instruments import CHOIR, programs_by_names
 from megajukebox.notes.musicxml import chord_name, to_musicxml
 from megajukebox.notes.notation import key_fifths, measures_of, voices_of
-from megajukebox.notes.notes import CHORD_SYMBOL, PHRASE_END, WORD, NoteMark, Notes, ticks_of_bar
+from megajukebox.notes.notes import (
+    CHORD_SYMBOL,
+    MAX_PARTS,
+    PHRASE_END,
+    WORD,
+    NoteMark,
+    Notes,
+    ticks_of_bar,
+)
 from megajukebox.notes.readers import EXTRA
 
 MIDI, MUSICXML, ABC = "mid", "musicxml", "abc"
@@ -94,6 +102,8 @@ def _abc_losses(notes: Notes) -> Counter[str]:
             for measure in measures_of(notes, number, layer):
                 tied = [len(chord.pitches) > 1 and chord.tied_to for chord in measure.voices[0]]
                 lost["ties of chords"] += sum(tied)
+    voices = len(parts) + lost["voices that become parts of their own"]
+    lost["voices behind the sixteenth, which join others"] = max(0, voices - MAX_PARTS)
     return lost
 
 

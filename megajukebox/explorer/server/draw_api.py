@@ -46,6 +46,7 @@ from megajukebox.records.drawn_piece import (
 )
 
 FILL_SECONDS = 60.0  # that a composer has for an answer; a busy laptop needs a few
+LOAD_SECONDS = 240.0  # and for its first one besides: torch is imported and weights are read
 MAX_WAITING = 4  # orders, the one that is filled among them
 FILLS_PER_MINUTE = 60
 FILES_PER_MINUTE = 120
@@ -122,19 +123,20 @@ class DrawServices:
         """The lock is held."""
         if self.closed:
             raise UserError("the server is ending")
+        seconds = FILL_SECONDS + (0 if process.alive and process.songs else LOAD_SECONDS)
         late: list[bool] = []
 
         def end_late() -> None:
             late.append(True)
             process.end()
 
-        deadline = Timer(FILL_SECONDS, end_late)
+        deadline = Timer(seconds, end_late)
         deadline.daemon = True
         deadline.start()
         try:
             answer = FillAnswer.model_validate(process.generate([], order.model_dump(mode="json")))
         except SamplerDied as death:
-            reason = f"the composer took over {FILL_SECONDS:g} seconds" if late else str(death)
+            reason = f"the composer took over {seconds:g} seconds" if late else str(death)
             raise UserError(reason) from None
         finally:
             deadline.cancel()

@@ -193,7 +193,7 @@ async function harmonise(first, last) {
 
 function busy(now) {
   for (const id of ["harmonise", "rewrite"]) find(id).disabled = now;
-  if (now) find("waiting").textContent = "The composer writes …";
+  if (now) find("waiting").textContent = "The composer writes … The first question may wait for it to be loaded.";
 }
 
 function showAnswers(answers) {
