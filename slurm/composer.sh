@@ -5,7 +5,7 @@
 #   sbatch slurm/composer.sh                                 # the preset composer_large
 #   PRESET=small sbatch --ntasks-per-node=1 --gres=gpu:1 slurm/composer.sh
 #
-# Costs   composer_large: 8 GPUs for days (estimate, not measured; `megajukebox plan composer_large --stage composer`).
+# Costs   composer_large: 8 V100 for 1.1 days (by `megajukebox plan composer_large --stage composer`, not measured).
 # Expect  RUNS/composer/DONE; then `megajukebox compose RUNS`.
 #
 # A chain of jobs of a day each: 15 minutes before the limit it saves, and the next one goes on within seconds.
