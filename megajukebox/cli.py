@@ -67,6 +67,7 @@ PANELS = {
             "commands.supervise",
             "Restart a training command after faults until it is done.",
         ),
+        Verb("adapt", "commands.adapt", "Train an adapter on your songs beside frozen priors."),
         Verb("merge", "commands.merge", "Fold adapters into runs for good."),
         Verb("save", "commands.control", "Ask a run for a checkpoint now.", "save"),
         Verb(

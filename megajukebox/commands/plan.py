@@ -5,6 +5,7 @@ GPU is needed.
     megajukebox plan jukebox_5b_lyrics --stage top_prior --gpus 512 --profile v100
     megajukebox plan jukebox_5b_lyrics --stage top_prior --gpus 64 --gpu h200-141gb --mfu 0.4 --json
     megajukebox plan jukebox_5b --stage top_prior --gpus 256 --ds-config prior_pipeline_v100.json
+    megajukebox plan jukebox_5b --stage top_prior --adapter rank=16 --base nf4 --gpu rtx3060-12gb    # an adapter on one card
 
 The models are built on the meta device and run there, so nothing is allocated. What cannot be done
 is refused with the nearest that can. Memory and peaks of cards are those of megajukebox/profiles,
@@ -16,17 +17,21 @@ from collections.abc import Iterable
 from typing import Annotated
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
 from megajukebox.common.command_line import renamed_options, run_command
 from megajukebox.common.errors import UserError
+from megajukebox.common.validation_errors import mistakes
 from megajukebox.training.config import Preset, load_preset
 from megajukebox.training.engines.ds_config import ds_config_name_for, read_ds_config
+from megajukebox.training.planner.adapter_plan import AdapterPlan, adapter_plan
 from megajukebox.training.planner.gpus import GPU, gpu_named, gpu_of_profile
 from megajukebox.training.planner.memory import PARTS
 from megajukebox.training.planner.plan import Assumptions, TrainingPlan, plan
 from megajukebox.training.planner.profiles import load_profile
+from megajukebox.training.settings import AdapterSettings
 from megajukebox.training.stages import planned_stage, stages_of
 
 NARROWEST_SCREEN = 110  # columns, below which the tables break their lines
@@ -64,6 +69,14 @@ def main(
         float, typer.Option(min=0, help="Minutes from a failure to the next step.")
     ] = 15,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything, as JSON.")] = False,
+    adapter: Annotated[
+        str | None,
+        typer.Option(help="Plan an adapter on one card: rank=16, or rank=8,kind=dora ..."),
+    ] = None,
+    base: Annotated[
+        str, typer.Option(help="With --adapter: frozen weights in bfloat16, int8 or nf4.")
+    ] = "bfloat16",
+    steps: Annotated[int, typer.Option(min=1, help="With --adapter: steps to train.")] = 2000,
 ) -> None:
     """Forecast what training a preset takes."""
     chosen = load_preset(preset, settings)
@@ -71,6 +84,11 @@ def main(
     device = (
         gpu_of_profile(hardware, gpu) if gpu is None or gpu in hardware.cards else gpu_named(gpu)
     )
+    if adapter is not None:
+        row = planned_stage(chosen, stage or "top_prior")
+        asked = adapter_settings(adapter, base)
+        print_adapter_plan(adapter_plan(chosen.name, row, device, asked, steps, mfu), as_json)
+        return
     assumed = Assumptions(mfu=mfu, save_seconds=save_seconds, restart_seconds=60 * restart_minutes)
     stages = [stage] if stage else [row.name for row in stages_of(chosen)]
     plans = []
@@ -86,6 +104,44 @@ def main(
         return
     for table in (run_table(plans[0]), memory_table(plans[0]), failures_table(plans[0])):
         console.print(table)
+
+
+def adapter_settings(text: str, base: str) -> AdapterSettings:
+    """The adapter of `rank=16,kind=dora`. Raises UserError for what is no setting of one."""
+    settings: dict[str, str] = {"base": base}
+    for pair in text.replace(",", " ").split():
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise UserError(f"--adapter {pair!r} is not of the form rank=16")
+        settings[name] = value
+        if name == "rank":
+            settings.setdefault("alpha", value)
+    try:
+        return AdapterSettings.model_validate(settings)
+    except ValidationError as error:
+        reasons = "; ".join(mistakes(error, AdapterSettings))
+        raise UserError(f"--adapter {text}: {reasons}") from None
+
+
+def print_adapter_plan(found: AdapterPlan, as_json: bool) -> None:
+    """A table of its memory, and a line of its hours; or all as JSON."""
+    if as_json:
+        print(found.model_dump_json(indent=1))
+        return
+    title = f"{found.preset} {found.stage}, adapter of rank {found.rank}, base {found.base}"
+    table = empty_table(title, ("memory", "GiB"), left=("memory",))
+    for part, size in found.memory_gib.items():
+        table.add_row(part, f"{size:.2f}")
+    table.add_row("with CUDA and gaps", f"{found.needed_gib:.2f}")
+    table.add_row(f"of {found.gpu}", f"{found.available_gib:.2f}")
+    console = Console(width=max(Console().width, NARROWEST_SCREEN))
+    console.print(table)
+    share = found.adapter_parameters / found.parameters
+    print(
+        f"{found.adapter_parameters / 1e6:.1f} M of {found.parameters / 1e6:,.0f} M weights learn"
+        f" ({share:.2%}); {found.step_seconds:.2f} s a step, {found.hours:.1f} h for"
+        f" {found.steps:,} steps ({found.share_from})"
+    )
 
 
 def plan_stage(

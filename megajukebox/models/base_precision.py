@@ -82,7 +82,8 @@ def pack_nf4(weight_RI: Tensor) -> tuple[Tensor, Tensor]:
 def unpack_nf4(codes: Tensor, scales_B1: Tensor, shape: tuple[int, ...]) -> Tensor:
     """The inverse of `pack_nf4`, in float32."""
     pairs = torch.stack([codes >> 4, codes & 15], dim=1)
-    values = nf4_values().to(codes.device)[pairs.long()].view(-1, NF4_BLOCK)
+    values = nf4_values().to(codes.device).index_select(0, pairs.flatten().int())
+    values = values.view(-1, NF4_BLOCK)
     count = torch.Size(shape).numel()
     return (values * scales_B1).flatten()[:count].view(shape)
 

@@ -56,7 +56,7 @@ def gpu_of_profile(profile: GPUProfile, card: str | None = None) -> GPU:
     return GPU(
         name,
         settings.memory_gib,
-        profile.peak_tflops,
+        settings.peak_tflops or profile.peak_tflops,
         settings.bandwidth_tb_per_second,
         profile.node.network_gb_per_second,
         profile.flash_attention,

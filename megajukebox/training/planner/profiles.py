@@ -35,6 +35,9 @@ class CardSettings(ProfileSettings):
 
     memory_gib: float = Field(gt=0, description="as its driver reports it")
     bandwidth_tb_per_second: float = Field(gt=0, description="of its memory")
+    peak_tflops: dict[str, float] | None = Field(
+        None, description="where they are not those of the profile"
+    )
 
 
 class NodeSettings(ProfileSettings):
@@ -148,6 +151,21 @@ def peak_of_device(driver_name: str) -> dict[str, float]:
         if profile.driver_name and re.search(profile.driver_name, driver_name):
             return profile.peak_tflops
     return {}
+
+
+def profile_of_device(driver_name: str) -> str:
+    """The name of the profile of the card that its driver calls `driver_name`.
+
+    Raises:
+        UserError: no profile is of that card.
+    """
+    for profile in shipped_profiles():
+        if profile.driver_name and re.search(profile.driver_name, driver_name):
+            return profile.name
+    known = ", ".join(profile_names())
+    raise UserError(
+        f"GPU {driver_name!r} is of no profile ({known}); choose one: --ds-config RECIPE@PROFILE"
+    )
 
 
 def shell_assignments(profile: GPUProfile) -> str:
