@@ -216,7 +216,7 @@ def report(
     listening = None
     if listen and levels[0] == "top":
         jukebox = Jukebox(runs, levels=("top",), adapters=[given], refiners=())
-        request = SongRequest(id="song", artist=artist, seconds=seconds)
+        request = SongRequest.model_validate({"id": "song", "artist": artist, "seconds": seconds})
         listening = sample_both(jukebox, request, given.name, listen)
         for song in (*listening.base, *listening.adapted):
             song.save(out / "listen")

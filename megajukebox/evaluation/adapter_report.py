@@ -167,7 +167,8 @@ def adapter_report(
         held_out: share of the new songs that was not trained on; `others_held_out`: of the base's own.
     """
     base = jukebox.levels[level]
-    adapted = jukebox.run_of(level, SongRequest(id="a", adapters={adapter: 1.0}))
+    asked = SongRequest.model_validate({"id": "a", "adapters": {adapter: 1.0}})
+    adapted = jukebox.run_of(level, asked)
     ((one, _),) = adapted.adapters.parts
     is_held = split(mine.songs["key"], held_out)
     held = np.flatnonzero(is_held).tolist()

@@ -82,6 +82,8 @@ class ZeroEngine:
         self.saves_frozen = saves_frozen  # whether weights that do not learn are in checkpoints
         self.masters = MasterWeights(self.engine.optimizer, self.engine.basic_optimizer)
         self._guard_optimizer()
+        if not saves_frozen:
+            self._leave_out_frozen()
         self.loss_scaler: AutocastLossScaler | None = (
             None  # only where DeepSpeed has none of its own
         )
@@ -97,6 +99,20 @@ class ZeroEngine:
         self.layout: SavedLayout | None = None  # None: every rank has the whole optimizer
         if self.stage:
             self.layout = SavedLayout(dist.get_world_size() // self.stages, self.stages)
+
+    def _leave_out_frozen(self) -> None:
+        """Let checkpoints hold no weight that does not learn: DeepSpeed keeps the second name of a tied one."""
+        plain = self.engine.module_state_dict
+        frozen: set[str] = set()
+        for name, parameter in self.module.named_parameters(remove_duplicate=False):
+            if not parameter.requires_grad:
+                frozen.add(name)
+
+        def module_state_dict(*args: object, **kwargs: object) -> dict[str, Tensor]:
+            state = plain(*args, **kwargs)
+            return {name: tensor for name, tensor in state.items() if name not in frozen}
+
+        self.engine.module_state_dict = module_state_dict
 
     def _guard_optimizer(self) -> None:
         """Let the optimizer step only where `_may_step` allows it, and the moving average follow.
