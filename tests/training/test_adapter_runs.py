@@ -72,7 +72,9 @@ def test_every_zero_stage_starts_as_the_base_and_trains_alike(little, base, tmp_
         adapt(little, base, run, stage, ranks, f", kind: {kind}")
         runs[stage, ranks] = run
     first = {key: held_out(run)[0] for key, run in runs.items()}
-    assert max(first.values()) - min(first.values()) < 1e-6
+    # Of more ranks more windows are held out: those of equal ranks are compared.
+    assert first[3, 1] == pytest.approx(first[0, 1], abs=1e-6)
+    assert first[3, 2] == pytest.approx(first[1, 2], abs=1e-6)
     one = losses(runs[0, 1])
     assert losses(runs[3, 1]) == pytest.approx(one, abs=1e-4)
     assert losses(runs[3, 2]) == pytest.approx(losses(runs[1, 2]), abs=1e-4)
@@ -84,8 +86,6 @@ def test_a_resumed_adapter_has_the_losses_of_one_that_never_stopped(little, base
     whole = tmp_path / "whole"
     adapt(little, base, whole, stage, 2)
     resumed = as_of(whole, 2, tmp_path / "resumed")
-    for path in resumed.glob("adapter.*"):
-        path.unlink()
     adapt(little, base, resumed, stage, 2)
     assert losses(resumed) == losses(whole)
     same = read_adapter(resumed, "a").record
