@@ -99,7 +99,9 @@ def test_a_missing_one_is_named_with_those_that_exist():
         UserError, match=r"profile v100 has no recipe 'prior_offload'; it has vqvae"
     ):
         read_ds_config("prior_offload@v100")
-    with pytest.raises(UserError, match=r"'v1000' is neither a YAML file nor one of a100, consumer, cpu"):
+    with pytest.raises(
+        UserError, match=r"'v1000' is neither a YAML file nor one of a100, consumer, cpu"
+    ):
         read_ds_config("prior_zero3@v1000")
 
 
