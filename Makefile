@@ -1,4 +1,4 @@
-# make demo              songs -> shards -> VQ-VAE -> codes -> priors -> samples -> a page, in about ten minutes on two cores
+# make demo              songs -> shards -> VQ-VAE -> codes -> priors -> samples -> a page, in about 16 minutes on two cores
 # make demo SONGS=folder the same with your own audio
 # make install           .venv; TORCH_BACKEND=cu126 on a login node of V100s, WHEELHOUSE=folder without a network
 # make wheelhouse        that folder, made where there is a network
